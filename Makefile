@@ -1,0 +1,53 @@
+# `make verify` runs the main job and `make test` all tests; both set up .venv first, once.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: help install verify test check lint format types bench readme clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+ifdef UV
+	test -x $(BIN)/python || uv venv --python $(PYTHON) $(VENV)
+	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+else
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+endif
+	touch $(STAMP)
+
+install: $(STAMP)  ## create .venv and install the project into it
+
+verify: $(STAMP)  ## run the main job: predict, simulate, judge; writes results/verify
+	$(BIN)/fedlora-sim verify
+
+test: $(STAMP)  ## run all tests
+	$(BIN)/python -m pytest
+
+check: lint types  ## lint, format, types and the quick tests
+	$(BIN)/python -m pytest -m "not slow" -x
+
+lint: $(STAMP)  ## lint and formatting, without changing anything
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(STAMP)  ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(STAMP)  ## static types
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## time the simulator; writes results/bench
+	$(BIN)/python -m benchmarks.spectral
+
+readme: $(STAMP)  ## record results/verify and write the README's table and picture from it
+	$(BIN)/python -m paper_figs.readme
+
+clean:  ## remove the environment and caches, keep results
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

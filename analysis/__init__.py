@@ -1,0 +1,1 @@
+"""What should happen and whether it did: closed forms, derivations, estimators and verdicts."""

@@ -1,0 +1,132 @@
+"""A claim as data: statement, source, prediction, experiment, margin and negative control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from analysis.estimators import Measurement, mean_interval
+from analysis.verdict import Estimator, Prediction
+from fedlora_sim.run_store import RunStore
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Context:
+    """How a verification runs: its base seed, device, and the datasets that claims share.
+
+    Args:
+        seed: base seed; run i of any experiment has seed `seed * 1_000_000 + i`.
+        quick: fewer runs and shorter training.
+        device: `auto | cpu | cuda | mps`.
+        on_progress: called with the number of simulated runs finished since the last call.
+        store: finished work of an earlier, interrupted verification, or None.
+    """
+
+    seed: int = 0
+    quick: bool = False
+    device: str = "auto"
+    on_progress: Callable[[float], object] = lambda runs: None
+    store: RunStore | None = None
+    _runs: dict[str, xr.Dataset] = field(default_factory=dict, repr=False)
+
+    def run_once(self, label: str, simulate: Callable[[], xr.Dataset]) -> xr.Dataset:
+        """A run that several claims share: from memory, else from the store, else simulated."""
+        if label not in self._runs:
+            dataset = self.store.get_run(label) if self.store else None
+            if dataset is None:
+                dataset = simulate()
+                if self.store:
+                    self.store.put_run(label, dataset)
+            self._runs[label] = dataset
+        return self._runs[label]
+
+    def shared_runs(self) -> dict[str, xr.Dataset]:
+        """The shared runs so far, by label."""
+        return dict(self._runs)
+
+    def seeds(self, numbers: Sequence[int]) -> list[int]:
+        """Seeds of the runs of these numbers."""
+        return [self.seed * 1_000_000 + int(i) for i in numbers]
+
+
+class Experiment(Protocol):
+    """Simulates runs of given numbers and returns one row of q quantities per run."""
+
+    def __call__(self, numbers: Sequence[int], context: Context) -> Array:
+        """Samples (n, q)."""
+        ...
+
+
+@dataclass(frozen=True)
+class NegativeControl:
+    """A deliberately wrong rule or parameter that the same check must refute.
+
+    Args:
+        description: what is wrong, in words.
+        predict: a wrong prediction; None keeps the claim's.
+        experiment: a wrong simulation; None keeps the claim's.
+    """
+
+    description: str
+    predict: Callable[[], Prediction] | None = None
+    experiment: Experiment | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that a measurement can support or refute.
+
+    Args:
+        id: short name, unique.
+        statement: the claim in one sentence.
+        source: section of the paper, or "ours".
+        assumptions: under which it is claimed.
+        fidelity: of the simulation that tests it.
+        quantities: names of the q measured quantities.
+        predict: makes the prediction; called before anything is simulated.
+        experiment: makes the samples.
+        control: the negative control.
+        estimator: samples and error probability to a measurement.
+        first, cap: runs of the first look and at most.
+        quick: the same for `--quick`.
+        kind: a `theorem` must hold; a `conjecture` is reported, whichever way it falls.
+    """
+
+    id: str
+    statement: str
+    source: str
+    assumptions: str
+    fidelity: str
+    quantities: tuple[str, ...]
+    predict: Callable[[], Prediction]
+    experiment: Experiment
+    control: NegativeControl
+    estimator: Estimator = mean_interval
+    first: int = 8
+    cap: int = 32
+    quick: tuple[int, int] = (8, 16)
+    kind: Literal["theorem", "conjecture"] = "theorem"
+
+
+def root_of_mean(power: int) -> Estimator:
+    """Estimator of a rate from energies after `power` rounds: the root of their mean.
+
+    The mean energy after T rounds is the T-th power of the mean-energy rate; the root, being
+    monotone, carries the interval's ends over.
+    """
+
+    def estimate(samples: Array, error: float) -> Measurement:
+        mean = mean_interval(samples, error)
+        low, high = np.maximum(mean.low, 0.0), np.maximum(mean.high, 0.0)
+        return Measurement(
+            mean.value ** (1 / power), low ** (1 / power), high ** (1 / power), mean.samples
+        )
+
+    return estimate

@@ -1,0 +1,27 @@
+"""All claims of the project, in the order in which the report shows them."""
+
+from collections.abc import Sequence
+
+from analysis.claim import Claim
+from analysis.claims import cohorts, digits, floors, identities, rates
+from fedlora_sim.errors import check_choice
+
+CLAIMS: tuple[Claim, ...] = (
+    *rates.CLAIMS,
+    *cohorts.CLAIMS,
+    *floors.CLAIMS,
+    *identities.CLAIMS,
+    *digits.CLAIMS,
+)
+
+
+def select(ids: Sequence[str] | None) -> tuple[Claim, ...]:
+    """Claims of these ids, in report order; all of them when none is named.
+
+    Raises:
+        ValueError: if an id is unknown, with the closest one.
+    """
+    if not ids:
+        return CLAIMS
+    wanted = {check_choice("claim", name, [c.id for c in CLAIMS]) for name in ids}
+    return tuple(claim for claim in CLAIMS if claim.id in wanted)

@@ -1,0 +1,100 @@
+"""`fedlora-sim simulate`: any scenario, several rules, one labelled netCDF file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import xarray as xr
+from tqdm import tqdm
+
+from fedlora_cli.options import parse_assignment
+from fedlora_sim import Scenario
+from fedlora_sim import simulate as run
+from fedlora_sim.aggregation import get_rule
+from fedlora_sim.datasets import save_dataset
+from fedlora_sim.errors import check_positive_int, expected
+from fedlora_sim.run_store import RunStore
+from fedlora_sim.scenario import load_toml
+
+# Runs kept together: a piece must be worth a file, and short enough to lose.
+RUNS_PER_PIECE = {"spectral": 1000, "matrix": 50, "training": 1}
+
+
+def simulate(
+    out: Annotated[Path, typer.Option(help="netCDF file to write (.nc)")],
+    fidelity: Annotated[str | None, typer.Option(help="spectral, matrix or training")] = None,
+    task: Annotated[str | None, typer.Option(help="training task: digits")] = None,
+    ranks: Annotated[
+        str | None, typer.Option(help='client ranks; "4x8,8x6" is rank 4, 8 clients; ...')
+    ] = None,
+    cohort: Annotated[int | None, typer.Option(help="clients per round; all by default")] = None,
+    rule: Annotated[str, typer.Option(help="rules, separated by commas")] = "fedavg,raflora",
+    rounds: Annotated[int | None, typer.Option(help="rounds")] = None,
+    seeds: Annotated[int, typer.Option(help="number of seeds")] = 1,
+    first_seed: Annotated[int, typer.Option("--seed", help="the first seed")] = 0,
+    scenario: Annotated[
+        Path | None, typer.Option(help="TOML file of scenario fields; options win over it")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="any scenario field, as field=value")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps")] = None,
+) -> None:
+    """Simulate federated LoRA under one or several rules and write the labelled dataset."""
+    fields: dict[str, Any] = load_toml(scenario) if scenario else {}
+    given = {
+        "fidelity": fidelity,
+        "task": task,
+        "ranks": ranks,
+        "cohort_size": cohort,
+        "rounds": rounds,
+        "device": device,
+    }
+    fields |= {name: value for name, value in given.items() if value is not None}
+    fields |= dict(parse_assignment(text) for text in settings or [])
+    chosen = Scenario.from_mapping(fields)
+    names = [get_rule(name.strip()).name for name in rule.split(",")]
+    if len(set(names)) != len(names):
+        raise expected("--rule", rule, "each rule once")
+    numbers = range(first_seed, first_seed + check_positive_int("--seeds", seeds))
+    if out.suffix != ".nc" or out.is_dir():
+        raise expected("--out", str(out), "a file name that ends in .nc")
+    save_dataset(_collect(chosen, names, numbers, out), out)
+    print(f"wrote {out}")
+
+
+def _collect(scenario: Scenario, rules: list[str], numbers: range, out: Path) -> xr.Dataset:
+    """Run what is not there yet, keeping every finished piece beside the output."""
+    described = {"scenario": scenario.to_attrs(), "rules": rules, "seeds": list(numbers)}
+    store = RunStore(out.with_name(f".{out.name}.parts"), described)
+    if store.count():
+        print(f"going on from {store.count()} finished pieces", file=sys.stderr)
+    try:
+        by_rule = []
+        with tqdm(total=len(rules) * len(numbers), unit="run", disable=None) as bar:
+            for name in rules:
+                bar.set_description(name)
+                pieces = []
+                size = RUNS_PER_PIECE[scenario.fidelity]
+                for start in range(0, len(numbers), size):
+                    seeds = numbers[start : start + size]
+                    label = f"{name}-{seeds[0]}-{seeds[-1]}"
+                    piece = store.get_run(label)
+                    if piece is None:
+                        piece = run(scenario, rule=name, seed=seeds, on_progress=bar.update)
+                        store.put_run(label, piece)
+                    else:
+                        bar.update(len(seeds))
+                    pieces.append(piece)
+                merged = xr.concat(pieces, "seed", data_vars="minimal", combine_attrs="override")
+                by_rule.append(merged.expand_dims(rule=[name]))
+    except KeyboardInterrupt:
+        kept = f"{store.count()} finished pieces are kept in {store.folder}"
+        print(f"\nstopped; {kept}; the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
+    result = xr.concat(by_rule, "rule", data_vars="all", combine_attrs="drop_conflicts")
+    store.clear()
+    return result

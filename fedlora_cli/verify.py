@@ -1,0 +1,109 @@
+"""`fedlora-sim verify`: the main job. Predict, simulate, judge; write report, data and figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from analysis import exhibits
+from analysis.claim import Claim, Context
+from analysis.claims import digits, select
+from analysis.report import measurement_text, prediction_text, to_markdown
+from analysis.verify import claim_record, environment, holds
+from fedlora_sim.datasets import save_dataset
+from fedlora_sim.devices import DEVICES
+from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.run_store import RunStore, write_text
+from paper_figs import draw_all
+
+COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
+
+
+def verify(
+    quick: Annotated[bool, typer.Option("--quick", help="under a minute: fewer runs")] = False,
+    claim: Annotated[list[str] | None, typer.Option(help="claim id; may be repeated")] = None,
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("results/verify"),
+    seed: Annotated[int, typer.Option(help="base seed of all runs")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="exit code 1 unless every theorem is supported")
+    ] = False,
+) -> None:
+    """Verify the theory: predictions against measurements, with negative controls."""
+    claims = select(claim)
+    check_choice("device", device, DEVICES)
+    if seed < 0:
+        raise expected("--seed", seed, "a non-negative integer")
+    if out.exists() and not out.is_dir():
+        raise expected("--out", str(out), "a folder")
+    store = RunStore(out / ".partial", {"seed": seed, "quick": quick, "device": device})
+    if store.count():
+        print(f"going on from {store.count()} finished pieces in {store.folder}", file=sys.stderr)
+    try:
+        report = _run(claims, Context(seed, quick, device, store=store), out)
+    except KeyboardInterrupt:
+        kept = f"{store.count()} finished pieces are kept in {store.folder}"
+        print(f"\nstopped; {kept}; the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
+    store.clear()
+    _print_table(report, out)
+    if strict and not holds(report):
+        raise typer.Exit(1)
+
+
+def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]:
+    records, data = [], out / "data"
+    with (
+        tqdm(total=len(claims), unit="claim", disable=None, position=0) as done,
+        tqdm(unit="run", unit_scale=True, disable=None, position=1, leave=False) as runs,
+    ):
+        context.on_progress = runs.update
+        for claim in claims:
+            done.set_description(claim.id)
+            records.append(claim_record(claim, context))
+            done.update()
+            if done.disable:  # no terminal: a line per claim instead of a bar
+                verdict, seconds = records[-1]["verdict"], records[-1]["seconds"]
+                print(f"{claim.id}: {verdict} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+        report = {"claims": records, "environment": environment(context)}
+        save_dataset(exhibits.energies(context), data / "energies.nc")
+        if any(claim in digits.CLAIMS for claim in claims):
+            done.set_description("digits: all runs")
+            report["digits"] = digits.summarise(context)
+            save_dataset(digits.gather(context), data / "digits.nc")
+    # The report comes last: where it is, everything that it speaks of is.
+    draw_all(report, data, out / "figures")
+    write_text(out / "report.md", to_markdown(report))
+    write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _print_table(report: dict[str, Any], out: Path) -> None:
+    table = Table("claim", "prediction", "measured, 99% interval", "verdict", "control", "time")
+    for c in report["claims"]:
+        verdict = f"[{COLOURS[c['verdict']]}]{c['verdict']}[/]"
+        control = c["negative_control"]["verdict"]
+        mark = control if control == "refuted" else f"[red]{control}[/]"
+        measured = measurement_text(c).replace("[", "\\[")
+        row = (c["id"], prediction_text(c), measured, verdict, mark, f"{c['seconds']:.1f} s")
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    if report.get("digits"):
+        runs = Table("digits run", "ranks", "rule", "accuracy", "rho", "effective rank")
+        for row in report["digits"]:
+            cells = [
+                f"{row[k]:.3f} \\[{row[f'{k}_interval'][0]:.3f}, {row[f'{k}_interval'][1]:.3f}]"
+                for k in ("accuracy", "rho", "effective_rank")
+            ]
+            runs.add_row(row["run"], row["ranks"], row["rule"], *cells)
+        console.print(runs)
+    console.print(f"report, data and figures in {out}")

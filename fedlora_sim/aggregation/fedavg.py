@@ -1,0 +1,38 @@
+"""FedAvg in product space with SVD redistribution: the rank-agnostic baseline.
+
+`dW = sum_k p_k s_k B_k A_k`, `p_k = n_k / sum n`, then the best rank-r_max approximation, from
+which every client receives its first r_k directions. A direction that only some clients carry is
+divided by the weight of all: its amplitude is multiplied by its coverage, round after round.
+
+Source: FlexLoRA (Bai et al. 2024, arXiv 2402.11505, Sec. 3); the rank-agnostic baseline of
+Wu et al., arXiv 2602.13486, Sec. 4.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedlora_sim.aggregation.registry import register
+from fedlora_sim.aggregation.rule import AggregationRule, Space
+
+
+@register
+class FedAvg(AggregationRule):
+    """Data-weighted average of the products.
+
+    Law: linear in the updates, and exact before truncation.
+    """
+
+    name = "fedavg"
+    source = "arXiv 2402.11505, Sec. 3; arXiv 2602.13486, Sec. 4"
+    space: ClassVar[Space] = "product"
+
+    def direction_weights(self, weights: Tensor, members: Tensor) -> Tensor:
+        """`p_k` of the cohort wherever the client carries the direction."""
+        return (weights / weights.sum(-1, keepdim=True)).unsqueeze(-1) * members
+
+    def multiplier(self, coverage: Tensor) -> Tensor:
+        """`W`."""
+        return coverage

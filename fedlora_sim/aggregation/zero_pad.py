@@ -1,0 +1,35 @@
+"""FedAvg of zero-padded factors: A and B are averaged apart, short clients padded with zeros.
+
+`A = sum_k p_k [A_k; 0]`, `B = sum_k p_k [B_k, 0]`, `p_k = n_k / sum n`. Both factors of a direction
+are diluted by its coverage, so its energy falls with the fourth power. The averaged factors are
+the result, and clients receive their first r_k columns.
+
+Source: FedIT (Zhang et al. 2023, arXiv 2305.05644) for the average of factors; HetLoRA
+(Cho et al. 2024, arXiv 2401.06432, Sec. 3.2) for zero padding and truncation, with data weights.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedlora_sim.aggregation.fedavg import FedAvg
+from fedlora_sim.aggregation.registry import register
+from fedlora_sim.aggregation.rule import Space
+
+
+@register
+class ZeroPad(FedAvg):
+    """Data-weighted average of A and of B.
+
+    Not exact: the product of averages has cross terms `B_k A_l` of different clients.
+    """
+
+    name = "zero_pad"
+    source = "arXiv 2305.05644; arXiv 2401.06432, Sec. 3.2"
+    space: ClassVar[Space] = "factor"
+
+    def multiplier(self, coverage: Tensor) -> Tensor:
+        """`W**2`: once for A and once for B."""
+        return coverage.square()

@@ -1,0 +1,116 @@
+"""The labelled boundary: arrays in, `xarray.Dataset` out, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from fedlora_sim.federation import Federation
+from fedlora_sim.metrics import effective_rank, energy_ratio
+from fedlora_sim.scenario import Scenario
+
+DIMS = ("seed", "round", "direction")
+
+LABELS = {
+    "energy": ("energy of the direction, sigma_i**2", "squared amplitude of dW"),
+    "projected_energy": (
+        "energy on the initial basis, (u_i^T dW v_i)**2",
+        "squared amplitude of dW",
+    ),
+    "layer_energy": ("energy of the direction, per layer", "squared amplitude of dW"),
+    "rho": ("energy ratio rho at the lowest rank level l_1", "1"),
+    "effective_rank": ("effective rank (Roy and Vetterli 2007)", "directions"),
+    "accuracy": ("test accuracy of the global model", "1"),
+    "loss": ("test cross-entropy of the global model", "nat"),
+    "preservation": ("direction-preservation index, mean over the cohort", "1"),
+}
+
+
+def build_dataset(
+    scenario: Scenario,
+    rule: str,
+    seeds: Sequence[int],
+    energy: NDArray[np.float64],
+    extra: Mapping[str, tuple[tuple[str, ...], NDArray[np.float64]]] | None = None,
+    coords: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Label a run's energies and derive its energy ratio and effective rank.
+
+    Args:
+        scenario: what was simulated; becomes the attributes.
+        rule: name of the server rule.
+        seeds: the seeds, S of them.
+        energy: (S, T + 1, r_max), non-negative; round 0 is the initial state.
+        extra: further variables by name, as (dims, values).
+        coords: further coordinates.
+
+    Returns:
+        Dimensions (seed, round, direction); directions count from 1, as in the paper, and carry
+        their partition and their coverage; attributes hold the full configuration.
+    """
+    federation = scenario.federation
+    level = federation.levels[0]
+    data = {
+        "energy": (DIMS, energy),
+        "rho": (DIMS[:2], energy_ratio(energy, level)),
+        "effective_rank": (DIMS[:2], effective_rank(energy)),
+        **(extra or {}),
+    }
+    variables = {
+        name: xr.Variable(dims, values, {"long_name": LABELS[name][0], "units": LABELS[name][1]})
+        for name, (dims, values) in data.items()
+    }
+    return xr.Dataset(
+        variables,
+        coords={
+            "seed": np.asarray(seeds, dtype=np.int64),
+            "round": np.arange(energy.shape[1]),
+            **direction_coords(federation),
+            **(coords or {}),
+        },
+        attrs={**scenario.to_attrs(), "rule": rule, **versions(), "rho_level": level},
+    )
+
+
+def direction_coords(federation: Federation) -> dict[str, Any]:
+    """Coordinates of the direction axis: its number from 1, partition from 1, and coverage."""
+    directions = np.arange(1, federation.r_max + 1)
+    partition = np.searchsorted(federation.levels, directions) + 1
+    return {
+        "direction": directions,
+        "partition": ("direction", partition),
+        "coverage": ("direction", federation.coverage()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    from fedlora_sim import __version__
+
+    return {"fedlora_sim_version": __version__, "torch_version": str(torch.__version__)}
+
+
+def save_dataset(dataset: xr.Dataset, path: str | Path) -> Path:
+    """Write netCDF under a temporary name, then move it into place: whole or absent, never half."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        dataset.to_netcdf(temporary, engine="h5netcdf")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def load_dataset(path: str | Path) -> xr.Dataset:
+    """Read a dataset into memory and close its file."""
+    with xr.open_dataset(path, engine="h5netcdf") as dataset:
+        return dataset.load()

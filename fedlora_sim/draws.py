@@ -1,0 +1,98 @@
+"""The random draws of a run, from its seed alone, so that rules and fidelities can be paired.
+
+Every fidelity and the reference take the same draws from here: two rules run on one seed meet the
+same cohorts, gains and drifts, and their difference is the rule's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora_sim.federation import draw_cohorts
+from fedlora_sim.randomness import stream
+from fedlora_sim.scenario import Scenario
+
+
+@dataclass(frozen=True, eq=False)
+class ClientDraws:
+    """Gains `a_{k,i}` and drifts `b_{k,i}`.
+
+    Args:
+        gain: (T, K, r_max), or (1, K, r_max) where every round is alike.
+        drift: same shape, in units of the amplitude.
+    """
+
+    gain: NDArray[np.float64]
+    drift: NDArray[np.float64]
+
+    def round(self, t: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Gain and drift of round t, each (K, r_max)."""
+        return self.gain[t % len(self.gain)], self.drift[t % len(self.drift)]
+
+
+def cohort_counts(scenario: Scenario, seed: int) -> NDArray[np.int64]:
+    """How often each client is drawn in each round, (T, K)."""
+    return draw_cohorts(scenario.federation, scenario.rounds, stream(seed, "cohorts"))
+
+
+def client_draws(scenario: Scenario, seed: int) -> ClientDraws:
+    """Gains and drifts of every client, direction and round."""
+    noisy = scenario.gain_std > 0 or scenario.drift_std > 0
+    rounds = scenario.rounds if noisy and scenario.heterogeneity == "fresh" else 1
+    shape = (rounds, len(scenario.ranks), max(scenario.ranks))
+
+    def draw(name: str, mean: float, std: float) -> NDArray[np.float64]:
+        if std == 0:
+            return np.full(shape, mean)
+        return mean + std * stream(seed, name).standard_normal(shape)
+
+    return ClientDraws(
+        gain=draw("gains", scenario.gain_mean, scenario.gain_std),
+        drift=draw("drifts", scenario.drift_mean, scenario.drift_std),
+    )
+
+
+def initial_basis(scenario: Scenario, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Haar-random orthonormal U (d_out, r_max) and V (d_in, r_max) of the initial global update."""
+    rng, r_max = stream(seed, "basis"), max(scenario.ranks)
+    u = np.linalg.qr(rng.standard_normal((scenario.d_out, r_max)))[0]
+    v = np.linalg.qr(rng.standard_normal((scenario.d_in, r_max)))[0]
+    return u, v
+
+
+def subspace_mixing(
+    scenario: Scenario, seed: int, t: int, rank: int, k: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`I + eps E` on B (from the right) and on A (from the left) of client k, each (r_k, r_k)."""
+    rng = stream(seed, "subspace_noise", t, k)
+    noise = rng.standard_normal((2, rank, rank)) * scenario.subspace_noise / np.sqrt(rank)
+    return np.eye(rank) + noise[0], np.eye(rank) + noise[1]
+
+
+def basis_rotation(
+    scenario: Scenario, seed: int, t: int, k: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rotations of the output and the input space of client k in round t, by exactly the angle.
+
+    A random orthonormal basis is paired into planes, and each plane is turned by the angle, so
+    that *every* vector of an even-dimensional space turns by it (in an odd-dimensional space one
+    random axis stays).
+
+    Returns:
+        (d_out, d_out) and (d_in, d_in), orthogonal.
+    """
+    rng = stream(seed, "basis_drift", t, k)
+    angle = scenario.basis_drift
+    return _turn(rng, scenario.d_out, angle), _turn(rng, scenario.d_in, angle)
+
+
+def _turn(rng: np.random.Generator, d: int, angle: float) -> NDArray[np.float64]:
+    q = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    half = d // 2
+    first, second = q[:, :half], q[:, half : 2 * half]
+    plane = second @ first.T - first @ second.T
+    kept = q[:, : 2 * half] @ q[:, : 2 * half].T
+    return np.eye(d) + (np.cos(angle) - 1) * kept + np.sin(angle) * plane

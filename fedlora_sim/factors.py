@@ -1,0 +1,148 @@
+"""LoRA factors: the pair (A, B) with its scaling, and the product `dW = scaling * B @ A`.
+
+`lora_A` has shape (..., r, d_in) and `lora_B` (..., d_out, r), as in PEFT; leading dimensions are
+batches (layers, seeds). A and B are told apart by name, never by shape. Source of the notation:
+Hu et al. 2021 (arXiv 2106.09685, Sec. 4.1); `scaling` is `alpha / r`, or `alpha / sqrt(r)` under
+rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedlora_sim.errors import check_finite, check_positive_int, expected
+from fedlora_sim.lowrank import low_rank_svd, pad_last, sign_fixed_svd
+
+
+@dataclass(frozen=True, eq=False)
+class LoRAFactors:
+    """A low-rank update `dW = scaling * lora_B @ lora_A`.
+
+    Args:
+        lora_A: (..., r, d_in), floating point; NumPy arrays are taken as tensors.
+        lora_B: (..., d_out, r), same dtype, device and leading dimensions.
+        scaling: the LoRA scaling, finite; part of the update, never ignored.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit, or r is 0 or above min(d_in, d_out).
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+    scaling: float = 1.0
+
+    def __post_init__(self) -> None:
+        a, b = torch.as_tensor(self.lora_A), torch.as_tensor(self.lora_B)
+        object.__setattr__(self, "lora_A", a)
+        object.__setattr__(self, "lora_B", b)
+        object.__setattr__(self, "scaling", check_finite("scaling", self.scaling))
+        for name, tensor in (("lora_A", a), ("lora_B", b)):
+            if tensor.ndim < 2 or not tensor.is_floating_point():
+                given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                raise expected(name, given, "a floating-point matrix, batch dimensions leading")
+        if a.dtype != b.dtype or a.device != b.device:
+            given = f"{b.dtype} on {b.device}"
+            raise expected("lora_B", given, f"lora_A's {a.dtype} on {a.device}")
+        if a.shape[:-2] != b.shape[:-2] or a.shape[-2] != b.shape[-1]:
+            raise expected(
+                "lora_B",
+                tuple(b.shape),
+                f"(..., d_out, r) to match lora_A's (..., r, d_in) = {tuple(a.shape)}",
+            )
+        if not 1 <= self.rank <= min(self.d_in, self.d_out):
+            limit = f"1 <= rank <= min(d_in, d_out) = {min(self.d_in, self.d_out)}"
+            raise expected("rank", self.rank, limit)
+
+    @property
+    def rank(self) -> int:
+        """LoRA rank r."""
+        return self.lora_A.shape[-2]
+
+    @property
+    def d_in(self) -> int:
+        """Input dimension."""
+        return self.lora_A.shape[-1]
+
+    @property
+    def d_out(self) -> int:
+        """Output dimension."""
+        return self.lora_B.shape[-2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of both factors."""
+        return self.lora_A.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of both factors."""
+        return self.lora_A.device
+
+    def delta(self) -> Tensor:
+        """The update `dW = scaling * lora_B @ lora_A`, shape (..., d_out, d_in)."""
+        return self.scaling * (self.lora_B @ self.lora_A)
+
+    def truncate(self, r: int) -> LoRAFactors:
+        """The first `r` rank components, scaling unchanged.
+
+        On factors in their SVD gauge (`from_delta`, `canonical`, and everything that the
+        product-space rules return) this is the best rank-r approximation (Eckart-Young).
+
+        Raises:
+            ValueError: unless 1 <= r <= rank.
+        """
+        if check_positive_int("r", r) > self.rank:
+            raise expected("r", r, f"at most the rank {self.rank}")
+        return LoRAFactors(self.lora_A[..., :r, :], self.lora_B[..., :, :r], self.scaling)
+
+    def rescale(self, scaling: float) -> LoRAFactors:
+        """The same update written with another positive scaling, the change shared by A and B."""
+        if check_finite("scaling", scaling) <= 0 or self.scaling <= 0:
+            raise expected("scaling", (self.scaling, scaling), "positive scalings, old and new")
+        share = math.sqrt(self.scaling / scaling)
+        return LoRAFactors(self.lora_A * share, self.lora_B * share, scaling)
+
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Thin SVD, update never formed: U (..., d_out, r), S (..., r), Vh (..., r, d_in)."""
+        return low_rank_svd(self.scaling * self.lora_B, self.lora_A, self.rank)
+
+    def canonical(self, r: int | None = None) -> LoRAFactors:
+        """The same update in its SVD gauge, `B = U sqrt(S)`, `A = sqrt(S) V^T`, cut to rank `r`."""
+        return from_svd(*self.svd()).truncate(self.rank if r is None else r)
+
+    @classmethod
+    def from_delta(cls, W: Tensor, r: int, scaling: float = 1.0) -> LoRAFactors:
+        """Best rank-r approximation of a dense update, split evenly between the factors.
+
+        `B = U sqrt(S)`, `A = sqrt(S) V^T`, divided by the root of the scaling.
+
+        Args:
+            W: dense update, (..., d_out, d_in).
+            r: rank, 1 <= r <= min(d_in, d_out).
+            scaling: scaling to write the factors with; `delta()` approximates W whatever it is.
+
+        Returns:
+            Factors of rank r.
+
+        Raises:
+            ValueError: if r is out of range.
+        """
+        W = torch.as_tensor(W)
+        limit = min(W.shape[-2:])
+        if check_positive_int("r", r) > limit:
+            raise expected("r", r, f"at most min(d_in, d_out) = {limit}")
+        u, s, vh = sign_fixed_svd(W)
+        return from_svd(u[..., :r], s[..., :r], vh[..., :r, :]).rescale(scaling)
+
+
+def from_svd(u: Tensor, s: Tensor, vh: Tensor, r: int | None = None) -> LoRAFactors:
+    """Balanced split of an SVD, `B = U sqrt(S)` and `A = sqrt(S) V^T`, zero-padded up to rank r."""
+    root = s.clamp_min(0).sqrt()
+    lora_b, lora_a = u * root.unsqueeze(-2), vh * root.unsqueeze(-1)
+    if r is not None and r > s.shape[-1]:
+        lora_b, lora_a = pad_last(lora_b, r), pad_last(lora_a.mT, r).mT
+    return LoRAFactors(lora_a, lora_b)

@@ -1,0 +1,222 @@
+"""The federation: client ranks, sample counts, rank levels, partitions and coverage.
+
+Notation follows Wu et al., arXiv 2602.13486, Sec. 3-4: client `k` has LoRA rank `r_k` and `n_k`
+samples; the rank levels `l_1 < ... < l_M` are the distinct ranks of the federation; partition `h`
+holds the rank indices `(l_{h-1}, l_h]`, and only clients with `r_k >= l_h` contribute to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
+
+SAMPLINGS = ("full", "without_replacement", "with_replacement", "bernoulli", "size_weighted")
+EMPTY_PARTITION = ("zero", "carry", "error")
+
+
+def parse_ranks(ranks: str | Sequence[int]) -> tuple[int, ...]:
+    """Client ranks, one per client, from a sequence or from text.
+
+    In text, `4x8` reads "rank 4, 8 clients", and `4x8,8x6,16x4` is a federation of 18 clients.
+
+    Args:
+        ranks: text, or a sequence of whole numbers of at least 1.
+
+    Returns:
+        One rank per client, in the order given.
+
+    Raises:
+        ValueError: on an empty federation, a rank below 1 or text that cannot be read.
+    """
+    if isinstance(ranks, str):
+        clients: list[int] = []
+        for part in ranks.replace(" ", "").split(","):
+            match = re.fullmatch(r"(\d+)(?:x(\d+))?", part)
+            if match is None:
+                raise expected("ranks", ranks, "text like '4x8,8x6' (rank 4, 8 clients; ...)")
+            count = check_positive_int("ranks", match[2] or "1")
+            clients.extend([check_positive_int("ranks", match[1])] * count)
+        return tuple(clients)
+    values = tuple(check_positive_int("ranks", r) for r in ranks)
+    if not values:
+        raise expected("ranks", ranks, "at least one client")
+    return values
+
+
+def check_num_samples(num_samples: Sequence[float], num_clients: int) -> tuple[float, ...]:
+    """Sample counts as floats: one per client, finite, non-negative and not all zero."""
+    values = tuple(check_finite("num_samples", n, minimum=0.0) for n in num_samples)
+    if len(values) != num_clients:
+        raise expected("num_samples", list(values), f"{num_clients} values, one per client")
+    if not sum(values) > 0:
+        raise expected("num_samples", list(values), "at least one positive value")
+    return values
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Clients with their LoRA ranks and sample counts, and how a round's cohort is drawn.
+
+    Args:
+        ranks: rank `r_k` of every client, as a sequence or as text (`"4x8,8x6"`).
+        num_samples: samples `n_k` of every client; equal when not given.
+        cohort_size: clients `m` per round; all of them when not given. Under `bernoulli` it is the
+            expected number: every client takes part with probability `m / K`.
+        sampling: `full`, `without_replacement` (uniform), `with_replacement` (uniform; a client
+            drawn twice counts twice), `bernoulli` (independent; an empty draw is repeated) or
+            `size_weighted` (`m` draws with replacement, probability `p_k`, each of equal weight:
+            scheme II of Li et al. 2020, arXiv 1907.02189). Default: `full` without a
+            `cohort_size`, else `without_replacement`.
+
+    Raises:
+        ValueError: naming the argument, its value and what was expected.
+    """
+
+    ranks: tuple[int, ...]
+    num_samples: tuple[float, ...] | None = None
+    cohort_size: int | None = None
+    sampling: str | None = None
+    levels: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        ranks = parse_ranks(self.ranks)
+        samples = (1.0,) * len(ranks) if self.num_samples is None else self.num_samples
+        samples = check_num_samples(samples, len(ranks))
+        if min(samples) == 0:
+            raise expected("num_samples", list(samples), "every client to have some samples")
+        sampling = self.sampling or ("full" if self.cohort_size is None else "without_replacement")
+        sampling = check_choice("sampling", sampling, SAMPLINGS)
+        size = len(ranks) if self.cohort_size is None else self.cohort_size
+        size = check_positive_int("cohort_size", size)
+        if size > len(ranks):
+            raise expected("cohort_size", size, f"at most the federation's {len(ranks)} clients")
+        if sampling == "full" and size != len(ranks):
+            raise expected("cohort_size", size, f"{len(ranks)} (all clients) when sampling='full'")
+        object.__setattr__(self, "ranks", ranks)
+        object.__setattr__(self, "num_samples", samples)
+        object.__setattr__(self, "cohort_size", size)
+        object.__setattr__(self, "sampling", sampling)
+        object.__setattr__(self, "levels", tuple(sorted(set(ranks))))
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients K."""
+        return len(self.ranks)
+
+    @property
+    def r_max(self) -> int:
+        """Highest rank level `l_M`: the rank of the global update."""
+        return self.levels[-1]
+
+    @property
+    def partitions(self) -> tuple[slice, ...]:
+        """Rank indices of partition h as the half-open slice `l_{h-1}:l_h`, one per level."""
+        return partition_slices(self.levels)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Data weights `p_k = n_k / sum n`, shape (K,)."""
+        samples = np.asarray(self.num_samples, dtype=np.float64)
+        return samples / samples.sum()
+
+    @property
+    def members(self) -> np.ndarray:
+        """Which client carries which direction, `r_k > i`: boolean, shape (K, r_max)."""
+        return np.asarray(self.ranks)[:, None] > np.arange(self.r_max)
+
+    def coverage(self) -> np.ndarray:
+        """Coverage `pi_h = sum_{k in C_h} p_k` of every direction, shape (r_max,)."""
+        return self.weights @ self.members
+
+    def cohort_weights(self, clients: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Unnormalised aggregation weights of drawn clients.
+
+        Args:
+            clients: client numbers, any shape.
+            counts: how often each was drawn, same shape.
+
+        Returns:
+            `n_k` times the count; the count alone under `size_weighted`, where the sample counts
+            have already acted through the drawing probabilities.
+        """
+        if self.sampling == "size_weighted":
+            return counts.astype(np.float64)
+        return counts * np.asarray(self.num_samples, dtype=np.float64)[clients]
+
+
+def partition_slices(levels: Sequence[int]) -> tuple[slice, ...]:
+    """Half-open slices of the rank axis between consecutive levels, `l_0 = 0`."""
+    edges = (0, *levels)
+    return tuple(slice(low, high) for low, high in pairwise(edges))
+
+
+def draw_cohorts(federation: Federation, rounds: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw the cohorts of a run.
+
+    Args:
+        federation: the clients and the sampling scheme.
+        rounds: number of rounds T.
+        rng: source of randomness.
+
+    Returns:
+        How often each client was drawn in each round, int64 of shape (T, K); never an empty row.
+    """
+    num_clients, size = federation.num_clients, federation.cohort_size
+    assert size is not None  # resolved in __post_init__
+    shape = (rounds, num_clients)
+    match federation.sampling:
+        case "full":
+            return np.ones(shape, dtype=np.int64)
+        case "without_replacement":
+            return _subsets(rng, shape, size)
+        case "with_replacement":
+            return rng.multinomial(size, np.full(num_clients, 1.0 / num_clients), size=rounds)
+        case "size_weighted":
+            return rng.multinomial(size, federation.weights, size=rounds)
+        case _:
+            return _bernoulli(rng, shape, size / num_clients)
+
+
+def _subsets(rng: np.random.Generator, shape: tuple[int, int], size: int) -> np.ndarray:
+    """Uniform subsets of exactly `size` clients: the `size` smallest of K uniform keys."""
+    if size == shape[1]:
+        return np.ones(shape, dtype=np.int64)
+    keys = rng.random(shape)
+    counts = np.zeros(shape, dtype=np.int64)
+    np.put_along_axis(counts, np.argpartition(keys, size, axis=1)[:, :size], 1, axis=1)
+    return counts
+
+
+def _bernoulli(rng: np.random.Generator, shape: tuple[int, int], probability: float) -> np.ndarray:
+    """Independent participation; rounds in which nobody shows up are drawn again."""
+    counts = (rng.random(shape) < probability).astype(np.int64)
+    while (empty := np.flatnonzero(counts.sum(axis=1) == 0)).size:
+        counts[empty] = rng.random((empty.size, shape[1])) < probability
+    return counts
+
+
+def cohort_slots(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The clients of every cohort, side by side.
+
+    Args:
+        counts: how often each client was drawn, shape (..., K).
+
+    Returns:
+        Client numbers in ascending order and their counts, both (..., m) with m the largest cohort;
+        shorter cohorts are filled up with client 0 at count 0, which weighs nothing.
+    """
+    rows = counts.reshape(-1, counts.shape[-1])
+    row, client = np.nonzero(rows)
+    sizes = np.bincount(row, minlength=len(rows))
+    slot = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    clients = np.zeros((len(rows), sizes.max()), dtype=np.int64)
+    drawn = np.zeros_like(clients)
+    clients[row, slot], drawn[row, slot] = client, rows[row, client]
+    shape = (*counts.shape[:-1], -1)
+    return clients.reshape(shape), drawn.reshape(shape)

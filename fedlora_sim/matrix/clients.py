@@ -1,0 +1,56 @@
+"""The client model of the matrix fidelity: what a client makes of the factors it received.
+
+A client takes every received column pair as one direction `(u_i, v_i)` with amplitude
+`x_i = |b_i| |a_i|`, returns it with amplitude `a_{k,i} x_i + b_{k,i}`, optionally mixes directions
+within its subspace, and optionally turns its whole basis away.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def split_directions(
+    lora_A: Tensor, lora_B: Tensor, scaling: float, u0: Tensor, v0: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit directions and amplitudes of factor columns.
+
+    Args:
+        lora_A: (S, r, d_in).
+        lora_B: (S, d_out, r).
+        scaling: LoRA scaling of the pair.
+        u0: initial left basis, (S, d_out, r), which a lost direction falls back on: its factors
+            are zero and have no direction of their own for a drift to act along.
+        v0: initial right basis, (S, d_in, r).
+
+    Returns:
+        u (S, d_out, r), v (S, d_in, r) and amplitudes x (S, r), non-negative.
+    """
+    norm_b, norm_a = lora_B.norm(dim=-2), lora_A.norm(dim=-1)
+    x = scaling * norm_b * norm_a
+    lost = x <= torch.finfo(x.dtype).eps * x.amax(dim=-1, keepdim=True)
+    safe_b, safe_a = torch.where(lost, 1.0, norm_b), torch.where(lost, 1.0, norm_a)
+    u = torch.where(lost.unsqueeze(-2), u0, lora_B / safe_b.unsqueeze(-2))
+    v = torch.where(lost.unsqueeze(-2), v0, lora_A.mT / safe_a.unsqueeze(-2))
+    return u, v, torch.where(lost, 0.0, x)
+
+
+def local_factors(
+    u: Tensor, v: Tensor, amplitude: Tensor, carried: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Balanced local factors of given amplitudes, zero beyond the client's rank.
+
+    Args:
+        u: left directions, (S, 1, d_out, r).
+        v: right directions, (S, 1, d_in, r).
+        amplitude: signed local amplitudes, (S, m, r).
+        carried: which directions each client slot carries, boolean (S, m, r).
+
+    Returns:
+        lora_A (S, m, r, d_in) and lora_B (S, m, d_out, r), the sign on B.
+    """
+    root = torch.where(carried, amplitude.abs().sqrt(), 0.0)
+    lora_b = u * (root * amplitude.sign()).unsqueeze(-2)
+    lora_a = (v * root.unsqueeze(-2)).mT
+    return lora_a, lora_b

@@ -1,0 +1,171 @@
+"""The round loop of the matrix fidelity, batched over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_sim.aggregation import AggregationRule, Cohort
+from fedlora_sim.devices import DTYPES, resolve_device
+from fedlora_sim.draws import (
+    basis_rotation,
+    client_draws,
+    cohort_counts,
+    initial_basis,
+    subspace_mixing,
+)
+from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.federation import cohort_slots
+from fedlora_sim.matrix.clients import local_factors, split_directions
+from fedlora_sim.metrics import projected_amplitudes
+from fedlora_sim.scenario import Scenario
+
+# Numbers in one batch of padded client factors: 40 MB in float64.
+BATCH_ELEMENTS = 5_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixResult:
+    """Amplitudes of every seed and round.
+
+    Args:
+        singular_values: of the global update, (S, T + 1, r_max), descending.
+        projected: amplitudes on the initial basis, (S, T + 1, r_max), signed.
+    """
+
+    singular_values: NDArray[np.float64]
+    projected: NDArray[np.float64]
+
+
+def run_matrix(
+    scenario: Scenario,
+    rule: AggregationRule,
+    seeds: Sequence[int],
+    on_progress: Callable[[float], object] = lambda runs: None,
+) -> MatrixResult:
+    """Run real factors through real aggregation.
+
+    Args:
+        scenario: a scenario; `d_in`, `d_out`, `subspace_noise` and `basis_drift` apply.
+        rule: the server rule.
+        seeds: one run per seed; batching never changes a run.
+        on_progress: called with the number of runs finished since the last call.
+
+    Returns:
+        Singular values and amplitudes projected on the initial basis.
+    """
+    per_run = (
+        scenario.federation.num_clients * max(scenario.ranks) * (scenario.d_in + scenario.d_out)
+    )
+    size = max(1, BATCH_ELEMENTS // per_run)
+    parts = []
+    for start in range(0, len(seeds), size):
+        chunk = seeds[start : start + size]
+        parts.append(_Batch(scenario, rule, chunk).run())
+        on_progress(len(chunk))
+    return MatrixResult(
+        np.concatenate([p.singular_values for p in parts]),
+        np.concatenate([p.projected for p in parts]),
+    )
+
+
+class _Batch:
+    """The seeds that advance together; every tensor leads with the seed dimension S."""
+
+    def __init__(self, scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> None:
+        self.scenario, self.rule, self.seeds = scenario, rule, seeds
+        self.dtype = DTYPES[str(scenario.dtype)]
+        self.device = resolve_device(scenario.device, self.dtype)
+        self.counts = np.stack([cohort_counts(scenario, s) for s in seeds])
+        self.draws = [client_draws(scenario, s) for s in seeds]
+        bases = [initial_basis(scenario, s) for s in seeds]
+        self.u0, self.v0 = (self._tensor(np.stack(side)) for side in zip(*bases, strict=True))
+
+    def _tensor(self, values: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(values).to(self.device, self.dtype)
+
+    def run(self) -> MatrixResult:
+        root = self._tensor(np.sqrt(self.scenario.initial_amplitudes))
+        state = LoRAFactors((self.v0 * root).mT, self.u0 * root)
+        values, projected = [state.svd()[1]], [projected_amplitudes(self.u0, self.v0.mT, state)]
+        for t in range(self.scenario.rounds):
+            state = self._round(t, state)
+            values.append(state.svd()[1])
+            projected.append(projected_amplitudes(self.u0, self.v0.mT, state))
+        return MatrixResult(
+            *(torch.stack(x, 1).double().cpu().numpy() for x in (values, projected))
+        )
+
+    def _round(self, t: int, state: LoRAFactors) -> LoRAFactors:
+        slots, weights = self._slots(t)
+        ranks = torch.tensor(self.scenario.ranks, device=self.device)[torch.from_numpy(slots)]
+        carried = ranks.unsqueeze(-1) > torch.arange(state.rank, device=self.device)
+        u, v, x = split_directions(state.lora_A, state.lora_B, state.scaling, self.u0, self.v0)
+        gain, drift = self._local_draws(t, slots)
+        lora_a, lora_b = local_factors(
+            u.unsqueeze(1), v.unsqueeze(1), gain * x.unsqueeze(1) + drift, carried
+        )
+        lora_a, lora_b = self._disturb(t, slots, lora_a, lora_b)
+        return self.rule.aggregate(
+            _stack(lora_a, lora_b, weights, carried), state, self.scenario.empty_partition
+        )
+
+    def _slots(self, t: int) -> tuple[NDArray[np.int64], Tensor]:
+        """Clients of each seed's cohort, padded to one length with clients of weight zero."""
+        slots, drawn = cohort_slots(self.counts[:, t])
+        return slots, self._tensor(self.scenario.federation.cohort_weights(slots, drawn))
+
+    def _local_draws(self, t: int, slots: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        rounds = [draws.round(t) for draws in self.draws]
+        gain, drift = (
+            np.stack([r[side][index] for r, index in zip(rounds, slots, strict=True)])
+            for side in (0, 1)
+        )
+        return self._tensor(gain), self._tensor(drift)
+
+    def _disturb(
+        self, t: int, slots: NDArray[np.int64], lora_a: Tensor, lora_b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mix directions within each client's subspace, then turn its basis."""
+        scenario = self.scenario
+        if scenario.subspace_noise > 0:
+            on_b = np.tile(np.eye(lora_a.shape[-2]), (*slots.shape, 1, 1))
+            on_a = on_b.copy()
+            for s, j in np.ndindex(slots.shape):
+                k = int(slots[s, j])
+                r = scenario.ranks[k]
+                on_b[s, j, :r, :r], on_a[s, j, :r, :r] = subspace_mixing(
+                    scenario, self.seeds[s], t, r, k
+                )
+            lora_a, lora_b = self._tensor(on_a) @ lora_a, lora_b @ self._tensor(on_b)
+        if scenario.basis_drift != 0:
+            turns = [
+                [basis_rotation(scenario, seed, t, int(k)) for k in row]
+                for seed, row in zip(self.seeds, slots, strict=True)
+            ]
+            out, inner = (
+                self._tensor(np.stack([np.stack([pair[i] for pair in row]) for row in turns]))
+                for i in (0, 1)
+            )
+            lora_a, lora_b = lora_a @ inner.mT, out @ lora_b
+        return lora_a, lora_b
+
+
+def _stack(lora_a: Tensor, lora_b: Tensor, weights: Tensor, carried: Tensor) -> Cohort:
+    """Client slots (S, m, ...) as one stack of m * r columns per seed."""
+    slots, rank = lora_a.shape[1:3]
+    device = lora_a.device
+    return Cohort(
+        lora_A=lora_a.flatten(1, 2),
+        lora_B=lora_b.transpose(1, 2).flatten(2, 3),
+        owner=torch.arange(slots, device=device).repeat_interleave(rank),
+        position=torch.arange(rank, device=device).repeat(slots),
+        scaling=torch.ones(slots, dtype=lora_a.dtype, device=device),
+        weights=weights,
+        members=carried,
+    )

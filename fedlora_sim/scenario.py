@@ -1,0 +1,222 @@
+"""A scenario: everything that a simulation depends on, except the rule and the seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora_sim.devices import DEVICES, DTYPES
+from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
+from fedlora_sim.federation import EMPTY_PARTITION, Federation, parse_ranks
+
+FIDELITIES = ("spectral", "matrix", "training")
+HETEROGENEITY = ("fresh", "persistent")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+TASKS = ("digits",)
+SPLITS = ("dirichlet", "pathological", "iid")
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is simulated. Fields that a fidelity does not use are ignored by it.
+
+    Args:
+        ranks: client ranks `r_k`, a sequence or text (`"4x8,8x6,16x4"`: rank 4, 8 clients; ...).
+        fidelity: `spectral` (one amplitude per direction, fixed basis), `matrix` (real factors and
+            real aggregation) or `training` (real federated fine-tuning).
+        rounds: number of rounds T; results hold T + 1 states, the initial one first.
+        num_samples: samples `n_k` per client; equal when None. Training takes them from the split.
+        cohort_size: clients per round; all when None.
+        sampling: see `Federation`.
+        empty_partition: `zero | carry | error`, for rules with such a policy.
+        dtype: `float64 | float32`; None takes float64, and float32 for training.
+        device: `auto | cpu | cuda | mps`.
+
+        initial_amplitude: amplitude of the first direction at round 0.
+        spectrum_decay: each direction starts with this share of the one before, in (0, 1].
+        gain_mean, gain_std: mean `g` and deviation `nu` of a client's gain `a_{k,i}`.
+        drift_mean, drift_std: mean `c` and deviation `tau` of a client's drift `b_{k,i}`.
+        heterogeneity: gains and drifts drawn anew every round (`fresh`) or once per client
+            (`persistent`).
+
+        d_in, d_out: layer shape of the matrix fidelity.
+        subspace_noise: matrix fidelity; each local factor is multiplied by `I + eps E`, `E` with
+            independent entries of variance 1/r_k: mixes directions within the client's subspace.
+        basis_drift: matrix fidelity; angle in radians by which every singular vector of every
+            client's update is turned away, each client and round in a random direction.
+
+        task: training task, `digits`; task_seed: of its parts and of the pretrained model.
+        split: `dirichlet | pathological | iid`; dirichlet_alpha and classes_per_client shape it.
+        optimizer, learning_rate, momentum, weight_decay, batch_size: local training.
+        local_steps: optimiser steps per round; None runs `local_epochs` epochs instead.
+        lora_alpha: client scaling is `lora_alpha / r_k` (`/ sqrt(r_k)` with `use_rslora`); None is
+            `alpha = r`, scaling 1 for every client.
+
+    Raises:
+        ValueError: naming the field, its value and what was expected.
+    """
+
+    ranks: tuple[int, ...]
+    fidelity: str = "spectral"
+    rounds: int = 50
+    num_samples: tuple[float, ...] | None = None
+    cohort_size: int | None = None
+    sampling: str | None = None
+    empty_partition: str = "carry"
+    dtype: str | None = None
+    device: str = "auto"
+
+    initial_amplitude: float = 1.0
+    spectrum_decay: float = 0.9
+    gain_mean: float = 1.0
+    gain_std: float = 0.0
+    drift_mean: float = 0.0
+    drift_std: float = 0.0
+    heterogeneity: str = "fresh"
+
+    d_in: int = 64
+    d_out: int = 64
+    subspace_noise: float = 0.0
+    basis_drift: float = 0.0
+
+    task: str = "digits"
+    task_seed: int = 0
+    split: str = "dirichlet"
+    dirichlet_alpha: float = 0.5
+    classes_per_client: int = 2
+    optimizer: str = "adam"
+    learning_rate: float = 5e-3
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 16
+    local_steps: int | None = 10
+    local_epochs: int = 1
+    lora_alpha: float | None = None
+    use_rslora: bool = False
+
+    def __post_init__(self) -> None:
+        self._set("ranks", parse_ranks(self.ranks))
+        self._set("fidelity", check_choice("fidelity", self.fidelity, FIDELITIES))
+        default = "float32" if self.fidelity == "training" else "float64"
+        self._set("dtype", check_choice("dtype", self.dtype or default, DTYPES))
+        for name, choices in (
+            ("device", DEVICES),
+            ("empty_partition", EMPTY_PARTITION),
+            ("heterogeneity", HETEROGENEITY),
+            ("task", TASKS),
+            ("split", SPLITS),
+            ("optimizer", OPTIMIZERS),
+        ):
+            self._set(name, check_choice(name, getattr(self, name), choices))
+        for name in ("rounds", "d_in", "d_out", "batch_size", "local_epochs", "classes_per_client"):
+            self._set(name, check_positive_int(name, getattr(self, name)))
+        if self.local_steps is not None:
+            self._set("local_steps", check_positive_int("local_steps", self.local_steps))
+        self._check_numbers()
+        federation = self.federation
+        if self.num_samples is not None:
+            self._set("num_samples", federation.num_samples)
+        limit = min(self.d_in, self.d_out)
+        if self.fidelity == "matrix" and federation.r_max > limit:
+            raise expected("ranks", max(self.ranks), f"ranks up to min(d_in, d_out) = {limit}")
+
+    def _check_numbers(self) -> None:
+        for name in ("gain_mean", "drift_mean"):
+            self._set(name, check_finite(name, getattr(self, name)))
+        for name in ("gain_std", "drift_std", "subspace_noise", "momentum", "weight_decay"):
+            self._set(name, check_finite(name, getattr(self, name), minimum=0.0))
+        self._set("task_seed", int(check_finite("task_seed", self.task_seed, minimum=0)))
+        self._set("basis_drift", check_finite("basis_drift", self.basis_drift))
+        for name in ("initial_amplitude", "spectrum_decay", "dirichlet_alpha", "learning_rate"):
+            if check_finite(name, getattr(self, name)) <= 0:
+                raise expected(name, getattr(self, name), "a positive number")
+        if self.spectrum_decay > 1:
+            raise expected("spectrum_decay", self.spectrum_decay, "a number in (0, 1]")
+        if self.lora_alpha is not None and check_finite("lora_alpha", self.lora_alpha) <= 0:
+            raise expected("lora_alpha", self.lora_alpha, "a positive number or None")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def federation(self) -> Federation:
+        """The clients and how cohorts are drawn."""
+        return Federation(self.ranks, self.num_samples, self.cohort_size, self.sampling)
+
+    @property
+    def initial_amplitudes(self) -> NDArray[np.float64]:
+        """Amplitudes `sigma_i(0)` of the global update, shape (r_max,), descending."""
+        directions = np.arange(max(self.ranks), dtype=np.float64)
+        return np.asarray(
+            self.initial_amplitude * self.spectrum_decay**directions, dtype=np.float64
+        )
+
+    def client_scaling(self, rank: int) -> float:
+        """LoRA scaling of a client of this rank: alpha/r, or alpha/sqrt(r) under rsLoRA."""
+        if self.lora_alpha is None:
+            return 1.0
+        return self.lora_alpha / (rank**0.5 if self.use_rslora else rank)
+
+    def replace(self, **changes: Any) -> Scenario:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_attrs(self) -> dict[str, Any]:
+        """All fields as netCDF-safe attributes; None becomes the word "none"."""
+        return {f.name: _to_attr(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Scenario:
+        """A scenario from field names and values; "none" reads None.
+
+        Raises:
+            ValueError: if a field is unknown (with the closest name), missing or wrong.
+        """
+        names = [f.name for f in fields(cls)]
+        for name in values:
+            check_choice("scenario field", name, names)
+        if "ranks" not in values:
+            raise expected("ranks", None, 'client ranks, e.g. ranks = "4x8,8x6"')
+        return cls(**{name: _from_attr(value) for name, value in values.items()})
+
+    @classmethod
+    def from_attrs(cls, attrs: Mapping[Any, Any]) -> Scenario:
+        """The scenario that a dataset was made with, from its attributes."""
+        return cls.from_mapping({f.name: attrs[f.name] for f in fields(cls)})
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """Scenario fields of a TOML file, at its top level or in a `[scenario]` table.
+
+    Raises:
+        ValueError: if the file cannot be read as TOML.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise expected("scenario", str(path), f"a readable TOML file ({error})") from None
+    return dict(values.get("scenario", values))
+
+
+def _to_attr(value: object) -> object:
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return int(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _from_attr(value: Any) -> Any:
+    if isinstance(value, str):
+        return None if value.lower() == NONE else value
+    if isinstance(value, np.ndarray | list | tuple):
+        return tuple(np.asarray(value).tolist())
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,133 @@
+"""`simulate`: one interface to the three fidelities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from fedlora_sim.aggregation import AggregationRule, get_rule
+from fedlora_sim.datasets import DIMS, build_dataset
+from fedlora_sim.errors import check_finite, expected
+from fedlora_sim.matrix import run_matrix
+from fedlora_sim.scenario import Scenario
+from fedlora_sim.spectral import run_spectral
+from fedlora_sim.training import run_training
+
+Progress = Callable[[float], object]
+
+
+def simulate(
+    scenario: Scenario,
+    *,
+    rule: str | AggregationRule = "raflora",
+    seed: int | Iterable[int] = 0,
+    progress: bool = False,
+    on_progress: Progress | None = None,
+) -> xr.Dataset:
+    """Simulate a federation under one server rule.
+
+    Args:
+        scenario: what to simulate, at which fidelity.
+        rule: name of the server rule, or an `AggregationRule`.
+        seed: one seed or several; a seed's run is the same alone or among others, and the same
+            bits on the CPU every time.
+        progress: show a progress bar, one step per run.
+        on_progress: called with the number of runs finished since the last call.
+
+    Returns:
+        Dataset with dimensions (seed, round, direction): `energy`, `rho` (at the lowest rank level
+        of the federation) and `effective_rank`; `projected_energy` too at matrix fidelity;
+        accuracy, loss, `layer_energy` and `preservation` too at training fidelity. Round 0 is the initial state.
+        Attributes hold the full configuration.
+
+    Raises:
+        ValueError: naming the argument, its value and what was expected.
+    """
+    chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]
+    if on_progress is not None:
+        return engine(scenario, chosen, seeds, on_progress)
+    with tqdm(total=len(seeds), disable=not progress, desc=chosen.name, unit="run") as bar:
+        return engine(scenario, chosen, seeds, bar.update)
+
+
+def simulate_many(
+    scenarios: Sequence[Scenario],
+    *,
+    rule: str | AggregationRule = "raflora",
+    seed: int | Iterable[int] = 0,
+    progress: bool = False,
+) -> list[xr.Dataset]:
+    """Simulate several scenarios under one rule; spectral ones advance in one batch.
+
+    Args:
+        scenarios: any scenarios; each gives what `simulate` gives for it.
+        rule: as for `simulate`.
+        seed: as for `simulate`.
+        progress: show a progress bar, one step per run.
+
+    Returns:
+        One dataset per scenario, in order.
+    """
+    chosen, seeds = get_rule(rule), check_seeds(seed)
+    spectral = [s for s in scenarios if s.fidelity == "spectral"]
+    total = len(seeds) * len(scenarios)
+    with tqdm(total=total, disable=not progress, desc=chosen.name, unit="run") as bar:
+        batch = iter(run_spectral(spectral, chosen, seeds, bar.update))
+        return [
+            build_dataset(s, chosen.name, seeds, next(batch) ** 2)
+            if s.fidelity == "spectral"
+            else _ENGINES[s.fidelity](s, chosen, seeds, bar.update)
+            for s in scenarios
+        ]
+
+
+def check_seeds(seed: int | Iterable[int]) -> tuple[int, ...]:
+    """Seeds as a tuple of distinct non-negative integers."""
+    given = (seed,) if isinstance(seed, int) else tuple(seed)
+    seeds = tuple(int(check_finite("seed", s, minimum=0)) for s in given)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise expected("seed", list(given), "one or more distinct non-negative integers")
+    return seeds
+
+
+def _spectral(
+    scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
+) -> xr.Dataset:
+    (amplitudes,) = run_spectral([scenario], rule, seeds, on_progress)
+    return build_dataset(scenario, rule.name, seeds, amplitudes**2)
+
+
+def _matrix(
+    scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
+) -> xr.Dataset:
+    result = run_matrix(scenario, rule, seeds, on_progress)
+    extra = {"projected_energy": (DIMS, result.projected**2)}
+    return build_dataset(scenario, rule.name, seeds, result.singular_values**2, extra)
+
+
+def _training(
+    scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
+) -> xr.Dataset:
+    results = run_training(scenario, rule, seeds, on_progress)
+    layer_energy = np.stack([r.singular_values for r in results]) ** 2
+    extra: dict[str, tuple[tuple[str, ...], NDArray[np.float64]]] = {
+        name: (dims, np.stack([getattr(r, name) for r in results]))
+        for name, dims in (
+            ("accuracy", DIMS[:2]),
+            ("loss", DIMS[:2]),
+            ("preservation", (*DIMS[:2], "layer")),
+        )
+    }
+    extra["layer_energy"] = ((*DIMS[:2], "layer", "direction"), layer_energy)
+    coords = {
+        "layer": list(results[0].layers),
+        "coverage": (("seed", "direction"), np.stack([r.coverage for r in results])),
+    }
+    return build_dataset(scenario, rule.name, seeds, layer_energy.sum(2), extra, coords)
+
+
+_ENGINES = {"spectral": _spectral, "matrix": _matrix, "training": _training}

@@ -1,0 +1,153 @@
+"""Runs of the spectral fidelity: many seeds and many scenarios in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_sim.aggregation import AggregationRule
+from fedlora_sim.devices import DTYPES, resolve_device
+from fedlora_sim.draws import client_draws, cohort_counts
+from fedlora_sim.randomness import stream
+from fedlora_sim.scenario import Scenario
+from fedlora_sim.spectral.clients import run_clients
+from fedlora_sim.spectral.recursion import CohortShares, Recursion
+
+# Numbers held at once by the largest array of a batch: 160 MB in float64.
+BATCH_ELEMENTS = 20_000_000
+
+
+def run_spectral(
+    scenarios: Sequence[Scenario],
+    rule: AggregationRule,
+    seeds: Sequence[int],
+    on_progress: Callable[[float], object] = lambda runs: None,
+) -> list[NDArray[np.float64]]:
+    """Amplitudes of every scenario, seed, round and direction.
+
+    Runs that share rounds, r_max, dtype and device advance together; batching never changes a
+    run, whose draws come from its own seed.
+
+    Args:
+        scenarios: any number of spectral scenarios.
+        rule: the server rule.
+        seeds: one run per scenario and seed.
+        on_progress: called with the number of runs finished since the last call.
+
+    Returns:
+        For each scenario an array (S, T + 1, r_max), signed amplitudes.
+    """
+    results: list[list[NDArray[np.float64]]] = [[] for _ in scenarios]
+    waiting: list[tuple[int, Recursion]] = []
+
+    def flush() -> None:
+        if not waiting:
+            return
+        states = Recursion.concatenate([part for _, part in waiting]).run().double().cpu().numpy()
+        sizes = [len(part.initial) for _, part in waiting]
+        for (index, _), block in zip(waiting, np.split(states, np.cumsum(sizes)[:-1]), strict=True):
+            results[index].append(block)
+        on_progress(len(states))
+        waiting.clear()
+
+    held, key = 0, None
+    for index, scenario in enumerate(scenarios):
+        for chunk in _chunks(scenario, seeds):
+            if _needs_clients(scenario, rule):
+                results[index].append(_run_clients(scenario, rule, chunk))
+                on_progress(len(chunk))
+                continue
+            part = _recursion(scenario, rule, chunk)
+            this_key = (part.alpha.shape[1:], part.alpha.dtype, part.alpha.device)
+            if waiting and (this_key != key or held + part.alpha.numel() > BATCH_ELEMENTS):
+                flush()
+                held = 0
+            waiting.append((index, part))
+            held, key = held + part.alpha.numel(), this_key
+    flush()
+    return [np.concatenate(blocks) for blocks in results]
+
+
+def _chunks(scenario: Scenario, seeds: Sequence[int]) -> list[Sequence[int]]:
+    federation = scenario.federation
+    assert federation.cohort_size is not None  # resolved when the federation was made
+    per_run = scenario.rounds * max(
+        federation.cohort_size * federation.r_max, federation.num_clients
+    )
+    size = max(1, BATCH_ELEMENTS // per_run)
+    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
+
+
+def _needs_clients(scenario: Scenario, rule: AggregationRule) -> bool:
+    """Factor averages of unlike clients are nonlinear in them: no shortcut through the sum."""
+    return rule.space == "factor" and (scenario.gain_std > 0 or scenario.drift_std > 0)
+
+
+def _shares(
+    scenario: Scenario, rule: AggregationRule, seeds: Sequence[int], device: torch.device
+) -> CohortShares:
+    if scenario.federation.sampling == "full":  # every round alike: one row stands for all
+        counts = np.ones((1, 1, len(scenario.ranks)), dtype=np.int64)
+    else:
+        counts = np.stack([cohort_counts(scenario, seed) for seed in seeds])
+    return CohortShares.of(scenario, rule, counts, device)
+
+
+def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
+    dtype = DTYPES[str(scenario.dtype)]
+    device = resolve_device(scenario.device, dtype)
+    shares = _shares(scenario, rule, seeds, device)
+    shape = (len(seeds), scenario.rounds, max(scenario.ranks))
+    total = shares.total()
+    zero, noise = torch.zeros((), dtype=torch.float64, device=device), None
+    if scenario.heterogeneity == "persistent" and _is_noisy(scenario):
+        draws = [client_draws(scenario, seed) for seed in seeds]
+        gains, drifts = (
+            torch.from_numpy(np.stack([getattr(d, name)[0] for d in draws])).to(device)
+            for name in ("gain", "drift")
+        )
+        alpha, beta, gamma, delta = shares.mean_of(gains), shares.mean_of(drifts), zero, zero
+    else:
+        multiplier = total.square() if rule.space == "factor" else total
+        norm = shares.squares().sqrt()
+        alpha, beta = scenario.gain_mean * multiplier, scenario.drift_mean * multiplier
+        gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
+        noise = _noise(scenario, seeds, device) if _is_noisy(scenario) else None
+    if rule.has_empty_partition_policy and scenario.empty_partition == "carry":
+        empty = total == 0
+        alpha, beta = torch.where(empty, 1.0, alpha), torch.where(empty, 0.0, beta)
+    initial = torch.from_numpy(scenario.initial_amplitudes).to(device)
+    coefficients = (alpha, beta, gamma, delta, zero if noise is None else noise)
+    return Recursion(
+        initial.to(dtype).expand(len(seeds), -1), *(c.to(dtype).expand(shape) for c in coefficients)
+    )
+
+
+def _is_noisy(scenario: Scenario) -> bool:
+    return scenario.gain_std > 0 or scenario.drift_std > 0
+
+
+def _noise(scenario: Scenario, seeds: Sequence[int], device: torch.device) -> Tensor:
+    shape = (scenario.rounds, max(scenario.ranks))
+    draws = [stream(seed, "aggregate_noise").standard_normal(shape) for seed in seeds]
+    return torch.from_numpy(np.stack(draws)).to(device)
+
+
+def _run_clients(
+    scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
+) -> NDArray[np.float64]:
+    dtype = DTYPES[str(scenario.dtype)]
+    device = resolve_device(scenario.device, dtype)
+    shares = _shares(scenario, rule, seeds, device)
+    draws = [client_draws(scenario, seed) for seed in seeds]
+    gains, drifts = (
+        torch.from_numpy(np.stack([getattr(d, name) for d in draws])).to(device, dtype)
+        for name in ("gain", "drift")
+    )
+    initial = torch.from_numpy(scenario.initial_amplitudes).to(device, dtype)
+    states = run_clients(initial.expand(len(seeds), -1), shares, gains, drifts, scenario.rounds)
+    return states.double().cpu().numpy()

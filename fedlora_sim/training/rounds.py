@@ -1,0 +1,235 @@
+"""The federated round loop on a real task: allocate, train the cohort, aggregate, measure."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_sim.aggregation import AggregationRule, aggregate
+from fedlora_sim.devices import DTYPES, resolve_device
+from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
+from fedlora_sim.lowrank import pad_last
+from fedlora_sim.metrics import direction_preservation
+from fedlora_sim.randomness import stream
+from fedlora_sim.scenario import Scenario
+from fedlora_sim.training.batches import client_streams
+from fedlora_sim.training.digits import DigitsTask, load_digits_task
+from fedlora_sim.training.local import LocalConfig, evaluate, train_cohort
+from fedlora_sim.training.splits import dirichlet_split, iid_split, pathological_split
+from fedlora_sim.training.stacked import Adapters, find_linear
+
+State = dict[str, LoRAFactors]
+SVD = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingResult:
+    """What one federated fine-tuning run leaves behind, round 0 being the untouched model.
+
+    Args:
+        layers: names of the adapted modules, L of them.
+        singular_values: of the global update, (T + 1, L, r_max).
+        accuracy: of the global model on the test part, (T + 1,).
+        loss: its cross-entropy there in nats, (T + 1,).
+        preservation: direction-preservation index of the cohort's updates on the basis of the
+            global update that they started from, mean over clients, (T + 1, L); NaN while that
+            update is zero.
+        coverage: data coverage of every direction under this run's split, (r_max,).
+    """
+
+    layers: tuple[str, ...]
+    singular_values: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    preservation: NDArray[np.float64]
+    coverage: NDArray[np.float64]
+
+
+def run_training(
+    scenario: Scenario,
+    rule: AggregationRule,
+    seeds: Sequence[int],
+    on_progress: Callable[[float], object] = lambda runs: None,
+) -> list[TrainingResult]:
+    """Federated LoRA fine-tuning, one run per seed.
+
+    Args:
+        scenario: a scenario; its training fields apply. Sample counts come from the split.
+        rule: the server rule.
+        seeds: split, cohorts, initial adapters and batches of a run follow from its seed; the
+            pretrained model is that of the scenario's `task_seed` in every run.
+        on_progress: called after every round with the fraction of a run that it makes.
+
+    Returns:
+        One result per seed.
+    """
+    return [FederatedRun(scenario, rule, seed).run(on_progress) for seed in seeds]
+
+
+def local_config(scenario: Scenario) -> LocalConfig:
+    """Local training as the scenario has it: `local_steps` where given, else `local_epochs`."""
+    return LocalConfig(
+        optimizer=scenario.optimizer,
+        learning_rate=scenario.learning_rate,
+        momentum=scenario.momentum,
+        weight_decay=scenario.weight_decay,
+        batch_size=scenario.batch_size,
+        local_steps=scenario.local_steps,
+        local_epochs=scenario.local_epochs if scenario.local_steps is None else None,
+    )
+
+
+def load_task(scenario: Scenario) -> DigitsTask:
+    """The scenario's task, on its device."""
+    dtype = DTYPES[str(scenario.dtype)]
+    device = resolve_device(scenario.device, dtype)
+    task = load_digits_task(scenario.task_seed, dtype=dtype)
+    if device.type == "cpu":
+        return task
+    names = ("train_x", "train_y", "test_x", "test_y")
+    moved = {name: getattr(task, name).to(device) for name in names}
+    return replace(task, model=copy.deepcopy(task.model).to(device), **moved)
+
+
+def split_clients(scenario: Scenario, labels: NDArray[np.int64], seed: int) -> list[np.ndarray]:
+    """Sample indices of every client."""
+    rng, clients = stream(seed, "split"), len(scenario.ranks)
+    if scenario.split == "dirichlet":
+        return dirichlet_split(labels, clients, scenario.dirichlet_alpha, rng)
+    if scenario.split == "pathological":
+        return pathological_split(labels, clients, scenario.classes_per_client, rng)
+    return iid_split(labels, clients, rng)
+
+
+def initial_lora_a(seed: int, layer: str, rank: int, d_in: int) -> NDArray[np.float64]:
+    """LoRA's initial A, (rank, d_in): uniform within 1/sqrt(d_in), as PEFT's Kaiming draw is."""
+    bound = d_in**-0.5
+    return stream(seed, "lora_A", layer).uniform(-bound, bound, size=(rank, d_in))
+
+
+class FederatedRun:
+    """One run: its clients, its global update and what is measured of it."""
+
+    def __init__(self, scenario: Scenario, rule: AggregationRule, seed: int) -> None:
+        self.scenario, self.rule, self.seed = scenario, rule, seed
+        self.task, self.config = load_task(scenario), local_config(scenario)
+        self.samples = split_clients(scenario, self.task.train_y.cpu().numpy(), seed)
+        sizes = tuple(len(own) for own in self.samples)
+        self.federation = Federation(scenario.ranks, sizes, scenario.cohort_size, scenario.sampling)
+        counts = draw_cohorts(self.federation, scenario.rounds, stream(seed, "cohorts"))
+        self.cohorts = [cohort_slots(row) for row in counts]
+        self.initial = {name: self._initial_factors(name) for name in self.task.target_modules}
+        self.state: State = self.initial
+
+    def _initial_factors(self, name: str) -> LoRAFactors:
+        weight, rank = find_linear(self.task.model, name).weight, self.federation.r_max
+        lora_a = torch.from_numpy(initial_lora_a(self.seed, name, rank, weight.shape[1])).to(weight)
+        return LoRAFactors(lora_a, weight.new_zeros(weight.shape[0], rank))
+
+    def run(self, on_progress: Callable[[float], object] = lambda runs: None) -> TrainingResult:
+        """Run all rounds."""
+        layers = self.task.target_modules
+        bases = {name: self.state[name].svd() for name in layers}
+        rows = [self._measure(bases, dict.fromkeys(layers, float("nan")))]
+        for clients, drawn in self.cohorts:
+            updates = self._train(len(rows) - 1, clients, bases)
+            preserved = {name: _mean_preservation(bases[name], updates[name]) for name in layers}
+            weights = self.federation.cohort_weights(clients, drawn)
+            self.state = {name: self._aggregate(name, updates[name], weights) for name in layers}
+            bases = {name: self.state[name].svd() for name in layers}
+            rows.append(self._measure(bases, preserved))
+            on_progress(1 / self.scenario.rounds)
+        values, accuracy, loss, preservation = (np.stack(x) for x in zip(*rows, strict=True))
+        return TrainingResult(
+            layers, values, accuracy, loss, preservation, self.federation.coverage()
+        )
+
+    def _train(
+        self, t: int, clients: NDArray[np.int64], bases: dict[str, SVD]
+    ) -> dict[str, list[LoRAFactors]]:
+        """Local updates of the cohort, per layer."""
+        ranks = [self.federation.ranks[k] for k in clients]
+        scalings = [self.scenario.client_scaling(rank) for rank in ranks]
+        adapters: Adapters = {}
+        for name in self.task.target_modules:
+            alive = _alive(bases[name][1])
+            sent = [self._allocate(name, alive, r, s) for r, s in zip(ranks, scalings, strict=True)]
+            adapters[name] = (
+                torch.stack([pad_last(f.lora_A.mT, max(ranks)).mT for f in sent]),
+                torch.stack([pad_last(f.lora_B, max(ranks)) for f in sent]),
+            )
+        trained = train_cohort(
+            self.task,
+            adapters,
+            scalings,
+            [self.samples[k] for k in clients],
+            client_streams(self.seed, t, clients.tolist()),
+            self.config,
+            clients=clients.tolist(),
+        )
+        return {
+            name: [
+                LoRAFactors(a[:r], b[:, :r], s)
+                for a, b, r, s in zip(lora_a, lora_b, ranks, scalings, strict=True)
+            ]
+            for name, (lora_a, lora_b) in trained.items()
+        }
+
+    def _allocate(self, name: str, alive: int, rank: int, scaling: float) -> LoRAFactors:
+        """What a client of this rank starts from: the global update, cut to its rank.
+
+        A direction of no energy would have both factors zero, where no gradient ever leads out; it
+        is sent as LoRA starts every direction, A random and B zero, which leaves the update as it is.
+        """
+        received = self.state[name].truncate(rank).rescale(scaling)
+        if alive >= rank:
+            return received
+        fresh = self.initial[name].lora_A[alive:rank]
+        lora_a = torch.cat([received.lora_A[:alive], fresh])
+        lora_b = torch.cat(
+            [received.lora_B[:, :alive], received.lora_B.new_zeros(received.d_out, rank - alive)], -1
+        )
+        return LoRAFactors(lora_a, lora_b, scaling)
+
+    def _aggregate(
+        self, name: str, updates: list[LoRAFactors], weights: NDArray[np.float64]
+    ) -> LoRAFactors:
+        return aggregate(
+            updates,
+            weights.tolist(),
+            self.rule,
+            rank_levels=self.federation.levels,
+            previous=self.state[name],
+            empty_partition=self.scenario.empty_partition,
+            scaling=1.0,
+        )
+
+    def _measure(
+        self, bases: dict[str, SVD], preserved: dict[str, float]
+    ) -> tuple[NDArray[np.float64], float, float, NDArray[np.float64]]:
+        accuracy, loss = evaluate(self.task, {name: f.delta() for name, f in self.state.items()})
+        values = torch.stack([s for _, s, _ in bases.values()]).double().cpu().numpy()
+        return values, accuracy, loss, np.array(list(preserved.values()))
+
+
+def _alive(singular_values: Tensor) -> int:
+    """Number of leading directions with energy above the rounding of the largest."""
+    if not bool(singular_values[0] > 0):
+        return 0
+    tiny = torch.finfo(singular_values.dtype).eps * singular_values[0]
+    return int((singular_values > tiny).sum())
+
+
+def _mean_preservation(basis: SVD, updates: list[LoRAFactors]) -> float:
+    """Mean direction-preservation index over the cohort; NaN while the global update is zero."""
+    u, s, vh = basis
+    if _alive(s) == 0:
+        return float("nan")
+    return float(torch.stack([direction_preservation(u, vh, update) for update in updates]).mean())

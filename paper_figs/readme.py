@@ -1,0 +1,56 @@
+"""Record a verification for the README and write its tables and picture from the record.
+
+`python -m paper_figs.readme` takes `results/verify`; with `--check` nothing is written and a README
+that does not match the record is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from analysis.report import digits_table, verdict_table
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "results" / "recorded"
+FIGURES = ("energies", "digits")
+
+
+def render(readme: str, report: dict[str, object]) -> str:
+    """The README with every generated block made anew."""
+    blocks = {"verdicts": verdict_table(report), "digits": digits_table(report)}
+    for name, text in blocks.items():
+        pattern = rf"(<!-- {name}: generated -->\n).*?(<!-- end -->)"
+        match = re.search(pattern, readme, flags=re.DOTALL)
+        if match is None:
+            raise SystemExit(f"README.md: expected a block '<!-- {name}: generated -->'")
+        readme = f"{readme[: match.start()]}{match[1]}{text}\n{match[2]}{readme[match.end() :]}"
+    return readme
+
+
+def main() -> None:
+    """Record, then render; or only check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", type=Path, default=ROOT / "results" / "verify")
+    parser.add_argument("--check", action="store_true", help="fail if the README is stale")
+    arguments = parser.parse_args()
+    path = ROOT / "README.md"
+    if not arguments.check:
+        RECORD.mkdir(parents=True, exist_ok=True)
+        shutil.copy(arguments.source / "report.json", RECORD / "report.json")
+        for name in FIGURES:
+            shutil.copy(arguments.source / "figures" / f"{name}.png", RECORD / f"{name}.png")
+    report = json.loads((RECORD / "report.json").read_text())
+    rendered = render(path.read_text(), report)
+    if arguments.check and rendered != path.read_text():
+        sys.exit("README.md does not match results/recorded/report.json: run `make readme`")
+    if not arguments.check:
+        path.write_text(rendered)
+
+
+if __name__ == "__main__":
+    main()

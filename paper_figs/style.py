@@ -1,0 +1,60 @@
+"""One style for all figures: sizes, fonts, colours, and files that are the same every time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
+
+SINGLE_COLUMN, DOUBLE_COLUMN = 3.4, 7.0  # inches
+PALETTE = sns.color_palette("colorblind")
+RULE_COLOURS = {"fedavg": PALETTE[3], "zero_pad": PALETTE[1], "raflora": PALETTE[0]}
+RULE_NAMES = {
+    "fedavg": "FedAvg (product space)",
+    "zero_pad": "FedAvg (zero-padded factors)",
+    "raflora": "raFLoRA",
+}
+PARTITION_COLOURS = sns.color_palette("viridis", 4)[:3]
+RC: Any = {
+    "font.family": "serif",
+    "font.serif": ["STIXGeneral", "DejaVu Serif"],
+    "mathtext.fontset": "stix",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+}
+
+
+def apply() -> None:
+    """Make the style current."""
+    mpl.rcParams.update(mpl.rcParamsDefault)
+    mpl.use("Agg")
+    mpl.rcParams.update(RC)
+
+
+def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write PNG and PDF without dates, each under a temporary name first; close the figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+    paths = []
+    for kind in ("png", "pdf"):
+        target = folder / f"{name}.{kind}"
+        temporary = folder / f".{name}.{os.getpid()}.{kind}"
+        figure.savefig(temporary, format=kind, metadata=metadata[kind])
+        temporary.replace(target)
+        paths.append(target)
+    plt.close(figure)
+    return paths[0], paths[1]
