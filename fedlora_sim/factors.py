@@ -114,6 +114,16 @@ class LoRAFactors:
         """The same update in its SVD gauge, `B = U sqrt(S)`, `A = sqrt(S) V^T`, cut to rank `r`."""
         return from_svd(*self.svd()).truncate(self.rank if r is None else r)
 
+    def column_amplitudes(self) -> Tensor:
+        """Amplitude `scaling |b_i| |a_i|` of every rank component, (..., r): `S` in the SVD gauge."""
+        return self.scaling * self.lora_B.norm(dim=-2) * self.lora_A.norm(dim=-1)
+
+    def lost_columns(self) -> Tensor:
+        """Which rank components are zero up to rounding, boolean (..., r)."""
+        amplitude = self.column_amplitudes()
+        rounding = torch.finfo(self.dtype).eps * max(self.d_in, self.d_out)
+        return amplitude <= rounding * amplitude.amax(dim=-1, keepdim=True)
+
     @classmethod
     def from_delta(cls, W: Tensor, r: int, scaling: float = 1.0) -> LoRAFactors:
         """Best rank-r approximation of a dense update, split evenly between the factors.

@@ -41,8 +41,8 @@ def simulate(
     Returns:
         Dataset with dimensions (seed, round, direction): `energy`, `rho` (at the lowest rank level
         of the federation) and `effective_rank`; `projected_energy` too at matrix fidelity;
-        accuracy, loss, `layer_energy` and `preservation` too at training fidelity. Round 0 is the initial state.
-        Attributes hold the full configuration.
+        accuracy, loss, `layer_energy` and `preservation` too at training fidelity. Round 0 is the
+        initial state. Attributes hold the full configuration.
 
     Raises:
         ValueError: naming the argument, its value and what was expected.

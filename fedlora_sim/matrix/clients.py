@@ -10,16 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedlora_sim.factors import LoRAFactors
+
 
 def split_directions(
-    lora_A: Tensor, lora_B: Tensor, scaling: float, u0: Tensor, v0: Tensor
+    state: LoRAFactors, u0: Tensor, v0: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unit directions and amplitudes of factor columns.
 
     Args:
-        lora_A: (S, r, d_in).
-        lora_B: (S, d_out, r).
-        scaling: LoRA scaling of the pair.
+        state: global factors, batch dimension S.
         u0: initial left basis, (S, d_out, r), which a lost direction falls back on: its factors
             are zero and have no direction of their own for a drift to act along.
         v0: initial right basis, (S, d_in, r).
@@ -27,13 +27,12 @@ def split_directions(
     Returns:
         u (S, d_out, r), v (S, d_in, r) and amplitudes x (S, r), non-negative.
     """
-    norm_b, norm_a = lora_B.norm(dim=-2), lora_A.norm(dim=-1)
-    x = scaling * norm_b * norm_a
-    lost = x <= torch.finfo(x.dtype).eps * x.amax(dim=-1, keepdim=True)
-    safe_b, safe_a = torch.where(lost, 1.0, norm_b), torch.where(lost, 1.0, norm_a)
-    u = torch.where(lost.unsqueeze(-2), u0, lora_B / safe_b.unsqueeze(-2))
-    v = torch.where(lost.unsqueeze(-2), v0, lora_A.mT / safe_a.unsqueeze(-2))
-    return u, v, torch.where(lost, 0.0, x)
+    lost = state.lost_columns()
+    norm_b = torch.where(lost, 1.0, state.lora_B.norm(dim=-2))
+    norm_a = torch.where(lost, 1.0, state.lora_A.norm(dim=-1))
+    u = torch.where(lost.unsqueeze(-2), u0, state.lora_B / norm_b.unsqueeze(-2))
+    v = torch.where(lost.unsqueeze(-2), v0, state.lora_A.mT / norm_a.unsqueeze(-2))
+    return u, v, torch.where(lost, 0.0, state.column_amplitudes())
 
 
 def local_factors(

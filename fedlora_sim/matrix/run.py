@@ -105,7 +105,7 @@ class _Batch:
         slots, weights = self._slots(t)
         ranks = torch.tensor(self.scenario.ranks, device=self.device)[torch.from_numpy(slots)]
         carried = ranks.unsqueeze(-1) > torch.arange(state.rank, device=self.device)
-        u, v, x = split_directions(state.lora_A, state.lora_B, state.scaling, self.u0, self.v0)
+        u, v, x = split_directions(state, self.u0, self.v0)
         gain, drift = self._local_draws(t, slots)
         lora_a, lora_b = local_factors(
             u.unsqueeze(1), v.unsqueeze(1), gain * x.unsqueeze(1) + drift, carried

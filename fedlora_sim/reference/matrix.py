@@ -54,7 +54,7 @@ def _client(
     amplitudes = np.linalg.norm(state[1], axis=0) * np.linalg.norm(state[0], axis=1)
     for i in range(rank):
         x = amplitudes[i]
-        if x <= np.finfo(float).eps * amplitudes.max():
+        if x <= np.finfo(float).eps * max(scenario.d_in, scenario.d_out) * amplitudes.max():
             x, u, v = 0.0, basis[0][:, i], basis[1][:, i]
         else:
             u = state[1][:, i] / np.linalg.norm(state[1][:, i])

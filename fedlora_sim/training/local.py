@@ -124,7 +124,7 @@ def train_cohort(
     # Longest first: the clients that are still training are then always a prefix of the stack.
     order = np.argsort(-plan.num_steps, kind="stable")
     start = {name: (A[order], B[order]) for name, (A, B) in adapters.items()}
-    model = attach(task.model, task.target_modules, start, torch.as_tensor(scaling)[order])
+    model = attach(task.model, task.target_modules, start, torch.as_tensor(scaling, dtype=torch.float64)[order])
     layers = {name: _stacked(model, name) for name in task.target_modules}
     ends = {name: (layer.lora_A.detach(), layer.lora_B.detach()) for name, layer in layers.items()}
     losses = _train(model, list(layers.values()), task, plan.take(order), config)

@@ -21,8 +21,8 @@ from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.training.batches import client_streams
 from fedlora_sim.training.digits import DigitsTask, load_digits_task
+from fedlora_sim.training.draws import initial_lora_a, split_clients
 from fedlora_sim.training.local import LocalConfig, evaluate, train_cohort
-from fedlora_sim.training.splits import dirichlet_split, iid_split, pathological_split
 from fedlora_sim.training.stacked import Adapters, find_linear
 
 State = dict[str, LoRAFactors]
@@ -98,22 +98,6 @@ def load_task(scenario: Scenario) -> DigitsTask:
     return replace(task, model=copy.deepcopy(task.model).to(device), **moved)
 
 
-def split_clients(scenario: Scenario, labels: NDArray[np.int64], seed: int) -> list[np.ndarray]:
-    """Sample indices of every client."""
-    rng, clients = stream(seed, "split"), len(scenario.ranks)
-    if scenario.split == "dirichlet":
-        return dirichlet_split(labels, clients, scenario.dirichlet_alpha, rng)
-    if scenario.split == "pathological":
-        return pathological_split(labels, clients, scenario.classes_per_client, rng)
-    return iid_split(labels, clients, rng)
-
-
-def initial_lora_a(seed: int, layer: str, rank: int, d_in: int) -> NDArray[np.float64]:
-    """LoRA's initial A, (rank, d_in): uniform within 1/sqrt(d_in), as PEFT's Kaiming draw is."""
-    bound = d_in**-0.5
-    return stream(seed, "lora_A", layer).uniform(-bound, bound, size=(rank, d_in))
-
-
 class FederatedRun:
     """One run: its clients, its global update and what is measured of it."""
 
@@ -139,7 +123,7 @@ class FederatedRun:
         bases = {name: self.state[name].svd() for name in layers}
         rows = [self._measure(bases, dict.fromkeys(layers, float("nan")))]
         for clients, drawn in self.cohorts:
-            updates = self._train(len(rows) - 1, clients, bases)
+            updates = self._train(len(rows) - 1, clients)
             preserved = {name: _mean_preservation(bases[name], updates[name]) for name in layers}
             weights = self.federation.cohort_weights(clients, drawn)
             self.state = {name: self._aggregate(name, updates[name], weights) for name in layers}
@@ -151,16 +135,13 @@ class FederatedRun:
             layers, values, accuracy, loss, preservation, self.federation.coverage()
         )
 
-    def _train(
-        self, t: int, clients: NDArray[np.int64], bases: dict[str, SVD]
-    ) -> dict[str, list[LoRAFactors]]:
+    def _train(self, t: int, clients: NDArray[np.int64]) -> dict[str, list[LoRAFactors]]:
         """Local updates of the cohort, per layer."""
         ranks = [self.federation.ranks[k] for k in clients]
         scalings = [self.scenario.client_scaling(rank) for rank in ranks]
         adapters: Adapters = {}
         for name in self.task.target_modules:
-            alive = _alive(bases[name][1])
-            sent = [self._allocate(name, alive, r, s) for r, s in zip(ranks, scalings, strict=True)]
+            sent = [self._allocate(name, r, s) for r, s in zip(ranks, scalings, strict=True)]
             adapters[name] = (
                 torch.stack([pad_last(f.lora_A.mT, max(ranks)).mT for f in sent]),
                 torch.stack([pad_last(f.lora_B, max(ranks)) for f in sent]),
@@ -182,21 +163,17 @@ class FederatedRun:
             for name, (lora_a, lora_b) in trained.items()
         }
 
-    def _allocate(self, name: str, alive: int, rank: int, scaling: float) -> LoRAFactors:
+    def _allocate(self, name: str, rank: int, scaling: float) -> LoRAFactors:
         """What a client of this rank starts from: the global update, cut to its rank.
 
         A direction of no energy would have both factors zero, where no gradient ever leads out; it
         is sent as LoRA starts every direction, A random and B zero, which leaves the update as it is.
         """
-        received = self.state[name].truncate(rank).rescale(scaling)
-        if alive >= rank:
-            return received
-        fresh = self.initial[name].lora_A[alive:rank]
-        lora_a = torch.cat([received.lora_A[:alive], fresh])
-        lora_b = torch.cat(
-            [received.lora_B[:, :alive], received.lora_B.new_zeros(received.d_out, rank - alive)], -1
-        )
-        return LoRAFactors(lora_a, lora_b, scaling)
+        state = self.state[name].truncate(rank)
+        lost, received = state.lost_columns(), state.rescale(scaling)
+        fresh = self.initial[name].lora_A[:rank]
+        lora_a = torch.where(lost.unsqueeze(-1), fresh, received.lora_A)
+        return LoRAFactors(lora_a, received.lora_B * ~lost, scaling)
 
     def _aggregate(
         self, name: str, updates: list[LoRAFactors], weights: NDArray[np.float64]
@@ -219,17 +196,9 @@ class FederatedRun:
         return values, accuracy, loss, np.array(list(preserved.values()))
 
 
-def _alive(singular_values: Tensor) -> int:
-    """Number of leading directions with energy above the rounding of the largest."""
-    if not bool(singular_values[0] > 0):
-        return 0
-    tiny = torch.finfo(singular_values.dtype).eps * singular_values[0]
-    return int((singular_values > tiny).sum())
-
-
 def _mean_preservation(basis: SVD, updates: list[LoRAFactors]) -> float:
     """Mean direction-preservation index over the cohort; NaN while the global update is zero."""
     u, s, vh = basis
-    if _alive(s) == 0:
+    if not bool(s.any()):
         return float("nan")
     return float(torch.stack([direction_preservation(u, vh, update) for update in updates]).mean())

@@ -131,7 +131,9 @@ def attach(
         base = find_linear(model, name)
         parent, _, leaf = name.rpartition(".")
         lora_A, lora_B = adapters[name]
-        layer = StackedLoRALinear(base, lora_A, lora_B, torch.as_tensor(scaling))
+        layer = StackedLoRALinear(
+            base, lora_A, lora_B, torch.as_tensor(scaling, dtype=torch.float64)
+        )
         setattr(clone.get_submodule(parent), leaf, layer)
     return clone
 

@@ -1,0 +1,26 @@
+"""The random draws of a training run besides cohorts and batches: the split and the initial A."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora_sim.randomness import stream
+from fedlora_sim.scenario import Scenario
+from fedlora_sim.training.splits import dirichlet_split, iid_split, pathological_split
+
+
+def split_clients(scenario: Scenario, labels: NDArray[np.int64], seed: int) -> list[np.ndarray]:
+    """Sample indices of every client."""
+    rng, clients = stream(seed, "split"), len(scenario.ranks)
+    if scenario.split == "dirichlet":
+        return dirichlet_split(labels, clients, scenario.dirichlet_alpha, rng)
+    if scenario.split == "pathological":
+        return pathological_split(labels, clients, scenario.classes_per_client, rng)
+    return iid_split(labels, clients, rng)
+
+
+def initial_lora_a(seed: int, layer: str, rank: int, d_in: int) -> NDArray[np.float64]:
+    """LoRA's initial A, (rank, d_in): uniform within 1/sqrt(d_in), as PEFT's Kaiming draw is."""
+    bound = d_in**-0.5
+    return stream(seed, "lora_A", layer).uniform(-bound, bound, size=(rank, d_in))
