@@ -27,10 +27,10 @@ verify: $(STAMP)  ## run the main job: predict, simulate, judge; writes results/
 	$(BIN)/fedlora-sim verify
 
 test: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: lint types  ## lint, format, types and the quick tests
-	$(BIN)/python -m pytest -m "not slow" -x
+	$(BIN)/python -m pytest -m "not slow" -x -n 2
 
 lint: $(STAMP)  ## lint and formatting, without changing anything
 	$(BIN)/ruff check

@@ -47,10 +47,6 @@ class Context:
             self._runs[label] = dataset
         return self._runs[label]
 
-    def shared_runs(self) -> dict[str, xr.Dataset]:
-        """The shared runs so far, by label."""
-        return dict(self._runs)
-
     def seeds(self, numbers: Sequence[int]) -> list[int]:
         """Seeds of the runs of these numbers."""
         return [self.seed * 1_000_000 + int(i) for i in numbers]

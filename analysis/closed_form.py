@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.cohort_laws import Array
-from analysis.moments import RoundMap, empty_probability, per_direction, round_map
+from analysis.moments import empty_probability
+from analysis.round_map import RoundMap, per_direction, round_map
 from fedlora_sim.errors import check_positive_int, expected
 from fedlora_sim.federation import Federation, parse_ranks
 

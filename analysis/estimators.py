@@ -39,10 +39,11 @@ def log_linear_rate(energy: ArrayLike, floor: float = ROUNDING_FLOOR) -> Array:
         floor: points below this share of the initial energy are left out.
 
     Returns:
-        Shape (...), `exp` of the slope; 0 where fewer than two points are left.
+        Shape (...), `exp` of the slope; 0 where fewer than two points are left, NaN where an energy
+        is not finite.
     """
     e = np.asarray(energy, dtype=np.float64)
-    keep = e > floor * e[..., :1]
+    keep = np.isfinite(e) & (e > floor * e[..., :1])
     t = np.arange(e.shape[-1], dtype=np.float64)
     count = keep.sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -50,7 +51,8 @@ def log_linear_rate(energy: ArrayLike, floor: float = ROUNDING_FLOOR) -> Array:
         mean_t, mean_log = (keep * t).sum(-1) / count, log.sum(-1) / count
         centred = keep * (t - mean_t[..., None])
         slope = (centred * (log - mean_log[..., None])).sum(-1) / (centred * centred).sum(-1)
-    return np.where(count >= 2, np.exp(slope), 0.0)
+    rate = np.where(count >= 2, np.exp(slope), 0.0)
+    return np.where(np.isfinite(e).all(-1), rate, np.nan)
 
 
 def mean_interval(samples: ArrayLike, error: float) -> Measurement:

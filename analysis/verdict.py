@@ -74,7 +74,7 @@ def judge(measurement: Measurement, prediction: Prediction) -> Verdict:
         The verdict on all q together.
     """
     low, high = measurement.low, measurement.high
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    if not np.isfinite([low, high, measurement.value]).all():
         return Verdict.REFUTED
     if ((low >= prediction.low) & (high <= prediction.high)).all():
         return Verdict.SUPPORTED

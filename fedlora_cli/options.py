@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 from fedlora_sim.errors import expected
 
@@ -20,3 +21,14 @@ def parse_assignment(text: str) -> tuple[str, object]:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name.strip(), value.strip()
+
+
+def check_folder(argument: str, value: Path, folder: Path) -> None:
+    """Refuse a folder that cannot be made because a file stands in its way.
+
+    Raises:
+        ValueError: naming the argument and the value that was given for it.
+    """
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise expected(argument, str(value), f"a place to write to ({path} is a file)")

@@ -10,7 +10,7 @@ import typer
 import xarray as xr
 from tqdm import tqdm
 
-from fedlora_cli.options import parse_assignment
+from fedlora_cli.options import check_folder, parse_assignment
 from fedlora_sim import Scenario
 from fedlora_sim import simulate as run
 from fedlora_sim.aggregation import get_rule
@@ -62,14 +62,16 @@ def simulate(
     numbers = range(first_seed, first_seed + check_positive_int("--seeds", seeds))
     if out.suffix != ".nc" or out.is_dir():
         raise expected("--out", str(out), "a file name that ends in .nc")
-    save_dataset(_collect(chosen, names, numbers, out), out)
+    check_folder("--out", out, out.parent)
+    described = {"scenario": chosen.to_attrs(), "rules": names, "seeds": list(numbers)}
+    store = RunStore(out.with_name(f".{out.name}.parts"), described)
+    save_dataset(_collect(chosen, names, numbers, store), out)
+    store.clear()
     print(f"wrote {out}")
 
 
-def _collect(scenario: Scenario, rules: list[str], numbers: range, out: Path) -> xr.Dataset:
-    """Run what is not there yet, keeping every finished piece beside the output."""
-    described = {"scenario": scenario.to_attrs(), "rules": rules, "seeds": list(numbers)}
-    store = RunStore(out.with_name(f".{out.name}.parts"), described)
+def _collect(scenario: Scenario, rules: list[str], numbers: range, store: RunStore) -> xr.Dataset:
+    """Run what is not in the store yet, keeping every finished piece there."""
     if store.count():
         print(f"going on from {store.count()} finished pieces", file=sys.stderr)
     try:
@@ -95,6 +97,4 @@ def _collect(scenario: Scenario, rules: list[str], numbers: range, out: Path) ->
         kept = f"{store.count()} finished pieces are kept in {store.folder}"
         print(f"\nstopped; {kept}; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130) from None
-    result = xr.concat(by_rule, "rule", data_vars="all", combine_attrs="drop_conflicts")
-    store.clear()
-    return result
+    return xr.concat(by_rule, "rule", data_vars="all", combine_attrs="drop_conflicts")

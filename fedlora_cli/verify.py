@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tqdm import tqdm
 
 from analysis import exhibits
@@ -18,6 +18,7 @@ from analysis.claim import Claim, Context
 from analysis.claims import digits, select
 from analysis.report import measurement_text, prediction_text, to_markdown
 from analysis.verify import claim_record, environment, holds
+from fedlora_cli.options import check_folder
 from fedlora_sim.datasets import save_dataset
 from fedlora_sim.devices import DEVICES
 from fedlora_sim.errors import check_choice, expected
@@ -42,8 +43,7 @@ def verify(
     check_choice("device", device, DEVICES)
     if seed < 0:
         raise expected("--seed", seed, "a non-negative integer")
-    if out.exists() and not out.is_dir():
-        raise expected("--out", str(out), "a folder")
+    check_folder("--out", out, out)
     store = RunStore(out / ".partial", {"seed": seed, "quick": quick, "device": device})
     if store.count():
         print(f"going on from {store.count()} finished pieces in {store.folder}", file=sys.stderr)
@@ -75,10 +75,12 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
                 print(f"{claim.id}: {verdict} ({seconds:.1f} s)", file=sys.stderr, flush=True)
         report = {"claims": records, "environment": environment(context)}
         save_dataset(exhibits.energies(context), data / "energies.nc")
-        if any(claim in digits.CLAIMS for claim in claims):
+        real = [r for c, r in zip(claims, records, strict=True) if c in digits.CLAIMS]
+        if real:
             done.set_description("digits: all runs")
-            report["digits"] = digits.summarise(context)
-            save_dataset(digits.gather(context), data / "digits.nc")
+            count = max(max(r["runs"], r["negative_control"]["runs"]) for r in real)
+            report["digits"] = digits.summarise(context, count)
+            save_dataset(digits.gather(context, count), data / "digits.nc")
     # The report comes last: where it is, everything that it speaks of is.
     draw_all(report, data, out / "figures")
     write_text(out / "report.md", to_markdown(report))
@@ -87,7 +89,14 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
 
 
 def _print_table(report: dict[str, Any], out: Path) -> None:
-    table = Table("claim", "prediction", "measured, 99% interval", "verdict", "control", "time")
+    table = Table(
+        Column("claim", no_wrap=True),
+        "prediction",
+        "measured, 99% interval",
+        "verdict",
+        "control",
+        "time",
+    )
     for c in report["claims"]:
         verdict = f"[{COLOURS[c['verdict']]}]{c['verdict']}[/]"
         control = c["negative_control"]["verdict"]

@@ -8,5 +8,4 @@ from fedlora_sim.federation import parse_ranks as parse_ranks
 from fedlora_sim.scenario import Scenario as Scenario
 from fedlora_sim.simulate import simulate as simulate
 from fedlora_sim.simulate import simulate_many as simulate_many
-
-__version__ = "0.1.0"
+from fedlora_sim.version import __version__ as __version__

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedlora_sim.federation import Federation
 from fedlora_sim.metrics import effective_rank, energy_ratio
 from fedlora_sim.scenario import Scenario
+from fedlora_sim.version import __version__
 
 DIMS = ("seed", "round", "direction")
 
@@ -92,8 +93,6 @@ def direction_coords(federation: Federation) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    from fedlora_sim import __version__
-
     return {"fedlora_sim_version": __version__, "torch_version": str(torch.__version__)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from numbers import Integral
 
 
 def expected(argument: str, value: object, expectation: str) -> ValueError:
@@ -49,6 +50,23 @@ def check_finite(argument: str, value: object, *, minimum: float | None = None) 
     if not math.isfinite(number) or (minimum is not None and number < minimum):
         raise expected(argument, value, f"a finite number{bound}")
     return number
+
+
+def check_seed(argument: str, value: object) -> int:
+    """Return `value` as an int if it is a whole number from 0 to 2**63 - 1."""
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else -1
+    if not 0 <= number < 2**63:
+        raise expected(argument, value, "a whole number of at least 0 and below 2**63")
+    return number
+
+
+def check_sequence(
+    argument: str, value: object, expectation: str = "a sequence with one value per client"
+) -> list[object]:
+    """Return the items of a list, tuple, range, set or one-dimensional array."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise expected(argument, value, expectation)
+    return list(value)
 
 
 def _is_whole(value: object) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,14 +37,12 @@ class LoRAFactors:
     scaling: float = 1.0
 
     def __post_init__(self) -> None:
-        a, b = torch.as_tensor(self.lora_A), torch.as_tensor(self.lora_B)
+        a, b = as_tensor(self.lora_A), as_tensor(self.lora_B)
         object.__setattr__(self, "lora_A", a)
         object.__setattr__(self, "lora_B", b)
         object.__setattr__(self, "scaling", check_finite("scaling", self.scaling))
         for name, tensor in (("lora_A", a), ("lora_B", b)):
-            if tensor.ndim < 2 or not tensor.is_floating_point():
-                given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-                raise expected(name, given, "a floating-point matrix, batch dimensions leading")
+            check_matrix(name, tensor)
         if a.dtype != b.dtype or a.device != b.device:
             given = f"{b.dtype} on {b.device}"
             raise expected("lora_B", given, f"lora_A's {a.dtype} on {a.device}")
@@ -115,7 +114,7 @@ class LoRAFactors:
         return from_svd(*self.svd()).truncate(self.rank if r is None else r)
 
     def column_amplitudes(self) -> Tensor:
-        """Amplitude `scaling |b_i| |a_i|` of every rank component, (..., r): `S` in the SVD gauge."""
+        """Amplitude `scaling |b_i| |a_i|` of every component, (..., r): `S` in the SVD gauge."""
         return self.scaling * self.lora_B.norm(dim=-2) * self.lora_A.norm(dim=-1)
 
     def lost_columns(self) -> Tensor:
@@ -141,12 +140,39 @@ class LoRAFactors:
         Raises:
             ValueError: if r is out of range.
         """
-        W = torch.as_tensor(W)
+        W = as_tensor(W)
+        check_matrix("W", W)
+        check_tensor_finite("W", W)
         limit = min(W.shape[-2:])
         if check_positive_int("r", r) > limit:
             raise expected("r", r, f"at most min(d_in, d_out) = {limit}")
         u, s, vh = sign_fixed_svd(W)
         return from_svd(u[..., :r], s[..., :r], vh[..., :r, :]).rescale(scaling)
+
+
+def as_tensor(values: object) -> Tensor:
+    """A tensor of tensors or NumPy arrays; arrays that torch cannot share are copied."""
+    if isinstance(values, np.ndarray) and (
+        not values.flags.writeable or min(values.strides, default=0) < 0
+    ):
+        values = values.copy()
+    return torch.as_tensor(values)
+
+
+def check_matrix(name: str, tensor: Tensor) -> None:
+    """Refuse what is not a floating-point matrix, or a batch of them."""
+    if tensor.ndim < 2 or not tensor.is_floating_point():
+        given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise expected(name, given, "a floating-point matrix, batch dimensions leading")
+
+
+def check_tensor_finite(name: str, tensor: Tensor) -> None:
+    """Refuse NaN and Inf, naming the tensor and how many entries are not finite."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        first = tensor[~finite].flatten()[0].item()
+        count = int((~finite).sum())
+        raise expected(name, first, f"finite entries ({count} of {tensor.numel()} are not)")
 
 
 def from_svd(u: Tensor, s: Tensor, vh: Tensor, r: int | None = None) -> LoRAFactors:

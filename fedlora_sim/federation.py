@@ -14,7 +14,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
+from fedlora_sim.errors import (
+    check_choice,
+    check_finite,
+    check_positive_int,
+    check_sequence,
+    expected,
+)
 
 SAMPLINGS = ("full", "without_replacement", "with_replacement", "bernoulli", "size_weighted")
 EMPTY_PARTITION = ("zero", "carry", "error")
@@ -43,7 +49,9 @@ def parse_ranks(ranks: str | Sequence[int]) -> tuple[int, ...]:
             count = check_positive_int("ranks", match[2] or "1")
             clients.extend([check_positive_int("ranks", match[1])] * count)
         return tuple(clients)
-    values = tuple(check_positive_int("ranks", r) for r in ranks)
+    expectation = "one rank per client, or text like '4x8,8x6'"
+    given = check_sequence("ranks", ranks, expectation)
+    values = tuple(check_positive_int("ranks", rank) for rank in given)
     if not values:
         raise expected("ranks", ranks, "at least one client")
     return values
@@ -51,7 +59,8 @@ def parse_ranks(ranks: str | Sequence[int]) -> tuple[int, ...]:
 
 def check_num_samples(num_samples: Sequence[float], num_clients: int) -> tuple[float, ...]:
     """Sample counts as floats: one per client, finite, non-negative and not all zero."""
-    values = tuple(check_finite("num_samples", n, minimum=0.0) for n in num_samples)
+    given = check_sequence("num_samples", num_samples)
+    values = tuple(check_finite("num_samples", n, minimum=0.0) for n in given)
     if len(values) != num_clients:
         raise expected("num_samples", list(values), f"{num_clients} values, one per client")
     if not sum(values) > 0:
@@ -90,7 +99,8 @@ class Federation:
         samples = check_num_samples(samples, len(ranks))
         if min(samples) == 0:
             raise expected("num_samples", list(samples), "every client to have some samples")
-        sampling = self.sampling or ("full" if self.cohort_size is None else "without_replacement")
+        default = "full" if self.cohort_size is None else "without_replacement"
+        sampling = default if self.sampling is None else self.sampling
         sampling = check_choice("sampling", sampling, SAMPLINGS)
         size = len(ranks) if self.cohort_size is None else self.cohort_size
         size = check_positive_int("cohort_size", size)
@@ -108,6 +118,12 @@ class Federation:
     def num_clients(self) -> int:
         """Number of clients K."""
         return len(self.ranks)
+
+    @property
+    def max_cohort(self) -> int:
+        """Most distinct clients that a cohort can hold."""
+        assert self.cohort_size is not None  # resolved in __post_init__
+        return self.num_clients if self.sampling == "bernoulli" else self.cohort_size
 
     @property
     def r_max(self) -> int:
@@ -201,21 +217,22 @@ def _bernoulli(rng: np.random.Generator, shape: tuple[int, int], probability: fl
     return counts
 
 
-def cohort_slots(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cohort_slots(counts: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The clients of every cohort, side by side.
 
     Args:
         counts: how often each client was drawn, shape (..., K).
+        size: number of slots m, at least that of the largest cohort.
 
     Returns:
-        Client numbers in ascending order and their counts, both (..., m) with m the largest cohort;
-        shorter cohorts are filled up with client 0 at count 0, which weighs nothing.
+        Client numbers in ascending order and their counts, both (..., m); cohorts of fewer clients
+        are filled up with client 0 at count 0, which weighs nothing.
     """
     rows = counts.reshape(-1, counts.shape[-1])
     row, client = np.nonzero(rows)
     sizes = np.bincount(row, minlength=len(rows))
     slot = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    clients = np.zeros((len(rows), sizes.max()), dtype=np.int64)
+    clients = np.zeros((len(rows), size), dtype=np.int64)
     drawn = np.zeros_like(clients)
     clients[row, slot], drawn[row, slot] = client, rows[row, client]
     shape = (*counts.shape[:-1], -1)

@@ -26,7 +26,9 @@ def energy_ratio(energy: ArrayLike, r: int) -> NDArray[np.float64]:
     e = np.asarray(energy, dtype=np.float64)
     total = e.sum(axis=-1)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(total > 0, e[..., :r].sum(axis=-1), np.nan) / total)
+        share = np.where(total > 0, e[..., :r].sum(axis=-1), np.nan) / total
+    # Two sums of one row may differ by a rounding; a share is never above one.
+    return np.asarray(np.minimum(share, 1.0))
 
 
 def effective_rank(energy: ArrayLike) -> NDArray[np.float64]:

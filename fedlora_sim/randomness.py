@@ -21,4 +21,5 @@ def stream(seed: int, *purpose: str | int) -> np.random.Generator:
         A NumPy generator (PCG64).
     """
     words = [zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in purpose]
-    return np.random.default_rng(np.random.SeedSequence([int(seed), *words]))
+    # The count keeps ("a",) apart from ("a", 0): a seed sequence takes no note of trailing zeros.
+    return np.random.default_rng(np.random.SeedSequence([int(seed), len(words), *words]))

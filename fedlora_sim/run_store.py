@@ -12,8 +12,8 @@ from typing import Any
 
 import xarray as xr
 
-import fedlora_sim
 from fedlora_sim.datasets import load_dataset, save_dataset
+from fedlora_sim.errors import expected
 
 
 class RunStore:
@@ -26,13 +26,19 @@ class RunStore:
     Args:
         folder: where the pieces lie; made when the first is kept.
         configuration: everything that the work depends on, JSON-serialisable.
+
+    Raises:
+        ValueError: if the folder holds something else.
     """
 
     def __init__(self, folder: str | Path, configuration: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
         described = json.dumps({**configuration, "code": code_fingerprint()}, sort_keys=True)
         self.key = hashlib.sha256(described.encode()).hexdigest()
-        if self._stored_key() != self.key:
+        stored = self._stored_key()
+        if stored is None and self._holds_something_else():
+            raise expected("folder", str(folder), "a store of finished runs, or no folder yet")
+        if stored != self.key:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _stored_key(self) -> str | None:
@@ -40,6 +46,10 @@ class RunStore:
             return (self.folder / "key").read_text()
         except OSError:
             return None
+
+    def _holds_something_else(self) -> bool:
+        """Whether anything lies there but what a store killed at its first breath leaves."""
+        return self.folder.exists() and any(p.suffix != ".tmp" for p in self.folder.iterdir())
 
     def count(self) -> int:
         """Pieces kept so far."""
@@ -90,7 +100,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def code_fingerprint() -> str:
     """Hash of the simulator's and the analysis' sources: results of other code are not reused."""
-    package = Path(fedlora_sim.__file__).parent
+    package = Path(__file__).parent
     digest = hashlib.sha256()
     for folder in (package, package.parent / "analysis"):
         for path in sorted(folder.rglob("*.py")):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_sim.devices import DEVICES, DTYPES
-from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
+from fedlora_sim.errors import check_choice, check_finite, check_positive_int, check_seed, expected
 from fedlora_sim.federation import EMPTY_PARTITION, Federation, parse_ranks
 
 FIDELITIES = ("spectral", "matrix", "training")
@@ -93,7 +93,7 @@ class Scenario:
     dirichlet_alpha: float = 0.5
     classes_per_client: int = 2
     optimizer: str = "adam"
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-3
     momentum: float = 0.0
     weight_decay: float = 0.0
     batch_size: int = 16
@@ -106,7 +106,8 @@ class Scenario:
         self._set("ranks", parse_ranks(self.ranks))
         self._set("fidelity", check_choice("fidelity", self.fidelity, FIDELITIES))
         default = "float32" if self.fidelity == "training" else "float64"
-        self._set("dtype", check_choice("dtype", self.dtype or default, DTYPES))
+        dtype = default if self.dtype is None else self.dtype
+        self._set("dtype", check_choice("dtype", dtype, DTYPES))
         for name, choices in (
             ("device", DEVICES),
             ("empty_partition", EMPTY_PARTITION),
@@ -133,15 +134,20 @@ class Scenario:
             self._set(name, check_finite(name, getattr(self, name)))
         for name in ("gain_std", "drift_std", "subspace_noise", "momentum", "weight_decay"):
             self._set(name, check_finite(name, getattr(self, name), minimum=0.0))
-        self._set("task_seed", int(check_finite("task_seed", self.task_seed, minimum=0)))
+        self._set("task_seed", check_seed("task_seed", self.task_seed))
+        if not isinstance(self.use_rslora, bool):
+            raise expected("use_rslora", self.use_rslora, "true or false")
         self._set("basis_drift", check_finite("basis_drift", self.basis_drift))
         for name in ("initial_amplitude", "spectrum_decay", "dirichlet_alpha", "learning_rate"):
-            if check_finite(name, getattr(self, name)) <= 0:
+            self._set(name, check_finite(name, getattr(self, name)))
+            if getattr(self, name) <= 0:
                 raise expected(name, getattr(self, name), "a positive number")
         if self.spectrum_decay > 1:
             raise expected("spectrum_decay", self.spectrum_decay, "a number in (0, 1]")
-        if self.lora_alpha is not None and check_finite("lora_alpha", self.lora_alpha) <= 0:
-            raise expected("lora_alpha", self.lora_alpha, "a positive number or None")
+        if self.lora_alpha is not None:
+            self._set("lora_alpha", check_finite("lora_alpha", self.lora_alpha))
+            if self.lora_alpha <= 0:
+                raise expected("lora_alpha", self.lora_alpha, "a positive number or None")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -182,7 +188,9 @@ class Scenario:
         """
         names = [f.name for f in fields(cls)]
         for name in values:
-            check_choice("scenario field", name, names)
+            if name not in names:
+                check_choice("scenario field", name, names)
+                raise expected("scenario field", name, f"{name.lower()!r}, in lower case")
         if "ranks" not in values:
             raise expected("ranks", None, 'client ranks, e.g. ranks = "4x8,8x6"')
         return cls(**{name: _from_attr(value) for name, value in values.items()})
@@ -190,7 +198,12 @@ class Scenario:
     @classmethod
     def from_attrs(cls, attrs: Mapping[Any, Any]) -> Scenario:
         """The scenario that a dataset was made with, from its attributes."""
-        return cls.from_mapping({f.name: attrs[f.name] for f in fields(cls)})
+        values = {f.name: _from_attr(attrs[f.name]) for f in fields(cls)}
+        # netCDF stores a list of one as a number, and has no booleans.
+        for name in ("ranks", "num_samples"):
+            if values[name] is not None:
+                values[name] = tuple(np.atleast_1d(values[name]).tolist())
+        return cls(**{**values, "use_rslora": bool(values["use_rslora"])})
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
@@ -203,7 +216,15 @@ def load_toml(path: str | Path) -> dict[str, Any]:
         values = tomllib.loads(Path(path).read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise expected("scenario", str(path), f"a readable TOML file ({error})") from None
-    return dict(values.get("scenario", values))
+    table = values.pop("scenario", None)
+    if table is None:
+        return values
+    if not isinstance(table, dict):
+        raise expected("scenario", table, "a table of scenario fields, [scenario]")
+    if values:
+        name = next(iter(values))
+        raise expected(name, values[name], "no field outside the [scenario] table")
+    return table
 
 
 def _to_attr(value: object) -> object:

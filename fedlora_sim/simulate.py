@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.datasets import DIMS, build_dataset
-from fedlora_sim.errors import check_finite, expected
+from fedlora_sim.errors import check_seed, expected
 from fedlora_sim.matrix import run_matrix
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.spectral import run_spectral
@@ -87,10 +87,11 @@ def simulate_many(
 
 def check_seeds(seed: int | Iterable[int]) -> tuple[int, ...]:
     """Seeds as a tuple of distinct non-negative integers."""
-    given = (seed,) if isinstance(seed, int) else tuple(seed)
-    seeds = tuple(int(check_finite("seed", s, minimum=0)) for s in given)
+    several = isinstance(seed, Iterable) and not isinstance(seed, str)
+    given = seed if several else (seed,)
+    seeds = tuple(check_seed("seed", s) for s in given)  # type: ignore[union-attr]
     if not seeds or len(set(seeds)) != len(seeds):
-        raise expected("seed", list(given), "one or more distinct non-negative integers")
+        raise expected("seed", list(seeds), "one or more distinct seeds")
     return seeds
 
 

@@ -53,8 +53,11 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     for kind in ("png", "pdf"):
         target = folder / f"{name}.{kind}"
         temporary = folder / f".{name}.{os.getpid()}.{kind}"
-        figure.savefig(temporary, format=kind, metadata=metadata[kind])
-        temporary.replace(target)
+        try:
+            figure.savefig(temporary, format=kind, metadata=metadata[kind])
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
         paths.append(target)
     plt.close(figure)
     return paths[0], paths[1]

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from fedlora_sim.aggregation.registry import get_rule
 from fedlora_sim.aggregation.rule import AggregationRule, Cohort
-from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.errors import (
+    check_choice,
+    check_finite,
+    check_positive_int,
+    check_sequence,
+    expected,
+)
+from fedlora_sim.factors import LoRAFactors, check_tensor_finite
 from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
 
 
@@ -58,7 +63,10 @@ def aggregate(
     _check_previous(previous, updates[0], levels[-1])
     empty_partition = check_choice("empty_partition", empty_partition, EMPTY_PARTITION)
     rank, scaling = _check_options(options, levels[-1])
-    cohort = Cohort.from_updates(updates, torch.tensor(weights, dtype=torch.float64), levels)
+    # A client of weight zero takes no part; relative weights fit any dtype.
+    present = [k for k, weight in enumerate(weights) if weight > 0]
+    shares = torch.tensor([weights[k] for k in present], dtype=torch.float64) / max(weights)
+    cohort = Cohort.from_updates([updates[k] for k in present], shares, levels)
     result = chosen.aggregate(cohort, previous, empty_partition).truncate(rank)
     if scaling is not None:
         result = result.rescale(scaling)
@@ -81,15 +89,6 @@ def check_updates(updates: Sequence[LoRAFactors]) -> None:
             check_tensor_finite(f"updates[{k}].{name}", tensor)
 
 
-def check_tensor_finite(name: str, tensor: Tensor) -> None:
-    """Refuse NaN and Inf, naming the tensor and how many entries are not finite."""
-    finite = torch.isfinite(tensor)
-    if not bool(finite.all()):
-        first = tensor[~finite].flatten()[0].item()
-        count = int((~finite).sum())
-        raise expected(name, first, f"finite entries ({count} of {tensor.numel()} are not)")
-
-
 def _form(update: LoRAFactors) -> str:
     """Everything but the rank that the updates of one cohort must share."""
     batch = tuple(update.lora_A.shape[:-2])
@@ -101,7 +100,7 @@ def _check_levels(
     rank_levels: Sequence[int] | None, updates: Sequence[LoRAFactors]
 ) -> tuple[int, ...]:
     ranks = [update.rank for update in updates]
-    given = ranks if rank_levels is None else rank_levels
+    given = ranks if rank_levels is None else check_sequence("rank_levels", rank_levels, "ranks")
     levels = tuple(sorted({check_positive_int("rank_levels", level) for level in given}))
     limit = min(updates[0].d_in, updates[0].d_out)
     if not levels or levels[-1] > limit:

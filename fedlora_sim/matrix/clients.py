@@ -13,9 +13,7 @@ from torch import Tensor
 from fedlora_sim.factors import LoRAFactors
 
 
-def split_directions(
-    state: LoRAFactors, u0: Tensor, v0: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def split_directions(state: LoRAFactors, u0: Tensor, v0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Unit directions and amplitudes of factor columns.
 
     Args:

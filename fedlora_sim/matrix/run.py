@@ -24,6 +24,7 @@ from fedlora_sim.federation import cohort_slots
 from fedlora_sim.matrix.clients import local_factors, split_directions
 from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.scenario import Scenario
+from fedlora_sim.threads import one_thread
 
 # Numbers in one batch of padded client factors: 40 MB in float64.
 BATCH_ELEMENTS = 5_000_000
@@ -64,10 +65,11 @@ def run_matrix(
     )
     size = max(1, BATCH_ELEMENTS // per_run)
     parts = []
-    for start in range(0, len(seeds), size):
-        chunk = seeds[start : start + size]
-        parts.append(_Batch(scenario, rule, chunk).run())
-        on_progress(len(chunk))
+    with one_thread():
+        for start in range(0, len(seeds), size):
+            chunk = seeds[start : start + size]
+            parts.append(_Batch(scenario, rule, chunk).run())
+            on_progress(len(chunk))
     return MatrixResult(
         np.concatenate([p.singular_values for p in parts]),
         np.concatenate([p.projected for p in parts]),
@@ -117,7 +119,7 @@ class _Batch:
 
     def _slots(self, t: int) -> tuple[NDArray[np.int64], Tensor]:
         """Clients of each seed's cohort, padded to one length with clients of weight zero."""
-        slots, drawn = cohort_slots(self.counts[:, t])
+        slots, drawn = cohort_slots(self.counts[:, t], self.scenario.federation.max_cohort)
         return slots, self._tensor(self.scenario.federation.cohort_weights(slots, drawn))
 
     def _local_draws(self, t: int, slots: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

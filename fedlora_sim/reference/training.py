@@ -57,7 +57,10 @@ def training_reference(scenario: Scenario, task: DigitsTask, rule: str, seed: in
                 batch_size=scenario.batch_size,
                 local_steps=scenario.local_steps,
             )
-            batches = [index[0][weight[0] > 0] for index, weight in zip(plan.index, plan.weight, strict=True)]
+            batches = [
+                index[0][weight[0] > 0]
+                for index, weight in zip(plan.index, plan.weight, strict=True)
+            ]
             updates.append((_train(scenario, task, received, scaling, batches), scaling))
         shares = federation.cohort_weights(cohort, counts[t, cohort]).tolist()
         state = {

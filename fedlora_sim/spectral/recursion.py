@@ -88,7 +88,7 @@ class CohortShares:
             ValueError: if a partition stays without contributors under `empty_partition='error'`.
         """
         federation = scenario.federation
-        slots, drawn = cohort_slots(counts)
+        slots, drawn = cohort_slots(counts, federation.max_cohort)
         weights = torch.from_numpy(federation.cohort_weights(slots, drawn)).to(device)
         clients = torch.from_numpy(slots).to(device)
         levels = torch.tensor(federation.levels, device=device)

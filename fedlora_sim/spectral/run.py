@@ -74,9 +74,8 @@ def run_spectral(
 
 def _chunks(scenario: Scenario, seeds: Sequence[int]) -> list[Sequence[int]]:
     federation = scenario.federation
-    assert federation.cohort_size is not None  # resolved when the federation was made
     per_run = scenario.rounds * max(
-        federation.cohort_size * federation.r_max, federation.num_clients
+        federation.max_cohort * federation.r_max, federation.num_clients
     )
     size = max(1, BATCH_ELEMENTS // per_run)
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]

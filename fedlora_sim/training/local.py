@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
+from fedlora_sim.threads import one_thread
 from fedlora_sim.training.batches import BatchPlan, plan_batches
 from fedlora_sim.training.digits import DigitsTask
 from fedlora_sim.training.stacked import Adapters, StackedLoRALinear, attach, find_linear
@@ -110,10 +112,9 @@ def train_cohort(
         DivergedError: if a client's loss or adapters become non-finite; names client and step.
         ValueError: on arguments that do not fit each other.
     """
-    _check_samples(samples, len(task.train_y))
     names = range(len(samples)) if clients is None else clients
-    if len(names) != len(samples):
-        raise expected("clients", list(names), f"{len(samples)} identifiers, one per client")
+    _check_samples(samples, len(task.train_y))
+    _check_sizes(len(samples), adapters, scaling=scaling, rngs=rngs, clients=names)
     plan = plan_batches(
         samples,
         rngs,
@@ -124,19 +125,19 @@ def train_cohort(
     # Longest first: the clients that are still training are then always a prefix of the stack.
     order = np.argsort(-plan.num_steps, kind="stable")
     start = {name: (A[order], B[order]) for name, (A, B) in adapters.items()}
-    model = attach(task.model, task.target_modules, start, torch.as_tensor(scaling, dtype=torch.float64)[order])
+    scales = torch.as_tensor(scaling, dtype=torch.float64)[order]
+    model = attach(task.model, task.target_modules, start, scales)
     layers = {name: _stacked(model, name) for name in task.target_modules}
     ends = {name: (layer.lora_A.detach(), layer.lora_B.detach()) for name, layer in layers.items()}
-    losses = _train(model, list(layers.values()), task, plan.take(order), config)
+    with one_thread():
+        losses = _train(model, list(layers.values()), task, plan.take(order), config)
     back = np.argsort(order)
     trained = {name: (A[back], B[back]) for name, (A, B) in ends.items()}
     _check_finite(losses[:, back], trained, plan.num_steps, names, config)
     return trained
 
 
-def evaluate(
-    task: DigitsTask, deltas: Mapping[str, Tensor] | None = None
-) -> tuple[float, float]:
+def evaluate(task: DigitsTask, deltas: Mapping[str, Tensor] | None = None) -> tuple[float, float]:
     """Test accuracy and mean cross-entropy of the model with an update merged into its weights.
 
     Args:
@@ -156,7 +157,7 @@ def evaluate(
         if delta.shape != weight.shape:
             raise expected("deltas", tuple(delta.shape), f"{tuple(weight.shape)} for {name!r}")
         merged[f"{name}.weight"] = weight + delta.to(weight)
-    with torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         logits = functional_call(task.model, merged, (task.test_x,))
         loss = functional.cross_entropy(logits, task.test_y)
         accuracy = (logits.argmax(dim=1) == task.test_y).double().mean()
@@ -187,7 +188,7 @@ def _train(
         each = functional.cross_entropy(logits, task.train_y[batch], reduction="none")
         loss = (each.view(active, -1) * weight[step, :active]).sum(dim=1)
         optimizer.zero_grad()
-        loss.sum().backward()  # type: ignore[no-untyped-call]
+        loss.sum().backward()
         optimizer.step()
         losses[step, :active] = loss.detach()
     return losses
@@ -197,9 +198,7 @@ def _parameters(layers: Sequence[StackedLoRALinear]) -> list[nn.Parameter]:
     return [factor for layer in layers for factor in (layer.lora_A, layer.lora_B)]
 
 
-def _optimizer(
-    config: LocalConfig, layers: Sequence[StackedLoRALinear]
-) -> torch.optim.Optimizer:
+def _optimizer(config: LocalConfig, layers: Sequence[StackedLoRALinear]) -> torch.optim.Optimizer:
     """A fresh optimiser over the stacked adapters, elementwise and therefore per client."""
     parameters = _parameters(layers)
     rate, decay = config.learning_rate, config.weight_decay
@@ -253,6 +252,15 @@ def _check_samples(samples: Sequence[np.ndarray], num_samples: int) -> None:
             raise expected(f"samples[{client}]", span, f"indices in 0..{num_samples - 1}")
 
 
+def _check_sizes(num_clients: int, adapters: Adapters, **others: Sequence[Any] | Tensor) -> None:
+    """Refuse arguments that speak of more or fewer clients than `samples` does."""
+    sizes = {argument: len(value) for argument, value in others.items()}
+    sizes |= {f"adapters[{name!r}]": len(lora_A) for name, (lora_A, _) in adapters.items()}
+    for argument, size in sizes.items():
+        if size != num_clients:
+            raise expected(argument, f"{size} clients", f"{num_clients}, as many as samples")
+
+
 def _check_finite(
     losses: Tensor,
     trained: Adapters,
@@ -271,4 +279,5 @@ def _check_finite(
             bad = ~torch.isfinite(factor).all(dim=(1, 2))
             if bad.any():
                 client = int(bad.nonzero()[0])
-                raise DivergedError(clients[client], int(num_steps[client]) - 1, config.learning_rate)
+                last = int(num_steps[client]) - 1
+                raise DivergedError(clients[client], last, config.learning_rate)

@@ -19,6 +19,7 @@ from fedlora_sim.lowrank import pad_last
 from fedlora_sim.metrics import direction_preservation
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
+from fedlora_sim.threads import one_thread
 from fedlora_sim.training.batches import client_streams
 from fedlora_sim.training.digits import DigitsTask, load_digits_task
 from fedlora_sim.training.draws import initial_lora_a, split_clients
@@ -70,7 +71,8 @@ def run_training(
     Returns:
         One result per seed.
     """
-    return [FederatedRun(scenario, rule, seed).run(on_progress) for seed in seeds]
+    with one_thread():
+        return [FederatedRun(scenario, rule, seed).run(on_progress) for seed in seeds]
 
 
 def local_config(scenario: Scenario) -> LocalConfig:
@@ -108,7 +110,7 @@ class FederatedRun:
         sizes = tuple(len(own) for own in self.samples)
         self.federation = Federation(scenario.ranks, sizes, scenario.cohort_size, scenario.sampling)
         counts = draw_cohorts(self.federation, scenario.rounds, stream(seed, "cohorts"))
-        self.cohorts = [cohort_slots(row) for row in counts]
+        self.cohorts = [cohort_slots(row, int(np.count_nonzero(row))) for row in counts]
         self.initial = {name: self._initial_factors(name) for name in self.task.target_modules}
         self.state: State = self.initial
 
@@ -167,7 +169,7 @@ class FederatedRun:
         """What a client of this rank starts from: the global update, cut to its rank.
 
         A direction of no energy would have both factors zero, where no gradient ever leads out; it
-        is sent as LoRA starts every direction, A random and B zero, which leaves the update as it is.
+        is sent as LoRA starts every direction, A random and B zero: the update stays as it is.
         """
         state = self.state[name].truncate(rank)
         lost, received = state.lost_columns(), state.rescale(scaling)

@@ -27,7 +27,7 @@ from torch.nn import functional
 from fedlora_sim.errors import expected
 
 Adapters = dict[str, tuple[Tensor, Tensor]]
-"""Module name -> (`lora_A` (K, r, d_in), `lora_B` (K, d_out, r)), padded to one rank r per cohort."""
+"""Module name -> (`lora_A` (K, r, d_in), `lora_B` (K, d_out, r)), padded to one rank r."""
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

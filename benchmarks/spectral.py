@@ -1,0 +1,80 @@
+"""Time of the spectral fidelity at 1,000 seeds x 200 rounds x 100 clients, after its equality.
+
+Run as `python -m benchmarks.spectral`; writes results/bench/spectral.json.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedlora_sim import Scenario, parse_ranks, rule_names, simulate
+from fedlora_sim.datasets import versions
+from fedlora_sim.reference.spectral import spectral_reference
+from fedlora_sim.run_store import write_text
+from fedlora_sim.tolerances import relative
+
+OUT = Path("results/bench/spectral.json")
+SCENARIO = Scenario(parse_ranks("4x40,8x30,16x30"), cohort_size=10, rounds=200)
+NOISE = {"gain_std": 0.1, "drift_std": 0.02}
+SEEDS, REPEATS = 1_000, 5
+
+
+def largest_difference(rule: str) -> float:
+    """Relative difference in norm from the per-client reference, on one noise-free run."""
+    fast = simulate(SCENARIO, rule=rule, seed=0).energy.values[0]
+    slow = spectral_reference(SCENARIO, rule, seed=0) ** 2
+    return float(np.linalg.norm(fast - slow) / np.linalg.norm(slow))
+
+
+def measure(scenario: Scenario, rule: str) -> dict[str, float]:
+    """Wall and CPU seconds: median, least and most of the repeats."""
+    wall, cpu = [], []
+    for _ in range(REPEATS):
+        started = time.perf_counter(), time.process_time()
+        simulate(scenario, rule=rule, seed=range(SEEDS))
+        wall.append(time.perf_counter() - started[0])
+        cpu.append(time.process_time() - started[1])
+    return {
+        "wall_median": statistics.median(wall),
+        "wall_min": min(wall),
+        "wall_max": max(wall),
+        "cpu_median": statistics.median(cpu),
+    }
+
+
+def main() -> None:
+    """Equality first, then the times, for every rule and for one and two threads."""
+    rows = []
+    for rule in rule_names():
+        difference = largest_difference(rule)
+        if difference > relative("reduction"):
+            raise SystemExit(f"{rule}: differs from the reference by {difference:.2e}; not timed")
+        for noise in ({}, NOISE):
+            if noise and rule == "zero_pad":
+                continue  # its unlike clients have no shortcut: minutes, not seconds
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                times = measure(SCENARIO.replace(**noise), rule)
+                rows.append({"rule": rule, "noise": bool(noise), "threads": threads, **times})
+                spread = f"{times['wall_min']:.2f} to {times['wall_max']:.2f}"
+                print(f"{rows[-1]}  ({spread} s)")
+    record = {
+        "seeds": SEEDS,
+        "scenario": SCENARIO.to_attrs(),
+        "rows": rows,
+        "cpu": platform.processor() or platform.machine(),
+        **versions(),
+    }
+    write_text(OUT, json.dumps(record, indent=1, default=int) + "\n")
+    print(f"wrote {OUT}")
+
+
+if __name__ == "__main__":
+    main()

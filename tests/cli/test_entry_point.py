@@ -1,0 +1,113 @@
+"""The installed `fedlora-sim`, as a process of its own: what a user's shell sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from fedlora_sim.datasets import load_dataset
+
+PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
+# One thread: small matrices on a busy machine spend their time waiting for the second.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+LONG_RUN = (
+    *("simulate", "--fidelity", "matrix", "--ranks", "2x2,4x2", "--rounds", "40"),
+    *("--set", "subspace_noise=0.05", "--seeds", "120", "--rule", "fedavg"),
+)
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PROGRAM, *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    done = call(tmp_path, "simulate", "--out", "x.nc", "--ranks", "4x8", "--cohort", "9")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "fedlora-sim: cohort_size=9: expected at most the federation's 8 clients\n"
+    )
+    assert done.stdout == ""
+    assert not files(tmp_path)
+
+
+def test_verify_one_claim(tmp_path: Path) -> None:
+    done = call(tmp_path, "verify", "--quick", "--claim", "staircase", "--out", "results")
+    assert done.returncode == 0, done.stderr
+    assert "staircase" in done.stdout
+    assert "supported" in done.stdout
+    assert files(tmp_path / "results") == {
+        "report.json",
+        "report.md",
+        "data/energies.nc",
+        "figures/energies.png",
+        "figures/energies.pdf",
+    }
+    report = json.loads((tmp_path / "results" / "report.json").read_text())
+    (claim,) = report["claims"]
+    assert (claim["id"], claim["verdict"]) == ("staircase", "supported")
+    assert claim["negative_control"]["verdict"] == "refuted"
+    assert report["environment"]["quick"] is True
+    assert "staircase" in (tmp_path / "results" / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, id="ctrl-c"),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="kill -9", marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_run_leaves_no_file_and_goes_on(
+    fedlora: Callable, here: Path, number: int, code: int
+) -> None:
+    process = subprocess.Popen(
+        [PROGRAM, *LONG_RUN, "--out", "x.nc"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    parts = here / ".x.nc.parts"
+    deadline = time.monotonic() + 120
+    while not list(parts.glob("fedavg-*.nc")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == code
+    assert out == ""
+    assert "Traceback" not in err
+    assert not (here / "x.nc").exists()
+    if number == signal.SIGINT:
+        assert "the same command goes on from there" in err
+        assert "finished pieces" in err
+
+    again = fedlora(*LONG_RUN, "--out", "x.nc")
+    assert again.code == 0
+    assert "going on from" in again.err
+    assert files(here) == {"x.nc"}
+    assert fedlora(*LONG_RUN, "--out", "y.nc").code == 0
+    xr.testing.assert_identical(load_dataset("x.nc"), load_dataset("y.nc"))

@@ -1,0 +1,236 @@
+"""`fedlora-sim verify`: reports, exit codes and interruptions, with claims made for the purpose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+import fedlora_cli.verify as command
+from analysis import exhibits
+from analysis.claim import Claim, Context, NegativeControl
+from analysis.claims import digits
+from analysis.verdict import Prediction
+from fedlora_sim import Scenario
+from fedlora_sim.datasets import build_dataset, load_dataset
+from fedlora_sim.errors import check_choice
+from paper_figs import digits as digits_figure
+
+
+class Measured:
+    """An experiment that finds one value, and counts its runs."""
+
+    def __init__(self, value: float) -> None:
+        self.value, self.runs, self.stop = value, 0, False
+
+    def __call__(self, numbers: Sequence[int], context: Context) -> np.ndarray:
+        if self.stop:
+            raise KeyboardInterrupt
+        self.runs += len(numbers)
+        return np.full((len(numbers), 1), self.value)
+
+
+def claim(name: str, value: float = 1.0, **changes: object) -> Claim:
+    made = Claim(
+        id=name,
+        statement="The value is one.",
+        source="ours",
+        assumptions="none",
+        fidelity="spectral",
+        quantities=("value",),
+        predict=partial(Prediction.within, 1.0, 0.1),
+        experiment=Measured(value),
+        control=NegativeControl("the value is three", partial(Prediction.within, 3.0, 0.1)),
+    )
+    return replace(made, **changes)
+
+
+CASES = {
+    "true": claim("true"),
+    "false": claim("false", 2.0),
+    "false-conjecture": claim("false-conjecture", 2.0, kind="conjecture"),
+    "untested": claim("untested", control=NegativeControl("nothing", lambda: CASES_RIGHT)),
+}
+CASES_RIGHT = Prediction.within(1.0, 0.1)
+
+
+@pytest.fixture(autouse=True)
+def small_house(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claims of this file in place of the project's, few points, and no pictures."""
+
+    def select(names: Sequence[str] | None) -> tuple[Claim, ...]:
+        return tuple(CASES[check_choice("claim", name, CASES)] for name in names or CASES)
+
+    monkeypatch.setattr(command, "select", select)
+    monkeypatch.setattr(command, "draw_all", lambda report, data, out: [])
+    small = exhibits.ENERGIES.replace(ranks="1,2,3", rounds=2, d_in=6, d_out=5)
+    monkeypatch.setattr(exhibits, "ENERGIES", small)
+
+
+def verify(fedlora: Callable, *names: str, strict: bool = False) -> int:
+    options = [text for name in names for text in ("--claim", name)]
+    return fedlora("verify", "--out", "v", *options, *(["--strict"] if strict else [])).code
+
+
+def report() -> dict:
+    return json.loads(Path("v/report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (["true"], 0),
+        (["false"], 1),
+        (["untested"], 1),
+        (["true", "false"], 1),
+        (["true", "false-conjecture"], 0),
+    ],
+)
+def test_strict_fails_unless_every_theorem_is_supported(
+    fedlora: Callable, names: list[str], code: int
+) -> None:
+    assert verify(fedlora, *names, strict=True) == code
+    assert [c["id"] for c in report()["claims"]] == names
+
+
+def test_without_strict_a_refuted_claim_is_a_result(fedlora: Callable) -> None:
+    outcome = fedlora("verify", "--out", "v", "--claim", "false", "--claim", "untested")
+    assert outcome.code == 0
+    assert [c["verdict"] for c in report()["claims"]] == ["refuted", "undecided"]
+    assert "refuted" in outcome.out
+    assert "undecided" in outcome.out
+    text = Path("v/report.md").read_text()
+    assert "### untested: undecided (the check did not refute its negative control)" in text
+
+
+def test_seed_and_effort_reach_the_report(fedlora: Callable) -> None:
+    fedlora("verify", "--out", "v", "--claim", "true", "--seed", "5", "--quick")
+    environment = report()["environment"]
+    assert (environment["seed"], environment["quick"]) == (5, True)
+
+
+def test_default_folder(fedlora: Callable) -> None:
+    assert fedlora("verify", "--claim", "true").code == 0
+    assert Path("results/verify/report.json").exists()
+
+
+def test_a_long_claim_name_is_shown_whole(
+    fedlora: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "zero-pad-fourth-power"
+    monkeypatch.setitem(CASES, name, claim(name))
+    assert name in fedlora("verify", "--out", "v", "--claim", name).out
+
+
+def test_nothing_temporary_is_left(fedlora: Callable, here: Path) -> None:
+    assert verify(fedlora, "true") == 0
+    assert not [p for p in here.rglob("*") if p.name.startswith(".") or "tmp" in p.suffix]
+
+
+def test_ctrl_c_keeps_finished_claims_and_goes_on(fedlora: Callable) -> None:
+    first, second = CASES["true"].experiment, CASES["false"].experiment
+    first.runs, second.stop = 0, True
+    stopped = fedlora("verify", "--out", "v", "--claim", "true", "--claim", "false")
+    assert stopped.code == 130
+    assert "1 finished pieces are kept in v/.partial; the same command goes on" in stopped.err
+    assert not Path("v/report.json").exists()
+
+    second.stop, once = False, first.runs
+    again = fedlora("verify", "--out", "v", "--claim", "true", "--claim", "false")
+    assert again.code == 0
+    assert "going on from 1 finished pieces" in again.err
+    assert first.runs == once
+    assert [c["verdict"] for c in report()["claims"]] == ["supported", "refuted"]
+    assert not Path("v/.partial").exists()
+
+
+def test_kept_claims_of_another_seed_are_measured_anew(fedlora: Callable) -> None:
+    first, second = CASES["true"].experiment, CASES["false"].experiment
+    second.stop = True
+    assert verify(fedlora, "true", "false") == 130
+    second.stop, once = False, first.runs
+    assert fedlora("verify", "--out", "v", "--claim", "true", "--seed", "1").code == 0
+    assert first.runs > once
+
+
+def fine_tuned(
+    scenario: Scenario, *, rule: str, seed: Sequence[int], on_progress: object = None
+) -> xr.Dataset:
+    """A made-up fine-tuning run that collapses where the real one does.
+
+    FedAvg's runs differ so much that its claim asks for more of them than the others do.
+    """
+    (number,) = seed if isinstance(seed, Sequence) else (seed,)
+    keeps = rule == "raflora" or min(scenario.ranks) == max(scenario.ranks) == 16
+    lost = 0.004 + 0.008 * (number % 2) if rule == "fedavg" else 1e-5
+    energy = np.full((1, scenario.rounds + 1, max(scenario.ranks)), 1e-7)
+    energy[..., 0], energy[..., -1] = 1.0, 1.0 if keeps else lost
+    accuracy = np.full(energy.shape[:2], 0.9 if keeps else 0.8)
+    extra = {"accuracy": (("seed", "round"), accuracy)}
+    return build_dataset(scenario, rule, (number,), energy, extra)
+
+
+@pytest.fixture
+def digits_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the project's digits claims, on made-up runs."""
+    monkeypatch.setattr(digits, "simulate", fine_tuned)
+    for made in digits.CLAIMS:
+        monkeypatch.setitem(CASES, made.id, made)
+    return [made.id for made in digits.CLAIMS]
+
+
+def verify_digits(fedlora: Callable, ids: list[str]) -> Any:
+    return fedlora("verify", "--out", "v", "--quick", *(t for n in ids for t in ("--claim", n)))
+
+
+def test_digits_are_tabled_and_can_be_drawn(fedlora: Callable, digits_ids: list[str]) -> None:
+    assert verify_digits(fedlora, digits_ids).code == 0
+    rows = {row["run"]: row for row in report()["digits"]}
+    assert list(rows) == list(digits.RUNS)
+    assert {row["runs"] for row in rows.values()} == {4}
+    assert rows["raflora"]["rho"] == pytest.approx(0.5, abs=1e-5)
+    assert rows["equal_rank_16"]["accuracy"] == pytest.approx(0.9)
+    for row in rows.values():
+        for name in ("accuracy", "rho", "effective_rank"):
+            low, high = row[f"{name}_interval"]
+            assert low <= row[name] <= high
+    assert "equal_rank_16" in Path("v/report.md").read_text()
+    data = load_dataset("v/data/digits.nc")
+    assert data.rho.sizes == {"run": len(rows), "seed": 4, "round": digits.QUICK_ROUNDS + 1}
+    figure, axes = digits_figure.draw(data)
+    assert len(axes) == 2
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("finished", [3, 99], ids=["after three", "after all"])
+def test_an_interrupted_digits_run_reports_on_as_many_runs(
+    fedlora: Callable, digits_ids: list[str], monkeypatch: pytest.MonkeyPatch, finished: int
+) -> None:
+    measure, left = command.claim_record, iter(range(finished))
+
+    def stop_later(made: Claim, context: Context) -> dict:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return measure(made, context)
+
+    def stop(context: Context) -> xr.Dataset:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "claim_record", stop_later)
+        patch.setattr(command.exhibits, "energies", stop)
+        assert verify_digits(fedlora, digits_ids).code == 130
+    again = verify_digits(fedlora, digits_ids)
+    assert again.code == 0, again.err
+    rows = {row["run"]: row for row in report()["digits"]}
+    assert list(rows) == list(digits.RUNS)
+    assert {row["runs"] for row in rows.values()} == {4}
+    assert rows["fedavg"]["rho"] == pytest.approx(0.992, abs=1e-3)

@@ -1,0 +1,114 @@
+"""The rooms of the house: imports go one way, files stay short, nothing goes round in circles."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("fedlora_sim", "analysis", "paper_figs", "fedlora_cli")
+FAST_PATH = ("aggregation", "spectral", "matrix", "lowrank")
+FAST_TRAINING = ("training.stacked", "training.local", "training.rounds")
+MAX_LINES = 300
+
+
+@cache
+def modules():
+    """Every module of the project by dotted name."""
+    found = {}
+    for path in (p for package in PACKAGES for p in (ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def tree(module):
+    return ast.parse(modules()[module].read_text())
+
+
+@cache
+def imports(module):
+    """Dotted names that a module imports, wherever in the file it does so."""
+    names = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
+
+
+@cache
+def dependencies(module):
+    """Modules that a module imports: of `from a import b` the module a.b, or a if b is a name."""
+    return {
+        name if name in modules() else name.rpartition(".")[0]
+        for name in imports(module)
+        if inside(name, module.partition(".")[0])
+    }
+
+
+def inside(name, package):
+    return name == package or name.startswith(f"{package}.")
+
+
+def members(package):
+    found = [module for module in modules() if inside(module, package)]
+    assert found, f"no module in {package}"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("room", "above"),
+    [
+        ("fedlora_sim", ("analysis", "paper_figs", "fedlora_cli", "tests", "benchmarks")),
+        ("analysis", ("paper_figs", "fedlora_cli", "tests", "benchmarks")),
+        ("paper_figs", ("fedlora_cli", "tests", "benchmarks")),
+    ],
+)
+def test_imports_go_one_way(room, above):
+    wrong = {
+        (module, name)
+        for module in members(room)
+        for name in imports(module)
+        if any(inside(name, package) for package in above)
+    }
+    assert not wrong
+
+
+def test_figures_never_simulate():
+    engines = {"simulate", "simulate_many", "run_spectral", "run_matrix", "run_training"}
+    for module in members("paper_figs"):
+        assert not {name.rpartition(".")[2] for name in imports(module)} & engines
+        calls = [node.func for node in ast.walk(tree(module)) if isinstance(node, ast.Call)]
+        called = {getattr(call, "attr", getattr(call, "id", None)) for call in calls}
+        assert not called & engines
+
+
+def test_the_reference_shares_nothing_with_the_fast_path():
+    """Neither directly nor through what it imports."""
+    forbidden = [f"fedlora_sim.{name}" for name in (*FAST_PATH, *FAST_TRAINING)]
+    seen, waiting = set(), set(members("fedlora_sim.reference"))
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        assert not [n for n in imports(module) for f in forbidden if inside(n, f)], module
+        waiting |= dependencies(module) - seen
+
+
+def test_no_import_goes_round_in_a_circle():
+    graph = {module: dependencies(module) for module in members("fedlora_sim")}
+    order = list(TopologicalSorter(graph).static_order())
+    assert sorted(order) == sorted(graph)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_files_stay_short(package):
+    lengths = {module: modules()[module].read_text().count("\n") for module in members(package)}
+    assert {module: n for module, n in lengths.items() if n > MAX_LINES} == {}

@@ -1,0 +1,114 @@
+"""Finished pieces on disk: kept, resumed, dropped when they belong to other work."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import xarray as xr
+
+from fedlora_sim import Scenario, run_store, simulate
+from fedlora_sim.run_store import RunStore, write_text
+
+CONFIGURATION = {"ranks": [2, 3], "seed": 1, "nested": {"b": 1, "a": None}}
+DATASET = simulate(Scenario("2x2", rounds=2), seed=3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "parts"
+
+
+def filled(folder):
+    store = RunStore(folder, CONFIGURATION)
+    store.put_run("fedavg-3", DATASET)
+    store.put_record("claim", {"verdict": "supported", "interval": [0.5, 1.0]})
+    return store
+
+
+def assert_kept(store):
+    assert store.count() == 2
+    xr.testing.assert_equal(store.get_run("fedavg-3"), DATASET)
+    assert store.get_record("claim") == {"verdict": "supported", "interval": [0.5, 1.0]}
+
+
+def test_nothing_is_made_until_something_is_kept(folder):
+    store = RunStore(folder, CONFIGURATION)
+    assert store.count() == 0
+    assert store.get_run("fedavg-3") is None
+    assert store.get_record("claim") is None
+    assert not folder.exists()
+
+
+def test_pieces_are_kept_and_found_again_by_the_same_work(folder):
+    assert_kept(filled(folder))
+    reordered = dict(reversed(CONFIGURATION.items()))
+    assert_kept(RunStore(folder, reordered))
+    assert_kept(RunStore(str(folder), CONFIGURATION))
+
+
+def test_a_label_keeps_its_last_piece(folder):
+    store = filled(folder)
+    store.put_record("claim", {"verdict": "refuted"})
+    assert store.get_record("claim") == {"verdict": "refuted"}
+    assert store.count() == 2
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"ranks": [3, 2]}, {"extra": 1}])
+def test_pieces_of_another_configuration_are_dropped(folder, change):
+    filled(folder)
+    other = RunStore(folder, {**CONFIGURATION, **change})
+    assert other.count() == 0
+    assert other.get_run("fedavg-3") is None
+    assert RunStore(folder, CONFIGURATION).count() == 0
+
+
+def test_pieces_of_other_code_are_dropped(folder, monkeypatch):
+    filled(folder)
+    monkeypatch.setattr(run_store, "code_fingerprint", lambda: "of another day")
+    assert RunStore(folder, CONFIGURATION).get_run("fedavg-3") is None
+
+
+def test_a_store_killed_before_its_key_was_written_starts_anew(folder):
+    folder.mkdir()
+    (folder / ".key.123.tmp").write_text("half")
+    store = filled(folder)
+    assert_kept(store)
+    assert_kept(RunStore(folder, CONFIGURATION))
+
+
+def test_half_written_pieces_do_not_count(folder):
+    filled(folder)
+    (folder / ".fedavg-4.nc.123.tmp").write_bytes(b"half")
+    store = RunStore(folder, CONFIGURATION)
+    assert_kept(store)
+    assert store.get_run("fedavg-4") is None
+
+
+def test_clear_drops_everything(folder):
+    store = filled(folder)
+    store.clear()
+    assert not folder.exists()
+    store.put_record("claim", {"verdict": "supported"})
+    assert RunStore(folder, CONFIGURATION).count() == 1
+
+
+def test_a_folder_that_is_not_a_store_is_never_deleted(tmp_path):
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("three years")
+    with contextlib.suppress(ValueError):
+        RunStore(tmp_path, CONFIGURATION)
+    assert thesis.exists()
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path):
+    path = write_text(tmp_path / "new" / "report.md", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \ud800")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["report.md"]
+
+
+def test_the_fingerprint_is_that_of_the_sources():
+    assert run_store.code_fingerprint() == run_store.code_fingerprint()
+    assert len(run_store.code_fingerprint()) == 64

@@ -1,0 +1,170 @@
+"""Scenarios: fields, attributes there and back, TOML, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from simulator_cases import assert_close
+
+from fedlora_sim import Scenario
+from fedlora_sim.scenario import load_toml
+
+FULL = Scenario(
+    "2x2,3x1",
+    fidelity="matrix",
+    rounds=7,
+    num_samples=(5, 1, 2),
+    cohort_size=2,
+    sampling="with_replacement",
+    empty_partition="zero",
+    dtype="float32",
+    gain_std=0.5,
+    heterogeneity="persistent",
+    d_in=5,
+    d_out=4,
+    local_steps=None,
+    lora_alpha=16.0,
+    use_rslora=True,
+)
+
+
+@pytest.mark.parametrize(
+    "scenario", [FULL, Scenario("4x8,8x6"), Scenario([3]), Scenario([2], num_samples=[7])]
+)
+def test_attributes_lead_back(scenario):
+    attrs = scenario.to_attrs()
+    assert set(attrs) == {field.name for field in dataclasses.fields(Scenario)}
+    assert Scenario.from_attrs({**attrs, "rule": "raflora"}) == scenario
+    assert hash(Scenario.from_attrs(attrs)) == hash(scenario)
+
+
+def test_text_and_sequences_are_one_scenario():
+    assert Scenario("2x2,3x1") == Scenario([2, 2, 3]) == Scenario(np.array([2, 2, 3]))
+    assert Scenario("4x2", fidelity="MATRIX").fidelity == "matrix"
+    assert (Scenario("4").dtype, Scenario("4", fidelity="training").dtype) == ("float64", "float32")
+
+
+def test_the_initial_spectrum_is_geometric():
+    scenario = Scenario("1x2,4x1", initial_amplitude=2.0, spectrum_decay=0.5)
+    assert_close(scenario.initial_amplitudes, [2.0, 1.0, 0.5, 0.25])
+
+
+def test_client_scaling():
+    assert Scenario("4").client_scaling(4) == 1.0
+    assert Scenario("4", lora_alpha=16).client_scaling(4) == 4.0
+    assert Scenario("4", lora_alpha=16, use_rslora=True).client_scaling(4) == 8.0
+
+
+def test_replace_checks_again():
+    assert FULL.replace(rounds=3).rounds == 3
+    assert FULL.replace(rounds=3).ranks == FULL.ranks
+    with pytest.raises(ValueError, match="rounds=0"):
+        FULL.replace(rounds=0)
+
+
+@pytest.mark.parametrize("table", ["", "[scenario]\n"])
+def test_toml_at_the_top_or_in_its_table(tmp_path, table):
+    path = tmp_path / "scenario.toml"
+    path.write_text(
+        table
+        + 'ranks = "2x2,3x1"\nnum_samples = [5, 1, 2]\nlocal_steps = "none"\nuse_rslora = true\n'
+    )
+    wanted = Scenario("2x2,3x1", num_samples=(5, 1, 2), local_steps=None, use_rslora=True)
+    assert Scenario.from_mapping(load_toml(path)) == wanted
+
+
+@pytest.mark.parametrize("text", ["ranks = ", "ranks = [1,", b"\xff\xfe", "scenario = 3\n"])
+def test_toml_that_cannot_be_read_is_named(tmp_path, text):
+    path = tmp_path / "broken.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"broken\.toml|scenario=3"):
+        load_toml(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"absent\.toml"):
+        load_toml(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ranks": "4", "round": 3}, "'round'.*did you mean 'rounds'"),
+        ({"ranks": "4", "Rounds": 3}, "'Rounds'"),
+        ({"ranks": "4", "colour": "red"}, "'colour'.*expected one of"),
+        ({"rounds": 3}, "ranks=None"),
+        ({}, "ranks=None"),
+    ],
+)
+def test_unknown_or_missing_fields_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        Scenario.from_mapping(values)
+
+
+BAD = [
+    {"ranks": "4x0"},
+    {"ranks": ()},
+    {"fidelity": "spectrall"},
+    {"rounds": 0},
+    {"rounds": 1.5},
+    {"num_samples": (1, 2)},
+    {"cohort_size": 4},
+    {"cohort_size": 0},
+    {"sampling": "poisson"},
+    {"empty_partition": "keep"},
+    {"dtype": "float16"},
+    {"dtype": ""},
+    {"device": "tpu"},
+    {"initial_amplitude": 0.0},
+    {"initial_amplitude": -1.0},
+    {"spectrum_decay": 1.5},
+    {"spectrum_decay": 0.0},
+    {"gain_mean": float("nan")},
+    {"gain_mean": None},
+    {"gain_std": -0.1},
+    {"drift_mean": float("inf")},
+    {"drift_std": -0.1},
+    {"heterogeneity": "stale"},
+    {"d_in": 0},
+    {"d_out": -3},
+    {"subspace_noise": -0.1},
+    {"basis_drift": float("nan")},
+    {"task": "mnist"},
+    {"task_seed": -1},
+    {"task_seed": 1.5},
+    {"split": "random"},
+    {"dirichlet_alpha": 0.0},
+    {"classes_per_client": 0},
+    {"optimizer": "lion"},
+    {"learning_rate": 0.0},
+    {"momentum": -0.1},
+    {"weight_decay": -1e-3},
+    {"batch_size": 0},
+    {"local_steps": 0},
+    {"local_epochs": 0},
+    {"lora_alpha": 0.0},
+    {"use_rslora": "false"},
+]
+
+
+@pytest.mark.parametrize("change", BAD, ids=str)
+def test_bad_fields_are_named(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name}="):
+        Scenario(**{"ranks": "2x2,3x1", **change})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["initial_amplitude", "spectrum_decay", "dirichlet_alpha", "learning_rate", "lora_alpha"],
+)
+def test_numbers_are_kept_as_numbers(name):
+    assert type(getattr(Scenario("4", **{name: 1}), name)) is float
+
+
+def test_matrices_must_hold_the_ranks():
+    assert Scenario("8x2", d_in=4).ranks == (8, 8)
+    with pytest.raises(ValueError, match=r"ranks=8.*= 4"):
+        Scenario("8x2", fidelity="matrix", d_in=4)

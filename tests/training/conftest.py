@@ -1,0 +1,62 @@
+"""A task small enough to train in milliseconds, and adapters of mixed ranks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from fedlora_sim.randomness import stream
+from fedlora_sim.threads import one_thread
+from fedlora_sim.training.digits import DigitsTask
+from fedlora_sim.training.stacked import Adapters, find_linear
+from fedlora_sim.training.transformer import TinyTransformer
+
+TARGETS = ("blocks.0.attention.q_proj", "blocks.0.attention.v_proj", "blocks.0.fc1", "blocks.0.fc2")
+MakeAdapters = Callable[..., Adapters]
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """One thread: on a busy machine, threads that wait for each other cost minutes."""
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_task() -> DigitsTask:
+    """A one-block float64 model, not pretrained, and 60 random images."""
+    generator = torch.Generator().manual_seed(0)
+    model = TinyTransformer(generator, d_model=16, num_layers=1, num_heads=2)
+    images = torch.rand(60, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(10, (60,), generator=generator)
+    model = model.double().requires_grad_(False)
+    parts = [images[:40], labels[:40], images[40:], labels[40:], images[40:], labels[40:]]
+    return DigitsTask(model, *parts, TARGETS)
+
+
+@pytest.fixture
+def make_adapters(tiny_task: DigitsTask) -> MakeAdapters:
+    """Random adapters of the given ranks, zero-padded to the highest."""
+
+    def make(ranks: list[int], seed: int = 0) -> Adapters:
+        rng = stream(seed, "test adapters")
+        alive = torch.arange(max(ranks)) < torch.tensor(ranks)[:, None]
+        adapters = {}
+        for name in TARGETS:
+            d_out, d_in = find_linear(tiny_task.model, name).weight.shape
+            lora_A = torch.as_tensor(rng.normal(0, 0.2, (len(ranks), max(ranks), d_in)))
+            lora_B = torch.as_tensor(rng.normal(0, 0.2, (len(ranks), d_out, max(ranks))))
+            adapters[name] = (lora_A * alive[:, :, None], lora_B * alive[:, None, :])
+        return adapters
+
+    return make
+
+
+@pytest.fixture
+def cohort_samples() -> list[np.ndarray]:
+    """Five clients of very different sizes: 1, 4, 7, 10 and 18 samples."""
+    cuts = np.cumsum([1, 4, 7, 10])
+    return np.split(stream(0, "test samples").permutation(40), cuts)

@@ -1,0 +1,68 @@
+"""The batch plan: whole epochs, short last batches, one stream per client."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from fedlora_sim.training.batches import client_streams, plan_batches
+
+SAMPLES = [np.arange(5), np.arange(100, 112), np.array([7])]
+
+
+def drawn(plan, client: int) -> list[list[int]]:
+    """The real samples of each step of a client."""
+    return [
+        plan.index[step, client][plan.weight[step, client] > 0].tolist()
+        for step in range(plan.num_steps[client])
+    ]
+
+
+def test_epochs_cover_every_sample_once():
+    plan = plan_batches(SAMPLES, client_streams(0, 0, range(3)), batch_size=4, local_epochs=2)
+    assert plan.num_steps.tolist() == [4, 6, 2]
+    for client, own in enumerate(SAMPLES):
+        batches, per_epoch = drawn(plan, client), plan.num_steps[client] // 2
+        for epoch in (batches[:per_epoch], batches[per_epoch:]):
+            assert sorted(chain(*epoch)) == own.tolist()
+    assert [len(batch) for batch in drawn(plan, 0)] == [4, 1, 4, 1]
+
+
+def test_steps_cycle_over_epochs():
+    plan = plan_batches(SAMPLES, client_streams(0, 0, range(3)), batch_size=4, local_steps=5)
+    assert plan.num_steps.tolist() == [5, 5, 5]
+    assert drawn(plan, 2) == [[7]] * 5
+    assert sorted(chain(*drawn(plan, 0)[:2])) == SAMPLES[0].tolist()
+
+
+def test_weights_average_over_the_real_samples():
+    plan = plan_batches(SAMPLES, client_streams(0, 0, range(3)), batch_size=4, local_epochs=1)
+    total = plan.weight.sum(axis=2)
+    alive = np.arange(len(total))[:, None] < plan.num_steps
+    np.testing.assert_allclose(total, alive, rtol=1e-15)
+
+
+def test_a_client_draws_the_same_alone_and_in_company():
+    together = plan_batches(SAMPLES, client_streams(3, 8, (0, 1, 2)), batch_size=4, local_steps=7)
+    alone = plan_batches(SAMPLES[1:2], client_streams(3, 8, (1,)), batch_size=4, local_steps=7)
+    assert drawn(together, 1) == drawn(alone, 0)
+
+
+def test_rounds_and_seeds_differ():
+    plans = [
+        plan_batches(SAMPLES[1:2], client_streams(*key), batch_size=12, local_steps=1)
+        for key in ((0, 0, (1,)), (0, 1, (1,)), (1, 0, (1,)), (0, 0, (2,)))
+    ]
+    assert len({tuple(drawn(plan, 0)[0]) for plan in plans}) == len(plans)
+
+
+def test_bad_input():
+    rngs = client_streams(0, 0, range(3))
+    with pytest.raises(ValueError, match="exactly one"):
+        plan_batches(SAMPLES, rngs, batch_size=4)
+    with pytest.raises(ValueError, match="exactly one"):
+        plan_batches(SAMPLES, rngs, batch_size=4, local_steps=1, local_epochs=1)
+    with pytest.raises(ValueError, match="rngs=2: expected 3 generators"):
+        plan_batches(SAMPLES, rngs[:2], batch_size=4, local_steps=1)

@@ -1,0 +1,80 @@
+"""The real task: good where it was pretrained, lost where it was not, and learnable by LoRA."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from fedlora_sim.randomness import stream
+from fedlora_sim.training.batches import client_streams
+from fedlora_sim.training.digits import DigitsTask, _parts, load_digits_task
+from fedlora_sim.training.local import LocalConfig, evaluate, train_cohort
+from fedlora_sim.training.stacked import find_linear
+
+
+def source_accuracy(task: DigitsTask) -> float:
+    return (task.model(task.source_x).argmax(1) == task.source_y).double().mean().item()
+
+
+def test_pretrained_on_upright_lost_on_rotated_digits():
+    task = load_digits_task(0)
+    assert source_accuracy(task) > 0.95
+    assert evaluate(task)[0] < 0.3
+    assert not any(p.requires_grad for p in task.model.parameters())
+    assert len(task.target_modules) == 8
+    torch.testing.assert_close(task.test_x, torch.rot90(task.source_x, 1, (1, 2)))
+    assert load_digits_task(0, shift="Rotated") is task
+
+
+def test_parts_are_disjoint_stratified_and_seeded():
+    digits = load_digits().target.astype(np.int64)
+    parts = _parts(digits, stream(3))
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(digits)))
+    for part, share in zip(parts, (0.5, 0.32, 0.18), strict=True):
+        kept = np.bincount(digits[part]) / np.bincount(digits)
+        assert np.abs(kept - share).max() < 0.01
+    for first, second in zip(parts, _parts(digits, stream(3)), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load_digits_task(-1), "seed=-1"),
+        (lambda: load_digits_task(0.5), "seed=0.5"),
+        (lambda: load_digits_task(0, shift="rotate"), "did you mean 'rotated'"),
+        (lambda: load_digits_task(0, dtype=torch.float16), "dtype=torch.float16"),
+    ],
+)
+def test_bad_input(call, message: str):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", ["rotated", "unseen"])
+def test_lora_learns_the_shifted_domain(shift: str):
+    task = load_digits_task(1, shift=shift)
+    assert source_accuracy(task) > 0.95
+    before, _ = evaluate(task)
+    adapters, rng = {}, stream(0, "A")
+    for name in task.target_modules:
+        d_out, d_in = find_linear(task.model, name).weight.shape
+        lora_A = torch.as_tensor(rng.uniform(-1, 1, (1, 8, d_in)) / d_in**0.5).float()
+        adapters[name] = (lora_A, torch.zeros(1, d_out, 8))
+    config = LocalConfig(local_epochs=10, batch_size=32)
+    samples = [np.arange(len(task.train_y))]
+    trained = train_cohort(task, adapters, [1.0], samples, client_streams(0, 0, [0]), config)
+    after, _ = evaluate(task, {name: B[0] @ A[0] for name, (A, B) in trained.items()})
+    assert before < 0.35
+    assert after > 0.85
+
+
+@pytest.mark.slow
+def test_pretraining_holds_for_other_seeds_and_float64():
+    for seed, dtype in ((2, torch.float32), (0, torch.float64)):
+        task = load_digits_task(seed, dtype=dtype)
+        assert task.train_x.dtype == task.model.head.weight.dtype == dtype
+        assert source_accuracy(task) > 0.95

@@ -1,0 +1,91 @@
+"""The round loop: against the one-client-at-a-time reference, and the collapse that it shows."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedlora_sim import Scenario, parse_ranks, simulate
+from fedlora_sim.aggregation import get_rule
+from fedlora_sim.metrics import energy_ratio
+from fedlora_sim.reference.training import training_reference
+from fedlora_sim.tolerances import relative
+from fedlora_sim.training.rounds import FederatedRun, load_task
+
+SMALL = Scenario(
+    ranks=parse_ranks("2x3,4x2,8x2"),
+    fidelity="training",
+    rounds=3,
+    dtype="float64",
+    local_steps=3,
+    batch_size=8,
+)
+VARIANTS = {
+    "everybody": {},
+    "alpha_over_r": {"cohort_size": 3, "lora_alpha": 6.0},
+    "rslora_sgd": {
+        "cohort_size": 3,
+        "sampling": "bernoulli",
+        "lora_alpha": 4.0,
+        "use_rslora": True,
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+    },
+    "zero_policy": {"cohort_size": 2, "empty_partition": "zero", "split": "pathological"},
+}
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "zero_pad", "raflora"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_fast_path_agrees_with_the_reference(variant, rule):
+    scenario = SMALL.replace(**VARIANTS[variant])
+    run = FederatedRun(scenario, get_rule(rule), seed=5)
+    run.run()
+    reference = training_reference(scenario, load_task(scenario), rule, seed=5)[-1]
+    for layer, (lora_a, lora_b) in reference.items():
+        expected = torch.from_numpy(lora_b @ lora_a)
+        difference = (run.state[layer].delta() - expected).norm() / expected.norm()
+        assert difference <= relative("training")
+
+
+def test_a_run_is_the_same_bits_again_and_among_others():
+    first = simulate(SMALL, rule="raflora", seed=[1, 2])
+    assert simulate(SMALL, rule="raflora", seed=[1, 2]).identical(first)
+    assert simulate(SMALL, rule="raflora", seed=2).identical(first.sel(seed=[2]))
+
+
+def test_the_dataset_says_what_happened_in_each_layer():
+    run = simulate(SMALL, rule="fedavg", seed=0)
+    assert run.layer_energy.dims == ("seed", "round", "layer", "direction")
+    np.testing.assert_allclose(
+        run.layer_energy.sum("layer"), run.energy, rtol=relative("reduction")
+    )
+    assert (run.energy[0, 0] == 0).all(), "round 0 is the untouched model"
+    assert np.isnan(run.preservation[0, :2]).all(), "a zero update has no basis to preserve"
+    later = run.preservation.values[0, 2:]
+    assert ((later > 0) & (later <= 1)).all()
+    assert ((run.accuracy >= 0) & (run.accuracy <= 1)).all()
+    assert run.coverage.dims == ("seed", "direction")
+
+
+def test_a_lost_direction_can_be_learned_again():
+    low_only = SMALL.replace(cohort_size=1, empty_partition="zero", rounds=8)
+    energy = simulate(low_only, rule="raflora", seed=range(4)).energy
+    high = energy.isel(direction=slice(2, None)).sum("direction")
+    lost = (high <= relative("factorization") * energy.sum("direction")).isel(round=slice(1, None))
+    back = ~lost.values[:, 1:] & lost.values[:, :-1]
+    assert back.any(), "after a cohort of rank 2 a high-rank client must find live factors"
+
+
+@pytest.mark.slow
+def test_digits_collapse_under_fedavg_and_zero_padding_and_not_under_raflora():
+    scenario = Scenario(ranks=parse_ranks("2x4,4x4,16x4"), fidelity="training", rounds=30)
+    rho, accuracy = {}, {}
+    for rule in ("fedavg", "zero_pad", "raflora"):
+        run = simulate(scenario, rule=rule, seed=[0, 1])
+        rho[rule], accuracy[rule] = run.rho[:, -1].mean(), run.accuracy[:, -1].mean()
+    equal = simulate(scenario.replace(ranks="16x12"), rule="fedavg", seed=[0, 1])
+    assert rho["fedavg"] > 0.99
+    assert rho["zero_pad"] > 0.99
+    assert rho["raflora"] < 0.6
+    assert energy_ratio(equal.energy[:, -1], 2).mean() < 0.6
+    assert accuracy["raflora"] > accuracy["fedavg"]

@@ -1,0 +1,110 @@
+"""A report and datasets small enough to write down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from fedlora_sim import Scenario, rule_names
+from fedlora_sim.datasets import build_dataset
+from paper_figs import digits as digits_figure
+
+
+def claim_entry(name: str, **changes: Any) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "id": name,
+        "statement": f"What {name} states.",
+        "source": "ours",
+        "kind": "theorem",
+        "assumptions": "none",
+        "fidelity": "spectral",
+        "quantities": ["partition 2", "partition 3"],
+        "prediction": [0.25, 0.04],
+        "margin": "±2%",
+        "measurement": [0.2511, 0.0401],
+        "interval": [[0.2501, 0.2521], [0.0399, 0.0403]],
+        "confidence": 0.99,
+        "runs": 8000,
+        "verdict": "supported",
+        "reason": "",
+        "negative_control": {"description": "something wrong", "verdict": "refuted"},
+        "seconds": 1.25,
+    }
+    return {**entry, **changes}
+
+
+def digits_row(run: str, accuracy: float) -> dict[str, Any]:
+    return {
+        "run": run,
+        "ranks": "2x6,16x2",
+        "rule": "fedavg",
+        "learning_rate": 0.005,
+        "runs": 3,
+        "accuracy": accuracy,
+        "accuracy_interval": [accuracy - 0.01, accuracy + 0.01],
+        "rho": 0.99,
+        "rho_interval": [0.98, 1.0],
+        "effective_rank": 2.5,
+        "effective_rank_interval": [2.0, 3.0],
+    }
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    """Claims of every verdict, those that the figures draw among them, and a digits run."""
+    three = {
+        "quantities": ["partition 1", "partition 2", "partition 3"],
+        "prediction": [0.5, 0.25, 0.04],
+        "measurement": [0.5, 0.25, 0.04],
+        "interval": [[0.4, 0.6], [0.2, 0.3], [0.03, 0.05]],
+    }
+    wrong, unclear = {"verdict": "refuted"}, {"verdict": "undecided", "reason": "a vacuous control"}
+    return {
+        "claims": [
+            claim_entry("staircase"),
+            claim_entry("zero-pad-fourth-power", **wrong),
+            claim_entry("raflora-flat", **unclear),
+            claim_entry("floor-fedavg", **three),
+            claim_entry("floor-raflora", kind="conjecture", **three),
+        ],
+        "environment": {"seed": 0, "torch_version": "2.13.0"},
+        "digits": [digits_row("fedavg", 0.75), digits_row("raflora", 0.86)],
+    }
+
+
+@pytest.fixture
+def energies() -> xr.Dataset:
+    """Made-up energies of every rule, beside a prediction."""
+    scenario, rng = Scenario("1x2,2x2,4x2", rounds=3), np.random.default_rng(0)
+    runs = []
+    for rule in rule_names():
+        run = build_dataset(scenario, rule, (0, 1), rng.uniform(0.1, 1.0, (2, 4, 4)))
+        run["predicted_energy"] = (("round", "direction"), rng.uniform(0.1, 1.0, (4, 4)))
+        runs.append(run.expand_dims(rule=[rule]))
+    return xr.concat(runs, dim="rule", combine_attrs="drop_conflicts")
+
+
+@pytest.fixture
+def digits_runs() -> xr.Dataset:
+    """Made-up energy ratios and accuracies of every run that the figure draws."""
+    rng = np.random.default_rng(1)
+    size = (len(digits_figure.LOOK), 2, 4)
+    dims = ("run", "seed", "round")
+    return xr.Dataset(
+        {name: (dims, rng.uniform(0.5, 1.0, size)) for name in ("rho", "accuracy")},
+        coords={"run": list(digits_figure.LOOK), "seed": [0, 1], "round": np.arange(4)},
+    )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

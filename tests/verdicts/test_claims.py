@@ -1,0 +1,164 @@
+"""The project's claims as data: each can fail, and says so before anything is simulated."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedlora_sim
+from analysis.claim import Claim, Context
+from analysis.claims import CLAIMS, select
+from analysis.verdict import Prediction
+from analysis.verify import run_claim
+
+SIMULATORS = ("simulate", "simulate_many", "aggregate", "run_spectral", "run_matrix")
+KEYS = {
+    "id": str,
+    "statement": str,
+    "source": str,
+    "prediction": list,
+    "measurement": list,
+    "interval": list,
+    "verdict": str,
+    "negative_control": dict,
+}
+
+# Small matrices on a busy machine spend their time waiting for a second thread.
+pytestmark = pytest.mark.usefixtures("one_thread")
+every_claim = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+
+
+def by_id(name: str) -> Claim:
+    (claim,) = select([name])
+    return claim
+
+
+def check_record(record: dict[str, Any], claim: Claim) -> None:
+    for key, kind in KEYS.items():
+        assert isinstance(record[key], kind), key
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    size = len(claim.quantities)
+    assert len(record["prediction"]) == len(record["measurement"]) == size
+    assert np.shape(record["interval"]) == (size, 2)
+    assert all(
+        low <= m <= high
+        for m, (low, high) in zip(record["measurement"], record["interval"], strict=True)
+    )
+
+
+def test_ids_are_unique_and_fit_a_command_line() -> None:
+    ids = [claim.id for claim in CLAIMS]
+    assert len(set(ids)) == len(ids)
+    assert all(name.replace("-", "").isalnum() and name == name.lower() for name in ids)
+
+
+def test_select_keeps_report_order_and_drops_repeats() -> None:
+    first, second = CLAIMS[0], CLAIMS[3]
+    assert select([second.id, first.id, second.id]) == (first, second)
+    assert select(None) == select([]) == CLAIMS
+
+
+def test_select_names_the_closest_claim() -> None:
+    with pytest.raises(ValueError, match=r"claim='stair-case'.*did you mean 'staircase'"):
+        select(["stair-case"])
+
+
+@every_claim
+def test_every_claim_says_what_it_claims(claim: Claim) -> None:
+    for text in (claim.statement, claim.source, claim.assumptions, claim.control.description):
+        assert text
+        assert "|" not in text  # would break the report's table
+        assert "\n" not in text
+    assert claim.statement.endswith(".")
+    assert claim.fidelity in {"spectral", "matrix", "training"}
+    for first, cap in ((claim.first, claim.cap), claim.quick):
+        assert 2 <= first <= cap  # an interval needs two runs
+
+
+@every_claim
+def test_every_claim_has_a_control_that_differs_from_it(claim: Claim) -> None:
+    control = claim.control
+    assert control.predict is not None or control.experiment is not None
+    if control.experiment is None:
+        wrong, right = control.predict(), claim.predict()
+        assert (wrong.value > right.high).any() or (wrong.value < right.low).any()
+    else:
+        assert control.experiment is not claim.experiment
+
+
+@pytest.fixture
+def no_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way from a claim into the simulator raises."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("simulated")
+
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in {"analysis", "fedlora_sim"} and module is not None:
+            for function in SIMULATORS:
+                if callable(getattr(module, function, None)):
+                    monkeypatch.setattr(module, function, refuse)
+    assert fedlora_sim.simulate is refuse
+
+
+@pytest.mark.usefixtures("no_simulator")
+@every_claim
+def test_predictions_need_no_simulation(claim: Claim) -> None:
+    for predict in (claim.predict, claim.control.predict or claim.predict):
+        prediction = predict()
+        assert prediction.value.shape == (len(claim.quantities),)
+        assert prediction.low.shape == prediction.high.shape == prediction.value.shape
+        assert np.isfinite(prediction.value).all()
+        assert (prediction.low <= prediction.value).all()
+        assert (prediction.value <= prediction.high).all()
+    with pytest.raises(AssertionError, match="simulated"):
+        claim.experiment(range(2), Context())
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [pytest.param(c, id=c.id) for c in CLAIMS if c.fidelity != "training"],
+)
+def test_claim_is_supported_and_its_control_refuted(claim: Claim) -> None:
+    record = run_claim(claim, Context(quick=True))
+    assert record["verdict"] == "supported"
+    assert record["negative_control"]["verdict"] == "refuted"
+    assert record["reason"] == ""
+    check_record(record, claim)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("raflora-carry-flat", partial(Prediction.within, [0.999, 0.999], 1e-6)),
+        ("raflora-zero-cohort", partial(Prediction.within, [1.0, 1.0], 0.02)),
+        ("equal-ranks-identity", partial(Prediction.at_least, 1e-3)),
+        ("floor-fedavg", partial(Prediction.within, [0.0896, 0.025, 0.011], 0.03)),
+    ],
+)
+def test_a_wrong_prediction_of_a_real_claim_is_refuted(name: str, wrong: Any) -> None:
+    record = run_claim(replace(by_id(name), predict=wrong), Context(quick=True))
+    assert record["verdict"] == "refuted"
+
+
+def test_a_real_claim_with_a_vacuous_control_stays_undecided() -> None:
+    claim = by_id("raflora-carry-flat")
+    vacuous = replace(claim.control, experiment=None, predict=claim.predict)
+    record = run_claim(replace(claim, control=vacuous), Context(quick=True))
+    assert record["negative_control"]["verdict"] == "supported"
+    assert record["verdict"] == "undecided"
+    assert "negative control" in record["reason"]
+
+
+def test_another_base_seed_measures_anew_and_agrees() -> None:
+    claim = replace(by_id("floor-fedavg"), quick=(1600, 1600))
+    first, again, other = (run_claim(claim, Context(quick=True, seed=s)) for s in (0, 0, 7))
+    assert first["measurement"] == again["measurement"]
+    assert first["measurement"] != other["measurement"]
+    assert first["verdict"] == other["verdict"] == "supported"

@@ -1,0 +1,132 @@
+"""Estimators: exact where the data are, and intervals that cover as often as they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.estimators import (
+    ROUNDING_FLOOR,
+    Measurement,
+    log_linear_rate,
+    mean_interval,
+    proportion_interval,
+)
+from fedlora_sim.tolerances import relative
+
+CLOSE = relative("iteration")
+SIGMAS = 4.0
+
+
+def geometric(rate: float, rounds: int = 12) -> np.ndarray:
+    return 3.0 * rate ** np.arange(rounds + 1)
+
+
+@pytest.mark.parametrize("rate", [0.04, 0.5, 0.999, 1.0, 1.3])
+def test_rate_of_geometric_data_is_exact(rate: float) -> None:
+    assert log_linear_rate(geometric(rate)) == pytest.approx(rate, rel=CLOSE)
+
+
+def test_rates_of_a_batch_keep_its_shape() -> None:
+    rates = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    energy = rates[..., None] ** np.arange(8)
+    np.testing.assert_allclose(log_linear_rate(energy), rates, rtol=CLOSE)
+
+
+def test_points_under_the_rounding_floor_do_not_bend_the_rate() -> None:
+    clean = geometric(0.01, rounds=20)
+    noisy = np.where(clean > ROUNDING_FLOOR * clean[0], clean, 1e-31)
+    assert (noisy != clean).sum() >= 5
+    assert log_linear_rate(noisy) == pytest.approx(0.01, rel=CLOSE)
+
+
+def test_floor_is_relative_to_the_start() -> None:
+    assert log_linear_rate(1e-40 * geometric(0.3)) == pytest.approx(0.3, rel=CLOSE)
+
+
+@pytest.mark.parametrize("energy", [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1e-30, 1e-31]])
+def test_what_is_gone_after_one_round_has_rate_zero(energy: list[float]) -> None:
+    assert log_linear_rate(energy) == 0.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_run_that_blew_up_has_no_finite_rate(bad: float) -> None:
+    assert not np.isfinite(log_linear_rate([1.0, 0.5, bad, bad]))
+
+
+@pytest.mark.parametrize("q", [1, 3])
+def test_mean_interval_is_student_with_bonferroni(q: int) -> None:
+    x = np.random.default_rng(1).normal(2.0, 3.0, (9, q))
+    m = mean_interval(x, 0.05)
+    exact = stats.ttest_1samp(x, 0.0).confidence_interval(1 - 0.05 / q)
+    np.testing.assert_allclose(m.low, exact.low, rtol=CLOSE)
+    np.testing.assert_allclose(m.high, exact.high, rtol=CLOSE)
+    np.testing.assert_allclose(m.value, x.mean(0), rtol=CLOSE)
+    assert m.samples == 9
+
+
+@pytest.mark.parametrize("q", [1, 3])
+def test_proportion_interval_is_clopper_pearson_with_bonferroni(q: int) -> None:
+    n = 25
+    for hits in range(n + 1):
+        x = np.tile((np.arange(n) < hits)[:, None], (1, q))
+        m = proportion_interval(x, 0.05)
+        exact = stats.binomtest(hits, n).proportion_ci(1 - 0.05 / q, method="exact")
+        assert m.low == pytest.approx([exact.low] * q, rel=CLOSE)
+        assert m.high == pytest.approx([exact.high] * q, rel=CLOSE)
+        assert m.value == pytest.approx([hits / n] * q)
+
+
+def coverage(
+    estimator: Callable[[np.ndarray, float], Measurement],
+    draw: Callable[[np.random.Generator], np.ndarray],
+    truth: float,
+    error: float,
+    replicates: int = 2000,
+) -> float:
+    """Share of replicates in which all q intervals hold their quantity."""
+    rng = np.random.default_rng(20)
+    hits = 0
+    for _ in range(replicates):
+        m = estimator(draw(rng), error)
+        hits += bool(((m.low <= truth) & (truth <= m.high)).all())
+    return hits / replicates
+
+
+def slack(error: float, replicates: int = 2000) -> float:
+    return float(SIGMAS * np.sqrt(error * (1 - error) / replicates))
+
+
+@pytest.mark.parametrize("q", [1, 4])
+def test_mean_intervals_cover_together_at_the_nominal_rate(q: int) -> None:
+    error = 0.1
+    share = coverage(mean_interval, lambda rng: rng.normal(5.0, 2.0, (6, q)), 5.0, error)
+    # For independent quantities Bonferroni is off from the nominal rate by error**2 / 2 at most.
+    assert abs(share - (1 - error)) < slack(error) + error**2 / 2
+
+
+def test_mean_intervals_cover_when_quantities_move_together() -> None:
+    error = 0.1
+    share = coverage(
+        mean_interval, lambda rng: rng.normal(5.0, 2.0, (6, 1)) * np.ones(4), 5.0, error
+    )
+    assert share > 1 - error - slack(error)
+
+
+@pytest.mark.parametrize("q", [1, 4])
+@pytest.mark.parametrize("p", [0.02, 0.5, 0.97])
+def test_proportion_intervals_cover_together_at_least_at_the_nominal_rate(p: float, q: int) -> None:
+    error = 0.1
+    share = coverage(proportion_interval, lambda rng: rng.random((40, q)) < p, p, error, 1000)
+    assert share > 1 - error - slack(error, 1000)
+
+
+def test_all_successes_or_none_end_at_the_boundary() -> None:
+    every, none = (proportion_interval(np.full((50, 1), x), 0.01) for x in (1.0, 0.0))
+    assert every.high == 1.0
+    assert every.low == pytest.approx(0.005 ** (1 / 50))
+    assert none.low == 0.0
+    assert none.high == pytest.approx(1 - 0.005 ** (1 / 50))

@@ -1,0 +1,147 @@
+"""Figures from small made-up results: labels, files, and the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+from fedlora_sim.datasets import save_dataset
+from paper_figs import digits, draw_all, floors, rates, style
+from paper_figs import energies as energies_figure
+
+ALL = ("digits", "energies", "floors", "rates")
+
+
+@pytest.fixture(autouse=True)
+def _coarse_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few pixels, and every figure closed again."""
+    monkeypatch.setitem(style.RC, "savefig.dpi", 40)
+    style.apply()
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def data(tmp_path: Path, energies: xr.Dataset, digits_runs: xr.Dataset) -> Path:
+    """The folder of datasets beside a report."""
+    save_dataset(energies, tmp_path / "data" / "energies.nc")
+    save_dataset(digits_runs, tmp_path / "data" / "digits.nc")
+    return tmp_path / "data"
+
+
+def labels(axis: Any) -> list[str]:
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_energies(energies: xr.Dataset) -> None:
+    figure, axes = energies_figure.draw(energies)
+    assert isinstance(figure, Figure)
+    assert [axis.get_title() for axis in axes] == [
+        style.RULE_NAMES[rule] for rule in energies_figure.RULES
+    ]
+    assert {axis.get_xlabel() for axis in axes} == {"round $t$"}
+    assert "energy" in axes[0].get_ylabel()
+    assert axes[0].get_yscale() == "log"
+    # One line per direction and one prediction per partition.
+    assert {len(axis.lines) for axis in axes} == {4 + 3}
+    assert labels(axes[-1])[-1] == "predicted"
+    assert "coverage 0.33" in labels(axes[-1])[2]
+    drawn = axes[1].lines[0].get_ydata()
+    measured = energies.energy.sel(rule="fedavg").mean("seed").values[:, 0]
+    np.testing.assert_allclose(drawn, measured)
+
+
+def test_rates(report: dict[str, Any]) -> None:
+    claims = {claim["id"]: claim for claim in report["claims"]}
+    figure, axis = rates.draw(claims)
+    assert isinstance(figure, Figure)
+    assert labels(axis) == [style.RULE_NAMES[rule] for rule in rates.CLAIMS.values()]
+    assert "partition" in axis.get_xlabel()
+    assert "energy factor per round" in axis.get_ylabel()
+    assert axis.get_yscale() == "log"
+    assert list(axis.lines[0].get_ydata()) == [1.0, 0.25, 0.04]
+
+
+def test_floors(report: dict[str, Any]) -> None:
+    claims = {claim["id"]: claim for claim in report["claims"]}
+    figure, axis = floors.draw(claims)
+    assert isinstance(figure, Figure)
+    assert labels(axis) == [style.RULE_NAMES[rule] for rule in floors.CLAIMS.values()]
+    assert "partition" in axis.get_xlabel()
+    assert "energy" in axis.get_ylabel()
+    assert [bar.get_height() for bar in axis.patches[:3]] == [0.5, 0.25, 0.04]
+
+
+def test_digits(digits_runs: xr.Dataset) -> None:
+    figure, axes = digits.draw(digits_runs)
+    assert isinstance(figure, Figure)
+    assert len(axes) == 2
+    assert "rho" in axes[0].get_ylabel()
+    assert "accuracy" in axes[1].get_ylabel()
+    assert {axis.get_xlabel() for axis in axes} == {"round $t$"}
+    assert {len(axis.lines) for axis in axes} == {len(digits.LOOK)}
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == [look[2] for look in digits.LOOK.values()]
+
+
+def test_all_are_written_twice_alike_as_png_and_pdf(
+    report: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    first, second = (draw_all(report, data, tmp_path / name) for name in ("here", "there"))
+    expected = {f"{name}.{kind}" for name in ALL for kind in ("png", "pdf")}
+    assert {path.name for path in first} == expected
+    assert {path.name for path in (tmp_path / "here").iterdir()} == expected
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes().startswith(b"\x89PNG" if one.suffix == ".png" else b"%PDF")
+        assert one.read_bytes() == other.read_bytes(), one.name
+    assert not plt.get_fignums()
+
+
+def test_only_what_the_report_speaks_of_is_drawn(
+    report: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    (data / "digits.nc").unlink()
+    few = {"claims": report["claims"][:1]}
+    written = draw_all(few, data, tmp_path / "figures")
+    assert [path.name for path in written] == ["energies.png", "energies.pdf"]
+
+
+@pytest.mark.slow
+def test_another_process_gives_the_same_bytes(
+    report: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    code = (
+        "import json, pathlib, paper_figs; here = pathlib.Path.cwd();"
+        "paper_figs.style.RC['savefig.dpi'] = 40;"
+        "report = json.loads((here / 'report.json').read_text());"
+        "paper_figs.draw_all(report, here / 'data', here / 'there')"
+    )
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    for path in draw_all(report, data, tmp_path / "here"):
+        assert (tmp_path / "there" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_figure_that_could_not_be_finished_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(figure: Figure, path: Path, **options: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(KeyboardInterrupt):
+        style.save(plt.figure(), tmp_path, "energies")
+    assert not list(tmp_path.iterdir())

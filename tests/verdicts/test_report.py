@@ -1,0 +1,114 @@
+"""The report as Markdown, from a hand-made JSON form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from analysis.report import (
+    digits_table,
+    measurement_text,
+    number,
+    prediction_text,
+    shown,
+    to_markdown,
+    verdict_table,
+    worst,
+)
+
+Report = dict[str, Any]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_verdict_table_has_a_row_per_claim(report: Report) -> None:
+    head, rule, *rows = verdict_table(report).splitlines()
+    assert set(rule) == set("|-")
+    assert len(rows) == len(report["claims"])
+    assert {len(cells(line)) for line in (head, rule, *rows)} == {5}
+    first = cells(rows[0])
+    assert "**staircase**" in first[0]
+    assert "What staircase states." in first[0]
+    assert first[1] == "0.25, 0.04 (±2%)"
+    assert first[2] == "0.2511 [0.2501, 0.2521], 0.0401 [0.0399, 0.0403]; 8,000 runs"
+    assert [cells(row)[3] for row in rows[:3]] == ["✓ supported", "✗ refuted", "? undecided"]
+    assert first[4] == "refuted: something wrong"
+
+
+def test_the_table_names_a_control_that_was_not_refuted(report: Report) -> None:
+    report["claims"][0]["negative_control"]["verdict"] = "supported"
+    assert "| supported: something wrong |" in verdict_table(report)
+
+
+def test_one_sided_predictions_say_so(report: Report) -> None:
+    claim = {**report["claims"][0], "margin": "at least"}
+    assert prediction_text(claim) == "at least 0.25, 0.04"
+
+
+def many(report: Report) -> Report:
+    """A claim on five quantities, the fourth of which leaves its prediction furthest."""
+    return {
+        **report["claims"][0],
+        "quantities": ["a", "b", "c", "d", "e"],
+        "prediction": [1.0, 1.0, 1.0, 100.0, 0.01],
+        "measurement": [1.0, 1.0, 1.0, 150.0, 0.01],
+        "interval": [[0.9, 1.1], [0.9, 1.1], [0.9, 1.1], [140.0, 160.0], [0.009, 0.011]],
+    }
+
+
+def test_of_many_quantities_the_furthest_is_shown(report: Report) -> None:
+    claim = many(report)
+    assert worst(claim) == 3
+    assert shown(claim) == [3]
+    assert prediction_text(claim) == "100 (±2%)"
+    assert measurement_text(claim) == "150 [140, 160]; 8,000 runs; furthest of 5: d"
+    assert shown(report["claims"][0]) == [0, 1]
+
+
+def test_a_prediction_of_zero_can_be_shown(report: Report) -> None:
+    claim = {**many(report), "prediction": [0.0, 1.0, 1.0, 1.0, 1.0]}
+    assert worst(claim) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.123456, "0.1235"), (1.0, "1"), (1.5e-9, "1.5e-09")]
+)
+def test_numbers_have_four_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_digits_table(report: Report) -> None:
+    lines = digits_table(report).splitlines()
+    assert len({len(cells(line)) for line in lines}) == 1
+    assert len(lines) == 2 + len(report["digits"])
+    assert "0.860 [0.850, 0.870]" in lines[3]
+    assert "0.990 [0.980, 1.000]" in lines[3]
+
+
+def test_the_whole_report(report: Report) -> None:
+    text = to_markdown(report)
+    assert "3 of 5 claims supported; 5 of 5 negative controls refuted" in text
+    assert verdict_table(report) in text
+    assert digits_table(report) in text
+    for claim in report["claims"]:
+        assert f"### {claim['id']}: {claim['verdict']}" in text
+        assert f"`fedlora-sim verify --claim {claim['id']}`" in text
+    assert "### raflora-flat: undecided (a vacuous control)" in text
+    assert "| partition 3 | 0.04 | 0.0401 | [0.0399, 0.0403] |" in text
+    assert "- torch_version: 2.13.0" in text
+    assert text.endswith("\n")
+
+
+def test_a_report_without_digits(report: Report) -> None:
+    del report["digits"]
+    text = to_markdown(report)
+    assert "digits" not in text
+    assert verdict_table(report) in text
+
+
+def test_a_broken_control_is_counted(report: Report) -> None:
+    report["claims"][0]["negative_control"]["verdict"] = "undecided"
+    assert "4 of 5 negative controls refuted" in to_markdown(report)
