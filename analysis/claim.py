@@ -92,6 +92,7 @@ class Claim:
         estimator: samples and error probability to a measurement.
         first, cap: runs of the first look and at most.
         quick: the same for `--quick`.
+        in_quick: whether `--quick` runs it unless it is named.
         kind: a `theorem` must hold; a `conjecture` is reported, whichever way it falls.
     """
 
@@ -108,6 +109,7 @@ class Claim:
     first: int = 8
     cap: int = 32
     quick: tuple[int, int] = (8, 16)
+    in_quick: bool = True
     kind: Literal["theorem", "conjecture"] = "theorem"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 Array = NDArray[np.float64]
 
@@ -70,6 +70,24 @@ def mean_interval(samples: ArrayLike, error: float) -> Measurement:
     value = x.mean(0)
     half = stats.t.ppf(1 - error / (2 * q), n - 1) * x.std(0, ddof=1) / np.sqrt(n)
     return Measurement(value, value - half, value + half, n)
+
+
+def log_odds_interval(samples: ArrayLike, error: float) -> Measurement:
+    """Typical shares of independent runs: `mean_interval` of their log-odds, taken back.
+
+    A share close to 0 or 1 is skewed, and a symmetric interval would reach beyond both.
+
+    Args:
+        samples: (n, q), shares in [0, 1], one row per independent run; n of at least 2.
+        error: as for `mean_interval`.
+
+    Returns:
+        Shares whose log-odds are the mean ones, and intervals within (0, 1).
+    """
+    tiny = np.finfo(np.float64).eps
+    odds = mean_interval(special.logit(np.clip(samples, tiny, 1 - tiny)), error)
+    low, value, high = (special.expit(x) for x in (odds.low, odds.value, odds.high))
+    return Measurement(value, low, high, odds.samples)
 
 
 def proportion_interval(samples: ArrayLike, error: float) -> Measurement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -42,9 +42,10 @@ def shown(claim: Record) -> list[int]:
     return list(range(count)) if count <= 3 else [worst(claim)]
 
 
-def prediction_text(claim: Record) -> str:
+def prediction_text(claim: Record, indices: Sequence[int] | None = None) -> str:
     """Predicted values with their margin: `0.25, 0.04 (±2%)` or `at least 0.99`."""
-    values = ", ".join(number(claim["prediction"][i]) for i in shown(claim))
+    chosen = shown(claim) if indices is None else indices
+    values = ", ".join(number(claim["prediction"][i]) for i in chosen)
     margin = claim["margin"]
     return f"{values} ({margin})" if margin.startswith("±") else f"{margin} {values}"
 
@@ -60,28 +61,29 @@ def measurement_text(claim: Record) -> str:
     return f"{', '.join(parts)}; {claim['runs']:,} runs{of}"
 
 
-def interval_text(ends: list[float]) -> str:
-    """An interval with as many digits as its width leaves meaningful."""
-    return f"[{number(ends[0])}, {number(ends[1])}]"
+def interval_text(ends: Sequence[float], digits: int = 4) -> str:
+    """An interval."""
+    return f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
 
 
-def number(value: float) -> str:
-    """Four significant digits; plain zero for what is zero."""
-    return "0" if value == 0 else f"{value:.4g}"
+def number(value: float, digits: int = 4) -> str:
+    """A number to this many significant digits; plain zero for what is zero."""
+    return "0" if value == 0 else f"{value:.{digits}g}"
 
 
 def digits_table(report: Record) -> str:
     """Accuracy, energy ratio and effective rank of the real runs, with 99% intervals."""
     lines = [
-        "| run | client ranks | rule | accuracy | rho at the lowest level | effective rank |",
-        "|---|---|---|---|---|---|",
+        "| run | client ranks | rule | rate | accuracy | rho | effective rank |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in report["digits"]:
         cells = [
-            f"{row[name]:.3f} [{row[f'{name}_interval'][0]:.3f}, {row[f'{name}_interval'][1]:.3f}]"
+            f"{number(row[name], 3)} {interval_text(row[f'{name}_interval'], 3)}"
             for name in ("accuracy", "rho", "effective_rank")
         ]
-        lines.append(f"| {row['run']} | {row['ranks']} | {row['rule']} | {' | '.join(cells)} |")
+        name, rate = row["run"], f"{row['learning_rate']:g}"
+        lines.append(f"| {name} | {row['ranks']} | {row['rule']} | {rate} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Column, Table
+from rich.markup import escape
+from rich.table import Table
 from tqdm import tqdm
 
 from analysis import exhibits
 from analysis.claim import Claim, Context
 from analysis.claims import digits, select
-from analysis.report import measurement_text, prediction_text, to_markdown
+from analysis.report import interval_text, number, prediction_text, to_markdown, worst
 from analysis.verify import claim_record, environment, holds
 from fedlora_cli.options import check_folder
 from fedlora_sim.datasets import save_dataset
@@ -39,7 +41,7 @@ def verify(
     ] = False,
 ) -> None:
     """Verify the theory: predictions against measurements, with negative controls."""
-    claims = select(claim)
+    claims = select(claim, quick)
     check_choice("device", device, DEVICES)
     if seed < 0:
         raise expected("--seed", seed, "a non-negative integer")
@@ -89,30 +91,25 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
 
 
 def _print_table(report: dict[str, Any], out: Path) -> None:
-    table = Table(
-        Column("claim", no_wrap=True),
-        "prediction",
-        "measured, 99% interval",
-        "verdict",
-        "control",
-        "time",
-    )
+    table = Table("claim", "prediction", "measured, 99%", "verdict", "control", "time", box=SIMPLE)
+    table.columns[0].no_wrap = True
     for c in report["claims"]:
+        i = worst(c)
+        measured = f"{number(c['measurement'][i])} {interval_text(c['interval'][i])}"
         verdict = f"[{COLOURS[c['verdict']]}]{c['verdict']}[/]"
         control = c["negative_control"]["verdict"]
         mark = control if control == "refuted" else f"[red]{control}[/]"
-        measured = measurement_text(c).replace("[", "\\[")
-        row = (c["id"], prediction_text(c), measured, verdict, mark, f"{c['seconds']:.1f} s")
-        table.add_row(*row)
+        predicted = prediction_text(c, [i])
+        table.add_row(c["id"], predicted, escape(measured), verdict, mark, f"{c['seconds']:.1f} s")
     console = Console()
     console.print(table)
     if report.get("digits"):
-        runs = Table("digits run", "ranks", "rule", "accuracy", "rho", "effective rank")
+        runs = Table("digits run", "ranks", "accuracy", "rho", "effective rank", box=SIMPLE)
         for row in report["digits"]:
             cells = [
-                f"{row[k]:.3f} \\[{row[f'{k}_interval'][0]:.3f}, {row[f'{k}_interval'][1]:.3f}]"
+                escape(f"{row[k]:.3g} {interval_text(row[f'{k}_interval'], digits=3)}")
                 for k in ("accuracy", "rho", "effective_rank")
             ]
-            runs.add_row(row["run"], row["ranks"], row["rule"], *cells)
+            runs.add_row(row["run"], row["ranks"], *cells)
         console.print(runs)
     console.print(f"report, data and figures in {out}")

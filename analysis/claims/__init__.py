@@ -15,13 +15,13 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def select(ids: Sequence[str] | None) -> tuple[Claim, ...]:
-    """Claims of these ids, in report order; all of them when none is named.
+def select(ids: Sequence[str] | None, quick: bool = False) -> tuple[Claim, ...]:
+    """Claims of these ids, in report order; when none is named all, or all that quick runs hold.
 
     Raises:
         ValueError: if an id is unknown, with the closest one.
     """
     if not ids:
-        return CLAIMS
+        return tuple(claim for claim in CLAIMS if claim.in_quick or not quick)
     wanted = {check_choice("claim", name, [c.id for c in CLAIMS]) for name in ids}
     return tuple(claim for claim in CLAIMS if claim.id in wanted)

@@ -17,7 +17,7 @@ import xarray as xr
 import fedlora_cli.verify as command
 from analysis import exhibits
 from analysis.claim import Claim, Context, NegativeControl
-from analysis.claims import digits
+from analysis.claims import CLAIMS, digits
 from analysis.verdict import Prediction
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset, load_dataset
@@ -122,12 +122,15 @@ def test_default_folder(fedlora: Callable) -> None:
     assert Path("results/verify/report.json").exists()
 
 
-def test_a_long_claim_name_is_shown_whole(
+def test_names_and_verdicts_are_shown_whole_in_eighty_columns(
     fedlora: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = "zero-pad-fourth-power"
-    monkeypatch.setitem(CASES, name, claim(name))
-    assert name in fedlora("verify", "--out", "v", "--claim", name).out
+    name = max((made.id for made in CLAIMS), key=len)
+    monkeypatch.setitem(CASES, name, claim(name, kind="conjecture"))
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = fedlora("verify", "--out", "v", "--claim", name).out
+    for text in (name, "supported", "refuted"):
+        assert text in shown
 
 
 def test_nothing_temporary_is_left(fedlora: Callable, here: Path) -> None:
@@ -192,9 +195,10 @@ def verify_digits(fedlora: Callable, ids: list[str]) -> Any:
 
 
 def test_digits_are_tabled_and_can_be_drawn(fedlora: Callable, digits_ids: list[str]) -> None:
-    assert verify_digits(fedlora, digits_ids).code == 0
+    outcome = verify_digits(fedlora, digits_ids)
+    assert outcome.code == 0
     rows = {row["run"]: row for row in report()["digits"]}
-    assert list(rows) == list(digits.RUNS)
+    assert list(rows) == list(digits.QUICK_RUNS)
     assert {row["runs"] for row in rows.values()} == {4}
     assert rows["raflora"]["rho"] == pytest.approx(0.5, abs=1e-5)
     assert rows["equal_rank_16"]["accuracy"] == pytest.approx(0.9)
@@ -202,7 +206,8 @@ def test_digits_are_tabled_and_can_be_drawn(fedlora: Callable, digits_ids: list[
         for name in ("accuracy", "rho", "effective_rank"):
             low, high = row[f"{name}_interval"]
             assert low <= row[name] <= high
-    assert "equal_rank_16" in Path("v/report.md").read_text()
+    text = Path("v/report.md").read_text()
+    assert all(run in outcome.out and run in text for run in rows)
     data = load_dataset("v/data/digits.nc")
     assert data.rho.sizes == {"run": len(rows), "seed": 4, "round": digits.QUICK_ROUNDS + 1}
     figure, axes = digits_figure.draw(data)
@@ -231,6 +236,6 @@ def test_an_interrupted_digits_run_reports_on_as_many_runs(
     again = verify_digits(fedlora, digits_ids)
     assert again.code == 0, again.err
     rows = {row["run"]: row for row in report()["digits"]}
-    assert list(rows) == list(digits.RUNS)
+    assert list(rows) == list(digits.QUICK_RUNS)
     assert {row["runs"] for row in rows.values()} == {4}
     assert rows["fedavg"]["rho"] == pytest.approx(0.992, abs=1e-3)
