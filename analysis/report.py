@@ -20,11 +20,18 @@ def verdict_table(report: Record) -> str:
     for claim in report["claims"]:
         control = claim["negative_control"]
         lines.append(
-            f"| **{claim['id']}** ({claim['kind']}, {claim['fidelity']}): {claim['statement']} "
+            f"| **{claim['id']}** ({_nature(claim)}): {claim['statement']} "
             f"| {prediction_text(claim)} | {measurement_text(claim)} "
             f"| {VERDICT_MARK[claim['verdict']]} | {control['verdict']}: {control['description']} |"
         )
     return "\n".join(lines)
+
+
+def _nature(claim: Record) -> str:
+    """Fidelity of the check, and whether the claim is one that may fall."""
+    return (
+        f"{claim['fidelity']}, conjecture" if claim["kind"] == "conjecture" else claim["fidelity"]
+    )
 
 
 def worst(claim: Record) -> int:
@@ -74,12 +81,12 @@ def number(value: float, digits: int = 4) -> str:
 def digits_table(report: Record) -> str:
     """Accuracy, energy ratio and effective rank of the real runs, with 99% intervals."""
     lines = [
-        "| run | client ranks | rule | rate | accuracy | rho | effective rank |",
+        "| run | client ranks | rule | learning rate | accuracy | rho | effective rank |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in report["digits"]:
         cells = [
-            f"{number(row[name], 3)} {interval_text(row[f'{name}_interval'], 3)}"
+            f"{number(row[name])} {interval_text(row[f'{name}_interval'])}"
             for name in ("accuracy", "rho", "effective_rank")
         ]
         name, rate = row["run"], f"{row['learning_rate']:g}"

@@ -27,6 +27,7 @@ from fedlora_sim.errors import check_choice, expected
 from fedlora_sim.run_store import RunStore, write_text
 from paper_figs import draw_all
 
+WIDTH = 110  # of tables in a file or a pipe, which have no width of their own
 COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 
@@ -92,7 +93,7 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
 
 def _print_table(report: dict[str, Any], out: Path) -> None:
     table = Table("claim", "prediction", "measured, 99%", "verdict", "control", "time", box=SIMPLE)
-    table.columns[0].no_wrap = True
+    _keep_whole(table)
     for c in report["claims"]:
         i = worst(c)
         measured = f"{number(c['measurement'][i])} {interval_text(c['interval'][i])}"
@@ -102,6 +103,8 @@ def _print_table(report: dict[str, Any], out: Path) -> None:
         predicted = prediction_text(c, [i])
         table.add_row(c["id"], predicted, escape(measured), verdict, mark, f"{c['seconds']:.1f} s")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     console.print(table)
     if report.get("digits"):
         runs = Table("digits run", "ranks", "accuracy", "rho", "effective rank", box=SIMPLE)
@@ -111,5 +114,13 @@ def _print_table(report: dict[str, Any], out: Path) -> None:
                 for k in ("accuracy", "rho", "effective_rank")
             ]
             runs.add_row(row["run"], row["ranks"], *cells)
+        _keep_whole(runs)
         console.print(runs)
     console.print(f"report, data and figures in {out}")
+
+
+def _keep_whole(table: Table) -> None:
+    """Let a narrow terminal fold cells, never cut a number short."""
+    for column in table.columns:
+        column.overflow = "fold"
+    table.columns[0].no_wrap = True

@@ -72,7 +72,7 @@ def report() -> dict[str, Any]:
             claim_entry("floor-fedavg", **three),
             claim_entry("floor-raflora", kind="conjecture", **three),
         ],
-        "environment": {"seed": 0, "torch_version": "2.13.0"},
+        "environment": {"seed": 0, "quick": False, "torch_version": "2.13.0"},
         "digits": [digits_row("fedavg", 0.75), digits_row("raflora", 0.86)],
     }
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from analysis.estimators import (
     ROUNDING_FLOOR,
     Measurement,
     log_linear_rate,
+    log_odds_interval,
     mean_interval,
     proportion_interval,
 )
@@ -130,3 +131,40 @@ def test_all_successes_or_none_end_at_the_boundary() -> None:
     assert every.low == pytest.approx(0.005 ** (1 / 50))
     assert none.low == 0.0
     assert none.high == pytest.approx(1 - 0.005 ** (1 / 50))
+
+
+def test_log_odds_interval_is_student_on_the_log_odds() -> None:
+    shares = np.random.default_rng(3).uniform(0.6, 0.99, (7, 2))
+    m = log_odds_interval(shares, 0.05)
+    exact = stats.ttest_1samp(special.logit(shares), 0.0).confidence_interval(1 - 0.05 / 2)
+    np.testing.assert_allclose(m.low, special.expit(exact.low), rtol=CLOSE)
+    np.testing.assert_allclose(m.high, special.expit(exact.high), rtol=CLOSE)
+    assert m.samples == 7
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [[1.0, 1.0, 1.0], [0.0, 0.0, 1e-9], [1 - 1e-6, 1 - 1e-3, 0.98], [0.5, 1.0, 0.0]],
+)
+def test_log_odds_interval_stays_between_zero_and_one(shares: list[float]) -> None:
+    m = log_odds_interval(np.array(shares)[:, None], 0.01)
+    assert (m.low >= 0).all()
+    assert (m.low <= m.value).all()
+    assert (m.value <= m.high).all()
+    assert (m.high <= 1).all()
+
+
+def test_log_odds_interval_covers_the_median_at_the_nominal_rate() -> None:
+    error, centre = 0.1, 0.995
+    share = coverage(
+        log_odds_interval,
+        lambda rng: special.expit(special.logit(centre) + rng.normal(0.0, 1.0, (4, 1))),
+        centre,
+        error,
+    )
+    assert abs(share - (1 - error)) < slack(error)
+
+
+def test_log_odds_of_a_share_that_is_no_number_are_no_interval() -> None:
+    m = log_odds_interval(np.array([[0.9], [np.nan], [0.8]]), 0.01)
+    assert np.isnan([m.low, m.value, m.high]).all()

@@ -98,11 +98,16 @@ def test_a_stale_readme_fails_its_check_and_is_not_touched(
     assert (house / "README.md").read_text() == stale
 
 
+@pytest.mark.parametrize("missing", ["digits", "full effort"])
 def test_a_partial_verification_is_not_recorded(
-    house: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    house: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    del report["digits"]
+    if missing == "digits":
+        del report["digits"]
+    else:
+        report["environment"]["quick"] = True
     (house / "results" / "verify" / "report.json").write_text(json.dumps(report))
-    with pytest.raises(SystemExit, match="digits"):
+    with pytest.raises(SystemExit, match="full report"):
         run(monkeypatch)
     assert not (house / "results" / "recorded" / "report.json").exists()
+    assert (house / "README.md").read_text() == TEMPLATE

@@ -84,8 +84,8 @@ def test_digits_table(report: Report) -> None:
     lines = digits_table(report).splitlines()
     assert len({len(cells(line)) for line in lines}) == 1
     assert len(lines) == 2 + len(report["digits"])
-    assert "0.860 [0.850, 0.870]" in lines[3]
-    assert "0.990 [0.980, 1.000]" in lines[3]
+    assert "| 0.86 [0.85, 0.87] |" in lines[3]
+    assert "| 0.99 [0.98, 1] |" in lines[3]
 
 
 def test_the_whole_report(report: Report) -> None:
