@@ -29,9 +29,8 @@ def verdict_table(report: Record) -> str:
 
 def _nature(claim: Record) -> str:
     """Fidelity of the check, and whether the claim is one that may fall."""
-    return (
-        f"{claim['fidelity']}, conjecture" if claim["kind"] == "conjecture" else claim["fidelity"]
-    )
+    suffix = ", conjecture" if claim["kind"] == "conjecture" else ""
+    return f"{claim['fidelity']}{suffix}"
 
 
 def worst(claim: Record) -> int:
