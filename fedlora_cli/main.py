@@ -21,16 +21,13 @@ app.command()(verify)
 app.command()(simulate)
 app.command()(rules)
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT = 2
 
 
 def main() -> None:
     """Run the command line: exit code 2 and one line for bad input, 130 for Ctrl-C."""
     try:
         app(standalone_mode=True)
-    except ValueError as error:
-        print(f"fedlora-sim: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
-    except OSError as error:
+    except (ValueError, OSError) as error:
         print(f"fedlora-sim: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from fedlora_cli.options import check_folder, parse_assignment
+from fedlora_cli.resume import resumable
 from fedlora_sim import Scenario
 from fedlora_sim import simulate as run
 from fedlora_sim.aggregation import get_rule
@@ -65,36 +65,29 @@ def simulate(
     check_folder("--out", out, out.parent)
     described = {"scenario": chosen.to_attrs(), "rules": names, "seeds": list(numbers)}
     store = RunStore(out.with_name(f".{out.name}.parts"), described)
-    save_dataset(_collect(chosen, names, numbers, store), out)
-    store.clear()
+    with resumable(store):
+        save_dataset(_collect(chosen, names, numbers, store), out)
     print(f"wrote {out}")
 
 
 def _collect(scenario: Scenario, rules: list[str], numbers: range, store: RunStore) -> xr.Dataset:
     """Run what is not in the store yet, keeping every finished piece there."""
-    if store.count():
-        print(f"going on from {store.count()} finished pieces", file=sys.stderr)
-    try:
-        by_rule = []
-        with tqdm(total=len(rules) * len(numbers), unit="run", disable=None) as bar:
-            for name in rules:
-                bar.set_description(name)
-                pieces = []
-                size = RUNS_PER_PIECE[scenario.fidelity]
-                for start in range(0, len(numbers), size):
-                    seeds = numbers[start : start + size]
-                    label = f"{name}-{seeds[0]}-{seeds[-1]}"
-                    piece = store.get_run(label)
-                    if piece is None:
-                        piece = run(scenario, rule=name, seed=seeds, on_progress=bar.update)
-                        store.put_run(label, piece)
-                    else:
-                        bar.update(len(seeds))
-                    pieces.append(piece)
-                merged = xr.concat(pieces, "seed", data_vars="minimal", combine_attrs="override")
-                by_rule.append(merged.expand_dims(rule=[name]))
-    except KeyboardInterrupt:
-        kept = f"{store.count()} finished pieces are kept in {store.folder}"
-        print(f"\nstopped; {kept}; the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(130) from None
+    by_rule = []
+    with tqdm(total=len(rules) * len(numbers), unit="run", disable=None) as bar:
+        for name in rules:
+            bar.set_description(name)
+            pieces = []
+            size = RUNS_PER_PIECE[scenario.fidelity]
+            for start in range(0, len(numbers), size):
+                seeds = numbers[start : start + size]
+                label = f"{name}-{seeds[0]}-{seeds[-1]}"
+                piece = store.get_run(label)
+                if piece is None:
+                    piece = run(scenario, rule=name, seed=seeds, on_progress=bar.update)
+                    store.put_run(label, piece)
+                else:
+                    bar.update(len(seeds))
+                pieces.append(piece)
+            merged = xr.concat(pieces, "seed", data_vars="minimal", combine_attrs="override")
+            by_rule.append(merged.expand_dims(rule=[name]))
     return xr.concat(by_rule, "rule", data_vars="all", combine_attrs="drop_conflicts")

@@ -21,6 +21,7 @@ from analysis.claims import digits, select
 from analysis.report import interval_text, number, prediction_text, to_markdown, worst
 from analysis.verify import claim_record, environment, holds
 from fedlora_cli.options import check_folder
+from fedlora_cli.resume import resumable
 from fedlora_sim.datasets import save_dataset
 from fedlora_sim.devices import DEVICES
 from fedlora_sim.errors import check_choice, expected
@@ -48,15 +49,8 @@ def verify(
         raise expected("--seed", seed, "a non-negative integer")
     check_folder("--out", out, out)
     store = RunStore(out / ".partial", {"seed": seed, "quick": quick, "device": device})
-    if store.count():
-        print(f"going on from {store.count()} finished pieces in {store.folder}", file=sys.stderr)
-    try:
+    with resumable(store):
         report = _run(claims, Context(seed, quick, device, store=store), out)
-    except KeyboardInterrupt:
-        kept = f"{store.count()} finished pieces are kept in {store.folder}"
-        print(f"\nstopped; {kept}; the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(130) from None
-    store.clear()
     _print_table(report, out)
     if strict and not holds(report):
         raise typer.Exit(1)

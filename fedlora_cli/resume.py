@@ -1,0 +1,30 @@
+"""What a command with long work does when it is stopped, and when it is given again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from fedlora_sim.run_store import RunStore
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def resumable(store: RunStore) -> Iterator[None]:
+    """Say what is there already; on Ctrl-C say what is kept and how to go on, and exit with 130.
+
+    The store is cleared once the block has come to its end: by then the results are in place.
+    """
+    if store.count():
+        print(f"going on from {store.count()} finished pieces in {store.folder}", file=sys.stderr)
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"{store.count()} finished pieces are kept in {store.folder}"
+        print(f"\nstopped; {kept}; the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    store.clear()
