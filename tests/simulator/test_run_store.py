@@ -109,6 +109,14 @@ def test_text_is_written_whole_or_not_at_all(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["report.md"]
 
 
+def test_who_reads_the_old_text_reads_it_to_its_end(tmp_path):
+    path = write_text(tmp_path / "report.md", "old")
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 def test_the_fingerprint_is_that_of_the_sources():
     assert run_store.code_fingerprint() == run_store.code_fingerprint()
     assert len(run_store.code_fingerprint()) == 64
