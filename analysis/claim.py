@@ -92,7 +92,7 @@ class Claim:
         estimator: samples and error probability to a measurement.
         first, cap: runs of the first look and at most.
         quick: the same for `--quick`.
-        in_quick: whether `--quick` runs it unless it is named.
+        in_quick: whether `--quick` can run it.
         kind: a `theorem` must hold; a `conjecture` is reported, whichever way it falls.
     """
 

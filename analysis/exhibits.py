@@ -21,9 +21,9 @@ def energies(context: Context) -> xr.Dataset:
     Returns:
         Dimensions (rule, seed, round, direction); `predicted_energy` (rule, round, direction).
     """
-    runs = []
+    scenario, runs = ENERGIES.replace(device=context.device), []
     for rule in rule_names():
-        run = simulate(ENERGIES, rule=rule, seed=context.seeds(range(ENERGY_RUNS)))
+        run = simulate(scenario, rule=rule, seed=context.seeds(range(ENERGY_RUNS)))
         predicted = closed_form.energy_trajectory(
             rule, ENERGIES.ranks, ENERGIES.rounds, initial_amplitude=ENERGIES.initial_amplitudes
         )

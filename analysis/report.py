@@ -111,12 +111,15 @@ def to_markdown(report: Record) -> str:
             f"## Real fine-tuning on digits, {runs} seeds, after the last round",
             digits_table(report),
         ]
-    parts += ["## Claims in full", *(_claim_section(claim) for claim in claims)]
+    parts += [
+        "## Claims in full",
+        *(_claim_section(claim, report["environment"]) for claim in claims),
+    ]
     parts += ["## Environment", _environment(report["environment"])]
     return "\n\n".join(parts) + "\n"
 
 
-def _claim_section(claim: Record) -> str:
+def _claim_section(claim: Record, environment: Record) -> str:
     control = claim["negative_control"]
     rows = "\n".join(
         f"| {name} | {number(p)} | {number(m)} | {interval_text(i)} |"
@@ -129,6 +132,7 @@ def _claim_section(claim: Record) -> str:
         )
     )
     reason = f" ({claim['reason']})" if claim["reason"] else ""
+    effort = f" --seed {environment['seed']}{' --quick' if environment['quick'] else ''}"
     return (
         f"### {claim['id']}: {claim['verdict']}{reason}\n\n{claim['statement']}\n\n"
         f"Source: {claim['source']}. Assumes: {claim['assumptions']}. "
@@ -136,7 +140,7 @@ def _claim_section(claim: Record) -> str:
         f"Margin: {claim['margin']}.\n\n"
         f"| quantity | prediction | measured | 99% interval |\n|---|---|---|---|\n{rows}\n\n"
         f"Negative control, {control['description']}: {control['verdict']}.\n\n"
-        f"Repeat: `fedlora-sim verify --claim {claim['id']}`"
+        f"Repeat: `fedlora-sim verify{effort} --claim {claim['id']}`"
     )
 
 

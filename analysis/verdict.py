@@ -64,7 +64,8 @@ def judge(measurement: Measurement, prediction: Prediction) -> Verdict:
     """Compare every interval with its region.
 
     Supported if every interval lies inside its region (an equivalence test), refuted if any lies
-    wholly outside, undecided otherwise. A measurement that is not finite refutes.
+    wholly outside, undecided otherwise. What is not finite was not measured: it decides nothing,
+    neither for a claim nor for the negative control that it would make look refuted.
 
     Args:
         measurement: q estimates with simultaneous intervals.
@@ -75,7 +76,7 @@ def judge(measurement: Measurement, prediction: Prediction) -> Verdict:
     """
     low, high = measurement.low, measurement.high
     if not np.isfinite([low, high, measurement.value]).all():
-        return Verdict.REFUTED
+        return Verdict.UNDECIDED
     if ((low >= prediction.low) & (high <= prediction.high)).all():
         return Verdict.SUPPORTED
     if ((high < prediction.low) | (low > prediction.high)).any():

@@ -9,6 +9,7 @@ import typer
 from fedlora_cli.rules import rules
 from fedlora_cli.simulate import simulate
 from fedlora_cli.verify import verify
+from fedlora_sim.errors import InputError
 
 app = typer.Typer(
     name="fedlora-sim",
@@ -28,6 +29,6 @@ def main() -> None:
     """Run the command line: exit code 2 and one line for bad input, 130 for Ctrl-C."""
     try:
         app(standalone_mode=True)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"fedlora-sim: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import matplotlib
+import torch
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
@@ -23,9 +25,9 @@ from analysis.verify import claim_record, environment, holds
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
 from fedlora_sim.datasets import save_dataset
-from fedlora_sim.devices import DEVICES
-from fedlora_sim.errors import check_choice, expected
-from fedlora_sim.run_store import RunStore, write_text
+from fedlora_sim.devices import resolve_device
+from fedlora_sim.errors import expected
+from fedlora_sim.run_store import RunStore, source_fingerprint, write_text
 from paper_figs import draw_all
 
 WIDTH = 110  # of tables in a file or a pipe, which have no width of their own
@@ -44,11 +46,13 @@ def verify(
 ) -> None:
     """Verify the theory: predictions against measurements, with negative controls."""
     claims = select(claim, quick)
-    check_choice("device", device, DEVICES)
+    resolve_device(device, torch.float64)
     if seed < 0:
         raise expected("--seed", seed, "a non-negative integer")
     check_folder("--out", out, out)
-    store = RunStore(out / ".partial", {"seed": seed, "quick": quick, "device": device})
+    code = source_fingerprint(Path(exhibits.__file__).parent)
+    effort = {"seed": seed, "quick": quick, "device": device, "analysis": code}
+    store = RunStore(out / ".partial", effort)
     with resumable(store):
         report = _run(claims, Context(seed, quick, device, store=store), out)
     _print_table(report, out)
@@ -71,6 +75,7 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
                 verdict, seconds = records[-1]["verdict"], records[-1]["seconds"]
                 print(f"{claim.id}: {verdict} ({seconds:.1f} s)", file=sys.stderr, flush=True)
         report = {"claims": records, "environment": environment(context)}
+        _remove_older(out)
         save_dataset(exhibits.energies(context), data / "energies.nc")
         real = [r for c, r in zip(claims, records, strict=True) if c in digits.CLAIMS]
         if real:
@@ -79,10 +84,18 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
             report["digits"] = digits.summarise(context, count)
             save_dataset(digits.gather(context, count), data / "digits.nc")
     # The report comes last: where it is, everything that it speaks of is.
+    matplotlib.use("Agg")
     draw_all(report, data, out / "figures")
     write_text(out / "report.md", to_markdown(report))
     write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
     return report
+
+
+def _remove_older(out: Path) -> None:
+    """Take away the results of an earlier verification, so that none stays beside the new ones."""
+    for pattern in ("report.*", "data/*.nc", "figures/*.png", "figures/*.pdf"):
+        for path in out.glob(pattern):
+            path.unlink()
 
 
 def _print_table(report: dict[str, Any], out: Path) -> None:

@@ -1,7 +1,8 @@
 """The random draws of a run, from its seed alone, so that rules and fidelities can be paired.
 
-Every fidelity and the reference take the same draws from here: two rules run on one seed meet the
-same cohorts, gains and drifts, and their difference is the rule's.
+The fidelities and the reference take their draws from here: two rules run on one seed meet the
+same cohorts, gains and drifts, and their difference is the rule's. One exception: fresh noise in
+product space is drawn at the spectral fidelity as the aggregate of the cohort's, not per client.
 """
 
 from __future__ import annotations

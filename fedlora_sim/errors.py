@@ -8,7 +8,11 @@ from collections.abc import Iterable
 from numbers import Integral
 
 
-def expected(argument: str, value: object, expectation: str) -> ValueError:
+class InputError(ValueError):
+    """Bad input: the message names the argument, its value and what was expected."""
+
+
+def expected(argument: str, value: object, expectation: str) -> InputError:
     """The one form of error message: argument, value, expectation.
 
     Args:
@@ -17,9 +21,9 @@ def expected(argument: str, value: object, expectation: str) -> ValueError:
         expectation: what would have been accepted, as the end of "expected ...".
 
     Returns:
-        A `ValueError` to raise.
+        The error to raise, a `ValueError`.
     """
-    return ValueError(f"{argument}={value!r}: expected {expectation}")
+    return InputError(f"{argument}={value!r}: expected {expectation}")
 
 
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> str:

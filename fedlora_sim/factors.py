@@ -114,8 +114,8 @@ class LoRAFactors:
         return from_svd(*self.svd()).truncate(self.rank if r is None else r)
 
     def column_amplitudes(self) -> Tensor:
-        """Amplitude `scaling |b_i| |a_i|` of every component, (..., r): `S` in the SVD gauge."""
-        return self.scaling * self.lora_B.norm(dim=-2) * self.lora_A.norm(dim=-1)
+        """Amplitude `|scaling| |b_i| |a_i|` of each component, (..., r): `S` in the SVD gauge."""
+        return abs(self.scaling) * self.lora_B.norm(dim=-2) * self.lora_A.norm(dim=-1)
 
     def lost_columns(self) -> Tensor:
         """Which rank components are zero up to rounding, boolean (..., r)."""

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Half-precision inputs are computed in float32; float32 and float64 in themselves."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
 def low_rank_svd(B: Tensor, A: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
     """Leading `r` singular triplets of `B @ A`.
 
@@ -22,6 +27,7 @@ def low_rank_svd(B: Tensor, A: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
         U (..., d_out, r), S (..., r) in descending order and Vh (..., r, d_in), the sign of each
         pair fixed so that the same product gives the same vectors.
     """
+    dtype, (B, A) = B.dtype, (B.to(compute_dtype(B.dtype)), A.to(compute_dtype(A.dtype)))
     if B.shape[-1] >= min(B.shape[-2], A.shape[-1]):
         u, s, vh = torch.linalg.svd(B @ A, full_matrices=False)
     else:
@@ -29,12 +35,14 @@ def low_rank_svd(B: Tensor, A: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
         q_a, r_a = torch.linalg.qr(A.mT)
         u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
         u, vh = q_b @ u[..., :r], vh[..., :r, :] @ q_a.mT
-    return fix_signs(u[..., :r], s[..., :r], vh[..., :r, :])
+    u, s, vh = fix_signs(u[..., :r], s[..., :r], vh[..., :r, :])
+    return u.to(dtype), s.to(dtype), vh.to(dtype)
 
 
 def sign_fixed_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD of a dense matrix with the signs of `low_rank_svd`."""
-    return fix_signs(*torch.linalg.svd(W, full_matrices=False))
+    u, s, vh = fix_signs(*torch.linalg.svd(W.to(compute_dtype(W.dtype)), full_matrices=False))
+    return u.to(W.dtype), s.to(W.dtype), vh.to(W.dtype)
 
 
 def fix_signs(u: Tensor, s: Tensor, vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:

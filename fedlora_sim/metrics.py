@@ -79,7 +79,10 @@ def direction_preservation(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor
         Shape (...), in [0, 1]: 1 means that the paper's premise of direction-preserving local
         training (App. A) holds exactly; NaN for a zero update.
     """
-    gram = (update.lora_B.mT @ update.lora_B) * (update.lora_A @ update.lora_A.mT)
-    norm = update.scaling**2 * gram.sum((-2, -1))
-    amplitudes = projected_amplitudes(u, vh, update)
+    # A share does not depend on scale; brought to one, tiny factors do not underflow when squared.
+    lora_b, lora_a = (
+        x / x.abs().amax((-2, -1), keepdim=True) for x in (update.lora_B, update.lora_A)
+    )
+    norm = ((lora_b.mT @ lora_b) * (lora_a @ lora_a.mT)).sum((-2, -1))
+    amplitudes = projected_amplitudes(u, vh, LoRAFactors(lora_a, lora_b))
     return torch.where(norm > 0, amplitudes.square().sum(-1) / norm, torch.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,44 +13,25 @@ from typing import Any
 
 import xarray as xr
 
-from fedlora_sim.datasets import load_dataset, save_dataset
-from fedlora_sim.errors import expected
+from fedlora_sim.datasets import load_dataset, save_dataset, versions
 
 
 class RunStore:
-    """A folder of finished pieces of one piece of work.
+    """Finished pieces of one piece of work, in a folder of its own.
 
     Every piece is written under a temporary name and moved into place, so that whatever is there
-    is whole. Pieces of other work (another configuration, another version of the code) are
-    dropped, never mixed in.
+    is whole. The folder's name follows from everything that the work depends on: pieces of another
+    configuration, or of other code, lie beside it and are never mixed in.
 
     Args:
-        folder: where the pieces lie; made when the first is kept.
-        configuration: everything that the work depends on, JSON-serialisable.
-
-    Raises:
-        ValueError: if the folder holds something else.
+        parent: where the folder is made, when the first piece is kept.
+        configuration: what the work depends on besides the simulator, JSON-serialisable.
     """
 
-    def __init__(self, folder: str | Path, configuration: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
-        described = json.dumps({**configuration, "code": code_fingerprint()}, sort_keys=True)
-        self.key = hashlib.sha256(described.encode()).hexdigest()
-        stored = self._stored_key()
-        if stored is None and self._holds_something_else():
-            raise expected("folder", str(folder), "a store of finished runs, or no folder yet")
-        if stored != self.key:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _stored_key(self) -> str | None:
-        try:
-            return (self.folder / "key").read_text()
-        except OSError:
-            return None
-
-    def _holds_something_else(self) -> bool:
-        """Whether anything lies there but what a store killed at its first breath leaves."""
-        return self.folder.exists() and any(p.suffix != ".tmp" for p in self.folder.iterdir())
+    def __init__(self, parent: str | Path, configuration: Mapping[str, Any]) -> None:
+        code = source_fingerprint(Path(__file__).parent)
+        described = json.dumps({**configuration, **versions(), "code": code}, sort_keys=True)
+        self.folder = Path(parent) / hashlib.sha256(described.encode()).hexdigest()[:12]
 
     def count(self) -> int:
         """Pieces kept so far."""
@@ -62,7 +44,6 @@ class RunStore:
 
     def put_run(self, label: str, dataset: xr.Dataset) -> None:
         """Keep a dataset."""
-        self._open()
         save_dataset(dataset, self.folder / f"{label}.nc")
 
     def get_record(self, label: str) -> dict[str, Any] | None:
@@ -72,17 +53,13 @@ class RunStore:
 
     def put_record(self, label: str, record: Mapping[str, Any]) -> None:
         """Keep a JSON record."""
-        self._open()
         write_text(self.folder / f"{label}.json", json.dumps(record))
 
     def clear(self) -> None:
         """Drop everything: the work is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _open(self) -> None:
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True)
-            write_text(self.folder / "key", self.key)
+        with contextlib.suppress(OSError):  # other work is kept there
+            self.folder.parent.rmdir()
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -98,11 +75,9 @@ def write_text(path: str | Path, text: str) -> Path:
     return target
 
 
-def code_fingerprint() -> str:
-    """Hash of the simulator's and the analysis' sources: results of other code are not reused."""
-    package = Path(__file__).parent
+def source_fingerprint(folder: Path) -> str:
+    """Hash of the Python sources below a folder: results of other code are not reused."""
     digest = hashlib.sha256()
-    for folder in (package, package.parent / "analysis"):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.read_bytes())
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()

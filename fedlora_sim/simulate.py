@@ -33,8 +33,8 @@ def simulate(
     Args:
         scenario: what to simulate, at which fidelity.
         rule: name of the server rule, or an `AggregationRule`.
-        seed: one seed or several; a seed's run is the same alone or among others, and the same
-            bits on the CPU every time.
+        seed: one seed or several; a seed's run is the same alone or among others (to rounding
+            where matrices are batched), and a call gives the same bits on the CPU every time.
         progress: show a progress bar, one step per run.
         on_progress: called with the number of runs finished since the last call.
 

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-
-mpl.use("Agg")
-
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -40,8 +37,7 @@ RC: Any = {
 
 def apply() -> None:
     """Make the style current."""
-    mpl.rcParams.update(mpl.rcParamsDefault)
-    mpl.use("Agg")
+    mpl.rcdefaults()
     mpl.rcParams.update(RC)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from analysis.claim import Claim
 from analysis.claims import cohorts, digits, floors, identities, rates
-from fedlora_sim.errors import check_choice
+from fedlora_sim.errors import check_choice, expected
 
 CLAIMS: tuple[Claim, ...] = (
     *rates.CLAIMS,
@@ -19,9 +19,13 @@ def select(ids: Sequence[str] | None, quick: bool = False) -> tuple[Claim, ...]:
     """Claims of these ids, in report order; when none is named all, or all that quick runs hold.
 
     Raises:
-        ValueError: if an id is unknown, with the closest one.
+        ValueError: if an id is unknown, with the closest one, or not to be had in a quick run.
     """
     if not ids:
         return tuple(claim for claim in CLAIMS if claim.in_quick or not quick)
     wanted = {check_choice("claim", name, [c.id for c in CLAIMS]) for name in ids}
-    return tuple(claim for claim in CLAIMS if claim.id in wanted)
+    chosen = tuple(claim for claim in CLAIMS if claim.id in wanted)
+    for claim in chosen:
+        if quick and not claim.in_quick:
+            raise expected("claim", claim.id, "a claim that quick runs hold, or a full run")
+    return chosen

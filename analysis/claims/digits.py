@@ -65,7 +65,7 @@ def runs(context: Context) -> dict[str, Run]:
 
 def digits_run(label: str, number: int, context: Context) -> xr.Dataset:
     """One fine-tuning run, shared by all claims that look at it."""
-    run = runs(context).get(label, RUNS[label])
+    run = runs(context)[label]
     (seed,) = context.seeds([number])
     scenario = MIXED.replace(
         ranks=run.ranks,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors, from_svd
-from fedlora_sim.lowrank import low_rank_svd
+from fedlora_sim.lowrank import compute_dtype, low_rank_svd
 
 Space = Literal["product", "factor"]
 
@@ -63,14 +63,9 @@ class Cohort:
             owner=torch.arange(len(ranks), device=device).repeat_interleave(ranks_t),
             position=torch.cat([torch.arange(r, device=device) for r in ranks]),
             scaling=torch.tensor([u.scaling for u in updates], dtype=dtype, device=device),
-            weights=weights.to(device=device, dtype=dtype),
+            weights=weights.to(dtype).to(device),
             members=ranks_t[:, None] > torch.arange(max(levels), device=device),
         )
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Half-precision inputs are computed in float32; float32 and float64 in themselves."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 class AggregationRule(ABC):

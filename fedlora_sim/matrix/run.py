@@ -89,7 +89,7 @@ class _Batch:
         self.u0, self.v0 = (self._tensor(np.stack(side)) for side in zip(*bases, strict=True))
 
     def _tensor(self, values: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(values).to(self.device, self.dtype)
+        return torch.from_numpy(values).to(self.dtype).to(self.device)
 
     def run(self) -> MatrixResult:
         root = self._tensor(np.sqrt(self.scenario.initial_amplitudes))
@@ -100,7 +100,7 @@ class _Batch:
             values.append(state.svd()[1])
             projected.append(projected_amplitudes(self.u0, self.v0.mT, state))
         return MatrixResult(
-            *(torch.stack(x, 1).double().cpu().numpy() for x in (values, projected))
+            *(torch.stack(x, 1).cpu().double().numpy() for x in (values, projected))
         )
 
     def _round(self, t: int, state: LoRAFactors) -> LoRAFactors:

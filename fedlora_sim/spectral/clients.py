@@ -35,7 +35,7 @@ def run_clients(
         drift = drifts[:, t % drifts.shape[1]][runs, clients]
         y = gain * x.unsqueeze(1) + drift
         root = y.abs().sqrt()
-        w = shares.shares[:, t % shares.clients.shape[1]][..., shares.partition].to(x.dtype)
+        w = shares.shares[:, t % shares.clients.shape[1]][..., shares.partition]
         x = (w * root).sum(1) * (w * root * y.sign()).sum(1)
         states.append(x)
     return torch.stack(states, dim=1)

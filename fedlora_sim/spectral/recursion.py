@@ -11,14 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.errors import expected
-from fedlora_sim.federation import cohort_slots
 from fedlora_sim.scenario import Scenario
 
 
@@ -76,21 +73,20 @@ class CohortShares:
 
     @classmethod
     def of(
-        cls,
-        scenario: Scenario,
-        rule: AggregationRule,
-        counts: NDArray[np.int64],
-        device: torch.device,
+        cls, scenario: Scenario, rule: AggregationRule, clients: Tensor, weights: Tensor
     ) -> CohortShares:
-        """Ask the rule for its weights of drawn cohorts, counts (S, T, K).
+        """Ask the rule for its weights of drawn cohorts.
+
+        Args:
+            scenario: the federation and its policy.
+            rule: the server rule.
+            clients: client in each cohort slot, (S, T, m).
+            weights: unnormalised weight of each slot, (S, T, m).
 
         Raises:
             ValueError: if a partition stays without contributors under `empty_partition='error'`.
         """
-        federation = scenario.federation
-        slots, drawn = cohort_slots(counts, federation.max_cohort)
-        weights = torch.from_numpy(federation.cohort_weights(slots, drawn)).to(device)
-        clients = torch.from_numpy(slots).to(device)
+        federation, device = scenario.federation, weights.device
         levels = torch.tensor(federation.levels, device=device)
         ranks = torch.tensor(federation.ranks, device=device)
         shares = rule.direction_weights(weights, ranks[clients].unsqueeze(-1) >= levels)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.devices import DTYPES, resolve_device
 from fedlora_sim.draws import client_draws, cohort_counts
+from fedlora_sim.federation import cohort_slots
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.spectral.clients import run_clients
@@ -47,7 +48,7 @@ def run_spectral(
     def flush() -> None:
         if not waiting:
             return
-        states = Recursion.concatenate([part for _, part in waiting]).run().double().cpu().numpy()
+        states = Recursion.concatenate([part for _, part in waiting]).run().cpu().double().numpy()
         sizes = [len(part.initial) for _, part in waiting]
         for (index, _), block in zip(waiting, np.split(states, np.cumsum(sizes)[:-1]), strict=True):
             results[index].append(block)
@@ -56,7 +57,7 @@ def run_spectral(
 
     held, key = 0, None
     for index, scenario in enumerate(scenarios):
-        for chunk in _chunks(scenario, seeds):
+        for chunk in _chunks(scenario, rule, seeds):
             if _needs_clients(scenario, rule):
                 results[index].append(_run_clients(scenario, rule, chunk))
                 on_progress(len(chunk))
@@ -72,81 +73,78 @@ def run_spectral(
     return [np.concatenate(blocks) for blocks in results]
 
 
-def _chunks(scenario: Scenario, seeds: Sequence[int]) -> list[Sequence[int]]:
+def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> list[Sequence[int]]:
     federation = scenario.federation
-    per_run = scenario.rounds * max(
-        federation.max_cohort * federation.r_max, federation.num_clients
-    )
+    if _needs_clients(scenario, rule):  # gains and drifts, drawn, stacked and moved
+        per_run = 6 * scenario.rounds * federation.num_clients * federation.r_max
+    else:
+        widest = max(federation.max_cohort * federation.r_max, federation.num_clients)
+        per_run = scenario.rounds * widest
     size = max(1, BATCH_ELEMENTS // per_run)
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 
 
 def _needs_clients(scenario: Scenario, rule: AggregationRule) -> bool:
     """Factor averages of unlike clients are nonlinear in them: no shortcut through the sum."""
-    return rule.space == "factor" and (scenario.gain_std > 0 or scenario.drift_std > 0)
-
-
-def _shares(
-    scenario: Scenario, rule: AggregationRule, seeds: Sequence[int], device: torch.device
-) -> CohortShares:
-    if scenario.federation.sampling == "full":  # every round alike: one row stands for all
-        counts = np.ones((1, 1, len(scenario.ranks)), dtype=np.int64)
-    else:
-        counts = np.stack([cohort_counts(scenario, seed) for seed in seeds])
-    return CohortShares.of(scenario, rule, counts, device)
-
-
-def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
-    dtype = DTYPES[str(scenario.dtype)]
-    device = resolve_device(scenario.device, dtype)
-    shares = _shares(scenario, rule, seeds, device)
-    shape = (len(seeds), scenario.rounds, max(scenario.ranks))
-    total = shares.total()
-    zero, noise = torch.zeros((), dtype=torch.float64, device=device), None
-    if scenario.heterogeneity == "persistent" and _is_noisy(scenario):
-        draws = [client_draws(scenario, seed) for seed in seeds]
-        gains, drifts = (
-            torch.from_numpy(np.stack([getattr(d, name)[0] for d in draws])).to(device)
-            for name in ("gain", "drift")
-        )
-        alpha, beta, gamma, delta = shares.mean_of(gains), shares.mean_of(drifts), zero, zero
-    else:
-        multiplier = total.square() if rule.space == "factor" else total
-        norm = shares.squares().sqrt()
-        alpha, beta = scenario.gain_mean * multiplier, scenario.drift_mean * multiplier
-        gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
-        noise = _noise(scenario, seeds, device) if _is_noisy(scenario) else None
-    if rule.has_empty_partition_policy and scenario.empty_partition == "carry":
-        empty = total == 0
-        alpha, beta = torch.where(empty, 1.0, alpha), torch.where(empty, 0.0, beta)
-    initial = torch.from_numpy(scenario.initial_amplitudes).to(device)
-    coefficients = (alpha, beta, gamma, delta, zero if noise is None else noise)
-    return Recursion(
-        initial.to(dtype).expand(len(seeds), -1), *(c.to(dtype).expand(shape) for c in coefficients)
-    )
+    return rule.space == "factor" and _is_noisy(scenario)
 
 
 def _is_noisy(scenario: Scenario) -> bool:
     return scenario.gain_std > 0 or scenario.drift_std > 0
 
 
-def _noise(scenario: Scenario, seeds: Sequence[int], device: torch.device) -> Tensor:
-    shape = (scenario.rounds, max(scenario.ranks))
-    draws = [stream(seed, "aggregate_noise").standard_normal(shape) for seed in seeds]
-    return torch.from_numpy(np.stack(draws)).to(device)
+def _put(scenario: Scenario, values: ArrayLike) -> Tensor:
+    """Arrays stacked, in the run's dtype and on its device, which may know no float64."""
+    dtype = DTYPES[str(scenario.dtype)]
+    return torch.from_numpy(np.asarray(values)).to(dtype).to(resolve_device(scenario.device, dtype))
+
+
+def _draws(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Gains and drifts of every client, each (S, T or 1, K, r_max)."""
+    draws = [client_draws(scenario, seed) for seed in seeds]
+    return _put(scenario, [d.gain for d in draws]), _put(scenario, [d.drift for d in draws])
+
+
+def _shares(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> CohortShares:
+    federation = scenario.federation
+    if federation.sampling == "full":  # every round alike: one row stands for all
+        counts = np.ones((1, 1, federation.num_clients), dtype=np.int64)
+    else:
+        counts = np.stack([cohort_counts(scenario, seed) for seed in seeds])
+    slots, drawn = cohort_slots(counts, federation.max_cohort)
+    weights = _put(scenario, federation.cohort_weights(slots, drawn))
+    return CohortShares.of(scenario, rule, torch.from_numpy(slots).to(weights.device), weights)
+
+
+def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
+    shares = _shares(scenario, rule, seeds)
+    total = shares.total()
+    zero = torch.zeros((), dtype=total.dtype, device=total.device)
+    noise = zero
+    if scenario.heterogeneity == "persistent" and _is_noisy(scenario):
+        gains, drifts = (draw[:, 0] for draw in _draws(scenario, seeds))
+        alpha, beta, gamma, delta = shares.mean_of(gains), shares.mean_of(drifts), zero, zero
+    else:
+        multiplier = total.square() if rule.space == "factor" else total
+        norm = shares.squares().sqrt()
+        alpha, beta = scenario.gain_mean * multiplier, scenario.drift_mean * multiplier
+        gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
+        if _is_noisy(scenario):
+            size = (scenario.rounds, max(scenario.ranks))
+            draws = [stream(seed, "aggregate_noise").standard_normal(size) for seed in seeds]
+            noise = _put(scenario, draws)
+    if rule.has_empty_partition_policy and scenario.empty_partition == "carry":
+        empty = total == 0
+        alpha, beta = torch.where(empty, 1.0, alpha), torch.where(empty, 0.0, beta)
+    shape = (len(seeds), scenario.rounds, max(scenario.ranks))
+    initial = _put(scenario, [scenario.initial_amplitudes]).expand(len(seeds), -1)
+    return Recursion(initial, *(c.expand(shape) for c in (alpha, beta, gamma, delta, noise)))
 
 
 def _run_clients(
     scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
 ) -> NDArray[np.float64]:
-    dtype = DTYPES[str(scenario.dtype)]
-    device = resolve_device(scenario.device, dtype)
-    shares = _shares(scenario, rule, seeds, device)
-    draws = [client_draws(scenario, seed) for seed in seeds]
-    gains, drifts = (
-        torch.from_numpy(np.stack([getattr(d, name) for d in draws])).to(device, dtype)
-        for name in ("gain", "drift")
-    )
-    initial = torch.from_numpy(scenario.initial_amplitudes).to(device, dtype)
-    states = run_clients(initial.expand(len(seeds), -1), shares, gains, drifts, scenario.rounds)
-    return states.double().cpu().numpy()
+    gains, drifts = _draws(scenario, seeds)
+    initial = _put(scenario, [scenario.initial_amplitudes]).expand(len(seeds), -1)
+    shares = _shares(scenario, rule, seeds)
+    return run_clients(initial, shares, gains, drifts, scenario.rounds).cpu().double().numpy()

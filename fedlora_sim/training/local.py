@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
+from fedlora_sim.errors import InputError, check_choice, check_finite, check_positive_int, expected
 from fedlora_sim.threads import one_thread
 from fedlora_sim.training.batches import BatchPlan, plan_batches
 from fedlora_sim.training.digits import DigitsTask
@@ -27,7 +27,7 @@ from fedlora_sim.training.stacked import Adapters, StackedLoRALinear, attach, fi
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
-class DivergedError(ValueError):
+class DivergedError(InputError):
     """A client's loss or adapters stopped being finite.
 
     Args:
@@ -160,8 +160,8 @@ def evaluate(task: DigitsTask, deltas: Mapping[str, Tensor] | None = None) -> tu
     with one_thread(), torch.inference_mode():
         logits = functional_call(task.model, merged, (task.test_x,))
         loss = functional.cross_entropy(logits, task.test_y)
-        accuracy = (logits.argmax(dim=1) == task.test_y).double().mean()
-    return float(accuracy), float(loss)
+        hits = (logits.argmax(dim=1) == task.test_y).sum()
+    return int(hits) / len(task.test_y), float(loss)
 
 
 def _train(

@@ -194,7 +194,7 @@ class FederatedRun:
         self, bases: dict[str, SVD], preserved: dict[str, float]
     ) -> tuple[NDArray[np.float64], float, float, NDArray[np.float64]]:
         accuracy, loss = evaluate(self.task, {name: f.delta() for name, f in self.state.items()})
-        values = torch.stack([s for _, s, _ in bases.values()]).double().cpu().numpy()
+        values = torch.stack([s for _, s, _ in bases.values()]).cpu().double().numpy()
         return values, accuracy, loss, np.array(list(preserved.values()))
 
 

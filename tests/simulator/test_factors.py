@@ -105,6 +105,29 @@ def test_leading_dimensions_are_one_by_one(update):
         assert_close(canonical.truncate(1).delta()[i, j], one.canonical(1).delta(), "iteration")
 
 
+@quick
+@given(factors())
+def test_column_amplitudes_are_singular_values_in_the_svd_gauge(update):
+    s = update.svd()[1]
+    assert_close(update.canonical().column_amplitudes(), s, "factorization", scale=s[0])
+    norms = [
+        torch.linalg.matrix_norm(update.scaling * b[:, None] @ a[None]) for a, b in pairs(update)
+    ]
+    assert_close(update.column_amplitudes(), norms)
+
+
+def pairs(update):
+    return list(zip(update.lora_A, update.lora_B.mT, strict=True))
+
+
+def test_lost_columns_are_those_that_rounding_left():
+    lora_a, lora_b = torch.eye(3, 5, dtype=torch.float64), torch.eye(4, 3, dtype=torch.float64)
+    lora_a[1] *= torch.finfo(torch.float64).eps
+    lora_b[:, 2] = 0
+    update = LoRAFactors(torch.stack([lora_a, torch.zeros(3, 5)]), torch.stack([lora_b, lora_b]))
+    assert update.lost_columns().tolist() == [[False, True, True], [True, True, True]]
+
+
 def test_from_svd_pads_with_zeros():
     u, s, vh = random_factors(np.random.default_rng(1), 5, 7, 2).svd()
     padded = from_svd(u, s, vh, r=4)

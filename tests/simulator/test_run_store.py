@@ -55,32 +55,26 @@ def test_a_label_keeps_its_last_piece(folder):
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"ranks": [3, 2]}, {"extra": 1}])
-def test_pieces_of_another_configuration_are_dropped(folder, change):
+def test_pieces_of_another_configuration_are_kept_apart(folder, change):
     filled(folder)
     other = RunStore(folder, {**CONFIGURATION, **change})
     assert other.count() == 0
     assert other.get_run("fedavg-3") is None
-    assert RunStore(folder, CONFIGURATION).count() == 0
-
-
-def test_pieces_of_other_code_are_dropped(folder, monkeypatch):
-    filled(folder)
-    monkeypatch.setattr(run_store, "code_fingerprint", lambda: "of another day")
-    assert RunStore(folder, CONFIGURATION).get_run("fedavg-3") is None
-
-
-def test_a_store_killed_before_its_key_was_written_starts_anew(folder):
-    folder.mkdir()
-    (folder / ".key.123.tmp").write_text("half")
-    store = filled(folder)
-    assert_kept(store)
+    other.put_record("claim", {"verdict": "refuted"})
+    other.clear()
     assert_kept(RunStore(folder, CONFIGURATION))
+
+
+def test_pieces_of_other_code_are_not_taken(folder, monkeypatch):
+    filled(folder)
+    monkeypatch.setattr(run_store, "source_fingerprint", lambda folder: "of another day")
+    assert RunStore(folder, CONFIGURATION).get_run("fedavg-3") is None
 
 
 def test_half_written_pieces_do_not_count(folder):
     filled(folder)
-    (folder / ".fedavg-4.nc.123.tmp").write_bytes(b"half")
     store = RunStore(folder, CONFIGURATION)
+    (store.folder / ".fedavg-4.nc.123.tmp").write_bytes(b"half")
     assert_kept(store)
     assert store.get_run("fedavg-4") is None
 
@@ -117,6 +111,9 @@ def test_who_reads_the_old_text_reads_it_to_its_end(tmp_path):
     assert path.read_text() == "new"
 
 
-def test_the_fingerprint_is_that_of_the_sources():
-    assert run_store.code_fingerprint() == run_store.code_fingerprint()
-    assert len(run_store.code_fingerprint()) == 64
+def test_the_fingerprint_is_that_of_the_sources(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1")
+    before = run_store.source_fingerprint(tmp_path)
+    assert before == run_store.source_fingerprint(tmp_path)
+    (tmp_path / "a.py").write_text("x = 2")
+    assert before != run_store.source_fingerprint(tmp_path)

@@ -95,7 +95,7 @@ def test_the_whole_report(report: Report) -> None:
     assert digits_table(report) in text
     for claim in report["claims"]:
         assert f"### {claim['id']}: {claim['verdict']}" in text
-        assert f"`fedlora-sim verify --claim {claim['id']}`" in text
+        assert f"--claim {claim['id']}`" in text
     assert "### raflora-flat: undecided (a vacuous control)" in text
     assert "| partition 3 | 0.04 | 0.0401 | [0.0399, 0.0403] |" in text
     assert "- torch_version: 2.13.0" in text

@@ -85,11 +85,14 @@ def test_a_wrong_claim_is_refuted_even_if_its_control_is_vacuous() -> None:
     assert run_claim(wrong, Context())["verdict"] == "refuted"
 
 
-def test_samples_that_are_not_finite_refute() -> None:
+def test_samples_that_are_not_finite_decide_nothing() -> None:
     def broken(numbers: Sequence[int], context: Context) -> np.ndarray:
         return np.full((len(numbers), 1), np.nan)
 
-    assert run_claim(replace(TOY, experiment=broken), Context())["verdict"] == "refuted"
+    assert run_claim(replace(TOY, experiment=broken), Context())["verdict"] == "undecided"
+    control = NegativeControl("a simulation that blows up", experiment=broken)
+    record = run_claim(replace(TOY, control=control), Context())
+    assert record["verdict"] == "undecided", "a control that was not measured was not refuted"
 
 
 def test_the_prediction_comes_before_the_first_run() -> None:

@@ -39,23 +39,23 @@ NAN = (np.nan, np.nan)
         ([BELOW], Verdict.REFUTED),
         ([STRADDLING], Verdict.UNDECIDED),
         ([(0.5, 1.5)], Verdict.UNDECIDED),
-        ([NAN], Verdict.REFUTED),
-        ([(0.95, np.nan)], Verdict.REFUTED),
-        ([(-np.inf, np.inf)], Verdict.REFUTED),
+        ([NAN], Verdict.UNDECIDED),
+        ([(0.95, np.nan)], Verdict.UNDECIDED),
+        ([(-np.inf, np.inf)], Verdict.UNDECIDED),
         ([INSIDE, INSIDE], Verdict.SUPPORTED),
         ([INSIDE, STRADDLING], Verdict.UNDECIDED),
         ([INSIDE, ABOVE], Verdict.REFUTED),
         ([STRADDLING, BELOW], Verdict.REFUTED),
-        ([INSIDE, NAN], Verdict.REFUTED),
+        ([INSIDE, NAN], Verdict.UNDECIDED),
     ],
 )
 def test_judge(intervals: list[tuple[float, float]], outcome: Verdict) -> None:
     assert judge(measured(*intervals), Prediction.within([1.0] * len(intervals), 0.1)) is outcome
 
 
-def test_a_value_that_is_not_finite_refutes_whatever_its_interval() -> None:
+def test_a_value_that_is_not_finite_decides_nothing_whatever_its_interval() -> None:
     m = Measurement(np.array([np.nan]), np.array([0.95]), np.array([1.05]), 9)
-    assert judge(m, Prediction.within(1.0, 0.1)) is Verdict.REFUTED
+    assert judge(m, Prediction.within(1.0, 0.1)) is Verdict.UNDECIDED
 
 
 @pytest.mark.parametrize(
