@@ -1,7 +1,7 @@
-"""Record a verification for the README and write its tables and picture from the record.
+"""Record results for the README, and write its tables and pictures from the record.
 
-`python -m paper_figs.readme` takes `results/verify`; with `--check` nothing is written and a README
-that does not match the record is an error.
+`python -m paper_figs.readme` takes `results/verify` and `results/bench`; with `--check` nothing is
+written, and a README that does not match the record is an error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from analysis.report import digits_table, verdict_table
 
@@ -20,9 +21,31 @@ RECORD = ROOT / "results" / "recorded"
 FIGURES = ("energies", "digits")
 
 
-def render(readme: str, report: dict[str, object]) -> str:
-    """The README with every generated block made anew."""
+def speed_table(bench: dict[str, Any]) -> str:
+    """Times of the spectral fidelity: median and range of the repeats."""
+    lines = [
+        "| rule | client noise | threads | wall time, median and range | CPU time, median |",
+        "|---|---|---|---|---|",
+    ]
+    for row in bench["rows"]:
+        noise = "gain and drift" if row["noise"] else "none"
+        wall = f"{row['wall_median']:.2f} s [{row['wall_min']:.2f}, {row['wall_max']:.2f}]"
+        cells = (row["rule"], noise, str(row["threads"]), wall, f"{row['cpu_median']:.2f} s")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables(record: Path) -> dict[str, str]:
+    """The generated blocks by name, from the recorded results that are there."""
+    report = json.loads((record / "report.json").read_text())
     blocks = {"verdicts": verdict_table(report), "digits": digits_table(report)}
+    if (record / "bench.json").exists():
+        blocks["speed"] = speed_table(json.loads((record / "bench.json").read_text()))
+    return blocks
+
+
+def render(readme: str, blocks: dict[str, str]) -> str:
+    """The README with every generated block made anew."""
     for name, text in blocks.items():
         pattern = rf"(<!-- {name}: generated -->\n).*?(<!-- end -->)"
         match = re.search(pattern, readme, flags=re.DOTALL)
@@ -36,6 +59,7 @@ def main() -> None:
     """Record, then render; or only check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, default=ROOT / "results" / "verify")
+    parser.add_argument("--bench", type=Path, default=ROOT / "results/bench/spectral.json")
     parser.add_argument("--check", action="store_true", help="fail if the README is stale")
     arguments = parser.parse_args()
     path = ROOT / "README.md"
@@ -45,12 +69,13 @@ def main() -> None:
             sys.exit(f"{arguments.source}: only a full report, the digits runs in it, is recorded")
         RECORD.mkdir(parents=True, exist_ok=True)
         shutil.copy(arguments.source / "report.json", RECORD / "report.json")
+        if arguments.bench.exists():
+            shutil.copy(arguments.bench, RECORD / "bench.json")
         for name in FIGURES:
             shutil.copy(arguments.source / "figures" / f"{name}.png", RECORD / f"{name}.png")
-    report = json.loads((RECORD / "report.json").read_text())
-    rendered = render(path.read_text(), report)
+    rendered = render(path.read_text(), tables(RECORD))
     if arguments.check and rendered != path.read_text():
-        sys.exit("README.md does not match results/recorded/report.json: run `make readme`")
+        sys.exit("README.md does not match results/recorded: run `make readme`")
     if not arguments.check:
         path.write_text(rendered)
 

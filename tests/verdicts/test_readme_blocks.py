@@ -27,30 +27,34 @@ after
 """
 
 
+def blocks(report: dict[str, Any]) -> dict[str, str]:
+    return {"verdicts": verdict_table(report), "digits": digits_table(report)}
+
+
 def test_blocks_are_replaced_and_the_rest_is_kept(report: dict[str, Any]) -> None:
-    text = readme.render(TEMPLATE, report)
+    text = readme.render(TEMPLATE, blocks(report))
     assert "old table" not in text
     assert text == TEMPLATE.replace("old table", verdict_table(report)).replace(
         "<!-- digits: generated -->\n", f"<!-- digits: generated -->\n{digits_table(report)}\n"
     )
-    assert readme.render(text, report) == text
+    assert readme.render(text, blocks(report)) == text
 
 
 def test_a_backslash_in_a_statement_is_taken_as_it_is(report: dict[str, Any]) -> None:
     report["claims"][0]["statement"] = r"\rho at \1."
-    assert r"\rho at \1." in readme.render(TEMPLATE, report)
+    assert r"\rho at \1." in readme.render(TEMPLATE, blocks(report))
 
 
 @pytest.mark.parametrize("name", ["verdicts", "digits"])
 def test_a_missing_block_is_refused(report: dict[str, Any], name: str) -> None:
     with pytest.raises(SystemExit, match=f"{name}: generated"):
-        readme.render(TEMPLATE.replace(f"{name}:", "other:"), report)
+        readme.render(TEMPLATE.replace(f"{name}:", "other:"), blocks(report))
 
 
 def test_a_block_without_its_end_is_refused(report: dict[str, Any]) -> None:
     unfinished = TEMPLATE.replace("old table\n<!-- end -->", "old table")
     with pytest.raises(SystemExit):
-        readme.render(unfinished, report)
+        readme.render(unfinished, blocks(report))
 
 
 @pytest.fixture
