@@ -106,9 +106,10 @@ def to_markdown(report: Record) -> str:
         verdict_table(report),
     ]
     if report.get("digits"):
-        runs = report["digits"][0]["runs"]
+        row = report["digits"][0]
+        effort = f"{row['runs']} seeds, {row['rounds']} rounds of {row['local_steps']} local steps"
         parts += [
-            f"## Real fine-tuning on digits, {runs} seeds, after the last round",
+            f"## Real fine-tuning on digits: {effort}",
             digits_table(report),
         ]
     parts += [

@@ -19,12 +19,11 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fedlora_sim.errors import InputError, check_choice, check_finite, check_positive_int, expected
+from fedlora_sim.scenario import OPTIMIZERS
 from fedlora_sim.threads import one_thread
 from fedlora_sim.training.batches import BatchPlan, plan_batches
 from fedlora_sim.training.digits import DigitsTask
 from fedlora_sim.training.stacked import Adapters, StackedLoRALinear, attach, find_linear
-
-OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
 class DivergedError(InputError):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from fedlora_cli.main import main
 
@@ -47,12 +46,3 @@ def fedlora(
         return Outcome(code, *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """The thread count of the subprocesses, so that sums run in the same order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 
 from fedlora_sim import Scenario, rule_names
@@ -44,6 +42,8 @@ def digits_row(run: str, accuracy: float) -> dict[str, Any]:
         "ranks": "2x6,16x2",
         "rule": "fedavg",
         "learning_rate": 0.005,
+        "rounds": 30,
+        "local_steps": 10,
         "runs": 3,
         "accuracy": accuracy,
         "accuracy_interval": [accuracy - 0.01, accuracy + 0.01],
@@ -99,12 +99,3 @@ def digits_runs() -> xr.Dataset:
         {name: (dims, rng.uniform(0.5, 1.0, size)) for name in ("rho", "accuracy")},
         coords={"run": list(digits_figure.LOOK), "seed": [0, 1], "round": np.arange(4)},
     )
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Torch on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
