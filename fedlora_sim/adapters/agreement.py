@@ -1,0 +1,84 @@
+"""Whether adapter folders can be aggregated: one base model, one set of tensors, one form each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedlora_sim.adapters.reading import AdapterFolder
+from fedlora_sim.errors import expected
+
+# What says which model the update belongs to, and how it is stored there; absent means the default.
+SHARED_OPTIONS: dict[str, Any] = {
+    "base_model_name_or_path": None,
+    "revision": None,
+    "task_type": None,
+    "fan_in_fan_out": False,
+    "bias": "none",
+}
+SHOWN = 8
+
+
+def check_agreement(folders: Sequence[AdapterFolder]) -> None:
+    """Refuse folders that are not adapters of the same modules of the same model.
+
+    Ranks, scalings and their conventions may differ; nothing else may.
+
+    Raises:
+        InputError: naming the file, what differs in it and from which file.
+    """
+    for folder in folders[1:]:
+        _check_options(folder, folders[0])
+        _check_keys(folder, folders[0])
+        _check_forms(folder, folders[0])
+
+
+def check_previous(previous: AdapterFolder, client: AdapterFolder) -> None:
+    """Refuse a last global adapter that does not belong to the clients' modules and model."""
+    _check_options(previous, client)
+    _check_names(previous, set(previous.layers), set(client.layers), client)
+    _check_layers(previous, client)
+
+
+def _check_options(folder: AdapterFolder, first: AdapterFolder) -> None:
+    for name, default in SHARED_OPTIONS.items():
+        given = folder.config.options.get(name, default)
+        wanted = first.config.options.get(name, default)
+        if given != wanted:
+            where = f"{folder.config.source}: {name}"
+            raise expected(where, given, f"{wanted!r}, as in {first.config.source}")
+
+
+def _check_keys(folder: AdapterFolder, first: AdapterFolder) -> None:
+    _check_names(folder, set(folder.layers), set(first.layers), first)
+    _check_names(folder, set(folder.keys), set(first.keys), first)
+
+
+def _check_names(
+    folder: AdapterFolder, given: set[str], wanted: set[str], first: AdapterFolder
+) -> None:
+    missing, unknown = sorted(wanted - given), sorted(given - wanted)
+    if missing or unknown:
+        differences = [
+            f"{count} {what} ({', '.join(names[:SHOWN])}{', ...' if count > SHOWN else ''})"
+            for what, names in (("missing", missing), ("unexpected", unknown))
+            if (count := len(names))
+        ]
+        expectation = f"the modules and keys of {first.path}: {' and '.join(differences)}"
+        raise expected("folder", str(folder.path), expectation)
+
+
+def _check_forms(folder: AdapterFolder, first: AdapterFolder) -> None:
+    _check_layers(folder, first)
+    for key in first.extras:
+        if folder.shape(key) != first.shape(key):
+            where = f"shape of {key} in {folder.path}"
+            raise expected(where, folder.shape(key), f"{first.shape(key)}, as in {first.path}")
+
+
+def _check_layers(folder: AdapterFolder, first: AdapterFolder) -> None:
+    for module, layer in first.layers.items():
+        given = folder.layers[module]
+        if given.form != layer.form:
+            expectation = f"(inputs, outputs) = {layer.form}, as in {first.path}"
+            raise expected(f"shape of {module} in {folder.path}", given.form, expectation)

@@ -1,0 +1,221 @@
+"""`adapter_config.json`: read, checked, and what it says about every module's rank and scaling."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora_sim.adapters.variants import check_plain_lora
+from fedlora_sim.errors import check_choice, check_finite, expected
+
+CONFIG_FILE = "adapter_config.json"
+BIASES = ("none", "all", "lora_only")
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterConfig:
+    """The configuration of one plain LoRA adapter.
+
+    Args:
+        source: the file it was read from, for messages.
+        options: everything that the file says, as PEFT wrote it.
+        rank: default rank `r`.
+        alpha: default `lora_alpha`.
+        use_rslora: whether the scaling is `alpha / sqrt(r)` instead of `alpha / r`.
+        rank_pattern: ranks of modules by pattern.
+        alpha_pattern: alphas of modules by pattern.
+    """
+
+    source: str
+    options: Mapping[str, Any]
+    rank: int
+    alpha: float
+    use_rslora: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+
+    def rank_of(self, module: str) -> int:
+        """Rank of a module, named as in the base model."""
+        return self.rank_pattern.get(pattern_key(self.rank_pattern, module), self.rank)
+
+    def has_own_rank(self, module: str) -> bool:
+        """Whether a pattern gives the module its rank."""
+        return pattern_key(self.rank_pattern, module) in self.rank_pattern
+
+    def scaling_of(self, module: str) -> float:
+        """Scaling of a module's update: `alpha / r`, or `alpha / sqrt(r)` under rsLoRA."""
+        alpha = self.alpha_pattern.get(pattern_key(self.alpha_pattern, module), self.alpha)
+        rank = self.rank_of(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT would put LoRA on a module of this name; what it would not, it drops."""
+        wanted = self.options["target_modules"]
+        if isinstance(wanted, str):
+            return wanted == "all-linear" or re.fullmatch(wanted, module) is not None
+        return any(module == name or module.endswith(f".{name}") for name in wanted)
+
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Names of the modules that are trained and saved whole."""
+        return tuple(self.options.get("modules_to_save") or ())
+
+    @property
+    def trains_biases(self) -> bool:
+        """Whether biases of the base model were trained along."""
+        return self.options.get("bias", "none") != "none"
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """Read and check the configuration of an adapter folder.
+
+    Raises:
+        InputError: naming the file, the option, its value and what was expected.
+    """
+    path = folder / CONFIG_FILE
+    source = str(path)
+    if not path.is_file():
+        raise expected("folder", str(folder), f"a PEFT adapter folder (it has no {CONFIG_FILE})")
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise expected("adapter_config", source, f"valid JSON ({error})") from None
+    if not isinstance(options, dict):
+        raise expected("adapter_config", source, f"a JSON object, not {type(options).__name__}")
+    check_plain_lora(source, options)
+    _check_options(source, options)
+    return AdapterConfig(
+        source,
+        options,
+        _rank(f"{source}: r", options.get("r")),
+        _alpha(f"{source}: lora_alpha", options.get("lora_alpha")),
+        options.get("use_rslora", False),
+        _pattern(source, options, "rank_pattern", _rank),
+        _pattern(source, options, "alpha_pattern", _alpha),
+    )
+
+
+def pattern_key(patterns: Iterable[str], module: str) -> str:
+    """The pattern that a module falls under, as PEFT finds it; the module itself if there is none.
+
+    A pattern is a regular expression for the end of the name, at a dot; the first one that fits
+    wins (`peft.utils.other.get_pattern_key`).
+    """
+    for pattern in patterns:
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return pattern
+    return module
+
+
+def written_config(
+    options: Mapping[str, Any], layers: Mapping[str, tuple[int, float]], use_rslora: bool
+) -> dict[str, Any]:
+    """The configuration of an adapter whose layers have these ranks and scalings.
+
+    Args:
+        options: what all of the adapter's other options are taken from.
+        layers: rank and scaling of every module.
+        use_rslora: the convention to write the scalings in.
+
+    Returns:
+        A configuration as PEFT writes it: the most common rank and alpha as the default, the
+        others by pattern.
+    """
+    ranks = {module: rank for module, (rank, _) in layers.items()}
+    alphas = {
+        module: _tidy(scaling * (math.sqrt(rank) if use_rslora else rank))
+        for module, (rank, scaling) in layers.items()
+    }
+    rank, rank_pattern = _as_pattern(ranks)
+    alpha, alpha_pattern = _as_pattern(alphas)
+    return {
+        **options,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+        "use_rslora": use_rslora,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _as_pattern(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Most common value, and the modules that have another one."""
+    common = Counter(values.values()).most_common(1)[0][0]
+    others = {module: value for module, value in values.items() if value != common}
+    # Old versions of PEFT know a bare module name where they do not know an anchored pattern.
+    if all(_looked_up(others, module, common) == value for module, value in values.items()):
+        return common, others
+    return common, {f"^{re.escape(module)}": value for module, value in others.items()}
+
+
+def _looked_up(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+    try:
+        return pattern.get(pattern_key(pattern, module), default)
+    except re.error:
+        return None
+
+
+def _tidy(alpha: float) -> float:
+    """An alpha that is whole up to rounding as a whole number."""
+    return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
+
+
+def _check_options(source: str, options: Mapping[str, Any]) -> None:
+    for name in ("use_rslora", "fan_in_fan_out"):
+        if not isinstance(options.get(name, False), bool):
+            raise expected(f"{source}: {name}", options[name], "true or false")
+    check_choice(f"{source}: bias", options.get("bias", "none"), BIASES)
+    for name in ("base_model_name_or_path", "task_type", "revision"):
+        if not isinstance(options.get(name), str | None):
+            raise expected(f"{source}: {name}", options[name], "text or null")
+    if not _is_names(options.get("modules_to_save") or []):
+        raise expected(f"{source}: modules_to_save", options["modules_to_save"], "names or null")
+    targets = options.get("target_modules")
+    if not targets or not (isinstance(targets, str) or _is_names(targets)):
+        raise expected(f"{source}: target_modules", targets, "module names or one pattern")
+    if isinstance(targets, str):
+        _check_regex(f"{source}: target_modules", targets)
+
+
+def _pattern(source: str, options: Mapping[str, Any], name: str, check: Any) -> dict[str, Any]:
+    pattern = options.get(name)
+    if pattern is None:
+        return {}
+    if not isinstance(pattern, dict):
+        raise expected(f"{source}: {name}", pattern, "an object of patterns and numbers, or null")
+    for key in pattern:
+        _check_regex(f"{source}: {name}", key)
+    return {key: check(f"{source}: {name}[{key!r}]", value) for key, value in pattern.items()}
+
+
+def _check_regex(argument: str, pattern: str) -> None:
+    try:
+        re.compile(f"({pattern})")
+    except re.error as error:
+        raise expected(argument, pattern, f"a regular expression ({error})") from None
+
+
+def _rank(argument: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise expected(argument, value, "a rank, a whole number of at least 1")
+    return value
+
+
+def _alpha(argument: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise expected(argument, value, "a positive number")
+    if check_finite(argument, value) <= 0:
+        raise expected(argument, value, "a positive number")
+    return value
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)

@@ -1,0 +1,46 @@
+"""Tensors beside the LoRA factors: trained ones are averaged, the base model's own must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedlora_sim.adapters.reading import AdapterFolder
+from fedlora_sim.errors import expected
+
+
+def average_extras(clients: Sequence[AdapterFolder], weights: Sequence[float]) -> dict[str, Tensor]:
+    """Mean of `modules_to_save`, trained biases and resized embeddings, by sample count.
+
+    Args:
+        clients: folders that agree in their keys and shapes.
+        weights: sample count of every client.
+
+    Returns:
+        Tensors by key, in the clients' dtype. A tensor that is the same everywhere stays as it is.
+
+    Raises:
+        InputError: if frozen weights or whole numbers, which have no mean, differ.
+    """
+    total = sum(weights)
+    shares = [weight / total for weight in weights]
+    return {key: _average(key, clients, shares) for key in clients[0].extras}
+
+
+def _average(key: str, clients: Sequence[AdapterFolder], shares: Sequence[float]) -> Tensor:
+    first = clients[0].tensor(key)
+    mean, dtype, same = torch.zeros(first.shape, dtype=torch.float64), first.dtype, True
+    for client, share in zip(clients, shares, strict=True):
+        tensor = client.tensor(key)
+        equal = torch.equal(tensor, first)
+        if not equal and (client.is_frozen(key) or not tensor.is_floating_point()):
+            what = "frozen weights" if client.is_frozen(key) else "whole numbers"
+            where = f"{key} in {client.path}"
+            raise expected(where, f"{what} that differ", f"the same as in {clients[0].path}")
+        if tensor.is_floating_point():
+            mean += share * tensor.double()
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        same &= equal
+    return first if same else mean.to(dtype)

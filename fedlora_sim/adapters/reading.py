@@ -1,0 +1,213 @@
+"""A PEFT LoRA folder, opened: which layers and other tensors it holds, each read when asked for.
+
+A and B are told apart by name, never by shape. Every key of the file must be understood: what PEFT
+would not find its way back to, or would drop without a word, is refused here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fedlora_sim.adapters.config import AdapterConfig, read_config
+from fedlora_sim.errors import expected
+from fedlora_sim.factors import LoRAFactors, check_tensor_finite
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
+PREFIX = "base_model.model."
+DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+_FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?)(?P<factor>[AB])(?P<end>.*)")
+_ENDS = {"lora_": ".weight", "lora_embedding_": ""}
+# Embeddings that PEFT saves whole when the vocabulary was resized.
+_EMBEDDING = re.compile(r"embed|wte|lm_head|shared")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The factors of one module in the file.
+
+    Args:
+        key_A: name of the tensor A, (r, d_in) or, of a convolution, (r, channels, *kernel).
+        key_B: name of the tensor B, (d_out, r) or (d_out, r, 1, ...).
+        shape_A: shape of A as it is stored.
+        shape_B: shape of B as it is stored.
+        dtype: floating-point type that holds both.
+    """
+
+    key_A: str
+    key_B: str
+    shape_A: tuple[int, ...]
+    shape_B: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def form(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Everything about the shapes that does not depend on the rank."""
+        return self.shape_A[1:], (self.shape_B[0], *self.shape_B[2:])
+
+
+class AdapterFolder:
+    """One adapter folder, checked; the tensors stay on disk until they are asked for.
+
+    Args:
+        folder: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        InputError: naming the folder, the file or the key and what was expected.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder)
+        if not self.path.is_dir():
+            raise expected("folder", str(folder), "a folder with a PEFT adapter")
+        self.config: AdapterConfig = read_config(self.path)
+        self._weights = _open(self.path)
+        self.keys = frozenset(self._weights.keys())
+        self.layers = dict(self._find_layers())
+        if not self.layers:
+            raise expected(self._file, sorted(self.keys)[:3], "at least one pair of LoRA factors")
+        used = {key for layer in self.layers.values() for key in (layer.key_A, layer.key_B)}
+        self.extras = tuple(sorted(self.keys - used))
+        for key in self.extras:
+            self._check_extra(key)
+
+    @cached_property
+    def _file(self) -> str:
+        return str(self.path / WEIGHTS_FILE)
+
+    def factors(self, module: str, dtype: torch.dtype, device: torch.device) -> LoRAFactors:
+        """A module's update: A (r, d_in) and B (d_out, r), kernels flattened, with its scaling."""
+        layer = self.layers[module]
+        lora_a = self.tensor(layer.key_A).to(device, dtype).flatten(1)
+        lora_b = self.tensor(layer.key_B).to(device, dtype).flatten(1)
+        return LoRAFactors(lora_a, lora_b, self.config.scaling_of(module))
+
+    def tensor(self, key: str) -> Tensor:
+        """A tensor of the file, as it is stored; refused when an entry is not finite."""
+        try:
+            tensor: Tensor = self._weights.get_tensor(key)
+        except SafetensorError as error:
+            raise expected(self._file, key, f"a readable tensor ({error})") from None
+        if tensor.is_floating_point():
+            check_tensor_finite(f"{self._file}: {key}", tensor)
+        return tensor
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the file's header."""
+        return tuple(self._weights.get_slice(key).get_shape())
+
+    def is_frozen(self, key: str) -> bool:
+        """Whether a tensor is the base model's own, saved beside the LoRA of an embedding."""
+        return key.endswith(".base_layer.weight")
+
+    def _find_layers(self) -> Iterator[tuple[str, Layer]]:
+        pairs: dict[tuple[str, str], set[str]] = {}
+        for key in sorted(self.keys):
+            if ".lora_" in key:
+                found = self._split(key)
+                pairs.setdefault((found["module"], found["kind"]), set()).add(found["factor"])
+        for (path, kind), factors in pairs.items():
+            end = _ENDS[kind]
+            for factor in "AB":
+                if factor not in factors:
+                    missing, other = f"{path}.{kind}{factor}{end}", "B" if factor == "A" else "A"
+                    expectation = f"{missing!r} beside it (A without B, or B without A)"
+                    raise expected(self._file, f"{path}.{kind}{other}{end}", expectation)
+            module = path.removeprefix(PREFIX)
+            yield module, self._layer(module, f"{path}.{kind}A{end}", f"{path}.{kind}B{end}")
+
+    def _split(self, key: str) -> re.Match[str]:
+        """Module, kind and factor of a LoRA key; whatever is not exactly such a key is refused."""
+        found = _FACTOR.fullmatch(key)
+        if found is None or found["end"] != _ENDS[found["kind"]]:
+            expectation = (
+                "only keys '....lora_A.weight', '....lora_B.weight', '....lora_embedding_A' and "
+                "'....lora_embedding_B', as PEFT saves plain LoRA"
+            )
+            raise expected(self._file, key, expectation)
+        if not key.startswith(PREFIX):
+            raise expected(self._file, key, f"a key that starts with {PREFIX!r}, as PEFT writes it")
+        module = found["module"].removeprefix(PREFIX)
+        if "base_layer" in module.split("."):
+            raise expected(self._file, key, "LoRA on a module, not inside of another LoRA layer")
+        if not self.config.targets(module):
+            targets = self.config.options["target_modules"]
+            raise expected(self._file, key, f"a module among target_modules={targets!r}")
+        return found
+
+    def _layer(self, module: str, key_a: str, key_b: str) -> Layer:
+        """Shapes of a pair of factors, after checking that they are a LoRA of the rank promised."""
+        shapes, dtypes = {}, {}
+        for key in (key_a, key_b):
+            shapes[key], name = self.shape(key), self._weights.get_slice(key).get_dtype()
+            if name not in DTYPES:
+                raise expected(f"{self._file}: {key}", name, f"one of {', '.join(DTYPES)}")
+            dtypes[key] = DTYPES[name]
+        a, b = shapes[key_a], shapes[key_b]
+        for key, shape in shapes.items():
+            if len(shape) < 2 or 0 in shape:
+                raise expected(f"{self._file}: {key}", shape, "a matrix that is not empty")
+        rank = self.config.rank_of(module)
+        for key, found in ((key_a, a[0]), (key_b, b[1])):
+            if found != rank:
+                wanted = f"rank {rank}, as {self.config.source} says"
+                raise expected(f"{self._file}: {key}", shapes[key], wanted)
+        if any(size != 1 for size in b[2:]):
+            raise expected(f"{self._file}: {key_b}", b, "a kernel of size 1")
+        limit = min(b[0], torch.Size(a[1:]).numel())
+        if rank > limit:
+            expectation = f"a rank of at most min(d_in, d_out) = {limit}"
+            raise expected(f"{self.config.source}: rank of {module}", rank, expectation)
+        return Layer(key_a, key_b, a, b, torch.promote_types(dtypes[key_a], dtypes[key_b]))
+
+    def _check_extra(self, key: str) -> None:
+        """Refuse a tensor of which PEFT could not say what it is."""
+        path, _, leaf = key.removeprefix(PREFIX).rpartition(".")
+        parts = path.split(".")
+        ancestors = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        saved = self.config.modules_to_save
+        known = (
+            (leaf == "bias" and self.config.trains_biases)
+            or any(ancestor.endswith(name) for ancestor in ancestors for name in saved)
+            or (leaf == "weight" and _EMBEDDING.search(parts[-1]) is not None)
+            or (self.is_frozen(key) and path.removesuffix(".base_layer") in self.layers)
+        )
+        if not known or not key.startswith(PREFIX):
+            expectation = (
+                f"LoRA factors, or a tensor that {self.config.source} accounts for "
+                "(modules_to_save, bias), under the prefix " + repr(PREFIX)
+            )
+            raise expected(self._file, key, expectation)
+
+
+def _open(folder: Path) -> Any:
+    """The weights of a folder, opened without loading any."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        pickles = [name for name in PICKLES if (folder / name).exists()]
+        if pickles:
+            expectation = (
+                f"{WEIGHTS_FILE} (a pickle can run any code when it is read; save the adapter "
+                "again with safe_serialization=True)"
+            )
+            raise expected("weights", str(folder / pickles[0]), expectation)
+        raise expected("folder", str(folder), f"a PEFT adapter folder (it has no {WEIGHTS_FILE})")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise expected("weights", str(path), f"a whole safetensors file ({error})") from None
