@@ -85,6 +85,19 @@ class LoRAFactors:
         """The update `dW = scaling * lora_B @ lora_A`, shape (..., d_out, d_in)."""
         return self.scaling * (self.lora_B @ self.lora_A)
 
+    def norm(self) -> Tensor:
+        """Frobenius norm `||dW||_F`, (...), from the factors' Gram matrices in float64."""
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        a, b = self.lora_A.to(wide), self.lora_B.to(wide)
+        square = ((b.mT @ b) * (a @ a.mT)).sum((-2, -1))
+        return abs(self.scaling) * square.clamp_min(0).sqrt()
+
+    def to(self, dtype: torch.dtype) -> LoRAFactors:
+        """The same factors in another dtype."""
+        if dtype == self.dtype:
+            return self
+        return LoRAFactors(self.lora_A.to(dtype), self.lora_B.to(dtype), self.scaling)
+
     def truncate(self, r: int) -> LoRAFactors:
         """The first `r` rank components, scaling unchanged.
 

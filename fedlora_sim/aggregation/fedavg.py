@@ -1,4 +1,4 @@
-"""FedAvg in product space with SVD redistribution: the rank-agnostic baseline.
+"""FedAvg in product space with SVD redistribution: the rank-agnostic baseline, FlexLoRA.
 
 `dW = sum_k p_k s_k B_k A_k`, `p_k = n_k / sum n`, then the best rank-r_max approximation, from
 which every client receives its first r_k directions. A direction that only some clients carry is
@@ -10,28 +10,32 @@ Wu et al., arXiv 2602.13486, Sec. 4.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.rule import AggregationRule, Space
+from fedlora_sim.aggregation.rule import AggregationRule
+from fedlora_sim.aggregation.weights import data_shares
 
 
-@register
+@register(aliases=("flexlora",))
+@dataclass(frozen=True)
 class FedAvg(AggregationRule):
     """Data-weighted average of the products.
 
     Law: linear in the updates, and exact before truncation.
     """
 
-    name = "fedavg"
-    source = "arXiv 2402.11505, Sec. 3; arXiv 2602.13486, Sec. 4"
-    space: ClassVar[Space] = "product"
+    name: ClassVar[str] = "fedavg"
+    source: ClassVar[str] = "arXiv 2402.11505, Sec. 3; arXiv 2602.13486, Sec. 4"
 
-    def direction_weights(self, weights: Tensor, members: Tensor) -> Tensor:
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
         """`p_k` of the cohort wherever the client carries the direction."""
-        return (weights / weights.sum(-1, keepdim=True)).unsqueeze(-1) * members
+        return data_shares(weights, members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W`."""

@@ -14,37 +14,53 @@ Source: Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1 and Eq. 8.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from fedlora_sim.aggregation.cohort import Cohort
 from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.rule import AggregationRule, Space
+from fedlora_sim.aggregation.rule import AggregationRule
+from fedlora_sim.aggregation.weights import contributor_shares
 
 
 @register
+@dataclass(frozen=True)
 class RaFLoRA(AggregationRule):
     """Average over contributors, partition by partition.
 
     Law: partition h equals that of product-space FedAvg divided by `W_h(S)`; with equal ranks the
     two rules are the same.
+
+    Args:
+        canonicalize: bring every client's update to its SVD gauge before it is partitioned. The
+            same update can be written with any invertible G as `B G, G^{-1} A`, and which part of
+            it stands in which partition depends on G: the plain rule takes the factors as training
+            left them, this one does not depend on them. It presumes that rank index i means the
+            i-th strongest direction, so it knows no other allocation than SVD.
     """
 
-    name = "raflora"
-    source = "arXiv 2602.13486, Sec. 5, Algorithm 1, Eq. 8"
-    space: ClassVar[Space] = "product"
+    canonicalize: bool = False
+
+    name: ClassVar[str] = "raflora"
+    source: ClassVar[str] = "arXiv 2602.13486, Sec. 5, Algorithm 1, Eq. 8"
+    has_empty_partition_policy: ClassVar[bool] = True
 
     @property
-    def has_empty_partition_policy(self) -> bool:
-        """Yes: `empty_partition`."""
-        return True
+    def needs_svd_allocation(self) -> bool:
+        """Yes with `canonicalize`."""
+        return self.canonicalize
 
-    def direction_weights(self, weights: Tensor, members: Tensor) -> Tensor:
+    def prepare(self, cohort: Cohort) -> Cohort:
+        """The cohort as it is, or in its SVD gauge."""
+        return cohort.canonical() if self.canonicalize else cohort
+
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
         """`n_k / N_h` over the cohort's contributors to the direction's partition."""
-        contributing = weights.unsqueeze(-1) * members
-        total = contributing.sum(-2, keepdim=True)
-        return contributing / torch.where(total > 0, total, 1.0)
+        return contributor_shares(weights, members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """1 wherever somebody contributes."""

@@ -1,39 +1,128 @@
-"""The rules by name: case-insensitive, each name once."""
+"""The rules by name: case-insensitive, each name once, open to outsiders.
+
+Another package adds a rule by the decorator, when it is imported, or by an entry point, without:
+
+    [project.entry-points."fedlora_sim.rules"]
+    my_rule = "my_package.my_module:MyRule"
+"""
 
 from __future__ import annotations
+
+import tomllib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, overload
 
 from fedlora_sim.aggregation.rule import AggregationRule
 from fedlora_sim.errors import check_choice, expected
 
-_RULES: dict[str, AggregationRule] = {}
+ENTRY_POINTS = "fedlora_sim.rules"
+RuleT = TypeVar("RuleT", bound=type[AggregationRule])
+
+_RULES: dict[str, type[AggregationRule]] = {}
+_ALIASES: dict[str, str] = {}
+_loaded = False
 
 
-def register(rule: type[AggregationRule]) -> type[AggregationRule]:
-    """Class decorator: make a rule known under its `name`.
+@overload
+def register(rule: RuleT) -> RuleT: ...
+@overload
+def register(*, aliases: Sequence[str]) -> Callable[[RuleT], RuleT]: ...
+def register(rule: Any = None, *, aliases: Sequence[str] = ()) -> Any:
+    """Class decorator: make a rule known under its `name`, and under other names that it goes by.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if a name is taken by another rule.
     """
-    name = rule.name.lower()
-    if name in _RULES:
-        raise expected(
-            "name", rule.name, f"a name other than that of {type(_RULES[name]).__name__}"
-        )
-    _RULES[name] = rule()
-    return rule
+    if rule is None:
+        return lambda cls: _register(cls, aliases)
+    return _register(rule, aliases)
 
 
-def get_rule(rule: str | AggregationRule) -> AggregationRule:
-    """The rule of a name; an `AggregationRule` is returned as it is.
+def get_rule(rule: str | AggregationRule, **options: object) -> AggregationRule:
+    """The rule of a name, with its options; an `AggregationRule` is returned as it is.
+
+    Args:
+        rule: a name, or a name with options as text, `raflora:canonicalize=true`.
+        **options: options of the rule, beside those in the text.
 
     Raises:
-        ValueError: if the name is unknown, with the closest one.
+        ValueError: if the name or an option is unknown (with the closest one), or its value wrong.
     """
     if isinstance(rule, AggregationRule):
+        if options:
+            raise expected("options", options, "none beside a rule that is already made")
         return rule
-    return _RULES[check_choice("rule", rule, _RULES)]
+    name, *parts = str(rule).split(":") if isinstance(rule, str) else [rule]
+    _load_entry_points()
+    chosen = check_choice("rule", name, [*_RULES, *_ALIASES])
+    cls = _RULES[_ALIASES.get(chosen, chosen)]
+    given = {**dict(_parse(part) for part in parts), **options}
+    defaults = {f.name: f.default for f in fields(cls)}
+    for option, value in given.items():
+        if option not in defaults:
+            _refuse_option(chosen, option, value, defaults)
+        if isinstance(defaults[option], bool) and not isinstance(value, bool):
+            raise expected(option, value, "true or false")
+    return cls(**given)
 
 
 def rule_names() -> tuple[str, ...]:
-    """Names of all registered rules, sorted."""
+    """Names of all registered rules, sorted; without the other names that some go by."""
+    _load_entry_points()
     return tuple(sorted(_RULES))
+
+
+def rule_aliases() -> dict[str, str]:
+    """Other names that rules go by, each with the rule's own."""
+    _load_entry_points()
+    return dict(sorted(_ALIASES.items()))
+
+
+def _register(rule: RuleT, aliases: Sequence[str]) -> RuleT:
+    names = [name.lower() for name in (rule.name, *aliases)]
+    for name in names:
+        owner = _RULES.get(_ALIASES.get(name, name))
+        if owner is not None:
+            raise expected("name", name, f"a name other than that of {owner.__name__}")
+    _RULES[names[0]] = rule
+    _ALIASES.update(dict.fromkeys(names[1:], names[0]))
+    return rule
+
+
+def _parse(part: str) -> tuple[str, object]:
+    """Option and value of `canonicalize=true`; the value as TOML, else as plain text."""
+    name, sign, value = part.partition("=")
+    if not sign or not name.strip():
+        raise expected("rule option", part, "option=value, e.g. canonicalize=true")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
+def _refuse_option(rule: str, option: str, value: object, known: dict[str, object]) -> None:
+    if not known:
+        raise expected(option, value, f"no option: {rule} has none")
+    check_choice(f"option of {rule}", option, known)
+    raise expected(option, value, f"the option {option.lower()!r}, in lower case")
+
+
+def _load_entry_points() -> None:
+    """Register the rules of other packages, once; one that fails to load is named, not fatal."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            rule = point.load()
+            if not (isinstance(rule, type) and issubclass(rule, AggregationRule)):
+                raise expected(point.name, rule, "a subclass of AggregationRule")
+            if rule not in _RULES.values():  # its module may have used the decorator
+                _register(rule, ())
+        except Exception as error:  # whatever another package raises
+            message = f"entry point {point.name} = {point.value} of {ENTRY_POINTS}: {error}"
+            warnings.warn(message, stacklevel=2)

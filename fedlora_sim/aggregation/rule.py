@@ -1,93 +1,70 @@
-"""What an aggregation rule is: weights for every (client, direction), and a space to average in.
+"""What an aggregation rule is: weights for every (client, direction), and where the average goes.
 
-A rule sees the cohort's factors as one stack of rank-one columns, `(b_j, a_j)`, each owned by a
-client and standing at a rank position. Every rule of this family gives each column a weight and
-sums, either the products (product space) or the factors position by position (factor space).
+A rule sees the cohort's factors as rank-one columns, `(b_j, a_j)`, each owned by a client and
+standing at a rank position. Every rule of this family gives each column a weight and sums, either
+the products (product space) or the factors position by position (factor space); some merge what
+the adapter misses of the exact sum into the frozen base.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from fedlora_sim.aggregation.averages import average_factors, split, with_columns
+from fedlora_sim.aggregation.cohort import Cohort
+from fedlora_sim.aggregation.result import Aggregated
 from fedlora_sim.errors import expected
-from fedlora_sim.factors import LoRAFactors, from_svd
-from fedlora_sim.lowrank import compute_dtype, low_rank_svd
+from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lowrank import LowRankProduct
 
-Space = Literal["product", "factor"]
-
-
-@dataclass(frozen=True, eq=False)
-class Cohort:
-    """A round's updates as one stack of columns, with what the server knows about their owners.
-
-    Args:
-        lora_A: all clients' rows one under the other, (..., R, d_in), R the sum of their ranks.
-        lora_B: all clients' columns side by side, (..., d_out, R).
-        owner: client slot of each column, (R,).
-        position: rank index of each column within its client, (R,).
-        scaling: LoRA scaling of each client, (K,).
-        weights: unnormalised aggregation weight of each client (its sample count), (..., K).
-        members: which rank indices each client carries, boolean (..., K, r_max).
-    """
-
-    lora_A: Tensor
-    lora_B: Tensor
-    owner: Tensor
-    position: Tensor
-    scaling: Tensor
-    weights: Tensor
-    members: Tensor
-
-    @property
-    def r_max(self) -> int:
-        """Highest rank level of the federation."""
-        return self.members.shape[-1]
-
-    @classmethod
-    def from_updates(
-        cls, updates: Sequence[LoRAFactors], weights: Tensor, levels: Sequence[int]
-    ) -> Cohort:
-        """Stack the updates of a cohort whose ranks are among the federation's `levels`."""
-        device, ranks = updates[0].device, [u.rank for u in updates]
-        dtype = compute_dtype(updates[0].dtype)
-        ranks_t = torch.tensor(ranks, device=device)
-        return cls(
-            lora_A=torch.cat([u.lora_A for u in updates], dim=-2).to(dtype),
-            lora_B=torch.cat([u.lora_B for u in updates], dim=-1).to(dtype),
-            owner=torch.arange(len(ranks), device=device).repeat_interleave(ranks_t),
-            position=torch.cat([torch.arange(r, device=device) for r in ranks]),
-            scaling=torch.tensor([u.scaling for u in updates], dtype=dtype, device=device),
-            weights=weights.to(dtype).to(device),
-            members=ranks_t[:, None] > torch.arange(max(levels), device=device),
-        )
+Space = Literal["product", "factor", "none"]
 
 
+@dataclass(frozen=True)
 class AggregationRule(ABC):
-    """A server rule: pure, stateless, and the same on every device.
+    """A server rule: pure, stateless, and the same on every device. Its options are its fields.
 
     Laws, for every rule of the family:
         the order of the clients does not matter; multiplying all weights by a positive number
         changes nothing; a client of weight 0 changes nothing; one client alone is returned as it
         is (as a product), padded to rank r_max; alpha/r is part of every update.
+
+    Class attributes:
+        name: what the rule is called in `get_rule` and on the command line.
+        source: paper and place that define it.
+        space: the adapter is averaged as products, factor by factor, or (`none`) not at all:
+            clients start every round with a fresh one.
+        residual_in_base: what the adapter misses of the exact weighted sum of products is merged
+            into the frozen base.
+        frozen_a: clients train B alone; A is theirs in common.
+        weights_from_norms: the weights depend on the norms of the updates.
+        has_empty_partition_policy: a direction without contributors can be carried over from the
+            last round.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
-    space: ClassVar[Space]
+    space: ClassVar[Space] = "product"
+    residual_in_base: ClassVar[bool] = False
+    frozen_a: ClassVar[bool] = False
+    weights_from_norms: ClassVar[bool] = False
+    has_empty_partition_policy: ClassVar[bool] = False
 
     @abstractmethod
-    def direction_weights(self, weights: Tensor, members: Tensor) -> Tensor:
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
         """Normalised weight of every client in every direction.
 
         Args:
             weights: unnormalised client weights, (..., K), with a positive sum.
             members: which directions each client carries, boolean, broadcastable to (..., K, q).
+            norms: `||dW_k||_F`, (..., K), for rules with `weights_from_norms`.
 
         Returns:
             Shape (..., K, q), zero where the client does not carry the direction.
@@ -98,50 +75,118 @@ class AggregationRule(ABC):
         """Declared factor on the amplitude of a direction that every contributor returns alike.
 
         Args:
-            coverage: weight share of the cohort's contributors to the direction, `W_h` in [0, 1].
+            coverage: weight share of the cohort's contributors to the direction, `W_h` in [0, 1];
+                with `weights_from_norms` the share of those weights.
 
         Returns:
-            Same shape; tests measure it on real factors.
+            Same shape, of the whole update in one round; tests measure it on real factors.
         """
 
     @property
-    def has_empty_partition_policy(self) -> bool:
-        """Whether a direction without contributors can be carried over from the last round."""
+    def label(self) -> str:
+        """The name with the options that are not at their default, as `get_rule` reads it."""
+        usual = {f.name: f.default for f in fields(self)}
+        options = {name: getattr(self, name) for name in usual}
+        changed = [f"{o}={str(v).lower()}" for o, v in options.items() if v != usual[o]]
+        return ":".join([self.name, *changed])
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the adapter is a linear function of the updates, given the weights."""
+        return (self.space != "factor" or self.frozen_a) and not self.weights_from_norms
+
+    @property
+    def needs_svd_allocation(self) -> bool:
+        """Whether rank index i must mean the i-th strongest direction."""
         return False
+
+    def prepare(self, cohort: Cohort) -> Cohort:
+        """The cohort as the rule wants it; most take it as it is."""
+        return cohort
+
+    def compress(self, base: LowRankProduct) -> LowRankProduct:
+        """The base correction as the rule keeps it; most keep it exact."""
+        return base
 
     def aggregate(
         self,
         cohort: Cohort,
         previous: LoRAFactors | None = None,
         empty_partition: str = "carry",
-    ) -> LoRAFactors:
+    ) -> Aggregated:
         """Aggregate one round.
 
         Args:
-            cohort: the stacked updates.
-            previous: the last global update, of rank r_max.
+            cohort: the updates.
+            previous: the last global adapter, of rank r_max.
             empty_partition: `zero | carry | error`, for rules with such a policy.
 
         Returns:
-            The global update, rank r_max.
+            The global adapter, rank r_max, and the base correction if the rule has one.
 
         Raises:
             ValueError: if a partition is empty under `error`, or under `carry` without `previous`.
         """
-        shares = self.direction_weights(cohort.weights, cohort.members)
-        if self.space == "factor":
-            return _average_factors(cohort, shares)
-        kept = self._kept_columns(cohort, previous, empty_partition)
-        return _average_products(cohort, shares, kept)
+        cohort = self.prepare(cohort)
+        norms = cohort.norms() if self.weights_from_norms else None
+        shares = self.direction_weights(cohort.weights, cohort.members, norms)
+        empty = self._empty(cohort)
+        kept = self._kept(cohort, empty, previous, empty_partition)
+        mask = empty.to(cohort.dtype)
+        exact = cohort.product(shares)
+        if kept is not None:
+            exact = with_columns(exact, kept, mask)
+        adapter = self.adapter(cohort, shares, exact, kept, mask)
+        if not self.residual_in_base:
+            return Aggregated(adapter)
+        base = exact
+        if self.space != "none":
+            base = with_columns(exact, adapter, -torch.ones_like(mask))
+        return Aggregated(adapter, self.compress(base))
 
-    def _kept_columns(
-        self, cohort: Cohort, previous: LoRAFactors | None, empty_partition: str
+    def adapter(
+        self,
+        cohort: Cohort,
+        shares: Tensor,
+        exact: LowRankProduct,
+        kept: LoRAFactors | None,
+        mask: Tensor,
+    ) -> LoRAFactors:
+        """The global adapter of a round.
+
+        Args:
+            cohort: the updates.
+            shares: normalised weights, (..., K, r_max).
+            exact: the weighted sum of products, kept columns included.
+            kept: the last global adapter, where a policy keeps columns of it.
+            mask: 1 for the rank indices without contributors, (..., r_max).
+
+        Returns:
+            Factors of rank r_max.
+        """
+        if self.space == "product":
+            return split(exact, cohort.r_max)
+        if self.space == "factor":
+            return average_factors(cohort, shares, shares, kept=kept, mask=mask)
+        first = cohort.updates[0]
+        batch = torch.broadcast_shapes(first.lora_A.shape[:-2], shares.shape[:-2])
+        zeros = first.lora_A.new_zeros
+        r, dtype = cohort.r_max, cohort.dtype
+        return LoRAFactors(
+            zeros(*batch, r, first.d_in, dtype=dtype), zeros(*batch, first.d_out, r, dtype=dtype)
+        )
+
+    def _empty(self, cohort: Cohort) -> Tensor:
+        """Rank indices that nobody in the cohort contributes to, boolean (..., r_max)."""
+        taking_part = cohort.members & (cohort.weights > 0).unsqueeze(-1)
+        return ~taking_part.any(dim=-2)
+
+    def _kept(
+        self, cohort: Cohort, empty: Tensor, previous: LoRAFactors | None, empty_partition: str
     ) -> LoRAFactors | None:
-        """Columns of the last global update that stay because nobody contributed to them."""
+        """The last global adapter, if columns of it stay because nobody contributed to them."""
         if not self.has_empty_partition_policy:
             return None
-        taking_part = cohort.members & (cohort.weights > 0).unsqueeze(-1)
-        empty = ~taking_part.any(dim=-2)
         if empty_partition == "zero" or not bool(empty.any()):
             return None
         if empty_partition == "error":
@@ -158,44 +203,4 @@ class AggregationRule(ABC):
                 "the last global update, since empty_partition='carry' and a partition of this "
                 "cohort has no contributor (or choose empty_partition='zero')",
             )
-        mask = empty.to(cohort.lora_B.dtype)
-        lora_b = previous.lora_B.to(mask.dtype) * mask.unsqueeze(-2)
-        return LoRAFactors(previous.lora_A.to(mask.dtype), lora_b, previous.scaling)
-
-
-def _column_weights(cohort: Cohort, shares: Tensor) -> Tensor:
-    """Weight of every stacked column, (..., R), from those of every (client, direction)."""
-    return shares[..., cohort.owner, cohort.position]
-
-
-def _average_products(cohort: Cohort, shares: Tensor, kept: LoRAFactors | None) -> LoRAFactors:
-    """`sum_j w_j s_j b_j a_j` over all columns, as the balanced split of its SVD at rank r_max."""
-    weights = _column_weights(cohort, shares) * cohort.scaling[cohort.owner]
-    lora_b, lora_a = cohort.lora_B * weights.unsqueeze(-2), cohort.lora_A
-    if kept is not None:
-        lora_b = torch.cat([lora_b, kept.scaling * kept.lora_B], dim=-1)
-        lora_a = torch.cat([lora_a, kept.lora_A], dim=-2)
-    return from_svd(*low_rank_svd(lora_b, lora_a, cohort.r_max), r=cohort.r_max)
-
-
-def _average_factors(cohort: Cohort, shares: Tensor) -> LoRAFactors:
-    """Average A and B apart, position by position; scalings that differ are shared by A and B.
-
-    Factors can only be averaged when they are written with one scaling. Equal scalings are kept,
-    and the factors averaged as they are; otherwise each client's is split evenly, sqrt(s_k) on A
-    and on B, and the result has scaling 1.
-    """
-    common = bool((cohort.scaling == cohort.scaling[0]).all())
-    scaling = float(cohort.scaling[0]) if common else 1.0
-    if not common and bool((cohort.scaling <= 0).any()):
-        raise expected("scaling", cohort.scaling.tolist(), "positive scalings where they differ")
-    weights = _column_weights(cohort, shares)
-    if not common:
-        weights = weights * cohort.scaling[cohort.owner].sqrt()
-    lora_b = cohort.lora_B.new_zeros(*cohort.lora_B.shape[:-1], cohort.r_max)
-    lora_a = cohort.lora_A.new_zeros(
-        *cohort.lora_A.shape[:-2], cohort.r_max, cohort.lora_A.shape[-1]
-    )
-    lora_b.index_add_(-1, cohort.position, cohort.lora_B * weights.unsqueeze(-2))
-    lora_a.index_add_(-2, cohort.position, cohort.lora_A * weights.unsqueeze(-1))
-    return LoRAFactors(lora_a, lora_b, scaling)
+        return previous

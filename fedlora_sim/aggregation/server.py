@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from fedlora_sim.aggregation.cohort import Cohort
 from fedlora_sim.aggregation.registry import get_rule
-from fedlora_sim.aggregation.rule import AggregationRule, Cohort
+from fedlora_sim.aggregation.result import Aggregated
+from fedlora_sim.aggregation.rule import AggregationRule
 from fedlora_sim.errors import (
     check_choice,
     check_finite,
@@ -17,6 +21,7 @@ from fedlora_sim.errors import (
 )
 from fedlora_sim.factors import LoRAFactors, check_tensor_finite
 from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
+from fedlora_sim.lazy import LazySequence
 
 
 def aggregate(
@@ -25,29 +30,37 @@ def aggregate(
     rule: str | AggregationRule = "raflora",
     *,
     rank_levels: Sequence[int] | None = None,
+    positions: Sequence[Sequence[int]] | None = None,
     previous: LoRAFactors | None = None,
     empty_partition: str = "carry",
-    **options: float,
-) -> LoRAFactors:
+    rank: int | None = None,
+    scaling: float | None = None,
+) -> Aggregated:
     """Aggregate the LoRA updates of one round's cohort.
 
     Args:
         updates: one update per client: `lora_A` (..., r_k, d_in), `lora_B` (..., d_out, r_k), each
             with its own scaling; same leading dimensions (layers of one shape), dtype and device.
+            Any sequence, also one that loads a client when it is indexed: where the ranks sum to
+            more than min(d_in, d_out), no more than one client is held at a time.
         num_samples: `n_k` of every client of the cohort; equal when None.
-        rule: name of a rule (see `rule_names`) or an `AggregationRule`.
+        rule: name of a rule (see `rule_names`), with options as in `raflora:canonicalize=true`, or
+            an `AggregationRule`.
         rank_levels: distinct ranks of the *federation*. When None, the updates are taken to be the
             whole federation; a server that samples clients must pass its levels.
-        previous: the last global update, of rank `max(rank_levels)`: what `carry` keeps.
+        positions: which rank indices every client's columns stand at, for clients that were
+            allocated other directions than the first r_k.
+        previous: the last global adapter, of rank `max(rank_levels)`: what `carry` keeps.
         empty_partition: a partition without contributors is lost (`zero`), kept from `previous`
-            (`carry`) or refused (`error`). Only `raflora` has such partitions.
-        **options: `rank`: cut the result to its first components; `scaling`: the scaling to write
-            the result with.
+            (`carry`) or refused (`error`). Only `raflora` and `rbla` have such partitions.
+        rank: cut the adapter to its first components.
+        scaling: write the adapter with this scaling.
 
     Returns:
-        The global update, rank `max(rank_levels)`. Product-space rules return the balanced split
-        `B = U sqrt(S)`, `A = sqrt(S) V^T` with scaling 1; `zero_pad` returns its averaged factors.
-        Half-precision inputs are computed in float32 and returned in their own dtype.
+        The global adapter, of rank `max(rank_levels)`, and the correction that `flora` and `fedex`
+        merge into the base. Product-space rules return the balanced split `B = U sqrt(S)`,
+        `A = sqrt(S) V^T` with scaling 1; factor-space rules their averaged factors. Half-precision
+        inputs are computed in float32 and their adapter returned in their own dtype.
 
     Raises:
         ValueError: naming the argument, its value and what was expected.
@@ -56,37 +69,49 @@ def aggregate(
         Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1, for `raflora`; each rule names its own.
     """
     chosen = get_rule(rule)
-    check_updates(updates)
-    weights = (1.0,) * len(updates) if num_samples is None else num_samples
-    weights = check_num_samples(weights, len(updates))
-    levels = _check_levels(rank_levels, updates)
-    _check_previous(previous, updates[0], levels[-1])
+    ranks = check_updates(updates)
+    first = updates[0]
+    weights = (1.0,) * len(ranks) if num_samples is None else num_samples
+    weights = check_num_samples(weights, len(ranks))
+    levels = _check_levels(rank_levels, ranks, min(first.d_in, first.d_out))
+    r_max = levels[-1]
+    held = _check_positions(positions, ranks, r_max, chosen)
+    _check_previous(previous, first, r_max)
     empty_partition = check_choice("empty_partition", empty_partition, EMPTY_PARTITION)
-    rank, scaling = _check_options(options, levels[-1])
+    cut = _check_rank(rank, r_max)
+    _check_scaling(scaling)
     # A client of weight zero takes no part; relative weights fit any dtype.
     present = [k for k, weight in enumerate(weights) if weight > 0]
     shares = torch.tensor([weights[k] for k in present], dtype=torch.float64) / max(weights)
-    cohort = Cohort.from_updates([updates[k] for k in present], shares, levels)
-    result = chosen.aggregate(cohort, previous, empty_partition).truncate(rank)
+    kept = None if held is None else [held[k].to(first.device) for k in present]
+    cohort_updates = LazySequence(len(present), lambda k: updates[present[k]])
+    cohort = Cohort.from_updates(cohort_updates, shares, r_max, kept)
+    result = chosen.aggregate(cohort, previous, empty_partition)
+    adapter = result.adapter.truncate(cut)
     if scaling is not None:
-        result = result.rescale(scaling)
-    dtype = updates[0].dtype
-    return LoRAFactors(result.lora_A.to(dtype), result.lora_B.to(dtype), result.scaling)
+        adapter = adapter.rescale(scaling)
+    return replace(result, adapter=adapter.to(first.dtype))
 
 
-def check_updates(updates: Sequence[LoRAFactors]) -> None:
-    """Refuse an empty cohort, updates that do not fit each other and values that are not finite."""
+def check_updates(updates: Sequence[LoRAFactors]) -> list[int]:
+    """Refuse an empty cohort, updates that do not fit each other and values that are not finite.
+
+    Returns:
+        The rank of every client.
+    """
     if len(updates) == 0:
         raise expected("updates", [], "a cohort of at least one client")
+    ranks, form = [], None
     for k, update in enumerate(updates):
         if not isinstance(update, LoRAFactors):
             raise expected(f"updates[{k}]", type(update).__name__, "LoRAFactors")
-        if _form(update) != _form(updates[0]):
-            raise expected(
-                f"updates[{k}]", _form(update), f"the form of updates[0], {_form(updates[0])}"
-            )
+        form = _form(update) if form is None else form
+        if _form(update) != form:
+            raise expected(f"updates[{k}]", _form(update), f"the form of updates[0], {form}")
         for name, tensor in (("lora_A", update.lora_A), ("lora_B", update.lora_B)):
             check_tensor_finite(f"updates[{k}].{name}", tensor)
+        ranks.append(update.rank)
+    return ranks
 
 
 def _form(update: LoRAFactors) -> str:
@@ -97,18 +122,38 @@ def _form(update: LoRAFactors) -> str:
 
 
 def _check_levels(
-    rank_levels: Sequence[int] | None, updates: Sequence[LoRAFactors]
+    rank_levels: Sequence[int] | None, ranks: Sequence[int], limit: int
 ) -> tuple[int, ...]:
-    ranks = [update.rank for update in updates]
     given = ranks if rank_levels is None else check_sequence("rank_levels", rank_levels, "ranks")
     levels = tuple(sorted({check_positive_int("rank_levels", level) for level in given}))
-    limit = min(updates[0].d_in, updates[0].d_out)
     if not levels or levels[-1] > limit:
         raise expected("rank_levels", list(given), f"ranks from 1 to min(d_in, d_out) = {limit}")
     for k, rank in enumerate(ranks):
         if rank not in levels:
             raise expected(f"updates[{k}].rank", rank, f"one of the rank levels {list(levels)}")
     return levels
+
+
+def _check_positions(
+    positions: Sequence[Sequence[int]] | None,
+    ranks: Sequence[int],
+    r_max: int,
+    rule: AggregationRule,
+) -> list[Tensor] | None:
+    if positions is None:
+        return None
+    if rule.needs_svd_allocation:
+        raise expected("positions", list(positions), f"None for {rule.label}: SVD allocation only")
+    if len(positions) != len(ranks):
+        raise expected("positions", f"{len(positions)} rows", f"{len(ranks)}, one per client")
+    rows = []
+    for k, (row, rank) in enumerate(zip(positions, ranks, strict=True)):
+        held = [int(i) for i in row]
+        if len(set(held)) != rank or len(held) != rank or not 0 <= min(held) <= max(held) < r_max:
+            expectation = f"{rank} distinct rank indices in 0..{r_max - 1}"
+            raise expected(f"positions[{k}]", held, expectation)
+        rows.append(torch.tensor(held))
+    return rows
 
 
 def _check_previous(previous: LoRAFactors | None, update: LoRAFactors, r_max: int) -> None:
@@ -124,16 +169,13 @@ def _check_previous(previous: LoRAFactors | None, update: LoRAFactors, r_max: in
     check_tensor_finite("previous.lora_B", previous.lora_B)
 
 
-def _check_options(options: dict[str, float], r_max: int) -> tuple[int, float | None]:
-    """Rank and scaling of the result; an unknown option is refused, never ignored."""
-    unknown = sorted(set(options) - {"rank", "scaling"})
-    if unknown:
-        given = options[unknown[0]]
-        raise expected(unknown[0], given, "no such option; the options are rank and scaling")
-    rank = check_positive_int("rank", options.get("rank", r_max))
-    if rank > r_max:
+def _check_rank(rank: int | None, r_max: int) -> int:
+    cut = r_max if rank is None else check_positive_int("rank", rank)
+    if cut > r_max:
         raise expected("rank", rank, f"at most the highest rank level, {r_max}")
-    scaling = options.get("scaling")
+    return cut
+
+
+def _check_scaling(scaling: float | None) -> None:
     if scaling is not None and check_finite("scaling", scaling) <= 0:
         raise expected("scaling", scaling, "a positive number")
-    return rank, scaling

@@ -10,25 +10,33 @@ Source: FedIT (Zhang et al. 2023, arXiv 2305.05644) for the average of factors; 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from fedlora_sim.aggregation.fedavg import FedAvg
 from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.rule import Space
+from fedlora_sim.aggregation.rule import AggregationRule, Space
+from fedlora_sim.aggregation.weights import data_shares
 
 
-@register
-class ZeroPad(FedAvg):
+@register(aliases=("fedit",))
+@dataclass(frozen=True)
+class ZeroPad(AggregationRule):
     """Data-weighted average of A and of B.
 
     Not exact: the product of averages has cross terms `B_k A_l` of different clients.
     """
 
-    name = "zero_pad"
-    source = "arXiv 2305.05644; arXiv 2401.06432, Sec. 3.2"
+    name: ClassVar[str] = "zero_pad"
+    source: ClassVar[str] = "arXiv 2305.05644; arXiv 2401.06432, Sec. 3.2"
     space: ClassVar[Space] = "factor"
+
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
+        """`p_k` of the cohort wherever the client carries the direction."""
+        return data_shares(weights, members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W**2`: once for A and once for B."""

@@ -114,8 +114,8 @@ class _Batch:
         )
         lora_a, lora_b = self._disturb(t, slots, lora_a, lora_b)
         return self.rule.aggregate(
-            _stack(lora_a, lora_b, weights, carried), state, self.scenario.empty_partition
-        )
+            _cohort(lora_a, lora_b, weights, carried), state, self.scenario.empty_partition
+        ).adapter
 
     def _slots(self, t: int) -> tuple[NDArray[np.int64], Tensor]:
         """Clients of each seed's cohort, padded to one length with clients of weight zero."""
@@ -158,16 +158,13 @@ class _Batch:
         return lora_a, lora_b
 
 
-def _stack(lora_a: Tensor, lora_b: Tensor, weights: Tensor, carried: Tensor) -> Cohort:
-    """Client slots (S, m, ...) as one stack of m * r columns per seed."""
+def _cohort(lora_a: Tensor, lora_b: Tensor, weights: Tensor, carried: Tensor) -> Cohort:
+    """Client slots (S, m, ...), each padded to rank r_max, as the cohorts of S servers."""
     slots, rank = lora_a.shape[1:3]
-    device = lora_a.device
     return Cohort(
-        lora_A=lora_a.flatten(1, 2),
-        lora_B=lora_b.transpose(1, 2).flatten(2, 3),
-        owner=torch.arange(slots, device=device).repeat_interleave(rank),
-        position=torch.arange(rank, device=device).repeat(slots),
-        scaling=torch.ones(slots, dtype=lora_a.dtype, device=device),
+        updates=[LoRAFactors(lora_a[:, k], lora_b[:, k]) for k in range(slots)],
         weights=weights,
         members=carried,
+        positions=[torch.arange(rank, device=lora_a.device)] * slots,
+        scaling=torch.ones(slots, dtype=lora_a.dtype, device=lora_a.device),
     )

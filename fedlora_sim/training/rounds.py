@@ -188,7 +188,7 @@ class FederatedRun:
             previous=self.state[name],
             empty_partition=self.scenario.empty_partition,
             scaling=1.0,
-        )
+        ).adapter
 
     def _measure(
         self, bases: dict[str, SVD], preserved: dict[str, float]

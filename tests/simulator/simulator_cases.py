@@ -75,7 +75,7 @@ class Round:
 
     def aggregate(self, rule, **options):
         given = {"previous": self.previous, "empty_partition": self.empty_partition, **options}
-        return aggregate(self.updates, self.weights, rule, rank_levels=self.levels, **given)
+        return aggregate(self.updates, self.weights, rule, rank_levels=self.levels, **given).adapter
 
     def delta(self, rule, **options):
         return self.aggregate(rule, **options).delta()

@@ -1,0 +1,95 @@
+"""What the server sees of one round: the cohort's updates, and what it knows of their owners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lazy import LazySequence
+from fedlora_sim.lowrank import LowRankProduct, compute_dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """A round's updates, with the weight of every client and the directions that it carries.
+
+    Args:
+        updates: one update per client, `lora_A` (..., r_k, d_in), `lora_B` (..., d_out, r_k); any
+            sequence, also one that loads a client when it is indexed.
+        weights: unnormalised aggregation weight of each client (its sample count), (..., K).
+        members: which rank indices each client carries, boolean (..., K, r_max).
+        positions: rank index of every column of every client, K tensors of shape (r_k,).
+        scaling: LoRA scaling of each client, (K,) in the compute dtype.
+    """
+
+    updates: Sequence[LoRAFactors]
+    weights: Tensor
+    members: Tensor
+    positions: Sequence[Tensor]
+    scaling: Tensor
+
+    @property
+    def num_clients(self) -> int:
+        """Clients K of the cohort."""
+        return len(self.positions)
+
+    @property
+    def r_max(self) -> int:
+        """Highest rank level of the federation."""
+        return self.members.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the round is computed in."""
+        return self.scaling.dtype
+
+    @classmethod
+    def from_updates(
+        cls,
+        updates: Sequence[LoRAFactors],
+        weights: Tensor,
+        r_max: int,
+        positions: Sequence[Tensor] | None = None,
+    ) -> Cohort:
+        """A cohort of updates, each carrying its first r_k directions unless `positions` says else.
+
+        Args:
+            updates: as above.
+            weights: unnormalised, (..., K).
+            r_max: highest rank level of the federation.
+            positions: rank index of every column of every client.
+        """
+        heads = [(u.rank, u.scaling, u.device, u.dtype) for u in updates]
+        device, dtype = heads[0][2], compute_dtype(heads[0][3])
+        if positions is None:
+            positions = [torch.arange(rank, device=device) for rank, *_ in heads]
+        members = torch.zeros(len(heads), r_max, dtype=torch.bool, device=device)
+        for k, held in enumerate(positions):
+            members[k, held] = True
+        scaling = torch.tensor([s for _, s, *_ in heads], dtype=dtype, device=device)
+        return cls(updates, weights.to(dtype).to(device), members, positions, scaling)
+
+    def _column_weights(self, shares: Tensor) -> Tensor:
+        """Weight of every column, (..., R), from those of every (client, direction)."""
+        columns = [shares[..., k, held] for k, held in enumerate(self.positions)]
+        return torch.cat(columns, dim=-1)
+
+    def product(self, shares: Tensor) -> LowRankProduct:
+        """`sum_k s_k B_k diag(w_k) A_k` for shares (..., K, r_max), not yet formed."""
+        weights = self._column_weights(shares * self.scaling.unsqueeze(-1))
+        updates = self.updates
+        blocks = LazySequence(len(updates), lambda k: (updates[k].lora_B, updates[k].lora_A))
+        return LowRankProduct(blocks, weights)
+
+    def norms(self) -> Tensor:
+        """Frobenius norm `||dW_k||_F` of every update, (..., K), dW_k never formed."""
+        return torch.stack([u.norm().to(self.dtype) for u in self.updates], dim=-1)
+
+    def canonical(self) -> Cohort:
+        """The same updates, each in its SVD gauge: columns ordered by their own energy."""
+        updates = self.updates
+        return replace(self, updates=LazySequence(len(updates), lambda k: updates[k].canonical()))

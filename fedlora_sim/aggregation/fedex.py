@@ -1,0 +1,66 @@
+"""FedEx-LoRA: factors are averaged; what that misses of the exact average goes into the base.
+
+`A = sum_k p_k [A_k; 0]`, `B = sum_k p_k [B_k, 0]`, the scaling shared between them, is the adapter,
+and the residual `sum_k p_k s_k B_k A_k - B A` is merged into the frozen weights: the round as a
+whole is the exact average. Only the adapter's share of a direction, `W**2`, is diluted again
+in the next round; the rest, `W - W**2`, is in the base and stays.
+
+Source: Singhal et al. 2024, arXiv 2410.09432, Sec. 3 (exact aggregation through a residual in the
+frozen weight; its best low-rank approximation where communication is short). The paper has equal
+ranks; zero padding for unequal ones is ours, as in `ZeroPad`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedlora_sim.aggregation.registry import register
+from fedlora_sim.aggregation.rule import AggregationRule, Space
+from fedlora_sim.aggregation.weights import data_shares
+from fedlora_sim.errors import check_positive_int
+from fedlora_sim.factors import from_svd
+from fedlora_sim.lowrank import LowRankProduct
+
+
+@register
+@dataclass(frozen=True)
+class FedEx(AggregationRule):
+    """Data-weighted average of A and of B, the residual into the base.
+
+    Law: adapter and base together are linear in the updates and exact, unless `residual_rank` cuts.
+
+    Args:
+        residual_rank: rank that the residual is cut to (best approximation); None keeps all of it.
+    """
+
+    residual_rank: int | None = None
+
+    name: ClassVar[str] = "fedex"
+    source: ClassVar[str] = "arXiv 2410.09432, Sec. 3"
+    space: ClassVar[Space] = "factor"
+    residual_in_base: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.residual_rank is not None:
+            check_positive_int("residual_rank", self.residual_rank)
+
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
+        """`p_k` of the cohort wherever the client carries the direction."""
+        return data_shares(weights, members)
+
+    def multiplier(self, coverage: Tensor) -> Tensor:
+        """`W`: `W**2` in the adapter and `W - W**2` in the base."""
+        return coverage
+
+    def compress(self, base: LowRankProduct) -> LowRankProduct:
+        """The residual, cut to `residual_rank`."""
+        if self.residual_rank is None or self.residual_rank >= min(base.columns, *base.shape):
+            return base
+        cut = from_svd(*base.svd(self.residual_rank))
+        ones = cut.lora_A.new_ones(cut.rank)
+        return LowRankProduct([(cut.lora_B, cut.lora_A)], ones)

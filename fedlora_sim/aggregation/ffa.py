@@ -1,0 +1,79 @@
+"""FFA-LoRA: A is drawn once, shared and frozen; clients train and the server averages B alone.
+
+`B = sum_k p_k s_k [B_k, 0]` with `A` the common one, of which a client of rank r_k holds the first
+r_k rows: the average of factors is the average of products. Directions are rank positions, not
+singular directions, and one that only some clients carry is diluted by its coverage.
+
+Source: Sun et al. 2024, arXiv 2403.12313, Sec. 4. The paper has equal ranks; zero padding of B for
+unequal ones is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedlora_sim.aggregation.averages import average_factors
+from fedlora_sim.aggregation.cohort import Cohort
+from fedlora_sim.aggregation.registry import register
+from fedlora_sim.aggregation.rule import AggregationRule, Space
+from fedlora_sim.aggregation.weights import data_shares
+from fedlora_sim.errors import expected
+from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.tolerances import relative
+
+
+@register
+@dataclass(frozen=True)
+class FFA(AggregationRule):
+    """Data-weighted average of B; A as it was sent out.
+
+    Law: linear in the updates and exact. Updates whose A differs in a shared row are refused.
+    """
+
+    name: ClassVar[str] = "ffa"
+    source: ClassVar[str] = "arXiv 2403.12313, Sec. 4"
+    space: ClassVar[Space] = "factor"
+    frozen_a: ClassVar[bool] = True
+
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
+        """`p_k` of the cohort wherever the client carries the direction."""
+        return data_shares(weights, members)
+
+    def multiplier(self, coverage: Tensor) -> Tensor:
+        """`W`."""
+        return coverage
+
+    def adapter(
+        self,
+        cohort: Cohort,
+        shares: Tensor,
+        exact: LowRankProduct,
+        kept: LoRAFactors | None,
+        mask: Tensor,
+    ) -> LoRAFactors:
+        """The average of B beside the common A, which is taken from the first who carries it."""
+        carried = cohort.members & (cohort.weights > 0).unsqueeze(-1)
+        first = carried & (carried.cumsum(-2) == 1)
+        result = average_factors(cohort, shares, first.to(cohort.dtype), scaling_on_b=True)
+        self._check_common(cohort, result.lora_A, carried)
+        return result
+
+    def _check_common(self, cohort: Cohort, common: Tensor, carried: Tensor) -> None:
+        for k, (update, held) in enumerate(zip(cohort.updates, cohort.positions, strict=True)):
+            rows = carried[..., k, held].unsqueeze(-1)
+            wanted = torch.where(rows, common[..., held, :], 0.0)
+            gap = torch.where(rows, update.lora_A.to(common.dtype), 0.0) - wanted
+            if bool(gap.norm() > relative("reduction", common.dtype) * wanted.norm()):
+                apart = float(gap.norm() / wanted.norm())
+                raise expected(
+                    f"updates[{k}].lora_A",
+                    f"A that differs by {apart:.2g} of its norm from the first client's",
+                    "the same A for all clients: FFA-LoRA freezes it",
+                )

@@ -1,0 +1,43 @@
+"""RBLA: A and B averaged apart, every entry over the clients that own it.
+
+`A[i] = sum_{k: r_k > i} n_k A_k[i] / sum_{k: r_k > i} n_k`, and B's columns alike: the idea of
+raFLoRA in factor space. Nothing is diluted, but the product of averages is not the average of
+products: cross terms `B_k A_l` of different clients enter.
+
+Source: Chen et al. 2024, arXiv 2408.08699 (rank-based LoRA aggregation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedlora_sim.aggregation.registry import register
+from fedlora_sim.aggregation.rule import AggregationRule, Space
+from fedlora_sim.aggregation.weights import contributor_shares
+
+
+@register
+@dataclass(frozen=True)
+class RBLA(AggregationRule):
+    """Average of A and of B over the owners of every entry.
+
+    Law: with equal ranks it is `ZeroPad`.
+    """
+
+    name: ClassVar[str] = "rbla"
+    source: ClassVar[str] = "arXiv 2408.08699"
+    space: ClassVar[Space] = "factor"
+    has_empty_partition_policy: ClassVar[bool] = True
+
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
+        """`n_k` over that of all owners."""
+        return contributor_shares(weights, members)
+
+    def multiplier(self, coverage: Tensor) -> Tensor:
+        """1 wherever somebody contributes."""
+        return (coverage > 0).to(coverage.dtype)

@@ -1,0 +1,62 @@
+"""What a round leaves behind: the adapter that clients get, and what the base absorbs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedlora_sim.factors import LoRAFactors, from_svd
+from fedlora_sim.lowrank import LowRankProduct
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregated:
+    """The server's result: `dW = adapter + base`.
+
+    Args:
+        adapter: the global adapter, rank r_max: what clients are allocated their factors from.
+        base: an exact correction that the rule merges into the frozen weights, where every client
+            has the whole of it from then on; None for rules that have none.
+    """
+
+    adapter: LoRAFactors
+    base: LowRankProduct | None = None
+
+    @property
+    def product(self) -> LowRankProduct:
+        """Adapter and base correction as one low-rank product, not formed."""
+        adapter = self.adapter
+        weights = adapter.lora_A.new_full((adapter.rank,), adapter.scaling)
+        if self.base is None:
+            return LowRankProduct([(adapter.lora_B, adapter.lora_A)], weights)
+        dtype = self.base.dtype
+        return self.base.plus(adapter.lora_B.to(dtype), adapter.lora_A.to(dtype), weights)
+
+    def delta(self) -> Tensor:
+        """The whole update, dense, (..., d_out, d_in)."""
+        return self.adapter.delta() if self.base is None else self.product.dense()
+
+    def total(self, r: int | None = None) -> LoRAFactors:
+        """The whole update as one adapter.
+
+        Args:
+            r: rank; the best approximation of that rank is returned. When None the update is
+                exact: the adapter as it is where there is no base correction, else of rank
+                min(R, d_out, d_in) with R all columns, in SVD gauge and scaling 1.
+
+        Returns:
+            Factors in the adapter's dtype.
+
+        Raises:
+            ValueError: if r is not a whole number of at least 1 or exceeds min(d_out, d_in).
+        """
+        if r is None and self.base is None:
+            return self.adapter
+        if r is not None and self.base is None:
+            return self.adapter.canonical(r)
+        return from_svd(*self.product.svd(r), r).to(self.adapter.dtype)
+
+    def singular_values(self) -> Tensor:
+        """Leading r_max singular values of the whole update, (..., r_max), descending."""
+        return self.product.svd(self.adapter.rank)[1]

@@ -1,0 +1,76 @@
+"""`LowRankProduct`: a weighted sum of low-rank products that is not formed until somebody asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedlora_sim.lazy import LazySequence
+from fedlora_sim.lowrank.blocks import Blocks, dense_product, stack_left, stack_right
+from fedlora_sim.lowrank.dense import SVD
+from fedlora_sim.lowrank.dtypes import compute_dtype
+from fedlora_sim.lowrank.svd import blocks_svd
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankProduct:
+    """`sum_k B_k diag(w_k) A_k`, kept as its blocks; its rank may exceed min(d_out, d_in).
+
+    Args:
+        blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in); any sequence, also one that
+            loads a pair when it is indexed.
+        weights: weight of every column, (..., R) or (R,), R the sum of the r_k.
+    """
+
+    blocks: Blocks
+    weights: Tensor
+
+    @property
+    def columns(self) -> int:
+        """Columns R of all blocks together, which bound the rank."""
+        return self.weights.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the product is computed in."""
+        return compute_dtype(self.blocks[0][0].dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the product, (d_out, d_in)."""
+        return self.blocks[0][0].shape[-2], self.blocks[0][1].shape[-1]
+
+    @property
+    def B(self) -> Tensor:
+        """All weighted columns side by side, (..., d_out, R)."""
+        return stack_left(self.blocks).to(self.dtype) * self.weights.to(self.dtype).unsqueeze(-2)
+
+    @property
+    def A(self) -> Tensor:
+        """All rows one under the other, (..., R, d_in)."""
+        return stack_right(self.blocks).to(self.dtype)
+
+    def plus(self, B: Tensor, A: Tensor, weights: Tensor) -> LowRankProduct:
+        """This product and `B diag(weights) A`.
+
+        Args:
+            B: (..., d_out, q).
+            A: (..., q, d_in).
+            weights: (..., q) or (q,).
+        """
+        batch = torch.broadcast_shapes(self.weights.shape[:-1], weights.shape[:-1])
+        both = (w.to(self.weights.dtype).expand(*batch, -1) for w in (self.weights, weights))
+        own, count = self.blocks, len(self.blocks)
+        blocks = LazySequence(count + 1, lambda k: own[k] if k < count else (B, A))
+        return LowRankProduct(blocks, torch.cat(list(both), dim=-1))
+
+    def dense(self) -> Tensor:
+        """The product itself, (..., d_out, d_in), summed block by block."""
+        return dense_product(self.blocks, self.weights, self.dtype)
+
+    def svd(self, r: int | None = None, method: str = "auto") -> SVD:
+        """Leading `r` triplets (all of them when None), U, S and Vh; see `blocks_svd`."""
+        wanted = min(self.columns, *self.shape) if r is None else r
+        return blocks_svd(self.blocks, self.weights, wanted, method)

@@ -1,0 +1,108 @@
+"""`low_rank_svd`: the leading triplets of a low-rank product, by whichever path is right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedlora_sim.errors import check_choice
+from fedlora_sim.lowrank.blocks import Blocks, dense_product
+from fedlora_sim.lowrank.dense import SVD, fix_signs
+from fedlora_sim.lowrank.dtypes import compute_dtype
+from fedlora_sim.lowrank.gram import gram_core
+from fedlora_sim.lowrank.qr import qr_svd
+from fedlora_sim.threads import map_on_threads
+
+METHODS = ("auto", "gram", "qr", "dense")
+
+
+def low_rank_svd(B: Tensor, A: Tensor, r: int, method: str = "auto") -> SVD:
+    """Leading `r` singular triplets of `B @ A`, which is formed only where that is cheaper.
+
+    Args:
+        B: (..., d_out, R).
+        A: (..., R, d_in).
+        r: triplets wanted; capped at min(R, d_out, d_in).
+        method: `auto`, or one path: `gram`, `qr` or `dense` (see `blocks_svd`).
+
+    Returns:
+        U (..., d_out, r), S (..., r) in descending order and Vh (..., r, d_in), the sign of each
+        pair fixed so that the same product gives the same vectors.
+
+    Raises:
+        ValueError: if the method is unknown.
+    """
+    weights = B.new_ones(B.shape[-1])
+    return tuple(x.to(B.dtype) for x in blocks_svd([(B, A)], weights, r, method))  # type: ignore[return-value]
+
+
+def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") -> SVD:
+    """Leading triplets of `sum_k B_k diag(w_k) A_k` in the compute dtype, signs fixed.
+
+    `auto` forms the product where R >= min(d_out, d_in); else it takes the Gram path for inputs
+    up to float32, falling back to QR layer by layer where rounding would show, and the QR path for
+    float64, whose last digits the Gram path would lose.
+
+    Args:
+        blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in).
+        weights: column weights, broadcastable to (..., R).
+        r: triplets wanted; capped at min(R, d_out, d_in).
+        method: `auto | gram | qr | dense`; a path that is named is taken without a fallback.
+
+    Returns:
+        U (..., d_out, r), S (..., r) and Vh (..., r, d_in).
+    """
+    first_b, first_a = blocks[0]
+    total, limit = weights.shape[-1], min(first_b.shape[-2], first_a.shape[-1])
+    r, dtype = min(r, total, limit), compute_dtype(first_b.dtype)
+    chosen = check_choice("method", method, METHODS)
+    if chosen == "auto":
+        if total >= limit:
+            chosen = "dense"
+        elif dtype == torch.float64 or first_b.device.type == "mps":  # MPS has no float64
+            chosen = "qr"
+    batch = torch.broadcast_shapes(first_b.shape[:-2], weights.shape[:-1])
+    weights = weights.expand(*batch, total)
+    if chosen == "dense":
+        dense = dense_product(blocks, weights, dtype)
+        u, s, vh = torch.linalg.svd(dense, full_matrices=False)
+        u, s, vh = u[..., :r], s[..., :r], vh[..., :r, :]
+        return fix_signs(u, s, vh)
+    blocks = list(blocks)  # both other paths pass over them more than once
+    if chosen == "qr":
+        u, s, vh = qr_svd(blocks, weights, r, dtype)
+    else:
+        u, s, vh = _gram_svd(blocks, weights, r, dtype, fall_back=chosen == "auto")
+    return fix_signs(u, s, vh)
+
+
+def _gram_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_back: bool) -> SVD:
+    """The Gram path: layers in one batch on a GPU, spread over the threads on a CPU."""
+    batch, device = blocks[0][0].shape[:-2], blocks[0][0].device.type
+    if not batch or device != "cpu":
+        core = gram_core(blocks, weights, r, dtype)
+        if not fall_back or bool(core.trusted.all()):
+            return core.lift(blocks, dtype)
+        if not batch or not bool(core.trusted.any()):
+            return qr_svd(blocks, weights, r, dtype)
+        return _mend(core.lift(blocks, dtype), ~core.trusted, blocks, weights, r, dtype)
+    flat = [(B.flatten(0, -3), A.flatten(0, -3)) for B, A in blocks]
+    flat_weights = weights.reshape(-1, weights.shape[-1])
+
+    def solve(i: int) -> SVD:
+        layer = [(B[i], A[i]) for B, A in flat]
+        return _gram_svd(layer, flat_weights[i], r, dtype, fall_back)
+
+    parts = map_on_threads(solve, range(len(flat_weights)))
+    u, s, vh = (torch.stack(x).unflatten(0, batch) for x in zip(*parts, strict=True))
+    return u, s, vh
+
+
+def _mend(
+    svd: SVD, bad: Tensor, blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype
+) -> SVD:
+    """Solve the layers of a batch that the Gram path could not be trusted with again, by QR."""
+    again = qr_svd([(B[bad], A[bad]) for B, A in blocks], weights[bad], r, dtype)
+    for whole, part in zip(svd, again, strict=True):
+        whole[bad] = part
+    return svd
