@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from fedlora_cli.aggregate import aggregate
 from fedlora_cli.rules import rules
 from fedlora_cli.simulate import simulate
 from fedlora_cli.verify import verify
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(verify)
 app.command()(simulate)
+app.command()(aggregate)
 app.command()(rules)
 
 BAD_INPUT = 2

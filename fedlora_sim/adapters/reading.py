@@ -82,7 +82,7 @@ class AdapterFolder:
         if not self.layers:
             raise expected(self._file, sorted(self.keys)[:3], "at least one pair of LoRA factors")
         used = {key for layer in self.layers.values() for key in (layer.key_A, layer.key_B)}
-        self.extras = tuple(sorted(self.keys - used))
+        self.extras = tuple(key for key in sorted(self.keys - used) if not self._is_copy(key))
         for key in self.extras:
             self._check_extra(key)
 
@@ -114,6 +114,13 @@ class AdapterFolder:
     def is_frozen(self, key: str) -> bool:
         """Whether a tensor is the base model's own, saved beside the LoRA of an embedding."""
         return key.endswith(".base_layer.weight")
+
+    def _is_copy(self, key: str) -> bool:
+        """Whether a tensor is there twice: PEFT saves a whole module's bias again under bias="all".
+
+        It does so under a name that it does not know when it loads.
+        """
+        return key.replace(".modules_to_save.", ".", 1) in self.keys - {key}
 
     def _find_layers(self) -> Iterator[tuple[str, Layer]]:
         pairs: dict[tuple[str, str], set[str]] = {}

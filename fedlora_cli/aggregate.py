@@ -1,0 +1,124 @@
+"""`fedlora-sim aggregate`: the adapters of one round's clients, as PEFT saves them, into one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedlora_sim.adapters import AggregationReport, LayerReport, aggregate_adapters
+from fedlora_sim.errors import expected
+
+SHOWN = 6
+WIDTH = 120
+
+
+def aggregate(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="CLIENT_DIR...", help="PEFT LoRA folders, one a client")
+    ],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    rule: Annotated[str, typer.Option(help="rule, see `fedlora-sim rules`")] = "raflora",
+    samples: Annotated[
+        str | None, typer.Option(help="sample counts, e.g. 120,80,40; equal by default")
+    ] = None,
+    rank_levels: Annotated[
+        str | None,
+        typer.Option(help="ranks of the federation, e.g. 4,8,16; those of the clients by default"),
+    ] = None,
+    previous: Annotated[
+        Path | None, typer.Option(help="last global adapter, what carry keeps")
+    ] = None,
+    target_rank: Annotated[int | None, typer.Option(help="cut the result to this rank")] = None,
+    client_folders: Annotated[
+        bool, typer.Option("--client-folders", help="also write what each client receives")
+    ] = False,
+    empty_partition: Annotated[
+        str, typer.Option(help="partition without contributors: zero, carry or error")
+    ] = "carry",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="replace the adapter folder that is there")
+    ] = False,
+) -> None:
+    """Aggregate PEFT LoRA adapters of different ranks into one that PEFT loads."""
+    report = aggregate_adapters(
+        folders,
+        None if samples is None else _sample_counts(samples, len(folders)),
+        rule,
+        out,
+        rank_levels=None if rank_levels is None else _ranks(rank_levels),
+        previous=previous,
+        target_rank=target_rank,
+        client_folders=client_folders,
+        empty_partition=empty_partition,
+        device=device,
+        force=force,
+    )
+    _print_layers(report)
+    for place in dict.fromkeys(report.client_folders):
+        numbers = [str(k) for k, own in enumerate(report.client_folders, 1) if own == place]
+        print(f"client {', '.join(numbers)}: {out / place}")
+    if report.has_base:
+        print(f"{out} is the sum of {out / 'adapter'} and {out / 'base'}")
+    print(f"wrote {out}")
+
+
+def _sample_counts(text: str, clients: int) -> list[float]:
+    try:
+        counts = [float(count) for count in text.split(",")]
+    except ValueError:
+        raise expected("--samples", text, "numbers with commas between, e.g. 120,80,40") from None
+    if len(counts) != clients:
+        raise expected("--samples", text, f"{clients} numbers, one for each client folder")
+    if not all(math.isfinite(count) and count >= 0 for count in counts) or not any(counts):
+        raise expected("--samples", text, "finite numbers of at least 0, one of them positive")
+    return counts
+
+
+def _ranks(text: str) -> list[int]:
+    try:
+        ranks = [int(rank) for rank in text.split(",")]
+    except ValueError:
+        raise expected("--rank-levels", text, "ranks with commas between, e.g. 4,8,16") from None
+    if min(ranks) < 1:
+        raise expected("--rank-levels", text, "ranks of at least 1")
+    return ranks
+
+
+def _print_layers(report: AggregationReport) -> None:
+    table = Table("module", "rho before", "rho after", "singular values", "rank", box=SIMPLE)
+    for layer in report.layers:
+        cells = (_share(layer.rho_before), _share(layer.rho_after), _spectrum(layer))
+        table.add_row(escape(layer.module), *cells, str(layer.rank))
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(table)
+    levels = sorted({layer.levels[0] for layer in report.layers})
+    lowest = ", ".join(str(level) for level in levels)
+    console.print(
+        f"rho: energy share of the first {lowest} directions, the lowest rank level; before, the "
+        "mean over the clients' own updates"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _spectrum(layer: LayerReport) -> str:
+    """The leading singular values, before (root mean energy of the clients) and after."""
+    return "\n".join(
+        f"{when} {' '.join(f'{math.sqrt(e):.3g}' for e in energy[:SHOWN])}"
+        f"{' ...' if len(energy) > SHOWN else ''}"
+        for when, energy in (("before", layer.energy_before), ("after ", layer.energy_after))
+    )

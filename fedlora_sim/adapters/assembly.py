@@ -1,0 +1,105 @@
+"""The folders that an aggregation writes: their tensors and configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlora_sim.adapters.config import written_config
+from fedlora_sim.adapters.layers import kept_dtype
+from fedlora_sim.adapters.reading import AdapterFolder
+from fedlora_sim.adapters.writing import AdapterContent
+from fedlora_sim.errors import expected
+from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lowrank import LowRankProduct
+
+# What the base correction's folder must not promise: it holds LoRA factors and nothing else.
+BASE_OPTIONS = {"task_type": None, "modules_to_save": None, "bias": "none"}
+
+Factors = Mapping[str, LoRAFactors]
+
+
+def global_content(
+    clients: Sequence[AdapterFolder],
+    factors: Factors,
+    extras: Mapping[str, Tensor],
+    report: Mapping[str, Any] | None = None,
+) -> AdapterContent:
+    """An adapter for everybody: the first client's options, everybody's ranks and scalings.
+
+    It is written in rsLoRA's convention if every client is, in alpha/r otherwise.
+    """
+    use_rslora = all(client.config.use_rslora for client in clients)
+    layers = {module: (update.rank, update.scaling) for module, update in factors.items()}
+    config = written_config(clients[0].config.options, layers, use_rslora)
+    return AdapterContent(config, {**_stored(clients, factors), **extras}, report)
+
+
+def base_content(clients: Sequence[AdapterFolder], factors: Factors) -> AdapterContent:
+    """The correction that is merged into the base weights, as an adapter of its own."""
+    content = global_content(clients, factors, {})
+    return AdapterContent({**content.config, **BASE_OPTIONS}, content.tensors)
+
+
+def client_content(
+    client: AdapterFolder,
+    clients: Sequence[AdapterFolder],
+    adapter: Factors,
+    extras: Mapping[str, Tensor],
+) -> AdapterContent:
+    """What a client receives: the adapter cut to its ranks, with its scalings and options."""
+    cut = {
+        module: update.truncate(client.config.rank_of(module)).rescale(
+            client.config.scaling_of(module)
+        )
+        for module, update in adapter.items()
+    }
+    return AdapterContent(client.config.options, {**_stored(clients, cut), **extras})
+
+
+def client_places(clients: Sequence[AdapterFolder]) -> tuple[str, ...]:
+    """Where in the output each client's folder stands; clients who receive the same share one."""
+    places: dict[tuple[tuple[int, float], ...], str] = {}
+    result = []
+    for number, client in enumerate(clients, start=1):
+        config = client.config
+        form = tuple((config.rank_of(m), config.scaling_of(m)) for m in clients[0].layers)
+        place = f"clients/rank-{config.rank}"
+        if form not in places:
+            taken = place in places.values()
+            places[form] = f"{place}-client-{number}" if taken else place
+        result.append(places[form])
+    return tuple(result)
+
+
+def base_factors(product: LowRankProduct) -> LoRAFactors:
+    """A base correction as factors with scaling 1, of no more columns than a matrix can need."""
+    if product.columns <= min(product.shape):
+        return LoRAFactors(product.A, product.B)
+    u, s, vh = product.svd()
+    return LoRAFactors(s.unsqueeze(-1) * vh, u)
+
+
+def _stored(clients: Sequence[AdapterFolder], factors: Factors) -> dict[str, Tensor]:
+    """Tensors by key, in the shapes and the dtype that the clients store them in."""
+    tensors = {}
+    for module, update in factors.items():
+        layer, dtype = clients[0].layers[module], kept_dtype(clients, module)
+        rank = update.rank
+        lora_a = update.lora_A.reshape(rank, *layer.shape_A[1:])
+        lora_b = update.lora_B.reshape(layer.shape_B[0], rank, *layer.shape_B[2:])
+        for key, tensor in ((layer.key_A, lora_a), (layer.key_B, lora_b)):
+            tensors[key] = _as_dtype(key, tensor, dtype)
+    return tensors
+
+
+def _as_dtype(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    written = tensor.to("cpu", dtype)
+    if not bool(torch.isfinite(written).all()):
+        largest = float(tensor.abs().max())
+        limit = torch.finfo(dtype).max
+        raise expected(f"largest entry of {key}", largest, f"at most {limit:g}, to fit {dtype}")
+    return written

@@ -1,0 +1,205 @@
+"""`aggregate_adapters`: the PEFT folders of one round in, the aggregated PEFT folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fedlora_sim.adapters.agreement import check_agreement, check_previous
+from fedlora_sim.adapters.assembly import (
+    base_content,
+    base_factors,
+    client_content,
+    client_places,
+    global_content,
+)
+from fedlora_sim.adapters.extras import average_extras
+from fedlora_sim.adapters.layers import (
+    LayerReport,
+    Request,
+    aggregate_layer,
+    computing_dtype,
+    rank_levels_of,
+)
+from fedlora_sim.adapters.reading import AdapterFolder
+from fedlora_sim.adapters.writing import AdapterContent, check_output, write_adapters
+from fedlora_sim.aggregation import get_rule
+from fedlora_sim.devices import resolve_device
+from fedlora_sim.errors import check_choice, check_positive_int, check_sequence, expected
+from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
+
+
+@dataclass(frozen=True)
+class AggregationReport:
+    """What an aggregation of adapter folders read, did and wrote.
+
+    Args:
+        rule: the rule, with its options.
+        out: the folder that was written.
+        folders: the clients' folders.
+        num_samples: their sample counts.
+        client_folders: the folder that each client receives, within `out`; empty if none was asked
+            for.
+        has_base: whether `out` is the sum of `out/adapter` and `out/base`.
+        layers: what became of every module.
+    """
+
+    rule: str
+    out: str
+    folders: tuple[str, ...]
+    num_samples: tuple[float, ...]
+    client_folders: tuple[str, ...]
+    has_base: bool
+    layers: tuple[LayerReport, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Results:
+    """By module: the update written, the adapter clients are allotted from, the correction."""
+
+    total: dict[str, LoRAFactors]
+    adapter: dict[str, LoRAFactors]
+    base: dict[str, LoRAFactors]
+
+
+def aggregate_adapters(
+    folders: Sequence[str | Path],
+    num_samples: Sequence[float] | None,
+    rule: str,
+    out: str | Path,
+    *,
+    rank_levels: Sequence[int] | None = None,
+    previous: str | Path | None = None,
+    target_rank: int | None = None,
+    client_folders: bool = False,
+    empty_partition: str = "carry",
+    device: str = "auto",
+    force: bool = False,
+) -> AggregationReport:
+    """Aggregate PEFT LoRA folders into one that `PeftModel.from_pretrained` loads.
+
+    Args:
+        folders: one adapter folder per client, `adapter_config.json` and
+            `adapter_model.safetensors`; ranks and scalings may differ, base model and modules not.
+            A folder may be listed more than once.
+        num_samples: sample count of every client; equal when None.
+        rule: name of a rule, options after a colon.
+        out: folder to write. Under a rule that merges a correction into the base weights it holds
+            adapter and correction in one, and `out/adapter` and `out/base` hold them apart.
+        rank_levels: ranks of the federation, for modules whose rank no client's rank_pattern sets;
+            elsewhere, and when None, the distinct ranks of the clients (and of `previous`).
+        previous: the last global adapter, of the highest rank level: what `carry` keeps.
+        target_rank: cut `out` to this rank, by its best approximation.
+        client_folders: also write what each client receives, `out/clients/rank-*`: the adapter cut
+            to its ranks, in its own scaling and configuration.
+        empty_partition: `zero | carry | error`, see `aggregate`.
+        device: where to compute: `auto | cpu | cuda | mps`.
+        force: replace an adapter folder that is there.
+
+    Returns:
+        What was done; the same is written to `out/aggregation.json`.
+
+    Raises:
+        InputError: before anything is written, naming the argument or file, its value and what was
+            expected.
+    """
+    paths = [Path(str(path)) for path in check_sequence("folders", folders, "adapter folders")]
+    if not paths:
+        raise expected("folders", [], "at least one adapter folder")
+    out, last = Path(out), None if previous is None else Path(previous)
+    get_rule(rule)
+    weights = check_num_samples(
+        [1.0] * len(paths) if num_samples is None else num_samples, len(paths)
+    )
+    levels = _check_levels(rank_levels)
+    target_rank = None if target_rank is None else check_positive_int("target_rank", target_rank)
+    empty_partition = check_choice("empty_partition", empty_partition, EMPTY_PARTITION)
+    check_output(out, [*paths, *([] if last is None else [last])], force=force)
+    clients, previous_folder = _open(paths, last)
+    place = resolve_device(device, _computing_dtype(clients))
+    request = Request(rule, weights, levels, empty_partition, target_rank, place)
+    results, layers = _aggregate(clients, previous_folder, request)
+    extras = average_extras(clients, weights)
+    report = AggregationReport(
+        rule,
+        str(out),
+        tuple(str(path) for path in paths),
+        weights,
+        client_places(clients) if client_folders else (),
+        bool(results.base),
+        layers,
+    )
+    write_adapters(out, _contents(clients, results, extras, report), force=force)
+    return report
+
+
+def _check_levels(rank_levels: Sequence[int] | None) -> tuple[int, ...] | None:
+    if rank_levels is None:
+        return None
+    given = check_sequence("rank_levels", rank_levels, "ranks")
+    if not given:
+        raise expected("rank_levels", given, "at least one rank")
+    return tuple(sorted({check_positive_int("rank_levels", level) for level in given}))
+
+
+def _open(
+    paths: Sequence[Path], previous: Path | None
+) -> tuple[list[AdapterFolder], AdapterFolder | None]:
+    """Open and check every folder; a folder that is listed twice is opened once."""
+    opened = {path: AdapterFolder(path) for path in dict.fromkeys(paths)}
+    check_agreement(list(opened.values()))
+    clients = [opened[path] for path in paths]
+    if previous is None:
+        return clients, None
+    last = AdapterFolder(previous)
+    check_previous(last, clients[0])
+    return clients, last
+
+
+def _computing_dtype(clients: Sequence[AdapterFolder]) -> torch.dtype:
+    found = {computing_dtype(clients, module) for module in clients[0].layers}
+    return torch.float64 if torch.float64 in found else torch.float32
+
+
+def _aggregate(
+    clients: Sequence[AdapterFolder], previous: AdapterFolder | None, request: Request
+) -> tuple[_Results, tuple[LayerReport, ...]]:
+    """Aggregate module by module, so that the clients' factors of one are in memory at a time."""
+    results, reports = _Results({}, {}, {}), []
+    modules = list(clients[0].layers)
+    for module in modules:  # all of these checks before the first, possibly long, computation
+        rank_levels_of(module, clients, previous, request.rank_levels)
+    for module in tqdm(modules, unit="module", disable=None, leave=False):
+        result, total, report = aggregate_layer(module, clients, previous, request)
+        results.total[module], results.adapter[module] = total, result.adapter
+        if result.base is not None:
+            results.base[module] = base_factors(result.base)
+        reports.append(report)
+    highest = max(report.rank for report in reports)
+    if request.target_rank is not None and highest < request.target_rank:
+        expectation = f"at most the rank of the aggregated update, {highest}"
+        raise expected("target_rank", request.target_rank, expectation)
+    return results, tuple(reports)
+
+
+def _contents(
+    clients: Sequence[AdapterFolder],
+    results: _Results,
+    extras: Mapping[str, Tensor],
+    report: AggregationReport,
+) -> Iterator[tuple[str, AdapterContent]]:
+    described: dict[str, Any] = asdict(report)
+    yield "", global_content(clients, results.total, extras, described)
+    if results.base:
+        yield "adapter", global_content(clients, results.adapter, extras)
+        yield "base", base_content(clients, results.base)
+    receivers = dict(zip(reversed(report.client_folders), reversed(clients), strict=False))
+    for place, client in receivers.items():  # the first client of each folder
+        yield place, client_content(client, clients, results.adapter, extras)

@@ -1,0 +1,183 @@
+"""One module's updates aggregated, and what became of their energies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedlora_sim.adapters.reading import AdapterFolder
+from fedlora_sim.aggregation import Aggregated, aggregate
+from fedlora_sim.errors import InputError, expected
+from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lowrank import compute_dtype
+from fedlora_sim.metrics import energy_ratio
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What the aggregation did to one module.
+
+    Args:
+        module: name in the base model.
+        client_ranks: rank of every client.
+        levels: rank levels that the rule went by.
+        rank: rank that was written.
+        energy_before: energies `sigma_i**2`, mean over the clients' own updates by weight.
+        energy_after: energies of the update that was written.
+        rho_before: share of the energy at the lowest level, mean over the clients' own by weight;
+            None if every update is zero.
+        rho_after: the same share of the update that was written; None if it is zero.
+    """
+
+    module: str
+    client_ranks: tuple[int, ...]
+    levels: tuple[int, ...]
+    rank: int
+    energy_before: tuple[float, ...]
+    energy_after: tuple[float, ...]
+    rho_before: float | None
+    rho_after: float | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked of every module.
+
+    Args:
+        rule: name of the rule, with its options.
+        weights: sample count of every client.
+        rank_levels: ranks of the federation, for modules whose rank no pattern sets.
+        empty_partition: `zero | carry | error`.
+        target_rank: rank to cut the written update to.
+        device: where to compute.
+    """
+
+    rule: str
+    weights: tuple[float, ...]
+    rank_levels: tuple[int, ...] | None
+    empty_partition: str
+    target_rank: int | None
+    device: torch.device
+
+
+def aggregate_layer(
+    module: str,
+    clients: Sequence[AdapterFolder],
+    previous: AdapterFolder | None,
+    request: Request,
+) -> tuple[Aggregated, LoRAFactors, LayerReport]:
+    """Aggregate one module's updates.
+
+    Returns:
+        What the rule returned; the written update, adapter and base correction together, cut to
+        the target rank; and the report.
+
+    Raises:
+        InputError: naming the module.
+    """
+    dtype = computing_dtype(clients, module)
+    updates = [client.factors(module, dtype, request.device) for client in clients]
+    last = None if previous is None else previous.factors(module, dtype, request.device)
+    levels = rank_levels_of(module, clients, previous, request.rank_levels)
+    try:
+        result = aggregate(
+            updates,
+            request.weights,
+            request.rule,
+            rank_levels=levels,
+            previous=last,
+            empty_partition=request.empty_partition,
+        )
+    except InputError as error:
+        raise InputError(f"{module}: {error}") from None
+    total = _written(result, request.target_rank)
+    return result, total, _report(module, updates, total, levels, request.weights)
+
+
+def computing_dtype(clients: Sequence[AdapterFolder], module: str) -> torch.dtype:
+    """The dtype that holds every client's factors of a module and can be computed in."""
+    return compute_dtype(kept_dtype(clients, module))
+
+
+def kept_dtype(clients: Sequence[AdapterFolder], module: str) -> torch.dtype:
+    """The clients' dtype of a module; the one that holds all of them where they differ."""
+    dtype = clients[0].layers[module].dtype
+    for client in clients[1:]:
+        dtype = torch.promote_types(dtype, client.layers[module].dtype)
+    return dtype
+
+
+def rank_levels_of(
+    module: str,
+    clients: Sequence[AdapterFolder],
+    previous: AdapterFolder | None,
+    given: Sequence[int] | None,
+) -> tuple[int, ...]:
+    """The federation's ranks of a module, ascending.
+
+    They are `given` where no client's rank_pattern sets the rank of the module. Otherwise they are
+    the clients' ranks, and that of the last global adapter, which the highest client has allotted.
+
+    Raises:
+        InputError: if a client's rank is none of the given levels, or above the last adapter's.
+    """
+    ranks = {client.config.rank_of(module) for client in clients}
+    if given is not None and not any(client.config.has_own_rank(module) for client in clients):
+        levels = sorted(set(given))
+        for client in clients:
+            rank = client.config.rank_of(module)
+            if rank not in levels:
+                where = f"rank of {module} in {client.path}"
+                raise expected(where, rank, f"one of the rank levels {levels}")
+    else:
+        levels = sorted(ranks | ({previous.config.rank_of(module)} if previous else set()))
+    if previous is not None and previous.config.rank_of(module) != levels[-1]:
+        rank = previous.config.rank_of(module)
+        where = f"rank of {module} in the last adapter {previous.path}"
+        raise expected(where, rank, f"the highest rank level, {levels[-1]}")
+    return tuple(levels)
+
+
+def _written(result: Aggregated, target_rank: int | None) -> LoRAFactors:
+    """Adapter and base correction as one update, cut to the target rank where it is above it."""
+    total = result.total() if result.base is not None else result.adapter
+    if target_rank is None or target_rank >= total.rank:
+        return total
+    return result.total(target_rank)
+
+
+def _report(
+    module: str,
+    updates: Sequence[LoRAFactors],
+    total: LoRAFactors,
+    levels: tuple[int, ...],
+    weights: tuple[float, ...],
+) -> LayerReport:
+    own = [energies(update) for update in updates]
+    before = np.zeros((len(own), max(len(energy) for energy in own)))
+    for row, energy in zip(before, own, strict=True):
+        row[: len(energy)] = energy
+    shares = np.asarray(weights) / sum(weights)
+    ratios = energy_ratio(before, levels[0])
+    some = ~np.isnan(ratios) & (shares > 0)
+    after = energies(total)
+    ratio = float(energy_ratio(after, levels[0]))
+    return LayerReport(
+        module,
+        tuple(update.rank for update in updates),
+        levels,
+        total.rank,
+        tuple((shares @ before).tolist()),
+        tuple(after.tolist()),
+        float(np.average(ratios[some], weights=shares[some])) if some.any() else None,
+        None if np.isnan(ratio) else ratio,
+    )
+
+
+def energies(update: LoRAFactors) -> np.ndarray:
+    """Energies `sigma_i**2` of an update, descending, (r,)."""
+    singular = update.svd()[1].double().cpu().numpy()
+    return singular**2

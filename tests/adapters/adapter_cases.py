@@ -1,0 +1,201 @@
+"""What the adapters' tests share: tiny models, adapters trained by PEFT, and a dense merge.
+
+The merge is independent of the package: factors and scalings come from PEFT's own modules after
+PEFT has loaded the client's folder, and weights are summed in dense float64 matrices.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from fedlora_sim.tolerances import relative
+
+VOCABULARY = 24
+SAMPLES = (120, 80, 40)
+RANKS = (2, 4, 8)
+
+
+class ConvNet(nn.Module):
+    """Convolutions of one and two dimensions and a linear head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, 9)
+        self.line = nn.Conv1d(9, 10, 3, padding=1)
+        self.plane = nn.Conv2d(1, 8, 3, padding=1)
+        self.head = nn.Linear(8, 9)
+
+    def forward(self, input_ids):
+        x = self.line(self.embed(input_ids).mT).unsqueeze(1)
+        return self.head(self.plane(x).mean(dim=(2, 3)))
+
+
+def _bert():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=VOCABULARY, num_hidden_layers=2, max_position_embeddings=16, **sizes)
+    )
+
+
+def _gpt2():
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    )
+
+
+def _llama():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=2, max_position_embeddings=16, **sizes)
+    )
+
+
+MODELS = {"bert": _bert, "gpt2": _gpt2, "llama": _llama, "conv": ConvNet}
+# Square and non-square modules of each; an embedding of LLaMA, both kinds of convolution.
+SETTINGS = {
+    "bert": {"target_modules": ["query", "intermediate.dense"], "task_type": "SEQ_CLS"},
+    "gpt2": {
+        "target_modules": ["c_attn", "c_proj"],
+        "fan_in_fan_out": True,
+        "task_type": "CAUSAL_LM",
+    },
+    "llama": {"target_modules": ["q_proj", "down_proj", "embed_tokens"], "task_type": "CAUSAL_LM"},
+    "conv": {"target_modules": ["line", "plane", "head"]},
+}
+
+
+@contextmanager
+def third_party_warnings_ignored():
+    """What PEFT and transformers warn of, none of which is about the files."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
+        warnings.filterwarnings("ignore", message="Could not identify embedding layer")
+        yield
+
+
+def base_model(architecture, dtype=torch.float64):
+    """The same model every time, random weights, in evaluation mode."""
+    torch.manual_seed(7)
+    return MODELS[architecture]().to(dtype).eval()
+
+
+def inputs():
+    return torch.arange(24).reshape(3, 8) * 5 % VOCABULARY
+
+
+def outputs(model):
+    with torch.no_grad():
+        result = model(input_ids=inputs())
+    return result if isinstance(result, torch.Tensor) else result.logits
+
+
+def make_clients(architecture, settings, folder):
+    """Train one adapter for each settings and save it as PEFT does."""
+    paths = []
+    for number, own in enumerate(settings):
+        dtype = own.get("dtype", torch.float64)
+        options = {k: v for k, v in own.items() if k != "dtype"}
+        path = folder / f"client-{number}"
+        config = LoraConfig(**{**SETTINGS[architecture], **options})
+        with third_party_warnings_ignored():
+            model = get_peft_model(base_model(architecture), config)
+            train(model, seed=number)
+            model.to(dtype).save_pretrained(path)
+        paths.append(path)
+    return tuple(paths)
+
+
+def train(model, seed, steps=3):
+    """A few steps on random tokens; B, which PEFT starts at zero, is none of it afterwards."""
+    torch.manual_seed(100 + seed)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(parameters, lr=0.05)
+    for _ in range(steps):
+        result = model(input_ids=torch.randint(VOCABULARY, (4, 8)))
+        logits = result if isinstance(result, torch.Tensor) else result.logits
+        (logits - torch.randn_like(logits)).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+def load(architecture, folder, dtype=torch.float64):
+    """The base model with the adapter of a folder, through PEFT; every key must find its place."""
+    with third_party_warnings_ignored():
+        model = PeftModel.from_pretrained(base_model(architecture, dtype), folder)
+        result = model.load_adapter(folder, adapter_name="default")  # again, for what it reports
+    assert list(result.missing_keys) == []
+    assert list(result.unexpected_keys) == []
+    return model.eval()
+
+
+def lora_layers(model):
+    """PEFT's own view of every LoRA module: A (r, d_in), B (d_out, r), scaling."""
+    found = {}
+    for name, module in model.base_model.model.named_modules():
+        if isinstance(module, LoraLayer):
+            if "default" in module.lora_embedding_A:
+                a, b = module.lora_embedding_A["default"], module.lora_embedding_B["default"]
+            else:
+                a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            a, b = a.detach().double().flatten(1), b.detach().double().flatten(1)
+            found[name] = (a, b, module.scaling["default"])
+    return found
+
+
+def dense_average(factors, samples, rule):
+    """`sum_k w_k s_k B_k A_k` of one module, dense; under raflora over the contributors only."""
+    ranks = [a.shape[0] for a, _, _ in factors]
+    total = 0.0
+    for (a, b, scaling), n in zip(factors, samples, strict=True):
+        weight = torch.empty(a.shape[0], dtype=torch.float64)
+        for i in range(a.shape[0]):
+            contributors = [m for m, r in zip(samples, ranks, strict=True) if r > i]
+            weight[i] = n / sum(contributors if rule == "raflora" else samples)
+        total = total + scaling * (b * weight) @ a
+    return total
+
+
+def cut(matrix, rank):
+    """Best approximation of a rank, by NumPy's SVD."""
+    u, s, vh = np.linalg.svd(matrix.numpy(), full_matrices=False)
+    return torch.from_numpy((u[:, :rank] * s[:rank]) @ vh[:rank])
+
+
+def merged_model(architecture, deltas):
+    """The base model with dense updates added to its weights, as the layer stores them."""
+    model = base_model(architecture)
+    for name, delta in deltas.items():
+        module = model.get_submodule(name)
+        transposed = isinstance(module, nn.Embedding) or type(module).__name__ == "Conv1D"
+        update = delta.T if transposed else delta
+        with torch.no_grad():
+            module.weight += update.reshape(module.weight.shape)
+    return model
+
+
+def assert_same(actual, wanted, kind="factorization", dtype=torch.float64):
+    """Equal within the project's tolerance, relative to the norm of what was wanted."""
+    error = (actual.double() - wanted.double()).norm()
+    bound = relative(kind, dtype) * wanted.double().norm()
+    assert error <= bound, f"off by {float(error):.3g}, {float(bound):.3g} allowed"
+
+
+def tree(folder):
+    """Every file below a folder with its content."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -1,0 +1,187 @@
+"""Tensors beside the factors, keys, the last global adapter, and the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from adapter_cases import RANKS, SAMPLES, assert_same, load, outputs, third_party_warnings_ignored
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
+from fedlora_sim.errors import InputError
+
+WEIGHTS = "adapter_model.safetensors"
+SETTINGS = [{"r": r, "lora_alpha": 8} for r in RANKS]
+BIASES = [{"r": r, "bias": "all"} for r in RANKS]
+TRAINED = [{"r": r, "bias": "lora_only", "modules_to_save": ["classifier"]} for r in RANKS]
+
+
+def changed(folder, to, change):
+    """A copy of an adapter folder with its tensors changed."""
+    shutil.copytree(folder, to)
+    tensors = load_file(to / WEIGHTS)
+    save_file(change(tensors) or tensors, to / WEIGHTS)
+    return to
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, BIASES, TRAINED], ids=["classifier", "all", "lora"])
+def test_trained_tensors_are_averaged_by_samples(clients, tmp_path, settings):
+    folders = clients("bert", *settings)
+    aggregate_adapters(folders, SAMPLES, "fedavg", tmp_path / "out")
+    files = [load_file(folder / WEIGHTS) for folder in folders]
+    out = load_file(tmp_path / "out" / WEIGHTS)
+    extras = [key for key in out if ".lora_" not in key]
+    assert any(key.endswith("classifier.weight") for key in extras)
+    for key in extras:
+        wanted = sum(n * file[key] for n, file in zip(SAMPLES, files, strict=True)) / sum(SAMPLES)
+        assert_same(out[key], wanted, "reduction")
+    assert any((files[0][key] != files[1][key]).any() for key in extras)
+    load("bert", tmp_path / "out")
+
+
+def test_averaged_tensors_arrive_in_the_model(clients, tmp_path):
+    folders = clients("bert", *TRAINED)
+    aggregate_adapters(folders, SAMPLES, "fedavg", tmp_path / "out")
+    out, model = load_file(tmp_path / "out" / WEIGHTS), load("bert", tmp_path / "out")
+    classifier = model.base_model.model.classifier.modules_to_save["default"]
+    assert torch.equal(classifier.weight, out["base_model.model.classifier.weight"])
+    bias = "bert.encoder.layer.1.attention.self.query.base_layer.bias"
+    assert torch.equal(model.base_model.model.get_parameter(bias), out[f"base_model.model.{bias}"])
+
+
+def test_frozen_embeddings_must_agree_and_stay(clients, tmp_path):
+    folders = clients("llama", *SETTINGS)
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    aggregate_adapters(folders, SAMPLES, "fedavg", tmp_path / "out")
+    assert torch.equal(
+        load_file(tmp_path / "out" / WEIGHTS)[key], load_file(folders[2] / WEIGHTS)[key]
+    )
+
+    def move(tensors):
+        tensors[key][0, 0] += 1
+
+    other = changed(folders[1], tmp_path / "other", move)
+    with pytest.raises(InputError, match=r"embed_tokens.base_layer.weight in .*other.*frozen"):
+        aggregate_adapters([folders[0], other], [1, 1], "fedavg", tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_peft_would_notice_a_wrongly_keyed_file(clients, tmp_path):
+    """The check that the other tests rely on: PEFT reports missing and unexpected keys."""
+    aggregate_adapters(clients("gpt2", *SETTINGS), SAMPLES, "fedavg", tmp_path / "out")
+
+    def rename(tensors):
+        return {key.replace(".h.0.", ".g.0."): tensor for key, tensor in tensors.items()}
+
+    wrong = changed(tmp_path / "out", tmp_path / "wrong", rename)
+    with pytest.warns(UserWarning, match="missing adapter keys"), pytest.raises(AssertionError):
+        load("gpt2", wrong)
+
+
+def test_the_keys_are_those_that_peft_itself_saves(clients, tmp_path):
+    for architecture in ("bert", "gpt2", "llama", "conv"):
+        out = tmp_path / architecture
+        aggregate_adapters(clients(architecture, *SETTINGS), SAMPLES, "raflora", out)
+        model = load(architecture, out)
+        with third_party_warnings_ignored():
+            model.save_pretrained(tmp_path / "again", selected_adapters=["default"])
+        again, ours = load_file(tmp_path / "again" / WEIGHTS), load_file(out / WEIGHTS)
+        assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in ours.items()}
+        for key, tensor in ours.items():
+            assert torch.equal(again[key], tensor), key
+
+
+def test_what_clients_receive_is_aggregated_in_the_next_round(clients, tmp_path):
+    """The next round: what clients received is aggregated again."""
+    folders = clients("bert", *SETTINGS)
+    aggregate_adapters(folders, SAMPLES, "raflora", tmp_path / "one", client_folders=True)
+    received = [tmp_path / "one" / "clients" / f"rank-{r}" for r in RANKS]
+    aggregate_adapters(received, SAMPLES, "raflora", tmp_path / "two", previous=tmp_path / "one")
+    assert outputs(load("bert", tmp_path / "two")).isfinite().all()
+
+
+def test_carry_keeps_the_partition_that_nobody_sent(clients, tmp_path):
+    folders = clients("gpt2", *SETTINGS)
+    aggregate_adapters(folders, SAMPLES, "raflora", tmp_path / "one")
+    arguments = (folders[:2], SAMPLES[:2], "raflora")
+    levels = {"rank_levels": RANKS, "previous": tmp_path / "one"}
+    aggregate_adapters(*arguments, tmp_path / "carried", **levels)
+    aggregate_adapters(*arguments, tmp_path / "zero", **levels, empty_partition="zero")
+    aggregate_adapters(*arguments, tmp_path / "implied", previous=tmp_path / "one")
+    carried, zero, implied = (
+        AdapterFolder(tmp_path / name) for name in ("carried", "zero", "implied")
+    )
+    last = AdapterFolder(tmp_path / "one")
+    for module in last.layers:
+        given = [
+            f.factors(module, torch.float64, torch.device("cpu"))
+            for f in (last, carried, zero, implied)
+        ]
+        kept = given[0].lora_B[:, 4:] @ given[0].lora_A[4:]
+        assert float(kept.norm()) > 0
+        # The clients' part has rank 6 at most, of which "zero" lost nothing.
+        assert_same(given[1].delta(), given[3].delta())
+        whole = given[2].delta() + given[0].scaling * kept
+        assert_same(
+            given[1].delta(),
+            torch.linalg.svd(whole)[0][:, :8] @ torch.linalg.svd(whole)[0][:, :8].T @ whole,
+        )
+    with pytest.raises(InputError, match=r"h\.0.*contributor to every partition"):
+        aggregate_adapters(
+            *arguments, tmp_path / "never", rank_levels=RANKS, empty_partition="error"
+        )
+
+
+def test_the_report_is_written_beside_the_adapter(clients, tmp_path):
+    folders = clients("gpt2", *SETTINGS)
+    report = aggregate_adapters(folders, SAMPLES, "fedavg", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "aggregation.json").read_text())
+    assert written["num_samples"] == list(SAMPLES)
+    assert [layer["module"] for layer in written["layers"]] == [x.module for x in report.layers]
+    layer = report.layers[0]
+    assert layer.levels == RANKS
+    assert layer.client_ranks == RANKS
+    cpu = torch.device("cpu")
+    share, energy = 0.0, torch.zeros(8, dtype=torch.float64)
+    for folder, n in zip(folders, SAMPLES, strict=True):
+        delta = AdapterFolder(folder).factors(layer.module, torch.float64, cpu).delta()
+        own = torch.linalg.svdvals(delta)[:8].square()
+        share += n / sum(SAMPLES) * float(own[:2].sum() / own.sum())
+        energy += n / sum(SAMPLES) * own
+    assert layer.rho_before == pytest.approx(share, rel=1e-12)
+    assert_same(torch.tensor(layer.energy_before, dtype=torch.float64), energy)
+    after = AdapterFolder(tmp_path / "out").factors(layer.module, torch.float64, cpu).delta()
+    own = torch.linalg.svdvals(after)[:8].square()
+    assert_same(torch.tensor(layer.energy_after, dtype=torch.float64), own)
+    assert layer.rho_after == pytest.approx(float(own[:2].sum() / own.sum()), rel=1e-12)
+
+
+def test_adapters_that_are_zero_have_no_ratio(clients, tmp_path):
+    def no_update(tensors):
+        for key in tensors:
+            if ".lora_B" in key:
+                tensors[key].zero_()
+
+    zero = changed(clients("gpt2", *SETTINGS)[0], tmp_path / "zero", no_update)
+    report = aggregate_adapters([zero, zero], [1, 2], "raflora", tmp_path / "out")
+    assert {(layer.rho_before, layer.rho_after) for layer in report.layers} == {(None, None)}
+    json.loads((tmp_path / "out" / "aggregation.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_nothing_of_peft_is_needed_to_read(monkeypatch):
+    """The package itself imports neither PEFT nor transformers."""
+    import ast
+    from pathlib import Path
+
+    import fedlora_sim.adapters
+
+    for path in Path(fedlora_sim.adapters.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"peft", "transformers"}
+    assert PeftModel
