@@ -49,14 +49,24 @@ def client_content(
     clients: Sequence[AdapterFolder],
     adapter: Factors,
     extras: Mapping[str, Tensor],
+    *,
+    frozen_a: bool = False,
 ) -> AdapterContent:
-    """What a client receives: the adapter cut to its ranks, with its scalings and options."""
-    cut = {
-        module: update.truncate(client.config.rank_of(module)).rescale(
-            client.config.scaling_of(module)
+    """What a client receives: the adapter cut to its ranks, with its scalings and options.
+
+    Under a rule that freezes A the change of scaling goes to B alone.
+    """
+    cut = {}
+    for module, update in adapter.items():
+        own, scaling = (
+            update.truncate(client.config.rank_of(module)),
+            client.config.scaling_of(module),
         )
-        for module, update in adapter.items()
-    }
+        if frozen_a:
+            lora_b = own.lora_B * (own.scaling / scaling)
+            cut[module] = LoRAFactors(own.lora_A, lora_b, scaling)
+        else:
+            cut[module] = own.rescale(scaling)
     return AdapterContent(client.config.options, {**_stored(clients, cut), **extras})
 
 

@@ -201,5 +201,7 @@ def _contents(
         yield "adapter", global_content(clients, results.adapter, extras)
         yield "base", base_content(clients, results.base)
     receivers = dict(zip(reversed(report.client_folders), reversed(clients), strict=False))
+    frozen_a = get_rule(report.rule).frozen_a
     for place, client in receivers.items():  # the first client of each folder
-        yield place, client_content(client, clients, results.adapter, extras)
+        content = client_content(client, clients, results.adapter, extras, frozen_a=frozen_a)
+        yield place, content

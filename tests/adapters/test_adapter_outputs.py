@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from adapter_cases import (
@@ -16,9 +19,13 @@ from adapter_cases import (
     lora_layers,
     merged_model,
     outputs,
+    third_party_warnings_ignored,
 )
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from fedlora_sim.adapters import aggregate_adapters
+from fedlora_sim.aggregation import rule_names
 
 CONVENTIONS = {
     "alpha_over_r": [{"r": r, "lora_alpha": 12} for r in RANKS],
@@ -37,11 +44,6 @@ def with_pattern(architecture, r):
     name = PATTERN[architecture]
     patterns = {"rank_pattern": {name: r + 1}, "alpha_pattern": {name: 9}}
     return {"r": r, "lora_alpha": 12, **patterns}
-
-
-def without_extras(architecture, wanted_from):
-    """The dense merge leaves a trained classifier out: take it from the aggregated model."""
-    return {} if architecture != "bert" else wanted_from
 
 
 def compare(architecture, folder, deltas):
@@ -142,8 +144,6 @@ def test_half_precision_is_kept_and_computed_in_single(clients, tmp_path):
     settings = [{"r": r, "lora_alpha": 8, "dtype": torch.bfloat16} for r in (2, 4)]
     folders = clients("llama", *settings)
     aggregate_adapters(folders, [1, 1], "fedavg", tmp_path / "out")
-    from safetensors.torch import load_file
-
     written = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
     views = [lora_layers(load("llama", folder)) for folder in folders]
@@ -151,3 +151,92 @@ def test_half_precision_is_kept_and_computed_in_single(clients, tmp_path):
         wanted = cut(dense_average([view[name] for view in views], [1, 1], "fedavg"), 4)
         error = (scaling * b @ a - wanted).norm()
         assert error <= 2 * 2**-8 * wanted.norm()  # bfloat16 keeps 8 digits of each factor
+
+
+@pytest.mark.parametrize("rule", ["flora", "fedex"])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "conv"])
+def test_rules_with_a_base_correction_are_exact(clients, tmp_path, architecture, rule):
+    folders, out = clients(architecture, *CONVENTIONS["mixed"]), tmp_path / "out"
+    report = aggregate_adapters(folders, SAMPLES, rule, out, client_folders=True)
+    assert report.has_base
+    views = [lora_layers(load(architecture, folder)) for folder in folders]
+    exact = {
+        name: dense_average([view[name] for view in views], SAMPLES, "fedavg") for name in views[0]
+    }
+    compare(architecture, out, exact)
+    adapter, base = (lora_layers(load(architecture, out / part)) for part in ("adapter", "base"))
+    for name, wanted in exact.items():
+        assert_same(update(adapter[name]) + update(base[name]), wanted)
+        assert adapter[name][0].shape[0] == max(RANKS)
+    # A client merges the correction and trains what it received on top of it.
+    for place in report.client_folders:
+        received = lora_layers(load(architecture, out / place))
+        assert {a.shape[0] for a, _, _ in received.values()} == {int(place[-1])}
+
+
+@pytest.mark.parametrize("rule", ["flora", "fedex"])
+def test_the_base_correction_merges_into_the_base(clients, tmp_path, rule):
+    """As a server does it: merge `base` for good, then put `adapter` on top."""
+    aggregate_adapters(clients("gpt2", *CONVENTIONS["mixed"]), SAMPLES, rule, tmp_path / "out")
+    merged = load("gpt2", tmp_path / "out" / "base").merge_and_unload()
+    with third_party_warnings_ignored():
+        both = PeftModel.from_pretrained(merged, tmp_path / "out" / "adapter").eval()
+    assert_same(outputs(both), outputs(load("gpt2", tmp_path / "out")))
+
+
+@pytest.mark.parametrize("rule", ["flora", "fedex"])
+def test_the_target_rank_cuts_adapter_and_correction_together(clients, tmp_path, rule):
+    folders = clients("llama", *CONVENTIONS["mixed"])
+    aggregate_adapters(folders, SAMPLES, rule, tmp_path / "out", target_rank=5)
+    views = [lora_layers(load("llama", folder)) for folder in folders]
+    deltas = {
+        name: cut(dense_average([view[name] for view in views], SAMPLES, "fedavg"), 5)
+        for name in views[0]
+    }
+    compare("llama", tmp_path / "out", deltas)
+
+
+@pytest.mark.parametrize("rule", [*rule_names(), "flexlora", "raflora:canonicalize=true"])
+@pytest.mark.parametrize("architecture", SETTINGS)
+def test_every_rule_runs(clients, tmp_path, architecture, rule):
+    folders = clients(architecture, *CONVENTIONS["alpha_over_r"])
+    if rule == "ffa":
+        folders = share_a(folders, tmp_path)
+    aggregate_adapters(folders, SAMPLES, rule, tmp_path / "out", client_folders=True)
+    assert outputs(load(architecture, tmp_path / "out")).isfinite().all()
+    for rank in RANKS:
+        received = load(architecture, tmp_path / "out" / "clients" / f"rank-{rank}")
+        assert outputs(received).isfinite().all()
+
+
+def test_a_rule_that_freezes_a_hands_out_the_same_a(clients, tmp_path):
+    folders = share_a(clients("gpt2", *CONVENTIONS["mixed"]), tmp_path)
+    aggregate_adapters(folders, SAMPLES, "ffa", tmp_path / "out", client_folders=True)
+    total = lora_layers(load("gpt2", tmp_path / "out"))
+    views = [lora_layers(load("gpt2", folder)) for folder in folders]
+    for name, wanted in total.items():
+        assert_same(update(wanted), dense_average([v[name] for v in views], SAMPLES, "fedavg"))
+    for folder in folders:
+        received = lora_layers(load("gpt2", tmp_path / "out" / "clients" / folder.name))
+        for name, (a, b, scaling) in received.items():
+            assert torch.equal(a, lora_layers(load("gpt2", folder))[name][0])
+            assert_same(scaling * b, (total[name][2] * total[name][1])[:, : a.shape[0]])
+
+
+def update(view):
+    a, b, scaling = view
+    return scaling * b @ a
+
+
+def share_a(folders, to):
+    """Copies of the folders in which every A is the top of the highest client's."""
+    highest = load_file(folders[-1] / "adapter_model.safetensors")
+    copies = []
+    for folder, rank in zip(folders, RANKS, strict=True):
+        copies.append(Path(shutil.copytree(folder, to / f"rank-{rank}")))
+        tensors = load_file(folder / "adapter_model.safetensors")
+        for key, tensor in tensors.items():
+            if ".lora_A" in key or key.endswith(".lora_embedding_A"):
+                tensors[key] = highest[key][: tensor.shape[0]].clone()
+        save_file(tensors, copies[-1] / "adapter_model.safetensors")
+    return copies
