@@ -56,7 +56,7 @@ def simulate(
     fields |= {name: value for name, value in given.items() if value is not None}
     fields |= dict(parse_assignment(text) for text in settings or [])
     chosen = Scenario.from_mapping(fields)
-    names = [get_rule(name.strip()).name for name in rule.split(",")]
+    names = [get_rule(name.strip()).label for name in rule.split(",")]
     if len(set(names)) != len(names):
         raise expected("--rule", rule, "each rule once")
     numbers = range(first_seed, first_seed + check_positive_int("--seeds", seeds))
@@ -74,13 +74,13 @@ def _collect(scenario: Scenario, rules: list[str], numbers: range, store: RunSto
     """Run what is not in the store yet, keeping every finished piece there."""
     by_rule = []
     with tqdm(total=len(rules) * len(numbers), unit="run", disable=None) as bar:
-        for name in rules:
+        for index, name in enumerate(rules):
             bar.set_description(name)
             pieces = []
             size = RUNS_PER_PIECE[scenario.fidelity]
             for start in range(0, len(numbers), size):
                 seeds = numbers[start : start + size]
-                label = f"{name}-{seeds[0]}-{seeds[-1]}"
+                label = f"rule{index}-{seeds[0]}-{seeds[-1]}"
                 piece = store.get_run(label)
                 if piece is None:
                     piece = run(scenario, rule=name, seed=seeds, on_progress=bar.update)

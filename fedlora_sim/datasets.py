@@ -73,21 +73,21 @@ def build_dataset(
         coords={
             "seed": np.asarray(seeds, dtype=np.int64),
             "round": np.arange(energy.shape[1]),
-            **direction_coords(federation),
+            **direction_coords(federation, scenario.allocation),
             **(coords or {}),
         },
         attrs={**scenario.to_attrs(), "rule": rule, **versions(), "rho_level": level},
     )
 
 
-def direction_coords(federation: Federation) -> dict[str, Any]:
+def direction_coords(federation: Federation, allocation: str = "svd") -> dict[str, Any]:
     """Coordinates of the direction axis: its number from 1, partition from 1, and coverage."""
     directions = np.arange(1, federation.r_max + 1)
     partition = np.searchsorted(federation.levels, directions) + 1
     return {
         "direction": directions,
         "partition": ("direction", partition),
-        "coverage": ("direction", federation.coverage()),
+        "coverage": ("direction", federation.coverage(allocation)),
     }
 
 

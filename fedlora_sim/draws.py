@@ -56,6 +56,12 @@ def client_draws(scenario: Scenario, seed: int) -> ClientDraws:
     )
 
 
+def allocation_scores(scenario: Scenario, seed: int) -> NDArray[np.float32]:
+    """Uniform scores of every round, client and direction for random allocation, (T, K, r_max)."""
+    shape = (scenario.rounds, len(scenario.ranks), max(scenario.ranks))
+    return stream(seed, "allocation").random(shape, dtype=np.float32)
+
+
 def initial_basis(scenario: Scenario, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Haar-random orthonormal U (d_out, r_max) and V (d_in, r_max) of the initial global update."""
     rng, r_max = stream(seed, "basis"), max(scenario.ranks)

@@ -146,8 +146,17 @@ class Federation:
         """Which client carries which direction, `r_k > i`: boolean, shape (K, r_max)."""
         return np.asarray(self.ranks)[:, None] > np.arange(self.r_max)
 
-    def coverage(self) -> np.ndarray:
-        """Coverage `pi_h = sum_{k in C_h} p_k` of every direction, shape (r_max,)."""
+    def coverage(self, allocation: str = "svd") -> np.ndarray:
+        """Coverage of every direction, the expected weight of those who carry it, shape (r_max,).
+
+        Args:
+            allocation: `svd`: `pi_h = sum_{k in C_h} p_k`; `random`: `sum_k p_k r_k / r_max`, the
+                same for all; `importance`: NaN, since it depends on the state.
+        """
+        if allocation == "random":
+            return np.full(self.r_max, self.weights @ np.asarray(self.ranks) / self.r_max)
+        if allocation == "importance":
+            return np.full(self.r_max, np.nan)
         return self.weights @ self.members
 
     def cohort_weights(self, clients: np.ndarray, counts: np.ndarray) -> np.ndarray:

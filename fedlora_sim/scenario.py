@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora_sim.allocation import ALLOCATIONS
 from fedlora_sim.devices import DEVICES, DTYPES
 from fedlora_sim.errors import check_choice, check_finite, check_positive_int, check_seed, expected
 from fedlora_sim.federation import EMPTY_PARTITION, Federation, parse_ranks
@@ -21,7 +22,17 @@ HETEROGENEITY = ("fresh", "persistent")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 TASKS = ("digits",)
 SPLITS = ("dirichlet", "pathological", "iid")
+INITIALIZERS = ("lora", "slora")
 NONE = "none"
+
+COUNTS = (
+    *("rounds", "d_in", "d_out", "batch_size", "local_epochs", "classes_per_client"),
+    "slora_rounds",
+)
+SPREADS = (
+    *("gain_std", "drift_std", "subspace_noise", "momentum", "weight_decay"),
+    "pruning_penalty",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,9 @@ class Scenario:
         cohort_size: clients per round; all when None.
         sampling: see `Federation`.
         empty_partition: `zero | carry | error`, for rules with such a policy.
+        allocation: `svd | random | importance`: which directions a client receives. Importance is
+            the norm of the client's gradient along each direction when fine-tuning, and how far
+            it would move each amplitude at the other fidelities.
         dtype: `float64 | float32`; None takes float64, and float32 for training.
         device: `auto | cpu | cuda | mps`.
 
@@ -59,6 +73,12 @@ class Scenario:
         local_steps: optimiser steps per round; None runs `local_epochs` epochs instead.
         lora_alpha: client scaling is `lora_alpha / r_k` (`/ sqrt(r_k)` with `use_rslora`); None is
             `alpha = r`, scaling 1 for every client.
+        pruning_decay: clients prune their own rank, to this share of it, in (0, 1), whenever local
+            training leaves its tail smaller than it was (HetLoRA); None for no pruning.
+        pruning_penalty: factor of the penalty on that tail in the local loss.
+        initializer: `lora` (A random, B zero) or `slora`: `slora_rounds` rounds of sparse federated
+            fine-tuning first, of this `slora_density` of every adapted weight, whose result is
+            handed to the adapters by SVD.
 
     Raises:
         ValueError: naming the field, its value and what was expected.
@@ -71,6 +91,7 @@ class Scenario:
     cohort_size: int | None = None
     sampling: str | None = None
     empty_partition: str = "carry"
+    allocation: str = "svd"
     dtype: str | None = None
     device: str = "auto"
 
@@ -101,6 +122,11 @@ class Scenario:
     local_epochs: int = 1
     lora_alpha: float | None = None
     use_rslora: bool = False
+    pruning_decay: float | None = None
+    pruning_penalty: float = 0.0
+    initializer: str = "lora"
+    slora_rounds: int = 2
+    slora_density: float = 0.1
 
     def __post_init__(self) -> None:
         self._set("ranks", parse_ranks(self.ranks))
@@ -111,13 +137,15 @@ class Scenario:
         for name, choices in (
             ("device", DEVICES),
             ("empty_partition", EMPTY_PARTITION),
+            ("allocation", ALLOCATIONS),
+            ("initializer", INITIALIZERS),
             ("heterogeneity", HETEROGENEITY),
             ("task", TASKS),
             ("split", SPLITS),
             ("optimizer", OPTIMIZERS),
         ):
             self._set(name, check_choice(name, getattr(self, name), choices))
-        for name in ("rounds", "d_in", "d_out", "batch_size", "local_epochs", "classes_per_client"):
+        for name in COUNTS:
             self._set(name, check_positive_int(name, getattr(self, name)))
         if self.local_steps is not None:
             self._set("local_steps", check_positive_int("local_steps", self.local_steps))
@@ -132,18 +160,24 @@ class Scenario:
     def _check_numbers(self) -> None:
         for name in ("gain_mean", "drift_mean"):
             self._set(name, check_finite(name, getattr(self, name)))
-        for name in ("gain_std", "drift_std", "subspace_noise", "momentum", "weight_decay"):
+        for name in SPREADS:
             self._set(name, check_finite(name, getattr(self, name), minimum=0.0))
         self._set("task_seed", check_seed("task_seed", self.task_seed))
         if not isinstance(self.use_rslora, bool):
             raise expected("use_rslora", self.use_rslora, "true or false")
         self._set("basis_drift", check_finite("basis_drift", self.basis_drift))
-        for name in ("initial_amplitude", "spectrum_decay", "dirichlet_alpha", "learning_rate"):
+        for name in ("initial_amplitude", "dirichlet_alpha", "learning_rate"):
             self._set(name, check_finite(name, getattr(self, name)))
             if getattr(self, name) <= 0:
                 raise expected(name, getattr(self, name), "a positive number")
-        if self.spectrum_decay > 1:
-            raise expected("spectrum_decay", self.spectrum_decay, "a number in (0, 1]")
+        for name in ("spectrum_decay", "slora_density"):
+            self._set(name, check_finite(name, getattr(self, name)))
+            if not 0 < getattr(self, name) <= 1:
+                raise expected(name, getattr(self, name), "a number in (0, 1]")
+        if self.pruning_decay is not None:
+            self._set("pruning_decay", check_finite("pruning_decay", self.pruning_decay))
+            if not 0 < self.pruning_decay < 1:
+                raise expected("pruning_decay", self.pruning_decay, "a number in (0, 1) or None")
         if self.lora_alpha is not None:
             self._set("lora_alpha", check_finite("lora_alpha", self.lora_alpha))
             if self.lora_alpha <= 0:

@@ -48,9 +48,10 @@ def simulate(
         ValueError: naming the argument, its value and what was expected.
     """
     chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]
+    _check_allocation(scenario, chosen)
     if on_progress is not None:
         return engine(scenario, chosen, seeds, on_progress)
-    with tqdm(total=len(seeds), disable=not progress, desc=chosen.name, unit="run") as bar:
+    with tqdm(total=len(seeds), disable=not progress, desc=chosen.label, unit="run") as bar:
         return engine(scenario, chosen, seeds, bar.update)
 
 
@@ -73,16 +74,23 @@ def simulate_many(
         One dataset per scenario, in order.
     """
     chosen, seeds = get_rule(rule), check_seeds(seed)
+    for scenario in scenarios:
+        _check_allocation(scenario, chosen)
     spectral = [s for s in scenarios if s.fidelity == "spectral"]
     total = len(seeds) * len(scenarios)
-    with tqdm(total=total, disable=not progress, desc=chosen.name, unit="run") as bar:
+    with tqdm(total=total, disable=not progress, desc=chosen.label, unit="run") as bar:
         batch = iter(run_spectral(spectral, chosen, seeds, bar.update))
         return [
-            build_dataset(s, chosen.name, seeds, next(batch) ** 2)
+            build_dataset(s, chosen.label, seeds, next(batch) ** 2)
             if s.fidelity == "spectral"
             else _ENGINES[s.fidelity](s, chosen, seeds, bar.update)
             for s in scenarios
         ]
+
+
+def _check_allocation(scenario: Scenario, rule: AggregationRule) -> None:
+    if rule.needs_svd_allocation and scenario.allocation != "svd":
+        raise expected("allocation", scenario.allocation, f"svd for rule={rule.label!r}")
 
 
 def check_seeds(seed: int | Iterable[int]) -> tuple[int, ...]:
@@ -99,7 +107,7 @@ def _spectral(
     scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
 ) -> xr.Dataset:
     (amplitudes,) = run_spectral([scenario], rule, seeds, on_progress)
-    return build_dataset(scenario, rule.name, seeds, amplitudes**2)
+    return build_dataset(scenario, rule.label, seeds, amplitudes**2)
 
 
 def _matrix(
@@ -107,7 +115,7 @@ def _matrix(
 ) -> xr.Dataset:
     result = run_matrix(scenario, rule, seeds, on_progress)
     extra = {"projected_energy": (DIMS, result.projected**2)}
-    return build_dataset(scenario, rule.name, seeds, result.singular_values**2, extra)
+    return build_dataset(scenario, rule.label, seeds, result.singular_values**2, extra)
 
 
 def _training(
@@ -128,7 +136,7 @@ def _training(
         "layer": list(results[0].layers),
         "coverage": (("seed", "direction"), np.stack([r.coverage for r in results])),
     }
-    return build_dataset(scenario, rule.name, seeds, layer_energy.sum(2), extra, coords)
+    return build_dataset(scenario, rule.label, seeds, layer_energy.sum(2), extra, coords)
 
 
 _ENGINES = {"spectral": _spectral, "matrix": _matrix, "training": _training}

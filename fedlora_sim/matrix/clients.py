@@ -1,8 +1,9 @@
 """The client model of the matrix fidelity: what a client makes of the factors it received.
 
 A client takes every received column pair as one direction `(u_i, v_i)` with amplitude
-`x_i = |b_i| |a_i|`, returns it with amplitude `a_{k,i} x_i + b_{k,i}`, optionally mixes directions
-within its subspace, and optionally turns its whole basis away.
+`x_i = |b_i| |a_i|` in the adapter and `z_i = u_i^T Z v_i` in a base that the server has corrected
+by Z. It brings the whole to `a_{k,i} (x_i + z_i) + b_{k,i}`, so that its adapter returns with that
+less z_i, optionally mixes directions within its subspace, and optionally turns its basis away.
 """
 
 from __future__ import annotations
@@ -34,19 +35,24 @@ def split_directions(state: LoRAFactors, u0: Tensor, v0: Tensor) -> tuple[Tensor
 
 
 def local_factors(
-    u: Tensor, v: Tensor, amplitude: Tensor, carried: Tensor
+    u: Tensor, v: Tensor, amplitude: Tensor, carried: Tensor, *, frozen_a: bool
 ) -> tuple[Tensor, Tensor]:
-    """Balanced local factors of given amplitudes, zero beyond the client's rank.
+    """Local factors of given amplitudes, zero in directions that the client does not carry.
 
     Args:
         u: left directions, (S, 1, d_out, r).
         v: right directions, (S, 1, d_in, r).
         amplitude: signed local amplitudes, (S, m, r).
         carried: which directions each client slot carries, boolean (S, m, r).
+        frozen_a: A stays the unit directions, common to all clients, and B has the amplitude;
+            else the two share it evenly.
 
     Returns:
         lora_A (S, m, r, d_in) and lora_B (S, m, d_out, r), the sign on B.
     """
+    if frozen_a:
+        own = carried.to(amplitude.dtype)
+        return (v * own.unsqueeze(-2)).mT, u * (own * amplitude).unsqueeze(-2)
     root = torch.where(carried, amplitude.abs().sqrt(), 0.0)
     lora_b = u * (root * amplitude.sign()).unsqueeze(-2)
     lora_a = (v * root.unsqueeze(-2)).mT

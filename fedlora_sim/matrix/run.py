@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule, Cohort
+from fedlora_sim.allocation import carried_directions, leading_directions
 from fedlora_sim.devices import DTYPES, resolve_device
 from fedlora_sim.draws import (
+    allocation_scores,
     basis_rotation,
     client_draws,
     cohort_counts,
@@ -76,6 +78,20 @@ def run_matrix(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _State:
+    """The global update: the adapter, and what the base has absorbed, (S, d_out, d_in)."""
+
+    adapter: LoRAFactors
+    base: Tensor | None = None
+
+    def on(self, u: Tensor, v: Tensor) -> Tensor:
+        """Amplitudes of the base's correction, `u_i^T Z v_i`, (S, r)."""
+        if self.base is None:
+            return torch.zeros_like(u[:, 0])
+        return (u * (self.base @ v)).sum(-2)
+
+
 class _Batch:
     """The seeds that advance together; every tensor leads with the seed dimension S."""
 
@@ -85,6 +101,8 @@ class _Batch:
         self.device = resolve_device(scenario.device, self.dtype)
         self.counts = np.stack([cohort_counts(scenario, s) for s in seeds])
         self.draws = [client_draws(scenario, s) for s in seeds]
+        if scenario.allocation == "random":
+            self.scores = [allocation_scores(scenario, s) for s in seeds]
         bases = [initial_basis(scenario, s) for s in seeds]
         self.u0, self.v0 = (self._tensor(np.stack(side)) for side in zip(*bases, strict=True))
 
@@ -92,30 +110,68 @@ class _Batch:
         return torch.from_numpy(values).to(self.dtype).to(self.device)
 
     def run(self) -> MatrixResult:
-        root = self._tensor(np.sqrt(self.scenario.initial_amplitudes))
-        state = LoRAFactors((self.v0 * root).mT, self.u0 * root)
-        values, projected = [state.svd()[1]], [projected_amplitudes(self.u0, self.v0.mT, state)]
+        state = self._initial_state()
+        rows = [self._measure(state)]
         for t in range(self.scenario.rounds):
             state = self._round(t, state)
-            values.append(state.svd()[1])
-            projected.append(projected_amplitudes(self.u0, self.v0.mT, state))
-        return MatrixResult(
-            *(torch.stack(x, 1).cpu().double().numpy() for x in (values, projected))
-        )
+            rows.append(self._measure(state))
+        values, projected = (torch.stack(x, 1).cpu().double() for x in zip(*rows, strict=True))
+        return MatrixResult(values.numpy(), projected.numpy())
 
-    def _round(self, t: int, state: LoRAFactors) -> LoRAFactors:
+    def _initial_state(self) -> _State:
+        """The initial update, where the rule keeps it: in the adapter, or all of it in the base."""
+        x = self._tensor(self.scenario.initial_amplitudes)
+        if self.rule.frozen_a:
+            return _State(LoRAFactors(self.v0.mT.clone(), self.u0 * x))
+        root = x.sqrt()
+        adapter = LoRAFactors((self.v0 * root).mT, self.u0 * root)
+        if self.rule.space != "none":
+            return _State(adapter)
+        empty = LoRAFactors(torch.zeros_like(adapter.lora_A), torch.zeros_like(adapter.lora_B))
+        return _State(empty, adapter.delta())
+
+    def _measure(self, state: _State) -> tuple[Tensor, Tensor]:
+        """Singular values of the whole update, and its amplitudes on the initial basis."""
+        projected = projected_amplitudes(self.u0, self.v0.mT, state.adapter)
+        if state.base is None:
+            return state.adapter.svd()[1], projected
+        values = torch.linalg.svdvals(state.adapter.delta() + state.base)
+        return values[..., : projected.shape[-1]], projected + state.on(self.u0, self.v0)
+
+    def _round(self, t: int, state: _State) -> _State:
         slots, weights = self._slots(t)
-        ranks = torch.tensor(self.scenario.ranks, device=self.device)[torch.from_numpy(slots)]
-        carried = ranks.unsqueeze(-1) > torch.arange(state.rank, device=self.device)
-        u, v, x = split_directions(state, self.u0, self.v0)
+        u, v, x = split_directions(state.adapter, self.u0, self.v0)
+        z = state.on(u, v)
+        total = (x + z).unsqueeze(1)
         gain, drift = self._local_draws(t, slots)
+        reached = gain * total + drift
+        carried = self._carried(t, slots, (reached - total).abs())
         lora_a, lora_b = local_factors(
-            u.unsqueeze(1), v.unsqueeze(1), gain * x.unsqueeze(1) + drift, carried
+            u.unsqueeze(1),
+            v.unsqueeze(1),
+            reached - z.unsqueeze(1),
+            carried,
+            frozen_a=self.rule.frozen_a,
         )
-        lora_a, lora_b = self._disturb(t, slots, lora_a, lora_b)
-        return self.rule.aggregate(
-            _cohort(lora_a, lora_b, weights, carried), state, self.scenario.empty_partition
-        ).adapter
+        lora_a, lora_b = self._disturb(t, slots, carried, lora_a, lora_b)
+        result = self.rule.aggregate(
+            _cohort(lora_a, lora_b, weights, carried), state.adapter, self.scenario.empty_partition
+        )
+        if result.base is None:
+            return _State(result.adapter, state.base)
+        more = result.base.dense()
+        return _State(result.adapter, more if state.base is None else state.base + more)
+
+    def _carried(self, t: int, slots: NDArray[np.int64], movement: Tensor) -> Tensor:
+        """Which directions each client slot carries, boolean (S, m, r_max)."""
+        ranks = torch.tensor(self.scenario.ranks, device=self.device)[torch.from_numpy(slots)]
+        if self.scenario.allocation == "svd":
+            return leading_directions(ranks, movement.shape[-1])
+        if self.scenario.allocation == "importance":
+            return carried_directions(ranks, movement)
+        pairs = zip(self.scores, slots, strict=True)
+        scores = np.stack([own[t][clients] for own, clients in pairs])
+        return carried_directions(ranks, torch.from_numpy(scores).to(self.device))
 
     def _slots(self, t: int) -> tuple[NDArray[np.int64], Tensor]:
         """Clients of each seed's cohort, padded to one length with clients of weight zero."""
@@ -131,20 +187,26 @@ class _Batch:
         return self._tensor(gain), self._tensor(drift)
 
     def _disturb(
-        self, t: int, slots: NDArray[np.int64], lora_a: Tensor, lora_b: Tensor
+        self,
+        t: int,
+        slots: NDArray[np.int64],
+        carried: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Mix directions within each client's subspace, then turn its basis."""
-        scenario = self.scenario
+        """Mix directions within each client's subspace, then turn its basis; A if it may move."""
+        scenario, moves_a = self.scenario, not self.rule.frozen_a
         if scenario.subspace_noise > 0:
             on_b = np.tile(np.eye(lora_a.shape[-2]), (*slots.shape, 1, 1))
             on_a = on_b.copy()
             for s, j in np.ndindex(slots.shape):
-                k = int(slots[s, j])
-                r = scenario.ranks[k]
-                on_b[s, j, :r, :r], on_a[s, j, :r, :r] = subspace_mixing(
-                    scenario, self.seeds[s], t, r, k
+                k, held = int(slots[s, j]), np.flatnonzero(carried[s, j].cpu().numpy())
+                own = np.ix_(held, held)
+                on_b[s, j][own], on_a[s, j][own] = subspace_mixing(
+                    scenario, self.seeds[s], t, len(held), k
                 )
-            lora_a, lora_b = self._tensor(on_a) @ lora_a, lora_b @ self._tensor(on_b)
+            lora_b = lora_b @ self._tensor(on_b)
+            lora_a = self._tensor(on_a) @ lora_a if moves_a else lora_a
         if scenario.basis_drift != 0:
             turns = [
                 [basis_rotation(scenario, seed, t, int(k)) for k in row]
@@ -154,7 +216,8 @@ class _Batch:
                 self._tensor(np.stack([np.stack([pair[i] for pair in row]) for row in turns]))
                 for i in (0, 1)
             )
-            lora_a, lora_b = lora_a @ inner.mT, out @ lora_b
+            lora_b = out @ lora_b
+            lora_a = lora_a @ inner.mT if moves_a else lora_a
         return lora_a, lora_b
 
 

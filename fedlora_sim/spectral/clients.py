@@ -1,7 +1,9 @@
-"""The factor-space round, client by client: `x' = (sum w sqrt|y|) (sum w sgn(y) sqrt|y|)`.
+"""The spectral round client by client, for what has no shortcut through the cohort's sum.
 
-A client's amplitude `y_k = a_k x + b_k` sits half in each factor, `sqrt|y|` in A and
-`sgn(y) sqrt|y|` in B; the server averages the halves, not the products.
+The global update is `x + z` in every direction: x in the adapter, z in the base. A client brings
+the total to `a (x + z) + b` and returns its adapter, `y = a (x + z) + b - z`. Averaged as products
+the adapters give `sum w y`; averaged factor by factor, where an amplitude sits half in A,
+`sqrt|y|`, and half in B, `sgn(y) sqrt|y|`, they give the product of the two averages.
 """
 
 from __future__ import annotations
@@ -9,33 +11,89 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedlora_sim.spectral.recursion import CohortShares
+from fedlora_sim.aggregation import AggregationRule
+from fedlora_sim.allocation import carried_directions
+from fedlora_sim.errors import expected
+from fedlora_sim.scenario import Scenario
+from fedlora_sim.spectral.cohorts import Cohorts
 
 
 def run_clients(
-    initial: Tensor, shares: CohortShares, gains: Tensor, drifts: Tensor, rounds: int
+    scenario: Scenario,
+    rule: AggregationRule,
+    initial: Tensor,
+    cohorts: Cohorts,
+    gains: Tensor,
+    drifts: Tensor,
 ) -> Tensor:
-    """Amplitudes under factor averaging.
+    """Amplitudes of the whole update, round by round.
 
     Args:
+        scenario: the federation, its allocation and its policy.
+        rule: the server rule.
         initial: (S, r_max).
-        shares: normalised cohort weights, (S or 1, T or 1, m, M).
+        cohorts: who takes part, with which weight and which directions.
         gains: (S, T or 1, K, r_max).
         drifts: (S, T or 1, K, r_max), in units of the amplitude.
-        rounds: T.
 
     Returns:
         (S, T + 1, r_max).
+
+    Raises:
+        ValueError: if a direction stays without contributors under `empty_partition='error'`.
     """
-    x, states = initial, [initial]
+    zero = torch.zeros_like(initial)
+    x, z = (zero, initial) if rule.space == "none" else (initial, zero)
+    states = [initial]
     runs = torch.arange(len(initial), device=initial.device).unsqueeze(1)
-    for t in range(rounds):
-        clients = shares.clients[:, t % shares.clients.shape[1]]
+    for t in range(scenario.rounds):
+        clients, weights, members = cohorts.round(t)
         gain = gains[:, t % gains.shape[1]][runs, clients]
         drift = drifts[:, t % drifts.shape[1]][runs, clients]
-        y = gain * x.unsqueeze(1) + drift
-        root = y.abs().sqrt()
-        w = shares.shares[:, t % shares.clients.shape[1]][..., shares.partition]
-        x = (w * root).sum(1) * (w * root * y.sign()).sum(1)
-        states.append(x)
+        total = (x + z).unsqueeze(1)
+        reached = gain * total + drift
+        if scenario.allocation == "importance":
+            members = carried_directions(cohorts.ranks[clients], (reached - total).abs())
+        y = (reached - z.unsqueeze(1)) * members
+        norms = y.square().sum(-1).sqrt() if rule.weights_from_norms else None
+        shares = rule.direction_weights(weights, members, norms)
+        new_x, more = average_amplitudes(rule, y, shares)
+        if rule.has_empty_partition_policy:
+            empty = ~(members & (weights > 0).unsqueeze(-1)).any(-2)
+            _refuse_empty(scenario, empty, t)
+            new_x = torch.where(empty & (scenario.empty_partition == "carry"), x, new_x)
+        x, z = new_x, z + more
+        states.append(x + z)
     return torch.stack(states, dim=1)
+
+
+def average_amplitudes(rule: AggregationRule, y: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """What the server makes of adapters that share a basis.
+
+    Args:
+        rule: the server rule.
+        y: amplitudes of the clients' adapters, (S, m, r_max), zero where a client has none.
+        shares: the rule's weights, (S, m, r_max).
+
+    Returns:
+        The new adapter and what the base gains, each (S, r_max).
+    """
+    exact = (shares * y).sum(1)
+    adapter = exact
+    if rule.space == "none":
+        adapter = torch.zeros_like(exact)
+    elif rule.space == "factor" and not rule.frozen_a:
+        root = y.abs().sqrt()
+        adapter = (shares * root).sum(1) * (shares * root * y.sign()).sum(1)
+    return adapter, exact - adapter if rule.residual_in_base else torch.zeros_like(exact)
+
+
+def _refuse_empty(scenario: Scenario, empty: Tensor, t: int) -> None:
+    if scenario.empty_partition == "error" and bool(empty.any()):
+        run, direction = empty.nonzero()[0].tolist()
+        raise expected(
+            "empty_partition",
+            "error",
+            f"a contributor to every direction; direction {direction + 1} has none in round "
+            f"{t + 1} of run {run} (choose zero or carry)",
+        )

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.errors import expected
 from fedlora_sim.scenario import Scenario
+from fedlora_sim.spectral.cohorts import Cohorts
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,39 +60,27 @@ class Recursion:
 
 @dataclass(frozen=True, eq=False)
 class CohortShares:
-    """Who took part, and with which weight.
+    """The rule's weights of drawn cohorts.
 
     Args:
-        clients: client in each cohort slot, (S, T, m).
-        shares: normalised weight of each slot in each of the M partitions, (S, T, m, M).
-        partition: partition of each direction, (r_max,).
+        clients: client in each cohort slot, (S or 1, T or 1, m).
+        shares: normalised weight of each slot in each group of directions, (S, T, m, groups).
+        groups: group of each direction, (r_max,).
     """
 
     clients: Tensor
     shares: Tensor
-    partition: Tensor
+    groups: Tensor
 
     @classmethod
-    def of(
-        cls, scenario: Scenario, rule: AggregationRule, clients: Tensor, weights: Tensor
-    ) -> CohortShares:
+    def of(cls, scenario: Scenario, rule: AggregationRule, cohorts: Cohorts) -> CohortShares:
         """Ask the rule for its weights of drawn cohorts.
-
-        Args:
-            scenario: the federation and its policy.
-            rule: the server rule.
-            clients: client in each cohort slot, (S, T, m).
-            weights: unnormalised weight of each slot, (S, T, m).
 
         Raises:
             ValueError: if a partition stays without contributors under `empty_partition='error'`.
         """
-        federation, device = scenario.federation, weights.device
-        levels = torch.tensor(federation.levels, device=device)
-        ranks = torch.tensor(federation.ranks, device=device)
-        shares = rule.direction_weights(weights, ranks[clients].unsqueeze(-1) >= levels)
-        partition = torch.searchsorted(levels, torch.arange(federation.r_max, device=device) + 1)
-        result = cls(clients, shares, partition)
+        shares = rule.direction_weights(cohorts.weights, cohorts.members)
+        result = cls(cohorts.clients, shares, cohorts.groups)
         if rule.has_empty_partition_policy and scenario.empty_partition == "error":
             result._refuse_empty()
         return result
@@ -109,11 +98,11 @@ class CohortShares:
 
     def total(self) -> Tensor:
         """`sum_k w_k`, (S, T, r_max)."""
-        return self.shares.sum(-2)[..., self.partition]
+        return self.shares.sum(-2)[..., self.groups]
 
     def squares(self) -> Tensor:
         """`sum_k w_k**2`, (S, T, r_max)."""
-        return self.shares.square().sum(-2)[..., self.partition]
+        return self.shares.square().sum(-2)[..., self.groups]
 
     def mean_of(self, values: Tensor) -> Tensor:
         """`sum_k w_k y_k`, (S, T, r_max), for values (S, K, r_max) that stay every round."""
@@ -123,7 +112,7 @@ class CohortShares:
                 torch.einsum(
                     "stm,stmd->std",
                     self.shares[..., h].expand(len(values), -1, -1),
-                    values[..., self.partition == h][runs, self.clients],
+                    values[..., self.groups == h][runs, self.clients],
                 )
                 for h in range(self.shares.shape[-1])
             ],

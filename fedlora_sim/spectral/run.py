@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.devices import DTYPES, resolve_device
-from fedlora_sim.draws import client_draws, cohort_counts
-from fedlora_sim.federation import cohort_slots
+from fedlora_sim.draws import client_draws
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.spectral.clients import run_clients
+from fedlora_sim.spectral.cohorts import Cohorts, draw
 from fedlora_sim.spectral.recursion import CohortShares, Recursion
 
 # Numbers held at once by the largest array of a batch: 160 MB in float64.
@@ -77,6 +77,8 @@ def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> 
     federation = scenario.federation
     if _needs_clients(scenario, rule):  # gains and drifts, drawn, stacked and moved
         per_run = 6 * scenario.rounds * federation.num_clients * federation.r_max
+    elif scenario.allocation == "random":  # scores of every client, sorted
+        per_run = 4 * scenario.rounds * federation.num_clients * federation.r_max
     else:
         widest = max(federation.max_cohort * federation.r_max, federation.num_clients)
         per_run = scenario.rounds * widest
@@ -85,8 +87,14 @@ def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> 
 
 
 def _needs_clients(scenario: Scenario, rule: AggregationRule) -> bool:
-    """Factor averages of unlike clients are nonlinear in them: no shortcut through the sum."""
-    return rule.space == "factor" and _is_noisy(scenario)
+    """Whether a round is no affine map of the amplitude that the cohort's sum would give.
+
+    Factor averages of unlike clients are nonlinear in them; weights from norms and clients' own
+    choice of directions depend on the state; and a residual in the base is a state of its own.
+    """
+    if rule.is_linear or scenario.allocation == "importance":
+        return scenario.allocation == "importance"
+    return rule.weights_from_norms or rule.residual_in_base or _is_noisy(scenario)
 
 
 def _is_noisy(scenario: Scenario) -> bool:
@@ -105,19 +113,13 @@ def _draws(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     return _put(scenario, [d.gain for d in draws]), _put(scenario, [d.drift for d in draws])
 
 
-def _shares(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> CohortShares:
-    federation = scenario.federation
-    if federation.sampling == "full":  # every round alike: one row stands for all
-        counts = np.ones((1, 1, federation.num_clients), dtype=np.int64)
-    else:
-        counts = np.stack([cohort_counts(scenario, seed) for seed in seeds])
-    slots, drawn = cohort_slots(counts, federation.max_cohort)
-    weights = _put(scenario, federation.cohort_weights(slots, drawn))
-    return CohortShares.of(scenario, rule, torch.from_numpy(slots).to(weights.device), weights)
+def _cohorts(scenario: Scenario, seeds: Sequence[int]) -> Cohorts:
+    dtype = DTYPES[str(scenario.dtype)]
+    return draw(scenario, seeds, dtype, resolve_device(scenario.device, dtype))
 
 
 def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
-    shares = _shares(scenario, rule, seeds)
+    shares = CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
     total = shares.total()
     zero = torch.zeros((), dtype=total.dtype, device=total.device)
     noise = zero
@@ -125,7 +127,7 @@ def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) 
         gains, drifts = (draw[:, 0] for draw in _draws(scenario, seeds))
         alpha, beta, gamma, delta = shares.mean_of(gains), shares.mean_of(drifts), zero, zero
     else:
-        multiplier = total.square() if rule.space == "factor" else total
+        multiplier = total if rule.is_linear else total.square()
         norm = shares.squares().sqrt()
         alpha, beta = scenario.gain_mean * multiplier, scenario.drift_mean * multiplier
         gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
@@ -133,6 +135,8 @@ def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) 
             size = (scenario.rounds, max(scenario.ranks))
             draws = [stream(seed, "aggregate_noise").standard_normal(size) for seed in seeds]
             noise = _put(scenario, draws)
+    if rule.space == "none":  # the base keeps what it has, and only the increment is averaged
+        alpha = alpha + (1 - total)
     if rule.has_empty_partition_policy and scenario.empty_partition == "carry":
         empty = total == 0
         alpha, beta = torch.where(empty, 1.0, alpha), torch.where(empty, 0.0, beta)
@@ -146,5 +150,5 @@ def _run_clients(
 ) -> NDArray[np.float64]:
     gains, drifts = _draws(scenario, seeds)
     initial = _put(scenario, [scenario.initial_amplitudes]).expand(len(seeds), -1)
-    shares = _shares(scenario, rule, seeds)
-    return run_clients(initial, shares, gains, drifts, scenario.rounds).cpu().double().numpy()
+    cohorts = _cohorts(scenario, seeds)
+    return run_clients(scenario, rule, initial, cohorts, gains, drifts).cpu().double().numpy()

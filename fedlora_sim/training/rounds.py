@@ -134,7 +134,12 @@ class FederatedRun:
             on_progress(1 / self.scenario.rounds)
         values, accuracy, loss, preservation = (np.stack(x) for x in zip(*rows, strict=True))
         return TrainingResult(
-            layers, values, accuracy, loss, preservation, self.federation.coverage()
+            layers,
+            values,
+            accuracy,
+            loss,
+            preservation,
+            self.federation.coverage(self.scenario.allocation),
         )
 
     def _train(self, t: int, clients: NDArray[np.int64]) -> dict[str, list[LoRAFactors]]:
