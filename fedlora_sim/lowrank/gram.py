@@ -7,7 +7,9 @@ eigenproblem `L^T G_A L = X Lambda X^T` holds everything: the singular values ar
 
 without inverting L. Squaring halves the digits, so the Grams of half- and single-precision factors
 are accumulated in float64, where their products of 24-bit numbers are exact; and the result is
-trusted only where every wanted singular value stands clear of the rounding of the Gram matrices.
+trusted only where every wanted singular value stands clear of the rounding of the Gram matrices,
+and no singular vector is a small difference of large columns, which `B` and `A` in their own
+precision could not hold.
 
 Source: our derivation; for the loss of digits, Golub and Van Loan, Matrix Computations, Sec. 8.6.
 """
@@ -76,8 +78,8 @@ def gram_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> Gr
     w = weights.double()
     g_b, g_a = _gram(blocks, left=True), _gram(blocks, left=False)
     # Columns brought to equal norms on both sides: unbalanced pairs are not ill-conditioned ones.
-    norm_b, norm_a = (g.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt() for g in (g_b, g_a))
-    norm_b = norm_b * w.abs()
+    square_b, square_a = (g.diagonal(dim1=-2, dim2=-1).clone() for g in (g_b, g_a))
+    norm_b, norm_a = square_b.sqrt() * w.abs(), square_a.sqrt()
     live = (norm_b > 0) & (norm_a > 0)
     t = torch.where(live, (norm_a / torch.where(live, norm_b, 1.0)).sqrt(), 0.0)
     on_a, on_b = torch.where(live, 1.0 / torch.where(live, t, 1.0), 0.0), w * t
@@ -99,13 +101,16 @@ def gram_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> Gr
     clear = rounding <= relative("factorization", dtype) / 4 * values[..., -1]
     trusted = clear & (failed == 0) & (values[..., -1] > 0)
     safe = torch.where(trusted.unsqueeze(-1), values, 1.0).unsqueeze(-2)
-    left, right = in_a @ (x / safe), lower @ (x / safe.sqrt())
-    return GramCore(
-        left=on_b.unsqueeze(-1) * left,
-        values=values.clamp_min(0).sqrt(),
-        right=on_a.unsqueeze(-1) * right,
-        trusted=trusted,
-    )
+    left = on_b.unsqueeze(-1) * (in_a @ (x / safe))
+    right = on_a.unsqueeze(-1) * (lower @ (x / safe.sqrt()))
+    summed = torch.maximum(_largest_sum(left, square_b), _largest_sum(right, square_a))
+    trusted &= torch.finfo(dtype).eps * summed <= relative("factorization", dtype) / 4
+    return GramCore(left, values.clamp_min(0).sqrt(), right, trusted)
+
+
+def _largest_sum(coefficients: Tensor, squares: Tensor) -> Tensor:
+    """Largest size of what is summed into one singular vector, itself of norm 1: (...)."""
+    return (squares.unsqueeze(-1) * coefficients.square()).sum(-2).amax(-1).sqrt()
 
 
 def _gram(blocks: Blocks, left: bool) -> Tensor:
