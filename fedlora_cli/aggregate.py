@@ -106,8 +106,8 @@ def _print_layers(report: AggregationReport) -> None:
     levels = sorted({layer.levels[0] for layer in report.layers})
     lowest = ", ".join(str(level) for level in levels)
     console.print(
-        f"rho: energy share of the first {lowest} directions, the lowest rank level; before, the "
-        "mean over the clients' own updates"
+        f"rho: energy share of the first {lowest} directions, the lowest rank level; before: the "
+        "clients' own updates, mean of energies and of rho by samples"
     )
 
 

@@ -91,10 +91,14 @@ def aggregate_layer(
             previous=last,
             empty_partition=request.empty_partition,
         )
+        total = _written(result, request.target_rank)
+        return result, total, _report(module, updates, total, levels, request.weights)
     except InputError as error:
         raise InputError(f"{module}: {error}") from None
-    total = _written(result, request.target_rank)
-    return result, total, _report(module, updates, total, levels, request.weights)
+    except torch.linalg.LinAlgError:
+        largest = max(float(t.abs().max()) for u in updates for t in (u.lora_A, u.lora_B))
+        expectation = f"factors whose products {dtype} can hold"
+        raise expected(f"largest entry of {module}", largest, expectation) from None
 
 
 def computing_dtype(clients: Sequence[AdapterFolder], module: str) -> torch.dtype:
@@ -143,7 +147,9 @@ def rank_levels_of(
 
 def _written(result: Aggregated, target_rank: int | None) -> LoRAFactors:
     """Adapter and base correction as one update, cut to the target rank where it is above it."""
-    total = result.total() if result.base is not None else result.adapter
+    total = result.total()
+    if result.base is not None and not bool(result.adapter.lora_B.any()):
+        total = total.truncate(min(total.rank, result.base.columns))  # the adapter adds no rank
     if target_rank is None or target_rank >= total.rank:
         return total
     return result.total(target_rank)

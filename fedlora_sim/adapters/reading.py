@@ -128,7 +128,7 @@ class AdapterFolder:
             if ".lora_" in key:
                 found = self._split(key)
                 pairs.setdefault((found["module"], found["kind"]), set()).add(found["factor"])
-        for (path, kind), factors in pairs.items():
+        for (path, kind), factors in sorted(pairs.items(), key=lambda pair: _natural(pair[0][0])):
             end = _ENDS[kind]
             for factor in "AB":
                 if factor not in factors:
@@ -200,6 +200,11 @@ class AdapterFolder:
                 "(modules_to_save, bias), under the prefix " + repr(PREFIX)
             )
             raise expected(self._file, key, expectation)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by in which layer 2 comes before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 def _open(folder: Path) -> Any:

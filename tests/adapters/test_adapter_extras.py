@@ -136,6 +136,18 @@ def test_carry_keeps_the_partition_that_nobody_sent(clients, tmp_path):
         )
 
 
+def test_rank_levels_are_for_modules_whose_rank_no_pattern_sets(clients, tmp_path):
+    patterns = {"rank_pattern": {"h.0.attn.c_attn": 3}}
+    folders = clients("gpt2", {"r": 2, **patterns}, {"r": 4, **patterns})
+    report = aggregate_adapters(
+        folders, [1, 2], "raflora", tmp_path / "out", rank_levels=[2, 4, 6], empty_partition="zero"
+    )
+    levels = {layer.module: layer.levels for layer in report.layers}
+    assert levels.pop("transformer.h.0.attn.c_attn") == (3,)
+    assert set(levels.values()) == {(2, 4, 6)}
+    load("gpt2", tmp_path / "out")
+
+
 def test_the_report_is_written_beside_the_adapter(clients, tmp_path):
     folders = clients("gpt2", *SETTINGS)
     report = aggregate_adapters(folders, SAMPLES, "fedavg", tmp_path / "out")

@@ -24,7 +24,7 @@ from adapter_cases import (
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from fedlora_sim.adapters import aggregate_adapters
+from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
 from fedlora_sim.aggregation import rule_names
 
 CONVENTIONS = {
@@ -159,6 +159,8 @@ def test_rules_with_a_base_correction_are_exact(clients, tmp_path, architecture,
     folders, out = clients(architecture, *CONVENTIONS["mixed"]), tmp_path / "out"
     report = aggregate_adapters(folders, SAMPLES, rule, out, client_folders=True)
     assert report.has_base
+    if rule == "flora":  # its adapter starts from zero and takes no rank of the sum
+        assert all(layer.rank == min(sum(RANKS), limit(folders, layer)) for layer in report.layers)
     views = [lora_layers(load(architecture, folder)) for folder in folders]
     exact = {
         name: dense_average([view[name] for view in views], SAMPLES, "fedavg") for name in views[0]
@@ -221,6 +223,11 @@ def test_a_rule_that_freezes_a_hands_out_the_same_a(clients, tmp_path):
         for name, (a, b, scaling) in received.items():
             assert torch.equal(a, lora_layers(load("gpt2", folder))[name][0])
             assert_same(scaling * b, (total[name][2] * total[name][1])[:, : a.shape[0]])
+
+
+def limit(folders, layer):
+    found = AdapterFolder(folders[0]).layers[layer.module]
+    return min(torch.Size(found.shape_A[1:]).numel(), found.shape_B[0])
 
 
 def update(view):

@@ -1,0 +1,292 @@
+"""Bad folders and arguments: exit code 2, one line that names them, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from adapter_cases import RANKS, tree
+from safetensors.torch import load_file, save_file
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+SETTINGS = [{"r": r, "lora_alpha": 8} for r in RANKS]
+LLAMA = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def folders(clients, here):
+    """Three clients' folders `a`, `b`, `c` in the working folder, to be spoilt."""
+    for name, folder in zip("abc", clients("llama", *SETTINGS), strict=True):
+        shutil.copytree(folder, here / name)
+    return here
+
+
+@pytest.fixture
+def refused(fedlora_aggregate, here):
+    """Run the command; check that it refuses and writes nothing; give its line."""
+
+    def run(*arguments):
+        before, names = tree(here), sorted(here.rglob("*"))
+        outcome = fedlora_aggregate(*arguments)
+        assert outcome.code == 2
+        assert outcome.out == ""
+        assert tree(here) == before
+        assert sorted(here.rglob("*")) == names
+        (line,) = outcome.err.splitlines()
+        assert line.startswith("fedlora-sim: ")
+        assert ": expected " in line
+        assert "Traceback" not in line
+        return line
+
+    return run
+
+
+def reconfigure(folder, **options):
+    path = Path(folder) / CONFIG
+    config = {**json.loads(path.read_text()), **options}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))
+
+
+def rewrite(folder, change):
+    path = Path(folder) / WEIGHTS
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def drop(*keys):
+    return lambda tensors: [tensors.pop(key) for key in keys]
+
+
+def move(old, new):
+    return lambda tensors: tensors.update({new: tensors.pop(old)})
+
+
+def put(key, value):
+    def change(tensors):
+        tensors[key] = value(tensors[key]) if callable(value) else value
+
+    return change
+
+
+def with_entry(number):
+    def change(tensor):
+        tensor.view(-1)[3] = number
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "expectation"),
+    [
+        (("--samples", "1,2"), "--samples='1,2'", "3 numbers"),
+        (("--samples", "1,2,3,4"), "--samples='1,2,3,4'", "3 numbers"),
+        (("--samples", "1,-2,3"), "--samples='1,-2,3'", "at least 0"),
+        (("--samples", "1,many,3"), "--samples='1,many,3'", "numbers"),
+        (("--samples", "1,,3"), "--samples='1,,3'", "numbers"),
+        (("--samples", "0,0,0"), "--samples='0,0,0'", "positive"),
+        (("--samples", "1,nan,3"), "--samples='1,nan,3'", "finite"),
+        (("--rule", "raflor"), "rule='raflor'", "did you mean 'raflora'"),
+        (("--rule", "raflora:canonical=true"), "canonical", "canonicalize"),
+        (("--rank-levels", "2,four"), "--rank-levels='2,four'", "ranks"),
+        (("--rank-levels", "0,2"), "--rank-levels='0,2'", "at least 1"),
+        (("--rank-levels", "2,8"), "rank of model.embed_tokens in b=4", "[2, 8]"),
+        (("--rank-levels", "2,4,8,17"), "rank_levels", "min(d_in, d_out) = 16"),
+        (("--target-rank", "0"), "target_rank=0", "at least 1"),
+        (("--target-rank", "9"), "target_rank=9", "at most the rank of the aggregated update, 8"),
+        (("--empty-partition", "keep"), "empty_partition='keep'", "carry"),
+        (("--device", "tpu"), "device='tpu'", "cpu"),
+        (("--previous", "nowhere"), "folder='nowhere'", "PEFT adapter"),
+        (("--previous", "a"), "in the last adapter a=2", "the highest rank level, 8"),
+        (("--rank-levels", "2,4,8,16"), "previous=None", "the last global update"),
+        (("--rule", "ffa"), "lora_A=", "the same A for all clients"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(refused, folders, arguments, named, expectation):
+    line = refused("a", "b", "c", "--out", "out", *arguments)
+    assert named in line
+    assert expectation in line
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda: reconfigure("b", r="absent"), "b/adapter_config.json: r=None"),
+        (lambda: reconfigure("b", r=3), "(4, 24): expected rank 3"),
+        (lambda: reconfigure("b", rank_pattern={"layers.1.mlp.down_proj": 3}), "expected rank 3"),
+        (lambda: reconfigure("b", lora_alpha="x"), "lora_alpha='x'"),
+        (lambda: reconfigure("b", base_model_name_or_path="other"), "base_model_name_or_path='oth"),
+        (lambda: reconfigure("b", revision="v2"), "revision='v2'"),
+        (lambda: reconfigure("b", task_type="SEQ_CLS"), "task_type='SEQ_CLS': expected 'CAUSAL"),
+        (lambda: reconfigure("b", fan_in_fan_out=True), "fan_in_fan_out=True: expected False"),
+        (lambda: reconfigure("b", bias="all"), "bias='all'"),
+        (lambda: reconfigure("b", use_dora=True), "use_dora=True"),
+        (lambda: reconfigure("b", init_lora_weights="pissa"), "init_lora_weights='pissa'"),
+        (lambda: reconfigure("b", peft_type="LOHA"), "peft_type='LOHA'"),
+        (lambda: reconfigure("b", target_modules=["q_proj"]), "target_modules=['q_proj']"),
+        (lambda: Path("b", CONFIG).write_text('{"r": 4,'), "valid JSON"),
+        (lambda: Path("b", CONFIG).write_bytes(b"\xff\xfe"), "valid JSON"),
+        (lambda: Path("b", CONFIG).write_text("[" * 100_000), "valid JSON"),
+        (lambda: Path("b", CONFIG).write_text("[4]"), "a JSON object, not list"),
+        (lambda: Path("b", CONFIG).unlink(), "it has no adapter_config.json"),
+        (lambda: Path("b", WEIGHTS).unlink(), "it has no adapter_model.safetensors"),
+        (lambda: shutil.rmtree("b"), "folder='b'"),
+    ],
+)
+def test_bad_configurations_and_folders(refused, folders, spoil, named):
+    spoil()
+    assert named in refused("a", "b", "c", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (put(f"{LLAMA}.lora_A.weight", with_entry(float("nan"))), "lora_A.weight=nan"),
+        (put(f"{LLAMA}.lora_B.weight", with_entry(float("inf"))), "lora_B.weight=inf"),
+        (
+            drop(f"{LLAMA}.lora_B.weight"),
+            "'base_model.model.model.layers.0.self_attn.q_proj.lora_B",
+        ),
+        (
+            drop(f"{LLAMA}.lora_A.weight"),
+            "'base_model.model.model.layers.0.self_attn.q_proj.lora_A",
+        ),
+        (
+            drop(f"{LLAMA}.lora_A.weight", f"{LLAMA}.lora_B.weight"),
+            "1 missing (model.layers.0.self",
+        ),
+        (move(f"{LLAMA}.lora_A.weight", f"{LLAMA}.lora_A.default.weight"), "lora_A.default.weight"),
+        (move(f"{LLAMA}.lora_A.weight", "x.q_proj.lora_A.weight"), "starts with 'base_model.model"),
+        (put(f"{LLAMA}.lora_A.weight", lambda a: a[:3].clone()), "(3, 16): expected rank 4"),
+        (put(f"{LLAMA}.lora_A.weight", lambda a: a.T.contiguous()), "(16, 4): expected rank 4"),
+        (put(f"{LLAMA}.lora_B.weight", lambda b: b[:9].clone()), "shape of model.layers.0.self"),
+        (put(f"{LLAMA}.lora_A.weight", lambda a: a.long()), "I64"),
+        (put(f"{LLAMA}.lora_A.weight", lambda a: a[:, :0].clone()), "not empty"),
+        (move(f"{LLAMA}.lora_A.weight", f"{LLAMA}.lora_magnitude_vector"), "lora_magnitude_vector"),
+        (lambda t: t.update({f"{LLAMA}.lora_B.bias": torch.ones(16)}), "lora_B.bias"),
+        (lambda t: t.update({f"{LLAMA}.bias": torch.ones(16)}), "q_proj.bias"),
+        (lambda t: t.update({"base_model.model.score.weight": torch.ones(2)}), "score.weight"),
+        (lambda t: t.update({f"{LLAMA}.base_layer.lora_A.weight": torch.ones(4, 4)}), "inside of"),
+        (lambda t: [t.pop(key) for key in list(t) if ".lora_" in key], "pair of LoRA factors"),
+    ],
+)
+def test_bad_tensors(refused, folders, change, named):
+    rewrite("b", change)
+    line = refused("a", "b", "c", "--out", "out")
+    assert named in line
+    assert "b/adapter_model.safetensors" in line or "'b'" in line or "in b" in line
+
+
+def test_a_square_module_with_a_and_b_swapped_is_told_by_name(refused, folders):
+    """16 x 16 at rank 4: A is (4, 16) and B (16, 4), which only the names can tell apart."""
+    rewrite("b", put(f"{LLAMA}.lora_B.weight", lambda b: b.T.contiguous()))
+    assert "lora_B.weight=(4, 16): expected rank 4" in refused("a", "b", "c", "--out", "out")
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, -1])
+def test_truncated_weights(refused, folders, kept):
+    content = Path("b", WEIGHTS).read_bytes()
+    Path("b", WEIGHTS).write_bytes(content[:kept])
+    line = refused("a", "b", "c", "--out", "out")
+    assert "weights='b/adapter_model.safetensors': expected a whole safetensors file" in line
+
+
+@pytest.mark.parametrize("content", [b"\x00" * 64, b"not tensors at all", b"\xff" * 100])
+def test_garbage_weights(refused, folders, content):
+    Path("b", WEIGHTS).write_bytes(content)
+    assert "expected a whole safetensors file" in refused("a", "b", "c", "--out", "out")
+
+
+def test_a_pickle_is_not_read(refused, folders):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (Path("exploded"),))
+
+    Path("b", WEIGHTS).unlink()
+    Path("b", "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
+    line = refused("a", "b", "c", "--out", "out")
+    assert "weights='b/adapter_model.bin'" in line
+    assert "pickle" in line
+    shutil.move("b/adapter_model.bin", f"b/{WEIGHTS}")
+    assert "expected a whole safetensors file" in refused("a", "b", "c", "--out", "out")
+
+
+def test_a_previous_adapter_of_other_modules(refused, folders, clients):
+    shutil.copytree(clients("gpt2", *SETTINGS)[2], "other")
+    reconfigure("other", fan_in_fan_out=False)
+    line = refused("a", "b", "c", "--out", "out", "--previous", "other")
+    assert "folder='other': expected the modules and keys of a: " in line
+    assert "missing (" in line
+    assert "unexpected (" in line
+
+
+def test_a_rank_that_a_narrow_module_cannot_have(refused, folders):
+    def widen(tensors):
+        for key, tensor in tensors.items():
+            pad = (0, 0, 0, 13) if ".lora_A" in key or "_A" in key else (0, 13)
+            if "lora_" in key:
+                tensors[key] = torch.nn.functional.pad(tensor, pad)
+
+    rewrite("b", widen)
+    reconfigure("b", r=17)
+    line = refused("a", "b", "c", "--out", "out")
+    assert "=17: expected a rank of at most min(d_in, d_out) = 16" in line
+
+
+@pytest.mark.parametrize(
+    ("out", "arguments", "named"),
+    [
+        ("a", ("--force",), "a folder apart from the input folder a"),
+        ("a/out", ("--force",), "a folder apart from the input folder a"),
+        (".", ("--force",), "a folder apart from the input folder a"),
+        ("a/../b", ("--force",), "a folder apart from the input folder b"),
+        ("last", ("--force", "--previous", "last"), "apart from the input folder last"),
+        ("file", ("--force",), "it is a file"),
+        ("file/out", (), "file is a file"),
+        ("link", ("--force",), "link is a link"),
+        ("there", (), "does not exist yet (or --force)"),
+        ("empty", (), "does not exist yet (or --force)"),
+        ("mine", ("--force",), "it also holds thesis.tex"),
+        ("deep", ("--force",), "it also holds clients/rank-2/notes"),
+        ("readme", ("--force",), "it has no adapter_config.json"),
+    ],
+)
+def test_outputs_that_are_in_the_way(refused, folders, out, arguments, named):
+    for name in ("last", "there", "mine", "deep"):
+        shutil.copytree("c", name)
+    Path("file").write_text("mine")
+    Path("empty").mkdir()
+    Path("readme").mkdir()
+    Path("readme", "README.md").write_text("a project")
+    Path("mine", "thesis.tex").write_text("years of work")
+    shutil.copytree("c", "deep/clients/rank-2")
+    Path("deep/clients/rank-2/notes").mkdir()
+    Path("link").symlink_to("there")
+    line = refused("a", "b", "c", "--out", out, *arguments)
+    assert f"out='{out}'" in line
+    assert named in line
+
+
+def test_products_that_overflow(refused, folders):
+    def enlarge(tensors):
+        for key, tensor in tensors.items():
+            tensors[key] = tensor * 1e200
+
+    rewrite("b", enlarge)
+    line = refused("a", "b", "c", "--out", "out")
+    assert "largest entry of " in line
+    assert "products torch.float64 can hold" in line
+
+
+def test_no_folder_at_all_is_the_parsers_business(fedlora_aggregate, here):
+    outcome = fedlora_aggregate("--out", "out")
+    assert outcome.code == 2
+    assert "CLIENT_DIR" in outcome.err
+    assert not list(here.iterdir())

@@ -1,0 +1,230 @@
+"""Output folders are whole or absent: forced, interrupted, killed, or disturbed by others."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from adapter_cases import RANKS, load, tree
+
+from fedlora_sim.adapters import aggregate_adapters, writing
+from fedlora_sim.adapters.writing import AdapterContent, write_adapters
+from fedlora_sim.errors import InputError
+
+SETTINGS = [{"r": r, "lora_alpha": 8} for r in RANKS]
+CONTENT = AdapterContent({"r": 1}, {"x": torch.ones(2)})
+
+
+def hidden(folder):
+    return [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def contents(number):
+    return [("", AdapterContent({"r": number}, {"x": torch.full((2,), float(number))}))]
+
+
+@pytest.fixture
+def out(tmp_path):
+    write_adapters(tmp_path / "out", contents(1), force=False)
+    return tmp_path / "out"
+
+
+def test_the_command_reads_writes_and_tells(fedlora_aggregate, clients, here):
+    folders = clients("gpt2", *SETTINGS)
+    outcome = fedlora_aggregate(
+        *folders, "--samples", "120,80,40", "--out", "new/out", "--client-folders"
+    )
+    assert outcome.code == 0
+    assert outcome.err == ""
+    assert "transformer.h.0.attn.c_attn" in outcome.out
+    assert "rho before" in outcome.out
+    assert "client 2: new/out/clients/rank-4" in outcome.out
+    assert outcome.out.rstrip().endswith("wrote new/out")
+    load("gpt2", here / "new" / "out")
+    places = ("", *(f"clients/rank-{r}" for r in RANKS))
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    wanted = {Path(place, name) for place in places for name in files}
+    assert set(tree(here / "new" / "out")) == wanted | {Path("aggregation.json")}
+    assert hidden(here / "new") == []
+
+
+def test_the_readmes_command_runs_as_it_stands(fedlora_aggregate, clients, here):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (command,) = re.findall(r"```sh\nfedlora-sim aggregate (.*?)```", readme, flags=re.DOTALL)
+    for number, folder in enumerate(clients("gpt2", *SETTINGS), start=1):
+        shutil.copytree(folder, here / f"client-{number}")
+    assert fedlora_aggregate(*shlex.split(command.replace("\\\n", " "))).code == 0
+    load("gpt2", here / "round-1")
+    for rank in RANKS:
+        load("gpt2", here / "round-1" / "clients" / f"rank-{rank}")
+
+
+def test_force_replaces_an_older_output(fedlora_aggregate, clients, here):
+    folders = clients("gpt2", *SETTINGS)
+    assert fedlora_aggregate(*folders, "--out", "out", "--client-folders").code == 0
+    again = fedlora_aggregate(*folders[:2], "--out", "out", "--rule", "flora", "--force")
+    assert again.code == 0
+    assert f"out is the sum of {Path('out', 'adapter')} and {Path('out', 'base')}" in again.out
+    assert not (here / "out" / "clients").exists()
+    assert [path.name for path in here.iterdir()] == ["out"]
+    plain = fedlora_aggregate(*folders, "--out", "out", "--rule", "fedavg", "--force")
+    assert plain.code == 0
+    assert not (here / "out" / "base").exists()
+
+
+def test_force_without_anything_there_and_onto_an_empty_folder(tmp_path):
+    write_adapters(tmp_path / "a", contents(1), force=True)
+    (tmp_path / "b").mkdir()
+    write_adapters(tmp_path / "b", contents(1), force=True)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_write_that_fails_leaves_the_old_output(out, tmp_path):
+    def broken():
+        yield "", CONTENT
+        raise KeyboardInterrupt
+
+    before = tree(out)
+    with pytest.raises(KeyboardInterrupt):
+        write_adapters(out, broken(), force=True)
+    assert tree(out) == before
+    assert hidden(tmp_path) == []
+    with pytest.raises(KeyboardInterrupt):
+        write_adapters(tmp_path / "fresh", broken(), force=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_swap_that_fails_in_the_middle_brings_the_old_output_back(out, tmp_path, monkeypatch):
+    before, rename = tree(out), Path.rename
+
+    def refuse_new(self, target):
+        if self.name == "new":
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(OSError, match="no space"):
+        write_adapters(out, contents(2), force=True)
+    assert tree(out) == before
+    assert hidden(tmp_path) == []
+
+
+def test_the_old_output_is_never_deleted_while_it_is_the_only_one(out, tmp_path, monkeypatch):
+    """Neither rename works after the first: the old folder stays in the working folder."""
+    before, rename, done = tree(out), Path.rename, []
+
+    def only_once(self, target):
+        if done:
+            raise OSError("gone read-only")
+        done.append(self)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", only_once)
+    with pytest.raises(OSError, match="gone read-only"):
+        write_adapters(out, contents(2), force=True)
+    (work,) = hidden(tmp_path)
+    assert tree(work / "old") == before
+
+
+def test_an_output_that_came_into_being_meanwhile_is_not_replaced(tmp_path):
+    def slow():
+        yield "", CONTENT
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "adapter_config.json").write_text("somebody else's")
+
+    with pytest.raises(InputError, match="does not exist yet"):
+        write_adapters(tmp_path / "out", slow(), force=False)
+    assert (tmp_path / "out" / "adapter_config.json").read_text() == "somebody else's"
+    assert hidden(tmp_path) == []
+
+
+def test_something_put_into_the_output_meanwhile_is_not_deleted(out):
+    def slow():
+        yield "", CONTENT
+        (out / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(InputError, match=r"thesis\.tex"):
+        write_adapters(out, slow(), force=True)
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+@pytest.mark.parametrize("moment", ["writing", "between the renames", "before the cleaning"])
+def test_kill_9_leaves_the_old_or_the_new_output_and_the_next_run_cleans(tmp_path, moment):
+    """A process that kills itself at the worst moments."""
+    write_adapters(tmp_path / "out", contents(1), force=False)
+    script = f"""
+        import os, shutil, signal, torch
+        from pathlib import Path
+        from fedlora_sim.adapters import writing
+        die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+        if {moment!r} == "writing":
+            writing._write_json = die
+        elif {moment!r} == "between the renames":
+            rename = Path.rename
+            Path.rename = lambda self, to: die() if self.name == "new" else rename(self, to)
+        else:
+            shutil.rmtree = die
+        content = writing.AdapterContent({{"r": 2}}, {{"x": torch.full((2,), 2.0)}})
+        writing.write_adapters(Path("out"), [("", content)], force=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    ended = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    (work,) = hidden(tmp_path)
+    old, new = contents(1), contents(2)
+    for number, expected in ((1, old), (2, new)):
+        write_adapters(tmp_path / f"wanted-{number}", expected, force=False)
+    whole = {
+        "writing": lambda: tree(tmp_path / "out") == tree(tmp_path / "wanted-1"),
+        "between the renames": lambda: (
+            tree(work / "old") == tree(tmp_path / "wanted-1")
+            and tree(work / "new") == tree(tmp_path / "wanted-2")
+        ),
+        "before the cleaning": lambda: tree(tmp_path / "out") == tree(tmp_path / "wanted-2"),
+    }
+    assert whole[moment]()
+    write_adapters(tmp_path / "out", contents(3), force=True)
+    assert hidden(tmp_path) == []
+
+
+def test_the_working_folder_of_a_living_run_is_left_alone(tmp_path):
+    def meanwhile():
+        yield "", CONTENT
+        write_adapters(tmp_path / "out", contents(1), force=False)
+        assert len(hidden(tmp_path)) == 1
+
+    write_adapters(tmp_path / "out", meanwhile(), force=True)
+    assert hidden(tmp_path) == []
+
+
+def test_folders_that_only_look_like_leftovers_stay(tmp_path):
+    for name in (".out.notes.tmp", ".out.abcdefgh.tmp", ".other.abcdefgh.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    write_adapters(tmp_path / "out", contents(1), force=False)
+    assert len(hidden(tmp_path)) == 3
+
+
+def test_refusals_come_before_the_work(clients, tmp_path, monkeypatch):
+    """An output that cannot be written is refused before any tensor is read."""
+    shutil.copytree(clients("gpt2", *SETTINGS)[0], tmp_path / "out")
+    monkeypatch.setattr("fedlora_sim.adapters.federated.aggregate_layer", pytest.fail)
+    with pytest.raises(InputError, match="--force"):
+        aggregate_adapters(clients("gpt2", *SETTINGS), None, "fedavg", tmp_path / "out")
+
+
+def test_systems_without_locks_keep_leftovers(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "fcntl", None)
+    (tmp_path / ".out.abcdefgh.tmp" / "new").mkdir(parents=True)
+    write_adapters(tmp_path / "out", contents(1), force=False)
+    assert [path.name for path in hidden(tmp_path)] == [".out.abcdefgh.tmp"]
