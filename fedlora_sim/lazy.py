@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -29,3 +29,7 @@ class LazySequence(Sequence[T], Generic[T]):
         if isinstance(k, slice):
             return LazySequence(len(indices), lambda i: self.get(indices[i]))
         return self.get(indices)
+
+    def __iter__(self) -> Iterator[T]:
+        """Items in order, none of them held while the next one is made."""
+        return map(self.get, range(self.length))

@@ -59,14 +59,20 @@ def average_factors(
         ValueError: if scalings differ and one of them is not positive.
     """
     scaling, on_b, on_a = _common_scaling(cohort, scaling_on_b)
-    first = cohort.updates[0]
-    batch = torch.broadcast_shapes(first.lora_A.shape[:-2], shares_b.shape[:-2])
-    lora_b = shares_b.new_zeros(*batch, first.d_out, cohort.r_max)
-    lora_a = shares_a.new_zeros(*batch, cohort.r_max, first.d_in)
-    for k, (update, held) in enumerate(zip(cohort.updates, cohort.positions, strict=True)):
-        w_b, w_a = (shares[..., k, held] for shares in (on_b * shares_b, on_a * shares_a))
+    batch, d_out, d_in = _dims(cohort.updates[0])
+    batch = torch.broadcast_shapes(batch, shares_b.shape[:-2])
+    lora_b = shares_b.new_zeros(*batch, d_out, cohort.r_max)
+    lora_a = shares_a.new_zeros(*batch, cohort.r_max, d_in)
+    weights_b, weights_a = on_b * shares_b, on_a * shares_a
+
+    def add(k: int, update: LoRAFactors) -> None:
+        held = cohort.positions[k]
+        w_b, w_a = weights_b[..., k, held], weights_a[..., k, held]
         lora_b.index_add_(-1, held, update.lora_B.to(cohort.dtype) * w_b.unsqueeze(-2))
         lora_a.index_add_(-2, held, update.lora_A.to(cohort.dtype) * w_a.unsqueeze(-1))
+
+    for k in range(cohort.num_clients):
+        add(k, cohort.updates[k])
     if kept is not None and mask is not None:
         last = kept.rescale(scaling)
         lora_b += last.lora_B.to(cohort.dtype) * mask.unsqueeze(-2)
@@ -74,12 +80,16 @@ def average_factors(
     return LoRAFactors(lora_a, lora_b, scaling)
 
 
+def _dims(update: LoRAFactors) -> tuple[torch.Size, int, int]:
+    return update.lora_A.shape[:-2], update.d_out, update.d_in
+
+
 def _common_scaling(cohort: Cohort, scaling_on_b: bool) -> tuple[float, Tensor, Tensor]:
     """The scaling of the average, and what of each client's goes to B and to A, (K, 1)."""
     scalings = cohort.scaling
     one = torch.ones_like(scalings).unsqueeze(-1)
     if bool((scalings == scalings[0]).all()):
-        return float(scalings[0]), one, one
+        return cohort.updates[0].scaling, one, one
     if scaling_on_b:
         return 1.0, scalings.unsqueeze(-1), one
     if bool((scalings <= 0).any()):

@@ -63,7 +63,7 @@ class Cohort:
             r_max: highest rank level of the federation.
             positions: rank index of every column of every client.
         """
-        heads = [(u.rank, u.scaling, u.device, u.dtype) for u in updates]
+        heads = list(map(_head, updates))
         device, dtype = heads[0][2], compute_dtype(heads[0][3])
         if positions is None:
             positions = [torch.arange(rank, device=device) for rank, *_ in heads]
@@ -82,14 +82,26 @@ class Cohort:
         """`sum_k s_k B_k diag(w_k) A_k` for shares (..., K, r_max), not yet formed."""
         weights = self._column_weights(shares * self.scaling.unsqueeze(-1))
         updates = self.updates
-        blocks = LazySequence(len(updates), lambda k: (updates[k].lora_B, updates[k].lora_A))
+        blocks = LazySequence(len(updates), lambda k: _block(updates[k]))
         return LowRankProduct(blocks, weights)
 
     def norms(self) -> Tensor:
         """Frobenius norm `||dW_k||_F` of every update, (..., K), dW_k never formed."""
-        return torch.stack([u.norm().to(self.dtype) for u in self.updates], dim=-1)
+        return torch.stack(list(map(LoRAFactors.norm, self.updates)), dim=-1).to(self.dtype)
 
     def canonical(self) -> Cohort:
         """The same updates, each in its SVD gauge: columns ordered by their own energy."""
-        updates = self.updates
-        return replace(self, updates=LazySequence(len(updates), lambda k: updates[k].canonical()))
+        updates, dtype = self.updates, self.dtype
+
+        def canonical(k: int) -> LoRAFactors:
+            return updates[k].to(dtype).canonical()
+
+        return replace(self, updates=LazySequence(len(updates), canonical))
+
+
+def _head(update: LoRAFactors) -> tuple[int, float, torch.device, torch.dtype]:
+    return update.rank, update.scaling, update.device, update.dtype
+
+
+def _block(update: LoRAFactors) -> tuple[Tensor, Tensor]:
+    return update.lora_B, update.lora_A

@@ -45,7 +45,8 @@ class FedEx(AggregationRule):
 
     def __post_init__(self) -> None:
         if self.residual_rank is not None:
-            check_positive_int("residual_rank", self.residual_rank)
+            rank = check_positive_int("residual_rank", self.residual_rank)
+            object.__setattr__(self, "residual_rank", rank)
 
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None

@@ -66,10 +66,13 @@ class FFA(AggregationRule):
         return result
 
     def _check_common(self, cohort: Cohort, common: Tensor, carried: Tensor) -> None:
-        for k, (update, held) in enumerate(zip(cohort.updates, cohort.positions, strict=True)):
+        for k in range(cohort.num_clients):
+            held = cohort.positions[k]
             rows = carried[..., k, held].unsqueeze(-1)
             wanted = torch.where(rows, common[..., held, :], 0.0)
-            gap = torch.where(rows, update.lora_A.to(common.dtype), 0.0) - wanted
+            own = cohort.updates[k].lora_A.to(common.dtype)
+            gap = torch.where(rows, own, 0.0) - wanted
+            del own
             if bool(gap.norm() > relative("reduction", common.dtype) * wanted.norm()):
                 apart = float(gap.norm() / wanted.norm())
                 raise expected(

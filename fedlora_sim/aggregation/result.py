@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedlora_sim.errors import check_positive_int, expected
 from fedlora_sim.factors import LoRAFactors, from_svd
-from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.lowrank import LowRankProduct, compute_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +28,10 @@ class Aggregated:
     def product(self) -> LowRankProduct:
         """Adapter and base correction as one low-rank product, not formed."""
         adapter = self.adapter
-        weights = adapter.lora_A.new_full((adapter.rank,), adapter.scaling)
+        dtype = compute_dtype(adapter.dtype)  # a scaling of 1/3 is no number in half precision
+        weights = adapter.lora_A.new_full((adapter.rank,), adapter.scaling, dtype=dtype)
         if self.base is None:
             return LowRankProduct([(adapter.lora_B, adapter.lora_A)], weights)
-        dtype = self.base.dtype
         return self.base.plus(adapter.lora_B.to(dtype), adapter.lora_A.to(dtype), weights)
 
     def delta(self) -> Tensor:
@@ -41,9 +42,10 @@ class Aggregated:
         """The whole update as one adapter.
 
         Args:
-            r: rank; the best approximation of that rank is returned. When None the update is
-                exact: the adapter as it is where there is no base correction, else of rank
-                min(R, d_out, d_in) with R all columns, in SVD gauge and scaling 1.
+            r: rank; the best approximation of that rank is returned, padded with zeros where the
+                update has fewer columns. When None the update is exact: the adapter as it is where
+                there is no base correction, else of rank min(R, d_out, d_in) with R all columns,
+                in SVD gauge and scaling 1.
 
         Returns:
             Factors in the adapter's dtype.
@@ -53,8 +55,9 @@ class Aggregated:
         """
         if r is None and self.base is None:
             return self.adapter
-        if r is not None and self.base is None:
-            return self.adapter.canonical(r)
+        limit = min(self.adapter.d_out, self.adapter.d_in)
+        if r is not None and check_positive_int("r", r) > limit:
+            raise expected("r", r, f"at most min(d_out, d_in) = {limit}")
         return from_svd(*self.product.svd(r), r).to(self.adapter.dtype)
 
     def singular_values(self) -> Tensor:

@@ -104,6 +104,13 @@ class AggregationRule(ABC):
         """The cohort as the rule wants it; most take it as it is."""
         return cohort
 
+    def rescale(self, adapter: LoRAFactors, scaling: float) -> LoRAFactors:
+        """The adapter written with another scaling; a frozen A stays as it is."""
+        if not self.frozen_a:
+            return adapter.rescale(scaling)
+        share = adapter.scaling / scaling
+        return LoRAFactors(adapter.lora_A, adapter.lora_B * share, scaling)
+
     def compress(self, base: LowRankProduct) -> LowRankProduct:
         """The base correction as the rule keeps it; most keep it exact."""
         return base

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
 from fedlora_sim.lazy import LazySequence
 
 
+@torch.no_grad()
 def aggregate(
     updates: Sequence[LoRAFactors],
     num_samples: Sequence[float] | None,
@@ -69,56 +70,72 @@ def aggregate(
         Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1, for `raflora`; each rule names its own.
     """
     chosen = get_rule(rule)
-    ranks = check_updates(updates)
-    first = updates[0]
+    form, ranks = _check_updates(updates)
     weights = (1.0,) * len(ranks) if num_samples is None else num_samples
     weights = check_num_samples(weights, len(ranks))
-    levels = _check_levels(rank_levels, ranks, min(first.d_in, first.d_out))
+    levels = _check_levels(rank_levels, ranks, min(form.d_in, form.d_out))
     r_max = levels[-1]
     held = _check_positions(positions, ranks, r_max, chosen)
-    _check_previous(previous, first, r_max)
+    _check_previous(previous, form, r_max)
     empty_partition = check_choice("empty_partition", empty_partition, EMPTY_PARTITION)
     cut = _check_rank(rank, r_max)
     _check_scaling(scaling)
     # A client of weight zero takes no part; relative weights fit any dtype.
     present = [k for k, weight in enumerate(weights) if weight > 0]
     shares = torch.tensor([weights[k] for k in present], dtype=torch.float64) / max(weights)
-    kept = None if held is None else [held[k].to(first.device) for k in present]
+    kept = None if held is None else [held[k].to(form.device) for k in present]
     cohort_updates = LazySequence(len(present), lambda k: updates[present[k]])
     cohort = Cohort.from_updates(cohort_updates, shares, r_max, kept)
     result = chosen.aggregate(cohort, previous, empty_partition)
     adapter = result.adapter.truncate(cut)
     if scaling is not None:
-        adapter = adapter.rescale(scaling)
-    return replace(result, adapter=adapter.to(first.dtype))
+        adapter = chosen.rescale(adapter, scaling)
+    return replace(result, adapter=adapter.to(form.dtype))
 
 
-def check_updates(updates: Sequence[LoRAFactors]) -> list[int]:
+@dataclass(frozen=True)
+class _Form:
+    """Everything but the rank that the updates of one cohort must share."""
+
+    batch: tuple[int, ...]
+    d_out: int
+    d_in: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, update: LoRAFactors) -> _Form:
+        batch = tuple(update.lora_A.shape[:-2])
+        return cls(batch, update.d_out, update.d_in, update.dtype, update.device)
+
+    def __str__(self) -> str:
+        dims = f"d_out={self.d_out}, d_in={self.d_in}"
+        return f"batch={self.batch}, {dims}, {self.dtype}, {self.device}"
+
+
+def _check_updates(updates: Sequence[LoRAFactors]) -> tuple[_Form, list[int]]:
     """Refuse an empty cohort, updates that do not fit each other and values that are not finite.
 
     Returns:
-        The rank of every client.
+        The form that the updates share, and the rank of every client.
     """
     if len(updates) == 0:
         raise expected("updates", [], "a cohort of at least one client")
-    ranks, form = [], None
-    for k, update in enumerate(updates):
-        if not isinstance(update, LoRAFactors):
-            raise expected(f"updates[{k}]", type(update).__name__, "LoRAFactors")
-        form = _form(update) if form is None else form
-        if _form(update) != form:
-            raise expected(f"updates[{k}]", _form(update), f"the form of updates[0], {form}")
-        for name, tensor in (("lora_A", update.lora_A), ("lora_B", update.lora_B)):
-            check_tensor_finite(f"updates[{k}].{name}", tensor)
-        ranks.append(update.rank)
-    return ranks
+    form, rank = _check_update(0, updates[0], None)
+    # By index: a loop variable would hold one client too many.
+    others = (_check_update(k, updates[k], form)[1] for k in range(1, len(updates)))
+    return form, [rank, *others]
 
 
-def _form(update: LoRAFactors) -> str:
-    """Everything but the rank that the updates of one cohort must share."""
-    batch = tuple(update.lora_A.shape[:-2])
-    dims = f"d_out={update.d_out}, d_in={update.d_in}"
-    return f"batch={batch}, {dims}, {update.dtype}, {update.device}"
+def _check_update(k: int, update: LoRAFactors, wanted: _Form | None) -> tuple[_Form, int]:
+    if not isinstance(update, LoRAFactors):
+        raise expected(f"updates[{k}]", type(update).__name__, "LoRAFactors")
+    form = _Form.of(update)
+    if wanted is not None and form != wanted:
+        raise expected(f"updates[{k}]", str(form), f"the form of updates[0], {wanted}")
+    for name, tensor in (("lora_A", update.lora_A), ("lora_B", update.lora_B)):
+        check_tensor_finite(f"updates[{k}].{name}", tensor)
+    return form, update.rank
 
 
 def _check_levels(
@@ -144,25 +161,27 @@ def _check_positions(
         return None
     if rule.needs_svd_allocation:
         raise expected("positions", list(positions), f"None for {rule.label}: SVD allocation only")
-    if len(positions) != len(ranks):
-        raise expected("positions", f"{len(positions)} rows", f"{len(ranks)}, one per client")
+    given = check_sequence("positions", positions, "one row of rank indices per client")
+    if len(given) != len(ranks):
+        raise expected("positions", f"{len(given)} rows", f"{len(ranks)}, one per client")
     rows = []
-    for k, (row, rank) in enumerate(zip(positions, ranks, strict=True)):
-        held = [int(i) for i in row]
-        if len(set(held)) != rank or len(held) != rank or not 0 <= min(held) <= max(held) < r_max:
-            expectation = f"{rank} distinct rank indices in 0..{r_max - 1}"
+    for k, (row, rank) in enumerate(zip(given, ranks, strict=True)):
+        expectation = f"{rank} distinct rank indices in 0..{r_max - 1}"
+        held = check_sequence(f"positions[{k}]", row, expectation)
+        allowed = [i for i in range(r_max) if i in held]
+        if len(held) != rank or len(allowed) != rank:
             raise expected(f"positions[{k}]", held, expectation)
-        rows.append(torch.tensor(held))
+        rows.append(torch.tensor([int(i) for i in held]))  # type: ignore[call-overload]
     return rows
 
 
-def _check_previous(previous: LoRAFactors | None, update: LoRAFactors, r_max: int) -> None:
+def _check_previous(previous: LoRAFactors | None, form: _Form, r_max: int) -> None:
     if previous is None:
         return
     if not isinstance(previous, LoRAFactors):
         raise expected("previous", type(previous).__name__, "LoRAFactors or None")
-    if _form(previous) != _form(update):
-        raise expected("previous", _form(previous), f"the form of the updates, {_form(update)}")
+    if _Form.of(previous) != form:
+        raise expected("previous", str(_Form.of(previous)), f"the form of the updates, {form}")
     if previous.rank != r_max:
         raise expected("previous.rank", previous.rank, f"the highest rank level, {r_max}")
     check_tensor_finite("previous.lora_A", previous.lora_A)

@@ -47,12 +47,23 @@ def project_right(blocks: Blocks, coefficients: Tensor) -> Tensor:
 def dense_product(blocks: Blocks, weights: Tensor, dtype: torch.dtype) -> Tensor:
     """`sum_k B_k diag(w_k) A_k`, (..., d_out, d_in), one block in memory at a time."""
     total, start = None, 0
-    for B, A in blocks:
-        w = weights[..., start : start + B.shape[-1]].to(dtype)
-        start += B.shape[-1]
-        total = _add_product(total, B.to(dtype) * w.unsqueeze(-2), A.to(dtype))
+    for k in range(len(blocks)):  # by index: a loop variable would hold one block too many
+        total, start = _add_block(total, blocks[k], weights, start, dtype)
     assert total is not None  # a product has at least one block
     return total
+
+
+def _add_block(
+    total: Tensor | None,
+    block: tuple[Tensor, Tensor],
+    weights: Tensor,
+    start: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, int]:
+    B, A = block
+    end = start + B.shape[-1]
+    w = weights[..., start:end].to(dtype)
+    return _add_product(total, B.to(dtype) * w.unsqueeze(-2), A.to(dtype)), end
 
 
 def _sum_of_products(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -144,4 +144,4 @@ def _symmetric_gram(blocks: Blocks, left: bool) -> Tensor:
 
 def _as_array(x: Tensor) -> NDArray[np.floating]:
     """NumPy knows float16, not bfloat16; both are exact in float32."""
-    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).numpy()
+    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).detach().numpy()

@@ -36,6 +36,7 @@ def low_rank_svd(B: Tensor, A: Tensor, r: int, method: str = "auto") -> SVD:
     return tuple(x.to(B.dtype) for x in blocks_svd([(B, A)], weights, r, method))  # type: ignore[return-value]
 
 
+@torch.no_grad()
 def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") -> SVD:
     """Leading triplets of `sum_k B_k diag(w_k) A_k` in the compute dtype, signs fixed.
 
@@ -52,28 +53,37 @@ def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") ->
     Returns:
         U (..., d_out, r), S (..., r) and Vh (..., r, d_in).
     """
-    first_b, first_a = blocks[0]
-    total, limit = weights.shape[-1], min(first_b.shape[-2], first_a.shape[-1])
-    r, dtype = min(r, total, limit), compute_dtype(first_b.dtype)
+    batch, limit, dtype, device = _form(*blocks[0])
+    total, r = weights.shape[-1], min(r, weights.shape[-1], limit)
     chosen = check_choice("method", method, METHODS)
     if chosen == "auto":
         if total >= limit:
             chosen = "dense"
-        elif dtype == torch.float64 or first_b.device.type == "mps":  # MPS has no float64
+        elif dtype == torch.float64 or device.type == "mps":  # MPS has no float64
             chosen = "qr"
-    batch = torch.broadcast_shapes(first_b.shape[:-2], weights.shape[:-1])
+    batch = torch.broadcast_shapes(batch, weights.shape[:-1])
     weights = weights.expand(*batch, total)
     if chosen == "dense":
         dense = dense_product(blocks, weights, dtype)
         u, s, vh = torch.linalg.svd(dense, full_matrices=False)
         u, s, vh = u[..., :r], s[..., :r], vh[..., :r, :]
         return fix_signs(u, s, vh)
-    blocks = list(blocks)  # both other paths pass over them more than once
+    # Both other paths pass over the blocks more than once.
+    blocks = [(_expand(B, batch), _expand(A, batch)) for B, A in blocks]
     if chosen == "qr":
         u, s, vh = qr_svd(blocks, weights, r, dtype)
     else:
         u, s, vh = _gram_svd(blocks, weights, r, dtype, fall_back=chosen == "auto")
     return fix_signs(u, s, vh)
+
+
+def _form(B: Tensor, A: Tensor) -> tuple[torch.Size, int, torch.dtype, torch.device]:
+    """Batch, min(d_out, d_in), compute dtype and device, without holding on to the factors."""
+    return B.shape[:-2], min(B.shape[-2], A.shape[-1]), compute_dtype(B.dtype), B.device
+
+
+def _expand(x: Tensor, batch: torch.Size) -> Tensor:
+    return x.expand(*batch, *x.shape[-2:])
 
 
 def _gram_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_back: bool) -> SVD:
