@@ -1,4 +1,4 @@
-"""The three server rules on dense matrices, client by client, straight from their formulas."""
+"""The server rules on dense matrices, client by client, straight from their formulas."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Factors = tuple[Array, Array]  # lora_A (r, d_in), lora_B (d_out, r), scaling 1
+Client = tuple[Array, Array, float, Array, float]  # padded A and B, s, held indices, n
 
 
 def aggregate_reference(
@@ -18,65 +19,146 @@ def aggregate_reference(
     rank_levels: Sequence[int],
     previous: Factors | None = None,
     empty_partition: str = "carry",
-) -> Factors:
+    positions: Sequence[Sequence[int]] | None = None,
+) -> tuple[Array, Array, Array]:
     """Aggregate one round.
 
     Args:
         updates: `(lora_A, lora_B, scaling)` of every client, shapes (r_k, d_in) and (d_out, r_k).
         num_samples: `n_k` of every client.
-        rule: `fedavg`, `zero_pad` or `raflora`.
+        rule: name of a rule, with one option at most, as in `raflora:canonicalize=true`.
         rank_levels: distinct ranks of the federation.
         previous: last global factors at scaling 1, of rank max(rank_levels).
         empty_partition: `zero` or `carry`.
+        positions: rank indices that every client's columns stand at; the first r_k when None.
 
     Returns:
-        Global lora_A (r_max, d_in) and lora_B (d_out, r_max) at scaling 1.
+        Global lora_A (r_max, d_in) and lora_B (d_out, r_max) at scaling 1, and the dense
+        correction of the base, (d_out, d_in), zero for rules that have none.
     """
-    levels = sorted(rank_levels)
-    if rule == "zero_pad":
-        return _zero_pad(updates, num_samples, levels[-1])
-    if rule == "fedavg":
-        total = sum(num_samples)
-        dense = sum(
-            n / total * s * (b @ a) for (a, b, s), n in zip(updates, num_samples, strict=True)
-        )
-    else:
-        dense = _partitioned(updates, num_samples, levels, previous, empty_partition)
-    return split_reference(np.asarray(dense), levels[-1])
+    name, _, option = rule.partition(":")
+    r_max = max(rank_levels)
+    if option == "canonicalize=true":
+        updates = [_canonical(*update) for update in updates]
+    if positions is None:
+        positions = [range(len(a)) for a, _, _ in updates]
+    clients = [
+        _padded(*update, list(held), n, r_max)
+        for update, held, n in zip(updates, positions, num_samples, strict=True)
+        if n > 0
+    ]
+    kept = previous if empty_partition == "carry" else None
+    nothing = np.zeros((len(clients[0][1]), clients[0][0].shape[1]))
+    match name:
+        case "fedavg":
+            return (*split_reference(_exact(clients), r_max), nothing)
+        case "flora":
+            return np.zeros_like(clients[0][0]), np.zeros_like(clients[0][1]), _exact(clients)
+        case "raflora":
+            return (*split_reference(_partitioned(clients, kept), r_max), nothing)
+        case "zero_pad":
+            return (*_averages(clients, _data_weights(clients)), nothing)
+        case "hetlora":
+            weights = _norm_weights(clients, with_samples=option == "data_weighted=true")
+            return (*_averages(clients, weights), nothing)
+        case "fedex":
+            a, b = _averages(clients, _data_weights(clients))
+            residual = _exact(clients) - b @ a
+            if option:
+                residual = _best(residual, int(option.removeprefix("residual_rank=")))
+            return a, b, residual
+        case "ffa":
+            return (*_common_a(clients), nothing)
+        case "rbla":
+            return (*_owners(clients, kept), nothing)
+    raise ValueError(rule)
 
 
-def _zero_pad(
-    updates: Sequence[tuple[Array, Array, float]], num_samples: Sequence[float], r_max: int
-) -> Factors:
-    d_in, d_out = updates[0][0].shape[1], updates[0][1].shape[0]
-    lora_a, lora_b = np.zeros((r_max, d_in)), np.zeros((d_out, r_max))
-    for (a, b, s), n in zip(updates, num_samples, strict=True):
-        share, r = n / sum(num_samples), a.shape[0]
-        lora_a[:r] += share * np.sqrt(s) * a
-        lora_b[:, :r] += share * np.sqrt(s) * b
+def _padded(a: Array, b: Array, s: float, held: list[int], n: float, r_max: int) -> Client:
+    lora_a, lora_b = np.zeros((r_max, a.shape[1])), np.zeros((b.shape[0], r_max))
+    lora_a[held], lora_b[:, held] = a, b
+    return lora_a, lora_b, s, np.isin(np.arange(r_max), held), n
+
+
+def _canonical(a: Array, b: Array, s: float) -> tuple[Array, Array, float]:
+    """The same update, `B = U sqrt(S)`, `A = sqrt(S) V^T`."""
+    return (*split_reference(s * b @ a, len(a)), 1.0)
+
+
+def _data_weights(clients: Sequence[Client]) -> list[float]:
+    """`p_k = n_k / sum n`."""
+    total = sum(n for *_, n in clients)
+    return [n / total for *_, n in clients]
+
+
+def _norm_weights(clients: Sequence[Client], with_samples: bool) -> list[float]:
+    """`w_k = ||s_k B_k A_k||_F / sum_l ||s_l B_l A_l||_F`; equal where nobody moved."""
+    counts = [n if with_samples else 1.0 for *_, n in clients]
+    norms = [float(np.linalg.norm(s * b @ a)) for a, b, s, _, _ in clients]
+    sizes = [c * x for c, x in zip(counts, norms, strict=True)]
+    sizes = sizes if sum(sizes) > 0 else counts
+    return [size / sum(sizes) for size in sizes]
+
+
+def _exact(clients: Sequence[Client]) -> Array:
+    """`sum_k p_k s_k B_k A_k`."""
+    dense = np.zeros((len(clients[0][1]), clients[0][0].shape[1]))
+    for p, (a, b, s, _, _) in zip(_data_weights(clients), clients, strict=True):
+        dense += p * s * (b @ a)
+    return dense
+
+
+def _averages(clients: Sequence[Client], weights: Sequence[float]) -> Factors:
+    """`A = sum_k w_k sqrt(s_k) [A_k; 0]`, `B = sum_k w_k sqrt(s_k) [B_k, 0]`."""
+    lora_a, lora_b = np.zeros_like(clients[0][0]), np.zeros_like(clients[0][1])
+    for w, (a, b, s, _, _) in zip(weights, clients, strict=True):
+        lora_a += w * np.sqrt(s) * a
+        lora_b += w * np.sqrt(s) * b
     return lora_a, lora_b
 
 
-def _partitioned(
-    updates: Sequence[tuple[Array, Array, float]],
-    num_samples: Sequence[float],
-    levels: Sequence[int],
-    previous: Factors | None,
-    empty_partition: str,
-) -> Array:
-    dense = np.zeros((updates[0][1].shape[0], updates[0][0].shape[1]))
-    low = 0
-    for level in levels:
-        pairs = list(zip(updates, num_samples, strict=True))
-        contributors = [(u, n) for u, n in pairs if u[0].shape[0] >= level and n > 0]
-        total = sum(n for _, n in contributors)
-        for (a, b, s), n in contributors:
-            dense += n / total * s * (b[:, low:level] @ a[low:level])
-        if not contributors and empty_partition == "carry":
-            assert previous is not None
-            dense += previous[1][:, low:level] @ previous[0][low:level]
-        low = level
+def _common_a(clients: Sequence[Client]) -> Factors:
+    """Every row of A from the first client who has it; `B = sum_k p_k s_k [B_k, 0]`."""
+    lora_a, lora_b = np.zeros_like(clients[0][0]), np.zeros_like(clients[0][1])
+    for i in range(len(lora_a)):
+        owners = [a[i] for a, _, _, held, _ in clients if held[i]]
+        lora_a[i] = owners[0] if owners else 0.0
+    for p, (_, b, s, _, _) in zip(_data_weights(clients), clients, strict=True):
+        lora_b += p * s * b
+    return lora_a, lora_b
+
+
+def _owners(clients: Sequence[Client], kept: Factors | None) -> Factors:
+    """Every row of A and column of B over the clients that have it, weighted by n_k."""
+    lora_a, lora_b = np.zeros_like(clients[0][0]), np.zeros_like(clients[0][1])
+    for i in range(len(lora_a)):
+        owners = [client for client in clients if client[3][i]]
+        total = sum(n for *_, n in owners)
+        for a, b, s, _, n in owners:
+            lora_a[i] += n / total * np.sqrt(s) * a[i]
+            lora_b[:, i] += n / total * np.sqrt(s) * b[:, i]
+        if not owners and kept is not None:
+            lora_a[i], lora_b[:, i] = kept[0][i], kept[1][:, i]
+    return lora_a, lora_b
+
+
+def _partitioned(clients: Sequence[Client], kept: Factors | None) -> Array:
+    """Every direction's `sum_k (n_k / N_i) s_k b_ki a_ki` over the clients that carry it."""
+    dense = np.zeros((len(clients[0][1]), clients[0][0].shape[1]))
+    for i in range(len(clients[0][0])):
+        contributors = [client for client in clients if client[3][i]]
+        total = sum(n for *_, n in contributors)
+        for a, b, s, _, n in contributors:
+            dense += n / total * s * np.outer(b[:, i], a[i])
+        if not contributors and kept is not None:
+            dense += np.outer(kept[1][:, i], kept[0][i])
     return dense
+
+
+def _best(dense: Array, r: int) -> Array:
+    """Best rank-r approximation (Eckart-Young)."""
+    u, s, vh = np.linalg.svd(dense, full_matrices=False)
+    return np.asarray(u[:, :r] * s[:r] @ vh[:r])
 
 
 def split_reference(dense: Array, r: int) -> Factors:

@@ -31,9 +31,10 @@ def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, A
         ]
         clients = np.array(cohort)
         weights = federation.cohort_weights(clients, counts[t, clients]).tolist()
-        state = aggregate_reference(
+        lora_a, lora_b, _ = aggregate_reference(
             updates, weights, rule, federation.levels, state, scenario.empty_partition
         )
+        state = lora_a, lora_b
         values.append(_singular_values(state))
         projected.append(_project(state, u0, v0))
     return np.stack(values), np.stack(projected)

@@ -71,7 +71,7 @@ def training_reference(scenario: Scenario, task: DigitsTask, rule: str, seed: in
                 federation.levels,
                 state[name],
                 scenario.empty_partition,
-            )
+            )[:2]
             for name in state
         }
         states.append(state)
