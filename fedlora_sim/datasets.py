@@ -30,6 +30,7 @@ LABELS = {
     "effective_rank": ("effective rank (Roy and Vetterli 2007)", "directions"),
     "accuracy": ("test accuracy of the global model", "1"),
     "loss": ("test cross-entropy of the global model", "nat"),
+    "client_rank": ("LoRA rank of the client", "1"),
     "preservation": ("direction-preservation index, mean over the cohort", "1"),
 }
 
@@ -39,7 +40,7 @@ def build_dataset(
     rule: str,
     seeds: Sequence[int],
     energy: NDArray[np.float64],
-    extra: Mapping[str, tuple[tuple[str, ...], NDArray[np.float64]]] | None = None,
+    extra: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]] | None = None,
     coords: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Label a run's energies and derive its energy ratio and effective rank.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -123,7 +124,7 @@ def _training(
 ) -> xr.Dataset:
     results = run_training(scenario, rule, seeds, on_progress)
     layer_energy = np.stack([r.singular_values for r in results]) ** 2
-    extra: dict[str, tuple[tuple[str, ...], NDArray[np.float64]]] = {
+    extra: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {
         name: (dims, np.stack([getattr(r, name) for r in results]))
         for name, dims in (
             ("accuracy", DIMS[:2]),
@@ -132,6 +133,7 @@ def _training(
         )
     }
     extra["layer_energy"] = ((*DIMS[:2], "layer", "direction"), layer_energy)
+    extra["client_rank"] = ((*DIMS[:2], "client"), np.stack([r.client_ranks for r in results]))
     coords = {
         "layer": list(results[0].layers),
         "coverage": (("seed", "direction"), np.stack([r.coverage for r in results])),

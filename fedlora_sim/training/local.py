@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,27 +17,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fedlora_sim.errors import InputError, check_choice, check_finite, check_positive_int, expected
+from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
 from fedlora_sim.scenario import OPTIMIZERS
 from fedlora_sim.threads import one_thread
 from fedlora_sim.training.batches import BatchPlan, plan_batches
+from fedlora_sim.training.checks import check_samples, check_sizes, check_trained
 from fedlora_sim.training.digits import DigitsTask
-from fedlora_sim.training.stacked import Adapters, StackedLoRALinear, attach, find_linear
-
-
-class DivergedError(InputError):
-    """A client's loss or adapters stopped being finite.
-
-    Args:
-        client: identifier of the client.
-        step: its local step, counted from 0.
-        learning_rate: of the run that diverged.
-    """
-
-    def __init__(self, client: int, step: int, learning_rate: float) -> None:
-        self.client, self.step, self.learning_rate = client, step, learning_rate
-        reason = f"a rate at which training stays finite (client {client} diverged at step {step})"
-        super().__init__(str(expected("learning_rate", learning_rate, reason)))
+from fedlora_sim.training.pruning import TailPenalty
+from fedlora_sim.training.stacked import (
+    Adapters,
+    Frozen,
+    StackedLoRALinear,
+    attach,
+    find_linear,
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +83,8 @@ def train_cohort(
     config: LocalConfig,
     *,
     clients: Sequence[int] | None = None,
+    frozen: Mapping[str, Frozen] | None = None,
+    tail: TailPenalty | None = None,
 ) -> Adapters:
     """Train all clients of a cohort, stacked, each from its own adapters on its own samples.
 
@@ -103,6 +97,8 @@ def train_cohort(
         rngs: one generator per client, for the order of its samples; advanced by the call.
         config: optimiser, rate, batches.
         clients: identifiers for error messages, K of them; `0..K-1` when not given.
+        frozen: for modules of whose adapters something stays as it is, what.
+        tail: penalty on the clients' last rank components, added to their losses.
 
     Returns:
         The trained adapters, new tensors in the layout of `adapters`; padding is still zero.
@@ -112,8 +108,8 @@ def train_cohort(
         ValueError: on arguments that do not fit each other.
     """
     names = range(len(samples)) if clients is None else clients
-    _check_samples(samples, len(task.train_y))
-    _check_sizes(len(samples), adapters, scaling=scaling, rngs=rngs, clients=names)
+    check_samples(samples, len(task.train_y))
+    check_sizes(len(samples), adapters, scaling=scaling, rngs=rngs, clients=names)
     plan = plan_batches(
         samples,
         rngs,
@@ -125,14 +121,15 @@ def train_cohort(
     order = np.argsort(-plan.num_steps, kind="stable")
     start = {name: (A[order], B[order]) for name, (A, B) in adapters.items()}
     scales = torch.as_tensor(scaling, dtype=torch.float64)[order]
-    model = attach(task.model, task.target_modules, start, scales)
+    model = attach(task.model, task.target_modules, start, scales, frozen)
     layers = {name: _stacked(model, name) for name in task.target_modules}
     ends = {name: (layer.lora_A.detach(), layer.lora_B.detach()) for name, layer in layers.items()}
     with one_thread():
-        losses = _train(model, list(layers.values()), task, plan.take(order), config)
+        sorted_tail = None if tail is None else tail.take(order)
+        losses = _train(model, list(layers.values()), task, plan.take(order), config, sorted_tail)
     back = np.argsort(order)
     trained = {name: (A[back], B[back]) for name, (A, B) in ends.items()}
-    _check_finite(losses[:, back], trained, plan.num_steps, names, config)
+    check_trained(losses[:, back], trained, plan.num_steps, names, config.learning_rate)
     return trained
 
 
@@ -169,6 +166,7 @@ def _train(
     task: DigitsTask,
     plan: BatchPlan,
     config: LocalConfig,
+    tail: TailPenalty | None = None,
 ) -> Tensor:
     """Run the plan, clients sorted by falling number of steps; returns losses (steps, K)."""
     device, dtype = task.train_x.device, task.train_x.dtype
@@ -186,15 +184,21 @@ def _train(
         logits = model(task.train_x[batch])
         each = functional.cross_entropy(logits, task.train_y[batch], reduction="none")
         loss = (each.view(active, -1) * weight[step, :active]).sum(dim=1)
+        objective = loss.sum()
+        if tail is not None:
+            objective = (
+                objective + tail.factor * tail.size([(x.lora_A, x.lora_B) for x in layers]).sum()
+            )
         optimizer.zero_grad()
-        loss.sum().backward()
+        objective.backward()
         optimizer.step()
         losses[step, :active] = loss.detach()
     return losses
 
 
 def _parameters(layers: Sequence[StackedLoRALinear]) -> list[nn.Parameter]:
-    return [factor for layer in layers for factor in (layer.lora_A, layer.lora_B)]
+    factors = [factor for layer in layers for factor in (layer.lora_A, layer.lora_B)]
+    return [factor for factor in factors if factor.requires_grad]
 
 
 def _optimizer(config: LocalConfig, layers: Sequence[StackedLoRALinear]) -> torch.optim.Optimizer:
@@ -235,48 +239,3 @@ def _stacked(model: nn.Module, name: str) -> StackedLoRALinear:
     layer = model.get_submodule(name)
     assert isinstance(layer, StackedLoRALinear)  # attach put it there
     return layer
-
-
-def _check_samples(samples: Sequence[np.ndarray], num_samples: int) -> None:
-    """Refuse an empty cohort, empty clients, and indices that are not indices."""
-    if not len(samples):
-        raise expected("samples", samples, "at least one client")
-    for client, own in enumerate(samples):
-        own = np.asarray(own)
-        if own.ndim != 1 or not own.size or not np.issubdtype(own.dtype, np.integer):
-            given = f"{own.dtype} of shape {own.shape}"
-            raise expected(f"samples[{client}]", given, "a non-empty row of integer indices")
-        if own.min() < 0 or own.max() >= num_samples:
-            span = (int(own.min()), int(own.max()))
-            raise expected(f"samples[{client}]", span, f"indices in 0..{num_samples - 1}")
-
-
-def _check_sizes(num_clients: int, adapters: Adapters, **others: Sequence[Any] | Tensor) -> None:
-    """Refuse arguments that speak of more or fewer clients than `samples` does."""
-    sizes = {argument: len(value) for argument, value in others.items()}
-    sizes |= {f"adapters[{name!r}]": len(lora_A) for name, (lora_A, _) in adapters.items()}
-    for argument, size in sizes.items():
-        if size != num_clients:
-            raise expected(argument, f"{size} clients", f"{num_clients}, as many as samples")
-
-
-def _check_finite(
-    losses: Tensor,
-    trained: Adapters,
-    num_steps: np.ndarray,
-    clients: Sequence[int],
-    config: LocalConfig,
-) -> None:
-    """Refuse a diverged client: the first step, then the first client, that is not finite."""
-    bad = ~torch.isfinite(losses)
-    if bad.any():
-        step, client = (int(i) for i in bad.nonzero()[0])
-        raise DivergedError(clients[client], step, config.learning_rate)
-    # The last step's update has no later loss to show in.
-    for factors in trained.values():
-        for factor in factors:
-            bad = ~torch.isfinite(factor).all(dim=(1, 2))
-            if bad.any():
-                client = int(bad.nonzero()[0])
-                last = int(num_steps[client]) - 1
-                raise DivergedError(clients[client], last, config.learning_rate)

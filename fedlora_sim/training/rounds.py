@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_sim.aggregation import AggregationRule, aggregate
+from fedlora_sim.aggregation import Aggregated, AggregationRule, aggregate
 from fedlora_sim.devices import DTYPES, resolve_device
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
@@ -22,11 +22,14 @@ from fedlora_sim.scenario import Scenario
 from fedlora_sim.threads import one_thread
 from fedlora_sim.training.batches import client_streams
 from fedlora_sim.training.digits import DigitsTask, load_digits_task
+from fedlora_sim.training.directions import Directions, Positions
 from fedlora_sim.training.draws import initial_lora_a, split_clients
 from fedlora_sim.training.local import LocalConfig, evaluate, train_cohort
-from fedlora_sim.training.stacked import Adapters, find_linear
+from fedlora_sim.training.pruning import TailPenalty, pruned_rank
+from fedlora_sim.training.slora import sparse_stage, sparse_start
+from fedlora_sim.training.stacked import Adapters, Frozen, find_linear
+from fedlora_sim.training.state import GlobalUpdate
 
-State = dict[str, LoRAFactors]
 SVD = tuple[Tensor, Tensor, Tensor]
 
 
@@ -43,6 +46,7 @@ class TrainingResult:
             global update that they started from, mean over clients, (T + 1, L); NaN while that
             update is zero.
         coverage: data coverage of every direction under this run's split, (r_max,).
+        client_ranks: rank of every client, (T + 1, K); falls where clients prune themselves.
     """
 
     layers: tuple[str, ...]
@@ -51,6 +55,7 @@ class TrainingResult:
     loss: NDArray[np.float64]
     preservation: NDArray[np.float64]
     coverage: NDArray[np.float64]
+    client_ranks: NDArray[np.int64]
 
 
 def run_training(
@@ -111,57 +116,96 @@ class FederatedRun:
         self.federation = Federation(scenario.ranks, sizes, scenario.cohort_size, scenario.sampling)
         counts = draw_cohorts(self.federation, scenario.rounds, stream(seed, "cohorts"))
         self.cohorts = [cohort_slots(row, int(np.count_nonzero(row))) for row in counts]
-        self.initial = {name: self._initial_factors(name) for name in self.task.target_modules}
-        self.state: State = self.initial
+        self.ranks = list(self.federation.ranks)
+        self.directions = Directions(scenario, seed, self.federation.r_max)
+        self.frozen = {name: Frozen(lora_a=rule.frozen_a) for name in self.task.target_modules}
+        self.fresh = {name: self._fresh_factors(name) for name in self.task.target_modules}
+        self.state = GlobalUpdate(self._initial_adapters())
 
-    def _initial_factors(self, name: str) -> LoRAFactors:
+    def _fresh_factors(self, name: str) -> LoRAFactors:
         weight, rank = find_linear(self.task.model, name).weight, self.federation.r_max
         lora_a = torch.from_numpy(initial_lora_a(self.seed, name, rank, weight.shape[1])).to(weight)
         return LoRAFactors(lora_a, weight.new_zeros(weight.shape[0], rank))
 
+    def _initial_adapters(self) -> dict[str, LoRAFactors]:
+        if self.scenario.initializer == "lora":
+            return self.fresh
+        total = sparse_stage(
+            self.scenario, self.task, self.federation, self.samples, self.config, self.seed
+        )
+        return sparse_start(total, self.federation.r_max)
+
     def run(self, on_progress: Callable[[float], object] = lambda runs: None) -> TrainingResult:
         """Run all rounds."""
         layers = self.task.target_modules
-        bases = {name: self.state[name].svd() for name in layers}
+        bases = self.state.svd(self.federation.r_max)
         rows = [self._measure(bases, dict.fromkeys(layers, float("nan")))]
-        for clients, drawn in self.cohorts:
-            updates = self._train(len(rows) - 1, clients)
+        for t, (clients, drawn) in enumerate(self.cohorts):
+            positions = self._positions(t, clients)
+            updates = self._train(t, clients, positions)
             preserved = {name: _mean_preservation(bases[name], updates[name]) for name in layers}
             weights = self.federation.cohort_weights(clients, drawn)
-            self.state = {name: self._aggregate(name, updates[name], weights) for name in layers}
-            bases = {name: self.state[name].svd() for name in layers}
+            self.state = self.state.after(
+                {
+                    name: self._aggregate(name, updates[name], positions[name], weights)
+                    for name in layers
+                }
+            )
+            bases = self.state.svd(self.federation.r_max)
             rows.append(self._measure(bases, preserved))
             on_progress(1 / self.scenario.rounds)
-        values, accuracy, loss, preservation = (np.stack(x) for x in zip(*rows, strict=True))
-        return TrainingResult(
-            layers,
-            values,
-            accuracy,
-            loss,
-            preservation,
-            self.federation.coverage(self.scenario.allocation),
+        values, accuracy, loss, preservation, ranks = (np.stack(x) for x in zip(*rows, strict=True))
+        coverage = self.federation.coverage(self.scenario.allocation)
+        return TrainingResult(layers, values, accuracy, loss, preservation, coverage, ranks)
+
+    def _positions(self, t: int, clients: NDArray[np.int64]) -> Positions:
+        """Rank indices that every client of the cohort receives, per layer."""
+        every = torch.arange(self.federation.r_max, device=self.task.train_x.device)
+        received = {name: self._received(name, every, 1.0) for name in self.task.target_modules}
+        return self.directions.of(
+            t,
+            clients,
+            [self.ranks[k] for k in clients],
+            self.state.merged(self.task),
+            received,
+            [self.samples[k] for k in clients],
+            self.frozen,
         )
 
-    def _train(self, t: int, clients: NDArray[np.int64]) -> dict[str, list[LoRAFactors]]:
-        """Local updates of the cohort, per layer."""
-        ranks = [self.federation.ranks[k] for k in clients]
-        scalings = [self.scenario.client_scaling(rank) for rank in ranks]
+    def _train(
+        self, t: int, clients: NDArray[np.int64], positions: Positions
+    ) -> dict[str, list[LoRAFactors]]:
+        """Local updates of the cohort, per layer; clients that prune themselves prune here."""
+        ranks = [self.ranks[k] for k in clients]
+        # A client that has pruned itself keeps its scaling: its update must not jump.
+        scalings = [self.scenario.client_scaling(self.federation.ranks[k]) for k in clients]
         adapters: Adapters = {}
         for name in self.task.target_modules:
-            sent = [self._allocate(name, r, s) for r, s in zip(ranks, scalings, strict=True)]
+            pairs = zip(positions[name], scalings, strict=True)
+            sent = [self._received(name, held, s) for held, s in pairs]
             adapters[name] = (
                 torch.stack([pad_last(f.lora_A.mT, max(ranks)).mT for f in sent]),
                 torch.stack([pad_last(f.lora_B, max(ranks)) for f in sent]),
             )
+        scenario, tail = self.scenario, None
+        if scenario.pruning_decay is not None:
+            like = self.task.train_x
+            tail = TailPenalty.of(ranks, scenario.pruning_decay, scenario.pruning_penalty, like)
         trained = train_cohort(
-            self.task,
+            self.state.merged(self.task),
             adapters,
             scalings,
             [self.samples[k] for k in clients],
             client_streams(self.seed, t, clients.tolist()),
             self.config,
             clients=clients.tolist(),
+            frozen=self.frozen,
+            tail=tail,
         )
+        if tail is not None:
+            ranks = self._prune(clients, ranks, tail.shrank(adapters, trained))
+            for held in positions.values():
+                held[:] = [own[:r] for own, r in zip(held, ranks, strict=True)]
         return {
             name: [
                 LoRAFactors(a[:r], b[:, :r], s)
@@ -170,37 +214,57 @@ class FederatedRun:
             for name, (lora_a, lora_b) in trained.items()
         }
 
-    def _allocate(self, name: str, rank: int, scaling: float) -> LoRAFactors:
-        """What a client of this rank starts from: the global update, cut to its rank.
+    def _prune(self, clients: NDArray[np.int64], ranks: list[int], shrank: list[bool]) -> list[int]:
+        """New ranks of the cohort, for this round's update and from now on."""
+        assert self.scenario.pruning_decay is not None  # only then is anything pruned
+        decay = self.scenario.pruning_decay
+        new = [pruned_rank(r, decay) if less else r for r, less in zip(ranks, shrank, strict=True)]
+        for k, rank in zip(clients.tolist(), new, strict=True):
+            self.ranks[k] = rank
+        return new
+
+    def _received(self, name: str, held: Tensor, scaling: float) -> LoRAFactors:
+        """What a client starts from: these components of the global adapter, in its scaling.
 
         A direction of no energy would have both factors zero, where no gradient ever leads out; it
         is sent as LoRA starts every direction, A random and B zero: the update stays as it is.
         """
-        state = self.state[name].truncate(rank)
-        lost, received = state.lost_columns(), state.rescale(scaling)
-        fresh = self.initial[name].lora_A[:rank]
+        whole = self.state.adapters[name]
+        state, lost = whole.select(held), whole.lost_columns()[held]
+        if self.rule.frozen_a:  # the scaling goes into B, and A stays everybody's
+            received = LoRAFactors(state.lora_A, state.lora_B * (state.scaling / scaling), scaling)
+        else:
+            received = state.rescale(scaling)
+        fresh = self.fresh[name].lora_A[held]
         lora_a = torch.where(lost.unsqueeze(-1), fresh, received.lora_A)
         return LoRAFactors(lora_a, received.lora_B * ~lost, scaling)
 
     def _aggregate(
-        self, name: str, updates: list[LoRAFactors], weights: NDArray[np.float64]
-    ) -> LoRAFactors:
+        self,
+        name: str,
+        updates: list[LoRAFactors],
+        positions: list[Tensor],
+        weights: NDArray[np.float64],
+    ) -> Aggregated:
+        subset = self.scenario.allocation != "svd"
         return aggregate(
             updates,
             weights.tolist(),
             self.rule,
-            rank_levels=self.federation.levels,
-            previous=self.state[name],
+            rank_levels=sorted({*self.ranks, self.federation.r_max}),
+            positions=[held.tolist() for held in positions] if subset else None,
+            previous=self.state.adapters[name],
             empty_partition=self.scenario.empty_partition,
             scaling=1.0,
-        ).adapter
+        )
 
     def _measure(
         self, bases: dict[str, SVD], preserved: dict[str, float]
-    ) -> tuple[NDArray[np.float64], float, float, NDArray[np.float64]]:
-        accuracy, loss = evaluate(self.task, {name: f.delta() for name, f in self.state.items()})
+    ) -> tuple[NDArray[np.float64], float, float, NDArray[np.float64], NDArray[np.int64]]:
+        accuracy, loss = evaluate(self.task, self.state.deltas())
         values = torch.stack([s for _, s, _ in bases.values()]).cpu().double().numpy()
-        return values, accuracy, loss, np.array(list(preserved.values()))
+        kept = np.array(list(preserved.values()))
+        return values, accuracy, loss, kept, np.array(self.ranks)
 
 
 def _mean_preservation(basis: SVD, updates: list[LoRAFactors]) -> float:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,20 @@ Adapters = dict[str, tuple[Tensor, Tensor]]
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """What of a layer's adapters stays as it is.
+
+    Args:
+        lora_a: A as a whole (FFA-LoRA).
+        mask: entries of B that move, 0 or 1, (d_out, r), for all clients alike; the others are
+            taken for zero (SLoRA's sparse stage). None: all of them.
+    """
+
+    lora_a: bool = False
+    mask: Tensor | None = None
+
+
 class StackedLoRALinear(nn.Module):
     """A frozen linear map with the LoRA adapters of K clients.
 
@@ -42,6 +57,7 @@ class StackedLoRALinear(nn.Module):
         lora_A: shape (K, r, d_in); copied.
         lora_B: shape (K, d_out, r); copied.
         scaling: shape (K,).
+        frozen: what does not move.
 
     Raises:
         ValueError: if the shapes do not fit each other or `base`.
@@ -50,14 +66,24 @@ class StackedLoRALinear(nn.Module):
     weight: Tensor
     bias: Tensor | None
     scaling: Tensor
+    mask: Tensor | None
 
-    def __init__(self, base: nn.Linear, lora_A: Tensor, lora_B: Tensor, scaling: Tensor) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        scaling: Tensor,
+        frozen: Frozen | None = None,
+    ) -> None:
         super().__init__()
         _check_shapes(base, lora_A, lora_B, scaling)
         self.register_buffer("weight", base.weight.detach())
         self.register_buffer("bias", None if base.bias is None else base.bias.detach())
         self.register_buffer("scaling", scaling.detach().to(base.weight)[:, None, None])
-        self.lora_A = nn.Parameter(lora_A.detach().clone())
+        frozen = Frozen() if frozen is None else frozen
+        self.register_buffer("mask", None if frozen.mask is None else frozen.mask.to(lora_B))
+        self.lora_A = nn.Parameter(lora_A.detach().clone(), requires_grad=not frozen.lora_a)
         self.lora_B = nn.Parameter(lora_B.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +103,8 @@ class StackedLoRALinear(nn.Module):
             raise expected("x", tuple(x.shape), f"a first axis that is a multiple of {num_clients}")
         base = functional.linear(x, self.weight, self.bias)
         inner = torch.bmm(x.reshape(num_clients, -1, x.shape[-1]), self.lora_A.mT)
-        outer = (self.scaling * self.lora_B).mT
+        moving = self.lora_B if self.mask is None else self.lora_B * self.mask
+        outer = (self.scaling * moving).mT
         stacked = base.reshape(num_clients, -1, base.shape[-1])
         return torch.baddbmm(stacked, inner, outer).view_as(base)
 
@@ -90,7 +117,8 @@ class StackedLoRALinear(nn.Module):
         Args:
             num_clients: how many clients remain.
         """
-        self.lora_A = nn.Parameter(self.lora_A.detach()[:num_clients])
+        trained = self.lora_A.requires_grad
+        self.lora_A = nn.Parameter(self.lora_A.detach()[:num_clients], requires_grad=trained)
         self.lora_B = nn.Parameter(self.lora_B.detach()[:num_clients])
         self.scaling = self.scaling[:num_clients]
 
@@ -100,6 +128,7 @@ def attach(
     target_modules: Iterable[str],
     adapters: Mapping[str, tuple[Tensor, Tensor]],
     scaling: Tensor | Sequence[float],
+    frozen: Mapping[str, Frozen] | None = None,
 ) -> ModelT:
     """Copy a model with its target modules replaced by `StackedLoRALinear`.
 
@@ -110,6 +139,7 @@ def attach(
         target_modules: full module names, as in `model.named_modules()`.
         adapters: for every target, `lora_A` (K, r, d_in) and `lora_B` (K, d_out, r); copied.
         scaling: LoRA scaling of every client, shape (K,).
+        frozen: for targets of which something stays as it is, what.
 
     Returns:
         The copy; its input is client-major, (K*b, ...). Only the adapters want gradients.
@@ -131,9 +161,8 @@ def attach(
         base = find_linear(model, name)
         parent, _, leaf = name.rpartition(".")
         lora_A, lora_B = adapters[name]
-        layer = StackedLoRALinear(
-            base, lora_A, lora_B, torch.as_tensor(scaling, dtype=torch.float64)
-        )
+        scales = torch.as_tensor(scaling, dtype=torch.float64)
+        layer = StackedLoRALinear(base, lora_A, lora_B, scales, (frozen or {}).get(name))
         setattr(clone.get_submodule(parent), leaf, layer)
     return clone
 

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from fedlora_sim.tolerances import relative
 from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.local import DivergedError, LocalConfig, evaluate, train_cohort
+from fedlora_sim.training.checks import DivergedError
+from fedlora_sim.training.local import LocalConfig, evaluate, train_cohort
 from fedlora_sim.training.stacked import Adapters
 
 RANKS = [3, 1, 4, 2, 4]

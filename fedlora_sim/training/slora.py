@@ -1,0 +1,101 @@
+"""SLoRA's first stage: federated fine-tuning of a sparse part of the weights, handed to LoRA.
+
+All clients train the same random entries of every adapted weight, a fixed share of them, and the
+server averages: `dW = sum_k p_k dW_k`. After some rounds the accumulated dW is decomposed, and its
+leading components become the initial adapters, `B = U sqrt(S)`, `A = sqrt(S) V^T`, on the weights
+as they were before.
+
+Source: Babakniya et al. 2023, arXiv 2308.06522, Sec. 3 (sparse fine-tuning, then LoRA from the SVD
+of its update).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
+from fedlora_sim.randomness import stream
+from fedlora_sim.scenario import Scenario
+from fedlora_sim.training.batches import client_streams
+from fedlora_sim.training.digits import DigitsTask
+from fedlora_sim.training.local import LocalConfig, train_cohort
+from fedlora_sim.training.stacked import Adapters, Frozen, find_linear
+
+
+def sparse_stage(
+    scenario: Scenario,
+    task: DigitsTask,
+    federation: Federation,
+    samples: Sequence[NDArray[np.int64]],
+    config: LocalConfig,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Run the sparse rounds.
+
+    Args:
+        scenario: `slora_rounds` and `slora_density` apply.
+        task: model, data and modules.
+        federation: clients, sample counts and sampling.
+        samples: sample indices of every client.
+        config: local training, as in the rounds that follow.
+        seed: of the masks, the cohorts and the batches, apart from those of the later rounds.
+
+    Returns:
+        Module name to the accumulated dW, (d_out, d_in), zero outside the mask.
+    """
+    weights = {name: find_linear(task.model, name).weight for name in task.target_modules}
+    masks = {name: _mask(w, scenario.slora_density, seed, name) for name, w in weights.items()}
+    frozen = {name: Frozen(lora_a=True, mask=mask) for name, mask in masks.items()}
+    total = {name: torch.zeros_like(w) for name, w in weights.items()}
+    stage = seed_of_stage(seed)
+    counts = draw_cohorts(federation, scenario.slora_rounds, stream(seed, "slora cohorts"))
+    for t, row in enumerate(counts):
+        clients, drawn = cohort_slots(row, int(np.count_nonzero(row)))
+        # A weight that moves as a whole is an adapter whose A is the identity.
+        start: Adapters = {
+            name: (
+                torch.eye(w.shape[1], dtype=w.dtype, device=w.device).expand(len(clients), -1, -1),
+                total[name].expand(len(clients), -1, -1),
+            )
+            for name, w in weights.items()
+        }
+        trained = train_cohort(
+            task,
+            start,
+            [1.0] * len(clients),
+            [samples[k] for k in clients],
+            client_streams(stage, t, clients.tolist()),
+            config,
+            clients=clients.tolist(),
+            frozen=frozen,
+        )
+        share = federation.cohort_weights(clients, drawn)
+        p = torch.as_tensor(share / share.sum())
+        for name, (_, lora_b) in trained.items():
+            total[name] = torch.einsum("k,kij->ij", p.to(lora_b), lora_b) * masks[name]
+    return total
+
+
+def sparse_start(total: dict[str, Tensor], r: int) -> dict[str, LoRAFactors]:
+    """The adapters that LoRA goes on with: best rank-r approximation of every module's dW."""
+    return {name: LoRAFactors.from_delta(dense, r) for name, dense in total.items()}
+
+
+def seed_of_stage(seed: int) -> int:
+    """Seed of the sparse stage's batches, which must not be those of the LoRA rounds."""
+    return int(stream(seed, "slora batches").integers(2**62))
+
+
+def _mask(weight: Tensor, density: float, seed: int, name: str) -> Tensor:
+    """A random mask with exactly `density` of the entries, at least one."""
+    count = max(1, round(density * weight.numel()))
+    chosen = stream(seed, "slora mask", name).permutation(weight.numel())[:count]
+    mask = torch.zeros(weight.numel(), dtype=weight.dtype, device=weight.device)
+    mask[torch.as_tensor(chosen, device=weight.device)] = 1
+    return mask.view_as(weight)
