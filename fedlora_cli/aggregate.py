@@ -21,7 +21,7 @@ WIDTH = 120
 
 def aggregate(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="CLIENT_DIR...", help="PEFT LoRA folders, one a client")
+        list[Path], typer.Argument(metavar="CLIENT_DIR", help="PEFT LoRA folders, one a client")
     ],
     out: Annotated[Path, typer.Option(help="folder to write")],
     rule: Annotated[str, typer.Option(help="rule, see `fedlora-sim rules`")] = "raflora",
@@ -30,7 +30,10 @@ def aggregate(
     ] = None,
     rank_levels: Annotated[
         str | None,
-        typer.Option(help="ranks of the federation, e.g. 4,8,16; those of the clients by default"),
+        typer.Option(
+            help="ranks of the federation, e.g. 4,8,16, for modules whose rank no rank_pattern "
+            "sets; those of the clients by default"
+        ),
     ] = None,
     previous: Annotated[
         Path | None, typer.Option(help="last global adapter, what carry keeps")

@@ -86,6 +86,7 @@ def third_party_warnings_ignored():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
         warnings.filterwarnings("ignore", message="Could not identify embedding layer")
+        warnings.filterwarnings("ignore", message=r".*invalid shape: .*lora_B\.bias")
         yield
 
 
