@@ -96,7 +96,8 @@ class Cohort:
         def canonical(k: int) -> LoRAFactors:
             return updates[k].to(dtype).canonical()
 
-        return replace(self, updates=LazySequence(len(updates), canonical))
+        scaling = torch.ones_like(self.scaling)  # it has gone into the singular values
+        return replace(self, updates=LazySequence(len(updates), canonical), scaling=scaling)
 
 
 def _head(update: LoRAFactors) -> tuple[int, float, torch.device, torch.dtype]:
