@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_sim.adapters.variants import check_plain_lora
-from fedlora_sim.errors import check_choice, check_finite, expected
+from fedlora_sim.errors import check_choice, expected
 
 CONFIG_FILE = "adapter_config.json"
 BIASES = ("none", "all", "lora_only")
@@ -212,8 +213,8 @@ def _rank(argument: str, value: object) -> int:
 def _alpha(argument: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise expected(argument, value, "a positive number")
-    if check_finite(argument, value) <= 0:
-        raise expected(argument, value, "a positive number")
+    if not 0 < value <= sys.float_info.max:
+        raise expected(argument, value, "a positive number that is finite")
     return value
 
 

@@ -31,7 +31,7 @@ def average_extras(clients: Sequence[AdapterFolder], weights: Sequence[float]) -
 
 def _average(key: str, clients: Sequence[AdapterFolder], shares: Sequence[float]) -> Tensor:
     first = clients[0].tensor(key)
-    mean, dtype, same = torch.zeros(first.shape, dtype=torch.float64), first.dtype, True
+    mean, dtype, same = torch.zeros(first.shape, dtype=_summed_in(first)), first.dtype, True
     for client, share in zip(clients, shares, strict=True):
         tensor = client.tensor(key)
         equal = torch.equal(tensor, first)
@@ -40,7 +40,12 @@ def _average(key: str, clients: Sequence[AdapterFolder], shares: Sequence[float]
             where = f"{key} in {client.path}"
             raise expected(where, f"{what} that differ", f"the same as in {clients[0].path}")
         if tensor.is_floating_point():
-            mean += share * tensor.double()
+            mean += share * tensor.to(mean.dtype)
             dtype = torch.promote_types(dtype, tensor.dtype)
         same &= equal
     return first if same else mean.to(dtype)
+
+
+def _summed_in(tensor: Tensor) -> torch.dtype:
+    """Single precision for halves, whose whole embeddings would not fit in double."""
+    return torch.float32 if tensor.element_size() <= 2 else torch.float64

@@ -124,9 +124,10 @@ def aggregate_adapters(
     check_output(out, [*paths, *([] if last is None else [last])], force=force)
     clients, previous_folder = _open(paths, last)
     place = resolve_device(device, _computing_dtype(clients))
-    request = Request(rule, weights, levels, empty_partition, target_rank, place)
+    relative = tuple(weight / max(weights) for weight in weights)  # their sum is always finite
+    request = Request(rule, relative, levels, empty_partition, target_rank, place)
     results, layers = _aggregate(clients, previous_folder, request)
-    extras = average_extras(clients, weights)
+    extras = average_extras(clients, relative)
     report = AggregationReport(
         rule,
         str(out),

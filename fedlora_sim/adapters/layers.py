@@ -48,7 +48,7 @@ class Request:
 
     Args:
         rule: name of the rule, with its options.
-        weights: sample count of every client.
+        weights: relative sample count of every client.
         rank_levels: ranks of the federation, for modules whose rank no pattern sets.
         empty_partition: `zero | carry | error`.
         target_rank: rank to cut the written update to.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -110,7 +111,10 @@ def write_adapters(
 def _write_adapter(folder: Path, content: AdapterContent) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.contiguous() for key, tensor in content.tensors.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    except SafetensorError as error:  # what the disk refuses does not come as an OSError
+        raise OSError(f"{folder / WEIGHTS_FILE}: {error}") from error
     _write_json(folder / CONFIG_FILE, content.config)
     if content.report is not None:
         _write_json(folder / REPORT_FILE, content.report)

@@ -111,6 +111,7 @@ def test_an_option_from_the_future_is_refused_only_when_it_is_on(tmp_path):
         ({"lora_alpha": float("nan")}, "lora_alpha=nan"),
         ({"lora_alpha": float("inf")}, "lora_alpha=inf"),
         ({"lora_alpha": 0}, "lora_alpha=0"),
+        ({"lora_alpha": 10**400}, "lora_alpha=1000"),
         ({"lora_alpha": "16"}, "lora_alpha='16'"),
         ({"rank_pattern": {"q": 0}}, "rank_pattern['q']=0"),
         ({"rank_pattern": {"(q": 4}}, "rank_pattern='(q'"),
@@ -126,10 +127,12 @@ def test_an_option_from_the_future_is_refused_only_when_it_is_on(tmp_path):
         ({"target_modules": []}, "target_modules=[]"),
         ({"target_modules": "(q"}, "target_modules='(q'"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_bad_options_are_named(tmp_path, options, named):
-    with pytest.raises(InputError, match=re.escape(f"adapter_config.json: {named}: expected ")):
+    with pytest.raises(
+        InputError, match=re.escape(f"adapter_config.json: {named}") + ".*: expected "
+    ):
         read_config(written(tmp_path, **options))
 
 

@@ -43,6 +43,16 @@ def test_trained_tensors_are_averaged_by_samples(clients, tmp_path, settings):
     load("bert", tmp_path / "out")
 
 
+@pytest.mark.parametrize("unit", [5e-324, 1.7e308])
+def test_sample_counts_are_relative(clients, tmp_path, unit):
+    folders = clients("bert", *TRAINED)
+    aggregate_adapters(folders, [1, 1, 1], "fedavg", tmp_path / "one")
+    aggregate_adapters(folders, [unit] * 3, "fedavg", tmp_path / "other")
+    one, other = (load_file(tmp_path / name / WEIGHTS) for name in ("one", "other"))
+    for key, tensor in one.items():
+        assert torch.equal(tensor, other[key]), key
+
+
 def test_averaged_tensors_arrive_in_the_model(clients, tmp_path):
     folders = clients("bert", *TRAINED)
     aggregate_adapters(folders, SAMPLES, "fedavg", tmp_path / "out")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_cases import RANKS, load, tree
+from safetensors import SafetensorError
 
 from fedlora_sim.adapters import aggregate_adapters, writing
 from fedlora_sim.adapters.writing import AdapterContent, write_adapters
@@ -101,6 +102,20 @@ def test_a_write_that_fails_leaves_the_old_output(out, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_adapters(tmp_path / "fresh", broken(), force=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_an_error_of_the_system(out, tmp_path, monkeypatch):
+    """It reaches the command line as such: one line, and the old output as it was."""
+
+    def full(*_, **__):
+        raise SafetensorError("No space left on device")
+
+    before = tree(out)
+    monkeypatch.setattr(writing, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_adapters(out, contents(2), force=True)
+    assert tree(out) == before
+    assert hidden(tmp_path) == []
 
 
 def test_a_swap_that_fails_in_the_middle_brings_the_old_output_back(out, tmp_path, monkeypatch):
