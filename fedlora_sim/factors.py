@@ -111,6 +111,11 @@ class LoRAFactors:
             raise expected("r", r, f"at most the rank {self.rank}")
         return LoRAFactors(self.lora_A[..., :r, :], self.lora_B[..., :, :r], self.scaling)
 
+    def select(self, positions: Tensor) -> LoRAFactors:
+        """The rank components at these positions, (q,), in their order; scaling unchanged."""
+        a, b = self.lora_A[..., positions, :], self.lora_B[..., positions]
+        return LoRAFactors(a, b, self.scaling)
+
     def rescale(self, scaling: float) -> LoRAFactors:
         """The same update written with another positive scaling, the change shared by A and B."""
         if check_finite("scaling", scaling) <= 0 or self.scaling <= 0:
