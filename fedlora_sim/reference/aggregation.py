@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Factors = tuple[Array, Array]  # lora_A (r, d_in), lora_B (d_out, r), scaling 1
-Client = tuple[Array, Array, float, Array, float]  # padded A and B, s, held indices, n
+Client = tuple[Array, Array, float, NDArray[np.bool_], float]  # padded A and B, s, who holds, n
 
 
 def aggregate_reference(

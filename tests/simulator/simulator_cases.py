@@ -13,7 +13,14 @@ from fedlora_sim import LoRAFactors, aggregate
 from fedlora_sim.tolerances import relative
 
 RULES = ("fedavg", "raflora", "zero_pad")
-PRODUCT_RULES = ("fedavg", "raflora")
+
+CANONICAL = "raflora:canonicalize=true"
+PRODUCT_RULES = ("fedavg", "raflora", CANONICAL)
+# The whole update is the weighted sum of the clients' products, whatever the ranks.
+EXACT_RULES = ("fedavg", "fedex", "ffa", "flora")
+# The product of averages: cross terms of different clients enter.
+FACTOR_RULES = ("hetlora", "hetlora:data_weighted=true", "rbla", "zero_pad")
+ALL_RULES = ("fedex:residual_rank=1", "raflora", CANONICAL, *EXACT_RULES, *FACTOR_RULES)
 LAWS = ("full", "without_replacement", "with_replacement", "bernoulli", "size_weighted")
 
 # Standard errors that two estimates of one number may lie apart: once in two million comparisons.
@@ -21,6 +28,8 @@ SIGMAS = 5.0
 
 # Derandomised: a red test here means a changed source, never an unlucky day.
 quick = settings(max_examples=40, deadline=None, derandomize=True)
+# For what is checked rule by rule.
+per_rule = settings(quick, max_examples=20)
 
 
 def assert_close(actual, wanted, kind="reduction", dtype=torch.float64, scale=None):
@@ -73,11 +82,23 @@ class Round:
     previous: LoRAFactors
     empty_partition: str
 
+    def suit(self, rule):
+        """The round as the rule can meet it: under `ffa` everybody has the rows of one A."""
+        if rule != "ffa":
+            return self
+        common = self.previous.lora_A
+        return self.map(lambda u: map_factors(u, on_a=lambda a: common[: a.shape[-2]]))
+
     def aggregate(self, rule, **options):
         given = {"previous": self.previous, "empty_partition": self.empty_partition, **options}
-        return aggregate(self.updates, self.weights, rule, rank_levels=self.levels, **given).adapter
+        return aggregate(self.updates, self.weights, rule, rank_levels=self.levels, **given)
+
+    def adapter(self, rule, **options):
+        """What clients are allocated their factors from."""
+        return self.aggregate(rule, **options).adapter
 
     def delta(self, rule, **options):
+        """The whole update, with what the rule merges into the base."""
         return self.aggregate(rule, **options).delta()
 
     def map(self, change):
