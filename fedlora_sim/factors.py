@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from fedlora_sim.errors import check_finite, check_positive_int, expected
-from fedlora_sim.lowrank import low_rank_svd, pad_last, sign_fixed_svd
+from fedlora_sim.lowrank import (
+    LowRankProduct,
+    compute_dtype,
+    low_rank_svd,
+    pad_last,
+    sign_fixed_svd,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +90,13 @@ class LoRAFactors:
     def delta(self) -> Tensor:
         """The update `dW = scaling * lora_B @ lora_A`, shape (..., d_out, d_in)."""
         return self.scaling * (self.lora_B @ self.lora_A)
+
+    @property
+    def product(self) -> LowRankProduct:
+        """The update as a low-rank product, not formed."""
+        dtype = compute_dtype(self.dtype)  # a scaling of 1/3 is no number in half precision
+        weights = self.lora_A.new_full((self.rank,), self.scaling, dtype=dtype)
+        return LowRankProduct([(self.lora_B, self.lora_A)], weights)
 
     def norm(self) -> Tensor:
         """Frobenius norm `||dW||_F`, (...), from the factors' Gram matrices in float64."""

@@ -7,7 +7,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fedlora_sim.errors import check_choice, expected
 from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lowrank import LowRankProduct
 
 
 def energy_ratio(energy: ArrayLike, r: int) -> NDArray[np.float64]:
@@ -65,6 +67,39 @@ def projected_amplitudes(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor:
     left = u.mT @ update.lora_B
     right = update.lora_A @ vh.mT
     return update.scaling * (left * right.mT).sum(-1)
+
+
+def principal_angles(
+    first: LowRankProduct, second: LowRankProduct, r: int, side: str = "left"
+) -> Tensor:
+    """Angles between the leading singular subspaces of two updates, without forming either.
+
+    Args:
+        first: a low-rank product, as `Aggregated.product` or `LoRAFactors.product`.
+        second: another of the same shape.
+        r: dimension of the subspaces, at most the rank of either.
+        side: `left` (output space, U) or `right` (input space, V).
+
+    Returns:
+        Shape (..., r), radians, ascending, from 0 to pi/2.
+
+    Reference:
+        Bjorck and Golub 1973, "Numerical methods for computing angles between linear subspaces",
+        Math. Comp. 27: cosines lose small angles to rounding, so those come from the sines.
+    """
+    chosen = check_choice("side", side, ("left", "right"))
+    q1, q2 = (_basis(product, r, chosen) for product in (first, second))
+    inner = q1.mT @ q2
+    cosines = torch.linalg.svdvals(inner).clamp(max=1.0)
+    sines = torch.linalg.svdvals(q2 - q1 @ inner).clamp(max=1.0).flip(-1)
+    return torch.where(sines < cosines, sines.asin(), cosines.acos())
+
+
+def _basis(product: LowRankProduct, r: int, side: str) -> Tensor:
+    u, _, vh = product.svd(r)
+    if u.shape[-1] < r:
+        raise expected("r", r, f"at most the {u.shape[-1]} directions of the update")
+    return u if side == "left" else vh.mT
 
 
 def direction_preservation(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedlora_sim.errors import check_positive_int, expected
 from fedlora_sim.factors import LoRAFactors, from_svd
-from fedlora_sim.lowrank import LowRankProduct, compute_dtype
+from fedlora_sim.lowrank import LowRankProduct
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +27,10 @@ class Aggregated:
     @property
     def product(self) -> LowRankProduct:
         """Adapter and base correction as one low-rank product, not formed."""
-        adapter = self.adapter
-        dtype = compute_dtype(adapter.dtype)  # a scaling of 1/3 is no number in half precision
-        weights = adapter.lora_A.new_full((adapter.rank,), adapter.scaling, dtype=dtype)
         if self.base is None:
-            return LowRankProduct([(adapter.lora_B, adapter.lora_A)], weights)
-        return self.base.plus(adapter.lora_B.to(dtype), adapter.lora_A.to(dtype), weights)
+            return self.adapter.product
+        adapter = self.adapter.to(self.base.dtype)
+        return self.base.plus(adapter.lora_B, adapter.lora_A, adapter.product.weights)
 
     def delta(self) -> Tensor:
         """The whole update, dense, (..., d_out, d_in)."""
@@ -62,4 +60,4 @@ class Aggregated:
 
     def singular_values(self) -> Tensor:
         """Leading r_max singular values of the whole update, (..., r_max), descending."""
-        return self.product.svd(self.adapter.rank)[1]
+        return self.product.singular_values(self.adapter.rank)

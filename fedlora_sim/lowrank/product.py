@@ -11,7 +11,7 @@ from fedlora_sim.lazy import LazySequence
 from fedlora_sim.lowrank.blocks import Blocks, dense_product, stack_left, stack_right
 from fedlora_sim.lowrank.dense import SVD
 from fedlora_sim.lowrank.dtypes import compute_dtype
-from fedlora_sim.lowrank.svd import blocks_svd
+from fedlora_sim.lowrank.svd import blocks_singular_values, blocks_svd
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,5 +72,11 @@ class LowRankProduct:
 
     def svd(self, r: int | None = None, method: str = "auto") -> SVD:
         """Leading `r` triplets (all of them when None), U, S and Vh; see `blocks_svd`."""
-        wanted = min(self.columns, *self.shape) if r is None else r
-        return blocks_svd(self.blocks, self.weights, wanted, method)
+        return blocks_svd(self.blocks, self.weights, self._wanted(r), method)
+
+    def singular_values(self, r: int | None = None, method: str = "auto") -> Tensor:
+        """Leading `r` singular values alone, (..., r), from the core: cheaper than `svd`."""
+        return blocks_singular_values(self.blocks, self.weights, self._wanted(r), method)
+
+    def _wanted(self, r: int | None) -> int:
+        return min(self.columns, *self.shape) if r is None else r

@@ -10,7 +10,7 @@ from fedlora_sim.lowrank.blocks import Blocks, dense_product
 from fedlora_sim.lowrank.dense import SVD, fix_signs
 from fedlora_sim.lowrank.dtypes import compute_dtype
 from fedlora_sim.lowrank.gram import gram_core
-from fedlora_sim.lowrank.qr import qr_svd
+from fedlora_sim.lowrank.qr import qr_core, qr_svd
 from fedlora_sim.threads import map_on_threads
 
 METHODS = ("auto", "gram", "qr", "dense")
@@ -53,33 +53,58 @@ def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") ->
     Returns:
         U (..., d_out, r), S (..., r) and Vh (..., r, d_in).
     """
-    batch, limit, dtype, device = _form(*blocks[0])
-    total, r = weights.shape[-1], min(r, weights.shape[-1], limit)
-    chosen = check_choice("method", method, METHODS)
-    if chosen == "auto":
-        if total >= limit:
-            chosen = "dense"
-        elif dtype == torch.float64 or device.type == "mps":  # MPS has no float64
-            chosen = "qr"
-    batch = torch.broadcast_shapes(batch, weights.shape[:-1])
-    weights = weights.expand(*batch, total)
-    if chosen == "dense":
+    path, r, dtype = _choose(blocks, weights, r, method)
+    if path == "dense":
         dense = dense_product(blocks, weights, dtype)
         u, s, vh = torch.linalg.svd(dense, full_matrices=False)
-        u, s, vh = u[..., :r], s[..., :r], vh[..., :r, :]
-        return fix_signs(u, s, vh)
-    # Both other paths pass over the blocks more than once.
-    blocks = [(_expand(B, batch), _expand(A, batch)) for B, A in blocks]
-    if chosen == "qr":
-        u, s, vh = qr_svd(blocks, weights, r, dtype)
-    else:
-        u, s, vh = _gram_svd(blocks, weights, r, dtype, fall_back=chosen == "auto")
-    return fix_signs(u, s, vh)
+        return fix_signs(u[..., :r], s[..., :r], vh[..., :r, :])
+    blocks, weights = _gather(blocks, weights)
+    if path == "qr":
+        return fix_signs(*qr_svd(blocks, weights, r, dtype))
+    return fix_signs(*_gram_svd(blocks, weights, r, dtype, fall_back=path == "auto"))
 
 
-def _form(B: Tensor, A: Tensor) -> tuple[torch.Size, int, torch.dtype, torch.device]:
-    """Batch, min(d_out, d_in), compute dtype and device, without holding on to the factors."""
-    return B.shape[:-2], min(B.shape[-2], A.shape[-1]), compute_dtype(B.dtype), B.device
+@torch.no_grad()
+def blocks_singular_values(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") -> Tensor:
+    """Leading `r` singular values alone, (..., r): from the core, no singular vector is formed.
+
+    Args and paths as for `blocks_svd`.
+    """
+    path, r, dtype = _choose(blocks, weights, r, method)
+    if path == "dense":
+        return torch.linalg.svdvals(dense_product(blocks, weights, dtype))[..., :r]
+    blocks, weights = _gather(blocks, weights)
+    if path != "qr":
+        core = gram_core(blocks, weights, r, dtype)
+        if path == "gram" or bool(core.trusted.all()):
+            return core.values.to(dtype)
+    return torch.linalg.svdvals(qr_core(blocks, weights, dtype)[1])[..., :r]
+
+
+def _choose(blocks: Blocks, weights: Tensor, r: int, method: str) -> tuple[str, int, torch.dtype]:
+    """The path, the triplets that there are, and the compute dtype."""
+    limit, dtype, device = _form(*blocks[0])
+    total = weights.shape[-1]
+    path = check_choice("method", method, METHODS)
+    if path == "auto":
+        if total >= limit:
+            path = "dense"
+        elif dtype == torch.float64 or device.type == "mps":  # MPS has no float64
+            path = "qr"
+    return path, min(r, total, limit), dtype
+
+
+def _gather(blocks: Blocks, weights: Tensor) -> tuple[Blocks, Tensor]:
+    """All blocks at hand, since the core's paths pass over them more than once, in one batch."""
+    held = list(blocks)
+    batch = torch.broadcast_shapes(held[0][0].shape[:-2], weights.shape[:-1])
+    pairs = [(_expand(B, batch), _expand(A, batch)) for B, A in held]
+    return pairs, weights.expand(*batch, -1)
+
+
+def _form(B: Tensor, A: Tensor) -> tuple[int, torch.dtype, torch.device]:
+    """min(d_out, d_in), compute dtype and device, without holding on to the factors."""
+    return min(B.shape[-2], A.shape[-1]), compute_dtype(B.dtype), B.device
 
 
 def _expand(x: Tensor, batch: torch.Size) -> Tensor:

@@ -1,0 +1,233 @@
+"""Time of the aggregation engine against QR, dense SVD, PEFT's own merge and the physical limit.
+
+Run as `python -m benchmarks.aggregation [--device cuda]`; writes results/bench/aggregation.json
+(aggregation-cuda.json). Ten clients of ranks 4, 8, 16, 32, 64, twice; square layers; rank 64 out.
+Every candidate's error against a float64 dense reference comes before its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import hardware, side_by_side
+from fedlora_sim import LoRAFactors, aggregate, rule_names
+from fedlora_sim.aggregation import Cohort, get_rule
+from fedlora_sim.datasets import versions
+from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.run_store import write_text
+from fedlora_sim.tolerances import relative
+
+OUT = Path("results/bench")
+RANKS = (4, 8, 16, 32, 64) * 2
+RANK_OUT = max(RANKS)
+SIZES = (768, 2048, 4096, 8192)
+DENSE_UP_TO = 4096  # beyond, one dense SVD takes minutes
+LAYERS, LAYER_SIZE = 64, 768
+REPEATS = 15
+
+Row = dict[str, Any]
+
+
+def draw_updates(
+    d: int, dtype: torch.dtype, device: str, seed: int = 0, batch: tuple[int, ...] = ()
+) -> list[LoRAFactors]:
+    """Gaussian factors with alpha/r scalings; spectra without structure are the hardest to cut."""
+    rng = torch.Generator().manual_seed(seed)
+    draws = [
+        (torch.randn(*batch, r, d, generator=rng), torch.randn(*batch, d, r, generator=rng))
+        for r in RANKS
+    ]
+    return [
+        LoRAFactors(a.to(device, dtype), b.to(device, dtype), 16 / r)
+        for (a, b), r in zip(draws, RANKS, strict=True)
+    ]
+
+
+def samples() -> list[float]:
+    """Sample counts that differ."""
+    return [100.0 + 10 * k for k in range(len(RANKS))]
+
+
+def product_of(updates: list[LoRAFactors], rule: str = "raflora") -> LowRankProduct:
+    """The rule's weighted sum, as the engine sees it."""
+    weights = torch.tensor(samples(), dtype=torch.float64)
+    cohort = Cohort.from_updates(updates, weights, RANK_OUT)
+    return cohort.product(get_rule(rule).direction_weights(cohort.weights, cohort.members))
+
+
+def reference(updates: list[LoRAFactors], d: int) -> Tensor:
+    """Best rank-64 approximation in float64: by dense SVD, beyond its reach by the QR path."""
+    product = product_of([u.to(torch.float64) for u in updates])
+    u, s, vh = product.svd(RANK_OUT, "dense" if d <= DENSE_UP_TO else "qr")
+    return (u * s.unsqueeze(-2)) @ vh
+
+
+def error(result: LoRAFactors, wanted: Tensor) -> float:
+    """Relative difference of the products, in norm."""
+    return float((result.to(torch.float64).delta() - wanted).norm() / wanted.norm())
+
+
+def one_layer(d: int, dtype: torch.dtype, device: str, repeats: int) -> list[Row]:
+    """One layer of d x d: every path to the same aggregate."""
+    updates = draw_updates(d, dtype, device)
+    wanted = reference(updates, d)
+    product = product_of(updates)
+    by_path: dict[str, Callable[[], LoRAFactors]] = {
+        "aggregate": lambda: aggregate(updates, samples(), "raflora").adapter,
+        "qr": lambda: _split(product, "qr"),
+    }
+    if dtype == torch.float32:
+        by_path["gram"] = lambda: _split(product, "gram")
+    if d <= DENSE_UP_TO:
+        by_path["dense"] = lambda: _split(product, "dense")
+    rows = [
+        {"method": name, "relative_error": error(run(), wanted)} for name, run in by_path.items()
+    ]
+    candidates: dict[str, Callable[[], object]] = {**by_path, "products": _products(updates)}
+    counts = dict.fromkeys(candidates, repeats)
+    if d <= DENSE_UP_TO and dtype == torch.float32 and device == "cpu":
+        candidates["peft"] = peft_merge(d)
+        counts["peft"] = repeats
+        rows.append({"method": "peft"})
+    for slow in {"dense", "peft"} & set(counts):
+        counts[slow] = {768: 5, 2048: 3}.get(d, 1)
+    times = side_by_side(candidates, counts, device)
+    rows.append({"method": "products"})
+    kind = str(dtype).removeprefix("torch.")
+    threads = torch.get_num_threads()
+    return [
+        {"d": d, "dtype": kind, "threads": threads, **row, **times[row["method"]]} for row in rows
+    ]
+
+
+def _split(product: LowRankProduct, method: str) -> LoRAFactors:
+    u, s, vh = product.svd(RANK_OUT, method)
+    root = s.sqrt()
+    return LoRAFactors(vh * root.unsqueeze(-1), u * root)
+
+
+def _products(updates: list[LoRAFactors]) -> Callable[[], object]:
+    """What no method can do without: two Gram matrices and two back-projections."""
+    left = torch.cat([u.lora_B for u in updates], dim=-1)
+    right = torch.cat([u.lora_A for u in updates], dim=-2)
+    core = left.new_ones(left.shape[-1], RANK_OUT)
+    return lambda: (left.mT @ left, right @ right.mT, left @ core, core.mT @ right)
+
+
+def peft_merge(d: int) -> Callable[[], object]:
+    """PEFT's own merge of adapters of different ranks, `add_weighted_adapter(..., "svd")`."""
+    from peft import LoraConfig, get_peft_model
+
+    base = torch.nn.Sequential(torch.nn.Linear(d, d, bias=False))
+    names = [f"client{k}" for k in range(len(RANKS))]
+    model = None
+    for name, r in zip(names, RANKS, strict=True):
+        config = LoraConfig(r=r, lora_alpha=16, target_modules=["0"])
+        if model is None:
+            model = get_peft_model(base, config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+    assert model is not None  # there are clients
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    weights = [n / sum(samples()) for n in samples()]
+    merger: Any = model.base_model
+
+    def merge() -> None:
+        merger.add_weighted_adapter(names, weights, "merged", "svd", svd_rank=RANK_OUT)
+        merger.delete_adapter("merged")
+
+    return merge
+
+
+def many_layers(dtype: torch.dtype, device: str, repeats: int) -> list[Row]:
+    """64 layers at once against one after the other."""
+    batch = draw_updates(LAYER_SIZE, dtype, device, batch=(LAYERS,))
+    single = [
+        [LoRAFactors(u.lora_A[i], u.lora_B[i], u.scaling) for u in batch] for i in range(LAYERS)
+    ]
+
+    def loop() -> list[LoRAFactors]:
+        return [aggregate(layer, samples(), "raflora").adapter for layer in single]
+
+    def batched() -> LoRAFactors:
+        return aggregate(batch, samples(), "raflora").adapter
+
+    one_by_one = torch.stack([f.delta() for f in loop()])
+    apart = float((batched().delta() - one_by_one).norm() / one_by_one.norm())
+    times = side_by_side({"loop": loop, "batched": batched}, repeats, device)
+    kind, threads = str(dtype).removeprefix("torch."), torch.get_num_threads()
+    return [
+        {"method": name, "dtype": kind, "threads": threads, "relative_difference": apart, **t}
+        for name, t in times.items()
+    ]
+
+
+def every_rule(d: int, device: str, repeats: int) -> list[Row]:
+    """Time of `aggregate` under every rule, one layer, float32."""
+    updates = draw_updates(d, torch.float32, device)
+    common = updates[-1].lora_A
+    frozen = [LoRAFactors(common[: u.rank], u.lora_B, u.scaling) for u in updates]
+    names = [*rule_names(), "raflora:canonicalize=true"]
+    runs = {
+        name: lambda name=name: aggregate(frozen if name == "ffa" else updates, samples(), name)
+        for name in names
+    }
+    times = side_by_side(runs, repeats, device)
+    return [
+        {"method": name, "d": d, "threads": torch.get_num_threads(), **times[name]} for name in runs
+    ]
+
+
+def check(rows: list[Row]) -> None:
+    """Refuse to time what is wrong."""
+    for row in rows:
+        bound = relative("factorization", getattr(torch, row.get("dtype", "float32")))
+        apart = row.get("relative_error", row.get("relative_difference", 0.0))
+        if row["method"] != "dense" and apart > bound:
+            raise SystemExit(f"{row['method']}: off by {apart:.2e}, {bound:.0e} allowed; not timed")
+
+
+def main() -> None:
+    """Equality, then times, then the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    device, repeats = arguments.device, arguments.repeats
+    record: dict[str, Any] = {"device": device, "hardware": hardware(device), "rows": []}
+    torch.set_num_threads(1)
+    for dtype in (torch.float32, torch.float64):
+        for d in arguments.sizes:
+            record["rows"] += one_layer(d, dtype, device, repeats)
+            check(record["rows"])
+            print(*record["rows"][-6:], sep="\n", flush=True)
+    record["layers"] = []
+    for threads in (1, 2) if device == "cpu" else (1,):
+        torch.set_num_threads(threads)
+        record["layers"] += many_layers(torch.float32, device, max(3, repeats // 3))
+        check(record["layers"])
+        print(*record["layers"][-2:], sep="\n", flush=True)
+    torch.set_num_threads(1)
+    record["rules"] = every_rule(2048, device, repeats)
+    record |= {"peft_version": importlib.metadata.version("peft")} if device == "cpu" else {}
+    out = arguments.out or OUT / (
+        "aggregation.json" if device == "cpu" else "aggregation-cuda.json"
+    )
+    write_text(out, json.dumps({**record, **versions()}, indent=1) + "\n")
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
