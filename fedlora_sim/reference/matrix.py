@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedlora_sim.draws import (
+    allocation_scores,
     basis_rotation,
     client_draws,
     cohort_counts,
@@ -12,70 +13,91 @@ from fedlora_sim.draws import (
     subspace_mixing,
 )
 from fedlora_sim.reference.aggregation import Array, Factors, aggregate_reference
+from fedlora_sim.reference.allocation import held_reference
 from fedlora_sim.scenario import Scenario
+
+Direction = tuple[Array, Array, float, float]  # u, v, amplitude in the adapter, and in the base
 
 
 def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, Array]:
     """Singular values and amplitudes on the initial basis of one run, each (T + 1, r_max)."""
     federation, counts = scenario.federation, cohort_counts(scenario, seed)
-    draws, (u0, v0) = client_draws(scenario, seed), initial_basis(scenario, seed)
-    root = np.sqrt(scenario.initial_amplitudes)
-    state: Factors = ((v0 * root).T, u0 * root)
-    values, projected = [_singular_values(state)], [_project(state, u0, v0)]
+    draws, basis = client_draws(scenario, seed), initial_basis(scenario, seed)
+    scores = allocation_scores(scenario, seed)
+    state, base = _initial(scenario, rule, basis)
+    rows = [_measure(state, base, basis)]
     for t in range(scenario.rounds):
         gain, drift = draws.round(t)
-        cohort = [k for k in range(federation.num_clients) if counts[t, k] > 0]
-        updates = [
-            (*_client(scenario, seed, t, k, state, gain[k], drift[k], (u0, v0)), 1.0)
-            for k in cohort
-        ]
-        clients = np.array(cohort)
-        weights = federation.cohort_weights(clients, counts[t, clients]).tolist()
-        lora_a, lora_b, _ = aggregate_reference(
-            updates, weights, rule, federation.levels, state, scenario.empty_partition
+        directions = [_direction(state, base, basis, i) for i in range(federation.r_max)]
+        cohort, updates, positions = np.flatnonzero(counts[t]), [], []
+        for k in cohort.tolist():
+            reached = [
+                gain[k, i] * (x + z) + drift[k, i] for i, (*_, x, z) in enumerate(directions)
+            ]
+            moved = [abs(y - x - z) for y, (*_, x, z) in zip(reached, directions, strict=True)]
+            held = held_reference(scenario, federation.ranks[k], scores[t, k], moved)
+            factors = _factors([directions[i] for i in held], [reached[i] for i in held], rule)
+            updates.append((*_disturbed(scenario, seed, t, k, factors, rule), 1.0))
+            positions.append(held)
+        weights = federation.cohort_weights(cohort, counts[t, cohort]).tolist()
+        lora_a, lora_b, more = aggregate_reference(
+            updates, weights, rule, federation.levels, state, scenario.empty_partition, positions
         )
-        state = lora_a, lora_b
-        values.append(_singular_values(state))
-        projected.append(_project(state, u0, v0))
+        state, base = (lora_a, lora_b), base + more
+        rows.append(_measure(state, base, basis))
+    values, projected = zip(*rows, strict=True)
     return np.stack(values), np.stack(projected)
 
 
-def _client(
-    scenario: Scenario,
-    seed: int,
-    t: int,
-    k: int,
-    state: Factors,
-    gain: Array,
-    drift: Array,
-    basis: tuple[Array, Array],
-) -> Factors:
-    rank = scenario.ranks[k]
-    lora_a, lora_b = np.zeros((rank, scenario.d_in)), np.zeros((scenario.d_out, rank))
+def _initial(scenario: Scenario, rule: str, basis: tuple[Array, Array]) -> tuple[Factors, Array]:
+    """Adapter and base at round 0: FLoRA has merged everything, FFA-LoRA's A is a basis."""
+    (u0, v0), x = basis, scenario.initial_amplitudes
+    nothing = np.zeros((scenario.d_out, scenario.d_in))
+    if rule == "flora":
+        return (np.zeros_like(v0.T), np.zeros_like(u0)), u0 * x @ v0.T
+    if rule == "ffa":
+        return (v0.T.copy(), u0 * x), nothing
+    return ((v0 * np.sqrt(x)).T, u0 * np.sqrt(x)), nothing
+
+
+def _direction(state: Factors, base: Array, basis: tuple[Array, Array], i: int) -> Direction:
+    """Column pair i; a lost one stands for the initial direction i."""
     amplitudes = np.linalg.norm(state[1], axis=0) * np.linalg.norm(state[0], axis=1)
-    for i in range(rank):
+    rounding = np.finfo(float).eps * max(base.shape)
+    if amplitudes[i] <= rounding * amplitudes.max():
+        x, u, v = 0.0, basis[0][:, i], basis[1][:, i]
+    else:
         x = amplitudes[i]
-        if x <= np.finfo(float).eps * max(scenario.d_in, scenario.d_out) * amplitudes.max():
-            x, u, v = 0.0, basis[0][:, i], basis[1][:, i]
-        else:
-            u = state[1][:, i] / np.linalg.norm(state[1][:, i])
-            v = state[0][i] / np.linalg.norm(state[0][i])
-        y = gain[i] * x + drift[i]
-        lora_b[:, i] = np.sign(y) * np.sqrt(abs(y)) * u
-        lora_a[i] = np.sqrt(abs(y)) * v
+        u = state[1][:, i] / np.linalg.norm(state[1][:, i])
+        v = state[0][i] / np.linalg.norm(state[0][i])
+    return u, v, float(x), float(u @ base @ v)
+
+
+def _factors(held: list[Direction], reached: list[float], rule: str) -> Factors:
+    """What the client returns: all that it has reached, less what the base has already."""
+    rows, columns = [], []
+    for (u, v, _, z), total in zip(held, reached, strict=True):
+        y = total - z
+        rows.append(v if rule == "ffa" else np.sqrt(abs(y)) * v)
+        columns.append(y * u if rule == "ffa" else np.sign(y) * np.sqrt(abs(y)) * u)
+    return np.stack(rows), np.stack(columns, axis=1)
+
+
+def _disturbed(
+    scenario: Scenario, seed: int, t: int, k: int, factors: Factors, rule: str
+) -> Factors:
+    """Directions mixed within the client's subspace, then the basis turned; a frozen A stays."""
+    lora_a, lora_b = factors
     if scenario.subspace_noise > 0:
-        on_b, on_a = subspace_mixing(scenario, seed, t, rank, k)
+        on_b, on_a = subspace_mixing(scenario, seed, t, scenario.ranks[k], k)
         lora_a, lora_b = on_a @ lora_a, lora_b @ on_b
     if scenario.basis_drift != 0:
         out, inner = basis_rotation(scenario, seed, t, k)
         lora_a, lora_b = lora_a @ inner.T, out @ lora_b
-    return lora_a, lora_b
+    return (factors[0] if rule == "ffa" else lora_a), lora_b
 
 
-def _singular_values(state: Factors) -> Array:
-    values = np.linalg.svd(state[1] @ state[0], compute_uv=False)
-    return np.asarray(values[: state[0].shape[0]], dtype=np.float64)
-
-
-def _project(state: Factors, u0: Array, v0: Array) -> Array:
-    return np.diag(u0.T @ (state[1] @ state[0]) @ v0).copy()
+def _measure(state: Factors, base: Array, basis: tuple[Array, Array]) -> tuple[Array, Array]:
+    dense = state[1] @ state[0] + base
+    values = np.linalg.svd(dense, compute_uv=False)[: len(state[0])]
+    return np.asarray(values, dtype=np.float64), np.diag(basis[0].T @ dense @ basis[1]).copy()

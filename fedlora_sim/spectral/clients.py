@@ -14,6 +14,7 @@ from torch import Tensor
 from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.allocation import carried_directions
 from fedlora_sim.errors import expected
+from fedlora_sim.lowrank import LowRankProduct
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.spectral.cohorts import Cohorts
 
@@ -85,7 +86,17 @@ def average_amplitudes(rule: AggregationRule, y: Tensor, shares: Tensor) -> tupl
     elif rule.space == "factor" and not rule.frozen_a:
         root = y.abs().sqrt()
         adapter = (shares * root).sum(1) * (shares * root * y.sign()).sum(1)
-    return adapter, exact - adapter if rule.residual_in_base else torch.zeros_like(exact)
+    if not rule.residual_in_base:
+        return adapter, torch.zeros_like(exact)
+    return adapter, _kept_residual(rule, exact - adapter)
+
+
+def _kept_residual(rule: AggregationRule, residual: Tensor) -> Tensor:
+    """What the rule keeps of a residual that is diagonal in the basis, (S, r_max)."""
+    ones = torch.ones_like(residual)
+    exact = LowRankProduct([(torch.diag_embed(residual), torch.diag_embed(ones))], ones)
+    kept = rule.compress(exact)
+    return residual if kept is exact else kept.dense().diagonal(dim1=-2, dim2=-1)
 
 
 def _refuse_empty(scenario: Scenario, empty: Tensor, t: int) -> None:
