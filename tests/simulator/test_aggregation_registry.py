@@ -1,0 +1,235 @@
+"""Rules by name: aliases, options in the name, and rules that other packages bring."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from simulator_cases import ALL_RULES, assert_close, random_factors
+
+from fedlora_sim import aggregate, rule_names
+from fedlora_sim.aggregation import (
+    FFA,
+    RBLA,
+    AggregationRule,
+    FedAvg,
+    FedEx,
+    FLoRA,
+    HetLoRA,
+    RaFLoRA,
+    ZeroPad,
+    get_rule,
+    register,
+    registry,
+    rule_aliases,
+)
+
+OWN = (FedAvg, FedEx, FFA, FLoRA, HetLoRA, RaFLoRA, RBLA, ZeroPad)
+
+OUTSIDE = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedlora_sim.aggregation import AggregationRule
+from fedlora_sim.aggregation.weights import data_shares
+
+
+@dataclass(frozen=True)
+class Damped(AggregationRule):
+    """FedAvg times a number."""
+
+    damping: float = 0.5
+    name: ClassVar[str] = "Damped"
+    source: ClassVar[str] = "a test"
+
+    def direction_weights(self, weights, members, norms=None):
+        return self.damping * data_shares(weights, members)
+
+    def multiplier(self, coverage):
+        return self.damping * coverage
+'''
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """What a test registers is forgotten."""
+    monkeypatch.setattr(registry, "_RULES", {rule.name: rule for rule in OWN})
+    monkeypatch.setattr(registry, "_ALIASES", dict(registry._ALIASES))
+    monkeypatch.setattr(registry, "_loaded", True)
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """An installed package as far as Python can see: a module and a .dist-info beside it."""
+
+    def make(entry_points, name="outside_rules", source=OUTSIDE):
+        (tmp_path / f"{name}.py").write_text(source)
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = [f"{point} = {value}" for point, value in entry_points.items()]
+        (info / "entry_points.txt").write_text("\n".join([f"[{registry.ENTRY_POINTS}]", *lines]))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(registry, "_loaded", False)
+
+    return make
+
+
+def test_every_rule_has_one_name_and_is_found_by_it():
+    assert rule_names() == tuple(sorted(rule.name for rule in OWN))
+    assert {rule.partition(":")[0] for rule in ALL_RULES} == set(rule_names())
+    for rule in OWN:
+        assert get_rule(rule.name) == rule()
+        assert rule.source
+
+
+def test_rules_go_by_other_names_too():
+    assert rule_aliases() == {"fedit": "zero_pad", "flexlora": "fedavg"}
+    for alias, name in rule_aliases().items():
+        assert get_rule(alias) == get_rule(name)
+        assert get_rule(alias).label == name
+        assert alias not in rule_names()
+
+
+@pytest.mark.parametrize("name", ["RaFLoRA", " raflora ", "RAFLORA", "FedIT", "Flora", "HETLORA"])
+def test_case_does_not_matter(name):
+    assert get_rule(name) == get_rule(name.strip().lower())
+
+
+@pytest.mark.parametrize("name", [*ALL_RULES, "fedex:residual_rank=3"])
+def test_labels_are_read_back(name):
+    rule = get_rule(name)
+    assert rule.label == name
+    assert get_rule(rule.label) == rule
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("raflora:canonicalize=true", RaFLoRA(canonicalize=True)),
+        ("raflora: canonicalize = true ", RaFLoRA(canonicalize=True)),
+        ("raflora:canonicalize=false", RaFLoRA()),
+        ("fedex:residual_rank=4", FedEx(residual_rank=4)),
+        ("fedex:residual_rank=4.0", FedEx(residual_rank=4)),
+        ("HetLoRA:data_weighted=true", HetLoRA(data_weighted=True)),
+    ],
+)
+def test_options_stand_in_the_name(name, rule):
+    assert get_rule(name) == rule
+    assert repr(get_rule(name)) == repr(rule)
+
+
+def test_options_may_be_keywords_and_a_rule_that_is_made_has_its_own():
+    assert get_rule("raflora", canonicalize=True) == get_rule("raflora:canonicalize=true")
+    own = RaFLoRA(canonicalize=True)
+    assert get_rule(own) is own
+    with pytest.raises(ValueError, match=r"options=.*already made"):
+        get_rule(own, canonicalize=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raflor", r"rule='raflor'.*did you mean 'raflora'"),
+        ("flexlor", r"rule='flexlor'.*did you mean 'flexlora'"),
+        ("", "rule=''"),
+        (None, "rule=None"),
+        (FedAvg, "rule="),
+        ("raflora:canonicalise=true", r"canonicalise.*did you mean 'canonicalize'"),
+        ("raflora:Canonicalize=true", "'canonicalize', in lower case"),
+        ("raflora:canonicalize", r"rule option='canonicalize'.*option=value"),
+        ("raflora:", "rule option=''"),
+        ("raflora:=true", "rule option='=true'"),
+        ("raflora:canonicalize=yes", r"canonicalize='yes'.*true or false"),
+        ("raflora:canonicalize=1", r"canonicalize=1.*true or false"),
+        ("raflora:canonicalize=", "canonicalize=''"),
+        ("fedavg:canonicalize=true", r"canonicalize=True.*fedavg has none"),
+        ("fedex:residual_rank=0", r"residual_rank=0.*at least 1"),
+        ("fedex:residual_rank=1.5", r"residual_rank=1\.5"),
+        ("fedex:residual_rank=true", "residual_rank=True"),
+        ("fedex:residual_rank=few", "residual_rank='few'"),
+        ("hetlora:data_weighted=0", "data_weighted=0"),
+    ],
+)
+def test_what_cannot_be_read_is_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        get_rule(name)
+
+
+def named(name):
+    """A new rule, a copy of FedAvg."""
+
+    @dataclass(frozen=True)
+    class New(FedAvg):
+        pass
+
+    New.name = name
+    return New
+
+
+@pytest.mark.parametrize("name", ["fedavg", "FedAvg", "flexlora"])
+def test_a_name_is_taken_once(name):
+    with pytest.raises(ValueError, match=f"name='{name.lower()}'.*other than that of FedAvg"):
+        register(named(name))
+    with pytest.raises(ValueError, match=f"name='{name.lower()}'"):
+        register(aliases=("mine", name))(named("new"))
+    assert "new" not in rule_names()
+    assert "mine" not in rule_aliases()
+
+
+def test_the_decorator_makes_a_rule_known():
+    new = register(aliases=("Newer",))(named("New"))
+    assert "new" in rule_names()
+    assert isinstance(get_rule("NEW"), new)
+    assert isinstance(get_rule("newer"), new)
+    assert isinstance(register(named("newest")), type)
+
+
+def test_an_installed_package_brings_a_rule(install):
+    install({"damped": "outside_rules:Damped"})
+    assert "damped" in rule_names()
+    assert isinstance(get_rule("damped"), AggregationRule)
+    update = random_factors(np.random.default_rng(0), 5, 4, 2)
+    result = aggregate([update], None, "damped:damping=0.25")
+    assert_close(result.delta(), update.delta() / 4, "factorization")
+    assert get_rule("damped:damping=0.25").label == "Damped:damping=0.25"
+
+
+def test_a_module_may_use_the_decorator_as_well(install):
+    source = OUTSIDE.replace("@dataclass", "@register\n@dataclass").replace(
+        "import AggregationRule\n", "import AggregationRule, register\n"
+    )
+    install({"damped": "decorated_rules:Damped"}, "decorated_rules", source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "damped" in rule_names()
+
+
+def test_a_broken_entry_point_is_named_and_spares_the_rest(install):
+    broken = {
+        "absent": "no_such_module:Rule",
+        "nameless": "half_broken:NoSuchRule",
+        "no_rule": "half_broken:dataclass",
+        "taken": "half_broken:Taken",
+        "damped": "half_broken:Damped",
+    }
+    install(broken, "half_broken", f"{OUTSIDE}\n\nclass Taken(Damped):\n    name = 'raflora'\n")
+    with pytest.warns(UserWarning, match=registry.ENTRY_POINTS) as caught:
+        names = rule_names()
+    told = sorted(str(warning.message).split()[2] for warning in caught)
+    assert told == ["absent", "nameless", "no_rule", "taken"]
+    assert names == tuple(sorted(("damped", *(rule.name for rule in OWN))))
+    assert get_rule("raflora") == RaFLoRA()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # told once
+        assert rule_names() == names
+
+
+@pytest.mark.parametrize(
+    ("rule", "linear"),
+    [("fedavg", True), ("raflora", True), ("ffa", True), ("zero_pad", False), ("hetlora", False)],
+)
+def test_linear_rules_say_so(rule, linear):
+    assert get_rule(rule).is_linear == linear
