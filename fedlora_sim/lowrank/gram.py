@@ -100,7 +100,7 @@ def gram_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> Gr
     rounding = (shift + 4 * EPS * norms[0]) * norms[1]
     clear = rounding <= relative("factorization", dtype) / 4 * values[..., -1]
     trusted = clear & (failed == 0) & (values[..., -1] > 0)
-    safe = torch.where(trusted.unsqueeze(-1), values, 1.0).unsqueeze(-2)
+    safe = torch.where(values > 0, values, 1.0).unsqueeze(-2)
     left = on_b.unsqueeze(-1) * (in_a @ (x / safe))
     right = on_a.unsqueeze(-1) * (lower @ (x / safe.sqrt()))
     summed = torch.maximum(_largest_sum(left, square_b), _largest_sum(right, square_a))
