@@ -1,137 +1,161 @@
 """Federated fine-tuning, one client and one step at a time, with the update formed densely.
 
-Each client differentiates through `W + s B A` itself, and its optimiser is written out; only the
-draws (split, cohorts, initial factors, batches) and the pretrained model are the simulator's.
+Only the draws (split, cohorts, initial factors, allocation, batches, masks) and the pretrained
+model are the simulator's.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch import Tensor
-from torch.func import functional_call
-from torch.nn import functional
+from numpy.typing import NDArray
 
+from fedlora_sim.draws import allocation_scores
 from fedlora_sim.federation import Federation, draw_cohorts
 from fedlora_sim.randomness import stream
-from fedlora_sim.reference.aggregation import Factors, aggregate_reference
+from fedlora_sim.reference.aggregation import Array, Factors, aggregate_reference
+from fedlora_sim.reference.allocation import held_reference
+from fedlora_sim.reference.client import Weights, importance_reference, local_batches, train_client
+from fedlora_sim.reference.sparse_start import sparse_start_reference
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.training.batches import client_streams, plan_batches
 from fedlora_sim.training.digits import DigitsTask
 from fedlora_sim.training.draws import initial_lora_a, split_clients
 
-State = dict[str, Factors]
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba 2015, arXiv 1412.6980)
+Held = dict[str, list[int]]
 
 
-def training_reference(scenario: Scenario, task: DigitsTask, rule: str, seed: int) -> list[State]:
-    """Global factors per layer after every round, at scaling 1; for Adam and plain SGD.
+@dataclass(frozen=True, eq=False)
+class ReferenceState:
+    """The global update after some round.
+
+    Args:
+        adapters: module name to lora_A (r_max, d_in) and lora_B (d_out, r_max), at scaling 1.
+        base: module name to the accumulated correction of its weight, (d_out, d_in).
+        ranks: rank of every client.
+    """
+
+    adapters: dict[str, Factors]
+    base: dict[str, Array]
+    ranks: tuple[int, ...]
+
+    def delta(self, name: str) -> Array:
+        """The whole update of a module."""
+        lora_a, lora_b = self.adapters[name]
+        return np.asarray(lora_b @ lora_a + self.base[name])
+
+
+def training_reference(
+    scenario: Scenario, task: DigitsTask, rule: str, seed: int
+) -> list[ReferenceState]:
+    """The global update at the start and after every round; for Adam and plain SGD.
 
     Args:
         scenario: a training scenario of dtype float64 with `local_steps`.
         task: its task, in float64 on the CPU.
-        rule: `fedavg`, `zero_pad` or `raflora`.
+        rule: as for `aggregate_reference`.
         seed: the run's seed.
 
     Returns:
-        T states: layer name to lora_A (r_max, d_in) and lora_B (d_out, r_max).
+        T + 1 states.
     """
-    samples = split_clients(scenario, task.train_y.numpy(), seed)
-    sizes = tuple(len(own) for own in samples)
-    federation = Federation(scenario.ranks, sizes, scenario.cohort_size, scenario.sampling)
-    counts = draw_cohorts(federation, scenario.rounds, stream(seed, "cohorts"))
-    initial = {name: _initial(task, name, seed, federation.r_max) for name in task.target_modules}
-    state, states = initial, []
-    for t in range(scenario.rounds):
-        cohort = np.flatnonzero(counts[t])
-        updates = []
-        for k in cohort.tolist():
-            scaling = scenario.client_scaling(scenario.ranks[k])
-            received = {
-                name: _receive(state[name], initial[name], scenario.ranks[k], scaling)
-                for name in state
-            }
-            plan = plan_batches(
-                [samples[k]],
-                client_streams(seed, t, [k]),
-                batch_size=scenario.batch_size,
-                local_steps=scenario.local_steps,
-            )
-            batches = [
-                index[0][weight[0] > 0]
-                for index, weight in zip(plan.index, plan.weight, strict=True)
-            ]
-            updates.append((_train(scenario, task, received, scaling, batches), scaling))
-        shares = federation.cohort_weights(cohort, counts[t, cohort]).tolist()
-        state = {
-            name: aggregate_reference(
-                [(*trained[name], scaling) for trained, scaling in updates],
-                shares,
-                rule,
-                federation.levels,
-                state[name],
-                scenario.empty_partition,
-            )[:2]
-            for name in state
+    return _Run(scenario, task, rule, seed).states()
+
+
+class _Run:
+    def __init__(self, scenario: Scenario, task: DigitsTask, rule: str, seed: int) -> None:
+        self.scenario, self.task, self.rule, self.seed = scenario, task, rule, seed
+        self.frozen_a = rule == "ffa"
+        self.samples = split_clients(scenario, task.train_y.numpy(), seed)
+        sizes = tuple(len(own) for own in self.samples)
+        self.federation = Federation(scenario.ranks, sizes, scenario.cohort_size, scenario.sampling)
+        self.counts = draw_cohorts(self.federation, scenario.rounds, stream(seed, "cohorts"))
+        self.scores = allocation_scores(scenario, seed)
+        self.weights: Weights = {
+            name: task.model.get_parameter(f"{name}.weight").detach()
+            for name in task.target_modules
         }
-        states.append(state)
-    return states
+        self.fresh = {name: self._lora_start(name) for name in self.weights}
 
+    def _lora_start(self, name: str) -> Factors:
+        d_out, d_in = self.weights[name].shape
+        rank = self.federation.r_max
+        return initial_lora_a(self.seed, name, rank, d_in), np.zeros((d_out, rank))
 
-def _initial(task: DigitsTask, name: str, seed: int, rank: int) -> Factors:
-    d_out, d_in = task.model.get_parameter(f"{name}.weight").shape
-    return initial_lora_a(seed, name, rank, d_in), np.zeros((d_out, rank))
+    def states(self) -> list[ReferenceState]:
+        adapters = self.fresh
+        if self.scenario.initializer == "slora":
+            adapters = sparse_start_reference(
+                self.scenario, self.task, self.weights, self.federation, self.samples, self.seed
+            )
+        if self.frozen_a:  # what a lost direction falls back on is the A that is everybody's
+            self.fresh = {name: self._received(adapters[name], name, 1.0) for name in adapters}
+        base = {name: np.zeros(tuple(w.shape)) for name, w in self.weights.items()}
+        found = [ReferenceState(adapters, base, self.federation.ranks)]
+        for t in range(self.scenario.rounds):
+            found.append(self._round(t, found[-1]))
+        return found
 
+    def _round(self, t: int, state: ReferenceState) -> ReferenceState:
+        cohort, ranks = np.flatnonzero(self.counts[t]), list(state.ranks)
+        weights = {name: w + torch.from_numpy(state.base[name]) for name, w in self.weights.items()}
+        updates, positions = [], []
+        for k in cohort.tolist():
+            held = self._held(t, k, ranks[k], weights, state)
+            scaling = self.scenario.client_scaling(self.federation.ranks[k])
+            received = {}
+            for name, own in held.items():
+                a, b = self._received(state.adapters[name], name, scaling)
+                received[name] = (a[own], b[:, own])
+            batches = local_batches(self.scenario, self.samples[k], self.seed, t, k)
+            sent, ranks[k] = train_client(
+                self.scenario,
+                self.task,
+                weights,
+                received,
+                scaling,
+                batches,
+                frozen_a=self.frozen_a,
+            )
+            updates.append((sent, scaling))
+            positions.append({name: own[: ranks[k]] for name, own in held.items()})
+        shares = self.federation.cohort_weights(cohort, self.counts[t, cohort]).tolist()
+        adapters, base = {}, {}
+        for name in self.weights:
+            lora_a, lora_b, more = aggregate_reference(
+                [(*sent[name], scaling) for sent, scaling in updates],
+                shares,
+                self.rule,
+                [self.federation.r_max],
+                state.adapters[name],
+                self.scenario.empty_partition,
+                [own[name] for own in positions],
+            )
+            adapters[name], base[name] = (lora_a, lora_b), state.base[name] + more
+        return ReferenceState(adapters, base, tuple(ranks))
 
-def _receive(state: Factors, initial: Factors, rank: int, scaling: float) -> Factors:
-    """The global factors cut to the client's rank and rescaled; dead directions start afresh."""
-    lora_a = state[0][:rank] / np.sqrt(scaling)
-    lora_b = state[1][:, :rank] / np.sqrt(scaling)
-    amplitudes = np.linalg.norm(state[1], axis=0) * np.linalg.norm(state[0], axis=1)
-    rounding = np.finfo(float).eps * max(len(state[1]), state[0].shape[1])
-    for i in range(rank):
-        if amplitudes[i] <= rounding * amplitudes.max():
-            lora_a[i], lora_b[:, i] = initial[0][i], 0.0
-    return lora_a, lora_b
+    def _held(self, t: int, k: int, rank: int, weights: Weights, state: ReferenceState) -> Held:
+        """Rank indices that client k receives of every module."""
+        r_max = self.federation.r_max
+        norms: dict[str, NDArray[np.float64]] = dict.fromkeys(weights, np.zeros(r_max))
+        if self.scenario.allocation == "importance":
+            received = {name: self._received(state.adapters[name], name, 1.0) for name in weights}
+            norms = importance_reference(
+                self.task, weights, received, self.samples[k], frozen_a=self.frozen_a
+            )
+        return {
+            name: held_reference(self.scenario, rank, self.scores[t, k], norms[name])
+            for name in weights
+        }
 
-
-def _train(
-    scenario: Scenario,
-    task: DigitsTask,
-    received: State,
-    scaling: float,
-    batches: list[np.ndarray],
-) -> State:
-    """Local steps of one client, its optimiser starting anew."""
-    factors = {
-        (name, side): torch.from_numpy(received[name][side]) for name in received for side in (0, 1)
-    }
-    moments = {key: (torch.zeros_like(f), torch.zeros_like(f)) for key, f in factors.items()}
-    for step, batch in enumerate(batches, start=1):
-        gradients = _gradients(task, factors, scaling, torch.from_numpy(batch))
-        for key, gradient in gradients.items():
-            if scenario.optimizer == "sgd":
-                move = gradient
-            else:
-                first, second = moments[key]
-                first = BETA_1 * first + (1 - BETA_1) * gradient
-                second = BETA_2 * second + (1 - BETA_2) * gradient**2
-                moments[key] = (first, second)
-                corrected = (second / (1 - BETA_2**step)).sqrt() + EPSILON
-                move = first / (1 - BETA_1**step) / corrected
-            factors[key] = factors[key] - scenario.learning_rate * move
-    return {name: (factors[name, 0].numpy(), factors[name, 1].numpy()) for name in received}
-
-
-def _gradients(
-    task: DigitsTask, factors: dict[tuple[str, int], Tensor], scaling: float, batch: Tensor
-) -> dict[tuple[str, int], Tensor]:
-    leaves = {key: factor.clone().requires_grad_(True) for key, factor in factors.items()}
-    merged = {
-        f"{name}.weight": task.model.get_parameter(f"{name}.weight")
-        + scaling * (leaves[name, 1] @ leaves[name, 0])
-        for name in task.target_modules
-    }
-    logits = functional_call(task.model, merged, (task.train_x[batch],))
-    loss = functional.cross_entropy(logits, task.train_y[batch])
-    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    def _received(self, adapter: Factors, name: str, scaling: float) -> Factors:
+        """The global factors in a client's scaling; dead directions start afresh."""
+        share = 1.0 if self.frozen_a else np.sqrt(scaling)
+        lora_a, lora_b = adapter[0] / share, adapter[1] / (scaling / share)
+        amplitudes = np.linalg.norm(adapter[1], axis=0) * np.linalg.norm(adapter[0], axis=1)
+        rounding = np.finfo(float).eps * max(len(adapter[1]), adapter[0].shape[1])
+        for i in range(len(lora_a)):
+            if amplitudes[i] <= rounding * amplitudes.max():
+                lora_a[i], lora_b[:, i] = self.fresh[name][0][i], 0.0
+        return lora_a, lora_b

@@ -1,4 +1,4 @@
-"""The random draws of a training run besides cohorts and batches: the split and the initial A."""
+"""The random draws of a training run besides cohorts and batches: split, initial A, masks."""
 
 from __future__ import annotations
 
@@ -24,3 +24,14 @@ def initial_lora_a(seed: int, layer: str, rank: int, d_in: int) -> NDArray[np.fl
     """LoRA's initial A, (rank, d_in): uniform within 1/sqrt(d_in), as PEFT's Kaiming draw is."""
     bound = d_in**-0.5
     return stream(seed, "lora_A", layer).uniform(-bound, bound, size=(rank, d_in))
+
+
+def sparse_entries(seed: int, layer: str, size: int, density: float) -> NDArray[np.int64]:
+    """Entries of a flattened weight that SLoRA's first stage trains: exactly the share, or one."""
+    count = max(1, round(density * size))
+    return stream(seed, "slora mask", layer).permutation(size)[:count]
+
+
+def sparse_batches_seed(seed: int) -> int:
+    """Seed of the sparse stage's batches, which must not be those of the LoRA rounds."""
+    return int(stream(seed, "slora batches").integers(2**62))

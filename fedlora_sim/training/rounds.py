@@ -121,6 +121,9 @@ class FederatedRun:
         self.frozen = {name: Frozen(lora_a=rule.frozen_a) for name in self.task.target_modules}
         self.fresh = {name: self._fresh_factors(name) for name in self.task.target_modules}
         self.state = GlobalUpdate(self._initial_adapters())
+        if rule.frozen_a:  # a row that nobody sent back is still everybody's
+            every = torch.arange(self.federation.r_max, device=self.task.train_x.device)
+            self.fresh = {name: self._received(name, every, 1.0) for name in self.fresh}
 
     def _fresh_factors(self, name: str) -> LoRAFactors:
         weight, rank = find_linear(self.task.model, name).weight, self.federation.r_max

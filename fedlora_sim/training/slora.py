@@ -24,6 +24,7 @@ from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.training.batches import client_streams
 from fedlora_sim.training.digits import DigitsTask
+from fedlora_sim.training.draws import sparse_batches_seed, sparse_entries
 from fedlora_sim.training.local import LocalConfig, train_cohort
 from fedlora_sim.training.stacked import Adapters, Frozen, find_linear
 
@@ -53,7 +54,7 @@ def sparse_stage(
     masks = {name: _mask(w, scenario.slora_density, seed, name) for name, w in weights.items()}
     frozen = {name: Frozen(lora_a=True, mask=mask) for name, mask in masks.items()}
     total = {name: torch.zeros_like(w) for name, w in weights.items()}
-    stage = seed_of_stage(seed)
+    stage = sparse_batches_seed(seed)
     counts = draw_cohorts(federation, scenario.slora_rounds, stream(seed, "slora cohorts"))
     for t, row in enumerate(counts):
         clients, drawn = cohort_slots(row, int(np.count_nonzero(row)))
@@ -87,15 +88,9 @@ def sparse_start(total: dict[str, Tensor], r: int) -> dict[str, LoRAFactors]:
     return {name: LoRAFactors.from_delta(dense, r) for name, dense in total.items()}
 
 
-def seed_of_stage(seed: int) -> int:
-    """Seed of the sparse stage's batches, which must not be those of the LoRA rounds."""
-    return int(stream(seed, "slora batches").integers(2**62))
-
-
 def _mask(weight: Tensor, density: float, seed: int, name: str) -> Tensor:
     """A random mask with exactly `density` of the entries, at least one."""
-    count = max(1, round(density * weight.numel()))
-    chosen = stream(seed, "slora mask", name).permutation(weight.numel())[:count]
+    chosen = sparse_entries(seed, name, weight.numel(), density)
     mask = torch.zeros(weight.numel(), dtype=weight.dtype, device=weight.device)
     mask[torch.as_tensor(chosen, device=weight.device)] = 1
     return mask.view_as(weight)

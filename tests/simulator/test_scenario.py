@@ -27,6 +27,10 @@ FULL = Scenario(
     local_steps=None,
     lora_alpha=16.0,
     use_rslora=True,
+    allocation="importance",
+    pruning_decay=0.5,
+    pruning_penalty=0.1,
+    initializer="slora",
 )
 
 
@@ -146,6 +150,17 @@ BAD = [
     {"local_epochs": 0},
     {"lora_alpha": 0.0},
     {"use_rslora": "false"},
+    {"allocation": "svds"},
+    {"initializer": "pissa"},
+    {"slora_rounds": 0},
+    {"slora_density": 0.0},
+    {"slora_density": 1.5},
+    {"slora_density": float("nan")},
+    {"pruning_decay": 0.0},
+    {"pruning_decay": 1.0},
+    {"pruning_decay": "often"},
+    {"pruning_penalty": -0.1},
+    {"pruning_penalty": float("inf")},
 ]
 
 
