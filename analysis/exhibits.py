@@ -7,7 +7,8 @@ import xarray as xr
 
 from analysis import closed_form
 from analysis.claim import Context
-from fedlora_sim import Scenario, parse_ranks, rule_names, simulate
+from analysis.moments import RULES
+from fedlora_sim import Scenario, parse_ranks, simulate
 
 ENERGIES = Scenario(
     ranks=parse_ranks("4x8,8x6,16x4"), fidelity="matrix", rounds=12, spectrum_decay=0.88
@@ -16,13 +17,13 @@ ENERGY_RUNS = 3
 
 
 def energies(context: Context) -> xr.Dataset:
-    """Energies over rounds under every rule, at matrix fidelity, beside the closed form.
+    """Energies over rounds under the rules with a closed form, at matrix fidelity, beside it.
 
     Returns:
         Dimensions (rule, seed, round, direction); `predicted_energy` (rule, round, direction).
     """
     scenario, runs = ENERGIES.replace(device=context.device), []
-    for rule in rule_names():
+    for rule in RULES:
         run = simulate(scenario, rule=rule, seed=context.seeds(range(ENERGY_RUNS)))
         predicted = closed_form.energy_trajectory(
             rule, ENERGIES.ranks, ENERGIES.rounds, initial_amplitude=ENERGIES.initial_amplitudes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from fedlora_sim.run_store import RunStore
 from fedlora_sim.scenario import load_toml
 
 # Runs kept together: a piece must be worth a file, and short enough to lose.
+NO_FILE_NAME = r"[^\w.]+"  # a rule's options: raflora:canonicalize=true
 RUNS_PER_PIECE = {"spectral": 1000, "matrix": 50, "training": 1}
 
 
@@ -74,13 +76,13 @@ def _collect(scenario: Scenario, rules: list[str], numbers: range, store: RunSto
     """Run what is not in the store yet, keeping every finished piece there."""
     by_rule = []
     with tqdm(total=len(rules) * len(numbers), unit="run", disable=None) as bar:
-        for index, name in enumerate(rules):
+        for name in rules:
             bar.set_description(name)
             pieces = []
             size = RUNS_PER_PIECE[scenario.fidelity]
             for start in range(0, len(numbers), size):
                 seeds = numbers[start : start + size]
-                label = f"rule{index}-{seeds[0]}-{seeds[-1]}"
+                label = f"{re.sub(NO_FILE_NAME, '-', name)}-{seeds[0]}-{seeds[-1]}"
                 piece = store.get_run(label)
                 if piece is None:
                     piece = run(scenario, rule=name, seed=seeds, on_progress=bar.update)

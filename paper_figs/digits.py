@@ -13,6 +13,7 @@ LOOK = {
     "fedavg": (RULE_COLOURS["fedavg"], "-", RULE_NAMES["fedavg"]),
     "zero_pad": (RULE_COLOURS["zero_pad"], "-", RULE_NAMES["zero_pad"]),
     "raflora": (RULE_COLOURS["raflora"], "-", RULE_NAMES["raflora"]),
+    "raflora_canonical": (RULE_COLOURS["raflora"], "-.", "raFLoRA, canonical factors"),
     "equal_rank_2": (PALETTE[7], ":", "all clients of rank 2"),
     "equal_rank_16": (PALETTE[7], "--", "all clients of rank 16"),
 }

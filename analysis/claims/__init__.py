@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from analysis.claim import Claim
-from analysis.claims import cohorts, digits, floors, identities, rates
+from analysis.claims import cohorts, digits, floors, identities, rates, rules
 from fedlora_sim.errors import check_choice, expected
 
 CLAIMS: tuple[Claim, ...] = (
@@ -11,6 +11,7 @@ CLAIMS: tuple[Claim, ...] = (
     *cohorts.CLAIMS,
     *floors.CLAIMS,
     *identities.CLAIMS,
+    *rules.CLAIMS,
     *digits.CLAIMS,
 )
 

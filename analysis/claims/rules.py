@@ -1,0 +1,155 @@
+"""What every rule does to one direction, and what the gauge of the factors does to raFLoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analysis.claim import Claim, Context, NegativeControl
+from analysis.verdict import Prediction
+from fedlora_sim import LoRAFactors, aggregate
+from fedlora_sim.aggregation import AggregationRule, get_rule
+from fedlora_sim.devices import resolve_device
+from fedlora_sim.randomness import stream
+
+Array = NDArray[np.float64]
+
+RULES = ("fedavg", "zero_pad", "hetlora", "flora", "ffa", "fedex", "rbla", "raflora")
+RANKS = (2, 4, 4, 7, 7)
+D_OUT, D_IN = 20, 24
+EXACT = 1e-10
+
+
+def multiplier_error(numbers: Sequence[int], context: Context, instead: str | None = None) -> Array:
+    """Relative distance of measured amplitudes from the declared multiplier times what was sent.
+
+    Every client returns its directions of one basis with common amplitudes, in random scalings.
+
+    Args:
+        numbers: one round per number.
+        context: seeds and device.
+        instead: a rule whose declaration is taken for all, for the negative control.
+
+    Returns:
+        One row per round, one column per rule.
+    """
+    rows = []
+    for seed in context.seeds(numbers):
+        rng = stream(seed, "multipliers")
+        u, v = (_orthonormal(rng, d, max(RANKS), context) for d in (D_OUT, D_IN))
+        sent = torch.from_numpy(rng.uniform(0.5, 2.0, size=max(RANKS))).to(u)
+        samples = torch.from_numpy(rng.integers(1, 50, size=len(RANKS))).to(u)
+        scalings = rng.uniform(0.5, 2.0, size=len(RANKS))
+        errors = []
+        for name in RULES:
+            rule = get_rule(name)
+            updates = [
+                _shared(u, v, sent, r, float(s), rule.frozen_a)
+                for r, s in zip(RANKS, scalings, strict=True)
+            ]
+            total = aggregate(updates, samples.tolist(), rule).delta()
+            measured = torch.einsum("ir,ij,jr->r", u, total, v)
+            declared = (rule if instead is None else get_rule(instead)).multiplier(
+                _coverage(rule, updates, samples)
+            )
+            errors.append(float((measured - declared * sent).norm() / sent.norm()))
+        rows.append(errors)
+        context.on_progress(1)
+    return np.array(rows)
+
+
+def _orthonormal(rng: np.random.Generator, d: int, q: int, context: Context) -> Tensor:
+    basis = torch.from_numpy(np.linalg.qr(rng.standard_normal((d, q)))[0])
+    return basis.to(resolve_device(context.device, torch.float64))
+
+
+def _shared(
+    u: Tensor, v: Tensor, sent: Tensor, rank: int, scaling: float, frozen_a: bool
+) -> LoRAFactors:
+    """A client's first directions of the basis; A is the basis itself where it is frozen."""
+    on_b = sent if frozen_a else sent.sqrt()
+    on_a = torch.ones_like(sent) if frozen_a else sent.sqrt()
+    share = scaling if frozen_a else scaling**0.5
+    whole = LoRAFactors(
+        (v * on_a).mT / (1.0 if frozen_a else share), u * on_b / share, scaling=scaling
+    )
+    return whole.truncate(rank)
+
+
+def _coverage(rule: AggregationRule, updates: Sequence[LoRAFactors], samples: Tensor) -> Tensor:
+    """Weight share of the contributors to every direction, by the weights that the rule uses."""
+    members = torch.tensor(RANKS).unsqueeze(1) > torch.arange(max(RANKS))
+    weights = samples
+    if rule.weights_from_norms:
+        weights = torch.stack([update.norm() for update in updates])
+    return ((weights / weights.sum()).unsqueeze(1) * members.to(weights.device)).sum(0)
+
+
+def gauge_distance(rule: str, numbers: Sequence[int], context: Context) -> Array:
+    """Relative change of the global update when clients write their updates in another gauge.
+
+    Every client's factors become `B G, G^{-1} A` with a random invertible G of condition number 4:
+    the same update.
+    """
+    device = resolve_device(context.device, torch.float64)
+    distances = []
+    for seed in context.seeds(numbers):
+        rng = stream(seed, "gauge")
+        updates, turned = [], []
+        for r in RANKS:
+            a, b = (
+                torch.from_numpy(rng.standard_normal(shape)) for shape in ((r, D_IN), (D_OUT, r))
+            )
+            left, right = (np.linalg.qr(rng.standard_normal((r, r)))[0] for _ in range(2))
+            g = torch.from_numpy(left @ np.diag(np.linspace(0.5, 2.0, r)) @ right)
+            updates.append(LoRAFactors(a.to(device), b.to(device)))
+            turned.append(LoRAFactors((torch.linalg.inv(g) @ a).to(device), (b @ g).to(device)))
+        samples = rng.integers(1, 50, size=len(RANKS)).tolist()
+        before, after = (aggregate(x, samples, rule).delta() for x in (updates, turned))
+        distances.append(float((after - before).norm() / before.norm()))
+        context.on_progress(1)
+    return np.array(distances)[:, None]
+
+
+CLAIMS = (
+    Claim(
+        id="declared-multipliers",
+        statement="Every rule multiplies a direction that all contributors return alike by what "
+        "it declares.",
+        source="the rules' papers; arXiv 2602.13486, Sec. 4",
+        assumptions="fixed basis, common amplitudes, any sample counts and scalings, one round",
+        fidelity="matrix",
+        quantities=tuple(f"relative error, {name}" for name in RULES),
+        predict=partial(Prediction.at_most, [EXACT] * len(RULES)),
+        experiment=multiplier_error,
+        control=NegativeControl(
+            "the multiplier of FedAvg for all",
+            experiment=partial(multiplier_error, instead="fedavg"),
+        ),
+        first=20,
+        cap=20,
+        quick=(20, 20),
+    ),
+    Claim(
+        id="canonical-gauge",
+        statement="raFLoRA on canonical factors does not depend on how updates are written.",
+        source="ours",
+        assumptions="any factors, any invertible change of gauge",
+        fidelity="matrix",
+        quantities=("relative change of the global update",),
+        predict=partial(Prediction.at_most, EXACT),
+        experiment=partial(gauge_distance, "raflora:canonicalize=true"),
+        control=NegativeControl(
+            "plain raFLoRA, which partitions the factors as they are",
+            experiment=partial(gauge_distance, "raflora"),
+        ),
+        first=20,
+        cap=20,
+        quick=(20, 20),
+    ),
+)
