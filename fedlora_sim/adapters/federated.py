@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +114,14 @@ def aggregate_adapters(
     if not paths:
         raise expected("folders", [], "at least one adapter folder")
     out, last = Path(out), None if previous is None else Path(previous)
-    get_rule(rule)
-    weights = check_num_samples(
-        [1.0] * len(paths) if num_samples is None else num_samples, len(paths)
-    )
-    levels = _check_levels(rank_levels)
-    target_rank = None if target_rank is None else check_positive_int("target_rank", target_rank)
-    empty_partition = check_choice("empty_partition", empty_partition, EMPTY_PARTITION)
+    samples = [1.0] * len(paths) if num_samples is None else num_samples
+    weights = check_num_samples(samples, len(paths))
+    request = _check_request(weights, rule, rank_levels, empty_partition, target_rank)
     check_output(out, [*paths, *([] if last is None else [last])], force=force)
     clients, previous_folder = _open(paths, last)
     place = resolve_device(device, _computing_dtype(clients))
-    relative = tuple(weight / max(weights) for weight in weights)  # their sum is always finite
-    request = Request(rule, relative, levels, empty_partition, target_rank, place)
-    results, layers = _aggregate(clients, previous_folder, request)
-    extras = average_extras(clients, relative)
+    results, layers = _aggregate(clients, previous_folder, replace(request, device=place))
+    extras = average_extras(clients, request.weights)
     report = AggregationReport(
         rule,
         str(out),
@@ -139,6 +133,27 @@ def aggregate_adapters(
     )
     write_adapters(out, _contents(clients, results, extras, report), force=force)
     return report
+
+
+def _check_request(
+    weights: tuple[float, ...],
+    rule: str,
+    rank_levels: Sequence[int] | None,
+    empty_partition: str,
+    target_rank: int | None,
+) -> Request:
+    """What is asked of every module, checked; the device is not known before the dtype."""
+    if not isinstance(rule, str):
+        raise expected("rule", rule, "the name of a rule, which the report can tell")
+    get_rule(rule)
+    return Request(
+        rule,
+        tuple(weight / max(weights) for weight in weights),  # their sum is always finite
+        _check_levels(rank_levels),
+        check_choice("empty_partition", empty_partition, EMPTY_PARTITION),
+        None if target_rank is None else check_positive_int("target_rank", target_rank),
+        torch.device("cpu"),
+    )
 
 
 def _check_levels(rank_levels: Sequence[int] | None) -> tuple[int, ...] | None:

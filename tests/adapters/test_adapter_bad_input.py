@@ -184,6 +184,30 @@ def test_bad_tensors(refused, folders, change, named):
     assert "b/adapter_model.safetensors" in line or "'b'" in line or "in b" in line
 
 
+def test_extra_tensors_that_only_one_client_has(refused, folders):
+    rewrite("b", lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(24, 16)}))
+    line = refused("a", "b", "c", "--out", "out")
+    assert "folder='b': expected the modules and keys of a: " in line
+    assert "1 unexpected (base_model.model.lm_head.weight)" in line
+
+
+def test_extra_tensors_of_another_shape(refused, folders):
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    rewrite("b", put(key, lambda w: w[:-1].clone()))
+    line = refused("a", "b", "c", "--out", "out")
+    assert f"shape of {key} in b=(23, 16): expected (24, 16), as in a" in line
+
+
+def test_convolutions_of_another_kind(refused, clients, here):
+    for name, folder in zip("ab", clients("conv", *SETTINGS[:2]), strict=True):
+        shutil.copytree(folder, here / name)
+    rewrite(
+        "b", put("base_model.model.plane.lora_B.weight", lambda b: b.expand(8, 4, 3, 3).clone())
+    )
+    line = refused("a", "b", "--out", "out")
+    assert "plane.lora_B.weight=(8, 4, 3, 3): expected a kernel of size 1" in line
+
+
 def test_a_square_module_with_a_and_b_swapped_is_told_by_name(refused, folders):
     """16 x 16 at rank 4: A is (4, 16) and B (16, 4), which only the names can tell apart."""
     rewrite("b", put(f"{LLAMA}.lora_B.weight", lambda b: b.T.contiguous()))

@@ -186,6 +186,15 @@ def test_the_base_correction_merges_into_the_base(clients, tmp_path, rule):
     assert_same(outputs(both), outputs(load("gpt2", tmp_path / "out")))
 
 
+def test_the_target_rank_of_averaged_factors_is_the_best_approximation_too(clients, tmp_path):
+    """Their components stand in no order: the first ones would be any."""
+    folders = clients("gpt2", *CONVENTIONS["alpha_over_r"])
+    aggregate_adapters(folders, SAMPLES, "zero_pad", tmp_path / "whole")
+    aggregate_adapters(folders, SAMPLES, "zero_pad", tmp_path / "out", target_rank=3)
+    whole = lora_layers(load("gpt2", tmp_path / "whole"))
+    compare("gpt2", tmp_path / "out", {name: cut(update(v), 3) for name, v in whole.items()})
+
+
 @pytest.mark.parametrize("rule", ["flora", "fedex"])
 def test_the_target_rank_cuts_adapter_and_correction_together(clients, tmp_path, rule):
     folders = clients("llama", *CONVENTIONS["mixed"])
