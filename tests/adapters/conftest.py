@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,3 +64,33 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pat
         return made[key]
 
     return get
+
+
+@pytest.fixture
+def folders(clients, here):
+    """Three clients' folders `a`, `b`, `c` in the working folder, to be spoilt."""
+    settings = [{"r": r, "lora_alpha": 8} for r in (2, 4, 8)]
+    for name, folder in zip("abc", clients("llama", *settings), strict=True):
+        shutil.copytree(folder, here / name)
+    return here
+
+
+@pytest.fixture
+def refused(fedlora_aggregate, here):
+    """Run the command; check that it refuses and writes nothing; give its line."""
+    from adapter_cases import tree
+
+    def run(*arguments):
+        before, names = tree(here), sorted(here.rglob("*"))
+        outcome = fedlora_aggregate(*arguments)
+        assert outcome.code == 2
+        assert outcome.out == ""
+        assert tree(here) == before
+        assert sorted(here.rglob("*")) == names
+        (line,) = outcome.err.splitlines()
+        assert line.startswith("fedlora-sim: ")
+        assert ": expected " in line
+        assert "Traceback" not in line
+        return line
+
+    return run

@@ -9,41 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_cases import RANKS, tree
+from adapter_cases import RANKS
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 SETTINGS = [{"r": r, "lora_alpha": 8} for r in RANKS]
 LLAMA = "base_model.model.model.layers.0.self_attn.q_proj"
-
-
-@pytest.fixture
-def folders(clients, here):
-    """Three clients' folders `a`, `b`, `c` in the working folder, to be spoilt."""
-    for name, folder in zip("abc", clients("llama", *SETTINGS), strict=True):
-        shutil.copytree(folder, here / name)
-    return here
-
-
-@pytest.fixture
-def refused(fedlora_aggregate, here):
-    """Run the command; check that it refuses and writes nothing; give its line."""
-
-    def run(*arguments):
-        before, names = tree(here), sorted(here.rglob("*"))
-        outcome = fedlora_aggregate(*arguments)
-        assert outcome.code == 2
-        assert outcome.out == ""
-        assert tree(here) == before
-        assert sorted(here.rglob("*")) == names
-        (line,) = outcome.err.splitlines()
-        assert line.startswith("fedlora-sim: ")
-        assert ": expected " in line
-        assert "Traceback" not in line
-        return line
-
-    return run
 
 
 def reconfigure(folder, **options):
@@ -262,40 +234,6 @@ def test_a_rank_that_a_narrow_module_cannot_have(refused, folders):
     reconfigure("b", r=17)
     line = refused("a", "b", "c", "--out", "out")
     assert "=17: expected a rank of at most min(d_in, d_out) = 16" in line
-
-
-@pytest.mark.parametrize(
-    ("out", "arguments", "named"),
-    [
-        ("a", ("--force",), "a folder apart from the input folder a"),
-        ("a/out", ("--force",), "a folder apart from the input folder a"),
-        (".", ("--force",), "a folder apart from the input folder a"),
-        ("a/../b", ("--force",), "a folder apart from the input folder b"),
-        ("last", ("--force", "--previous", "last"), "apart from the input folder last"),
-        ("file", ("--force",), "it is a file"),
-        ("file/out", (), "file is a file"),
-        ("link", ("--force",), "link is a link"),
-        ("there", (), "does not exist yet (or --force)"),
-        ("empty", (), "does not exist yet (or --force)"),
-        ("mine", ("--force",), "it also holds thesis.tex"),
-        ("deep", ("--force",), "it also holds clients/rank-2/notes"),
-        ("readme", ("--force",), "it has no adapter_config.json"),
-    ],
-)
-def test_outputs_that_are_in_the_way(refused, folders, out, arguments, named):
-    for name in ("last", "there", "mine", "deep"):
-        shutil.copytree("c", name)
-    Path("file").write_text("mine")
-    Path("empty").mkdir()
-    Path("readme").mkdir()
-    Path("readme", "README.md").write_text("a project")
-    Path("mine", "thesis.tex").write_text("years of work")
-    shutil.copytree("c", "deep/clients/rank-2")
-    Path("deep/clients/rank-2/notes").mkdir()
-    Path("link").symlink_to("there")
-    line = refused("a", "b", "c", "--out", out, *arguments)
-    assert f"out='{out}'" in line
-    assert named in line
 
 
 def test_products_that_overflow(refused, folders):
