@@ -28,7 +28,7 @@ from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.threads import one_thread
 
-# Numbers in one batch of padded client factors: 40 MB in float64.
+# Numbers held at once by the largest arrays of a batch: 40 MB in float64.
 BATCH_ELEMENTS = 5_000_000
 
 
@@ -62,9 +62,9 @@ def run_matrix(
     Returns:
         Singular values and amplitudes projected on the initial basis.
     """
-    per_run = (
-        scenario.federation.num_clients * max(scenario.ranks) * (scenario.d_in + scenario.d_out)
-    )
+    # Local factors, or, in a long run of small layers, the gains and drifts of all rounds.
+    widest = max(scenario.d_in + scenario.d_out, 2 * scenario.rounds)
+    per_run = scenario.federation.num_clients * max(scenario.ranks) * widest
     size = max(1, BATCH_ELEMENTS // per_run)
     parts = []
     with one_thread():
@@ -140,7 +140,8 @@ class _Batch:
 
     def _round(self, t: int, state: _State) -> _State:
         slots, weights = self._slots(t)
-        u, v, x = split_directions(state.adapter, self.u0, self.v0)
+        by_svd = self.rule.space == "product"
+        u, v, x = split_directions(state.adapter, self.u0, self.v0, sorted_columns=by_svd)
         z = state.on(u, v)
         total = (x + z).unsqueeze(1)
         gain, drift = self._local_draws(t, slots)

@@ -28,7 +28,7 @@ def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, A
     rows = [_measure(state, base, basis)]
     for t in range(scenario.rounds):
         gain, drift = draws.round(t)
-        directions = [_direction(state, base, basis, i) for i in range(federation.r_max)]
+        directions = _directions(state, base, basis, rule)
         cohort, updates, positions = np.flatnonzero(counts[t]), [], []
         for k in cohort.tolist():
             reached = [
@@ -60,17 +60,33 @@ def _initial(scenario: Scenario, rule: str, basis: tuple[Array, Array]) -> tuple
     return ((v0 * np.sqrt(x)).T, u0 * np.sqrt(x)), nothing
 
 
-def _direction(state: Factors, base: Array, basis: tuple[Array, Array], i: int) -> Direction:
-    """Column pair i; a lost one stands for the initial direction i."""
-    amplitudes = np.linalg.norm(state[1], axis=0) * np.linalg.norm(state[0], axis=1)
+def _directions(
+    state: Factors, base: Array, basis: tuple[Array, Array], rule: str
+) -> list[Direction]:
+    """Every column pair. A lost one stands for an initial direction that no other one has taken.
+
+    Columns that an SVD has sorted are no longer at the place of their initial direction; those of
+    the other rules are.
+    """
+    lora_a, lora_b = state
+    amplitudes = np.linalg.norm(lora_b, axis=0) * np.linalg.norm(lora_a, axis=1)
     rounding = np.finfo(float).eps * max(base.shape)
-    if amplitudes[i] <= rounding * amplitudes.max():
-        x, u, v = 0.0, basis[0][:, i], basis[1][:, i]
-    else:
-        x = amplitudes[i]
-        u = state[1][:, i] / np.linalg.norm(state[1][:, i])
-        v = state[0][i] / np.linalg.norm(state[0][i])
-    return u, v, float(x), float(u @ base @ v)
+    living = [i for i, x in enumerate(amplitudes) if x > rounding * amplitudes.max()]
+    free = [i for i in range(len(amplitudes)) if i not in living]
+    if rule.startswith(("fedavg", "raflora")):
+        units = [lora_b[:, i] / np.linalg.norm(lora_b[:, i]) for i in living]
+        taken = [sum(float(u0 @ u) ** 2 for u in units) for u0 in basis[0].T]
+        free = sorted(sorted(range(len(taken)), key=lambda j: taken[j])[: len(free)])
+    found = []
+    for i, x in enumerate(amplitudes):
+        if i in living:
+            u = lora_b[:, i] / np.linalg.norm(lora_b[:, i])
+            v = lora_a[i] / np.linalg.norm(lora_a[i])
+        else:
+            place = free.pop(0)
+            u, v = basis[0][:, place], basis[1][:, place]
+        found.append((u, v, float(x) if i in living else 0.0, float(u @ base @ v)))
+    return found
 
 
 def _factors(held: list[Direction], reached: list[float], rule: str) -> Factors:

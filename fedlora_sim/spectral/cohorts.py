@@ -69,6 +69,7 @@ def _random_members(
 ) -> Tensor:
     """Directions of every slot under random allocation, (S, T, m, r_max)."""
     scores = torch.from_numpy(np.stack([allocation_scores(scenario, seed) for seed in seeds]))
-    held = carried_directions(ranks, scores.to(clients.device))
-    index = clients.expand(*held.shape[:2], -1).unsqueeze(-1).expand(-1, -1, -1, held.shape[-1])
-    return held.gather(2, index)
+    slots = clients.expand(*scores.shape[:2], -1)
+    index = slots.unsqueeze(-1).expand(*slots.shape, scores.shape[-1])
+    # Only who takes part is sorted.
+    return carried_directions(ranks[slots], scores.to(clients.device).gather(2, index))

@@ -89,11 +89,12 @@ class CohortShares:
         empty = (self.shares.sum(-2) == 0).nonzero()
         if len(empty):
             run, t, h = empty[0].tolist()
+            direction = int((self.groups == h).nonzero()[0])
             raise expected(
                 "empty_partition",
                 "error",
-                f"a contributor to every partition; partition {h + 1} has none in round {t + 1} of "
-                f"run {run} (choose zero or carry)",
+                f"a contributor to every direction; direction {direction + 1} has none in round "
+                f"{t + 1} of run {run} (choose zero or carry)",
             )
 
     def total(self) -> Tensor:

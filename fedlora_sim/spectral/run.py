@@ -77,8 +77,9 @@ def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> 
     federation = scenario.federation
     if _needs_clients(scenario, rule):  # gains and drifts, drawn, stacked and moved
         per_run = 6 * scenario.rounds * federation.num_clients * federation.r_max
-    elif scenario.allocation == "random":  # scores of every client, sorted
-        per_run = 4 * scenario.rounds * federation.num_clients * federation.r_max
+    elif scenario.allocation == "random":  # scores of every client, the cohort's sorted
+        clients = federation.num_clients + 6 * federation.max_cohort
+        per_run = scenario.rounds * clients * federation.r_max
     else:
         widest = max(federation.max_cohort * federation.r_max, federation.num_clients)
         per_run = scenario.rounds * widest

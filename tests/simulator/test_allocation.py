@@ -1,0 +1,169 @@
+"""Rank allocation: who receives which directions, and that everybody meets the same draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chi2
+from simulator_cases import ALL_RULES, CANONICAL, assert_close, quick
+
+from fedlora_sim import Federation, Scenario, simulate
+from fedlora_sim.aggregation import get_rule
+from fedlora_sim.allocation import carried_directions, leading_directions
+from fedlora_sim.draws import allocation_scores
+from fedlora_sim.reference.allocation import held_reference
+from fedlora_sim.simulate import simulate_many
+from fedlora_sim.spectral import cohorts
+from fedlora_sim.training.directions import Directions
+
+ONCE_IN_TWO_MILLION = 5e-7
+
+
+@quick
+@given(
+    rows=st.lists(
+        st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=4, unique_by=tuple
+    ),
+    rank=st.integers(1, 5),
+)
+def test_the_highest_scores_are_carried_and_of_equals_the_first(rows, rank):
+    importance = Scenario("5", allocation="importance")
+    held = carried_directions(torch.full((len(rows),), rank), torch.tensor(rows))
+    for mask, row in zip(held, rows, strict=True):
+        assert mask.nonzero().flatten().tolist() == held_reference(importance, rank, [], row)
+
+
+def test_falling_scores_are_svd_allocation():
+    ranks = torch.tensor([[1, 4], [3, 2]])
+    scores = torch.arange(4, 0, -1).expand(2, 2, -1)
+    assert torch.equal(carried_directions(ranks, scores), leading_directions(ranks, 4))
+
+
+RANDOM = Scenario("1x1,2x1,3x1,5x1", rounds=4000, allocation="random")
+
+
+def random_masks(scenario, seed):
+    """Directions of every round and client, boolean (T, K, r_max)."""
+    scores = torch.from_numpy(allocation_scores(scenario, seed))
+    return carried_directions(torch.tensor(scenario.ranks), scores).numpy()
+
+
+def test_random_allocation_gives_every_client_its_rank():
+    held = random_masks(RANDOM, 0).sum(-1)
+    np.testing.assert_array_equal(held, np.tile(RANDOM.ranks, (RANDOM.rounds, 1)))
+
+
+def test_random_allocation_is_uniform_over_subsets():
+    """Every subset of r_k directions is as frequent as every other, by the chi-square test."""
+    held = random_masks(RANDOM, 0)
+    for k, subsets in ((0, 5), (1, 10), (2, 10), (3, 1)):
+        counts = np.unique(held[:, k], axis=0, return_counts=True)[1]
+        assert len(counts) == subsets
+        expected = RANDOM.rounds / subsets
+        statistic = ((counts - expected) ** 2 / expected).sum()
+        assert subsets == 1 or statistic <= chi2.isf(ONCE_IN_TWO_MILLION, subsets - 1)
+
+
+def test_random_allocation_is_drawn_anew_every_round_and_for_every_client():
+    """Of two clients of rank 2 in 5, or one in two rounds, one draw says nothing of the other."""
+    held = random_masks(RANDOM.replace(ranks="2x2,5x1"), 1)[:, :2]
+    rounds = held[:-1:2], held[1::2]
+    for first, second in ((held[:, 0], held[:, 1]), (rounds[0][:, 0], rounds[1][:, 0])):
+        table = np.zeros((10, 10))
+        one, other = (
+            np.unique(side, axis=0, return_inverse=True)[1].ravel() for side in (first, second)
+        )
+        np.add.at(table, (one, other), 1)
+        expected = len(first) / 100
+        statistic = ((table - expected) ** 2 / expected).sum()
+        assert statistic <= chi2.isf(ONCE_IN_TWO_MILLION, 99)
+
+
+def test_coverage_under_random_allocation_is_the_mean_of_the_draws():
+    scenario = RANDOM.replace(num_samples=(4, 3, 2, 1))
+    federation = Federation(scenario.ranks, scenario.num_samples)
+    share = federation.weights @ random_masks(scenario, 2)
+    spread = share.std(0) / np.sqrt(len(share))
+    assert np.all(np.abs(share.mean(0) - federation.coverage("random")) <= 5 * spread)
+
+
+def test_fidelities_meet_the_same_directions():
+    """Rounds, cohort and directions are those of the draws, whoever looks at them."""
+    small = RANDOM.replace(rounds=6, cohort_size=2)
+    seeds = (3, 8)
+    drawn = cohorts.draw(small, seeds, torch.float64, torch.device("cpu"))
+    wanted = np.stack([random_masks(small, seed) for seed in seeds])
+    for t in range(small.rounds):
+        clients, _, members = drawn.round(t)
+        for s in range(2):
+            np.testing.assert_array_equal(members[s], wanted[s, t, clients[s]])
+    training = Directions(small.replace(fidelity="training"), 8, 5)
+    for t in range(small.rounds):
+        clients = np.array([0, 2, 3])
+        held = training.of(t, clients, [1, 3, 5], task_on_cpu(), {"layer": None}, [], {})["layer"]
+        for k, own in zip(clients, held, strict=True):
+            np.testing.assert_array_equal(own, np.flatnonzero(wanted[1, t, k]))
+
+
+def task_on_cpu():
+    """As much of a task as an allocation without gradients asks for."""
+
+    class Task:
+        train_x = torch.zeros(1)
+
+    return Task
+
+
+@pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
+def test_draws_do_not_depend_on_the_rule(fidelity):
+    """With gain 0 as many directions hold a drift as the cohort's client carries."""
+    scenario = RANDOM.replace(
+        fidelity=fidelity, rounds=6, cohort_size=1, gain_mean=0.0, drift_mean=1.0
+    )
+    alive = {
+        rule: simulate(scenario, rule=rule, seed=4).energy[0, 1:] > 0.5
+        for rule in ALL_RULES
+        if rule not in (CANONICAL, "raflora", "rbla", "flora", "fedex:residual_rank=1")
+    }
+    first = alive.pop("fedavg")
+    assert 0 < int(first.sum()) < first.size
+    for rule, found in alive.items():
+        assert found.equals(first), rule
+
+
+def test_importance_of_the_spectral_fidelity_is_how_far_a_client_would_move():
+    """One client of rank 1: it takes the direction that its gain changes most, and only that."""
+    scenario = Scenario("1x1,3x1", cohort_size=1, rounds=1, allocation="importance", gain_std=0.5)
+    drops = simulate(scenario, rule="fedavg", seed=range(40)).energy.values
+    kept = (drops[:, 1] > 0).sum(-1)
+    assert set(kept.tolist()) == {1, 3}
+    sizes = simulate(scenario.replace(ranks="3x2"), rule="fedavg", seed=range(40)).energy.values
+    assert (sizes[:, 1] > 0).all()
+
+
+@pytest.mark.parametrize("allocation", ["random", "importance"])
+@pytest.mark.parametrize("fidelity", ["spectral", "matrix", "training"])
+def test_a_gauge_needs_svd_allocation(allocation, fidelity):
+    scenario = Scenario("2x2", fidelity=fidelity, allocation=allocation, rounds=1)
+    for call in (
+        lambda: simulate(scenario, rule=CANONICAL),
+        lambda: simulate(scenario, rule=get_rule("raflora", canonicalize=True)),
+        lambda: simulate_many([scenario.replace(allocation="svd"), scenario], rule=CANONICAL),
+    ):
+        with pytest.raises(ValueError, match=f"allocation='{allocation}'.*svd.*canonicalize"):
+            call()
+
+
+@pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
+@pytest.mark.parametrize("rule", ["fedavg", "flora", "fedex", "ffa", "rbla", "zero_pad"])
+def test_full_rank_leaves_nothing_to_allocate(fidelity, rule):
+    """Everybody carries everything: the allocations are one."""
+    scenario = Scenario("3x4", fidelity=fidelity, d_in=5, d_out=4, rounds=4, cohort_size=2)
+    scenario = scenario.replace(gain_std=0.2, heterogeneity="persistent")
+    wanted = simulate(scenario, rule=rule, seed=range(2)).energy
+    for allocation in ("random", "importance"):
+        other = simulate(scenario.replace(allocation=allocation), rule=rule, seed=range(2)).energy
+        assert_close(other, wanted, "iteration")
