@@ -241,7 +241,8 @@ def bad_batch(dtype):
 
 
 def layer(given, i, j):
-    return LowRankProduct([(b[i, j], a[i, j]) for b, a in given.blocks], given.weights[i, j])
+    weights = given.weights[i, j] if given.weights.ndim > 1 else given.weights
+    return LowRankProduct([(b[i, j], a[i, j]) for b, a in given.blocks], weights)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -284,6 +285,32 @@ def test_a_batch_of_weights_over_one_cohort(method, dtype):
     for i, j in np.ndindex(2, 3):
         one = LowRankProduct(given.blocks, given.weights[i, j])
         assert_right((u[i, j], s[i, j], vh[i, j]), one, 5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", ["auto", "qr", "dense"])
+@pytest.mark.parametrize("case", [*CASES, *HARD])
+def test_values_alone_are_those_of_the_whole(case, method, dtype):
+    result = case(np.random.default_rng(9))
+    pairs, weights, r = result if isinstance(result, tuple) else (result, None, 3)
+    given = product(pairs, weights, dtype)
+    truth, values = Truth.of(given), given.singular_values(r, method)
+    scale = max(truth.summed, torch.tensor(1e-30))
+    assert_close(values.double(), truth.values[:r], "factorization", given.dtype, scale)
+    assert values.dtype == given.dtype
+
+
+@pytest.mark.parametrize("columns", [6, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_alone_of_a_batch(columns, dtype):
+    good = product([client(np.random.default_rng(10), columns, batch=(2, 3))], None, dtype)
+    for layers in (good, bad_batch(dtype)):
+        values = layers.singular_values(4)
+        assert values.shape == (2, 3, 4)
+        for i, j in np.ndindex(2, 3):
+            truth = Truth.of(layer(layers, i, j))
+            scale, wanted = max(truth.summed, torch.tensor(1e-30)), truth.values[:4]
+            assert_close(values[i, j].double(), wanted, "factorization", layers.dtype, scale)
 
 
 @pytest.fixture
