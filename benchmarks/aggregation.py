@@ -32,6 +32,7 @@ SIZES = (768, 2048, 4096, 8192)
 DENSE_UP_TO = 4096  # beyond, one dense SVD takes minutes
 LAYERS, LAYER_SIZE = 64, 768
 REPEATS = 15
+OURS = {"aggregate", "gram", "qr", "batched"}
 
 Row = dict[str, Any]
 
@@ -63,16 +64,16 @@ def product_of(updates: list[LoRAFactors], rule: str = "raflora") -> LowRankProd
     return cohort.product(get_rule(rule).direction_weights(cohort.weights, cohort.members))
 
 
-def reference(updates: list[LoRAFactors], d: int) -> Tensor:
+def reference(updates: list[LoRAFactors], d: int, rule: str = "raflora") -> Tensor:
     """Best rank-64 approximation in float64: by dense SVD, beyond its reach by the QR path."""
-    product = product_of([u.to(torch.float64) for u in updates])
-    u, s, vh = product.svd(RANK_OUT, "dense" if d <= DENSE_UP_TO else "qr")
+    product = product_of([u.to(torch.float64) for u in updates], rule)
+    u, s, vh = product.svd(RANK_OUT, "dense" if d <= DENSE_UP_TO and rule == "raflora" else "qr")
     return (u * s.unsqueeze(-2)) @ vh
 
 
-def error(result: LoRAFactors, wanted: Tensor) -> float:
-    """Relative difference of the products, in norm."""
-    return float((result.to(torch.float64).delta() - wanted).norm() / wanted.norm())
+def error(result: Tensor, wanted: Tensor) -> float:
+    """Relative difference in norm."""
+    return float((result.double() - wanted).norm() / wanted.norm())
 
 
 def one_layer(d: int, dtype: torch.dtype, device: str, repeats: int) -> list[Row]:
@@ -88,23 +89,30 @@ def one_layer(d: int, dtype: torch.dtype, device: str, repeats: int) -> list[Row
         by_path["gram"] = lambda: _split(product, "gram")
     if d <= DENSE_UP_TO:
         by_path["dense"] = lambda: _split(product, "dense")
-    rows = [
-        {"method": name, "relative_error": error(run(), wanted)} for name, run in by_path.items()
-    ]
+    errors = {name: error(run().to(torch.float64).delta(), wanted) for name, run in by_path.items()}
+    check(errors, dtype)
     candidates: dict[str, Callable[[], object]] = {**by_path, "products": _products(updates)}
-    counts = dict.fromkeys(candidates, repeats)
     if d <= DENSE_UP_TO and dtype == torch.float32 and device == "cpu":
-        candidates["peft"] = peft_merge(d)
-        counts["peft"] = repeats
-        rows.append({"method": "peft"})
+        merge, merged = peft_merge(updates)
+        candidates["peft"] = merge
+        if d < DENSE_UP_TO:  # one more of its merges takes half a minute there
+            merge()
+            errors["peft"] = error(merged(), reference(updates, d, "fedavg"))
+    counts = dict.fromkeys(candidates, repeats)
     for slow in {"dense", "peft"} & set(counts):
         counts[slow] = {768: 5, 2048: 3}.get(d, 1)
     times = side_by_side(candidates, counts, device)
-    rows.append({"method": "products"})
-    kind = str(dtype).removeprefix("torch.")
-    threads = torch.get_num_threads()
+    kind, threads = str(dtype).removeprefix("torch."), torch.get_num_threads()
     return [
-        {"d": d, "dtype": kind, "threads": threads, **row, **times[row["method"]]} for row in rows
+        {
+            "d": d,
+            "dtype": kind,
+            "threads": threads,
+            "method": name,
+            "relative_error": errors.get(name),
+            **times[name],
+        }
+        for name in candidates
     ]
 
 
@@ -122,31 +130,39 @@ def _products(updates: list[LoRAFactors]) -> Callable[[], object]:
     return lambda: (left.mT @ left, right @ right.mT, left @ core, core.mT @ right)
 
 
-def peft_merge(d: int) -> Callable[[], object]:
-    """PEFT's own merge of adapters of different ranks, `add_weighted_adapter(..., "svd")`."""
+def peft_merge(
+    updates: list[LoRAFactors],
+) -> tuple[Callable[[], None], Callable[[], Tensor]]:
+    """PEFT's own merge of adapters of different ranks, `add_weighted_adapter(..., "svd")`.
+
+    Returns:
+        The merge, and what returns its result; FedAvg of the same updates.
+    """
     from peft import LoraConfig, get_peft_model
 
-    base = torch.nn.Sequential(torch.nn.Linear(d, d, bias=False))
-    names = [f"client{k}" for k in range(len(RANKS))]
-    model = None
-    for name, r in zip(names, RANKS, strict=True):
-        config = LoraConfig(r=r, lora_alpha=16, target_modules=["0"])
+    base = torch.nn.Sequential(torch.nn.Linear(updates[0].d_in, updates[0].d_out, bias=False))
+    model: Any = None
+    names = [f"client{k}" for k in range(len(updates))]
+    for name, update in zip(names, updates, strict=True):
+        alpha = round(update.scaling * update.rank)
+        config = LoraConfig(r=update.rank, lora_alpha=alpha, target_modules=["0"])
         if model is None:
             model = get_peft_model(base, config, adapter_name=name)
         else:
             model.add_adapter(name, config)
-    assert model is not None  # there are clients
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
+    layer = model.base_model.model[0]
+    with torch.no_grad():
+        for name, update in zip(names, updates, strict=True):
+            layer.lora_A[name].weight.copy_(update.lora_A)
+            layer.lora_B[name].weight.copy_(update.lora_B)
     weights = [n / sum(samples()) for n in samples()]
-    merger: Any = model.base_model
 
     def merge() -> None:
-        merger.add_weighted_adapter(names, weights, "merged", "svd", svd_rank=RANK_OUT)
-        merger.delete_adapter("merged")
+        if "merged" in layer.lora_A:
+            model.base_model.delete_adapter("merged")
+        model.base_model.add_weighted_adapter(names, weights, "merged", "svd", svd_rank=RANK_OUT)
 
-    return merge
+    return merge, lambda: layer.get_delta_weight("merged").detach()
 
 
 def many_layers(dtype: torch.dtype, device: str, repeats: int) -> list[Row]:
@@ -164,6 +180,7 @@ def many_layers(dtype: torch.dtype, device: str, repeats: int) -> list[Row]:
 
     one_by_one = torch.stack([f.delta() for f in loop()])
     apart = float((batched().delta() - one_by_one).norm() / one_by_one.norm())
+    check({"batched": apart}, dtype)
     times = side_by_side({"loop": loop, "batched": batched}, repeats, device)
     kind, threads = str(dtype).removeprefix("torch."), torch.get_num_threads()
     return [
@@ -188,13 +205,23 @@ def every_rule(d: int, device: str, repeats: int) -> list[Row]:
     ]
 
 
-def check(rows: list[Row]) -> None:
+def check(errors: dict[str, float], dtype: torch.dtype) -> None:
     """Refuse to time what is wrong."""
+    bound = relative("factorization", dtype)
+    for name in OURS & set(errors):
+        if errors[name] > bound:
+            raise SystemExit(f"{name}: off by {errors[name]:.1e}, {bound:.0e} allowed; not timed")
+
+
+def show(rows: list[Row]) -> None:
+    """What was measured, a line each."""
     for row in rows:
-        bound = relative("factorization", getattr(torch, row.get("dtype", "float32")))
-        apart = row.get("relative_error", row.get("relative_difference", 0.0))
-        if row["method"] != "dense" and apart > bound:
-            raise SystemExit(f"{row['method']}: off by {apart:.2e}, {bound:.0e} allowed; not timed")
+        apart = row.get("relative_error", row.get("relative_difference"))
+        size = row.get("d", f"{LAYERS} layers")
+        line = f"{size:>10} {row.get('dtype', ''):8} {row['threads']} thread(s) {row['method']:26}"
+        wall = f"wall {row['wall_median']:.4f} [{row['wall_min']:.4f}, {row['wall_max']:.4f}] s"
+        off = "" if apart is None else f"  error {apart:.1e}"
+        print(f"{line}{wall}  CPU {row['cpu_median']:.4f} s{off}", flush=True)
 
 
 def main() -> None:
@@ -210,17 +237,16 @@ def main() -> None:
     torch.set_num_threads(1)
     for dtype in (torch.float32, torch.float64):
         for d in arguments.sizes:
-            record["rows"] += one_layer(d, dtype, device, repeats)
-            check(record["rows"])
-            print(*record["rows"][-6:], sep="\n", flush=True)
+            show(rows := one_layer(d, dtype, device, repeats))
+            record["rows"] += rows
     record["layers"] = []
     for threads in (1, 2) if device == "cpu" else (1,):
         torch.set_num_threads(threads)
-        record["layers"] += many_layers(torch.float32, device, max(3, repeats // 3))
-        check(record["layers"])
-        print(*record["layers"][-2:], sep="\n", flush=True)
+        show(rows := many_layers(torch.float32, device, max(3, repeats // 3)))
+        record["layers"] += rows
     torch.set_num_threads(1)
-    record["rules"] = every_rule(2048, device, repeats)
+    show(rows := every_rule(2048, device, repeats))
+    record["rules"] = rows
     record |= {"peft_version": importlib.metadata.version("peft")} if device == "cpu" else {}
     out = arguments.out or OUT / (
         "aggregation.json" if device == "cpu" else "aggregation-cuda.json"

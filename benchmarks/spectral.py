@@ -6,15 +6,13 @@ Run as `python -m benchmarks.spectral`; writes results/bench/spectral.json.
 from __future__ import annotations
 
 import json
-import platform
-import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fedlora_sim import Scenario, parse_ranks, rule_names, simulate
+from benchmarks.timing import hardware, side_by_side
+from fedlora_sim import Scenario, parse_ranks, simulate
 from fedlora_sim.datasets import versions
 from fedlora_sim.reference.spectral import spectral_reference
 from fedlora_sim.run_store import write_text
@@ -22,6 +20,7 @@ from fedlora_sim.tolerances import relative
 
 OUT = Path("results/bench/spectral.json")
 SCENARIO = Scenario(parse_ranks("4x40,8x30,16x30"), cohort_size=10, rounds=200)
+RULES = ("fedavg", "raflora", "zero_pad")
 NOISE = {"gain_std": 0.1, "drift_std": 0.02}
 SEEDS, REPEATS = 1_000, 5
 
@@ -35,24 +34,14 @@ def largest_difference(rule: str) -> float:
 
 def measure(scenario: Scenario, rule: str) -> dict[str, float]:
     """Wall and CPU seconds: median, least and most of the repeats."""
-    wall, cpu = [], []
-    for _ in range(REPEATS):
-        started = time.perf_counter(), time.process_time()
-        simulate(scenario, rule=rule, seed=range(SEEDS))
-        wall.append(time.perf_counter() - started[0])
-        cpu.append(time.process_time() - started[1])
-    return {
-        "wall_median": statistics.median(wall),
-        "wall_min": min(wall),
-        "wall_max": max(wall),
-        "cpu_median": statistics.median(cpu),
-    }
+    run = {rule: lambda: simulate(scenario, rule=rule, seed=range(SEEDS))}
+    return side_by_side(run, REPEATS)[rule]
 
 
 def main() -> None:
     """Equality first, then the times, for every rule and for one and two threads."""
     rows = []
-    for rule in rule_names():
+    for rule in RULES:
         difference = largest_difference(rule)
         if difference > relative("reduction"):
             raise SystemExit(f"{rule}: differs from the reference by {difference:.2e}; not timed")
@@ -69,7 +58,7 @@ def main() -> None:
         "seeds": SEEDS,
         "scenario": SCENARIO.to_attrs(),
         "rows": rows,
-        "cpu": platform.processor() or platform.machine(),
+        "hardware": hardware(),
         **versions(),
     }
     write_text(OUT, json.dumps(record, indent=1, default=int) + "\n")

@@ -20,8 +20,8 @@ from fedlora_sim.errors import check_positive_int, expected
 from fedlora_sim.run_store import RunStore
 from fedlora_sim.scenario import load_toml
 
+NO_FILE_NAME = r"[^\w.]+"  # what a rule's options bring: raflora:canonicalize=true
 # Runs kept together: a piece must be worth a file, and short enough to lose.
-NO_FILE_NAME = r"[^\w.]+"  # a rule's options: raflora:canonicalize=true
 RUNS_PER_PIECE = {"spectral": 1000, "matrix": 50, "training": 1}
 
 

@@ -33,7 +33,7 @@ from fedlora_sim.lowrank.blocks import (
     stack_right,
 )
 from fedlora_sim.lowrank.dense import SVD
-from fedlora_sim.threads import blas_threads
+from fedlora_sim.threads import blas_threads, one_thread
 from fedlora_sim.tolerances import relative
 
 # Rows turned to float64 at a time: with some hundred columns they stay in a core's own cache.
@@ -75,8 +75,16 @@ def gram_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> Gr
     Returns:
         The core; where it is not `trusted`, take the QR path.
     """
-    w = weights.double()
-    g_b, g_a = _gram(blocks, left=True), _gram(blocks, left=False)
+    grams = _gram(blocks, left=True), _gram(blocks, left=False)
+    if blocks[0][0].device.type != "cpu":
+        return _solve(*grams, weights.double(), r, dtype)
+    # Some hundred columns: threads that share one such factorisation mostly wait for each other.
+    with one_thread():
+        return _solve(*grams, weights.double(), r, dtype)
+
+
+def _solve(g_b: Tensor, g_a: Tensor, w: Tensor, r: int, dtype: torch.dtype) -> GramCore:
+    """The core of two Gram matrices, which are overwritten, and the column weights."""
     # Columns brought to equal norms on both sides: unbalanced pairs are not ill-conditioned ones.
     square_b, square_a = (g.diagonal(dim1=-2, dim2=-1).clone() for g in (g_b, g_a))
     norm_b, norm_a = square_b.sqrt() * w.abs(), square_a.sqrt()
