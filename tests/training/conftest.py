@@ -8,14 +8,28 @@ import numpy as np
 import pytest
 import torch
 
+from fedlora_sim import Scenario
+from fedlora_sim.aggregation import get_rule
 from fedlora_sim.randomness import stream
 from fedlora_sim.threads import one_thread
+from fedlora_sim.training import rounds
 from fedlora_sim.training.digits import DigitsTask
 from fedlora_sim.training.stacked import Adapters, find_linear
 from fedlora_sim.training.transformer import TinyTransformer
 
 TARGETS = ("blocks.0.attention.q_proj", "blocks.0.attention.v_proj", "blocks.0.fc1", "blocks.0.fc2")
 MakeAdapters = Callable[..., Adapters]
+MakeRun = Callable[..., rounds.FederatedRun]
+
+TINY = Scenario(
+    "2x3,4x2,8x2",
+    fidelity="training",
+    rounds=3,
+    dtype="float64",
+    local_steps=3,
+    batch_size=4,
+    dirichlet_alpha=5.0,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +74,14 @@ def cohort_samples() -> list[np.ndarray]:
     """Five clients of very different sizes: 1, 4, 7, 10 and 18 samples."""
     cuts = np.cumsum([1, 4, 7, 10])
     return np.split(stream(0, "test samples").permutation(40), cuts)
+
+
+@pytest.fixture
+def make_run(tiny_task: DigitsTask, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
+    """Runs of seven clients on the tiny task, in milliseconds; `TINY` with some fields changed."""
+    monkeypatch.setattr(rounds, "load_task", lambda scenario: tiny_task)
+
+    def make(rule: str = "raflora", seed: int = 5, **changes: object) -> rounds.FederatedRun:
+        return rounds.FederatedRun(TINY.replace(**changes), get_rule(rule), seed)
+
+    return make

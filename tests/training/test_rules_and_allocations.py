@@ -1,0 +1,254 @@
+"""The round loop under every rule and allocation: the reference, corrected bases, a frozen A."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedlora_sim.reference.client import importance_reference, loss_of
+from fedlora_sim.reference.training import training_reference
+from fedlora_sim.tolerances import relative
+from fedlora_sim.training import rounds
+from fedlora_sim.training.digits import DigitsTask
+from fedlora_sim.training.directions import gradient_norms
+from fedlora_sim.training.local import evaluate
+from fedlora_sim.training.stacked import find_linear
+
+CANONICAL = "raflora:canonicalize=true"
+RULES = (
+    *("fedavg", "fedex", "fedex:residual_rank=1", "ffa", "flora", "hetlora"),
+    *("hetlora:data_weighted=true", "raflora", CANONICAL, "rbla", "zero_pad"),
+)
+CASES = [
+    (rule, allocation)
+    for rule in RULES
+    for allocation in ("svd", "random", "importance")
+    if rule != CANONICAL or allocation == "svd"
+]
+ALPHA = {"cohort_size": 4, "sampling": "with_replacement", "lora_alpha": 6.0}
+RSLORA = {
+    "cohort_size": 3,
+    "sampling": "bernoulli",
+    "lora_alpha": 4.0,
+    "use_rslora": True,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+}
+
+
+def assert_reference(run, rule):
+    """Every round's ranks, and in the end every module's adapter and whole update."""
+    ranks = run.run().client_ranks
+    states = training_reference(run.scenario, run.task, rule, run.seed)
+    np.testing.assert_array_equal(ranks, [state.ranks for state in states])
+    deltas, last = run.state.deltas(), states[-1]
+    for name, (lora_a, lora_b) in last.adapters.items():
+        wanted, adapter = last.delta(name), run.state.adapters[name].delta().numpy()
+        bound = relative("training") * np.linalg.norm(wanted)
+        assert np.linalg.norm(deltas[name].numpy() - wanted) <= bound
+        assert np.linalg.norm(adapter - lora_b @ lora_a) <= bound
+
+
+@pytest.mark.parametrize(("rule", "allocation"), CASES)
+def test_alpha_over_r_and_a_sampled_cohort_are_the_reference(make_run, rule, allocation):
+    assert_reference(make_run(rule, allocation=allocation, **ALPHA), rule)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rslora_and_sgd_are_the_reference(make_run, rule):
+    assert_reference(make_run(rule, **RSLORA), rule)
+
+
+@pytest.mark.parametrize("rule", ["raflora", "rbla", "ffa"])
+@pytest.mark.parametrize("allocation", ["svd", "random", "importance"])
+def test_lost_directions_are_the_reference(make_run, rule, allocation):
+    lossy = {"cohort_size": 1, "empty_partition": "zero", "rounds": 5}
+    assert_reference(make_run(rule, allocation=allocation, **lossy), rule)
+
+
+PRUNED = {"pruning_decay": 0.6, "pruning_penalty": 0.5, "rounds": 5, "learning_rate": 0.03}
+
+
+@pytest.mark.parametrize(
+    ("rule", "allocation"),
+    [("raflora", "svd"), ("raflora", "random"), ("hetlora", "svd"), ("fedex", "importance")],
+)
+def test_pruned_clients_are_the_reference(make_run, rule, allocation):
+    run = make_run(rule, allocation=allocation, **ALPHA, **PRUNED)
+    assert_reference(run, rule)
+    assert run.ranks != list(run.scenario.ranks)
+
+
+SPARSE = {"initializer": "slora", "slora_density": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("rule", "allocation"),
+    [("raflora", "svd"), ("fedavg", "random"), ("flora", "svd"), ("ffa", "random")],
+)
+def test_runs_that_start_sparse_are_the_reference(make_run, rule, allocation):
+    assert_reference(make_run(rule, allocation=allocation, **ALPHA, **SPARSE), rule)
+
+
+def test_everything_at_once_is_the_reference(make_run):
+    assert_reference(make_run(allocation="importance", **{**PRUNED, **RSLORA, **SPARSE}), "raflora")
+
+
+class Watch:
+    """What goes into every round's local training, and what comes out."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        original = rounds.train_cohort
+
+        def train_cohort(task, adapters, *args, **options):
+            trained = original(task, adapters, *args, **options)
+            self.calls.append((task, adapters, trained))
+            return trained
+
+        monkeypatch.setattr(rounds, "train_cohort", train_cohort)
+
+
+@pytest.mark.parametrize("rule", ["flora", "fedex", "fedex:residual_rank=1"])
+def test_clients_train_on_the_corrected_model(make_run, monkeypatch, rule):
+    """The base of every round is in the weights, once, and the shared model stays as it was."""
+    watch, run = Watch(monkeypatch), make_run(rule)
+    before = {n: p.clone() for n, p in run.task.model.named_parameters()}
+    bases = [{}]
+    original = run._aggregate
+
+    def aggregate(name, *args):
+        result = original(name, *args)
+        bases[-1][name] = result.base.dense()
+        if len(bases[-1]) == len(run.task.target_modules):
+            bases.append({})
+        return result
+
+    run._aggregate = aggregate
+    run.run()
+    gathered = {name: torch.zeros_like(before[f"{name}.weight"]) for name in bases[0]}
+    for (task, _, _), more in zip(watch.calls, bases, strict=False):
+        for name, correction in gathered.items():
+            seen = find_linear(task.model, name).weight - before[f"{name}.weight"]
+            gap = (seen - correction).norm()
+            assert gap <= relative("reduction") * find_linear(task.model, name).weight.norm()
+            correction += more[name]
+    assert len(watch.calls) == 3
+    for name, parameter in run.task.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_flora_starts_every_round_afresh_and_moves_the_base_alone(make_run, monkeypatch):
+    watch, run = Watch(monkeypatch), make_run("flora", lora_alpha=6.0)
+    result = run.run()
+    for _, adapters, _ in watch.calls:
+        for name, (lora_a, lora_b) in adapters.items():
+            assert not lora_b.any()
+            for k, rank in enumerate(run.scenario.ranks):
+                assert torch.equal(lora_a[k, :rank], run.fresh[name].lora_A[:rank])
+    assert not any(f.delta().any() for f in run.state.adapters.values())
+    assert (result.singular_values[-1] > 0).all()
+    assert evaluate(run.state.merged(run.task))[1] == pytest.approx(
+        result.loss[-1], rel=relative("reduction")
+    )
+
+
+@pytest.mark.parametrize("allocation", ["svd", "random", "importance"])
+@pytest.mark.parametrize("start", [{}, SPARSE], ids=["lora", "slora"])
+@pytest.mark.parametrize("law", [{}, {"cohort_size": 2}], ids=["everybody", "sampled"])
+def test_the_a_of_ffa_never_moves_by_a_bit(make_run, monkeypatch, allocation, start, law):
+    """In no client and round, whatever the scalings are, and after rows that nobody sent."""
+    watch = Watch(monkeypatch)
+    run = make_run("ffa", allocation=allocation, lora_alpha=6.0, **start, **law)
+    common = {name: run.fresh[name].lora_A.clone() for name in run.fresh}
+    for name, adapter in run.state.adapters.items():
+        alive = ~adapter.lost_columns()
+        assert torch.equal(adapter.lora_A[alive], common[name][alive])
+    cohorts, held = run.cohorts, []
+    original = run._positions
+
+    def positions(t, clients):
+        found = original(t, clients)
+        held.append({name: [own.clone() for own in rows] for name, rows in found.items()})
+        return found
+
+    run._positions = positions
+    run.run()
+    for (clients, _), (_, adapters, trained), received in zip(
+        cohorts, watch.calls, held, strict=True
+    ):
+        for name in common:
+            for k, own in zip(range(len(clients)), received[name], strict=True):
+                for lora_a in (adapters[name][0][k], trained[name][0][k]):
+                    assert torch.equal(lora_a[: len(own)], common[name][own])
+                    assert not lora_a[len(own) :].any()
+
+
+@pytest.mark.parametrize("frozen_a", [False, True])
+def test_importance_is_each_clients_own_gradient(make_run, tiny_task: DigitsTask, frozen_a):
+    """As one client at a time has it, and as the loss falls along it."""
+    run = make_run("ffa" if frozen_a else "raflora", **SPARSE)
+    run.run()
+    every = torch.arange(8)
+    received = {name: run._received(name, every, 1.0) for name in tiny_task.target_modules}
+    norms = gradient_norms(tiny_task, received, run.samples, run.frozen)
+    weights = {n: find_linear(tiny_task.model, n).weight for n in received}
+    pairs = {n: (f.lora_A.numpy(), f.lora_B.numpy()) for n, f in received.items()}
+    for k, own in enumerate(run.samples):
+        wanted = importance_reference(tiny_task, weights, pairs, own, frozen_a=frozen_a)
+        for name, norm in wanted.items():
+            gap = np.linalg.norm(norms[name][k].numpy() - norm)
+            assert gap <= relative("factorization") * np.linalg.norm(norm)
+    assert_slope(tiny_task, weights, received, run.samples[0], norms, frozen_a)
+
+
+def assert_slope(task, weights, received, samples, norms, frozen_a):
+    """The loss along direction 2 of one module falls by the norm times the step, to first order."""
+    name, i, step = next(iter(received)), 2, 1e-6
+    factors = received[name]
+    lora_a, lora_b = (x.clone().requires_grad_() for x in (factors.lora_A, factors.lora_B))
+
+    def loss(a, b):
+        dense = {n: weights[n] + f.delta() for n, f in received.items()}
+        return loss_of(task, {**dense, name: weights[name] + b @ a}, samples)
+
+    on_a, on_b = torch.autograd.grad(loss(lora_a, lora_b), [lora_a, lora_b])
+    size = float(norms[name][0, i])
+    with torch.no_grad():
+        moved = []
+        for sign in (1, -1):
+            a, b = lora_a.clone(), lora_b.clone()
+            b[:, i] += sign * step * on_b[:, i] / size
+            if not frozen_a:
+                a[i] += sign * step * on_a[i] / size
+            moved.append(float(loss(a, b)))
+    assert (moved[0] - moved[1]) / (2 * step) == pytest.approx(size, rel=relative("training"))
+
+
+@pytest.mark.parametrize("allocation", ["random", "importance"])
+def test_clients_receive_the_components_that_their_positions_name(
+    make_run, monkeypatch, allocation
+):
+    watch, run = Watch(monkeypatch), make_run("rbla", allocation=allocation)
+    seen, original = [], run._positions
+
+    def positions(t, clients):
+        found = original(t, clients)
+        seen.append((found, run.state.adapters))
+        return found
+
+    run._positions = positions
+    run.run()
+    for t, ((found, adapters), (_, sent, _)) in enumerate(zip(seen, watch.calls, strict=True)):
+        for name, rows in found.items():
+            for k, (own, rank) in enumerate(zip(rows, run.scenario.ranks, strict=True)):
+                assert own.tolist() == sorted(set(own.tolist()))
+                assert len(own) == rank
+                if t:  # at round 0 every direction is lost, and sent as LoRA starts it
+                    lora_a, lora_b = (factor[k] for factor in sent[name])
+                    assert torch.equal(lora_a[:rank], adapters[name].lora_A[own])
+                    assert torch.equal(lora_b[:, :rank], adapters[name].lora_B[:, own])
+    layers = [tuple(rows[0].tolist()) for rows in seen[-1][0].values()]
+    # Random directions are the client's, those that matter to it the layer's as well.
+    assert (len(set(layers)) == 1) == (allocation == "random")
