@@ -10,6 +10,7 @@ unequal ones is ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from fedlora_sim.aggregation.averages import average_factors
 from fedlora_sim.aggregation.cohort import Cohort
 from fedlora_sim.aggregation.registry import register
+from fedlora_sim.aggregation.result import Aggregated
 from fedlora_sim.aggregation.rule import AggregationRule, Space
 from fedlora_sim.aggregation.weights import data_shares
 from fedlora_sim.errors import expected
@@ -49,6 +51,28 @@ class FFA(AggregationRule):
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W`."""
         return coverage
+
+    def aggregate(
+        self,
+        cohort: Cohort,
+        previous: LoRAFactors | None = None,
+        empty_partition: str = "carry",
+        finish: Callable[[LoRAFactors], LoRAFactors] = lambda adapter: adapter,
+    ) -> Aggregated:
+        """As for every rule; rows of A that nobody in the cohort carries are those of `previous`.
+
+        Without it they come back as zero, and the server must know them from where it drew A.
+        """
+
+        def with_all_rows(adapter: LoRAFactors) -> LoRAFactors:
+            if previous is None:
+                return finish(adapter)
+            lora_a = torch.where(
+                self._empty(cohort).unsqueeze(-1), previous.lora_A.to(cohort.dtype), adapter.lora_A
+            )
+            return finish(LoRAFactors(lora_a, adapter.lora_B, adapter.scaling))
+
+        return super().aggregate(cohort, previous, empty_partition, with_all_rows)
 
     def adapter(
         self,

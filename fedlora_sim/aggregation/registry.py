@@ -85,11 +85,16 @@ def _register(rule: RuleT, aliases: Sequence[str]) -> RuleT:
     names = [name.lower() for name in (rule.name, *aliases)]
     for name in names:
         owner = _RULES.get(_ALIASES.get(name, name))
-        if owner is not None:
+        if owner is not None and not _is_again(rule, owner):
             raise expected("name", name, f"a name other than that of {owner.__name__}")
     _RULES[names[0]] = rule
     _ALIASES.update(dict.fromkeys(names[1:], names[0]))
     return rule
+
+
+def _is_again(rule: type[AggregationRule], owner: type[AggregationRule]) -> bool:
+    """Whether it is the same class once more, from a notebook cell or a module run twice."""
+    return (rule.__module__, rule.__qualname__) == (owner.__module__, owner.__qualname__)
 
 
 def _parse(part: str) -> tuple[str, object]:

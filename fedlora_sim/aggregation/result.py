@@ -18,7 +18,8 @@ class Aggregated:
     Args:
         adapter: the global adapter, rank r_max: what clients are allocated their factors from.
         base: an exact correction that the rule merges into the frozen weights, where every client
-            has the whole of it from then on; None for rules that have none.
+            has the whole of it from then on; None for rules that have none. It holds the clients'
+            factors themselves, not copies: what changes them in place changes it.
     """
 
     adapter: LoRAFactors

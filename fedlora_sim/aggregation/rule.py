@@ -9,6 +9,7 @@ the adapter misses of the exact sum into the frozen base.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
@@ -120,6 +121,7 @@ class AggregationRule(ABC):
         cohort: Cohort,
         previous: LoRAFactors | None = None,
         empty_partition: str = "carry",
+        finish: Callable[[LoRAFactors], LoRAFactors] = lambda adapter: adapter,
     ) -> Aggregated:
         """Aggregate one round.
 
@@ -127,6 +129,8 @@ class AggregationRule(ABC):
             cohort: the updates.
             previous: the last global adapter, of rank r_max.
             empty_partition: `zero | carry | error`, for rules with such a policy.
+            finish: cuts, rescales or rounds the adapter before it is handed out; what that takes
+                away is part of what a base correction makes up for.
 
         Returns:
             The global adapter, rank r_max, and the base correction if the rule has one.
@@ -143,12 +147,12 @@ class AggregationRule(ABC):
         exact = cohort.product(shares)
         if kept is not None:
             exact = with_columns(exact, kept, mask)
-        adapter = self.adapter(cohort, shares, exact, kept, mask)
+        adapter = finish(self.adapter(cohort, shares, exact, kept, mask))
         if not self.residual_in_base:
             return Aggregated(adapter)
         base = exact
         if self.space != "none":
-            base = with_columns(exact, adapter, -torch.ones_like(mask))
+            base = with_columns(exact, adapter, -mask.new_ones(adapter.rank))
         return Aggregated(adapter, self.compress(base))
 
     def adapter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -86,11 +86,13 @@ def aggregate(
     kept = None if held is None else [held[k].to(form.device) for k in present]
     cohort_updates = LazySequence(len(present), lambda k: updates[present[k]])
     cohort = Cohort.from_updates(cohort_updates, shares, r_max, kept)
-    result = chosen.aggregate(cohort, previous, empty_partition)
-    adapter = result.adapter.truncate(cut)
-    if scaling is not None:
-        adapter = chosen.rescale(adapter, scaling)
-    return replace(result, adapter=adapter.to(form.dtype))
+
+    def finish(adapter: LoRAFactors) -> LoRAFactors:
+        adapter = adapter.truncate(cut)
+        adapter = adapter if scaling is None else chosen.rescale(adapter, scaling)
+        return adapter.to(form.dtype)
+
+    return chosen.aggregate(cohort, previous, empty_partition, finish)
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") ->
     """Leading triplets of `sum_k B_k diag(w_k) A_k` in the compute dtype, signs fixed.
 
     `auto` forms the product where R >= min(d_out, d_in); else it takes the Gram path for inputs
-    up to float32, falling back to QR layer by layer where rounding would show, and the QR path for
-    float64, whose last digits the Gram path would lose.
+    up to float32, falling back to QR in float64 where rounding would show, layer by layer, and the
+    QR path for float64, whose last digits the Gram path would lose.
 
     Args:
         blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in).
@@ -78,7 +78,8 @@ def blocks_singular_values(blocks: Blocks, weights: Tensor, r: int, method: str 
         core = gram_core(blocks, weights, r, dtype)
         if path == "gram" or bool(core.trusted.all()):
             return core.values.to(dtype)
-    return torch.linalg.svdvals(qr_core(blocks, weights, dtype)[1])[..., :r]
+    careful = dtype if path == "qr" else torch.float64
+    return torch.linalg.svdvals(qr_core(blocks, weights, careful)[1])[..., :r].to(dtype)
 
 
 def _choose(blocks: Blocks, weights: Tensor, r: int, method: str) -> tuple[str, int, torch.dtype]:
@@ -119,7 +120,7 @@ def _gram_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_
         if not fall_back or bool(core.trusted.all()):
             return core.lift(blocks, dtype)
         if not batch or not bool(core.trusted.any()):
-            return qr_svd(blocks, weights, r, dtype)
+            return _careful_svd(blocks, weights, r, dtype)
         return _mend(core.lift(blocks, dtype), ~core.trusted, blocks, weights, r, dtype)
     flat = [(B.flatten(0, -3), A.flatten(0, -3)) for B, A in blocks]
     flat_weights = weights.reshape(-1, weights.shape[-1])
@@ -133,11 +134,17 @@ def _gram_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_
     return u, s, vh
 
 
+def _careful_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:
+    """QR in float64: what the Gram path declines has lost its digits to cancellation already."""
+    u, s, vh = qr_svd(blocks, weights, r, torch.float64)
+    return u.to(dtype), s.to(dtype), vh.to(dtype)
+
+
 def _mend(
     svd: SVD, bad: Tensor, blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype
 ) -> SVD:
     """Solve the layers of a batch that the Gram path could not be trusted with again, by QR."""
-    again = qr_svd([(B[bad], A[bad]) for B, A in blocks], weights[bad], r, dtype)
+    again = _careful_svd([(B[bad], A[bad]) for B, A in blocks], weights[bad], r, dtype)
     for whole, part in zip(svd, again, strict=True):
         whole[bad] = part
     return svd

@@ -258,8 +258,9 @@ def test_half_precision_is_computed_in_float32(rule, dtype, cohort):
     assert result.adapter.dtype == dtype
     assert torch.equal(result.adapter.lora_A, single.adapter.lora_A.to(dtype))
     assert torch.equal(result.adapter.lora_B, single.adapter.lora_B.to(dtype))
-    if single.base is not None:
-        assert torch.equal(result.base.dense(), single.base.dense())
+    if rule in ("flora", "fedex"):  # what rounding the adapter takes away is in the base
+        whole = (result.delta(), single.delta())
+        assert_close(*whole, "reduction", torch.float32, scale=size(cohort.suit(rule)))
 
 
 @every_rule

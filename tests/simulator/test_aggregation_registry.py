@@ -179,6 +179,13 @@ def test_a_name_is_taken_once(name):
     assert "mine" not in rule_aliases()
 
 
+def test_a_notebook_cell_may_be_run_again():
+    first = register(named("Again"))
+    second = register(named("Again"))
+    assert first is not second
+    assert isinstance(get_rule("again"), second)
+
+
 def test_the_decorator_makes_a_rule_known():
     new = register(aliases=("Newer",))(named("New"))
     assert "new" in rule_names()

@@ -17,7 +17,7 @@ from simulator_cases import (
     rounds,
 )
 
-from fedlora_sim import aggregate
+from fedlora_sim import LoRAFactors, aggregate
 from fedlora_sim.aggregation import get_rule
 
 
@@ -94,6 +94,27 @@ def test_fedex_keeps_the_best_residual_of_a_rank(cohort, rank):
     assert_close(error, torch.linalg.vector_norm(values[rank:]), "factorization", scale=scale)
     rest = torch.linalg.svdvals(kept)[rank:]
     assert_close(rest, torch.zeros_like(rest), "factorization", scale=scale)
+
+
+@quick
+@given(cohort=rounds(), data=st.data())
+def test_what_is_cut_from_the_adapter_is_made_up_for_by_the_base(cohort, data):
+    rank = data.draw(st.integers(1, cohort.levels[-1]))
+    cut = cohort.aggregate("fedex", rank=rank, scaling=0.7)
+    assert (cut.adapter.rank, cut.adapter.scaling) == (rank, 0.7)
+    assert_close(cut.delta(), cohort.delta("fedex"), "factorization", scale=size(cohort))
+
+
+def test_rows_of_a_frozen_a_that_nobody_brings_are_those_sent_out():
+    rng = np.random.default_rng(4)
+    sent = random_factors(rng, 7, 6, 5)
+    cohort = [LoRAFactors(sent.lora_A[:2], random_factors(rng, 7, 6, 2).lora_B, 0.25)]
+    options = {"rank_levels": (2, 5)}
+    known = aggregate(cohort, None, "ffa", previous=sent, scaling=0.5, **options).adapter
+    assert torch.equal(known.lora_A, sent.lora_A)
+    assert not known.lora_B[:, 2:].any()
+    assert_close(known.delta(), cohort[0].delta())
+    assert not aggregate(cohort, None, "ffa", **options).adapter.lora_A[2:].any()
 
 
 def test_equal_factors_leave_no_residual():
