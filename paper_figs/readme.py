@@ -12,25 +12,27 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from analysis.report import digits_table, verdict_table
+from fedlora_sim.aggregation.describe import describe_all
+from paper_figs.speed import aggregation_table, layers_table, spectral_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "results" / "recorded"
 FIGURES = ("energies", "digits")
+BENCHES = {
+    "spectral": {"speed": spectral_table},
+    "aggregation": {"aggregation": aggregation_table, "layers": layers_table},
+}
 
 
-def speed_table(bench: dict[str, Any]) -> str:
-    """Times of the spectral fidelity: median and range of the repeats."""
-    lines = [
-        "| rule | client noise | threads | wall time, median and range | CPU time, median |",
-        "|---|---|---|---|---|",
-    ]
-    for row in bench["rows"]:
-        noise = "gain and drift" if row["noise"] else "none"
-        wall = f"{row['wall_median']:.2f} s [{row['wall_min']:.2f}, {row['wall_max']:.2f}]"
-        cells = (row["rule"], noise, str(row["threads"]), wall, f"{row['cpu_median']:.2f} s")
+def rules_table() -> str:
+    """The registered rules, from their own docstrings."""
+    lines = ["| rule | averages | multiplier | what it does | source |", "|---|---|---|---|---|"]
+    for rule in describe_all():
+        name = f"`{rule.name}`" + (f", `{rule.also}`" if rule.also else "")
+        options = f" Options: `{rule.options}`." if rule.options else ""
+        cells = (name, rule.averages, rule.multiplier, rule.summary + options, rule.source)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -38,9 +40,15 @@ def speed_table(bench: dict[str, Any]) -> str:
 def tables(record: Path) -> dict[str, str]:
     """The generated blocks by name, from the recorded results that are there."""
     report = json.loads((record / "report.json").read_text())
-    blocks = {"verdicts": verdict_table(report), "digits": digits_table(report)}
-    if (record / "bench.json").exists():
-        blocks["speed"] = speed_table(json.loads((record / "bench.json").read_text()))
+    blocks = {
+        "verdicts": verdict_table(report),
+        "digits": digits_table(report),
+        "rules": rules_table(),
+    }
+    for name, tables_of in BENCHES.items():
+        if (record / f"{name}.json").exists():
+            bench = json.loads((record / f"{name}.json").read_text())
+            blocks |= {block: table(bench) for block, table in tables_of.items()}
     return blocks
 
 
@@ -59,7 +67,7 @@ def main() -> None:
     """Record, then render; or only check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, default=ROOT / "results" / "verify")
-    parser.add_argument("--bench", type=Path, default=ROOT / "results/bench/spectral.json")
+    parser.add_argument("--bench", type=Path, default=ROOT / "results" / "bench")
     parser.add_argument("--check", action="store_true", help="fail if the README is stale")
     arguments = parser.parse_args()
     path = ROOT / "README.md"
@@ -69,8 +77,9 @@ def main() -> None:
             sys.exit(f"{arguments.source}: only a full report, the digits runs in it, is recorded")
         RECORD.mkdir(parents=True, exist_ok=True)
         shutil.copy(arguments.source / "report.json", RECORD / "report.json")
-        if arguments.bench.exists():
-            shutil.copy(arguments.bench, RECORD / "bench.json")
+        for name in BENCHES:
+            if (arguments.bench / f"{name}.json").exists():
+                shutil.copy(arguments.bench / f"{name}.json", RECORD / f"{name}.json")
         for name in FIGURES:
             shutil.copy(arguments.source / "figures" / f"{name}.png", RECORD / f"{name}.png")
     rendered = render(path.read_text(), tables(RECORD))

@@ -74,15 +74,15 @@ def run_spectral(
 
 
 def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> list[Sequence[int]]:
-    federation = scenario.federation
-    if _needs_clients(scenario, rule):  # gains and drifts, drawn, stacked and moved
-        per_run = 6 * scenario.rounds * federation.num_clients * federation.r_max
-    elif scenario.allocation == "random":  # scores of every client, the cohort's sorted
-        clients = federation.num_clients + 6 * federation.max_cohort
-        per_run = scenario.rounds * clients * federation.r_max
+    federation, r_max = scenario.federation, scenario.federation.r_max
+    if scenario.allocation == "random":  # scores of every client, the cohort's sorted
+        per_round = (federation.num_clients + 6 * federation.max_cohort) * r_max
     else:
-        widest = max(federation.max_cohort * federation.r_max, federation.num_clients)
-        per_run = scenario.rounds * widest
+        per_round = max(federation.max_cohort * r_max, federation.num_clients)
+    per_run = scenario.rounds * per_round
+    if _needs_clients(scenario, rule):  # gains and drifts, drawn, stacked and moved
+        fresh = _is_noisy(scenario) and scenario.heterogeneity == "fresh"
+        per_run += 6 * (scenario.rounds if fresh else 1) * federation.num_clients * r_max
     size = max(1, BATCH_ELEMENTS // per_run)
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 

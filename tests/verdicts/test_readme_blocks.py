@@ -23,6 +23,9 @@ between
 <!-- digits: generated -->
 <!-- end -->
 
+<!-- rules: generated -->
+<!-- end -->
+
 after
 """
 
@@ -82,6 +85,7 @@ def test_a_recorded_readme_passes_its_check(
     run(monkeypatch)
     text = (house / "README.md").read_text()
     assert verdict_table(report) in text
+    assert readme.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         "digits.png",
         "energies.png",

@@ -1,0 +1,74 @@
+"""The README's speed tables, from the records of `make bench`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Row = dict[str, Any]
+
+RIVALS = {
+    "qr": "QR path",
+    "dense": "dense SVD",
+    "peft": "PEFT's merge",
+    "products": "products alone",
+}
+
+
+def spectral_table(bench: dict[str, Any]) -> str:
+    """Times of the spectral fidelity: median and range of the repeats."""
+    lines = [
+        "| rule | client noise | threads | wall time, median and range | CPU time, median |",
+        "|---|---|---|---|---|",
+    ]
+    for row in bench["rows"]:
+        noise = "gain and drift" if row["noise"] else "none"
+        wall = f"{row['wall_median']:.2f} s [{row['wall_min']:.2f}, {row['wall_max']:.2f}]"
+        cells = (row["rule"], noise, str(row["threads"]), wall, f"{row['cpu_median']:.2f} s")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def aggregation_table(bench: dict[str, Any]) -> str:
+    """One float32 layer by size: CPU time of the engine, and of the others as a multiple of it."""
+    lines = [
+        f"| layer | Gram path, CPU time | `aggregate` | {' | '.join(RIVALS.values())} | error |",
+        "|---|" + "---|" * (len(RIVALS) + 3),
+    ]
+    for d in sorted({row["d"] for row in bench["rows"]}):
+        rows = {
+            row["method"]: row
+            for row in bench["rows"]
+            if (row["d"], row["dtype"]) == (d, "float32")
+        }
+        own = rows["gram"]
+        cells = [f"{d} x {d}", _milliseconds(own), _multiple(rows["aggregate"], own)]
+        cells += [_multiple(rows.get(name), own) for name in RIVALS]
+        lines.append(f"| {' | '.join(cells)} | {own['relative_error']:.0e} |")
+    return "\n".join(lines)
+
+
+def layers_table(bench: dict[str, Any]) -> str:
+    """Many layers at once against one after the other."""
+    lines = ["| threads | one by one, wall time | in one batch |", "|---|---|---|"]
+    for threads in sorted({row["threads"] for row in bench["layers"]}):
+        rows = {row["method"]: row for row in bench["layers"] if row["threads"] == threads}
+        cells = [_seconds(rows["loop"]), _seconds(rows["batched"])]
+        lines.append(f"| {threads} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _milliseconds(row: Row) -> str:
+    low, median, high = (1e3 * row[f"cpu_{kind}"] for kind in ("min", "median", "max"))
+    return f"{median:.3g} ms [{low:.3g}, {high:.3g}]"
+
+
+def _seconds(row: Row) -> str:
+    return f"{row['wall_median']:.2f} s [{row['wall_min']:.2f}, {row['wall_max']:.2f}]"
+
+
+def _multiple(row: Row | None, own: Row) -> str:
+    """A candidate's median CPU time over the engine's; a single run is marked as one."""
+    if row is None:
+        return "not measured"
+    once = ", one run" if row["repeats"] == 1 else ""
+    return f"{row['cpu_median'] / own['cpu_median']:.3g}x{once}"
