@@ -146,8 +146,10 @@ def _symmetric_gram(blocks: Blocks, left: bool) -> Tensor:
         part = buffer[:size] if left else buffer[:, :size]
         np.concatenate([f[rows] if left else f[:, rows] for f in factors], axis=axis, out=part)
         gram = dsyrk(1.0, part.T, 1.0, gram, trans=1 - axis, lower=1, overwrite_c=1)
-    full = torch.from_numpy(np.ascontiguousarray(gram))
-    return full.tril() + full.tril(-1).mT
+    lower = torch.from_numpy(gram)  # BLAS leaves the other half as it was: zero
+    full = lower + lower.mT
+    full.diagonal().mul_(0.5)
+    return full
 
 
 def _as_array(x: Tensor) -> NDArray[np.floating]:
