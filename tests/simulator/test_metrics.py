@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from fedlora_sim.metrics import (
     direction_preservation,
     effective_rank,
     energy_ratio,
+    principal_angles,
     projected_amplitudes,
 )
 
@@ -97,3 +99,32 @@ def test_turning_the_left_side_alone_costs_the_squared_cosine(angle):
 def test_the_zero_update_preserves_nothing():
     zero = LoRAFactors(torch.zeros(2, 1, 3), torch.ones(2, 3, 1))
     assert torch.isnan(direction_preservation(torch.eye(3), torch.eye(3), zero)).all()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@quick
+@given(seed=st.integers(0, 2**32 - 1), tilt=st.sampled_from([0.0, 1e-9, 1e-4, 0.3, 10.0]))
+def test_principal_angles_are_those_of_the_dense_updates(side, seed, tilt):
+    rng = np.random.default_rng(seed)
+    one, other = (random_factors(rng, 9, 8, 4, 0.5) for _ in range(2))
+    near = LoRAFactors(one.lora_A + tilt * other.lora_A, one.lora_B + tilt * other.lora_B)
+    bases = [np.linalg.svd(u.delta().numpy()) for u in (one, near)]
+    dense = [u[:, :4] if side == "left" else vh[:4].T for u, _, vh in bases]
+    wanted = np.sort(scipy.linalg.subspace_angles(*dense))
+    angles = principal_angles(one.product, near.product, 4, side)
+    # An angle is as sharp as the subspaces: rounding over their gap to what is not in them, zero.
+    gap = min(float(u.svd()[1][-1] / u.svd()[1][0]) for u in (one, near))
+    assert_close(angles, wanted, "factorization", scale=1 / gap)
+
+
+def test_principal_angles_of_batches_and_of_too_few_directions():
+    rng = np.random.default_rng(0)
+    one, other = (random_factors(rng, 6, 5, 2, batch=(3,)).product for _ in range(2))
+    angles = principal_angles(one, other, 2)
+    assert angles.shape == (3, 2)
+    assert bool((angles.diff() >= 0).all())
+    assert bool((angles <= np.pi / 2).all())
+    with pytest.raises(ValueError, match=r"r=3: expected at most the 2 directions"):
+        principal_angles(one, other, 3)
+    with pytest.raises(ValueError, match=r"side='lft': expected .*did you mean 'left'"):
+        principal_angles(one, other, 2, "lft")
