@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedlora_sim import Scenario, simulate
 from fedlora_sim.reference.client import importance_reference, loss_of
 from fedlora_sim.reference.training import training_reference
 from fedlora_sim.tolerances import relative
@@ -252,3 +253,14 @@ def test_clients_receive_the_components_that_their_positions_name(
     layers = [tuple(rows[0].tolist()) for rows in seen[-1][0].values()]
     # Random directions are the client's, those that matter to it the layer's as well.
     assert (len(set(layers)) == 1) == (allocation == "random")
+
+
+@pytest.mark.slow
+def test_single_precision_on_the_real_task_under_every_rule_and_allocation():
+    scenario = Scenario("2x3,8x2", fidelity="training", rounds=2, local_steps=3, cohort_size=3)
+    for rule, allocation in CASES:
+        run = simulate(scenario.replace(allocation=allocation), rule=rule, seed=0)
+        assert np.isfinite(run.loss).all()
+        assert (run.energy[0, -1].sum() > 0).all()
+        untrained = float(run.loss[0, 0])
+        assert float(run.loss[0, -1]) != untrained
