@@ -3,7 +3,8 @@
 `A = sum_k w_k [A_k; 0]`, `B = sum_k w_k [B_k, 0]`, `w_k = ||dW_k||_F / sum_l ||dW_l||_F`: the
 "sparsity-weighted" average. The clients' sample counts do not enter. As the directions of the
 high-rank clients drain, all norms become those of the shared directions and the weights uniform.
-The norms are those of one layer, as everything in `aggregate` is.
+A client drawn twice in a round counts once. The norms are those of one layer, as everything in
+`aggregate` is.
 Its other half, clients that prune their own rank while they train, is an option of local training
 (`Scenario.pruning_decay`).
 

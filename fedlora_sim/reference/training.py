@@ -76,12 +76,12 @@ class _Run:
             name: task.model.get_parameter(f"{name}.weight").detach()
             for name in task.target_modules
         }
-        self.fresh = {name: self._lora_start(name) for name in self.weights}
+        self.fresh = {name: self._lora_start(name, 0) for name in self.weights}
 
-    def _lora_start(self, name: str) -> Factors:
+    def _lora_start(self, name: str, t: int) -> Factors:
         d_out, d_in = self.weights[name].shape
         rank = self.federation.r_max
-        return initial_lora_a(self.seed, name, rank, d_in), np.zeros((d_out, rank))
+        return initial_lora_a(self.seed, name, rank, d_in, t), np.zeros((d_out, rank))
 
     def states(self) -> list[ReferenceState]:
         adapters = self.fresh
@@ -92,6 +92,9 @@ class _Run:
         if self.frozen_a:  # what a lost direction falls back on is the A that is everybody's
             self.fresh = {name: self._received(adapters[name], name, 1.0) for name in adapters}
         base = {name: np.zeros(tuple(w.shape)) for name, w in self.weights.items()}
+        if self.rule == "flora":  # all that was learned is in the base, and adapters are fresh
+            base = {name: b @ a for name, (a, b) in adapters.items()}
+            adapters = {name: self._lora_start(name, 0) for name in self.weights}
         found = [ReferenceState(adapters, base, self.federation.ranks)]
         for t in range(self.scenario.rounds):
             found.append(self._round(t, found[-1]))
@@ -99,6 +102,8 @@ class _Run:
 
     def _round(self, t: int, state: ReferenceState) -> ReferenceState:
         cohort, ranks = np.flatnonzero(self.counts[t]), list(state.ranks)
+        if self.rule == "flora":
+            self.fresh = {name: self._lora_start(name, t) for name in self.weights}
         weights = {name: w + torch.from_numpy(state.base[name]) for name, w in self.weights.items()}
         updates, positions = [], []
         for k in cohort.tolist():

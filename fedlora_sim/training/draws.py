@@ -20,10 +20,14 @@ def split_clients(scenario: Scenario, labels: NDArray[np.int64], seed: int) -> l
     return iid_split(labels, clients, rng)
 
 
-def initial_lora_a(seed: int, layer: str, rank: int, d_in: int) -> NDArray[np.float64]:
-    """LoRA's initial A, (rank, d_in): uniform within 1/sqrt(d_in), as PEFT's Kaiming draw is."""
+def initial_lora_a(seed: int, layer: str, rank: int, d_in: int, t: int = 0) -> NDArray[np.float64]:
+    """LoRA's initial A, (rank, d_in): uniform within 1/sqrt(d_in), as PEFT's Kaiming draw is.
+
+    Rounds t beyond the first draw another one, for rules whose clients start afresh every round.
+    """
     bound = d_in**-0.5
-    return stream(seed, "lora_A", layer).uniform(-bound, bound, size=(rank, d_in))
+    purpose = ("lora_A", layer, t) if t else ("lora_A", layer)
+    return stream(seed, *purpose).uniform(-bound, bound, size=(rank, d_in))
 
 
 def sparse_entries(seed: int, layer: str, size: int, density: float) -> NDArray[np.int64]:

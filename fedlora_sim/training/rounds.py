@@ -119,24 +119,33 @@ class FederatedRun:
         self.ranks = list(self.federation.ranks)
         self.directions = Directions(scenario, seed, self.federation.r_max)
         self.frozen = {name: Frozen(lora_a=rule.frozen_a) for name in self.task.target_modules}
-        self.fresh = {name: self._fresh_factors(name) for name in self.task.target_modules}
-        self.state = GlobalUpdate(self._initial_adapters())
+        self.fresh = self._fresh_factors(0)
+        self.state = self._initial_state()
         if rule.frozen_a:  # a row that nobody sent back is still everybody's
             every = torch.arange(self.federation.r_max, device=self.task.train_x.device)
             self.fresh = {name: self._received(name, every, 1.0) for name in self.fresh}
 
-    def _fresh_factors(self, name: str) -> LoRAFactors:
-        weight, rank = find_linear(self.task.model, name).weight, self.federation.r_max
-        lora_a = torch.from_numpy(initial_lora_a(self.seed, name, rank, weight.shape[1])).to(weight)
-        return LoRAFactors(lora_a, weight.new_zeros(weight.shape[0], rank))
+    def _fresh_factors(self, t: int) -> dict[str, LoRAFactors]:
+        """What LoRA starts from, A random and B zero, per layer; its draw in round t."""
+        fresh, rank = {}, self.federation.r_max
+        for name in self.task.target_modules:
+            weight = find_linear(self.task.model, name).weight
+            drawn = initial_lora_a(self.seed, name, rank, weight.shape[1], t)
+            zero = weight.new_zeros(weight.shape[0], rank)
+            fresh[name] = LoRAFactors(torch.from_numpy(drawn).to(weight), zero)
+        return fresh
 
-    def _initial_adapters(self) -> dict[str, LoRAFactors]:
+    def _initial_state(self) -> GlobalUpdate:
+        """Nothing, or what SLoRA's stage has learned, where the rule keeps it."""
         if self.scenario.initializer == "lora":
-            return self.fresh
+            return GlobalUpdate(self.fresh)
         total = sparse_stage(
             self.scenario, self.task, self.federation, self.samples, self.config, self.seed
         )
-        return sparse_start(total, self.federation.r_max)
+        start = sparse_start(total, self.federation.r_max)
+        if self.rule.space == "none":
+            return GlobalUpdate(self.fresh, {name: f.delta() for name, f in start.items()})
+        return GlobalUpdate(start)
 
     def run(self, on_progress: Callable[[float], object] = lambda runs: None) -> TrainingResult:
         """Run all rounds."""
@@ -144,6 +153,8 @@ class FederatedRun:
         bases = self.state.svd(self.federation.r_max)
         rows = [self._measure(bases, dict.fromkeys(layers, float("nan")))]
         for t, (clients, drawn) in enumerate(self.cohorts):
+            if self.rule.space == "none":  # clients start every round afresh
+                self.fresh = self._fresh_factors(t)
             positions = self._positions(t, clients)
             updates = self._train(t, clients, positions)
             preserved = {name: _mean_preservation(bases[name], updates[name]) for name in layers}

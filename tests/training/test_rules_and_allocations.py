@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -143,11 +145,16 @@ def test_clients_train_on_the_corrected_model(make_run, monkeypatch, rule):
 def test_flora_starts_every_round_afresh_and_moves_the_base_alone(make_run, monkeypatch):
     watch, run = Watch(monkeypatch), make_run("flora", lora_alpha=6.0)
     result = run.run()
-    for _, adapters, _ in watch.calls:
-        for name, (lora_a, lora_b) in adapters.items():
+    highest = int(np.argmax(run.scenario.ranks))
+    for name in run.fresh:
+        drawn = [adapters[name][0][highest] for _, adapters, _ in watch.calls]
+        for (_, adapters, _), common in zip(watch.calls, drawn, strict=True):
+            lora_a, lora_b = adapters[name]
             assert not lora_b.any()
             for k, rank in enumerate(run.scenario.ranks):
-                assert torch.equal(lora_a[k, :rank], run.fresh[name].lora_A[:rank])
+                assert torch.equal(lora_a[k, :rank], common[:rank])
+        for one, other in itertools.combinations(drawn, 2):
+            assert not (one == other).any(), "drawn anew every round"
     assert not any(f.delta().any() for f in run.state.adapters.values())
     assert (result.singular_values[-1] > 0).all()
     assert evaluate(run.state.merged(run.task))[1] == pytest.approx(
