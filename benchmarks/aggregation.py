@@ -31,7 +31,7 @@ RANK_OUT = max(RANKS)
 SIZES = (768, 2048, 4096, 8192)
 DENSE_UP_TO = 4096  # beyond, one dense SVD takes minutes
 LAYERS, LAYER_SIZE = 64, 768
-REPEATS = 15
+REPEATS = 31
 OURS = {"aggregate", "gram", "qr", "batched"}
 
 Row = dict[str, Any]

@@ -11,6 +11,7 @@ SVD = tuple[Tensor, Tensor, Tensor]
 """U (..., d_out, r), S (..., r) in descending order and Vh (..., r, d_in)."""
 
 
+@torch.no_grad()
 def sign_fixed_svd(W: Tensor) -> SVD:
     """Thin SVD of a dense matrix with the signs of `low_rank_svd`."""
     u, s, vh = fix_signs(*torch.linalg.svd(W.to(compute_dtype(W.dtype)), full_matrices=False))
@@ -18,7 +19,7 @@ def sign_fixed_svd(W: Tensor) -> SVD:
 
 
 def fix_signs(u: Tensor, s: Tensor, vh: Tensor) -> SVD:
-    """Make the entry of largest magnitude of every left singular vector positive.
+    """Make the entry of largest magnitude of every left singular vector positive, in place.
 
     An SVD fixes each pair (u, v) up to a common sign; optimisers and noise act on the factors, so
     a sign left to the library would make a run depend on the machine.
@@ -26,4 +27,4 @@ def fix_signs(u: Tensor, s: Tensor, vh: Tensor) -> SVD:
     # The larger of the two extremes, without the copy that abs() would make.
     negative = -u.amin(dim=-2, keepdim=True) > u.amax(dim=-2, keepdim=True)
     sign = torch.where(negative, -1.0, 1.0).to(u.dtype)
-    return u * sign, s, vh * sign.mT
+    return u.mul_(sign), s, vh.mul_(sign.mT)
