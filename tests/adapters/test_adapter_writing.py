@@ -172,6 +172,7 @@ def test_something_put_into_the_output_meanwhile_is_not_deleted(out):
     assert (out / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 @pytest.mark.parametrize("moment", ["writing", "between the renames", "before the cleaning"])
 def test_kill_9_leaves_the_old_or_the_new_output_and_the_next_run_cleans(tmp_path, moment):

@@ -88,7 +88,10 @@ def test_clients_without_weight_are_only_checked():
     assert {server.loads[k] for k in range(5, 10)} == {1}
 
 
-@pytest.mark.parametrize("rule", ["fedavg", "raflora", "hetlora", "fedex", "ffa"])
+@pytest.mark.parametrize(
+    "rule",
+    ["raflora", *(pytest.param(r, marks=pytest.mark.slow) for r in ("hetlora", "fedex", "ffa"))],
+)
 def test_thousands_of_clients_are_the_formula(rule):
     server = Server(3000, rule == "ffa", torch.float32, (64, 64))
     samples = np.random.default_rng(1).integers(1, 100, 3000).tolist()
