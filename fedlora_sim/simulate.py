@@ -49,7 +49,7 @@ def simulate(
         ValueError: naming the argument, its value and what was expected.
     """
     chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]
-    _check_allocation(scenario, chosen)
+    _check_suits(scenario, chosen)
     if on_progress is not None:
         return engine(scenario, chosen, seeds, on_progress)
     with tqdm(total=len(seeds), disable=not progress, desc=chosen.label, unit="run") as bar:
@@ -76,7 +76,7 @@ def simulate_many(
     """
     chosen, seeds = get_rule(rule), check_seeds(seed)
     for scenario in scenarios:
-        _check_allocation(scenario, chosen)
+        _check_suits(scenario, chosen)
     spectral = [s for s in scenarios if s.fidelity == "spectral"]
     total = len(seeds) * len(scenarios)
     with tqdm(total=total, disable=not progress, desc=chosen.label, unit="run") as bar:
@@ -89,7 +89,10 @@ def simulate_many(
         ]
 
 
-def _check_allocation(scenario: Scenario, rule: AggregationRule) -> None:
+def _check_suits(scenario: Scenario, rule: AggregationRule) -> None:
+    if scenario.fidelity == "spectral" and not rule.has_spectral_form:
+        reason = f"matrix or training: {rule.label} is more than weights on amplitudes"
+        raise expected("fidelity", "spectral", reason)
     if rule.needs_svd_allocation and scenario.allocation != "svd":
         raise expected("allocation", scenario.allocation, f"svd for rule={rule.label!r}")
 

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass, fields
 
 from fedlora_sim.aggregation.registry import get_rule, rule_aliases, rule_names
-from fedlora_sim.aggregation.rule import AggregationRule
+from fedlora_sim.aggregation.rule import AggregationRule, option_text
 
 ADAPTERS = {"product": "products", "factor": "factors", "none": "a stack"}
 
@@ -40,7 +40,7 @@ def describe(rule: AggregationRule) -> Description:
     return Description(
         name=rule.name,
         also=", ".join(other for other, own in rule_aliases().items() if own == rule.name),
-        options=", ".join(f"{f.name}={str(f.default).lower()}" for f in fields(rule)),
+        options=", ".join(f"{f.name}={option_text(f.default)}" for f in fields(rule)),
         averages=f"{adapter}, into the base" if rule.residual_in_base else adapter,
         multiplier=_first_line(rule.multiplier).rstrip("."),
         summary=_first_line(type(rule)),

@@ -42,6 +42,11 @@ class FFA(AggregationRule):
     space: ClassVar[Space] = "factor"
     frozen_a: ClassVar[bool] = True
 
+    @property
+    def has_spectral_form(self) -> bool:
+        """Yes: with A frozen, an average of B is an average of amplitudes."""
+        return True
+
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None
     ) -> Tensor:
@@ -67,9 +72,9 @@ class FFA(AggregationRule):
         def with_all_rows(adapter: LoRAFactors) -> LoRAFactors:
             if previous is None:
                 return finish(adapter)
-            lora_a = torch.where(
-                self._empty(cohort).unsqueeze(-1), previous.lora_A.to(cohort.dtype), adapter.lora_A
-            )
+            empty, sent = self._empty(cohort).unsqueeze(-1), previous.lora_A.to(cohort.dtype)
+            _check_same("previous.lora_A", torch.where(empty, 0.0, sent), adapter.lora_A)
+            lora_a = torch.where(empty, sent, adapter.lora_A)
             return finish(LoRAFactors(lora_a, adapter.lora_B, adapter.scaling))
 
         return super().aggregate(cohort, previous, empty_partition, with_all_rows)
@@ -95,12 +100,14 @@ class FFA(AggregationRule):
             rows = carried[..., k, held].unsqueeze(-1)
             wanted = torch.where(rows, common[..., held, :], 0.0)
             own = cohort.updates[k].lora_A.to(common.dtype)
-            gap = torch.where(rows, own, 0.0) - wanted
+            _check_same(f"updates[{k}].lora_A", torch.where(rows, own, 0.0), wanted)
             del own
-            if bool(gap.norm() > relative("reduction", common.dtype) * wanted.norm()):
-                apart = float(gap.norm() / wanted.norm())
-                raise expected(
-                    f"updates[{k}].lora_A",
-                    f"A that differs by {apart:.2g} of its norm from the first client's",
-                    "the same A for all clients: FFA-LoRA freezes it",
-                )
+
+
+def _check_same(argument: str, own: Tensor, wanted: Tensor) -> None:
+    """Refuse rows of A that are not everybody's, layer by layer."""
+    gap, size = (torch.linalg.matrix_norm(x) for x in (own - wanted, wanted))
+    if bool((gap > relative("reduction", wanted.dtype) * size).any()):
+        apart = float((gap / size.clamp_min(torch.finfo(size.dtype).tiny)).max())
+        given = f"A that differs by {apart:.2g} of its norm from the first client's"
+        raise expected(argument, given, "the same A for all clients: FFA-LoRA freezes it")

@@ -27,7 +27,7 @@ from fedlora_sim.aggregation.weights import data_shares
 @register
 @dataclass(frozen=True)
 class HetLoRA(AggregationRule):
-    """Norm-weighted average of A and of B; not exact, as `ZeroPad`.
+    """Norm-weighted average of A and of B; not exact, as `zero_pad`.
 
     Args:
         data_weighted: multiply the norms by the sample counts. The paper does not, so that a

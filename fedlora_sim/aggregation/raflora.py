@@ -48,6 +48,11 @@ class RaFLoRA(AggregationRule):
     has_empty_partition_policy: ClassVar[bool] = True
 
     @property
+    def has_spectral_form(self) -> bool:
+        """Not with `canonicalize`: which partition a direction stands in then depends on it."""
+        return not self.canonicalize
+
+    @property
     def needs_svd_allocation(self) -> bool:
         """Yes with `canonicalize`."""
         return self.canonicalize

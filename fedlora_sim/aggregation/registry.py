@@ -11,7 +11,7 @@ from __future__ import annotations
 import tomllib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
@@ -82,6 +82,7 @@ def rule_aliases() -> dict[str, str]:
 
 
 def _register(rule: RuleT, aliases: Sequence[str]) -> RuleT:
+    _check_rule(rule)
     names = [name.lower() for name in (rule.name, *aliases)]
     for name in names:
         owner = _RULES.get(_ALIASES.get(name, name))
@@ -90,6 +91,24 @@ def _register(rule: RuleT, aliases: Sequence[str]) -> RuleT:
     _RULES[names[0]] = rule
     _ALIASES.update(dict.fromkeys(names[1:], names[0]))
     return rule
+
+
+def _check_rule(rule: object) -> None:
+    """Refuse what would only fail when somebody lists or runs it."""
+    if not (isinstance(rule, type) and issubclass(rule, AggregationRule)):
+        raise expected("rule", rule, "a subclass of AggregationRule")
+    missing = sorted(getattr(rule, "__abstractmethods__", ()))
+    if missing:
+        raise expected("rule", rule.__name__, f"a rule that defines {', '.join(missing)}")
+    for attribute in ("name", "source"):
+        value = getattr(rule, attribute, None)
+        if not isinstance(value, str) or not value.strip():
+            raise expected(f"{rule.__name__}.{attribute}", value, "text, as a class attribute")
+    if ":" in rule.name or "," in rule.name:
+        raise expected(f"{rule.__name__}.name", rule.name, "a name without ':' and ','")
+    for field in fields(rule):
+        if field.default is MISSING:
+            raise expected(f"{rule.__name__}.{field.name}", "no default", "options with a default")
 
 
 def _is_again(rule: type[AggregationRule], owner: type[AggregationRule]) -> bool:
@@ -102,6 +121,8 @@ def _parse(part: str) -> tuple[str, object]:
     name, sign, value = part.partition("=")
     if not sign or not name.strip():
         raise expected("rule option", part, "option=value, e.g. canonicalize=true")
+    if value.strip().lower() == "none":
+        return name.strip(), None
     try:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -111,7 +132,7 @@ def _parse(part: str) -> tuple[str, object]:
 def _refuse_option(rule: str, option: str, value: object, known: dict[str, object]) -> None:
     if not known:
         raise expected(option, value, f"no option: {rule} has none")
-    check_choice(f"option of {rule}", option, known)
+    check_choice(f"option of rule {rule!r}", option, known)
     raise expected(option, value, f"the option {option.lower()!r}, in lower case")
 
 
@@ -124,8 +145,6 @@ def _load_entry_points() -> None:
     for point in entry_points(group=ENTRY_POINTS):
         try:
             rule = point.load()
-            if not (isinstance(rule, type) and issubclass(rule, AggregationRule)):
-                raise expected(point.name, rule, "a subclass of AggregationRule")
             if rule not in _RULES.values():  # its module may have used the decorator
                 _register(rule, ())
         except Exception as error:  # whatever another package raises

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedlora_sim.errors import check_positive_int, expected
 from fedlora_sim.factors import LoRAFactors, from_svd
-from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.lowrank import LowRankProduct, pad_last
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,14 +20,22 @@ class Aggregated:
         base: an exact correction that the rule merges into the frozen weights, where every client
             has the whole of it from then on; None for rules that have none. It holds the clients'
             factors themselves, not copies: what changes them in place changes it.
+        exact: the whole update, where the rule knows it as one product: without the columns of the
+            adapter, which the base takes back.
+
+    A component of the adapter that is lost has both factors zero, where no gradient leads out: who
+    sends the adapter to clients gives such components (`LoRAFactors.lost_columns`) a fresh A.
     """
 
     adapter: LoRAFactors
     base: LowRankProduct | None = None
+    exact: LowRankProduct | None = None
 
     @property
     def product(self) -> LowRankProduct:
         """Adapter and base correction as one low-rank product, not formed."""
+        if self.exact is not None:
+            return self.exact
         if self.base is None:
             return self.adapter.product
         adapter = self.adapter.to(self.base.dtype)
@@ -61,4 +69,4 @@ class Aggregated:
 
     def singular_values(self) -> Tensor:
         """Leading r_max singular values of the whole update, (..., r_max), descending."""
-        return self.product.singular_values(self.adapter.rank)
+        return pad_last(self.product.singular_values(self.adapter.rank), self.adapter.rank)

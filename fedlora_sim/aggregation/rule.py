@@ -23,6 +23,12 @@ from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
 
+
+def option_text(value: object) -> str:
+    """An option's value as it is written behind a rule's name."""
+    return str(value) if isinstance(value, str) else str(value).lower()
+
+
 Space = Literal["product", "factor", "none"]
 
 
@@ -88,13 +94,24 @@ class AggregationRule(ABC):
         """The name with the options that are not at their default, as `get_rule` reads it."""
         usual = {f.name: f.default for f in fields(self)}
         options = {name: getattr(self, name) for name in usual}
-        changed = [f"{o}={str(v).lower()}" for o, v in options.items() if v != usual[o]]
+        changed = [f"{o}={option_text(v)}" for o, v in options.items() if v != usual[o]]
         return ":".join([self.name, *changed])
 
     @property
     def is_linear(self) -> bool:
         """Whether the adapter is a linear function of the updates, given the weights."""
         return (self.space != "factor" or self.frozen_a) and not self.weights_from_norms
+
+    @property
+    def has_spectral_form(self) -> bool:
+        """Whether the rule does to amplitudes in a fixed basis what its declarations say.
+
+        True unless it overrides how updates are prepared or averaged; a rule that does and still
+        keeps to its declarations says so by overriding this.
+        """
+        own, usual = type(self), AggregationRule
+        steps = ("prepare", "adapter", "aggregate")
+        return all(getattr(own, step) is getattr(usual, step) for step in steps)
 
     @property
     def needs_svd_allocation(self) -> bool:
@@ -153,7 +170,8 @@ class AggregationRule(ABC):
         base = exact
         if self.space != "none":
             base = with_columns(exact, adapter, -mask.new_ones(adapter.rank))
-        return Aggregated(adapter, self.compress(base))
+        kept_base = self.compress(base)
+        return Aggregated(adapter, kept_base, exact if kept_base is base else None)
 
     def adapter(
         self,

@@ -16,6 +16,7 @@ Source: our derivation; for the loss of digits, Golub and Van Loan, Matrix Compu
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,8 @@ from fedlora_sim.tolerances import relative
 
 # Rows turned to float64 at a time: with some hundred columns they stay in a core's own cache.
 ROWS = 1024
+# Multiplications from which two threads on one layer gain more than they wait: a tenth of a second.
+SHARED_FROM = 4_000_000_000
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -75,9 +78,11 @@ def gram_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> Gr
     Returns:
         The core; where it is not `trusted`, take the QR path.
     """
-    grams = _gram(blocks, left=True), _gram(blocks, left=False)
     if blocks[0][0].device.type != "cpu":
+        grams = _gram(blocks, left=True), _gram(blocks, left=False)
         return _solve(*grams, weights.double(), r, dtype)
+    with one_thread() if _is_small(blocks, weights.shape[-1]) else nullcontext():
+        grams = _gram(blocks, left=True), _gram(blocks, left=False)
     # Some hundred columns: threads that share one such factorisation mostly wait for each other.
     with one_thread():
         return _solve(*grams, weights.double(), r, dtype)
@@ -114,6 +119,12 @@ def _solve(g_b: Tensor, g_a: Tensor, w: Tensor, r: int, dtype: torch.dtype) -> G
     summed = torch.maximum(_largest_sum(left, square_b), _largest_sum(right, square_a))
     trusted &= torch.finfo(dtype).eps * summed <= relative("factorization", dtype) / 4
     return GramCore(left, values.clamp_min(0).sqrt(), right, trusted)
+
+
+def _is_small(blocks: Blocks, columns: int) -> bool:
+    """Whether the Gram matrices of one layer are too little work to share between threads."""
+    B, A = blocks[0]
+    return (B.shape[-2] + A.shape[-1]) * columns**2 < SHARED_FROM
 
 
 def _largest_sum(coefficients: Tensor, squares: Tensor) -> Tensor:

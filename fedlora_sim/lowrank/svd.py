@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedlora_sim.errors import check_choice
+from fedlora_sim.errors import check_choice, check_positive_int
 from fedlora_sim.lowrank.blocks import Blocks, dense_product
 from fedlora_sim.lowrank.dense import SVD, fix_signs
 from fedlora_sim.lowrank.dtypes import compute_dtype
@@ -30,7 +30,7 @@ def low_rank_svd(B: Tensor, A: Tensor, r: int, method: str = "auto") -> SVD:
         pair fixed so that the same product gives the same vectors.
 
     Raises:
-        ValueError: if the method is unknown.
+        ValueError: if the method is unknown, or r no whole number of at least 1.
     """
     weights = B.new_ones(B.shape[-1])
     return tuple(x.to(B.dtype) for x in blocks_svd([(B, A)], weights, r, method))  # type: ignore[return-value]
@@ -86,7 +86,7 @@ def _choose(blocks: Blocks, weights: Tensor, r: int, method: str) -> tuple[str, 
     """The path, the triplets that there are, and the compute dtype."""
     limit, dtype, device = _form(*blocks[0])
     total = weights.shape[-1]
-    path = check_choice("method", method, METHODS)
+    path, r = check_choice("method", method, METHODS), check_positive_int("r", r)
     if path == "auto":
         if total >= limit:
             path = "dense"

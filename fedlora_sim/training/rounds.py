@@ -245,10 +245,7 @@ class FederatedRun:
         """
         whole = self.state.adapters[name]
         state, lost = whole.select(held), whole.lost_columns()[held]
-        if self.rule.frozen_a:  # the scaling goes into B, and A stays everybody's
-            received = LoRAFactors(state.lora_A, state.lora_B * (state.scaling / scaling), scaling)
-        else:
-            received = state.rescale(scaling)
+        received = self.rule.rescale(state, scaling)
         fresh = self.fresh[name].lora_A[held]
         lora_a = torch.where(lost.unsqueeze(-1), fresh, received.lora_A)
         return LoRAFactors(lora_a, received.lora_B * ~lost, scaling)

@@ -179,6 +179,41 @@ def test_a_name_is_taken_once(name):
     assert "mine" not in rule_aliases()
 
 
+class Nameless(FedAvg):
+    name = ""
+
+
+class Sourceless(FedAvg):
+    name, source = "sourceless", None
+
+
+class Unfinished(AggregationRule):
+    name, source = "unfinished", "nowhere"
+
+
+class Separated(FedAvg):
+    name = "a:b"
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Nameless, r"Nameless.name='': expected text"),
+        (Sourceless, r"Sourceless.source=None: expected text"),
+        (Unfinished, r"rule='Unfinished': .*direction_weights, multiplier"),
+        (Separated, r"Separated.name='a:b': .*without ':'"),
+        (int, r"rule=<class 'int'>: expected a subclass of AggregationRule"),
+    ],
+)
+def test_a_rule_that_could_not_be_listed_or_run_is_refused(rule, message):
+    with pytest.raises(ValueError, match=message):
+        register(rule)
+
+
+def test_none_is_read_as_none():
+    assert get_rule("fedex:residual_rank=none") == get_rule("fedex")
+
+
 def test_a_notebook_cell_may_be_run_again():
     first = register(named("Again"))
     second = register(named("Again"))

@@ -117,6 +117,29 @@ def test_rows_of_a_frozen_a_that_nobody_brings_are_those_sent_out():
     assert not aggregate(cohort, None, "ffa", **options).adapter.lora_A[2:].any()
 
 
+@pytest.mark.parametrize("rule", ["flora", "fedex"])
+def test_an_exact_total_has_no_more_columns_than_the_clients(rule):
+    rng = np.random.default_rng(6)
+    updates = [random_factors(rng, 30, 25, r, 16 / r) for r in (2, 4, 8)]
+    result = aggregate(updates, [1, 2, 3], rule)
+    assert result.total().rank == result.product.columns == 14
+    wanted = sum(n / 6 * u.delta() for n, u in zip((1, 2, 3), updates, strict=True))
+    assert_close(result.total().delta(), wanted, "factorization")
+
+
+def test_a_common_a_is_wanted_layer_by_layer_and_of_the_last_adapter():
+    rng = np.random.default_rng(7)
+    large = random_factors(rng, 5, 6, 3, batch=(2,))
+    scale = torch.tensor([1.0, 1e-9], dtype=torch.float64).reshape(2, 1, 1)
+    first = LoRAFactors(large.lora_A * scale, large.lora_B)
+    other = first.lora_A.clone()
+    other[1] = other[1].flip(0)
+    with pytest.raises(ValueError, match=r"updates\[1\].lora_A.*the same A"):
+        aggregate([first, LoRAFactors(other, large.lora_B)], None, "ffa")
+    with pytest.raises(ValueError, match=r"previous.lora_A.*the same A"):
+        aggregate([first], None, "ffa", previous=LoRAFactors(other, large.lora_B))
+
+
 def test_equal_factors_leave_no_residual():
     update = random_factors(np.random.default_rng(2), 6, 5, 3, 0.5)
     result = aggregate([update, update], [1, 2], "fedex")

@@ -145,7 +145,7 @@ def test_importance_of_the_spectral_fidelity_is_how_far_a_client_would_move():
 
 
 @pytest.mark.parametrize("allocation", ["random", "importance"])
-@pytest.mark.parametrize("fidelity", ["spectral", "matrix", "training"])
+@pytest.mark.parametrize("fidelity", ["matrix", "training"])
 def test_a_gauge_needs_svd_allocation(allocation, fidelity):
     scenario = Scenario("2x2", fidelity=fidelity, allocation=allocation, rounds=1)
     for call in (

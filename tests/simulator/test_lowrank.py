@@ -114,3 +114,9 @@ def test_a_batch_is_its_members(columns):
         one = low_rank_svd(lora_b[i, j], lora_a[i, j], 2)
         for mine, theirs in zip((u[i, j], s[i, j], vh[i, j]), one, strict=True):
             assert_close(mine, theirs, "factorization")
+
+
+@pytest.mark.parametrize("r", [0, -1, 1.5, True])
+def test_a_number_of_triplets_that_is_none_is_refused(r):
+    with pytest.raises(ValueError, match=f"r={r!r}: expected a whole number"):
+        low_rank_svd(*random_stack(0, 5, 4, 3), r)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from simulator_cases import ALL_RULES, CANONICAL, FACTOR_RULES, LAWS, SIGMAS, assert_close, differs
 
-from fedlora_sim import Federation, Scenario, simulate
+from fedlora_sim import Federation, LoRAFactors, Scenario, simulate
+from fedlora_sim.aggregation import FedAvg
 from fedlora_sim.reference.spectral import spectral_reference
 from fedlora_sim.simulate import simulate_many
 from fedlora_sim.spectral import run as spectral_run
@@ -25,7 +28,7 @@ CASES = [
     (rule, allocation)
     for rule in ALL_RULES
     for allocation in ("svd", "random", "importance")
-    if rule != CANONICAL or allocation == "svd"
+    if rule != CANONICAL
 ]
 every_case = pytest.mark.parametrize(("rule", "allocation"), CASES)
 
@@ -200,3 +203,25 @@ def test_rules_without_partitions_have_no_policy(rule):
     first, *others = (simulate(one, rule=rule).energy.values for one in runs)
     for other in others:
         np.testing.assert_array_equal(other, first)
+
+
+@dataclass(frozen=True)
+class Halved(FedAvg):
+    """A rule that is more than its weights: it hands out half of the average."""
+
+    def adapter(self, *arguments, **options):
+        return LoRAFactors(*(0.5**0.5 * f for f in pair(super().adapter(*arguments, **options))))
+
+
+def pair(factors):
+    return factors.lora_A, factors.lora_B
+
+
+@pytest.mark.parametrize("rule", [CANONICAL, Halved()])
+def test_a_rule_that_is_more_than_weights_is_refused_and_runs_elsewhere(rule):
+    run = Scenario("2x2,3", rounds=1, d_in=5, d_out=4)
+    with pytest.raises(ValueError, match="fidelity='spectral': expected matrix or training"):
+        simulate(run, rule=rule)
+    energy = simulate(run.replace(fidelity="matrix"), rule=rule).energy.values[0]
+    if isinstance(rule, Halved):
+        assert_close(energy[1, 0], 0.25 * energy[0, 0])
