@@ -2,7 +2,8 @@
 
 Run as `python -m benchmarks.aggregation [--device cuda]`; writes results/bench/aggregation.json
 (aggregation-cuda.json). Ten clients of ranks 4, 8, 16, 32, 64, twice; square layers; rank 64 out.
-Every candidate's error against a float64 dense reference comes before its time.
+Before it is timed, every candidate is compared with a dense SVD in float64, beyond 4096 with the QR
+path in float64; PEFT's merge, which is FedAvg's, with that path below 4096.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.bars import bars
 from benchmarks.timing import hardware, side_by_side
 from fedlora_sim import LoRAFactors, aggregate, rule_names
 from fedlora_sim.aggregation import Cohort, get_rule
@@ -31,17 +33,18 @@ RANK_OUT = max(RANKS)
 SIZES = (768, 2048, 4096, 8192)
 DENSE_UP_TO = 4096  # beyond, one dense SVD takes minutes
 LAYERS, LAYER_SIZE = 64, 768
+LIBRARIES = ("numpy", "scipy", "peft")
 REPEATS = 31
-OURS = {"aggregate", "gram", "qr", "batched"}
+OURS = {"aggregate", "gram", "qr", "fallback", "batched"}
 
 Row = dict[str, Any]
 
 
 def draw_updates(
-    d: int, dtype: torch.dtype, device: str, seed: int = 0, batch: tuple[int, ...] = ()
+    d: int, dtype: torch.dtype, device: str, batch: tuple[int, ...] = ()
 ) -> list[LoRAFactors]:
     """Gaussian factors with alpha/r scalings; spectra without structure are the hardest to cut."""
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(0)
     draws = [
         (torch.randn(*batch, r, d, generator=rng), torch.randn(*batch, d, r, generator=rng))
         for r in RANKS
@@ -76,10 +79,22 @@ def error(result: Tensor, wanted: Tensor) -> float:
     return float((result.double() - wanted).norm() / wanted.norm())
 
 
-def one_layer(d: int, dtype: torch.dtype, device: str, repeats: int) -> list[Row]:
+def collapsed(updates: list[LoRAFactors]) -> list[LoRAFactors]:
+    """The same clients late in a collapse: a ten-thousandth of the energy's root beyond rank 4."""
+    kept = min(RANKS)
+    return [
+        LoRAFactors(
+            torch.cat([u.lora_A[:kept], 1e-2 * u.lora_A[kept:]]),
+            torch.cat([u.lora_B[:, :kept], 1e-2 * u.lora_B[:, kept:]], dim=1),
+            u.scaling,
+        )
+        for u in updates
+    ]
+
+
+def one_layer(d: int, dtype: torch.dtype, device: str, repeats: int, wanted: Tensor) -> list[Row]:
     """One layer of d x d: every path to the same aggregate."""
-    updates = draw_updates(d, dtype, device)
-    wanted = reference(updates, d)
+    updates = [u.to(dtype) for u in draw_updates(d, torch.float32, device)]
     product = product_of(updates)
     by_path: dict[str, Callable[[], LoRAFactors]] = {
         "aggregate": lambda: aggregate(updates, samples(), "raflora").adapter,
@@ -87,9 +102,15 @@ def one_layer(d: int, dtype: torch.dtype, device: str, repeats: int) -> list[Row
     }
     if dtype == torch.float32:
         by_path["gram"] = lambda: _split(product, "gram")
-    if d <= DENSE_UP_TO:
-        by_path["dense"] = lambda: _split(product, "dense")
+        if d <= DENSE_UP_TO:
+            by_path["dense"] = lambda: _split(product, "dense")
     errors = {name: error(run().to(torch.float64).delta(), wanted) for name, run in by_path.items()}
+    if dtype == torch.float32:
+        late = product_of(collapsed(updates))
+        by_path["fallback"] = lambda: _split(late, "auto")
+        truth = product_of([u.to(torch.float64) for u in collapsed(updates)])
+        exact = _split(truth, "qr").delta()
+        errors["fallback"] = error(by_path["fallback"]().to(torch.float64).delta(), exact)
     check(errors, dtype)
     candidates: dict[str, Callable[[], object]] = {**by_path, "products": _products(updates)}
     if d <= DENSE_UP_TO and dtype == torch.float32 and device == "cpu":
@@ -235,9 +256,10 @@ def main() -> None:
     device, repeats = arguments.device, arguments.repeats
     record: dict[str, Any] = {"device": device, "hardware": hardware(device), "rows": []}
     torch.set_num_threads(1)
-    for dtype in (torch.float32, torch.float64):
-        for d in arguments.sizes:
-            show(rows := one_layer(d, dtype, device, repeats))
+    for d in arguments.sizes:
+        wanted = reference(draw_updates(d, torch.float32, device), d)
+        for dtype in (torch.float32, torch.float64):
+            show(rows := one_layer(d, dtype, device, repeats, wanted))
             record["rows"] += rows
     record["layers"] = []
     for threads in (1, 2) if device == "cpu" else (1,):
@@ -247,7 +269,10 @@ def main() -> None:
     torch.set_num_threads(1)
     show(rows := every_rule(2048, device, repeats))
     record["rules"] = rows
-    record |= {"peft_version": importlib.metadata.version("peft")} if device == "cpu" else {}
+    record["bars"] = bars(record)
+    for bar in record["bars"]:
+        print(f"{bar['what']}: {bar['measured']:.3g}, wanted {bar['wanted']}: {bar['verdict']}")
+    record |= {f"{name}_version": importlib.metadata.version(name) for name in LIBRARIES}
     out = arguments.out or OUT / (
         "aggregation.json" if device == "cpu" else "aggregation-cuda.json"
     )

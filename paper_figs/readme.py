@@ -12,18 +12,36 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from analysis.report import digits_table, verdict_table
 from fedlora_sim.aggregation.describe import describe_all
-from paper_figs.speed import aggregation_table, layers_table, spectral_table
+from paper_figs.speed import (
+    aggregation_table,
+    bars_table,
+    gpu_block,
+    hardware_line,
+    layers_table,
+    spectral_table,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "results" / "recorded"
 FIGURES = ("energies", "digits")
 BENCHES = {
     "spectral": {"speed": spectral_table},
-    "aggregation": {"aggregation": aggregation_table, "layers": layers_table},
+    "aggregation": {
+        "aggregation": aggregation_table,
+        "layers": layers_table,
+        "bars": bars_table,
+        "hardware": hardware_line,
+    },
 }
+
+
+def run_line(report: dict[str, Any]) -> str:
+    """The command that the recorded report comes from."""
+    return f"Recorded from: `fedlora-sim verify --seed {report['environment']['seed']}`."
 
 
 def rules_table() -> str:
@@ -43,12 +61,13 @@ def tables(record: Path) -> dict[str, str]:
     blocks = {
         "verdicts": verdict_table(report),
         "digits": digits_table(report),
+        "run": run_line(report),
         "rules": rules_table(),
+        "gpu": gpu_block(record),
     }
     for name, tables_of in BENCHES.items():
-        if (record / f"{name}.json").exists():
-            bench = json.loads((record / f"{name}.json").read_text())
-            blocks |= {block: table(bench) for block, table in tables_of.items()}
+        bench = json.loads((record / f"{name}.json").read_text())
+        blocks |= {block: table(bench) for block, table in tables_of.items()}
     return blocks
 
 
@@ -77,7 +96,7 @@ def main() -> None:
             sys.exit(f"{arguments.source}: only a full report, the digits runs in it, is recorded")
         RECORD.mkdir(parents=True, exist_ok=True)
         shutil.copy(arguments.source / "report.json", RECORD / "report.json")
-        for name in BENCHES:
+        for name in (*BENCHES, "aggregation-cuda"):
             if (arguments.bench / f"{name}.json").exists():
                 shutil.copy(arguments.bench / f"{name}.json", RECORD / f"{name}.json")
         for name in FIGURES:

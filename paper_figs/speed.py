@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
 
 RIVALS = {
     "qr": "QR path",
+    "fallback": "collapsed",
     "dense": "dense SVD",
     "peft": "PEFT's merge",
     "products": "products alone",
@@ -45,6 +48,30 @@ def aggregation_table(bench: dict[str, Any]) -> str:
         cells += [_multiple(rows.get(name), own) for name in RIVALS]
         lines.append(f"| {' | '.join(cells)} | {own['relative_error']:.0e} |")
     return "\n".join(lines)
+
+
+def bars_table(bench: dict[str, Any]) -> str:
+    """What the engine was built to reach, and whether this run reached it."""
+    lines = ["| bar | wanted | measured | |", "|---|---|---|---|"]
+    for bar in bench["bars"]:
+        cells = (bar["what"], bar["wanted"], f"{bar['measured']:.3g}", bar["verdict"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def hardware_line(bench: dict[str, Any]) -> str:
+    """Where a bench was run."""
+    libraries = ", ".join(f"{name} {bench[f'{name}_version']}" for name in ("torch", "scipy"))
+    return f"Measured on: {bench['hardware']}, {libraries}."
+
+
+def gpu_block(record: Path) -> str:
+    """The engine's table on a GPU, where one was had."""
+    path = record / "aggregation-cuda.json"
+    if not path.exists():
+        return "GPU: not measured."
+    bench = json.loads(path.read_text())
+    return f"{hardware_line(bench)}\n\n{aggregation_table(bench)}"
 
 
 def layers_table(bench: dict[str, Any]) -> str:

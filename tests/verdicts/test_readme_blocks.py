@@ -23,11 +23,57 @@ between
 <!-- digits: generated -->
 <!-- end -->
 
+<!-- run: generated -->
+<!-- end -->
+
 <!-- rules: generated -->
+<!-- end -->
+
+<!-- speed: generated -->
+<!-- end -->
+
+<!-- aggregation: generated -->
+<!-- end -->
+
+<!-- layers: generated -->
+<!-- end -->
+
+<!-- bars: generated -->
+<!-- end -->
+
+<!-- hardware: generated -->
+<!-- end -->
+
+<!-- gpu: generated -->
 <!-- end -->
 
 after
 """
+
+
+TIMES = {f"{kind}_{of}": 0.5 for kind in ("wall", "cpu") for of in ("median", "min", "max")}
+SPECTRAL = {"rows": [{"rule": "fedavg", "noise": False, "threads": 1, **TIMES}]}
+AGGREGATION = {
+    "hardware": "a processor",
+    "torch_version": "2",
+    "scipy_version": "1",
+    "rows": [
+        {"d": 9, "dtype": "float32", "method": name, "repeats": n, "relative_error": 1e-7}
+        | {key: seconds * factor for key, seconds in TIMES.items()}
+        for name, n, factor in (
+            ("gram", 5, 1),
+            ("aggregate", 5, 1.1),
+            ("qr", 5, 2),
+            ("dense", 1, 300),
+        )
+    ],
+    "layers": [
+        {"threads": threads, "method": name, **TIMES}
+        for threads in (1, 2)
+        for name in ("loop", "batched")
+    ],
+    "bars": [{"what": "qr / gram", "wanted": ">= 2", "measured": 2.0, "verdict": "met"}],
+}
 
 
 def blocks(report: dict[str, Any]) -> dict[str, str]:
@@ -67,6 +113,10 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     figures = tmp_path / "results" / "verify" / "figures"
     figures.mkdir(parents=True)
     (figures.parent / "report.json").write_text(json.dumps(report))
+    bench = tmp_path / "results" / "bench"
+    bench.mkdir()
+    (bench / "spectral.json").write_text(json.dumps(SPECTRAL))
+    (bench / "aggregation.json").write_text(json.dumps(AGGREGATION))
     for name in readme.FIGURES:
         (figures / f"{name}.png").write_bytes(b"png")
     monkeypatch.setattr(readme, "ROOT", tmp_path)
@@ -87,12 +137,37 @@ def test_a_recorded_readme_passes_its_check(
     assert verdict_table(report) in text
     assert readme.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
+        "aggregation.json",
         "digits.png",
         "energies.png",
         "report.json",
+        "spectral.json",
     ]
+    assert "| 9 x 9 | 500 ms [500, 500] | 1.1x | 2x | not measured | 300x, one run |" in text
+    assert "| 2 | 0.50 s [0.50, 0.50] | 0.50 s [0.50, 0.50] |" in text
+    assert "| qr / gram | >= 2 | 2 | met |" in text
+    assert "Measured on: a processor" in text
+    assert "GPU: not measured." in text
     run(monkeypatch, "--check")
     assert (house / "README.md").read_text() == text
+
+
+def test_a_gpu_table_stands_where_one_was_measured(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = json.dumps({**AGGREGATION, "hardware": "an accelerator"})
+    (house / "results" / "bench" / "aggregation-cuda.json").write_text(bench)
+    run(monkeypatch)
+    text = (house / "README.md").read_text()
+    assert "Measured on: an accelerator" in text
+    assert "not measured." not in text
+
+
+def test_a_missing_bench_is_noticed(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch)
+    (house / "results" / "recorded" / "aggregation.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        run(monkeypatch, "--check")
 
 
 def test_a_stale_readme_fails_its_check_and_is_not_touched(

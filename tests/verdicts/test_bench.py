@@ -1,0 +1,97 @@
+"""The benches: bars are met or missed by what was measured, and a run writes all that is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.bars import SIZE, bars
+from benchmarks.timing import side_by_side
+from paper_figs.speed import aggregation_table, bars_table, layers_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def record(**seconds: float) -> dict[str, Any]:
+    rows = [
+        {
+            "d": SIZE,
+            "dtype": "float32",
+            "method": name,
+            "cpu_median": taken,
+            "relative_error": 1e-7,
+        }
+        for name, taken in {
+            "dense": 30.0,
+            "peft": 40.0,
+            "qr": 0.06,
+            "gram": 0.03,
+            "aggregate": 0.03,
+            "products": 0.016,
+            **seconds,
+        }.items()
+    ]
+    double = {"d": 9, "dtype": "float64", "method": "aggregate", "relative_error": 1e-15}
+    layers = [
+        {"threads": threads, "method": name, "wall_median": taken}
+        for threads in (1, 2)
+        for name, taken in (("loop", 1.0), ("batched", 0.9))
+    ]
+    return {"rows": [*rows, double], "layers": layers}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "missed"),
+    [
+        ({}, set()),
+        ({"dense": 8.9}, {"dense / aggregate"}),
+        ({"peft": 8.9}, {"peft / aggregate"}),
+        ({"qr": 0.059}, {"qr / gram"}),
+        ({"products": 0.0149}, {"gram / products"}),
+    ],
+)
+def test_a_bar_is_met_or_missed(seconds: dict[str, float], missed: set[str]) -> None:
+    found = bars(record(**seconds))
+    assert {b["what"].split(",")[0] for b in found if b["verdict"] == "missed"} == missed
+    assert len(found) == 8
+
+
+def test_what_was_not_measured_is_no_bar() -> None:
+    measured = record()
+    measured["rows"] = [row for row in measured["rows"] if row["method"] != "peft"]
+    assert not [b for b in bars(measured) if b["what"].startswith("peft")]
+
+
+def test_candidates_are_timed_in_turn_and_warmed_up() -> None:
+    calls: list[str] = []
+    candidates = {name: (lambda name=name: calls.append(name)) for name in ("a", "b", "once")}
+    times = side_by_side(candidates, {"a": 2, "b": 2, "once": 1})
+    assert calls == ["a", "b", "a", "b", "once", "a", "b"]
+    assert times["a"]["repeats"] == 2
+    assert times["a"]["wall_min"] <= times["a"]["wall_median"] <= times["a"]["wall_max"]
+
+
+@pytest.mark.slow
+def test_a_small_bench_writes_what_the_readme_shows(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "benchmarks.aggregation", "--sizes", "256", "--repeats", "1"]
+    done = subprocess.run(
+        [*command, "--out", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    written = json.loads(out.read_text())
+    assert aggregation_table(written).count("\n") == 2
+    assert "| 2 |" in layers_table(written)
+    assert "largest error of aggregate, float32" in bars_table(written)
+    assert "met" in done.stdout
