@@ -46,6 +46,13 @@ def aggregate(
         str, typer.Option(help="partition without contributors: zero, carry or error")
     ] = "carry",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="seed of the random A that empty components start from, or no client could train "
+            "them; another one every round"
+        ),
+    ] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="replace the adapter folder that is there")
     ] = False,
@@ -62,6 +69,7 @@ def aggregate(
         client_folders=client_folders,
         empty_partition=empty_partition,
         device=device,
+        seed=seed,
         force=force,
     )
     _print_layers(report)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedlora_sim.adapters.config import written_config
 from fedlora_sim.adapters.layers import kept_dtype
 from fedlora_sim.adapters.reading import AdapterFolder
+from fedlora_sim.adapters.restart import restarted
 from fedlora_sim.adapters.writing import AdapterContent
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
@@ -50,13 +51,15 @@ def client_content(
     adapter: Factors,
     extras: Mapping[str, Tensor],
     *,
-    frozen_a: bool = False,
+    frozen_a: bool,
+    seed: int,
 ) -> AdapterContent:
     """What a client receives: the adapter cut to its ranks, with its scalings and options.
 
-    Under a rule that freezes A the change of scaling goes to B alone.
+    Components that carry nothing start afresh, in the client's own scaling. Under a rule that
+    freezes A they stay, and the change of scaling goes to B alone.
     """
-    cut = {}
+    cut: dict[str, LoRAFactors] = {}
     for module, update in adapter.items():
         own, scaling = (
             update.truncate(client.config.rank_of(module)),
@@ -67,6 +70,8 @@ def client_content(
             cut[module] = LoRAFactors(own.lora_A, lora_b, scaling)
         else:
             cut[module] = own.rescale(scaling)
+    if not frozen_a:
+        cut = restarted(clients, cut, seed)
     return AdapterContent(client.config.options, {**_stored(clients, cut), **extras})
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fedlora_sim.adapters.agreement import check_agreement, check_previous
 from fedlora_sim.adapters.assembly import (
+    Factors,
     base_content,
     base_factors,
     client_content,
@@ -28,10 +29,17 @@ from fedlora_sim.adapters.layers import (
     rank_levels_of,
 )
 from fedlora_sim.adapters.reading import AdapterFolder
+from fedlora_sim.adapters.restart import restarted
 from fedlora_sim.adapters.writing import AdapterContent, check_output, write_adapters
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.devices import resolve_device
-from fedlora_sim.errors import check_choice, check_positive_int, check_sequence, expected
+from fedlora_sim.errors import (
+    check_choice,
+    check_positive_int,
+    check_seed,
+    check_sequence,
+    expected,
+)
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
 
@@ -48,6 +56,7 @@ class AggregationReport:
         client_folders: the folder that each client receives, within `out`; empty if none was asked
             for.
         has_base: whether `out` is the sum of `out/adapter` and `out/base`.
+        seed: seed of the draws that empty components start from.
         layers: what became of every module.
     """
 
@@ -57,6 +66,7 @@ class AggregationReport:
     num_samples: tuple[float, ...]
     client_folders: tuple[str, ...]
     has_base: bool
+    seed: int
     layers: tuple[LayerReport, ...]
 
 
@@ -81,6 +91,7 @@ def aggregate_adapters(
     client_folders: bool = False,
     empty_partition: str = "carry",
     device: str = "auto",
+    seed: int = 0,
     force: bool = False,
 ) -> AggregationReport:
     """Aggregate PEFT LoRA folders into one that `PeftModel.from_pretrained` loads.
@@ -101,6 +112,10 @@ def aggregate_adapters(
             to its ranks, in its own scaling and configuration.
         empty_partition: `zero | carry | error`, see `aggregate`.
         device: where to compute: `auto | cpu | cuda | mps`.
+        seed: components that carry nothing (all of them under `flora`, those above the cohort's
+            ranks elsewhere) are written as LoRA starts them, A drawn with this seed and B zero, or
+            no client could train them; give every round another one. The update does not depend on
+            it, and where a rule freezes A nothing is drawn.
         force: replace an adapter folder that is there.
 
     Returns:
@@ -116,6 +131,7 @@ def aggregate_adapters(
     out, last = Path(out), None if previous is None else Path(previous)
     samples = [1.0] * len(paths) if num_samples is None else num_samples
     weights = check_num_samples(samples, len(paths))
+    seed = check_seed("seed", seed)
     request = _check_request(weights, rule, rank_levels, empty_partition, target_rank)
     check_output(out, [*paths, *([] if last is None else [last])], force=force)
     clients, previous_folder = _open(paths, last)
@@ -129,6 +145,7 @@ def aggregate_adapters(
         weights,
         client_places(clients) if client_folders else (),
         bool(results.base),
+        seed,
         layers,
     )
     write_adapters(out, _contents(clients, results, extras, report), force=force)
@@ -212,12 +229,18 @@ def _contents(
     report: AggregationReport,
 ) -> Iterator[tuple[str, AdapterContent]]:
     described: dict[str, Any] = asdict(report)
-    yield "", global_content(clients, results.total, extras, described)
+    frozen_a, seed = get_rule(report.rule).frozen_a, report.seed
+
+    def trainable(factors: Factors) -> Factors:
+        return factors if frozen_a else restarted(clients, factors, seed)
+
+    yield "", global_content(clients, trainable(results.total), extras, described)
     if results.base:
-        yield "adapter", global_content(clients, results.adapter, extras)
+        yield "adapter", global_content(clients, trainable(results.adapter), extras)
         yield "base", base_content(clients, results.base)
     receivers = dict(zip(reversed(report.client_folders), reversed(clients), strict=False))
-    frozen_a = get_rule(report.rule).frozen_a
     for place, client in receivers.items():  # the first client of each folder
-        content = client_content(client, clients, results.adapter, extras, frozen_a=frozen_a)
-        yield place, content
+        yield (
+            place,
+            client_content(client, clients, results.adapter, extras, frozen_a=frozen_a, seed=seed),
+        )

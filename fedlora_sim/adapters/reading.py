@@ -60,6 +60,11 @@ class Layer:
         """Everything about the shapes that does not depend on the rank."""
         return self.shape_A[1:], (self.shape_B[0], *self.shape_B[2:])
 
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it is an embedding, of which PEFT draws B and starts A at zero."""
+        return self.key_A.endswith(".lora_embedding_A")
+
 
 class AdapterFolder:
     """One adapter folder, checked; the tensors stay on disk until they are asked for.

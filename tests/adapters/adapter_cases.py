@@ -6,13 +6,16 @@ PEFT has loaded the client's folder, and weights are summed in dense float64 mat
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     BertConfig,
@@ -120,6 +123,22 @@ def make_clients(architecture, settings, folder):
             model.to(dtype).save_pretrained(path)
         paths.append(path)
     return tuple(paths)
+
+
+def share_a(folders, to):
+    """Copies of the folders in which every A is the top of the highest client's."""
+    highest = load_file(folders[-1] / "adapter_model.safetensors")
+    copies = []
+    for folder in folders:
+        tensors = load_file(folder / "adapter_model.safetensors")
+        place = to / f"rank-{next(x.shape[0] for k, x in tensors.items() if '_A' in k)}"
+        place = to / f"{place.name}-again" if place.exists() else place
+        copies.append(Path(shutil.copytree(folder, place)))
+        for key, tensor in tensors.items():
+            if ".lora_A" in key or key.endswith(".lora_embedding_A"):
+                tensors[key] = highest[key][: tensor.shape[0]].clone()
+        save_file(tensors, copies[-1] / "adapter_model.safetensors")
+    return copies
 
 
 def train(model, seed, steps=3):
