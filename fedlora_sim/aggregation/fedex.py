@@ -30,7 +30,8 @@ from fedlora_sim.lowrank import LowRankProduct
 class FedEx(AggregationRule):
     """Data-weighted average of A and of B, the residual into the base.
 
-    Law: adapter and base together are linear in the updates and exact, unless `residual_rank` cuts.
+    Law: adapter and base together are linear in the updates and exact, and the multiplier is as
+    declared, unless `residual_rank` cuts.
 
     Args:
         residual_rank: rank that the residual is cut to (best approximation); None keeps all of it.

@@ -121,6 +121,8 @@ def _check_updates(updates: Sequence[LoRAFactors]) -> tuple[_Form, list[int]]:
     Returns:
         The form that the updates share, and the rank of every client.
     """
+    if not isinstance(updates, Sequence):
+        raise expected("updates", type(updates).__name__, "a sequence of LoRAFactors")
     if len(updates) == 0:
         raise expected("updates", [], "a cohort of at least one client")
     form, rank = _check_update(0, updates[0], None)
