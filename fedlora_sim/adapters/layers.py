@@ -148,8 +148,6 @@ def rank_levels_of(
 def _written(result: Aggregated, target_rank: int | None) -> LoRAFactors:
     """Adapter and base correction as one update, cut to the target rank where it is above it."""
     total = result.total()
-    if result.base is not None and not bool(result.adapter.lora_B.any()):
-        total = total.truncate(min(total.rank, result.base.columns))  # the adapter adds no rank
     if target_rank is None or target_rank >= total.rank:
         return total
     return result.total(target_rank)
@@ -185,5 +183,5 @@ def _report(
 
 def energies(update: LoRAFactors) -> np.ndarray:
     """Energies `sigma_i**2` of an update, descending, (r,)."""
-    singular = update.svd()[1].double().cpu().numpy()
+    singular = update.product.singular_values().double().cpu().numpy()
     return singular**2

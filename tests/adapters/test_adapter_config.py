@@ -13,6 +13,7 @@ from peft.utils.other import get_pattern_key
 from fedlora_sim.adapters.config import pattern_key, read_config, written_config
 from fedlora_sim.adapters.variants import KNOWN, REFUSED
 from fedlora_sim.errors import InputError
+from fedlora_sim.tolerances import relative
 
 PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 MODULES = (
@@ -153,7 +154,7 @@ def test_what_is_written_reads_back_as_the_same_ranks_and_scalings(tmp_path, lay
     config = read_config(written(tmp_path, **options))
     for module, (rank, scaling) in layers.items():
         assert config.rank_of(module) == rank
-        assert config.scaling_of(module) == pytest.approx(scaling, rel=1e-14)
+        assert config.scaling_of(module) == pytest.approx(scaling, rel=relative("reduction"))
         assert (
             options["rank_pattern"].get(
                 get_pattern_key(options["rank_pattern"], module), options["r"]
