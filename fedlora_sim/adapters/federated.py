@@ -236,6 +236,8 @@ def _contents(
 
     yield "", global_content(clients, trainable(results.total), extras, described)
     if results.base:
+        # These go on top of the corrected base, whose embeddings PEFT would put back to the old.
+        extras = {key: x for key, x in extras.items() if not clients[0].is_frozen(key)}
         yield "adapter", global_content(clients, trainable(results.adapter), extras)
         yield "base", base_content(clients, results.base)
     receivers = dict(zip(reversed(report.client_folders), reversed(clients), strict=False))

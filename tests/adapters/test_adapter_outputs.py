@@ -86,7 +86,7 @@ def test_ranks_by_pattern(clients, tmp_path, architecture, rule):
 
 @pytest.mark.parametrize("architecture", SETTINGS)
 @pytest.mark.parametrize("convention", ["alpha_over_r", "rslora", "pattern"])
-@pytest.mark.parametrize("rule", ["fedavg", "raflora", "zero_pad"])
+@pytest.mark.parametrize("rule", [*rule_names(), "raflora:canonicalize=true"])
 def test_one_client_is_the_identity(clients, tmp_path, architecture, convention, rule):
     if convention == "pattern":
         settings = [with_pattern(architecture, r) for r in RANKS]
