@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +16,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedlora_sim.adapters import AggregationReport, LayerReport, aggregate_adapters
-from fedlora_sim.errors import expected
+from fedlora_sim.errors import InputError, expected
 
 SHOWN = 6
 WIDTH = 120
+# Options by the argument of `aggregate_adapters` that they set, which is what its messages name.
+OPTIONS = {
+    "device": "--device",
+    "empty_partition": "--empty-partition",
+    "num_samples": "--samples",
+    "out": "--out",
+    "previous": "--previous",
+    "rank_levels": "--rank-levels",
+    "rule": "--rule",
+    "seed": "--seed",
+    "target_rank": "--target-rank",
+}
+_NAMES = "|".join(OPTIONS)
+_UNMISTAKABLE = "|".join(name for name in OPTIONS if "_" in name)
+_IN_FRONT = re.compile(rf"(?P<place>[^='\"]*: )?(?P<name>{_NAMES})(?==)")
+_WITHIN = re.compile(rf"\b(?:({_NAMES})='([^']*)'|({_UNMISTAKABLE})\b)")
 
 
 def aggregate(
@@ -36,14 +55,18 @@ def aggregate(
         ),
     ] = None,
     previous: Annotated[
-        Path | None, typer.Option(help="last global adapter, what carry keeps")
+        Path | None,
+        typer.Option(help="last global adapter, what carry keeps; a first round has none"),
     ] = None,
     target_rank: Annotated[int | None, typer.Option(help="cut the result to this rank")] = None,
     client_folders: Annotated[
         bool, typer.Option("--client-folders", help="also write what each client receives")
     ] = False,
     empty_partition: Annotated[
-        str, typer.Option(help="partition without contributors: zero, carry or error")
+        str,
+        typer.Option(
+            help="partition without contributors: carry, error or zero, also for a first round"
+        ),
     ] = "carry",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     seed: Annotated[
@@ -58,20 +81,21 @@ def aggregate(
     ] = False,
 ) -> None:
     """Aggregate PEFT LoRA adapters of different ranks into one that PEFT loads."""
-    report = aggregate_adapters(
-        folders,
-        None if samples is None else _sample_counts(samples, len(folders)),
-        rule,
-        out,
-        rank_levels=None if rank_levels is None else _ranks(rank_levels),
-        previous=previous,
-        target_rank=target_rank,
-        client_folders=client_folders,
-        empty_partition=empty_partition,
-        device=device,
-        seed=seed,
-        force=force,
-    )
+    with _options_named():
+        report = aggregate_adapters(
+            folders,
+            None if samples is None else _sample_counts(samples, len(folders)),
+            rule,
+            out,
+            rank_levels=None if rank_levels is None else _ranks(rank_levels),
+            previous=previous,
+            target_rank=target_rank,
+            client_folders=client_folders,
+            empty_partition=empty_partition,
+            device=device,
+            seed=seed,
+            force=force,
+        )
     _print_layers(report)
     for place in dict.fromkeys(report.client_folders):
         numbers = [str(k) for k, own in enumerate(report.client_folders, 1) if own == place]
@@ -79,6 +103,29 @@ def aggregate(
     if report.has_base:
         print(f"{out} is the sum of {out / 'adapter'} and {out / 'base'}")
     print(f"wrote {out}")
+
+
+@contextmanager
+def _options_named() -> Iterator[None]:
+    """Refusals in the words of the command line: options where they name arguments."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(_with_options(str(error))) from None
+
+
+def _with_options(message: str) -> str:
+    """A message with options: in front of the value, and in what is expected, never in a value."""
+    given, separator, expectation = message.partition(": expected ")
+    front = _IN_FRONT.match(given)
+    if front is not None:
+        given = f"{front['place'] or ''}{OPTIONS[front['name']]}{given[front.end() :]}"
+    return given + separator + _WITHIN.sub(_as_option, expectation)
+
+
+def _as_option(found: re.Match[str]) -> str:
+    name, value, alone = found.groups()
+    return OPTIONS[alone] if name is None else f"{OPTIONS[name]} {value}"
 
 
 def _sample_counts(text: str, clients: int) -> list[float]:

@@ -25,6 +25,7 @@ from fedlora_sim.adapters.layers import (
     LayerReport,
     Request,
     aggregate_layer,
+    check_nothing_to_keep,
     computing_dtype,
     rank_levels_of,
 )
@@ -106,7 +107,8 @@ def aggregate_adapters(
             adapter and correction in one, and `out/adapter` and `out/base` hold them apart.
         rank_levels: ranks of the federation, for modules whose rank no client's rank_pattern sets;
             elsewhere, and when None, the distinct ranks of the clients (and of `previous`).
-        previous: the last global adapter, of the highest rank level: what `carry` keeps.
+        previous: the last global adapter, of the highest rank level: what `carry` keeps. A first
+            round has none, and takes `empty_partition="zero"` where it needs one.
         target_rank: cut `out` to this rank, by its best approximation.
         client_folders: also write what each client receives, `out/clients/rank-*`: the adapter cut
             to its ranks, in its own scaling and configuration.
@@ -208,7 +210,9 @@ def _aggregate(
     results, reports = _Results({}, {}, {}), []
     modules = list(clients[0].layers)
     for module in modules:  # all of these checks before the first, possibly long, computation
-        rank_levels_of(module, clients, previous, request.rank_levels)
+        levels = rank_levels_of(module, clients, previous, request.rank_levels)
+        if previous is None:
+            check_nothing_to_keep(module, clients, levels, request)
     for module in tqdm(modules, unit="module", disable=None, leave=False):
         result, total, report = aggregate_layer(module, clients, previous, request)
         results.total[module], results.adapter[module] = total, result.adapter

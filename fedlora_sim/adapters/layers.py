@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from fedlora_sim.adapters.reading import AdapterFolder
-from fedlora_sim.aggregation import Aggregated, aggregate
+from fedlora_sim.aggregation import Aggregated, aggregate, get_rule
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import compute_dtype
@@ -82,10 +83,12 @@ def aggregate_layer(
     updates = [client.factors(module, dtype, request.device) for client in clients]
     last = None if previous is None else previous.factors(module, dtype, request.device)
     levels = rank_levels_of(module, clients, previous, request.rank_levels)
+    # A client without samples takes no part; left out here, the engine counts as the names below.
+    present = [k for k, weight in enumerate(request.weights) if weight > 0]
     try:
         result = aggregate(
-            updates,
-            request.weights,
+            [updates[k] for k in present],
+            [request.weights[k] for k in present],
             request.rule,
             rank_levels=levels,
             previous=last,
@@ -94,7 +97,8 @@ def aggregate_layer(
         total = _written(result, request.target_rank)
         return result, total, _report(module, updates, total, levels, request.weights)
     except InputError as error:
-        raise InputError(f"{module}: {error}") from None
+        names = (f"{module} in {clients[k].path}" for k in present)
+        raise InputError(_with_names(str(error), module, list(names))) from None
     except torch.linalg.LinAlgError:
         largest = max(float(t.abs().max()) for u in updates for t in (u.lora_A, u.lora_B))
         expectation = f"factors whose products {dtype} can hold"
@@ -126,16 +130,20 @@ def rank_levels_of(
     the clients' ranks, and that of the last global adapter, which the highest client has allotted.
 
     Raises:
-        InputError: if a client's rank is none of the given levels, or above the last adapter's.
+        InputError: if a client's rank is none of the given levels or above the last adapter's, or
+            a level is more than the module can have.
     """
     ranks = {client.config.rank_of(module) for client in clients}
     if given is not None and not any(client.config.has_own_rank(module) for client in clients):
-        levels = sorted(set(given))
+        levels, limit = sorted(set(given)), clients[0].layers[module].limit
+        if levels[-1] > limit:
+            expectation = f"ranks from 1 to min(d_in, d_out) = {limit}"
+            raise expected(f"{module}: rank_levels", levels, expectation)
         for client in clients:
             rank = client.config.rank_of(module)
             if rank not in levels:
                 where = f"rank of {module} in {client.path}"
-                raise expected(where, rank, f"one of the rank levels {levels}")
+                raise expected(where, rank, f"one of the ranks in rank_levels, {levels}")
     else:
         levels = sorted(ranks | ({previous.config.rank_of(module)} if previous else set()))
     if previous is not None and previous.config.rank_of(module) != levels[-1]:
@@ -145,12 +153,41 @@ def rank_levels_of(
     return tuple(levels)
 
 
+def check_nothing_to_keep(
+    module: str, clients: Sequence[AdapterFolder], levels: Sequence[int], request: Request
+) -> None:
+    """Refuse to carry over what nobody sent where there is no last global adapter.
+
+    Most often it is the first round of a federation that samples its clients, which has none.
+
+    Raises:
+        InputError: naming the module, and what to do.
+    """
+    if request.empty_partition != "carry" or not get_rule(request.rule).has_empty_partition_policy:
+        return
+    present = zip(clients, request.weights, strict=True)
+    highest = max(client.config.rank_of(module) for client, weight in present if weight > 0)
+    if highest < levels[-1]:
+        expectation = (
+            f"the last global adapter, since nobody in this cohort sends components {highest + 1} "
+            f"to {levels[-1]} and empty_partition='carry' keeps the last ones; in the first round, "
+            "where there are none yet, choose empty_partition='zero'"
+        )
+        raise expected(f"{module}: previous", None, expectation)
+
+
 def _written(result: Aggregated, target_rank: int | None) -> LoRAFactors:
     """Adapter and base correction as one update, cut to the target rank where it is above it."""
     total = result.total()
     if target_rank is None or target_rank >= total.rank:
         return total
     return result.total(target_rank)
+
+
+def _with_names(message: str, module: str, names: Sequence[str]) -> str:
+    """The engine's message with the client's folder where it counts the updates."""
+    found = re.match(r"updates\[(\d+)\]\.(.*)", message, flags=re.DOTALL)
+    return f"{module}: {message}" if found is None else f"{names[int(found[1])]}: {found[2]}"
 
 
 def _report(

@@ -6,6 +6,7 @@ would not find its way back to, or would drop without a word, is refused here.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,11 @@ class Layer:
     def form(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Everything about the shapes that does not depend on the rank."""
         return self.shape_A[1:], (self.shape_B[0], *self.shape_B[2:])
+
+    @property
+    def limit(self) -> int:
+        """The highest rank that the module can have, min(d_in, d_out)."""
+        return min(self.shape_B[0], math.prod(self.shape_A[1:]))
 
     @property
     def is_embedding(self) -> bool:
@@ -181,11 +187,11 @@ class AdapterFolder:
                 raise expected(f"{self._file}: {key}", shapes[key], wanted)
         if any(size != 1 for size in b[2:]):
             raise expected(f"{self._file}: {key_b}", b, "a kernel of size 1")
-        limit = min(b[0], torch.Size(a[1:]).numel())
-        if rank > limit:
-            expectation = f"a rank of at most min(d_in, d_out) = {limit}"
+        layer = Layer(key_a, key_b, a, b, torch.promote_types(dtypes[key_a], dtypes[key_b]))
+        if rank > layer.limit:
+            expectation = f"a rank of at most min(d_in, d_out) = {layer.limit}"
             raise expected(f"{self.config.source}: rank of {module}", rank, expectation)
-        return Layer(key_a, key_b, a, b, torch.promote_types(dtypes[key_a], dtypes[key_b]))
+        return layer
 
     def _check_extra(self, key: str) -> None:
         """Refuse a tensor of which PEFT could not say what it is."""

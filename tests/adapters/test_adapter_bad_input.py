@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -64,20 +65,41 @@ def with_entry(number):
         (("--samples", "1,,3"), "--samples='1,,3'", "numbers"),
         (("--samples", "0,0,0"), "--samples='0,0,0'", "positive"),
         (("--samples", "1,nan,3"), "--samples='1,nan,3'", "finite"),
-        (("--rule", "raflor"), "rule='raflor'", "did you mean 'raflora'"),
+        (("--rule", "raflor"), "--rule='raflor'", "did you mean 'raflora'"),
         (("--rule", "raflora:canonical=true"), "canonical", "canonicalize"),
         (("--rank-levels", "2,four"), "--rank-levels='2,four'", "ranks"),
         (("--rank-levels", "0,2"), "--rank-levels='0,2'", "at least 1"),
-        (("--rank-levels", "2,8"), "rank of model.embed_tokens in b=4", "[2, 8]"),
-        (("--rank-levels", "2,4,8,17"), "rank_levels", "min(d_in, d_out) = 16"),
-        (("--target-rank", "0"), "target_rank=0", "at least 1"),
-        (("--target-rank", "9"), "target_rank=9", "at most the rank of the aggregated update, 8"),
-        (("--empty-partition", "keep"), "empty_partition='keep'", "carry"),
-        (("--device", "tpu"), "device='tpu'", "cpu"),
+        (("--rank-levels", "2,8"), "rank of model.embed_tokens in b=4", "in --rank-levels, [2, 8]"),
+        (("--rank-levels", "2,4,8,17"), "--rank-levels=[2, 4, 8, 17]", "min(d_in, d_out) = 16"),
+        (("--target-rank", "0"), "--target-rank=0", "at least 1"),
+        (("--target-rank", "9"), "--target-rank=9", "at most the rank of the aggregated update, 8"),
+        (("--empty-partition", "keep"), "--empty-partition='keep'", "carry"),
+        (("--device", "tpu"), "--device='tpu'", "cpu"),
         (("--previous", "nowhere"), "folder='nowhere'", "PEFT adapter"),
         (("--previous", "a"), "in the last adapter a=2", "the highest rank level, 8"),
-        (("--rank-levels", "2,4,8,16"), "previous=None", "the last global update"),
-        (("--rule", "ffa"), "lora_A=", "the same A for all clients"),
+        (
+            ("--rank-levels", "2,4,8,16"),
+            "model.embed_tokens: --previous=None: expected the last global adapter, since nobody "
+            "in this cohort sends components 9 to 16 and --empty-partition carry keeps",
+            "in the first round, where there are none yet, choose --empty-partition zero",
+        ),
+        (
+            ("--samples", "1,1,0", "--rule", "rbla"),
+            "--previous=None",
+            "components 5 to 8",
+        ),
+        (
+            ("--rank-levels", "2,4,8,16", "--empty-partition", "error"),
+            "--empty-partition='error'",
+            "a contributor to every partition",
+        ),
+        (("--seed", "-1"), "--seed=-1", "at least 0"),
+        (("--rule", "ffa"), "model.embed_tokens in b: lora_A=", "the same A for all clients"),
+        (
+            ("--rule", "ffa", "--samples", "1,0,2"),
+            "model.embed_tokens in c: lora_A=",
+            "the same A for all clients",
+        ),
     ],
     ids=str,
 )
@@ -252,3 +274,18 @@ def test_no_folder_at_all_is_the_parsers_business(fedlora_aggregate, here):
     assert outcome.code == 2
     assert "CLIENT_DIR" in outcome.err
     assert not list(here.iterdir())
+
+
+def test_a_first_round_of_a_sampled_cohort_does_as_the_message_says(fedlora_aggregate, folders):
+    arguments = ("a", "b", "--rank-levels", "2,4,8", "--out", "out")
+    refusal = fedlora_aggregate(*arguments).err
+    (option,) = re.findall(r"choose (--empty-partition zero)$", refusal.strip())
+    assert fedlora_aggregate(*arguments, *option.split()).code == 0
+    again = fedlora_aggregate(*arguments[:-1], "next", "--previous", "out")
+    assert again.code == 0
+
+
+def test_names_within_values_are_not_translated(refused, folders):
+    Path("rule=previous").mkdir()
+    line = refused("a", "rule=previous", "--out", "out")
+    assert line.startswith("fedlora-sim: folder='rule=previous': expected")

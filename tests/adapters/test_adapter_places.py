@@ -38,5 +38,5 @@ def test_outputs_that_are_in_the_way(refused, folders, out, arguments, named):
     Path("deep/clients/rank-2/notes").mkdir()
     Path("link").symlink_to("there")
     line = refused("a", "b", "c", "--out", out, *arguments)
-    assert f"out='{out}'" in line
+    assert f"--out='{out}'" in line
     assert named in line

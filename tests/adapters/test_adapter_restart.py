@@ -134,7 +134,7 @@ def test_the_command_takes_a_seed(fedlora_aggregate, refused, clients, here):
     assert first == again
     assert first != other
     assert '"seed": 6' in (here / "2" / "aggregation.json").read_text()
-    assert "seed=-1: expected" in refused(*folders, "--out", "out", "--seed", "-1")
+    assert "--seed=-1: expected" in refused(*folders, "--out", "out", "--seed", "-1")
 
 
 def test_a_small_component_is_nobodys_to_take():
