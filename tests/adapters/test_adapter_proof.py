@@ -25,6 +25,8 @@ from fedlora_sim.adapters import aggregate_adapters
 from fedlora_sim.aggregation import rule_names
 from fedlora_sim.reference.aggregation import aggregate_reference, split_reference
 
+pytestmark = pytest.mark.slow
+
 RULES = [
     *rule_names(),
     "raflora:canonicalize=true",

@@ -25,6 +25,8 @@ from fedlora_sim.adapters import aggregate_adapters, restart
 from fedlora_sim.aggregation import rule_names
 from fedlora_sim.factors import LoRAFactors
 
+pytestmark = pytest.mark.slow
+
 RULES = [*rule_names(), "raflora:canonicalize=true"]
 CLIENTS = [{"r": r, "lora_alpha": 12} for r in RANKS]
 CASES = [("llama", rule) for rule in RULES] + [
