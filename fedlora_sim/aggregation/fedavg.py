@@ -16,13 +16,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.rule import AggregationRule
-from fedlora_sim.aggregation.weights import data_shares
+from fedlora_sim.aggregation.weights import DataWeightedRule
 
 
 @register(aliases=("flexlora",))
 @dataclass(frozen=True)
-class FedAvg(AggregationRule):
+class FedAvg(DataWeightedRule):
     """Data-weighted average of the products.
 
     Law: linear in the updates, and exact before truncation.
@@ -30,12 +29,6 @@ class FedAvg(AggregationRule):
 
     name: ClassVar[str] = "fedavg"
     source: ClassVar[str] = "arXiv 2402.11505, Sec. 3; arXiv 2602.13486, Sec. 4"
-
-    def direction_weights(
-        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
-    ) -> Tensor:
-        """`p_k` of the cohort wherever the client carries the direction."""
-        return data_shares(weights, members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W`."""

@@ -18,8 +18,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.rule import AggregationRule, Space
-from fedlora_sim.aggregation.weights import data_shares
+from fedlora_sim.aggregation.rule import Space
+from fedlora_sim.aggregation.weights import DataWeightedRule
 from fedlora_sim.errors import check_positive_int
 from fedlora_sim.factors import from_svd
 from fedlora_sim.lowrank import LowRankProduct
@@ -27,7 +27,7 @@ from fedlora_sim.lowrank import LowRankProduct
 
 @register
 @dataclass(frozen=True)
-class FedEx(AggregationRule):
+class FedEx(DataWeightedRule):
     """Data-weighted average of A and of B, the residual into the base.
 
     Law: adapter and base together are linear in the updates and exact, and the multiplier is as
@@ -48,12 +48,6 @@ class FedEx(AggregationRule):
         if self.residual_rank is not None:
             rank = check_positive_int("residual_rank", self.residual_rank)
             object.__setattr__(self, "residual_rank", rank)
-
-    def direction_weights(
-        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
-    ) -> Tensor:
-        """`p_k` of the cohort wherever the client carries the direction."""
-        return data_shares(weights, members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W`: `W**2` in the adapter and `W - W**2` in the base."""

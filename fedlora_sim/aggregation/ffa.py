@@ -21,8 +21,8 @@ from fedlora_sim.aggregation.averages import average_factors
 from fedlora_sim.aggregation.cohort import Cohort
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.result import Aggregated
-from fedlora_sim.aggregation.rule import AggregationRule, Space
-from fedlora_sim.aggregation.weights import data_shares
+from fedlora_sim.aggregation.rule import Space
+from fedlora_sim.aggregation.weights import DataWeightedRule
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
@@ -31,7 +31,7 @@ from fedlora_sim.tolerances import relative
 
 @register
 @dataclass(frozen=True)
-class FFA(AggregationRule):
+class FFA(DataWeightedRule):
     """Data-weighted average of B; A as it was sent out.
 
     Law: linear in the updates and exact. Updates whose A differs in a shared row are refused.
@@ -46,12 +46,6 @@ class FFA(AggregationRule):
     def has_spectral_form(self) -> bool:
         """Yes: with A frozen, an average of B is an average of amplitudes."""
         return True
-
-    def direction_weights(
-        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
-    ) -> Tensor:
-        """`p_k` of the cohort wherever the client carries the direction."""
-        return data_shares(weights, members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W`."""

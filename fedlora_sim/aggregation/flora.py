@@ -16,13 +16,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.rule import AggregationRule, Space
-from fedlora_sim.aggregation.weights import data_shares
+from fedlora_sim.aggregation.rule import Space
+from fedlora_sim.aggregation.weights import DataWeightedRule
 
 
 @register
 @dataclass(frozen=True)
-class FLoRA(AggregationRule):
+class FLoRA(DataWeightedRule):
     """Exact weighted sum of the products, all of it into the base.
 
     Law: linear in the updates, exact, and never truncated.
@@ -32,12 +32,6 @@ class FLoRA(AggregationRule):
     source: ClassVar[str] = "arXiv 2409.05976, Sec. 3"
     space: ClassVar[Space] = "none"
     residual_in_base: ClassVar[bool] = True
-
-    def direction_weights(
-        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
-    ) -> Tensor:
-        """`p_k` of the cohort wherever the client carries the direction."""
-        return data_shares(weights, members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W`, on the round's increment."""

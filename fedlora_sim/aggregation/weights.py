@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedlora_sim.aggregation.rule import AggregationRule
+
 
 def data_shares(weights: Tensor, members: Tensor) -> Tensor:
     """Share of the whole cohort, wherever the client carries the direction: `w_k / sum_S w`.
@@ -27,3 +29,13 @@ def contributor_shares(weights: Tensor, members: Tensor) -> Tensor:
     contributing = weights.unsqueeze(-1) * members
     total = contributing.sum(-2, keepdim=True)
     return contributing / torch.where(total > 0, total, 1.0)
+
+
+class DataWeightedRule(AggregationRule):
+    """A rule that weighs every client by its samples, whatever the others carry."""
+
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
+        """`p_k` of the cohort wherever the client carries the direction."""
+        return data_shares(weights, members)

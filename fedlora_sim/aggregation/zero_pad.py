@@ -16,13 +16,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.rule import AggregationRule, Space
-from fedlora_sim.aggregation.weights import data_shares
+from fedlora_sim.aggregation.rule import Space
+from fedlora_sim.aggregation.weights import DataWeightedRule
 
 
 @register(aliases=("fedit",))
 @dataclass(frozen=True)
-class ZeroPad(AggregationRule):
+class ZeroPad(DataWeightedRule):
     """Data-weighted average of A and of B.
 
     Not exact: the product of averages has cross terms `B_k A_l` of different clients.
@@ -31,12 +31,6 @@ class ZeroPad(AggregationRule):
     name: ClassVar[str] = "zero_pad"
     source: ClassVar[str] = "arXiv 2305.05644; arXiv 2401.06432, Sec. 3.2"
     space: ClassVar[Space] = "factor"
-
-    def direction_weights(
-        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
-    ) -> Tensor:
-        """`p_k` of the cohort wherever the client carries the direction."""
-        return data_shares(weights, members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W**2`: once for A and once for B."""
