@@ -93,10 +93,18 @@ def third_party_warnings_ignored():
         yield
 
 
+@contextmanager
+def seeded(seed):
+    """What libraries draw from torch's global generator; it is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
 def base_model(architecture, dtype=torch.float64):
     """The same model every time, random weights, in evaluation mode."""
-    torch.manual_seed(7)
-    return MODELS[architecture]().to(dtype).eval()
+    with seeded(7):
+        return MODELS[architecture]().to(dtype).eval()
 
 
 def inputs():
@@ -117,7 +125,7 @@ def make_clients(architecture, settings, folder):
         options = {k: v for k, v in own.items() if k != "dtype"}
         path = folder / f"client-{number}"
         config = LoraConfig(**{**SETTINGS[architecture], **options})
-        with third_party_warnings_ignored():
+        with third_party_warnings_ignored(), seeded(number):
             model = get_peft_model(base_model(architecture), config)
             train(model, seed=number)
             model.to(dtype).save_pretrained(path)
@@ -143,13 +151,14 @@ def share_a(folders, to):
 
 def train(model, seed, steps=3):
     """A few steps on random tokens; B, which PEFT starts at zero, is none of it afterwards."""
-    torch.manual_seed(100 + seed)
+    rng = torch.Generator().manual_seed(100 + seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=0.05)
     for _ in range(steps):
-        result = model(input_ids=torch.randint(VOCABULARY, (4, 8)))
+        result = model(input_ids=torch.randint(VOCABULARY, (4, 8), generator=rng))
         logits = result if isinstance(result, torch.Tensor) else result.logits
-        (logits - torch.randn_like(logits)).square().mean().backward()
+        targets = torch.randn(logits.shape, generator=rng, dtype=logits.dtype)
+        (logits - targets).square().mean().backward()
         optimiser.step()
         optimiser.zero_grad()
 

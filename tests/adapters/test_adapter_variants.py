@@ -15,6 +15,7 @@ from adapter_cases import (
     dense_average,
     load,
     lora_layers,
+    seeded,
     third_party_warnings_ignored,
 )
 from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
@@ -29,7 +30,7 @@ TARGETS = {"target_modules": ["q_proj", "down_proj"]}
 
 
 def saved(folder, config, model=None):
-    with third_party_warnings_ignored():
+    with third_party_warnings_ignored(), seeded(0):
         model = base_model("llama", torch.float32) if model is None else model
         get_peft_model(model, config).save_pretrained(folder)
     return folder
