@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.estimators import Measurement, mean_interval
-from analysis.verdict import Estimator, Prediction
+from analysis.inference.estimators import Measurement, mean_interval
+from analysis.inference.verdict import Estimator, Prediction
 from fedlora_sim.run_store import RunStore
 
 Array = NDArray[np.float64]

@@ -7,7 +7,7 @@ import xarray as xr
 
 from analysis import closed_form
 from analysis.claim import Context
-from analysis.moments import RULES
+from analysis.cohorts.moments import RULES
 from fedlora_sim import Scenario, parse_ranks, simulate
 
 ENERGIES = Scenario(

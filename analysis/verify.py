@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from analysis.claim import Claim, Context
-from analysis.estimators import Measurement
-from analysis.verdict import ERROR, Prediction, Verdict, judge, measure_until_decided
+from analysis.inference.estimators import Measurement
+from analysis.inference.verdict import ERROR, Prediction, Verdict, judge, measure_until_decided
 from fedlora_sim.datasets import versions
 
 Record = dict[str, Any]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, NegativeControl, root_of_mean
 from analysis.claims.experiments import relative_final_energy
-from analysis.verdict import Prediction
+from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]

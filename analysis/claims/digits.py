@@ -12,8 +12,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.claim import Claim, Context, NegativeControl
-from analysis.estimators import log_odds_interval, mean_interval
-from analysis.verdict import ERROR, Prediction
+from analysis.inference.estimators import log_odds_interval, mean_interval
+from analysis.inference.verdict import ERROR, Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
 from fedlora_sim.metrics import energy_ratio
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from analysis.claim import Claim, Context, NegativeControl
-from analysis.verdict import Prediction
+from analysis.inference.verdict import Prediction
 from fedlora_sim import LoRAFactors, aggregate
 from fedlora_sim.devices import resolve_device
 from fedlora_sim.randomness import stream

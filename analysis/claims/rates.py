@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims.experiments import fitted_rates
-from analysis.estimators import proportion_interval
-from analysis.verdict import Prediction
+from analysis.inference.estimators import proportion_interval
+from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
 from fedlora_sim.randomness import stream
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.claim import Claim, Context, NegativeControl
-from analysis.verdict import Prediction
+from analysis.inference.verdict import Prediction
 from fedlora_sim import LoRAFactors, aggregate
 from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.devices import resolve_device

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from analysis import closed_form, moments
+from analysis import closed_form
+from analysis.cohorts import moments
 from fedlora_sim.federation import SAMPLINGS, Federation, draw_cohorts
 from fedlora_sim.randomness import stream
 from fedlora_sim.tolerances import relative

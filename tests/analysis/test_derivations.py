@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import closed_form
+from analysis.cohorts.moments import weight_moments
 from analysis.derivations import floors, rates
-from analysis.moments import weight_moments
 from fedlora_sim.federation import Federation
 from fedlora_sim.tolerances import relative
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import cohort_laws, moments
-from analysis.moments import MonteCarloWarning, empty_probability, weight_moments
+from analysis.cohorts import laws as cohort_laws
+from analysis.cohorts import moments
+from analysis.cohorts.moments import MonteCarloWarning, empty_probability, weight_moments
 from fedlora_sim.federation import SAMPLINGS, Federation
 from fedlora_sim.tolerances import relative
 

@@ -18,7 +18,7 @@ import fedlora_cli.verify as command
 from analysis import exhibits
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims import CLAIMS, digits
-from analysis.verdict import Prediction
+from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset, load_dataset
 from fedlora_sim.errors import check_choice

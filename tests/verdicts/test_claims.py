@@ -14,7 +14,7 @@ import pytest
 import fedlora_sim
 from analysis.claim import Claim, Context
 from analysis.claims import CLAIMS, select
-from analysis.verdict import Prediction
+from analysis.inference.verdict import Prediction
 from analysis.verify import run_claim
 
 SIMULATORS = ("simulate", "simulate_many", "aggregate", "run_spectral", "run_matrix")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from analysis.estimators import (
+from analysis.inference.estimators import (
     ROUNDING_FLOOR,
     Measurement,
     log_linear_rate,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from analysis.claim import Claim, Context, Experiment, NegativeControl, root_of_mean
-from analysis.verdict import ERROR, Prediction
+from analysis.inference.verdict import ERROR, Prediction
 from analysis.verify import LIBRARIES, claim_record, environment, holds, run_claim
 from fedlora_sim.run_store import RunStore
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from analysis import verdict
-from analysis.estimators import Measurement, mean_interval
-from analysis.verdict import (
+from analysis.inference import verdict
+from analysis.inference.estimators import Measurement, mean_interval
+from analysis.inference.verdict import (
     ERROR,
     Prediction,
     Verdict,

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.cohort_laws import Array
-from analysis.moments import RULES, WeightMoments, empty_probability, weight_moments
+from analysis.closed_form.inputs import per_direction
+from analysis.cohorts.laws import Array
+from analysis.cohorts.moments import RULES, WeightMoments, empty_probability, weight_moments
 from fedlora_sim.errors import check_choice, expected
 from fedlora_sim.federation import EMPTY_PARTITION, Federation
 
@@ -81,25 +82,6 @@ def round_map(
         gain, rate = 1 + (g - 1) * mean, 1 + (g**2 - 1) * second + spread
     noise = tau**2 * moments.sum_of_squares + c**2 * second
     return RoundMap(gain, c * mean, rate, 2 * g * c * second, noise)
-
-
-def per_direction(
-    argument: str, value: ArrayLike, r_max: int, minimum: float | None = None
-) -> Array:
-    """`value` as finite floats of at least `minimum`, broadcast to shape (r_max,).
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    bound = "" if minimum is None else f" of at least {minimum:g}"
-    expectation = f"finite numbers{bound}, a scalar or one per direction ({r_max})"
-    try:
-        array = np.broadcast_to(np.asarray(value, dtype=np.float64), (r_max,))
-    except (TypeError, ValueError):
-        raise expected(argument, value, expectation) from None
-    if not np.isfinite(array).all() or (minimum is not None and array.min() < minimum):
-        raise expected(argument, value, expectation)
-    return array
 
 
 def _spread(argument: str, value: ArrayLike, name: str, r_max: int) -> Array:

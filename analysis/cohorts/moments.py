@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
-from analysis.cohort_laws import (
+from analysis.cohorts.laws import (
     ENUMERATION_LIMIT,
     MONTE_CARLO_DRAWS,
     Array,

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.estimators import Measurement
+from analysis.inference.estimators import Measurement
 
 Array = NDArray[np.float64]
 

@@ -1,0 +1,18 @@
+"""Closed forms: coverage, energy rates, floors and trajectories of one direction.
+
+A round maps the amplitude `x` of a direction to `x' = sum_k w_k (a_k x + b_k)`, with aggregation
+weights `w`, client gains `a` (mean g, standard deviation nu) and drifts `b` (mean c, standard
+deviation tau), independent over clients and rounds. The pair `(E[x], E[x^2])` then follows an
+affine map. Wu et al., arXiv 2602.13486, App. A (no drift, full participation) and App. B
+(mean-field recursion with floors); cohorts, exact constants and all rules but FedAvg and raFLoRA
+are our derivation. Every function takes ranks as a sequence or as text such as `"4x8,8x6"`; all
+values are dimensionless but amplitudes, drifts (unit of `x`) and energies (that unit squared).
+"""
+
+from analysis.closed_form.floors import energy_floor as energy_floor
+from analysis.closed_form.rates import collapse_bound as collapse_bound
+from analysis.closed_form.rates import coverage as coverage
+from analysis.closed_form.rates import energy_rate as energy_rate
+from analysis.closed_form.rates import extinction_probability as extinction_probability
+from analysis.closed_form.trajectories import energy_trajectory as energy_trajectory
+from analysis.closed_form.trajectories import mean_trajectory as mean_trajectory

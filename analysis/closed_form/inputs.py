@@ -1,0 +1,42 @@
+"""Arguments that closed forms share: the federation, and values per direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis.cohorts.laws import Array
+from fedlora_sim.errors import expected
+from fedlora_sim.federation import Federation, parse_ranks
+
+Ranks = str | Sequence[int]
+Samples = Sequence[float] | None
+
+
+def federation_of(
+    ranks: Ranks, num_samples: Samples, cohort_size: int | None, sampling: str | None
+) -> Federation:
+    """The federation that the arguments of a closed form describe."""
+    samples = None if num_samples is None else tuple(num_samples)
+    return Federation(parse_ranks(ranks), samples, cohort_size, sampling)
+
+
+def per_direction(
+    argument: str, value: ArrayLike, r_max: int, minimum: float | None = None
+) -> Array:
+    """`value` as finite floats of at least `minimum`, broadcast to shape (r_max,).
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    bound = "" if minimum is None else f" of at least {minimum:g}"
+    expectation = f"finite numbers{bound}, a scalar or one per direction ({r_max})"
+    try:
+        array = np.broadcast_to(np.asarray(value, dtype=np.float64), (r_max,))
+    except (TypeError, ValueError):
+        raise expected(argument, value, expectation) from None
+    if not np.isfinite(array).all() or (minimum is not None and array.min() < minimum):
+        raise expected(argument, value, expectation)
+    return array

@@ -1,0 +1,1 @@
+"""Random cohorts: the law of the aggregation weights and its moments."""

@@ -1,0 +1,1 @@
+"""From simulated runs to numbers with intervals, and from those to verdicts."""
