@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from fedlora_cli.aggregate import aggregate
-from fedlora_cli.rules import rules
-from fedlora_cli.simulate import simulate
-from fedlora_cli.verify import verify
 from fedlora_sim.errors import InputError
+
+# The modules of this package that hold a command of their name, with the first line of its help.
+COMMANDS = {
+    "verify": "Verify the theory: predictions against measurements, with negative controls.",
+    "simulate": "Simulate federated LoRA under one or several rules and write the labelled "
+    "dataset.",
+    "aggregate": "Aggregate PEFT LoRA adapters of different ranks into one that PEFT loads.",
+    "rules": "List the aggregation rules.",
+}
+BAD_INPUT = 2
+
+
+class _Commands(TyperGroup):
+    """Commands whose modules are imported when they are run: torch takes seconds, help none."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, None if command is None else load_command(str(name)), rest
+
+
+def load_command(name: str) -> Any:
+    """A command as typer builds it from the function of that name in the module of that name."""
+    alone = typer.Typer(add_completion=False)
+    alone.command(name)(getattr(importlib.import_module(f"fedlora_cli.{name}"), name))
+    return typer.main.get_command(alone)
+
 
 app = typer.Typer(
     name="fedlora-sim",
+    cls=_Commands,
     help="Simulate, predict and verify rank collapse in federated LoRA.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(verify)
-app.command()(simulate)
-app.command()(aggregate)
-app.command()(rules)
-
-BAD_INPUT = 2
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)  # what help lists
 
 
 def main() -> None:

@@ -1,0 +1,9 @@
+from .aggregation import aggregate as aggregate
+from .aggregation import rule_names as rule_names
+from .factors import LoRAFactors as LoRAFactors
+from .federation import Federation as Federation
+from .federation import parse_ranks as parse_ranks
+from .scenario import Scenario as Scenario
+from .simulate import simulate as simulate
+from .simulate import simulate_many as simulate_many
+from .version import __version__ as __version__
