@@ -56,6 +56,17 @@ def client_draws(scenario: Scenario, seed: int) -> ClientDraws:
     )
 
 
+def client_targets(scenario: Scenario, seed: int) -> NDArray[np.float64]:
+    """Amplitudes `m_{k,i}` that clients fit under the quadratic loss, (K, r_max).
+
+    `m_i (1 + target_std z_k)`, one standard normal z_k per client and run; signed.
+    """
+    spread = np.ones(len(scenario.ranks))
+    if scenario.target_std > 0:
+        spread += scenario.target_std * stream(seed, "targets").standard_normal(len(spread))
+    return spread[:, None] * scenario.target_amplitudes
+
+
 def allocation_scores(scenario: Scenario, seed: int) -> NDArray[np.float32]:
     """Uniform scores of every round, client and direction for random allocation, (T, K, r_max)."""
     shape = (scenario.rounds, len(scenario.ranks), max(scenario.ranks))
@@ -93,6 +104,15 @@ def basis_rotation(
     """
     rng = stream(seed, "basis_drift", t, k)
     angle = scenario.basis_drift
+    return _turn(rng, scenario.d_out, angle), _turn(rng, scenario.d_in, angle)
+
+
+def target_rotation(
+    scenario: Scenario, seed: int, k: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rotations of client k's target, as `basis_rotation`, by the target angle and once per run."""
+    rng = stream(seed, "target_rotation", k)
+    angle = scenario.target_angle
     return _turn(rng, scenario.d_out, angle), _turn(rng, scenario.d_in, angle)
 
 

@@ -12,27 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_sim.allocation import ALLOCATIONS
-from fedlora_sim.devices import DEVICES, DTYPES
-from fedlora_sim.errors import check_choice, check_finite, check_positive_int, check_seed, expected
-from fedlora_sim.federation import EMPTY_PARTITION, Federation, parse_ranks
+from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.federation import Federation, parse_ranks
+from fedlora_sim.scenario_checks import OPTIMIZERS as OPTIMIZERS
+from fedlora_sim.scenario_checks import check_fields, check_local_loss
 
-FIDELITIES = ("spectral", "matrix", "training")
-HETEROGENEITY = ("fresh", "persistent")
-OPTIMIZERS = ("adam", "adamw", "sgd")
-TASKS = ("digits",)
-SPLITS = ("dirichlet", "pathological", "iid")
-INITIALIZERS = ("lora", "slora")
 NONE = "none"
-
-COUNTS = (
-    *("rounds", "d_in", "d_out", "batch_size", "local_epochs", "classes_per_client"),
-    "slora_rounds",
-)
-SPREADS = (
-    *("gain_std", "drift_std", "subspace_noise", "momentum", "weight_decay"),
-    "pruning_penalty",
-)
 
 
 @dataclass(frozen=True)
@@ -61,6 +46,18 @@ class Scenario:
         heterogeneity: gains and drifts drawn anew every round (`fresh`) or once per client
             (`persistent`).
 
+        local_loss: what clients do. `none`: they return `a x + b`. `quadratic`: they fit a target,
+            `0.5 ||B A + Z - M_k||_F**2` with Z what the base has of the update, by gradient
+            descent on their factors (`matrix`) or its limit of small steps, the flow
+            (`spectral`). A component whose factors are zero has no gradient and stays zero.
+        local_time: total step length of a round, T; a step at matrix fidelity is T / local_steps.
+        target_amplitude, target_decay: amplitude of the targets in the first direction, and the
+            share of the one before in each further one, in (0, 1].
+        target_std: spread of the targets among clients, persistent: client k's are
+            `1 + target_std z_k` times the common ones, z_k standard normal.
+        target_angle: matrix fidelity; angle in radians by which every singular vector of a
+            client's target is turned from the common basis, once per client.
+
         d_in, d_out: layer shape of the matrix fidelity.
         subspace_noise: matrix fidelity; each local factor is multiplied by `I + eps E`, `E` with
             independent entries of variance 1/r_k: mixes directions within the client's subspace.
@@ -69,7 +66,9 @@ class Scenario:
 
         task: training task, `digits`; task_seed: of its parts and of the pretrained model.
         split: `dirichlet | pathological | iid`; dirichlet_alpha and classes_per_client shape it.
-        optimizer, learning_rate, momentum, weight_decay, batch_size: local training.
+        optimizer: `adam | adamw | sgd`; None takes adam for training, and sgd else. It starts anew
+            every round. The quadratic loss knows sgd, and adam at matrix fidelity.
+        learning_rate, momentum, weight_decay, batch_size: local training.
         local_steps: optimiser steps per round; None runs `local_epochs` epochs instead.
         lora_alpha: client scaling is `lora_alpha / r_k` (`/ sqrt(r_k)` with `use_rslora`); None is
             `alpha = r`, scaling 1 for every client.
@@ -103,6 +102,13 @@ class Scenario:
     drift_std: float = 0.0
     heterogeneity: str = "fresh"
 
+    local_loss: str = "none"
+    local_time: float = 0.5
+    target_amplitude: float = 1.0
+    target_decay: float = 1.0
+    target_std: float = 0.0
+    target_angle: float = 0.0
+
     d_in: int = 64
     d_out: int = 64
     subspace_noise: float = 0.0
@@ -113,7 +119,7 @@ class Scenario:
     split: str = "dirichlet"
     dirichlet_alpha: float = 0.5
     classes_per_client: int = 2
-    optimizer: str = "adam"
+    optimizer: str | None = None
     learning_rate: float = 1e-3
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -130,58 +136,23 @@ class Scenario:
 
     def __post_init__(self) -> None:
         self._set("ranks", parse_ranks(self.ranks))
-        self._set("fidelity", check_choice("fidelity", self.fidelity, FIDELITIES))
-        default = "float32" if self.fidelity == "training" else "float64"
-        dtype = default if self.dtype is None else self.dtype
-        self._set("dtype", check_choice("dtype", dtype, DTYPES))
-        for name, choices in (
-            ("device", DEVICES),
-            ("empty_partition", EMPTY_PARTITION),
-            ("allocation", ALLOCATIONS),
-            ("initializer", INITIALIZERS),
-            ("heterogeneity", HETEROGENEITY),
-            ("task", TASKS),
-            ("split", SPLITS),
-            ("optimizer", OPTIMIZERS),
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        training = str(self.fidelity).strip().lower() == "training"
+        for name, default in (
+            ("dtype", "float32" if training else "float64"),
+            ("optimizer", "adam" if training else "sgd"),
+            ("local_loss", NONE),  # as attributes and TOML files have it, None
         ):
-            self._set(name, check_choice(name, getattr(self, name), choices))
-        for name in COUNTS:
-            self._set(name, check_positive_int(name, getattr(self, name)))
-        if self.local_steps is not None:
-            self._set("local_steps", check_positive_int("local_steps", self.local_steps))
-        self._check_numbers()
+            given[name] = default if given[name] is None else given[name]
+        for name, value in check_fields(given).items():
+            self._set(name, value)
+        check_local_loss({f.name: getattr(self, f.name) for f in fields(self)})
         federation = self.federation
         if self.num_samples is not None:
             self._set("num_samples", federation.num_samples)
         limit = min(self.d_in, self.d_out)
         if self.fidelity == "matrix" and federation.r_max > limit:
             raise expected("ranks", max(self.ranks), f"ranks up to min(d_in, d_out) = {limit}")
-
-    def _check_numbers(self) -> None:
-        for name in ("gain_mean", "drift_mean"):
-            self._set(name, check_finite(name, getattr(self, name)))
-        for name in SPREADS:
-            self._set(name, check_finite(name, getattr(self, name), minimum=0.0))
-        self._set("task_seed", check_seed("task_seed", self.task_seed))
-        if not isinstance(self.use_rslora, bool):
-            raise expected("use_rslora", self.use_rslora, "true or false")
-        self._set("basis_drift", check_finite("basis_drift", self.basis_drift))
-        for name in ("initial_amplitude", "dirichlet_alpha", "learning_rate"):
-            self._set(name, check_finite(name, getattr(self, name)))
-            if getattr(self, name) <= 0:
-                raise expected(name, getattr(self, name), "a positive number")
-        for name in ("spectrum_decay", "slora_density"):
-            self._set(name, check_finite(name, getattr(self, name)))
-            if not 0 < getattr(self, name) <= 1:
-                raise expected(name, getattr(self, name), "a number in (0, 1]")
-        if self.pruning_decay is not None:
-            self._set("pruning_decay", check_finite("pruning_decay", self.pruning_decay))
-            if not 0 < self.pruning_decay < 1:
-                raise expected("pruning_decay", self.pruning_decay, "a number in (0, 1) or None")
-        if self.lora_alpha is not None:
-            self._set("lora_alpha", check_finite("lora_alpha", self.lora_alpha))
-            if self.lora_alpha <= 0:
-                raise expected("lora_alpha", self.lora_alpha, "a positive number or None")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -194,10 +165,12 @@ class Scenario:
     @property
     def initial_amplitudes(self) -> NDArray[np.float64]:
         """Amplitudes `sigma_i(0)` of the global update, shape (r_max,), descending."""
-        directions = np.arange(max(self.ranks), dtype=np.float64)
-        return np.asarray(
-            self.initial_amplitude * self.spectrum_decay**directions, dtype=np.float64
-        )
+        return _geometric(self.initial_amplitude, self.spectrum_decay, max(self.ranks))
+
+    @property
+    def target_amplitudes(self) -> NDArray[np.float64]:
+        """Amplitudes of the target that clients have in common, shape (r_max,), descending."""
+        return _geometric(self.target_amplitude, self.target_decay, max(self.ranks))
 
     def client_scaling(self, rank: int) -> float:
         """LoRA scaling of a client of this rank: alpha/r, or alpha/sqrt(r) under rsLoRA."""
@@ -259,6 +232,10 @@ def load_toml(path: str | Path) -> dict[str, Any]:
         name = next(iter(values))
         raise expected(name, values[name], "no field outside the [scenario] table")
     return table
+
+
+def _geometric(first: float, decay: float, count: int) -> NDArray[np.float64]:
+    return np.asarray(first * decay ** np.arange(count, dtype=np.float64), dtype=np.float64)
 
 
 def _to_attr(value: object) -> object:

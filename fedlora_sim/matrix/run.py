@@ -24,6 +24,7 @@ from fedlora_sim.draws import (
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import cohort_slots
 from fedlora_sim.matrix.clients import local_factors, split_directions
+from fedlora_sim.matrix.descent import Targets, descend
 from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.threads import one_thread
@@ -104,7 +105,10 @@ class _Batch:
         if scenario.allocation == "random":
             self.scores = [allocation_scores(scenario, s) for s in seeds]
         bases = [initial_basis(scenario, s) for s in seeds]
-        self.u0, self.v0 = (self._tensor(np.stack(side)) for side in zip(*bases, strict=True))
+        u0, v0 = (np.stack(side) for side in zip(*bases, strict=True))
+        self.u0, self.v0 = self._tensor(u0), self._tensor(v0)
+        if scenario.local_loss == "quadratic":
+            self.targets = Targets.draw(scenario, seeds, u0, v0).to(self.u0)
 
     def _tensor(self, values: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(self.dtype).to(self.device)
@@ -142,18 +146,8 @@ class _Batch:
         slots, weights = self._slots(t)
         by_svd = self.rule.space == "product"
         u, v, x = split_directions(state.adapter, self.u0, self.v0, sorted_columns=by_svd)
-        z = state.on(u, v)
-        total = (x + z).unsqueeze(1)
-        gain, drift = self._local_draws(t, slots)
-        reached = gain * total + drift
-        carried = self._carried(t, slots, (reached - total).abs())
-        lora_a, lora_b = local_factors(
-            u.unsqueeze(1),
-            v.unsqueeze(1),
-            reached - z.unsqueeze(1),
-            carried,
-            frozen_a=self.rule.frozen_a,
-        )
+        train = self._fitted if self.scenario.local_loss == "quadratic" else self._returned
+        carried, lora_a, lora_b = train(t, slots, state, u, v, x)
         lora_a, lora_b = self._disturb(t, slots, carried, lora_a, lora_b)
         result = self.rule.aggregate(
             _cohort(lora_a, lora_b, weights, carried), state.adapter, self.scenario.empty_partition
@@ -162,6 +156,40 @@ class _Batch:
             return _State(result.adapter, state.base)
         more = result.base.dense()
         return _State(result.adapter, more if state.base is None else state.base + more)
+
+    def _returned(
+        self, t: int, slots: NDArray[np.int64], state: _State, u: Tensor, v: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What clients carry, and their A and B, who bring every amplitude to `a x + b`."""
+        z = state.on(u, v)
+        total = (x + z).unsqueeze(1)
+        gain, drift = self._local_draws(t, slots)
+        reached = gain * total + drift
+        carried = self._carried(t, slots, (reached - total).abs())
+        y, (u, v) = reached - z.unsqueeze(1), (u.unsqueeze(1), v.unsqueeze(1))
+        return carried, *local_factors(u, v, y, carried, frozen_a=self.rule.frozen_a)
+
+    def _fitted(
+        self, t: int, slots: NDArray[np.int64], state: _State, u: Tensor, v: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What clients carry, and their A and B, who descend to targets of their own."""
+        u, v, x = (y.unsqueeze(1) for y in (u, v, x))
+        x = x.expand(-1, slots.shape[1], -1)
+        targets = self.targets.of(slots)
+        # A fresh adapter is as a frozen A has it: A is the directions, and B zero where x is.
+        fresh = self.rule.frozen_a or self.rule.space == "none"
+
+        def descended(carried: Tensor) -> tuple[Tensor, Tensor]:
+            lora_a, lora_b = local_factors(u, v, x, carried, frozen_a=fresh)
+            frozen = self.rule.frozen_a
+            return descend(self.scenario, lora_a, lora_b, targets, state.base, frozen_a=frozen)
+
+        movement = x
+        if self.scenario.allocation == "importance":  # what all directions would do decides
+            lora_a, lora_b = descended(torch.ones_like(x, dtype=torch.bool))
+            movement = (((u.mT @ lora_b) * (lora_a @ v).mT).sum(-1) - x).abs()
+        carried = self._carried(t, slots, movement)
+        return carried, *descended(carried)
 
     def _carried(self, t: int, slots: NDArray[np.int64], movement: Tensor) -> Tensor:
         """Which directions each client slot carries, boolean (S, m, r_max)."""

@@ -1,12 +1,16 @@
 """The spectral round client by client, for what has no shortcut through the cohort's sum.
 
 The global update is `x + z` in every direction: x in the adapter, z in the base. A client brings
-the total to `a (x + z) + b` and returns its adapter, `y = a (x + z) + b - z`. Averaged as products
+the total to `a (x + z) + b`, or where its own training takes it, and returns its adapter, that
+less z: y. Averaged as products
 the adapters give `sum w y`; averaged factor by factor, where an amplitude sits half in A,
 `sqrt|y|`, and half in B, `sgn(y) sqrt|y|`, they give the product of the two averages.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +21,44 @@ from fedlora_sim.errors import expected
 from fedlora_sim.lowrank import LowRankProduct
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.spectral.cohorts import Cohorts
+from fedlora_sim.spectral.flow import LocalMap
+
+# What clients make of the total: round, runs (S, 1), clients (S or 1, m) and the total (S, 1,
+# r_max) to (S, m, r_max).
+Local = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class AffineClients:
+    """Clients who bring the total to `a x + b`.
+
+    Args:
+        gains: (S, T or 1, K, r_max).
+        drifts: (S, T or 1, K, r_max), in units of the amplitude.
+    """
+
+    gains: Tensor
+    drifts: Tensor
+
+    def __call__(self, t: int, runs: Tensor, clients: Tensor, total: Tensor) -> Tensor:
+        """Amplitudes that the clients of round t reach."""
+        gain = self.gains[:, t % self.gains.shape[1]][runs, clients]
+        return gain * total + self.drifts[:, t % self.drifts.shape[1]][runs, clients]
+
+
+@dataclass(frozen=True, eq=False)
+class FittingClients:
+    """Clients who follow the flow to targets of their own, alike in every round.
+
+    Args:
+        local: coefficients (S, K, r_max).
+    """
+
+    local: LocalMap
+
+    def __call__(self, t: int, runs: Tensor, clients: Tensor, total: Tensor) -> Tensor:
+        """Amplitudes that the clients of round t reach."""
+        return self.local.of(runs, clients)(total)
 
 
 def run_clients(
@@ -24,8 +66,7 @@ def run_clients(
     rule: AggregationRule,
     initial: Tensor,
     cohorts: Cohorts,
-    gains: Tensor,
-    drifts: Tensor,
+    local: Local,
 ) -> Tensor:
     """Amplitudes of the whole update, round by round.
 
@@ -34,8 +75,7 @@ def run_clients(
         rule: the server rule.
         initial: (S, r_max).
         cohorts: who takes part, with which weight and which directions.
-        gains: (S, T or 1, K, r_max).
-        drifts: (S, T or 1, K, r_max), in units of the amplitude.
+        local: what every client brings the total to.
 
     Returns:
         (S, T + 1, r_max).
@@ -49,10 +89,8 @@ def run_clients(
     runs = torch.arange(len(initial), device=initial.device).unsqueeze(1)
     for t in range(scenario.rounds):
         clients, weights, members = cohorts.round(t)
-        gain = gains[:, t % gains.shape[1]][runs, clients]
-        drift = drifts[:, t % drifts.shape[1]][runs, clients]
         total = (x + z).unsqueeze(1)
-        reached = gain * total + drift
+        reached = local(t, runs, clients, total)
         if scenario.allocation == "importance":
             members = carried_directions(cohorts.ranks[clients], (reached - total).abs())
         y = (reached - z.unsqueeze(1)) * members

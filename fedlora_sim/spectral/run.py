@@ -11,11 +11,12 @@ from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.devices import DTYPES, resolve_device
-from fedlora_sim.draws import client_draws
+from fedlora_sim.draws import client_draws, client_targets
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.spectral.clients import run_clients
+from fedlora_sim.spectral.clients import AffineClients, FittingClients, Local, run_clients
 from fedlora_sim.spectral.cohorts import Cohorts, draw
+from fedlora_sim.spectral.flow import FlowRecursion, LocalMap, refuse_flow
 from fedlora_sim.spectral.recursion import CohortShares, Recursion
 
 # Numbers held at once by the largest array of a batch: 160 MB in float64.
@@ -41,7 +42,12 @@ def run_spectral(
 
     Returns:
         For each scenario an array (S, T + 1, r_max), signed amplitudes.
+
+    Raises:
+        ValueError: for the quadratic loss under a rule that has no exact map.
     """
+    if any(map(_fits, scenarios)):
+        refuse_flow(rule)
     results: list[list[NDArray[np.float64]]] = [[] for _ in scenarios]
     waiting: list[tuple[int, Recursion]] = []
 
@@ -58,8 +64,9 @@ def run_spectral(
     held, key = 0, None
     for index, scenario in enumerate(scenarios):
         for chunk in _chunks(scenario, rule, seeds):
-            if _needs_clients(scenario, rule):
-                results[index].append(_run_clients(scenario, rule, chunk))
+            if _fits(scenario) or _needs_clients(scenario, rule):
+                alone = _run_flow if _has_common_flow(scenario, rule) else _run_clients
+                results[index].append(alone(scenario, rule, chunk).cpu().double().numpy())
                 on_progress(len(chunk))
                 continue
             part = _recursion(scenario, rule, chunk)
@@ -93,9 +100,22 @@ def _needs_clients(scenario: Scenario, rule: AggregationRule) -> bool:
     Factor averages of unlike clients are nonlinear in them; weights from norms and clients' own
     choice of directions depend on the state; and a residual in the base is a state of its own.
     """
+    if _fits(scenario):
+        return not _has_common_flow(scenario, rule)
     if rule.is_linear or scenario.allocation == "importance":
         return scenario.allocation == "importance"
     return rule.weights_from_norms or rule.residual_in_base or _is_noisy(scenario)
+
+
+def _fits(scenario: Scenario) -> bool:
+    """Whether clients train on a target, which makes them no affine map."""
+    return scenario.local_loss == "quadratic"
+
+
+def _has_common_flow(scenario: Scenario, rule: AggregationRule) -> bool:
+    """Whether all clients of a round return one amplitude, and only weights tell them apart."""
+    alike = scenario.target_std == 0 and scenario.allocation != "importance"
+    return _fits(scenario) and alike and not rule.weights_from_norms
 
 
 def _is_noisy(scenario: Scenario) -> bool:
@@ -142,14 +162,34 @@ def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) 
         empty = total == 0
         alpha, beta = torch.where(empty, 1.0, alpha), torch.where(empty, 0.0, beta)
     shape = (len(seeds), scenario.rounds, max(scenario.ranks))
-    initial = _put(scenario, [scenario.initial_amplitudes]).expand(len(seeds), -1)
+    initial = _initial(scenario, seeds)
     return Recursion(initial, *(c.expand(shape) for c in (alpha, beta, gamma, delta, noise)))
 
 
-def _run_clients(
-    scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
-) -> NDArray[np.float64]:
-    gains, drifts = _draws(scenario, seeds)
-    initial = _put(scenario, [scenario.initial_amplitudes]).expand(len(seeds), -1)
+def _initial(scenario: Scenario, seeds: Sequence[int]) -> Tensor:
+    return _put(scenario, [scenario.initial_amplitudes]).expand(len(seeds), -1)
+
+
+def _run_clients(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Tensor:
+    local: Local
+    if _fits(scenario):
+        targets = _put(scenario, [client_targets(scenario, seed) for seed in seeds])
+        local = FittingClients(_local_map(scenario, rule, targets))
+    else:
+        local = AffineClients(*_draws(scenario, seeds))
     cohorts = _cohorts(scenario, seeds)
-    return run_clients(scenario, rule, initial, cohorts, gains, drifts).cpu().double().numpy()
+    return run_clients(scenario, rule, _initial(scenario, seeds), cohorts, local)
+
+
+def _run_flow(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Tensor:
+    """Runs of clients with equal targets."""
+    total = CohortShares.of(scenario, rule, _cohorts(scenario, seeds)).total()
+    carries = rule.has_empty_partition_policy and scenario.empty_partition == "carry"
+    local = _local_map(scenario, rule, _put(scenario, scenario.target_amplitudes))
+    factor = total if rule.is_linear else total.square()
+    kept = total == 0 if carries else None
+    return FlowRecursion(_initial(scenario, seeds), local, factor, kept, scenario.rounds).run()
+
+
+def _local_map(scenario: Scenario, rule: AggregationRule, targets: Tensor) -> LocalMap:
+    return LocalMap.fitting(targets, scenario.local_time, frozen_a=rule.frozen_a)

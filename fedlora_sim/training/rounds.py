@@ -83,7 +83,7 @@ def run_training(
 def local_config(scenario: Scenario) -> LocalConfig:
     """Local training as the scenario has it: `local_steps` where given, else `local_epochs`."""
     return LocalConfig(
-        optimizer=scenario.optimizer,
+        optimizer=str(scenario.optimizer),
         learning_rate=scenario.learning_rate,
         momentum=scenario.momentum,
         weight_decay=scenario.weight_decay,

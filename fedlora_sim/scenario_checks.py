@@ -1,0 +1,127 @@
+"""What a scenario's fields may be, alone and together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedlora_sim.allocation import ALLOCATIONS
+from fedlora_sim.devices import DEVICES, DTYPES
+from fedlora_sim.errors import check_choice, check_finite, check_positive_int, check_seed, expected
+from fedlora_sim.federation import EMPTY_PARTITION
+
+FIDELITIES = ("spectral", "matrix", "training")
+HETEROGENEITY = ("fresh", "persistent")
+LOCAL_LOSSES = ("none", "quadratic")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+TASKS = ("digits",)
+SPLITS = ("dirichlet", "pathological", "iid")
+INITIALIZERS = ("lora", "slora")
+
+CHOICES = {
+    "fidelity": FIDELITIES,
+    "dtype": DTYPES,
+    "device": DEVICES,
+    "empty_partition": EMPTY_PARTITION,
+    "allocation": ALLOCATIONS,
+    "initializer": INITIALIZERS,
+    "heterogeneity": HETEROGENEITY,
+    "local_loss": LOCAL_LOSSES,
+    "task": TASKS,
+    "split": SPLITS,
+    "optimizer": OPTIMIZERS,
+}
+COUNTS = (
+    *("rounds", "d_in", "d_out", "batch_size", "local_epochs", "classes_per_client"),
+    "slora_rounds",
+)
+REALS = ("gain_mean", "drift_mean", "basis_drift", "target_angle")
+SPREADS = (
+    *("gain_std", "drift_std", "subspace_noise", "momentum", "weight_decay"),
+    *("pruning_penalty", "target_amplitude", "target_std"),
+)
+POSITIVE = ("initial_amplitude", "dirichlet_alpha", "learning_rate", "local_time")
+SHARES = ("spectrum_decay", "slora_density", "target_decay")
+
+# What clients do who return `a x + b`, and clients who train by plain steps do not.
+UNUSED_BY_TRAINING = {
+    "gain_mean": 1.0,
+    "gain_std": 0.0,
+    "drift_mean": 0.0,
+    "drift_std": 0.0,
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+}
+
+
+def check_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that one check alone decides, each as the scenario keeps it.
+
+    Args:
+        given: every field of a scenario, defaults resolved.
+
+    Raises:
+        ValueError: naming the field, its value and what was expected.
+    """
+    kept: dict[str, Any] = {
+        name: check_choice(name, given[name], choices) for name, choices in CHOICES.items()
+    }
+    kept |= {name: check_positive_int(name, given[name]) for name in COUNTS}
+    if given["local_steps"] is not None:
+        kept["local_steps"] = check_positive_int("local_steps", given["local_steps"])
+    kept |= {name: check_finite(name, given[name]) for name in REALS}
+    kept |= {name: check_finite(name, given[name], minimum=0.0) for name in SPREADS}
+    kept["task_seed"] = check_seed("task_seed", given["task_seed"])
+    if not isinstance(given["use_rslora"], bool):
+        raise expected("use_rslora", given["use_rslora"], "true or false")
+    kept |= {name: _positive(name, given[name]) for name in POSITIVE}
+    for name in SHARES:
+        kept[name] = check_finite(name, given[name])
+        if not 0 < kept[name] <= 1:
+            raise expected(name, kept[name], "a number in (0, 1]")
+    if given["pruning_decay"] is not None:
+        kept["pruning_decay"] = check_finite("pruning_decay", given["pruning_decay"])
+        if not 0 < kept["pruning_decay"] < 1:
+            raise expected("pruning_decay", kept["pruning_decay"], "a number in (0, 1) or None")
+    if given["lora_alpha"] is not None:
+        kept["lora_alpha"] = _positive("lora_alpha", given["lora_alpha"], " or None")
+    return kept
+
+
+def _positive(name: str, value: object, otherwise: str = "") -> float:
+    number = check_finite(name, value)
+    if number <= 0:
+        raise expected(name, number, f"a positive number{otherwise}")
+    return number
+
+
+def check_local_loss(checked: Mapping[str, Any]) -> None:
+    """Refuse what makes no sense beside a local loss that clients really descend.
+
+    Args:
+        checked: every field of a scenario, after `check_fields`.
+
+    Raises:
+        ValueError: naming the field, its value and what was expected.
+    """
+    if checked["local_loss"] != "quadratic":
+        return
+    beside = "with local_loss='quadratic'"
+    if checked["fidelity"] == "training":
+        other = "none at fidelity='training', where clients train on the task's own loss"
+        raise expected("local_loss", "quadratic", other)
+    for name, usual in UNUSED_BY_TRAINING.items():
+        if checked[name] != usual:
+            raise expected(name, checked[name], f"{usual:g} {beside}: clients train by plain steps")
+    if checked["optimizer"] == "adamw":
+        raise expected("optimizer", "adamw", f"sgd or adam {beside}: no weight decay")
+    if checked["fidelity"] == "matrix":
+        if checked["local_steps"] is None:
+            raise expected("local_steps", None, f"a whole number of at least 1 {beside}")
+        return
+    if checked["optimizer"] != "sgd":
+        flow = "sgd at fidelity='spectral', whose clients follow the gradient flow"
+        raise expected("optimizer", checked["optimizer"], flow)
+    if checked["target_angle"] != 0:
+        basis = "0 at fidelity='spectral', where all share one basis (or choose matrix)"
+        raise expected("target_angle", checked["target_angle"], basis)
