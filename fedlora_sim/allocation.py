@@ -14,8 +14,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ALLOCATIONS = ("svd", "random", "importance")
-
 
 def carried_directions(ranks: Tensor, scores: Tensor) -> Tensor:
     """Mark the `ranks` directions of highest score; of equal scores the lower index.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedlora_sim.allocation import ALLOCATIONS
 from fedlora_sim.devices import DEVICES, DTYPES
 from fedlora_sim.errors import check_choice, check_finite, check_positive_int, check_seed, expected
-from fedlora_sim.federation import EMPTY_PARTITION
+from fedlora_sim.federation import ALLOCATIONS, EMPTY_PARTITION
 
 FIDELITIES = ("spectral", "matrix", "training")
 HETEROGENEITY = ("fresh", "persistent")
