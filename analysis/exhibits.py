@@ -7,9 +7,9 @@ import xarray as xr
 
 from analysis import closed_form
 from analysis.claim import Context
-from analysis.cohorts.moments import RULES
 from fedlora_sim import Scenario, parse_ranks, simulate
 
+RULES = ("fedavg", "zero_pad", "raflora")
 ENERGIES = Scenario(
     ranks=parse_ranks("4x8,8x6,16x4"), fidelity="matrix", rounds=12, spectrum_decay=0.88
 )
@@ -17,7 +17,7 @@ ENERGY_RUNS = 3
 
 
 def energies(context: Context) -> xr.Dataset:
-    """Energies over rounds under the rules with a closed form, at matrix fidelity, beside it.
+    """Energies over rounds under three rules with a closed form, at matrix fidelity, beside it.
 
     Returns:
         Dimensions (rule, seed, round, direction); `predicted_energy` (rule, round, direction).

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from analysis.closed_form.inputs import Ranks, Samples, federation_of
 from analysis.closed_form.round_map import round_map
-from analysis.cohorts.laws import Array
+from analysis.cohorts.law import Array
 
 
 def energy_floor(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.cohorts.laws import Array
+from analysis.cohorts.law import Array
 from fedlora_sim.errors import expected
 from fedlora_sim.federation import Federation, parse_ranks
 

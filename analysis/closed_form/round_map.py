@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.closed_form.inputs import per_direction
-from analysis.cohorts.laws import Array
-from analysis.cohorts.moments import RULES, WeightMoments, empty_probability, weight_moments
+from analysis.cohorts.law import Array
+from analysis.cohorts.moments import WeightMoments, empty_probability, weight_moments
 from fedlora_sim.errors import check_choice, expected
 from fedlora_sim.federation import EMPTY_PARTITION, Federation
+
+RULES = ("fedavg", "zero_pad", "raflora")
+_NORMALISERS = {"fedavg": "cohort", "zero_pad": "cohort", "raflora": "contributors"}
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,14 @@ def _needed_moments(
 ) -> WeightMoments:
     """The rule's weight moments, refusing `error` where a partition can be empty."""
     if name != "raflora":
-        return weight_moments(name, federation)
+        return weight_moments(_NORMALISERS[name], federation)
     empty = empty_probability(federation)
     if policy == "error" and empty.max() > 0:
         chance = f"a partition is empty with probability up to {empty.max():.3g}"
         raise expected("empty_partition", policy, f"'zero' or 'carry' ({chance})")
     if random:
-        return weight_moments(name, federation)
+        return weight_moments(_NORMALISERS[name], federation)
     # sum w is 0 or 1 and E[sum w^2] will meet zero variances only: nothing to enumerate or sample
-    kept = 1.0 - empty
-    return WeightMoments(kept, kept, kept, np.zeros_like(kept), empty)
+    kept, nothing = 1.0 - empty, np.zeros_like(empty)
+    ones = np.ones_like(empty)
+    return WeightMoments(kept, kept, kept, nothing, nothing, nothing, ones, empty)

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from analysis.closed_form.inputs import Ranks, Samples, federation_of, per_direction
 from analysis.closed_form.round_map import RoundMap, round_map
-from analysis.cohorts.laws import Array
+from analysis.cohorts.law import Array
 from fedlora_sim.errors import check_positive_int
 
 

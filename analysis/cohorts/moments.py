@@ -1,84 +1,68 @@
-"""Moments of a rule's aggregation weights over random cohorts, per direction.
+"""Moments of the aggregation weights over random cohorts, per direction.
 
-With `S` the round's cohort, `C_h` the clients that carry a direction's rank level and
-`v_k = n_k * (times drawn)`: FedAvg weighs client k with `w_k = v_k / sum_S v`, raFLoRA (Wu et al.,
-arXiv 2602.13486, Eq. 8) with `v_k / sum_{S & C_h} v`; only contributors add to a sum over k. These
-moments are all that the energy recursion of its App. B needs. The cohort laws are our derivation.
+All that the energy recursion of Wu et al., arXiv 2602.13486, App. B needs of a cohort, and the
+logarithms that say what a typical run does. See `analysis.cohorts.shares` for the weights.
 """
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binom
 
-from analysis.cohorts.laws import (
-    ENUMERATION_LIMIT,
-    MONTE_CARLO_DRAWS,
-    Array,
-    client_groups,
-    cohort_size,
-    contributor_moments,
-    count_cohorts,
-    draw_law,
-    empty_by_level,
-    enumerate_moments,
-    level_members,
-    sample_moments,
-)
-from fedlora_sim.errors import check_choice
+from analysis.cohorts.clients import Clients, views
+from analysis.cohorts.empty import empty_cohort
+from analysis.cohorts.law import Array
+from analysis.cohorts.law import MonteCarloWarning as MonteCarloWarning
+from analysis.cohorts.law import ShareLaw as ShareLaw
+from analysis.cohorts.shares import announced, per_direction
+from analysis.cohorts.shares import expect as expect
+from analysis.cohorts.shares import share_laws as share_laws
 from fedlora_sim.federation import Federation
-
-RULES = ("fedavg", "zero_pad", "raflora")
-
-# Stirling numbers of the second kind: E[D], E[D^2], E[D^4] from factorial moments 1..4
-_RAW_FROM_FACTORIAL = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 7, 6, 1]], dtype=np.float64)
-_POWERS = np.array([1, 2, 4])
-
-
-class MonteCarloWarning(UserWarning):
-    """The moments have no closed form here and were estimated from random cohorts."""
 
 
 @dataclass(frozen=True)
 class WeightMoments:
-    """Moments of aggregation weights; every array has shape (r_max,) and no unit.
+    """Moments of aggregation weights, `W = sum_k w_k`; every array is (r_max,) without a unit.
 
     Args:
-        mean: `E[sum_k w_k]`.
-        second: `E[(sum_k w_k)^2]`.
-        fourth: `E[(sum_k w_k)^4]`.
+        mean: `E[W]`.
+        second: `E[W^2]`.
+        fourth: `E[W^4]`.
         sum_of_squares: `E[sum_k w_k^2]`.
+        log_mean: `E[log W | W > 0]`.
+        log_variance: `Var[log W | W > 0]`.
+        inverse: `E[1 / W | W > 0]`.
         empty: probability that a cohort holds no contributor; always exact.
-        standard_error: standard errors of the five, or None when all are exact.
+        standard_error: standard errors of all of them, or None when all are exact.
     """
 
     mean: Array
     second: Array
     fourth: Array
     sum_of_squares: Array
+    log_mean: Array
+    log_variance: Array
+    inverse: Array
     empty: Array
     standard_error: WeightMoments | None = None
 
 
-def weight_moments(rule: str, federation: Federation) -> WeightMoments:
-    """Moments of a rule's weights under the federation's cohort law.
-
-    Closed form for equal `n_k` and for `size_weighted`; for unequal `n_k` the sum over all cohorts
-    (clients that cannot be told apart counted together) if a rank level has at most
-    `ENUMERATION_LIMIT` of them; else the mean over `MONTE_CARLO_DRAWS` cohorts of a fixed seed.
+def weight_moments(
+    normaliser: str, federation: Federation, allocation: str = "svd"
+) -> WeightMoments:
+    """Moments of the weights under the federation's cohort law.
 
     Args:
-        rule: `fedavg`, `zero_pad` (the same weights, used on factors) or `raflora`.
+        normaliser: `cohort`, `contributors` or `federation`, see `analysis.cohorts.shares`.
         federation: the clients and the cohort law.
+        allocation: `svd` or `random`.
 
     Returns:
-        The moments per direction.
+        The moments per direction; exact, or estimated with standard errors.
 
     Raises:
-        ValueError: on an unknown rule.
+        ValueError: on an unknown normaliser or allocation; on `importance`.
 
     Warns:
         MonteCarloWarning: when estimated; it states the largest relative standard error.
@@ -86,102 +70,67 @@ def weight_moments(rule: str, federation: Federation) -> WeightMoments:
     Reference:
         Weights: Wu et al., arXiv 2602.13486, Sec. 3 and Eq. 8. Moments: our derivation.
     """
-    name = check_choice("rule", rule, RULES)
-    name = "raflora" if name == "raflora" else "fedavg"
-    errors = None
-    if federation.sampling == "size_weighted" or len(set(federation.num_samples or ())) == 1:
-        values = _equal_weights(name, federation)
-    else:
-        values, errors = _unequal_weights(name, federation)
-    empty = empty_by_level(federation)
-    if name == "raflora":
-        # sum w is 1 or 0: the first three moments need no sum over cohorts
-        values[:3] = 1.0 - empty
-    values[:3, level_members(federation).all(axis=0)] = 1.0
-    standard_error = None
-    if errors is not None:
-        errors[:3] *= name == "fedavg"
-        _warn(values, errors)
-        standard_error = _per_direction(federation, errors, np.zeros_like(empty))
-    return _per_direction(federation, values, empty, standard_error)
+    laws = announced(federation, normaliser, allocation, stack_level=3)
+    levels = views(federation, normaliser, allocation)
+    pairs = [_law_moments(law, level) for law, level in zip(laws, levels, strict=True)]
+    values, errors = per_direction(federation, np.stack(pairs, axis=-1))
+    exact = all(law.draws is None for law in laws)
+    moments = WeightMoments(*values)
+    return moments if exact else replace(moments, standard_error=WeightMoments(*errors))
 
 
-def empty_probability(federation: Federation) -> Array:
+def empty_probability(
+    federation: Federation, allocation: str = "svd", normaliser: str = "cohort"
+) -> Array:
     """Probability per round that no client of the cohort carries a direction.
-
-    Without replacement `C(K-n, m) / C(K, m)` with `n = |C_h|`; draws with replacement
-    `(1 - P[one draw contributes])^m`; Bernoulli `(s^n - s^K) / (1 - s^K)` with `s = 1 - m/K`.
 
     Args:
         federation: the clients and the cohort law.
+        allocation: `svd` or `random`.
+        normaliser: matters under `bernoulli` only: without renormalisation (`federation`) a cohort
+            without anybody counts, else it is drawn again.
 
     Returns:
-        Probabilities, shape (r_max,).
+        Probabilities, shape (r_max,); always exact.
+
+    Raises:
+        ValueError: on an unknown allocation or normaliser; on `importance`.
 
     Reference:
         Our derivation.
     """
-    return _expand(federation, empty_by_level(federation))
+    levels = views(federation, normaliser, allocation)
+    return per_direction(federation, np.array([empty_cohort(level) for level in levels]))
 
 
-def _equal_weights(rule: str, federation: Federation) -> Array:
-    """Closed forms where one draw weighs as much as any other, shape (4, levels)."""
-    K, m = federation.num_clients, cohort_size(federation)
-    members = level_members(federation)
-    sizes = members.sum(axis=0)
-    if federation.sampling in ("with_replacement", "size_weighted"):
-        law = draw_law(federation)
-        share = law @ members
-        ratios = np.stack([share**j for j in range(1, 5)])
-        # chance that two contributor draws are the same client
-        repeat = law**2 @ members / share**2
-    else:
-        steps = [(sizes - j) / max(K - j, 1) for j in range(4)]
-        ratios = np.cumprod(np.stack(steps), axis=0)
-        repeat = np.zeros(sizes.size)
-    if rule == "raflora":
-        return contributor_moments(federation, ratios[0], repeat)
-    totals, mass = np.array([m], dtype=np.float64), np.ones(1)
-    if federation.sampling == "bernoulli":
-        totals = np.arange(1, K + 1, dtype=np.float64)
-        mass = binom.pmf(totals, K, m / K)
-        mass = mass / mass.sum()
-    falling = np.cumprod(np.stack([totals - j for j in range(4)]), axis=0)
-    # factorial moments of the contributors' draws given the total: (4, levels, totals)
-    factorial = ratios[:, :, None] * falling[:, None, :]
-    raw = np.tensordot(_RAW_FROM_FACTORIAL, factorial, axes=1) / totals ** _POWERS[:, None, None]
-    squares = raw[0] / totals * (1 - repeat)[:, None] + raw[1] * repeat[:, None]
-    return np.asarray(np.concatenate([raw, squares[None]]) @ mass, dtype=np.float64)
+def _law_moments(law: ShareLaw, clients: Clients) -> Array:
+    """Moments in the order of `WeightMoments` and their standard errors, shape (2, 8)."""
+    given = law.given_contributor()
+    logs = np.log(given.share)
+    log_mean = given.expect(logs)
+    plain = [law.share, law.share**2, law.share**4, law.squares]
+    conditional = [logs, (logs - log_mean) ** 2, 1.0 / given.share]
+    values = [law.expect(v) for v in plain] + [given.expect(v) for v in conditional]
+    errors = [law.standard_error(v) for v in plain]
+    errors += [given.standard_error(v) for v in conditional]
+    if law.draws is not None and clients.normaliser == "federation":
+        for place, value in zip((0, 1, 3), _unbiased(clients), strict=True):
+            values[place], errors[place] = value, 0.0
+    return np.array([[*values, law.empty], [*errors, 0.0]])
 
 
-def _unequal_weights(rule: str, federation: Federation) -> tuple[Array, Array | None]:
-    """Sum over all cohorts, or over a sample of them if one level has too many."""
-    members = level_members(federation)
-    groups = [client_groups(rule, federation, members[:, h]) for h in range(members.shape[1])]
-    if max(count_cohorts(federation, g) for g in groups) > ENUMERATION_LIMIT:
-        return sample_moments(rule, federation, MONTE_CARLO_DRAWS, seed=0)
-    return np.stack([enumerate_moments(federation, g) for g in groups], axis=1), None
-
-
-def _warn(values: Array, errors: Array) -> None:
-    relative = np.divide(errors, values, out=np.zeros_like(errors), where=values > 0)
-    warnings.warn(
-        f"weight moments estimated from {MONTE_CARLO_DRAWS} random cohorts (unequal num_samples, "
-        f"more than {ENUMERATION_LIMIT} cohorts); largest relative standard error "
-        f"{relative.max():.2e}",
-        MonteCarloWarning,
-        stacklevel=3,
-    )
-
-
-def _expand(federation: Federation, by_level: Array) -> Array:
-    """Repeat values per rank level over the directions of its partition."""
-    widths = np.diff((0, *federation.levels))
-    return np.repeat(by_level, widths, axis=-1)
-
-
-def _per_direction(
-    federation: Federation, values: Array, empty: Array, standard_error: WeightMoments | None = None
-) -> WeightMoments:
-    mean, second, fourth, squares = _expand(federation, values)
-    return WeightMoments(mean, second, fourth, squares, _expand(federation, empty), standard_error)
+def _unbiased(clients: Clients) -> tuple[float, float, float]:
+    """`E[W]`, `E[W^2]`, `E[sum w^2]` of `w_k = p_k c_k / E[c_k]`, which need no law of W."""
+    K, m = clients.number, clients.size
+    p = clients.weight * clients.law / (clients.weight @ clients.law)
+    mean = p @ clients.carry
+    # E[c_k^2] / E[c_k]^2 and E[c_j c_k] / (E[c_j] E[c_k])
+    own, pair = np.full(K, K / m), 1.0
+    if clients.sampling == "without_replacement":
+        pair = (m - 1) / m * K / (K - 1)
+    elif clients.sampling == "with_replacement":
+        pair = (m - 1) / m
+        own = pair + 1.0 / (m * clients.law)
+    squares = (p**2 * own) @ clients.carry
+    second = squares + pair * (mean**2 - p**2 @ clients.carry**2)
+    return float(mean), float(second), float(squares)

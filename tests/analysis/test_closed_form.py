@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from analysis import closed_form
-from analysis.cohorts import moments
+from analysis.closed_form import round_map
+from analysis.cohorts import moments, shares
 from fedlora_sim.federation import SAMPLINGS, Federation, draw_cohorts
 from fedlora_sim.randomness import stream
 from fedlora_sim.tolerances import relative
@@ -62,7 +63,7 @@ def test_raflora_loses_under_zero_what_carry_keeps():
 
 
 def test_raflora_without_spread_never_samples(monkeypatch):
-    monkeypatch.setattr(moments, "ENUMERATION_LIMIT", 1)
+    monkeypatch.setattr(shares, "ENUMERATION_LIMIT", 1)
     given = {"cohort_size": 3, "num_samples": UNEQUAL}
     closed_form.energy_rate("raflora", RANKS, **given)
     with pytest.warns(moments.MonteCarloWarning):
@@ -184,7 +185,7 @@ def test_floor_is_infinite_without_suppression():
 
 
 def test_floor_is_zero_without_drift():
-    for rule in moments.RULES:
+    for rule in round_map.RULES:
         floor = closed_form.energy_floor(
             rule, RANKS, cohort_size=3, gain_mean=0.9, gain_std=0.0, drift_std=0.0
         )

@@ -80,8 +80,8 @@ def test_repeated_clients_enter_the_sum_of_squares():
     fed = Federation(ranks_of(K, n), cohort_size=m, sampling="with_replacement")
     fedavg = sum(p * squares.subs(rates.d, d) for d, p in enumerate(mass)) / m**2
     raflora = sum(p * squares.subs(rates.d, d) / d**2 for d, p in enumerate(mass) if d)
-    for rule, wanted in (("fedavg", fedavg), ("raflora", raflora)):
-        found = weight_moments(rule, fed).sum_of_squares[TOP]
+    for normaliser, wanted in (("cohort", fedavg), ("contributors", raflora)):
+        found = weight_moments(normaliser, fed).sum_of_squares[TOP]
         assert found == pytest.approx(float(wanted), rel=relative("reduction"))
 
 
@@ -145,7 +145,7 @@ def test_rate_floor_and_trajectory_equal_the_numbers(case, g, nu, tau, rounds):
 @given(case=federations(), g=st.floats(0.1, 1.2), nu=POSITIVE)
 def test_raflora_carry_equals_the_numbers(case, g, nu):
     K, n, m = case
-    found = weight_moments("raflora", Federation(ranks_of(K, n), cohort_size=m))
+    found = weight_moments("contributors", Federation(ranks_of(K, n), cohort_size=m))
     values = {floors.g: g, floors.nu: nu, floors.S2: found.second[TOP], floors.P0: found.empty[TOP]}
     values[floors.Q] = found.sum_of_squares[TOP]
     wanted = evaluate(floors.carry(floors.second_moment_recursion()).coeff(floors.x2), values)
