@@ -10,8 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.inference.estimators import Measurement, mean_interval
-from analysis.inference.verdict import Estimator, Prediction
+from analysis.inference.intervals import mean_interval
+from analysis.inference.intervals import root_of_mean as root_of_mean
+from analysis.inference.measurement import Estimator
+from analysis.inference.verdict import Prediction
 from fedlora_sim.run_store import RunStore
 
 Array = NDArray[np.float64]
@@ -23,7 +25,7 @@ class Context:
 
     Args:
         seed: base seed; run i of any experiment has seed `seed * 1_000_000 + i`.
-        quick: fewer runs and shorter training.
+        quick: fewer runs, shorter training, and margins `QUICK_MARGIN` times as wide.
         device: `auto | cpu | cuda | mps`.
         on_progress: called with the number of simulated runs finished since the last call.
         store: finished work of an earlier, interrupted verification, or None.
@@ -85,8 +87,9 @@ class Claim:
         source: section of the paper, or "ours".
         assumptions: under which it is claimed.
         fidelity: of the simulation that tests it.
+        statistic: what is measured of every run and how runs are combined, in words.
         quantities: names of the q measured quantities.
-        predict: makes the prediction; called before anything is simulated.
+        predict: makes the prediction with its margin; called before anything is simulated.
         experiment: makes the samples.
         control: the negative control.
         estimator: samples and error probability to a measurement.
@@ -101,6 +104,7 @@ class Claim:
     source: str
     assumptions: str
     fidelity: str
+    statistic: str
     quantities: tuple[str, ...]
     predict: Callable[[], Prediction]
     experiment: Experiment
@@ -111,20 +115,3 @@ class Claim:
     quick: tuple[int, int] = (8, 16)
     in_quick: bool = True
     kind: Literal["theorem", "conjecture"] = "theorem"
-
-
-def root_of_mean(power: int) -> Estimator:
-    """Estimator of a rate from energies after `power` rounds: the root of their mean.
-
-    The mean energy after T rounds is the T-th power of the mean-energy rate; the root, being
-    monotone, carries the interval's ends over.
-    """
-
-    def estimate(samples: Array, error: float) -> Measurement:
-        mean = mean_interval(samples, error)
-        low, high = np.maximum(mean.low, 0.0), np.maximum(mean.high, 0.0)
-        return Measurement(
-            mean.value ** (1 / power), low ** (1 / power), high ** (1 / power), mean.samples
-        )
-
-    return estimate

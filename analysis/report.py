@@ -12,19 +12,71 @@ VERDICT_MARK = {"supported": "✓ supported", "refuted": "✗ refuted", "undecid
 
 
 def verdict_table(report: Record) -> str:
-    """One row per claim: statement, prediction, measurement, verdict, negative control."""
-    lines = [
-        "| claim | prediction | measured, 99% interval | verdict | negative control |",
-        "|---|---|---|---|---|",
-    ]
+    """One row per claim: statement, prediction, measurement, p-value, verdict, negative control."""
+    # Reports made before claims had families have no p-values: their column is left out.
+    with_p = ["p (Holm)"] if "families" in report else []
+    head = ["claim", "prediction", measured_head(report), *with_p, "verdict", "negative control"]
+    lines = [_row(head), "|" + "---|" * len(head)]
     for claim in report["claims"]:
         control = claim["negative_control"]
-        lines.append(
-            f"| **{claim['id']}** ({_nature(claim)}): {claim['statement']} "
-            f"| {prediction_text(claim)} | {measurement_text(claim)} "
-            f"| {VERDICT_MARK[claim['verdict']]} | {control['verdict']}: {control['description']} |"
-        )
+        cells = [
+            f"**{claim['id']}** ({_nature(claim)}): {claim['statement']}",
+            prediction_text(claim),
+            measurement_text(claim),
+            *([p_text(claim["p_holm"])] if with_p else []),
+            VERDICT_MARK[claim["verdict"]],
+            f"{control['verdict']}: {control['description']}",
+        ]
+        lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def measured_head(report: Record) -> str:
+    """Heading of measured values: with what confidence their intervals hold, and which of them."""
+    if "families" not in report:
+        return f"measured, {percent(report['claims'][0]['confidence'])} interval"
+    errors = {family["error"] for family in report["families"].values()}
+    return f"measured, simultaneous {', '.join(percent(1 - error) for error in sorted(errors))}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage, to the digits that tell it from 100%."""
+    return f"{100 * share:.6g}%"
+
+
+def p_text(p: float) -> str:
+    """A p-value to two digits."""
+    return "<1e-6" if p < 1e-6 else f"{p:.2g}"
+
+
+def families_text(report: Record) -> list[str]:
+    """What holds over the claims together: families, their error, and each claim's part of it."""
+    if "families" not in report:
+        return [f"Intervals hold together at {percent(report['claims'][0]['confidence'])} a claim."]
+    parts = [
+        f"{family['claims']} {kind}s ({family['run']} in this report), error {family['error']:g} "
+        f"in all, {family['error'] / family['claims']:.2g} for each claim over all its quantities "
+        "and all its looks at the data"
+        for kind, family in report["families"].items()
+        if family["run"]
+    ]
+    lines = [
+        f"Intervals hold together within a family of claims: {'; '.join(parts)}. "
+        "Parts do not depend on how many claims are run. A claim is supported if every interval "
+        "lies within its margin (two one-sided tests each), refuted if one lies wholly outside. "
+        "p (Holm) is the least error of the family at which the claim would still be decided as it "
+        "is; claims not run count as undecided."
+    ]
+    if report["quick_margin"] != 1:
+        lines.append(
+            f"Quick run: fewer runs, and margins of a width (±) {report['quick_margin']:g} times "
+            "as wide as in a full run; the tables show the widened ones."
+        )
+    return lines
 
 
 def _nature(claim: Record) -> str:
@@ -78,7 +130,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def digits_table(report: Record) -> str:
-    """Accuracy, energy ratio and effective rank of the real runs, with 99% intervals."""
+    """Accuracy, energy ratio and effective rank of the real runs, with intervals."""
     lines = [
         "| run | client ranks | rule | learning rate | accuracy | rho | effective rank |",
         "|---|---|---|---|---|---|---|",
@@ -101,8 +153,8 @@ def to_markdown(report: Record) -> str:
     parts = [
         "# Verification report",
         f"{supported} of {len(claims)} claims supported; {refuted} of {len(claims)} negative "
-        "controls refuted, as they must be. Predictions were made before the runs; intervals hold "
-        "together at 99% per claim, over all its quantities and all its looks at the data.",
+        "controls refuted, as they must be. Predictions were made before the runs.",
+        *families_text(report),
         verdict_table(report),
     ]
     if report.get("digits"):
@@ -110,6 +162,7 @@ def to_markdown(report: Record) -> str:
         effort = f"{row['runs']} seeds, {row['rounds']} rounds of {row['local_steps']} local steps"
         parts += [
             f"## Real fine-tuning on digits: {effort}",
+            f"Intervals of this table each for itself at {percent(row.get('confidence', 0.99))}.",
             digits_table(report),
         ]
     parts += [
@@ -138,11 +191,22 @@ def _claim_section(claim: Record, environment: Record) -> str:
         f"### {claim['id']}: {claim['verdict']}{reason}\n\n{claim['statement']}\n\n"
         f"Source: {claim['source']}. Assumes: {claim['assumptions']}. "
         f"Fidelity: {claim['fidelity']}; {claim['runs']:,} runs, {claim['seconds']:.1f} s. "
-        f"Margin: {claim['margin']}.\n\n"
-        f"| quantity | prediction | measured | 99% interval |\n|---|---|---|---|\n{rows}\n\n"
+        f"{_statistic(claim)}Margin: {claim['margin']}.{_p_values(claim)}\n\n"
+        f"| quantity | prediction | measured | {percent(claim['confidence'])} interval |\n"
+        f"|---|---|---|---|\n{rows}\n\n"
         f"Negative control, {control['description']}: {control['verdict']}.\n\n"
         f"Repeat: `fedlora-sim verify{effort} --claim {claim['id']}`"
     )
+
+
+def _statistic(claim: Record) -> str:
+    return f"Measured: {claim['statistic']}. " if "statistic" in claim else ""
+
+
+def _p_values(claim: Record) -> str:
+    if "p_holm" not in claim:
+        return ""
+    return f" p = {p_text(claim['p_value'])}, over its family {p_text(claim['p_holm'])} (Holm)."
 
 
 def _environment(environment: Record) -> str:

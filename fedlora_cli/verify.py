@@ -20,8 +20,15 @@ from tqdm import tqdm
 from analysis import exhibits
 from analysis.claim import Claim, Context
 from analysis.claims import digits, select
-from analysis.report import interval_text, number, prediction_text, to_markdown, worst
-from analysis.verify import claim_record, environment, holds
+from analysis.report import (
+    interval_text,
+    measured_head,
+    number,
+    prediction_text,
+    to_markdown,
+    worst,
+)
+from analysis.verify import assemble, claim_record, holds
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
 from fedlora_sim.datasets import save_dataset
@@ -31,11 +38,12 @@ from fedlora_sim.run_store import RunStore, source_fingerprint, write_text
 from paper_figs import draw_all
 
 WIDTH = 110  # of tables in a file or a pipe, which have no width of their own
+QUICK_HELP = "under 90 s: fewer runs, margins twice as wide"
 COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 
 def verify(
-    quick: Annotated[bool, typer.Option("--quick", help="under a minute: fewer runs")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help=QUICK_HELP)] = False,
     claim: Annotated[list[str] | None, typer.Option(help="claim id; may be repeated")] = None,
     out: Annotated[Path, typer.Option(help="folder to write")] = Path("results/verify"),
     seed: Annotated[int, typer.Option(help="base seed of all runs")] = 0,
@@ -74,7 +82,7 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
             if done.disable:  # no terminal: a line per claim instead of a bar
                 verdict, seconds = records[-1]["verdict"], records[-1]["seconds"]
                 print(f"{claim.id}: {verdict} ({seconds:.1f} s)", file=sys.stderr, flush=True)
-        report = {"claims": records, "environment": environment(context)}
+        report = assemble(records, context)
         _remove_older(out)
         save_dataset(exhibits.energies(context), data / "energies.nc")
         real = [r for c, r in zip(claims, records, strict=True) if c in digits.CLAIMS]
@@ -99,7 +107,8 @@ def _remove_older(out: Path) -> None:
 
 
 def _print_table(report: dict[str, Any], out: Path) -> None:
-    table = Table("claim", "prediction", "measured, 99%", "verdict", "control", "time", box=SIMPLE)
+    measured = measured_head(report)
+    table = Table("claim", "prediction", measured, "verdict", "control", "time", box=SIMPLE)
     _keep_whole(table)
     for c in report["claims"]:
         i = worst(c)

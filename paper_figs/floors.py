@@ -17,7 +17,7 @@ WIDTH = 0.32
 
 
 def draw(claims: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, Axes]:
-    """Predicted floors as bars, measured ones as points with their 99% intervals.
+    """Predicted floors as bars, measured ones as points with their intervals.
 
     Args:
         claims: entries of the report by id; those of `CLAIMS` are drawn.

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, NegativeControl, root_of_mean
+from analysis.claim import Claim, NegativeControl
 from analysis.claims.experiments import relative_final_energy
+from analysis.inference.intervals import root_of_mean
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
@@ -47,6 +48,7 @@ def _power_of_coverage(scenario: Scenario, power: int) -> Prediction:
 
 _COMMON: dict[str, Any] = {
     "fidelity": "spectral",
+    "statistic": "T-th root of the mean energy after T rounds over the initial one",
     "quantities": PARTITIONS,
     "assumptions": "uniform cohorts without replacement, equal samples, common gain, fixed basis",
 }

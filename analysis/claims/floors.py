@@ -74,6 +74,7 @@ def _floor_claim(rule: str, other: str) -> Claim:
         source="arXiv 2602.13486, App. B (order of the floor); ours (its value)",
         assumptions="independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
         fidelity="spectral",
+        statistic="mean energy of a direction over the stationary rounds",
         quantities=PARTITIONS,
         predict=partial(_floor, rule),
         experiment=stationary_energy(NON_IID, rule, BURN_IN),
@@ -91,6 +92,7 @@ def _trajectory_claim(rule: str, other: str) -> Claim:
         source="arXiv 2602.13486, App. B (mean field); ours (exact second moment)",
         assumptions="independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
         fidelity="spectral",
+        statistic="mean energy of every round over its prediction",
         quantities=tuple(
             f"measured / predicted, round {t + 1}, {name}"
             for t in range(TRAJECTORY.rounds)

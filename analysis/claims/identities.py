@@ -55,6 +55,7 @@ CLAIMS = (
         source="arXiv 2602.13486, Sec. 5",
         assumptions="any factors, any sample counts, any scalings",
         fidelity="matrix",
+        statistic="Frobenius distance of the two products over the norm of FedAvg's, mean of runs",
         quantities=("relative distance of the products",),
         predict=partial(Prediction.at_most, EXACT),
         experiment=partial(product_distance, EQUAL),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims.experiments import fitted_rates
-from analysis.inference.estimators import proportion_interval
+from analysis.inference.intervals import proportion_interval
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
 from fedlora_sim.randomness import stream
@@ -87,6 +87,7 @@ def bound_holds(bound_level: int, numbers: Sequence[int], context: Context) -> A
 _COMMON: dict[str, Any] = {
     "assumptions": "full participation, common gain, fixed basis",
     "fidelity": "matrix",
+    "statistic": "energy factor per round by log-linear fit, over that of the shared partition",
     "quantities": PARTITIONS,
 }
 
@@ -126,6 +127,7 @@ CLAIMS = (
         source="arXiv 2602.13486, App. A",
         assumptions=_COMMON["assumptions"],
         fidelity="spectral",
+        statistic="share of random federations whose 1 - rho stays below the bound at every round",
         quantities=("share of random federations in which it holds",),
         predict=partial(Prediction.at_least, HOLDS_AT_LEAST),
         experiment=partial(bound_holds, 1),

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from analysis.inference.estimators import Measurement
+from analysis.inference.measurement import Array, Measurement
 
-Array = NDArray[np.float64]
-
-# Probability that any interval of one claim misses its quantity, over all its looks at the data.
-ERROR = 0.01
+# Quick runs have fewer runs; their margins, where they are widths, are this many times as wide.
+QUICK_MARGIN = 2.0
 
 
 class Verdict(StrEnum):
@@ -32,20 +29,30 @@ class Prediction:
     Args:
         value: what the theory says, (q,).
         low, high: ends of the region of acceptance, (q,); infinite where one-sided.
-        margin: the region, for the report: `±3%`, `at least` or `at most`.
+        margin: the region, for the report: `±3%`, `±0.05`, `at least` or `at most`.
+        relative: width to each side as a share of the value, or None.
+        absolute: width to each side in the value's unit, or None.
     """
 
     value: Array
     low: Array
     high: Array
     margin: str
+    relative: float | None = None
+    absolute: float | None = None
 
     @classmethod
     def within(cls, value: ArrayLike, relative: float) -> Prediction:
         """Equal to `value` up to a relative margin (equivalence)."""
         v = np.atleast_1d(np.asarray(value, dtype=np.float64))
         width = relative * np.abs(v)
-        return cls(v, v - width, v + width, f"±{100 * relative:g}%")
+        return cls(v, v - width, v + width, f"±{100 * relative:g}%", relative=relative)
+
+    @classmethod
+    def near(cls, value: ArrayLike, absolute: float) -> Prediction:
+        """Equal to `value` up to an absolute margin, in the value's unit (equivalence)."""
+        v = np.atleast_1d(np.asarray(value, dtype=np.float64))
+        return cls(v, v - absolute, v + absolute, f"±{absolute:g}", absolute=absolute)
 
     @classmethod
     def at_least(cls, value: ArrayLike) -> Prediction:
@@ -58,6 +65,14 @@ class Prediction:
         """At most `value`."""
         v = np.atleast_1d(np.asarray(value, dtype=np.float64))
         return cls(v, np.full_like(v, -np.inf), v, "at most")
+
+    def widened(self, factor: float) -> Prediction:
+        """The same prediction with a margin `factor` times as wide; one-sided ones stay."""
+        if self.relative is not None:
+            return Prediction.within(self.value, factor * self.relative)
+        if self.absolute is not None:
+            return Prediction.near(self.value, factor * self.absolute)
+        return self
 
 
 def judge(measurement: Measurement, prediction: Prediction) -> Verdict:
@@ -82,45 +97,3 @@ def judge(measurement: Measurement, prediction: Prediction) -> Verdict:
     if ((high < prediction.low) | (low > prediction.high)).any():
         return Verdict.REFUTED
     return Verdict.UNDECIDED
-
-
-Sampler = Callable[[Sequence[int]], Array]
-Estimator = Callable[[Array, float], Measurement]
-
-
-def measure_until_decided(
-    sampler: Sampler, estimator: Estimator, prediction: Prediction, first: int, cap: int
-) -> tuple[Measurement, Verdict, Array]:
-    """Add runs, doubling their number, until the verdict is clear or the cap is reached.
-
-    Looking repeatedly at growing data would inflate the error; each look therefore gets an equal
-    part of `ERROR`, and the intervals of all looks hold together whatever makes us stop.
-
-    Args:
-        sampler: runs of given numbers (0, 1, 2, ...) to samples (n, q).
-        estimator: samples and error to a measurement.
-        prediction: the regions of acceptance.
-        first: runs of the first look.
-        cap: most runs.
-
-    Returns:
-        The last measurement, its verdict and all samples.
-    """
-    looks = number_of_looks(first, cap)
-    samples, count = sampler(range(first)), first
-    while True:
-        measurement = estimator(samples, ERROR / looks)
-        verdict = judge(measurement, prediction)
-        if verdict is not Verdict.UNDECIDED or count >= cap:
-            return measurement, verdict, samples
-        more = min(2 * count, cap)
-        samples = np.concatenate([samples, sampler(range(count, more))])
-        count = more
-
-
-def number_of_looks(first: int, cap: int) -> int:
-    """Looks of the doubling rule from `first` to `cap` runs."""
-    looks, count = 1, first
-    while count < cap:
-        looks, count = looks + 1, min(2 * count, cap)
-    return looks

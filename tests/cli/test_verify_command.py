@@ -45,6 +45,7 @@ def claim(name: str, value: float = 1.0, **changes: object) -> Claim:
         source="ours",
         assumptions="none",
         fidelity="spectral",
+        statistic="mean of the runs",
         quantities=("value",),
         predict=partial(Prediction.within, 1.0, 0.1),
         experiment=Measured(value),

@@ -38,6 +38,7 @@ TOY = Claim(
     source="ours",
     assumptions="none",
     fidelity="spectral",
+    statistic="mean of the runs",
     quantities=("one",),
     predict=one(),
     experiment=normal(1.0),
