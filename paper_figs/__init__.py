@@ -1,32 +1,6 @@
 """Figures, one module each, drawn from result files: nothing here simulates."""
 
-from __future__ import annotations
+import lazy_loader
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from fedlora_sim.datasets import load_dataset
-from paper_figs import digits, energies, floors, rates, style
-
-
-def draw_all(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
-    """Draw every figure of a verification whose data are there, as PNG and PDF.
-
-    Args:
-        report: the report, as in `report.json`.
-        data: folder of the netCDF files beside it.
-        out: folder to write to.
-
-    Returns:
-        The files written.
-    """
-    style.apply()
-    claims = {claim["id"]: claim for claim in report["claims"]}
-    written = [*style.save(energies.draw(load_dataset(data / "energies.nc"))[0], out, "energies")]
-    for name, module in (("rates", rates), ("floors", floors)):
-        if set(module.CLAIMS) <= set(claims):
-            written += style.save(module.draw(claims)[0], out, name)
-    if report.get("digits"):
-        written += style.save(digits.draw(load_dataset(data / "digits.nc"))[0], out, "digits")
-    return written
+# Imported when asked for, as listed in __init__.pyi: one figure does not pay for all others.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,18 +8,21 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import seaborn as sns
 from matplotlib.figure import Figure
 
 SINGLE_COLUMN, DOUBLE_COLUMN = 3.4, 7.0  # inches
-PALETTE = sns.color_palette("colorblind")
+# Seaborn's palette "colorblind": importing it would take longer than drawing a figure.
+PALETTE = (
+    *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"),
+    *("#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"),
+)
 RULE_COLOURS = {"fedavg": PALETTE[3], "zero_pad": PALETTE[1], "raflora": PALETTE[0]}
 RULE_NAMES = {
     "fedavg": "FedAvg (product space)",
     "zero_pad": "FedAvg (zero-padded factors)",
     "raflora": "raFLoRA",
 }
-PARTITION_COLOURS = sns.color_palette("viridis", 4)[:3]
+PARTITION_COLOURS = ("#414487", "#2a788e", "#22a884")  # of viridis, evenly spaced
 RC: Any = {
     "font.family": "serif",
     "font.serif": ["STIXGeneral", "DejaVu Serif"],

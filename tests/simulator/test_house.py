@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("fedlora_sim", "analysis", "paper_figs", "fedlora_cli")
-FAST_PATH = ("aggregation", "spectral", "matrix", "lowrank")
+FAST_PATH = ("allocation", "aggregation", "spectral", "matrix", "lowrank")
 FAST_TRAINING = tuple(
     f"training.{name}"
     for name in ("stacked", "local", "rounds", "state", "directions", "pruning", "slora")
@@ -103,9 +103,6 @@ def test_the_reference_shares_nothing_with_the_fast_path():
         seen.add(module)
         assert not [n for n in imports(module) for f in forbidden if inside(n, f)], module
         waiting |= dependencies(module) - seen
-    # The scenario asks it for the names of the allocations; the reference does its own sorting.
-    for module in members("fedlora_sim.reference"):
-        assert "fedlora_sim.allocation" not in dependencies(module), module
 
 
 def test_no_import_goes_round_in_a_circle():

@@ -1,0 +1,2 @@
+from . import style as style
+from .verification import draw_all as draw_all
