@@ -10,9 +10,22 @@ values are dimensionless but amplitudes, drifts (unit of `x`) and energies (that
 """
 
 from analysis.closed_form.floors import energy_floor as energy_floor
+from analysis.closed_form.flow import flow_floor as flow_floor
+from analysis.closed_form.flow import flow_rate as flow_rate
+from analysis.closed_form.flow import flow_trajectory as flow_trajectory
 from analysis.closed_form.rates import collapse_bound as collapse_bound
 from analysis.closed_form.rates import coverage as coverage
 from analysis.closed_form.rates import energy_rate as energy_rate
 from analysis.closed_form.rates import extinction_probability as extinction_probability
+from analysis.closed_form.rules import RULES as RULES
+from analysis.closed_form.rules import base_share as base_share
+from analysis.closed_form.rules import check_rule as check_rule
+from analysis.closed_form.rules import multiplier as multiplier
+from analysis.closed_form.targets import flow_map as flow_map
+from analysis.closed_form.thresholds import collapse_threshold as collapse_threshold
 from analysis.closed_form.trajectories import energy_trajectory as energy_trajectory
 from analysis.closed_form.trajectories import mean_trajectory as mean_trajectory
+from analysis.closed_form.typical import half_life as half_life
+from analysis.closed_form.typical import log_energy_std as log_energy_std
+from analysis.closed_form.typical import survival as survival
+from analysis.closed_form.typical import typical_rate as typical_rate

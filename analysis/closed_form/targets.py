@@ -1,0 +1,135 @@
+"""Targets of the flow: the amplitude that each client would learn alone, and its local map."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis.closed_form.setting import Setting
+from analysis.cohorts.law import Array
+from fedlora_sim.errors import expected
+
+
+def flow_map(amplitude: ArrayLike, target: ArrayLike, local_time: ArrayLike) -> Array:
+    """What gradient flow makes of an amplitude: `f(x) = m G x / (m + x (G - 1))`, `G = exp(2 m T)`.
+
+    The flow of `0.5 ||B A - M||_F**2` for time T from balanced factors, M sharing their basis with
+    amplitude m. `x / (1 + 2 T x)` at m = 0; 0 stays 0; all arguments broadcast.
+
+    Args:
+        amplitude: x, finite and not negative.
+        target: m, finite, of any sign.
+        local_time: T, finite and not negative.
+
+    Returns:
+        Amplitudes, in the unit of x.
+
+    Raises:
+        ValueError: on a negative or undefined amplitude or time.
+
+    Reference:
+        Our derivation (theory of LoRA's own training; the paper assumes a common gain).
+    """
+    x = _checked("amplitude", amplitude, minimum=0.0)
+    m, T = _checked("target", target), _checked("local_time", local_time, minimum=0.0)
+    try:
+        x, m, T = np.broadcast_arrays(x, m, T)
+    except ValueError:
+        shapes = f"{x.shape}, {m.shape} and {T.shape}"
+        raise expected("amplitude", amplitude, f"shapes that broadcast, not {shapes}") from None
+    return local_map(x, m, T)
+
+
+def local_map(x: Array, target: Array, local_time: Array | float) -> Array:
+    """`flow_map` of checked arguments."""
+    decay, pull = reciprocal_map(target, local_time)
+    some = x > 0
+    safe = np.where(some, x, 1.0)
+    # x / (e + k x), with e = 1/G and k = (1 - 1/G) / m: neither can overflow for m >= 0
+    with np.errstate(over="ignore"):
+        return np.where(some, safe / (decay + pull * safe), 0.0)
+
+
+def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Array]:
+    """Coefficients of `1/x -> e/x + k`: `e = exp(-2 m T)` and `k = (1 - e) / m`, 2 T at m = 0."""
+    exponent = -2 * np.asarray(target, dtype=np.float64) * local_time
+    with np.errstate(over="ignore"):
+        decay, drop = np.exp(exponent), -np.expm1(exponent)
+    flat = np.broadcast_to(np.asarray(2.0 * np.asarray(local_time)), exponent.shape).copy()
+    pull = np.divide(drop, target, out=flat, where=exponent != 0)
+    return decay, pull
+
+
+def client_targets(setting: Setting, target: ArrayLike) -> Array:
+    """Targets m_k of all clients, shape (K, r_max).
+
+    Args:
+        setting: the rule in its federation.
+        target: a scalar, (r_max,) for targets per direction, or (K,), (K, 1) or (K, r_max) for
+            targets per client. Where K = r_max, a plain list of unequal values is refused.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    K, r_max = setting.federation.num_clients, setting.r_max
+    shapes = f"a scalar, ({r_max},) per direction, or ({K},) or ({K}, {r_max}) per client"
+    try:
+        values = np.asarray(target, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise expected("target", target, f"finite numbers: {shapes}") from None
+    if not np.isfinite(values).all():
+        raise expected("target", target, f"finite numbers: {shapes}")
+    if r_max == K and values.shape == (K,) and np.ptp(values) > 0:
+        raise expected("target", target, f"shape ({K}, 1) per client or (1, {K}) per direction")
+    if values.shape == (K,) and r_max != K:
+        values = values[:, None]
+    try:
+        return np.broadcast_to(values, (K, r_max))
+    except ValueError:
+        raise expected("target", target, f"finite numbers: {shapes}") from None
+
+
+def shared_targets(setting: Setting, targets: Array) -> Array | None:
+    """Targets (r_max,) where all clients that carry a direction agree; None where they do not."""
+    first = np.empty(setting.r_max)
+    for i in range(setting.r_max):
+        own = targets[carriers(setting)[:, i], i]
+        if np.ptp(own) > 0:
+            return None
+        first[i] = own[0]
+    return first
+
+
+def carriers(setting: Setting) -> Array:
+    """Who may carry a direction, boolean (K, r_max)."""
+    members = setting.federation.members
+    return np.ones_like(members) if setting.allocation == "random" else members
+
+
+def full_weights(setting: Setting) -> Array:
+    """The rule's weights when everybody takes part, (K, r_max), zero where not carried."""
+    own = setting.federation.weights[:, None] * setting.federation.members
+    if setting.form.normaliser == "contributors":
+        return np.asarray(own / own.sum(axis=0), dtype=np.float64)
+    return np.asarray(own, dtype=np.float64)
+
+
+def need_full(setting: Setting, reason: str) -> None:
+    """Refuse random cohorts where only rounds that are all alike have a closed form."""
+    if not setting.is_full:
+        raise expected(
+            "cohort_size",
+            setting.federation.cohort_size,
+            f"full participation and allocation='svd' ({reason}: no closed form)",
+        )
+
+
+def _checked(argument: str, value: ArrayLike, minimum: float | None = None) -> Array:
+    bound = "" if minimum is None else f" of at least {minimum:g}"
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise expected(argument, value, f"finite numbers{bound}") from None
+    if not np.isfinite(array).all() or (minimum is not None and (array < minimum).any()):
+        raise expected(argument, value, f"finite numbers{bound}")
+    return array

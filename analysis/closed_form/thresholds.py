@@ -1,0 +1,96 @@
+"""The local time at which training just makes up for what averaging dilutes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis.closed_form.inputs import Ranks, Samples
+from analysis.closed_form.setting import Setting, setting_of
+from analysis.closed_form.targets import (
+    carriers,
+    client_targets,
+    full_weights,
+    need_full,
+    shared_targets,
+)
+from analysis.cohorts.law import Array
+
+_HALVINGS = 200
+
+
+def collapse_threshold(
+    rule: str,
+    ranks: Ranks,
+    target: ArrayLike,
+    *,
+    cohort_size: int | None = None,
+    num_samples: Samples = None,
+    sampling: str | None = None,
+    allocation: str = "svd",
+    empty_partition: str = "zero",
+) -> Array:
+    """Local time T* below which a direction collapses: `omega G = 1`, `T* = ln(1/omega) / (2 m)`.
+
+    Random cohorts: for a typical run that survives, `E[log omega | omega > 0] + 2 m T = 0`. Unequal
+    targets: `sum_{C} w_k exp(2 m_k T) = 1`; in factor space `sum_{C} w_k exp(m_k T) = 1`. hetlora:
+    uniform weights, its limit when the directions above have collapsed.
+
+    Args:
+        rule: any of `RULES`.
+        ranks: client ranks.
+        target: m, a scalar, (r_max,), or per client (K,) or (K, r_max).
+        cohort_size: clients per round; all when None.
+        num_samples: samples per client; equal when None.
+        sampling: cohort law, see `Federation`.
+        allocation: which directions clients carry, `svd` or `random`.
+        empty_partition: what raflora and rbla do without a contributor.
+
+    Returns:
+        Local times, shape (r_max,). 0 where nothing is diluted; also for ffa and flora, which any
+        training pulls towards the target, and for fedex, whose base keeps what it has. `inf` where
+        no local time helps: no target above 0 (but fedex).
+
+    Raises:
+        ValueError: on a bad argument; on unequal targets without full participation.
+    """
+    setting = setting_of(
+        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
+    )
+    targets = client_targets(setting, target)
+    equal = shared_targets(setting, targets)
+    if setting.form.space == "residual":
+        return np.zeros(setting.r_max)
+    if equal is None:
+        need_full(setting, "targets differ")
+    if setting.form.space == "base" or setting.form.name == "ffa":
+        pull = equal if equal is not None else (full_weights(setting) * targets).sum(axis=0)
+        return np.where(pull > 0, 0.0, np.inf)
+    if equal is None:
+        return _unequal_threshold(setting, targets)
+    dilution = np.zeros(setting.r_max)
+    if setting.form.normaliser == "cohort":
+        dilution = -setting.form.power * setting.moments.log_mean + 0.0
+    never = np.full(setting.r_max, np.inf)
+    with np.errstate(over="ignore"):
+        return np.divide(dilution, 2 * equal, out=never, where=equal > 0)
+
+
+def _unequal_threshold(setting: Setting, targets: Array) -> Array:
+    """Where `log sum w_k exp(s m_k T)`, convex in T and at most 0 at T = 0, crosses 0 upwards."""
+    weights = full_weights(setting)
+    scale = 2.0 / setting.form.power
+    rising = (weights > 0) & (targets > 0)
+    alone = np.full_like(weights, np.inf)  # the time at which one client carries it all
+    np.divide(-np.log(np.where(rising, weights, 1.0)), scale * targets, out=alone, where=rising)
+    high = alone.min(axis=0)
+    whole = carriers(setting).all(axis=0) | (setting.form.normaliser == "contributors")
+    settled = (whole & ((weights * targets).sum(axis=0) >= 0)) | ~np.isfinite(high)
+    result = np.where(np.isfinite(high), 0.0, np.inf)
+    low, high = np.zeros_like(high), np.where(settled, 0.0, high)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        with np.errstate(over="ignore"):
+            below = (weights * np.exp(scale * targets * middle)).sum(axis=0) <= 1
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.where(settled, result, (low + high) / 2)

@@ -1,0 +1,245 @@
+"""What a typical run does, where the mean is held up by rare ones: survival, rate and spread.
+
+Without drift and with a common gain the log energy of a direction is a random walk with steps
+`2 log A`, A the round's multiplier, that ends where a cohort without contributor loses it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis.closed_form.inputs import Ranks, Samples, per_direction
+from analysis.closed_form.setting import Setting, setting_of
+from analysis.cohorts.law import Array
+from fedlora_sim.errors import check_positive_int, expected
+from fedlora_sim.tolerances import relative
+
+
+def survival(
+    rule: str,
+    ranks: Ranks,
+    rounds: int,
+    *,
+    cohort_size: int | None = None,
+    num_samples: Samples = None,
+    sampling: str | None = None,
+    allocation: str = "svd",
+    empty_partition: str = "zero",
+) -> Array:
+    """Probability that a direction is not lost after t rounds, common gain above 0, no drift.
+
+    `(1 - P0)**t`: a round without contributor sets the amplitude to exactly zero. It is 1 for
+    raflora and rbla with `carry` and for flora. Under fedex what a round with `0 < W < 1` put
+    into the base stays: `1 - P0 (1 - P1**t) / (1 - P1)` with `P1 = P[W = 1]`.
+
+    Args:
+        rule: any of `RULES`, or an alias.
+        ranks: client ranks.
+        rounds: number of rounds T, at least 1.
+        cohort_size: clients per round; all when None.
+        num_samples: samples per client; equal when None.
+        sampling: cohort law, see `Federation`.
+        allocation: which directions clients carry, `svd` or `random`.
+        empty_partition: what raflora and rbla do without a contributor.
+
+    Returns:
+        Probabilities, shape (rounds + 1, r_max), round 0 first.
+
+    Raises:
+        ValueError: on a bad argument; on `error` where P0 > 0.
+
+    Reference:
+        Our derivation.
+    """
+    setting = setting_of(
+        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
+    )
+    times = np.arange(check_positive_int("rounds", rounds) + 1)[:, None]
+    if setting.carries or setting.form.space == "base":
+        return np.ones((times.size, setting.r_max))
+    if setting.form.space != "residual":
+        return np.asarray((1 - setting.empty) ** times, dtype=np.float64)
+    undiluted = setting.expect(lambda share: (share >= 1 - relative("reduction")).astype(float))
+    # 1 + P1 + ... + P1**(t - 1): rounds in which the adapter still holds all there is
+    exposed = np.cumsum(undiluted**times, axis=0) - undiluted**times
+    return 1 - setting.empty * exposed
+
+
+def typical_rate(
+    rule: str,
+    ranks: Ranks,
+    *,
+    gain_mean: ArrayLike = 1.0,
+    cohort_size: int | None = None,
+    num_samples: Samples = None,
+    sampling: str | None = None,
+    allocation: str = "svd",
+    empty_partition: str = "zero",
+) -> Array:
+    """Factor by which the energy of a typical surviving run changes per round: `exp(2 E[log A])`.
+
+    A is `g W` given W > 0 (fedavg, ffa), `g W**2` (zero_pad; hetlora with uniform weights), g given
+    a contributor (raflora, rbla; with `carry` 1 with probability P0), `1 + (g - 1) W` (flora). By
+    Jensen never above `energy_rate` over the probability of survival. fedex: 1 where g = 1, since
+    what is in the base stays; else the squared spectral radius of its round, if all rounds are
+    alike.
+
+    Args:
+        rule: any of `RULES`, or an alias.
+        ranks: client ranks.
+        gain_mean: common gain g of all clients, scalar or (r_max,).
+        cohort_size: clients per round; all when None.
+        num_samples: samples per client; equal when None.
+        sampling: cohort law, see `Federation`.
+        allocation: which directions clients carry, `svd` or `random`.
+        empty_partition: what raflora and rbla do without a contributor.
+
+    Returns:
+        Rates, shape (r_max,); 0 where no run survives.
+
+    Raises:
+        ValueError: on a bad argument; on fedex with g other than 1 and random cohorts (a product
+            of random matrices that do not commute: no closed form).
+
+    Reference:
+        Our derivation.
+    """
+    setting = setting_of(
+        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
+    )
+    g = per_direction("gain_mean", gain_mean, setting.r_max)
+    if setting.form.space == "residual":
+        return _fedex_rate(setting, g)
+    with np.errstate(divide="ignore"):  # no gain, nothing left: exp(-inf) = 0
+        return np.asarray(np.exp(2 * log_multiplier(setting, g)[0]), dtype=np.float64)
+
+
+def log_energy_std(
+    rule: str,
+    ranks: Ranks,
+    rounds: int,
+    *,
+    gain_mean: ArrayLike = 1.0,
+    cohort_size: int | None = None,
+    num_samples: Samples = None,
+    sampling: str | None = None,
+    allocation: str = "svd",
+    empty_partition: str = "zero",
+) -> Array:
+    """Standard deviation of the log energy over surviving runs: `2 sqrt(t Var[log A])`.
+
+    A is as in `typical_rate`. By the central limit theorem the energy is about log-normal.
+
+    Args:
+        rule: any of `RULES`, or an alias.
+        ranks: client ranks.
+        rounds: number of rounds T, at least 1.
+        gain_mean: common gain g of all clients, scalar or (r_max,).
+        cohort_size: clients per round; all when None.
+        num_samples: samples per client; equal when None.
+        sampling: cohort law, see `Federation`.
+        allocation: which directions clients carry, `svd` or `random`.
+        empty_partition: what raflora and rbla do without a contributor.
+
+    Returns:
+        Deviations of the natural logarithm, shape (rounds + 1, r_max), round 0 first.
+
+    Raises:
+        ValueError: on a bad argument; on fedex with random cohorts (its total is no random walk).
+
+    Reference:
+        Our derivation.
+    """
+    setting = setting_of(
+        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
+    )
+    g = per_direction("gain_mean", gain_mean, setting.r_max)
+    times = np.arange(check_positive_int("rounds", rounds) + 1)[:, None]
+    if setting.form.space == "residual":
+        if not setting.is_full:
+            raise _needs_full(setting, "the log of its total is no random walk")
+        return np.zeros((times.size, setting.r_max))
+    with np.errstate(divide="ignore"):
+        variance = log_multiplier(setting, g)[1]
+    return np.asarray(2 * np.sqrt(times * variance), dtype=np.float64)
+
+
+def half_life(rate: ArrayLike) -> Array:
+    """Rounds in which a quantity that changes by `rate` per round halves: `log(1/2) / log(rate)`.
+
+    Args:
+        rate: factors per round, not negative, any shape.
+
+    Returns:
+        Rounds, shape of `rate`: `inf` at 1 and above, 0 at 0.
+
+    Raises:
+        ValueError: on a negative or undefined rate.
+    """
+    try:
+        factor = np.asarray(rate, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise expected("rate", rate, "numbers of at least 0") from None
+    if not (factor >= 0).all():
+        raise expected("rate", rate, "numbers of at least 0")
+    falls = (factor > 0) & (factor < 1)
+    rounds = np.where(factor >= 1, np.inf, 0.0)
+    return np.divide(-math.log(2), np.log(np.where(falls, factor, 0.5)), out=rounds, where=falls)
+
+
+def log_multiplier(setting: Setting, gain: Array) -> tuple[Array, Array]:
+    """Mean and variance of `log |A|` given survival, A the round's multiplier, each (r_max,).
+
+    The mean is -inf where g = 0, and the variance that of the share.
+    """
+    size = np.log(np.abs(gain))
+    if setting.form.space == "base":
+        return _increment_log(setting, gain)
+    if setting.carries:
+        some = 1 - setting.empty
+        finite = np.where(gain == 0, 0.0, size)
+        return np.where(gain == 0, size, some * finite), some * setting.empty * finite**2
+    if setting.form.normaliser == "contributors":
+        return size, np.zeros_like(size)
+    power, moments = setting.form.power, setting.moments
+    return size + power * moments.log_mean, power**2 * moments.log_variance
+
+
+def _increment_log(setting: Setting, gain: Array) -> tuple[Array, Array]:
+    """Mean and variance of `log |1 + (g - 1) W|` where that is not 0; -inf where it always is."""
+    mean, variance = np.full_like(gain, -np.inf), np.zeros_like(gain)
+    for i, law in enumerate(setting.laws):
+        factor = np.abs(1 + (gain[i] - 1) * law.share)
+        alive = (factor > 0) & (law.probability > 0)
+        if alive.any():
+            chance, logs = law.probability[alive], np.log(factor[alive])
+            mean[i] = chance @ logs / chance.sum()
+            variance[i] = chance @ (logs - mean[i]) ** 2 / chance.sum()
+    return mean, variance
+
+
+def _fedex_rate(setting: Setting, gain: Array) -> Array:
+    if (gain == 1).all():
+        return np.ones_like(gain)
+    if not setting.is_full:
+        raise _needs_full(setting, "a product of random matrices that do not commute")
+    share = setting.moments.mean
+    # x' = W**2 y, z' = z + (W - W**2) y with y = g x + (g - 1) z
+    trace = share**2 * gain + 1 + (share - share**2) * (gain - 1)
+    # of the terms in (W - W**2)(g - 1) g W**2 only g W**2 remains
+    determinant = gain * share**2
+    root = np.sqrt(np.asarray(trace**2 / 4 - determinant, dtype=np.complex128))
+    radius = np.maximum(np.abs(trace / 2 + root), np.abs(trace / 2 - root))
+    # where W = 1 the base gains nothing: the adapter is all there is
+    return np.where(share == 1, gain**2, radius**2)
+
+
+def _needs_full(setting: Setting, reason: str) -> Exception:
+    return expected(
+        "cohort_size",
+        setting.federation.cohort_size,
+        f"full participation for rule={setting.form.name!r} ({reason}: no closed form)",
+    )
