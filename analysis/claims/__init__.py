@@ -3,12 +3,25 @@
 from collections.abc import Sequence
 
 from analysis.claim import Claim
-from analysis.claims import cohorts, digits, floors, identities, rates, rules
+from analysis.claims import (
+    allocation,
+    cohorts,
+    digits,
+    floors,
+    identities,
+    participation,
+    rates,
+    rules,
+    typical,
+)
 from fedlora_sim.errors import check_choice, expected
 
 CLAIMS: tuple[Claim, ...] = (
     *rates.CLAIMS,
     *cohorts.CLAIMS,
+    *typical.CLAIMS,
+    *participation.CLAIMS,
+    *allocation.CLAIMS,
     *floors.CLAIMS,
     *identities.CLAIMS,
     *rules.CLAIMS,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
@@ -68,18 +70,49 @@ def proportion_interval(samples: ArrayLike, error: float) -> Measurement:
     return Measurement(hits / n, low, high, n)
 
 
-def root_of_mean(power: int) -> Estimator:
-    """Estimator of a rate from energies after `power` rounds: the root of their mean.
+def over_survivors(estimator: Estimator) -> Estimator:
+    """An estimator of every quantity over the runs that have it, NaN where a run has not.
 
-    The mean energy after T rounds is the T-th power of the mean-energy rate; the root, being
-    monotone, carries the interval's ends over.
+    Args:
+        estimator: of samples (n, 1).
+
+    Returns:
+        An estimator of samples (n, q); its intervals hold together (Bonferroni), and its number of
+        runs is that of the quantity with the fewest. NaN where fewer than two runs are left.
     """
 
     def estimate(samples: Array, error: float) -> Measurement:
-        mean = mean_interval(samples, error)
-        low, high = np.maximum(mean.low, 0.0), np.maximum(mean.high, 0.0)
-        return Measurement(
-            mean.value ** (1 / power), low ** (1 / power), high ** (1 / power), mean.samples
+        q = samples.shape[1]
+        kept = [column[~np.isnan(column)][:, None] for column in samples.T]
+        unknown = np.full(1, np.nan)
+        parts = [
+            estimator(column, error / q)
+            if len(column) > 1
+            else Measurement(unknown, unknown, unknown, len(column))
+            for column in kept
+        ]
+        value, low, high = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("value", "low", "high")
         )
+        return Measurement(value, low, high, min(part.samples for part in parts))
 
     return estimate
+
+
+def mapped(estimator: Estimator, increasing: Callable[[Array], Array]) -> Estimator:
+    """An estimator of an increasing function of what another one estimates, ends carried over."""
+
+    def estimate(samples: Array, error: float) -> Measurement:
+        m = estimator(samples, error)
+        return Measurement(increasing(m.value), increasing(m.low), increasing(m.high), m.samples)
+
+    return estimate
+
+
+def root_of_mean(power: int) -> Estimator:
+    """Estimator of a rate from energies after `power` rounds: the root of their mean.
+
+    The mean energy after T rounds is the T-th power of the mean-energy rate.
+    """
+    return mapped(mean_interval, lambda mean: np.maximum(mean, 0.0) ** (1 / power))

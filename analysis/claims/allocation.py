@@ -1,0 +1,181 @@
+"""Does random rank allocation slow or remove the collapse? Its parts, settled apart.
+
+A client that receives a uniform random subset of r_k of the r_max directions covers all of them
+alike, so FedAvg shrinks all of them alike: no energy concentrates in the shared ones, and none is
+safe either. "Slow" and "remove" may mean the concentration or the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import closed_form
+from analysis.claim import Claim, Context, Experiment, NegativeControl, root_of_mean
+from analysis.claims.experiments import by_partition, simulated
+from analysis.inference.verdict import Prediction
+from fedlora_sim import Scenario, parse_ranks
+
+Array = NDArray[np.float64]
+
+# Flat spectrum, so that shares of energy are shares of directions; coverage 1, 0.6, 0.3 by SVD.
+SVD = Scenario(ranks=parse_ranks("2x8,4x6,8x6"), rounds=4, spectrum_decay=1.0)
+RANDOM = SVD.replace(allocation="random")
+PARTITIONS = ("partition 1", "partition 2", "partition 3")
+MARGIN = 0.02
+
+
+def energy_left(scenario: Scenario, rule: str = "fedavg") -> Experiment:
+    """Final over initial energy of every partition."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        energy = by_partition(simulated(scenario, rule, numbers, context).energy).values
+        return energy[:, -1] / energy[:, 0]
+
+    return experiment
+
+
+def total_left(scenario: Scenario) -> Experiment:
+    """Final over initial energy of the whole update."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        energy = simulated(scenario, "fedavg", numbers, context).energy.sum("direction").values
+        return (energy[:, -1] / energy[:, 0])[:, None]
+
+    return experiment
+
+
+def concentration(scenario: Scenario) -> Experiment:
+    """`rho_{l_1}` after the last round: the share of energy in the shared partition."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        return simulated(scenario, "fedavg", numbers, context).rho.values[:, -1:]
+
+    return experiment
+
+
+def top_left(numbers: Sequence[int], context: Context) -> Array:
+    """Final over initial energy of the highest partition, under random allocation."""
+    return energy_left(RANDOM)(numbers, context)[:, -1:]
+
+
+def _shared_directions() -> float:
+    return SVD.federation.levels[0] / SVD.federation.r_max
+
+
+def _rates(allocation: str) -> Array:
+    rate = closed_form.energy_rate("fedavg", SVD.ranks, allocation=allocation)
+    return rate[np.array(SVD.federation.levels) - 1]
+
+
+def _rate_of_svd(partition: int) -> Prediction:
+    return Prediction.at_least(_rates("svd")[partition])
+
+
+def _rate(allocation: str) -> Prediction:
+    return Prediction.within(_rates(allocation), MARGIN)
+
+
+def _squared_mean_coverage() -> Prediction:
+    coverage = SVD.federation.coverage("random")[np.array(SVD.federation.levels) - 1]
+    return Prediction.within(coverage**2, MARGIN)
+
+
+def _svd_total() -> Array:
+    energy = closed_form.energy_trajectory(
+        "fedavg", SVD.ranks, SVD.rounds, initial_amplitude=SVD.initial_amplitudes
+    ).sum(axis=1)
+    return np.atleast_1d(energy[-1] / energy[0])
+
+
+_COMMON: dict[str, Any] = {
+    "source": "public review of arXiv 2602.13486 (conjecture); ours (its parts)",
+    "assumptions": "full participation, equal samples, common gain, fixed basis, fresh subsets",
+    "fidelity": "spectral",
+    "first": 2_000,
+    "cap": 32_000,
+    "quick": (2_000, 16_000),
+}
+_RATES: dict[str, Any] = {
+    "statistic": "root of the mean energy left after the last round",
+    "quantities": PARTITIONS,
+    "estimator": root_of_mean(SVD.rounds),
+    **_COMMON,
+}
+_TOTAL: dict[str, Any] = {
+    "quantities": (f"share of the energy left after {SVD.rounds} rounds",),
+    "statistic": "final over initial energy of the whole update",
+    **_COMMON,
+}
+_SHARED: dict[str, Any] = {
+    "quantities": (f"rho_2 after {SVD.rounds} rounds",),
+    "statistic": "share of energy in the shared partition, of a spectrum that starts flat",
+    **_COMMON,
+}
+
+CLAIMS = (
+    Claim(
+        id="random-allocation-rate",
+        statement="Under random allocation FedAvg drains every partition at one rate: E[W^2] of "
+        "random coverage, the shared partition included.",
+        predict=partial(_rate, "random"),
+        experiment=energy_left(RANDOM),
+        control=NegativeControl("the staircase of SVD allocation", partial(_rate, "svd")),
+        **_RATES,
+    ),
+    Claim(
+        id="random-allocation-variance",
+        statement="Its rate exceeds the squared mean coverage by the variance of who holds what.",
+        predict=partial(_rate, "random"),
+        experiment=energy_left(RANDOM),
+        control=NegativeControl("the squared mean coverage", _squared_mean_coverage),
+        **_RATES,
+    ),
+    Claim(
+        id="review-random-concentration",
+        statement="Random allocation removes the concentration of energy in the shared directions.",
+        predict=partial(Prediction.within, _shared_directions(), MARGIN),
+        experiment=concentration(RANDOM),
+        control=NegativeControl("SVD allocation", experiment=concentration(SVD)),
+        kind="conjecture",
+        **_SHARED,
+    ),
+    Claim(
+        id="review-random-removes-loss",
+        statement="Random allocation removes the loss of energy.",
+        predict=partial(Prediction.at_least, 1 - MARGIN),
+        experiment=total_left(RANDOM),
+        control=NegativeControl("SVD allocation", experiment=total_left(SVD)),
+        kind="conjecture",
+        **_TOTAL,
+    ),
+    Claim(
+        id="review-random-slows-loss",
+        statement="Random allocation at least slows the loss of energy of the whole update.",
+        predict=lambda: Prediction.at_least(_svd_total()),
+        experiment=total_left(RANDOM),
+        control=NegativeControl(
+            "raFLoRA's total under SVD allocation asked of it", partial(Prediction.at_least, 1.0)
+        ),
+        kind="conjecture",
+        **_TOTAL,
+    ),
+    Claim(
+        id="review-random-highest",
+        statement="Random allocation slows the loss of the highest partition.",
+        statistic="root of the mean energy left after the last round",
+        quantities=("energy rate of the highest partition",),
+        predict=partial(_rate_of_svd, -1),
+        experiment=top_left,
+        control=NegativeControl(
+            "the rate of the second partition asked of it", partial(_rate_of_svd, 1)
+        ),
+        estimator=root_of_mean(SVD.rounds),
+        kind="conjecture",
+        **_COMMON,
+    ),
+)

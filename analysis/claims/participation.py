@@ -1,0 +1,153 @@
+"""Does lower participation make the geometric factor more severe? Four statements, settled apart.
+
+The public review of the paper conjectures that it does. "The factor" may mean that of the mean
+energy, that of a typical surviving run, or what is left of a typical run at all; they disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import closed_form
+from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.typical import PARTITIONS, RANKS, above_shared, log_rate
+from analysis.inference.intervals import mapped, mean_interval, over_survivors, proportion_interval
+from analysis.inference.verdict import Prediction
+from fedlora_sim import Scenario
+
+Array = NDArray[np.float64]
+
+ALL = Scenario(ranks=RANKS, rounds=4)
+MODERATE = ALL.replace(cohort_size=8)
+TINY = ALL.replace(cohort_size=3)
+LONG = 10
+SOURCE = "public review of arXiv 2602.13486 (conjecture); ours (its parts)"
+
+
+def final_energy(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
+    """Final over initial energy of every partition but the shared one."""
+    energy = by_partition(simulated(scenario, rule, numbers, context).energy).values
+    return energy[:, -1, 1:] / energy[:, 0, 1:]
+
+
+def energy_gained(low: Scenario, high: Scenario) -> Experiment:
+    """Final energy at participation `low` above that at `high`, paired by seed."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        kept = [final_energy(s, "fedavg", numbers, context) for s in (low, high)]
+        return kept[0] - kept[1]
+
+    return experiment
+
+
+def fell_below(rule: str) -> Experiment:
+    """Whether a run has less energy than FedAvg with all clients taking part."""
+    everybody = full_rate() ** LONG
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        left = [
+            final_energy(scenario.replace(rounds=LONG), rule, numbers, context)
+            for scenario in (MODERATE, TINY)
+        ]
+        return np.concatenate([energy < everybody for energy in left], axis=1).astype(np.float64)
+
+    return experiment
+
+
+def full_rate() -> Array:
+    """Energy rates under full participation, coverage squared, above the shared partition."""
+    return above_shared(closed_form.energy_rate("fedavg", RANKS), ALL)
+
+
+def mean_factors(*pairs: tuple[Scenario, Scenario]) -> Experiment:
+    """`energy_gained` for several pairs of participations, side by side."""
+    gains = [energy_gained(low, high) for low, high in pairs]
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        return np.concatenate([gain(numbers, context) for gain in gains], axis=1)
+
+    return experiment
+
+
+_COMMON: dict[str, Any] = {
+    "source": "public review of arXiv 2602.13486 (conjecture); ours (its parts)",
+    "assumptions": "uniform cohorts without replacement, equal samples, common gain, fixed basis",
+    "fidelity": "spectral",
+    "first": 8_000,
+    "cap": 64_000,
+    "quick": (4_000, 32_000),
+}
+_MEAN: dict[str, Any] = {
+    "statistic": f"mean energy left after {ALL.rounds} rounds, difference of participations",
+    **_COMMON,
+}
+
+
+def _typical_conjecture(name: str, scenario: Scenario, few: Scenario, who: str) -> Claim:
+    return Claim(
+        id=f"review-participation-typical-{name}",
+        statement=f"Lower participation makes the factor of a typical surviving run more severe: "
+        f"with {who} it is below coverage squared.",
+        statistic="exp of the mean step of the log energy, over runs that still have it",
+        quantities=PARTITIONS,
+        predict=lambda: Prediction.at_most(full_rate()),
+        experiment=log_rate(scenario, "fedavg"),
+        control=NegativeControl(
+            f"{few.cohort_size} of 20 clients", experiment=log_rate(few, "fedavg")
+        ),
+        estimator=mapped(over_survivors(mean_interval), np.exp),
+        kind="conjecture",
+        **_COMMON,
+    )
+
+
+CLAIMS = (
+    Claim(
+        id="participation-mean-milder",
+        statement="Lower participation makes the factor of the mean energy milder: 8 of 20 clients "
+        "keep more of it than all, 3 more than 8.",
+        quantities=tuple(f"{pair}, {p}" for pair in ("8 less 20", "3 less 8") for p in PARTITIONS),
+        predict=partial(Prediction.at_least, [0.0] * 2 * len(PARTITIONS)),
+        experiment=mean_factors((MODERATE, ALL), (TINY, MODERATE)),
+        control=NegativeControl(
+            "high and low participation exchanged",
+            experiment=mean_factors((ALL, MODERATE), (MODERATE, TINY)),
+        ),
+        **_MEAN,
+    ),
+    Claim(
+        id="review-participation-mean",
+        statement="Lower participation makes the factor of the mean energy more severe.",
+        quantities=PARTITIONS,
+        predict=partial(Prediction.at_most, [0.0] * len(PARTITIONS)),
+        experiment=energy_gained(MODERATE, ALL),
+        control=NegativeControl(
+            "one client a round, where coverage itself is the factor",
+            experiment=energy_gained(ALL.replace(cohort_size=1), ALL),
+        ),
+        kind="conjecture",
+        **_MEAN,
+    ),
+    _typical_conjecture("moderate", MODERATE, TINY, "8 of 20 clients"),
+    _typical_conjecture("tiny", TINY, ALL.replace(cohort_size=2), "3 of 20 clients"),
+    Claim(
+        id="participation-median",
+        statement="Under lower participation most runs end with less energy than under full "
+        "participation, extinct ones included, although the mean is higher.",
+        statistic=f"share of runs below full participation after {LONG} rounds",
+        quantities=tuple(f"{m} of 20, {p}" for m in (8, 3) for p in PARTITIONS),
+        predict=partial(Prediction.at_least, [0.5] * 2 * len(PARTITIONS)),
+        experiment=fell_below("fedavg"),
+        control=NegativeControl(
+            "raFLoRA under the lower participation", experiment=fell_below("raflora")
+        ),
+        estimator=proportion_interval,
+        **_COMMON,
+    ),
+)

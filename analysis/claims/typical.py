@@ -1,0 +1,215 @@
+"""The typical run: its rate, its spread, the shape of both, and when it ends.
+
+The logarithm of a direction's energy is a random walk, one step `2 log W` a round, that ends in the
+first round in which nobody carries the direction. The mean energy follows `E[W^2]`, which few lucky
+runs dominate; a typical surviving run follows `exp(2 E[log W | W > 0])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis import closed_form
+from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claims.experiments import by_partition, simulated
+from analysis.inference.distributions import cdf_distance
+from analysis.inference.intervals import mapped, mean_interval, over_survivors
+from analysis.inference.verdict import Prediction
+from fedlora_sim import Scenario, parse_ranks
+
+Array = NDArray[np.float64]
+
+RANKS = parse_ranks("2x8,4x6,8x6")
+WALK = Scenario(ranks=RANKS, cohort_size=8, rounds=20)
+# Long enough for the sum of the steps to look normal, short enough for a third of the runs to live.
+LONG_WALK = WALK.replace(rounds=40)
+# 3 of 20 clients: the highest partition meets nobody in a third of the rounds.
+SPARSE = Scenario(ranks=RANKS, cohort_size=3, rounds=25, empty_partition="zero")
+PARTITIONS = ("partition 2", "partition 3")
+MARGIN = 0.02
+SPREAD_MARGIN = 0.03
+DISTANCE = 0.03
+NORMAL_DISTANCE = 0.05
+
+
+def above_shared(values: Array, scenario: Scenario) -> Array:
+    """One value per partition but the shared one, from values per direction (..., r_max)."""
+    return values[..., np.array(scenario.federation.levels)[1:] - 1]
+
+
+def log_energy(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
+    """Logarithm of final over initial energy per partition but the shared; NaN where it is lost."""
+    energy = by_partition(simulated(scenario, rule, numbers, context).energy).values[:, :, 1:]
+    share = energy[:, -1] / energy[:, 0]
+    return np.asarray(np.log(np.where(share > 0, share, np.nan)), dtype=np.float64)
+
+
+def log_rate(scenario: Scenario, rule: str) -> Experiment:
+    """Mean of the steps of the walk, one row per run."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        return log_energy(scenario, rule, numbers, context) / scenario.rounds
+
+    return experiment
+
+
+def squared_deviation(scenario: Scenario, rule: str) -> Experiment:
+    """Squared distance of the walk's end from its predicted mean."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        return (log_energy(scenario, rule, numbers, context) - _mean_log(scenario, rule)) ** 2
+
+    return experiment
+
+
+def standardised(scenario: Scenario, rule: str, rate: Array) -> Experiment:
+    """The walk's end in predicted standard deviations from `rounds * log(rate)`."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        walk = log_energy(scenario, rule, numbers, context)
+        return (walk - scenario.rounds * np.log(rate)) / _std_log(scenario, rule)
+
+    return experiment
+
+
+def extinction_round(scenario: Scenario, rule: str) -> Experiment:
+    """First round after which nothing is left of a partition; one past the last where some is."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        energy = by_partition(simulated(scenario, rule, numbers, context).energy).values[:, 1:, 1:]
+        return 1.0 + (energy > 0).sum(axis=1)
+
+    return experiment
+
+
+def _mean_log(scenario: Scenario, rule: str) -> Array:
+    rate = closed_form.typical_rate(rule, scenario.ranks, cohort_size=scenario.cohort_size)
+    return scenario.rounds * np.log(above_shared(rate, scenario))
+
+
+def _std_log(scenario: Scenario, rule: str) -> Array:
+    std = closed_form.log_energy_std(
+        rule, scenario.ranks, scenario.rounds, cohort_size=scenario.cohort_size
+    )
+    return above_shared(std[-1], scenario)
+
+
+def typical(scenario: Scenario, rule: str) -> Array:
+    """Predicted typical rates above the shared partition."""
+    return np.exp(_mean_log(scenario, rule) / scenario.rounds)
+
+
+def mean_energy(scenario: Scenario, rule: str) -> Array:
+    """Predicted mean-energy rates above the shared partition."""
+    rate = closed_form.energy_rate(rule, scenario.ranks, cohort_size=scenario.cohort_size)
+    return above_shared(rate, scenario)
+
+
+def _typical_rate(rule: str) -> Prediction:
+    return Prediction.within(typical(WALK, rule), MARGIN)
+
+
+def _mean_rate(rule: str) -> Prediction:
+    return Prediction.within(mean_energy(WALK, rule), MARGIN)
+
+
+def _spread(factor: float) -> Prediction:
+    return Prediction.within(factor * _std_log(WALK, "fedavg"), SPREAD_MARGIN)
+
+
+def _extinction_laws(scenario: Scenario) -> list[Callable[[Array], Array]]:
+    loss = closed_form.extinction_probability(scenario.ranks, scenario.cohort_size)
+    return [stats.geom(p).cdf for p in above_shared(loss, scenario)]
+
+
+_ASSUMPTIONS = "uniform cohorts without replacement, equal samples, common gain, fixed basis"
+_COMMON: dict[str, Any] = {
+    "source": "ours",
+    "assumptions": _ASSUMPTIONS,
+    "fidelity": "spectral",
+    "quantities": PARTITIONS,
+}
+_RUNS: dict[str, Any] = {"first": 8_000, "cap": 64_000, "quick": (4_000, 32_000)}
+_RATE: dict[str, Any] = {
+    "statistic": "exp of the mean step of the log energy, over runs that still have it",
+    "estimator": mapped(over_survivors(mean_interval), np.exp),
+}
+
+
+def _typical_claim(rule: str, name: str, statement: str) -> Claim:
+    return Claim(
+        id=f"typical-rate-{name}",
+        statement=statement,
+        predict=partial(_typical_rate, rule),
+        experiment=log_rate(WALK, rule),
+        control=NegativeControl("the rate of the mean energy", partial(_mean_rate, rule)),
+        **_RATE,
+        **_RUNS,
+        **_COMMON,
+    )
+
+
+CLAIMS = (
+    _typical_claim(
+        "fedavg",
+        "fedavg",
+        "A typical run under FedAvg loses energy at rate exp(2 E[log W | W > 0]), faster than the "
+        "mean over runs.",
+    ),
+    _typical_claim(
+        "zero_pad",
+        "zero-pad",
+        "A typical run under zero padding loses energy at rate exp(4 E[log W | W > 0]).",
+    ),
+    Claim(
+        id="log-energy-spread",
+        statement="The log energy of surviving runs spreads like a random walk, with standard "
+        "deviation 2 sqrt(t Var[log W | W > 0]).",
+        statistic="root mean square distance of the log energy from its predicted mean",
+        predict=partial(_spread, 1.0),
+        experiment=squared_deviation(WALK, "fedavg"),
+        control=NegativeControl(
+            "the spread of a walk of half as many rounds", partial(_spread, 0.5**0.5)
+        ),
+        estimator=mapped(over_survivors(mean_interval), np.sqrt),
+        **_RUNS,
+        **_COMMON,
+    ),
+    Claim(
+        id="log-normal",
+        statement="After many rounds the energies of surviving runs are close to log-normal around "
+        "the typical rate.",
+        statistic=f"largest distance of the distribution of log energies after "
+        f"{LONG_WALK.rounds} rounds from the predicted normal one",
+        predict=partial(Prediction.at_most, [NORMAL_DISTANCE] * len(PARTITIONS)),
+        experiment=standardised(LONG_WALK, "fedavg", typical(LONG_WALK, "fedavg")),
+        control=NegativeControl(
+            "log-normal around the rate of the mean energy",
+            experiment=standardised(LONG_WALK, "fedavg", mean_energy(LONG_WALK, "fedavg")),
+        ),
+        estimator=over_survivors(cdf_distance(stats.norm.cdf)),
+        **_RUNS,
+        **_COMMON,
+    ),
+    Claim(
+        id="extinction-law",
+        statement="A direction lives through t rounds with probability (1 - P0)^t: the round of "
+        "its extinction is geometric.",
+        statistic="largest distance of the law of extinction rounds from the predicted one",
+        predict=partial(Prediction.at_most, [DISTANCE] * len(PARTITIONS)),
+        experiment=extinction_round(SPARSE, "fedavg"),
+        control=NegativeControl(
+            "raFLoRA that carries empty partitions over",
+            experiment=extinction_round(SPARSE.replace(empty_partition="carry"), "raflora"),
+        ),
+        estimator=cdf_distance(_extinction_laws(SPARSE), integer=True, horizon=SPARSE.rounds),
+        **_RUNS,
+        **_COMMON,
+    ),
+)
