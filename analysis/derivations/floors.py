@@ -1,7 +1,8 @@
 """Symbolic derivation of the second-moment recursion, its floor and its phase boundary.
 
 `x' = sum_k w_k (a_k x + b_k)` is squared for a few explicit clients and the expectation is taken
-term by term. Setting: Wu et al., arXiv 2602.13486, App. B; all constants: our derivation.
+term by term; gains and drifts are drawn afresh every round. Setting: Wu et al., arXiv 2602.13486,
+App. B; all constants: our derivation.
 """
 
 from __future__ import annotations
@@ -10,27 +11,14 @@ from itertools import combinations
 
 import sympy as sp
 
-from analysis.derivations.rates import K, cohort_second_moment, m, pi
+from analysis.derivations.cohorts import without_replacement
+from analysis.derivations.statement import derivation
+from analysis.derivations.symbols import P0, S1, S2, Q, c, g, nu, t, tau, x1, x2, x2_start
 
-g, c = sp.symbols("g c", real=True)
-"""Means of client gains and drifts."""
-
-nu, tau = sp.symbols("nu tau", nonnegative=True)
-"""Standard deviations of client gains and drifts."""
-
-S1, S2, Q = sp.symbols("S1 S2 Q", positive=True)
-"""`E[sum w]`, `E[(sum w)^2]`, `E[sum w^2]`."""
-
-P0 = sp.Symbol("P0", nonnegative=True)
-"""Probability of a cohort without contributor."""
-
-x1 = sp.Symbol("x1", real=True)
-"""`E[x]`."""
-
-x2, x2_start = sp.symbols("x2 x2_start", positive=True)
-"""`E[x^2]`, now and at round 0."""
+TITLE = "Non-IID updates: second-moment recursion and floors"
 
 
+@derivation(r"E[x']")
 def mean_recursion(num_clients: int = 3) -> sp.Expr:
     """`E[x']` from `x' = sum_k w_k (a_k x + b_k)`.
 
@@ -51,6 +39,7 @@ def mean_recursion(num_clients: int = 3) -> sp.Expr:
     return sp.expand(slope * S1)
 
 
+@derivation(r"E[x'^2]")
 def second_moment_recursion(num_clients: int = 3) -> sp.Expr:
     """`E[x'^2]` from `x' = sum_k w_k (a_k x + b_k)`, gains and drifts independent over clients.
 
@@ -108,6 +97,7 @@ def _expect_clients(expression: sp.Expr, num_clients: int) -> sp.Expr:
     return sp.expand(total)
 
 
+@derivation(r"q'")
 def rate() -> sp.Expr:
     """q', the coefficient of `E[x^2]` in `second_moment_recursion`.
 
@@ -120,6 +110,7 @@ def rate() -> sp.Expr:
     return second_moment_recursion().coeff(x2)
 
 
+@derivation(r"\partial E[x'^2] / \partial E[x]")
 def cross() -> sp.Expr:
     """The coefficient of `E[x]` in `second_moment_recursion`.
 
@@ -132,6 +123,7 @@ def cross() -> sp.Expr:
     return second_moment_recursion().coeff(x1)
 
 
+@derivation(r"\delta^2")
 def noise() -> sp.Expr:
     """`delta^2`, the part of `second_moment_recursion` without the amplitude.
 
@@ -144,6 +136,7 @@ def noise() -> sp.Expr:
     return second_moment_recursion().subs({x1: 0, x2: 0})
 
 
+@derivation(r"E[x_\infty^2]_{c = 0}")
 def floor() -> sp.Expr:
     """Fixed point of the energy for drift of mean zero, `E = q' E + delta^2`.
 
@@ -155,10 +148,39 @@ def floor() -> sp.Expr:
     """
     recursion = second_moment_recursion().subs(c, 0)
     (solution,) = sp.solve(sp.Eq(x2, recursion), x2)
-    return sp.simplify(solution)
+    return sp.factor(solution)
 
 
-def energy_after(rounds: sp.Symbol) -> sp.Expr:
+@derivation(r"E[x_\infty]")
+def mean_floor() -> sp.Expr:
+    """Fixed point of the mean amplitude, where drift of mean c holds it.
+
+    Returns:
+        Expression in g, c and S1; reached where `|g S1| < 1`.
+
+    Reference:
+        Our derivation.
+    """
+    (solution,) = sp.solve(sp.Eq(x1, mean_recursion()), x1)
+    return sp.factor(solution)
+
+
+@derivation(r"E[x_\infty^2]")
+def floor_with_drift() -> sp.Expr:
+    """Fixed point of the energy for drift of any mean: both recursions at rest.
+
+    Returns:
+        Expression in g, c, nu, tau, S1, S2 and Q; reached where q' < 1 and `|g S1| < 1`.
+
+    Reference:
+        Our derivation.
+    """
+    (solution,) = sp.solve(sp.Eq(x2, second_moment_recursion().subs(x1, mean_floor())), x2)
+    return sp.factor(solution)
+
+
+@derivation(r"E[x_t^2]_{c = 0}")
+def energy_after(rounds: sp.Symbol = t) -> sp.Expr:
     """Energy after any number of rounds, for drift of mean zero: the recurrence solved.
 
     Args:
@@ -170,13 +192,29 @@ def energy_after(rounds: sp.Symbol) -> sp.Expr:
     Reference:
         Our derivation.
     """
-    q, noise_symbol = sp.symbols("q delta2", positive=True)
+    q, noise_symbol = sp.symbols("q delta^2", positive=True)
     energy = sp.Function("E")
     recurrence = energy(rounds + 1) - q * energy(rounds) - noise_symbol
     solution = sp.rsolve(recurrence, energy(rounds), {energy(0): x2_start})
     return solution.subs({q: rate(), noise_symbol: noise().subs(c, 0)})
 
 
+@derivation(r"E[x_t^2]_{c = 0,\, q' = 1}")
+def energy_at_boundary() -> sp.Expr:
+    """Energy at the phase boundary `q' = 1`: it grows by `delta^2` per round, without a floor.
+
+    Returns:
+        Expression in `x2_start`, tau, Q and t.
+
+    Reference:
+        Our derivation.
+    """
+    energy = sp.Function("E")
+    step = noise().subs(c, 0)
+    return sp.rsolve(energy(t + 1) - energy(t) - step, energy(t), {energy(0): x2_start})
+
+
+@derivation(r"\nu_{\mathrm{critical}}")
 def critical_gain_std() -> sp.Expr:
     """Heterogeneity nu at which q' = 1: from there on nothing is suppressed.
 
@@ -191,13 +229,14 @@ def critical_gain_std() -> sp.Expr:
     return sp.sqrt(solution)
 
 
-def carry(recursion: sp.Expr) -> sp.Expr:
-    """Add "keep the previous amplitude if nobody contributes" to a second-moment recursion.
+@derivation(r"E[x'^2]_{\mathrm{carry}}")
+def carry(recursion: sp.Expr | None = None) -> sp.Expr:
+    """Recursion with "keep the previous amplitude if nobody contributes".
 
     Without contributor all weights are zero, so the old square is added with probability P0.
 
     Args:
-        recursion: `E[x'^2]` under `zero`.
+        recursion: `E[x'^2]` under `zero`; `second_moment_recursion` when not given.
 
     Returns:
         `E[x'^2]` under `carry`.
@@ -205,13 +244,28 @@ def carry(recursion: sp.Expr) -> sp.Expr:
     Reference:
         Our derivation.
     """
-    return sp.expand(recursion + P0 * x2)
+    under_zero = second_moment_recursion() if recursion is None else recursion
+    return sp.expand(under_zero + P0 * x2)
+
+
+@derivation(r"(q' - 1)_{\mathrm{carry},\, g = 1,\, \nu = 0}")
+def carry_excess() -> sp.Expr:
+    """How far raFLoRA with `carry` is from rate 1 for perfect gains: not at all.
+
+    raFLoRA's weights sum to 1 if somebody contributes, so `E[(sum w)^2] = 1 - P0`.
+
+    Returns:
+        Zero.
+
+    Reference:
+        Our derivation.
+    """
+    perfect = {g: 1, nu: 0, S2: 1 - P0}
+    return sp.expand(carry().coeff(x2).subs(perfect) - 1)
 
 
 def fedavg_cohort_moments() -> dict[sp.Symbol, sp.Expr]:
     """S1, S2, Q of FedAvg for uniform cohorts without replacement and equal sample counts.
-
-    A contributor of the cohort weighs `1 / m`, and `E[H] = pi m`.
 
     Returns:
         Substitutions in K, m and pi.
@@ -219,9 +273,5 @@ def fedavg_cohort_moments() -> dict[sp.Symbol, sp.Expr]:
     Reference:
         Our derivation.
     """
-    expected_contributors = pi * K * (m / K)
-    return {
-        S1: expected_contributors / m,
-        S2: cohort_second_moment(),
-        Q: expected_contributors / m**2,
-    }
+    moments = without_replacement()
+    return {S1: moments.first, S2: moments.second, Q: moments.squares}

@@ -1,95 +1,84 @@
-"""Symbolic derivation of suppression rates: staircase, collapse bound, cohort second moments.
+"""Symbolic derivation of coverage, the staircase of suppression rates and the collapse bound.
 
-Everything is derived here from indicator variables and recurrences, nothing is transcribed; the
-tests compare the results with the numbers of `analysis.closed_form`. Setting: Wu et al.,
-arXiv 2602.13486, Sec. 4 and App. A; cohorts: our derivation. All quantities are dimensionless.
+Full participation and a common gain; random cohorts are the subject of `cohorts`. Setting: Wu et
+al., arXiv 2602.13486, Sec. 4 and App. A. All quantities are dimensionless.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import sympy as sp
 
-K, m, n, d = sp.symbols("K m n d", positive=True)
-"""Clients, cohort size, contributors of a direction, contributor draws in one cohort."""
+from analysis.derivations.statement import derivation
+from analysis.derivations.symbols import pi, t
 
-pi = sp.Symbol("pi", positive=True)
-"""Coverage of a direction; `n = pi K` for equal sample counts."""
+TITLE = "Coverage, staircase rates and the collapse bound"
 
-t = sp.Symbol("t", integer=True, nonnegative=True)
-"""Round."""
+level = sp.Symbol("l", positive=True)
+"""A rank level `l_h`."""
 
-
-def cohort_second_moment() -> sp.Expr:
-    """`E[W^2]` for uniform cohorts without replacement and equal sample counts.
-
-    `H = sum of indicators` over the n contributors: `Var H = n Var 1_k + n (n - 1) Cov(1_j, 1_k)`,
-    with `P(k) = m / K` and `P(j and k) = m (m - 1) / (K (K - 1))`; then `W = H / m`.
-
-    Returns:
-        Expression in K, m and pi.
-
-    Reference:
-        Our derivation.
-    """
-    single = m / K
-    pair = m * (m - 1) / (K * (K - 1))
-    return _second_moment_of_share(single - single**2, pair - single**2, single)
+gamma = sp.Symbol("gamma", positive=True)
+"""Energy factor of the second-lowest level."""
 
 
-def replacement_second_moment() -> sp.Expr:
-    """`E[W^2]` for m uniform draws with replacement and equal sample counts.
+@dataclass(frozen=True)
+class CollapseBound:
+    """`1 - rho(t) <= constant * factor^t`, and the limit of `(1 - rho(t)) / factor^t`."""
 
-    The count of a client is a sum over draws: `Var = m/K (1 - 1/K)`, `Cov = -m / K^2`.
-
-    Returns:
-        Expression in K, m and pi.
-
-    Reference:
-        Our derivation.
-    """
-    return _second_moment_of_share(m / K * (1 - 1 / K), -m / K**2, m / K)
+    constant: sp.Expr
+    factor: sp.Expr
+    tightness: sp.Expr
 
 
-def _second_moment_of_share(variance: sp.Expr, covariance: sp.Expr, mean: sp.Expr) -> sp.Expr:
-    """`E[W^2]` of `W = (sum of n exchangeable counts) / m`, at `n = pi K`."""
-    total_variance = n * variance + n * (n - 1) * covariance
-    second = (total_variance + (n * mean) ** 2) / m**2
-    return sp.factor(second.subs(n, pi * K))
+@derivation(r"\pi_h")
+def coverage(num_clients: int = 3) -> sp.Expr:
+    """Coverage of a rank level: the expected indicator `r_k >= l` of a client drawn by its data.
 
-
-def repeated_client_squares() -> sp.Expr:
-    """`E[sum_k c_k^2 | d]` for d uniform draws among n clients, `c_k` the count of client k.
-
-    The sum counts ordered pairs of draws that hit the same client: d pairs of a draw with itself,
-    and `d (d - 1)` others that agree with probability `1 / n`.
-
-    Returns:
-        Expression in d and n.
-
-    Reference:
-        Our derivation.
-    """
-    agree = n * (1 / n) ** 2
-    return sp.expand(d + d * (d - 1) * agree)
-
-
-def extinction_probability(cohort_size: int) -> sp.Expr:
-    """P0 for uniform cohorts without replacement: no draw hits one of the n contributors.
-
-    Clients are drawn one after the other, so `P0 = prod_j (K - n - j) / (K - j)`.
+    `pi_h = sum_k p_k 1[r_k >= l]` with `p_k = n_k / sum_j n_j`.
 
     Args:
-        cohort_size: clients per round, at least 1.
+        num_clients: number of explicit clients.
 
     Returns:
-        Expression in K and n, equal to `C(K - n, m) / C(K, m)`.
+        Expression in the ranks `r_1, ...`, the sample counts `n_1, ...` and the level `l`.
 
     Reference:
-        Our derivation.
+        Wu et al., arXiv 2602.13486, Sec. 4.
     """
-    return sp.prod([(K - n - j) / (K - j) for j in range(cohort_size)])
+    ranks = sp.symbols(f"r_1:{num_clients + 1}", positive=True)
+    samples = sp.symbols(f"n_1:{num_clients + 1}", positive=True)
+    total = sp.Add(*samples)
+    carried = [
+        count / total * sp.Piecewise((1, sp.Ge(rank, level)), (0, True))
+        for rank, count in zip(ranks, samples, strict=True)
+    ]
+    return sp.Add(*carried)
 
 
+@derivation(r"\pi_h - \pi_{h+1}")
+def coverage_step(num_clients: int = 3) -> sp.Expr:
+    """Coverage lost from one level to the next: the weight of the clients that stop there.
+
+    Client 1 has rank `l`, all others more: between `l` and the next level only `p_1` is lost,
+    so coverage never grows with the level, and `pi_1 = 1` because every rank reaches `l_1`.
+
+    Args:
+        num_clients: number of explicit clients, at least 2.
+
+    Returns:
+        Expression in the sample counts `n_1, ...`.
+
+    Reference:
+        Wu et al., arXiv 2602.13486, Sec. 4.
+    """
+    ranks = sp.symbols(f"r_1:{num_clients + 1}", positive=True)
+    explicit = {ranks[0]: 1} | dict.fromkeys(ranks[1:], 2)
+    total = coverage(num_clients).subs(explicit)
+    return sp.factor(total.subs(level, 1) - total.subs(level, 2))
+
+
+@derivation(r"x(t)^2 / x(0)^2")
 def staircase_energy() -> sp.Expr:
     """Energy after t rounds of FedAvg with full participation and common gain, per unit at t = 0.
 
@@ -107,8 +96,9 @@ def staircase_energy() -> sp.Expr:
     return sp.powsimp(solution**2)
 
 
+@derivation(r"x(t+1)^2 / x(t)^2")
 def staircase_rate() -> sp.Expr:
-    """Energy factor per round and partition, `energy(t + 1) / energy(t)`.
+    """Energy factor per round of one partition: every partition has its own, a staircase.
 
     Returns:
         Expression in pi.
@@ -120,12 +110,41 @@ def staircase_rate() -> sp.Expr:
     return sp.simplify(energy.subs(t, t + 1) / energy)
 
 
+@derivation(r"C", r"\gamma", r"\lim_{t \to \infty} (1 - \rho_{l_1}(t)) / \gamma^t")
+def collapse_bound(num_levels: int = 3) -> CollapseBound:
+    """Constants of the bound `1 - rho(t) <= C gamma^t`, and how tight it is in the end.
+
+    `1 - rho` is high energy over all energy. Dropping the high energy from the denominator and
+    replacing every higher coverage by that of level 2 only makes it larger. In the limit only
+    level 2 is left: the bound is loose by `sum_{h >= 2} E_h / E_2` at most.
+
+    Args:
+        num_levels: number of rank levels, at least 2.
+
+    Returns:
+        Expressions in the initial energies `E_1, E_2, ...` and the coverages `pi_2, ...`.
+
+    Reference:
+        Wu et al., arXiv 2602.13486, App. A; the constants: our derivation.
+    """
+    shared, *higher = sp.symbols(f"E_1:{num_levels + 1}", positive=True)
+    second = sp.Symbol("pi_2", positive=True)
+    # coverages of higher levels as fractions below 1 of pi_2
+    below = [1 / (1 + v) for v in sp.symbols(f"v_3:{num_levels + 1}", positive=True)]
+    rates = [staircase_rate().subs(pi, second * f) for f in (sp.Integer(1), *below)]
+    high = sum(e * (q / rates[0]) ** t for e, q in zip(higher, rates, strict=True))
+    constant = high.subs(t, 0) / shared
+    scaled = sp.Add(*[sp.limit(part, t, sp.oo) for part in sp.Add.make_args(sp.expand(high))])
+    return CollapseBound(constant, rates[0], scaled / shared)
+
+
+@derivation(r"C \gamma^t - (1 - \rho_{l_1}(t))")
 def collapse_bound_gap(num_levels: int = 3) -> sp.Expr:
-    """`C gamma^t - (1 - rho_{l_1}(t))` for explicit levels, as one fraction.
+    """Gap of the bound for explicit levels as one fraction without a negative coefficient.
 
     With `G = gamma^t` in (0, 1], level 2 holds `E_2 G`; a level above has less coverage, so it
-    holds `E_h G / (1 + v_h)` with `v_h >= 0`. The bound holds for every t if no coefficient of the
-    fraction's expanded numerator and denominator is negative.
+    holds `E_h G / (1 + v_h)` with `v_h >= 0`. The bound holds for every t because no coefficient
+    of the fraction's expanded numerator and denominator is negative.
 
     Args:
         num_levels: number of rank levels, at least 2.
