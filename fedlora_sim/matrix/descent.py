@@ -105,29 +105,34 @@ def descend(
     assert scenario.local_steps is not None  # the scenario's own check
     rate = scenario.local_time / scenario.local_steps
     move = _adam if scenario.optimizer == "adam" else _sgd
-    b, a = lora_b, lora_a.mT.contiguous()  # both (S, m, d, r)
+    batch = lora_a.shape[:2]
+    b, a, left, right = (
+        x.flatten(0, 1) for x in (lora_b, lora_a.mT, targets.left, targets.right)
+    )  # all (S m, d, r)
     base_t = None if base is None else base.mT
     on_b, on_a = _moments(b), _moments(a)
     for step in range(1, scenario.local_steps + 1):
-        gradient_b = _gradient(b, a, targets.left, targets.right, base)
+        gradient_b = _gradient(b, a, left, right, base)
         if not frozen_a:
-            gradient_a = _gradient(a, b, targets.right, targets.left, base_t)
-            a = a - rate * move(gradient_a, on_a, step)
-        b = b - rate * move(gradient_b, on_b, step)
+            gradient_a = _gradient(a, b, right, left, base_t)
+            a = a.add(move(gradient_a, on_a, step), alpha=-rate)
+        b = b.add(move(gradient_b, on_b, step), alpha=-rate)
     if not bool(torch.isfinite(a.sum() + b.sum())):
         bound = "a step local_time / local_steps that descent survives (take more local_steps)"
         raise expected("local_time", scenario.local_time, bound)
-    return a.mT, b
+    return a.mT.unflatten(0, batch), b.unflatten(0, batch)
 
 
 def _gradient(
     own: Tensor, other: Tensor, own_side: Tensor, other_side: Tensor, base: Tensor | None
 ) -> Tensor:
-    """Gradient on one factor (S, m, d, r), the other one fixed: `(own other^T + Z - M) other`."""
-    gradient = own @ (other.mT @ other) - own_side @ (other_side.mT @ other)
+    """Gradient on one factor, the other one held: `(own other^T + Z - M) other`, (S m, d, r)."""
+    gradient = torch.bmm(own, torch.bmm(other.mT, other))
+    gradient.baddbmm_(own_side, torch.bmm(other_side.mT, other), alpha=-1)
     if base is None:
         return gradient
-    return gradient + torch.einsum("spd,smdr->smpr", base, other)
+    several = other.unflatten(0, (len(base), -1))
+    return gradient + torch.einsum("spd,smdr->smpr", base, several).flatten(0, 1)
 
 
 Moments = list[Tensor]

@@ -8,13 +8,17 @@ from fedlora_sim.draws import (
     allocation_scores,
     basis_rotation,
     client_draws,
+    client_targets,
     cohort_counts,
     initial_basis,
     subspace_mixing,
+    target_rotation,
 )
 from fedlora_sim.reference.aggregation import Array, Factors, aggregate_reference
 from fedlora_sim.reference.allocation import held_reference
 from fedlora_sim.scenario import Scenario
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 Direction = tuple[Array, Array, float, float]  # u, v, amplitude in the adapter, and in the base
 
@@ -31,12 +35,15 @@ def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, A
         directions = _directions(state, base, basis, rule)
         cohort, updates, positions = np.flatnonzero(counts[t]), [], []
         for k in cohort.tolist():
-            reached = [
-                gain[k, i] * (x + z) + drift[k, i] for i, (*_, x, z) in enumerate(directions)
-            ]
-            moved = [abs(y - x - z) for y, (*_, x, z) in zip(reached, directions, strict=True)]
-            held = held_reference(scenario, federation.ranks[k], scores[t, k], moved)
-            factors = _factors([directions[i] for i in held], [reached[i] for i in held], rule)
+            if scenario.local_loss == "quadratic":
+                target = _target(scenario, seed, k, basis)
+                held, factors = _fitted(
+                    scenario, federation.ranks[k], scores[t, k], directions, target - base, rule
+                )
+            else:
+                held, factors = _returned(
+                    scenario, federation.ranks[k], scores[t, k], directions, gain[k], drift[k], rule
+                )
             updates.append((*_disturbed(scenario, seed, t, k, factors, rule), 1.0))
             positions.append(held)
         weights = federation.cohort_weights(cohort, counts[t, cohort]).tolist()
@@ -87,6 +94,78 @@ def _directions(
             u, v = basis[0][:, place], basis[1][:, place]
         found.append((u, v, float(x) if i in living else 0.0, float(u @ base @ v)))
     return found
+
+
+def _returned(
+    scenario: Scenario,
+    rank: int,
+    scores: Array,
+    directions: list[Direction],
+    gain: Array,
+    drift: Array,
+    rule: str,
+) -> tuple[list[int], Factors]:
+    """What a client carries who brings every amplitude to `a x + b`, and its factors."""
+    reached = [gain[i] * (x + z) + drift[i] for i, (*_, x, z) in enumerate(directions)]
+    moved = [abs(y - x - z) for y, (*_, x, z) in zip(reached, directions, strict=True)]
+    held = held_reference(scenario, rank, scores, moved)
+    return held, _factors([directions[i] for i in held], [reached[i] for i in held], rule)
+
+
+def _target(scenario: Scenario, seed: int, k: int, basis: tuple[Array, Array]) -> Array:
+    """`M_k`, dense: the common directions, turned by the client's own rotations."""
+    out, inner = target_rotation(scenario, seed, k)
+    dense = np.zeros((scenario.d_out, scenario.d_in))
+    for i, m in enumerate(client_targets(scenario, seed)[k]):
+        dense += m * np.outer(out @ basis[0][:, i], inner @ basis[1][:, i])
+    return dense
+
+
+def _fitted(
+    scenario: Scenario,
+    rank: int,
+    scores: Array,
+    directions: list[Direction],
+    target: Array,
+    rule: str,
+) -> tuple[list[int], Factors]:
+    """What a client carries who descends to a dense target, and its factors."""
+    moved = []
+    if scenario.allocation == "importance":
+        lora_a, lora_b = _descent(scenario, directions, target, rule)
+        moved = [abs(float(u @ lora_b @ lora_a @ v) - x) for u, v, x, _ in directions]
+    held = held_reference(scenario, rank, scores, moved)
+    return held, _descent(scenario, [directions[i] for i in held], target, rule)
+
+
+def _descent(scenario: Scenario, received: list[Direction], target: Array, rule: str) -> Factors:
+    """Gradient descent on `0.5 ||B A - target||_F**2`, the residual formed in every step."""
+    rows = [v if rule in ("ffa", "flora") else np.sqrt(x) * v for _, v, x, _ in received]
+    columns = [(x if rule in ("ffa", "flora") else np.sqrt(x)) * u for u, _, x, _ in received]
+    lora_a, lora_b = np.stack(rows), np.stack(columns, axis=1)
+    assert scenario.local_steps is not None  # the scenario's own check
+    history_a, history_b = [], []
+    for _ in range(scenario.local_steps):
+        residual = lora_b @ lora_a - target
+        history_a.append(lora_b.T @ residual)
+        history_b.append(residual @ lora_a.T)
+        if rule != "ffa":
+            lora_a = lora_a - _step(scenario, history_a)
+        lora_b = lora_b - _step(scenario, history_b)
+    return lora_a, lora_b
+
+
+def _step(scenario: Scenario, gradients: list[Array]) -> Array:
+    """SGD's or Adam's step after these gradients; Adam's moments are sums over all of them."""
+    assert scenario.local_steps is not None
+    rate, count = scenario.local_time / scenario.local_steps, len(gradients)
+    if scenario.optimizer == "sgd":
+        return rate * gradients[-1]
+    ages = np.arange(count - 1, -1, -1)
+    past = np.stack(gradients)
+    first = np.tensordot((1 - BETA_1) * BETA_1**ages, past, 1) / (1 - BETA_1**count)
+    second = np.tensordot((1 - BETA_2) * BETA_2**ages, past**2, 1) / (1 - BETA_2**count)
+    return np.asarray(rate * first / (np.sqrt(second) + EPSILON))
 
 
 def _factors(held: list[Direction], reached: list[float], rule: str) -> Factors:

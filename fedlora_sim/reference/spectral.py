@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlora_sim.draws import allocation_scores, client_draws, cohort_counts
+from fedlora_sim.draws import allocation_scores, client_draws, client_targets, cohort_counts
 from fedlora_sim.reference.aggregation import Array
 from fedlora_sim.reference.allocation import held_reference
 from fedlora_sim.scenario import Scenario
@@ -32,29 +32,44 @@ def spectral_reference(scenario: Scenario, rule: str, seed: int) -> Array:
     """
     counts, draws = cohort_counts(scenario, seed), client_draws(scenario, seed)
     scores = allocation_scores(scenario, seed)
-    nothing = np.zeros(scenario.federation.r_max)
+    nothing, targets = np.zeros(scenario.federation.r_max), client_targets(scenario, seed)
     adapter, base = scenario.initial_amplitudes.copy(), nothing
     if rule == "flora":
         adapter, base = base, adapter
     states = [adapter + base]
     for t in range(scenario.rounds):
         gain, drift = draws.round(t)
-        cohort = [
-            _client(scenario, k, counts[t, k], gain[k], drift[k], scores[t, k], adapter, base)
-            for k in np.flatnonzero(counts[t]).tolist()
-        ]
+        cohort = []
+        for k in np.flatnonzero(counts[t]).tolist():
+            reached = [
+                _trained(scenario, rule, adapter[i], targets[k, i])
+                if scenario.local_loss == "quadratic"
+                else gain[k, i] * (adapter[i] + base[i]) + drift[k, i]
+                for i in range(len(nothing))
+            ]
+            cohort.append(_client(scenario, k, counts[t, k], reached, scores[t, k], adapter, base))
         adapter, more = _server(rule, cohort, adapter, scenario.empty_partition)
         base = base + more
         states.append(adapter + base)
     return np.stack(states)
 
 
+def _trained(scenario: Scenario, rule: str, x: float, m: float) -> float:
+    """The flow of `0.5 (b a - m)**2`, from balanced factors or with a = 1 frozen."""
+    time = scenario.local_time
+    if rule == "ffa":
+        return m + (x - m) * math.exp(-time)
+    if m == 0:
+        return x / (1 + 2 * time * x)
+    growth = math.exp(2 * m * time)
+    return m * growth * x / (m + x * (growth - 1))
+
+
 def _client(
     scenario: Scenario,
     k: int,
     count: int,
-    gain: Array,
-    drift: Array,
+    reached: list[float],
     scores: Array,
     adapter: Array,
     base: Array,
@@ -62,7 +77,6 @@ def _client(
     federation, y = scenario.federation, np.zeros(len(adapter))
     assert federation.num_samples is not None  # resolved when the federation was made
     samples = 1.0 if federation.sampling == "size_weighted" else federation.num_samples[k]
-    reached = [gain[i] * (adapter[i] + base[i]) + drift[i] for i in range(len(y))]
     moved = [abs(reached[i] - (adapter[i] + base[i])) for i in range(len(y))]
     held = held_reference(scenario, federation.ranks[k], scores, moved)
     for i in held:

@@ -60,13 +60,15 @@ class LocalMap:
         if frozen_a:
             scale = one * math.exp(-local_time)
             return cls(scale, -math.expm1(-local_time) * target, zero, one)
-        # Divided by G, which may be beyond all numbers where its inverse is just zero. The inverse
-        # of a small one (a target far below zero) is kept a number: the result is zero anyway.
+        # Divided by G, which may be beyond all numbers where its inverse is next to nothing: kept
+        # above zero, so that an amplitude of zero stays zero. A small G (a target far below zero)
+        # has an inverse that is kept a number: the result is next to nothing anyway.
         limit = math.log(torch.finfo(target.dtype).max) / 2
         exponent = (2 * local_time * target).clamp_min(-limit)
         safe = torch.where(exponent == 0, 1.0, exponent)
         ratio = torch.where(exponent == 0, 1.0, -torch.expm1(-safe) / safe)
-        return cls(one, zero, 2 * local_time * ratio, torch.exp(-exponent))
+        decay = torch.exp(-exponent).clamp_min(torch.finfo(target.dtype).tiny)
+        return cls(one, zero, 2 * local_time * ratio, decay)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,9 +33,23 @@ FULL = Scenario(
     initializer="slora",
 )
 
+FITTING = Scenario(
+    "2x2,3x1",
+    fidelity="matrix",
+    local_loss="quadratic",
+    local_time=0.7,
+    target_amplitude=1.5,
+    target_decay=0.5,
+    target_std=0.2,
+    target_angle=-0.1,
+    optimizer="adam",
+    local_steps=3,
+)
+
 
 @pytest.mark.parametrize(
-    "scenario", [FULL, Scenario("4x8,8x6"), Scenario([3]), Scenario([2], num_samples=[7])]
+    "scenario",
+    [FULL, FITTING, Scenario("4x8,8x6"), Scenario([3]), Scenario([2], num_samples=[7])],
 )
 def test_attributes_lead_back(scenario):
     attrs = scenario.to_attrs()
@@ -53,6 +67,30 @@ def test_text_and_sequences_are_one_scenario():
 def test_the_initial_spectrum_is_geometric():
     scenario = Scenario("1x2,4x1", initial_amplitude=2.0, spectrum_decay=0.5)
     assert_close(scenario.initial_amplitudes, [2.0, 1.0, 0.5, 0.25])
+
+
+def test_the_targets_are_geometric():
+    scenario = Scenario("1x2,4x1", target_amplitude=2.0, target_decay=0.5)
+    assert_close(scenario.target_amplitudes, [2.0, 1.0, 0.5, 0.25])
+
+
+def test_the_optimizer_is_that_of_the_fidelity():
+    assert [Scenario("4", fidelity=f).optimizer for f in ("spectral", "matrix", "training")] == [
+        "sgd",
+        "sgd",
+        "adam",
+    ]
+    assert Scenario("4", fidelity="training", optimizer="sgd").optimizer == "sgd"
+
+
+def test_no_local_loss_has_a_name(tmp_path):
+    path = tmp_path / "scenario.toml"
+    path.write_text('ranks = "4"\nlocal_loss = "none"\noptimizer = "none"\n')
+    assert Scenario.from_mapping(load_toml(path)) == Scenario("4", local_loss="NONE")
+    assert Scenario("4").local_loss == "none"
+    path.write_text('ranks = "4"\nlocal_loss = "quadratic"\ntarget_std = 0.5\nlocal_time = 2\n')
+    wanted = Scenario("4", local_loss="quadratic", target_std=0.5, local_time=2.0)
+    assert Scenario.from_mapping(load_toml(path)) == wanted
 
 
 def test_client_scaling():
@@ -152,6 +190,14 @@ BAD = [
     {"use_rslora": "false"},
     {"allocation": "svds"},
     {"initializer": "pissa"},
+    {"local_loss": "cubic"},
+    {"local_time": 0.0},
+    {"local_time": float("inf")},
+    {"target_amplitude": -1.0},
+    {"target_decay": 0.0},
+    {"target_decay": 1.1},
+    {"target_std": -0.1},
+    {"target_angle": float("nan")},
     {"slora_rounds": 0},
     {"slora_density": 0.0},
     {"slora_density": 1.5},
@@ -169,6 +215,26 @@ def test_bad_fields_are_named(change):
     (name,) = change
     with pytest.raises(ValueError, match=f"{name}="):
         Scenario(**{"ranks": "2x2,3x1", **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fidelity"),
+    [
+        ("local_loss", "quadratic", "training"),
+        *[(name, 0.5, "spectral") for name in ("gain_mean", "gain_std", "momentum")],
+        *[(name, 0.5, "matrix") for name in ("drift_mean", "drift_std", "weight_decay")],
+        ("optimizer", "adamw", "matrix"),
+        ("optimizer", "adam", "spectral"),
+        ("local_steps", None, "matrix"),
+        ("target_angle", 0.1, "spectral"),
+    ],
+)
+def test_what_makes_no_sense_beside_the_quadratic_loss_is_named(name, value, fidelity):
+    fields = {"ranks": "2x2,3x1", "fidelity": fidelity, name: value}
+    with pytest.raises(ValueError, match=f"{name}={value!r}: expected .*(quadratic|spectral|own)"):
+        Scenario(**{**fields, "local_loss": "quadratic"})
+    if name != "local_loss":
+        assert getattr(Scenario(**fields), name) == value
 
 
 @pytest.mark.parametrize(
