@@ -82,6 +82,8 @@ def _outside(resampled: Array, value: Array, speed: Array, tail: float, runs: in
     """
     ties = (resampled == value).mean(0)
     bias = stats.norm.ppf((resampled < value).mean(0) + ties / 2)
+    known = np.isfinite(bias)
+    bias = np.where(known, bias, 0.0)
     normal = stats.t.isf(tail, runs - 1) * np.sqrt(runs / (runs - 1))
     # The high end is the low one of the statistic's negative: bias and speed change their signs.
     shares = []
@@ -90,7 +92,7 @@ def _outside(resampled: Array, value: Array, speed: Array, tail: float, runs: in
         stretch = 1 + sign * speed * distance
         safe = np.where(stretch > 0, stretch, np.inf)
         share = stats.norm.sf(distance / safe - sign * bias)
-        shares.append(np.where((stretch > 0) & np.isfinite(bias), share, 0.0))
+        shares.append(np.where((stretch > 0) & known, share, 0.0))
     return np.stack(shares, axis=-1)
 
 

@@ -15,6 +15,9 @@ from fedlora_sim.errors import expected
 # The window of the sum is this many integrated times long: exp(-2 * 5) of an exponential
 # correlation lies beyond it, and the noise of longer lags stays out.
 WINDOW = 5.0
+# Fewer integrated times than this in all runs together, and their common mean hides a part of the
+# correlation: the time looks shorter than it is.
+SHORTEST = 50.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ def integrated_time(series: ArrayLike) -> IntegratedTime:
         series: (n, T), n independent runs of T rounds.
 
     Returns:
-        The time in rounds, infinite if no lag below T ends the sum.
+        The time in rounds, infinite if no lag below T ends the sum or if all runs together hold
+        fewer than `SHORTEST` times.
 
     Reference: Sokal, Monte Carlo methods in statistical mechanics, Sec. 3; Wolff, Monte Carlo
     errors with less errors, Sec. 3.
@@ -60,7 +64,8 @@ def integrated_time(series: ArrayLike) -> IntegratedTime:
     if not len(closed):
         return IntegratedTime(np.inf, rounds)
     window = int(closed[0])
-    return IntegratedTime(float(times[window] * (1 + (2 * window + 1) / x.size)), window)
+    time = float(times[window] * (1 + (2 * window + 1) / x.size))
+    return IntegratedTime(time if x.size >= SHORTEST * time else np.inf, window)
 
 
 def mser_burn_in(series: ArrayLike) -> int:

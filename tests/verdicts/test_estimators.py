@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
+from interval_cases import coverage, slack
 from scipy import special, stats
 
-from analysis.inference.estimators import (
-    ROUNDING_FLOOR,
-    Measurement,
+from analysis.inference import (
+    Estimator,
     log_linear_rate,
     log_odds_interval,
     mean_interval,
     proportion_interval,
+    root_of_mean,
 )
+from analysis.inference.rates import ROUNDING_FLOOR
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("iteration")
-SIGMAS = 4.0
 
 
 def geometric(rate: float, rounds: int = 12) -> np.ndarray:
@@ -79,26 +78,6 @@ def test_proportion_interval_is_clopper_pearson_with_bonferroni(q: int) -> None:
         assert m.low == pytest.approx([exact.low] * q, rel=CLOSE)
         assert m.high == pytest.approx([exact.high] * q, rel=CLOSE)
         assert m.value == pytest.approx([hits / n] * q)
-
-
-def coverage(
-    estimator: Callable[[np.ndarray, float], Measurement],
-    draw: Callable[[np.random.Generator], np.ndarray],
-    truth: float,
-    error: float,
-    replicates: int = 2000,
-) -> float:
-    """Share of replicates in which all q intervals hold their quantity."""
-    rng = np.random.default_rng(20)
-    hits = 0
-    for _ in range(replicates):
-        m = estimator(draw(rng), error)
-        hits += bool(((m.low <= truth) & (truth <= m.high)).all())
-    return hits / replicates
-
-
-def slack(error: float, replicates: int = 2000) -> float:
-    return float(SIGMAS * np.sqrt(error * (1 - error) / replicates))
 
 
 @pytest.mark.parametrize("q", [1, 4])
@@ -168,3 +147,32 @@ def test_log_odds_interval_covers_the_median_at_the_nominal_rate() -> None:
 def test_log_odds_of_a_share_that_is_no_number_are_no_interval() -> None:
     m = log_odds_interval(np.array([[0.9], [np.nan], [0.8]]), 0.01)
     assert np.isnan([m.low, m.value, m.high]).all()
+
+
+def test_root_of_mean_carries_the_interval_over() -> None:
+    samples = 0.5**3 * np.random.default_rng(0).uniform(0.9, 1.1, (50, 2))
+    m = root_of_mean(3)(samples, 0.01)
+    assert (m.low < m.value).all()
+    assert (m.value < m.high).all()
+    np.testing.assert_allclose(m.value**3, samples.mean(0), rtol=CLOSE)
+
+
+def test_root_of_mean_stays_a_rate_where_the_interval_passes_zero() -> None:
+    m = root_of_mean(4)(np.array([[0.0], [0.0], [1.0]]), 0.01)
+    assert m.low == 0.0
+    assert np.isfinite(m.high)
+
+
+def test_one_run_says_nothing_of_its_spread() -> None:
+    with pytest.raises(ValueError, match=r"samples=1.*at least two runs"):
+        mean_interval(np.ones((1, 3)), 0.05)
+
+
+@pytest.mark.parametrize("estimator", [mean_interval, log_odds_interval, proportion_interval])
+def test_a_smaller_error_makes_a_longer_interval_however_small(estimator: Estimator) -> None:
+    x = np.random.default_rng(8).random((40, 2)).round()
+    x = x if estimator is proportion_interval else 0.2 + 0.5 * x
+    errors = [1e-1, 1e-4, 1e-10, 1e-15, 1e-20]
+    widths = np.array([m.high - m.low for m in (estimator(x, error) for error in errors)])
+    assert np.isfinite(widths).all()
+    assert (np.diff(widths, axis=0) > 0).all()

@@ -11,9 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.claim import Claim, Context, Experiment, NegativeControl, root_of_mean
-from analysis.inference.verdict import ERROR, Prediction
-from analysis.verify import LIBRARIES, claim_record, environment, holds, run_claim
+from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claims import CLAIMS
+from analysis.inference import (
+    FAMILY_ERROR,
+    QUICK_MARGIN,
+    Measurement,
+    Prediction,
+    mean_interval,
+)
+from analysis.verify import (
+    LIBRARIES,
+    assemble,
+    claim_record,
+    environment,
+    family_size,
+    holds,
+    run_claim,
+)
 from fedlora_sim.run_store import RunStore
 
 
@@ -60,7 +75,8 @@ def test_supported_with_a_refuted_control(control: NegativeControl) -> None:
     assert (record["verdict"], record["reason"]) == ("supported", "")
     assert record["negative_control"]["verdict"] == "refuted"
     assert record["negative_control"]["description"] == control.description
-    assert record["confidence"] == 1 - ERROR
+    assert record["confidence"] == 1 - FAMILY_ERROR / family_size("theorem")
+    assert 0 < record["p_value"] <= 1 - record["confidence"]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +95,7 @@ def test_a_control_that_is_not_refuted_leaves_the_claim_undecided(
     assert record["negative_control"]["verdict"] == outcome
     assert record["verdict"] == "undecided"
     assert "control" in record["reason"]
+    assert record["p_value"] == 1.0
 
 
 def test_a_wrong_claim_is_refuted_even_if_its_control_is_vacuous() -> None:
@@ -118,6 +135,75 @@ def test_quick_and_full_runs_look_as_often_as_they_say() -> None:
     assert run_claim(claim, Context(quick=True))["runs"] == 4
 
 
+def test_the_error_of_a_claim_follows_from_the_registry_and_nothing_else() -> None:
+    asked = []
+
+    def estimator(samples: np.ndarray, error: float) -> Measurement:
+        asked.append(error)
+        return mean_interval(samples, error)
+
+    for kind in ("theorem", "conjecture"):
+        size = sum(claim.kind == kind for claim in CLAIMS)
+        assert family_size(kind) == size
+        for quick in (False, True):
+            asked.clear()
+            claim = replace(TOY, kind=kind, estimator=estimator, first=4, cap=8, quick=(4, 8))
+            record = run_claim(claim, Context(quick=quick))
+            assert asked[0] == FAMILY_ERROR / size / 2  # two looks
+            assert record["confidence"] == 1 - FAMILY_ERROR / size
+
+
+def test_an_error_can_be_asked_for() -> None:
+    loose, strict = (run_claim(replace(TOY, cap=8), Context(), error) for error in (0.2, 1e-5))
+    assert (loose["confidence"], strict["confidence"]) == (0.8, 1 - 1e-5)
+    widths = [np.ptp(record["interval"]) for record in (loose, strict)]
+    assert widths[0] < widths[1]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_quick_runs_widen_margins_of_claim_and_control_and_say_so(quick: bool) -> None:
+    margin = 0.1
+    narrow = replace(
+        TOY,
+        predict=partial(Prediction.within, 1.0, margin),
+        control=NegativeControl("three", predict=partial(Prediction.within, 3.0, margin)),
+    )
+    for off, expected in ((1.5, "supported" if quick else "refuted"), (2.5, "refuted")):
+        claim = replace(narrow, experiment=normal(1 + off * margin, 1e-6))
+        record = run_claim(claim, Context(quick=quick))
+        assert record["verdict"] == expected
+        assert record["margin"] == ("±20%" if quick else "±10%")
+    # A control that only the narrow margin tells from the truth tests nothing in a quick run.
+    control = NegativeControl("a bit more", predict=partial(Prediction.within, 1.17, margin))
+    exact = replace(narrow, experiment=normal(1.0, 1e-6), control=control)
+    record = run_claim(exact, Context(quick=quick))
+    assert record["verdict"] == ("undecided" if quick else "supported")
+    factor = assemble([record], Context(quick=quick))["quick_margin"]
+    assert factor == (QUICK_MARGIN if quick else 1.0)
+
+
+def test_a_report_adjusts_p_values_within_each_family() -> None:
+    claims = [
+        TOY,
+        replace(TOY, id="guess", kind="conjecture"),
+        replace(TOY, id="wrong", predict=one(3.0)),
+        replace(TOY, id="open", experiment=normal(1.5, 1.0)),
+    ]
+    records = [run_claim(claim, Context()) for claim in claims]
+    report = assemble(records, Context())
+    assert [c["id"] for c in report["claims"]] == [c.id for c in claims]
+    for kind, run in (("theorem", 3), ("conjecture", 1)):
+        family = report["families"][kind]
+        assert family == {"claims": family_size(kind), "run": run, "error": FAMILY_ERROR}
+    for record in report["claims"]:
+        decided = record["verdict"] != "undecided"
+        assert (record["p_holm"] <= FAMILY_ERROR) is decided
+        assert record["p_value"] <= record["p_holm"] <= 1.0
+    guess = report["claims"][1]
+    assert guess["p_holm"] == pytest.approx(family_size("conjecture") * guess["p_value"])
+    json.dumps(report, allow_nan=False)
+
+
 def test_seeds_of_different_bases_never_meet() -> None:
     numbers = range(64_000)
     seeds = [Context(seed=seed).seeds(numbers) for seed in (0, 1)]
@@ -133,20 +219,6 @@ def test_a_stored_record_is_not_measured_again(tmp_path: Path) -> None:
         raise AssertionError("measured again")
 
     assert claim_record(replace(TOY, experiment=refuse), context) == json.loads(json.dumps(record))
-
-
-def test_root_of_mean_carries_the_interval_over() -> None:
-    samples = 0.5**3 * np.random.default_rng(0).uniform(0.9, 1.1, (50, 2))
-    m = root_of_mean(3)(samples, 0.01)
-    assert (m.low < m.value).all()
-    assert (m.value < m.high).all()
-    np.testing.assert_allclose(m.value**3, samples.mean(0), rtol=1e-12)
-
-
-def test_root_of_mean_stays_a_rate_where_the_interval_passes_zero() -> None:
-    m = root_of_mean(4)(np.array([[0.0], [0.0], [1.0]]), 0.01)
-    assert m.low == 0.0
-    assert np.isfinite(m.high)
 
 
 def claims(*pairs: tuple[str, str]) -> dict[str, object]:

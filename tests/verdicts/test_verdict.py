@@ -1,24 +1,14 @@
-"""Verdicts: every case of an interval against a region, and the error over repeated looks."""
+"""Verdicts: every case of an interval against a region, and regions of other widths."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from analysis.inference import verdict
-from analysis.inference.estimators import Measurement, mean_interval
-from analysis.inference.verdict import (
-    ERROR,
-    Prediction,
-    Verdict,
-    judge,
-    measure_until_decided,
-    number_of_looks,
-)
+from analysis.inference import QUICK_MARGIN, Measurement, Prediction, Verdict, judge
+from fedlora_sim.tolerances import relative
 
-SIGMAS = 4.0
+CLOSE = relative("iteration")
 
 
 def measured(*ends: tuple[float, float]) -> Measurement:
@@ -84,96 +74,22 @@ def test_regions_say_what_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "cap", "looks"),
-    [(8, 8, 1), (9, 8, 1), (8, 16, 2), (8, 17, 3), (8, 32, 3), (400, 6400, 5), (2, 3, 2)],
+    ("prediction", "margin", "ends"),
+    [
+        (Prediction.within([2.0, -2.0], 0.05), "±10%", ([1.8, -2.2], [2.2, -1.8])),
+        (Prediction.near([0.0, 1.0], 0.05), "±0.1", ([-0.1, 0.9], [0.1, 1.1])),
+        (Prediction.at_least([1.0]), "at least", ([1.0], [np.inf])),
+        (Prediction.at_most([1.0]), "at most", ([-np.inf], [1.0])),
+    ],
 )
-def test_number_of_looks(first: int, cap: int, looks: int) -> None:
-    assert number_of_looks(first, cap) == looks
+def test_widened_regions(prediction: Prediction, margin: str, ends: tuple) -> None:
+    wide = prediction.widened(QUICK_MARGIN)
+    np.testing.assert_allclose([wide.low, wide.high], ends, atol=CLOSE)
+    np.testing.assert_array_equal(wide.value, prediction.value)
+    assert wide.margin == margin
 
 
-class Sampler:
-    """Hands out rows of given data and notes how many it was asked for each time."""
-
-    def __init__(self, data: np.ndarray) -> None:
-        self.data, self.asked = data, []
-
-    def __call__(self, numbers: Sequence[int]) -> np.ndarray:
-        self.asked.append(list(numbers))
-        return self.data[list(numbers)]
-
-
-def spread(count: int, centre: float, width: float) -> np.ndarray:
-    return centre + width * np.where(np.arange(count) % 2, 1.0, -1.0)[:, None]
-
-
-@pytest.mark.parametrize(("centre", "outcome"), [(1.0, Verdict.SUPPORTED), (2.0, Verdict.REFUTED)])
-def test_a_clear_case_stops_at_the_first_look(centre: float, outcome: Verdict) -> None:
-    sampler = Sampler(spread(64, centre, 1e-3))
-    m, found, samples = measure_until_decided(
-        sampler, mean_interval, Prediction.within(1.0, 0.1), 8, 64
-    )
-    assert found is outcome
-    assert sampler.asked == [list(range(8))]
-    assert (m.samples, len(samples)) == (8, 8)
-
-
-def test_runs_are_added_until_decided_and_none_twice() -> None:
-    sampler = Sampler(spread(1024, 1.0, 0.2))
-    m, found, samples = measure_until_decided(
-        sampler, mean_interval, Prediction.within(1.0, 0.1), 4, 1024
-    )
-    assert found is Verdict.SUPPORTED
-    assert 4 < m.samples < 1024
-    assert [i for numbers in sampler.asked for i in numbers] == list(range(m.samples))
-    np.testing.assert_array_equal(samples, sampler.data[: m.samples])
-
-
-def test_an_unclear_case_stops_at_the_cap_after_the_announced_looks() -> None:
-    sampler = Sampler(spread(50, 1.1, 0.5))
-    errors = []
-
-    def estimator(samples: np.ndarray, error: float) -> Measurement:
-        errors.append(error)
-        return mean_interval(samples, error)
-
-    m, found, _ = measure_until_decided(sampler, estimator, Prediction.within(1.0, 0.1), 8, 50)
-    assert found is Verdict.UNDECIDED
-    assert m.samples == 50
-    assert [len(numbers) for numbers in sampler.asked] == [8, 8, 16, 18]
-    assert len(errors) == number_of_looks(8, 50)
-    assert sum(errors) == pytest.approx(ERROR)
-
-
-def wrong_verdicts(replicates: int) -> dict[Verdict, float]:
-    """Share of each verdict when the truth lies on the edge of the region: no answer is right."""
-    prediction, rng = Prediction.within(1.0, 0.1), np.random.default_rng(4)
-    found = [
-        measure_until_decided(
-            Sampler(rng.normal(1.1, 0.05, (64, 1))), mean_interval, prediction, 4, 64
-        )[1]
-        for _ in range(replicates)
-    ]
-    return {v: found.count(v) / replicates for v in Verdict}
-
-
-def test_repeated_looks_keep_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    replicates = 1500
-    bound = ERROR + SIGMAS * np.sqrt(ERROR * (1 - ERROR) / replicates)
-    shares = wrong_verdicts(replicates)
-    assert shares[Verdict.SUPPORTED] + shares[Verdict.REFUTED] <= bound
-    assert shares[Verdict.UNDECIDED] > 0.9
-
-    # The same simulation must notice looks that are not paid for.
-    monkeypatch.setattr(verdict, "number_of_looks", lambda first, cap: 1)
-    unpaid = wrong_verdicts(replicates)
-    assert unpaid[Verdict.SUPPORTED] + unpaid[Verdict.REFUTED] > bound
-
-
-def test_a_false_claim_just_outside_its_margin_is_rarely_supported() -> None:
-    prediction, rng, replicates = Prediction.within(np.ones(3), 0.1), np.random.default_rng(5), 800
-    supported = 0
-    for _ in range(replicates):
-        data = rng.normal([1.0, 1.0, 1.101], 0.05, (64, 3))
-        _, found, _ = measure_until_decided(Sampler(data), mean_interval, prediction, 4, 64)
-        supported += found is Verdict.SUPPORTED
-    assert supported / replicates <= ERROR + SIGMAS * np.sqrt(ERROR * (1 - ERROR) / replicates)
+def test_twice_widened_is_widened_by_the_product() -> None:
+    prediction = Prediction.within([2.0], 0.05)
+    assert prediction.widened(2.0).widened(3.0).margin == prediction.widened(6.0).margin == "±30%"
+    np.testing.assert_allclose(prediction.widened(1.0).high, prediction.high, rtol=CLOSE)
