@@ -20,8 +20,6 @@ from analysis.inference import (
 
 CLAIMS, REPORTS = 40, 300
 ON_THE_EDGE = Prediction.near(1.0, 1.0)  # holds the truth, zero, as its low end
-    1.0, 1.0
-)  # of a truth of zero: either verdict is wrong, half the time
 
 
 def share_of_wrong_reports(error: float) -> float:
