@@ -102,8 +102,7 @@ def count_cohorts(clients: Clients, groups: list[Group]) -> float:
         The number; exact below 1e15, a lower bound from there on.
     """
     if clients.sampling == "bernoulli":
-        log_count = sum(math.log(group.draws.size) for group in groups)
-        return min(_COUNT_CAP, math.exp(min(log_count, math.log(_COUNT_CAP))))
+        return float(min(_COUNT_CAP, math.prod(group.draws.size for group in groups)))
     ways = np.ones(1)
     for group in groups:
         # capping is safe: each coefficient is a sum of non-negative earlier ones

@@ -44,9 +44,11 @@ class ShareLaw:
             The mean; of a constant the constant itself, without rounding.
         """
         array = np.broadcast_to(np.asarray(values, dtype=np.float64), self.share.shape)
-        if np.all(array == array[0]):
-            return float(array[0])
-        return float(self.probability @ array)
+        if self.draws is None or not self.empty:
+            return _mean(array, self.probability)
+        # the empty cohort comes first, and its probability is no estimate
+        sampled = _mean(array[1:], np.full(array.size - 1, 1.0 / (array.size - 1)))
+        return self.empty * float(array[0]) + (1.0 - self.empty) * sampled
 
     def standard_error(self, values: ArrayLike) -> float:
         """Standard error of `expect(values)`: 0 for an exact law, infinite with one draw."""
@@ -70,6 +72,11 @@ class ShareLaw:
             squares=self.squares[keep],
             empty=0.0,
         )
+
+
+def _mean(values: Array, probability: Array) -> float:
+    constant = bool(np.all(values == values[0]))
+    return float(values[0]) if constant else float(probability @ values)
 
 
 def share_law(probability: Array, share: Array, squares: Array, empty: float) -> ShareLaw:

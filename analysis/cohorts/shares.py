@@ -14,15 +14,18 @@ W = 0. The laws are our derivation.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from analysis.cohorts.clients import Clients, views
 from analysis.cohorts.equal import equal_sums, is_equal
 from analysis.cohorts.groups import count_cohorts, enumerate_sums, group_clients
+from analysis.cohorts.integer_sums import plan_tables, tabulate_sums
 from analysis.cohorts.law import Array, MonteCarloWarning, ShareLaw
 from analysis.cohorts.sampled import sample_laws
 from fedlora_sim.federation import Federation
@@ -30,9 +33,16 @@ from fedlora_sim.federation import Federation
 ENUMERATION_LIMIT = 200_000
 """Most distinct cohorts per rank level that are summed one by one."""
 
+CELL_LIMIT = 4_000_000
+"""Most cells of one table of sums of whole weights; a table holds 64 MB at most."""
+
+WORK_LIMIT = 500_000_000
+"""Most cells touched while tables are filled: some seconds."""
+
 MONTE_CARLO_DRAWS = 100_000
 """Cohorts drawn where no exact route is within its limit."""
 
+_CELLS_PER_COHORT = 20  # one enumerated cohort takes as long as so many cells of a table, measured
 _STACK_LEVEL = 3  # the caller of the public function
 
 
@@ -109,11 +119,11 @@ def announced(
     federation: Federation, normaliser: str, allocation: str, stack_level: int
 ) -> tuple[ShareLaw, ...]:
     """The laws, after a warning at the caller's line if some are estimated."""
-    limits = ENUMERATION_LIMIT, MONTE_CARLO_DRAWS
-    laws = _laws(federation, normaliser, allocation, *limits)
+    limits = Limits(ENUMERATION_LIMIT, CELL_LIMIT, WORK_LIMIT, MONTE_CARLO_DRAWS)
+    laws = _laws(federation, normaliser, allocation, limits)
     if any(law.draws is not None for law in laws):
         warnings.warn(
-            f"weights estimated from {limits[1]} random cohorts (unequal num_samples; the sums "
+            f"weights estimated from {limits.draws} random cohorts (unequal num_samples; the sums "
             f"over all cohorts exceed their limits); largest relative standard error "
             f"{max(_relative_error(law) for law in laws):.2e}",
             MonteCarloWarning,
@@ -122,28 +132,41 @@ def announced(
     return laws
 
 
-@lru_cache(maxsize=16)
+class Limits(NamedTuple):
+    """How far exact routes may go, and how many cohorts are drawn beyond."""
+
+    cohorts: int
+    cells: int
+    work: int
+    draws: int
+
+
+@lru_cache(maxsize=4)  # a law may hold millions of outcomes
 def _laws(
-    federation: Federation, normaliser: str, allocation: str, most_cohorts: int, draws: int
+    federation: Federation, normaliser: str, allocation: str, limits: Limits
 ) -> tuple[ShareLaw, ...]:
     levels = views(federation, normaliser, allocation)
-    laws = [_exact(level, most_cohorts) for level in levels]
+    laws = [_exact(level, limits) for level in levels]
     missing = [h for h, law in enumerate(laws) if law is None]
     if missing:
-        sampled = sample_laws(federation, [levels[h] for h in missing], draws, seed=0)
+        sampled = sample_laws(federation, [levels[h] for h in missing], limits.draws, seed=0)
         for h, law in zip(missing, sampled, strict=True):
             laws[h] = law
     return tuple(law for law in laws if law is not None)
 
 
-def _exact(clients: Clients, most_cohorts: int) -> ShareLaw | None:
+def _exact(clients: Clients, limits: Limits) -> ShareLaw | None:
     """The law by the cheapest exact route, None where each exceeds its limit."""
     if is_equal(clients):
         return equal_sums(clients).law(clients)
-    groups = group_clients(clients)
-    if count_cohorts(clients, groups) <= most_cohorts:
-        return enumerate_sums(clients, groups).law(clients)
-    return None
+    groups, plan = group_clients(clients), plan_tables(clients)
+    cohorts = count_cohorts(clients, groups)
+    if cohorts > limits.cohorts:
+        cohorts = math.inf
+    longest = min(float(limits.work), _CELLS_PER_COHORT * cohorts)
+    if plan is not None and plan.cells <= limits.cells and plan.work <= longest:
+        return tabulate_sums(clients, plan).law(clients)
+    return enumerate_sums(clients, groups).law(clients) if cohorts < math.inf else None
 
 
 def _relative_error(law: ShareLaw) -> float:

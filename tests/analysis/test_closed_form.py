@@ -64,6 +64,7 @@ def test_raflora_loses_under_zero_what_carry_keeps():
 
 def test_raflora_without_spread_never_samples(monkeypatch):
     monkeypatch.setattr(shares, "ENUMERATION_LIMIT", 1)
+    monkeypatch.setattr(shares, "CELL_LIMIT", 1)
     given = {"cohort_size": 3, "num_samples": UNEQUAL}
     closed_form.energy_rate("raflora", RANKS, **given)
     with pytest.warns(moments.MonteCarloWarning):
