@@ -15,7 +15,7 @@ import fedlora_sim
 from analysis.claim import Claim, Context
 from analysis.claims import CLAIMS, select
 from analysis.inference.verdict import Prediction
-from analysis.verify import run_claim
+from analysis.verify import KINDS, run_claim
 
 SIMULATORS = ("simulate", "simulate_many", "aggregate", "run_spectral", "run_matrix")
 LONG = {"trajectory-fedavg", "trajectory-raflora"}
@@ -81,11 +81,22 @@ def test_select_names_the_closest_claim() -> None:
 
 @every_claim
 def test_every_claim_says_what_it_claims(claim: Claim) -> None:
-    for text in (claim.statement, claim.source, claim.assumptions, claim.control.description):
-        assert text
+    texts = (
+        claim.id,
+        claim.statement,
+        claim.source,
+        claim.assumptions,
+        claim.statistic,
+        claim.control.description,
+        *claim.quantities,
+    )
+    for text in texts:
+        assert text.strip()
         assert "|" not in text  # would break the report's table
         assert "\n" not in text
     assert claim.statement.endswith(".")
+    assert claim.quantities
+    assert claim.kind in KINDS
     assert claim.fidelity in {"spectral", "matrix", "training"}
     for first, cap in ((claim.first, claim.cap), claim.quick):
         assert 2 <= first <= cap  # an interval needs two runs

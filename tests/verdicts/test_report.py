@@ -8,8 +8,11 @@ import pytest
 
 from analysis.report import (
     digits_table,
+    families_text,
     measurement_text,
     number,
+    p_text,
+    percent,
     prediction_text,
     shown,
     to_markdown,
@@ -28,14 +31,16 @@ def test_verdict_table_has_a_row_per_claim(report: Report) -> None:
     head, rule, *rows = verdict_table(report).splitlines()
     assert set(rule) == set("|-")
     assert len(rows) == len(report["claims"])
-    assert {len(cells(line)) for line in (head, rule, *rows)} == {5}
+    assert {len(cells(line)) for line in (head, rule, *rows)} == {6}
+    assert cells(head)[2:4] == ["measured, simultaneous 95%", "p (Holm)"]
     first = cells(rows[0])
     assert "**staircase**" in first[0]
     assert "What staircase states." in first[0]
     assert first[1] == "0.25, 0.04 (±2%)"
     assert first[2] == "0.2511 [0.2501, 0.2521], 0.0401 [0.0399, 0.0403]; 8,000 runs"
-    assert [cells(row)[3] for row in rows[:3]] == ["✓ supported", "✗ refuted", "? undecided"]
-    assert first[4] == "refuted: something wrong"
+    assert first[3] == "0.0064"
+    assert [cells(row)[4] for row in rows[:3]] == ["✓ supported", "✗ refuted", "? undecided"]
+    assert first[5] == "refuted: something wrong"
 
 
 def test_the_table_names_a_control_that_was_not_refuted(report: Report) -> None:
@@ -97,6 +102,8 @@ def test_the_whole_report(report: Report) -> None:
         assert f"### {claim['id']}: {claim['verdict']}" in text
         assert f"--claim {claim['id']}`" in text
     assert "### raflora-flat: undecided (a vacuous control)" in text
+    assert "Measured: energy factor per round. Margin: ±2%. p = 0.00032, over its family" in text
+    assert "| quantity | prediction | measured | 99.75% interval |" in text
     assert "| partition 3 | 0.04 | 0.0401 | [0.0399, 0.0403] |" in text
     assert "- torch_version: 2.13.0" in text
     assert text.endswith("\n")
@@ -107,6 +114,49 @@ def test_a_report_without_digits(report: Report) -> None:
     text = to_markdown(report)
     assert "digits" not in text
     assert verdict_table(report) in text
+
+
+def test_the_head_says_what_holds_over_which_claims(report: Report) -> None:
+    (text,) = families_text(report)
+    assert "20 theorems (4 in this report), error 0.05 in all, 0.0025 for each claim" in text
+    assert "5 conjectures (1 in this report), error 0.05 in all, 0.01 for each claim" in text
+    assert text in to_markdown(report)
+    report["families"]["conjecture"]["run"] = 0
+    assert "conjecture" not in families_text(report)[0]
+
+
+def test_a_quick_report_states_its_margins(report: Report) -> None:
+    report["quick_margin"] = 2.0
+    assert "margins of a width (±) 2 times as wide as in a full run" in to_markdown(report)
+
+
+def test_a_report_made_before_there_were_families_is_shown_as_it_was(report: Report) -> None:
+    del report["families"], report["quick_margin"]
+    for claim in report["claims"]:
+        del claim["p_value"], claim["p_holm"], claim["statistic"]
+        claim["confidence"] = 0.99
+    table, text = verdict_table(report), to_markdown(report)
+    assert table.startswith(
+        "| claim | prediction | measured, 99% interval | verdict | negative control |\n"
+        "|---|---|---|---|---|\n"
+    )
+    assert {len(cells(line)) for line in table.splitlines()} == {5}
+    assert "Intervals hold together at 99% a claim." in text
+    assert "| quantity | prediction | measured | 99% interval |" in text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(1.0, "1"), (0.0421, "0.042"), (3.21e-5, "3.2e-05"), (1e-9, "<1e-6")]
+)
+def test_p_values_have_two_digits(p: float, text: str) -> None:
+    assert p_text(p) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.95, "95%"), (0.99, "99%"), (1 - 0.05 / 18, "99.7222%")]
+)
+def test_percentages_never_round_up_to_certainty(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 def test_a_broken_control_is_counted(report: Report) -> None:
