@@ -137,12 +137,8 @@ class Scenario:
     def __post_init__(self) -> None:
         self._set("ranks", parse_ranks(self.ranks))
         given = {f.name: getattr(self, f.name) for f in fields(self)}
-        training = str(self.fidelity).strip().lower() == "training"
-        for name, default in (
-            ("dtype", "float32" if training else "float64"),
-            ("optimizer", "adam" if training else "sgd"),
-            ("local_loss", NONE),  # as attributes and TOML files have it, None
-        ):
+        # local_loss: attributes and TOML files have None for none
+        for name, default in {**_usual(self.fidelity), "local_loss": NONE}.items():
             given[name] = default if given[name] is None else given[name]
         for name, value in check_fields(given).items():
             self._set(name, value)
@@ -179,7 +175,14 @@ class Scenario:
         return self.lora_alpha / (rank**0.5 if self.use_rslora else rank)
 
     def replace(self, **changes: Any) -> Scenario:
-        """A copy with some fields changed, checked again."""
+        """A copy with some fields changed, checked again.
+
+        Where the fidelity changes, what stood at the default of the old one takes that of the new.
+        """
+        if changes.get("fidelity", self.fidelity) != self.fidelity:
+            usual = _usual(self.fidelity)
+            kept = {name: None for name, value in usual.items() if getattr(self, name) == value}
+            changes = kept | changes
         return dataclasses.replace(self, **changes)
 
     def to_attrs(self) -> dict[str, Any]:
@@ -211,6 +214,13 @@ class Scenario:
             if values[name] is not None:
                 values[name] = tuple(np.atleast_1d(values[name]).tolist())
         return cls(**{**values, "use_rslora": bool(values["use_rslora"])})
+
+
+def _usual(fidelity: str) -> dict[str, str]:
+    """What None stands for in the fields whose default depends on the fidelity."""
+    if str(fidelity).strip().lower() == "training":
+        return {"dtype": "float32", "optimizer": "adam"}
+    return {"dtype": "float64", "optimizer": "sgd"}
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:

@@ -83,6 +83,14 @@ def test_the_optimizer_is_that_of_the_fidelity():
     assert Scenario("4", fidelity="training", optimizer="sgd").optimizer == "sgd"
 
 
+def test_another_fidelity_takes_its_own_defaults() -> None:
+    trained = Scenario("4").replace(fidelity="training")
+    assert (trained.optimizer, trained.dtype) == ("adam", "float32")
+    assert trained.replace(fidelity="matrix") == Scenario("4", fidelity="matrix")
+    assert Scenario("4", dtype="float32").replace(fidelity="matrix").dtype == "float32"
+    assert Scenario("4").replace(fidelity="training", optimizer="sgd").optimizer == "sgd"
+
+
 def test_no_local_loss_has_a_name(tmp_path):
     path = tmp_path / "scenario.toml"
     path.write_text('ranks = "4"\nlocal_loss = "none"\noptimizer = "none"\n')
