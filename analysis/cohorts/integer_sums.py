@@ -23,6 +23,8 @@ from analysis.cohorts.sums import Sums
 
 _WHOLE = 2.0**53  # from here on not every whole number is a double
 
+_NEGLIGIBLE = 1e-60  # a client drawn so often that no double could notice
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -69,8 +71,11 @@ def plan_tables(clients: Clients) -> Plan | None:
     rows, carriers = _rows(clients), clients.carry > 0
     own = 1 + _most(clients, weight[carriers])
     other = {"single": 1, "joint": own, "split": 1 + _most(clients, weight[~carriers])}[kind]
-    # c more draws reach the rows below c only: half of all pairs
-    steps = clients.number * (rows // 2 + 1 if clients.sampling == "with_replacement" else 2)
+    steps = clients.number * 2
+    if clients.sampling == "with_replacement":
+        counts = _draws_of(clients, 1, float(clients.law.max())).shape[1]
+        # c more draws reach the rows from c on only
+        steps = clients.number * (counts - counts * (counts - 1) // (2 * rows))
     if kind == "split":
         cells = max(rows * own, rows * other, own * other)
         work = steps * rows * max(own, other) + 2 * rows * own * other
@@ -163,7 +168,8 @@ def _draws_of(clients: Clients, k: int, law: float) -> Array:
     if clients.sampling == "without_replacement":
         possible = j <= k
         return np.stack([np.where(possible, k - j, 0), np.where(possible, j, 0)], axis=1) / k
-    return np.tile(poisson.pmf(j, clients.size * law), (j.size, 1))
+    mass = poisson.pmf(j, clients.size * law)
+    return np.tile(mass[: 1 + np.flatnonzero(mass > _NEGLIGIBLE).max()], (j.size, 1))
 
 
 def _add_client(
