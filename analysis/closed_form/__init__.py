@@ -13,8 +13,11 @@ from analysis.closed_form.floors import energy_floor as energy_floor
 from analysis.closed_form.flow import flow_floor as flow_floor
 from analysis.closed_form.flow import flow_rate as flow_rate
 from analysis.closed_form.flow import flow_trajectory as flow_trajectory
+from analysis.closed_form.noise import noise_gain as noise_gain
+from analysis.closed_form.noise import noise_to_signal as noise_to_signal
 from analysis.closed_form.rates import collapse_bound as collapse_bound
 from analysis.closed_form.rates import coverage as coverage
+from analysis.closed_form.rates import critical_gain_std as critical_gain_std
 from analysis.closed_form.rates import energy_rate as energy_rate
 from analysis.closed_form.rates import extinction_probability as extinction_probability
 from analysis.closed_form.rules import RULES as RULES

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import expected
-from fedlora_sim.federation import Federation, parse_ranks
+from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.federation import ALLOCATIONS, Federation, parse_ranks
 
 Ranks = str | Sequence[int]
 Samples = Sequence[float] | None
@@ -21,6 +21,19 @@ def federation_of(
     """The federation that the arguments of a closed form describe."""
     samples = None if num_samples is None else tuple(num_samples)
     return Federation(parse_ranks(ranks), samples, cohort_size, sampling)
+
+
+def allocation_of(allocation: str) -> str:
+    """`svd` or `random`: what clients carry must not depend on the state.
+
+    Raises:
+        ValueError: on anything else.
+    """
+    choice = check_choice("allocation", allocation, ALLOCATIONS)
+    if choice == "importance":
+        reason = "what importance chooses depends on the state: no closed form"
+        raise expected("allocation", allocation, f"'svd' or 'random' ({reason})")
+    return choice
 
 
 def per_direction(

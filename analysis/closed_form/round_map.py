@@ -1,33 +1,67 @@
 """One round as an affine map of the first two moments of every amplitude.
 
 Client k returns `a_k x + b_k` with independent gains (mean g, deviation nu) and drifts (mean c,
-deviation tau); the server forms `x' = sum_k w_k (a_k x + b_k)`. The mean-field recursion of Wu et
-al., arXiv 2602.13486, App. B; its exact second moment is our derivation.
+deviation tau); the server forms `x' = sum_k w_k (a_k x + b_k)`, or what its rule makes of it. The
+mean-field recursion of Wu et al., arXiv 2602.13486, App. B; its exact second moment and the other
+rules are our derivation.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.closed_form.inputs import per_direction
+from analysis.closed_form.setting import Setting
 from analysis.cohorts.law import Array
-from analysis.cohorts.moments import WeightMoments, empty_probability, weight_moments
-from fedlora_sim.errors import check_choice, expected
-from fedlora_sim.federation import EMPTY_PARTITION, Federation
+from fedlora_sim.errors import expected
 
-RULES = ("fedavg", "zero_pad", "raflora")
-_NORMALISERS = {"fedavg": "cohort", "zero_pad": "cohort", "raflora": "contributors"}
+
+@dataclass(frozen=True)
+class Clients:
+    """Law of what clients return, `a x + b`; every array has shape (r_max,).
+
+    Args:
+        gain_mean: g.
+        gain_std: nu.
+        drift_mean: c, in the unit of x.
+        drift_std: tau, in the unit of x.
+    """
+
+    gain_mean: Array
+    gain_std: Array
+    drift_mean: Array
+    drift_std: Array
+
+    @property
+    def differ(self) -> bool:
+        """Whether clients differ at all."""
+        return bool(self.gain_std.any() or self.drift_std.any())
+
+
+class MomentMap(Protocol):
+    """What one round does to the mean and the mean energy of an amplitude."""
+
+    @property
+    def rate(self) -> Array:
+        """Factor by which the mean energy changes per round, drift apart, (r_max,)."""
+
+    def floor(self) -> Array:
+        """Energy at which it stays, `inf` where the rate is 1 or more, (r_max,)."""
+
+    def trajectory(self, start: Array, rounds: int) -> tuple[Array, Array]:
+        """Means and energies for t = 0..rounds, each (rounds + 1, r_max)."""
 
 
 @dataclass(frozen=True)
 class RoundMap:
     """One round as an affine map of `(E[x], E[x^2])`; every array has shape (r_max,).
 
-    `E[x'] = gain E[x] + shift`, `E[x'^2] = rate E[x^2] + cross E[x] + noise`, where
-    `x' = sum_k w_k (a_k x + b_k)`; shift and cross have the unit of x, noise its square.
+    `E[x'] = gain E[x] + shift`, `E[x'^2] = rate E[x^2] + cross E[x] + noise`; shift and cross have
+    the unit of x, noise its square.
     """
 
     gain: Array
@@ -36,79 +70,99 @@ class RoundMap:
     cross: Array
     noise: Array
 
+    def floor(self) -> Array:
+        """The fixed point of the energy; `rate < 1` makes the mean settle too (Jensen)."""
+        settles = self.rate < 1
+        mean = np.zeros_like(self.shift)
+        np.divide(self.shift, 1 - self.gain, out=mean, where=settles)
+        height = self.cross * mean + self.noise
+        return np.divide(height, 1 - self.rate, out=np.full_like(mean, np.inf), where=settles)
 
-def round_map(
-    rule: str,
-    federation: Federation,
-    empty_partition: str,
+    def trajectory(self, start: Array, rounds: int) -> tuple[Array, Array]:
+        """Means and energies for t = 0..rounds, each (rounds + 1, r_max)."""
+        mean = np.empty((rounds + 1, start.size))
+        energy = np.empty_like(mean)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean[0], energy[0] = start, start**2
+            for t in range(rounds):
+                mean[t + 1] = self.gain * mean[t] + self.shift
+                energy[t + 1] = self.rate * energy[t] + self.cross * mean[t] + self.noise
+        return without_nan(mean), without_nan(energy)
+
+
+def without_nan(values: Array) -> Array:
+    """`inf` for what left the range of floating point, where terms of both signs overflowed."""
+    return np.where(np.isnan(values), np.inf, values)
+
+
+def clients_of(
+    setting: Setting,
     gain_mean: ArrayLike,
     gain_std: ArrayLike,
     drift_mean: ArrayLike,
     drift_std: ArrayLike,
-) -> RoundMap:
-    """The affine map that one round applies to the first two moments of every amplitude.
+) -> Clients:
+    """The checked law of what clients return.
+
+    Raises:
+        ValueError: on a bad argument; on spread in factor space.
+    """
+    spreads = {"gain_std": gain_std, "drift_std": drift_std}
+    checked = {
+        name: per_direction(name, value, setting.r_max, minimum=0.0)
+        for name, value in spreads.items()
+    }
+    if not setting.form.takes_spread:
+        for name, array in checked.items():
+            if array.any():
+                rule = setting.form.name
+                reason = "the factors hold square roots of client amplitudes: no closed form"
+                raise expected(name, spreads[name], f"0 for rule={rule!r} ({reason})")
+    return Clients(
+        per_direction("gain_mean", gain_mean, setting.r_max),
+        checked["gain_std"],
+        per_direction("drift_mean", drift_mean, setting.r_max),
+        checked["drift_std"],
+    )
+
+
+def round_map(setting: Setting, clients: Clients) -> RoundMap:
+    """The affine map of one round, for every rule but fedex.
 
     Args:
-        rule: `fedavg`, `zero_pad` or `raflora`.
-        federation: the clients and the cohort law.
-        empty_partition: what raFLoRA does without a contributor, `zero`, `carry` or `error`.
-        gain_mean: mean g of the client gains a_k, scalar or (r_max,).
-        gain_std: their standard deviation nu.
-        drift_mean: mean c of the client drifts b_k, in units of x.
-        drift_std: their standard deviation tau.
+        setting: the rule in its federation.
+        clients: the law of gains and drifts.
 
     Returns:
         The map's coefficients.
 
-    Raises:
-        ValueError: on a bad argument; on spread under `zero_pad`; on `error` where P0 > 0.
-
     Reference:
         Wu et al., arXiv 2602.13486, App. B; the coefficients: our derivation.
     """
-    name = check_choice("rule", rule, RULES)
-    policy = check_choice("empty_partition", empty_partition, EMPTY_PARTITION)
-    r_max = federation.r_max
-    g = per_direction("gain_mean", gain_mean, r_max)
-    c = per_direction("drift_mean", drift_mean, r_max)
-    nu = _spread("gain_std", gain_std, name, r_max)
-    tau = _spread("drift_std", drift_std, name, r_max)
-    moments = _needed_moments(name, policy, federation, random=bool(nu.any() or tau.any()))
-    mean, second = moments.mean, moments.second
-    if name == "zero_pad":
-        # both factors are diluted: the product's amplitude is multiplied by W^2
-        mean, second = moments.second, moments.fourth
-    spread = nu**2 * moments.sum_of_squares
-    gain, rate = g * mean, g**2 * second + spread
-    if name == "raflora" and policy == "carry":
+    g, c = clients.gain_mean, clients.drift_mean
+    mean, second = multiplier_moments(setting)
+    squares = setting.moments.sum_of_squares if clients.differ else np.zeros_like(g)
+    spread = clients.gain_std**2 * squares
+    noise = clients.drift_std**2 * squares + c**2 * second
+    if setting.form.space == "base":
+        d = g - 1
+        rate = 1 + 2 * d * mean + d**2 * second + spread
+        return RoundMap(1 + d * mean, c * mean, rate, 2 * c * (mean + d * second), noise)
+    if setting.carries:
         # P0 + g (1 - P0), written so that g = 1 gives exactly 1
         gain, rate = 1 + (g - 1) * mean, 1 + (g**2 - 1) * second + spread
-    noise = tau**2 * moments.sum_of_squares + c**2 * second
+    else:
+        gain, rate = g * mean, g**2 * second + spread
     return RoundMap(gain, c * mean, rate, 2 * g * c * second, noise)
 
 
-def _spread(argument: str, value: ArrayLike, name: str, r_max: int) -> Array:
-    """A standard deviation per direction; zero for `zero_pad`."""
-    array = per_direction(argument, value, r_max, minimum=0.0)
-    if name == "zero_pad" and array.any():
-        reason = "the factors hold square roots of client amplitudes, so there is no closed form"
-        raise expected(argument, value, f"0 for rule='zero_pad' ({reason})")
-    return array
-
-
-def _needed_moments(
-    name: str, policy: str, federation: Federation, *, random: bool
-) -> WeightMoments:
-    """The rule's weight moments, refusing `error` where a partition can be empty."""
-    if name != "raflora":
-        return weight_moments(_NORMALISERS[name], federation)
-    empty = empty_probability(federation)
-    if policy == "error" and empty.max() > 0:
-        chance = f"a partition is empty with probability up to {empty.max():.3g}"
-        raise expected("empty_partition", policy, f"'zero' or 'carry' ({chance})")
-    if random:
-        return weight_moments(_NORMALISERS[name], federation)
-    # sum w is 0 or 1 and E[sum w^2] will meet zero variances only: nothing to enumerate or sample
-    kept, nothing = 1.0 - empty, np.zeros_like(empty)
-    ones = np.ones_like(empty)
-    return WeightMoments(kept, kept, kept, nothing, nothing, nothing, ones, empty)
+def multiplier_moments(setting: Setting) -> tuple[Array, Array]:
+    """First two moments of the round's multiplier `W**power`, each (r_max,)."""
+    if setting.form.normaliser == "contributors":
+        # the share is 0 or 1: nothing to enumerate or sample
+        kept = 1.0 - setting.empty
+        return kept, kept
+    moments = setting.moments
+    if setting.form.power == 2:
+        return moments.second, moments.fourth
+    return moments.mean, moments.second

@@ -8,13 +8,13 @@ from functools import cached_property
 
 import numpy as np
 
-from analysis.closed_form.inputs import Ranks, Samples, federation_of
+from analysis.closed_form.inputs import Ranks, Samples, allocation_of, federation_of
 from analysis.closed_form.rules import RuleForm, rule_form
 from analysis.cohorts.law import Array, ShareLaw
 from analysis.cohorts.moments import WeightMoments, empty_probability, weight_moments
 from analysis.cohorts.shares import expect, per_direction, share_laws
 from fedlora_sim.errors import check_choice, expected
-from fedlora_sim.federation import ALLOCATIONS, EMPTY_PARTITION, Federation
+from fedlora_sim.federation import EMPTY_PARTITION, Federation
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,7 @@ def setting_of(
     form = rule_form(rule)
     federation = federation_of(ranks, num_samples, cohort_size, sampling)
     policy = check_choice("empty_partition", empty_partition, EMPTY_PARTITION)
-    choice = check_choice("allocation", allocation, ALLOCATIONS)
-    if choice == "importance":
-        reason = "what importance chooses depends on the state: no closed form"
-        raise expected("allocation", allocation, f"'svd' or 'random' ({reason})")
+    choice = allocation_of(allocation)
     if form.norm_weighted:
         federation = _uniform(federation)
     setting = Setting(form, federation, choice, policy)

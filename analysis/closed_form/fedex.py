@@ -1,0 +1,110 @@
+"""FedEx: an adapter x that is averaged by factors, and a base z that takes up what that misses.
+
+Clients bring the total to `a (x + z) + b` and return `y = a (x + z) + b - z`. With a common gain g
+and drift c the round is linear, `x' = W**2 y` and `z' = z + (W - W**2) y` with
+`y = g x + (g - 1) z + c`, and so are the second moments in `(x**2, x z, z**2)`. With g = 1 and
+c = 0 the total settles at `W / (1 + W)` of where it began, all of it in the base. Our derivation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.closed_form.round_map import Clients, without_nan
+from analysis.closed_form.setting import Setting
+from analysis.cohorts.law import Array
+
+
+@dataclass(frozen=True)
+class PairMap:
+    """One round as an affine map of the moments of (x, z); `first = (E[x], E[z])`.
+
+    `first' = means first + shift`, and for `second = (E[x^2], E[x z], E[z^2])`:
+    `second' = energies second + cross first + noise`.
+
+    Args:
+        means: (r_max, 2, 2).
+        shift: (r_max, 2).
+        energies: (r_max, 3, 3).
+        cross: (r_max, 3, 2).
+        noise: (r_max, 3).
+        rate: spectral radius of `energies`, (r_max,).
+    """
+
+    means: Array
+    shift: Array
+    energies: Array
+    cross: Array
+    noise: Array
+    rate: Array
+
+    def floor(self) -> Array:
+        """Energy of the total at the fixed point; `inf` where the rate is 1 or more."""
+        floor = np.full(self.rate.size, np.inf)
+        for i in np.flatnonzero(self.rate < 1):
+            first = np.linalg.solve(np.eye(2) - self.means[i], self.shift[i])
+            height = self.cross[i] @ first + self.noise[i]
+            floor[i] = _TOTAL @ np.linalg.solve(np.eye(3) - self.energies[i], height)
+        return floor
+
+    def trajectory(self, start: Array, rounds: int) -> tuple[Array, Array]:
+        """Means and energies of the total for t = 0..rounds, each (rounds + 1, r_max)."""
+        first = np.stack([start, np.zeros_like(start)], axis=1)
+        mean = np.empty((rounds + 1, start.size))
+        energy = np.empty_like(mean)
+        with np.errstate(over="ignore", invalid="ignore"):
+            second = np.stack([start**2, np.zeros_like(start), np.zeros_like(start)], axis=1)
+            mean[0], energy[0] = start, start**2
+            for t in range(rounds):
+                moved = np.einsum("hij,hj->hi", self.cross, first) + self.noise
+                second = np.einsum("hij,hj->hi", self.energies, second) + moved
+                first = np.einsum("hij,hj->hi", self.means, first) + self.shift
+                mean[t + 1], energy[t + 1] = first.sum(axis=1), second @ _TOTAL
+        return without_nan(mean), without_nan(energy)
+
+
+_TOTAL = np.array([1.0, 2.0, 1.0])  # (x + z)**2
+
+
+def pair_map(setting: Setting, clients: Clients) -> PairMap:
+    """The affine map of one round of fedex with a common gain and drift.
+
+    Args:
+        setting: the rule in its federation.
+        clients: gains and drifts without spread.
+    """
+    g, c = clients.gain_mean, clients.drift_mean
+    d, zero, one = g - 1, np.zeros_like(g), np.ones_like(g)
+    moments = setting.moments
+    third = setting.expect(lambda share: share**3)
+    u, v = moments.second, moments.mean - moments.second
+    uu, uv = moments.fourth, third - moments.fourth
+    vv = moments.second - 2 * third + moments.fourth
+    # where nothing is diluted the base gains nothing, and it starts at nothing
+    whole = moments.mean == 1
+    keeps, v, uv, vv = (np.where(whole, 0.0, value) for value in (one, v, uv, vv))
+    square = (g**2, 2 * g * d, d**2)  # y**2 in x**2, x z, z**2
+    line = (2 * g * c, 2 * d * c)  # and in x, z
+    energies = _rows(
+        [uu * s for s in square],
+        [zero + uv * square[0], u * g * keeps + uv * square[1], u * d * keeps + uv * square[2]],
+        [vv * square[0], 2 * v * g + vv * square[1], keeps + 2 * v * d + vv * square[2]],
+    )
+    cross = _rows(
+        [uu * s for s in line],
+        [uv * line[0], u * c * keeps + uv * line[1]],
+        [vv * line[0], 2 * v * c + vv * line[1]],
+    )
+    means = _rows([u * g, u * d], [v * g, keeps + v * d])
+    noise = np.stack([uu * c**2, uv * c**2, vv * c**2], axis=-1)
+    radius = np.abs(np.linalg.eigvals(energies)).max(axis=1)
+    # with g = 1 the map is triangular, and what is in the base stays as it is
+    rate = np.where(whole, g**2, np.where(g == 1, 1.0, radius))
+    return PairMap(means, np.stack([u * c, v * c], axis=-1), energies, cross, noise, rate)
+
+
+def _rows(*rows: list[Array]) -> Array:
+    """Entries, each (r_max,), as matrices (r_max, rows, columns)."""
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)

@@ -1,0 +1,213 @@
+"""Persistent heterogeneity: gains and drifts are drawn once per client and stay.
+
+Rounds are then not independent, but given the gains they are: the pair of moments follows an affine
+map, and the closed forms are means of its iterates over normal gains `a_k` (mean g, deviation nu)
+and drifts `b_k` (mean c, deviation tau).
+
+- Full participation, any weights: `x_{t+1} = A x_t + D` with one normal pair (A, D) for the whole
+  run, so `E[x_t^2]` is a sum of moments of A up to order 2 t.
+- Random cohorts of clients with equal samples: contributors' weights are exchangeable, so gains
+  enter through their mean (normal) and their sum of squares about it (chi-square). `E[x_t^2]` is a
+  polynomial in both, which Gauss-Hermite and generalised Gauss-Laguerre quadrature sum exactly.
+
+Normal gains have no bound: for nu > 0 the runs with `|A| > 1` make the mean energy grow without
+limit and ever faster, however small nu is. So there is no rate and no finite floor in the mean. All
+of this is our derivation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.closed_form.quadrature import gamma_rule, normal_rule
+from analysis.closed_form.round_map import Clients, multiplier_moments, without_nan
+from analysis.closed_form.setting import Setting
+from analysis.cohorts.law import Array
+from fedlora_sim.errors import check_choice, expected
+
+HETEROGENEITY = ("fresh", "persistent")
+
+_MOST_ROUNDS = 500  # the work grows with the third power of the rounds
+
+
+def stays(heterogeneity: str, clients: Clients) -> bool:
+    """Whether clients differ and stay as they are; alike they are fresh and persistent at once.
+
+    Raises:
+        ValueError: on anything but `fresh` and `persistent`.
+    """
+    choice = check_choice("heterogeneity", heterogeneity, HETEROGENEITY)
+    return choice == "persistent" and clients.differ
+
+
+def persistent_trajectory(
+    setting: Setting, clients: Clients, start: Array, rounds: int
+) -> tuple[Array, Array]:
+    """Means and energies for t = 0..rounds, each (rounds + 1, r_max); `inf` on overflow.
+
+    Raises:
+        ValueError: on unequal samples or random allocation without full participation; on more
+            than 500 rounds with random cohorts.
+    """
+    if setting.is_full:
+        return _full_trajectory(setting, clients, start, rounds)
+    _check_exchangeable(setting)
+    if rounds > _MOST_ROUNDS:
+        reason = "the quadrature is exact, and its work grows with the cube of the rounds"
+        raise expected("rounds", rounds, f"at most {_MOST_ROUNDS} with random cohorts ({reason})")
+    # directions that differ in nothing but where they start share one quadrature
+    rows = [setting.federation.members.sum(axis=0), *_map_moments(setting), clients.gain_mean]
+    rows += [clients.gain_std, clients.drift_mean, clients.drift_std]
+    _, first, group = np.unique(np.stack(rows), axis=1, return_index=True, return_inverse=True)
+    parts = np.stack([_coefficients(setting, clients, int(i), rounds) for i in first], axis=-1)
+    constant, line, none, linear, square = parts[..., group.ravel()]
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = constant + _times(start, line)
+        energy = none + _times(start, linear) + _times(start**2, square)
+    return without_nan(mean), without_nan(energy)
+
+
+def persistent_floor(setting: Setting, clients: Clients) -> Array:
+    """Energy at which persistent drifts hold a direction, (r_max,).
+
+    `inf` where gains differ (see the module) or the common gain suppresses nothing.
+
+    Raises:
+        ValueError: on unequal samples or random allocation without full participation.
+    """
+    if not setting.is_full:
+        _check_exchangeable(setting)
+    g, c, tau = clients.gain_mean, clients.drift_mean, clients.drift_std
+    share, second, kept, kept_pair = _map_moments(setting)
+    height = c**2 * second + tau**2 * setting.moments.sum_of_squares
+    if setting.is_full:
+        gain = _full_gain(setting, g)
+        rate, margin = gain**2, (1 - gain) ** 2
+    else:
+        shifted = g - _offset(setting)
+        gain = kept + share * shifted
+        rate = kept + 2 * kept_pair * share * shifted + second * shifted**2
+        # the amplitude remembers the drifts: E[x times their mean], settled
+        drift = share * (c**2 + tau**2 / setting.federation.members.sum(axis=0))
+        settled = np.divide(drift, 1 - gain, out=np.zeros_like(g), where=rate < 1)
+        height = height + 2 * (kept_pair * share + shifted * second) * settled
+        margin = 1 - rate
+    finite = (rate < 1) & (clients.gain_std == 0)
+    return np.divide(height, margin, out=np.full_like(g, np.inf), where=finite)
+
+
+def _check_exchangeable(setting: Setting) -> None:
+    """Contributors must be alike in law: equal samples, and directions that never change hands."""
+    samples = setting.federation.num_samples
+    assert samples is not None  # resolved by Federation
+    if setting.allocation != "svd":
+        reason = "clients of unequal rank carry a random direction unequally often"
+        raise expected(
+            "allocation", setting.allocation, f"'svd' with persistent heterogeneity ({reason})"
+        )
+    if len(set(samples)) > 1:
+        raise expected(
+            "num_samples",
+            list(samples),
+            "equal values, or full participation, with persistent heterogeneity",
+        )
+
+
+def _offset(setting: Setting) -> float:
+    """The gain that a contribution is counted from: what the base holds is not sent again."""
+    return 1.0 if setting.form.space == "base" else 0.0
+
+
+def _map_moments(setting: Setting) -> tuple[Array, Array, Array, Array]:
+    """`E[W]`, `E[W^2]`, the chance that x stays without a client's help, and with one's."""
+    mean, second = multiplier_moments(setting)
+    if setting.form.space == "base":
+        return mean, second, np.ones_like(mean), np.ones_like(mean)
+    return mean, second, (1 - mean) if setting.carries else 0 * mean, 0 * mean
+
+
+def _full_gain(setting: Setting, g: Array) -> Array:
+    share = multiplier_moments(setting)[0]
+    offset = _offset(setting)
+    return np.asarray(offset + share * (g - offset), dtype=np.float64)
+
+
+def _full_trajectory(
+    setting: Setting, clients: Clients, start: Array, rounds: int
+) -> tuple[Array, Array]:
+    """Full participation: sums of moments of one normal gain A, drift D apart from it."""
+    squares = setting.moments.sum_of_squares
+    drift = clients.drift_mean * multiplier_moments(setting)[0]
+    drift_square = drift**2 + clients.drift_std**2 * squares
+    center, variance = _full_gain(setting, clients.gain_mean), clients.gain_std**2 * squares
+    mean, energy = np.empty((2, rounds + 1, start.size))
+    with np.errstate(over="ignore", invalid="ignore"):
+        moments = _normal_moments(center, variance, 2 * rounds)
+        for t in range(rounds + 1):
+            # A**t x_0 + D (1 + A + ... + A**(t - 1)), and its square
+            s = np.arange(max(2 * t - 1, 0))
+            pairs = np.minimum(s + 1, 2 * t - 1 - s)
+            mean[t] = _times(start, moments[t]) + _times(drift, moments[:t].sum(axis=0))
+            energy[t] = _times(start**2, moments[2 * t])
+            energy[t] += _times(2 * start * drift, moments[t : 2 * t].sum(axis=0))
+            energy[t] += _times(drift_square, pairs @ moments[: s.size])
+    return without_nan(mean), without_nan(energy)
+
+
+def _normal_moments(center: Array, variance: Array, order: int) -> Array:
+    """`E[A^j]` for j = 0..order, A normal: `M_{j+1} = mu M_j + j s^2 M_{j-1}`."""
+    moments = np.ones((order + 1, center.size))
+    for j in range(order):
+        moments[j + 1] = _times(center, moments[j])
+        if j:
+            moments[j + 1] += _times(j * variance, moments[j - 1])
+    return moments
+
+
+def _times(factor: Array, value: Array) -> Array:
+    """A product in which nothing times infinity is nothing."""
+    return np.where(factor == 0, 0.0, factor * value)
+
+
+def _coefficients(setting: Setting, clients: Clients, i: int, rounds: int) -> Array:
+    """Direction i as a function of where it starts, shape (5, rounds + 1).
+
+    `E[x_t] = p + q x_0` and `E[x_t^2] = u + v x_0 + w x_0**2`, in the order p, q, u, v, w. Given
+    the gains all of it follows an affine map, together with x times the mean drift.
+    """
+    nu, c, tau = clients.gain_std[i], clients.drift_mean[i], clients.drift_std[i]
+    number = int(setting.federation.members[:, i].sum())
+    own, spread, weight = _gain_nodes(number, rounds)
+    share, second, kept, kept_pair = (values[i] for values in _map_moments(setting))
+    squares = setting.moments.sum_of_squares[i]
+    shifted = clients.gain_mean[i] + nu / np.sqrt(number) * own - _offset(setting)
+    # E[w_k^2] - E[w_k w_l] of two contributors
+    apart = (squares - (second - squares) / max(number - 1, 1)) / number
+    rate = kept + 2 * kept_pair * share * shifted + second * shifted**2 + apart * nu**2 * spread
+    gain, pull = kept + share * shifted, 2 * (kept_pair * share + shifted * second)
+    # rows: the part without x_0, with x_0, with its square
+    drift = np.array([[share * c], [0.0]])
+    tied_drift = np.array([[share * (c**2 + tau**2 / number)], [0.0]])
+    noise = np.array([[second * c**2 + squares * tau**2], [0.0], [0.0]])
+    x, tied = (np.outer([0.0, start], np.ones_like(own)) for start in (1.0, c))
+    energy = np.outer([0.0, 0.0, 1.0], np.ones_like(own))
+    result = np.empty((5, rounds + 1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for t in range(rounds + 1):
+            result[:2, t], result[2:, t] = x @ weight, energy @ weight
+            energy = rate * energy + noise
+            energy[:2] += pull * tied
+            x, tied = gain * x + drift, gain * tied + tied_drift
+    return result
+
+
+def _gain_nodes(number: int, rounds: int) -> tuple[Array, Array, Array]:
+    """Nodes for the scaled mean and sum of squares of `number` normal gains, and their weights."""
+    own, weight = normal_rule(rounds + 1)
+    if number == 1:
+        return own, np.zeros_like(own), weight
+    half, chance = gamma_rule(rounds // 2 + 1, (number - 1) / 2)
+    mean, spread = np.meshgrid(own, 2 * half, indexing="ij")
+    joint = np.outer(weight, chance)
+    keep = joint > 0  # a tail that underflows carries nothing within the limit on rounds
+    return mean[keep], spread[keep], joint[keep]
