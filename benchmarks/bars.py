@@ -40,13 +40,12 @@ def bars(record: Record) -> list[dict[str, Any]]:
         what = f"batched / loop, {threads} thread{'s' if threads > 1 else ''}"
         found.append((what, "<=", 1.0, times["batched"] / times["loop"]))
     for dtype, bound in RELATIVE["factorization"].items():
-        kind = str(dtype).removeprefix("torch.")
         errors = [
             r["relative_error"]
             for r in record["rows"]
-            if r["dtype"] == kind and r["method"] == "aggregate"
+            if r["dtype"] == dtype and r["method"] == "aggregate"
         ]
-        found.append((f"largest error of aggregate, {kind}", "<=", bound, max(errors)))
+        found.append((f"largest error of aggregate, {dtype}", "<=", bound, max(errors)))
     return [
         {
             "what": what,
