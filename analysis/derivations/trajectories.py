@@ -13,7 +13,7 @@ import sympy as sp
 
 from analysis.derivations import floors
 from analysis.derivations.statement import derivation
-from analysis.derivations.symbols import S1, t, x1, x1_start, x2, x2_start
+from analysis.derivations.symbols import S1, t, x1, x1_start, x2_start
 
 TITLE = "Both moments after any number of rounds"
 
@@ -169,8 +169,3 @@ def as_recursion(expression: sp.Expr) -> sp.Expr:
     symbols = (gain, shift, rate, cross, noise)
     written = (values.gain, values.shift, values.rate, values.cross, values.noise)
     return expression.subs(dict(zip(symbols, written, strict=True)), simultaneous=True)
-
-
-def one_round(energy: sp.Expr = x2, mean: sp.Expr = x1) -> sp.Expr:
-    """Energy one round later, in the coefficient symbols of this section."""
-    return rate * energy + cross * mean + noise
