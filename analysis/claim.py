@@ -55,10 +55,13 @@ class Context:
 
 
 class Experiment(Protocol):
-    """Simulates runs of given numbers and returns one row of q quantities per run."""
+    """Simulates runs of given numbers and returns one row of q quantities per run.
+
+    What a quantity is per run (a number, a series, a bracket) is between it and the estimator.
+    """
 
     def __call__(self, numbers: Sequence[int], context: Context) -> Array:
-        """Samples (n, q)."""
+        """Samples (n, q, ...)."""
         ...
 
 

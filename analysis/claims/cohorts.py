@@ -52,7 +52,7 @@ _COMMON: dict[str, Any] = {
     "quantities": PARTITIONS,
     "assumptions": "uniform cohorts without replacement, equal samples, common gain, fixed basis",
 }
-_STATISTICAL: dict[str, Any] = {"first": 8_000, "cap": 64_000, "quick": (4_000, 64_000)}
+_STATISTICAL: dict[str, Any] = {"first": 16_000, "cap": 256_000, "quick": (4_000, 64_000)}
 _ZERO, _CARRY = (SPARSE.replace(empty_partition=policy) for policy in ("zero", "carry"))
 
 CLAIMS = (

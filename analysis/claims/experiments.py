@@ -53,12 +53,12 @@ def relative_final_energy(scenario: Scenario, rule: str) -> Experiment:
     return experiment
 
 
-def stationary_energy(scenario: Scenario, rule: str, burn_in: int) -> Experiment:
-    """Energy of each partition, averaged over the rounds after `burn_in`; runs are independent."""
+def energy_series(scenario: Scenario, rule: str) -> Experiment:
+    """Energy of each partition at every round, the start included, (n, M, T + 1)."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).energy)
-        return energy.isel(round=slice(burn_in, None)).mean("round").values
+        return energy.transpose("seed", "partition", "round").values
 
     return experiment
 

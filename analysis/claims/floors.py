@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.claim import Claim, NegativeControl
-from analysis.claims.experiments import relative_trajectory, stationary_energy
+from analysis.claims.experiments import energy_series, relative_trajectory
+from analysis.inference.stationary import stationary_mean
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
@@ -77,7 +78,8 @@ def _floor_claim(rule: str, other: str) -> Claim:
         statistic="mean energy of a direction over the stationary rounds",
         quantities=PARTITIONS,
         predict=partial(_floor, rule),
-        experiment=stationary_energy(NON_IID, rule, BURN_IN),
+        experiment=energy_series(NON_IID, rule),
+        estimator=stationary_mean(BURN_IN),
         control=NegativeControl(f"the floor of {other}", partial(_floor, other)),
         first=400,
         cap=6_400,
