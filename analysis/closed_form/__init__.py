@@ -9,6 +9,8 @@ are our derivation. Every function takes ranks as a sequence or as text such as 
 values are dimensionless but amplitudes, drifts (unit of `x`) and energies (that unit squared).
 """
 
+from analysis.closed_form.communication import Communication as Communication
+from analysis.closed_form.communication import communication as communication
 from analysis.closed_form.floors import energy_floor as energy_floor
 from analysis.closed_form.flow import flow_floor as flow_floor
 from analysis.closed_form.flow import flow_rate as flow_rate
@@ -24,6 +26,8 @@ from analysis.closed_form.rules import RULES as RULES
 from analysis.closed_form.rules import base_share as base_share
 from analysis.closed_form.rules import check_rule as check_rule
 from analysis.closed_form.rules import multiplier as multiplier
+from analysis.closed_form.sensitivities import Sensitivity as Sensitivity
+from analysis.closed_form.sensitivities import sensitivities as sensitivities
 from analysis.closed_form.targets import flow_map as flow_map
 from analysis.closed_form.thresholds import collapse_threshold as collapse_threshold
 from analysis.closed_form.trajectories import energy_trajectory as energy_trajectory

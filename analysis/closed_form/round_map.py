@@ -139,9 +139,16 @@ def round_map(setting: Setting, clients: Clients) -> RoundMap:
     Reference:
         Wu et al., arXiv 2602.13486, App. B; the coefficients: our derivation.
     """
-    g, c = clients.gain_mean, clients.drift_mean
     mean, second = multiplier_moments(setting)
-    squares = setting.moments.sum_of_squares if clients.differ else np.zeros_like(g)
+    squares = setting.moments.sum_of_squares if clients.differ else np.zeros_like(mean)
+    return affine_map(setting, clients, mean, second, squares)
+
+
+def affine_map(
+    setting: Setting, clients: Clients, mean: Array, second: Array, squares: Array
+) -> RoundMap:
+    """`round_map` of moments that are given: of the multiplier, and `E[sum w^2]`."""
+    g, c = clients.gain_mean, clients.drift_mean
     spread = clients.gain_std**2 * squares
     noise = clients.drift_std**2 * squares + c**2 * second
     if setting.form.space == "base":

@@ -1,0 +1,113 @@
+"""Numbers that a round sends, up from its cohort and down to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.closed_form.inputs import Ranks, Samples, federation_of
+from analysis.closed_form.rules import rule_form
+from analysis.cohorts.law import Array
+from fedlora_sim.errors import check_choice, check_positive_int
+from fedlora_sim.federation import ALLOCATIONS, Federation
+
+
+@dataclass(frozen=True)
+class Communication:
+    """Expected numbers of a round, summed over its clients and all layers.
+
+    Args:
+        upload: from the clients to the server.
+        download: from the server to the clients.
+    """
+
+    upload: float
+    download: float
+
+    @property
+    def total(self) -> float:
+        """Both ways."""
+        return self.upload + self.download
+
+
+def communication(
+    rule: str,
+    ranks: Ranks,
+    d_in: int,
+    d_out: int,
+    *,
+    layers: int = 1,
+    cohort_size: int | None = None,
+    num_samples: Samples = None,
+    sampling: str | None = None,
+    allocation: str = "svd",
+) -> Communication:
+    """Numbers that a round's cohort sends and receives, in expectation over cohorts.
+
+    A client of rank r sends both factors, `r (d_in + d_out)` numbers, and receives as many. ffa
+    sends B alone, `r d_out`. flora's clients receive the stack of all adapters, of rank
+    `sum_S r_k`. fedex' receive their adapter and the residual, which is as large as that stack or
+    a dense matrix, whichever is less on average. A client that sat out has to fetch what the base
+    gained meanwhile; that is not counted. Nor are the few numbers that are no matrices.
+
+    Args:
+        rule: any of `RULES`, or an alias.
+        ranks: client ranks.
+        d_in: width of a layer's input.
+        d_out: width of its output.
+        layers: number of adapted layers, all of this shape.
+        cohort_size: clients per round; all when None.
+        num_samples: samples per client; they matter under `size_weighted` only.
+        sampling: cohort law, see `Federation`; a client drawn twice trains and sends once.
+        allocation: `svd`, `random` or `importance`: how many directions travel, not which.
+
+    Returns:
+        Expected numbers per round.
+
+    Raises:
+        ValueError: on a bad argument.
+
+    Reference:
+        Sizes: Wu et al., arXiv 2602.13486, Sec. 3, and the rules' papers. Counts: our derivation.
+    """
+    form = rule_form(rule)
+    federation = federation_of(ranks, num_samples, cohort_size, sampling)
+    check_choice("allocation", allocation, ALLOCATIONS)
+    width, height = check_positive_int("d_in", d_in), check_positive_int("d_out", d_out)
+    count = check_positive_int("layers", layers)
+    together = _taking_part(federation)
+    clients, client_ranks = np.diag(together), np.asarray(federation.ranks, dtype=np.float64)
+    size = height if form.name == "ffa" else width + height
+    adapters = float(clients @ client_ranks) * size
+    # the stack goes to everybody in the cohort: E[number of clients times sum of ranks]
+    stack = float(together.sum(axis=0) @ client_ranks) * size
+    download = adapters
+    if form.space == "base":
+        download = stack
+    elif form.space == "residual":
+        download += min(stack, float(clients.sum()) * width * height)
+    return Communication(count * adapters, count * download)
+
+
+def _taking_part(federation: Federation) -> Array:
+    """Probability that clients j and k both take part, (K, K); the diagonal: that k does."""
+    K, m = federation.num_clients, federation.cohort_size
+    assert m is not None  # resolved by Federation
+    if federation.sampling in ("with_replacement", "size_weighted"):
+        sized = federation.sampling == "size_weighted"
+        law = federation.weights if sized else np.full(K, 1.0 / K)
+        missed = (1 - law) ** m
+        neither = np.maximum(1 - law[:, None] - law, 0.0) ** m
+        pairs = 1 - missed[:, None] - missed + neither
+        np.fill_diagonal(pairs, 1 - missed)
+        return np.asarray(pairs, dtype=np.float64)
+    if federation.sampling == "bernoulli":
+        share = m / K
+        some = -np.expm1(K * np.log1p(-share)) if share < 1 else 1.0  # an empty draw is repeated
+        alone, pair = share / some, share**2 / some
+    else:
+        alone, pair = m / K, m * (m - 1) / (K * max(K - 1, 1))
+    pairs = np.full((K, K), pair)
+    np.fill_diagonal(pairs, alone)
+    return pairs

@@ -1,0 +1,181 @@
+"""By how many percent rates and floors move per percent of what they depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.closed_form.inputs import Ranks, Samples
+from analysis.closed_form.neighbours import cohort_sizes, coverages
+from analysis.closed_form.round_map import (
+    Clients,
+    RoundMap,
+    affine_map,
+    clients_of,
+    multiplier_moments,
+)
+from analysis.closed_form.setting import Setting, setting_of
+from analysis.cohorts.law import Array
+from fedlora_sim.errors import expected
+
+_STEP = 1e-30  # imaginary: derivatives along it lose no digits
+
+Moments = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # multiplier, its square, sum of squares
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Elasticities `d ln F / d ln q` in one parameter q, each (r_max,), without unit.
+
+    Args:
+        rate: of the rate q' (`energy_rate`).
+        floor: of the floor (`energy_floor`); `inf` where there is none.
+    """
+
+    rate: Array
+    floor: Array
+
+
+def sensitivities(
+    rule: str,
+    ranks: Ranks,
+    *,
+    gain_mean: ArrayLike = 1.0,
+    gain_std: ArrayLike = 0.0,
+    cohort_size: int | None = None,
+    num_samples: Samples = None,
+    sampling: str | None = None,
+    allocation: str = "svd",
+    empty_partition: str = "zero",
+) -> dict[str, Sensitivity]:
+    """Elasticities of rate and floor: the data-dependent constants of the collapse.
+
+    Keys `gain_mean` (g), `gain_std` (nu), `drift_std` (tau; `drift_mean` for zero_pad and rbla,
+    whose closed forms know common drift only), `coverage` and `cohort_size`. The floor moves as
+    `1 / (1 - q')`: close to `q' = 1` it answers to everything.
+
+    Coverage and cohort size are whole numbers of clients. Where equal clients come without
+    replacement (or all) and weights are over the cohort, the moments are rational functions of
+    both and the elasticity is their derivative. Else it is the arc between neighbours, differences
+    of logarithms: one client more and one fewer that carries the direction (of about the mean
+    sample count; under random allocation, one of its ranks), or in the cohort; 0 without
+    neighbours.
+
+    Args:
+        rule: any of `RULES` but hetlora and fedex.
+        ranks: client ranks.
+        gain_mean: mean g of the client gains, scalar or (r_max,).
+        gain_std: standard deviation nu of the client gains, scalar or (r_max,).
+        cohort_size: clients per round; all when None.
+        num_samples: samples per client; equal when None.
+        sampling: cohort law, see `Federation`.
+        allocation: which directions clients carry, `svd` or `random`.
+        empty_partition: what raflora and rbla do without a contributor, `zero`, `carry` or `error`.
+
+    Returns:
+        One `Sensitivity` per parameter.
+
+    Raises:
+        ValueError: on a bad argument; on hetlora (no floor) and fedex (its rate is an eigenvalue);
+            where gains of 0 leave no rate; on `gain_std` above 0 in factor space.
+
+    Reference:
+        Our derivation.
+    """
+    setting = setting_of(
+        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
+    )
+    if setting.form.norm_weighted or setting.form.space == "residual":
+        reason = "its weights depend on the state" if setting.form.norm_weighted else "two states"
+        raise expected("rule", setting.form.name, f"a rule of one affine map ({reason})")
+    spread = setting.form.takes_spread
+    drift = {"drift_mean": 0.0 if spread else 1.0, "drift_std": 1.0 if spread else 0.0}
+    clients = clients_of(setting, gain_mean, gain_std, **drift)
+    moments = _moments(setting, clients)
+    base = affine_map(setting, clients, *moments)
+    if (base.rate == 0).any():
+        raise expected("gain_mean", gain_mean, "gains that leave energy: the rate is 0")
+
+    def along(name: str) -> Sensitivity:
+        moved = replace(clients, **{name: getattr(clients, name) * (1 + 1j * _STEP)})
+        return _derivative(base, affine_map(setting, moved, *moments))
+
+    names = ("gain_mean", "gain_std", "drift_std" if spread else "drift_mean")
+    result = {name: along(name) for name in names}
+    if _is_rational(setting):
+        n, m = _sizes(setting)
+        up = 1 + 1j * _STEP
+        for name, sizes in (("coverage", (n * up, m)), ("cohort_size", (n, m * up))):
+            rational = _rational_moments(setting, *sizes)
+            result[name] = _derivative(base, affine_map(setting, clients, *rational))
+        return result
+
+    def energies(other: Setting, index: NDArray[np.int64]) -> tuple[Array, Array]:
+        here = Clients(*(getattr(clients, field.name)[index] for field in fields(clients)))
+        step = affine_map(other, here, *_moments(other, here))
+        return step.rate, step.floor()
+
+    result["coverage"] = _arc(base, coverages(setting, energies))
+    result["cohort_size"] = _arc(base, cohort_sizes(setting, energies))
+    return result
+
+
+def _moments(setting: Setting, clients: Clients) -> tuple[Array, Array, Array]:
+    mean, second = multiplier_moments(setting)
+    return mean, second, setting.moments.sum_of_squares if clients.differ else 0 * mean
+
+
+def _settled(step: RoundMap) -> NDArray[Any]:
+    """The floor as an analytic function; undefined where there is none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = step.shift / (1 - step.gain)
+        return np.asarray((step.cross * mean + step.noise) / (1 - step.rate))
+
+
+def _derivative(base: RoundMap, moved: RoundMap) -> Sensitivity:
+    """Elasticities from a step in an imaginary direction."""
+    rate = np.imag(moved.rate) / _STEP / base.rate
+    with np.errstate(divide="ignore", invalid="ignore"):
+        floor = np.imag(_settled(moved)) / _STEP / _settled(base)
+    return Sensitivity(rate, np.where(base.rate < 1, floor, np.inf))
+
+
+def _arc(base: RoundMap, pair: tuple[Array, Array, Array]) -> Sensitivity:
+    """Elasticities from neighbours: differences of `ln q`, `ln rate` and `ln floor`."""
+    span, rate, floor = pair
+    moved = span != 0
+    slope = np.divide(rate, span, out=np.zeros_like(span), where=moved)
+    finite = np.divide(floor, span, out=np.zeros_like(span), where=moved)
+    # a neighbour without a floor is infinitely far away
+    return Sensitivity(slope, np.where(base.rate < 1, finite, np.inf))
+
+
+def _is_rational(setting: Setting) -> bool:
+    """Whether moments are rational functions of the numbers of contributors and of draws."""
+    samples = setting.federation.num_samples or ()
+    fixed = setting.federation.sampling in ("full", "without_replacement")
+    plain = setting.form.normaliser == "cohort" and setting.allocation == "svd"
+    return fixed and plain and len(set(samples)) == 1
+
+
+def _sizes(setting: Setting) -> tuple[Array, Array]:
+    """Contributors n and draws m, each (r_max,)."""
+    n = setting.federation.members.sum(axis=0).astype(np.float64)
+    return n, np.full_like(n, float(setting.federation.cohort_size or 0))
+
+
+def _rational_moments(setting: Setting, n: NDArray[Any], m: NDArray[Any]) -> Moments:
+    """Moments of the share D/m, D hypergeometric, from its factorial moments."""
+    K = setting.federation.num_clients
+    factorial, product = [], np.ones_like(n * m)
+    for j in range(4):
+        # beyond K both numerators vanish, and so does what they multiply
+        product = product * (n - j) * (m - j) / max(K - j, 1)
+        factorial.append(product)
+    first, second, third, fourth = factorial
+    powers = {1: first, 2: first + second, 4: first + 7 * second + 6 * third + fourth}
+    order = setting.form.power
+    return powers[order] / m**order, powers[2 * order] / m ** (2 * order), first / m**2
