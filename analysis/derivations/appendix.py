@@ -37,6 +37,7 @@ SECTIONS = (
     "floors",
     "trajectories",
     "persistent",
+    "persistent_cohorts",
     "flow",
     "flow_cohorts",
     "noise",

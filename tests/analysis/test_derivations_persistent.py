@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sympy as sp
-from derivation_cases import CLOSE, evaluate
+from derivation_cases import CLOSE, POSITIVE, TOP, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.derivations import persistent
-from analysis.derivations.symbols import c, g, nu, pi, t, tau
+from analysis import closed_form
+from analysis.derivations import floors, persistent, persistent_cohorts
+from analysis.derivations.symbols import S1, S2, K, Q, c, g, m, n, nu, pi, t, tau
 from analysis.derivations.unequal import squares
 
 
@@ -73,3 +74,90 @@ def test_aggregates_add_up_means_and_variances():
     assert sp.expand(law.gain_variance - nu**2 * squares) == 0
     assert sp.expand(law.drift_mean - c * pi) == 0
     assert sp.expand(law.drift_variance - tau**2 * squares) == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    case=federations(),
+    mean=st.floats(0.1, 1.1),
+    spread=POSITIVE,
+    drift=st.floats(-0.5, 0.5),
+    rounds=st.integers(1, 6),
+)
+def test_full_participation_equals_the_numbers(case, mean, spread, drift, rounds):
+    clients, carriers, _ = case
+    found = closed_form.energy_trajectory(
+        "fedavg",
+        ranks_of(clients, carriers),
+        rounds,
+        initial_amplitude=2.0,
+        gain_mean=mean,
+        gain_std=spread,
+        drift_mean=drift,
+        drift_std=0.25,
+        heterogeneity="persistent",
+    )
+    law = persistent.aggregate_law()
+    values = {g: mean, nu: spread, c: drift, tau: 0.25, pi: sp.Rational(carriers, clients)}
+    values[squares] = sp.Rational(carriers, clients**2)
+    exact = {s: sp.Rational(v) if isinstance(v, float) else v for s, v in values.items()}
+    aggregate = {
+        persistent.mu: law.gain_mean.subs(exact),
+        persistent.s: sp.sqrt(law.gain_variance.subs(exact)),
+        persistent.b: law.drift_mean.subs(exact),
+        persistent.s_drift: sp.sqrt(law.drift_variance.subs(exact)),
+        persistent.start: 2,
+    }
+    wanted = evaluate(persistent.energy_after(rounds), aggregate)
+    assert found[-1, TOP] == pytest.approx(wanted, rel=CLOSE)
+
+
+@pytest.mark.parametrize(("clients", "carriers", "size"), [(3, 2, 2), (4, 3, 2), (3, 1, 2)])
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_random_cohorts_equal_the_numbers(clients, carriers, size, rounds):
+    derived = persistent_cohorts.energy_after(rounds, clients, carriers, size)
+    for mean, spread, drift in ((0.9, 0.3, 0.2), (1.1, 0.05, -0.4), (0.5, 0.6, 0.0)):
+        found = closed_form.energy_trajectory(
+            "fedavg",
+            ranks_of(clients, carriers),
+            rounds,
+            cohort_size=size,
+            initial_amplitude=2.0,
+            gain_mean=mean,
+            gain_std=spread,
+            drift_mean=drift,
+            drift_std=0.25,
+            heterogeneity="persistent",
+        )
+        values = {g: mean, nu: spread, c: drift, tau: 0.25, persistent.start: 2}
+        assert found[-1, TOP] == pytest.approx(evaluate(derived, values), rel=CLOSE)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=federations(), mean=st.floats(0.1, 0.9), drift=st.floats(-0.5, 0.5))
+def test_floor_of_persistent_drifts_equals_the_numbers(case, mean, drift):
+    clients, carriers, size = case
+    ranks = ranks_of(clients, carriers)
+    setting = {"gain_mean": mean, "drift_mean": drift, "drift_std": 0.25, "cohort_size": size}
+    found = closed_form.energy_floor("fedavg", ranks, heterogeneity="persistent", **setting)
+    cohort = {K: clients, m: size, pi: sp.Rational(carriers, clients)}
+    values = {s: e.subs(cohort) for s, e in floors.fedavg_cohort_moments().items()}
+    values |= {g: mean, c: drift, tau: 0.25, n: carriers}
+    wanted = evaluate(persistent_cohorts.drift_floor(), values)
+    assert found[TOP] == pytest.approx(wanted, rel=CLOSE)
+    spread = closed_form.energy_floor(
+        "fedavg", ranks, heterogeneity="persistent", gain_std=0.1, **setting
+    )
+    assert spread[TOP] == np.inf, "the mean over normal gains has no floor"
+
+
+def test_floor_of_persistent_drifts_in_known_cases():
+    assert persistent_cohorts.drift_floor(2) == persistent_cohorts.drift_floor(4)
+    # nothing random in the weights: each draw settles at B / (1 - A)
+    still = {S2: S1**2, Q: S1**2 / n}
+    derived = persistent_cohorts.drift_floor().subs(still)
+    known = S1**2 * (c**2 + tau**2 / n) / (1 - g * S1) ** 2
+    assert sp.simplify(derived - known) == 0
+    effect = persistent_cohorts.persistence_effect()
+    wanted = 2 * g * S1 * S2 * tau**2 / (n * (1 - g * S1) * (1 - g**2 * S2))
+    assert sp.simplify(effect - wanted) == 0

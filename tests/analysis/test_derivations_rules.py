@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import closed_form
-from analysis.cohorts.moments import weight_moments
-from analysis.derivations import base_rules, communication, floors, multipliers, noise
+from analysis.cohorts.moments import share_laws, weight_moments
+from analysis.derivations import base_rules, communication, contributors, floors, multipliers, noise
 from analysis.derivations import sensitivities as derived
 from analysis.derivations.symbols import P0, S1, S2, H, K, Q, W, c, g, m, n, nu, pi, t, tau, x
 from fedlora_sim.federation import Federation
+from fedlora_sim.tolerances import relative
 
 
 @pytest.mark.parametrize("share", [Fraction(1, 4), Fraction(2, 3), Fraction(1)])
@@ -42,11 +43,11 @@ def test_multipliers_do_not_depend_on_the_number_of_contributors():
 
 
 def test_hetlora_weights_tend_to_uniform():
-    for contributors, size in ((1, 3), (2, 5)):
-        weight = multipliers.hetlora_weight(contributors, size)
+    for number, size in ((1, 3), (2, 5)):
+        weight = multipliers.hetlora_weight(number, size)
         assert sp.limit(weight, x, 0) == sp.Rational(1, size)
         energy = sp.Symbol("E_1", positive=True)
-        assert sp.limit(weight, energy, 0) == sp.Rational(1, contributors)
+        assert sp.limit(weight, energy, 0) == sp.Rational(1, number)
 
 
 def test_partition_of_raflora_is_that_of_fedavg_over_its_share():
@@ -102,6 +103,16 @@ def test_base_rules_equal_the_numbers(case, gain):
     values[Q] = float(moments.sum_of_squares[TOP])
     found = closed_form.energy_rate("flora", ranks, gain_std=0.25, **setting)[TOP]
     assert found == pytest.approx(evaluate(base_rules.flora_moments().rate, values), rel=CLOSE)
+    law = share_laws(Federation(ranks, None, size))[TOP]
+    powers = {
+        symbol: float(law.expect(law.share**j))
+        for j, symbol in enumerate(sp.symbols("W_1:5", positive=True), start=1)
+    }
+    matrix = base_rules.fedex_energy_map().subs(base_rules.a, gain).subs(powers)
+    radius = np.abs(np.linalg.eigvals(np.array(matrix, dtype=float))).max()
+    found = closed_form.energy_rate("fedex", ranks, **setting)[TOP]
+    # eigenvalues of a matrix that is nearly defective hold half the digits
+    assert found == pytest.approx(radius, rel=np.sqrt(relative("factorization")))
 
 
 @settings(max_examples=20, deadline=None)
@@ -113,6 +124,11 @@ def test_noise_gain_equals_the_numbers(case):
     raflora = weight_moments("contributors", federation)
     values = {K: clients, n: carriers, m: size, pi: sp.Rational(carriers, clients)}
     ratio = evaluate(noise.amplification(), values)
+    ranks = ranks_of(clients, carriers)
+    gains = [
+        closed_form.noise_gain(rule, ranks, cohort_size=size)[TOP] for rule in ("raflora", "fedavg")
+    ]
+    assert gains[0] / gains[1] == pytest.approx(ratio, rel=CLOSE)
     assert raflora.sum_of_squares[TOP] / fedavg == pytest.approx(ratio, rel=CLOSE)
     bound = evaluate(noise.amplification_bound(), values | {P0: float(raflora.empty[TOP])})
     assert ratio >= bound * (1 - CLOSE)
@@ -129,6 +145,29 @@ def test_one_round_has_the_same_signal_to_noise_ratio():
                 H, 3
             )
             assert sp.simplify(difference) == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=federations(most=20), gain=st.floats(0.5, 1.1))
+def test_noise_to_signal_equals_the_numbers(case, gain):
+    clients, carriers, size = case
+    values = {K: clients, n: carriers, m: size, g: gain, c: 0, nu: 0.25, tau: 0.5, x: 2}
+    # the mean of 1 / SNR over H given H > 0: SNR is linear in H
+    assert sp.simplify(noise.fedavg_round().ratio / H).has(H) is False
+    inverse = evaluate(contributors.inverse_contributors(), values)
+    kept = 1 - evaluate(contributors.extinction().without_replacement, values)
+    wanted = np.sqrt(inverse / kept / evaluate(noise.fedavg_round().ratio.subs(H, 1), values))
+    for rule in ("fedavg", "raflora"):
+        found = closed_form.noise_to_signal(
+            rule,
+            ranks_of(clients, carriers),
+            amplitude=2.0,
+            gain_mean=gain,
+            gain_std=0.25,
+            drift_std=0.5,
+            cohort_size=size,
+        )
+        assert found[TOP] == pytest.approx(wanted, rel=CLOSE)
 
 
 def test_cauchys_gap_is_never_negative():
@@ -217,6 +256,8 @@ def test_constants_written_out_equal_the_numbers(case, gain):
     floor = closed_form.energy_floor("fedavg", ranks, gain_std=0.0, drift_std=0.25, **setting)
     assert floor[TOP] == pytest.approx(evaluate(derived.data_dependent_floor(), values), rel=CLOSE)
     critical = np.sqrt(evaluate(derived.critical_heterogeneity(), values))
+    number = closed_form.critical_gain_std("fedavg", ranks, **setting)[TOP]
+    assert number == pytest.approx(critical, rel=CLOSE)
     rate = closed_form.energy_rate("fedavg", ranks, gain_std=critical, **setting)
     assert rate[TOP] == pytest.approx(1.0, rel=CLOSE)
 
