@@ -32,7 +32,8 @@ def verdict_table(report: Record) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    """A row of a table; a bar within a cell, as in E[W | W > 0], would end it."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def measured_head(report: Record) -> str:
@@ -176,7 +177,7 @@ def to_markdown(report: Record) -> str:
 def _claim_section(claim: Record, environment: Record) -> str:
     control = claim["negative_control"]
     rows = "\n".join(
-        f"| {name} | {number(p)} | {number(m)} | {interval_text(i)} |"
+        _row([name, number(p), number(m), interval_text(i)])
         for name, p, m, i in zip(
             claim["quantities"],
             claim["prediction"],

@@ -43,6 +43,13 @@ def test_verdict_table_has_a_row_per_claim(report: Report) -> None:
     assert first[5] == "refuted: something wrong"
 
 
+def test_a_bar_in_a_statement_does_not_end_its_cell(report: Report) -> None:
+    report["claims"][0]["statement"] = "It is E[W | W > 0]."
+    report["claims"][0]["quantities"][0] = "E[W | W > 0]"
+    assert r": It is E[W \| W > 0]. |" in verdict_table(report)
+    assert r"| E[W \| W > 0] | 0.25 |" in to_markdown(report)
+
+
 def test_the_table_names_a_control_that_was_not_refuted(report: Report) -> None:
     report["claims"][0]["negative_control"]["verdict"] = "supported"
     assert "| supported: something wrong |" in verdict_table(report)
