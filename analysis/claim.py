@@ -11,7 +11,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.inference.intervals import mean_interval
-from analysis.inference.intervals import root_of_mean as root_of_mean
 from analysis.inference.measurement import Estimator
 from analysis.inference.verdict import Prediction
 from fedlora_sim.run_store import RunStore
