@@ -43,6 +43,7 @@ SECTIONS = (
     "noise",
     "communication",
     "sensitivities",
+    "alignment",
 )
 """Modules of `analysis.derivations` in the order of the appendix."""
 

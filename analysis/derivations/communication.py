@@ -123,6 +123,24 @@ def stacked(num_clients: int = 3) -> Traffic:
     return Traffic(factors().upload, sp.factor(m * stack))
 
 
+@derivation(r"\mathrm{down}_{\mathrm{FLoRA, Bernoulli}}")
+def stacked_bernoulli() -> sp.Expr:
+    """FLoRA's download for Bernoulli cohorts that are redrawn while empty.
+
+    `E[|S| sum_S r_k] = sum_k r_k sum_j P(j and k take part)`: each k meets itself and K - 1 others.
+
+    Returns:
+        Expression in K, m, the mean rank, `d_in` and `d_out`.
+
+    Reference:
+        Our derivation.
+    """
+    share = m / K
+    met = share + (K - 1) * share**2
+    stack = K * mean_rank * met / (1 - (1 - share) ** K)
+    return sp.factor(adapter_size().subs(r, stack))
+
+
 @derivation(r"\det(\mathrm{diag}(w) - w w^T)")
 def residual_determinant(num_contributors: int = 3) -> sp.Expr:
     """Determinant that decides the rank of FedEx' residual in one direction.

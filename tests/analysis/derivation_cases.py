@@ -13,6 +13,7 @@ from fedlora_sim.tolerances import relative
 CLOSE = 100 * relative("factorization")  # 1e-10: numbers and symbols agree to this
 TOP = -1  # the highest partition, where coverage is lowest
 DIGITS = 30
+AWAY = 1e-2  # closer to a boundary than this, 1 - q' loses more digits than CLOSE allows
 
 
 def evaluate(expression: sp.Expr, values: Mapping[sp.Symbol, object]) -> float:

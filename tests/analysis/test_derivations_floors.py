@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import sympy as sp
-from derivation_cases import CLOSE, POSITIVE, TOP, evaluate, federations, ranks_of
+from derivation_cases import AWAY, CLOSE, POSITIVE, TOP, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,8 +33,6 @@ from analysis.derivations.symbols import (
     x2_start,
 )
 from fedlora_sim.federation import Federation
-
-AWAY = 1e-2  # closer to q' = 1 the floor is ill-conditioned
 
 
 def cohort_values(case: tuple[int, int, int]) -> dict[sp.Symbol, object]:

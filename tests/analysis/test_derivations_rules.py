@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import sympy as sp
-from derivation_cases import CLOSE, TOP, cohorts, evaluate, federations, ranks_of
+from derivation_cases import AWAY, CLOSE, POSITIVE, TOP, cohorts, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +15,7 @@ from analysis import closed_form
 from analysis.cohorts.moments import share_laws, weight_moments
 from analysis.derivations import base_rules, communication, contributors, floors, multipliers, noise
 from analysis.derivations import sensitivities as derived
+from analysis.derivations.cohorts import without_replacement
 from analysis.derivations.symbols import P0, S1, S2, H, K, Q, W, c, g, m, n, nu, pi, t, tau, x
 from fedlora_sim.federation import Federation
 from fedlora_sim.tolerances import relative
@@ -200,6 +201,38 @@ def test_traffic_is_the_mean_over_cohorts():
     assert sp.simplify(size_there - communication.d_in * communication.d_out) == 0
 
 
+@settings(max_examples=20, deadline=None)
+@given(case=federations(), widths=st.tuples(st.integers(1, 99), st.integers(1, 99)))
+def test_traffic_equals_the_numbers(case, widths):
+    clients, carriers, size = case
+    values = {
+        K: clients,
+        m: size,
+        communication.mean_rank: sp.Rational(clients + carriers, clients),
+    }
+    values |= {communication.d_in: widths[0], communication.d_out: widths[1]}
+    traffic = {
+        "fedavg": communication.factors(),
+        "raflora": communication.factors(),
+        "ffa": communication.frozen_factor(),
+        "flora": communication.stacked(),
+    }
+    arguments = (ranks_of(clients, carriers), *widths)
+    for rule, wanted in traffic.items():
+        found = closed_form.communication(rule, *arguments, cohort_size=size)
+        assert found.upload == pytest.approx(evaluate(wanted.upload, values), rel=CLOSE)
+        assert found.download == pytest.approx(evaluate(wanted.download, values), rel=CLOSE)
+    residual = min(
+        evaluate(communication.dense_residual(), values),
+        evaluate(communication.stacked_residual(), values),
+    )
+    found = closed_form.communication("fedex", *arguments, cohort_size=size)
+    assert found.download - found.upload == pytest.approx(residual, rel=CLOSE)
+    found = closed_form.communication("flora", *arguments, cohort_size=size, sampling="bernoulli")
+    wanted = evaluate(communication.stacked_bernoulli(), values)
+    assert found.download == pytest.approx(wanted, rel=CLOSE)
+
+
 def test_residual_of_fedex_loses_a_rank_where_all_contribute():
     weights = sp.symbols("w_1:4", positive=True)
     determinant = communication.residual_determinant()
@@ -240,6 +273,54 @@ def test_elasticities_add_up():
     spread = derived.rate_elasticities()
     assert sp.simplify(spread.gain_mean + spread.gain_std) == 2, "q' is quadratic in both"
     assert derived.floor_elasticities().drift_std == 2
+
+
+NAMES = {"gain_mean": g, "gain_std": nu, "drift_std": tau, "coverage": pi, "cohort_size": m}
+
+
+@settings(max_examples=20, deadline=None)
+@given(case=federations(fewest=4), gain=st.floats(0.1, 0.95), spread=POSITIVE)
+def test_elasticities_equal_the_numbers(case, gain, spread):
+    clients, carriers, size = case
+    values = {K: clients, m: size, pi: sp.Rational(carriers, clients), g: gain, nu: spread, tau: 1}
+    found = closed_form.sensitivities(
+        "fedavg", ranks_of(clients, carriers), cohort_size=size, gain_mean=gain, gain_std=spread
+    )
+    rate = evaluate(floors.rate().subs(floors.fedavg_cohort_moments()), values)
+    for name in NAMES:
+        wanted = evaluate(getattr(derived.rate_elasticities(), name), values)
+        assert found[name].rate[TOP] == pytest.approx(wanted, rel=CLOSE, abs=CLOSE)
+        if rate < 1 - AWAY:
+            wanted = evaluate(getattr(derived.floor_elasticities(), name), values)
+            assert found[name].floor[TOP] == pytest.approx(wanted, rel=CLOSE, abs=CLOSE)
+
+
+@pytest.mark.parametrize("case", [(12, 4, 5), (9, 8, 2), (7, 3, 7)])
+@pytest.mark.parametrize("rule", ["zero_pad", "flora"])
+def test_elasticities_of_other_maps_equal_the_numbers(rule, case):
+    clients, carriers, size = case
+    values = {K: clients, m: size, pi: sp.Rational(carriers, clients), g: sp.Rational(7, 8)}
+    values |= {nu: sp.Rational(1, 5), tau: 1}
+    moments = without_replacement()
+    if rule == "zero_pad":
+        # common gain and drift, and every share enters twice
+        weights = {S1: moments.second, S2: moments.fourth, nu: 0, tau: 0, c: 1}
+        rate, floor = floors.rate().subs(weights), floors.floor_with_drift().subs(weights)
+    else:
+        weights = floors.fedavg_cohort_moments() | {c: 0}
+        step = base_rules.flora_moments()
+        rate, floor = step.rate.subs(weights), (step.noise / (1 - step.rate)).subs(weights)
+    found = closed_form.sensitivities(
+        rule,
+        ranks_of(clients, carriers),
+        cohort_size=size,
+        gain_mean=7 / 8,
+        gain_std=0.0 if rule == "zero_pad" else 0.2,
+    )
+    for name in ("gain_mean", "coverage", "cohort_size"):
+        for number, quantity in ((found[name].rate, rate), (found[name].floor, floor)):
+            wanted = quotient(quantity, NAMES[name], values)
+            assert number[TOP] == pytest.approx(wanted, rel=CLOSE)
 
 
 def test_a_larger_cohort_suppresses_more():

@@ -1,0 +1,112 @@
+"""Symbolic derivation of where the theory stops: what turning a client's basis does.
+
+The theory assumes that clients return the directions they received. Here a client's singular
+vectors are turned by an angle theta, and its update is measured in the server's basis. Assumption:
+Wu et al., arXiv 2602.13486, App. A; all formulas: our derivation.
+"""
+
+from __future__ import annotations
+
+import sympy as sp
+
+from analysis.derivations.statement import derivation
+from analysis.derivations.symbols import x
+
+TITLE = "Where the theory stops: turned directions"
+
+theta = sp.Symbol("theta", real=True)
+"""Angle by which both singular vectors of a client's direction are turned."""
+
+epsilon = sp.Symbol("epsilon", positive=True)
+"""Tolerated relative error of an energy factor."""
+
+x_other = sp.Symbol("x_j", positive=True)
+"""Amplitude of the direction that is turned into the first one."""
+
+
+def _rotation() -> sp.Matrix:
+    return sp.Matrix([[sp.cos(theta), -sp.sin(theta)], [sp.sin(theta), sp.cos(theta)]])
+
+
+def _turned(second: sp.Expr) -> sp.Matrix:
+    """An update with amplitudes x and `second` in the turned basis, seen from the server's."""
+    turn = _rotation()
+    return turn * sp.diag(x, second) * turn.T
+
+
+@derivation(r"s / \sigma")
+def gain() -> sp.Expr:
+    """Gain of a direction that is turned towards an empty one: `u^T dW v` over the amplitude.
+
+    Returns:
+        `cos(theta)^2`.
+
+    Reference:
+        Our derivation.
+    """
+    return sp.simplify(_turned(sp.Integer(0))[0, 0] / x)
+
+
+@derivation(r"s^2 / \|\Delta W\|^2")
+def preservation_index() -> sp.Expr:
+    """Direction-preservation index of an update with one direction, turned out of the basis.
+
+    Returns:
+        `cos(theta)^4`; 1 where the theory's assumption holds.
+
+    Reference:
+        Our derivation.
+    """
+    update = _turned(sp.Integer(0))
+    whole = sp.trigsimp((update.T * update).trace())
+    return sp.simplify(update[0, 0] ** 2 / whole)
+
+
+@derivation(r"\textstyle\sum_i s_i^2 / \|\Delta W\|^2")
+def exchange_index() -> sp.Expr:
+    """Index of an update whose two directions are turned into each other.
+
+    Returns:
+        Expression in x, `x_j` and theta: 1 for equal amplitudes, whatever the angle.
+
+    Reference:
+        Our derivation.
+    """
+    update = _turned(x_other)
+    whole = sp.trigsimp(sp.expand((update.T * update).trace()))
+    diagonal = update[0, 0] ** 2 + update[1, 1] ** 2
+    lost = sp.factor(sp.trigsimp(sp.expand(whole - diagonal)))
+    return 1 - lost / sp.simplify(whole)
+
+
+@derivation(r"\theta_{\max}")
+def tolerated_angle() -> sp.Expr:
+    """Largest angle at which the energy factor of one round is within epsilon of the theory's.
+
+    `gain^2 = 1 - epsilon` solved for the angle.
+
+    Returns:
+        Expression in epsilon.
+
+    Reference:
+        Our derivation.
+    """
+    cosine = sp.Symbol("z", positive=True)
+    squared = gain().subs(sp.cos(theta), cosine) ** 2
+    roots = sp.solve(sp.Eq(squared, 1 - epsilon), cosine)
+    # the one root that is the cosine of an acute angle; any small epsilon tells them apart
+    (acute,) = [root for root in roots if root.subs(epsilon, sp.Rational(1, 20)).is_positive]
+    return sp.acos(acute)
+
+
+@derivation(r"\mathrm{energy\ factor} - 1")
+def small_angle_loss() -> sp.Expr:
+    """Leading order of the energy that one round loses by turning.
+
+    Returns:
+        `-2 theta^2`.
+
+    Reference:
+        Our derivation.
+    """
+    return sp.series(gain() ** 2 - 1, theta, 0, 3).removeO()
