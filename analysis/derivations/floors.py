@@ -248,6 +248,19 @@ def carry(recursion: sp.Expr | None = None) -> sp.Expr:
     return sp.expand(under_zero + P0 * x2)
 
 
+@derivation(r"q'_{\mathrm{raFLoRA, zero}}")
+def raflora_rate() -> sp.Expr:
+    """Rate of raFLoRA with `zero`: its weights add up to 1 unless nobody contributes.
+
+    Returns:
+        Expression in g, nu, P0 and `Q = E[1/H; H > 0]`: `1 - P0` for perfect gains.
+
+    Reference:
+        Our derivation.
+    """
+    return rate().subs(S2, 1 - P0)
+
+
 @derivation(r"(q' - 1)_{\mathrm{carry},\, g = 1,\, \nu = 0}")
 def carry_excess() -> sp.Expr:
     """How far raFLoRA with `carry` is from rate 1 for perfect gains: not at all.

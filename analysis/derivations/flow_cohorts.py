@@ -12,7 +12,7 @@ import sympy as sp
 
 from analysis.derivations.flow import G, M, T, inverse_round_map, local_map, omega, start, y
 from analysis.derivations.statement import derivation
-from analysis.derivations.symbols import W, t, x
+from analysis.derivations.symbols import P0, W, t, x
 
 TITLE = "The flow with random cohorts, unlike targets and a frozen factor"
 
@@ -84,6 +84,34 @@ def harmonic_floor() -> sp.Expr:
     """
     (point,) = sp.solve(sp.Eq(y, mean_inverse_map()), y)
     return sp.factor(1 / point)
+
+
+@derivation(r"E[y']_{\mathrm{raFLoRA, carry}}")
+def carried_inverse_map() -> sp.Expr:
+    """Mean of `1/x'` for raFLoRA with `carry`: with probability P0 the round changes nothing.
+
+    Returns:
+        Expression in y, P0, M and G, with the target itself as its rest point.
+
+    Reference:
+        Our derivation.
+    """
+    trained = inverse_round_map().subs(omega, 1)
+    return sp.collect(sp.expand(P0 * y + (1 - P0) * trained), y)
+
+
+@derivation(r"E[1/x_\infty]^{-1}_{\mathrm{raFLoRA, carry}}")
+def carried_floor() -> sp.Expr:
+    """Harmonic-mean amplitude at rest for raFLoRA with `carry`: the target, whatever P0.
+
+    Returns:
+        M.
+
+    Reference:
+        Our derivation.
+    """
+    (point,) = sp.solve(sp.Eq(y, carried_inverse_map()), y)
+    return sp.simplify(1 / point)
 
 
 @derivation(r"E[\log x'] - E[\log x]")

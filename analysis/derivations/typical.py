@@ -40,6 +40,14 @@ class LogNormal:
     ratio: sp.Expr
 
 
+@dataclass(frozen=True)
+class Corrections:
+    """Mean and typical rate over `E[W]^2`, to second order in the variation of W."""
+
+    mean: sp.Expr
+    typical: sp.Expr
+
+
 @derivation(r"E[\log x_t^2/x_0^2]", r"\mathrm{Var}[\log x_t^2/x_0^2]")
 def log_energy() -> LogEnergy:
     """Mean and variance of the log energy after t rounds, given survival.
@@ -67,7 +75,7 @@ def typical_rate() -> sp.Expr:
     The t-th root of the energy whose logarithm is the mean log energy.
 
     Returns:
-        Expression in `ell`.
+        Expression in `ell`; a common gain g adds `log |g|` to it.
 
     Reference:
         Our derivation.
@@ -184,6 +192,26 @@ def small_fluctuation_gap() -> sp.Expr:
     typical = _standardised(sp.expand(typical), z)
     mean = sp.log(_standardised(sp.expand((1 + e * z) ** 2), z))
     return sp.series(mean - 2 * typical, e, 0, 3).removeO()
+
+
+@derivation(r"E[W^2] / E[W]^2", r"e^{2 E[\log W]} / E[W]^2")
+def opposite_corrections() -> Corrections:
+    """What the variation of W does to the mean rate and to the typical one: opposite things.
+
+    Fewer clients per round let W vary more (see `cohorts.relative_variance`): the mean energy then
+    falls more slowly and the typical energy faster, by the same amount in leading order.
+
+    Returns:
+        Expressions in e, the coefficient of variation of W.
+
+    Reference:
+        Our derivation, for the question that the review of Wu et al., arXiv 2602.13486, asks.
+    """
+    e, z = sp.symbols("e z", positive=True)
+    log_share = sp.series(sp.log(1 + e * z), e, 0, 3).removeO()
+    typical = sp.exp(2 * _standardised(sp.expand(log_share), z))
+    mean = _standardised(sp.expand((1 + e * z) ** 2), z)
+    return Corrections(mean, sp.series(typical, e, 0, 3).removeO())
 
 
 def _standardised(expression: sp.Expr, z: sp.Symbol) -> sp.Expr:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from analysis import closed_form
 from analysis.cohorts.moments import weight_moments
 from analysis.derivations import floors, trajectories
+from analysis.derivations.cohorts import without_replacement
 from analysis.derivations.symbols import (
     P0,
     S1,
@@ -202,6 +203,31 @@ def test_drift_noise_alone_leaves_a_variance():
     assert sp.simplify(variance - tau**2 * Q / (1 - g**2 * S1**2)) == 0
 
 
+@settings(max_examples=15, deadline=None)
+@given(case=federations(fewest=4), gain=st.floats(0.1, 0.9), rounds=st.integers(1, 6))
+def test_factor_space_is_the_same_map_with_squared_shares(case, gain, rounds):
+    clients, carriers, size = case
+    moments = without_replacement()
+    cohort = {K: clients, m: size, pi: sp.Rational(carriers, clients)}
+    values = {S1: moments.second.subs(cohort), S2: moments.fourth.subs(cohort), Q: 0, nu: 0, tau: 0}
+    values |= {g: gain, c: 0.3, x1_start: 2, x2_start: 4, t: rounds}
+    path = closed_form.energy_trajectory(
+        "zero_pad",
+        ranks_of(clients, carriers),
+        rounds,
+        initial_amplitude=2.0,
+        gain_mean=gain,
+        drift_mean=0.3,
+        cohort_size=size,
+    )
+    derived = trajectories.coefficients()
+    gain_, rate = (evaluate(value, values) for value in (derived.gain, derived.rate))
+    if abs(gain_ - rate) < AWAY:
+        return
+    after = trajectories.as_recursion(trajectories.moments_after().energy)
+    assert path[-1, TOP] == pytest.approx(evaluate(after, values), rel=CLOSE)
+
+
 def test_energy_at_the_boundary_grows_linearly():
     generic = floors.energy_after()
     critical = floors.energy_at_boundary()
@@ -229,6 +255,11 @@ def test_raflora_carry_equals_the_numbers(case, gain, spread):
     )
     assert rate[TOP] == pytest.approx(wanted, rel=CLOSE)
     assert floors.carry_excess() == 0
+    under_zero = closed_form.energy_rate(
+        "raflora", ranks, cohort_size=size, gain_mean=gain, gain_std=spread
+    )
+    wanted = evaluate(floors.raflora_rate(), values)
+    assert under_zero[TOP] == pytest.approx(wanted, rel=CLOSE)
 
 
 def test_rate_is_one_at_the_critical_heterogeneity():

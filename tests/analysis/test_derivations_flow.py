@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sympy as sp
-from derivation_cases import CLOSE, TOP, evaluate, federations, ranks_of
+from derivation_cases import CLOSE, DIGITS, TOP, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from analysis import closed_form
 from analysis.cohorts.moments import weight_moments
 from analysis.derivations import flow, flow_cohorts
-from analysis.derivations.symbols import W, t, x
+from analysis.derivations.symbols import P0, W, t, x
 from fedlora_sim.federation import Federation
 from fedlora_sim.tolerances import relative
 
@@ -144,6 +144,31 @@ def test_random_cohorts_equal_the_numbers(case, target, time, start, rounds):
     floor = closed_form.flow_floor("fedavg", ranks, target, time, **setting)[TOP]
     wanted = max(evaluate(flow_cohorts.harmonic_floor(), values), 0.0)
     assert floor == pytest.approx(wanted, rel=CLOSE)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=federations(), target=TARGETS, time=TIMES, start=STARTS, rounds=st.integers(1, 6))
+def test_carried_directions_equal_the_numbers(case, target, time, start, rounds):
+    clients, carriers, size = case
+    path = closed_form.flow_trajectory(
+        "raflora",
+        ranks_of(clients, carriers),
+        rounds,
+        target=target,
+        local_time=time,
+        initial_amplitude=start,
+        cohort_size=size,
+        empty_partition="carry",
+    )
+    empty = closed_form.extinction_probability(ranks_of(clients, carriers), size)[TOP]
+    values = {P0: sp.Rational(float(empty)), flow.M: sp.Rational(target)}
+    values[flow.G] = growth(target, time)
+    inverse = sp.N(1 / sp.Rational(start), DIGITS)
+    for _ in range(rounds):
+        step = flow_cohorts.carried_inverse_map().subs(flow.y, inverse)
+        inverse = sp.N(step.subs(values), DIGITS)
+    assert path[-1, TOP] == pytest.approx(float(1 / inverse), rel=CLOSE)
+    assert flow_cohorts.carried_floor() == flow.M
 
 
 def test_a_fixed_multiplier_is_a_case_of_a_random_one():

@@ -116,6 +116,28 @@ def test_base_rules_equal_the_numbers(case, gain):
     assert found == pytest.approx(radius, rel=np.sqrt(relative("factorization")))
 
 
+@pytest.mark.parametrize("gain", [0.9, 1.0])
+def test_fedex_trajectory_and_floor_equal_the_numbers(gain):
+    ranks, setting = ranks_of(5, 3), {"gain_mean": gain, "sampling": "bernoulli"}
+    path = closed_form.energy_trajectory(
+        "fedex", ranks, 4, initial_amplitude=2.0, cohort_size=3, **setting
+    )
+    law = share_laws(Federation(ranks, None, 3, "bernoulli"))[TOP]
+    moments = {
+        symbol: float(law.expect(law.share**j))
+        for j, symbol in enumerate(sp.symbols("W_1:5", positive=True), start=1)
+    }
+    matrix = base_rules.fedex_energy_map().subs(base_rules.a, gain).subs(moments)
+    state = sp.Matrix([4, 0, 0])
+    for t_, energy in enumerate(path[:, TOP]):
+        assert energy == pytest.approx(float(state[0] + 2 * state[1] + state[2]), rel=CLOSE), t_
+        state = matrix * state
+    rest = base_rules.fedex_rest_point()
+    held = float((rest.adapter + rest.base).subs({base_rules.a: 0.9, base_rules.b: 0.2}) ** 2)
+    floor = closed_form.energy_floor("fedex", ranks, gain_mean=0.9, drift_mean=0.2)
+    assert floor[TOP] == pytest.approx(held, rel=CLOSE)
+
+
 @settings(max_examples=20, deadline=None)
 @given(case=federations(most=30))
 def test_noise_gain_equals_the_numbers(case):

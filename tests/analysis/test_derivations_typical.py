@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from analysis import closed_form
 from analysis.cohorts.moments import weight_moments
 from analysis.derivations import typical
-from analysis.derivations.symbols import P0, t
+from analysis.derivations.cohorts import relative_variance
+from analysis.derivations.symbols import P0, K, m, pi, t
 from fedlora_sim.federation import Federation
 
 
@@ -24,8 +25,10 @@ def test_walk_and_survival_equal_the_numbers(case, rounds):
     moments = weight_moments("cohort", Federation(ranks, None, size))
     values = {typical.ell: float(moments.log_mean[TOP]), P0: float(moments.empty[TOP]), t: rounds}
     values[typical.v] = float(moments.log_variance[TOP])
-    found = closed_form.typical_rate("fedavg", ranks, **setting)[TOP]
-    assert found == pytest.approx(evaluate(typical.typical_rate(), values), rel=CLOSE)
+    for gain in (1.0, 0.8):
+        shifted = values | {typical.ell: values[typical.ell] + sp.log(sp.Rational(gain))}
+        found = closed_form.typical_rate("fedavg", ranks, gain_mean=gain, **setting)[TOP]
+        assert found == pytest.approx(evaluate(typical.typical_rate(), shifted), rel=CLOSE)
     alive = closed_form.survival("raflora", ranks, rounds, **setting)[-1, TOP]
     assert alive == pytest.approx(evaluate(typical.survival(), values), rel=CLOSE)
     spread = closed_form.log_energy_std("fedavg", ranks, rounds, **setting)[-1, TOP]
@@ -50,6 +53,24 @@ def test_gap_vanishes_at_both_ends():
     assert sp.simplify(typical.jensen_gap().subs(b, a)).equals(0)
     e = sp.Symbol("e", positive=True)
     assert typical.small_fluctuation_gap() == 2 * e**2
+
+
+def test_variation_helps_the_mean_and_hurts_the_typical_direction():
+    found = typical.opposite_corrections()
+    assert sp.expand(found.mean - 1) == -sp.expand(found.typical - 1)
+    case = (1000, 500, 100)  # many clients: W varies little
+    ranks = ranks_of(*case[:2])
+    ratios = [
+        closed_form.energy_rate("fedavg", ranks, cohort_size=case[2])[TOP] / 0.25,
+        closed_form.typical_rate("fedavg", ranks, cohort_size=case[2])[TOP] / 0.25,
+    ]
+    cohort = {K: case[0], pi: sp.Rational(1, 2), m: case[2]}
+    variance = float(relative_variance().subs(cohort))
+    (e,) = found.mean.free_symbols
+    for ratio, expression in zip(ratios, (found.mean, found.typical), strict=True):
+        wanted = float(expression.subs(e, sp.sqrt(variance)))
+        # what is left out is of the order of the variance squared
+        assert ratio == pytest.approx(wanted, abs=10 * variance**2)
 
 
 def test_log_walk_is_the_sum_of_its_steps():
