@@ -17,6 +17,8 @@ COMMANDS = {
     "simulate": "Simulate federated LoRA under one or several rules and write the labelled "
     "dataset.",
     "aggregate": "Aggregate PEFT LoRA adapters of different ranks into one that PEFT loads.",
+    "predict": "Predict what every rule does to a federation, side by side and without simulation.",
+    "design": "Find the ranks and the rule that keep the most of an update within a budget.",
     "rules": "List the aggregation rules.",
 }
 BAD_INPUT = 2

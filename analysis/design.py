@@ -1,0 +1,282 @@
+"""Which ranks and which rule keep the most of an update, within a budget: closed forms only.
+
+The score. Directions up to the highest level of the menu start with energies `x_i**2`. After T
+rounds `E[x_i]**2` is signal: what every run has left of the start. The rest of the mean energy,
+`Var[x_i]`, is noise: drifts, gains that differ, and which clients happened to be drawn. Directions
+that nobody carries are lost, without signal or noise. The score is signal minus noise over the
+energy at the start: 1 where all is kept. Their ratio would not do: it is best for one direction
+carried well, and undefined without noise.
+
+It says what is kept, not what is learnt: a direction that one client trains counts as much as one
+that all train, if the rule keeps it. `min_coverage` asks for more clients at the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb, inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import closed_form
+from analysis.closed_form.communication import Communication
+from analysis.closed_form.rules import RULES
+from analysis.cohorts.law import Array
+from analysis.fates import Fate, fates
+from fedlora_sim.errors import (
+    InputError,
+    check_finite,
+    check_positive_int,
+    check_sequence,
+    expected,
+)
+
+LEVELS = (2, 4, 8, 16, 32, 64)
+LIMIT = 500_000
+"""Most rank configurations that are compared."""
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Design:
+    """A rank configuration under a rule, with the reasons for its place.
+
+    Args:
+        rule: the rule.
+        empty_partition: its policy, `zero` or `carry`; None for a rule without one.
+        ranks: the configuration as text, `"8x10,16x6"`.
+        total_rank: sum of the client ranks.
+        score: signal minus noise.
+        signal: sum of `E[x_i]**2` after the last round, as a share of the energy at the start.
+        noise: sum of `Var[x_i]`, as a share of the same.
+        lost: share of the start's energy in directions that nobody carries.
+        top_coverage: share of clients that carry the highest level of the configuration.
+        worst_rate: lowest factor of the mean energy per round among its partitions.
+        upload: expected numbers per round and layer from clients to the server.
+        download: expected numbers per round and layer from the server to clients.
+    """
+
+    rule: str
+    empty_partition: str | None
+    ranks: str
+    total_rank: int
+    score: float
+    signal: float
+    noise: float
+    lost: float
+    top_coverage: float
+    worst_rate: float
+    upload: float
+    download: float
+
+
+def design(
+    clients: int,
+    *,
+    total_rank: int | None = None,
+    communication: float | None = None,
+    d_in: int = 64,
+    d_out: int = 64,
+    rounds: int = 100,
+    cohort_size: int | None = None,
+    sampling: str | None = None,
+    gain_mean: float = 1.0,
+    gain_std: float = 0.0,
+    drift_std: float = 0.0,
+    initial_amplitude: float = 1.0,
+    spectrum_decay: float = 0.9,
+    levels: Sequence[int] = LEVELS,
+    distinct: int = 3,
+    min_coverage: float = 0.0,
+    rules: Sequence[str] = RULES,
+    top: int = 20,
+) -> list[Design]:
+    """Rank configurations and rules by what they keep after T rounds, within a budget.
+
+    Clients have equal sample counts. All configurations of up to `distinct` different levels are
+    compared, under every rule that has closed forms here (`analysis.fates.fates` says which have
+    not, and why).
+
+    Args:
+        clients: number of clients K.
+        total_rank: most that the client ranks may sum to; no bound when None.
+        communication: most numbers per round and layer, up and down together; no bound when None.
+        d_in: width of the layer, for the communication.
+        d_out: its height.
+        rounds: number of rounds T.
+        cohort_size: clients per round; all when None.
+        sampling: cohort law, see `Federation`.
+        gain_mean: mean of the factor by which clients change an amplitude.
+        gain_std: its standard deviation.
+        drift_std: deviation of what they add to it, in units of the amplitude.
+        initial_amplitude: amplitude of the first direction.
+        spectrum_decay: each direction starts with this share of the one before, in (0, 1].
+        levels: ranks that clients may have.
+        distinct: most different ranks in one configuration.
+        min_coverage: least share of clients at the highest level of a configuration.
+        rules: names of rules; each policy of a rule counts as one of its own.
+        top: number of designs to return.
+
+    Returns:
+        The best designs, best first; of equal scores the one with less total rank.
+
+    Raises:
+        ValueError: on a bad argument, without a budget, if nothing is within it, or with more than
+            `LIMIT` configurations.
+    """
+    found, reasons = fates(
+        check_positive_int("clients", clients),
+        check_positive_int("rounds", rounds),
+        rules,
+        cohort_size=cohort_size,
+        sampling=sampling,
+        gain_mean=check_finite("gain_mean", gain_mean),
+        gain_std=check_finite("gain_std", gain_std, minimum=0.0),
+        drift_std=check_finite("drift_std", drift_std, minimum=0.0),
+    )
+    if not found:
+        raise InputError("; ".join(reasons.values()))
+    menu = _menu(levels, initial_amplitude, spectrum_decay)
+    counts = configurations(clients, len(menu.levels), check_positive_int("distinct", distinct))
+    counts = _within(_covered(counts, min_coverage), menu, total_rank, communication)
+    limit = inf if communication is None else check_finite("communication", communication)
+    designs: list[Design] = []
+    cheapest = inf
+    for fate, row, (signal, noise) in _ranked(found, counts, menu):
+        ranks = tuple(np.repeat(menu.levels, row).tolist())
+        sent = closed_form.communication(
+            fate.rule, ranks, d_in, d_out, cohort_size=cohort_size, sampling=sampling
+        )
+        cheapest = min(cheapest, sent.total)
+        if sent.total <= limit:
+            designs.append(_describe(fate, row, menu, signal, noise, sent))
+        if len(designs) == check_positive_int("top", top):
+            break
+    if not designs:
+        raise expected(
+            "communication", communication, f"at least {cheapest:g}, the cheapest design"
+        )
+    return designs
+
+
+def configurations(clients: int, levels: int, distinct: int) -> Counts:
+    """All ways to share clients out among levels, at most `distinct` of them in use.
+
+    Args:
+        clients: number of clients K.
+        levels: number of levels L.
+        distinct: most levels in use.
+
+    Returns:
+        Clients per level, shape (configurations, L); every row sums to K.
+
+    Raises:
+        ValueError: if there are more than `LIMIT`.
+    """
+    used = range(1, min(distinct, levels, clients) + 1)
+    number = sum(comb(levels, s) * comb(clients - 1, s - 1) for s in used)
+    if number > LIMIT:
+        raise expected("distinct", distinct, f"fewer: {number} configurations, of {LIMIT} at most")
+    blocks = []
+    for s in used:
+        cuts = np.array([*combinations(range(1, clients), s - 1)], dtype=np.int64)
+        cuts = cuts.reshape(comb(clients - 1, s - 1), s - 1)
+        parts = np.diff(cuts, axis=1, prepend=0, append=clients)
+        for chosen in combinations(range(levels), s):
+            block = np.zeros((len(parts), levels), dtype=np.int64)
+            block[:, chosen] = parts
+            blocks.append(block)
+    return np.concatenate(blocks)
+
+
+@dataclass(frozen=True)
+class _Menu:
+    """Levels with the directions that each adds: how many, and their share of the energy."""
+
+    levels: tuple[int, ...]
+    widths: Array
+    energies: Array
+    unit: float  # energy at the start, of which all shares are
+
+
+def _menu(levels: Sequence[int], initial_amplitude: float, spectrum_decay: float) -> _Menu:
+    ranks = sorted(
+        {check_positive_int("levels", rank) for rank in check_sequence("levels", levels)}
+    )
+    if not ranks:
+        raise expected("levels", levels, "at least one rank")
+    if not check_finite("initial_amplitude", initial_amplitude) > 0:
+        raise expected("initial_amplitude", initial_amplitude, "a positive number")
+    if not 0 < check_finite("spectrum_decay", spectrum_decay) <= 1:
+        raise expected("spectrum_decay", spectrum_decay, "a number in (0, 1]")
+    energy = (initial_amplitude * spectrum_decay ** np.arange(ranks[-1], dtype=np.float64)) ** 2
+    edges = np.array([0, *ranks])
+    added = np.add.reduceat(energy, edges[:-1])
+    return _Menu(tuple(ranks), np.diff(edges), added / energy.sum(), float(energy.sum()))
+
+
+def _covered(counts: Counts, min_coverage: float) -> Counts:
+    """The configurations whose highest level has enough clients."""
+    if not 0 <= check_finite("min_coverage", min_coverage) <= 1:
+        raise expected("min_coverage", min_coverage, "a number from 0 to 1")
+    highest = counts.shape[1] - 1 - np.argmax(counts[:, ::-1] > 0, axis=1)
+    at_top = np.take_along_axis(counts, highest[:, None], axis=1)[:, 0]
+    return np.asarray(counts[at_top >= min_coverage * counts[0].sum()])
+
+
+def _within(
+    counts: Counts, menu: _Menu, total_rank: int | None, communication: float | None
+) -> Counts:
+    """The configurations within the budget of total rank."""
+    if total_rank is None:
+        if communication is None:
+            raise expected("total_rank", None, "a budget: total_rank, communication or both")
+        return counts
+    sums = counts @ np.array(menu.levels)
+    if sums.min() > check_positive_int("total_rank", total_rank):
+        raise expected("total_rank", total_rank, f"at least {sums.min()}, the lowest level for all")
+    return np.asarray(counts[sums <= total_rank])
+
+
+def _ranked(
+    found: Sequence[Fate], counts: Counts, menu: _Menu
+) -> Iterator[tuple[Fate, Counts, tuple[float, float]]]:
+    """Rules with configurations, signal and noise, best first."""
+    carriers = _carriers(counts)
+    signal = np.stack([fate.mean[carriers] ** 2 @ menu.energies for fate in found])
+    energy = np.stack([fate.second[carriers] @ menu.energies for fate in found])
+    drift = np.stack([fate.drift[carriers] @ menu.widths for fate in found]) / menu.unit
+    noise = np.maximum(energy - signal, 0.0) + drift
+    sums = np.broadcast_to(counts @ np.array(menu.levels), signal.shape)
+    for place in np.lexsort((sums.ravel(), (noise - signal).ravel())):
+        f, c = divmod(int(place), len(counts))
+        yield found[f], counts[c], (float(signal[f, c]), float(noise[f, c]))
+
+
+def _carriers(counts: Counts) -> Counts:
+    """Clients that carry the directions of each level: those of this level and above."""
+    return np.cumsum(counts[..., ::-1], axis=-1)[..., ::-1]
+
+
+def _describe(
+    fate: Fate, row: Counts, menu: _Menu, signal: float, noise: float, sent: Communication
+) -> Design:
+    carriers, used = _carriers(row), np.flatnonzero(row)
+    return Design(
+        rule=fate.rule,
+        empty_partition=fate.empty_partition,
+        ranks=",".join(f"{menu.levels[j]}x{row[j]}" for j in used),
+        total_rank=int(row @ np.array(menu.levels)),
+        score=signal - noise,
+        signal=signal,
+        noise=noise,
+        lost=float(menu.energies[carriers == 0].sum()),
+        top_coverage=float(row[used[-1]] / row.sum()),
+        worst_rate=float(fate.rate[carriers[used]].min()),
+        upload=sent.upload,
+        download=sent.download,
+    )

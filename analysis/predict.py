@@ -1,0 +1,237 @@
+"""What the closed forms say of one federation, for every rule side by side: no simulation.
+
+A partition's numbers are those of its first direction, since all directions of a partition fare
+alike; energies are means over its directions, which may start and stop at different amplitudes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+
+from analysis import closed_form
+from analysis.closed_form.rules import RULES, rule_form
+from analysis.cohorts.law import Array
+from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
+from fedlora_sim.federation import Federation, parse_ranks
+
+POLICIES = ("zero", "carry")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is predicted: a federation, its clients' updates, and for how long.
+
+    Args:
+        ranks: client ranks, a sequence or text (`"8x10,16x6"`: rank 8, 10 clients; ...).
+        rounds: number of rounds T.
+        cohort_size, num_samples, sampling: see `Federation`.
+        allocation: which directions clients carry, `svd` or `random`.
+        gain_mean, gain_std: of the factor a by which a client's round changes an amplitude.
+        drift_mean, drift_std: of what it adds, in units of the amplitude.
+        initial_amplitude: amplitude of the first direction at round 0.
+        spectrum_decay: each direction starts with this share of the one before, in (0, 1].
+        target: amplitude that local training aims at, for the questions about training.
+        local_time: time T of local gradient flow per round; None leaves floor and rate out.
+
+    Raises:
+        ValueError: naming the field, its value and what was expected.
+    """
+
+    ranks: str | Sequence[int]
+    rounds: int = 100
+    cohort_size: int | None = None
+    num_samples: Sequence[float] | None = None
+    sampling: str | None = None
+    allocation: str = "svd"
+    gain_mean: float = 1.0
+    gain_std: float = 0.0
+    drift_mean: float = 0.0
+    drift_std: float = 0.0
+    initial_amplitude: float = 1.0
+    spectrum_decay: float = 0.9
+    target: float = 1.0
+    local_time: float | None = None
+    federation: Federation = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        ranks = parse_ranks(self.ranks)
+        samples = None if self.num_samples is None else tuple(self.num_samples)
+        federation = Federation(ranks, samples, self.cohort_size, self.sampling)
+        object.__setattr__(self, "federation", federation)
+        check_positive_int("rounds", self.rounds)
+        check_choice("allocation", self.allocation, ("svd", "random"))
+        for name in ("gain_mean", "drift_mean"):
+            check_finite(name, getattr(self, name))
+        for name in ("gain_std", "drift_std"):
+            check_finite(name, getattr(self, name), minimum=0.0)
+        for name in ("initial_amplitude", "target", "local_time"):
+            value = getattr(self, name)
+            if value is not None and not check_finite(name, value) > 0:
+                raise expected(name, value, "a positive number")
+        if not 0 < check_finite("spectrum_decay", self.spectrum_decay) <= 1:
+            raise expected("spectrum_decay", self.spectrum_decay, "a number in (0, 1]")
+
+    @property
+    def initial_amplitudes(self) -> Array:
+        """Amplitudes at round 0, shape (r_max,), descending."""
+        directions = np.arange(self.federation.r_max, dtype=np.float64)
+        return np.asarray(self.initial_amplitude * self.spectrum_decay**directions)
+
+    @property
+    def partitions(self) -> tuple[slice, ...]:
+        """Directions of each partition, lowest rank level first."""
+        return self.federation.partitions
+
+
+def rule_label(rule: str, empty_partition: str | None) -> str:
+    """A rule with its policy, for tables."""
+    return rule if empty_partition is None else f"{rule}, {empty_partition}"
+
+
+@dataclass(frozen=True)
+class RulePrediction:
+    """What one rule does to every partition.
+
+    Args:
+        rule: name of the rule.
+        empty_partition: its policy, `zero` or `carry`; None for a rule without one.
+        values: quantities by name, (partitions,); `energy` is (rounds + 1, partitions).
+        reasons: for each quantity that has no closed form here, why.
+    """
+
+    rule: str
+    empty_partition: str | None
+    values: dict[str, Array]
+    reasons: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        """The rule with its policy."""
+        return rule_label(self.rule, self.empty_partition)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Every rule's fate in one case.
+
+    Args:
+        case: what was asked.
+        coverage: expected weight of those who carry a partition, (partitions,).
+        empty_probability: chance P0 per round that nobody does, (partitions,).
+        rules: one prediction per rule and policy.
+        notes: what else must be known, such as laws that had to be estimated.
+    """
+
+    case: Case
+    coverage: Array
+    empty_probability: Array
+    rules: tuple[RulePrediction, ...]
+    notes: tuple[str, ...]
+
+
+def predict(case: Case, rules: Sequence[str] = RULES) -> Prediction:
+    """Predict a case under rules, each policy of a rule apart.
+
+    Args:
+        case: the federation and its clients' updates.
+        rules: names of rules.
+
+    Returns:
+        The prediction; what has no closed form is missing from its values, with the reason.
+
+    Raises:
+        ValueError: on an unknown rule.
+    """
+    notes: list[str] = []
+    with _noted(notes):
+        covered = np.asarray(case.federation.coverage(case.allocation))
+        empty = closed_form.extinction_probability(
+            case.ranks, case.cohort_size, case.num_samples, case.sampling, case.allocation
+        )
+        found = tuple(
+            _predict_rule(case, form.name, policy)
+            for form in map(rule_form, rules)
+            for policy in (POLICIES if form.has_policy else (None,))
+        )
+    first = _first(case)
+    return Prediction(case, covered[first], empty[first], found, tuple(dict.fromkeys(notes)))
+
+
+@contextmanager
+def _noted(notes: list[str]) -> Iterator[None]:
+    """Keep warnings, which speak of estimated laws, as notes."""
+    with catch_warnings(record=True) as caught:
+        simplefilter("always")
+        yield
+    notes += [str(warning.message) for warning in caught]
+
+
+def _first(case: Case) -> list[int]:
+    return [part.start for part in case.partitions]
+
+
+def _predict_rule(case: Case, rule: str, policy: str | None) -> RulePrediction:
+    values: dict[str, Array] = {}
+    reasons: dict[str, str] = {}
+    for name, formula in _formulas(case, rule, policy or "zero").items():
+        try:
+            values[name] = formula()
+        except ValueError as error:  # the case is sound: this rule has no closed form in it
+            reasons[name] = str(error)
+    for name in ("energy", "typical"):
+        if f"{name}_rate" in values:
+            values[f"{name}_half_life"] = closed_form.half_life(values[f"{name}_rate"])
+        else:
+            reasons[f"{name}_half_life"] = reasons[f"{name}_rate"]
+    if "energy" in values:
+        values["relative_energy"] = values["energy"][-1] / values["energy"][0]
+    else:
+        reasons["relative_energy"] = reasons["energy"]
+    return RulePrediction(rule, policy, values, reasons)
+
+
+def _formulas(case: Case, rule: str, policy: str) -> dict[str, Callable[[], Array]]:
+    """The closed forms by quantity, each giving values per partition."""
+    asked: dict[str, Any] = {
+        "cohort_size": case.cohort_size,
+        "num_samples": case.num_samples,
+        "sampling": case.sampling,
+        "allocation": case.allocation,
+        "empty_partition": policy,
+    }
+    gains: dict[str, Any] = {"gain_mean": case.gain_mean, "gain_std": case.gain_std}
+    drifts: dict[str, Any] = {"drift_mean": case.drift_mean, "drift_std": case.drift_std}
+    ranks, rounds, first = case.ranks, case.rounds, _first(case)
+    start = case.initial_amplitudes
+
+    def means(energy: Array) -> Array:
+        return np.stack([energy[..., part].mean(axis=-1) for part in case.partitions], axis=-1)
+
+    cf = closed_form
+    formulas: dict[str, Callable[[], Array]] = {
+        "energy_rate": lambda: cf.energy_rate(rule, ranks, **asked, **gains)[first],
+        "typical_rate": lambda: cf.typical_rate(rule, ranks, gain_mean=case.gain_mean, **asked)[
+            first
+        ],
+        "survival": lambda: cf.survival(rule, ranks, rounds, **asked)[-1, first],
+        "energy_floor": lambda: means(cf.energy_floor(rule, ranks, **asked, **gains, **drifts)),
+        "energy": lambda: means(
+            cf.energy_trajectory(
+                rule, ranks, rounds, initial_amplitude=start, **asked, **gains, **drifts
+            )
+        ),
+        "collapse_threshold": lambda: cf.collapse_threshold(rule, ranks, case.target, **asked)[
+            first
+        ],
+    }
+    if (time := case.local_time) is not None:
+        goal = case.target
+        formulas["flow_floor"] = lambda: cf.flow_floor(rule, ranks, goal, time, **asked)[first]
+        formulas["flow_rate"] = lambda: cf.flow_rate(rule, ranks, goal, time, **asked)[first]
+    return formulas

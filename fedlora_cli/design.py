@@ -1,0 +1,144 @@
+"""`fedlora-sim design`: ranks and rules within a budget, by what they keep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.table import Table
+
+from analysis.closed_form.rules import RULES
+from analysis.design import LEVELS, Design
+from analysis.design import design as find_designs
+from analysis.predict import rule_label
+from fedlora_cli.options import parse_pair
+from fedlora_cli.tables import print_note, print_table, wide_console
+from fedlora_sim.errors import InputError, expected
+
+LEGEND = """\
+score: signal - noise, as shares of the energy at the start; lost: in directions of no client; top:
+coverage of the highest level; worst: lowest factor of mean energy a round; up, down: numbers a
+round and layer"""
+
+
+def design(
+    clients: Annotated[int, typer.Option(help="number of clients")],
+    total_rank: Annotated[int | None, typer.Option(help="most that ranks may sum to")] = None,
+    communication: Annotated[
+        float | None, typer.Option(help="most numbers per round and layer, up and down together")
+    ] = None,
+    cohort: Annotated[int | None, typer.Option(help="clients per round; all by default")] = None,
+    gain: Annotated[
+        str, typer.Option(help="mean,std of the factor by which clients change an amplitude")
+    ] = "1,0",
+    drift: Annotated[
+        float, typer.Option(help="standard deviation of what clients add to an amplitude")
+    ] = 0.0,
+    rounds: Annotated[int, typer.Option(help="rounds")] = 100,
+    levels: Annotated[str, typer.Option(help="ranks that clients may have")] = ",".join(
+        map(str, LEVELS)
+    ),
+    distinct: Annotated[int, typer.Option(help="most different ranks among the clients")] = 3,
+    d_in: Annotated[int, typer.Option(help="width of the layer")] = 64,
+    d_out: Annotated[int, typer.Option(help="height of the layer")] = 64,
+    sampling: Annotated[
+        str | None,
+        typer.Option(help="cohort law: full, without_replacement, with_replacement or bernoulli"),
+    ] = None,
+    initial_amplitude: Annotated[float, typer.Option(help="of the first direction")] = 1.0,
+    spectrum_decay: Annotated[
+        float, typer.Option(help="each direction starts with this share of the one before")
+    ] = 0.9,
+    min_coverage: Annotated[
+        float, typer.Option(help="least share of clients at the highest rank of a design")
+    ] = 0.0,
+    top: Annotated[int, typer.Option(help="designs to show")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead")] = False,
+) -> None:
+    """Find the ranks and the rule that keep the most of an update within a budget.
+
+    The score is signal minus noise after the last round, as a share of the energy at the start:
+    squared mean amplitudes, and the variance around them. Directions that nobody carries are lost.
+
+    With --json: "designs", best first, "best_of_each_rule", and "left_out", why by rule.
+    """
+    gain_mean, gain_std = parse_pair("--gain", gain)
+    cohorts: dict[str, Any] = {"cohort_size": cohort, "sampling": sampling}
+    clientwise = {"gain_mean": gain_mean, "gain_std": gain_std, "drift_std": drift}
+    task: dict[str, Any] = {
+        **{"total_rank": total_rank, "communication": communication, "d_in": d_in, "d_out": d_out},
+        **{"rounds": rounds, **cohorts, **clientwise},
+        **{"initial_amplitude": initial_amplitude, "spectrum_decay": spectrum_decay},
+        **{"levels": _levels(levels), "distinct": distinct},
+        **{"min_coverage": min_coverage},
+    }
+    designs = find_designs(clients, **task, top=top)
+    each, left_out = _best_of_each_rule(clients, task)
+    if as_json:
+        record = {
+            "designs": [asdict(best) for best in designs],
+            "best_of_each_rule": [asdict(best) for best in each],
+            "left_out": left_out,
+        }
+        print(json.dumps(record, indent=1, allow_nan=False))
+        return
+    console = wide_console()
+    print_table(console, f"Best of all after {rounds} rounds", _table(designs))
+    print_table(console, "Best of each rule", _table(each))
+    for rule, reason in left_out.items():
+        print_note(console, f"{rule} is left out: {reason}")
+    console.print(LEGEND, highlight=False)
+
+
+def _best_of_each_rule(clients: int, task: dict[str, Any]) -> tuple[list[Design], dict[str, str]]:
+    """One design per rule, best first; and why other rules have none."""
+    each: list[Design] = []
+    left_out: dict[str, str] = {}
+    for rule in RULES:
+        try:
+            each += find_designs(clients, **task, rules=[rule], top=1)
+        except InputError as error:  # the task is sound: all rules together had an answer
+            left_out[rule] = str(error)
+    return sorted(each, key=lambda best: -best.score), left_out
+
+
+def _table(designs: Sequence[Design]) -> Table:
+    heads = (
+        "ranks",
+        "rule",
+        "sum",
+        "score",
+        "signal",
+        "noise",
+        "lost",
+        "top",
+        "worst",
+        "up",
+        "down",
+    )
+    table = Table(box=SIMPLE)
+    for j, head in enumerate(heads):
+        table.add_column(head, justify="left" if j < 2 else "right", overflow="fold")
+    for best in designs:
+        shares = (best.score, best.signal, best.noise, best.lost, best.top_coverage)
+        table.add_row(
+            best.ranks,
+            rule_label(best.rule, best.empty_partition),
+            str(best.total_rank),
+            *(f"{share:.3f}" for share in shares),
+            f"{best.worst_rate:.3f}",
+            f"{best.upload:.4g}",
+            f"{best.download:.4g}",
+        )
+    return table
+
+
+def _levels(text: str) -> list[int]:
+    try:
+        return [int(rank) for rank in text.split(",")]
+    except ValueError:
+        raise expected("--levels", text, "ranks with commas between, e.g. 4,8,16") from None

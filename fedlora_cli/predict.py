@@ -1,0 +1,104 @@
+"""`fedlora-sim predict`: what the closed forms say of a federation, every rule side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analysis.predict import Case, Prediction
+from analysis.predict import predict as predict_case
+from analysis.prediction_record import to_record
+from fedlora_cli.options import check_folder, parse_pair, parse_samples
+from fedlora_cli.prediction_tables import print_tables
+
+OUT = Path("results/predict")
+
+
+def predict(
+    ranks: Annotated[
+        str, typer.Option(help='client ranks; "8x10,16x6" is rank 8, 10 clients; ...')
+    ],
+    cohort: Annotated[int | None, typer.Option(help="clients per round; all by default")] = None,
+    gain: Annotated[
+        str, typer.Option(help="mean,std of the factor by which clients change an amplitude")
+    ] = "1,0",
+    drift: Annotated[
+        str, typer.Option(help="std, or mean,std, of what clients add to an amplitude")
+    ] = "0",
+    rounds: Annotated[int, typer.Option(help="rounds")] = 100,
+    local_time: Annotated[
+        float | None, typer.Option(help="gradient flow per round, for training's floor and rate")
+    ] = None,
+    target: Annotated[float, typer.Option(help="amplitude that training aims at")] = 1.0,
+    num_samples: Annotated[
+        str | None, typer.Option(help="sample counts, e.g. 120,80 or 100x8,50x6; equal by default")
+    ] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option(
+            help="cohort law: full, without_replacement, with_replacement, bernoulli or "
+            "size_weighted"
+        ),
+    ] = None,
+    allocation: Annotated[str, typer.Option(help="directions of a client: svd or random")] = "svd",
+    initial_amplitude: Annotated[float, typer.Option(help="of the first direction")] = 1.0,
+    spectrum_decay: Annotated[
+        float, typer.Option(help="each direction starts with this share of the one before")
+    ] = 0.9,
+    out: Annotated[
+        Path | None, typer.Option(help=f"folder of the picture; {OUT} by default")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print JSON instead; a picture only with --out")
+    ] = False,
+) -> None:
+    """Predict what every rule does to a federation, side by side and without simulation.
+
+    Rates, half-lives, survival, floors and thresholds in closed form, for every rank partition; a
+    picture shows the mean energies over the rounds.
+
+    With --json: "case", "partitions" and "rules". A rule has, by quantity, "values", one number
+    per partition ("energy": one list per round), and "reason": why they are null, where they are.
+    """
+    gain_mean, gain_std = parse_pair("--gain", gain)
+    drift_mean, drift_std = parse_pair("--drift", drift, mean=0.0)
+    case = Case(
+        ranks,
+        rounds,
+        cohort_size=cohort,
+        num_samples=None if num_samples is None else parse_samples("--num-samples", num_samples),
+        sampling=sampling,
+        allocation=allocation,
+        gain_mean=gain_mean,
+        gain_std=gain_std,
+        drift_mean=drift_mean,
+        drift_std=drift_std,
+        initial_amplitude=initial_amplitude,
+        spectrum_decay=spectrum_decay,
+        target=target,
+        local_time=local_time,
+    )
+    folder = out if as_json else out or OUT
+    if folder is not None:
+        check_folder("--out", folder, folder)
+    prediction = predict_case(case)
+    if as_json:
+        print(json.dumps(to_record(prediction), indent=1, allow_nan=False))
+    else:
+        print_tables(prediction)
+    if folder is not None:
+        written = _draw(prediction, folder)
+        if not as_json:
+            print(f"predicted energies in {written}")
+
+
+def _draw(prediction: Prediction, folder: Path) -> Path:
+    # imported late: half of what the whole command takes, and not needed for JSON
+    from paper_figs import predict as figure
+    from paper_figs import style
+
+    style.apply()
+    return style.save(figure.draw(prediction)[0], folder, "predict")[0]

@@ -1,0 +1,157 @@
+"""`predict` puts the closed forms side by side and adds nothing of its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis import closed_form
+from analysis.closed_form.rules import RULES
+from analysis.predict import Case, Prediction, RulePrediction, predict
+from analysis.prediction_record import to_record
+from fedlora_sim.tolerances import relative
+
+EXAMPLE = Case(
+    "8x10,16x6,64x4",
+    cohort_size=5,
+    gain_mean=0.98,
+    gain_std=0.1,
+    drift_std=0.02,
+    rounds=30,
+    local_time=0.5,
+)
+FULL = Case("2x4,4x2,8x2", rounds=20, num_samples=(1, 2, 3, 4, 1, 2, 3, 4))
+SAMPLED = Case("2x3,4x3", cohort_size=2, sampling="bernoulli", allocation="random", rounds=5)
+
+
+@pytest.fixture(scope="module")
+def predicted() -> Prediction:
+    return predict(EXAMPLE)
+
+
+def row(prediction: Prediction, label: str) -> RulePrediction:
+    (found,) = [one for one in prediction.rules if one.label == label]
+    return found
+
+
+def test_every_rule_is_there_with_each_of_its_policies(predicted: Prediction) -> None:
+    assert {found.rule for found in predicted.rules} == set(RULES)
+    labels = [found.label for found in predicted.rules]
+    assert len(set(labels)) == len(labels)
+    assert {"raflora, zero", "raflora, carry", "fedavg"} <= set(labels)
+
+
+def test_every_quantity_has_values_or_a_reason(predicted: Prediction) -> None:
+    for found in predicted.rules:
+        assert not set(found.values) & set(found.reasons)
+        assert set(found.values) | set(found.reasons) == {
+            *("energy_rate", "energy_half_life", "typical_rate", "typical_half_life"),
+            *("survival", "relative_energy", "energy_floor", "energy"),
+            *("collapse_threshold", "flow_floor", "flow_rate"),
+        }
+        for name, values in found.values.items():
+            assert values.shape == ((31, 3) if name == "energy" else (3,))
+            assert not np.isnan(values).any()
+        assert all(reason for reason in found.reasons.values())
+
+
+def test_numbers_are_those_of_the_closed_forms(predicted: Prediction) -> None:
+    asked: dict[str, Any] = {"cohort_size": 5, "gain_mean": 0.98, "gain_std": 0.1}
+    first = [0, 8, 16]
+    for rule in ("fedavg", "flora"):
+        values = row(predicted, rule).values
+        rate = closed_form.energy_rate(rule, EXAMPLE.ranks, **asked)
+        np.testing.assert_array_equal(values["energy_rate"], rate[first])
+        floor = closed_form.energy_floor(rule, EXAMPLE.ranks, drift_std=0.02, **asked)
+        np.testing.assert_allclose(values["energy_floor"], floor[first], relative("reduction"))
+        np.testing.assert_allclose(
+            values["energy_half_life"], np.log(0.5) / np.log(rate[first]), relative("reduction")
+        )
+    zero, carry = row(predicted, "raflora, zero"), row(predicted, "raflora, carry")
+    empty = predicted.empty_probability
+    np.testing.assert_allclose(zero.values["survival"], (1 - empty) ** 30, relative("reduction"))
+    assert (carry.values["survival"] == 1).all()
+
+
+def test_energies_are_means_over_the_directions_of_a_partition(predicted: Prediction) -> None:
+    start = EXAMPLE.initial_amplitudes
+    for part, h in zip(EXAMPLE.partitions, range(3), strict=True):
+        mean = float(np.mean(start[part] ** 2))
+        energy = row(predicted, "fedavg").values["energy"]
+        assert energy[0, h] == pytest.approx(mean, rel=relative("reduction"))
+    values = row(predicted, "fedavg").values
+    np.testing.assert_array_equal(values["relative_energy"], energy[-1] / energy[0])
+
+
+def test_rules_without_a_closed_form_say_why(predicted: Prediction) -> None:
+    reason = row(predicted, "zero_pad").reasons["energy_rate"]
+    assert "gain_std=0.1" in reason
+    assert "no closed form" in reason
+    assert "energy" not in row(predicted, "zero_pad").values
+
+
+def test_a_federation_without_differences_keeps_everything() -> None:
+    prediction = predict(Case("4x3", rounds=4))
+    for found in prediction.rules:
+        if found.rule != "fedex":  # its fresh adapters hold what its base does not
+            assert found.values["relative_energy"] == pytest.approx(1.0)
+        assert found.values["survival"] == 1
+        assert np.isposinf(found.values["energy_half_life"]).all()
+
+
+@pytest.mark.parametrize("case", [EXAMPLE, FULL, SAMPLED], ids=["example", "full", "random"])
+def test_the_record_is_plain_and_whole(case: Case) -> None:
+    prediction = predict(case)
+    record = json.loads(json.dumps(to_record(prediction), allow_nan=False))
+    assert record["case"]["ranks"] == list(case.federation.ranks)
+    assert [part["coverage"] for part in record["partitions"]] == prediction.coverage.tolist()
+    assert len(record["rules"]) == len(prediction.rules)
+    for written, found in zip(record["rules"], prediction.rules, strict=True):
+        for name, values in found.values.items():
+            again = np.array(written[name]["values"], dtype=np.float64)
+            finite = np.isfinite(values)
+            np.testing.assert_array_equal(again[finite], values[finite])
+            assert np.isnan(again[~finite]).all()
+            assert (written[name]["reason"] is None) == bool(finite.all())
+        for name, reason in found.reasons.items():
+            assert written[name] == {"values": None, "reason": reason}
+
+
+def test_estimated_laws_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.cohorts.shares.ENUMERATION_LIMIT", 1)
+    samples = tuple(1 + k / 7 for k in range(8))
+    case = Case("2x4,4x4", num_samples=samples, cohort_size=3, rounds=2)
+    (note,) = predict(case, rules=["fedavg"]).notes
+    assert "random cohorts" in note
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ranks", "4x"),
+        ("rounds", 0),
+        ("cohort_size", 30),
+        ("gain_mean", float("nan")),
+        ("gain_std", -0.1),
+        ("drift_std", -1.0),
+        ("initial_amplitude", 0.0),
+        ("spectrum_decay", 1.5),
+        ("target", -1.0),
+        ("local_time", 0.0),
+        ("allocation", "importance"),
+        ("sampling", "often"),
+        ("num_samples", (1, 2)),
+    ],
+)
+def test_bad_cases_are_refused(field: str, value: object) -> None:
+    given: dict[str, Any] = {"ranks": "2x4,4x2"} | {field: value}
+    with pytest.raises(ValueError, match=f"^{field}="):
+        Case(**given)
+
+
+def test_unknown_rule_is_refused() -> None:
+    with pytest.raises(ValueError, match="did you mean 'fedavg'"):
+        predict(FULL, rules=["fedavgg"])
