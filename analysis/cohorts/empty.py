@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.stats import poisson
 
 from analysis.cohorts.clients import Clients
+from analysis.cohorts.pmf import poisson_pmf
 
 
 def empty_cohort(clients: Clients) -> float:
@@ -67,7 +67,7 @@ def _repeated(clients: Clients) -> float:
     chance = np.zeros(size + 1)
     chance[0] = 1.0
     for law, carry in zip(clients.law, clients.carry, strict=True):
-        factor = poisson.pmf(counts, size * law)
+        factor = poisson_pmf(counts, size * law)
         factor[1:] *= 1.0 - carry
         chance = np.convolve(chance, factor)[: size + 1]
-    return float(chance[size] / poisson.pmf(size, size))
+    return float(chance[size] / poisson_pmf(size, size))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.stats import binom
 
 from analysis.cohorts.clients import Clients
 from analysis.cohorts.law import Array
+from analysis.cohorts.pmf import binomial_pmf
 from analysis.cohorts.sums import Sums
 
 _NEGLIGIBLE = 1e-60  # relative to the most probable: nothing that a double could notice
@@ -86,14 +86,14 @@ def _bernoulli(clients: Clients) -> Sums:
     K, p = clients.number, clients.size / clients.number
     if clients.sure:
         marked = int(clients.carry.sum())
-        drawn = _trimmed(binom.pmf(np.arange(marked + 1), marked, p))
-        rest = _trimmed(binom.pmf(np.arange(K - marked + 1), K - marked, p))
+        drawn = _trimmed(binomial_pmf(np.arange(marked + 1), marked, p))
+        rest = _trimmed(binomial_pmf(np.arange(K - marked + 1), K - marked, p))
         if clients.normaliser != "cohort":
             rest = np.zeros(1, dtype=np.int64), np.ones(1)
         mass = np.outer(drawn[1], rest[1]).ravel()
         own = np.repeat(drawn[0], rest[0].size).astype(np.float64)
         return Sums(mass, own, np.tile(rest[0], drawn[0].size).astype(np.float64), own)
-    size_law, law = binom.pmf(np.arange(K + 1), K, p), carriers(clients.carry)
+    size_law, law = binomial_pmf(np.arange(K + 1), K, p), carriers(clients.carry)
     rows = []
     for size in range(K, 0, -1):
         if size < K:
@@ -116,7 +116,7 @@ def _repeated(clients: Clients) -> Sums:
     else:
         number, mass = _trimmed(carriers(clients.carry))
         chance, repeat = number / clients.number, 1.0 / np.maximum(number, 1)
-    table = mass[:, None] * binom.pmf(draws, size, chance[:, None])
+    table = mass[:, None] * binomial_pmf(draws, size, chance[:, None])
     squares = draws + draws * (draws - 1) * repeat[:, None]
     own = np.tile(draws, mass.size)
     return Sums(table.ravel(), own, size - own, squares.ravel())

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, poisson
 
 from analysis.cohorts.clients import Clients
 from analysis.cohorts.law import Array
+from analysis.cohorts.pmf import binomial_pmf, poisson_pmf
 from analysis.cohorts.sums import Sums
 
 _COUNT_CAP = 1e15  # far above every limit, far below overflow
@@ -69,7 +69,7 @@ def _group(clients: Clients, size: int, weight: float, carry: float, law: float)
         probability, squares = _repeated(draws, carried, size, carry, clients.size * law)
     else:
         share = clients.size / clients.number
-        probability = binom.pmf(draws, size, share) * binom.pmf(carried, draws, carry)
+        probability = binomial_pmf(draws, size, share) * binomial_pmf(carried, draws, carry)
         squares = carried.astype(np.float64)
     starts = np.searchsorted(draws, np.arange(most + 2))
     return Group(size, weight, starts, draws, carried, probability, squares)
@@ -83,8 +83,8 @@ def _repeated(
     Draws that fall on n clients alike: `E[sum c^2 | d] = d + d (d - 1) / n`.
     """
     number = np.arange(size + 1)[:, None]
-    mass = binom.pmf(number, size, carry) * poisson.pmf(carried, mean * number)
-    mass = mass * poisson.pmf(draws - carried, mean * (size - number))
+    mass = binomial_pmf(number, size, carry) * poisson_pmf(carried, mean * number)
+    mass = mass * poisson_pmf(draws - carried, mean * (size - number))
     squares = carried + carried * (carried - 1) / np.maximum(number, 1)
     total = mass.sum(axis=0)
     safe = np.where(total > 0, total, 1.0)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import poisson
 
 from analysis.cohorts.clients import Clients
 from analysis.cohorts.equal import hypergeometric
 from analysis.cohorts.law import Array
+from analysis.cohorts.pmf import poisson_pmf
 from analysis.cohorts.sums import Sums
 
 _WHOLE = 2.0**53  # from here on not every whole number is a double
@@ -168,7 +168,7 @@ def _draws_of(clients: Clients, k: int, law: float) -> Array:
     if clients.sampling == "without_replacement":
         possible = j <= k
         return np.stack([np.where(possible, k - j, 0), np.where(possible, j, 0)], axis=1) / k
-    mass = poisson.pmf(j, clients.size * law)
+    mass = poisson_pmf(j, clients.size * law)
     return np.tile(mass[: 1 + np.flatnonzero(mass > _NEGLIGIBLE).max()], (j.size, 1))
 
 

@@ -18,7 +18,7 @@ HEAVY = (
     "pandas",
     "sympy",
     "matplotlib",
-    "seaborn",
+    "scipy.stats",
     "fedlora_sim.lowrank",
 )
 
