@@ -26,7 +26,13 @@ from analysis.closed_form.flow_rounds import (
 )
 from analysis.closed_form.inputs import Ranks, Samples, per_direction
 from analysis.closed_form.setting import Setting, setting_of
-from analysis.closed_form.targets import client_targets, full_weights, need_full, shared_targets
+from analysis.closed_form.targets import (
+    client_targets,
+    full_weights,
+    need_equal,
+    need_full,
+    shared_targets,
+)
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import check_finite, check_positive_int, expected
 
@@ -190,7 +196,7 @@ def flow_rate(
 
     Raises:
         ValueError: on a bad argument; on flora and fedex; on unequal targets without full
-            participation.
+            participation, or under hetlora.
     """
     setting = setting_of(
         rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
@@ -202,6 +208,7 @@ def flow_rate(
     if setting.form.name == "ffa":
         return _ffa_step(setting, targets, time).slope
     if equal is None:
+        need_equal(setting, target)
         need_full(setting, "targets differ")
         growth = ratio(setting, targets, time, np.zeros(setting.r_max))
         held = slope(setting, targets, time, rest(setting, targets, time))

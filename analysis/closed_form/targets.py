@@ -124,6 +124,15 @@ def need_full(setting: Setting, reason: str) -> None:
         )
 
 
+def need_equal(setting: Setting, target: ArrayLike) -> None:
+    """Refuse unequal targets under hetlora, whose weights then have no uniform limit."""
+    if setting.form.norm_weighted:
+        reason = "norms that differ for good keep the weights from uniform: no closed form"
+        raise expected(
+            "target", target, f"targets that clients share for rule='hetlora' ({reason})"
+        )
+
+
 def _checked(argument: str, value: ArrayLike, minimum: float | None = None) -> Array:
     bound = "" if minimum is None else f" of at least {minimum:g}"
     try:

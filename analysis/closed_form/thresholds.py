@@ -11,6 +11,7 @@ from analysis.closed_form.targets import (
     carriers,
     client_targets,
     full_weights,
+    need_equal,
     need_full,
     shared_targets,
 )
@@ -52,7 +53,8 @@ def collapse_threshold(
         no local time helps: no target above 0 (but fedex).
 
     Raises:
-        ValueError: on a bad argument; on unequal targets without full participation.
+        ValueError: on a bad argument; on unequal targets without full participation, or under
+            hetlora.
     """
     setting = setting_of(
         rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
@@ -62,6 +64,7 @@ def collapse_threshold(
     if setting.form.space == "residual":
         return np.zeros(setting.r_max)
     if equal is None:
+        need_equal(setting, target)
         need_full(setting, "targets differ")
     if setting.form.space == "base" or setting.form.name == "ffa":
         pull = equal if equal is not None else (full_weights(setting) * targets).sum(axis=0)

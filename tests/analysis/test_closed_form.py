@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from analysis import closed_form
-from analysis.closed_form import round_map
 from analysis.cohorts import moments, shares
 from fedlora_sim.federation import SAMPLINGS, Federation, draw_cohorts
 from fedlora_sim.randomness import stream
@@ -186,7 +185,7 @@ def test_floor_is_infinite_without_suppression():
 
 
 def test_floor_is_zero_without_drift():
-    for rule in round_map.RULES:
+    for rule in ("fedavg", "zero_pad", "raflora"):
         floor = closed_form.energy_floor(
             rule, RANKS, cohort_size=3, gain_mean=0.9, gain_std=0.0, drift_std=0.0
         )
@@ -216,7 +215,7 @@ BASE = {"gain_mean": 1.0, "gain_std": 0.0, "drift_std": 0.0}
     ("change", "message"),
     [
         ({"rule": "raflra"}, r"rule='raflra'.*did you mean 'raflora'"),
-        ({"rule": "flexlora"}, r"rule='flexlora': expected one of"),
+        ({"rule": "lora"}, r"rule='lora': expected one of"),
         ({"cohort_size": 11}, r"cohort_size=11: expected at most the federation's 10 clients"),
         ({"cohort_size": 0}, r"cohort_size=0: expected a whole number of at least 1"),
         ({"gain_std": -0.1}, r"gain_std=-0.1: expected finite numbers of at least 0"),

@@ -1,0 +1,284 @@
+"""The flow against the differential equation of the factors and against rounds written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from closed_form_cases import FACTOR, RANKS, SAMPLES, federation_keywords, outcomes
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
+
+from analysis import closed_form
+from fedlora_sim.federation import SAMPLINGS, Federation
+from fedlora_sim.tolerances import relative
+
+CLOSE = relative("factorization")
+ITERATED = relative("iteration")
+LOGISTIC = ("fedavg", "zero_pad", "raflora", "rbla")
+TARGETS = np.array([[1.0, 1.5], [0.4, 0.2], [2.0, 0.0]])
+
+
+@pytest.mark.parametrize("target", [1.3, 0.0, -0.7])
+def test_the_map_is_gradient_flow_of_balanced_factors(target):
+    x, T = 0.4, 0.8
+
+    def flow(_, ab):
+        a, b = ab
+        return [-(a * b - target) * b, -(a * b - target) * a]
+
+    end = solve_ivp(flow, (0, T), [math.sqrt(x)] * 2, rtol=ITERATED, atol=ITERATED).y[:, -1]
+    found = closed_form.flow_map(x, target, T)
+    np.testing.assert_allclose(found, end.prod(), rtol=relative("training"))
+
+
+@given(
+    st.floats(0, 1e3), st.floats(-50, 50), st.floats(0, 100), st.floats(0, 100)
+)  # fmt: skip
+def test_the_map_is_a_flow(x, target, first, second):
+    step = closed_form.flow_map(closed_form.flow_map(x, target, first), target, second)
+    whole = closed_form.flow_map(x, target, first + second)
+    assert step == pytest.approx(float(whole), rel=ITERATED, abs=ITERATED)
+
+
+def test_limits_of_the_map():
+    x = np.array([0.0, 0.2, 3.0])
+    np.testing.assert_array_equal(closed_form.flow_map(x, 1.0, 0.0), x)
+    np.testing.assert_allclose(closed_form.flow_map(x, 1.5, 1e6), [0.0, 1.5, 1.5], rtol=CLOSE)
+    np.testing.assert_array_equal(closed_form.flow_map(x, -1.5, 1e6), 0.0)
+    np.testing.assert_allclose(closed_form.flow_map(x, 1e-9, 0.5), x / (1 + x), rtol=ITERATED)
+    np.testing.assert_array_equal(closed_form.flow_map(x[:, None], [1.0, 2.0], 0.5).shape, (3, 2))
+
+
+def one_round(rule, weights, x, targets, time):
+    """A round of unequal clients, straight from the definition."""
+    root = 0.5 if rule in FACTOR else 1.0
+    trained = closed_form.flow_map(x, targets, time)
+    if rule == "ffa":
+        trained = targets + (x - targets) * math.exp(-time)
+    if rule == "hetlora":
+        trained = trained * (np.array(RANKS)[:, None] > np.arange(2))
+        norms = np.linalg.norm(trained, axis=1)
+        weights = (norms / norms.sum())[:, None] * (np.array(RANKS)[:, None] > np.arange(2))
+    return (weights * trained**root).sum(axis=0) ** (1 / root)
+
+
+def full_weights(rule):
+    own = np.array(SAMPLES)[:, None] * (np.array(RANKS)[:, None] > np.arange(2))
+    return own / (own.sum(axis=0) if rule in ("raflora", "rbla") else sum(SAMPLES))
+
+
+@pytest.mark.parametrize("time", [0.05, 0.6])
+@pytest.mark.parametrize("rule", [*LOGISTIC, "ffa", "hetlora"])
+def test_unequal_targets_with_everybody(rule, time):
+    asked = {"num_samples": SAMPLES}
+    path = closed_form.flow_trajectory(
+        rule, RANKS, 10_000, target=TARGETS, local_time=time, initial_amplitude=0.7, **asked
+    )
+    x = np.full(2, 0.7)
+    for t in range(4):
+        x = one_round(rule, full_weights(rule), x, TARGETS, time)
+        np.testing.assert_allclose(path[t + 1], x, rtol=CLOSE)
+    floor = closed_form.flow_floor(rule, RANKS, TARGETS, time, **asked)
+    np.testing.assert_allclose(path[-1], floor, rtol=ITERATED, atol=ITERATED)
+    if rule != "hetlora":
+        rate = closed_form.flow_rate(rule, RANKS, TARGETS, time, **asked)
+        nudge = relative("training")
+        slope = one_round(rule, full_weights(rule), floor + nudge, TARGETS, time) - floor
+        np.testing.assert_allclose(slope / nudge, rate, rtol=relative("training") ** 0.5)
+
+
+@pytest.mark.parametrize("rule", [*LOGISTIC, "ffa"])
+def test_equal_and_unequal_targets_agree(rule):
+    near = np.tile([1.0, 0.5], (3, 1)) + np.array([0, 1, -1])[:, None] * relative("exact")
+    near[1] *= 1 + 1e-15  # so close that only the branch differs
+    for time in (0.05, 0.7):
+        for function in (closed_form.flow_floor, closed_form.flow_rate):
+            one = function(rule, RANKS, [[1.0, 0.5]], time, num_samples=SAMPLES)
+            other = function(rule, RANKS, near, time, num_samples=SAMPLES)
+            np.testing.assert_allclose(one, other, rtol=ITERATED, atol=ITERATED)
+    one = closed_form.collapse_threshold(rule, RANKS, [[1.0, 0.5]], num_samples=SAMPLES)
+    other = closed_form.collapse_threshold(rule, RANKS, near, num_samples=SAMPLES)
+    np.testing.assert_allclose(one, other, rtol=ITERATED, atol=ITERATED)
+
+
+@pytest.mark.parametrize("allocation", ["svd", "random"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("rule", [*LOGISTIC, "ffa"])
+def test_random_cohorts_round_by_round(rule, sampling, allocation):
+    asked = federation_keywords(sampling) | {"allocation": allocation}
+    fed = Federation(RANKS, asked["num_samples"], asked["cohort_size"], sampling)
+    for policy in ("zero", "carry") if rule in ("raflora", "rbla") else ("zero",):
+        path = closed_form.flow_trajectory(
+            rule, RANKS, 3, target=0.8, local_time=0.4, initial_amplitude=0.3,
+            empty_partition=policy, **asked,
+        )  # fmt: skip
+        for i in range(fed.r_max):
+            x, p = np.array([0.3]), np.ones(1)
+            for _ in range(3):
+                parts = []
+                for chance, weights in outcomes(rule, fed, allocation, i):
+                    share = weights.sum()
+                    if rule == "ffa":
+                        new = share * (0.8 + (x - 0.8) * math.exp(-0.4))
+                    elif share == 0:
+                        if policy == "zero":
+                            continue  # given that somebody carried it
+                        new = x
+                    else:
+                        power = 2 if rule in FACTOR else 1
+                        new = share**power * closed_form.flow_map(x, 0.8, 0.4)
+                    parts.append((new, chance * p))
+                x, p = (np.concatenate(part) for part in zip(*parts, strict=True))
+            mean = p @ x if rule == "ffa" else p.sum() / (p @ (1 / x))
+            assert path[-1, i] == pytest.approx(mean, rel=CLOSE)
+
+
+@pytest.mark.parametrize("rule", [*LOGISTIC, "ffa"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_trajectories_tend_to_the_floor_at_the_stated_rate(rule, size):
+    for time in (0.05, 1.5):
+        asked = {"target": 1.2, "local_time": time, "cohort_size": size}
+        path = closed_form.flow_trajectory(rule, RANKS, 3000, initial_amplitude=0.4, **asked)
+        floor = closed_form.flow_floor(rule, RANKS, **asked)
+        rate = closed_form.flow_rate(rule, RANKS, **asked)
+        np.testing.assert_allclose(path[-1], floor, rtol=ITERATED, atol=ITERATED)
+        # where 1/x is affine its distance to the fixed point, or x itself, shrinks by the rate
+        value = path if rule == "ffa" else 1 / np.where(path > 0, path, 1)
+        rest = np.where(floor > 0, floor if rule == "ffa" else 1 / np.where(floor, floor, 1), 0)
+        gap = np.abs(value - rest)[:4]
+        grows = floor == 0
+        np.testing.assert_allclose(gap[3, ~grows], (rate**3 * gap[0])[~grows], rtol=ITERATED)
+        late = path[40:42, grows]
+        np.testing.assert_allclose(late[1] / late[0], rate[grows], rtol=relative("training") ** 0.5)
+
+
+def test_decay_at_the_critical_point_is_algebraic():
+    share = closed_form.coverage(RANKS, SAMPLES)
+    for rule, power in (("fedavg", 1), ("zero_pad", 2)):
+        critical = closed_form.collapse_threshold(rule, RANKS, 1.0, num_samples=SAMPLES)
+        np.testing.assert_allclose(critical, -power * np.log(share) / 2, rtol=CLOSE)
+        asked = {"target": 1.0, "local_time": float(critical[1]), "num_samples": SAMPLES}
+        path = closed_form.flow_trajectory(rule, RANKS, 4000, initial_amplitude=0.5, **asked)[:, 1]
+        slope = math.log(path[4000] / path[2000]) / math.log(2)
+        assert slope == pytest.approx(-1, abs=1e-2)
+        assert closed_form.flow_rate(rule, RANKS, 1.0, float(critical[1]), num_samples=SAMPLES)[
+            1
+        ] == pytest.approx(1, rel=CLOSE)
+
+
+CASES = [(rule, targets) for rule in LOGISTIC for targets in (1.3, TARGETS)]
+
+
+@pytest.mark.parametrize(("rule", "targets"), [*CASES, ("hetlora", 1.3)])
+def test_floors_open_at_the_threshold(rule, targets):
+    samples = None if rule == "hetlora" else SAMPLES
+    critical = closed_form.collapse_threshold(rule, RANKS, targets, num_samples=samples)
+    assert (critical >= 0).all()
+    for i in np.flatnonzero((critical > 0) & np.isfinite(critical)):
+        below, above = (
+            closed_form.flow_floor(rule, RANKS, targets, f * critical[i], num_samples=samples)[i]
+            for f in (0.9, 1.1)
+        )
+        assert below == 0
+        assert above > 0
+
+
+def test_a_typical_run_survives_above_its_threshold_only():
+    asked = {"cohort_size": 2}
+    critical = closed_form.collapse_threshold("fedavg", RANKS, 0.9, **asked)[1]
+    fed = Federation(RANKS, None, 2, None)
+    table = [(p, w.sum()) for p, w in outcomes("fedavg", fed, "svd", 1) if w.sum() > 0]
+    drift = sum(p * math.log(share) for p, share in table) / sum(p for p, _ in table)
+    assert critical == pytest.approx(-drift / (2 * 0.9), rel=CLOSE)
+
+
+def test_limits_of_floors_and_thresholds():
+    share = closed_form.coverage(RANKS, SAMPLES)
+    asked = {"num_samples": SAMPLES}
+    for rule, power in (("fedavg", 1), ("zero_pad", 2), ("ffa", 1)):
+        far = closed_form.flow_floor(rule, RANKS, 2.0, 1e5, **asked)
+        np.testing.assert_allclose(far, 2 * share**power, rtol=CLOSE)
+        still = closed_form.flow_floor(rule, RANKS, 2.0, 0.0, **asked)
+        np.testing.assert_array_equal(still, np.where(share == 1, 2.0, 0.0))
+        rate = closed_form.flow_rate(rule, RANKS, 2.0, 0.0, **asked)
+        np.testing.assert_allclose(rate, share**power, rtol=CLOSE)
+    for rule in ("raflora", "rbla", "flora"):
+        floor = closed_form.flow_floor(rule, RANKS, 2.0, 0.3, cohort_size=2)
+        np.testing.assert_allclose(floor, 2.0, rtol=CLOSE)
+    for rule in ("fedex", "ffa", "flora", "raflora", "rbla"):
+        threshold = closed_form.collapse_threshold(rule, RANKS, 1.0, cohort_size=2)
+        np.testing.assert_array_equal(threshold, 0.0)
+    for rule in [*LOGISTIC, "ffa", "flora", "hetlora"]:
+        for target in (0.0, -1.0):
+            threshold = closed_form.collapse_threshold(rule, RANKS, target)
+            np.testing.assert_array_equal(threshold, np.inf)
+        np.testing.assert_array_equal(closed_form.collapse_threshold(rule, RANKS, 1.0)[0], 0.0)
+
+
+def test_heterogeneous_targets_delay_the_collapse():
+    spread = np.array([[0.6], [1.0], [1.4]])
+    ranks = (2, 2, 2, 1, 1)
+    unequal = np.concatenate([spread, np.ones((2, 1))])
+    for rule in ("fedavg", "zero_pad"):
+        same = closed_form.collapse_threshold(rule, ranks, 1.0)[1]
+        assert closed_form.collapse_threshold(rule, ranks, unequal)[1] < same
+
+
+def test_more_training_and_larger_cohorts_hold_more():
+    times = np.linspace(0.1, 3, 12)
+    for rule in LOGISTIC:
+        floors = [closed_form.flow_floor(rule, "1x3,2x3", 1.0, T, cohort_size=4) for T in times]
+        assert (np.diff(floors, axis=0) >= -CLOSE).all()
+        held = [closed_form.flow_floor(rule, "1x3,2x3", 1.0, 2.0, cohort_size=m) for m in (4, 5, 6)]
+        assert (np.diff(held, axis=0) >= -CLOSE).all()
+
+
+@pytest.mark.parametrize("rule", ["flora", "fedex"])
+def test_rules_that_move_the_base_say_why_not(rule):
+    with pytest.raises(ValueError, match=f"rule='{rule}': expected a rule whose clients train all"):
+        closed_form.flow_trajectory(
+            rule, RANKS, 3, target=1.0, local_time=0.1, initial_amplitude=1.0
+        )
+    with pytest.raises(ValueError, match=f"rule='{rule}': expected a rule whose clients train all"):
+        closed_form.flow_rate(rule, RANKS, 1.0, 0.1)
+    with pytest.raises(ValueError, match=f"rule='{rule}'"):
+        closed_form.flow_floor(rule, RANKS, TARGETS, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"local_time": -1.0}, "local_time=-1.0: expected a finite number of at least 0"),
+        ({"target": math.nan}, "target=nan: expected finite numbers: a scalar"),
+        ({"target": [1.0] * 5}, r"target=\[.*\]: expected finite numbers: a scalar, \(2,\)"),
+        ({"target": "far"}, "target='far'"),
+        ({"target": TARGETS, "cohort_size": 2}, r"cohort_size=2: expected full .*targets differ"),
+        ({"initial_amplitude": -0.1}, "initial_amplitude=-0.1: expected finite numbers of at le"),
+        ({"rule": "hetlora", "cohort_size": 2}, "hetlora's weights depend on the state"),
+        ({"rule": "fedagv"}, "did you mean 'fedavg'"),
+        ({"ranks": (1, 2), "target": [1.0, 2.0]}, r"expected shape \(2, 1\) per client or \(1, 2"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    asked = {"target": 1.0, "local_time": 0.1, "initial_amplitude": 0.5} | change
+    rule, ranks = asked.pop("rule", "fedavg"), asked.pop("ranks", RANKS)
+    with pytest.raises(ValueError, match=message):
+        closed_form.flow_trajectory(rule, ranks, 3, **asked)
+
+
+def test_hetlora_knows_its_limit_for_equal_targets_only():
+    for function in (closed_form.collapse_threshold, closed_form.flow_rate):
+        time = (0.1,) if function is closed_form.flow_rate else ()
+        with pytest.raises(ValueError, match=r"expected targets that clients share for rule"):
+            function("hetlora", RANKS, TARGETS, *time)
+
+
+def test_bad_maps_are_named():
+    for arguments, name in (((-1.0, 1.0, 1.0), "amplitude"), ((1.0, 1.0, -1.0), "local_time")):
+        with pytest.raises(ValueError, match=f"{name}=-1.0: expected finite numbers of at least 0"):
+            closed_form.flow_map(*arguments)
+    with pytest.raises(ValueError, match="shapes that broadcast"):
+        closed_form.flow_map([1.0, 2.0], [1.0, 2.0, 3.0], 1.0)

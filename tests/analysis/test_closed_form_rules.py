@@ -1,0 +1,113 @@
+"""Names and multipliers of rules; every function answers for every rule, or says why not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from closed_form_cases import RANKS, SAMPLES
+
+from analysis import closed_form
+from fedlora_sim.aggregation import get_rule
+from fedlora_sim.tolerances import relative
+
+SHARES = np.linspace(0, 1, 9)
+
+
+@pytest.mark.parametrize("rule", [*closed_form.RULES, "flexlora", "fedit", " FedAvg "])
+def test_multipliers_are_those_of_the_simulator(rule):
+    wanted = get_rule(rule).multiplier(torch.from_numpy(SHARES)).numpy()
+    np.testing.assert_allclose(closed_form.multiplier(rule, SHARES), wanted, rtol=0)
+
+
+def test_what_goes_into_the_base():
+    for rule in closed_form.RULES:
+        share = closed_form.base_share(rule, SHARES)
+        wanted = {"flora": SHARES, "fedex": SHARES - SHARES**2}.get(rule, 0 * SHARES)
+        np.testing.assert_allclose(share, wanted, atol=relative("reduction"))
+
+
+def test_names():
+    assert closed_form.check_rule("FlexLoRA") == "fedavg"
+    assert closed_form.check_rule("fedit") == "zero_pad"
+    with pytest.raises(ValueError, match=r"rule='raflorra'.*did you mean 'raflora'"):
+        closed_form.check_rule("raflorra")
+    for bad in (1.1, -0.1, np.nan, "all"):
+        for function in (closed_form.multiplier, closed_form.base_share):
+            with pytest.raises(ValueError, match=r"coverage=.*: expected numbers in \[0, 1\]"):
+                function("fedavg", bad)
+
+
+FUNCTIONS = {
+    "energy_rate": lambda f, *a, **k: f(*a, gain_mean=0.9, **k),
+    "energy_floor": lambda f, *a, **k: f(*a, gain_mean=0.9, drift_mean=0.1, **k),
+    "energy_trajectory": lambda f, *a, **k: f(*a, 5, initial_amplitude=1.0, **k),
+    "mean_trajectory": lambda f, *a, **k: f(*a, 5, initial_amplitude=1.0, **k),
+    "critical_gain_std": lambda f, *a, **k: f(*a, gain_mean=0.9, **k),
+    "survival": lambda f, *a, **k: f(*a, 5, **k),
+    "typical_rate": lambda f, *a, **k: f(*a, gain_mean=0.9, **k),
+    "log_energy_std": lambda f, *a, **k: f(*a, 5, **k),
+    "flow_trajectory": lambda f, *a, **k: f(
+        *a, 5, target=1.0, local_time=0.3, initial_amplitude=0.5, **k
+    ),
+    "flow_floor": lambda f, *a, **k: f(*a, 1.0, 0.3, **k),
+    "flow_rate": lambda f, *a, **k: f(*a, 1.0, 0.3, **k),
+    "collapse_threshold": lambda f, *a, **k: f(*a, 1.0, **k),
+    "noise_gain": lambda f, *a, **k: f(*a, **k),
+    "noise_to_signal": lambda f, *a, **k: f(*a, drift_std=0.1, **k),
+}
+REFUSED = {
+    "fedex": "critical_gain_std flow_floor flow_rate flow_trajectory noise_gain noise_to_signal",
+    "flora": "flow_rate flow_trajectory",
+    "hetlora": "critical_gain_std energy_floor noise_gain noise_to_signal",
+    "rbla": "critical_gain_std noise_gain noise_to_signal",
+    "zero_pad": "critical_gain_std noise_gain noise_to_signal",
+}
+DRAWN = {
+    "fedex": "log_energy_std typical_rate",
+    "hetlora": "energy_trajectory flow_floor flow_trajectory mean_trajectory",
+}
+SETTINGS = [
+    {},
+    {"num_samples": SAMPLES, "cohort_size": 2},
+    {"cohort_size": 2, "allocation": "random", "sampling": "bernoulli"},
+    {"cohort_size": 1, "empty_partition": "carry"},
+]
+
+
+@pytest.mark.parametrize("rule", closed_form.RULES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_rule_has_an_answer_or_a_reason(rule, name):
+    for asked in SETTINGS:
+        refused = REFUSED.get(rule, "").split()
+        refused = refused + (DRAWN.get(rule, "").split() if asked else [])
+        call = FUNCTIONS[name]
+        if name in refused:
+            with pytest.raises(ValueError, match=r"no closed form|expected a rule whose clients"):
+                call(getattr(closed_form, name), rule, RANKS, **asked)
+            continue
+        values = call(getattr(closed_form, name), rule, RANKS, **asked)
+        assert values.dtype == np.float64
+        assert values.shape[-1] == 2
+        assert not np.isnan(values).any()
+        assert (values >= 0).all()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_knows_the_federation(name):
+    function, call = getattr(closed_form, name), FUNCTIONS[name]
+    for asked, message in (
+        ({"cohort_size": 4}, "cohort_size=4: expected at most the federation's 3 clients"),
+        ({"num_samples": [1, 2]}, r"num_samples=.*: expected 3 values"),
+        ({"sampling": "all"}, "sampling='all': expected one of"),
+        ({"allocation": "importance"}, "allocation='importance': expected 'svd' or 'random'"),
+        ({"allocation": "radnom"}, "did you mean 'random'"),
+        ({"empty_partition": "keep"}, "empty_partition='keep': expected one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(function, "fedavg", RANKS, **asked)
+    with pytest.raises(ValueError, match="did you mean 'fedavg'"):
+        call(function, "fedvag", RANKS)
+    if name not in ("critical_gain_std", "noise_gain", "noise_to_signal"):
+        with pytest.raises(ValueError, match="empty_partition='error'"):
+            call(function, "rbla", RANKS, cohort_size=1, empty_partition="error")
