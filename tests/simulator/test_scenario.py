@@ -257,3 +257,11 @@ def test_matrices_must_hold_the_ranks():
     assert Scenario("8x2", d_in=4).ranks == (8, 8)
     with pytest.raises(ValueError, match=r"ranks=8.*= 4"):
         Scenario("8x2", fidelity="matrix", d_in=4)
+
+
+def test_a_scenario_makes_its_federation_once_and_a_copy_its_own() -> None:
+    other = FULL.replace(cohort_size=1)
+    assert FULL.federation is FULL.federation
+    assert (FULL.federation.cohort_size, other.federation.cohort_size) == (2, 1)
+    assert FULL.replace() == FULL
+    assert hash(FULL) == hash(FULL.replace())
