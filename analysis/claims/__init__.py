@@ -8,10 +8,15 @@ from analysis.claims import (
     cohorts,
     digits,
     floors,
+    heterogeneity,
     identities,
+    noise,
+    norm_weights,
     participation,
     rates,
+    rivals,
     rules,
+    signal_to_noise,
     typical,
 )
 from fedlora_sim.errors import check_choice, expected
@@ -25,6 +30,11 @@ CLAIMS: tuple[Claim, ...] = (
     *floors.CLAIMS,
     *identities.CLAIMS,
     *rules.CLAIMS,
+    *rivals.CLAIMS,
+    *norm_weights.CLAIMS,
+    *heterogeneity.CLAIMS,
+    *noise.CLAIMS,
+    *signal_to_noise.CLAIMS,
     *digits.CLAIMS,
 )
 

@@ -1,0 +1,227 @@
+"""Clients that differ: how far the spread of their gains slows the suppression, and stops it.
+
+What clients' gains average to is less certain the more they differ, and an energy is a mean of
+squares: it loses less. Clients that differ in the same way every round, rather than anew, make the
+luck of one round last, and lose less still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import closed_form
+from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.predicted import (
+    above_shared,
+    client_arguments,
+    federation_arguments,
+    per_partition,
+)
+from analysis.inference.intervals import root_of_mean
+from analysis.inference.verdict import Prediction
+from fedlora_sim import Scenario, parse_ranks
+
+Array = NDArray[np.float64]
+
+# Sixteen equal directions per partition, whose gains are drawn apart: as many samples in one run.
+# Two rounds, for the fourth moment behind the error of a mean energy outgrows its square.
+SPREAD = Scenario(
+    ranks=parse_ranks("16x8,32x6,48x6"),
+    cohort_size=12,
+    rounds=2,
+    spectrum_decay=1.0,
+    gain_mean=0.8,
+)
+DEVIATIONS = (0.4, 0.8, 1.2)
+CRITICAL = SPREAD.replace(cohort_size=None)
+FACTORS = (0.9, 1.0, 1.1)
+PERSISTENT = SPREAD.replace(
+    cohort_size=None, rounds=4, gain_mean=1.0, gain_std=0.5, heterogeneity="persistent"
+)
+COHORTS = PERSISTENT.replace(cohort_size=16)
+PARTITIONS = ("partition 2", "partition 3")
+ALL_PARTITIONS = ("partition 1", *PARTITIONS)
+MARGIN = 0.03
+TRAJECTORY_MARGIN = 0.04
+
+
+def energy_left(scenario: Scenario, numbers: Sequence[int], context: Context) -> Array:
+    """Final over initial energy of every partition under FedAvg, (n, M)."""
+    energy = by_partition(simulated(scenario, "fedavg", numbers, context).energy).values
+    return energy[:, -1] / energy[:, 0]
+
+
+def left_at_deviations(numbers: Sequence[int], context: Context) -> Array:
+    """Energy left above the shared partition at each of `DEVIATIONS`, side by side."""
+    left = [energy_left(SPREAD.replace(gain_std=nu), numbers, context) for nu in DEVIATIONS]
+    return np.concatenate([values[:, 1:] for values in left], axis=1)
+
+
+def left_around_critical(shift: float) -> Experiment:
+    """Energy left of each partition at `FACTORS` times its own critical deviation.
+
+    Args:
+        shift: a further factor on all deviations, for the negative control.
+    """
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        left = [
+            energy_left(CRITICAL.replace(gain_std=shift * factor * nu), numbers, context)[:, h]
+            for factor in FACTORS
+            for h, nu in enumerate(_critical(), start=1)
+        ]
+        return np.stack(left, axis=1)
+
+    return experiment
+
+
+def over_prediction(scenario: Scenario, heterogeneity: str) -> Experiment:
+    """Energy of every partition and round over what a kind of heterogeneity predicts."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        energy = by_partition(simulated(scenario, "fedavg", numbers, context).energy).values
+        return (energy / _trajectory(scenario, heterogeneity))[:, 1:].reshape(len(numbers), -1)
+
+    return experiment
+
+
+def final_over_fresh(scenario: Scenario) -> Experiment:
+    """Energy of every partition after the last round over what fresh gains predict."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        energy = by_partition(simulated(scenario, "fedavg", numbers, context).energy).values
+        return energy[:, -1] / _trajectory(PERSISTENT, "fresh")[-1]
+
+    return experiment
+
+
+def _rate(scenario: Scenario, gain_std: float) -> Array:
+    """Predicted energy rates above the shared partition."""
+    rate = closed_form.energy_rate(
+        "fedavg",
+        scenario.ranks,
+        gain_mean=scenario.gain_mean,
+        gain_std=gain_std,
+        **federation_arguments(scenario),
+    )
+    return above_shared(rate, scenario)
+
+
+def _rates(factor: float) -> Prediction:
+    rates = [_rate(SPREAD, factor * nu) for nu in DEVIATIONS]
+    return Prediction.within(np.concatenate(rates), MARGIN)
+
+
+def _critical() -> Array:
+    """Critical deviations above the shared partition."""
+    nu = closed_form.critical_gain_std(
+        "fedavg",
+        CRITICAL.ranks,
+        gain_mean=CRITICAL.gain_mean,
+        **federation_arguments(CRITICAL),
+    )
+    return above_shared(nu, CRITICAL)
+
+
+def _around_critical() -> Prediction:
+    rates = [
+        _rate(CRITICAL, factor * nu)[h] for factor in FACTORS for h, nu in enumerate(_critical())
+    ]
+    return Prediction.within(rates, MARGIN)
+
+
+def _trajectory(scenario: Scenario, heterogeneity: str) -> Array:
+    energy = closed_form.energy_trajectory(
+        "fedavg",
+        scenario.ranks,
+        scenario.rounds,
+        initial_amplitude=scenario.initial_amplitudes,
+        heterogeneity=heterogeneity,
+        **client_arguments(scenario),
+        **federation_arguments(scenario),
+    )
+    return per_partition(energy, scenario)
+
+
+_COMMON: dict[str, Any] = {"source": "ours", "fidelity": "spectral"}
+_RATES: dict[str, Any] = {
+    "statistic": f"root of the mean energy left after {SPREAD.rounds} rounds",
+    "estimator": root_of_mean(SPREAD.rounds),
+    "first": 8_000,
+    "cap": 32_000,
+    "quick": (2_000, 16_000),
+    **_COMMON,
+}
+_FOLLOWED: dict[str, Any] = {"first": 8_000, "cap": 64_000, "quick": (2_000, 16_000), **_COMMON}
+
+
+def _persistent_claim(name: str, scenario: Scenario, who: str) -> Claim:
+    size = scenario.rounds * len(ALL_PARTITIONS)
+    return Claim(
+        id=f"persistent-{name}",
+        statement=f"Where clients differ alike in every round, and {who}, the mean energy follows "
+        "the moments of their lasting gains.",
+        assumptions="FedAvg, gains drawn once per client and direction, equal samples, fixed basis",
+        statistic="mean energy of every round over its prediction",
+        quantities=tuple(
+            f"measured / predicted, round {t + 1}, {p}"
+            for t in range(scenario.rounds)
+            for p in ALL_PARTITIONS
+        ),
+        predict=partial(Prediction.within, np.ones(size), TRAJECTORY_MARGIN),
+        experiment=over_prediction(scenario, "persistent"),
+        control=NegativeControl(
+            "gains drawn anew every round", experiment=over_prediction(scenario, "fresh")
+        ),
+        **_FOLLOWED,
+    )
+
+
+CLAIMS = (
+    Claim(
+        id="heterogeneity-slows",
+        statement="Heterogeneity slows the suppression: q' = g^2 q + nu^2 pi / m.",
+        assumptions="FedAvg, independent gains anew every round, uniform cohorts, fixed basis",
+        quantities=tuple(f"q' at nu = {nu:g}, {p}" for nu in DEVIATIONS for p in PARTITIONS),
+        predict=partial(_rates, 1.0),
+        experiment=left_at_deviations,
+        control=NegativeControl("clients that do not differ, nu = 0", partial(_rates, 0.0)),
+        **_RATES,
+    ),
+    Claim(
+        id="heterogeneity-critical",
+        statement="Heterogeneity stops the suppression at q' = 1: at the critical deviation the "
+        "mean energy stays, below it falls, above it grows.",
+        assumptions="FedAvg, full participation, independent gains anew every round, fixed basis",
+        quantities=tuple(f"q' at {f:g} nu*, {p}" for f in FACTORS for p in PARTITIONS),
+        predict=_around_critical,
+        experiment=left_around_critical(1.0),
+        control=NegativeControl(
+            "deviations of 0.9 times those", experiment=left_around_critical(0.9)
+        ),
+        **_RATES,
+    ),
+    _persistent_claim("full", PERSISTENT, "all take part"),
+    _persistent_claim("cohorts", COHORTS, f"{COHORTS.cohort_size} of 20 do"),
+    Claim(
+        id="persistent-outgrows-fresh",
+        statement="Clients that differ alike in every round keep more energy than clients that "
+        "differ as much, but anew.",
+        assumptions="FedAvg, full participation, equal samples, fixed basis",
+        statistic=f"mean energy after {PERSISTENT.rounds} rounds over that of fresh gains",
+        quantities=ALL_PARTITIONS,
+        predict=partial(Prediction.at_least, np.ones(len(ALL_PARTITIONS))),
+        experiment=final_over_fresh(PERSISTENT),
+        control=NegativeControl(
+            "clients that do not differ",
+            experiment=final_over_fresh(PERSISTENT.replace(gain_std=0)),
+        ),
+        **_FOLLOWED,
+    ),
+)

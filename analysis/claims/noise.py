@@ -1,0 +1,195 @@
+"""What averaging over contributors costs: fewer clients average, and more of their noise is left.
+
+FedAvg divides by the whole cohort, contributors or not, and shrinks signal and noise alike; raFLoRA
+divides by the contributors, and keeps both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import closed_form
+from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claims.experiments import by_partition, energy_series, simulated
+from analysis.claims.predicted import client_arguments, federation_arguments, per_partition
+from analysis.inference.fieller import fieller_ratio
+from analysis.inference.stationary import stationary_mean
+from analysis.inference.verdict import Prediction
+from fedlora_sim import Scenario, parse_ranks
+
+Array = NDArray[np.float64]
+
+RULES = ("fedavg", "raflora")
+# Clients who forget what they receive and return noise: every round is a sample of it.
+NOISE = Scenario(
+    ranks=parse_ranks("12x8,24x6,36x6"),
+    cohort_size=8,
+    rounds=20,
+    spectrum_decay=1.0,
+    gain_mean=0.0,
+    drift_std=0.5,
+    empty_partition="zero",
+)
+HELD = NOISE.replace(gain_mean=0.8, gain_std=0.3, rounds=100)
+BURN_IN = 60
+LONG = HELD.replace(rounds=6_000)
+LONG_BURN_IN = 100
+DRIFTING = LONG.replace(drift_mean=0.15)
+PARTITIONS = ("partition 1", "partition 2", "partition 3")
+MARGIN = 0.02
+FLOOR_MARGIN = 0.03
+LONG_MARGIN = 0.05
+
+
+def mean_energies(scenario: Scenario, burn_in: int) -> Experiment:
+    """Energy of every partition after the burn-in, mean over rounds, for both rules: (n, 2 M)."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        return np.concatenate(
+            [
+                by_partition(simulated(scenario, rule, numbers, context).energy)
+                .isel(round=slice(burn_in, None))
+                .mean("round")
+                .values
+                for rule in RULES
+            ],
+            axis=1,
+        )
+
+    return experiment
+
+
+def energy_pairs(scenario: Scenario, burn_in: int) -> Experiment:
+    """The same as pairs of raFLoRA's and FedAvg's, (n, M, 2)."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        fedavg, raflora = np.split(mean_energies(scenario, burn_in)(numbers, context), 2, axis=1)
+        return np.stack([raflora, fedavg], axis=-1)
+
+    return experiment
+
+
+def _noise_gain(rule: str) -> Array:
+    gain = closed_form.noise_gain(rule, NOISE.ranks, **federation_arguments(NOISE))
+    return per_partition(gain, NOISE)
+
+
+def _noise(*rules: str) -> Prediction:
+    energies = [NOISE.drift_std**2 * _noise_gain(rule) for rule in rules]
+    return Prediction.within(np.concatenate(energies), MARGIN)
+
+
+def _noise_ratio(rule: str, other: str, margin: float = MARGIN) -> Prediction:
+    return Prediction.within(_noise_gain(rule) / _noise_gain(other), margin)
+
+
+def _floor(scenario: Scenario, rule: str, margin: float) -> Prediction:
+    floor = closed_form.energy_floor(
+        rule,
+        scenario.ranks,
+        empty_partition=scenario.empty_partition,
+        **client_arguments(scenario),
+        **federation_arguments(scenario),
+    )
+    return Prediction.within(per_partition(floor, scenario), margin)
+
+
+def _floor_ratio() -> Prediction:
+    raflora, fedavg = (_floor(HELD, rule, FLOOR_MARGIN).value for rule in ("raflora", "fedavg"))
+    return Prediction.within(raflora / fedavg, FLOOR_MARGIN)
+
+
+_COMMON: dict[str, Any] = {
+    "source": "ours",
+    "assumptions": "independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
+    "fidelity": "spectral",
+}
+_RATIO: dict[str, Any] = {
+    "quantities": tuple(f"raflora / fedavg, {p}" for p in PARTITIONS),
+    "estimator": fieller_ratio,
+    **_COMMON,
+}
+_RUNS: dict[str, Any] = {"first": 1_000, "cap": 16_000, "quick": (1_000, 8_000)}
+
+
+def _long_run_claim(rule: str, other: str) -> Claim:
+    return Claim(
+        id=f"long-run-{rule}",
+        statement=f"In one long run under {rule} the energies average to the floor: time gives "
+        "what many runs give.",
+        statistic=f"mean energy of rounds {LONG_BURN_IN} to {LONG.rounds} of few runs, its error "
+        "from the autocorrelation",
+        quantities=PARTITIONS,
+        predict=partial(_floor, LONG, rule, LONG_MARGIN),
+        experiment=energy_series(LONG, rule),
+        control=NegativeControl(f"the floor of {other}", partial(_floor, LONG, other, LONG_MARGIN)),
+        estimator=stationary_mean(LONG_BURN_IN),
+        first=4,
+        cap=32,
+        quick=(4, 16),
+        **_COMMON,
+    )
+
+
+CLAIMS = (
+    Claim(
+        id="noise-gain",
+        statement="Of the energy of client noise FedAvg keeps pi/m, and raFLoRA E[1/H; H > 0].",
+        statistic="mean energy of a round in which clients return noise alone",
+        quantities=tuple(f"{rule}, {p}" for rule in RULES for p in PARTITIONS),
+        predict=partial(_noise, *RULES),
+        experiment=mean_energies(NOISE, 1),
+        control=NegativeControl("the rules exchanged", partial(_noise, *RULES[::-1])),
+        **_RUNS,
+        **_COMMON,
+    ),
+    Claim(
+        id="raflora-noise-amplification",
+        statement="raFLoRA has E[1/H; H > 0] m / pi times the noise energy of FedAvg.",
+        statistic="ratio of mean energies of rounds in which clients return noise alone",
+        predict=partial(_noise_ratio, "raflora", "fedavg"),
+        experiment=energy_pairs(NOISE, 1),
+        control=NegativeControl("the rules exchanged", partial(_noise_ratio, "fedavg", "raflora")),
+        **_RUNS,
+        **_RATIO,
+    ),
+    Claim(
+        id="raflora-floor-ratio",
+        statement="raFLoRA's floor is higher than FedAvg's by more than the noise: by that times "
+        "(1 - q') of FedAvg over (1 - q') of its own.",
+        statistic="ratio of mean energies over the stationary rounds",
+        predict=_floor_ratio,
+        experiment=energy_pairs(HELD, BURN_IN),
+        control=NegativeControl(
+            "the ratio of the noise alone",
+            partial(_noise_ratio, "raflora", "fedavg", FLOOR_MARGIN),
+        ),
+        **_RUNS,
+        **_RATIO,
+    ),
+    _long_run_claim("fedavg", "raflora"),
+    _long_run_claim("raflora", "fedavg"),
+    Claim(
+        id="floor-drift-mean",
+        statement="A drift that has a mean c holds the energy higher: its floor is that of the "
+        "second-moment map, cross term included.",
+        statistic=f"mean energy of rounds {LONG_BURN_IN} to {LONG.rounds} of few runs, its error "
+        "from the autocorrelation",
+        quantities=PARTITIONS,
+        predict=partial(_floor, DRIFTING, "fedavg", LONG_MARGIN),
+        experiment=energy_series(DRIFTING, "fedavg"),
+        control=NegativeControl(
+            "the floor of zero-mean drift", partial(_floor, LONG, "fedavg", LONG_MARGIN)
+        ),
+        estimator=stationary_mean(LONG_BURN_IN),
+        first=4,
+        cap=32,
+        quick=(4, 16),
+        **{**_COMMON, "assumptions": "independent gains and drifts, uniform cohorts, fixed basis"},
+    ),
+)

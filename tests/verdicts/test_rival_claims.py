@@ -1,0 +1,137 @@
+"""Claims on the other rules, on clients that differ and on noise: what they measure, by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from analysis import closed_form
+from analysis.claim import Context
+from analysis.claims import (
+    heterogeneity,
+    identities,
+    noise,
+    norm_weights,
+    rivals,
+    select,
+    signal_to_noise,
+)
+from analysis.claims.predicted import per_partition
+from analysis.inference.verdict import Prediction
+from analysis.verify import run_claim
+from fedlora_sim.draws import cohort_counts
+from fedlora_sim.tolerances import relative
+
+CLOSE = relative("iteration")
+CONTEXT = Context(quick=True, seed=5)
+RUNS = range(3)
+MODULES = (rivals, norm_weights, heterogeneity, noise, signal_to_noise)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def by_id(name: str):
+    (claim,) = select([name])
+    return claim
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.split(".")[-1])
+def test_claims_are_registered(module) -> None:
+    ids = [claim.id for claim in module.CLAIMS]
+    assert [claim.id for claim in select(ids)] == ids
+
+
+def test_flora_is_asked_of_directions_not_of_places_in_the_spectrum() -> None:
+    # With a common gain below 1 the shared directions lose most, and singular values change places.
+    g, coverage = rivals.LOSSY.gain_mean, rivals._coverage(rivals.LOSSY)
+    rates = rivals.own_rates(rivals.LOSSY, "flora")(RUNS, CONTEXT)
+    assert rates == pytest.approx(np.tile((1 - coverage * (1 - g)) ** 2, (3, 1)), rel=CLOSE)
+
+
+def test_fedex_settles_where_its_recursion_does() -> None:
+    coverage = rivals._coverage(rivals.SETTLED)
+    adapter, base = np.ones_like(coverage), np.zeros_like(coverage)
+    for _ in range(rivals.SETTLED.rounds):
+        adapter, base = coverage**2 * adapter, base + (coverage - coverage**2) * adapter
+    left = rivals.left(rivals.SETTLED, "fedex")(RUNS, CONTEXT)
+    assert left == pytest.approx(np.tile(adapter + base, (3, 1)), rel=CLOSE)
+    assert adapter + base == pytest.approx(coverage / (1 + coverage), rel=CLOSE)
+
+
+def test_shares_of_rounds_are_norm_shares() -> None:
+    # The first round's norms can be written down: those of the initial amplitudes.
+    scenario = norm_weights.NORMS
+    norms = np.sqrt(np.cumsum(scenario.initial_amplitudes**2))[np.array(scenario.ranks) - 1]
+    share = np.array([norms[np.array(scenario.ranks) >= level].sum() for level in (4, 8)])
+    measured = norm_weights.share_of_round(scenario, "hetlora", 1)(RUNS, CONTEXT)
+    assert measured == pytest.approx(np.tile(share / norms.sum(), (3, 1)), rel=CLOSE)
+    assert (measured > norm_weights._clients_share(scenario)).all()
+
+
+def test_partition_identity_meets_cohorts_without_the_highest_rank() -> None:
+    distance = identities.partition_distance
+    assert (distance(-1, range(40), CONTEXT) < identities.EXACT).all()
+    for power in (0, 1):
+        wrong = distance(power, range(40), CONTEXT)
+        # a cohort whose clients all have the highest rank has nothing to divide
+        assert (wrong > 0.01).mean() > 0.8
+
+
+def test_critical_deviations_lie_where_the_rate_is_one() -> None:
+    prediction = heterogeneity._around_critical()
+    below, at, above = np.split(prediction.value, 3)
+    assert at == pytest.approx(1, rel=CLOSE)
+    assert (below < 1 - heterogeneity.MARGIN).all()
+    assert (above > 1 + heterogeneity.MARGIN).all()
+
+
+def test_predicted_rates_grow_with_the_square_of_the_deviation() -> None:
+    rates = heterogeneity._rates(1.0).value.reshape(len(heterogeneity.DEVIATIONS), -1)
+    gained = rates - heterogeneity._rates(0.0).value.reshape(rates.shape)
+    squares = np.square(heterogeneity.DEVIATIONS)
+    assert gained / squares[:, None] == pytest.approx(
+        np.tile(gained[0] / squares[0], (len(squares), 1)), rel=CLOSE
+    )
+
+
+def test_contributors_are_counted_from_the_drawn_cohorts() -> None:
+    scenario, seeds = signal_to_noise.SIGNAL_COHORTS, CONTEXT.seeds(RUNS)
+    held = signal_to_noise.contributors(scenario, RUNS, CONTEXT)
+    for row, seed in zip(held, seeds, strict=True):
+        drawn = np.flatnonzero(cohort_counts(scenario, seed)[0])
+        ranks = np.array(scenario.ranks)[drawn]
+        assert row.tolist() == [(ranks >= level).sum() for level in scenario.federation.levels]
+
+
+def test_clients_without_noise_have_none_over_their_signal() -> None:
+    scenario = signal_to_noise.SIGNAL_COHORTS.replace(gain_std=0.0, drift_std=0.0)
+    held = signal_to_noise.contributors(scenario, RUNS, CONTEXT)
+    for rule in signal_to_noise.RULES:
+        measured = signal_to_noise.noise_over_signal(held, scenario, rule, rule, RUNS, CONTEXT)
+        assert measured == pytest.approx(np.zeros_like(measured), abs=CLOSE)
+
+
+def test_noise_of_full_participation_is_that_of_the_contributors() -> None:
+    # 6, 12 and 20 contributors of 20: pi/m against 1/H
+    for rule, power in (("fedavg", 1), ("raflora", -1)):
+        gain = per_partition(closed_form.noise_gain(rule, noise.NOISE.ranks), noise.NOISE)
+        held = np.array([20.0, 12.0, 6.0])
+        assert gain == pytest.approx(held**power / 20.0 ** (1 + power), rel=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("flora-dilutes-loss", partial(Prediction.within, [0.95, 0.95], 1e-6)),
+        ("fedex-settles", partial(Prediction.within, [0.5, 0.5], 0.1)),
+        ("hetlora-uniform", partial(Prediction.within, [0.61, 0.31], 1e-3)),
+        ("partition-identity", partial(Prediction.at_least, 1e-3)),
+        ("noise-gain", partial(Prediction.within, [0.03, 0.02, 0.01] * 2, 0.02)),
+        ("equal-signal-to-noise", partial(Prediction.within, [1.0, 1.0, 1.3], 0.03)),
+    ],
+)
+def test_a_wrong_prediction_is_refuted(name: str, wrong) -> None:
+    assert run_claim(replace(by_id(name), predict=wrong), CONTEXT)["verdict"] == "refuted"
