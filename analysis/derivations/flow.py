@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import sympy as sp
 
 from analysis.derivations.statement import derivation
-from analysis.derivations.symbols import W, t, x
+from analysis.derivations.symbols import t, x
 
 TITLE = "LoRA's own training: logistic flow and phase transition"
 
@@ -24,8 +24,8 @@ start, y = sp.symbols("x_0 y", positive=True)
 
 
 @dataclass(frozen=True)
-class Approach:
-    """Factor per round of the distance to 0 (below the threshold) and to the floor (above)."""
+class Sides:
+    """What holds below the threshold and above it."""
 
     below: sp.Expr
     above: sp.Expr
@@ -240,8 +240,26 @@ def floor() -> sp.Expr:
     return sp.factor(point)
 
 
+@derivation(r"\lim x_t\ (\omega G < 1)", r"\lim x_t\ (\omega G > 1)")
+def long_run() -> Sides:
+    """Amplitude after many rounds, from any start: zero or the floor, as the threshold says.
+
+    The closed form with `omega G` written as `1 + u` or `1 / (1 + u)`, `u > 0`, for t to infinity.
+
+    Returns:
+        Zero, and an expression in M, G and omega.
+
+    Reference:
+        Our derivation.
+    """
+    u, path = sp.Symbol("u", positive=True), amplitude_after()
+    sides = [path.subs(omega, factor / G) for factor in (1 / (1 + u), 1 + u)]
+    below, above = [sp.limit(sp.simplify(side), t, sp.oo) for side in sides]
+    return Sides(below, sp.factor(sp.simplify(above.subs(u, omega * G - 1))))
+
+
 @derivation(r"\mathrm{rate\ to\ } 0", r"\mathrm{rate\ to\ } x^*")
-def approach() -> Approach:
+def approach() -> Sides:
     """Factor per round by which an amplitude nears 0 (below the threshold) or the floor (above).
 
     The derivative of the round map at its two fixed points; each is below 1 on its side.
@@ -253,7 +271,7 @@ def approach() -> Approach:
         Our derivation.
     """
     slope = sp.diff(round_map(), x)
-    return Approach(sp.simplify(slope.subs(x, 0)), sp.simplify(slope.subs(x, floor())))
+    return Sides(sp.simplify(slope.subs(x, 0)), sp.simplify(slope.subs(x, floor())))
 
 
 @derivation(r"f\ (T \to 0)", r"f\ (G \to \infty)", r"x^*\ (G \to \infty)", r"x^*\ (\omega = 1)")
@@ -272,16 +290,3 @@ def limits() -> Limits:
         sp.limit(floor(), G, sp.oo),
         sp.simplify(floor().subs(omega, 1)),
     )
-
-
-@derivation(r"x^*_{W} - x^*_{W^2}")
-def floor_gap() -> sp.Expr:
-    """Floor of product space (omega = W) over that of zero-padded factors (omega = W^2).
-
-    Returns:
-        Expression in M, G and W, positive for W below 1.
-
-    Reference:
-        Our derivation.
-    """
-    return sp.factor(floor().subs(omega, W) - floor().subs(omega, W**2))

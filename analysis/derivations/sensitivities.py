@@ -16,7 +16,7 @@ from analysis.derivations.cohorts import without_replacement
 from analysis.derivations.flow import G, M, T, omega
 from analysis.derivations.flow import floor as flow_floor
 from analysis.derivations.statement import derivation
-from analysis.derivations.symbols import S2, Q, c, g, m, nu, pi, tau
+from analysis.derivations.symbols import S2, Q, W, c, g, m, nu, pi, tau
 
 TITLE = "Sensitivities"
 
@@ -174,6 +174,19 @@ def flow_floor_slope() -> sp.Expr:
         Our derivation.
     """
     return sp.factor(sp.diff(flow_floor(), omega))
+
+
+@derivation(r"x^*_{W} - x^*_{W^2}")
+def flow_floor_gap() -> sp.Expr:
+    """Floor of product space (omega = W) over that of zero-padded factors (omega = W^2).
+
+    Returns:
+        Expression in M, G and W, positive for W below 1.
+
+    Reference:
+        Our derivation.
+    """
+    return sp.factor(flow_floor().subs(omega, W) - flow_floor().subs(omega, W**2))
 
 
 @derivation(r"\eta_{E[(\sum w)^2]}[q']", r"\eta_{E[\sum w^2]}[q']")

@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 
 from analysis import closed_form
 from analysis.cohorts.moments import weight_moments
-from analysis.derivations import flow, flow_cohorts
+from analysis.derivations import flow, flow_cohorts, sensitivities
 from analysis.derivations.symbols import P0, W, t, x
 from fedlora_sim.federation import Federation
 from fedlora_sim.tolerances import relative
@@ -116,13 +116,15 @@ def test_critical_amplitude_is_the_limit_and_falls_as_one_over_t():
 
 
 def test_limits_of_the_flow():
+    assert flow.long_run().below == 0
+    assert sp.simplify(flow.long_run().above - flow.floor()) == 0
     limits = flow.limits()
     assert limits.no_training == x
     assert limits.full_training == flow.M
     assert limits.floor_full_training == flow.M * flow.omega
     assert limits.floor_undiluted == flow.M
     assert sp.simplify(flow.approach().above * flow.approach().below) == 1
-    above = flow.floor_gap().subs(W, 1 / (1 + x)).subs(flow.G, 1 + flow.y)
+    above = sensitivities.flow_floor_gap().subs(W, 1 / (1 + x)).subs(flow.G, 1 + flow.y)
     assert sp.simplify(above).is_positive
 
 
