@@ -89,6 +89,11 @@ class Case:
         return self.federation.partitions
 
 
+def directions_label(part: slice) -> str:
+    """The directions of a partition, counted from 1: `9–16`, or `1` alone."""
+    return f"{part.stop}" if part.stop == part.start + 1 else f"{part.start + 1}–{part.stop}"
+
+
 def rule_label(rule: str, empty_partition: str | None) -> str:
     """A rule with its policy, for tables."""
     return rule if empty_partition is None else f"{rule}, {empty_partition}"

@@ -61,10 +61,12 @@ def design(
 ) -> None:
     """Find the ranks and the rule that keep the most of an update within a budget.
 
-    The score is signal minus noise after the last round, as a share of the energy at the start:
-    squared mean amplitudes, and the variance around them. Directions that nobody carries are lost.
+    Score: signal minus noise after the last round, as a share of the energy
+    at the start: squared mean amplitudes, and the variance around them.
+    Directions that nobody carries are lost.
 
-    With --json: "designs", best first, "best_of_each_rule", and "left_out", why by rule.
+    With --json: "designs", best first; "best_of_each_rule"; and "left_out",
+    for each rule without a design why.
     """
     gain_mean, gain_std = parse_pair("--gain", gain)
     cohorts: dict[str, Any] = {"cohort_size": cohort, "sampling": sampling}

@@ -57,11 +57,13 @@ def predict(
 ) -> None:
     """Predict what every rule does to a federation, side by side and without simulation.
 
-    Rates, half-lives, survival, floors and thresholds in closed form, for every rank partition; a
-    picture shows the mean energies over the rounds.
+    Rates, half-lives, survival, floors and thresholds in closed form, by
+    partition of the ranks. A picture shows mean energies over the rounds.
 
-    With --json: "case", "partitions" and "rules". A rule has, by quantity, "values", one number
-    per partition ("energy": one list per round), and "reason": why they are null, where they are.
+    With --json: "case", "partitions", "notes" and "rules". A rule has
+    "rule", "empty_partition" and, by quantity, "values", one number per
+    partition ("energy": one list per round), and "reason", why they are
+    null. A null among numbers is infinity.
     """
     gain_mean, gain_std = parse_pair("--gain", gain)
     drift_mean, drift_std = parse_pair("--drift", drift, mean=0.0)

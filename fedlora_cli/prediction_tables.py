@@ -9,10 +9,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from analysis.predict import Prediction, RulePrediction
+from analysis.predict import Prediction, RulePrediction, directions_label
 from fedlora_cli.tables import print_note, print_table, wide_console
 
-COLUMNS = 5  # partitions beside each other
+COLUMNS = 4  # partitions beside each other
 ABSENT = "—"
 # Titles, and the quantities that share a cell.
 TOPICS = {
@@ -97,9 +97,8 @@ def _table(prediction: Prediction, corner: str, shown: Sequence[int]) -> Table:
     table = Table(box=SIMPLE)
     table.add_column(corner, no_wrap=True)
     for h in shown:
-        part = prediction.case.partitions[h]
-        name = f"{part.start + 1}–{part.stop}" if part.stop > part.start + 1 else f"{part.stop}"
-        table.add_column(name, justify="right", no_wrap=True)
+        name = directions_label(prediction.case.partitions[h])
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.predict import Prediction, RulePrediction
+from analysis.predict import Prediction, RulePrediction, directions_label
 from paper_figs.style import DOUBLE_COLUMN
 
 PER_ROW = 4
@@ -99,7 +99,7 @@ def _limit(axis: Axes, panels: list[list[RulePrediction]]) -> None:
 
 def _handles(prediction: Prediction, colours: np.ndarray) -> list[Line2D]:
     return [
-        Line2D([], [], color=colour, label=f"$i={part.start + 1}$–${part.stop}$, coverage {c:.2g}")
+        Line2D([], [], color=colour, label=f"$i=$ {directions_label(part)}, coverage {c:.2g}")
         for colour, part, c in zip(
             colours, prediction.case.partitions, prediction.coverage, strict=True
         )
@@ -113,4 +113,6 @@ def _missing(prediction: Prediction) -> list[str]:
 
 def _name(row: RulePrediction) -> str:
     name = NAMES.get(row.rule, row.rule)
-    return name if row.empty_partition is None else f"{name} ({row.empty_partition})"
+    return (
+        name if row.empty_partition is None else f"{name}\N{NO-BREAK SPACE}({row.empty_partition})"
+    )
