@@ -116,7 +116,8 @@ def flow_floor(
 
     0 where `omega G <= 1`; for random cohorts omega is `1/E[1/omega]` given a contributor, so the
     floor is that of `1/E[1/x]`, which vanishes before a typical run collapses. ffa:
-    `W m (1 - e) / (1 - W e)`, `e = exp(-T)`. flora: m, which the base reaches.
+    `W m (1 - e) / (1 - W e)`, `e = exp(-T)`. flora: m, which the base reaches. hetlora: where its
+    recursion settles when it starts from the targets.
 
     Args:
         rule: any of `RULES` but fedex.
@@ -157,9 +158,10 @@ def flow_floor(
     step = reciprocal_step(setting, equal, time)
     # training that changes nothing holds every amplitude: the limit of short training is m
     still = (step.margin == 0) & (step.shift == 0)
+    held = np.where(still, np.maximum(equal, 0.0), 0.0)
     with np.errstate(over="ignore"):
-        held = np.divide(step.margin, step.shift, out=np.zeros_like(equal), where=step.shift > 0)
-    return np.where(still, np.maximum(equal, 0.0), np.where(step.margin > 0, held, 0.0))
+        moves = (step.margin > 0) & (step.shift > 0)
+        return np.divide(step.margin, step.shift, out=held, where=moves)
 
 
 def flow_rate(

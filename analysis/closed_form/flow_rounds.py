@@ -52,7 +52,8 @@ def reciprocal_step(setting: Setting, target: Array, time: float) -> Step:
     decay, pull = reciprocal_map(target, time)
     if setting.form.normaliser == "contributors":
         trained = 1 - setting.empty if setting.carries else np.ones_like(target)
-        margin = trained * -np.expm1(-2 * target * time)
+        with np.errstate(over="ignore"):
+            margin = trained * -np.expm1(-2 * target * time)
         return Step(1 - trained + trained * decay, trained * pull, margin)
     inverse = _mean_inverse(setting)
     with np.errstate(over="ignore"):
@@ -75,10 +76,12 @@ def _mean_inverse(setting: Setting) -> Array:
 def ratio(setting: Setting, targets: Array, time: float, amplitude: Array) -> Array:
     """`x'/x` under full participation with targets (K, r_max); falls as x grows."""
     decay, pull = reciprocal_map(targets, time)
-    with np.errstate(over="ignore", divide="ignore"):
-        growth = 1 / (decay + pull * amplitude)
-        mean = (full_weights(setting) * growth ** (1 / setting.form.power)).sum(axis=0)
-        return np.asarray(mean**setting.form.power, dtype=np.float64)
+    weights, power = full_weights(setting), setting.form.power
+    # both coefficients may be infinite, and what nobody carries counts for nothing
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        growth = 1 / (decay + np.where(amplitude > 0, pull * amplitude, 0.0))
+        mean = np.where(weights > 0, weights * growth ** (1 / power), 0.0).sum(axis=0)
+        return np.asarray(mean**power, dtype=np.float64)
 
 
 def path(setting: Setting, targets: Array, time: float, start: Array, rounds: int) -> Array:
@@ -134,13 +137,14 @@ def hetlora_rest(setting: Setting, targets: Array, time: float) -> Array:
     """Where `hetlora_path` settles from the targets; 0 where its last weights let x fall."""
     members = setting.federation.members
     x = np.where(members, np.maximum(targets, 0.0), 0.0).max(axis=0)
-    enough = np.finfo(np.float64).eps * x.max()
+    enough = 8 * np.finfo(np.float64).eps * x.max()  # a round's own roundings
     for _ in range(_MOST_ROUNDS):
         new, shares = _hetlora_round(setting, targets, time, x)
         if np.abs(new - x).max() <= enough:
             decay = reciprocal_map(targets, time)[0]
             with np.errstate(divide="ignore"):
-                growth = (shares[:, None] * members / np.sqrt(decay)).sum(axis=0)
+                own = shares[:, None] / np.sqrt(decay)
+                growth = np.where(members, own, 0.0).sum(axis=0)
             return np.where(growth > 1 - relative("reduction"), new, 0.0)
         x = new
     raise expected(
@@ -151,7 +155,8 @@ def hetlora_rest(setting: Setting, targets: Array, time: float) -> Array:
 def _hetlora_round(setting: Setting, targets: Array, time: float, x: Array) -> tuple[Array, Array]:
     """The next amplitudes (r_max,) and the clients' weights (K,)."""
     trained = local_map(x, targets, time) * setting.federation.members
-    norms = np.sqrt((trained**2).sum(axis=1))
+    scale = trained.max() or 1.0  # squares of what is very large or small are not
+    norms = np.sqrt(((trained / scale) ** 2).sum(axis=1))
     total = norms.sum()
     shares = norms / total if total > 0 else np.full(norms.size, 1 / norms.size)
     return (shares[:, None] * np.sqrt(trained)).sum(axis=0) ** 2, shares

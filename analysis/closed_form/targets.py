@@ -52,8 +52,8 @@ def local_map(x: Array, target: Array, local_time: Array | float) -> Array:
 
 def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Array]:
     """Coefficients of `1/x -> e/x + k`: `e = exp(-2 m T)` and `k = (1 - e) / m`, 2 T at m = 0."""
-    exponent = -2 * np.asarray(target, dtype=np.float64) * local_time
     with np.errstate(over="ignore"):
+        exponent = -2 * np.asarray(target, dtype=np.float64) * local_time
         decay, drop = np.exp(exponent), -np.expm1(exponent)
     flat = np.broadcast_to(np.asarray(2.0 * np.asarray(local_time)), exponent.shape).copy()
     pull = np.divide(drop, target, out=flat, where=exponent != 0)

@@ -218,6 +218,21 @@ def test_limits_of_floors_and_thresholds():
         np.testing.assert_array_equal(closed_form.collapse_threshold(rule, RANKS, 1.0)[0], 0.0)
 
 
+def test_extreme_training_overflows_nowhere():
+    unequal = np.array([[1.0, -2.0], [1e5, 1e-5], [-1e5, -1e5]])
+    for rule in [*LOGISTIC, "ffa", "hetlora"]:
+        for target in (1e5, -1e5, 1e200, unequal):
+            asked = {"target": target, "local_time": 1e3}
+            values = [
+                closed_form.flow_trajectory(rule, RANKS, 5, initial_amplitude=0.5, **asked),
+                closed_form.flow_floor(rule, RANKS, **asked),
+            ]
+            if rule != "hetlora":
+                values.append(closed_form.flow_rate(rule, RANKS, **asked))
+                values.append(closed_form.collapse_threshold(rule, RANKS, target))
+            assert not any(np.isnan(value).any() for value in values)
+
+
 def test_heterogeneous_targets_delay_the_collapse():
     spread = np.array([[0.6], [1.0], [1.4]])
     ranks = (2, 2, 2, 1, 1)
