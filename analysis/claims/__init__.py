@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from analysis.claim import Claim
 from analysis.claims import (
     allocation,
+    breakdown,
     cohorts,
     digits,
     floors,
+    flow,
+    flow_cohorts,
     heterogeneity,
     identities,
     noise,
@@ -16,7 +19,9 @@ from analysis.claims import (
     rates,
     rivals,
     rules,
+    settling,
     signal_to_noise,
+    thresholds,
     typical,
 )
 from fedlora_sim.errors import check_choice, expected
@@ -35,6 +40,11 @@ CLAIMS: tuple[Claim, ...] = (
     *heterogeneity.CLAIMS,
     *noise.CLAIMS,
     *signal_to_noise.CLAIMS,
+    *flow.CLAIMS,
+    *thresholds.CLAIMS,
+    *flow_cohorts.CLAIMS,
+    *breakdown.CLAIMS,
+    *settling.CLAIMS,
     *digits.CLAIMS,
 )
 

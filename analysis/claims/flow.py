@@ -1,0 +1,225 @@
+"""LoRA training as a flow: floors above the threshold, decay below it, and 1/t on it.
+
+Clients descend the quadratic loss on their two factors. A round multiplies a small amplitude by
+`omega G`, `G = exp(2 m T)`: the server's dilution against what training restores. Every run has a
+federation of its own, with three partitions, whose measured values stand over their predictions
+(floors the other way round).
+
+Zero padding, which differs from FedAvg in omega alone, is left out of quick runs.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from analysis.claim import Claim, Experiment, NegativeControl
+from analysis.claims.experiments import by_partition
+from analysis.claims.fitting import (
+    FLOW_MARGIN,
+    RUNS,
+    STEPS,
+    amplitudes,
+    dilution,
+    flow_floor,
+    flow_rate,
+    mean_inverse,
+    one_federation_per_run,
+    random_federation,
+    trained_for_growth,
+)
+from analysis.inference.rates import log_linear_rate
+from analysis.inference.verdict import Prediction
+from fedlora_sim import Scenario
+from fedlora_sim.randomness import stream
+
+Array = NDArray[np.float64]
+
+FLOOR_ROUNDS, RATE_ROUNDS, CRITICAL_ROUNDS = 24, 10, 12
+HIGHER = ("partition 2", "partition 3")
+PARTITIONS = ("partition 1", *HIGHER)
+# Small against the target, so that training is linear in it; large against rounding.
+TINY = 1e-4
+# At the threshold an error of the growth adds up over the rounds.
+CRITICAL_STEPS = 300
+CRITICAL_MARGIN = 0.02
+NAMES = {"fedavg": "FedAvg", "zero_pad": "zero padding", "raflora": "raFLoRA"}
+
+
+def above(rule: str, seed: int) -> Scenario:
+    """A federation in which every partition is held: `omega G` is 1.7 to 2.2 in the highest."""
+    growth = stream(seed, "growth_above").uniform(1.7, 2.2)
+    scenario = random_federation(seed, 1, 1, 4).replace(rounds=FLOOR_ROUNDS)
+    return trained_for_growth(scenario, rule, 2, growth)
+
+
+def below(rule: str, seed: int) -> Scenario:
+    """A federation in which partitions 2 and 3 collapse: `omega G` is 0.7 to 0.9 in the second."""
+    growth = stream(seed, "growth_below").uniform(0.7, 0.9)
+    scenario = random_federation(seed, 4, 2, 2)
+    scenario = scenario.replace(rounds=RATE_ROUNDS, initial_amplitude=TINY)
+    return trained_for_growth(scenario, rule, 1, growth)
+
+
+def critical(share: float, rule: str, seed: int) -> Scenario:
+    """A federation whose second partition has this share of its critical local time."""
+    scenario = random_federation(seed, 2, 2, 2)
+    scenario = trained_for_growth(scenario, rule, 1, 1.0)
+    return scenario.replace(
+        rounds=CRITICAL_ROUNDS,
+        local_time=share * scenario.local_time,
+        local_steps=CRITICAL_STEPS,
+    )
+
+
+def held(rule: str, instead: str) -> Experiment:
+    """Predicted floor of every partition over its amplitude after the last round.
+
+    The other way round a rule that predicts no floor would divide by zero.
+    """
+
+    def measure(scenario: Scenario, run: xr.Dataset) -> Array:
+        last = by_partition(amplitudes(run)).values[-1]
+        return flow_floor(scenario, instead) / last
+
+    return one_federation_per_run(f"flow-above-{rule}", partial(above, rule), rule, measure)
+
+
+def approach(rule: str, *, swapped: bool) -> Experiment:
+    """Factor by which `1/x` nears that of the floor, over the predicted one or its inverse.
+
+    Differences of successive rounds shrink alike, and need no floor.
+    """
+
+    def measure(scenario: Scenario, run: xr.Dataset) -> Array:
+        steps = np.abs(np.diff(mean_inverse(run)[: RATE_ROUNDS + 1, 1:], axis=0))
+        predicted = flow_rate(scenario, rule)[1:]
+        return log_linear_rate(steps.T) / (1 / predicted if swapped else predicted)
+
+    return one_federation_per_run(f"flow-above-{rule}", partial(above, rule), rule, measure)
+
+
+def decay(rule: str, *, trained: bool) -> Experiment:
+    """Amplitude factor per round of partitions 2 and 3 over the predicted one, or over omega."""
+
+    def measure(scenario: Scenario, run: xr.Dataset) -> Array:
+        x = by_partition(amplitudes(run)).values[:, 1:]
+        predicted = flow_rate(scenario, rule) if trained else dilution(scenario, rule)
+        return log_linear_rate(x.T) / predicted[1:]
+
+    return one_federation_per_run(f"flow-below-{rule}", partial(below, rule), rule, measure)
+
+
+def critical_slope(rule: str, share: float) -> Experiment:
+    """Growth of `1/x` per round, early and late, over `(G - 1) / m` at the critical point."""
+
+    def measure(scenario: Scenario, run: xr.Dataset) -> Array:
+        y, half = mean_inverse(run)[:, 1], CRITICAL_ROUNDS // 2
+        slopes = np.array([y[half] - y[0], y[-1] - y[half]]) / half
+        growth = 1 / dilution(scenario, rule)[1]
+        return slopes / ((growth - 1) / scenario.target_amplitude)
+
+    label = f"flow-critical-{rule}-{share}"
+    return one_federation_per_run(label, partial(critical, share, rule), rule, measure)
+
+
+def _unity(count: int, margin: float = FLOW_MARGIN) -> Prediction:
+    return Prediction.within(np.ones(count), margin)
+
+
+def _over(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"measured / predicted, {name}" for name in names)
+
+
+_COMMON: dict[str, Any] = {
+    "source": "ours",
+    "fidelity": "matrix",
+    "assumptions": "quadratic loss with a target on the common basis, balanced factors, "
+    f"{STEPS} plain steps a round, full participation",
+    **RUNS,
+}
+
+
+def _floor_claim(rule: str, other: str) -> Claim:
+    return Claim(
+        id=f"flow-floor-{rule.replace('_', '-')}",
+        statement=f"Above the threshold training under {NAMES[rule]} holds every partition at the "
+        "floor m (omega G - 1) / (G - 1).",
+        statistic=f"floor over the amplitude after {FLOOR_ROUNDS} rounds, mean of federations",
+        quantities=tuple(f"predicted / measured, {name}" for name in PARTITIONS),
+        predict=partial(_unity, len(PARTITIONS)),
+        experiment=held(rule, rule),
+        control=NegativeControl(f"the floor of {NAMES[other]}", experiment=held(rule, other)),
+        in_quick=rule != "zero_pad",
+        **_COMMON,
+    )
+
+
+def _above_claim(rule: str) -> Claim:
+    return Claim(
+        id=f"flow-rate-above-{rule.replace('_', '-')}",
+        statement=f"Above the threshold the way to the floor under {NAMES[rule]} shrinks by "
+        "1/(omega G) a round.",
+        statistic="factor per round, by log-linear fit, of the steps of 1/x, over the prediction",
+        quantities=_over(HIGHER),
+        predict=partial(_unity, len(HIGHER)),
+        experiment=approach(rule, swapped=False),
+        control=NegativeControl(
+            "the side below the threshold, omega G", experiment=approach(rule, swapped=True)
+        ),
+        in_quick=rule != "zero_pad",
+        **_COMMON,
+    )
+
+
+def _below_claim(rule: str) -> Claim:
+    return Claim(
+        id=f"flow-rate-below-{rule.replace('_', '-')}",
+        statement=f"Below the threshold amplitudes under {NAMES[rule]} decay by omega G a round.",
+        statistic="amplitude factor per round, by log-linear fit, over the prediction",
+        quantities=_over(HIGHER),
+        predict=partial(_unity, len(HIGHER)),
+        experiment=decay(rule, trained=True),
+        control=NegativeControl(
+            "omega alone, as if clients did not train", experiment=decay(rule, trained=False)
+        ),
+        in_quick=rule != "zero_pad",
+        **_COMMON,
+    )
+
+
+def _critical_claim(rule: str) -> Claim:
+    assumptions = _COMMON["assumptions"].replace(str(STEPS), str(CRITICAL_STEPS))
+    return Claim(
+        id=f"flow-critical-{rule.replace('_', '-')}",
+        statement=f"At omega G = 1 amplitudes under {NAMES[rule]} fall like 1/t: 1/x grows by "
+        "(G - 1)/m every round.",
+        statistic="mean growth of 1/x a round, over the prediction",
+        quantities=_over(("first half of the rounds", "second half")),
+        predict=partial(_unity, 2, CRITICAL_MARGIN),
+        experiment=critical_slope(rule, 1.0),
+        control=NegativeControl(
+            "local time a tenth short of critical, where the decay is geometric",
+            experiment=critical_slope(rule, 0.9),
+        ),
+        in_quick=rule != "zero_pad",
+        **{**_COMMON, "assumptions": assumptions},
+    )
+
+
+CLAIMS = (
+    _floor_claim("fedavg", "zero_pad"),
+    _floor_claim("zero_pad", "fedavg"),
+    _floor_claim("raflora", "fedavg"),
+    _below_claim("fedavg"),
+    _below_claim("zero_pad"),
+    _above_claim("fedavg"),
+    _above_claim("zero_pad"),
+    _above_claim("raflora"),
+    _critical_claim("fedavg"),
+    _critical_claim("zero_pad"),
+)

@@ -1,0 +1,201 @@
+"""Training where clients differ: random cohorts with one target, and targets of clients' own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from analysis import closed_form
+from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.fitting import (
+    amplitudes,
+    one_federation_per_run,
+    per_partition,
+    random_federation,
+)
+from analysis.inference.verdict import Prediction
+from fedlora_sim import Scenario, parse_ranks
+from fedlora_sim.draws import client_targets
+
+Array = NDArray[np.float64]
+
+# 9 of 12 clients, of whom 8 carry the second partition: every cohort holds 5 of them or more.
+# A cohort without any would make 1/x infinite, and one with few would make its mean rest on them.
+COHORT = Scenario(
+    ranks=parse_ranks("2x4,4x8"),
+    cohort_size=9,
+    rounds=6,
+    local_loss="quadratic",
+    local_time=0.4,
+    spectrum_decay=1.0,
+    initial_amplitude=0.3,
+)
+COHORT_MARGIN = 0.02
+TARGET_STD = 0.4
+# Far enough below the targets for the rounds of growth, in which they tell most.
+START = 0.01
+# Local time over the threshold of the highest partition, and at least, in units of 1/target.
+BEYOND_THRESHOLD, LEAST_TIME = 1.6, 0.6
+TARGET_ROUNDS, SHOWN_ROUNDS = 16, (4, 16)
+# Rounds of growth add up the error of the steps, (m T)**2 / n each: 1% over 4 rounds.
+TARGET_STEPS = 200
+TARGET_MARGIN = 0.02
+PARTITIONS = ("partition 1", "partition 2", "partition 3")
+NAMES = {"fedavg": "FedAvg", "zero_pad": "zero padding", "raflora": "raFLoRA"}
+
+
+def harmonic_mean(rule: str) -> Array:
+    """Predicted `1/E[1/x]` of the second partition after every round but the initial one."""
+    amplitude = closed_form.flow_trajectory(
+        rule,
+        COHORT.ranks,
+        COHORT.rounds,
+        target=COHORT.target_amplitude,
+        local_time=COHORT.local_time,
+        initial_amplitude=COHORT.initial_amplitudes,
+        cohort_size=COHORT.cohort_size,
+    )
+    return amplitude[1:, -1]
+
+
+def with_mean_coverage(rule: str) -> Array:
+    """The same if every cohort held exactly the mean share of contributors."""
+    amplitude = closed_form.flow_trajectory(
+        rule,
+        COHORT.ranks,
+        COHORT.rounds,
+        target=COHORT.target_amplitude,
+        local_time=COHORT.local_time,
+        initial_amplitude=COHORT.initial_amplitudes,
+    )
+    return amplitude[1:, -1]
+
+
+def inverse_over(rule: str, predicted: Array) -> Experiment:
+    """`1/x` of the second partition at every round times the predicted harmonic mean."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        energy = by_partition(simulated(COHORT, rule, numbers, context).energy).values
+        return predicted / np.sqrt(energy[:, 1:, -1])
+
+    return experiment
+
+
+def own_targets(rule: str, seed: int) -> Scenario:
+    """A random federation above the threshold, with targets of the clients' own.
+
+    Clients of lower rank get the larger targets: directions keep their order, and with it the
+    clients that an SVD sends them to.
+    """
+    scenario = random_federation(seed, 4, 4, 8)
+    scenario = scenario.replace(
+        rounds=TARGET_ROUNDS,
+        target_std=TARGET_STD,
+        initial_amplitude=START,
+        local_steps=TARGET_STEPS,
+    )
+    targets = client_targets(scenario, seed)
+    ranks = np.empty(len(targets), dtype=int)
+    ranks[np.argsort(-targets[:, 0])] = np.sort(scenario.ranks)
+    scenario = scenario.replace(ranks=tuple(ranks.tolist()))
+    longest = closed_form.collapse_threshold(
+        rule, scenario.ranks, targets, num_samples=scenario.num_samples
+    ).max()
+    shortest = LEAST_TIME / scenario.target_amplitude
+    return scenario.replace(local_time=float(max(BEYOND_THRESHOLD * longest, shortest)))
+
+
+def trajectory_of(rule: str, scenario: Scenario, targets: Array) -> Array:
+    """Predicted amplitude of every partition and round, (T + 1, M)."""
+    amplitude = closed_form.flow_trajectory(
+        rule,
+        scenario.ranks,
+        scenario.rounds,
+        target=targets,
+        local_time=scenario.local_time,
+        initial_amplitude=scenario.initial_amplitudes,
+        num_samples=scenario.num_samples,
+    )
+    return per_partition(amplitude, scenario)
+
+
+def own_trajectory(rule: str, *, mean_target: bool) -> Experiment:
+    """Amplitude of every partition's last direction at some rounds, over the predicted one."""
+
+    def measure(scenario: Scenario, run: xr.Dataset) -> Array:
+        targets = client_targets(scenario, int(run.seed.values[0]))
+        if mean_target:
+            members = scenario.federation.members * scenario.federation.weights[:, None]
+            targets = (members * targets).sum(0) / members.sum(0)
+        rounds = np.array(SHOWN_ROUNDS)
+        predicted = trajectory_of(rule, scenario, targets)
+        return (per_partition(amplitudes(run).values, scenario) / predicted)[rounds].ravel()
+
+    label = f"flow-targets-{rule}"
+    return one_federation_per_run(label, partial(own_targets, rule), rule, measure)
+
+
+def _unity(count: int, margin: float) -> Prediction:
+    return Prediction.within(np.ones(count), margin)
+
+
+def _cohort_claim(rule: str) -> Claim:
+    return Claim(
+        id=f"flow-cohorts-{rule.replace('_', '-')}",
+        statement=f"With sampled cohorts under {NAMES[rule]} the harmonic mean of the amplitude "
+        "over runs follows its closed form every round.",
+        source="ours",
+        assumptions="quadratic loss with one target on the common basis, gradient flow, uniform "
+        "cohorts that always hold a contributor",
+        fidelity="spectral",
+        statistic="mean of 1/x over runs times the predicted harmonic mean",
+        quantities=tuple(f"partition 2, round {t}" for t in range(1, COHORT.rounds + 1)),
+        predict=partial(_unity, COHORT.rounds, COHORT_MARGIN),
+        experiment=inverse_over(rule, harmonic_mean(rule)),
+        control=NegativeControl(
+            "the mean share of contributors in every cohort",
+            experiment=inverse_over(rule, with_mean_coverage(rule)),
+        ),
+        first=16_000,
+        cap=64_000,
+        quick=(8_000, 32_000),
+    )
+
+
+def _targets_claim(rule: str) -> Claim:
+    return Claim(
+        id=f"flow-targets-{rule.replace('_', '-')}",
+        statement=f"Clients with targets of their own under {NAMES[rule]} take every partition "
+        "along the predicted amplitudes to the predicted floor.",
+        source="ours",
+        assumptions="quadratic loss, persistent targets on the common basis, the larger ones with "
+        f"clients of lower rank, balanced factors, {TARGET_STEPS} plain steps a round, full "
+        "participation",
+        fidelity="matrix",
+        statistic="amplitude of a partition's last direction over the predicted one, mean of "
+        "federations",
+        quantities=tuple(f"round {t}, {name}" for t in SHOWN_ROUNDS for name in PARTITIONS),
+        predict=partial(_unity, len(SHOWN_ROUNDS) * len(PARTITIONS), TARGET_MARGIN),
+        experiment=own_trajectory(rule, mean_target=False),
+        control=NegativeControl(
+            "one target for all, the contributors' mean",
+            experiment=own_trajectory(rule, mean_target=True),
+        ),
+        first=12,
+        cap=24,
+        quick=(12, 12),
+        in_quick=False,  # federations large enough that clients' targets differ reliably
+    )
+
+
+CLAIMS = (
+    _cohort_claim("fedavg"),
+    _cohort_claim("zero_pad"),
+    _targets_claim("fedavg"),
+    _targets_claim("raflora"),
+)
