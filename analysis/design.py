@@ -143,23 +143,25 @@ def design(
     menu = _menu(levels, initial_amplitude, spectrum_decay)
     counts = configurations(clients, len(menu.levels), check_positive_int("distinct", distinct))
     counts = _within(_covered(counts, min_coverage), menu, total_rank, communication)
+    most = check_positive_int("top", top)
     limit = inf if communication is None else check_finite("communication", communication)
+    sent: dict[tuple[str, int], Communication] = {}
     designs: list[Design] = []
-    cheapest = inf
-    for fate, row, (signal, noise) in _ranked(found, counts, menu):
-        ranks = tuple(np.repeat(menu.levels, row).tolist())
-        sent = closed_form.communication(
-            fate.rule, ranks, d_in, d_out, cohort_size=cohort_size, sampling=sampling
-        )
-        cheapest = min(cheapest, sent.total)
-        if sent.total <= limit:
-            designs.append(_describe(fate, row, menu, signal, noise, sent))
-        if len(designs) == check_positive_int("top", top):
+    for fate, row, signal, noise in _ranked(found, counts, menu):
+        # numbers are linear in ranks and clients are drawn alike: only the sum of ranks matters
+        key = fate.rule, int(row @ np.array(menu.levels))
+        if key not in sent:
+            ranks = np.repeat(menu.levels, row).tolist()
+            sent[key] = closed_form.communication(
+                fate.rule, ranks, d_in, d_out, cohort_size=cohort_size, sampling=sampling
+            )
+        if sent[key].total <= limit:
+            designs.append(_describe(fate, row, menu, signal, noise, sent[key]))
+        if len(designs) == most:
             break
     if not designs:
-        raise expected(
-            "communication", communication, f"at least {cheapest:g}, the cheapest design"
-        )
+        least = min(numbers.total for numbers in sent.values())
+        raise expected("communication", communication, f"at least {least:g}, the cheapest design")
     return designs
 
 
@@ -244,7 +246,7 @@ def _within(
 
 def _ranked(
     found: Sequence[Fate], counts: Counts, menu: _Menu
-) -> Iterator[tuple[Fate, Counts, tuple[float, float]]]:
+) -> Iterator[tuple[Fate, Counts, float, float]]:
     """Rules with configurations, signal and noise, best first."""
     carriers = _carriers(counts)
     signal = np.stack([fate.mean[carriers] ** 2 @ menu.energies for fate in found])
@@ -254,7 +256,7 @@ def _ranked(
     sums = np.broadcast_to(counts @ np.array(menu.levels), signal.shape)
     for place in np.lexsort((sums.ravel(), (noise - signal).ravel())):
         f, c = divmod(int(place), len(counts))
-        yield found[f], counts[c], (float(signal[f, c]), float(noise[f, c]))
+        yield found[f], counts[c], float(signal[f, c]), float(noise[f, c])
 
 
 def _carriers(counts: Counts) -> Counts:

@@ -122,9 +122,11 @@ def _table(designs: Sequence[Design]) -> Table:
         "up",
         "down",
     )
-    table = Table(box=SIMPLE)
-    for j, head in enumerate(heads):
-        table.add_column(head, justify="left" if j < 2 else "right", overflow="fold")
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for head in heads[:2]:
+        table.add_column(head, no_wrap=True)
+    for head in heads[2:]:
+        table.add_column(head, justify="right", overflow="fold")
     for best in designs:
         shares = (best.score, best.signal, best.noise, best.lost, best.top_coverage)
         table.add_row(
@@ -133,8 +135,8 @@ def _table(designs: Sequence[Design]) -> Table:
             str(best.total_rank),
             *(f"{share:.3f}" for share in shares),
             f"{best.worst_rate:.3f}",
-            f"{best.upload:.4g}",
-            f"{best.download:.4g}",
+            f"{best.upload:,.0f}",
+            f"{best.download:,.0f}",
         )
     return table
 
