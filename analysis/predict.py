@@ -154,7 +154,8 @@ def predict(case: Case, rules: Sequence[str] = RULES) -> Prediction:
         ValueError: on an unknown rule.
     """
     notes: list[str] = []
-    with _noted(notes):
+    # an energy beyond the range of numbers is infinite, which tables and records can say
+    with _noted(notes), np.errstate(over="ignore"):
         covered = np.asarray(case.federation.coverage(case.allocation))
         empty = closed_form.extinction_probability(
             case.ranks, case.cohort_size, case.num_samples, case.sampling, case.allocation

@@ -16,6 +16,7 @@ from paper_figs.style import DOUBLE_COLUMN
 
 PER_ROW = 4
 LOWEST = 1e-8  # of the highest energy: what falls below has long collapsed
+HIGHEST = 1e150  # axes must stay far from the largest number there is
 NAMES = {
     "fedavg": "FedAvg",
     "fedex": "FedEx",
@@ -86,15 +87,17 @@ def _panel(axis: Axes, row: RulePrediction, colours: np.ndarray) -> None:
     axis.set_yscale("log")
     axis.minorticks_off()
     for h, colour in enumerate(colours):
-        axis.plot(np.where(energy[:, h] > 0, energy[:, h], np.nan), color=colour, lw=1.2)
+        shown = (energy[:, h] > 0) & (energy[:, h] < HIGHEST)
+        axis.plot(np.where(shown, energy[:, h], np.nan), color=colour, lw=1.2)
         if floor is not None and np.isfinite(floor[h]) and floor[h] > 0:
             axis.axhline(floor[h], color=colour, ls="--", lw=0.8)
 
 
 def _limit(axis: Axes, panels: list[list[RulePrediction]]) -> None:
     shown = np.concatenate([same[0].values["energy"].ravel() for same in panels])
-    shown = shown[np.isfinite(shown) & (shown > 0)]
-    axis.set_ylim(max(shown.min() / 2, LOWEST * shown.max()), shown.max() * 2)
+    shown = shown[(shown > 0) & (shown < HIGHEST)]
+    if shown.size:
+        axis.set_ylim(max(shown.min() / 2, LOWEST * shown.max()), shown.max() * 2)
 
 
 def _handles(prediction: Prediction, colours: np.ndarray) -> list[Line2D]:

@@ -155,3 +155,12 @@ def test_bad_cases_are_refused(field: str, value: object) -> None:
 def test_unknown_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="did you mean 'fedavg'"):
         predict(FULL, rules=["fedavgg"])
+
+
+def test_energies_beyond_all_numbers_are_infinite_and_said_to_be() -> None:
+    prediction = predict(Case("2x2,4x2", gain_mean=3.0, rounds=400), rules=["fedavg"])
+    assert prediction.notes == ()
+    assert np.isposinf(prediction.rules[0].values["relative_energy"][0])
+    written = to_record(prediction)["rules"][0]["relative_energy"]
+    assert written["values"][0] is None
+    assert "range of numbers" in written["reason"]
