@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims.experiments import simulated
+from analysis.inference.fieller import fieller_ratio
 from analysis.inference.intervals import root_of_mean
 from analysis.inference.measurement import Measurement
-from analysis.inference.ratios import ratio_of_means
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
@@ -179,7 +179,7 @@ CLAIMS = (
         quantities=tuple(f"round {t}, {name}" for t in ROUNDS for name in PARTITIONS),
         predict=partial(_fractions, True),
         experiment=fractions,
-        estimator=ratio_of_means,
+        estimator=fieller_ratio,
         control=NegativeControl(
             "the fractions of alike clients who all take part", partial(_fractions, False)
         ),
