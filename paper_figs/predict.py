@@ -40,8 +40,8 @@ def draw(prediction: Prediction) -> tuple[Figure, np.ndarray]:
         form is named below.
     """
     panels = _panels(prediction)
-    rows = -(-len(panels) // PER_ROW)
-    columns = -(-len(panels) // rows)
+    rows = max(1, -(-len(panels) // PER_ROW))
+    columns = max(1, -(-len(panels) // rows))
     size = (DOUBLE_COLUMN, 0.9 + 1.5 * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(prediction.case.partitions)))
