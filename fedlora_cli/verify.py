@@ -17,9 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from analysis import exhibits
+import analysis
 from analysis.claim import Claim, Context
 from analysis.claims import digits, select
+from analysis.exhibits import EXHIBITS
 from analysis.report import (
     interval_text,
     measured_head,
@@ -58,7 +59,7 @@ def verify(
     if seed < 0:
         raise expected("--seed", seed, "a non-negative integer")
     check_folder("--out", out, out)
-    code = source_fingerprint(Path(exhibits.__file__).parent)
+    code = source_fingerprint(Path(str(analysis.__file__)).parent)
     effort = {"seed": seed, "quick": quick, "device": device, "analysis": code}
     store = RunStore(out / ".partial", effort)
     with resumable(store):
@@ -84,7 +85,10 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
                 print(f"{claim.id}: {verdict} ({seconds:.1f} s)", file=sys.stderr, flush=True)
         report = assemble(records, context)
         _remove_older(out)
-        save_dataset(exhibits.energies(context), data / "energies.nc")
+        for exhibit in EXHIBITS:
+            if exhibit.belongs_to(claims):
+                done.set_description(f"figure: {exhibit.name}")
+                save_dataset(exhibit.make(context), data / f"{exhibit.name}.nc")
         real = [r for c, r in zip(claims, records, strict=True) if c in digits.CLAIMS]
         if real:
             done.set_description("digits: all runs")

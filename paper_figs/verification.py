@@ -7,7 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_sim.datasets import load_dataset
-from paper_figs import digits, energies, floors, rates, style
+from paper_figs import (
+    breakdown,
+    digits,
+    energies,
+    floors,
+    participation,
+    phase,
+    rates,
+    settling,
+    style,
+)
+
+FROM_DATA = {
+    "energies": energies.draw,
+    "participation": participation.draw,
+    "phase": phase.draw,
+    "breakdown": breakdown.draw,
+    "settling": settling.draw,
+    "digits": digits.draw,
+}
+"""Figures of a data file of the same name."""
 
 
 def draw_all(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
@@ -23,10 +43,11 @@ def draw_all(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
     """
     style.apply()
     claims = {claim["id"]: claim for claim in report["claims"]}
-    written = [*style.save(energies.draw(load_dataset(data / "energies.nc"))[0], out, "energies")]
+    written: list[Path] = []
+    for name, draw in FROM_DATA.items():
+        if (data / f"{name}.nc").exists():
+            written += style.save(draw(load_dataset(data / f"{name}.nc"))[0], out, name)
     for name, module in (("rates", rates), ("floors", floors)):
         if set(module.CLAIMS) <= set(claims):
             written += style.save(module.draw(claims)[0], out, name)
-    if report.get("digits"):
-        written += style.save(digits.draw(load_dataset(data / "digits.nc"))[0], out, "digits")
     return written

@@ -15,9 +15,9 @@ import pytest
 import xarray as xr
 
 import fedlora_cli.verify as command
-from analysis import exhibits
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims import CLAIMS, digits
+from analysis.exhibits import Exhibit, energies
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset, load_dataset
@@ -72,8 +72,8 @@ def small_house(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(command, "select", select)
     monkeypatch.setattr(command, "draw_all", lambda report, data, out: [])
-    small = exhibits.ENERGIES.replace(ranks="1,2,3", rounds=2, d_in=6, d_out=5)
-    monkeypatch.setattr(exhibits, "ENERGIES", small)
+    small = energies.ENERGIES.replace(ranks="1,2,3", rounds=2, d_in=6, d_out=5)
+    monkeypatch.setattr(energies, "ENERGIES", small)
 
 
 def verify(fedlora: Callable, *names: str, strict: bool = False) -> int:
@@ -237,7 +237,7 @@ def test_an_interrupted_digits_run_reports_on_as_many_runs(
 
     with monkeypatch.context() as patch:
         patch.setattr(command, "claim_record", stop_later)
-        patch.setattr(command.exhibits, "energies", stop)
+        patch.setattr(command, "EXHIBITS", [Exhibit("energies", stop)])
         assert verify_digits(fedlora, digits_ids).code == 130
     again = verify_digits(fedlora, digits_ids)
     assert again.code == 0, again.err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analysis.exhibits import RULES
+from analysis.exhibits.energies import RULES
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset
 from paper_figs import digits as digits_figure

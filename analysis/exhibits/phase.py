@@ -36,7 +36,7 @@ PHASE = Scenario(
 )
 
 
-def phase(context: Context) -> xr.Dataset:
+def gather(context: Context) -> xr.Dataset:
     """Floors of a direction over its coverage and the local time, in units of the target.
 
     Predicted ones on a grid, measured ones (amplitude after 40 rounds of plain steps at matrix

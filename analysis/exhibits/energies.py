@@ -16,7 +16,7 @@ ENERGIES = Scenario(
 ENERGY_RUNS = 3
 
 
-def energies(context: Context) -> xr.Dataset:
+def gather(context: Context) -> xr.Dataset:
     """Energies over rounds under three rules with a closed form, at matrix fidelity, beside it.
 
     Returns:
