@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
 from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.predicted import per_partition
 from analysis.inference.intervals import root_of_mean
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -72,7 +73,7 @@ def _shared_directions() -> float:
 
 def _rates(scenario: Scenario) -> Array:
     rate = closed_form.energy_rate("fedavg", scenario.ranks, allocation=scenario.allocation)
-    return rate[np.array(scenario.federation.levels) - 1]
+    return per_partition(rate, scenario)
 
 
 def _rate_of_svd(partition: int) -> Prediction:
@@ -84,7 +85,7 @@ def _rate(scenario: Scenario) -> Prediction:
 
 
 def _squared_mean_coverage() -> Prediction:
-    coverage = FEW.federation.coverage("random")[np.array(FEW.federation.levels) - 1]
+    coverage = per_partition(FEW.federation.coverage("random"), FEW)
     return Prediction.within(coverage**2, MARGIN)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, NegativeControl
 from analysis.claims.experiments import relative_final_energy
+from analysis.claims.predicted import above_shared
 from analysis.inference.intervals import root_of_mean
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -30,19 +31,15 @@ MARGIN = 0.02
 EXACT = 1e-6
 
 
-def _per_partition(values: Array, scenario: Scenario) -> Array:
-    return values[np.array(scenario.federation.levels)[1:] - 1]
-
-
 def _rate(rule: str, scenario: Scenario, empty: str = "zero", margin: float = MARGIN) -> Prediction:
     rate = closed_form.energy_rate(
         rule, scenario.ranks, cohort_size=scenario.cohort_size, empty_partition=empty
     )
-    return Prediction.within(_per_partition(rate, scenario), margin)
+    return Prediction.within(above_shared(rate, scenario), margin)
 
 
 def _power_of_coverage(scenario: Scenario, power: int) -> Prediction:
-    coverage = _per_partition(closed_form.coverage(scenario.ranks), scenario)
+    coverage = above_shared(closed_form.coverage(scenario.ranks), scenario)
     return Prediction.within(coverage**power, MARGIN)
 
 

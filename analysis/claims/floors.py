@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, NegativeControl
 from analysis.claims.experiments import energy_series, relative_trajectory
+from analysis.claims.predicted import per_partition
 from analysis.inference.stationary import stationary_mean
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -43,13 +44,9 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
-def _one_per_partition(values: Array) -> Array:
-    return values[..., np.array(NON_IID.federation.levels) - 1]
-
-
 def _floor(rule: str) -> Prediction:
     floor = closed_form.energy_floor(rule, NON_IID.ranks, **PARAMETERS)
-    return Prediction.within(_one_per_partition(floor), FLOOR_MARGIN)
+    return Prediction.within(per_partition(floor, NON_IID), FLOOR_MARGIN)
 
 
 def predicted_trajectory(rule: str) -> Array:
@@ -61,7 +58,7 @@ def predicted_trajectory(rule: str) -> Array:
         initial_amplitude=TRAJECTORY.initial_amplitudes,
         **PARAMETERS,
     )
-    return _one_per_partition(energy)[1:]
+    return per_partition(energy, NON_IID)[1:]
 
 
 def _unity() -> Prediction:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
 from analysis.claims.experiments import by_partition, simulated
-from analysis.claims.typical import PARTITIONS, RANKS, above_shared, log_rate
+from analysis.claims.predicted import above_shared
+from analysis.claims.typical import PARTITIONS, RANKS, log_rate
 from analysis.inference.intervals import mapped, mean_interval, over_survivors, proportion_interval
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario

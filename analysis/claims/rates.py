@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims.experiments import fitted_rates
+from analysis.claims.predicted import above_shared, per_partition
 from analysis.inference.intervals import proportion_interval
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
@@ -37,8 +38,8 @@ HOLDS_AT_LEAST = 0.97
 
 
 def _coverage() -> Array:
-    levels = np.array(FEDERATION.federation.levels)
-    return closed_form.coverage(FEDERATION.ranks, FEDERATION.num_samples)[levels[1:] - 1]
+    coverage = closed_form.coverage(FEDERATION.ranks, FEDERATION.num_samples)
+    return above_shared(coverage, FEDERATION)
 
 
 def _rates(power: float) -> Prediction:
@@ -73,7 +74,7 @@ def bound_holds(bound_level: int, numbers: Sequence[int], context: Context) -> A
             scenario.ranks, BOUND_ROUNDS, num_samples=scenario.num_samples, initial_energy=energy
         )
         if bound_level != 1:
-            coverage = scenario.federation.coverage()[np.array(scenario.federation.levels) - 1]
+            coverage = per_partition(scenario.federation.coverage(), scenario)
             ratio = coverage[bound_level] ** 2 / coverage[1] ** 2
             bound = bound * ratio ** np.arange(BOUND_ROUNDS + 1)
         energies = simulate(scenario, rule="fedavg", seed=seed).energy.values[0]

@@ -18,6 +18,7 @@ from scipy import stats
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
 from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.predicted import above_shared
 from analysis.inference.distributions import cdf_distance
 from analysis.inference.intervals import mapped, mean_interval, over_survivors
 from analysis.inference.verdict import Prediction
@@ -36,11 +37,6 @@ MARGIN = 0.02
 SPREAD_MARGIN = 0.03
 DISTANCE = 0.03
 NORMAL_DISTANCE = 0.05
-
-
-def above_shared(values: Array, scenario: Scenario) -> Array:
-    """One value per partition but the shared one, from values per direction (..., r_max)."""
-    return values[..., np.array(scenario.federation.levels)[1:] - 1]
 
 
 def log_energy(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
