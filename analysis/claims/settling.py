@@ -39,7 +39,8 @@ SETTLING = Scenario(
 )
 PARTITIONS = ("partition 1", "partition 2", "partition 3")
 FRACTION_MARGIN, SPEED_MARGIN = 0.05, 0.02
-FIGURE_RUNS, FIGURE_ERROR = 4_000, 0.01
+FIRST, FIRST_QUICK = 8_000, 4_000
+FIGURE_ERROR = 0.01
 ROUNDS = range(1, SETTLING.rounds + 1)
 
 
@@ -111,18 +112,20 @@ def _speeds(controlled: bool) -> Prediction:
     return Prediction.within(predicted_speeds(controlled=controlled), SPEED_MARGIN)
 
 
-def gather(context: Context, count: int = FIGURE_RUNS) -> xr.Dataset:
+def gather(context: Context, count: int | None = None) -> xr.Dataset:
     """Fractions of energy over rounds and speeds, measured and predicted, for the figure.
 
     Args:
-        context: where finished runs are found; `count` of a claim's first look costs nothing.
-        count: runs.
+        context: where finished runs are found.
+        count: runs; None takes those of the claims' first look, which cost nothing after them.
 
     Returns:
         `fraction`, `predicted`, `homogeneous` (round, direction); `speed`, `speed_low`,
         `speed_high`, `speed_predicted`, `speed_homogeneous` (level), each interval for itself
         at confidence 1 - `FIGURE_ERROR`.
     """
+    if count is None:
+        count = FIRST_QUICK if context.quick else FIRST
     numbers = range(count)
     mean = run(numbers, context).mean(0)
     levels = np.array(SETTLING.federation.levels)
@@ -165,9 +168,9 @@ _COMMON: dict[str, Any] = {
     "assumptions": f"{SETTLING.cohort_size} of {len(SETTLING.ranks)} clients a round, fresh gains "
     f"of mean 1 and spread {SETTLING.gain_std:g}, fixed basis",
     "fidelity": "matrix",
-    "first": FIGURE_RUNS,
+    "first": FIRST,
     "cap": 32_000,
-    "quick": (FIGURE_RUNS, 8_000),
+    "quick": (FIRST_QUICK, 8_000),
 }
 
 CLAIMS = (

@@ -9,7 +9,7 @@ from analysis import closed_form
 from analysis.claim import Context
 from analysis.claims import fitting, flow, flow_cohorts, thresholds
 from analysis.claims.fitting import dilution, flow_floor, threshold
-from analysis.phase import COLLAPSED, PHASE, phase
+from analysis.exhibits.phase import COLLAPSED, PHASE, phase
 from fedlora_sim import Scenario
 from fedlora_sim.draws import client_targets
 from fedlora_sim.tolerances import relative
@@ -112,9 +112,9 @@ def test_lower_ranks_get_the_larger_targets() -> None:
 
 
 def test_no_cohort_of_the_harmonic_mean_is_without_contributor() -> None:
-    scenario = flow_cohorts.COHORT
-    lost = closed_form.extinction_probability(scenario.ranks, scenario.cohort_size)
-    assert lost.tolist() == [0] * len(lost)
+    for scenario in flow_cohorts.COHORTS.values():
+        lost = closed_form.extinction_probability(scenario.ranks, scenario.cohort_size)
+        assert lost.tolist() == [0] * len(lost)
 
 
 def test_mean_coverage_is_another_prediction() -> None:
