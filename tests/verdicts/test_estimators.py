@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from interval_cases import coverage, slack
@@ -15,6 +17,8 @@ from analysis.inference import (
     proportion_interval,
     root_of_mean,
 )
+from analysis.inference.fieller import fieller_ratio
+from analysis.inference.intervals import SKEWNESS_RUNS
 from analysis.inference.rates import ROUNDING_FLOOR
 from fedlora_sim.tolerances import relative
 
@@ -66,6 +70,55 @@ def test_mean_interval_is_student_with_bonferroni(q: int) -> None:
     np.testing.assert_allclose(m.high, exact.high, rtol=CLOSE)
     np.testing.assert_allclose(m.value, x.mean(0), rtol=CLOSE)
     assert m.samples == 9
+
+
+WEIGHTS = np.arange(7) / 8
+MEAN_SQUARE = float(stats.hypergeom(20, 6, 8).pmf(np.arange(7)) @ WEIGHTS**2)
+
+
+def products(rng: np.random.Generator, runs: int = 1_000) -> np.ndarray:
+    """Energies after four rounds of random cohorts, over their mean: skewness 10."""
+    weights = rng.hypergeometric(6, 14, 8, (runs, 4)) / 8
+    return np.asarray((weights**2 / MEAN_SQUARE).prod(1)[:, None])
+
+
+def quotients(rng: np.random.Generator) -> np.ndarray:
+    """The same over what varies little."""
+    return np.stack([products(rng, 300), 1 + 0.2 * rng.standard_normal((300, 1))], axis=-1)
+
+
+@pytest.mark.parametrize(("error", "miss"), [(0.1, 0.1), (0.01, 0.01), (0.001, 0.002)])
+@pytest.mark.parametrize(
+    ("estimator", "draw"), [(mean_interval, products), (fieller_ratio, quotients)]
+)
+def test_means_of_products_of_random_weights_are_held(
+    estimator: Estimator,
+    draw: Callable[[np.random.Generator], np.ndarray],
+    error: float,
+    miss: float,
+) -> None:
+    assert 1 - coverage(estimator, draw, 1.0, error, 4_000) <= miss
+
+
+def test_skewness_makes_intervals_longer_on_one_side_and_longer_still_for_small_errors() -> None:
+    x = np.random.default_rng(2).exponential(size=(400, 1)) * [[1.0, -1.0]]
+    below, above = [], []
+    for error in (0.5, 0.1, 1e-3, 1e-6, 1e-12):
+        m = mean_interval(x, error)
+        below.append(m.value - m.low)
+        above.append(m.high - m.value)
+        student = stats.t.isf(error / 4, len(x) - 1) * x.std(0, ddof=1) / np.sqrt(len(x))
+        assert above[-1][0] > student[0]
+        assert below[-1][0] == pytest.approx(student[0])
+    np.testing.assert_allclose(above, np.array(below)[:, ::-1])
+    assert (np.diff(above, axis=0) > 0).all()
+    assert (np.diff(below, axis=0) > 0).all()
+
+
+@pytest.mark.parametrize("runs", [SKEWNESS_RUNS - 1, SKEWNESS_RUNS])
+def test_runs_that_agree_have_a_mean_without_error(runs: int) -> None:
+    m = mean_interval(np.full((runs, 1), 0.5), 0.01)
+    assert (m.low, m.value, m.high) == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("q", [1, 3])

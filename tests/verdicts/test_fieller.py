@@ -29,7 +29,7 @@ def test_intervals_cover_at_the_nominal_rate(spread: float, shared: float) -> No
 
 
 def test_an_interval_ends_where_the_mean_of_its_remainder_just_holds_zero() -> None:
-    samples = pairs(np.random.default_rng(4), 50, 0.5)
+    samples = pairs(np.random.default_rng(4), 20, 0.5)
     m = fieller_ratio(samples, ERROR)
     y, x = samples[:, 0, 0], samples[:, 0, 1]
     assert m.value == pytest.approx(y.mean() / x.mean(), rel=CLOSE)
@@ -37,7 +37,7 @@ def test_an_interval_ends_where_the_mean_of_its_remainder_just_holds_zero() -> N
     high = mean_interval((y - m.high * x)[:, None], ERROR)
     assert low.low == pytest.approx(0, abs=CLOSE)
     assert high.high == pytest.approx(0, abs=CLOSE)
-    assert m.samples == 50
+    assert m.samples == 20
 
 
 def test_pairing_shortens_the_interval() -> None:
