@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Context, Experiment
 from analysis.claims.experiments import by_partition
+from analysis.claims.predicted import per_partition
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.randomness import stream
 
@@ -55,11 +56,6 @@ def trained_for_growth(scenario: Scenario, rule: str, partition: int, growth: fl
     time = threshold(scenario, rule)[partition]
     more = np.log(growth) / (2 * scenario.target_amplitude)
     return scenario.replace(local_time=float(time + more))
-
-
-def per_partition(values: Array, scenario: Scenario) -> Array:
-    """One value per partition, from values per direction (..., r_max)."""
-    return values[..., np.array(scenario.federation.levels) - 1]
 
 
 def threshold(scenario: Scenario, rule: str) -> Array:

@@ -15,9 +15,9 @@ from analysis.claims.experiments import by_partition, simulated
 from analysis.claims.fitting import (
     amplitudes,
     one_federation_per_run,
-    per_partition,
     random_federation,
 )
+from analysis.claims.predicted import per_partition
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
 from fedlora_sim.draws import client_targets

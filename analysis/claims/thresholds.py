@@ -26,10 +26,10 @@ from analysis.claims.fitting import (
     STEPS,
     amplitudes,
     one_federation_per_run,
-    per_partition,
     random_federation,
     threshold,
 )
+from analysis.claims.predicted import per_partition
 from analysis.inference.thresholds import bisect, bracketed
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, simulate
