@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -41,7 +41,7 @@ def run_claim(claim: Claim, context: Context, error: float | None = None) -> Rec
         error: probability that any interval misses; None takes the claim's part of its family's.
 
     Returns:
-        The claim's entry of the report.
+        The claim's entry of the report, in which None stands for what is not finite.
     """
     started = time.perf_counter()
     if error is None:
@@ -57,11 +57,11 @@ def run_claim(claim: Claim, context: Context, error: float | None = None) -> Rec
         error,
     )
     control = _run_control(claim, context, measurement, prediction, error)
-    reason = ""
+    reason = _why_undecided(measurement, claim) if verdict is Verdict.UNDECIDED else ""
     if control["verdict"] != Verdict.REFUTED and verdict == Verdict.SUPPORTED:
         verdict, reason = Verdict.UNDECIDED, "the check did not refute its negative control"
     looks = number_of_looks(first, cap)
-    return {
+    record = {
         "id": claim.id,
         "statement": claim.statement,
         "source": claim.source,
@@ -82,6 +82,25 @@ def run_claim(claim: Claim, context: Context, error: float | None = None) -> Rec
         "negative_control": control,
         "seconds": round(time.perf_counter() - started, 2),
     }
+    return dict(finite_or_none(record))
+
+
+def _why_undecided(measurement: Measurement, claim: Claim) -> str:
+    ends = np.array([measurement.value, measurement.low, measurement.high])
+    unknown = ~np.isfinite(ends).all(0)
+    if not unknown.any():
+        return "after the most runs an interval still crosses the end of its margin"
+    names = [name for name, none in zip(claim.quantities, unknown, strict=True) if none]
+    return f"no finite interval of {', '.join(names)}"
+
+
+def finite_or_none(value: Any) -> Any:
+    """The same with None for every number that is not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _run_control(

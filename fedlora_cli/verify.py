@@ -29,7 +29,7 @@ from analysis.report import (
     to_markdown,
     worst,
 )
-from analysis.verify import assemble, claim_record, holds
+from analysis.verify import assemble, claim_record, finite_or_none, holds
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
 from fedlora_sim.datasets import save_dataset
@@ -93,13 +93,13 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
         if real:
             done.set_description("digits: all runs")
             count = max(max(r["runs"], r["negative_control"]["runs"]) for r in real)
-            report["digits"] = digits.summarise(context, count)
+            report["digits"] = finite_or_none(digits.summarise(context, count))
             save_dataset(digits.gather(context, count), data / "digits.nc")
     # The report comes last: where it is, everything that it speaks of is.
     matplotlib.use("Agg")
     draw_all(report, data, out / "figures")
     write_text(out / "report.md", to_markdown(report))
-    write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
+    write_text(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     return report
 
 
@@ -126,11 +126,15 @@ def _print_table(report: dict[str, Any], out: Path) -> None:
     if not console.is_terminal:
         console = Console(width=WIDTH)
     console.print(table)
+    if any(len(c["quantities"]) > 1 for c in report["claims"]):
+        console.print(
+            "of several quantities, the one whose interval reaches furthest; all are in the report"
+        )
     if report.get("digits"):
         runs = Table("digits run", "ranks", "accuracy", "rho", "effective rank", box=SIMPLE)
         for row in report["digits"]:
             cells = [
-                escape(f"{row[k]:.3g} {interval_text(row[f'{k}_interval'], digits=3)}")
+                escape(f"{number(row[k], 3)} {interval_text(row[f'{k}_interval'], digits=3)}")
                 for k in ("accuracy", "rho", "effective_rank")
             ]
             runs.add_row(row["run"], row["ranks"], *cells)

@@ -28,7 +28,9 @@ def draw(claims: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, Axes]:
     figure, axis = plt.subplots(figsize=(SINGLE_COLUMN, 2.6))
     for j, (claim_id, rule) in enumerate(CLAIMS.items()):
         claim, colour = claims[claim_id], RULE_COLOURS[rule]
-        measured, ends = np.array(claim["measurement"]), np.array(claim["interval"])
+        measured, ends = (
+            np.array(claim[name], dtype=float) for name in ("measurement", "interval")
+        )
         x = np.arange(1, len(measured) + 1) + (j - 0.5) * WIDTH
         axis.bar(x, claim["prediction"], WIDTH, color=colour, alpha=0.35, label=RULE_NAMES[rule])
         error = np.abs(ends.T - measured)

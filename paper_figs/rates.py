@@ -28,7 +28,9 @@ def draw(claims: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, Axes]:
     for claim_id, rule in CLAIMS.items():
         claim, colour = claims[claim_id], RULE_COLOURS[rule]
         predicted = np.array([1.0, *claim["prediction"]])
-        measured, ends = np.array(claim["measurement"]), np.array(claim["interval"])
+        measured, ends = (
+            np.array(claim[name], dtype=float) for name in ("measurement", "interval")
+        )
         partitions = np.arange(1, len(predicted) + 1)
         axis.step(partitions, predicted, where="mid", color=colour, lw=1, label=RULE_NAMES[rule])
         error = np.abs(ends.T - measured)

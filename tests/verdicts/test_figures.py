@@ -72,6 +72,15 @@ def test_rates(report: dict[str, Any]) -> None:
     assert list(axis.lines[0].get_ydata()) == [1.0, 0.25, 0.04]
 
 
+def test_what_is_not_finite_is_left_out(report: dict[str, Any]) -> None:
+    for claim in report["claims"]:
+        claim["measurement"][0] = None
+        claim["interval"][0] = [None, None]
+    claims = {claim["id"]: claim for claim in report["claims"]}
+    for module in (rates, floors):
+        module.draw(claims)[0].canvas.draw()
+
+
 def test_floors(report: dict[str, Any]) -> None:
     claims = {claim["id"]: claim for claim in report["claims"]}
     figure, axis = floors.draw(claims)

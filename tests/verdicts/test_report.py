@@ -80,6 +80,28 @@ def test_of_many_quantities_the_furthest_is_shown(report: Report) -> None:
     assert shown(report["claims"][0]) == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("margin", "furthest"), [("at most", "d"), ("at least", "b"), ("±0.5", "e"), ("±60%", "b")]
+)
+def test_the_furthest_is_so_on_the_side_and_in_the_unit_of_the_margin(
+    report: Report, margin: str, furthest: str
+) -> None:
+    claim = {
+        **many(report),
+        "margin": margin,
+        "prediction": [1.0, 0.1, 1.0, 1.0, 1.0],
+        "interval": [[0.9, 1.1], [0.07, 0.112], [0.9, 1.1], [0.9, 1.15], [0.75, 0.95]],
+    }
+    assert claim["quantities"][worst(claim)] == furthest
+
+
+def test_what_has_no_finite_interval_is_the_furthest(report: Report) -> None:
+    claim = many(report)
+    claim["measurement"] = [1.0, None, 1.0, 150.0, 0.01]
+    claim["interval"] = [[0.9, 1.1], [None, 1.1], *claim["interval"][2:]]
+    assert measurement_text(claim) == "not finite [not finite, 1.1]; 8,000 runs; furthest of 5: b"
+
+
 def test_a_prediction_of_zero_can_be_shown(report: Report) -> None:
     claim = {**many(report), "prediction": [0.0, 1.0, 1.0, 1.0, 1.0]}
     assert worst(claim) == 0
@@ -124,7 +146,7 @@ def test_a_report_without_digits(report: Report) -> None:
 
 
 def test_the_head_says_what_holds_over_which_claims(report: Report) -> None:
-    (text,) = families_text(report)
+    text, _ = families_text(report)
     assert "20 theorems (4 in this report), error 0.05 in all, 0.0025 for each claim" in text
     assert "5 conjectures (1 in this report), error 0.05 in all, 0.01 for each claim" in text
     assert text in to_markdown(report)

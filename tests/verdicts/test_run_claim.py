@@ -20,6 +20,7 @@ from analysis.inference import (
     Prediction,
     mean_interval,
 )
+from analysis.report import to_markdown
 from analysis.verify import (
     LIBRARIES,
     assemble,
@@ -202,6 +203,31 @@ def test_a_report_adjusts_p_values_within_each_family() -> None:
     guess = report["claims"][1]
     assert guess["p_holm"] == pytest.approx(family_size("conjecture") * guess["p_value"])
     json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_null_in_the_report_and_named(bad: float) -> None:
+    def diverged(numbers: Sequence[int], context: Context) -> np.ndarray:
+        return np.full((len(numbers), 1), bad)
+
+    for error, broken in (
+        ("claim", replace(TOY, experiment=diverged)),
+        ("control", replace(TOY, control=NegativeControl("diverged", experiment=diverged))),
+    ):
+        with np.errstate(invalid="ignore"):
+            record = run_claim(broken, Context())
+        part = record if error == "claim" else record["negative_control"]
+        assert part["interval"] == [[None, None]]
+        assert record["verdict"] == "undecided"
+        assert ("no finite interval of one" in record["reason"]) is (error == "claim")
+        report = json.loads(json.dumps(assemble([record], Context()), allow_nan=False))
+        assert "not finite" in to_markdown(report) or error == "control"
+
+
+def test_an_undecided_claim_says_why() -> None:
+    record = run_claim(replace(TOY, experiment=normal(1.5, 1.0)), Context())
+    assert record["verdict"] == "undecided"
+    assert "crosses the end of its margin" in record["reason"]
 
 
 def test_seeds_of_different_bases_never_meet() -> None:
