@@ -58,7 +58,7 @@ def integrated_time(series: ArrayLike) -> IntegratedTime:
     spectrum = np.abs(np.fft.rfft(centred, 2 * rounds)) ** 2
     covariance = np.fft.irfft(spectrum.sum(0))[:rounds] / (n * (rounds - np.arange(rounds)))
     if not covariance[0] > 0:
-        return IntegratedTime(1.0, 0)
+        return IntegratedTime(1.0 if x.size > 1 else np.inf, 0)
     times = np.maximum(2 * np.cumsum(covariance / covariance[0]) - 1, 1.0)
     closed = np.flatnonzero(np.arange(rounds) >= WINDOW * times)
     if not len(closed):
@@ -96,8 +96,9 @@ def stationary_mean(burn_in: int | None = None) -> Estimator:
     The variance of the mean of N = n T' rounds is that of a round times the integrated time over
     N. That variance is itself estimated, as if from N / (2M + 1) independent blocks (M the window),
     so Student's factor has that many degrees of freedom. Where runs are too short for the sum to
-    end, or do not share one mean, only whole runs count as independent: their means are taken
-    (`mean_interval`); one such run alone decides nothing and has an infinite interval.
+    end, or are seen not to share one mean, only whole runs count as independent: their means are
+    taken (`mean_interval`); one such run alone decides nothing and has an infinite interval. That
+    few runs share one mean is assumed: a handful may look alike by chance and differ.
 
     Args:
         burn_in: rounds left out at the start; None finds them by `mser_burn_in`.

@@ -114,6 +114,11 @@ def test_where_rounds_say_too_little_whole_runs_are_taken(spread: float) -> None
 def test_one_short_run_decides_nothing() -> None:
     m = stationary_mean(0)(autoregressive(np.random.default_rng(6), (1, 1, 30), 0.95), ERROR)
     assert (m.low[0], m.high[0]) == (-np.inf, np.inf)
+
+
+def test_a_single_number_says_nothing_of_its_error() -> None:
+    m = stationary_mean(burn_in=5)(np.arange(6.0).reshape(1, 1, 6), 0.1)
+    assert (m.low[0], m.value[0], m.high[0]) == (-np.inf, 5.0, np.inf)
     assert np.isfinite(m.value).all()
 
 
