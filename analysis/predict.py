@@ -15,12 +15,22 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 
 from analysis import closed_form
+from analysis.closed_form.inputs import federation_of
 from analysis.closed_form.rules import RULES, rule_form
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
-from fedlora_sim.federation import Federation, parse_ranks
+from fedlora_sim.federation import Federation
 
 POLICIES = ("zero", "carry")
+LEAST = 1e-150
+"""Lowest amplitude of a partition at the start: squares of lower ones are no longer exact."""
+
+HARMONIC = (
+    "over random cohorts the amplitude at the end of training is 1/E[1/x] where somebody carries "
+    "the direction in every round, for ffa E[x]; 1/E[1/x] vanishes before a typical run collapses, "
+    "of which the threshold speaks"
+)
+"""What the floors of training are means of."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +70,43 @@ class Case:
     federation: Federation = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        ranks = parse_ranks(self.ranks)
-        samples = None if self.num_samples is None else tuple(self.num_samples)
-        federation = Federation(ranks, samples, self.cohort_size, self.sampling)
-        object.__setattr__(self, "federation", federation)
-        check_positive_int("rounds", self.rounds)
-        check_choice("allocation", self.allocation, ("svd", "random"))
+        federation = federation_of(self.ranks, self.num_samples, self.cohort_size, self.sampling)
+        samples = None if self.num_samples is None else federation.num_samples
+        checked: dict[str, Any] = {
+            "federation": federation,
+            "ranks": self.ranks if isinstance(self.ranks, str) else federation.ranks,
+            "num_samples": samples,
+            "rounds": check_positive_int("rounds", self.rounds),
+            "allocation": check_choice("allocation", self.allocation, ("svd", "random")),
+        }
         for name in ("gain_mean", "drift_mean"):
-            check_finite(name, getattr(self, name))
+            checked[name] = check_finite(name, getattr(self, name))
         for name in ("gain_std", "drift_std"):
-            check_finite(name, getattr(self, name), minimum=0.0)
+            checked[name] = check_finite(name, getattr(self, name), minimum=0.0)
         for name in ("initial_amplitude", "target", "local_time"):
             value = getattr(self, name)
-            if value is not None and not check_finite(name, value) > 0:
+            if value is None and name == "local_time":
+                continue
+            checked[name] = check_finite(name, value)
+            if not checked[name] > 0:
                 raise expected(name, value, "a positive number")
-        if not 0 < check_finite("spectrum_decay", self.spectrum_decay) <= 1:
+        checked["spectrum_decay"] = check_finite("spectrum_decay", self.spectrum_decay)
+        if not 0 < checked["spectrum_decay"] <= 1:
             raise expected("spectrum_decay", self.spectrum_decay, "a number in (0, 1]")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        check_start("initial_amplitude", self.initial_amplitude)
+        for part in self.partitions:  # the first direction of each has the most energy
+            amplitude = float(self.initial_amplitudes[part.start])
+            check_start("spectrum_decay", self.spectrum_decay, amplitude)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all clients take part in every round, with the same directions."""
+        federation = self.federation
+        repeated = federation.sampling in ("with_replacement", "size_weighted")
+        everybody = federation.cohort_size == federation.num_clients and not repeated
+        return everybody and self.allocation == "svd"
 
     @property
     def initial_amplitudes(self) -> Array:
@@ -87,6 +118,25 @@ class Case:
     def partitions(self) -> tuple[slice, ...]:
         """Directions of each partition, lowest rank level first."""
         return self.federation.partitions
+
+
+def check_start(argument: str, value: float, amplitude: float | None = None) -> float:
+    """The value, if amplitudes at the start have energies that others can be compared with.
+
+    Args:
+        argument: its name.
+        value: what was given.
+        amplitude: what it makes of an amplitude at the start; the value itself when None.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    number = check_finite(argument, value)
+    start = number if amplitude is None else amplitude
+    if not LEAST <= start <= 1 / LEAST:
+        bounds = f"amplitudes at the start from {LEAST:g} to {1 / LEAST:g}, not {start:.3g}"
+        raise expected(argument, value, f"{bounds} (energies are squares)")
+    return number
 
 
 def directions_label(part: slice) -> str:
@@ -165,6 +215,8 @@ def predict(case: Case, rules: Sequence[str] = RULES) -> Prediction:
             for form in map(rule_form, rules)
             for policy in (POLICIES if form.has_policy else (None,))
         )
+    if case.local_time is not None and not case.is_full:
+        notes.append(HARMONIC)
     first = _first(case)
     return Prediction(case, covered[first], empty[first], found, tuple(dict.fromkeys(notes)))
 

@@ -15,6 +15,7 @@ import numpy as np
 from analysis.closed_form.round_map import Clients, without_nan
 from analysis.closed_form.setting import Setting
 from analysis.cohorts.law import Array
+from analysis.cohorts.moments import WeightMoments
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,14 @@ def pair_map(setting: Setting, clients: Clients) -> PairMap:
         setting: the rule in its federation.
         clients: gains and drifts without spread.
     """
-    g, c = clients.gain_mean, clients.drift_mean
-    d, zero, one = g - 1, np.zeros_like(g), np.ones_like(g)
-    moments = setting.moments
     third = setting.expect(lambda share: share**3)
+    # what leaves the range of floating point is infinite: no rate, no floor
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _pair_map(setting.moments, third, clients.gain_mean, clients.drift_mean)
+
+
+def _pair_map(moments: WeightMoments, third: Array, g: Array, c: Array) -> PairMap:
+    d, zero, one = g - 1, np.zeros_like(g), np.ones_like(g)
     u, v = moments.second, moments.mean - moments.second
     uu, uv = moments.fourth, third - moments.fourth
     vv = moments.second - 2 * third + moments.fourth
@@ -99,7 +104,8 @@ def pair_map(setting: Setting, clients: Clients) -> PairMap:
     )
     means = _rows([u * g, u * d], [v * g, keeps + v * d])
     noise = np.stack([uu * c**2, uv * c**2, vv * c**2], axis=-1)
-    radius = np.abs(np.linalg.eigvals(energies)).max(axis=1)
+    radius, finite = np.full_like(g, np.inf), np.isfinite(energies).all(axis=(1, 2))
+    radius[finite] = np.abs(np.linalg.eigvals(energies[finite])).max(axis=1)
     # with g = 1 the map is triangular, and what is in the base stays as it is
     rate = np.where(whole, g**2, np.where(g == 1, 1.0, radius))
     return PairMap(means, np.stack([u * c, v * c], axis=-1), energies, cross, noise, rate)

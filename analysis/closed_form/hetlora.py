@@ -29,14 +29,18 @@ def hetlora_trajectory(
     members = setting.federation.members
     mean = np.empty((rounds + 1, start.size))
     mean[0] = start
-    for t in range(rounds):
-        reached = clients.gain_mean * mean[t] + clients.drift_mean
-        scale = np.abs(reached).max() or 1.0
-        norms = np.sqrt((members * (reached / scale) ** 2).sum(axis=1))
-        total = norms.sum()
-        weights = norms / total if total > 0 else np.full(norms.size, 1 / norms.size)
-        mean[t + 1] = (weights @ members) ** 2 * reached
-    return mean, mean**2
+    with np.errstate(over="ignore"):
+        for t in range(rounds):
+            reached = clients.gain_mean * mean[t] + clients.drift_mean
+            size = np.abs(reached)
+            scale = size.max() or 1.0
+            # beside what left the range of floating point all else is nothing
+            relative = size / scale if np.isfinite(scale) else np.isinf(size).astype(np.float64)
+            norms = np.sqrt((members * relative**2).sum(axis=1))
+            total = norms.sum()
+            weights = norms / total if total > 0 else np.full(norms.size, 1 / norms.size)
+            mean[t + 1] = (weights @ members) ** 2 * reached
+        return mean, mean**2
 
 
 def hetlora_floor(step: RoundMap, clients: Clients) -> Array:

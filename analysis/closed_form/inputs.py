@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import check_choice, expected
-from fedlora_sim.federation import ALLOCATIONS, Federation, parse_ranks
+from fedlora_sim.federation import ALLOCATIONS, Federation, check_num_samples, parse_ranks
 
 Ranks = str | Sequence[int]
 Samples = Sequence[float] | None
@@ -19,8 +19,9 @@ def federation_of(
     ranks: Ranks, num_samples: Samples, cohort_size: int | None, sampling: str | None
 ) -> Federation:
     """The federation that the arguments of a closed form describe."""
-    samples = None if num_samples is None else tuple(num_samples)
-    return Federation(parse_ranks(ranks), samples, cohort_size, sampling)
+    clients = parse_ranks(ranks)
+    samples = None if num_samples is None else check_num_samples(num_samples, len(clients))
+    return Federation(clients, samples, cohort_size, sampling)
 
 
 def allocation_of(allocation: str) -> str:

@@ -49,7 +49,7 @@ def noise_gain(
         rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
     )
     need_spread(setting)
-    return setting.moments.sum_of_squares
+    return setting.moments.sum_of_squares.copy()
 
 
 def noise_to_signal(

@@ -65,7 +65,8 @@ def survival(
     undiluted = setting.expect(lambda share: (share >= 1 - relative("reduction")).astype(float))
     # 1 + P1 + ... + P1**(t - 1): rounds in which the adapter still holds all there is
     exposed = np.cumsum(undiluted**times, axis=0) - undiluted**times
-    return 1 - setting.empty * exposed
+    # all chances together are 1 or less, which their roundings need not be
+    return np.maximum(1 - setting.empty * exposed, 0.0)
 
 
 def typical_rate(

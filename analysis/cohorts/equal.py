@@ -57,10 +57,15 @@ def carriers(carry: Array) -> Array:
 
 def hypergeometric(total: int, marked: int, size: int) -> Array:
     """Probabilities of 0..size marked ones among `size` drawn; whole-number arithmetic."""
-    ways = math.comb(total, size)
-    return np.array(
-        [math.comb(marked, d) * math.comb(total - marked, size - d) / ways for d in range(size + 1)]
-    )
+    others = total - marked
+    low, high = max(0, size - others), min(marked, size)
+    ways, whole = math.comb(marked, low) * math.comb(others, size - low), math.comb(total, size)
+    law = np.zeros(size + 1)
+    for d in range(low, high + 1):
+        law[d] = ways / whole
+        # exact, and far shorter than two binomial coefficients anew
+        ways = ways * (marked - d) * (size - d) // ((d + 1) * (others - size + d + 1))
+    return law
 
 
 def _fixed(clients: Clients) -> Sums:

@@ -76,7 +76,8 @@ class ShareLaw:
 
 def _mean(values: Array, probability: Array) -> float:
     constant = bool(np.all(values == values[0]))
-    return float(values[0]) if constant else float(probability @ values)
+    # no product of BLAS: its threads cost more than the sum where other processes run
+    return float(values[0]) if constant else float((probability * values).sum())
 
 
 def share_law(probability: Array, share: Array, squares: Array, empty: float) -> ShareLaw:

@@ -7,6 +7,7 @@ logarithms that say what a typical run does. See `analysis.cohorts.shares` for t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def weight_moments(
         allocation: `svd` or `random`.
 
     Returns:
-        The moments per direction; exact, or estimated with standard errors.
+        The moments per direction, read-only; exact, or estimated with standard errors.
 
     Raises:
         ValueError: on an unknown normaliser or allocation; on `importance`.
@@ -71,9 +72,18 @@ def weight_moments(
         Weights: Wu et al., arXiv 2602.13486, Sec. 3 and Eq. 8. Moments: our derivation.
     """
     laws = announced(federation, normaliser, allocation, stack_level=3)
+    return _moments(laws, federation, normaliser, allocation)
+
+
+@lru_cache(maxsize=4)  # as many as there are laws kept; laws are compared by identity
+def _moments(
+    laws: tuple[ShareLaw, ...], federation: Federation, normaliser: str, allocation: str
+) -> WeightMoments:
     levels = views(federation, normaliser, allocation)
     pairs = [_law_moments(law, level) for law, level in zip(laws, levels, strict=True)]
     values, errors = per_direction(federation, np.stack(pairs, axis=-1))
+    for array in (values, errors):
+        array.setflags(write=False)
     exact = all(law.draws is None for law in laws)
     moments = WeightMoments(*values)
     return moments if exact else replace(moments, standard_error=WeightMoments(*errors))
@@ -99,6 +109,11 @@ def empty_probability(
     Reference:
         Our derivation.
     """
+    return _empty(federation, allocation, normaliser).copy()
+
+
+@lru_cache(maxsize=16)  # every rule asks
+def _empty(federation: Federation, allocation: str, normaliser: str) -> Array:
     levels = views(federation, normaliser, allocation)
     return per_direction(federation, np.array([empty_cohort(level) for level in levels]))
 

@@ -58,12 +58,17 @@ def _counts(
 
 def _shares(level: Clients, counts: np.ndarray, rng: np.random.Generator) -> Array:
     """Share and sum of squared weights of the cohorts with a contributor, shape (2, n)."""
-    weights = counts * level.weight
-    carried = level.carry if level.sure else rng.random(weights.shape) < level.carry
-    own = weights * carried
-    contributing = own.sum(axis=1)
-    # apart, so that full coverage gives exactly contributing / (contributing + 0) = 1
-    other = (weights * (1 - carried)).sum(axis=1)
+    # contributors and others apart, so that full coverage gives exactly own / (own + 0) = 1
+    if level.sure:
+        draws, carried = counts.astype(np.float64), level.weight * level.carry
+        sides = draws @ np.stack([carried, level.weight - carried], axis=1)
+        contributing, other = sides.T
+        squares = draws**2 @ carried**2
+    else:
+        weights = counts * level.weight
+        own = np.where(rng.random(weights.shape) < level.carry, weights, 0.0)
+        contributing, other = own.sum(axis=1), (weights - own).sum(axis=1)
+        squares = (own**2).sum(axis=1)
     keep = contributing > 0
     norm = level.norm(contributing[keep], other[keep])
-    return np.stack([contributing[keep] / norm, (own[keep] ** 2).sum(axis=1) / norm**2])
+    return np.stack([contributing[keep] / norm, squares[keep] / norm**2])

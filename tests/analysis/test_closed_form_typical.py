@@ -81,6 +81,13 @@ def test_full_participation_has_no_luck():
         np.testing.assert_allclose(spread, 0.0, atol=CLOSE)
 
 
+def test_survival_is_a_probability():
+    for rounds in (50, 100, 1000):
+        for size in (1, 2):
+            alive = closed_form.survival("fedex", "2x3,8x2", rounds, cohort_size=size)
+            assert ((alive >= 0) & (alive <= 1)).all()
+
+
 def test_half_lives_by_hand():
     lives = closed_form.half_life([0.25, 0.5, 1.0, 1.5, 0.0])
     np.testing.assert_allclose(lives, [0.5, 1.0, math.inf, math.inf, 0.0])

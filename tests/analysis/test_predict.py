@@ -10,7 +10,7 @@ import pytest
 
 from analysis import closed_form
 from analysis.closed_form.rules import RULES
-from analysis.predict import Case, Prediction, RulePrediction, predict
+from analysis.predict import HARMONIC, Case, Prediction, RulePrediction, predict
 from analysis.prediction_record import to_record
 from fedlora_sim.tolerances import relative
 
@@ -144,6 +144,11 @@ def test_estimated_laws_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
         ("allocation", "importance"),
         ("sampling", "often"),
         ("num_samples", (1, 2)),
+        ("num_samples", 3),
+        ("num_samples", "123456"),
+        ("initial_amplitude", 1e-200),
+        ("initial_amplitude", 1e200),
+        ("spectrum_decay", 1e-100),
     ],
 )
 def test_bad_cases_are_refused(field: str, value: object) -> None:
@@ -164,3 +169,29 @@ def test_energies_beyond_all_numbers_are_infinite_and_said_to_be() -> None:
     written = to_record(prediction)["rules"][0]["relative_energy"]
     assert written["values"][0] is None
     assert "range of numbers" in written["reason"]
+
+
+def test_nothing_outgrows_all_numbers_with_a_noise() -> None:
+    for gain, rounds in ((2.0, 2000), (1e200, 5)):
+        prediction = predict(Case("2x3,8x2", gain_mean=gain, rounds=rounds))
+        assert prediction.notes == ()
+        for row in prediction.rules:
+            assert row.reasons == {}
+            assert not any(np.isnan(values).any() for values in row.values.values())
+
+
+def test_numbers_of_other_libraries_and_iterators_are_as_good() -> None:
+    plain = Case("2x2,4x1", 3, num_samples=[1, 2, 3], gain_mean=0.5)
+    other = Case(
+        iter([2, 2, 4]),  # type: ignore[arg-type]
+        np.int64(3),
+        num_samples=iter([1, 2, 3]),  # type: ignore[arg-type]
+        gain_mean=np.float32(0.5),  # type: ignore[arg-type]
+    )
+    records = [json.dumps(to_record(predict(case, ["fedavg"]))) for case in (plain, other)]
+    assert records[0] == records[1]
+
+
+def test_what_floors_of_training_are_means_of_is_noted() -> None:
+    assert HARMONIC in predict(Case("2x4,4x4", cohort_size=3, local_time=1.0), ["fedavg"]).notes
+    assert predict(Case("2x4,4x4", local_time=1.0), ["fedavg"]).notes == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -20,12 +21,14 @@ from cohort_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis import closed_form
 from analysis.cohorts import shares
 from analysis.cohorts.clients import Clients, views
-from analysis.cohorts.equal import equal_sums, is_equal
+from analysis.cohorts.equal import equal_sums, hypergeometric, is_equal
 from analysis.cohorts.groups import count_cohorts, enumerate_sums, group_clients
 from analysis.cohorts.integer_sums import plan_tables, tabulate_sums
 from analysis.cohorts.law import MonteCarloWarning, ShareLaw
+from analysis.cohorts.moments import weight_moments
 from analysis.cohorts.sampled import sample_laws
 from analysis.cohorts.shares import expect, share_laws
 from fedlora_sim.federation import SAMPLINGS, Federation
@@ -123,6 +126,25 @@ def test_random_carriers_of_a_thousand_clients(sampling):
     if sampling == "bernoulli":
         empty = np.prod([1 - 0.04 * r / 8 for r in fed.ranks])
         assert law.empty == pytest.approx(empty, rel=CLOSE)
+
+
+@pytest.mark.parametrize(("total", "marked", "size"), [(7, 3, 4), (7, 5, 4), (6, 0, 3), (5, 5, 5)])
+def test_hypergeometric_is_that_of_binomial_coefficients(total, marked, size):
+    law = [math.comb(marked, d) * math.comb(total - marked, size - d) for d in range(size + 1)]
+    np.testing.assert_array_equal(
+        hypergeometric(total, marked, size), np.array(law) / math.comb(total, size)
+    )
+
+
+def test_moments_are_computed_once_and_cannot_be_changed():
+    federation = Federation("2x3,4x2", (1, 2, 3, 4, 5), 3)
+    moments = weight_moments("cohort", federation)
+    assert weight_moments("cohort", federation) is moments
+    with pytest.raises(ValueError, match="read-only"):
+        moments.mean[0] = 0.0
+    gain = closed_form.noise_gain("fedavg", "2x3,4x2", cohort_size=3)
+    gain[:] = 0.0
+    assert (closed_form.noise_gain("fedavg", "2x3,4x2", cohort_size=3) > 0).all()
 
 
 def test_cheapest_route_is_taken(monkeypatch):
