@@ -26,6 +26,7 @@ from analysis.closed_form.communication import Communication
 from analysis.closed_form.rules import RULES
 from analysis.cohorts.law import Array
 from analysis.fates import Fate, fates
+from analysis.predict import check_start
 from fedlora_sim.errors import (
     InputError,
     check_finite,
@@ -115,48 +116,59 @@ def design(
         drift_std: deviation of what they add to it, in units of the amplitude.
         initial_amplitude: amplitude of the first direction.
         spectrum_decay: each direction starts with this share of the one before, in (0, 1].
-        levels: ranks that clients may have.
+        levels: ranks that clients may have, at most what the layer's matrix can have.
         distinct: most different ranks in one configuration.
         min_coverage: least share of clients at the highest level of a configuration.
         rules: names of rules; each policy of a rule counts as one of its own.
         top: number of designs to return.
 
     Returns:
-        The best designs, best first; of equal scores the one with less total rank.
+        The best designs, best first; of equal scores the one with less total rank, and of equal
+        ranks the rule that sends less.
 
     Raises:
-        ValueError: on a bad argument, without a budget, if nothing is within it, or with more than
-            `LIMIT` configurations.
+        ValueError: on a bad argument, without a budget, if nothing is within it, with more than
+            `LIMIT` configurations, or where energies grow beyond the range of numbers.
     """
-    found, reasons = fates(
-        check_positive_int("clients", clients),
-        check_positive_int("rounds", rounds),
-        rules,
-        cohort_size=cohort_size,
-        sampling=sampling,
-        gain_mean=check_finite("gain_mean", gain_mean),
-        gain_std=check_finite("gain_std", gain_std, minimum=0.0),
-        drift_std=check_finite("drift_std", drift_std, minimum=0.0),
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        found, reasons = fates(
+            clients,
+            rounds,
+            rules,
+            cohort_size=cohort_size,
+            sampling=sampling,
+            gain_mean=gain_mean,
+            gain_std=gain_std,
+            drift_std=drift_std,
+        )
     if not found:
         raise InputError("; ".join(reasons.values()))
     menu = _menu(levels, initial_amplitude, spectrum_decay)
+    most = min(check_positive_int("d_in", d_in), check_positive_int("d_out", d_out))
+    if menu.levels[-1] > most:
+        raise expected("levels", levels, f"ranks of at most {most}, which {d_in} by {d_out} has")
     counts = configurations(clients, len(menu.levels), check_positive_int("distinct", distinct))
     counts = _within(_covered(counts, min_coverage), menu, total_rank, communication)
     most = check_positive_int("top", top)
     limit = inf if communication is None else check_finite("communication", communication)
     sent: dict[tuple[str, int], Communication] = {}
-    designs: list[Design] = []
-    for fate, row, signal, noise in _ranked(found, counts, menu):
-        # numbers are linear in ranks and clients are drawn alike: only the sum of ranks matters
-        key = fate.rule, int(row @ np.array(menu.levels))
+
+    def numbers(rule: str, row: Counts) -> Communication:
+        # linear in ranks, and clients are drawn alike: only the sum of ranks matters
+        key = rule, int(row @ np.array(menu.levels))
         if key not in sent:
             ranks = np.repeat(menu.levels, row).tolist()
             sent[key] = closed_form.communication(
-                fate.rule, ranks, d_in, d_out, cohort_size=cohort_size, sampling=sampling
+                rule, ranks, d_in, d_out, cohort_size=cohort_size, sampling=sampling
             )
-        if sent[key].total <= limit:
-            designs.append(_describe(fate, row, menu, signal, noise, sent[key]))
+        return sent[key]
+
+    efforts = np.array([numbers(fate.rule, counts[0]).total for fate in found])
+    designs: list[Design] = []
+    for fate, row, signal, noise in _ranked(found, counts, menu, efforts, rounds):
+        traffic = numbers(fate.rule, row)
+        if traffic.total <= limit:
+            designs.append(_describe(fate, row, menu, signal, noise, traffic))
         if len(designs) == most:
             break
     if not designs:
@@ -211,11 +223,10 @@ def _menu(levels: Sequence[int], initial_amplitude: float, spectrum_decay: float
     )
     if not ranks:
         raise expected("levels", levels, "at least one rank")
-    if not check_finite("initial_amplitude", initial_amplitude) > 0:
-        raise expected("initial_amplitude", initial_amplitude, "a positive number")
+    first = check_start("initial_amplitude", initial_amplitude)
     if not 0 < check_finite("spectrum_decay", spectrum_decay) <= 1:
         raise expected("spectrum_decay", spectrum_decay, "a number in (0, 1]")
-    energy = (initial_amplitude * spectrum_decay ** np.arange(ranks[-1], dtype=np.float64)) ** 2
+    energy = (first * spectrum_decay ** np.arange(float(ranks[-1]))) ** 2
     edges = np.array([0, *ranks])
     added = np.add.reduceat(energy, edges[:-1])
     return _Menu(tuple(ranks), np.diff(edges), added / energy.sum(), float(energy.sum()))
@@ -245,16 +256,20 @@ def _within(
 
 
 def _ranked(
-    found: Sequence[Fate], counts: Counts, menu: _Menu
+    found: Sequence[Fate], counts: Counts, menu: _Menu, efforts: Array, rounds: int
 ) -> Iterator[tuple[Fate, Counts, float, float]]:
-    """Rules with configurations, signal and noise, best first."""
+    """Rules with configurations, signal and noise, best first; `efforts` decide between equals."""
     carriers = _carriers(counts)
-    signal = np.stack([fate.mean[carriers] ** 2 @ menu.energies for fate in found])
-    energy = np.stack([fate.second[carriers] @ menu.energies for fate in found])
-    drift = np.stack([fate.drift[carriers] @ menu.widths for fate in found]) / menu.unit
-    noise = np.maximum(energy - signal, 0.0) + drift
+    with np.errstate(over="ignore", invalid="ignore"):
+        signal = np.stack([fate.mean[carriers] ** 2 @ menu.energies for fate in found])
+        energy = np.stack([fate.second[carriers] @ menu.energies for fate in found])
+        drift = np.stack([fate.drift[carriers] @ menu.widths for fate in found]) / menu.unit
+        noise = np.maximum(energy - signal, 0.0) + drift
+        score = signal - noise
+    if not np.isfinite(score).all():
+        raise expected("rounds", rounds, "fewer, or smaller gains or drifts: energies overflow")
     sums = np.broadcast_to(counts @ np.array(menu.levels), signal.shape)
-    for place in np.lexsort((sums.ravel(), (noise - signal).ravel())):
+    for place in np.lexsort((np.repeat(efforts, len(counts)), sums.ravel(), -score.ravel())):
         f, c = divmod(int(place), len(counts))
         yield found[f], counts[c], float(signal[f, c]), float(noise[f, c])
 

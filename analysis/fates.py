@@ -17,7 +17,8 @@ from analysis import closed_form
 from analysis.closed_form.rules import rule_form
 from analysis.cohorts.law import Array
 from analysis.predict import POLICIES
-from fedlora_sim.errors import expected
+from fedlora_sim.errors import check_finite, check_positive_int, expected
+from fedlora_sim.federation import Federation
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,14 @@ def fates(
         The fates, and for each rule that has no closed form here, why.
 
     Raises:
-        ValueError: on an unknown rule.
+        ValueError: on a bad argument, such as an unknown rule.
     """
+    everybody = (1,) * check_positive_int("clients", clients)
+    Federation(everybody, None, cohort_size, sampling)  # a bad cohort is no matter of a rule
+    check_positive_int("rounds", rounds)
+    check_finite("gain_mean", gain_mean)
+    check_finite("gain_std", gain_std, minimum=0.0)
+    check_finite("drift_std", drift_std, minimum=0.0)
     cohort: dict[str, Any] = {"cohort_size": cohort_size, "sampling": sampling}
     gains: dict[str, Any] = {"gain_mean": gain_mean, "gain_std": gain_std}
     found, reasons = [], {}

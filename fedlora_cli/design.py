@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 from analysis.closed_form.rules import RULES
@@ -19,10 +20,12 @@ from fedlora_cli.options import parse_pair
 from fedlora_cli.tables import print_note, print_table, wide_console
 from fedlora_sim.errors import InputError, expected
 
-LEGEND = """\
-score: signal - noise, as shares of the energy at the start; lost: in directions of no client; top:
-coverage of the highest level; worst: lowest factor of mean energy a round; up, down: numbers a
-round and layer"""
+LEGEND = (
+    "score: signal - noise, as shares of the energy at the start; it says what is kept, not what "
+    "is learnt (a direction of one client counts like one of all: see --min-coverage); lost: in "
+    "directions of no client; top: coverage of the highest level; worst: lowest factor of mean "
+    "energy a round; up, down: numbers a round and layer"
+)
 
 
 def design(
@@ -63,7 +66,8 @@ def design(
 
     Score: signal minus noise after the last round, as a share of the energy
     at the start: squared mean amplitudes, and the variance around them.
-    Directions that nobody carries are lost.
+    Directions that nobody carries are lost. It says what is kept, not what is
+    learnt: see --min-coverage.
 
     With --json: "designs", best first; "best_of_each_rule"; and "left_out",
     for each rule without a design why.
@@ -89,11 +93,11 @@ def design(
         print(json.dumps(record, indent=1, allow_nan=False))
         return
     console = wide_console()
-    print_table(console, f"Best of all after {rounds} rounds", _table(designs))
-    print_table(console, "Best of each rule", _table(each))
+    _print_designs(console, f"Best of all after {rounds} rounds", designs)
+    _print_designs(console, "Best of each rule", each)
     for rule, reason in left_out.items():
         print_note(console, f"{rule} is left out: {reason}")
-    console.print(LEGEND, highlight=False)
+    print_note(console, LEGEND)
 
 
 def _best_of_each_rule(clients: int, task: dict[str, Any]) -> tuple[list[Design], dict[str, str]]:
@@ -105,39 +109,44 @@ def _best_of_each_rule(clients: int, task: dict[str, Any]) -> tuple[list[Design]
             each += find_designs(clients, **task, rules=[rule], top=1)
         except InputError as error:  # the task is sound: all rules together had an answer
             left_out[rule] = str(error)
-    return sorted(each, key=lambda best: -best.score), left_out
+
+    def place(best: Design) -> tuple[float, ...]:
+        return -best.score, best.total_rank, best.upload + best.download
+
+    return sorted(each, key=place), left_out
 
 
-def _table(designs: Sequence[Design]) -> Table:
-    heads = (
-        "ranks",
-        "rule",
-        "sum",
-        "score",
-        "signal",
-        "noise",
-        "lost",
-        "top",
-        "worst",
-        "up",
-        "down",
-    )
+def _print_designs(console: Console, title: str, designs: Sequence[Design]) -> None:
+    """One table, or on a narrow terminal two, so that no number is broken."""
+    heads = ("sum", "score", "signal", "noise", "lost", "top", "worst", "up", "down")
+    table = _table(designs, heads)
+    if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:
+        print_table(console, title, table)
+        return
+    print_table(console, f"{title}: scores", _table(designs, heads[1:5]))
+    print_table(console, f"{title}: costs", _table(designs, (heads[0], *heads[5:])))
+
+
+def _table(designs: Sequence[Design], heads: Sequence[str]) -> Table:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for head in heads[:2]:
+    for head in ("ranks", "rule"):
         table.add_column(head, no_wrap=True)
-    for head in heads[2:]:
-        table.add_column(head, justify="right", overflow="fold")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
     for best in designs:
-        shares = (best.score, best.signal, best.noise, best.lost, best.top_coverage)
-        table.add_row(
-            best.ranks,
-            rule_label(best.rule, best.empty_partition),
-            str(best.total_rank),
-            *(f"{share:.3f}" for share in shares),
-            f"{best.worst_rate:.3f}",
-            f"{best.upload:,.0f}",
-            f"{best.download:,.0f}",
-        )
+        cells = {
+            "sum": str(best.total_rank),
+            "score": f"{best.score:.3f}",
+            "signal": f"{best.signal:.3f}",
+            "noise": f"{best.noise:.3f}",
+            "lost": f"{best.lost:.3f}",
+            "top": f"{best.top_coverage:.3f}",
+            "worst": f"{best.worst_rate:.3f}",
+            "up": f"{best.upload:,.0f}",
+            "down": f"{best.download:,.0f}",
+        }
+        label = rule_label(best.rule, best.empty_partition)
+        table.add_row(best.ranks, label, *(cells[head] for head in heads))
     return table
 
 

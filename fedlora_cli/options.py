@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from fedlora_sim.errors import expected
+from fedlora_sim.errors import check_positive_int, expected
 
 
 def parse_assignment(text: str) -> tuple[str, object]:
@@ -59,7 +59,8 @@ def parse_samples(argument: str, text: str) -> tuple[float, ...]:
     for part in text.replace(" ", "").split(","):
         count, _, clients = part.partition("x")
         try:
-            counts += [float(count)] * int(clients or "1")
+            number = check_positive_int(argument, clients or "1")
+            counts += [float(count)] * number
         except ValueError:
             raise expected(argument, text, "counts like '120,80' or '100x8,50x6'") from None
     return tuple(counts)

@@ -95,6 +95,12 @@ def test_the_best_comes_first_and_the_smaller_of_equals(all_designs: list[Design
     )
 
 
+def test_of_equals_the_rule_that_sends_less_comes_first() -> None:
+    best = design(10, total_rank=26, cohort_size=2, levels=(2, 4, 8), top=3)
+    assert {design.score for design in best} == {1.0}
+    assert [design.rule for design in best] == ["raflora", "rbla", "flora"]
+
+
 def test_directions_of_nobody_are_lost() -> None:
     (best,) = design(4, total_rank=4, levels=(1, 2), spectrum_decay=0.5, rules=["fedavg"])
     assert (best.ranks, best.signal, best.noise) == ("1x4", 0.8, 0.0)
@@ -149,10 +155,14 @@ def test_rules_without_closed_forms_say_why() -> None:
         ({"gain_std": -1.0}, "^gain_std=-1.0"),
         ({"spectrum_decay": 0.0}, "^spectrum_decay=0.0"),
         ({"initial_amplitude": 0.0}, "^initial_amplitude=0.0"),
-        ({"cohort_size": 9}, "^cohort_size=9"),
         ({"rules": ["hetlora"]}, "hetlora"),
         ({"rules": ["fedavgg"]}, "did you mean 'fedavg'"),
         ({"top": 0}, "^top=0"),
+        ({"cohort_size": 9}, "^cohort_size=9: [^;]*$"),
+        ({"gain_mean": 2.0, "rounds": 600}, "^rounds=600: expected fewer"),
+        ({"gain_std": 1e200}, "^rounds=100: expected fewer"),
+        ({"initial_amplitude": 1e-200}, "^initial_amplitude=1e-200"),
+        ({"levels": (2, 32), "d_in": 16}, r"^levels=\(2, 32\): expected ranks of at most 16"),
         ({"clients": 400, "distinct": 3}, "^distinct=3: expected fewer"),
     ],
     ids=str,

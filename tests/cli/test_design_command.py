@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
+from rich.console import Console
 
 from analysis.design import design
 
@@ -61,3 +62,16 @@ def test_bad_input_is_one_line(fedlora: Callable, options: tuple[str, ...], name
     assert (outcome.code, outcome.out) == (2, "")
     (line,) = outcome.err.splitlines()
     assert f"{named}: expected " in line
+
+
+def test_a_narrow_terminal_breaks_no_number(
+    fedlora: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedlora_cli.design.wide_console", lambda: Console(width=80))
+    out = fedlora(*TASK, "--top", "3").out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
+    for best in design(6, total_rank=40, cohort_size=3, levels=(2, 4, 8), top=3):
+        assert f" {best.ranks} " in out
+        assert f" {best.score:.3f} " in out
+        assert f" {best.download:,.0f} " in out

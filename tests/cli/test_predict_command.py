@@ -106,6 +106,7 @@ def test_json_is_the_record_and_nothing_else(fedlora: Callable, here: Path) -> N
         (("--rounds", "0"), "rounds=0"),
         (("--num-samples", "1,2"), "num_samples=[1.0, 2.0]"),
         (("--num-samples", "ten"), "--num-samples='ten'"),
+        (("--num-samples", "5x-1,5x6"), "--num-samples='5x-1,5x6'"),
         (("--allocation", "importance"), "allocation='importance'"),
         (("--sampling", "seldom"), "sampling='seldom'"),
         (("--local-time", "-1"), "local_time=-1.0"),
