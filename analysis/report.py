@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
+DIGITS = 4
 
 # A claim on many quantities shows the one that comes closest to leaving its region.
 VERDICT_MARK = {"supported": "✓ supported", "refuted": "✗ refuted", "undecided": "? undecided"}
@@ -118,15 +120,16 @@ def shown(claim: Record) -> list[int]:
 def prediction_text(claim: Record, indices: Sequence[int] | None = None) -> str:
     """Predicted values with their margin: `0.25, 0.04 (±2%)` or `at least 0.99`."""
     chosen = shown(claim) if indices is None else indices
-    values = ", ".join(number(claim["prediction"][i]) for i in chosen)
     margin = claim["margin"]
+    values = ", ".join(number(claim["prediction"][i], digits_for(margin)) for i in chosen)
     return f"{values} ({margin})" if margin.startswith("±") else f"{margin} {values}"
 
 
 def measurement_text(claim: Record) -> str:
     """Measured values with their intervals, and the number of runs behind them."""
+    digits = digits_for(claim["margin"])
     parts = [
-        f"{number(claim['measurement'][i])} {interval_text(claim['interval'][i])}"
+        f"{number(claim['measurement'][i], digits)} {interval_text(claim['interval'][i], digits)}"
         for i in shown(claim)
     ]
     count = len(claim["prediction"])
@@ -134,12 +137,20 @@ def measurement_text(claim: Record) -> str:
     return f"{', '.join(parts)}; {claim['runs']:,} runs{of}"
 
 
-def interval_text(ends: Sequence[float | None], digits: int = 4) -> str:
+def digits_for(margin: str) -> int:
+    """Significant digits in which a relative margin, as `±2%`, can be seen; at least four."""
+    if not margin.endswith("%"):
+        return DIGITS
+    relative = float(margin.strip("±%")) / 100
+    return max(DIGITS, 1 - math.floor(math.log10(relative)))
+
+
+def interval_text(ends: Sequence[float | None], digits: int = DIGITS) -> str:
     """An interval."""
     return f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, digits: int = DIGITS) -> str:
     """A number to this many significant digits; plain zero for what is zero."""
     if value is None:
         return "not finite"
@@ -192,9 +203,10 @@ def to_markdown(report: Record) -> str:
 
 
 def _claim_section(claim: Record, environment: Record) -> str:
+    digits = digits_for(claim["margin"])
     control = claim["negative_control"]
     rows = "\n".join(
-        _row([name, number(p), number(m), interval_text(i)])
+        _row([name, number(p, digits), number(m, digits), interval_text(i, digits)])
         for name, p, m, i in zip(
             claim["quantities"],
             claim["prediction"],

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from analysis.claim import Claim, Context
-from analysis.claims import CLAIMS
+from analysis.claims import CLAIMS, theme_of
 from analysis.inference.family import FAMILY_ERROR, claim_error, holm
 from analysis.inference.measurement import Measurement
 from analysis.inference.sequential import measure_until_decided, number_of_looks, p_value
@@ -63,6 +63,7 @@ def run_claim(claim: Claim, context: Context, error: float | None = None) -> Rec
     looks = number_of_looks(first, cap)
     record = {
         "id": claim.id,
+        "theme": theme_of(claim),
         "statement": claim.statement,
         "source": claim.source,
         "kind": claim.kind,

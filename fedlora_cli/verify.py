@@ -50,7 +50,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="base seed of all runs")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     strict: Annotated[
-        bool, typer.Option("--strict", help="exit code 1 unless every theorem is supported")
+        bool, typer.Option("--strict", help="exit code 1 unless every theorem of this run holds")
     ] = False,
 ) -> None:
     """Verify the theory: predictions against measurements, with negative controls."""
@@ -116,7 +116,7 @@ def _print_table(report: dict[str, Any], out: Path) -> None:
     _keep_whole(table)
     for c in report["claims"]:
         i = worst(c)
-        measured = f"{number(c['measurement'][i])} {interval_text(c['interval'][i])}"
+        measured = f"{number(c['measurement'][i], 3)} {interval_text(c['interval'][i], 3)}"
         verdict = f"[{COLOURS[c['verdict']]}]{c['verdict']}[/]"
         control = c["negative_control"]["verdict"]
         mark = control if control == "refuted" else f"[red]{control}[/]"

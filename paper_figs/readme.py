@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from analysis.report import digits_table, verdict_table
+from analysis.report import digits_table
+from analysis.summary import conjecture_table, folded_tables, theme_table
 from fedlora_sim.aggregation.describe import describe_all
 from paper_figs.speed import (
     aggregation_table,
@@ -27,7 +28,7 @@ from paper_figs.speed import (
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "results" / "recorded"
-FIGURES = ("energies", "digits")
+FIGURES = ("energies", "participation", "phase", "settling", "breakdown", "digits")
 BENCHES = {
     "spectral": {"speed": spectral_table},
     "aggregation": {
@@ -59,7 +60,9 @@ def tables(record: Path) -> dict[str, str]:
     """The generated blocks by name, from the recorded results that are there."""
     report = json.loads((record / "report.json").read_text())
     blocks = {
-        "verdicts": verdict_table(report),
+        "themes": theme_table(report),
+        "conjectures": conjecture_table(report),
+        "verdicts": folded_tables(report),
         "digits": digits_table(report),
         "run": run_line(report),
         "rules": rules_table(),
@@ -74,7 +77,7 @@ def tables(record: Path) -> dict[str, str]:
 def render(readme: str, blocks: dict[str, str]) -> str:
     """The README with every generated block made anew."""
     for name, text in blocks.items():
-        pattern = rf"(<!-- {name}: generated -->\n).*?(<!-- end -->)"
+        pattern = rf"(<!-- {name}: generated -->\n)(?:(?!: generated -->).)*?(<!-- end -->)"
         match = re.search(pattern, readme, flags=re.DOTALL)
         if match is None:
             raise SystemExit(f"README.md: expected a block '<!-- {name}: generated -->'")

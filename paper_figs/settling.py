@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figs.style import DOUBLE_COLUMN, PARTITION_COLOURS
+from paper_figs.style import DOUBLE_COLUMN, PALETTE, PARTITION_COLOURS
 
 WIDTH = 0.32
 
@@ -67,16 +67,16 @@ def _speeds(axis: Axes, settling: xr.Dataset) -> None:
     x = np.arange(1, settling.sizes["level"] + 1)
     measured = settling.speed.values
     error = np.stack([measured - settling.speed_low.values, settling.speed_high.values - measured])
-    for offset, name, colour, label in (
-        (-WIDTH / 2, "speed_predicted", "0.55", r"predicted, $q'_h$"),
-        (WIDTH / 2, "speed_homogeneous", "0.85", "alike clients, all take part"),
+    for name, style, label in (
+        ("speed_predicted", "-", r"predicted, $q\prime_h$"),
+        ("speed_homogeneous", ":", "alike clients, all take part"),
     ):
-        axis.bar(x + offset, settling[name].values, WIDTH, color=colour, label=label)
-    axis.errorbar(
-        x - WIDTH / 2, measured, error, fmt="o", ms=3, color="k", capsize=2, label="measured"
-    )
+        ends = (x - WIDTH, x + WIDTH)
+        axis.hlines(settling[name].values, *ends, color="k", lw=1.2, ls=style, label=label)
+    axis.errorbar(x, measured, error, fmt="o", ms=4, color=PALETTE[0], capsize=3, label="measured")
     axis.set_yscale("log")
     axis.set_ylim(0.05, 2)
+    axis.set_xlim(0.5, x[-1] + 0.5)
     axis.set_xticks(x)
     axis.set_xlabel("partition $h$ (lowest rank level first)")
     axis.set_ylabel("energy factor per round")

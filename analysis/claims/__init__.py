@@ -51,6 +51,11 @@ THEMES: dict[str, tuple[Claim, ...]] = {
 CLAIMS: tuple[Claim, ...] = tuple(claim for claims in THEMES.values() for claim in claims)
 
 
+def theme_of(claim: Claim) -> str:
+    """The theme that a claim stands in."""
+    return next((name for name, claims in THEMES.items() if claim in claims), "")
+
+
 def select(ids: Sequence[str] | None, quick: bool = False) -> tuple[Claim, ...]:
     """Claims of these ids, in report order; when none is named all, or all that quick runs hold.
 

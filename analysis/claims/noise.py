@@ -65,11 +65,14 @@ def mean_energies(scenario: Scenario, burn_in: int) -> Experiment:
 
 
 def energy_pairs(scenario: Scenario, burn_in: int) -> Experiment:
-    """The same as pairs of raFLoRA's and FedAvg's, (n, M, 2)."""
+    """The same as pairs of raFLoRA's and FedAvg's, (n, M - 1, 2).
+
+    Without the shared partition, where both rules are one and their ratio would be 1 by itself.
+    """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         fedavg, raflora = np.split(mean_energies(scenario, burn_in)(numbers, context), 2, axis=1)
-        return np.stack([raflora, fedavg], axis=-1)
+        return np.stack([raflora[:, 1:], fedavg[:, 1:]], axis=-1)
 
     return experiment
 
@@ -85,7 +88,7 @@ def _noise(*rules: str) -> Prediction:
 
 
 def _noise_ratio(rule: str, other: str, margin: float = MARGIN) -> Prediction:
-    return Prediction.within(_noise_gain(rule) / _noise_gain(other), margin)
+    return Prediction.within((_noise_gain(rule) / _noise_gain(other))[1:], margin)
 
 
 def _floor(scenario: Scenario, rule: str, margin: float) -> Prediction:
@@ -101,7 +104,7 @@ def _floor(scenario: Scenario, rule: str, margin: float) -> Prediction:
 
 def _floor_ratio() -> Prediction:
     raflora, fedavg = (_floor(HELD, rule, FLOOR_MARGIN).value for rule in ("raflora", "fedavg"))
-    return Prediction.within(raflora / fedavg, FLOOR_MARGIN)
+    return Prediction.within((raflora / fedavg)[1:], FLOOR_MARGIN)
 
 
 _COMMON: dict[str, Any] = {
@@ -110,7 +113,7 @@ _COMMON: dict[str, Any] = {
     "fidelity": "spectral",
 }
 _RATIO: dict[str, Any] = {
-    "quantities": tuple(f"raflora / fedavg, {p}" for p in PARTITIONS),
+    "quantities": tuple(f"raflora / fedavg, {p}" for p in PARTITIONS[1:]),
     "estimator": fieller_ratio,
     **_COMMON,
 }

@@ -119,7 +119,10 @@ def test_settling(settled: xr.Dataset) -> None:
     assert len(axes[0].lines) == 4 + 3 * 2
     sums = axes[0].lines[4 + 3].get_ydata()
     np.testing.assert_allclose(sums, 0.75)
-    assert [bar.get_height() for bar in axes[1].patches] == [1.0, 0.2, 0.8, 0.8 * 0.2]
+    predicted, alike = (
+        [segment[0, 1] for segment in lines.get_segments()] for lines in axes[1].collections[:2]
+    )
+    assert [*predicted, *alike] == [1.0, 0.2, 0.8, 0.8 * 0.2]
 
 
 def test_phase(diagram: xr.Dataset) -> None:

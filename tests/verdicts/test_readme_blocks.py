@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from analysis.report import digits_table, verdict_table
+from analysis.summary import conjecture_table, theme_table
 from paper_figs import readme
 
 TEMPLATE = """# Title
@@ -19,6 +20,12 @@ old table
 <!-- end -->
 
 between
+
+<!-- themes: generated -->
+<!-- end -->
+
+<!-- conjectures: generated -->
+<!-- end -->
 
 <!-- digits: generated -->
 <!-- end -->
@@ -134,14 +141,12 @@ def test_a_recorded_readme_passes_its_check(
 ) -> None:
     run(monkeypatch)
     text = (house / "README.md").read_text()
-    assert verdict_table(report) in text
+    for table in (verdict_table, theme_table, conjecture_table):
+        assert table(report) in text
     assert readme.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
-        "aggregation.json",
-        "digits.png",
-        "energies.png",
-        "report.json",
-        "spectral.json",
+        *("aggregation.json", "breakdown.png", "digits.png", "energies.png"),
+        *("participation.png", "phase.png", "report.json", "settling.png", "spectral.json"),
     ]
     assert "| 9 x 9 | 500 ms [500, 500] | 1.1x | 2x | not measured | 300x, one run |" in text
     assert "| 2 | 0.50 s [0.50, 0.50] | 0.50 s [0.50, 0.50] |" in text

@@ -1,0 +1,50 @@
+"""A report in brief: verdicts by theme, for a page that is read before the report itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from analysis.report import Record, verdict_table
+
+
+def by_theme(report: Record) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The report cut into themes, in its order: name, and a report of that theme's claims alone."""
+    names = dict.fromkeys(claim["theme"] for claim in report["claims"])
+    for name in names:
+        yield name, {**report, "claims": [c for c in report["claims"] if c["theme"] == name]}
+
+
+def theme_table(report: Record) -> str:
+    """One row per theme: how many theorems and conjectures it has, and what became of them."""
+    lines = ["| theme | theorems | conjectures | negative controls |", "|---|---|---|---|"]
+    for name, part in by_theme(report):
+        controls = [claim["negative_control"]["verdict"] for claim in part["claims"]]
+        kinds = (_verdicts(part, kind) for kind in ("theorem", "conjecture"))
+        refuted = f"{controls.count('refuted')} of {len(controls)} refuted"
+        lines.append(f"| {name} | {' | '.join(kinds)} | {refuted} |")
+    return "\n".join(lines)
+
+
+def _verdicts(part: Record, kind: str) -> str:
+    """How many claims of a kind got which verdict; a dash where there are none."""
+    verdicts = [claim["verdict"] for claim in part["claims"] if claim["kind"] == kind]
+    counts = [
+        f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(sorted(verdicts)[::-1])
+    ]
+    return ", ".join(counts) if counts else "–"
+
+
+def conjecture_table(report: Record) -> str:
+    """The claims that may fall, whole."""
+    chosen = [claim for claim in report["claims"] if claim["kind"] == "conjecture"]
+    return verdict_table({**report, "claims": chosen})
+
+
+def folded_tables(report: Record) -> str:
+    """Every claim, in one table per theme that a reader unfolds."""
+    blocks = []
+    for name, part in by_theme(report):
+        head = f"<details><summary>{name}: {len(part['claims'])} claims</summary>"
+        blocks.append(f"{head}\n\n{verdict_table(part)}\n\n</details>")
+    return "\n".join(blocks)
