@@ -103,4 +103,5 @@ def _draw(prediction: Prediction, folder: Path) -> Path:
     from paper_figs import style
 
     style.apply()
-    return style.save(figure.draw(prediction)[0], folder, "predict")[0]
+    (written,) = style.save(figure.draw(prediction)[0], folder, "predict", kinds=("png",))
+    return written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,14 @@ def apply() -> None:
     mpl.rcParams.update(RC)
 
 
-def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+def save(
+    figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("png", "pdf")
+) -> list[Path]:
     """Write PNG and PDF without dates, each under a temporary name first; close the figure."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
     paths = []
-    for kind in ("png", "pdf"):
+    for kind in kinds:
         target = folder / f"{name}.{kind}"
         temporary = folder / f".{name}.{os.getpid()}.{kind}"
         try:
@@ -59,4 +62,4 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
             temporary.unlink(missing_ok=True)
         paths.append(target)
     plt.close(figure)
-    return paths[0], paths[1]
+    return paths
