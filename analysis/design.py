@@ -32,6 +32,7 @@ from fedlora_sim.errors import (
     check_finite,
     check_positive_int,
     check_sequence,
+    check_share,
     expected,
 )
 
@@ -224,9 +225,8 @@ def _menu(levels: Sequence[int], initial_amplitude: float, spectrum_decay: float
     if not ranks:
         raise expected("levels", levels, "at least one rank")
     first = check_start("initial_amplitude", initial_amplitude)
-    if not 0 < check_finite("spectrum_decay", spectrum_decay) <= 1:
-        raise expected("spectrum_decay", spectrum_decay, "a number in (0, 1]")
-    energy = (first * spectrum_decay ** np.arange(float(ranks[-1]))) ** 2
+    decay = check_share("spectrum_decay", spectrum_decay)
+    energy = (first * decay ** np.arange(float(ranks[-1]))) ** 2
     edges = np.array([0, *ranks])
     added = np.add.reduceat(energy, edges[:-1])
     return _Menu(tuple(ranks), np.diff(edges), added / energy.sum(), float(energy.sum()))

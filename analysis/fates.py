@@ -16,7 +16,6 @@ import numpy as np
 from analysis import closed_form
 from analysis.closed_form.rules import rule_form
 from analysis.cohorts.law import Array
-from analysis.predict import POLICIES
 from fedlora_sim.errors import check_finite, check_positive_int, expected
 from fedlora_sim.federation import Federation
 
@@ -84,7 +83,7 @@ def fates(
     gains: dict[str, Any] = {"gain_mean": gain_mean, "gain_std": gain_std}
     found, reasons = [], {}
     for form in map(rule_form, rules):
-        for policy in POLICIES if form.has_policy else (None,):
+        for policy in form.policies:
             asked = {**cohort, **gains, "empty_partition": policy or "zero"}
             try:
                 if form.norm_weighted:

@@ -15,13 +15,19 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 
 from analysis import closed_form
-from analysis.closed_form.inputs import federation_of
+from analysis.closed_form.inputs import federation_of, is_full
 from analysis.closed_form.rules import RULES, rule_form
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import check_choice, check_finite, check_positive_int, expected
+from fedlora_sim.errors import (
+    check_choice,
+    check_finite,
+    check_positive,
+    check_positive_int,
+    check_share,
+    expected,
+)
 from fedlora_sim.federation import Federation
 
-POLICIES = ("zero", "carry")
 LEAST = 1e-150
 """Lowest amplitude of a partition at the start: squares of lower ones are no longer exact."""
 
@@ -83,16 +89,11 @@ class Case:
             checked[name] = check_finite(name, getattr(self, name))
         for name in ("gain_std", "drift_std"):
             checked[name] = check_finite(name, getattr(self, name), minimum=0.0)
-        for name in ("initial_amplitude", "target", "local_time"):
-            value = getattr(self, name)
-            if value is None and name == "local_time":
-                continue
-            checked[name] = check_finite(name, value)
-            if not checked[name] > 0:
-                raise expected(name, value, "a positive number")
-        checked["spectrum_decay"] = check_finite("spectrum_decay", self.spectrum_decay)
-        if not 0 < checked["spectrum_decay"] <= 1:
-            raise expected("spectrum_decay", self.spectrum_decay, "a number in (0, 1]")
+        for name in ("initial_amplitude", "target"):
+            checked[name] = check_positive(name, getattr(self, name))
+        if self.local_time is not None:
+            checked["local_time"] = check_positive("local_time", self.local_time)
+        checked["spectrum_decay"] = check_share("spectrum_decay", self.spectrum_decay)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         check_start("initial_amplitude", self.initial_amplitude)
@@ -103,10 +104,7 @@ class Case:
     @property
     def is_full(self) -> bool:
         """Whether all clients take part in every round, with the same directions."""
-        federation = self.federation
-        repeated = federation.sampling in ("with_replacement", "size_weighted")
-        everybody = federation.cohort_size == federation.num_clients and not repeated
-        return everybody and self.allocation == "svd"
+        return is_full(self.federation, self.allocation)
 
     @property
     def initial_amplitudes(self) -> Array:
@@ -213,7 +211,7 @@ def predict(case: Case, rules: Sequence[str] = RULES) -> Prediction:
         found = tuple(
             _predict_rule(case, form.name, policy)
             for form in map(rule_form, rules)
-            for policy in (POLICIES if form.has_policy else (None,))
+            for policy in form.policies
         )
     if case.local_time is not None and not case.is_full:
         notes.append(HARMONIC)
@@ -234,6 +232,14 @@ def _first(case: Case) -> list[int]:
     return [part.start for part in case.partitions]
 
 
+# Quantities that follow from another one.
+_FOLLOWING: dict[str, tuple[str, Callable[[Array], Array]]] = {
+    "energy_half_life": ("energy_rate", closed_form.half_life),
+    "typical_half_life": ("typical_rate", closed_form.half_life),
+    "relative_energy": ("energy", lambda energy: energy[-1] / energy[0]),
+}
+
+
 def _predict_rule(case: Case, rule: str, policy: str | None) -> RulePrediction:
     values: dict[str, Array] = {}
     reasons: dict[str, str] = {}
@@ -242,15 +248,11 @@ def _predict_rule(case: Case, rule: str, policy: str | None) -> RulePrediction:
             values[name] = formula()
         except ValueError as error:  # the case is sound: this rule has no closed form in it
             reasons[name] = str(error)
-    for name in ("energy", "typical"):
-        if f"{name}_rate" in values:
-            values[f"{name}_half_life"] = closed_form.half_life(values[f"{name}_rate"])
+    for name, (source, follow) in _FOLLOWING.items():
+        if source in values:
+            values[name] = follow(values[source])
         else:
-            reasons[f"{name}_half_life"] = reasons[f"{name}_rate"]
-    if "energy" in values:
-        values["relative_energy"] = values["energy"][-1] / values["energy"][0]
-    else:
-        reasons["relative_energy"] = reasons["energy"]
+            reasons[name] = reasons[source]
     return RulePrediction(rule, policy, values, reasons)
 
 

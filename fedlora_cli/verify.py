@@ -12,7 +12,6 @@ import matplotlib
 import torch
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
@@ -32,13 +31,13 @@ from analysis.report import (
 from analysis.verify import assemble, claim_record, finite_or_none, holds
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
+from fedlora_cli.tables import wide_console
 from fedlora_sim.datasets import save_dataset
 from fedlora_sim.devices import resolve_device
 from fedlora_sim.errors import expected
 from fedlora_sim.run_store import RunStore, source_fingerprint, write_text
 from paper_figs import draw_all
 
-WIDTH = 110  # of tables in a file or a pipe, which have no width of their own
 QUICK_HELP = "under 90 s: fewer runs, margins twice as wide"
 COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
@@ -124,9 +123,7 @@ def _print_table(report: dict[str, Any], out: Path) -> None:
         mark = control if control == "refuted" else f"[red]{control}[/]"
         predicted = prediction_text(c, [i])
         table.add_row(c["id"], predicted, escape(measured), verdict, mark, f"{c['seconds']:.1f} s")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = wide_console()
     console.print(table)
     if any(len(c["quantities"]) > 1 for c in report["claims"]):
         console.print(

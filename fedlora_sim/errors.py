@@ -56,6 +56,22 @@ def check_finite(argument: str, value: object, *, minimum: float | None = None) 
     return number
 
 
+def check_positive(argument: str, value: object, otherwise: str = "") -> float:
+    """Return `value` as a float if it is finite and above 0; `otherwise` ends the expectation."""
+    number = check_finite(argument, value)
+    if not number > 0:
+        raise expected(argument, value, f"a positive number{otherwise}")
+    return number
+
+
+def check_share(argument: str, value: object) -> float:
+    """Return `value` as a float if it is in (0, 1]."""
+    number = check_finite(argument, value)
+    if not 0 < number <= 1:
+        raise expected(argument, value, "a number in (0, 1]")
+    return number
+
+
 def check_seed(argument: str, value: object) -> int:
     """Return `value` as an int if it is a whole number from 0 to 2**63 - 1."""
     number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else -1

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedlora_sim.devices import DEVICES, DTYPES
-from fedlora_sim.errors import check_choice, check_finite, check_positive_int, check_seed, expected
+from fedlora_sim.errors import (
+    check_choice,
+    check_finite,
+    check_positive,
+    check_positive_int,
+    check_seed,
+    check_share,
+    expected,
+)
 from fedlora_sim.federation import ALLOCATIONS, EMPTY_PARTITION
 
 FIDELITIES = ("spectral", "matrix", "training")
@@ -73,25 +81,15 @@ def check_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     kept["task_seed"] = check_seed("task_seed", given["task_seed"])
     if not isinstance(given["use_rslora"], bool):
         raise expected("use_rslora", given["use_rslora"], "true or false")
-    kept |= {name: _positive(name, given[name]) for name in POSITIVE}
-    for name in SHARES:
-        kept[name] = check_finite(name, given[name])
-        if not 0 < kept[name] <= 1:
-            raise expected(name, kept[name], "a number in (0, 1]")
+    kept |= {name: check_positive(name, given[name]) for name in POSITIVE}
+    kept |= {name: check_share(name, given[name]) for name in SHARES}
     if given["pruning_decay"] is not None:
         kept["pruning_decay"] = check_finite("pruning_decay", given["pruning_decay"])
         if not 0 < kept["pruning_decay"] < 1:
             raise expected("pruning_decay", kept["pruning_decay"], "a number in (0, 1) or None")
     if given["lora_alpha"] is not None:
-        kept["lora_alpha"] = _positive("lora_alpha", given["lora_alpha"], " or None")
+        kept["lora_alpha"] = check_positive("lora_alpha", given["lora_alpha"], " or None")
     return kept
-
-
-def _positive(name: str, value: object, otherwise: str = "") -> float:
-    number = check_finite(name, value)
-    if number <= 0:
-        raise expected(name, number, f"a positive number{otherwise}")
-    return number
 
 
 def check_local_loss(checked: Mapping[str, Any]) -> None:

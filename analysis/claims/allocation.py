@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
-from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.experiments import energy_left, simulated
+from analysis.claims.names import PARTITIONS
 from analysis.claims.predicted import per_partition
 from analysis.inference.intervals import root_of_mean
 from analysis.inference.verdict import Prediction
@@ -29,18 +30,7 @@ SVD = Scenario(ranks=parse_ranks("2x8,4x6,8x6"), rounds=4, spectrum_decay=1.0)
 RANDOM = SVD.replace(allocation="random")
 # Six clients: who holds what varies enough for its variance to show.
 FEW = RANDOM.replace(ranks="2x3,4x2,8x1")
-PARTITIONS = ("partition 1", "partition 2", "partition 3")
 MARGIN = 0.02
-
-
-def energy_left(scenario: Scenario, rule: str = "fedavg") -> Experiment:
-    """Final over initial energy of every partition."""
-
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
-        energy = by_partition(simulated(scenario, rule, numbers, context).energy).values
-        return energy[:, -1] / energy[:, 0]
-
-    return experiment
 
 
 def total_left(scenario: Scenario) -> Experiment:
@@ -64,7 +54,7 @@ def concentration(scenario: Scenario) -> Experiment:
 
 def top_left(numbers: Sequence[int], context: Context) -> Array:
     """Final over initial energy of the highest partition, under random allocation."""
-    return energy_left(RANDOM)(numbers, context)[:, -1:]
+    return energy_left(RANDOM, "fedavg", numbers, context)[:, -1:]
 
 
 def _shared_directions() -> float:
@@ -127,15 +117,16 @@ CLAIMS = (
         statement="Under random allocation FedAvg drains every partition at one rate: E[W^2] of "
         "random coverage, the shared partition included.",
         predict=partial(_rate, RANDOM),
-        experiment=energy_left(RANDOM),
+        experiment=partial(energy_left, RANDOM, "fedavg"),
         control=NegativeControl("the staircase of SVD allocation", partial(_rate, SVD)),
         **_RATES,
     ),
     Claim(
         id="random-allocation-variance",
-        statement="Its rate exceeds the squared mean coverage by the variance of who holds what.",
+        statement="Under random allocation FedAvg's rate exceeds the squared mean coverage by the "
+        "variance of who holds what.",
         predict=partial(_rate, FEW),
-        experiment=energy_left(FEW),
+        experiment=partial(energy_left, FEW, "fedavg"),
         control=NegativeControl("the squared mean coverage", _squared_mean_coverage),
         **_RATES,
     ),

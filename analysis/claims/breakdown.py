@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,8 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.names import HIGHER
+from analysis.claims.predicted import partition_means
 from analysis.inference.intervals import mean_interval
 from analysis.inference.rates import log_linear_rate
 from analysis.inference.verdict import Prediction
@@ -55,7 +56,6 @@ STEP = 0.02
 TARGET_ANGLE = 0.4
 ADAM_STEPS = 10
 TOLERANCE = 0.05
-PARTITIONS = ("partition 2", "partition 3")
 # Training so short that plain steps let both partitions collapse, and twice that; rounds until the
 # amplitudes stand still, and those over which they are measured.
 SHORT_TIMES = (0.002, 0.004)
@@ -138,9 +138,7 @@ def predicted_rates(scenario: Scenario) -> Array:
             initial_amplitude=start,
         )
         energy = amplitude**2
-    edges = (0, *scenario.federation.levels)
-    means = [energy[:, a:b].mean(axis=1) for a, b in pairwise(edges)]
-    return _relative_rates(np.stack(means))
+    return _relative_rates(partition_means(energy, scenario).T)
 
 
 def _relative_rates(energy: Array) -> Array:
@@ -213,7 +211,7 @@ def _quantities(name: str, points: Sequence[int]) -> tuple[str, ...]:
     return tuple(
         f"{sweep.label} {sweep.values[point]:g}, {partition}"
         for point in points
-        for partition in PARTITIONS
+        for partition in HIGHER
     )
 
 
@@ -273,8 +271,8 @@ CLAIMS = (
         fidelity="matrix",
         statistic=f"power of the local time, from {SHORT_TIMES[0]:g} to {SHORT_TIMES[1]:g}, with "
         f"which the mean amplitude of rounds {HELD_FROM} to {HELD_ROUNDS} grows",
-        quantities=PARTITIONS,
-        predict=partial(Prediction.within, [2.0] * len(PARTITIONS), EXPONENT_MARGIN),
+        quantities=HIGHER,
+        predict=partial(Prediction.within, [2.0] * len(HIGHER), EXPONENT_MARGIN),
         experiment=partial(held_exponent, "adam"),
         control=NegativeControl("plain steps", experiment=partial(held_exponent, "sgd")),
         first=FIGURE_RUNS,

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.claim import Claim, NegativeControl
-from analysis.claims.experiments import relative_final_energy
+from analysis.claims.experiments import higher_energy_left
+from analysis.claims.names import HIGHER
 from analysis.claims.predicted import above_shared
 from analysis.inference.intervals import root_of_mean
 from analysis.inference.verdict import Prediction
@@ -26,7 +27,6 @@ SAMPLED = Scenario(ranks=RANKS, cohort_size=8, rounds=4)
 SAMPLED_PAD = SAMPLED.replace(cohort_size=12, rounds=2)
 # 3 of 20 clients: partitions stay empty in a third of the rounds.
 SPARSE = Scenario(ranks=RANKS, cohort_size=3, rounds=5)
-PARTITIONS = ("partition 2", "partition 3")
 MARGIN = 0.02
 EXACT = 1e-6
 
@@ -46,7 +46,7 @@ def _power_of_coverage(scenario: Scenario, power: int) -> Prediction:
 _COMMON: dict[str, Any] = {
     "fidelity": "spectral",
     "statistic": "T-th root of the mean energy after T rounds over the initial one",
-    "quantities": PARTITIONS,
+    "quantities": HIGHER,
     "assumptions": "uniform cohorts without replacement, equal samples, common gain, fixed basis",
 }
 _STATISTICAL: dict[str, Any] = {"first": 16_000, "cap": 256_000, "quick": (4_000, 64_000)}
@@ -58,7 +58,7 @@ CLAIMS = (
         statement="With sampled cohorts FedAvg's mean-energy rate is q_h = E[W_h^2].",
         source="ours; full participation in arXiv 2602.13486, App. A",
         predict=partial(_rate, "fedavg", SAMPLED),
-        experiment=relative_final_energy(SAMPLED, "fedavg"),
+        experiment=partial(higher_energy_left, SAMPLED, "fedavg"),
         control=NegativeControl(
             "coverage squared, as if the cohort did not vary",
             partial(_power_of_coverage, SAMPLED, 2),
@@ -72,7 +72,7 @@ CLAIMS = (
         statement="With sampled cohorts zero padding's mean-energy rate is E[W_h^4].",
         source="ours",
         predict=partial(_rate, "zero_pad", SAMPLED_PAD),
-        experiment=relative_final_energy(SAMPLED_PAD, "zero_pad"),
+        experiment=partial(higher_energy_left, SAMPLED_PAD, "zero_pad"),
         control=NegativeControl(
             "coverage to the fourth, as if the cohort did not vary",
             partial(_power_of_coverage, SAMPLED_PAD, 4),
@@ -86,7 +86,7 @@ CLAIMS = (
         statement="raFLoRA that drops empty partitions still collapses, at rate 1 - P0_h.",
         source="ours",
         predict=partial(_rate, "raflora", _ZERO),
-        experiment=relative_final_energy(_ZERO, "raflora"),
+        experiment=partial(higher_energy_left, _ZERO, "raflora"),
         control=NegativeControl(
             "no loss at all, as under carry", partial(_rate, "raflora", _CARRY, "carry")
         ),
@@ -99,9 +99,9 @@ CLAIMS = (
         statement="raFLoRA that carries empty partitions over does not collapse in small cohorts.",
         source="ours",
         predict=partial(_rate, "raflora", _CARRY, "carry", EXACT),
-        experiment=relative_final_energy(_CARRY, "raflora"),
+        experiment=partial(higher_energy_left, _CARRY, "raflora"),
         control=NegativeControl(
-            "empty partitions dropped", experiment=relative_final_energy(_ZERO, "raflora")
+            "empty partitions dropped", experiment=partial(higher_energy_left, _ZERO, "raflora")
         ),
         estimator=root_of_mean(SPARSE.rounds),
         first=500,

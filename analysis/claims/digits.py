@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.claim import Claim, Context, NegativeControl
+from analysis.claims.names import RULE_NAMES
 from analysis.inference.intervals import log_odds_interval, mean_interval
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
@@ -184,7 +185,8 @@ _RHO: dict[str, Any] = {
 def _collapse(rule: str) -> Claim:
     return Claim(
         id=f"digits-collapse-{rule.replace('_', '-')}",
-        statement=f"On real fine-tuning {rule} leaves the energy in the lowest rank level.",
+        statement=f"On real fine-tuning {RULE_NAMES[rule]} leaves the energy in the lowest "
+        "rank level.",
         predict=partial(Prediction.at_least, COLLAPSED),
         experiment=partial(rho_of, rule),
         control=NegativeControl("raFLoRA in its place", experiment=partial(rho_of, "raflora")),
@@ -225,7 +227,8 @@ CLAIMS = (
     ),
     Claim(
         id="digits-canonical-no-collapse",
-        statement="On real fine-tuning raFLoRA on canonical factors keeps it as well.",
+        statement="On real fine-tuning raFLoRA on canonical factors keeps energy above the lowest "
+        "rank level.",
         predict=partial(Prediction.at_most, NOT_COLLAPSED),
         experiment=partial(rho_of, "raflora_canonical"),
         control=NegativeControl("FedAvg in its place", experiment=partial(rho_of, "fedavg")),

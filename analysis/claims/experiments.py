@@ -43,14 +43,17 @@ def fitted_rates(scenario: Scenario, rule: str) -> Experiment:
     return experiment
 
 
-def relative_final_energy(scenario: Scenario, rule: str) -> Experiment:
-    """Energy after the last round over the initial one, for each partition but the shared one."""
+def energy_left(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
+    """Final over initial energy of every partition, (n, M)."""
+    energy = by_partition(simulated(scenario, rule, numbers, context).energy).values
+    return np.asarray(energy[:, -1] / energy[:, 0])
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
-        energy = by_partition(simulated(scenario, rule, numbers, context).energy)
-        return (energy[:, -1] / energy[:, 0]).values[:, 1:]
 
-    return experiment
+def higher_energy_left(
+    scenario: Scenario, rule: str, numbers: Sequence[int], context: Context
+) -> Array:
+    """The same without the shared partition."""
+    return energy_left(scenario, rule, numbers, context)[:, 1:]
 
 
 def energy_series(scenario: Scenario, rule: str) -> Experiment:

@@ -24,6 +24,8 @@ Array = NDArray[np.float64]
 # threshold makes of it, a factor of at most 3.
 STEPS = 150
 FLOW_MARGIN = 0.01
+# Small against the target, so that training is linear in it; large against rounding.
+TINY = 1e-4
 RUNS: dict[str, Any] = {"first": 8, "cap": 16, "quick": (6, 12)}
 
 
@@ -104,6 +106,12 @@ def dilution(scenario: Scenario, rule: str) -> Array:
     """What a round leaves of each partition where clients do not train: omega."""
     coverage = closed_form.coverage(scenario.ranks, scenario.num_samples)
     return per_partition(closed_form.multiplier(rule, coverage), scenario)
+
+
+def contributors_mean(scenario: Scenario, targets: Array) -> Array:
+    """Mean target of the clients that carry each direction, by their data, (r_max,)."""
+    weights = scenario.federation.weights[:, None] * scenario.federation.members
+    return np.asarray((weights * targets).sum(0) / weights.sum(0))
 
 
 def amplitudes(dataset: xr.Dataset) -> xr.DataArray:

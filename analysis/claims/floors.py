@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, NegativeControl
 from analysis.claims.experiments import energy_series, relative_trajectory
-from analysis.claims.predicted import per_partition
+from analysis.claims.names import PARTITIONS, RULE_NAMES
+from analysis.claims.predicted import client_arguments, federation_arguments, per_partition
 from analysis.inference.stationary import stationary_mean
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -31,16 +32,13 @@ NON_IID = Scenario(
     empty_partition="carry",
 )
 TRAJECTORY = NON_IID.replace(rounds=10)
-PARTITIONS = ("partition 1", "partition 2", "partition 3")
 FLOOR_MARGIN = 0.03
 TRAJECTORY_MARGIN = 0.05
 
 PARAMETERS: dict[str, Any] = {
-    "cohort_size": NON_IID.cohort_size,
-    "gain_mean": NON_IID.gain_mean,
-    "gain_std": NON_IID.gain_std,
-    "drift_std": NON_IID.drift_std,
     "empty_partition": NON_IID.empty_partition,
+    **client_arguments(NON_IID),
+    **federation_arguments(NON_IID),
 }
 
 
@@ -61,14 +59,11 @@ def predicted_trajectory(rule: str) -> Array:
     return per_partition(energy, NON_IID)[1:]
 
 
-def _unity() -> Prediction:
-    return Prediction.within(np.ones(TRAJECTORY.rounds * len(PARTITIONS)), TRAJECTORY_MARGIN)
-
-
 def _floor_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"floor-{rule}",
-        statement=f"Drift holds the energies under {rule} at the floor delta^2 / (1 - q').",
+        statement=f"Drift holds the energies under {RULE_NAMES[rule]} at the floor "
+        "delta^2 / (1 - q').",
         source="arXiv 2602.13486, App. B (order of the floor); ours (its value)",
         assumptions="independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
         fidelity="spectral",
@@ -77,7 +72,7 @@ def _floor_claim(rule: str, other: str) -> Claim:
         predict=partial(_floor, rule),
         experiment=energy_series(NON_IID, rule),
         estimator=stationary_mean(BURN_IN),
-        control=NegativeControl(f"the floor of {other}", partial(_floor, other)),
+        control=NegativeControl(f"the floor of {RULE_NAMES[other]}", partial(_floor, other)),
         first=400,
         cap=6_400,
         quick=(400, 3_200),
@@ -85,22 +80,24 @@ def _floor_claim(rule: str, other: str) -> Claim:
 
 
 def _trajectory_claim(rule: str, other: str) -> Claim:
+    quantities = tuple(
+        f"measured / predicted, round {t + 1}, {name}"
+        for t in range(TRAJECTORY.rounds)
+        for name in PARTITIONS
+    )
     return Claim(
         id=f"trajectory-{rule}",
-        statement=f"Under {rule} the mean energy follows the second-moment recursion every round.",
+        statement=f"Under {RULE_NAMES[rule]} the mean energy follows the second-moment recursion "
+        "every round.",
         source="arXiv 2602.13486, App. B (mean field); ours (exact second moment)",
         assumptions="independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
         fidelity="spectral",
         statistic="mean energy of every round over its prediction",
-        quantities=tuple(
-            f"measured / predicted, round {t + 1}, {name}"
-            for t in range(TRAJECTORY.rounds)
-            for name in PARTITIONS
-        ),
-        predict=_unity,
+        quantities=quantities,
+        predict=partial(Prediction.within, np.ones(len(quantities)), TRAJECTORY_MARGIN),
         experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(rule)),
         control=NegativeControl(
-            f"the trajectory of {other}",
+            f"the trajectory of {RULE_NAMES[other]}",
             experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(other)),
         ),
         first=4_000,

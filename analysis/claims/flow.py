@@ -23,6 +23,7 @@ from analysis.claims.fitting import (
     FLOW_MARGIN,
     RUNS,
     STEPS,
+    TINY,
     amplitudes,
     dilution,
     flow_floor,
@@ -32,6 +33,7 @@ from analysis.claims.fitting import (
     random_federation,
     trained_for_growth,
 )
+from analysis.claims.names import HIGHER, PARTITIONS, RULE_NAMES
 from analysis.inference.rates import log_linear_rate
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario
@@ -40,14 +42,9 @@ from fedlora_sim.randomness import stream
 Array = NDArray[np.float64]
 
 FLOOR_ROUNDS, RATE_ROUNDS, CRITICAL_ROUNDS = 24, 10, 12
-HIGHER = ("partition 2", "partition 3")
-PARTITIONS = ("partition 1", *HIGHER)
-# Small against the target, so that training is linear in it; large against rounding.
-TINY = 1e-4
 # At the threshold an error of the growth adds up over the rounds.
 CRITICAL_STEPS = 300
 CRITICAL_MARGIN = 0.02
-NAMES = {"fedavg": "FedAvg", "zero_pad": "zero padding", "raflora": "raFLoRA"}
 
 
 def above(rule: str, seed: int) -> Scenario:
@@ -127,10 +124,6 @@ def critical_slope(rule: str, share: float) -> Experiment:
     return one_federation_per_run(label, partial(critical, share, rule), rule, measure)
 
 
-def _unity(count: int, margin: float = FLOW_MARGIN) -> Prediction:
-    return Prediction.within(np.ones(count), margin)
-
-
 def _over(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"measured / predicted, {name}" for name in names)
 
@@ -147,13 +140,13 @@ _COMMON: dict[str, Any] = {
 def _floor_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"flow-floor-{rule.replace('_', '-')}",
-        statement=f"Above the threshold training under {NAMES[rule]} holds every partition at the "
-        "floor m (omega G - 1) / (G - 1).",
+        statement=f"Above the threshold training under {RULE_NAMES[rule]} holds every partition at "
+        "the floor m (omega G - 1) / (G - 1).",
         statistic=f"floor over the amplitude after {FLOOR_ROUNDS} rounds, mean of federations",
         quantities=tuple(f"predicted / measured, {name}" for name in PARTITIONS),
-        predict=partial(_unity, len(PARTITIONS)),
+        predict=partial(Prediction.within, np.ones(len(PARTITIONS)), FLOW_MARGIN),
         experiment=held(rule, rule),
-        control=NegativeControl(f"the floor of {NAMES[other]}", experiment=held(rule, other)),
+        control=NegativeControl(f"the floor of {RULE_NAMES[other]}", experiment=held(rule, other)),
         in_quick=rule != "zero_pad",
         **_COMMON,
     )
@@ -162,11 +155,11 @@ def _floor_claim(rule: str, other: str) -> Claim:
 def _above_claim(rule: str) -> Claim:
     return Claim(
         id=f"flow-rate-above-{rule.replace('_', '-')}",
-        statement=f"Above the threshold the way to the floor under {NAMES[rule]} shrinks by "
+        statement=f"Above the threshold the way to the floor under {RULE_NAMES[rule]} shrinks by "
         "1/(omega G) a round.",
         statistic="factor per round, by log-linear fit, of the steps of 1/x, over the prediction",
         quantities=_over(HIGHER),
-        predict=partial(_unity, len(HIGHER)),
+        predict=partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN),
         experiment=approach(rule, swapped=False),
         control=NegativeControl(
             "the side below the threshold, omega G", experiment=approach(rule, swapped=True)
@@ -179,10 +172,11 @@ def _above_claim(rule: str) -> Claim:
 def _below_claim(rule: str) -> Claim:
     return Claim(
         id=f"flow-rate-below-{rule.replace('_', '-')}",
-        statement=f"Below the threshold amplitudes under {NAMES[rule]} decay by omega G a round.",
+        statement=f"Below the threshold amplitudes under {RULE_NAMES[rule]} decay by omega G a "
+        "round.",
         statistic="amplitude factor per round, by log-linear fit, over the prediction",
         quantities=_over(HIGHER),
-        predict=partial(_unity, len(HIGHER)),
+        predict=partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN),
         experiment=decay(rule, trained=True),
         control=NegativeControl(
             "omega alone, as if clients did not train", experiment=decay(rule, trained=False)
@@ -196,11 +190,11 @@ def _critical_claim(rule: str) -> Claim:
     assumptions = _COMMON["assumptions"].replace(str(STEPS), str(CRITICAL_STEPS))
     return Claim(
         id=f"flow-critical-{rule.replace('_', '-')}",
-        statement=f"At omega G = 1 amplitudes under {NAMES[rule]} fall like 1/t: 1/x grows by "
+        statement=f"At omega G = 1 amplitudes under {RULE_NAMES[rule]} fall like 1/t: 1/x grows by "
         "(G - 1)/m every round.",
         statistic="mean growth of 1/x a round, over the prediction",
         quantities=_over(("first half of the rounds", "second half")),
-        predict=partial(_unity, 2, CRITICAL_MARGIN),
+        predict=partial(Prediction.within, np.ones(2), CRITICAL_MARGIN),
         experiment=critical_slope(rule, 1.0),
         control=NegativeControl(
             "local time a tenth short of critical, where the decay is geometric",

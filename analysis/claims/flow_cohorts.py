@@ -14,9 +14,11 @@ from analysis.claim import Claim, Context, Experiment, NegativeControl
 from analysis.claims.experiments import by_partition, simulated
 from analysis.claims.fitting import (
     amplitudes,
+    contributors_mean,
     one_federation_per_run,
     random_federation,
 )
+from analysis.claims.names import PARTITIONS, RULE_NAMES
 from analysis.claims.predicted import per_partition
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -47,8 +49,6 @@ TARGET_ROUNDS, SHOWN_ROUNDS = 16, (2, 16)
 # Rounds of growth add up the error of the steps, (m T)**2 / n each: 0.5% a round.
 TARGET_STEPS = 200
 TARGET_MARGIN = 0.02
-PARTITIONS = ("partition 1", "partition 2", "partition 3")
-NAMES = {"fedavg": "FedAvg", "zero_pad": "zero padding", "raflora": "raFLoRA"}
 
 
 def harmonic_mean(rule: str) -> Array:
@@ -132,8 +132,7 @@ def own_trajectory(rule: str, *, mean_target: bool) -> Experiment:
     def measure(scenario: Scenario, run: xr.Dataset) -> Array:
         targets = client_targets(scenario, int(run.seed.values[0]))
         if mean_target:
-            members = scenario.federation.members * scenario.federation.weights[:, None]
-            targets = (members * targets).sum(0) / members.sum(0)
+            targets = contributors_mean(scenario, targets)
         rounds = np.array(SHOWN_ROUNDS)
         predicted = trajectory_of(rule, scenario, targets)
         return (predicted / per_partition(amplitudes(run).values, scenario))[rounds].ravel()
@@ -142,22 +141,18 @@ def own_trajectory(rule: str, *, mean_target: bool) -> Experiment:
     return one_federation_per_run(label, partial(own_targets, rule), rule, measure)
 
 
-def _unity(count: int, margin: float) -> Prediction:
-    return Prediction.within(np.ones(count), margin)
-
-
 def _cohort_claim(rule: str) -> Claim:
     return Claim(
         id=f"flow-cohorts-{rule.replace('_', '-')}",
-        statement=f"With sampled cohorts under {NAMES[rule]} the harmonic mean of the amplitude "
-        "over runs follows its closed form every round.",
+        statement=f"With sampled cohorts under {RULE_NAMES[rule]} the harmonic mean of the "
+        "amplitude over runs follows its closed form every round.",
         source="ours",
         assumptions="quadratic loss with one target on the common basis, gradient flow, uniform "
         "cohorts that always hold a contributor",
         fidelity="spectral",
         statistic="mean of 1/x over runs times the predicted harmonic mean",
         quantities=tuple(f"partition 2, round {t}" for t in range(1, COHORT.rounds + 1)),
-        predict=partial(_unity, COHORT.rounds, COHORT_MARGIN),
+        predict=partial(Prediction.within, np.ones(COHORT.rounds), COHORT_MARGIN),
         experiment=inverse_over(rule, harmonic_mean(rule)),
         control=NegativeControl(
             "the mean share of contributors in every cohort",
@@ -170,10 +165,11 @@ def _cohort_claim(rule: str) -> Claim:
 
 
 def _targets_claim(rule: str) -> Claim:
+    quantities = tuple(f"round {t}, {name}" for t in SHOWN_ROUNDS for name in PARTITIONS)
     return Claim(
         id=f"flow-targets-{rule.replace('_', '-')}",
-        statement=f"Clients with targets of their own under {NAMES[rule]} take every partition "
-        "along the predicted amplitudes to the predicted floor.",
+        statement=f"Clients with targets of their own under {RULE_NAMES[rule]} take every "
+        "partition along the predicted amplitudes to the predicted floor.",
         source="ours",
         assumptions="quadratic loss, persistent targets on the common basis, the larger ones with "
         f"clients of lower rank, balanced factors, {TARGET_STEPS} plain steps a round, full "
@@ -181,8 +177,8 @@ def _targets_claim(rule: str) -> Claim:
         fidelity="matrix",
         statistic="predicted amplitude of a partition's last direction over the measured one, mean "
         "of federations",
-        quantities=tuple(f"round {t}, {name}" for t in SHOWN_ROUNDS for name in PARTITIONS),
-        predict=partial(_unity, len(SHOWN_ROUNDS) * len(PARTITIONS), TARGET_MARGIN),
+        quantities=quantities,
+        predict=partial(Prediction.within, np.ones(len(quantities)), TARGET_MARGIN),
         experiment=own_trajectory(rule, mean_target=False),
         control=NegativeControl(
             "one target for all, the contributors' mean",

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
-from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.experiments import by_partition, higher_energy_left, simulated
+from analysis.claims.names import HIGHER, PARTITIONS
 from analysis.claims.predicted import (
     above_shared,
     client_arguments,
@@ -45,22 +46,15 @@ PERSISTENT = SPREAD.replace(
     cohort_size=None, rounds=4, gain_mean=1.0, gain_std=0.5, heterogeneity="persistent"
 )
 COHORTS = PERSISTENT.replace(cohort_size=16)
-PARTITIONS = ("partition 2", "partition 3")
-ALL_PARTITIONS = ("partition 1", *PARTITIONS)
 MARGIN = 0.03
 TRAJECTORY_MARGIN = 0.04
 
 
-def energy_left(scenario: Scenario, numbers: Sequence[int], context: Context) -> Array:
-    """Final over initial energy of every partition under FedAvg, (n, M)."""
-    energy = by_partition(simulated(scenario, "fedavg", numbers, context).energy).values
-    return energy[:, -1] / energy[:, 0]
-
-
 def left_at_deviations(numbers: Sequence[int], context: Context) -> Array:
     """Energy left above the shared partition at each of `DEVIATIONS`, side by side."""
-    left = [energy_left(SPREAD.replace(gain_std=nu), numbers, context) for nu in DEVIATIONS]
-    return np.concatenate([values[:, 1:] for values in left], axis=1)
+    scenarios = [SPREAD.replace(gain_std=nu) for nu in DEVIATIONS]
+    left = [higher_energy_left(scenario, "fedavg", numbers, context) for scenario in scenarios]
+    return np.concatenate(left, axis=1)
 
 
 def left_around_critical(shift: float) -> Experiment:
@@ -71,11 +65,11 @@ def left_around_critical(shift: float) -> Experiment:
     """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
-        left = [
-            energy_left(CRITICAL.replace(gain_std=shift * factor * nu), numbers, context)[:, h]
-            for factor in FACTORS
-            for h, nu in enumerate(_critical(), start=1)
-        ]
+        left = []
+        for factor in FACTORS:
+            for h, nu in enumerate(_critical()):
+                scenario = CRITICAL.replace(gain_std=shift * factor * nu)
+                left.append(higher_energy_left(scenario, "fedavg", numbers, context)[:, h])
         return np.stack(left, axis=1)
 
     return experiment
@@ -162,7 +156,7 @@ _FOLLOWED: dict[str, Any] = {"first": 8_000, "cap": 64_000, "quick": (2_000, 16_
 
 
 def _persistent_claim(name: str, scenario: Scenario, who: str) -> Claim:
-    size = scenario.rounds * len(ALL_PARTITIONS)
+    size = scenario.rounds * len(PARTITIONS)
     return Claim(
         id=f"persistent-{name}",
         statement=f"Where clients differ alike in every round, and {who}, the mean energy follows "
@@ -172,7 +166,7 @@ def _persistent_claim(name: str, scenario: Scenario, who: str) -> Claim:
         quantities=tuple(
             f"measured / predicted, round {t + 1}, {p}"
             for t in range(scenario.rounds)
-            for p in ALL_PARTITIONS
+            for p in PARTITIONS
         ),
         predict=partial(Prediction.within, np.ones(size), TRAJECTORY_MARGIN),
         experiment=over_prediction(scenario, "persistent"),
@@ -188,7 +182,7 @@ CLAIMS = (
         id="heterogeneity-slows",
         statement="Heterogeneity slows the suppression: q' = g^2 q + nu^2 pi / m.",
         assumptions="FedAvg, independent gains anew every round, uniform cohorts, fixed basis",
-        quantities=tuple(f"q' at nu = {nu:g}, {p}" for nu in DEVIATIONS for p in PARTITIONS),
+        quantities=tuple(f"q' at nu = {nu:g}, {p}" for nu in DEVIATIONS for p in HIGHER),
         predict=partial(_rates, 1.0),
         experiment=left_at_deviations,
         control=NegativeControl("clients that do not differ, nu = 0", partial(_rates, 0.0)),
@@ -199,7 +193,7 @@ CLAIMS = (
         statement="Heterogeneity stops the suppression at q' = 1: at the critical deviation the "
         "mean energy stays, below it falls, above it grows.",
         assumptions="FedAvg, full participation, independent gains anew every round, fixed basis",
-        quantities=tuple(f"q' at {f:g} nu*, {p}" for f in FACTORS for p in PARTITIONS),
+        quantities=tuple(f"q' at {f:g} nu*, {p}" for f in FACTORS for p in HIGHER),
         predict=_around_critical,
         experiment=left_around_critical(1.0),
         control=NegativeControl(
@@ -215,8 +209,8 @@ CLAIMS = (
         "differ as much, but anew.",
         assumptions="FedAvg, full participation, equal samples, fixed basis",
         statistic=f"mean energy after {PERSISTENT.rounds} rounds over that of fresh gains",
-        quantities=ALL_PARTITIONS,
-        predict=partial(Prediction.at_least, np.ones(len(ALL_PARTITIONS))),
+        quantities=PARTITIONS,
+        predict=partial(Prediction.at_least, np.ones(len(PARTITIONS))),
         experiment=final_over_fresh(PERSISTENT),
         control=NegativeControl(
             "clients that do not differ",

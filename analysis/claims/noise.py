@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
 from analysis.claims.experiments import by_partition, energy_series, simulated
+from analysis.claims.names import HIGHER, PARTITIONS, RULE_NAMES
 from analysis.claims.predicted import client_arguments, federation_arguments, per_partition
 from analysis.inference.fieller import fieller_ratio
 from analysis.inference.stationary import stationary_mean
@@ -40,7 +41,6 @@ BURN_IN = 60
 LONG = HELD.replace(rounds=6_000)
 LONG_BURN_IN = 100
 DRIFTING = LONG.replace(drift_mean=0.15)
-PARTITIONS = ("partition 1", "partition 2", "partition 3")
 MARGIN = 0.02
 FLOOR_MARGIN = 0.03
 LONG_MARGIN = 0.05
@@ -113,7 +113,7 @@ _COMMON: dict[str, Any] = {
     "fidelity": "spectral",
 }
 _RATIO: dict[str, Any] = {
-    "quantities": tuple(f"raflora / fedavg, {p}" for p in PARTITIONS[1:]),
+    "quantities": tuple(f"raflora / fedavg, {p}" for p in HIGHER),
     "estimator": fieller_ratio,
     **_COMMON,
 }
@@ -123,14 +123,16 @@ _RUNS: dict[str, Any] = {"first": 1_000, "cap": 16_000, "quick": (1_000, 8_000)}
 def _long_run_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"long-run-{rule}",
-        statement=f"In one long run under {rule} the energies average to the floor: time gives "
-        "what many runs give.",
+        statement=f"In one long run under {RULE_NAMES[rule]} the energies average to the floor: "
+        "time gives what many runs give.",
         statistic=f"mean energy of rounds {LONG_BURN_IN} to {LONG.rounds} of few runs, its error "
         "from the autocorrelation",
         quantities=PARTITIONS,
         predict=partial(_floor, LONG, rule, LONG_MARGIN),
         experiment=energy_series(LONG, rule),
-        control=NegativeControl(f"the floor of {other}", partial(_floor, LONG, other, LONG_MARGIN)),
+        control=NegativeControl(
+            f"the floor of {RULE_NAMES[other]}", partial(_floor, LONG, other, LONG_MARGIN)
+        ),
         estimator=stationary_mean(LONG_BURN_IN),
         first=4,
         cap=32,
@@ -163,8 +165,8 @@ CLAIMS = (
     ),
     Claim(
         id="raflora-floor-ratio",
-        statement="raFLoRA's floor is higher than FedAvg's by more than the noise: by that times "
-        "(1 - q') of FedAvg over (1 - q') of its own.",
+        statement="raFLoRA's floor exceeds FedAvg's by more than the noise does: by the ratio of "
+        "the noise times (1 - q') of FedAvg over (1 - q') of raFLoRA.",
         statistic="ratio of mean energies over the stationary rounds",
         predict=_floor_ratio,
         experiment=energy_pairs(HELD, BURN_IN),

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claims.names import HIGHER
 from analysis.claims.predicted import above_shared, federation_arguments, partition_means
-from analysis.claims.rivals import KEPT, PARTITIONS, amplitudes, rounds_by_partition
+from analysis.claims.rivals import KEPT, amplitudes, rounds_by_partition
 from analysis.inference.intervals import root_of_mean
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -114,7 +115,7 @@ CLAIMS = (
         statement="HetLoRA's energies follow the recursion of norm weights in every round.",
         statistic="energy of every round over its prediction",
         quantities=rounds_by_partition("measured / predicted", range(1, NORMS.rounds + 1)),
-        predict=partial(Prediction.within, np.ones(NORMS.rounds * len(PARTITIONS)), EXACT),
+        predict=partial(Prediction.within, np.ones(NORMS.rounds * len(HIGHER)), EXACT),
         experiment=followed(NORMS, "hetlora", "hetlora"),
         control=NegativeControl(
             "the recursion of data weights", experiment=followed(NORMS, "hetlora", "zero_pad")
@@ -125,7 +126,7 @@ CLAIMS = (
         id="hetlora-first-round",
         statement="In the first round HetLoRA weighs contributors by norm, above their number.",
         statistic="weight share that the first round's energy factor implies, its fourth root",
-        quantities=PARTITIONS,
+        quantities=HIGHER,
         predict=partial(_first_share, NORMS),
         experiment=share_of_round(NORMS, "hetlora", 1),
         control=NegativeControl(
@@ -138,7 +139,7 @@ CLAIMS = (
         statement="As the federation collapses, HetLoRA's weights become client-uniform, whatever "
         "the sample counts.",
         statistic="weight share that the last round's energy factor implies, its fourth root",
-        quantities=PARTITIONS,
+        quantities=HIGHER,
         predict=lambda: Prediction.within(_clients_share(COLLAPSING), LATE),
         experiment=share_of_round(COLLAPSING, "hetlora", COLLAPSING.rounds),
         control=NegativeControl(
@@ -151,7 +152,7 @@ CLAIMS = (
         statement="With sampled cohorts HetLoRA's mean-energy rate tends to E[(H/m)^4].",
         statistic=f"root of the mean energy after {NORM_COHORTS.rounds} rounds over that after "
         f"{COLLAPSED_AFTER}",
-        quantities=PARTITIONS,
+        quantities=HIGHER,
         predict=partial(_rate, "hetlora"),
         experiment=late_energy(NORM_COHORTS, "hetlora", COLLAPSED_AFTER),
         control=NegativeControl("weights by data", partial(_rate, "zero_pad")),

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
-from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.experiments import higher_energy_left
+from analysis.claims.names import HIGHER
 from analysis.claims.predicted import above_shared
-from analysis.claims.typical import PARTITIONS, RANKS, log_rate
+from analysis.claims.typical import RANKS, log_rate
 from analysis.inference.intervals import mapped, mean_interval, over_survivors, proportion_interval
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario
@@ -28,20 +29,13 @@ ALL = Scenario(ranks=RANKS, rounds=4)
 MODERATE = ALL.replace(cohort_size=8)
 TINY = ALL.replace(cohort_size=3)
 LONG = 10
-SOURCE = "public review of arXiv 2602.13486 (conjecture); ours (its parts)"
-
-
-def final_energy(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
-    """Final over initial energy of every partition but the shared one."""
-    energy = by_partition(simulated(scenario, rule, numbers, context).energy).values
-    return energy[:, -1, 1:] / energy[:, 0, 1:]
 
 
 def energy_gained(low: Scenario, high: Scenario) -> Experiment:
     """Final energy at participation `low` above that at `high`, paired by seed."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
-        kept = [final_energy(s, "fedavg", numbers, context) for s in (low, high)]
+        kept = [higher_energy_left(s, "fedavg", numbers, context) for s in (low, high)]
         return kept[0] - kept[1]
 
     return experiment
@@ -53,7 +47,7 @@ def fell_below(rule: str) -> Experiment:
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         left = [
-            final_energy(scenario.replace(rounds=LONG), rule, numbers, context)
+            higher_energy_left(scenario.replace(rounds=LONG), rule, numbers, context)
             for scenario in (MODERATE, TINY)
         ]
         return np.concatenate([energy < everybody for energy in left], axis=1).astype(np.float64)
@@ -96,7 +90,7 @@ def _typical_conjecture(name: str, scenario: Scenario, few: Scenario, who: str) 
         statement=f"Lower participation makes the factor of a typical surviving run more severe: "
         f"with {who} it is below coverage squared.",
         statistic="exp of the mean step of the log energy, over runs that still have it",
-        quantities=PARTITIONS,
+        quantities=HIGHER,
         predict=lambda: Prediction.at_most(full_rate()),
         experiment=log_rate(scenario, "fedavg"),
         control=NegativeControl(
@@ -113,8 +107,8 @@ CLAIMS = (
         id="participation-mean-milder",
         statement="Lower participation makes the factor of the mean energy milder: 8 of 20 clients "
         "keep more of it than all, 3 more than 8.",
-        quantities=tuple(f"{pair}, {p}" for pair in ("8 less 20", "3 less 8") for p in PARTITIONS),
-        predict=partial(Prediction.at_least, [0.0] * 2 * len(PARTITIONS)),
+        quantities=tuple(f"{pair}, {p}" for pair in ("8 less 20", "3 less 8") for p in HIGHER),
+        predict=partial(Prediction.at_least, [0.0] * 2 * len(HIGHER)),
         experiment=mean_factors((MODERATE, ALL), (TINY, MODERATE)),
         control=NegativeControl(
             "high and low participation exchanged",
@@ -125,8 +119,8 @@ CLAIMS = (
     Claim(
         id="review-participation-mean",
         statement="Lower participation makes the factor of the mean energy more severe.",
-        quantities=PARTITIONS,
-        predict=partial(Prediction.at_most, [0.0] * len(PARTITIONS)),
+        quantities=HIGHER,
+        predict=partial(Prediction.at_most, [0.0] * len(HIGHER)),
         experiment=energy_gained(MODERATE, ALL),
         control=NegativeControl(
             "one client a round, where coverage itself is the factor",
@@ -142,8 +136,8 @@ CLAIMS = (
         statement="Under lower participation most runs end with less energy than under full "
         "participation, extinct ones included, although the mean is higher.",
         statistic=f"share of runs below full participation after {LONG} rounds",
-        quantities=tuple(f"{m} of 20, {p}" for m in (8, 3) for p in PARTITIONS),
-        predict=partial(Prediction.at_least, [0.5] * 2 * len(PARTITIONS)),
+        quantities=tuple(f"{m} of 20, {p}" for m in (8, 3) for p in HIGHER),
+        predict=partial(Prediction.at_least, [0.5] * 2 * len(HIGHER)),
         experiment=fell_below("fedavg"),
         control=NegativeControl(
             "raFLoRA under the lower participation", experiment=fell_below("raflora")

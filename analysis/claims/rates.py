@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims.experiments import fitted_rates
+from analysis.claims.names import HIGHER
 from analysis.claims.predicted import above_shared, per_partition
 from analysis.inference.intervals import proportion_interval
 from analysis.inference.verdict import Prediction
@@ -31,7 +32,6 @@ FEDERATION = Scenario(
     d_in=48,
     d_out=40,
 )
-PARTITIONS = ("partition 2", "partition 3")
 EXACT = 1e-6
 BOUND_ROUNDS = 40
 HOLDS_AT_LEAST = 0.97
@@ -47,7 +47,7 @@ def _rates(power: float) -> Prediction:
 
 
 def _single_rate() -> Prediction:
-    return Prediction.within(np.full(len(PARTITIONS), _coverage()[0] ** 2), EXACT)
+    return Prediction.within(np.full(len(HIGHER), _coverage()[0] ** 2), EXACT)
 
 
 def random_federation(seed: int) -> Scenario:
@@ -89,7 +89,7 @@ _COMMON: dict[str, Any] = {
     "assumptions": "full participation, common gain, fixed basis",
     "fidelity": "matrix",
     "statistic": "energy factor per round by log-linear fit, over that of the shared partition",
-    "quantities": PARTITIONS,
+    "quantities": HIGHER,
 }
 
 CLAIMS = (

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
 from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.names import HIGHER
 from analysis.claims.predicted import above_shared, federation_arguments, partition_means
 from analysis.inference.rates import log_linear_rate
 from analysis.inference.verdict import Prediction
@@ -43,7 +44,6 @@ SETTLED = KEPT.replace(rounds=40)
 APPROACHING = KEPT.replace(rounds=6)
 # 8 of 10 clients, so that every partition has a contributor in every round.
 TWINS = KEPT.replace(cohort_size=8, gain_mean=0.9, drift_mean=0.05)
-PARTITIONS = ("partition 2", "partition 3")
 EXACT = 1e-6
 EQUAL = 1e-9
 MARGIN = 0.02
@@ -132,7 +132,7 @@ def _growth(scenario: Scenario, rounds: Sequence[int], margin: float) -> Predict
 
 def rounds_by_partition(name: str, rounds: Sequence[int]) -> tuple[str, ...]:
     """Names of quantities that are measured round by round in every partition but the shared."""
-    return tuple(f"{name}, round {t}, {p}" for t in rounds for p in PARTITIONS)
+    return tuple(f"{name}, round {t}, {p}" for t in rounds for p in HIGHER)
 
 
 _FULL: dict[str, Any] = {
@@ -147,7 +147,7 @@ _COHORTS: dict[str, Any] = {
 }
 _RATES: dict[str, Any] = {
     "statistic": "energy factor per round by log-linear fit",
-    "quantities": PARTITIONS,
+    "quantities": HIGHER,
     **_FULL,
 }
 _EQUAL: dict[str, Any] = {
@@ -209,7 +209,7 @@ CLAIMS = (
         statement="FedEx-LoRA's total settles at W / (1 + W) of its amplitude: neither kept nor "
         "lost.",
         statistic=f"amplitude after {SETTLED.rounds} rounds over the initial one",
-        quantities=PARTITIONS,
+        quantities=HIGHER,
         predict=lambda: Prediction.within(_settled(_coverage(SETTLED)), EXACT),
         experiment=left(SETTLED, "fedex"),
         control=NegativeControl("FedAvg in its place", experiment=left(SETTLED, "fedavg")),
@@ -217,10 +217,10 @@ CLAIMS = (
     ),
     Claim(
         id="fedex-approach",
-        statement="FedEx-LoRA approaches that amplitude by a factor W^2 per round, the adapter's "
-        "share.",
+        statement="FedEx-LoRA's total nears W / (1 + W) of its amplitude by a factor W^2 per "
+        "round, the adapter's share.",
         statistic="factor per round of the distance from W / (1 + W), by log-linear fit",
-        quantities=PARTITIONS,
+        quantities=HIGHER,
         predict=lambda: Prediction.within(_coverage(APPROACHING) ** 2, EXACT),
         experiment=approach(APPROACHING, "fedex"),
         control=NegativeControl(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims.experiments import simulated
+from analysis.claims.names import PARTITIONS
 from analysis.inference.fieller import fieller_ratio
 from analysis.inference.intervals import root_of_mean
 from analysis.inference.measurement import Measurement
@@ -37,7 +38,6 @@ SETTLING = Scenario(
     d_in=16,
     d_out=16,
 )
-PARTITIONS = ("partition 1", "partition 2", "partition 3")
 FRACTION_MARGIN, SPEED_MARGIN = 0.05, 0.02
 FIRST, FIRST_QUICK = 8_000, 4_000
 FIGURE_ERROR = 0.01

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
 from analysis.claims.experiments import simulated
+from analysis.claims.names import PARTITIONS
 from analysis.claims.predicted import partition_means, per_partition
 from analysis.inference.fieller import fieller_ratio
 from analysis.inference.intervals import mean_interval, over_survivors
@@ -39,7 +40,6 @@ SIGNAL = Scenario(
 )
 SIGNAL_COHORTS = SIGNAL.replace(cohort_size=12)
 CONTRIBUTORS = (3, 4)
-PARTITIONS = ("partition 1", "partition 2", "partition 3")
 MARGIN = 0.03
 
 

@@ -24,11 +24,14 @@ from analysis.claims.fitting import (
     FLOW_MARGIN,
     RUNS,
     STEPS,
+    TINY,
     amplitudes,
+    contributors_mean,
     one_federation_per_run,
     random_federation,
     threshold,
 )
+from analysis.claims.names import HIGHER, RULE_NAMES
 from analysis.claims.predicted import per_partition
 from analysis.inference.thresholds import bisect, bracketed
 from analysis.inference.verdict import Prediction
@@ -38,14 +41,11 @@ from fedlora_sim.draws import client_targets
 Array = NDArray[np.float64]
 Predicted = Callable[[Scenario, str, int], Array]
 
-TINY = 1e-4
 # The search knows nothing of the prediction: it begins with this range of m T, m the mean target,
 # and ends with a bracket of this relative width.
 SEARCHED = (0.02, 4.0)
 BRACKET = 0.004
 TARGET_STD = 0.5
-HIGHER = ("partition 2", "partition 3")
-NAMES = {"fedavg": "FedAvg", "zero_pad": "zero padding"}
 # Hardly any training: a thousandth of what a target of 1 takes to be learned.
 SHORT = 1e-3
 
@@ -94,9 +94,8 @@ def _grows(scenario: Scenario, rule: str, seed: int, partition: int, log_time: f
 
 def threshold_of_mean(scenario: Scenario, rule: str, seed: int) -> Array:
     """Threshold of clients who all have the mean target of a direction's contributors."""
-    federation, targets = scenario.federation, client_targets(scenario, seed)
-    weights = federation.weights[:, None] * federation.members
-    return _threshold_of_targets(scenario, rule, (weights * targets).sum(0) / weights.sum(0))
+    mean = contributors_mean(scenario, client_targets(scenario, seed))
+    return _threshold_of_targets(scenario, rule, mean)
 
 
 def threshold_of_each(scenario: Scenario, rule: str, seed: int) -> Array:
@@ -133,10 +132,7 @@ def growth_of_short_training(rule: str) -> Experiment:
     return one_federation_per_run(f"short-training-{rule}", draw, rule, measure)
 
 
-def _unity() -> Prediction:
-    return Prediction.within(np.ones(len(HIGHER)), FLOW_MARGIN)
-
-
+_UNITY = partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN)
 _COMMON: dict[str, Any] = {
     "source": "ours",
     "fidelity": "matrix",
@@ -147,7 +143,7 @@ _BRACKETS: dict[str, Any] = {
     "statistic": "local time at which a small amplitude neither grows nor falls, by bisection to "
     f"{BRACKET:.1%}, over the prediction; mean of federations, the brackets' width included",
     "quantities": tuple(f"measured / predicted, {name}" for name in HIGHER),
-    "predict": _unity,
+    "predict": _UNITY,
     "estimator": bracketed,
     **_COMMON,
 }
@@ -156,11 +152,11 @@ _BRACKETS: dict[str, Any] = {
 def _threshold_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"flow-threshold-{rule.replace('_', '-')}",
-        statement=f"Under {NAMES[rule]} a partition collapses exactly if clients train for less "
-        "than T* = ln(1/omega) / (2 m).",
+        statement=f"Under {RULE_NAMES[rule]} a partition collapses exactly if clients train for "
+        "less than T* = ln(1/omega) / (2 m).",
         experiment=found_threshold(rule, alike, _threshold_alike),
         control=NegativeControl(
-            f"the threshold of {NAMES[other]}",
+            f"the threshold of {RULE_NAMES[other]}",
             experiment=found_threshold(rule, alike, threshold_of_other),
         ),
         in_quick=rule == "fedavg",
@@ -179,7 +175,7 @@ CLAIMS = (
         statistic=f"log of the amplitude factor of a round with T = {SHORT:g}, over 2 m T; mean of "
         "federations",
         quantities=tuple(f"measured / predicted, {name}" for name in HIGHER),
-        predict=_unity,
+        predict=_UNITY,
         experiment=growth_of_short_training("raflora"),
         control=NegativeControl(
             "FedAvg in its place", experiment=growth_of_short_training("fedavg")

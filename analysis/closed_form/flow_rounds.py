@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.closed_form.hetlora import norm_weights
 from analysis.closed_form.setting import Setting
 from analysis.closed_form.targets import full_weights, local_map, reciprocal_map
 from analysis.cohorts.law import Array
@@ -155,8 +156,5 @@ def hetlora_rest(setting: Setting, targets: Array, time: float) -> Array:
 def _hetlora_round(setting: Setting, targets: Array, time: float, x: Array) -> tuple[Array, Array]:
     """The next amplitudes (r_max,) and the clients' weights (K,)."""
     trained = local_map(x, targets, time) * setting.federation.members
-    scale = trained.max() or 1.0  # squares of what is very large or small are not
-    norms = np.sqrt(((trained / scale) ** 2).sum(axis=1))
-    total = norms.sum()
-    shares = norms / total if total > 0 else np.full(norms.size, 1 / norms.size)
+    shares = norm_weights(trained)
     return (shares[:, None] * np.sqrt(trained)).sum(axis=0) ** 2, shares

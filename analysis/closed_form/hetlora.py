@@ -32,15 +32,19 @@ def hetlora_trajectory(
     with np.errstate(over="ignore"):
         for t in range(rounds):
             reached = clients.gain_mean * mean[t] + clients.drift_mean
-            size = np.abs(reached)
-            scale = size.max() or 1.0
-            # beside what left the range of floating point all else is nothing
-            relative = size / scale if np.isfinite(scale) else np.isinf(size).astype(np.float64)
-            norms = np.sqrt((members * relative**2).sum(axis=1))
-            total = norms.sum()
-            weights = norms / total if total > 0 else np.full(norms.size, 1 / norms.size)
+            weights = norm_weights(np.where(members, np.abs(reached), 0.0))
             mean[t + 1] = (weights @ members) ** 2 * reached
         return mean, mean**2
+
+
+def norm_weights(returned: Array) -> Array:
+    """Weights (K,) of clients by the norm of what they return, (K, r_max); equal if all is zero."""
+    scale = returned.max() or 1.0  # squares of what is very large or small are not
+    # beside what left the range of floating point all else is nothing
+    relative = returned / scale if np.isfinite(scale) else np.isinf(returned).astype(np.float64)
+    norms = np.sqrt((relative**2).sum(axis=1))
+    total = norms.sum()
+    return norms / total if total > 0 else np.full(norms.size, 1 / norms.size)
 
 
 def hetlora_floor(step: RoundMap, clients: Clients) -> Array:

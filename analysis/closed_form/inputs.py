@@ -37,6 +37,13 @@ def allocation_of(allocation: str) -> str:
     return choice
 
 
+def is_full(federation: Federation, allocation: str) -> bool:
+    """Whether every round is alike: everybody takes part, with the same directions."""
+    everybody = federation.cohort_size == federation.num_clients
+    repeated = federation.sampling in ("with_replacement", "size_weighted")
+    return everybody and not repeated and allocation == "svd"
+
+
 def per_direction(
     argument: str, value: ArrayLike, r_max: int, minimum: float | None = None
 ) -> Array:

@@ -47,6 +47,11 @@ class RuleForm:
     norm_weighted: bool = False
 
     @property
+    def policies(self) -> tuple[str, ...] | tuple[None]:
+        """Values of `empty_partition` that make a difference; None alone where none does."""
+        return ("zero", "carry") if self.has_policy else (None,)
+
+    @property
     def power(self) -> int:
         """How often a round multiplies an amplitude by the share W."""
         return 2 if self.space == "factor" else 1

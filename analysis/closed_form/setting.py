@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from analysis.closed_form.inputs import Ranks, Samples, allocation_of, federation_of
+from analysis.closed_form.inputs import Ranks, Samples, allocation_of, federation_of, is_full
 from analysis.closed_form.rules import RuleForm, rule_form
 from analysis.cohorts.law import Array, ShareLaw
 from analysis.cohorts.moments import WeightMoments, empty_probability, weight_moments
@@ -46,9 +46,7 @@ class Setting:
     @property
     def is_full(self) -> bool:
         """Whether every round is alike: everybody takes part, with the same directions."""
-        everybody = self.federation.cohort_size == self.federation.num_clients
-        fixed = self.federation.sampling in ("full", "without_replacement", "bernoulli")
-        return everybody and fixed and self.allocation == "svd"
+        return is_full(self.federation, self.allocation)
 
     @cached_property
     def moments(self) -> WeightMoments:
