@@ -215,8 +215,8 @@ def predict(case: Case, rules: Sequence[str] = RULES) -> Prediction:
         )
     if case.local_time is not None and not case.is_full:
         notes.append(HARMONIC)
-    first = _first(case)
-    return Prediction(case, covered[first], empty[first], found, tuple(dict.fromkeys(notes)))
+    covered, empty = (_of_first_directions(case, values) for values in (covered, empty))
+    return Prediction(case, covered, empty, found, tuple(dict.fromkeys(notes)))
 
 
 @contextmanager
@@ -228,8 +228,9 @@ def _noted(notes: list[str]) -> Iterator[None]:
     notes += [str(warning.message) for warning in caught]
 
 
-def _first(case: Case) -> list[int]:
-    return [part.start for part in case.partitions]
+def _of_first_directions(case: Case, values: Array) -> Array:
+    """One value per partition, from values (r_max,)."""
+    return values[[part.start for part in case.partitions]]
 
 
 # Quantities that follow from another one.
@@ -267,31 +268,31 @@ def _formulas(case: Case, rule: str, policy: str) -> dict[str, Callable[[], Arra
     }
     gains: dict[str, Any] = {"gain_mean": case.gain_mean, "gain_std": case.gain_std}
     drifts: dict[str, Any] = {"drift_mean": case.drift_mean, "drift_std": case.drift_std}
-    ranks, rounds, first = case.ranks, case.rounds, _first(case)
+    ranks, rounds, target, time = case.ranks, case.rounds, case.target, case.local_time
     start = case.initial_amplitudes
+
+    def first(values: Array) -> Array:
+        return _of_first_directions(case, values)
 
     def means(energy: Array) -> Array:
         return np.stack([energy[..., part].mean(axis=-1) for part in case.partitions], axis=-1)
 
     cf = closed_form
     formulas: dict[str, Callable[[], Array]] = {
-        "energy_rate": lambda: cf.energy_rate(rule, ranks, **asked, **gains)[first],
-        "typical_rate": lambda: cf.typical_rate(rule, ranks, gain_mean=case.gain_mean, **asked)[
-            first
-        ],
-        "survival": lambda: cf.survival(rule, ranks, rounds, **asked)[-1, first],
+        "energy_rate": lambda: first(cf.energy_rate(rule, ranks, **asked, **gains)),
+        "typical_rate": lambda: first(
+            cf.typical_rate(rule, ranks, gain_mean=case.gain_mean, **asked)
+        ),
+        "survival": lambda: first(cf.survival(rule, ranks, rounds, **asked)[-1]),
         "energy_floor": lambda: means(cf.energy_floor(rule, ranks, **asked, **gains, **drifts)),
         "energy": lambda: means(
             cf.energy_trajectory(
                 rule, ranks, rounds, initial_amplitude=start, **asked, **gains, **drifts
             )
         ),
-        "collapse_threshold": lambda: cf.collapse_threshold(rule, ranks, case.target, **asked)[
-            first
-        ],
+        "collapse_threshold": lambda: first(cf.collapse_threshold(rule, ranks, target, **asked)),
     }
-    if (time := case.local_time) is not None:
-        goal = case.target
-        formulas["flow_floor"] = lambda: cf.flow_floor(rule, ranks, goal, time, **asked)[first]
-        formulas["flow_rate"] = lambda: cf.flow_rate(rule, ranks, goal, time, **asked)[first]
+    if time is not None:
+        formulas["flow_floor"] = lambda: first(cf.flow_floor(rule, ranks, target, time, **asked))
+        formulas["flow_rate"] = lambda: first(cf.flow_rate(rule, ranks, target, time, **asked))
     return formulas

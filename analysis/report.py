@@ -8,6 +8,16 @@ from typing import Any
 
 Record = Mapping[str, Any]
 DIGITS = 4
+SYMBOLS = (
+    "Symbols: h, a partition of the directions, the lowest shared by all clients; rho_l, the share "
+    "of energy in the first l directions; w, a client's weight in a round, W the sum over those "
+    "who carry a direction, H their number, pi the mean of W (coverage), P0 the chance that there "
+    "is none; g and nu, mean and deviation of the gains by which clients change an amplitude x, c "
+    "and tau those of the drifts that they add, delta^2 what drifts add to the energy a round; q "
+    "and q', the factor of the mean energy a round, with equal gains of 1 and with any; m, the "
+    "clients of a round. In claims on training m is the target instead, T the local time, "
+    "G = exp(2 m T), and omega what averaging leaves of an amplitude that is not trained."
+)
 
 # A claim on many quantities shows the one that comes closest to leaving its region.
 VERDICT_MARK = {"supported": "✓ supported", "refuted": "✗ refuted", "undecided": "? undecided"}
@@ -196,6 +206,7 @@ def to_markdown(report: Record) -> str:
         ]
     parts += [
         "## Claims in full",
+        SYMBOLS,
         *(_claim_section(claim, report["environment"]) for claim in claims),
     ]
     parts += ["## Environment", _environment(report["environment"])]

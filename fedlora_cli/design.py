@@ -73,14 +73,22 @@ def design(
     for each rule without a design why.
     """
     gain_mean, gain_std = parse_pair("--gain", gain)
-    cohorts: dict[str, Any] = {"cohort_size": cohort, "sampling": sampling}
-    clientwise = {"gain_mean": gain_mean, "gain_std": gain_std, "drift_std": drift}
     task: dict[str, Any] = {
-        **{"total_rank": total_rank, "communication": communication, "d_in": d_in, "d_out": d_out},
-        **{"rounds": rounds, **cohorts, **clientwise},
-        **{"initial_amplitude": initial_amplitude, "spectrum_decay": spectrum_decay},
-        **{"levels": _levels(levels), "distinct": distinct},
-        **{"min_coverage": min_coverage},
+        "total_rank": total_rank,
+        "communication": communication,
+        "d_in": d_in,
+        "d_out": d_out,
+        "rounds": rounds,
+        "cohort_size": cohort,
+        "sampling": sampling,
+        "gain_mean": gain_mean,
+        "gain_std": gain_std,
+        "drift_std": drift,
+        "initial_amplitude": initial_amplitude,
+        "spectrum_decay": spectrum_decay,
+        "levels": _levels(levels),
+        "distinct": distinct,
+        "min_coverage": min_coverage,
     }
     designs = find_designs(clients, **task, top=top)
     each, left_out = _best_of_each_rule(clients, task)

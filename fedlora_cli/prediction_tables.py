@@ -18,17 +18,20 @@ ABSENT = "—"
 TOPICS = {
     "Mean energy: factor per round · half-life in rounds": ("energy_rate", "energy_half_life"),
     "Energy of a typical surviving run, common gain: factor per round · half-life in rounds": (
-        *("typical_rate", "typical_half_life"),
+        "typical_rate",
+        "typical_half_life",
     ),
     "After {rounds} rounds: probability to survive · mean energy relative to the start": (
-        *("survival", "relative_energy"),
+        "survival",
+        "relative_energy",
     ),
     "Floor: stationary mean energy of a direction": ("energy_floor",),
     "Training towards amplitude {target:g}: local time below which it collapses": (
         "collapse_threshold",
     ),
     "Training for local time {local_time:g}: amplitude at the end · factor of approach": (
-        *("flow_floor", "flow_rate"),
+        "flow_floor",
+        "flow_rate",
     ),
 }
 

@@ -159,8 +159,8 @@ def _persistent_claim(name: str, scenario: Scenario, who: str) -> Claim:
     size = scenario.rounds * len(PARTITIONS)
     return Claim(
         id=f"persistent-{name}",
-        statement=f"Where clients differ alike in every round, and {who}, the mean energy follows "
-        "the moments of their lasting gains.",
+        statement=f"Where clients keep their gains for all rounds, and {who}, the mean energy "
+        "follows the moments of these gains.",
         assumptions="FedAvg, gains drawn once per client and direction, equal samples, fixed basis",
         statistic="mean energy of every round over its prediction",
         quantities=tuple(
@@ -202,11 +202,11 @@ CLAIMS = (
         **_RATES,
     ),
     _persistent_claim("full", PERSISTENT, "all take part"),
-    _persistent_claim("cohorts", COHORTS, f"{COHORTS.cohort_size} of 20 do"),
+    _persistent_claim("cohorts", COHORTS, f"{COHORTS.cohort_size} of 20 take part"),
     Claim(
         id="persistent-outgrows-fresh",
-        statement="Clients that differ alike in every round keep more energy than clients that "
-        "differ as much, but anew.",
+        statement="Clients that keep their gains for all rounds lose less energy than clients that "
+        "differ as much, but anew every round.",
         assumptions="FedAvg, full participation, equal samples, fixed basis",
         statistic=f"mean energy after {PERSISTENT.rounds} rounds over that of fresh gains",
         quantities=PARTITIONS,

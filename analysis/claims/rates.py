@@ -124,7 +124,9 @@ CLAIMS = (
     ),
     Claim(
         id="collapse-bound",
-        statement="1 - rho_{l_1}(t) <= C gamma^t at every round of every federation.",
+        statement="The share of energy above the shared directions stays below its bound at every "
+        "round of every federation: 1 - rho_{l_1}(t) <= C gamma^t, gamma the squared coverage of "
+        "the second level and C the energy above the shared directions over theirs at the start.",
         source="arXiv 2602.13486, App. A",
         assumptions=_COMMON["assumptions"],
         fidelity="spectral",

@@ -190,7 +190,8 @@ CLAIMS = (
     ),
     Claim(
         id="review-settling-speed",
-        statement="Every partition settles at its own speed, q'_h = E[W^2] + nu^2 E[sum w^2].",
+        statement="Under FedAvg every partition settles at its own speed, "
+        "q'_h = E[W^2] + nu^2 E[sum w^2].",
         statistic=f"root of the mean energy left after {SETTLING.rounds} rounds",
         quantities=PARTITIONS,
         predict=partial(_speeds, True),
