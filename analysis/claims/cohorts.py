@@ -12,7 +12,7 @@ from analysis import closed_form
 from analysis.claim import Claim, NegativeControl
 from analysis.claims.experiments import higher_energy_left
 from analysis.claims.names import HIGHER
-from analysis.claims.predicted import above_shared
+from analysis.claims.predicted import EXACT, above_shared
 from analysis.inference.intervals import root_of_mean
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -28,7 +28,6 @@ SAMPLED_PAD = SAMPLED.replace(cohort_size=12, rounds=2)
 # 3 of 20 clients: partitions stay empty in a third of the rounds.
 SPARSE = Scenario(ranks=RANKS, cohort_size=3, rounds=5)
 MARGIN = 0.02
-EXACT = 1e-6
 
 
 def _rate(rule: str, scenario: Scenario, empty: str = "zero", margin: float = MARGIN) -> Prediction:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from analysis.claim import Claim, Context, NegativeControl
+from analysis.claims.predicted import IDENTICAL
 from analysis.inference.verdict import Prediction
 from fedlora_sim import LoRAFactors, aggregate
 from fedlora_sim.devices import resolve_device
@@ -18,7 +19,6 @@ from fedlora_sim.randomness import stream
 
 Array = NDArray[np.float64]
 
-EXACT = 1e-10
 EQUAL, UNEQUAL = (6, 6, 6, 6), (2, 4, 6, 6)
 FEDERATION = (2, 2, 4, 4, 4, 7, 7, 7)
 D_OUT, D_IN = 20, 24
@@ -98,7 +98,7 @@ CLAIMS = (
         fidelity="matrix",
         statistic="Frobenius distance of the two products over the norm of FedAvg's, mean of runs",
         quantities=("relative distance of the products",),
-        predict=partial(Prediction.at_most, EXACT),
+        predict=partial(Prediction.at_most, IDENTICAL),
         experiment=partial(product_distance, EQUAL),
         control=NegativeControl("unequal ranks", experiment=partial(product_distance, UNEQUAL)),
         first=20,
@@ -113,7 +113,7 @@ CLAIMS = (
         fidelity="matrix",
         statistic="Frobenius distance of the two products over the latter's norm, mean of runs",
         quantities=("relative distance of the products",),
-        predict=partial(Prediction.at_most, EXACT),
+        predict=partial(Prediction.at_most, IDENTICAL),
         experiment=partial(partition_distance, -1),
         control=NegativeControl(
             "not divided by W_h, as in FedAvg", experiment=partial(partition_distance, 0)

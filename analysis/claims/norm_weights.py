@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
 from analysis.claims.names import HIGHER
-from analysis.claims.predicted import above_shared, federation_arguments, partition_means
+from analysis.claims.predicted import EXACT, above_shared, federation_arguments, partition_means
 from analysis.claims.rivals import KEPT, amplitudes, rounds_by_partition
 from analysis.inference.intervals import root_of_mean
 from analysis.inference.verdict import Prediction
@@ -36,7 +36,6 @@ NORM_COHORTS = Scenario(
     rounds=10,
 )
 COLLAPSED_AFTER = 6
-EXACT = 1e-6
 # The norms of the last but one round still differ by the energy left: 1e-6 of the shared one.
 LATE = 1e-5
 MARGIN = 0.02

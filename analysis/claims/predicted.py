@@ -11,6 +11,11 @@ from fedlora_sim import Scenario
 
 Array = NDArray[np.float64]
 
+EXACT = 1e-6
+"""Relative margin of what holds in every single run, after rounds of factorizations."""
+IDENTICAL = 1e-10
+"""Largest relative distance between two ways to write one aggregation."""
+
 
 def federation_arguments(scenario: Scenario) -> dict[str, Any]:
     """Keyword arguments that describe a scenario's federation and its cohorts."""

@@ -13,7 +13,7 @@ from analysis import closed_form
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims.experiments import fitted_rates
 from analysis.claims.names import HIGHER
-from analysis.claims.predicted import above_shared, per_partition
+from analysis.claims.predicted import EXACT, above_shared, per_partition
 from analysis.inference.intervals import proportion_interval
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
@@ -32,7 +32,6 @@ FEDERATION = Scenario(
     d_in=48,
     d_out=40,
 )
-EXACT = 1e-6
 BOUND_ROUNDS = 40
 HOLDS_AT_LEAST = 0.97
 

@@ -17,7 +17,7 @@ from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
 from analysis.claims.experiments import by_partition, simulated
 from analysis.claims.names import HIGHER
-from analysis.claims.predicted import above_shared, federation_arguments, partition_means
+from analysis.claims.predicted import EXACT, above_shared, federation_arguments, partition_means
 from analysis.inference.rates import log_linear_rate
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -44,7 +44,6 @@ SETTLED = KEPT.replace(rounds=40)
 APPROACHING = KEPT.replace(rounds=6)
 # 8 of 10 clients, so that every partition has a contributor in every round.
 TWINS = KEPT.replace(cohort_size=8, gain_mean=0.9, drift_mean=0.05)
-EXACT = 1e-6
 EQUAL = 1e-9
 MARGIN = 0.02
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.claim import Claim, Context, NegativeControl
+from analysis.claims.predicted import IDENTICAL
 from analysis.inference.verdict import Prediction
 from fedlora_sim import LoRAFactors, aggregate
 from fedlora_sim.aggregation import AggregationRule, get_rule
@@ -22,7 +23,6 @@ Array = NDArray[np.float64]
 RULES = ("fedavg", "zero_pad", "hetlora", "flora", "ffa", "fedex", "rbla", "raflora")
 RANKS = (2, 4, 4, 7, 7)
 D_OUT, D_IN = 20, 24
-EXACT = 1e-10
 
 
 def multiplier_error(numbers: Sequence[int], context: Context, instead: str | None = None) -> Array:
@@ -126,7 +126,7 @@ CLAIMS = (
         fidelity="matrix",
         statistic="distance of the amplitudes from multiplier times what was sent, mean of rounds",
         quantities=tuple(f"relative error, {name}" for name in RULES),
-        predict=partial(Prediction.at_most, [EXACT] * len(RULES)),
+        predict=partial(Prediction.at_most, [IDENTICAL] * len(RULES)),
         experiment=multiplier_error,
         control=NegativeControl(
             "the multiplier of FedAvg for all",
@@ -144,7 +144,7 @@ CLAIMS = (
         fidelity="matrix",
         statistic="Frobenius distance of the updates in two gauges over their norm, mean of runs",
         quantities=("relative change of the global update",),
-        predict=partial(Prediction.at_most, EXACT),
+        predict=partial(Prediction.at_most, IDENTICAL),
         experiment=partial(gauge_distance, "raflora:canonicalize=true"),
         control=NegativeControl(
             "plain raFLoRA, which partitions the factors as they are",

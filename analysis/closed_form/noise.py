@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.closed_form.inputs import Ranks, Samples, per_direction
-from analysis.closed_form.round_map import clients_of
+from analysis.closed_form.round_map import NO_SPREAD, clients_of
 from analysis.closed_form.setting import Setting, setting_of
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import expected
@@ -118,5 +118,4 @@ def noise_to_signal(
 def need_spread(setting: Setting) -> None:
     """Refuse rules for which clients that differ have no closed form."""
     if not setting.form.takes_spread:
-        reason = "the factors hold square roots of client amplitudes: no closed form"
-        raise expected("rule", setting.form.name, f"fedavg, ffa, raflora or flora ({reason})")
+        raise expected("rule", setting.form.name, f"fedavg, ffa, raflora or flora ({NO_SPREAD})")

@@ -19,6 +19,9 @@ from analysis.closed_form.setting import Setting
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import expected
 
+NO_SPREAD = "the factors hold square roots of client amplitudes: no closed form"
+"""Why clients that differ are refused in factor space."""
+
 
 @dataclass(frozen=True)
 class Clients:
@@ -116,8 +119,7 @@ def clients_of(
         for name, array in checked.items():
             if array.any():
                 rule = setting.form.name
-                reason = "the factors hold square roots of client amplitudes: no closed form"
-                raise expected(name, spreads[name], f"0 for rule={rule!r} ({reason})")
+                raise expected(name, spreads[name], f"0 for rule={rule!r} ({NO_SPREAD})")
     return Clients(
         per_direction("gain_mean", gain_mean, setting.r_max),
         checked["gain_std"],

@@ -16,9 +16,8 @@ from fedlora_sim.draws import (
 )
 from fedlora_sim.reference.aggregation import Array, Factors, aggregate_reference
 from fedlora_sim.reference.allocation import held_reference
+from fedlora_sim.reference.client import BETA_1, BETA_2, EPSILON
 from fedlora_sim.scenario import Scenario
-
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 Direction = tuple[Array, Array, float, float]  # u, v, amplitude in the adapter, and in the base
 

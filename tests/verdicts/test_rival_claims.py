@@ -73,7 +73,7 @@ def test_shares_of_rounds_are_norm_shares() -> None:
 
 def test_partition_identity_meets_cohorts_without_the_highest_rank() -> None:
     distance = identities.partition_distance
-    assert (distance(-1, range(40), CONTEXT) < identities.EXACT).all()
+    assert (distance(-1, range(40), CONTEXT) < identities.IDENTICAL).all()
     for power in (0, 1):
         wrong = distance(power, range(40), CONTEXT)
         # a cohort whose clients all have the highest rank has nothing to divide
