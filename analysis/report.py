@@ -15,8 +15,8 @@ SYMBOLS = (
     "is none; g and nu, mean and deviation of the gains by which clients change an amplitude x, c "
     "and tau those of the drifts that they add, delta^2 what drifts add to the energy a round; q "
     "and q', the factor of the mean energy a round, with equal gains of 1 and with any; m, the "
-    "clients of a round. In claims on training m is the target instead, T the local time, "
-    "G = exp(2 m T), and omega what averaging leaves of an amplitude that is not trained."
+    "clients of a round; M, the amplitude that training aims at, T the local time, "
+    "G = exp(2 M T), and omega what averaging leaves of an amplitude that is not trained."
 )
 
 # A claim on many quantities shows the one that comes closest to leaving its region.

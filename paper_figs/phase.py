@@ -55,8 +55,8 @@ def draw(phase: xr.Dataset) -> tuple[Figure, np.ndarray]:
             zorder=3,
         )
         axis.set_title(RULE_NAMES[str(rule)])
-        axis.set_xlabel(r"local time $mT$")
+        axis.set_xlabel(r"local time $MT$")
         axis.set_xlim(0, float(phase.local_time.max()))
     axes[0].set_ylabel(r"coverage $\pi$")
-    figure.colorbar(shades, ax=axes, label=r"floor $x^*/m$")
+    figure.colorbar(shades, ax=axes, label=r"floor $x^*/M$")
     return figure, axes

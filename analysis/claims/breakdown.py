@@ -16,7 +16,7 @@ before any recorded run:
   clients who reach their targets every round they vanish again, as then only weights matter.
 - `adam`: clients fit the common target by Adam instead of by plain steps. Its steps are as long as
   the learning rate, however small the gradient, so that small amplitudes are not multiplied by
-  `exp(2 m T)` but rebuilt: no region was found but that of no training at all (0.7% at a local time
+  `exp(2 M T)` but rebuilt: no region was found but that of no training at all (0.7% at a local time
   of 0.0001, 6.6% at 0.001).
 """
 

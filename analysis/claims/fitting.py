@@ -19,7 +19,7 @@ from fedlora_sim.randomness import stream
 Array = NDArray[np.float64]
 
 # Plain descent in n steps multiplies a small amplitude by (1 + m T / n)**(2 n) instead of
-# exp(2 m T), which moves the flow's threshold by the share m T / (2 n): 0.3% at 150 steps and
+# exp(2 M T), which moves the flow's threshold by the share M T / (2 n): 0.3% at 150 steps and
 # m T = 0.9, the longest training of the claims. Margins of 1% hold that and what a floor near its
 # threshold makes of it, a factor of at most 3.
 STEPS = 150

@@ -1,7 +1,7 @@
 """LoRA training as a flow: floors above the threshold, decay below it, and 1/t on it.
 
 Clients descend the quadratic loss on their two factors. A round multiplies a small amplitude by
-`omega G`, `G = exp(2 m T)`: the server's dilution against what training restores. Every run has a
+`omega G`, `G = exp(2 M T)`: the server's dilution against what training restores. Every run has a
 federation of its own, with three partitions, whose measured values stand over their predictions
 (floors the other way round).
 
@@ -112,7 +112,7 @@ def decay(rule: str, *, trained: bool) -> Experiment:
 
 
 def critical_slope(rule: str, share: float) -> Experiment:
-    """Growth of `1/x` per round, early and late, over `(G - 1) / m` at the critical point."""
+    """Growth of `1/x` per round, early and late, over `(G - 1) / M` at the critical point."""
 
     def measure(scenario: Scenario, run: xr.Dataset) -> Array:
         y, half = mean_inverse(run)[:, 1], CRITICAL_ROUNDS // 2
@@ -141,7 +141,7 @@ def _floor_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"flow-floor-{rule.replace('_', '-')}",
         statement=f"Above the threshold training under {RULE_NAMES[rule]} holds every partition at "
-        "the floor m (omega G - 1) / (G - 1).",
+        "the floor M (omega G - 1) / (G - 1).",
         statistic=f"floor over the amplitude after {FLOOR_ROUNDS} rounds, mean of federations",
         quantities=tuple(f"predicted / measured, {name}" for name in PARTITIONS),
         predict=partial(Prediction.within, np.ones(len(PARTITIONS)), FLOW_MARGIN),
@@ -191,7 +191,7 @@ def _critical_claim(rule: str) -> Claim:
     return Claim(
         id=f"flow-critical-{rule.replace('_', '-')}",
         statement=f"At omega G = 1 amplitudes under {RULE_NAMES[rule]} fall like 1/t: 1/x grows by "
-        "(G - 1)/m every round.",
+        "(G - 1)/M every round.",
         statistic="mean growth of 1/x a round, over the prediction",
         quantities=_over(("first half of the rounds", "second half")),
         predict=partial(Prediction.within, np.ones(2), CRITICAL_MARGIN),

@@ -41,7 +41,7 @@ from fedlora_sim.draws import client_targets
 Array = NDArray[np.float64]
 Predicted = Callable[[Scenario, str, int], Array]
 
-# The search knows nothing of the prediction: it begins with this range of m T, m the mean target,
+# The search knows nothing of the prediction: it begins with this range of M T, M the mean target,
 # and ends with a bracket of this relative width.
 SEARCHED = (0.02, 4.0)
 BRACKET = 0.004
@@ -153,7 +153,7 @@ def _threshold_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"flow-threshold-{rule.replace('_', '-')}",
         statement=f"Under {RULE_NAMES[rule]} a partition collapses exactly if clients train for "
-        "less than T* = ln(1/omega) / (2 m).",
+        "less than T* = ln(1/omega) / (2 M).",
         experiment=found_threshold(rule, alike, _threshold_alike),
         control=NegativeControl(
             f"the threshold of {RULE_NAMES[other]}",
@@ -170,9 +170,9 @@ CLAIMS = (
     _threshold_claim("zero_pad", "fedavg"),
     Claim(
         id="flow-raflora-no-threshold",
-        statement="Under raFLoRA no training is too short: small amplitudes grow by exp(2 m T) "
+        statement="Under raFLoRA no training is too short: small amplitudes grow by exp(2 M T) "
         "for any T, as if nobody diluted them.",
-        statistic=f"log of the amplitude factor of a round with T = {SHORT:g}, over 2 m T; mean of "
+        statistic=f"log of the amplitude factor of a round with T = {SHORT:g}, over 2 M T; mean of "
         "federations",
         quantities=tuple(f"measured / predicted, {name}" for name in HIGHER),
         predict=_UNITY,
@@ -185,8 +185,8 @@ CLAIMS = (
     ),
     Claim(
         id="flow-threshold-targets",
-        statement="With targets m_k of their own FedAvg's clients need less training, as Jensen "
-        "says: T* solves sum_(k in C) p_k exp(2 m_k T) = 1.",
+        statement="With targets M_k of their own FedAvg's clients need less training, as Jensen "
+        "says: T* solves sum_(k in C) p_k exp(2 M_k T) = 1.",
         experiment=found_threshold("fedavg", unlike, threshold_of_each),
         control=NegativeControl(
             "the threshold of the contributors' mean target",

@@ -18,6 +18,7 @@ from scipy import stats
 from analysis import closed_form
 from analysis.claim import Claim, Context, Experiment, NegativeControl
 from analysis.claims.experiments import by_partition, simulated
+from analysis.claims.names import HIGHER
 from analysis.claims.predicted import above_shared
 from analysis.inference.distributions import cdf_distance
 from analysis.inference.intervals import mapped, mean_interval, over_survivors
@@ -32,7 +33,6 @@ WALK = Scenario(ranks=RANKS, cohort_size=8, rounds=20)
 LONG_WALK = WALK.replace(rounds=40)
 # 3 of 20 clients: the highest partition meets nobody in a third of the rounds.
 SPARSE = Scenario(ranks=RANKS, cohort_size=3, rounds=25, empty_partition="zero")
-PARTITIONS = ("partition 2", "partition 3")
 MARGIN = 0.02
 SPREAD_MARGIN = 0.03
 DISTANCE = 0.03
@@ -129,7 +129,7 @@ _COMMON: dict[str, Any] = {
     "source": "ours",
     "assumptions": _ASSUMPTIONS,
     "fidelity": "spectral",
-    "quantities": PARTITIONS,
+    "quantities": HIGHER,
 }
 _RUNS: dict[str, Any] = {"first": 8_000, "cap": 64_000, "quick": (4_000, 32_000)}
 _RATE: dict[str, Any] = {
@@ -183,7 +183,7 @@ CLAIMS = (
         "the typical rate.",
         statistic=f"largest distance of the distribution of log energies after "
         f"{LONG_WALK.rounds} rounds from the predicted normal one",
-        predict=partial(Prediction.at_most, [NORMAL_DISTANCE] * len(PARTITIONS)),
+        predict=partial(Prediction.at_most, [NORMAL_DISTANCE] * len(HIGHER)),
         experiment=standardised(LONG_WALK, "fedavg", typical(LONG_WALK, "fedavg")),
         control=NegativeControl(
             "log-normal around the rate of the mean energy",
@@ -198,7 +198,7 @@ CLAIMS = (
         statement="A direction lives through t rounds with probability (1 - P0)^t: the round of "
         "its extinction is geometric.",
         statistic="largest distance of the law of extinction rounds from the predicted one",
-        predict=partial(Prediction.at_most, [DISTANCE] * len(PARTITIONS)),
+        predict=partial(Prediction.at_most, [DISTANCE] * len(HIGHER)),
         experiment=extinction_round(SPARSE, "fedavg"),
         control=NegativeControl(
             "raFLoRA that carries empty partitions over",

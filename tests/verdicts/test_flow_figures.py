@@ -132,7 +132,7 @@ def test_phase(diagram: xr.Dataset) -> None:
         style.RULE_NAMES[rule] for rule in ("fedavg", "zero_pad")
     ]
     assert "coverage" in axes[0].get_ylabel()
-    assert {axis.get_xlabel() for axis in axes} == {"local time $mT$"}
+    assert {axis.get_xlabel() for axis in axes} == {"local time $MT$"}
     boundary, collapsed = axes[0].lines
     np.testing.assert_allclose(boundary.get_xdata(), diagram.threshold.values[0])
     assert len(collapsed.get_xdata()) == 1
