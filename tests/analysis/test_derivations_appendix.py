@@ -39,6 +39,7 @@ def test_every_module_is_a_section():
     assert found - HELPERS == set(appendix.SECTIONS)
 
 
+@pytest.mark.slow
 def test_every_public_derivation_is_named():
     for name, _ in marked():
         assert f"\\texttt{{{appendix.escape(name)}}}" in text()

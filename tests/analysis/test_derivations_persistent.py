@@ -112,6 +112,7 @@ def test_full_participation_equals_the_numbers(case, mean, spread, drift, rounds
     assert found[-1, TOP] == pytest.approx(wanted, rel=CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "carriers", "size"), [(3, 2, 2), (4, 3, 2), (3, 1, 2)])
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_random_cohorts_equal_the_numbers(clients, carriers, size, rounds):

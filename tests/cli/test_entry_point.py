@@ -52,6 +52,7 @@ def test_bad_input(tmp_path: Path) -> None:
     assert not files(tmp_path)
 
 
+@pytest.mark.slow
 def test_verify_one_claim(tmp_path: Path) -> None:
     done = call(tmp_path, "verify", "--quick", "--claim", "staircase", "--out", "results")
     assert done.returncode == 0, done.stderr

@@ -46,6 +46,7 @@ def test_what_needs_numpy_alone_imports_nothing_heavy(statement: str) -> None:
     assert imported_by(statement).isdisjoint(HEAVY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", ["from fedlora_sim.simulate import simulate as other", "other = None"]
 )

@@ -221,6 +221,7 @@ def test_digits_are_tabled_and_can_be_drawn(fedlora: Callable, digits_ids: list[
     plt.close(figure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [3, 99], ids=["after three", "after all"])
 def test_an_interrupted_digits_run_reports_on_as_many_runs(
     fedlora: Callable, digits_ids: list[str], monkeypatch: pytest.MonkeyPatch, finished: int

@@ -158,6 +158,7 @@ def test_undiluted_rules_reach_the_target(rule):
     assert_close(result.energy[0, -1], run.target_amplitudes**2, "iteration")
 
 
+@pytest.mark.slow
 def test_the_base_of_fedex_takes_over_until_the_adapter_no_longer_outgrows_its_dilution():
     """Small amplitudes grow by `W**2 (1 + eta (m - z))**(2 n)` a round: 1 or less in the end."""
     run = scenario("full", rounds=300, local_steps=40, local_time=4.0)

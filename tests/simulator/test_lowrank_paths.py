@@ -334,6 +334,7 @@ def test_a_batch_has_the_same_bits_on_any_number_of_threads(threads, dtype):
             assert torch.equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_the_gram_matrices_are_summed_in_parts_of_any_length():
     """More rows than are turned to float64 at a time, and not a multiple of them."""
     rng = np.random.default_rng(7)

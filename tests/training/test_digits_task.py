@@ -18,6 +18,7 @@ def source_accuracy(task: DigitsTask) -> float:
     return (task.model(task.source_x).argmax(1) == task.source_y).double().mean().item()
 
 
+@pytest.mark.slow
 def test_pretrained_on_upright_lost_on_rotated_digits():
     task = load_digits_task(0)
     assert source_accuracy(task) > 0.95

@@ -34,6 +34,7 @@ LONG = {
     *("flow-rate-below-fedavg", "flow-critical-fedavg", "flow-threshold-fedavg"),
     *("flow-raflora-no-threshold", "flow-cohorts-fedavg", "flow-cohorts-zero-pad"),
     *("breakdown-drift", "breakdown-steps", "adam-floor", "review-settling-fractions"),
+    *("review-settling-speed", "flow-rate-above-fedavg", "flow-rate-above-raflora"),
 }
 KEYS = {
     "id": str,

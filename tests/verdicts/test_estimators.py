@@ -87,6 +87,7 @@ def quotients(rng: np.random.Generator) -> np.ndarray:
     return np.stack([products(rng, 300), 1 + 0.2 * rng.standard_normal((300, 1))], axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "miss"), [(0.1, 0.1), (0.01, 0.01), (0.001, 0.002)])
 @pytest.mark.parametrize(
     ("estimator", "draw"), [(mean_interval, products), (fieller_ratio, quotients)]

@@ -37,10 +37,12 @@ def share_of_wrong_reports(error: float) -> float:
     return wrong / REPORTS
 
 
+@pytest.mark.slow
 def test_a_report_of_forty_true_claims_is_wrong_at_most_at_the_familys_rate() -> None:
     assert share_of_wrong_reports(claim_error(CLAIMS)) < FAMILY_ERROR + slack(FAMILY_ERROR, REPORTS)
 
 
+@pytest.mark.slow
 def test_claims_that_do_not_share_the_error_fail_the_same_test() -> None:
     assert share_of_wrong_reports(FAMILY_ERROR) > FAMILY_ERROR + slack(FAMILY_ERROR, REPORTS)
 

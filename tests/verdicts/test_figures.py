@@ -103,6 +103,7 @@ def test_digits(digits_runs: xr.Dataset) -> None:
     assert [t.get_text() for t in legend.get_texts()] == [look[2] for look in digits.LOOK.values()]
 
 
+@pytest.mark.slow
 def test_all_are_written_twice_alike_as_png_and_pdf(
     report: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:

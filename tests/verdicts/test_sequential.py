@@ -103,6 +103,7 @@ def wrong_verdicts(replicates: int) -> dict[Verdict, float]:
     return {v: found.count(v) / replicates for v in Verdict}
 
 
+@pytest.mark.slow
 def test_repeated_looks_keep_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     replicates = 1500
     bound = ERROR + SIGMAS * np.sqrt(ERROR * (1 - ERROR) / replicates)
