@@ -39,14 +39,25 @@ class Context:
 
     def run_once(self, label: str, simulate: Callable[[], xr.Dataset]) -> xr.Dataset:
         """A run that several claims share: from memory, else from the store, else simulated."""
-        if label not in self._runs:
-            dataset = self.store.get_run(label) if self.store else None
-            if dataset is None:
-                dataset = simulate()
-                if self.store:
-                    self.store.put_run(label, dataset)
-            self._runs[label] = dataset
-        return self._runs[label]
+        dataset = self.known_run(label)
+        if dataset is None:
+            dataset = simulate()
+            self.keep_run(label, dataset)
+        return dataset
+
+    def known_run(self, label: str) -> xr.Dataset | None:
+        """A run that is in memory or in the store, or None."""
+        if label not in self._runs and self.store:
+            dataset = self.store.get_run(label)
+            if dataset is not None:
+                self._runs[label] = dataset
+        return self._runs.get(label)
+
+    def keep_run(self, label: str, dataset: xr.Dataset) -> None:
+        """Keep a run, in memory and in the store."""
+        if self.store:
+            self.store.put_run(label, dataset)
+        self._runs[label] = dataset
 
     def seeds(self, numbers: Sequence[int]) -> list[int]:
         """Seeds of the runs of these numbers."""

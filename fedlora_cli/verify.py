@@ -28,6 +28,7 @@ from analysis.report import (
     to_markdown,
     worst,
 )
+from analysis.run_ahead import run_ahead, workers
 from analysis.verify import assemble, claim_record, finite_or_none, holds
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
@@ -75,6 +76,9 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
         tqdm(unit="run", unit_scale=True, disable=None, position=1, leave=False) as runs,
     ):
         context.on_progress = runs.update
+        if any(claim in digits.CLAIMS for claim in claims):
+            done.set_description("fine-tuning on digits")
+            run_ahead(digits.first_look(context), context, workers(context.device))
         for claim in claims:
             done.set_description(claim.id)
             records.append(claim_record(claim, context))

@@ -15,6 +15,7 @@ from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims.names import RULE_NAMES
 from analysis.inference.intervals import log_odds_interval, mean_interval
 from analysis.inference.verdict import Prediction
+from analysis.run_ahead import Job
 from fedlora_sim import Scenario, parse_ranks, simulate
 from fedlora_sim.metrics import energy_ratio
 
@@ -69,8 +70,8 @@ def runs(context: Context) -> dict[str, Run]:
     return QUICK_RUNS if context.quick else RUNS
 
 
-def digits_run(label: str, number: int, context: Context) -> xr.Dataset:
-    """One fine-tuning run, shared by all claims that look at it."""
+def job(label: str, number: int, context: Context) -> Job:
+    """One fine-tuning run, and what it is known by."""
     run = runs(context)[label]
     (seed,) = context.seeds([number])
     scenario = MIXED.replace(
@@ -80,9 +81,23 @@ def digits_run(label: str, number: int, context: Context) -> xr.Dataset:
         local_steps=run.local_steps,
         device=context.device,
     )
+    return Job(f"digits-{label}-{number}", scenario, run.rule, seed)
+
+
+def first_look(context: Context) -> list[Job]:
+    """The runs that every claim's first look and the table of all runs need."""
+    count = _COMMON["quick"][0] if context.quick else RUNS_EACH
+    return [job(label, number, context) for label in runs(context) for number in range(count)]
+
+
+def digits_run(label: str, number: int, context: Context) -> xr.Dataset:
+    """One fine-tuning run, shared by all claims that look at it."""
+    one = job(label, number, context)
     return context.run_once(
-        f"digits-{label}-{number}",
-        lambda: simulate(scenario, rule=run.rule, seed=seed, on_progress=context.on_progress),
+        one.label,
+        lambda: simulate(
+            one.scenario, rule=one.rule, seed=one.seed, on_progress=context.on_progress
+        ),
     )
 
 

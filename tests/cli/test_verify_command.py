@@ -72,6 +72,7 @@ def small_house(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(command, "select", select)
     monkeypatch.setattr(command, "draw_all", lambda report, data, out: [])
+    monkeypatch.setattr(command, "run_ahead", lambda jobs, context, processes: None)
     small = energies.ENERGIES.replace(ranks="1,2,3", rounds=2, d_in=6, d_out=5)
     monkeypatch.setattr(energies, "ENERGIES", small)
 
