@@ -21,7 +21,7 @@ PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LONG_RUN = (
     *("simulate", "--fidelity", "matrix", "--ranks", "2x2,4x2", "--rounds", "40"),
-    *("--set", "subspace_noise=0.05", "--seeds", "100", "--rule", "fedavg"),
+    *("--set", "subspace_noise=0.05", "--seeds", "150", "--rule", "fedavg"),
 )
 
 
@@ -77,7 +77,7 @@ def test_verify_one_claim(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        pytest.param(signal.SIGINT, 130, id="ctrl-c"),
+        pytest.param(signal.SIGINT, 130, id="ctrl-c", marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, -signal.SIGKILL, id="kill -9", marks=pytest.mark.slow),
     ],
 )
@@ -96,6 +96,8 @@ def test_a_stopped_run_leaves_no_file_and_goes_on(
     while not list(parts.glob("*/fedavg-*.nc")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    # Into the next piece: Python drops an interrupt that meets the destructor of a closing file.
+    time.sleep(0.3)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
 
