@@ -90,6 +90,8 @@ def test_a_stopped_run_leaves_no_file_and_goes_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell that starts the tests in the background has them, and all below, ignore SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     parts = here / ".x.nc.parts"
     deadline = time.monotonic() + 120
