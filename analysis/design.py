@@ -25,7 +25,7 @@ from analysis import closed_form
 from analysis.closed_form.communication import Communication
 from analysis.closed_form.rules import RULES
 from analysis.cohorts.law import Array
-from analysis.fates import Fate, fates
+from analysis.outcomes import Outcome, outcomes
 from analysis.predict import check_start
 from fedlora_sim.errors import (
     InputError,
@@ -100,8 +100,8 @@ def design(
     """Rank configurations and rules by what they keep after T rounds, within a budget.
 
     Clients have equal sample counts. All configurations of up to `distinct` different levels are
-    compared, under every rule that has closed forms here (`analysis.fates.fates` says which have
-    not, and why).
+    compared, under every rule that has closed forms here (`analysis.outcomes` says which have not,
+    and why).
 
     Args:
         clients: number of clients K.
@@ -132,7 +132,7 @@ def design(
             `LIMIT` configurations, or where energies grow beyond the range of numbers.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
-        found, reasons = fates(
+        found, reasons = outcomes(
             clients,
             rounds,
             rules,
@@ -164,12 +164,12 @@ def design(
             )
         return sent[key]
 
-    efforts = np.array([numbers(fate.rule, counts[0]).total for fate in found])
+    efforts = np.array([numbers(outcome.rule, counts[0]).total for outcome in found])
     designs: list[Design] = []
-    for fate, row, signal, noise in _ranked(found, counts, menu, efforts, rounds):
-        traffic = numbers(fate.rule, row)
+    for outcome, row, signal, noise in _ranked(found, counts, menu, efforts, rounds):
+        traffic = numbers(outcome.rule, row)
         if traffic.total <= limit:
-            designs.append(_describe(fate, row, menu, signal, noise, traffic))
+            designs.append(_describe(outcome, row, menu, signal, noise, traffic))
         if len(designs) == most:
             break
     if not designs:
@@ -256,14 +256,14 @@ def _within(
 
 
 def _ranked(
-    found: Sequence[Fate], counts: Counts, menu: _Menu, efforts: Array, rounds: int
-) -> Iterator[tuple[Fate, Counts, float, float]]:
+    found: Sequence[Outcome], counts: Counts, menu: _Menu, efforts: Array, rounds: int
+) -> Iterator[tuple[Outcome, Counts, float, float]]:
     """Rules with configurations, signal and noise, best first; `efforts` decide between equals."""
     carriers = _carriers(counts)
     with np.errstate(over="ignore", invalid="ignore"):
-        signal = np.stack([fate.mean[carriers] ** 2 @ menu.energies for fate in found])
-        energy = np.stack([fate.second[carriers] @ menu.energies for fate in found])
-        drift = np.stack([fate.drift[carriers] @ menu.widths for fate in found]) / menu.unit
+        signal = np.stack([outcome.mean[carriers] ** 2 @ menu.energies for outcome in found])
+        energy = np.stack([outcome.second[carriers] @ menu.energies for outcome in found])
+        drift = np.stack([outcome.drift[carriers] @ menu.widths for outcome in found]) / menu.unit
         noise = np.maximum(energy - signal, 0.0) + drift
         score = signal - noise
     if not np.isfinite(score).all():
@@ -280,12 +280,12 @@ def _carriers(counts: Counts) -> Counts:
 
 
 def _describe(
-    fate: Fate, row: Counts, menu: _Menu, signal: float, noise: float, sent: Communication
+    outcome: Outcome, row: Counts, menu: _Menu, signal: float, noise: float, sent: Communication
 ) -> Design:
     carriers, used = _carriers(row), np.flatnonzero(row)
     return Design(
-        rule=fate.rule,
-        empty_partition=fate.empty_partition,
+        rule=outcome.rule,
+        empty_partition=outcome.empty_partition,
         ranks=",".join(f"{menu.levels[j]}x{row[j]}" for j in used),
         total_rank=int(row @ np.array(menu.levels)),
         score=signal - noise,
@@ -293,7 +293,7 @@ def _describe(
         noise=noise,
         lost=float(menu.energies[carriers == 0].sum()),
         top_coverage=float(row[used[-1]] / row.sum()),
-        worst_rate=float(fate.rate[carriers[used]].min()),
+        worst_rate=float(outcome.rate[carriers[used]].min()),
         upload=sent.upload,
         download=sent.download,
     )

@@ -171,7 +171,7 @@ class RulePrediction:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Every rule's fate in one case.
+    """Every rule's outcome in one case.
 
     Args:
         case: what was asked.

@@ -88,7 +88,7 @@ def _print_reasons(console: Console, prediction: Prediction) -> None:
     found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for row in prediction.rules:
         for name, why in row.reasons.items():
-            rules, names = found.setdefault(why.replace(f" for rule={row.rule!r}", ""), ({}, {}))
+            rules, names = found.setdefault(why, ({}, {}))
             rules[row.rule] = names[name.replace("_", " ")] = None
     if found:
         console.print(f"{ABSENT} no closed form", style="bold", highlight=False)

@@ -25,6 +25,7 @@ from fedlora_sim.errors import (
 SAMPLINGS = ("full", "without_replacement", "with_replacement", "bernoulli", "size_weighted")
 EMPTY_PARTITION = ("zero", "carry", "error")
 ALLOCATIONS = ("svd", "random", "importance")
+HETEROGENEITY = ("fresh", "persistent")
 
 
 def parse_ranks(ranks: str | Sequence[int]) -> tuple[int, ...]:

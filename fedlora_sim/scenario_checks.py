@@ -15,10 +15,9 @@ from fedlora_sim.errors import (
     check_share,
     expected,
 )
-from fedlora_sim.federation import ALLOCATIONS, EMPTY_PARTITION
+from fedlora_sim.federation import ALLOCATIONS, EMPTY_PARTITION, HETEROGENEITY
 
 FIDELITIES = ("spectral", "matrix", "training")
-HETEROGENEITY = ("fresh", "persistent")
 LOCAL_LOSSES = ("none", "quadratic")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 TASKS = ("digits",)

@@ -18,9 +18,9 @@ from fedlora_sim.randomness import stream
 
 Array = NDArray[np.float64]
 
-# Plain descent in n steps multiplies a small amplitude by (1 + m T / n)**(2 n) instead of
+# Plain descent in n steps multiplies a small amplitude by (1 + M T / n)**(2 n) instead of
 # exp(2 M T), which moves the flow's threshold by the share M T / (2 n): 0.3% at 150 steps and
-# m T = 0.9, the longest training of the claims. Margins of 1% hold that and what a floor near its
+# M T = 0.9, the longest training of the claims. Margins of 1% hold that and what a floor near its
 # threshold makes of it, a factor of at most 3.
 STEPS = 150
 FLOW_MARGIN = 0.01
@@ -76,30 +76,18 @@ def threshold(scenario: Scenario, rule: str) -> Array:
 
 def flow_rate(scenario: Scenario, rule: str) -> Array:
     """Predicted factor per round by which each partition nears its floor."""
-    return per_partition(
-        closed_form.flow_rate(
-            rule,
-            scenario.ranks,
-            scenario.target_amplitude,
-            scenario.local_time,
-            num_samples=scenario.num_samples,
-        ),
-        scenario,
-    )
+    return _of_training(closed_form.flow_rate, scenario, rule)
 
 
 def flow_floor(scenario: Scenario, rule: str) -> Array:
     """Predicted amplitude at which training holds each partition."""
-    return per_partition(
-        closed_form.flow_floor(
-            rule,
-            scenario.ranks,
-            scenario.target_amplitude,
-            scenario.local_time,
-            num_samples=scenario.num_samples,
-        ),
-        scenario,
-    )
+    return _of_training(closed_form.flow_floor, scenario, rule)
+
+
+def _of_training(form: Callable[..., Array], scenario: Scenario, rule: str) -> Array:
+    target, samples = scenario.target_amplitude, scenario.num_samples
+    values = form(rule, scenario.ranks, target, scenario.local_time, num_samples=samples)
+    return per_partition(values, scenario)
 
 
 def dilution(scenario: Scenario, rule: str) -> Array:

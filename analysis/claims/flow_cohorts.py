@@ -46,13 +46,16 @@ START = 0.01
 # Local time over the threshold of the highest partition, and at least, in units of 1/target.
 BEYOND_THRESHOLD, LEAST_TIME = 1.6, 0.9
 TARGET_ROUNDS, SHOWN_ROUNDS = 16, (2, 16)
-# Rounds of growth add up the error of the steps, (m T)**2 / n each: 0.5% a round.
+# Rounds of growth add up the error of the steps, (M T)**2 / n each: 0.5% a round.
 TARGET_STEPS = 200
 TARGET_MARGIN = 0.02
 
 
-def harmonic_mean(rule: str) -> Array:
-    """Predicted `1/E[1/x]` of the second partition after every round but the initial one."""
+def harmonic_mean(rule: str, cohort_size: int | None) -> Array:
+    """Predicted `1/E[1/x]` of the second partition after every round but the initial one.
+
+    Without a cohort size, as if every cohort held exactly the mean share of contributors.
+    """
     amplitude = closed_form.flow_trajectory(
         rule,
         COHORT.ranks,
@@ -60,20 +63,7 @@ def harmonic_mean(rule: str) -> Array:
         target=COHORT.target_amplitude,
         local_time=COHORT.local_time,
         initial_amplitude=COHORT.initial_amplitudes,
-        cohort_size=COHORTS[rule].cohort_size,
-    )
-    return amplitude[1:, -1]
-
-
-def with_mean_coverage(rule: str) -> Array:
-    """The same if every cohort held exactly the mean share of contributors."""
-    amplitude = closed_form.flow_trajectory(
-        rule,
-        COHORT.ranks,
-        COHORT.rounds,
-        target=COHORT.target_amplitude,
-        local_time=COHORT.local_time,
-        initial_amplitude=COHORT.initial_amplitudes,
+        cohort_size=cohort_size,
     )
     return amplitude[1:, -1]
 
@@ -153,10 +143,10 @@ def _cohort_claim(rule: str) -> Claim:
         statistic="mean of 1/x over runs times the predicted harmonic mean",
         quantities=tuple(f"partition 2, round {t}" for t in range(1, COHORT.rounds + 1)),
         predict=partial(Prediction.within, np.ones(COHORT.rounds), COHORT_MARGIN),
-        experiment=inverse_over(rule, harmonic_mean(rule)),
+        experiment=inverse_over(rule, harmonic_mean(rule, COHORTS[rule].cohort_size)),
         control=NegativeControl(
             "the mean share of contributors in every cohort",
-            experiment=inverse_over(rule, with_mean_coverage(rule)),
+            experiment=inverse_over(rule, harmonic_mean(rule, None)),
         ),
         first=16_000,
         cap=64_000,

@@ -2,10 +2,10 @@
 
 Clients follow `flow_map` towards their targets for local time T, and a round is
 `x' = omega f(x)`, omega = W (fedavg), W**2 (zero_pad) or 1 (raflora, rbla). In `y = 1/x` it is
-affine: `y' = (y/G + (G - 1)/(m G)) / omega`. So with equal targets the mean of 1/x over cohorts is
+affine: `y' = (y/G + (G - 1)/(M G)) / omega`. So with equal targets the mean of 1/x over cohorts is
 known for every t, given that somebody carried the direction in every round; the functions return
 the harmonic-mean amplitude `1/E[1/x]`. Clients with targets of their own need full participation.
-ffa trains B alone, with A of unit length: `f(x) = m + (x - m) exp(-T)`, linear, and the functions
+ffa trains B alone, with A of unit length: `f(x) = M + (x - M) exp(-T)`, linear, and the functions
 return the mean. All of this is our derivation.
 """
 
@@ -60,7 +60,7 @@ def flow_trajectory(
         rule: any of `RULES` but flora and fedex.
         ranks: client ranks.
         rounds: number of rounds T, at least 1.
-        target: m, a scalar, (r_max,), or per client (K,) or (K, r_max).
+        target: M, a scalar, (r_max,), or per client (K,) or (K, r_max).
         local_time: total step length of a round's local training, at least 0.
         initial_amplitude: amplitudes x_0, not negative, scalar or (r_max,).
         cohort_size: clients per round; all when None.
@@ -112,17 +112,17 @@ def flow_floor(
     allocation: str = "svd",
     empty_partition: str = "zero",
 ) -> Array:
-    """Amplitude at which training holds a direction: `m (omega G - 1) / (G - 1)`, or 0.
+    """Amplitude at which training holds a direction: `M (omega G - 1) / (G - 1)`, or 0.
 
     0 where `omega G <= 1`; for random cohorts omega is `1/E[1/omega]` given a contributor, so the
     floor is that of `1/E[1/x]`, which vanishes before a typical run collapses. ffa:
-    `W m (1 - e) / (1 - W e)`, `e = exp(-T)`. flora: m, which the base reaches. hetlora: where its
+    `W M (1 - e) / (1 - W e)`, `e = exp(-T)`. flora: M, which the base reaches. hetlora: where its
     recursion settles when it starts from the targets.
 
     Args:
         rule: any of `RULES` but fedex.
         ranks: client ranks.
-        target: m, a scalar, (r_max,), or per client (K,) or (K, r_max).
+        target: M, a scalar, (r_max,), or per client (K,) or (K, r_max).
         local_time: total step length of a round's local training; 0 stands for the limit.
         cohort_size: clients per round; all when None.
         num_samples: samples per client; equal when None.
@@ -156,7 +156,7 @@ def flow_floor(
         need_full(setting, "targets differ")
         return rest(setting, targets, time)
     step = reciprocal_step(setting, equal, time)
-    # training that changes nothing holds every amplitude: the limit of short training is m
+    # training that changes nothing holds every amplitude: the limit of short training is M
     still = (step.margin == 0) & (step.shift == 0)
     held = np.where(still, np.maximum(equal, 0.0), 0.0)
     with np.errstate(over="ignore"):
@@ -185,7 +185,7 @@ def flow_rate(
     Args:
         rule: any of `RULES` but flora and fedex.
         ranks: client ranks.
-        target: m, a scalar, (r_max,), or per client (K,) or (K, r_max).
+        target: M, a scalar, (r_max,), or per client (K,) or (K, r_max).
         local_time: total step length of a round's local training, at least 0.
         cohort_size: clients per round; all when None.
         num_samples: samples per client; equal when None.
@@ -221,7 +221,7 @@ def flow_rate(
 
 
 def _ffa_step(setting: Setting, targets: Array, time: float) -> Step:
-    """`E[x'] = W (e E[x] + (1 - e) m)`, with `e = exp(-T)`: B alone is trained."""
+    """`E[x'] = W (e E[x] + (1 - e) M)`, with `e = exp(-T)`: B alone is trained."""
     equal = shared_targets(setting, targets)
     if equal is None:
         need_full(setting, "targets differ")

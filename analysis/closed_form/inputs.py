@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import check_choice, expected
-from fedlora_sim.federation import ALLOCATIONS, Federation, check_num_samples, parse_ranks
+from fedlora_sim.errors import expected
+from fedlora_sim.federation import Federation, check_num_samples, parse_ranks
 
 Ranks = str | Sequence[int]
 Samples = Sequence[float] | None
@@ -22,19 +22,6 @@ def federation_of(
     clients = parse_ranks(ranks)
     samples = None if num_samples is None else check_num_samples(num_samples, len(clients))
     return Federation(clients, samples, cohort_size, sampling)
-
-
-def allocation_of(allocation: str) -> str:
-    """`svd` or `random`: what clients carry must not depend on the state.
-
-    Raises:
-        ValueError: on anything else.
-    """
-    choice = check_choice("allocation", allocation, ALLOCATIONS)
-    if choice == "importance":
-        reason = "what importance chooses depends on the state: no closed form"
-        raise expected("allocation", allocation, f"'svd' or 'random' ({reason})")
-    return choice
 
 
 def is_full(federation: Federation, allocation: str) -> bool:

@@ -24,8 +24,7 @@ from analysis.closed_form.round_map import Clients, multiplier_moments, without_
 from analysis.closed_form.setting import Setting
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import check_choice, expected
-
-HETEROGENEITY = ("fresh", "persistent")
+from fedlora_sim.federation import HETEROGENEITY
 
 _MOST_ROUNDS = 500  # the work grows with the third power of the rounds
 

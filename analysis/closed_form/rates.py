@@ -9,13 +9,13 @@ from analysis.closed_form.energies import moment_map
 from analysis.closed_form.inputs import (
     Ranks,
     Samples,
-    allocation_of,
     federation_of,
     per_direction,
 )
 from analysis.closed_form.noise import need_spread
 from analysis.closed_form.round_map import clients_of
 from analysis.closed_form.setting import setting_of
+from analysis.cohorts.clients import allocation_of
 from analysis.cohorts.law import Array
 from analysis.cohorts.moments import empty_probability
 from fedlora_sim.errors import check_positive_int, expected

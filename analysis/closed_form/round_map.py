@@ -118,8 +118,9 @@ def clients_of(
     if not setting.form.takes_spread:
         for name, array in checked.items():
             if array.any():
-                rule = setting.form.name
-                raise expected(name, spreads[name], f"0 for rule={rule!r} ({NO_SPREAD})")
+                raise expected(
+                    name, spreads[name], f"0 for a rule that averages factors ({NO_SPREAD})"
+                )
     return Clients(
         per_direction("gain_mean", gain_mean, setting.r_max),
         checked["gain_std"],

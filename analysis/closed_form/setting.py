@@ -8,8 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from analysis.closed_form.inputs import Ranks, Samples, allocation_of, federation_of, is_full
+from analysis.closed_form.inputs import Ranks, Samples, federation_of, is_full
 from analysis.closed_form.rules import RuleForm, rule_form
+from analysis.cohorts.clients import allocation_of
 from analysis.cohorts.law import Array, ShareLaw
 from analysis.cohorts.moments import WeightMoments, empty_probability, weight_moments
 from analysis.cohorts.shares import expect, per_direction, share_laws

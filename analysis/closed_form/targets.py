@@ -11,14 +11,14 @@ from fedlora_sim.errors import expected
 
 
 def flow_map(amplitude: ArrayLike, target: ArrayLike, local_time: ArrayLike) -> Array:
-    """What gradient flow makes of an amplitude: `f(x) = m G x / (m + x (G - 1))`, `G = exp(2 m T)`.
+    """What gradient flow makes of an amplitude: `f(x) = M G x / (M + x (G - 1))`, `G = exp(2 M T)`.
 
     The flow of `0.5 ||B A - M||_F**2` for time T from balanced factors, M sharing their basis with
-    amplitude m. `x / (1 + 2 T x)` at m = 0; 0 stays 0; all arguments broadcast.
+    amplitude M. `x / (1 + 2 T x)` at M = 0; 0 stays 0; all arguments broadcast.
 
     Args:
         amplitude: x, finite and not negative.
-        target: m, finite, of any sign.
+        target: M, finite, of any sign.
         local_time: T, finite and not negative.
 
     Returns:
@@ -31,13 +31,13 @@ def flow_map(amplitude: ArrayLike, target: ArrayLike, local_time: ArrayLike) -> 
         Our derivation (theory of LoRA's own training; the paper assumes a common gain).
     """
     x = _checked("amplitude", amplitude, minimum=0.0)
-    m, T = _checked("target", target), _checked("local_time", local_time, minimum=0.0)
+    M, T = _checked("target", target), _checked("local_time", local_time, minimum=0.0)
     try:
-        x, m, T = np.broadcast_arrays(x, m, T)
+        x, M, T = np.broadcast_arrays(x, M, T)
     except ValueError:
-        shapes = f"{x.shape}, {m.shape} and {T.shape}"
+        shapes = f"{x.shape}, {M.shape} and {T.shape}"
         raise expected("amplitude", amplitude, f"shapes that broadcast, not {shapes}") from None
-    return local_map(x, m, T)
+    return local_map(x, M, T)
 
 
 def local_map(x: Array, target: Array, local_time: Array | float) -> Array:
@@ -45,13 +45,13 @@ def local_map(x: Array, target: Array, local_time: Array | float) -> Array:
     decay, pull = reciprocal_map(target, local_time)
     some = x > 0
     safe = np.where(some, x, 1.0)
-    # x / (e + k x), with e = 1/G and k = (1 - 1/G) / m: neither can overflow for m >= 0
+    # x / (e + k x), with e = 1/G and k = (1 - 1/G) / M: neither can overflow for M >= 0
     with np.errstate(over="ignore"):
         return np.where(some, safe / (decay + pull * safe), 0.0)
 
 
 def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Array]:
-    """Coefficients of `1/x -> e/x + k`: `e = exp(-2 m T)` and `k = (1 - e) / m`, 2 T at m = 0."""
+    """Coefficients of `1/x -> e/x + k`: `e = exp(-2 M T)` and `k = (1 - e) / M`, 2 T at M = 0."""
     with np.errstate(over="ignore"):
         exponent = -2 * np.asarray(target, dtype=np.float64) * local_time
         decay, drop = np.exp(exponent), -np.expm1(exponent)
@@ -61,7 +61,7 @@ def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Arr
 
 
 def client_targets(setting: Setting, target: ArrayLike) -> Array:
-    """Targets m_k of all clients, shape (K, r_max).
+    """Targets M_k of all clients, shape (K, r_max).
 
     Args:
         setting: the rule in its federation.

@@ -31,16 +31,16 @@ def collapse_threshold(
     allocation: str = "svd",
     empty_partition: str = "zero",
 ) -> Array:
-    """Local time T* below which a direction collapses: `omega G = 1`, `T* = ln(1/omega) / (2 m)`.
+    """Local time T* below which a direction collapses: `omega G = 1`, `T* = ln(1/omega) / (2 M)`.
 
-    Random cohorts: for a typical run that survives, `E[log omega | omega > 0] + 2 m T = 0`. Unequal
-    targets: `sum_{C} w_k exp(2 m_k T) = 1`; in factor space `sum_{C} w_k exp(m_k T) = 1`. hetlora:
+    Random cohorts: for a typical run that survives, `E[log omega | omega > 0] + 2 M T = 0`. Unequal
+    targets: `sum_{C} w_k exp(2 M_k T) = 1`; in factor space `sum_{C} w_k exp(M_k T) = 1`. hetlora:
     uniform weights, its limit when the directions above have collapsed.
 
     Args:
         rule: any of `RULES`.
         ranks: client ranks.
-        target: m, a scalar, (r_max,), or per client (K,) or (K, r_max).
+        target: M, a scalar, (r_max,), or per client (K,) or (K, r_max).
         cohort_size: clients per round; all when None.
         num_samples: samples per client; equal when None.
         sampling: cohort law, see `Federation`.
@@ -80,7 +80,7 @@ def collapse_threshold(
 
 
 def _unequal_threshold(setting: Setting, targets: Array) -> Array:
-    """Where `log sum w_k exp(s m_k T)`, convex in T and at most 0 at T = 0, crosses 0 upwards."""
+    """Where `log sum w_k exp(s M_k T)`, convex in T and at most 0 at T = 0, crosses 0 upwards."""
     weights = full_weights(setting)
     scale = 2.0 / setting.form.power
     rising = (weights > 0) & (targets > 0)

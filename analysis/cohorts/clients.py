@@ -14,10 +14,22 @@ import numpy as np
 
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import check_choice, expected
-from fedlora_sim.federation import Federation
+from fedlora_sim.federation import ALLOCATIONS, Federation
 
 NORMALISERS = ("cohort", "contributors", "federation")
-ALLOCATIONS = ("svd", "random")
+
+
+def allocation_of(allocation: str) -> str:
+    """`svd` or `random`: what clients carry must not depend on the state.
+
+    Raises:
+        ValueError: on anything else.
+    """
+    choice = check_choice("allocation", allocation, ALLOCATIONS)
+    if choice == "importance":
+        reason = "what importance chooses depends on the state: no closed form"
+        raise expected("allocation", allocation, f"'svd' or 'random' ({reason})")
+    return choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +100,7 @@ def views(federation: Federation, normaliser: str, allocation: str) -> list[Clie
             state and has no closed form.
     """
     normaliser = check_choice("normaliser", normaliser, NORMALISERS)
-    if allocation == "importance":
-        reason = "who carries a direction depends on the state: no closed form"
-        raise expected("allocation", allocation, f"svd or random ({reason})")
-    allocation = check_choice("allocation", allocation, ALLOCATIONS)
+    allocation = allocation_of(allocation)
     K, size, sampling = federation.num_clients, federation.cohort_size, federation.sampling
     assert size is not None  # both resolved by Federation
     assert sampling is not None

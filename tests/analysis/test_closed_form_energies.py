@@ -153,7 +153,9 @@ def test_spread_in_factor_space_is_refused(rule, argument):
         rest = ()
         if function is closed_form.energy_trajectory:
             given["initial_amplitude"], rest = 1.0, (3,)
-        with pytest.raises(ValueError, match=rf"{argument}=0.1: expected 0 for rule='{rule}'"):
+        with pytest.raises(
+            ValueError, match=rf"{argument}=0.1: expected 0 for a rule that averages"
+        ):
             function(rule, RANKS, *rest, **given)
 
 

@@ -10,7 +10,7 @@ import pytest
 from analysis import closed_form
 from analysis.closed_form.rules import RULES
 from analysis.design import Design, configurations, design
-from analysis.fates import fates
+from analysis.outcomes import outcomes
 from fedlora_sim.tolerances import relative
 
 LEVELS = (1, 2, 4)
@@ -135,8 +135,8 @@ def test_configurations_are_all_and_each_once() -> None:
 
 
 def test_rules_without_closed_forms_say_why() -> None:
-    found, reasons = fates(4, 5, RULES, gain_std=0.1)
-    assert {fate.rule for fate in found}.isdisjoint(reasons)
+    found, reasons = outcomes(4, 5, RULES, gain_std=0.1)
+    assert {outcome.rule for outcome in found}.isdisjoint(reasons)
     assert "number of carriers" in reasons["hetlora"]
     assert "gain_std" in reasons["zero_pad"]
 

@@ -200,7 +200,7 @@ def test_empty_probability_ignores_samples_unless_they_decide_the_draw(sampling,
     ("normaliser", "allocation", "message"),
     [
         ("fedavg", "svd", r"normaliser='fedavg': expected one of cohort, contributors, federation"),
-        ("cohort", "importance", r"allocation='importance': expected svd or random"),
+        ("cohort", "importance", r"allocation='importance': expected 'svd' or 'random'"),
         ("cohort", "rndom", r"allocation='rndom'.*did you mean 'random'"),
     ],
 )

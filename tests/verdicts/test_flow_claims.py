@@ -118,8 +118,8 @@ def test_no_cohort_of_the_harmonic_mean_is_without_contributor() -> None:
 
 
 def test_mean_coverage_is_another_prediction() -> None:
-    right = flow_cohorts.harmonic_mean("fedavg")
-    wrong = flow_cohorts.with_mean_coverage("fedavg")
+    right = flow_cohorts.harmonic_mean("fedavg", flow_cohorts.COHORTS["fedavg"].cohort_size)
+    wrong = flow_cohorts.harmonic_mean("fedavg", None)
     # By Jensen: 1/omega is convex, so random cohorts hold the harmonic mean lower.
     assert (right < wrong * (1 - flow_cohorts.COHORT_MARGIN)).any()
     assert (right <= wrong).all()

@@ -21,7 +21,7 @@ from fedlora_sim.federation import Federation
 
 
 @dataclass(frozen=True)
-class Fate:
+class Outcome:
     """A direction after T rounds under one rule, by number of carriers 0..K, each array (K + 1,).
 
     From a start at amplitude x its mean amplitude is `mean x` and its mean energy
@@ -44,7 +44,7 @@ class Fate:
     rate: Array
 
 
-def fates(
+def outcomes(
     clients: int,
     rounds: int,
     rules: Sequence[str],
@@ -54,8 +54,8 @@ def fates(
     gain_mean: float = 1.0,
     gain_std: float = 0.0,
     drift_std: float = 0.0,
-) -> tuple[list[Fate], dict[str, str]]:
-    """Fates under every rule, each policy of a rule apart.
+) -> tuple[list[Outcome], dict[str, str]]:
+    """Outcomes under every rule, each policy of a rule apart.
 
     Args:
         clients: number of clients K, of equal sample counts.
@@ -68,7 +68,7 @@ def fates(
         drift_std: deviation of what they add to it, in units of the amplitude.
 
     Returns:
-        The fates, and for each rule that has no closed form here, why.
+        The outcomes, and for each rule that has no closed form here, why.
 
     Raises:
         ValueError: on a bad argument, such as an unknown rule.
@@ -89,20 +89,20 @@ def fates(
                 if form.norm_weighted:
                     reason = "weights depend on all directions, not on the number of carriers"
                     raise expected("rule", form.name, f"another rule ({reason})")
-                found.append(_fate(form.name, policy, clients, rounds, drift_std, asked))
+                found.append(_outcome(form.name, policy, clients, rounds, drift_std, asked))
             except ValueError as error:  # the case is sound: this rule has no closed form in it
                 reasons[form.name] = str(error)
     return found, reasons
 
 
-def _fate(
+def _outcome(
     rule: str,
     policy: str | None,
     clients: int,
     rounds: int,
     drift_std: float,
     asked: dict[str, Any],
-) -> Fate:
+) -> Outcome:
     ranks = range(1, clients + 1)
 
     def end(start: float, drift: float) -> tuple[Array, Array]:
@@ -115,7 +115,7 @@ def _fate(
     mean, second = end(1.0, 0.0)
     drift = end(0.0, drift_std)[1]  # a zero-mean drift adds its own energy, whatever the start
     rate = _by_carriers(closed_form.energy_rate(rule, ranks, **asked))
-    return Fate(rule, policy, mean, second, drift, rate)
+    return Outcome(rule, policy, mean, second, drift, rate)
 
 
 def _by_carriers(by_direction: Array) -> Array:
