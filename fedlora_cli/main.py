@@ -16,6 +16,10 @@ COMMANDS = {
     "verify": "Verify the theory: predictions against measurements, with negative controls.",
     "simulate": "Simulate federated LoRA under one or several rules and write the labelled "
     "dataset.",
+    "train": "Fine-tune a federation under one rule, round by round in a folder, and go on if "
+    "stopped.",
+    "export": "Export a fine-tuning run's adapters as PEFT folders: of any client and round, or "
+    "global.",
     "aggregate": "Aggregate PEFT LoRA adapters of different ranks into one that PEFT loads.",
     "predict": "Predict what every rule does to a federation, side by side and without simulation.",
     "design": "Find the ranks and the rule that keep the most of an update within a budget.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,8 +86,13 @@ def _collect(scenario: Scenario, rules: list[str], numbers: range, store: RunSto
                 label = f"{re.sub(NO_FILE_NAME, '-', name)}-{seeds[0]}-{seeds[-1]}"
                 piece = store.get_run(label)
                 if piece is None:
-                    piece = run(scenario, rule=name, seed=seeds, on_progress=bar.update)
+                    kept = store.folder / label if scenario.fidelity == "training" else None
+                    piece = run(
+                        scenario, rule=name, seed=seeds, on_progress=bar.update, checkpoints=kept
+                    )
                     store.put_run(label, piece)
+                    if kept is not None:  # the rounds of a finished run are of no more use
+                        shutil.rmtree(kept)
                 else:
                     bar.update(len(seeds))
                 pieces.append(piece)

@@ -29,9 +29,22 @@ LABELS = {
     "rho": ("energy ratio rho at the lowest rank level l_1", "1"),
     "effective_rank": ("effective rank (Roy and Vetterli 2007)", "directions"),
     "accuracy": ("test accuracy of the global model", "1"),
-    "loss": ("test cross-entropy of the global model", "nat"),
+    "loss": ("test loss of the global model", "nat"),
     "client_rank": ("LoRA rank of the client", "1"),
     "preservation": ("direction-preservation index, mean over the cohort", "1"),
+    "client_preservation": ("direction-preservation index of the client's update", "1"),
+    "amplitude": ("client's update on the global basis, u_i^T dW_k v_i", "amplitude of dW"),
+    "update_energy": ("energy of the client's update, ||dW_k||_F**2", "squared amplitude of dW"),
+    "angle": ("principal angle between leading subspaces, to the round before", "rad"),
+    "cohort": ("client in the slot of the cohort, -1 for none", "1"),
+    "dropped": ("whether the client's update was not finite and left out", "1"),
+    "client_weight": ("share of the client in the average", "1"),
+    "counterfactual_energy": (
+        "energy of the direction had the other rule aggregated the same cohort",
+        "squared amplitude of dW",
+    ),
+    "counterfactual_accuracy": ("test accuracy had the other rule aggregated", "1"),
+    "split_counts": ("samples of the client and class", "samples"),
 }
 
 

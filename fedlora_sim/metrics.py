@@ -88,7 +88,19 @@ def principal_angles(
         Math. Comp. 27: cosines lose small angles to rounding, so those come from the sines.
     """
     chosen = check_choice("side", side, ("left", "right"))
-    q1, q2 = (_basis(product, r, chosen) for product in (first, second))
+    return subspace_angles(*(_basis(product, r, chosen) for product in (first, second)))
+
+
+def subspace_angles(q1: Tensor, q2: Tensor) -> Tensor:
+    """Principal angles between the spans of orthonormal columns; see `principal_angles`.
+
+    Args:
+        q1: (..., d, r).
+        q2: (..., d, r).
+
+    Returns:
+        Shape (..., r), radians, ascending.
+    """
     inner = q1.mT @ q2
     cosines = torch.linalg.svdvals(inner).clamp(max=1.0)
     sines = torch.linalg.svdvals(q2 - q1 @ inner).clamp(max=1.0).flip(-1)

@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 
 from fedlora_sim.errors import check_choice, expected
 from fedlora_sim.federation import Federation, parse_ranks
+from fedlora_sim.scenario_checks import FLAGS, check_fields, check_local_loss, check_training
 from fedlora_sim.scenario_checks import OPTIMIZERS as OPTIMIZERS
-from fedlora_sim.scenario_checks import check_fields, check_local_loss
+from fedlora_sim.training_fields import TrainingFields
 
 NONE = "none"
 
 
 @dataclass(frozen=True)
-class Scenario:
+class Scenario(TrainingFields):
     """What is simulated. Fields that a fidelity does not use are ignored by it.
+
+    The fields of real fine-tuning are those of `TrainingFields`.
 
     Args:
         ranks: client ranks `r_k`, a sequence or text (`"4x8,8x6,16x4"`: rank 4, 8 clients; ...).
@@ -65,21 +68,6 @@ class Scenario:
         basis_drift: matrix fidelity; angle in radians by which every singular vector of every
             client's update is turned away, each client and round in a random direction.
 
-        task: training task, `digits`; task_seed: of its parts and of the pretrained model.
-        split: `dirichlet | pathological | iid`; dirichlet_alpha and classes_per_client shape it.
-        optimizer: `adam | adamw | sgd`; None takes adam for training, and sgd else. It starts anew
-            every round. The quadratic loss knows sgd, and adam at matrix fidelity.
-        learning_rate, momentum, weight_decay, batch_size: local training.
-        local_steps: optimiser steps per round; None runs `local_epochs` epochs instead.
-        lora_alpha: client scaling is `lora_alpha / r_k` (`/ sqrt(r_k)` with `use_rslora`); None is
-            `alpha = r`, scaling 1 for every client.
-        pruning_decay: clients prune their own rank, to this share of it, in (0, 1), whenever local
-            training leaves its tail smaller than it was (HetLoRA); None for no pruning.
-        pruning_penalty: factor of the penalty on that tail in the local loss.
-        initializer: `lora` (A random, B zero) or `slora`: `slora_rounds` rounds of sparse federated
-            fine-tuning first, of this `slora_density` of every adapted weight, whose result is
-            handed to the adapters by SVD.
-
     Raises:
         ValueError: naming the field, its value and what was expected.
     """
@@ -115,26 +103,6 @@ class Scenario:
     subspace_noise: float = 0.0
     basis_drift: float = 0.0
 
-    task: str = "digits"
-    task_seed: int = 0
-    split: str = "dirichlet"
-    dirichlet_alpha: float = 0.5
-    classes_per_client: int = 2
-    optimizer: str | None = None
-    learning_rate: float = 1e-3
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    batch_size: int = 16
-    local_steps: int | None = 10
-    local_epochs: int = 1
-    lora_alpha: float | None = None
-    use_rslora: bool = False
-    pruning_decay: float | None = None
-    pruning_penalty: float = 0.0
-    initializer: str = "lora"
-    slora_rounds: int = 2
-    slora_density: float = 0.1
-
     def __post_init__(self) -> None:
         self._set("ranks", parse_ranks(self.ranks))
         given = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -143,7 +111,9 @@ class Scenario:
             given[name] = default if given[name] is None else given[name]
         for name, value in check_fields(given).items():
             self._set(name, value)
-        check_local_loss({f.name: getattr(self, f.name) for f in fields(self)})
+        checked = {f.name: getattr(self, f.name) for f in fields(self)}
+        check_local_loss(checked)
+        check_training(checked)
         federation = self.federation
         if self.num_samples is not None:
             self._set("num_samples", federation.num_samples)
@@ -211,10 +181,11 @@ class Scenario:
         """The scenario that a dataset was made with, from its attributes."""
         values = {f.name: _from_attr(attrs[f.name]) for f in fields(cls)}
         # netCDF stores a list of one as a number, and has no booleans.
-        for name in ("ranks", "num_samples"):
+        for name in ("ranks", "num_samples", "target_modules", "client_learning_rates"):
             if values[name] is not None:
                 values[name] = tuple(np.atleast_1d(values[name]).tolist())
-        return cls(**{**values, "use_rslora": bool(values["use_rslora"])})
+        flags = {n: None if values[n] is None else bool(values[n]) for n in FLAGS}
+        return cls(**{**values, **flags})
 
 
 def _usual(fidelity: str) -> dict[str, str]:

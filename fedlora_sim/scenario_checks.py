@@ -12,6 +12,7 @@ from fedlora_sim.errors import (
     check_positive,
     check_positive_int,
     check_seed,
+    check_sequence,
     check_share,
     expected,
 )
@@ -20,9 +21,10 @@ from fedlora_sim.federation import ALLOCATIONS, EMPTY_PARTITION, HETEROGENEITY
 FIDELITIES = ("spectral", "matrix", "training")
 LOCAL_LOSSES = ("none", "quadratic")
 OPTIMIZERS = ("adam", "adamw", "sgd")
-TASKS = ("digits",)
-SPLITS = ("dirichlet", "pathological", "iid")
+TASKS = ("digits", "text", "vision", "causal", "arithmetic")
+SPLITS = ("dirichlet", "pathological", "iid", "quantity", "by_writer")
 INITIALIZERS = ("lora", "slora")
+NONFINITE = ("error", "drop-client")
 
 CHOICES = {
     "fidelity": FIDELITIES,
@@ -36,18 +38,30 @@ CHOICES = {
     "task": TASKS,
     "split": SPLITS,
     "optimizer": OPTIMIZERS,
+    "nonfinite": NONFINITE,
 }
 COUNTS = (
     *("rounds", "d_in", "d_out", "batch_size", "local_epochs", "classes_per_client"),
-    "slora_rounds",
+    *("slora_rounds", "max_length", "threads", "evaluate_every"),
 )
+COUNTS_OR_NONE = ("local_steps", "adapted_layers", "max_train", "max_test", "stack_size")
 REALS = ("gain_mean", "drift_mean", "basis_drift", "target_angle")
 SPREADS = (
     *("gain_std", "drift_std", "subspace_noise", "momentum", "weight_decay"),
-    *("pruning_penalty", "target_amplitude", "target_std"),
+    *("pruning_penalty", "target_amplitude", "target_std", "feature_noise"),
 )
-POSITIVE = ("initial_amplitude", "dirichlet_alpha", "learning_rate", "local_time")
+POSITIVE = (
+    *("initial_amplitude", "dirichlet_alpha", "quantity_alpha", "learning_rate", "local_time"),
+)
+POSITIVE_OR_NONE = ("lora_alpha", "max_grad_norm", "memory_budget")
+TEXTS_OR_NONE = ("model", "data", "test_data")
+FLAGS = (
+    *("use_rslora", "cache_prefix", "gradient_checkpointing", "counterfactuals", "train_head"),
+)
 SHARES = ("spectrum_decay", "slora_density", "target_decay")
+
+# What a task without a model or data of its own must be told.
+FROM_FILES = dict.fromkeys(("text", "vision", "causal"), ("model", "data"))
 
 # What clients do who return `a x + b`, and clients who train by plain steps do not.
 UNUSED_BY_TRAINING = {
@@ -73,22 +87,57 @@ def check_fields(given: Mapping[str, Any]) -> dict[str, Any]:
         name: check_choice(name, given[name], choices) for name, choices in CHOICES.items()
     }
     kept |= {name: check_positive_int(name, given[name]) for name in COUNTS}
-    if given["local_steps"] is not None:
-        kept["local_steps"] = check_positive_int("local_steps", given["local_steps"])
+    for names, check in ((COUNTS_OR_NONE, check_positive_int), (TEXTS_OR_NONE, _check_text)):
+        kept |= {name: check(name, given[name]) for name in names if given[name] is not None}
     kept |= {name: check_finite(name, given[name]) for name in REALS}
     kept |= {name: check_finite(name, given[name], minimum=0.0) for name in SPREADS}
     kept["task_seed"] = check_seed("task_seed", given["task_seed"])
-    if not isinstance(given["use_rslora"], bool):
-        raise expected("use_rslora", given["use_rslora"], "true or false")
+    for name in FLAGS:
+        if not isinstance(given[name], bool) and not (name == "train_head" and given[name] is None):
+            raise expected(name, given[name], "true or false")
     kept |= {name: check_positive(name, given[name]) for name in POSITIVE}
     kept |= {name: check_share(name, given[name]) for name in SHARES}
+    if given["client_learning_rates"] is not None:
+        rates = check_sequence("client_learning_rates", given["client_learning_rates"], "rates")
+        kept["client_learning_rates"] = tuple(
+            check_positive("client_learning_rates", rate) for rate in rates
+        )
     if given["pruning_decay"] is not None:
         kept["pruning_decay"] = check_finite("pruning_decay", given["pruning_decay"])
         if not 0 < kept["pruning_decay"] < 1:
             raise expected("pruning_decay", kept["pruning_decay"], "a number in (0, 1) or None")
-    if given["lora_alpha"] is not None:
-        kept["lora_alpha"] = check_positive("lora_alpha", given["lora_alpha"], " or None")
+    for name in POSITIVE_OR_NONE:
+        if given[name] is not None:
+            kept[name] = check_positive(name, given[name], " or None")
+    if given["target_modules"] is not None:
+        named = check_sequence("target_modules", given["target_modules"], "names of modules")
+        kept["target_modules"] = tuple(_check_text("target_modules", name) for name in named)
     return kept
+
+
+def check_training(checked: Mapping[str, Any]) -> None:
+    """Refuse training fields that do not fit each other.
+
+    Args:
+        checked: every field of a scenario, after `check_fields`.
+
+    Raises:
+        ValueError: naming the field, its value and what was expected.
+    """
+    rates = checked["client_learning_rates"]
+    if rates is not None and len(rates) != len(checked["ranks"]):
+        wanted = f"{len(checked['ranks'])} rates, one per client"
+        raise expected("client_learning_rates", list(rates), wanted)
+    if checked["fidelity"] == "training" and checked["task"] in FROM_FILES:
+        for name in FROM_FILES[checked["task"]]:
+            if checked[name] is None:
+                raise expected(name, None, f"what task={checked['task']!r} is to load")
+
+
+def _check_text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise expected(name, value, "text")
+    return value
 
 
 def check_local_loss(checked: Mapping[str, Any]) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from fedlora_sim.aggregation import AggregationRule, get_rule
@@ -16,7 +15,9 @@ from fedlora_sim.errors import check_seed, expected
 from fedlora_sim.matrix import run_matrix
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.spectral import run_spectral
+from fedlora_sim.tasks import Task
 from fedlora_sim.training import run_training
+from fedlora_sim.training.result import labelled
 
 Progress = Callable[[float], object]
 
@@ -28,6 +29,8 @@ def simulate(
     seed: int | Iterable[int] = 0,
     progress: bool = False,
     on_progress: Progress | None = None,
+    task: Task | None = None,
+    checkpoints: str | Path | None = None,
 ) -> xr.Dataset:
     """Simulate a federation under one server rule.
 
@@ -38,22 +41,30 @@ def simulate(
             where matrices are batched), and a call gives the same bits on the CPU every time.
         progress: show a progress bar, one step per run.
         on_progress: called with the number of runs finished since the last call.
+        task: a model and data of one's own to fine-tune, in place of the scenario's task.
+        checkpoints: folder in which every round of fine-tuning is kept: the same call goes on from
+            there, to the very same result.
 
     Returns:
         Dataset with dimensions (seed, round, direction): `energy`, `rho` (at the lowest rank level
         of the federation) and `effective_rank`; `projected_energy` too at matrix fidelity;
-        accuracy, loss, `layer_energy` and `preservation` too at training fidelity. Round 0 is the
-        initial state. Attributes hold the full configuration.
+        at training fidelity accuracy, loss and `layer_energy`, and of every client of a cohort
+        what its update does to the directions (`amplitude`, `client_preservation`, `angle`, ...).
+        Round 0 is the initial state. Attributes hold the full configuration.
 
     Raises:
         ValueError: naming the argument, its value and what was expected.
     """
     chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]
     _check_suits(scenario, chosen)
+    options = {"task": task, "checkpoints": None if checkpoints is None else Path(checkpoints)}
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and scenario.fidelity != "training":
+        raise expected(next(iter(given)), "given", "None but at fidelity='training'")
     if on_progress is not None:
-        return engine(scenario, chosen, seeds, on_progress)
+        return engine(scenario, chosen, seeds, on_progress, **given)
     with tqdm(total=len(seeds), disable=not progress, desc=chosen.label, unit="run") as bar:
-        return engine(scenario, chosen, seeds, bar.update)
+        return engine(scenario, chosen, seeds, bar.update, **given)
 
 
 def simulate_many(
@@ -123,25 +134,20 @@ def _matrix(
 
 
 def _training(
-    scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
+    scenario: Scenario,
+    rule: AggregationRule,
+    seeds: tuple[int, ...],
+    on_progress: Progress,
+    **options: Any,
 ) -> xr.Dataset:
-    results = run_training(scenario, rule, seeds, on_progress)
-    layer_energy = np.stack([r.singular_values for r in results]) ** 2
-    extra: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {
-        name: (dims, np.stack([getattr(r, name) for r in results]))
-        for name, dims in (
-            ("accuracy", DIMS[:2]),
-            ("loss", DIMS[:2]),
-            ("preservation", (*DIMS[:2], "layer")),
-        )
-    }
-    extra["layer_energy"] = ((*DIMS[:2], "layer", "direction"), layer_energy)
-    extra["client_rank"] = ((*DIMS[:2], "client"), np.stack([r.client_ranks for r in results]))
-    coords = {
-        "layer": list(results[0].layers),
-        "coverage": (("seed", "direction"), np.stack([r.coverage for r in results])),
-    }
-    return build_dataset(scenario, rule.label, seeds, layer_energy.sum(2), extra, coords)
+    results = run_training(scenario, rule, seeds, on_progress, **options)
+    variables, coords = labelled(results)
+    energy = variables["layer_energy"][1].sum(2)
+    return build_dataset(scenario, rule.label, seeds, energy, variables, coords)
 
 
-_ENGINES = {"spectral": _spectral, "matrix": _matrix, "training": _training}
+_ENGINES: dict[str, Callable[..., xr.Dataset]] = {
+    "spectral": _spectral,
+    "matrix": _matrix,
+    "training": _training,
+}

@@ -16,19 +16,24 @@ R = TypeVar("R")
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Run the block with one torch thread, then restore the number that was set.
+def torch_threads(number: int) -> Iterator[None]:
+    """Run the block with so many torch threads, then restore the number that was set."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """Run the block with one torch thread.
 
     The products of a tiny model or a small factor take microseconds. Shared between threads they
     gain little on an idle machine and lose a factor of ten on a busy one, where threads wait for
     each other; and their sums, hence the bits of a run, would depend on the number of threads.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return torch_threads(1)
 
 
 def map_on_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from fedlora_sim.reference.aggregation import Array, Factors
 from fedlora_sim.scenario import Scenario
+from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.digits import DigitsTask
 
 Weights = dict[str, Tensor]
 Leaves = dict[tuple[str, str], Tensor]
@@ -35,16 +35,15 @@ def local_batches(
         batch_size=scenario.batch_size,
         local_steps=scenario.local_steps,
     )
-    pairs = zip(plan.index, plan.weight, strict=True)
-    return [index[0][weight[0] > 0] for index, weight in pairs]
+    return [index[0][real[0]] for index, real in zip(plan.index, plan.real, strict=True)]
 
 
 def loss_of(task: DigitsTask, weights: Weights, batch: NDArray[np.int64]) -> Tensor:
     """Mean cross-entropy on a batch, with these weights in place of the model's."""
     chosen = torch.from_numpy(batch)
     replaced = {f"{name}.weight": weight for name, weight in weights.items()}
-    logits = functional_call(task.model, replaced, (task.train_x[chosen],))
-    return functional.cross_entropy(logits, task.train_y[chosen])
+    logits = functional_call(task.model, replaced, (task.train.inputs["images"][chosen],))
+    return functional.cross_entropy(logits, task.train.labels[chosen])
 
 
 def merged(weights: Weights, leaves: Leaves, scaling: float) -> Weights:

@@ -12,7 +12,7 @@ from fedlora_sim.randomness import stream
 from fedlora_sim.reference.aggregation import Factors, split_reference
 from fedlora_sim.reference.client import Descent, Weights, local_batches, loss_of
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.training.digits import DigitsTask
+from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.training.draws import sparse_batches_seed, sparse_entries
 
 

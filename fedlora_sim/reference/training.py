@@ -20,7 +20,7 @@ from fedlora_sim.reference.allocation import held_reference
 from fedlora_sim.reference.client import Weights, importance_reference, local_batches, train_client
 from fedlora_sim.reference.sparse_start import sparse_start_reference
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.training.digits import DigitsTask
+from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.training.draws import initial_lora_a, split_clients
 
 Held = dict[str, list[int]]
@@ -67,7 +67,7 @@ class _Run:
     def __init__(self, scenario: Scenario, task: DigitsTask, rule: str, seed: int) -> None:
         self.scenario, self.task, self.rule, self.seed = scenario, task, rule, seed
         self.frozen_a = rule == "ffa"
-        self.samples = split_clients(scenario, task.train_y.numpy(), seed)
+        self.samples = split_clients(scenario, task.train, seed)
         sizes = tuple(len(own) for own in self.samples)
         self.federation = Federation(scenario.ranks, sizes, scenario.cohort_size, scenario.sampling)
         self.counts = draw_cohorts(self.federation, scenario.rounds, stream(seed, "cohorts"))

@@ -2,7 +2,7 @@
 
 A client shuffles its samples anew every epoch, with its own generator, and cuts each epoch into
 batches; the last one may be short. The plan of a cohort is rectangular: short batches and missing
-steps are filled with a sample of weight zero.
+steps are filled with a sample that does not count.
 """
 
 from __future__ import annotations
@@ -23,18 +23,25 @@ class BatchPlan:
 
     Args:
         index: sample indices, int64 of shape (steps, K, b).
-        weight: share of each sample in its client's mean loss: 1/(real batch size), or 0 for a
-            filler; float64 of shape (steps, K, b).
-        num_steps: steps of every client, int64 of shape (K,); beyond it all weights are 0.
+        real: whether a sample is one of its client's batch, or a filler; boolean (steps, K, b).
+        num_steps: steps of every client, int64 of shape (K,); beyond it everything is filler.
     """
 
     index: np.ndarray
-    weight: np.ndarray
+    real: np.ndarray
     num_steps: np.ndarray
 
     def take(self, order: np.ndarray) -> BatchPlan:
-        """The plan of the clients `order`, in that order; `order` has shape (K',)."""
-        return BatchPlan(self.index[:, order], self.weight[:, order], self.num_steps[order])
+        """The plan of the clients `order`, in that order, without steps and places that none has.
+
+        Args:
+            order: their places, (K',).
+        """
+        num_steps = self.num_steps[order]
+        steps = int(num_steps.max())
+        real = self.real[:steps, order]
+        width = int(real.sum(axis=2).max())
+        return BatchPlan(self.index[:steps, order, :width], real[..., :width], num_steps)
 
 
 def client_streams(
@@ -89,12 +96,12 @@ def plan_batches(
     num_steps = np.array([len(own) for own in batches], dtype=np.int64)
     width = max(len(batch) for own in batches for batch in own)
     shape = (int(num_steps.max()), len(batches), width)
-    index, weight = np.zeros(shape, dtype=np.int64), np.zeros(shape)
+    index, real = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
     for client, own in enumerate(batches):
         for step, batch in enumerate(own):
             index[step, client, : len(batch)] = batch
-            weight[step, client, : len(batch)] = 1.0 / len(batch)
-    return BatchPlan(index, weight, num_steps)
+            real[step, client, : len(batch)] = True
+    return BatchPlan(index, real, num_steps)
 
 
 def _batches(

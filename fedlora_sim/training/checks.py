@@ -1,4 +1,4 @@
-"""What local training refuses: arguments that do not fit each other, and clients that diverge."""
+"""What local training refuses: arguments that do not fit each other."""
 
 from __future__ import annotations
 
@@ -6,26 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fedlora_sim.errors import InputError, expected
+from fedlora_sim.errors import expected
 from fedlora_sim.training.stacked import Adapters
-
-
-class DivergedError(InputError):
-    """A client's loss or adapters stopped being finite.
-
-    Args:
-        client: identifier of the client.
-        step: its local step, counted from 0.
-        learning_rate: of the run that diverged.
-    """
-
-    def __init__(self, client: int, step: int, learning_rate: float) -> None:
-        self.client, self.step, self.learning_rate = client, step, learning_rate
-        reason = f"a rate at which training stays finite (client {client} diverged at step {step})"
-        super().__init__(str(expected("learning_rate", learning_rate, reason)))
 
 
 def check_samples(samples: Sequence[np.ndarray], num_samples: int) -> None:
@@ -49,25 +33,3 @@ def check_sizes(num_clients: int, adapters: Adapters, **others: Sequence[Any] | 
     for argument, size in sizes.items():
         if size != num_clients:
             raise expected(argument, f"{size} clients", f"{num_clients}, as many as samples")
-
-
-def check_trained(
-    losses: Tensor,
-    trained: Adapters,
-    num_steps: np.ndarray,
-    clients: Sequence[int],
-    learning_rate: float,
-) -> None:
-    """Refuse a diverged client: the first step, then the first client, that is not finite."""
-    bad = ~torch.isfinite(losses)
-    if bad.any():
-        step, client = (int(i) for i in bad.nonzero()[0])
-        raise DivergedError(clients[client], step, learning_rate)
-    # The last step's update has no later loss to show in.
-    for factors in trained.values():
-        for factor in factors:
-            bad = ~torch.isfinite(factor).all(dim=(1, 2))
-            if bad.any():
-                client = int(bad.nonzero()[0])
-                last = int(num_steps[client]) - 1
-                raise DivergedError(clients[client], last, learning_rate)

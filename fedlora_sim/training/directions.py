@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from fedlora_sim.allocation import carried_directions, leading_directions
 from fedlora_sim.draws import allocation_scores
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.training.digits import DigitsTask
-from fedlora_sim.training.stacked import Frozen, StackedLoRALinear, attach
+from fedlora_sim.tasks.task import Task
+from fedlora_sim.training.attach import attach
+from fedlora_sim.training.stack import client_losses
+from fedlora_sim.training.stacked import Frozen, Heads, StackedLoRALinear
 
 Positions = dict[str, list[Tensor]]
 """Module name -> for every client of the cohort the rank indices that it receives, (r_k,)."""
@@ -37,10 +38,11 @@ class Directions:
         t: int,
         clients: NDArray[np.int64],
         ranks: Sequence[int],
-        task: DigitsTask,
+        task: Task,
         received: Mapping[str, LoRAFactors],
         samples: Sequence[NDArray[np.int64]],
         frozen: Mapping[str, Frozen],
+        heads: Heads,
     ) -> Positions:
         """Rank indices of every client, ascending.
 
@@ -53,6 +55,7 @@ class Directions:
                 start from it.
             samples: sample indices of every client.
             frozen: what does not train.
+            heads: of every client, as it starts.
         """
         own = torch.tensor(ranks)
         if self.scenario.allocation == "svd":
@@ -61,9 +64,9 @@ class Directions:
             scores = torch.from_numpy(self._scores[t, clients])
             held = dict.fromkeys(received, carried_directions(own, scores))
         else:
-            norms = gradient_norms(task, received, samples, frozen)
+            norms = gradient_norms(task, received, samples, frozen, heads)
             held = {name: carried_directions(own, score.cpu()) for name, score in norms.items()}
-        device = task.train_x.device
+        device = task.device
         return {
             name: [row.nonzero().flatten().to(device) for row in mask]
             for name, mask in held.items()
@@ -71,10 +74,11 @@ class Directions:
 
 
 def gradient_norms(
-    task: DigitsTask,
+    task: Task,
     received: Mapping[str, LoRAFactors],
     samples: Sequence[NDArray[np.int64]],
     frozen: Mapping[str, Frozen],
+    heads: Heads,
 ) -> dict[str, Tensor]:
     """Norm of every client's gradient along every direction of the global adapter.
 
@@ -86,6 +90,7 @@ def gradient_norms(
         received: the global adapter of every module, rank r_max.
         samples: sample indices of the K clients.
         frozen: what does not train, and therefore has no gradient.
+        heads: of every client, weight (K, d_out, d_in) and bias (K, d_out).
 
     Returns:
         Module name to (K, r_max).
@@ -96,16 +101,17 @@ def gradient_norms(
         for name, f in received.items()
     }
     scaling = [next(iter(received.values())).scaling] * clients
-    model = attach(task.model, task.target_modules, stacked, scaling, frozen)
+    model = attach(task.model, stacked, scaling, frozen, heads)
     width = max(len(own) for own in samples)
     index = np.stack([np.resize(own, width) for own in samples])
-    inside = np.arange(width) < np.array([[len(own)] for own in samples])
-    weight = torch.as_tensor(inside / inside.sum(1, keepdims=True)).to(task.train_x)
-    batch = torch.as_tensor(index, device=task.train_x.device).flatten()
-    each = functional.cross_entropy(
-        model(task.train_x[batch]), task.train_y[batch], reduction="none"
+    real = np.arange(width) < np.array([[len(own)] for own in samples])
+    losses = client_losses(
+        task,
+        model,
+        torch.as_tensor(index, device=task.device),
+        torch.as_tensor(real, device=task.device),
     )
-    (each.view(clients, -1) * weight).sum().backward()
+    losses.sum().backward()
     return {name: _norms(model.get_submodule(name)) for name in received}
 
 

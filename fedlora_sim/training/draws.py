@@ -7,17 +7,29 @@ from numpy.typing import NDArray
 
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.training.splits import dirichlet_split, iid_split, pathological_split
+from fedlora_sim.splits import (
+    dirichlet_split,
+    iid_split,
+    pathological_split,
+    quantity_split,
+    writer_split,
+)
+from fedlora_sim.tasks.examples import Examples
 
 
-def split_clients(scenario: Scenario, labels: NDArray[np.int64], seed: int) -> list[np.ndarray]:
+def split_clients(scenario: Scenario, examples: Examples, seed: int) -> list[np.ndarray]:
     """Sample indices of every client."""
     rng, clients = stream(seed, "split"), len(scenario.ranks)
     if scenario.split == "dirichlet":
-        return dirichlet_split(labels, clients, scenario.dirichlet_alpha, rng)
+        return dirichlet_split(examples.skew_classes, clients, scenario.dirichlet_alpha, rng)
     if scenario.split == "pathological":
-        return pathological_split(labels, clients, scenario.classes_per_client, rng)
-    return iid_split(labels, clients, rng)
+        return pathological_split(examples.skew_classes, clients, scenario.classes_per_client, rng)
+    if scenario.split == "by_writer":
+        return writer_split(examples.groups, clients, rng)
+    any_class = np.zeros(len(examples), dtype=np.int64)  # these two look at no class
+    if scenario.split == "quantity":
+        return quantity_split(any_class, clients, scenario.quantity_alpha, rng)
+    return iid_split(any_class, clients, rng)
 
 
 def initial_lora_a(seed: int, layer: str, rank: int, d_in: int, t: int = 0) -> NDArray[np.float64]:

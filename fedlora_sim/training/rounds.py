@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,57 +13,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_sim.aggregation import Aggregated, AggregationRule, aggregate
-from fedlora_sim.devices import DTYPES, resolve_device
-from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
-from fedlora_sim.lowrank import pad_last
-from fedlora_sim.metrics import direction_preservation
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.threads import one_thread
-from fedlora_sim.training.batches import client_streams
-from fedlora_sim.training.digits import DigitsTask, load_digits_task
-from fedlora_sim.training.directions import Directions, Positions
-from fedlora_sim.training.draws import initial_lora_a, split_clients
-from fedlora_sim.training.local import LocalConfig, evaluate, train_cohort
+from fedlora_sim.splits import add_feature_noise, split_table
+from fedlora_sim.tasks.loading import load_task
+from fedlora_sim.tasks.targets import linear_shape
+from fedlora_sim.tasks.task import Task
+from fedlora_sim.threads import torch_threads
+from fedlora_sim.training.attach import find_linear
+from fedlora_sim.training.batches import client_streams, plan_batches
+from fedlora_sim.training.checkpoints import Checkpoints
+from fedlora_sim.training.config import LocalConfig
+from fedlora_sim.training.counterfactuals import compared_rules, counterfactual_row
+from fedlora_sim.training.diagnosis import find_divergence
+from fedlora_sim.training.draws import split_clients
+from fedlora_sim.training.evaluation import evaluate
+from fedlora_sim.training.local import train_on_plan
+from fedlora_sim.training.measures import Row, angle_row, cohort_row, spectrum_row, update_row
 from fedlora_sim.training.pruning import TailPenalty, pruned_rank
+from fedlora_sim.training.received import Received, averaged_heads, initial_heads
+from fedlora_sim.training.result import TrainingResult, stacked_rows
 from fedlora_sim.training.slora import sparse_stage, sparse_start
-from fedlora_sim.training.stacked import Adapters, Frozen, find_linear
-from fedlora_sim.training.state import GlobalUpdate
+from fedlora_sim.training.state import SVD, GlobalUpdate
+from fedlora_sim.training.uploads import Upload
 
-SVD = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingResult:
-    """What one federated fine-tuning run leaves behind, round 0 being the untouched model.
-
-    Args:
-        layers: names of the adapted modules, L of them.
-        singular_values: of the global update, (T + 1, L, r_max).
-        accuracy: of the global model on the test part, (T + 1,).
-        loss: its cross-entropy there in nats, (T + 1,).
-        preservation: direction-preservation index of the cohort's updates on the basis of the
-            global update that they started from, mean over clients, (T + 1, L); NaN while that
-            update is zero.
-        coverage: data coverage of every direction under this run's split, (r_max,).
-        client_ranks: rank of every client, (T + 1, K); falls where clients prune themselves.
-    """
-
-    layers: tuple[str, ...]
-    singular_values: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    preservation: NDArray[np.float64]
-    coverage: NDArray[np.float64]
-    client_ranks: NDArray[np.int64]
+Progress = Callable[[float], object]
 
 
 def run_training(
     scenario: Scenario,
     rule: AggregationRule,
     seeds: Sequence[int],
-    on_progress: Callable[[float], object] = lambda runs: None,
+    on_progress: Progress = lambda runs: None,
+    *,
+    task: Task | None = None,
+    checkpoints: Path | None = None,
+    keep: str = "last",
 ) -> list[TrainingResult]:
     """Federated LoRA fine-tuning, one run per seed.
 
@@ -70,163 +57,184 @@ def run_training(
         scenario: a scenario; its training fields apply. Sample counts come from the split.
         rule: the server rule.
         seeds: split, cohorts, initial adapters and batches of a run follow from its seed; the
-            pretrained model is that of the scenario's `task_seed` in every run.
+            task is that of the scenario's `task_seed` in every run.
         on_progress: called after every round with the fraction of a run that it makes.
+        task: model and data of one's own, in place of the scenario's.
+        checkpoints: folder in which every run keeps its rounds, and goes on from them.
+        keep: states that stay there, `all | last`.
 
     Returns:
         One result per seed.
     """
-    with one_thread():
-        return [FederatedRun(scenario, rule, seed).run(on_progress) for seed in seeds]
-
-
-def local_config(scenario: Scenario) -> LocalConfig:
-    """Local training as the scenario has it: `local_steps` where given, else `local_epochs`."""
-    return LocalConfig(
-        optimizer=str(scenario.optimizer),
-        learning_rate=scenario.learning_rate,
-        momentum=scenario.momentum,
-        weight_decay=scenario.weight_decay,
-        batch_size=scenario.batch_size,
-        local_steps=scenario.local_steps,
-        local_epochs=scenario.local_epochs if scenario.local_steps is None else None,
-    )
-
-
-def load_task(scenario: Scenario) -> DigitsTask:
-    """The scenario's task, on its device."""
-    dtype = DTYPES[str(scenario.dtype)]
-    device = resolve_device(scenario.device, dtype)
-    task = load_digits_task(scenario.task_seed, dtype=dtype)
-    if device.type == "cpu":
-        return task
-    names = ("train_x", "train_y", "test_x", "test_y")
-    moved = {name: getattr(task, name).to(device) for name in names}
-    return replace(task, model=copy.deepcopy(task.model).to(device), **moved)
+    results = []
+    with torch_threads(scenario.threads):
+        for seed in seeds:
+            run = FederatedRun(scenario, rule, seed, task)
+            kept = None
+            if checkpoints is not None:
+                kept = Checkpoints(checkpoints / f"seed-{seed}", run.description(), keep)
+            results.append(run.run(on_progress, kept))
+    return results
 
 
 class FederatedRun:
-    """One run: its clients, its global update and what is measured of it."""
+    """One run: its clients, its global update and what is measured of it.
 
-    def __init__(self, scenario: Scenario, rule: AggregationRule, seed: int) -> None:
+    Args:
+        scenario: a scenario; its training fields apply.
+        rule: the server rule.
+        seed: of everything random in the run.
+        task: model and data; the scenario's when None.
+    """
+
+    def __init__(
+        self, scenario: Scenario, rule: AggregationRule, seed: int, task: Task | None = None
+    ) -> None:
         self.scenario, self.rule, self.seed = scenario, rule, seed
-        self.task, self.config = load_task(scenario), local_config(scenario)
-        self.samples = split_clients(scenario, self.task.train_y.cpu().numpy(), seed)
+        self.given_task = task is not None
+        task = load_task(scenario) if task is None else task
+        self.samples = split_clients(scenario, task.train, seed)
+        noisy = add_feature_noise(task.train, self.samples, scenario.feature_noise, seed)
+        self.task, self.config = replace(task, train=noisy), LocalConfig.of(scenario)
         sizes = tuple(len(own) for own in self.samples)
         self.federation = Federation(scenario.ranks, sizes, scenario.cohort_size, scenario.sampling)
         counts = draw_cohorts(self.federation, scenario.rounds, stream(seed, "cohorts"))
         self.cohorts = [cohort_slots(row, int(np.count_nonzero(row))) for row in counts]
         self.ranks = list(self.federation.ranks)
-        self.directions = Directions(scenario, seed, self.federation.r_max)
-        self.frozen = {name: Frozen(lora_a=rule.frozen_a) for name in self.task.target_modules}
-        self.fresh = self._fresh_factors(0)
+        self.received = Received(scenario, rule, self.task, seed, self.federation.r_max)
         self.state = self._initial_state()
-        if rule.frozen_a:  # a row that nobody sent back is still everybody's
-            every = torch.arange(self.federation.r_max, device=self.task.train_x.device)
-            self.fresh = {name: self._received(name, every, 1.0) for name in self.fresh}
+        self.received.keep_frozen_a(self.state)
+        self.compared = compared_rules(rule) if scenario.counterfactuals else ()
 
-    def _fresh_factors(self, t: int) -> dict[str, LoRAFactors]:
-        """What LoRA starts from, A random and B zero, per layer; its draw in round t."""
-        fresh, rank = {}, self.federation.r_max
-        for name in self.task.target_modules:
-            weight = find_linear(self.task.model, name).weight
-            drawn = initial_lora_a(self.seed, name, rank, weight.shape[1], t)
-            zero = weight.new_zeros(weight.shape[0], rank)
-            fresh[name] = LoRAFactors(torch.from_numpy(drawn).to(weight), zero)
-        return fresh
+    def description(self) -> dict[str, Any]:
+        """Everything that the run depends on."""
+        described = {**self.scenario.to_attrs(), "rule": self.rule.label, "seed": self.seed}
+        return described | ({"task": "given by the caller"} if self.given_task else {})
 
     def _initial_state(self) -> GlobalUpdate:
         """Nothing, or what SLoRA's stage has learned, where the rule keeps it."""
+        heads, fresh = initial_heads(self.task), self.received.fresh
         if self.scenario.initializer == "lora":
-            return GlobalUpdate(self.fresh)
+            return GlobalUpdate(fresh, heads=heads)
         total = sparse_stage(
             self.scenario, self.task, self.federation, self.samples, self.config, self.seed
         )
         start = sparse_start(total, self.federation.r_max)
         if self.rule.space == "none":
-            return GlobalUpdate(self.fresh, {name: f.delta() for name, f in start.items()})
-        return GlobalUpdate(start)
+            return GlobalUpdate(fresh, {name: f.delta() for name, f in start.items()}, heads)
+        return GlobalUpdate(start, heads=heads)
 
-    def run(self, on_progress: Callable[[float], object] = lambda runs: None) -> TrainingResult:
-        """Run all rounds."""
-        layers = self.task.target_modules
-        bases = self.state.svd(self.federation.r_max)
-        rows = [self._measure(bases, dict.fromkeys(layers, float("nan")))]
-        for t, (clients, drawn) in enumerate(self.cohorts):
-            if self.rule.space == "none":  # clients start every round afresh
-                self.fresh = self._fresh_factors(t)
-            positions = self._positions(t, clients)
-            updates = self._train(t, clients, positions)
-            preserved = {name: _mean_preservation(bases[name], updates[name]) for name in layers}
-            weights = self.federation.cohort_weights(clients, drawn)
-            self.state = self.state.after(
-                {
-                    name: self._aggregate(name, updates[name], positions[name], weights)
-                    for name in layers
-                }
-            )
-            bases = self.state.svd(self.federation.r_max)
-            rows.append(self._measure(bases, preserved))
+    def run(
+        self, on_progress: Progress = lambda runs: None, checkpoints: Checkpoints | None = None
+    ) -> TrainingResult:
+        """Run all rounds, from the last one that was kept."""
+        rows = self._resume(checkpoints)
+        on_progress((len(rows) - 1) / self.scenario.rounds)
+        for t in range(len(rows) - 1, self.scenario.rounds):
+            rows.append(self.round(t))
+            if checkpoints is not None:
+                checkpoints.save(t + 1, self.state, rows[-1])
             on_progress(1 / self.scenario.rounds)
-        values, accuracy, loss, preservation, ranks = (np.stack(x) for x in zip(*rows, strict=True))
-        coverage = self.federation.coverage(self.scenario.allocation)
-        return TrainingResult(layers, values, accuracy, loss, preservation, coverage, ranks)
-
-    def _positions(self, t: int, clients: NDArray[np.int64]) -> Positions:
-        """Rank indices that every client of the cohort receives, per layer."""
-        every = torch.arange(self.federation.r_max, device=self.task.train_x.device)
-        received = {name: self._received(name, every, 1.0) for name in self.task.target_modules}
-        return self.directions.of(
-            t,
-            clients,
-            [self.ranks[k] for k in clients],
-            self.state.merged(self.task),
-            received,
-            [self.samples[k] for k in clients],
-            self.frozen,
+        measures = stacked_rows(rows)
+        counts, names = self._split_counts()
+        targets = self.task.target_modules
+        return TrainingResult(
+            targets,
+            tuple(linear_shape(find_linear(self.task.model, name)) for name in targets),
+            measures.pop("singular_values"),
+            measures,
+            self.federation.coverage(self.scenario.allocation),
+            self.federation.levels,
+            self.compared,
+            counts,
+            names,
         )
 
-    def _train(
-        self, t: int, clients: NDArray[np.int64], positions: Positions
-    ) -> dict[str, list[LoRAFactors]]:
-        """Local updates of the cohort, per layer; clients that prune themselves prune here."""
+    def _split_counts(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Samples of every client and class, (K, C), and the names of the classes."""
+        names = self.task.class_names
+        if not names:
+            return np.array([[len(own)] for own in self.samples]), ("all",)
+        return split_table(self.samples, self.task.train.skew_classes, len(names)), names
+
+    def _resume(self, checkpoints: Checkpoints | None) -> list[Row]:
+        """Measures of the rounds that are done; the start at least."""
+        last = None if checkpoints is None else checkpoints.last_round()
+        if checkpoints is not None and last is not None:
+            rows = checkpoints.rows(last)
+            self.state = checkpoints.state(last, self.task.device)
+            self.ranks = rows[-1]["client_rank"].tolist()
+            return rows
+        nobody = Upload.nobody(self.task.target_modules)
+        row = self._measure(0, nobody, self.state.svd(self.federation.r_max))
+        if checkpoints is not None:
+            checkpoints.save(0, self.state, row)
+        return [row]
+
+    def round(self, t: int) -> Row:
+        """Run round t, counted from 0, and measure it."""
+        before = self.state
+        bases = before.svd(self.federation.r_max)
+        upload = self.train(t)
+        heads = averaged_heads(upload.heads, upload.weights[upload.kept])
+        self.state = before.after(self._aggregate(upload, self.rule, before), heads)
+        row = self._measure(t + 1, upload, bases)
+        if self.compared:
+            row |= counterfactual_row(
+                self.compared,
+                lambda rule: self._aggregate(upload, rule, before),
+                replace(before, heads=heads),
+                lambda state: self._judge(t + 1, state)[0],
+                self.federation.r_max,
+            )
+        return row
+
+    def train(self, t: int) -> Upload:
+        """What the cohort of round t, counted from 0, sends back.
+
+        Raises:
+            InputError: if a client's update is not finite and the scenario does not drop it, or if
+                nobody's is.
+        """
+        clients, drawn = self.cohorts[t]
+        self.received.start_round(t)
+        task = self.state.merged(self.task)
         ranks = [self.ranks[k] for k in clients]
+        samples = [self.samples[k] for k in clients]
+        positions = self.received.positions(t, clients, ranks, samples, self.state, task)
         # A client that has pruned itself keeps its scaling: its update must not jump.
         scalings = [self.scenario.client_scaling(self.federation.ranks[k]) for k in clients]
-        adapters: Adapters = {}
-        for name in self.task.target_modules:
-            pairs = zip(positions[name], scalings, strict=True)
-            sent = [self._received(name, held, s) for held, s in pairs]
-            adapters[name] = (
-                torch.stack([pad_last(f.lora_A.mT, max(ranks)).mT for f in sent]),
-                torch.stack([pad_last(f.lora_B, max(ranks)) for f in sent]),
-            )
-        scenario, tail = self.scenario, None
-        if scenario.pruning_decay is not None:
-            like = self.task.train_x
-            tail = TailPenalty.of(ranks, scenario.pruning_decay, scenario.pruning_penalty, like)
-        trained = train_cohort(
-            self.state.merged(self.task),
-            adapters,
-            scalings,
-            [self.samples[k] for k in clients],
+        stack = self.received.stack(self.state, positions, scalings)
+        stack = replace(stack, tail=self._tail(ranks), rates=self._rates(clients))
+        plan = plan_batches(
+            samples,
             client_streams(self.seed, t, clients.tolist()),
-            self.config,
-            clients=clients.tolist(),
-            frozen=self.frozen,
-            tail=tail,
+            batch_size=self.config.batch_size,
+            local_steps=self.config.local_steps,
+            local_epochs=self.config.local_epochs,
         )
-        if tail is not None:
-            ranks = self._prune(clients, ranks, tail.shrank(adapters, trained))
-            for held in positions.values():
-                held[:] = [own[:r] for own, r in zip(held, ranks, strict=True)]
-        return {
-            name: [
-                LoRAFactors(a[:r], b[:, :r], s)
-                for a, b, r, s in zip(lora_a, lora_b, ranks, scalings, strict=True)
-            ]
-            for name, (lora_a, lora_b) in trained.items()
-        }
+        trained = train_on_plan(task, stack, plan, self.config)
+        for slot in (~trained.finite).nonzero().flatten().tolist():
+            if self.scenario.nonfinite == "error" or not bool(trained.finite.any()):
+                client = int(clients[slot])
+                raise find_divergence(task, stack, plan, self.config, slot, client).error(t + 1)
+        if stack.tail is not None:
+            ranks = self._prune(clients, ranks, stack.tail.shrank(stack.adapters, trained.adapters))
+        weights = self.federation.cohort_weights(clients, drawn)
+        return Upload.of(clients, weights, trained, ranks, scalings, positions)
+
+    def _tail(self, ranks: list[int]) -> TailPenalty | None:
+        scenario = self.scenario
+        if scenario.pruning_decay is None:
+            return None
+        like = torch.zeros((), dtype=self.task.dtype, device=self.task.device)
+        return TailPenalty.of(ranks, scenario.pruning_decay, scenario.pruning_penalty, like)
+
+    def _rates(self, clients: NDArray[np.int64]) -> Tensor | None:
+        rates = self.scenario.client_learning_rates
+        if rates is None:
+            return None
+        return torch.tensor([rates[k] for k in clients], dtype=torch.float64)
 
     def _prune(self, clients: NDArray[np.int64], ranks: list[int], shrank: list[bool]) -> list[int]:
         """New ranks of the cohort, for this round's update and from now on."""
@@ -237,50 +245,43 @@ class FederatedRun:
             self.ranks[k] = rank
         return new
 
-    def _received(self, name: str, held: Tensor, scaling: float) -> LoRAFactors:
-        """What a client starts from: these components of the global adapter, in its scaling.
-
-        A direction of no energy would have both factors zero, where no gradient ever leads out; it
-        is sent as LoRA starts every direction, A random and B zero: the update stays as it is.
-        """
-        whole = self.state.adapters[name]
-        state, lost = whole.select(held), whole.lost_columns()[held]
-        received = self.rule.rescale(state, scaling)
-        fresh = self.fresh[name].lora_A[held]
-        lora_a = torch.where(lost.unsqueeze(-1), fresh, received.lora_A)
-        return LoRAFactors(lora_a, received.lora_B * ~lost, scaling)
-
     def _aggregate(
-        self,
-        name: str,
-        updates: list[LoRAFactors],
-        positions: list[Tensor],
-        weights: NDArray[np.float64],
-    ) -> Aggregated:
+        self, upload: Upload, rule: AggregationRule, before: GlobalUpdate
+    ) -> dict[str, Aggregated]:
+        """The round's result by a rule, per layer."""
         subset = self.scenario.allocation != "svd"
-        return aggregate(
-            updates,
-            weights.tolist(),
-            self.rule,
-            rank_levels=sorted({*self.ranks, self.federation.r_max}),
-            positions=[held.tolist() for held in positions] if subset else None,
-            previous=self.state.adapters[name],
-            empty_partition=self.scenario.empty_partition,
-            scaling=1.0,
-        )
+        return {
+            name: aggregate(
+                updates,
+                upload.weights[upload.kept].tolist(),
+                rule,
+                rank_levels=sorted({*self.ranks, self.federation.r_max}),
+                positions=[own.tolist() for own in upload.positions[name]] if subset else None,
+                previous=before.adapters[name],
+                empty_partition=self.scenario.empty_partition,
+                scaling=1.0,
+            )
+            for name, updates in upload.updates.items()
+        }
 
-    def _measure(
-        self, bases: dict[str, SVD], preserved: dict[str, float]
-    ) -> tuple[NDArray[np.float64], float, float, NDArray[np.float64], NDArray[np.int64]]:
-        accuracy, loss = evaluate(self.task, self.state.deltas())
-        values = torch.stack([s for _, s, _ in bases.values()]).cpu().double().numpy()
-        kept = np.array(list(preserved.values()))
-        return values, accuracy, loss, kept, np.array(self.ranks)
+    def _measure(self, t: int, upload: Upload, before: Mapping[str, SVD]) -> Row:
+        """The row of round t, from 1; of the start, 0, with nobody's upload."""
+        federation = self.federation
+        r_max, slots = federation.r_max, federation.max_cohort
+        after = self.state.svd(r_max)
+        accuracy, loss = self._judge(t, self.state)
+        return {
+            **spectrum_row(after),
+            "accuracy": np.array(accuracy),
+            "loss": np.array(loss),
+            "client_rank": np.array(self.ranks),
+            **cohort_row(federation, upload),
+            **update_row(before, upload, slots, r_max),
+            **angle_row(before, after, federation.levels),
+        }
 
-
-def _mean_preservation(basis: SVD, updates: list[LoRAFactors]) -> float:
-    """Mean direction-preservation index over the cohort; NaN while the global update is zero."""
-    u, s, vh = basis
-    if not bool(s.any()):
-        return float("nan")
-    return float(torch.stack([direction_preservation(u, vh, update) for update in updates]).mean())
+    def _judge(self, t: int, state: GlobalUpdate) -> tuple[float, float]:
+        """Accuracy and loss after round t; NaN in rounds that are not judged."""
+        if t % self.scenario.evaluate_every and t != self.scenario.rounds:
+            return float("nan"), float("nan")
+        return evaluate(self.task, state.deltas(), state.heads)

@@ -18,20 +18,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
+from fedlora_sim.tasks.task import Task
+from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams
-from fedlora_sim.training.digits import DigitsTask
+from fedlora_sim.training.config import LocalConfig
 from fedlora_sim.training.draws import sparse_batches_seed, sparse_entries
-from fedlora_sim.training.local import LocalConfig, train_cohort
-from fedlora_sim.training.stacked import Adapters, Frozen, find_linear
+from fedlora_sim.training.local import train_cohort
+from fedlora_sim.training.stack import Stack
+from fedlora_sim.training.stacked import Adapters, Frozen, weight_of
 
 
 def sparse_stage(
     scenario: Scenario,
-    task: DigitsTask,
+    task: Task,
     federation: Federation,
     samples: Sequence[NDArray[np.int64]],
     config: LocalConfig,
@@ -50,7 +54,7 @@ def sparse_stage(
     Returns:
         Module name to the accumulated dW, (d_out, d_in), zero outside the mask.
     """
-    weights = {name: find_linear(task.model, name).weight for name in task.target_modules}
+    weights = {name: weight_of(find_linear(task.model, name)) for name in task.target_modules}
     masks = {name: _mask(w, scenario.slora_density, seed, name) for name, w in weights.items()}
     frozen = {name: Frozen(lora_a=True, mask=mask) for name, mask in masks.items()}
     total = {name: torch.zeros_like(w) for name, w in weights.items()}
@@ -66,19 +70,16 @@ def sparse_stage(
             )
             for name, w in weights.items()
         }
-        trained = train_cohort(
-            task,
-            start,
-            [1.0] * len(clients),
-            [samples[k] for k in clients],
-            client_streams(stage, t, clients.tolist()),
-            config,
-            clients=clients.tolist(),
-            frozen=frozen,
-        )
+        own = [samples[k] for k in clients]
+        rngs = client_streams(stage, t, clients.tolist())
+        cohort = Stack(start, torch.ones(len(clients), dtype=torch.float64), frozen=frozen)
+        trained = train_cohort(task, cohort, own, rngs, config)
+        if not bool(trained.finite.all()):
+            wanted = f"a rate at which the sparse rounds stay finite (round {t + 1} did not)"
+            raise expected("learning_rate", config.learning_rate, wanted)
         share = federation.cohort_weights(clients, drawn)
         p = torch.as_tensor(share / share.sum())
-        for name, (_, lora_b) in trained.items():
+        for name, (_, lora_b) in trained.adapters.items():
             total[name] = torch.einsum("k,kij->ij", p.to(lora_b), lora_b) * masks[name]
     return total
 

@@ -11,11 +11,13 @@ import torch
 from fedlora_sim import Scenario
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.randomness import stream
+from fedlora_sim.tasks.digits import DigitsTask
+from fedlora_sim.tasks.examples import Examples
+from fedlora_sim.tasks.transformer import TinyTransformer
 from fedlora_sim.threads import one_thread
 from fedlora_sim.training import rounds
-from fedlora_sim.training.digits import DigitsTask
-from fedlora_sim.training.stacked import Adapters, find_linear
-from fedlora_sim.training.transformer import TinyTransformer
+from fedlora_sim.training.attach import find_linear
+from fedlora_sim.training.stacked import Adapters
 
 TARGETS = ("blocks.0.attention.q_proj", "blocks.0.attention.v_proj", "blocks.0.fc1", "blocks.0.fc2")
 MakeAdapters = Callable[..., Adapters]
@@ -47,8 +49,9 @@ def tiny_task() -> DigitsTask:
     images = torch.rand(60, 8, 8, generator=generator, dtype=torch.float64)
     labels = torch.randint(10, (60,), generator=generator)
     model = model.double().requires_grad_(False)
-    parts = [images[:40], labels[:40], images[40:], labels[40:], images[40:], labels[40:]]
-    return DigitsTask(model, *parts, TARGETS)
+    train = Examples({"images": images[:40]}, labels[:40])
+    test = Examples({"images": images[40:]}, labels[40:])
+    return DigitsTask(model, train, test, TARGETS, source=test)
 
 
 @pytest.fixture

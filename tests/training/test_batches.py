@@ -15,7 +15,7 @@ SAMPLES = [np.arange(5), np.arange(100, 112), np.array([7])]
 def drawn(plan, client: int) -> list[list[int]]:
     """The real samples of each step of a client."""
     return [
-        plan.index[step, client][plan.weight[step, client] > 0].tolist()
+        plan.index[step, client][plan.real[step, client]].tolist()
         for step in range(plan.num_steps[client])
     ]
 
@@ -37,11 +37,11 @@ def test_steps_cycle_over_epochs():
     assert sorted(chain(*drawn(plan, 0)[:2])) == SAMPLES[0].tolist()
 
 
-def test_weights_average_over_the_real_samples():
+def test_a_batch_is_real_exactly_while_its_client_trains():
     plan = plan_batches(SAMPLES, client_streams(0, 0, range(3)), batch_size=4, local_epochs=1)
-    total = plan.weight.sum(axis=2)
-    alive = np.arange(len(total))[:, None] < plan.num_steps
-    np.testing.assert_allclose(total, alive, rtol=1e-15)
+    alive = np.arange(len(plan.real))[:, None] < plan.num_steps
+    np.testing.assert_array_equal(plan.real.any(axis=2), alive)
+    np.testing.assert_array_equal(plan.real.sum(axis=(0, 2)), [len(own) for own in SAMPLES])
 
 
 def test_a_client_draws_the_same_alone_and_in_company():

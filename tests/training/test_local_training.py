@@ -12,8 +12,11 @@ from torch.nn import functional
 
 from fedlora_sim.tolerances import relative
 from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.checks import DivergedError
-from fedlora_sim.training.local import LocalConfig, evaluate, train_cohort
+from fedlora_sim.training.config import LocalConfig
+from fedlora_sim.training.diagnosis import find_divergence
+from fedlora_sim.training.evaluation import evaluate
+from fedlora_sim.training.local import train_cohort, train_on_plan
+from fedlora_sim.training.stack import Stack
 from fedlora_sim.training.stacked import Adapters
 
 RANKS = [3, 1, 4, 2, 4]
@@ -33,10 +36,9 @@ def config(request: pytest.FixtureRequest) -> LocalConfig:
 
 def train(task, adapters: Adapters, samples, config: LocalConfig, clients) -> Adapters:
     """Train these clients of the cohort of five."""
-    chosen = {name: (A[clients], B[clients]) for name, (A, B) in adapters.items()}
-    scaling = [SCALING[k] for k in clients]
+    stack = Stack(adapters, torch.tensor(SCALING)).take(np.array(clients))
     rngs = client_streams(1, 4, clients)
-    return train_cohort(task, chosen, scaling, [samples[k] for k in clients], rngs, config)
+    return train_cohort(task, stack, [samples[k] for k in clients], rngs, config).adapters
 
 
 def assert_same(actual: Adapters, expected: Adapters) -> None:
@@ -62,14 +64,14 @@ def plain_loop(task, adapters: Adapters, samples, config: LocalConfig, k: int) -
     kinds = {n: getattr(config, n) for n in ("batch_size", "local_steps", "local_epochs")}
     plan = plan_batches([samples[k]], client_streams(1, 4, [k]), **kinds)
     for step in range(plan.num_steps[0]):
-        batch = plan.index[step, 0][plan.weight[step, 0] > 0]
+        batch = plan.index[step, 0][plan.real[step, 0]]
         weights = {
             f"{name}.weight": task.model.get_submodule(name).weight + SCALING[k] * B @ A
             for name, (A, B) in factors.items()
         }
-        logits = functional_call(task.model, weights, (task.train_x[batch],))
+        logits = functional_call(task.model, weights, (task.train.inputs["images"][batch],))
         optimizer.zero_grad()
-        functional.cross_entropy(logits, task.train_y[batch]).backward()
+        functional.cross_entropy(logits, task.train.labels[batch]).backward()
         optimizer.step()
     return {name: (A.detach(), B.detach()) for name, (A, B) in factors.items()}
 
@@ -133,15 +135,15 @@ def test_same_seed_same_bits(tiny_task, make_adapters, cohort_samples, config):
 @pytest.mark.parametrize(("rate", "step"), [(1e150, 1), (1e308, 0)])
 def test_divergence_names_client_and_step(tiny_task, make_adapters, cohort_samples, rate, step):
     config = LocalConfig("sgd", learning_rate=rate, local_steps=step + 1, batch_size=4)
-    adapters = make_adapters(RANKS)
-    scaling = [0.0, 0.0, 0.0, 5e4, 0.0]
+    stack = Stack(make_adapters(RANKS), torch.tensor([0.0, 0.0, 0.0, 5e4, 0.0]))
     rngs = client_streams(0, 0, range(5))
-    with pytest.raises(DivergedError, match=f"client 13 diverged at step {step}") as caught:
-        train_cohort(
-            tiny_task, adapters, scaling, cohort_samples, rngs, config, clients=range(10, 15)
-        )
-    assert (caught.value.client, caught.value.step) == (13, step)
-    assert isinstance(caught.value, ValueError)
+    plan = plan_batches(cohort_samples, rngs, batch_size=4, local_steps=step + 1)
+    trained = train_on_plan(tiny_task, stack, plan, config)
+    assert trained.finite.tolist() == [True, True, True, False, True]
+    found = find_divergence(tiny_task, stack, plan, config, 3, 13)
+    assert (found.client, found.step) == (13, step)
+    with pytest.raises(ValueError, match=f"client 13 diverged in round 7 at step {step}"):
+        raise found.error(7)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +181,7 @@ def test_bad_samples(tiny_task, make_adapters, samples, message: str):
     with pytest.raises(ValueError, match=message):
         train_cohort(
             tiny_task,
-            make_adapters([1] * max(len(samples), 1)),
-            [1] * len(samples),
+            Stack(make_adapters([1] * max(len(samples), 1)), torch.ones(len(samples))),
             samples,
             rngs,
             LocalConfig(local_steps=1),
@@ -190,17 +191,17 @@ def test_bad_samples(tiny_task, make_adapters, samples, message: str):
 def test_cohort_sizes_must_agree(tiny_task, make_adapters):
     samples, rngs = [np.arange(3)] * 2, client_streams(0, 0, range(2))
     config = LocalConfig(local_steps=1)
-    for ranks, scaling, clients, message in (
+    for ranks, scaling, rates, message in (
         ([1, 2, 3], [1, 1], None, "adapters"),
         ([1], [1, 1], None, "adapters"),
         ([1, 2], [1, 1, 1], None, "scaling"),
         ([1, 2], [1], None, "scaling"),
-        ([1, 2], [1, 1], [0], "clients"),
+        ([1, 2], [1, 1], [0.1], "rates"),
     ):
+        rates = None if rates is None else torch.tensor(rates)
+        stack = Stack(make_adapters(ranks), torch.tensor(scaling), rates=rates)
         with pytest.raises(ValueError, match=message):
-            train_cohort(
-                tiny_task, make_adapters(ranks), scaling, samples, rngs, config, clients=clients
-            )
+            train_cohort(tiny_task, stack, samples, rngs, config)
 
 
 def test_thread_count_changes_no_bit_and_is_restored(tiny_task, make_adapters, cohort_samples):
@@ -222,10 +223,11 @@ def test_evaluate_merges_the_update(tiny_task, make_adapters):
     merged = copy.deepcopy(tiny_task.model)
     for name, delta in deltas.items():
         merged.get_submodule(name).weight.add_(delta)
-    logits = merged(tiny_task.test_x)
+    logits, labels = merged(**tiny_task.test.inputs), tiny_task.test.labels
     accuracy, loss = evaluate(tiny_task, deltas)
-    assert accuracy == (logits.argmax(1) == tiny_task.test_y).double().mean().item()
-    assert loss == functional.cross_entropy(logits, tiny_task.test_y).item()
+    assert accuracy == (logits.argmax(1) == labels).double().mean().item()
+    wanted = functional.cross_entropy(logits, labels).item()
+    assert loss == pytest.approx(wanted, rel=relative("reduction"))
     assert evaluate(tiny_task) == evaluate(tiny_task, {})
     assert evaluate(tiny_task) != (accuracy, loss)
 

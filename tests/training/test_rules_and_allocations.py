@@ -11,12 +11,12 @@ import torch
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.reference.client import importance_reference, loss_of
 from fedlora_sim.reference.training import training_reference
+from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.tolerances import relative
 from fedlora_sim.training import rounds
-from fedlora_sim.training.digits import DigitsTask
+from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.directions import gradient_norms
-from fedlora_sim.training.local import evaluate
-from fedlora_sim.training.stacked import find_linear
+from fedlora_sim.training.evaluation import evaluate
 
 CANONICAL = "raflora:canonicalize=true"
 RULES = (
@@ -42,7 +42,7 @@ RSLORA = {
 
 def assert_reference(run, rule):
     """Every round's ranks, and in the end every module's adapter and whole update."""
-    ranks = run.run().client_ranks
+    ranks = run.run().client_rank
     states = training_reference(run.scenario, run.task, rule, run.seed)
     np.testing.assert_array_equal(ranks, [state.ranks for state in states])
     deltas, last = run.state.deltas(), states[-1]
@@ -103,14 +103,14 @@ class Watch:
 
     def __init__(self, monkeypatch):
         self.calls = []
-        original = rounds.train_cohort
+        original = rounds.train_on_plan
 
-        def train_cohort(task, adapters, *args, **options):
-            trained = original(task, adapters, *args, **options)
-            self.calls.append((task, adapters, trained))
+        def train_on_plan(task, stack, *args):
+            trained = original(task, stack, *args)
+            self.calls.append((task, stack.adapters, trained.adapters))
             return trained
 
-        monkeypatch.setattr(rounds, "train_cohort", train_cohort)
+        monkeypatch.setattr(rounds, "train_on_plan", train_on_plan)
 
 
 @pytest.mark.parametrize("rule", ["flora", "fedex", "fedex:residual_rank=1"])
@@ -118,20 +118,18 @@ def test_clients_train_on_the_corrected_model(make_run, monkeypatch, rule):
     """The base of every round is in the weights, once, and the shared model stays as it was."""
     watch, run = Watch(monkeypatch), make_run(rule)
     before = {n: p.clone() for n, p in run.task.model.named_parameters()}
-    bases = [{}]
+    bases = []
     original = run._aggregate
 
-    def aggregate(name, *args):
-        result = original(name, *args)
-        bases[-1][name] = result.base.dense()
-        if len(bases[-1]) == len(run.task.target_modules):
-            bases.append({})
-        return result
+    def aggregate(*args):
+        results = original(*args)
+        bases.append({name: result.base.dense() for name, result in results.items()})
+        return results
 
     run._aggregate = aggregate
     run.run()
     gathered = {name: torch.zeros_like(before[f"{name}.weight"]) for name in bases[0]}
-    for (task, _, _), more in zip(watch.calls, bases, strict=False):
+    for (task, _, _), more in zip(watch.calls, bases, strict=True):
         for name, correction in gathered.items():
             seen = find_linear(task.model, name).weight - before[f"{name}.weight"]
             gap = (seen - correction).norm()
@@ -146,7 +144,7 @@ def test_flora_starts_every_round_afresh_and_moves_the_base_alone(make_run, monk
     watch, run = Watch(monkeypatch), make_run("flora", lora_alpha=6.0)
     result = run.run()
     highest = int(np.argmax(run.scenario.ranks))
-    for name in run.fresh:
+    for name in run.task.target_modules:
         drawn = [adapters[name][0][highest] for _, adapters, _ in watch.calls]
         for (_, adapters, _), common in zip(watch.calls, drawn, strict=True):
             lora_a, lora_b = adapters[name]
@@ -169,19 +167,19 @@ def test_the_a_of_ffa_never_moves_by_a_bit(make_run, monkeypatch, allocation, st
     """In no client and round, whatever the scalings are, and after rows that nobody sent."""
     watch = Watch(monkeypatch)
     run = make_run("ffa", allocation=allocation, lora_alpha=6.0, **start, **law)
-    common = {name: run.fresh[name].lora_A.clone() for name in run.fresh}
+    common = {name: start.lora_A.clone() for name, start in run.received.fresh.items()}
     for name, adapter in run.state.adapters.items():
         alive = ~adapter.lost_columns()
         assert torch.equal(adapter.lora_A[alive], common[name][alive])
     cohorts, held = run.cohorts, []
-    original = run._positions
+    original = run.received.positions
 
-    def positions(t, clients):
-        found = original(t, clients)
+    def positions(*arguments):
+        found = original(*arguments)
         held.append({name: [own.clone() for own in rows] for name, rows in found.items()})
         return found
 
-    run._positions = positions
+    run.received.positions = positions
     run.run()
     for (clients, _), (_, adapters, trained), received in zip(
         cohorts, watch.calls, held, strict=True
@@ -198,9 +196,8 @@ def test_importance_is_each_clients_own_gradient(make_run, tiny_task: DigitsTask
     """As one client at a time has it, and as the loss falls along it."""
     run = make_run("ffa" if frozen_a else "raflora", **SPARSE)
     run.run()
-    every = torch.arange(8)
-    received = {name: run._received(name, every, 1.0) for name in tiny_task.target_modules}
-    norms = gradient_norms(tiny_task, received, run.samples, run.frozen)
+    received = run.received.whole(run.state)
+    norms = gradient_norms(tiny_task, received, run.samples, run.received.frozen, {})
     weights = {n: find_linear(tiny_task.model, n).weight for n in received}
     pairs = {n: (f.lora_A.numpy(), f.lora_B.numpy()) for n, f in received.items()}
     for k, own in enumerate(run.samples):
@@ -239,14 +236,14 @@ def test_clients_receive_the_components_that_their_positions_name(
     make_run, monkeypatch, allocation
 ):
     watch, run = Watch(monkeypatch), make_run("rbla", allocation=allocation)
-    seen, original = [], run._positions
+    seen, original = [], run.received.positions
 
-    def positions(t, clients):
-        found = original(t, clients)
+    def positions(*arguments):
+        found = original(*arguments)
         seen.append((found, run.state.adapters))
         return found
 
-    run._positions = positions
+    run.received.positions = positions
     run.run()
     for t, ((found, adapters), (_, sent, _)) in enumerate(zip(seen, watch.calls, strict=True)):
         for name, rows in found.items():

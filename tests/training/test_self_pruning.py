@@ -54,7 +54,7 @@ def test_a_tail_of_zeros_has_no_gradient_and_is_never_smaller():
 @pytest.mark.parametrize("rule", ["raflora", "hetlora", "raflora:canonicalize=true", "rbla"])
 def test_a_strong_penalty_prunes_down_to_one_and_the_run_goes_on(make_run, rule):
     result = make_run(rule, **{**STRONG, "rounds": 12}).run()
-    ranks = result.client_ranks
+    ranks = result.client_rank
     np.testing.assert_array_equal(ranks[0], [2, 2, 2, 4, 4, 8, 8])
     steps = {(int(a), int(b)) for a, b in zip(ranks[:-1].ravel(), ranks[1:].ravel(), strict=True)}
     assert steps <= {(r, r) for r in (8, 4, 2, 1)} | {(8, 4), (4, 2), (2, 1)}
@@ -67,14 +67,14 @@ def test_a_strong_penalty_prunes_down_to_one_and_the_run_goes_on(make_run, rule)
 def test_without_decay_nobody_prunes_and_a_penalty_alone_does_nothing(make_run):
     plain = make_run().run()
     penalised = make_run(pruning_penalty=50.0).run()
-    assert (plain.client_ranks == plain.client_ranks[0]).all()
+    assert (plain.client_rank == plain.client_rank[0]).all()
     np.testing.assert_array_equal(plain.singular_values, penalised.singular_values)
 
 
 def test_a_decay_that_leaves_every_rank_changes_nothing(make_run):
     """ceil(0.9 r) is r up to r = 9: no tail, so no penalty and no pruning."""
     plain, decayed = make_run().run(), make_run(pruning_decay=0.9, pruning_penalty=9.0).run()
-    np.testing.assert_array_equal(decayed.client_ranks, plain.client_ranks)
+    np.testing.assert_array_equal(decayed.client_rank, plain.client_rank)
     np.testing.assert_array_equal(decayed.singular_values, plain.singular_values)
 
 
@@ -89,15 +89,15 @@ def test_what_is_sent_has_the_new_rank(make_run, monkeypatch, allocation):
 
     monkeypatch.setattr(rounds, "aggregate", aggregate)
     run = make_run(allocation=allocation, lora_alpha=6.0, cohort_size=5, **STRONG)
-    received, positions = [], run._positions
+    received, positions = [], run.received.positions
 
-    def watched(t, clients):
-        found = positions(t, clients)
+    def watched(*arguments):
+        found = positions(*arguments)
         received.append({name: [own.tolist() for own in rows] for name, rows in found.items()})
         return found
 
-    run._positions = watched
-    ranks = run.run().client_ranks
+    run.received.positions = watched
+    ranks = run.run().client_rank
     assert (ranks[-1] < ranks[0]).any()
     layers = run.task.target_modules
     for t, (clients, _) in enumerate(run.cohorts):

@@ -8,11 +8,11 @@ import torch
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.tolerances import relative
+from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams
 from fedlora_sim.training.draws import sparse_batches_seed, sparse_entries
-from fedlora_sim.training.local import evaluate
+from fedlora_sim.training.evaluation import evaluate
 from fedlora_sim.training.slora import sparse_stage, sparse_start
-from fedlora_sim.training.stacked import find_linear
 
 SLORA = {"initializer": "slora"}
 LAWS = {
@@ -116,9 +116,9 @@ def test_one_client_one_step_of_sgd_is_its_masked_gradient(make_run):
     logits = torch.func.functional_call(
         run.task.model,
         {f"{n}.weight": w for n, w in zip(names, weights, strict=True)},
-        (run.task.train_x[index],),
+        (run.task.train.inputs["images"][index],),
     )
-    loss = torch.nn.functional.cross_entropy(logits, run.task.train_y[index])
+    loss = torch.nn.functional.cross_entropy(logits, run.task.train.labels[index])
     found = stage(run)
     for name, gradient in zip(names, torch.autograd.grad(loss, weights), strict=True):
         chosen = sparse_entries(run.seed, name, gradient.numel(), 0.5)

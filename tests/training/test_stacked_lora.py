@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.stacked import StackedLoRALinear, attach, find_linear
+from fedlora_sim.training.attach import attach, find_linear, stacked_modules
+from fedlora_sim.training.stacked import StackedLoRALinear
 
 RANKS = [1, 3, 4, 2]
 SCALING = [1.0, 0.5, 4.0, 16.0]
@@ -24,8 +25,8 @@ def client_loss(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def test_output_is_that_of_the_merged_weights(tiny_task, make_adapters):
-    adapters, images = make_adapters(RANKS), tiny_task.train_x[:12]
-    stacked = attach(tiny_task.model, tiny_task.target_modules, adapters, SCALING)(images)
+    adapters, images = make_adapters(RANKS), tiny_task.train.inputs["images"][:12]
+    stacked = attach(tiny_task.model, adapters, SCALING)(images)
     for k, rank in enumerate(RANKS):
         merged = copy.deepcopy(tiny_task.model)
         for name, (lora_A, lora_B) in adapters.items():
@@ -35,15 +36,14 @@ def test_output_is_that_of_the_merged_weights(tiny_task, make_adapters):
 
 
 def test_one_backward_pass_gives_every_client_its_own_gradient(tiny_task, make_adapters):
-    adapters, images = make_adapters(RANKS), tiny_task.train_x[:12]
-    targets = tiny_task.target_modules
-    stacked = attach(tiny_task.model, targets, adapters, SCALING)
+    adapters, images = make_adapters(RANKS), tiny_task.train.inputs["images"][:12]
+    stacked = attach(tiny_task.model, adapters, SCALING)
     stacked(images).view(4, -1).square().mean(dim=1).sum().backward()
     for k, rank in enumerate(RANKS):
         own = {n: (A[k : k + 1, :rank], B[k : k + 1, :, :rank]) for n, (A, B) in adapters.items()}
-        single = attach(tiny_task.model, targets, own, SCALING[k : k + 1])
+        single = attach(tiny_task.model, own, SCALING[k : k + 1])
         client_loss(single, images[3 * k : 3 * k + 3]).backward()
-        for name in targets:
+        for name in tiny_task.target_modules:
             together, alone = stacked.get_submodule(name), single.get_submodule(name)
             assert_same(together.lora_A.grad[k, :rank], alone.lora_A.grad[0], "factorization")
             assert_same(together.lora_B.grad[k, :, :rank], alone.lora_B.grad[0], "factorization")
@@ -63,11 +63,11 @@ def test_one_backward_pass_gives_every_client_its_own_gradient(tiny_task, make_a
 def test_padding_stays_exactly_zero(tiny_task, make_adapters, optimizer, dtype):
     adapters = {n: (A.to(dtype), B.to(dtype)) for n, (A, B) in make_adapters(RANKS).items()}
     base = copy.deepcopy(tiny_task.model).to(dtype)
-    model = attach(base, tiny_task.target_modules, adapters, SCALING)
+    model = attach(base, adapters, SCALING)
     rule = optimizer([p for p in model.parameters() if p.requires_grad])
     for _ in range(3):
         rule.zero_grad()
-        client_loss(model, tiny_task.train_x[:12].to(dtype)).backward()
+        client_loss(model, tiny_task.train.inputs["images"][:12].to(dtype)).backward()
         for name in tiny_task.target_modules:
             layer = model.get_submodule(name)
             for k, rank in enumerate(RANKS):
@@ -85,10 +85,10 @@ def test_padding_stays_exactly_zero(tiny_task, make_adapters, optimizer, dtype):
 def test_attach_leaves_the_model_and_the_adapters_alone(tiny_task, make_adapters):
     adapters = make_adapters(RANKS)
     before = copy.deepcopy((tiny_task.model.state_dict(), adapters))
-    model = attach(tiny_task.model, tiny_task.target_modules, adapters, SCALING)
+    model = attach(tiny_task.model, adapters, SCALING)
     wanted = [p for p in model.parameters() if p.requires_grad]
     assert len(wanted) == 2 * len(tiny_task.target_modules)
-    client_loss(model, tiny_task.train_x[:12]).backward()
+    client_loss(model, tiny_task.train.inputs["images"][:12]).backward()
     torch.optim.SGD(wanted, lr=1.0).step()
     assert isinstance(tiny_task.model.get_submodule("blocks.0.fc1"), nn.Linear)
     for name, tensor in tiny_task.model.state_dict().items():
@@ -99,7 +99,7 @@ def test_attach_leaves_the_model_and_the_adapters_alone(tiny_task, make_adapters
 
 
 def test_keep_first_shares_memory(tiny_task, make_adapters):
-    model = attach(tiny_task.model, tiny_task.target_modules, make_adapters(RANKS), SCALING)
+    model = attach(tiny_task.model, make_adapters(RANKS), SCALING)
     layer = model.get_submodule("blocks.0.fc1")
     whole = layer.lora_A
     layer.keep_first(2)
@@ -111,29 +111,30 @@ def test_keep_first_shares_memory(tiny_task, make_adapters):
 
 
 def test_input_must_divide_among_the_clients(tiny_task, make_adapters):
-    model = attach(tiny_task.model, tiny_task.target_modules, make_adapters(RANKS), SCALING)
+    model = attach(tiny_task.model, make_adapters(RANKS), SCALING)
     with pytest.raises(ValueError, match="multiple of 4"):
-        model(tiny_task.train_x[:6])
+        model(tiny_task.train.inputs["images"][:6])
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("blocks.0.attention.q_prj", "closest is 'blocks.0.attention.q_proj'"),
-        ("blocks.0.norm1", "an nn.Linear, not LayerNorm"),
+        ("blocks.0.norm1", "a linear map, not LayerNorm"),
     ],
 )
 def test_unknown_target(tiny_task, make_adapters, name: str, message: str):
     adapters = {name: make_adapters(RANKS)["blocks.0.fc1"]}
     with pytest.raises(ValueError, match=message):
-        attach(tiny_task.model, [name], adapters, SCALING)
+        attach(tiny_task.model, adapters, SCALING)
 
 
-def test_targets_and_adapters_must_agree(tiny_task, make_adapters):
+def test_what_has_no_adapter_stays_as_it_is(tiny_task, make_adapters):
     adapters = make_adapters(RANKS)
     adapters.pop("blocks.0.fc1")
-    with pytest.raises(ValueError, match="adapters for exactly"):
-        attach(tiny_task.model, tiny_task.target_modules, adapters, SCALING)
+    model = attach(tiny_task.model, adapters, SCALING)
+    assert set(stacked_modules(model)) == set(adapters)
+    assert type(model.get_submodule("blocks.0.fc1")) is nn.Linear
 
 
 @pytest.mark.parametrize(

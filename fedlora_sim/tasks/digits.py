@@ -7,7 +7,7 @@ parts: pretraining 50 %, federated training 32 %, test 18 %.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -19,8 +19,13 @@ from torch.nn import functional
 
 from fedlora_sim.errors import check_choice, check_finite, expected
 from fedlora_sim.randomness import stream
+from fedlora_sim.tasks.examples import Examples
+from fedlora_sim.tasks.options import TaskOptions
+from fedlora_sim.tasks.subsets import stratified_sample
+from fedlora_sim.tasks.targets import resolve_targets
+from fedlora_sim.tasks.task import Task
+from fedlora_sim.tasks.transformer import IMAGE_SIDE, TinyTransformer
 from fedlora_sim.threads import one_thread
-from fedlora_sim.training.transformer import IMAGE_SIDE, TinyTransformer
 
 SHIFTS = ("rotated", "unseen")
 NUM_LAYERS = 2
@@ -30,29 +35,14 @@ HALF = 5
 
 
 @dataclass(frozen=True, eq=False)
-class DigitsTask:
-    """A pretrained, frozen model, and the data that clients adapt it to.
+class DigitsTask(Task):
+    """A classifier of images (n, 8, 8), grey in [0, 1], and the shifted domain it is adapted to.
 
     Args:
-        model: the pretrained classifier; its parameters want no gradient. Shared by all who load
-            the same task: not to be changed.
-        train_x: images of the shifted domain for federated training, grey in [0, 1], (n, 8, 8).
-        train_y: their classes, int64 (n,).
-        test_x: unseen images of the shifted domain, (n', 8, 8).
-        test_y: their classes, (n',).
-        source_x: unseen images of the pretraining domain, (n'', 8, 8).
-        source_y: their classes, (n'',).
-        target_modules: names of the modules that carry LoRA.
+        source: unseen images of the domain that the model was pretrained on.
     """
 
-    model: TinyTransformer
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-    source_x: Tensor
-    source_y: Tensor
-    target_modules: tuple[str, ...]
+    source: Examples = field(kw_only=True)
 
 
 def load_digits_task(
@@ -84,6 +74,28 @@ def load_digits_task(
     return _load(int(seed), check_choice("shift", shift, SHIFTS), dtype)
 
 
+def load_adjusted_digits(options: TaskOptions) -> Task:
+    """The digits as a scenario wants them: other targets, fewer samples, the head trained too."""
+    task = load_digits_task(options.seed, dtype=getattr(torch, options.dtype))
+    targets = options.target_modules or task.target_modules
+    rng = stream(options.seed, "digits subset")
+    parts = [
+        part if most is None else part.take(_subset(part, most, rng))
+        for part, most in ((task.train, options.max_train), (task.test, options.max_test))
+    ]
+    return replace(
+        task,
+        train=parts[0],
+        test=parts[1],
+        target_modules=resolve_targets(task.model, targets, options.adapted_layers),
+        head_modules=("head",) if options.train_head else (),
+    )
+
+
+def _subset(part: Examples, most: int, rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(stratified_sample(part.skew_classes, most, rng))
+
+
 @lru_cache(maxsize=32)
 def _load(seed: int, shift: str, dtype: torch.dtype) -> DigitsTask:
     bunch = load_digits()
@@ -102,9 +114,17 @@ def _load(seed: int, shift: str, dtype: torch.dtype) -> DigitsTask:
     with one_thread():
         model = _pretrain(images[pretrain], labels[pretrain], stream(seed, "digits pretraining"))
     targets = tuple(f"blocks.{i}.{name}" for i in range(NUM_LAYERS) for name in TARGETS)
-    source = images[source_test], labels[source_test]
+
+    def examples(domain: Tensor, part: NDArray[np.int64]) -> Examples:
+        return Examples({"images": domain[part]}, labels[part])
+
     return DigitsTask(
-        model, shifted[train], labels[train], shifted[test], labels[test], *source, targets
+        model,
+        examples(shifted, train),
+        examples(shifted, test),
+        targets,
+        class_names=tuple(str(name) for name in np.unique(classes)),
+        source=examples(images, source_test),
     )
 
 

@@ -1,4 +1,4 @@
-"""Every split hands each sample to exactly one client, and says clearly what it cannot do."""
+"""IID, Dirichlet and pathological splits."""
 
 from __future__ import annotations
 
@@ -6,24 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from split_cases import LABELS, assert_partition, labels_and_clients
 
 from fedlora_sim.randomness import stream
-from fedlora_sim.training.splits import dirichlet_split, iid_split, pathological_split
-
-LABELS = np.repeat(np.arange(10), 30)
-
-
-def assert_partition(clients: list[np.ndarray], num_clients: int, num_samples: int) -> None:
-    assert len(clients) == num_clients
-    assert all(own.dtype == np.int64 for own in clients)
-    np.testing.assert_array_equal(np.sort(np.concatenate(clients)), np.arange(num_samples))
-
-
-@st.composite
-def labels_and_clients(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
-    labels = np.array(draw(st.lists(st.integers(0, 5), min_size=1, max_size=80)))
-    clients = draw(st.integers(1, len(labels)))
-    return labels, clients, draw(st.integers(1, len(labels) // clients))
+from fedlora_sim.splits import dirichlet_split, iid_split, pathological_split
 
 
 @settings(deadline=None)
@@ -88,7 +74,7 @@ def test_small_alpha_skews_and_large_alpha_does_not():
         (lambda: iid_split(LABELS, 301, stream(0)), "num_clients=301"),
         (lambda: iid_split(LABELS, 30, stream(0), min_samples=11), "at most 300 samples / 11"),
         (lambda: iid_split(LABELS, 3, stream(0), min_samples=0), "min_samples=0"),
-        (lambda: iid_split(LABELS.reshape(2, -1), 3, stream(0)), "one label per sample"),
+        (lambda: iid_split(LABELS.reshape(2, -1), 3, stream(0)), "one per sample"),
         (lambda: dirichlet_split(LABELS, 3, 0.0, stream(0)), "alpha=0.0"),
         (lambda: dirichlet_split(LABELS, 3, float("nan"), stream(0)), "alpha=nan"),
         (lambda: pathological_split(LABELS, 3, 11, stream(0)), "classes_per_client=11"),

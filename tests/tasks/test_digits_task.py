@@ -8,14 +8,18 @@ import torch
 from sklearn.datasets import load_digits
 
 from fedlora_sim.randomness import stream
+from fedlora_sim.tasks.digits import DigitsTask, _parts, load_digits_task
+from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams
-from fedlora_sim.training.digits import DigitsTask, _parts, load_digits_task
-from fedlora_sim.training.local import LocalConfig, evaluate, train_cohort
-from fedlora_sim.training.stacked import find_linear
+from fedlora_sim.training.config import LocalConfig
+from fedlora_sim.training.evaluation import evaluate
+from fedlora_sim.training.local import train_cohort
+from fedlora_sim.training.stack import Stack
 
 
 def source_accuracy(task: DigitsTask) -> float:
-    return (task.model(task.source_x).argmax(1) == task.source_y).double().mean().item()
+    logits = task.model(**task.source.inputs)
+    return (logits.argmax(1) == task.source.labels).double().mean().item()
 
 
 @pytest.mark.slow
@@ -25,7 +29,8 @@ def test_pretrained_on_upright_lost_on_rotated_digits():
     assert evaluate(task)[0] < 0.3
     assert not any(p.requires_grad for p in task.model.parameters())
     assert len(task.target_modules) == 8
-    torch.testing.assert_close(task.test_x, torch.rot90(task.source_x, 1, (1, 2)))
+    images, upright = (part.inputs["images"] for part in (task.test, task.source))
+    torch.testing.assert_close(images, torch.rot90(upright, 1, (1, 2)))
     assert load_digits_task(0, shift="Rotated") is task
 
 
@@ -66,8 +71,9 @@ def test_lora_learns_the_shifted_domain(shift: str):
         lora_A = torch.as_tensor(rng.uniform(-1, 1, (1, 8, d_in)) / d_in**0.5).float()
         adapters[name] = (lora_A, torch.zeros(1, d_out, 8))
     config = LocalConfig(local_epochs=10, batch_size=32)
-    samples = [np.arange(len(task.train_y))]
-    trained = train_cohort(task, adapters, [1.0], samples, client_streams(0, 0, [0]), config)
+    samples = [np.arange(len(task.train))]
+    stack, rngs = Stack(adapters, torch.ones(1)), client_streams(0, 0, [0])
+    trained = train_cohort(task, stack, samples, rngs, config).adapters
     after, _ = evaluate(task, {name: B[0] @ A[0] for name, (A, B) in trained.items()})
     assert before < 0.35
     assert after > 0.85
@@ -77,5 +83,5 @@ def test_lora_learns_the_shifted_domain(shift: str):
 def test_pretraining_holds_for_other_seeds_and_float64():
     for seed, dtype in ((2, torch.float32), (0, torch.float64)):
         task = load_digits_task(seed, dtype=dtype)
-        assert task.train_x.dtype == task.model.head.weight.dtype == dtype
+        assert task.train.inputs["images"].dtype == task.model.head.weight.dtype == dtype
         assert source_accuracy(task) > 0.95

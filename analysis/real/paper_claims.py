@@ -1,0 +1,174 @@
+"""What the paper claims of real fine-tuning, each with a verdict on the study's own runs.
+
+Predictions were fixed on pilot runs of other seeds. All intervals of a study hold together: every
+claim gets an equal part of the family's error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.inference.family import claim_error
+from analysis.inference.intervals import mean_interval
+from analysis.inference.measurement import Array
+from analysis.inference.verdict import Prediction, Verdict, judge
+from analysis.real.study import HIGHEST, MIXED, Study
+
+COLLAPSED = 0.1
+"""Energy above the lowest rank, as a share of what equal ranks have there: less is collapse."""
+KEPT = 0.5
+"""Likewise: at least this much is none."""
+
+Samples = Callable[[Study, pd.DataFrame], Array]
+
+
+@dataclass(frozen=True)
+class PaperClaim:
+    """One claim.
+
+    Args:
+        id: short name.
+        statement: what is claimed.
+        quantity: what is measured, once per run.
+        prediction: made before the study was run.
+        samples: the quantity, (n,).
+        control: what is put in the claim's place, in words; the same check must refute it.
+        control_samples: the quantity then.
+    """
+
+    id: str
+    statement: str
+    quantity: str
+    prediction: Prediction
+    samples: Samples
+    control: str
+    control_samples: Samples
+
+
+def judge_claims(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A verdict on every claim; one whose control is not refuted stays undecided.
+
+    Args:
+        study: what was compared.
+        table: as `comparison.finals` returns it.
+
+    Returns:
+        One entry per claim, for the report.
+    """
+    error = claim_error(len(PAPER_CLAIMS))
+    entries = []
+    for claim in PAPER_CLAIMS:
+        measured = mean_interval(claim.samples(study, table)[:, None], error)
+        control = mean_interval(claim.control_samples(study, table)[:, None], error)
+        verdict, refuted = judge(measured, claim.prediction), judge(control, claim.prediction)
+        if refuted is not Verdict.REFUTED:
+            verdict = Verdict.UNDECIDED
+        entries.append(
+            {
+                "id": claim.id,
+                "statement": claim.statement,
+                "quantity": claim.quantity,
+                "prediction": float(claim.prediction.value[0]),
+                "margin": claim.prediction.margin,
+                "measurement": float(measured.value[0]),
+                "interval": [float(measured.low[0]), float(measured.high[0])],
+                "confidence": 1 - error,
+                "runs": measured.samples,
+                "verdict": str(verdict),
+                "negative_control": {"description": claim.control, "verdict": str(refuted)},
+            }
+        )
+    return entries
+
+
+def _paired(table: pd.DataFrame, column: str, rule: str, configuration: str = MIXED) -> pd.Series:
+    """A column of the runs of a rule, by heterogeneity and seed."""
+    own = table[(table["rule"] == rule) & (table["configuration"] == configuration)]
+    return own.set_index(["heterogeneity", "seed"])[column].sort_index()
+
+
+def _tail_share(rule: str) -> Samples:
+    """log10 of the energy above the lowest rank, over that of equal highest ranks."""
+
+    def samples(study: Study, table: pd.DataFrame) -> Array:
+        tails = [
+            (1 - _paired(table, "rho", *which)).clip(lower=float(np.finfo(np.float32).eps))
+            for which in ((rule, MIXED), ("fedavg", HIGHEST))
+        ]
+        return np.asarray(np.log10(tails[0] / tails[1]), dtype=np.float64)
+
+    return samples
+
+
+def _accuracy_gain(rule: str) -> Samples:
+    def samples(study: Study, table: pd.DataFrame) -> Array:
+        gain = _paired(table, "accuracy", rule) - _paired(table, "accuracy", "fedavg")
+        return gain.to_numpy(dtype=np.float64)
+
+    return samples
+
+
+def _untrained_gain(study: Study, table: pd.DataFrame) -> Array:
+    gain = _paired(table, "untrained", "fedavg") - _paired(table, "accuracy", "fedavg")
+    return gain.to_numpy(dtype=np.float64)
+
+
+def _spread(study: Study, table: pd.DataFrame, rule: str) -> Array:
+    """Largest less smallest accuracy over the rank configurations, per seed."""
+    own = table[(table["rule"] == rule) & (table["heterogeneity"] == study.compared_heterogeneity)]
+    own = own[own["configuration"].isin([MIXED, *study.rank_configurations])]
+    spread = own.groupby("seed")["accuracy"].agg(lambda x: x.max() - x.min())
+    return np.asarray(spread.sort_index().to_numpy(dtype=np.float64))
+
+
+def _robustness(study: Study, table: pd.DataFrame) -> Array:
+    return _spread(study, table, "fedavg") - _spread(study, table, "raflora")
+
+
+def _against_the_untrained(study: Study, table: pd.DataFrame) -> Array:
+    return -_spread(study, table, "raflora")
+
+
+PAPER_CLAIMS = (
+    PaperClaim(
+        id="collapse",
+        statement="Rank collapse occurs: FedAvg leaves hardly any energy above the lowest rank.",
+        quantity="log10 of the energy above the lowest rank over that of equal highest ranks",
+        prediction=Prediction.at_most(np.log10(COLLAPSED)),
+        samples=_tail_share("fedavg"),
+        control="raFLoRA in FedAvg's place",
+        control_samples=_tail_share("raflora"),
+    ),
+    PaperClaim(
+        id="prevention",
+        statement="raFLoRA prevents it: at least half of the energy above the lowest rank stays.",
+        quantity="log10 of the energy above the lowest rank over that of equal highest ranks",
+        prediction=Prediction.at_least(np.log10(KEPT)),
+        samples=_tail_share("raflora"),
+        control="FedAvg in raFLoRA's place",
+        control_samples=_tail_share("fedavg"),
+    ),
+    PaperClaim(
+        id="accuracy",
+        statement="raFLoRA's model is more accurate than FedAvg's.",
+        quantity="accuracy gained over FedAvg, paired by seed",
+        prediction=Prediction.at_least(0.0),
+        samples=_accuracy_gain("raflora"),
+        control="the untrained model in raFLoRA's place",
+        control_samples=_untrained_gain,
+    ),
+    PaperClaim(
+        id="robustness",
+        statement="raFLoRA's accuracy depends less on the rank configuration than FedAvg's.",
+        quantity="spread of accuracy over rank configurations, FedAvg's less raFLoRA's",
+        prediction=Prediction.at_least(0.0),
+        samples=_robustness,
+        control="the untrained model, which depends on nothing, in FedAvg's place",
+        control_samples=_against_the_untrained,
+    ),
+)

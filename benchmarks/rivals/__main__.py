@@ -1,0 +1,113 @@
+"""Federated LoRA rounds in Flower, FedJAX, pfl-research and plain PyTorch beside ours.
+
+Run as `python -m benchmarks.rivals --environments DIR` after `python -m benchmarks.rivals.install
+--environments DIR`; writes results/bench/rivals.json. Every framework runs in a virtual environment
+of its own, none is a dependency. All do the same rounds: same weights, initial adapters, batches
+and order of samples, SGD, average of A and of B. A lane is timed only where its final adapters are
+the reference's; one that is not installed, fails or disagrees is shown with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.rivals.compare import Case, Row, Runner, compare
+from benchmarks.rivals.exchange import Exchange, Outcome
+from benchmarks.rivals.install import ENVIRONMENTS
+from benchmarks.rivals.lanes import LANES, OURS, Lane, run_lane
+from benchmarks.timing import hardware
+from fedlora_sim.datasets import versions
+from fedlora_sim.errors import expected
+from fedlora_sim.run_store import write_text
+
+OUT = Path("results/bench/rivals.json")
+SIZES, COHORTS, THREADS = (64, 256), (1, 10, 100), (1, 2)
+ROUNDS, REPEATS = 6, 3
+
+
+def runner(environments: Path, folder: Path) -> Runner:
+    """Runs lanes in processes of their own, their files in `folder`."""
+
+    def run(lane: Lane, exchange: Exchange, threads: int) -> Outcome:
+        given, out = folder / "exchange.npz", folder / "outcome.npz"
+        exchange.save(given)
+        return run_lane(lane, given, out, threads=threads, environments=environments)
+
+    return run
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows of one case, a line each: below 1 in the last column, the lane beats ours."""
+    first = rows[0]
+    shown = Table(title=f"d = {first['d_model']}, {first['cohort']} client(s) a round", expand=True)
+    for name in ("threads", "lane", "agrees to", "first round, s", "later rounds, s", "/ ours"):
+        shown.add_column(name)
+    ours = {row["threads"]: row.get("round_median") for row in rows if row["lane"] == OURS.name}
+    for row in rows:
+        off = row["relative_difference"].items()
+        agrees = ", ".join(f"{value:.0e} ({dtype})" for dtype, value in off)
+        start = [str(row["threads"]), row["lane"], row["problem"] or agrees]
+        if row["problem"] is not None:
+            shown.add_row(*start)
+            continue
+        base = ours.get(row["threads"])
+        ratio = f"{row['round_median'] / base:.2f}" if base else ""
+        shown.add_row(*start, _range(row, "first_round"), _range(row, "round"), ratio)
+    return shown
+
+
+def _range(row: Row, kind: str) -> str:
+    low, middle, high = (row[f"{kind}_{which}"] for which in ("min", "median", "max"))
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        ValueError: if there would be nothing to time.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rivals", description=__doc__)
+    parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
+    parser.add_argument("--lanes", nargs="+", choices=[lane.name for lane in LANES])
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="d of the model")
+    parser.add_argument("--cohorts", type=int, nargs="+", default=list(COHORTS))
+    parser.add_argument("--threads", type=int, nargs="+", default=list(THREADS))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args(words)
+    for name, least in (("rounds", 2), ("repeats", 1)):
+        if getattr(given, name) < least:
+            raise expected(name, getattr(given, name), f"at least {least}")
+    return given
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """All cases, then the record."""
+    given, console = parse(words), Console()
+    lanes = [lane for lane in LANES if given.lanes is None or lane.name in given.lanes]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        run = runner(given.environments, Path(folder))
+        for d in given.sizes:
+            for cohort in given.cohorts:
+                case = Case(d, cohort, given.rounds)
+                found = compare(case, lanes, given.threads, given.repeats, run)
+                console.print(table(found))
+                rows += found
+    record: dict[str, Any] = {"hardware": hardware(), "rounds": given.rounds, "rows": rows}
+    write_text(given.out, json.dumps({**record, **versions()}, indent=1) + "\n")
+    console.print(f"wrote {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""`fedlora-sim train`: one fine-tuning run in a folder, kept round by round."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+import numpy as np
+import typer
+import xarray as xr
+from tqdm import tqdm
+
+from fedlora_cli.options import check_folder, parse_assignment
+from fedlora_cli.resume import INTERRUPTED
+from fedlora_sim import Scenario
+from fedlora_sim.aggregation import AggregationRule, get_rule
+from fedlora_sim.datasets import build_dataset, save_dataset
+from fedlora_sim.errors import check_choice, check_seed, expected
+from fedlora_sim.metrics import energy_ratio
+from fedlora_sim.scenario import load_toml
+from fedlora_sim.threads import torch_threads
+from fedlora_sim.training.checkpoints import KEEP, Checkpoints, state_rounds
+from fedlora_sim.training.measures import Row
+from fedlora_sim.training.result import labelled
+from fedlora_sim.training.rounds import FederatedRun
+from fedlora_sim.training.state import GlobalUpdate
+from paper_figs import split, style
+
+ROUNDS, DATASET = "rounds", "run.nc"
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="folder of the run")],
+    scenario: Annotated[Path | None, typer.Option(help="TOML file of scenario fields")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="any scenario field, as field=value")
+    ] = None,
+    rule: Annotated[str, typer.Option(help="rule, see `fedlora-sim rules`")] = "raflora",
+    seed: Annotated[int, typer.Option(help="seed of the run")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last round in the folder")
+    ] = False,
+    keep: Annotated[
+        str,
+        typer.Option(help="global updates kept: all (what `export` reads), or the last one"),
+    ] = "all",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
+) -> None:
+    """Fine-tune a federation under one rule, round by round in a folder, and go on if stopped."""
+    fields: dict[str, Any] = {"fidelity": "training"}
+    fields |= load_toml(scenario) if scenario else {}
+    given = {"device": device, "threads": threads}
+    fields |= {name: value for name, value in given.items() if value is not None}
+    fields |= dict(parse_assignment(text) for text in settings or [])
+    chosen, server = Scenario.from_mapping(fields), get_rule(rule)
+    _check(chosen, server)
+    seed, keep = check_seed("--seed", seed), check_choice("--keep", keep, KEEP)
+    check_folder("--out", out, out)
+    if not resume and ((out / ROUNDS).exists() or (out / DATASET).exists()):
+        raise expected("--out", str(out), "a new folder, or --resume to go on")
+    with _resumable(out / ROUNDS):
+        dataset = _run(chosen, server, seed, out / ROUNDS, keep)
+    matplotlib.use("Agg")
+    style.apply()
+    style.save(split.draw(dataset)[0], out, "split", ["png"])
+    save_dataset(dataset, out / DATASET)
+    print(f"wrote {out / DATASET}")
+
+
+def _check(scenario: Scenario, rule: AggregationRule) -> None:
+    if scenario.fidelity != "training":
+        raise expected("fidelity", scenario.fidelity, "training (`simulate` takes the others too)")
+    if rule.needs_svd_allocation and scenario.allocation != "svd":
+        raise expected("allocation", scenario.allocation, f"svd for rule={rule.label!r}")
+
+
+def _run(
+    scenario: Scenario, rule: AggregationRule, seed: int, folder: Path, keep: str
+) -> xr.Dataset:
+    """All rounds that are not in the folder yet; the whole run's dataset."""
+    with torch_threads(scenario.threads):
+        run = FederatedRun(scenario, rule, seed)
+        kept = _ShownRounds(folder, run, keep)
+        with kept.bar:
+            result = run.run(checkpoints=kept)
+    variables, coords = labelled([result])
+    energy = variables["layer_energy"][1].sum(2)
+    return build_dataset(scenario, rule.label, (seed,), energy, variables, coords)
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """On Ctrl-C say what is kept and how to go on, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = max(state_rounds(folder), default=0)
+        kept = f"{done} finished rounds are kept in {folder}"
+        print(f"\nstopped; {kept}; the same command with --resume goes on", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+class _ShownRounds(Checkpoints):
+    """Rounds on disk, each shown once it is kept: on a bar, or as a line where no terminal is."""
+
+    def __init__(self, folder: Path, run: FederatedRun, keep: str) -> None:
+        super().__init__(folder, run.description(), keep)
+        self.rounds, self.level = run.scenario.rounds, run.federation.levels[0]
+        done = self.last_round() or 0
+        if done:
+            print(f"going on from round {done} of {self.rounds} in {folder}", file=sys.stderr)
+        self.bar = tqdm(
+            total=self.rounds, initial=done, desc=run.rule.label, unit="round", disable=None
+        )
+        self.before = time.monotonic()
+
+    def save(self, t: int, state: GlobalUpdate, row: Row) -> None:
+        """Keep a round, and show it."""
+        super().save(t, state, row)
+        now = time.monotonic()
+        seconds, self.before = now - self.before, now
+        if t == 0:  # the start
+            return
+        measured = self._measured(row)
+        self.bar.set_postfix_str(measured, refresh=False)
+        self.bar.update()
+        if self.bar.disable:
+            line = f"round {t} of {self.rounds}: {measured} ({seconds:.1f} s)"
+            print(line, file=sys.stderr, flush=True)
+
+    def _measured(self, row: Row) -> str:
+        energy = np.square(row["singular_values"]).sum(0)
+        values = {"accuracy": row["accuracy"], "rho": energy_ratio(energy, self.level)}
+        found = (f"{name} {float(x):.3f}" for name, x in values.items() if np.isfinite(x))
+        return ", ".join(found) or "not judged"

@@ -1,0 +1,65 @@
+"""A task: the frozen model that all clients share, the data, and what of the model they train."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from fedlora_sim.tasks.examples import Examples
+from fedlora_sim.tasks.objectives import Classification, Objective
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A model and what it is to learn.
+
+    Args:
+        model: any module, called as `model(**inputs)`; returns logits, or an object that has them
+            as `.logits`. In evaluation mode, its parameters frozen, and shared by all who load the
+            task: not to be changed.
+        train: samples that are split among the clients.
+        test: samples that the global model is judged on.
+        target_modules: full names of the linear maps that carry LoRA.
+        head_modules: full names of modules that every client trains as a whole (a new classifier);
+            the server averages them by samples.
+        objective: loss and hits.
+        class_names: of `train.skew_classes`, for plots of the split; empty if they have none.
+    """
+
+    model: nn.Module
+    train: Examples
+    test: Examples
+    target_modules: tuple[str, ...]
+    head_modules: tuple[str, ...] = ()
+    objective: Objective = field(default_factory=Classification)
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where model and data are."""
+        return self.train.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the model."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Task:
+        """The task elsewhere; the same one where it is there already."""
+        if (self.device, self.dtype) == (device, dtype):
+            return self
+        model = copy.deepcopy(self.model).to(device, dtype)
+        train, test = self.train.to(device, dtype), self.test.to(device, dtype)
+        return replace(self, model=model, train=train, test=test)
+
+
+def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What the model makes of a batch."""
+    output = model(**inputs)
+    found = output if isinstance(output, Tensor) else output.logits
+    assert isinstance(found, Tensor)  # what Task asks of its model
+    return found

@@ -1,0 +1,135 @@
+"""A model with the adapters of a whole cohort in place of the linear maps that they adapt."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fedlora_sim.errors import expected
+from fedlora_sim.tasks.targets import is_linear, linear_shape, resolve_targets, target_blocks
+from fedlora_sim.training.stacked import (
+    Adapters,
+    Frozen,
+    Heads,
+    StackedLinear,
+    StackedLoRALinear,
+    StackedModule,
+)
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def attach(
+    model: ModelT,
+    adapters: Adapters,
+    scaling: Tensor | Sequence[float],
+    frozen: Mapping[str, Frozen] | None = None,
+    heads: Heads | None = None,
+    *,
+    gradient_checkpointing: bool = False,
+) -> ModelT:
+    """Copy a model with its target modules replaced by those of a cohort.
+
+    The copy shares the frozen parameters with `model`, which is not changed, and is in evaluation
+    mode: dropout would give a client another mask in another stack.
+
+    Args:
+        model: any module; its targets are `nn.Linear` or transformers' `Conv1D`.
+        adapters: for every target by its full name, `lora_A` (K, r, d_in) and `lora_B`
+            (K, d_out, r); copied.
+        scaling: LoRA scaling of every client, shape (K,).
+        frozen: for targets of which something stays as it is, what.
+        heads: for every map that clients train whole, weight (K, d_out, d_in) and bias (K, d_out), if any.
+        gradient_checkpointing: keep only the inputs of the model's blocks and compute the rest
+            again in the backward pass: less memory for a third more time.
+
+    Returns:
+        The copy; its input is client-major, (K * b, ...). Only adapters and heads want gradients.
+
+    Raises:
+        ValueError: on a target that the model lacks (with the closest name) or that is no linear
+            map, and on shapes that differ.
+    """
+    # deepcopy takes what its memo holds for copied already: the frozen tensors' memory is shared.
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
+    }
+    shared.update({id(b): b for b in model.buffers()})
+    clone = copy.deepcopy(model, shared).eval()
+    scales = torch.as_tensor(scaling, dtype=torch.float64)
+    for name, (lora_a, lora_b) in adapters.items():
+        base = find_linear(model, name)
+        _put(clone, name, StackedLoRALinear(base, lora_a, lora_b, scales, (frozen or {}).get(name)))
+    for name, parameters in (heads or {}).items():
+        if not isinstance(find_linear(model, name), nn.Linear):
+            raise expected("head_modules", name, "an nn.Linear")
+        _put(clone, name, StackedLinear(*parameters))
+    if gradient_checkpointing:
+        for block in target_blocks(clone, list(adapters)):
+            _checkpoint(clone.get_submodule(block))
+    return clone
+
+
+def stacked_modules(model: nn.Module) -> dict[str, StackedModule]:
+    """The modules that hold what a cohort trains, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, StackedModule)}
+
+
+def find_linear(model: nn.Module, name: str) -> nn.Module:
+    """The linear map of that full name, itself and not a copy.
+
+    Raises:
+        ValueError: if there is none; the message has the closest name, or the module's type.
+    """
+    module = dict(model.named_modules()).get(name)
+    if module is None:
+        close = resolve_targets(model, [name])  # refuses what is no end of a name either
+        raise expected("target_modules", name, f"a full name; the closest is {close[0]!r}")
+    if not is_linear(module):
+        raise expected("target_modules", name, f"a linear map, not {type(module).__name__}")
+    return module
+
+
+def add_deltas(model: nn.Module, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of linear maps with an update merged into them.
+
+    Args:
+        model: has the maps.
+        deltas: module name -> dW (d_out, d_in), scaling included.
+
+    Returns:
+        Parameter name -> weight as the module keeps it, a new tensor.
+
+    Raises:
+        ValueError: on a name that is no linear map, or a shape that is not its own.
+    """
+    merged = {}
+    for name, delta in deltas.items():
+        module = find_linear(model, name)
+        shape = linear_shape(module)
+        if tuple(delta.shape) != shape:
+            raise expected("deltas", tuple(delta.shape), f"{shape} for {name!r}")
+        weight = module.get_parameter("weight")
+        change = delta if isinstance(module, nn.Linear) else delta.mT
+        merged[f"{name}.weight"] = weight + change.to(weight)
+    return merged
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def _checkpoint(block: nn.Module) -> None:
+    forward = block.forward
+
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        # Nothing in it is random, so no generator has to be put back for the second pass.
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    block.forward = recomputed

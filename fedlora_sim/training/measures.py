@@ -1,0 +1,116 @@
+"""What is measured of a round: the global update, and how far the theory's premises hold in it.
+
+The theory takes the singular basis for fixed and client updates for direction-preserving (Wu et
+al., arXiv 2602.13486, App. A). Both are measured: client k's update dW_k on the basis (U, V) of the
+global update that it started from, `s_{k,i} = u_i^T dW_k v_i`, the share of its energy that stays
+there, and the angles by which that basis turns from one round to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_sim.federation import Federation
+from fedlora_sim.metrics import direction_preservation, projected_amplitudes, subspace_angles
+from fedlora_sim.training.state import SVD
+from fedlora_sim.training.uploads import Upload
+
+Row = dict[str, NDArray[np.generic]]
+"""Measures of one round by name, of the same shapes in every round."""
+
+
+def cohort_row(federation: Federation, upload: Upload) -> Row:
+    """Who took part: `cohort`, `dropped` and `client_weight`, each (M,).
+
+    Slots without a client hold client -1 and weight 0.
+
+    Args:
+        federation: gives the number of slots, M: the largest cohort there can be.
+        upload: of the round.
+    """
+    share = upload.weights / max(upload.weights.sum(), np.finfo(float).tiny)
+    slots = federation.max_cohort
+    return {
+        "cohort": _padded(upload.clients, slots, -1),
+        "dropped": _padded(~upload.kept, slots, False),
+        "client_weight": _padded(share, slots, 0.0),
+    }
+
+
+def update_row(bases: Mapping[str, SVD], upload: Upload, slots: int, r_max: int) -> Row:
+    """Amplitudes, energies and preservation of the clients' updates.
+
+    Args:
+        bases: SVD of the global update that the cohort started from, per layer.
+        upload: of the round.
+        slots: of a row, M.
+        r_max: rank of the global update.
+
+    Returns:
+        `amplitude` (L, M, r_max), `update_energy` and `client_preservation` (L, M); NaN where there
+        is no client, or no global update to project on.
+    """
+    place = np.flatnonzero(upload.kept)
+    amplitude = np.full((len(bases), slots, r_max), np.nan)
+    energy = np.full((len(bases), slots), np.nan)
+    share = np.full((len(bases), slots), np.nan)
+    for layer, (name, (u, s, vh)) in enumerate(bases.items()):
+        alive = bool(s.any())
+        for slot, update in zip(place, upload.updates[name], strict=True):
+            energy[layer, slot] = float(update.norm()) ** 2
+            if alive:
+                found = projected_amplitudes(u, vh, update)
+                amplitude[layer, slot, : len(s)] = found.cpu().double().numpy()
+                share[layer, slot] = float(direction_preservation(u, vh, update))
+    return {"amplitude": amplitude, "update_energy": energy, "client_preservation": share}
+
+
+def angle_row(before: Mapping[str, SVD], after: Mapping[str, SVD], levels: Sequence[int]) -> Row:
+    """Principal angles between the leading subspaces of two global updates.
+
+    Args:
+        before: SVD of every layer at the start of the round.
+        after: at its end.
+        levels: rank levels l_1 < ... < l_M, the dimensions of the subspaces.
+
+    Returns:
+        `angle` (L, 2, M, r_max): layer, side (left, right), level; radians, ascending, NaN beyond
+        the level and where an update has fewer directions.
+    """
+    angle = np.full((len(before), 2, len(levels), levels[-1]), np.nan)
+    for layer, name in enumerate(before):
+        first, second = _sides(before[name]), _sides(after[name])
+        for h, level in enumerate(levels):
+            if min(_rank(before[name][1]), _rank(after[name][1])) < level:
+                break
+            for side, (p, q) in enumerate(zip(first, second, strict=True)):
+                found = subspace_angles(p[:, :level], q[:, :level])
+                angle[layer, side, h, :level] = found.cpu().double().numpy()
+    return {"angle": angle}
+
+
+def spectrum_row(bases: Mapping[str, SVD]) -> Row:
+    """Singular values of the global update, `singular_values` (L, r_max)."""
+    values = torch.stack([s for _, s, _ in bases.values()])
+    return {"singular_values": values.cpu().double().numpy()}
+
+
+def _sides(svd: SVD) -> tuple[Tensor, Tensor]:
+    u, _, vh = svd
+    return u, vh.mT
+
+
+def _rank(s: Tensor) -> int:
+    """Directions whose singular vectors are more than rounding."""
+    return int((s > s[0] * len(s) * torch.finfo(s.dtype).eps).sum()) if s.numel() else 0
+
+
+def _padded(values: NDArray[np.generic], slots: int, filler: object) -> NDArray[np.generic]:
+    row = np.full(slots, filler, dtype=values.dtype)
+    row[: len(values)] = values
+    return row

@@ -1,0 +1,189 @@
+"""Scores: near nominal where the model is true, and telling where it is not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from real_cases import EXACT, linear_run, scenario_of, turning_run
+
+from analysis import real
+from analysis.inference import Prediction, Verdict, judge
+from analysis.inference.intervals import mean_interval
+from fedlora_sim.datasets import load_dataset, save_dataset
+from fedlora_sim.errors import InputError
+from fedlora_sim.tolerances import relative
+
+ITERATED = relative("iteration")
+START = 8 * 0.8 ** np.arange(3)
+# Noise that holds no floor yet: the energies are on their way.
+FALLING = {"gain_mean": 0.9, "gain_std": 0.2, "drift_mean": 0.05, "drift_std": 0.05}
+ANGLE = 0.5
+
+
+def falling_run(rule, **options):
+    scenario = scenario_of("1x8,3x8", rounds=14, cohort_size=6)
+    return linear_run(rule, scenario, law=FALLING, start=START, **options)
+
+
+def is_near_nominal(scores, margin=0.1):
+    covered = scores.covered.sel(forecast="theory").mean(("layer", "partition", "horizon"))
+    measured = mean_interval(covered.values[:, None], error=1e-2)
+    return judge(measured, Prediction.near(scores.attrs["confidence"], margin)) is Verdict.SUPPORTED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "cohorts"), [("fedavg", "random"), ("raflora", "actual")])
+def test_intervals_hold_what_the_model_makes_as_often_as_they_say(rule, cohorts):
+    assert is_near_nominal(real.score(falling_run(rule, seeds=50), 8, cohorts=cohorts, samples=100))
+
+
+def test_the_theory_beats_both_baselines_where_it_is_true():
+    scores = real.score(falling_run("fedavg", seeds=10), 8, samples=100)
+    error = abs(scores.error).median(("seed", "layer", "horizon"))
+    theory, *baselines = (error.sel(forecast=name) for name in real.FORECASTS)
+    for baseline in baselines:
+        assert (theory < baseline).all()
+    assert scores.covered.sel(forecast="persistence").isnull().all()
+
+
+def test_without_noise_errors_are_rounding():
+    law = {"gain_mean": 0.9, "gain_std": 0.0, "drift_mean": 0.1, "drift_std": 0.0}
+    scores = real.score(linear_run("fedavg", scenario_of(), law=law, start=START), 8)
+    for prefix in ("", "total_"):
+        error = scores[f"{prefix}error"].sel(forecast="theory")
+        np.testing.assert_allclose(error, 0.0, atol=ITERATED)
+        assert (scores[f"{prefix}covered"].sel(forecast="theory") == 1).all()
+    measured = scores.measured.sum("layer")
+    np.testing.assert_allclose(scores.total_measured, measured, rtol=ITERATED)
+
+
+def test_pure_suppression_is_all_there_is_to_clients_who_agree():
+    run = linear_run("fedavg", scenario_of(cohort_size=4), law=EXACT, start=START)
+    error = real.score(run, 6, cohorts="actual").error
+    np.testing.assert_allclose(error.sel(forecast=["theory", "pure"]), 0.0, atol=ITERATED)
+    assert (error.sel(forecast="persistence", partition=2) < 0).all()
+
+
+def test_a_turning_basis_is_reported_as_failure():
+    """The update keeps its energy, but clients seem to lose some of it, every round."""
+    scores = real.score(turning_run(scenario_of(), ANGLE, since=1), 6)
+    seen = np.cos(ANGLE) ** 2
+    np.testing.assert_allclose(
+        scores.error.sel(forecast="theory", partition=1)[0, 0],
+        -2 * scores.horizon * np.log10(seen),
+        rtol=ITERATED,
+    )
+    (row,) = real.summarise(scores)
+    assert row["theory"]["coverage"] == 0
+    assert row["theory"]["error"] > row["persistence"]["error"]
+    worst = row["worst"]
+    assert worst["horizon"] == 6
+    np.testing.assert_allclose(
+        [worst["leakage"], row["leakage"]["missed"]], 1 - seen**2, rtol=ITERATED
+    )
+    assert worst["angle"] == ANGLE
+    assert row["leakage"]["held"] is None
+    assert row["outside"]["missed"] == 0
+    table = real.failures(scores).sel(forecast="theory")
+    assert (table.error.diff("horizon") > 0).all()
+    assert (table.coverage == 0).all()
+
+
+def test_summaries_are_plain_and_one_a_run():
+    rows = real.summarise(real.score(falling_run("raflora", seeds=2), 8, samples=50))
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert json.loads(json.dumps(rows)) == rows
+    assert all(0 <= row["theory"]["coverage"] <= 1 for row in rows)
+    assert all(row["persistence"]["coverage"] is None for row in rows)
+
+
+@pytest.mark.slow
+def test_one_rule_calibrates_for_all():
+    """FedAvg's amplitudes fall the farthest, so that every other's were met in its calibration."""
+    runs = {rule: falling_run(rule, seeds=40) for rule in ("fedavg", "raflora", "flora")}
+    scores = real.predict_every_rule(runs["fedavg"], runs, 8, samples=100)
+    assert list(scores) == list(runs)
+    for rule in runs:
+        assert is_near_nominal(scores[rule], margin=0.15), rule
+        assert scores[rule].attrs["rule"] == rule
+
+
+def test_amplitudes_that_the_calibration_never_met_are_reported():
+    runs = {rule: falling_run(rule) for rule in ("fedavg", "raflora")}
+    outside = {
+        rule: scores.outside.sel(partition=2).mean()
+        for rule, scores in real.predict_every_rule(runs["raflora"], runs, 8, samples=20).items()
+    }
+    assert outside["fedavg"] == 1
+    assert outside["raflora"] < 1
+
+
+def test_rules_without_a_recursion_are_scored_against_the_baselines_alone():
+    runs = {"fedex": falling_run("fedavg").assign_attrs(rule="fedex")}
+    scores = real.predict_every_rule(falling_run("raflora"), runs, 8, samples=20)
+    assert scores["fedex"].error.sel(forecast="theory").isnull().all()
+    summary = real.summarise(scores["fedex"])[0]
+    assert "fedex" in summary["reason"]
+    assert summary["theory"] == {"error": None, "total_error": None, "coverage": None}
+    assert summary["worst"] is None
+    assert summary["persistence"]["error"] > 0
+
+
+def test_files_are_scored_like_the_runs_they_hold(tmp_path):
+    run = falling_run("raflora", layers=1)
+    again = load_dataset(save_dataset(run, tmp_path / "run.nc"))
+    assert real.score(again, 8, samples=20).identical(real.score(run, 8, samples=20))
+
+
+def test_runs_that_start_from_nothing():
+    run = falling_run("raflora")
+    energy = run.layer_energy.where(run["round"] > 0, 0.0)
+    first = run["round"] == 1
+    blank = run.assign(
+        layer_energy=energy,
+        amplitude=run.amplitude.where(~first),
+        client_preservation=run.client_preservation.where(~first),
+    )
+    scores = real.score(blank, 8, samples=20)
+    assert scores.error.notnull().all()
+
+
+def test_a_layer_that_stays_zero_has_no_error_and_no_calibration():
+    run = falling_run("fedavg")
+    live = run.layer == "block0"
+    scores = real.score(run.assign(layer_energy=run.layer_energy.where(live, 0.0)), 8, samples=20)
+    dead = scores.sel(layer="block1")
+    assert (dead.error.sel(forecast="persistence") == 0).all()
+    assert dead.error.sel(forecast="theory").isnull().all()
+    assert scores.sel(layer="block0").error.notnull().all()
+
+
+def test_collapse_below_rounding_is_no_error():
+    run = falling_run("fedavg").assign_attrs(dtype="float32")
+    high, late = run.direction > 1, run["round"] >= 8
+    lost = run.assign(layer_energy=run.layer_energy * xr.where(high & late, 1e-30, 1.0))
+    error = real.score(lost, 8, samples=20).error
+    assert (error.sel(forecast="persistence", partition=2) == 0).all()
+
+
+def test_ranks_that_clients_pruned_are_those_that_count():
+    run = linear_run("fedavg", scenario_of(), law=EXACT, start=START)
+    ranks = run.client_rank.where((run["round"] < 6) | (run.client < 7), 1)
+    predicted = real.score(run.assign(client_rank=ranks), 6).predicted
+    pure = predicted.sel(forecast="pure", partition=2, statistic="median", horizon=1)
+    before = real.by_partition(run.layer_energy).sel(round=6, partition=2)
+    np.testing.assert_allclose(pure, before * (3 / 8) ** 2, rtol=ITERATED)
+
+
+def test_bad_arguments_are_refused():
+    run = falling_run("fedavg")
+    with pytest.raises(InputError, match="calibration_rounds=14"):
+        real.score(run, 14)
+    with pytest.raises(InputError, match="cohorts='future'"):
+        real.score(run, 8, cohorts="future")
+    other = run.assign_coords(seed=[7])
+    with pytest.raises(InputError, match=r"calibration=\[7\]"):
+        real.predict_every_rule(other, {"fedavg": run}, 8)
