@@ -20,7 +20,6 @@ from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.objectives import IGNORED, Completion
 from fedlora_sim.tasks.options import TaskOptions
-from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.pretrained import INSTALL
 from fedlora_sim.tasks.targets import resolve_targets
 from fedlora_sim.tasks.task import Task
@@ -43,7 +42,7 @@ def load_arithmetic_task(options: TaskOptions) -> Task:
 
     Args:
         options: `seed`, of the parts and of the pretraining; `target_modules`, `adapted_layers`,
-            `max_train`, `max_test`, `cache_prefix` and `dtype`.
+            `max_train`, `max_test` and `dtype`.
 
     Returns:
         The task, on the CPU; LoRA on all seven maps of both blocks unless told otherwise. A
@@ -63,8 +62,7 @@ def load_arithmetic_task(options: TaskOptions) -> Task:
         objective=Completion(),
         class_names=tuple(CHARACTERS[:10]),
     )
-    task = task.to(torch.device("cpu"), getattr(torch, options.dtype))
-    return cache_prefix(task) if options.cache_prefix else task
+    return task.to(torch.device("cpu"), getattr(torch, options.dtype))
 
 
 def equations(pairs: NDArray[np.int64], operator: str) -> Examples:

@@ -22,7 +22,6 @@ from fedlora_sim.tasks.causal_data import Question, load_questions, numbered
 from fedlora_sim.tasks.examples import MASK, Examples
 from fedlora_sim.tasks.objectives import IGNORED, Completion
 from fedlora_sim.tasks.options import TaskOptions
-from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained
 from fedlora_sim.tasks.subsets import stratified_sample
 from fedlora_sim.tasks.targets import linear_ends, resolve_targets
@@ -63,7 +62,7 @@ class Sample:
     prompt_length: int
 
 
-def load_causal_task(options: TaskOptions) -> Task:
+def load_causal_task(options: TaskOptions) -> CausalTask:
     """Load a model, its tokenizer and questions.
 
     Args:
@@ -89,7 +88,7 @@ def load_causal_task(options: TaskOptions) -> Task:
     test = _drawn(test, options.max_test, options.seed, "test")
     model = _model(options)
     names = options.target_modules or usual_targets(model)
-    task = CausalTask(
+    return CausalTask(
         model,
         _examples(train, tokenizer),
         _examples(test, tokenizer),
@@ -99,7 +98,6 @@ def load_causal_task(options: TaskOptions) -> Task:
         tokenizer=tokenizer,
         test_questions=tuple(sample.question for sample in test),
     )
-    return cache_prefix(task) if options.cache_prefix else task
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

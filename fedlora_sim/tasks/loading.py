@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -31,7 +30,6 @@ def task_options(scenario: Scenario) -> TaskOptions:
         train_head=scenario.train_head,
         max_train=scenario.max_train,
         max_test=scenario.max_test,
-        cache_prefix=scenario.cache_prefix,
         dtype=str(scenario.dtype),
     )
 
@@ -43,14 +41,14 @@ def load_task(scenario: Scenario) -> Task:
         ValueError: naming the field, its value and what was expected.
     """
     dtype = DTYPES[str(scenario.dtype)]
-    return _load(task_options(scenario), resolve_device(scenario.device, dtype), dtype)
+    device = resolve_device(scenario.device, dtype)
+    return _load(task_options(scenario), device, dtype, scenario.cache_prefix)
 
 
 @lru_cache(maxsize=4)
-def _load(options: TaskOptions, device: torch.device, dtype: torch.dtype) -> Task:
-    # The loader computes on the CPU; a cached prefix is better made where it will be used.
-    task = _loader(options.task)(replace(options, cache_prefix=False)).to(device, dtype)
-    return cache_prefix(task) if options.cache_prefix else task
+def _load(options: TaskOptions, device: torch.device, dtype: torch.dtype, cached: bool) -> Task:
+    task = _loader(options.task)(options).to(device, dtype)
+    return cache_prefix(task) if cached else task
 
 
 def _loader(name: str) -> Loader:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TASKS = ("digits", "text", "vision", "causal", "arithmetic")
-
 
 @dataclass(frozen=True)
 class TaskOptions:
@@ -17,15 +15,13 @@ class TaskOptions:
         model: hub name or local folder of the pretrained model; None for tasks with their own.
         data: a file, a named data set, or a hub name; training part.
         test_data: the test part, where `data` does not bring its own.
-        max_length: tokens per sample; longer ones are cut.
+        max_length: tokens per sample; longer texts are cut, longer completions left out.
         target_modules: ends of the names of the linear maps that carry LoRA, as in PEFT; None
             takes the task's usual ones.
         adapted_layers: adapt only the last so many blocks of the model; all when None.
         train_head: whether clients train the classifier too; None: where it is new.
         max_train: use so many training samples, drawn by the seed; all when None.
         max_test: likewise of the test part.
-        cache_prefix: compute once what the model makes of every sample before the first adapted
-            block, and keep it in memory.
         dtype: `float32 | float64`.
     """
 
@@ -40,5 +36,4 @@ class TaskOptions:
     train_head: bool | None = None
     max_train: int | None = None
     max_test: int | None = None
-    cache_prefix: bool = False
     dtype: str = "float32"

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,14 @@ from fedlora_sim.tasks.targets import inside, target_blocks
 from fedlora_sim.tasks.task import Task, logits_of
 from fedlora_sim.tolerances import relative
 
+TaskT = TypeVar("TaskT", bound=Task)
+
 PREFIX = "prefix"
 PROBES = 8
 """Samples that the resumed model is held against the whole one on, shortest and longest."""
 
 
-def cache_prefix(task: Task, batch_size: int = 64) -> Task:
+def cache_prefix(task: TaskT, batch_size: int = 64) -> TaskT:
     """Compute the hidden states before the first adapted block once, for all samples.
 
     Args:

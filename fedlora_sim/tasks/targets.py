@@ -15,7 +15,6 @@ USUAL_TARGETS = {
     "roberta": QUERY_VALUE,
     "xlm-roberta": QUERY_VALUE,
     "electra": QUERY_VALUE,
-    "vit": QUERY_VALUE,
     "distilbert": ("q_lin", "v_lin"),
     "gpt2": ("c_attn",),
     "llama": ("q_proj", "v_proj"),
@@ -88,7 +87,8 @@ def usual_targets(model: nn.Module) -> tuple[str, ...]:
 def target_blocks(model: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
     """Names of a model's blocks, first to last.
 
-    Blocks are the children of those outermost `nn.ModuleList`s that hold a target.
+    Blocks are the children of those outermost `nn.ModuleList`s, and `nn.Sequential`s of several
+    modules of one kind, that hold a target.
 
     Args:
         model: any module.
@@ -97,10 +97,10 @@ def target_blocks(model: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
     Returns:
         Full names in the order of `model.named_modules()`; empty if no list holds a target.
     """
-    lists: list[tuple[str, nn.ModuleList]] = []
+    lists: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
         nested = any(inside(name, outer) for outer, _ in lists)
-        if isinstance(module, nn.ModuleList) and not nested:
+        if _is_list_of_blocks(module) and not nested:
             lists.append((name, module))
     return tuple(
         f"{name}.{child}" if name else child
@@ -134,6 +134,12 @@ def linear_ends(model: nn.Module) -> tuple[str, ...]:
 def inside(name: str, outer: str) -> bool:
     """Whether a module's full name is that of another, or of a module below it."""
     return not outer or name == outer or name.startswith(f"{outer}.")
+
+
+def _is_list_of_blocks(module: nn.Module) -> bool:
+    kinds = {type(child) for child in module.children()}
+    alike = len(kinds) == 1 and len(list(module.children())) > 1
+    return isinstance(module, nn.ModuleList) or (isinstance(module, nn.Sequential) and alike)
 
 
 def _means(end: str, name: str) -> bool:

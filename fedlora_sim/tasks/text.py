@@ -11,7 +11,6 @@ from fedlora_sim.errors import expected
 from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.options import TaskOptions
-from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.pretrained import Pretrained, from_pretrained, load_pretrained
 from fedlora_sim.tasks.subsets import stratified_sample
 from fedlora_sim.tasks.targets import inside, resolve_targets, usual_targets
@@ -49,7 +48,7 @@ def load_text_task(options: TaskOptions) -> Task:
     _check_length(options.max_length, tokenizer, model)
     heads = _heads(loaded, options.train_head)
     targets = _targets(model, options, heads)
-    task = Task(
+    return Task(
         model,
         _examples(data.train, options, "train", options.max_train, tokenizer),
         _examples(data.test, options, "test", options.max_test, tokenizer),
@@ -57,7 +56,6 @@ def load_text_task(options: TaskOptions) -> Task:
         head_modules=heads,
         class_names=data.class_names,
     )
-    return cache_prefix(task) if options.cache_prefix else task
 
 
 def _set_padding(tokenizer: Any, model: Any, name: str | None) -> None:

@@ -25,7 +25,6 @@ from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.image_data import load_image_data
 from fedlora_sim.tasks.images import Images, Pixels
 from fedlora_sim.tasks.options import TaskOptions
-from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.subsets import stratified_sample
 from fedlora_sim.tasks.targets import resolve_targets
 from fedlora_sim.tasks.task import Task
@@ -43,7 +42,7 @@ def load_vision_task(options: TaskOptions) -> Task:
             `timm:name` for one of timm; `data` and `test_data`: see `load_image_data`;
             `max_train` and `max_test`: so many images, every class in its share; `target_modules`:
             query and value maps unless told otherwise (`qkv` where a model has them in one);
-            `adapted_layers`, `cache_prefix`, `train_head`, `seed` and `dtype`.
+            `adapted_layers`, `train_head`, `seed` and `dtype`.
 
     Returns:
         The task, on the CPU. Groups are the data's writers, where it names them.
@@ -69,7 +68,7 @@ def load_vision_task(options: TaskOptions) -> Task:
     if both := {*targets} & {*heads}:
         raise expected("target_modules", sorted(both), "maps besides those that are trained whole")
     _check_memory(options.max_train, len(train) + len(test), found.size, dtype)
-    task = Task(
+    return Task(
         found.model,
         _examples(data.train, train, found, dtype),
         _examples(data.test, test, found, dtype),
@@ -77,7 +76,6 @@ def load_vision_task(options: TaskOptions) -> Task:
         heads,
         class_names=data.class_names,
     )
-    return cache_prefix(task) if options.cache_prefix else task
 
 
 def prepare_images(images: Pixels | Sequence[Pixels], like: VisionModel) -> Tensor:

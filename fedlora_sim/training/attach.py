@@ -44,7 +44,8 @@ def attach(
             (K, d_out, r); copied.
         scaling: LoRA scaling of every client, shape (K,).
         frozen: for targets of which something stays as it is, what.
-        heads: for every map that clients train whole, weight (K, d_out, d_in) and bias (K, d_out), if any.
+        heads: for every map that clients train whole, weight (K, d_out, d_in) and, if it has one,
+            bias (K, d_out).
         gradient_checkpointing: keep only the inputs of the model's blocks and compute the rest
             again in the backward pass: less memory for a third more time.
 

@@ -27,7 +27,8 @@ def evaluate(
         task: frozen model and test data.
         deltas: module name -> update dW of its weight, shape (d_out, d_in), scaling included;
             modules not named keep their weight. None: the pretrained model.
-        heads: module name -> the weight (d_out, d_in) and bias (d_out,), if any, in place of its own.
+        heads: module name -> the weight (d_out, d_in) and, if any, bias (d_out,) in place of its
+            own.
 
     Returns:
         Accuracy in [0, 1] and loss in nats per sample or token.

@@ -25,6 +25,7 @@ from fedlora_sim.tasks.arithmetic import (
 from fedlora_sim.tasks.generation import continue_greedily
 from fedlora_sim.tasks.objectives import IGNORED
 from fedlora_sim.tasks.options import TaskOptions
+from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.task import logits_of
 from fedlora_sim.tolerances import relative
 
@@ -90,7 +91,7 @@ def test_options():
     assert (len(small.train), len(small.test), small.dtype) == (50, 20, torch.float64)
     assert torch.equal(small.train.labels, task.train.labels[:50])
     assert small.target_modules == tuple(f"model.layers.1.self_attn.{m}_proj" for m in "qv")
-    cached = load_arithmetic_task(replace(smaller, cache_prefix=True))
+    cached = cache_prefix(load_arithmetic_task(smaller))
     found, wanted = (logits_of(t.model, t.test.inputs) for t in (cached, small))
     torch.testing.assert_close(found, wanted, rtol=0, atol=relative("factorization"))
     with pytest.raises(InputError, match=r"^target_modules='fc1'"):

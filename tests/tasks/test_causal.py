@@ -13,6 +13,7 @@ from fedlora_sim.tasks.causal import _common, load_causal_task
 from fedlora_sim.tasks.examples import MASK
 from fedlora_sim.tasks.objectives import IGNORED
 from fedlora_sim.tasks.options import TaskOptions
+from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.task import logits_of
 from fedlora_sim.tolerances import relative
 
@@ -140,7 +141,7 @@ def test_classes_and_groups(options, tmp_path):
 
 def test_a_cached_prefix_changes_nothing(options):
     whole = load_causal_task(replace(options, adapted_layers=1))
-    cached = load_causal_task(replace(options, adapted_layers=1, cache_prefix=True))
+    cached = cache_prefix(whole)
     found, wanted = losses(cached, cached.test)[0], losses(whole, whole.test)[0]
     torch.testing.assert_close(found, wanted, rtol=relative("factorization"), atol=0)
     assert cached.test_questions == whole.test_questions

@@ -10,6 +10,7 @@ import torch
 
 from fedlora_sim.errors import InputError
 from fedlora_sim.tasks.options import TaskOptions
+from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.targets import USUAL_TARGETS
 from fedlora_sim.tasks.task import logits_of
 from fedlora_sim.tasks.text import load_text_task
@@ -117,7 +118,8 @@ def test_subsets_are_seeded_and_keep_the_classes(options):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_cached_prefix_changes_nothing(options, architecture):
     given = options(architecture, adapted_layers=1, dtype="float64")
-    plain, cached = load_text_task(given), load_text_task(replace(given, cache_prefix=True))
+    plain = load_text_task(given)
+    cached = cache_prefix(plain)
     assert cached.target_modules == plain.target_modules
     assert cached.head_modules == plain.head_modules
     index = torch.tensor([5, 0, 3])
@@ -137,7 +139,6 @@ def test_a_cached_prefix_changes_nothing(options, architecture):
         ({"max_length": 25}, "^max_length=25: expected a number of tokens from 3 to 24"),
         ({"adapted_layers": 9}, "^adapted_layers=9: expected at most 4"),
         ({"target_modules": ("q_proj",)}, "^target_modules='q_proj': expected a linear map's name"),
-        ({"cache_prefix": True}, r"^cache_prefix=True: .*set adapted_layers"),
     ],
 )
 def test_refusals(options, changes, message):
@@ -153,9 +154,9 @@ def test_a_tokenizer_without_padding_that_the_model_knows(options, tiny_folder, 
 
 
 def test_silent(options, capfd, caplog):
-    given = options(adapted_layers=1, cache_prefix=True)
+    given = options(adapted_layers=1)
     capfd.readouterr()
     caplog.clear()
-    load_text_task(given)
+    cache_prefix(load_text_task(given))
     assert capfd.readouterr() == ("", "")
     assert not caplog.records

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from image_cases import (
 from torch import nn
 
 from fedlora_sim.tasks import vision
+from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.task import logits_of
 from fedlora_sim.tasks.vision import load_vision_task, prepare_images
 from fedlora_sim.tasks.vision_models import VisionModel
@@ -216,7 +216,8 @@ def test_targets_and_layers_of_choice(tmp_path: Path, tiny_vit: MakeModel) -> No
 
 def test_a_cached_prefix_changes_nothing(tmp_path: Path, tiny_vit: MakeModel) -> None:
     last = vision_options(tmp_path, tiny_vit(), adapted_layers=1, dtype="float64")
-    whole, cached = (load_vision_task(replace(last, cache_prefix=c)) for c in (False, True))
+    whole = load_vision_task(last)
+    cached = cache_prefix(whole)
     assert "prefix" in cached.test.inputs
     tolerance = relative("factorization")
     torch.testing.assert_close(
