@@ -43,9 +43,10 @@ format: $(STAMP)  ## format the code and mend what the linter can
 types: $(STAMP)  ## static types
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## time the simulator and the aggregation; writes results/bench
+bench: $(STAMP)  ## time the simulator, the aggregation and local training; writes results/bench
 	$(BIN)/python -m benchmarks.spectral
 	$(BIN)/python -m benchmarks.aggregation
+	$(BIN)/python -m benchmarks.training
 
 readme: $(STAMP)  ## record results/verify and write the README's table and picture from it
 	$(BIN)/python -m paper_figs.readme

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count
 
 from analysis.claim import Claim, Context
 from analysis.claims import CLAIMS, theme_of
@@ -186,6 +187,7 @@ def environment(context: Context) -> Record:
         "python_version": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "cores": cpu_count(),
         "seed": context.seed,
         "quick": context.quick,
         "device": context.device,

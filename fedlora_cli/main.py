@@ -20,6 +20,8 @@ COMMANDS = {
     "stopped.",
     "export": "Export a fine-tuning run's adapters as PEFT folders: of any client and round, or "
     "global.",
+    "study": "Compare rules, ranks and heterogeneities on a real task: runs, verdicts, report, "
+    "figures.",
     "aggregate": "Aggregate PEFT LoRA adapters of different ranks into one that PEFT loads.",
     "predict": "Predict what every rule does to a federation, side by side and without simulation.",
     "design": "Find the ranks and the rule that keep the most of an update within a budget.",

@@ -29,7 +29,7 @@ RUNS_PER_PIECE = {"spectral": 1000, "matrix": 50, "training": 1}
 def simulate(
     out: Annotated[Path, typer.Option(help="netCDF file to write (.nc)")],
     fidelity: Annotated[str | None, typer.Option(help="spectral, matrix or training")] = None,
-    task: Annotated[str | None, typer.Option(help="training task: digits")] = None,
+    task: Annotated[str | None, typer.Option(help="training task: digits, text, ...")] = None,
     ranks: Annotated[
         str | None, typer.Option(help='client ranks; "4x8,8x6" is rank 4, 8 clients; ...')
     ] = None,

@@ -66,9 +66,7 @@ def train(
         raise expected("--out", str(out), "a new folder, or --resume to go on")
     with _resumable(out / ROUNDS):
         dataset = _run(chosen, server, seed, out / ROUNDS, keep)
-    matplotlib.use("Agg")
-    style.apply()
-    style.save(split.draw(dataset)[0], out, "split", ["png"])
+    draw_split(dataset, out)
     save_dataset(dataset, out / DATASET)
     print(f"wrote {out / DATASET}")
 
@@ -106,23 +104,29 @@ def _resumable(folder: Path) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
+def draw_split(dataset: xr.Dataset, out: Path) -> None:
+    """Draw who holds what, `split.png`."""
+    matplotlib.use("Agg")
+    style.apply()
+    style.save(split.draw(dataset)[0], out, "split", ["png"])
+
+
 class _ShownRounds(Checkpoints):
     """Rounds on disk, each shown once it is kept: on a bar, or as a line where no terminal is."""
 
     def __init__(self, folder: Path, run: FederatedRun, keep: str) -> None:
         super().__init__(folder, run.description(), keep)
-        self.rounds, self.level = run.scenario.rounds, run.federation.levels[0]
-        done = self.last_round() or 0
+        self.run, done, rounds = run, self.last_round() or 0, run.scenario.rounds
         if done:
-            print(f"going on from round {done} of {self.rounds} in {folder}", file=sys.stderr)
-        self.bar = tqdm(
-            total=self.rounds, initial=done, desc=run.rule.label, unit="round", disable=None
-        )
+            print(f"going on from round {done} of {rounds} in {folder}", file=sys.stderr)
+        self.bar = tqdm(total=rounds, initial=done, desc=run.rule.label, unit="round", disable=None)
         self.before = time.monotonic()
 
     def save(self, t: int, state: GlobalUpdate, row: Row) -> None:
         """Keep a round, and show it."""
         super().save(t, state, row)
+        # Read back: bits depend on how tensors lie in memory, and a resumed run has read them.
+        self.run.state = self.state(t, self.run.task.device)
         now = time.monotonic()
         seconds, self.before = now - self.before, now
         if t == 0:  # the start
@@ -131,11 +135,12 @@ class _ShownRounds(Checkpoints):
         self.bar.set_postfix_str(measured, refresh=False)
         self.bar.update()
         if self.bar.disable:
-            line = f"round {t} of {self.rounds}: {measured} ({seconds:.1f} s)"
+            line = f"round {t} of {self.run.scenario.rounds}: {measured} ({seconds:.1f} s)"
             print(line, file=sys.stderr, flush=True)
 
     def _measured(self, row: Row) -> str:
         energy = np.square(row["singular_values"]).sum(0)
-        values = {"accuracy": row["accuracy"], "rho": energy_ratio(energy, self.level)}
+        level = self.run.federation.levels[0]
+        values = {"accuracy": row["accuracy"], "rho": energy_ratio(energy, level)}
         found = (f"{name} {float(x):.3f}" for name, x in values.items() if np.isfinite(x))
         return ", ".join(found) or "not judged"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,8 +63,12 @@ def verify(
     code = source_fingerprint(Path(str(analysis.__file__)).parent)
     effort = {"seed": seed, "quick": quick, "device": device, "analysis": code}
     store = RunStore(out / ".partial", effort)
+    started, whole = time.monotonic(), not store.count()
     with resumable(store):
         report = _run(claims, Context(seed, quick, device, store=store), out)
+        # Of work that went on from an earlier run nobody knows how long it took.
+        report["seconds"] = round(time.monotonic() - started) if whole else None
+        _write(report, out)
     _print_table(report, out)
     if strict and not holds(report):
         raise typer.Exit(1)
@@ -100,12 +105,15 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
             count = min(most, digits.RUNS_EACH)
             report["digits"] = finite_or_none(digits.summarise(context, count))
             save_dataset(digits.gather(context, count), data / "digits.nc")
-    # The report comes last: where it is, everything that it speaks of is.
     matplotlib.use("Agg")
     draw_all(report, data, out / "figures")
+    return report
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
+    """The report comes last: where it is, everything that it speaks of is."""
     write_text(out / "report.md", to_markdown(report))
     write_text(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    return report
 
 
 def _remove_older(out: Path) -> None:

@@ -1,7 +1,8 @@
 """Record results for the README, and write its tables and pictures from the record.
 
-`python -m paper_figs.readme` takes `results/verify` and `results/bench`; with `--check` nothing is
-written, and a README that does not match the record is an error.
+`python -m paper_figs.readme` takes `results/verify`, `results/bench` and the studies beside them
+that are newer than their record; with `--check` nothing is written, and a README that does not
+match the record is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from paper_figs.speed import (
     hardware_line,
     layers_table,
     spectral_table,
+    training_bars_block,
+    training_table,
 )
+from paper_figs.study_record import record_studies, study_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "results" / "recorded"
@@ -37,7 +41,9 @@ BENCHES = {
         "bars": bars_table,
         "hardware": hardware_line,
     },
+    "training": {"training": training_table},
 }
+ON_GPU = ("aggregation-cuda", "training-cuda")
 
 
 def run_line(report: dict[str, Any]) -> str:
@@ -67,11 +73,12 @@ def tables(record: Path) -> dict[str, str]:
         "run": run_line(report),
         "rules": rules_table(),
         "gpu": gpu_block(record),
+        "training_bars": training_bars_block(record),
     }
     for name, tables_of in BENCHES.items():
         bench = json.loads((record / f"{name}.json").read_text())
         blocks |= {block: table(bench) for block, table in tables_of.items()}
-    return blocks
+    return blocks | study_blocks(record)
 
 
 def render(readme: str, blocks: dict[str, str]) -> str:
@@ -90,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, default=ROOT / "results" / "verify")
     parser.add_argument("--bench", type=Path, default=ROOT / "results" / "bench")
+    parser.add_argument("--study", action="append", help="record this study again")
     parser.add_argument("--check", action="store_true", help="fail if the README is stale")
     arguments = parser.parse_args()
     path = ROOT / "README.md"
@@ -99,11 +107,12 @@ def main() -> None:
             sys.exit(f"{arguments.source}: only a full report, the digits runs in it, is recorded")
         RECORD.mkdir(parents=True, exist_ok=True)
         shutil.copy(arguments.source / "report.json", RECORD / "report.json")
-        for name in (*BENCHES, "aggregation-cuda"):
+        for name in (*BENCHES, *ON_GPU):
             if (arguments.bench / f"{name}.json").exists():
                 shutil.copy(arguments.bench / f"{name}.json", RECORD / f"{name}.json")
         for name in FIGURES:
             shutil.copy(arguments.source / "figures" / f"{name}.png", RECORD / f"{name}.png")
+        record_studies(ROOT / "results", RECORD, arguments.study or [])
     rendered = render(path.read_text(), tables(RECORD))
     if arguments.check and rendered != path.read_text():
         sys.exit("README.md does not match results/recorded: run `make readme`")

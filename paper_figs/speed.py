@@ -74,6 +74,49 @@ def gpu_block(record: Path) -> str:
     return f"{hardware_line(bench)}\n\n{aggregation_table(bench)}"
 
 
+def training_table(bench: dict[str, Any]) -> str:
+    """One local step of a cohort: its time, and the other ways as multiples; then the prefix."""
+    lines = [
+        "| model | threads | clients | stacked step | / one big batch | one by one / stacked "
+        "| groups of ranks / padded |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    found: dict[tuple[int, int, int], dict[str, Row]] = {}
+    for row in bench["rows"]:
+        found.setdefault((row["d"], row["threads"], row["clients"]), {})[row["lane"]] = row
+    for (d, threads, clients), lanes in found.items():
+        own, clock = lanes["stacked"], lanes["stacked"]["clock"]
+        pairs = ((own, lanes["limit"]), (lanes["loop"], own), (lanes["grouped"], lanes["padded"]))
+        cells = [f"d = {d}", str(threads), str(clients), _milliseconds(own, clock)]
+        cells += [_multiple(over, under, clock) for over, under in pairs]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_prefix_lines(bench["prefix"])])
+
+
+def _prefix_lines(rows: list[Row]) -> list[str]:
+    """A step on a whole encoder and on a cached prefix, a sample."""
+    lines = [
+        "| threads | whole model, a sample | cached prefix | whole / cached |",
+        "|---|---|---|---|",
+    ]
+    for threads in sorted({row["threads"] for row in rows}):
+        lanes = {row["lane"]: row for row in rows if row["threads"] == threads}
+        whole, cached, clock = lanes["whole"], lanes["cached"], lanes["whole"]["clock"]
+        times = [_milliseconds(row, clock, row["samples"]) for row in (whole, cached)]
+        lines.append(f"| {' | '.join([str(threads), *times, _multiple(whole, cached, clock)])} |")
+    return lines
+
+
+def training_bars_block(record: Path) -> str:
+    """The bars of stacked training, those of a GPU too where one was had."""
+    lines = [bars_table(json.loads((record / "training.json").read_text()))]
+    gpu = record / "training-cuda.json"
+    if not gpu.exists():
+        return "\n\n".join([*lines, "GPU: not measured."])
+    bench = json.loads(gpu.read_text())
+    return "\n\n".join([*lines, hardware_line(bench), bars_table(bench)])
+
+
 def layers_table(bench: dict[str, Any]) -> str:
     """Many layers at once against one after the other."""
     lines = ["| threads | one by one, wall time | in one batch |", "|---|---|---|"]
@@ -84,8 +127,9 @@ def layers_table(bench: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _milliseconds(row: Row) -> str:
-    low, median, high = (1e3 * row[f"cpu_{kind}"] for kind in ("min", "median", "max"))
+def _milliseconds(row: Row, clock: str = "cpu", share: int = 1) -> str:
+    """Median and range, of one of so many equal shares."""
+    low, median, high = (1e3 / share * row[f"{clock}_{kind}"] for kind in ("min", "median", "max"))
     return f"{median:.3g} ms [{low:.3g}, {high:.3g}]"
 
 
@@ -93,9 +137,9 @@ def _seconds(row: Row) -> str:
     return f"{row['wall_median']:.2f} s [{row['wall_min']:.2f}, {row['wall_max']:.2f}]"
 
 
-def _multiple(row: Row | None, own: Row) -> str:
-    """A candidate's median CPU time over the engine's; a single run is marked as one."""
+def _multiple(row: Row | None, own: Row, clock: str = "cpu") -> str:
+    """A candidate's median time over another's; a single run is marked as one."""
     if row is None:
         return "not measured"
     once = ", one run" if row["repeats"] == 1 else ""
-    return f"{row['cpu_median'] / own['cpu_median']:.3g}x{once}"
+    return f"{row[f'{clock}_median'] / own[f'{clock}_median']:.3g}x{once}"

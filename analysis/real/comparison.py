@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import ArrayLike
 
-from analysis.closed_form import communication
+from analysis.closed_form import RULES, communication
 from analysis.inference.intervals import mean_interval
 from analysis.real.study import MIXED, Study, StudyRun
 from fedlora_sim.metrics import energy_ratio
@@ -18,9 +20,9 @@ BYTES = 4
 """Of a number as it is sent: single precision."""
 
 TABLE_ERROR = 0.05
-"""Each interval of the table stands for itself; verdicts have theirs, see `paper_claims`."""
+"""Each interval of the tables stands for itself; verdicts have theirs, see `paper_claims`."""
 
-QUANTITIES = ("accuracy", "rho", "effective_rank", "preservation", "megabytes")
+QUANTITIES = ("untrained", "accuracy", "rho", "effective_rank", "preservation", "megabytes")
 
 
 def finals(study: Study, runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
@@ -55,25 +57,29 @@ def _final(study: Study, run: StudyRun, dataset: xr.Dataset, level: int) -> dict
         "rounds_to_target": float(reached[0]) if len(reached) else np.nan,
         "rho": float(energy_ratio(one.energy.values[-1], level)),
         "effective_rank": float(one.effective_rank.values[-1]),
-        "preservation": float(np.nanmean(one.preservation.values)),
+        "preservation": float(one.preservation.mean()),
         "megabytes": _megabytes(run, one),
     }
 
 
 def _megabytes(run: StudyRun, one: xr.Dataset) -> float:
-    """Expected traffic of all rounds, in 10**6 bytes."""
-    scenario = run.scenario
+    """Expected traffic of all rounds, in 10**6 bytes; NaN of a rule that has no closed form."""
+    name, scenario = run.rule.partition(":")[0], run.scenario
+    if name not in RULES:
+        return float("nan")
+    shapes = Counter(zip(one.d_out.values.tolist(), one.d_in.values.tolist(), strict=True))
     numbers = sum(
         communication(
-            run.rule.partition(":")[0],
+            name,
             scenario.ranks,
-            int(d_in),
-            int(d_out),
+            d_in,
+            d_out,
+            layers=layers,
             cohort_size=scenario.cohort_size,
             sampling=scenario.sampling,
             allocation=scenario.allocation,
         ).total
-        for d_out, d_in in zip(one.d_out.values, one.d_in.values, strict=True)
+        for (d_out, d_in), layers in shapes.items()
     )
     return scenario.rounds * numbers * BYTES / 1e6
 
@@ -97,16 +103,33 @@ def summary(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _summarised(study: Study, own: pd.DataFrame) -> dict[str, Any]:
-    row: dict[str, Any] = {"runs": len(own), "confidence": 1 - TABLE_ERROR}
+    row: dict[str, Any] = {"runs": len(own)}
     for name in QUANTITIES:
-        values = own[name].to_numpy(dtype=np.float64)
-        row[name], row[f"{name}_interval"] = float(values.mean()), None
-        if len(values) > 1:
-            m = mean_interval(values[:, None], TABLE_ERROR)
-            row[f"{name}_interval"] = [float(m.low[0]), float(m.high[0])]
+        row |= with_interval(name, own[name].to_numpy(dtype=np.float64))
     reached = own["rounds_to_target"].dropna()
-    row["target_accuracy"], row["reached_target"] = study.target_accuracy, len(reached)
+    row["reached_target"] = len(reached)
     row["rounds_to_target"] = float(reached.median()) if len(reached) else None
+    return row
+
+
+def with_interval(name: str, samples: ArrayLike) -> dict[str, Any]:
+    """A mean over runs, and its Student interval, for a row of a table.
+
+    Args:
+        name: of the quantity.
+        samples: once per run, (n,); NaN where a run has none.
+
+    Returns:
+        `name` and `{name}_interval`; None where there is no run, of one run no interval.
+    """
+    known = np.asarray(samples, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    row: dict[str, Any] = {name: None, f"{name}_interval": None}
+    if len(known):
+        row[name] = float(known.mean())
+    if len(known) > 1:
+        m = mean_interval(known[:, None], TABLE_ERROR)
+        row[f"{name}_interval"] = [float(m.low[0]), float(m.high[0])]
     return row
 
 
@@ -118,8 +141,8 @@ def curves(study: Study, runs: Mapping[str, xr.Dataset]) -> xr.Dataset:
         runs: its datasets by label.
 
     Returns:
-        `accuracy`, `rho`, `effective_rank`, `preservation` (mean over layers); runs of one
-        heterogeneity meet the same seeds under all rules.
+        `accuracy`, NaN in rounds that were not judged, `rho`, `effective_rank`, `preservation`
+        (mean over layers); runs of one heterogeneity meet the same seeds under all rules.
     """
     mixed = [run for run in study.runs() if run.configuration == MIXED]
     parts = []
@@ -129,8 +152,9 @@ def curves(study: Study, runs: Mapping[str, xr.Dataset]) -> xr.Dataset:
             own = [runs[r.label] for r in mixed if (r.heterogeneity, r.rule) == (name, rule)]
             kept = [_curve(dataset).assign_coords(run=i) for i, dataset in enumerate(own)]
             by_rule.append(xr.concat(kept, "run"))
-        parts.append(xr.concat(by_rule, pd.Index(study.rules, name="rule")))
-    return xr.concat(parts, pd.Index(list(study.heterogeneity), name="heterogeneity"))
+        parts.append(xr.concat(by_rule, "rule").assign_coords(rule=list(study.rules)))
+    names = list(study.heterogeneity)
+    return xr.concat(parts, "heterogeneity").assign_coords(heterogeneity=names)
 
 
 def _curve(dataset: xr.Dataset) -> xr.Dataset:

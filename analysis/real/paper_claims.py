@@ -1,7 +1,7 @@
 """What the paper claims of real fine-tuning, each with a verdict on the study's own runs.
 
 Predictions were fixed on pilot runs of other seeds. All intervals of a study hold together: every
-claim gets an equal part of the family's error.
+claim gets an equal part of the family's error, and no more where others are left out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PaperClaim:
 
 
 def judge_claims(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A verdict on every claim; one whose control is not refuted stays undecided.
+    """A verdict on every claim whose runs are there; without a refuted control none is supported.
 
     Args:
         study: what was compared.
@@ -61,29 +61,55 @@ def judge_claims(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
         One entry per claim, for the report.
     """
     error = claim_error(len(PAPER_CLAIMS))
-    entries = []
-    for claim in PAPER_CLAIMS:
-        measured = mean_interval(claim.samples(study, table)[:, None], error)
-        control = mean_interval(claim.control_samples(study, table)[:, None], error)
-        verdict, refuted = judge(measured, claim.prediction), judge(control, claim.prediction)
-        if refuted is not Verdict.REFUTED:
-            verdict = Verdict.UNDECIDED
-        entries.append(
-            {
-                "id": claim.id,
-                "statement": claim.statement,
-                "quantity": claim.quantity,
-                "prediction": float(claim.prediction.value[0]),
-                "margin": claim.prediction.margin,
-                "measurement": float(measured.value[0]),
-                "interval": [float(measured.low[0]), float(measured.high[0])],
-                "confidence": 1 - error,
-                "runs": measured.samples,
-                "verdict": str(verdict),
-                "negative_control": {"description": claim.control, "verdict": str(refuted)},
-            }
-        )
-    return entries
+    return [
+        _judged(study, table, claim, error)
+        for claim in PAPER_CLAIMS
+        if not _why_left_out(study, table, claim)
+    ]
+
+
+def claims_left_out(study: Study, table: pd.DataFrame) -> list[dict[str, str]]:
+    """The other claims, and why nothing is said of them."""
+    return [
+        {"id": claim.id, "statement": claim.statement, "reason": reason}
+        for claim in PAPER_CLAIMS
+        if (reason := _why_left_out(study, table, claim))
+    ]
+
+
+def _why_left_out(study: Study, table: pd.DataFrame, claim: PaperClaim) -> str:
+    """What a part of a study is too small for."""
+    samples = (claim.samples(study, table), claim.control_samples(study, table))
+    fewest = min(len(own) for own in samples)
+    if fewest > 1:
+        return ""
+    return "one run has no spread" if fewest else "its runs are not in this study"
+
+
+def _judged(study: Study, table: pd.DataFrame, claim: PaperClaim, error: float) -> dict[str, Any]:
+    measured = mean_interval(claim.samples(study, table)[:, None], error)
+    control = mean_interval(claim.control_samples(study, table)[:, None], error)
+    verdict, of_control = judge(measured, claim.prediction), judge(control, claim.prediction)
+    if of_control != Verdict.REFUTED and verdict == Verdict.SUPPORTED:
+        verdict = Verdict.UNDECIDED  # a check that refutes nothing has tested nothing
+    return {
+        "id": claim.id,
+        "statement": claim.statement,
+        "quantity": claim.quantity,
+        "prediction": float(claim.prediction.value[0]),
+        "margin": claim.prediction.margin,
+        "measurement": float(measured.value[0]),
+        "interval": [float(measured.low[0]), float(measured.high[0])],
+        "confidence": 1 - error,
+        "runs": measured.samples,
+        "verdict": str(verdict),
+        "negative_control": {
+            "description": claim.control,
+            "verdict": str(of_control),
+            "measurement": float(control.value[0]),
+            "interval": [float(control.low[0]), float(control.high[0])],
+        },
+    }
 
 
 def _paired(table: pd.DataFrame, column: str, rule: str, configuration: str = MIXED) -> pd.Series:
@@ -119,11 +145,16 @@ def _untrained_gain(study: Study, table: pd.DataFrame) -> Array:
 
 
 def _spread(study: Study, table: pd.DataFrame, rule: str) -> Array:
-    """Largest less smallest accuracy over the rank configurations, per seed."""
+    """Largest less smallest accuracy over all rank configurations, per seed that has them all."""
+    configurations = [MIXED, *study.rank_configurations]
     own = table[(table["rule"] == rule) & (table["heterogeneity"] == study.compared_heterogeneity)]
-    own = own[own["configuration"].isin([MIXED, *study.rank_configurations])]
-    spread = own.groupby("seed")["accuracy"].agg(lambda x: x.max() - x.min())
-    return np.asarray(spread.sort_index().to_numpy(dtype=np.float64))
+    own = own[own["configuration"].isin(configurations)].sort_values("seed")
+    found = [
+        seed["accuracy"].max() - seed["accuracy"].min()
+        for _, seed in own.groupby("seed")
+        if len(seed) == len(configurations) > 1
+    ]
+    return np.array(found, dtype=np.float64)
 
 
 def _robustness(study: Study, table: pd.DataFrame) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from joblib import Parallel, delayed
 from analysis.real.study import Study, StudyRun
 from fedlora_sim import simulate
 from fedlora_sim.datasets import load_dataset, save_dataset
-from fedlora_sim.errors import expected
+from fedlora_sim.errors import InputError, expected
+from fedlora_sim.tasks.loading import load_task
+from fedlora_sim.training.draws import split_clients
 
 RUNS, ROUNDS = "runs", "rounds"
 
@@ -33,65 +36,86 @@ def run_study(
         study: what is compared.
         out: folder of the results.
         workers: runs at a time, each in a process of its own.
-        on_progress: called with every run that is there.
+        on_progress: called with every run that was made.
+
+    Raises:
+        InputError: naming the run and what is wrong with it.
     """
-    missing = []
-    for run in study.runs():
-        if kept_run(run, out) is None:
-            missing.append(run)
-        else:
-            on_progress(run)
     made = Parallel(n_jobs=workers, return_as="generator_unordered")(
-        delayed(_make)(run, out) for run in missing
+        delayed(_make)(run, out) for run in missing_runs(study, out)
     )
     for run in made:
         on_progress(run)
 
 
-def kept_run(run: StudyRun, out: Path) -> xr.Dataset | None:
-    """A run that is on disk, or None.
+def check_data(runs: Sequence[StudyRun]) -> None:
+    """Load the task and split it as every run will, so that none is refused hours later.
 
     Raises:
-        InputError: if the file is of another run, naming what differs.
+        InputError: naming the run and what is wrong with it.
     """
-    path = _file(run, out)
-    if not path.exists():
-        return None
-    dataset = load_dataset(path)
-    wanted = {**run.scenario.to_attrs(), "rule": run.rule}
-    for name, value in wanted.items():
-        found = dataset.attrs.get(name)
-        if not np.array_equal(np.asarray(found), np.asarray(value)):
-            raise expected(name, value, f"{found!r}, as in {path} (or another folder)")
-    return dataset
+    for run in runs:
+        # a prefix takes time and memory, and says nothing of the split
+        scenario = run.scenario.replace(cache_prefix=False)
+        try:
+            split_clients(scenario, load_task(scenario).train, run.seed)
+        except InputError as error:
+            raise _named(run, error) from None
+
+
+def missing_runs(study: Study, out: Path) -> list[StudyRun]:
+    """Runs that are not on disk.
+
+    Raises:
+        InputError: if a file is of another run, naming what differs.
+    """
+    missing = []
+    for run in study.runs():
+        path = _file(run, out)
+        if not path.exists():
+            missing.append(run)
+            continue
+        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+            _check_same(run, dataset, path)
+    return missing
 
 
 def load_runs(study: Study, out: Path) -> dict[str, xr.Dataset]:
     """All runs of a study by label.
 
     Raises:
-        InputError: if one has not been made.
+        InputError: if one has not been made, or if a file is of another run.
     """
-    found = {}
-    for run in study.runs():
-        dataset = kept_run(run, out)
-        if dataset is None:
-            raise expected("out", str(out), f"all runs of the study; {run.label} is missing")
-        found[run.label] = dataset
-    return found
+    missing = missing_runs(study, out)
+    if missing:
+        wanted = f"all runs of the study; {len(missing)} are missing, {missing[0].label} first"
+        raise expected("out", str(out), wanted)
+    return {run.label: load_dataset(_file(run, out)) for run in study.runs()}
 
 
-def missing_runs(study: Study, out: Path) -> Sequence[StudyRun]:
-    """Runs that are not on disk."""
-    return [run for run in study.runs() if not _file(run, out).exists()]
+def _check_same(run: StudyRun, dataset: xr.Dataset, path: Path) -> None:
+    for name, value in {**run.scenario.to_attrs(), "rule": run.rule}.items():
+        found = dataset.attrs.get(name)
+        # netCDF stores a list of one as a number
+        if np.atleast_1d(np.asarray(found)).tolist() != np.atleast_1d(np.asarray(value)).tolist():
+            raise expected(name, value, f"{found!r}, as in {path} (or another folder)")
 
 
 def _make(run: StudyRun, out: Path) -> StudyRun:
     rounds = out / ROUNDS / run.label
-    dataset = simulate(run.scenario, rule=run.rule, seed=run.seed, checkpoints=rounds)
+    try:
+        dataset = simulate(run.scenario, rule=run.rule, seed=run.seed, checkpoints=rounds)
+    except InputError as error:
+        raise _named(run, error) from None
     save_dataset(dataset, _file(run, out))
     shutil.rmtree(rounds, ignore_errors=True)
+    with contextlib.suppress(OSError):  # other runs are under way there
+        rounds.parent.rmdir()
     return run
+
+
+def _named(run: StudyRun, error: InputError) -> InputError:
+    return InputError(f"{run.label}: {error}")
 
 
 def _file(run: StudyRun, out: Path) -> Path:

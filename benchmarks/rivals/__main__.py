@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rivals.compare import Case, Row, Runner, compare
+from benchmarks.rivals.compare import EXACT, TIMED, Case, Row, Runner, compare
 from benchmarks.rivals.exchange import Exchange, Outcome
 from benchmarks.rivals.install import ENVIRONMENTS
 from benchmarks.rivals.lanes import LANES, OURS, Lane, run_lane
@@ -31,6 +31,7 @@ from fedlora_sim.run_store import write_text
 OUT = Path("results/bench/rivals.json")
 SIZES, COHORTS, THREADS = (64, 256), (1, 10, 100), (1, 2)
 ROUNDS, REPEATS = 6, 3
+COLUMNS = ("threads", "lane", "off, f64 / f32", "first round, s", "later rounds, s", "/ ours")
 
 
 def runner(environments: Path, folder: Path) -> Runner:
@@ -46,27 +47,28 @@ def runner(environments: Path, folder: Path) -> Runner:
 
 def table(rows: Sequence[Row]) -> Table:
     """The rows of one case, a line each: below 1 in the last column, the lane beats ours."""
-    first = rows[0]
-    shown = Table(title=f"d = {first['d_model']}, {first['cohort']} client(s) a round", expand=True)
-    for name in ("threads", "lane", "agrees to", "first round, s", "later rounds, s", "/ ours"):
-        shown.add_column(name)
+    shown = Table(title="d = {d_model}, {cohort} client(s) a round".format(**rows[0]))
+    for name in COLUMNS:
+        shown.add_column(name, justify="left" if name == "lane" else "right")
     ours = {row["threads"]: row.get("round_median") for row in rows if row["lane"] == OURS.name}
     for row in rows:
-        off = row["relative_difference"].items()
-        agrees = ", ".join(f"{value:.0e} ({dtype})" for dtype, value in off)
-        start = [str(row["threads"]), row["lane"], row["problem"] or agrees]
-        if row["problem"] is not None:
-            shown.add_row(*start)
-            continue
-        base = ours.get(row["threads"])
-        ratio = f"{row['round_median'] / base:.2f}" if base else ""
-        shown.add_row(*start, _range(row, "first_round"), _range(row, "round"), ratio)
+        start = [str(row["threads"]), row["lane"]]
+        if row["problem"] is None:
+            shown.add_row(*start, *_times(row, ours.get(row["threads"])))
+        else:
+            shown.add_row(*start, row["problem"])
     return shown
 
 
-def _range(row: Row, kind: str) -> str:
-    low, middle, high = (row[f"{kind}_{which}"] for which in ("min", "median", "max"))
-    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+def _times(row: Row, ours: float | None) -> list[str]:
+    off = (row["relative_difference"].get(dtype) for dtype in (EXACT, TIMED))
+    low, middle, high = (row[f"round_{which}"] for which in ("min", "median", "max"))
+    return [
+        " / ".join("-" if value is None else f"{value:.0e}" for value in off),
+        f"{row['first_round_median']:.2f}",
+        f"{middle:.3f} [{low:.3f}, {high:.3f}]",
+        f"{middle / ours:.2f}" if ours else "",
+    ]
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -162,13 +162,18 @@ Lane = Callable[[Exchange, int], Outcome]
 """Does all rounds of an exchange on so many threads."""
 
 
-def serve(lane: Lane, packages: Sequence[str]) -> None:
+def parse() -> argparse.Namespace:
     """Command line of a lane: `EXCHANGE OUT --threads N`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("exchange", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def serve(lane: Lane, packages: Sequence[str]) -> None:
+    """Do what the command line says, with the versions of these packages in the outcome."""
+    given = parse()
     outcome = lane(Exchange.load(given.exchange), given.threads)
     versions = {name: version(name) for name in packages}
     Outcome(outcome.adapters, outcome.seconds, outcome.how, versions).save(given.out)

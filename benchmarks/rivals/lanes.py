@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,25 +84,41 @@ def run_lane(lane: Lane, exchange: Path, out: Path, *, threads: int, environment
     Raises:
         LaneError: if it is not installed, fails, or takes too long.
     """
-    command = [lane.python(environments), "-m", lane.module, exchange, out, "--threads"]
+    command = [lane.python(environments), "-m", lane.module, exchange, out, "--threads", threads]
     out.unlink(missing_ok=True)
-    try:
-        with _pinned(threads):
-            done = subprocess.run(
-                [*map(str, command), str(threads)],
-                cwd=ROOT,
-                env={**os.environ, **_thread_limits(threads)},
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-                check=False,
-            )
-    except subprocess.TimeoutExpired:
-        raise LaneError(f"no result within {TIMEOUT:.0f} s") from None
-    if done.returncode or not out.exists():
-        last = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise LaneError(f"failed ({done.returncode}): {last[-1]}")
+    with _pinned(threads):
+        code, output = _run([str(word) for word in command], _thread_limits(threads))
+    if code or not out.exists():
+        raise LaneError(f"failed ({code}): {_reason(output)}")
     return Outcome.load(out)
+
+
+def _run(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
+    """Run a command to its end; its exit status, and what it has printed."""
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=TIMEOUT)
+        except BaseException as error:  # a framework's workers would live on without their parent
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise LaneError(f"no result within {TIMEOUT:.0f} s") from None
+            raise
+    return process.returncode, output
+
+
+def _reason(output: str) -> str:
+    """The line that says most: the first exception of a traceback, else the last line."""
+    lines = [line.strip() for line in output.splitlines() if any(map(str.isalnum, line))]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return next(iter(raised or lines[-1:]), "no message")
 
 
 def disagreement(found: Adapters, wanted: Adapters, start: Adapters) -> float:

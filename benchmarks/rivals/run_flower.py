@@ -1,4 +1,7 @@
-"""The lane of Flower: its FedAvg strategy on its simulation runtime, a Ray worker a core."""
+"""The lane of Flower: its FedAvg strategy on its simulation runtime, a Ray worker a core.
+
+The runtime looks for messages and for replies every 0.1 s: a round takes at least that.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # before the imports
@@ -30,7 +34,7 @@ class WholeCohort(FedAvg):
 
     def __init__(self, cohort: int, watch: Stopwatch) -> None:
         super().__init__(fraction_evaluate=0.0, min_train_nodes=cohort, min_available_nodes=cohort)
-        self.cohort, self.watch = cohort, watch
+        self.watch = watch
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -50,7 +54,7 @@ class WholeCohort(FedAvg):
 
 def run(exchange: Exchange, threads: int) -> Outcome:
     """All rounds."""
-    os.environ[EXCHANGE] = sys.argv[1]
+    os.environ[EXCHANGE] = str(Path(sys.argv[1]).absolute())
     logging.getLogger("flwr").setLevel(logging.ERROR)
     watch, found = Stopwatch(), {}
     server = ServerApp()

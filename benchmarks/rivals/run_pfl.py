@@ -19,7 +19,7 @@ from pfl.hyperparam import NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 
-from benchmarks.rivals.exchange import Exchange, Outcome, Stopwatch, serve
+from benchmarks.rivals.exchange import Exchange, Outcome, Stopwatch, parse, serve
 from benchmarks.rivals.plain_torch import build, read_adapters, trained_parameters
 
 RANK = "RANK"
@@ -87,15 +87,16 @@ def run(exchange: Exchange, threads: int) -> Outcome:
         ),
         callbacks=[Laps(watch)],
     )
-    how = f"SimulatedBackend, {threads} process(es) of one thread"
+    how = f"SimulatedBackend, {min(threads, exchange.cohort)} process(es) of one thread"
     return Outcome(read_adapters(network), watch.seconds, how)
 
 
 def main() -> None:
-    """Start a process for every thread asked for; one that was started runs its part."""
-    threads = sys.argv[sys.argv.index("--threads") + 1] if "--threads" in sys.argv else "1"
-    if int(threads) > 1 and RANK not in os.environ:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={threads}"]
+    """Start a process a thread, as far as there are clients; one that was started does its part."""
+    given = parse()
+    count = min(given.threads, Exchange.load(given.exchange).cohort)
+    if count > 1 and RANK not in os.environ:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         module = ["-m", "benchmarks.rivals.run_pfl", *sys.argv[1:]]
         done = subprocess.run([sys.executable, *launcher, *module], check=False)
         raise SystemExit(done.returncode)

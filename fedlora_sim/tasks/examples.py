@@ -68,6 +68,12 @@ class Examples:
             raise expected("classes", None, "a class per sample for splits by label (or split=iid)")
         return self.labels.cpu().numpy().astype(np.int64)
 
+    @property
+    def longest(self) -> int:
+        """Index of the sample with the most positions that are no padding."""
+        mask = self.inputs.get(MASK)
+        return 0 if mask is None else int(mask.sum(1).argmax())
+
     def take(self, index: Tensor) -> Examples:
         """The samples at these indices, (m,), cut to the longest of them."""
         inputs = {name: x[index] for name, x in self.inputs.items()}

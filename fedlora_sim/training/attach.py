@@ -54,25 +54,42 @@ def attach(
 
     Raises:
         ValueError: on a target that the model lacks (with the closest name) or that is no linear
-            map, and on shapes that differ.
+            map, on a head that is a target, and on shapes that differ.
     """
-    # deepcopy takes what its memo holds for copied already: the frozen tensors' memory is shared.
-    shared: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
-    }
-    shared.update({id(b): b for b in model.buffers()})
-    clone = copy.deepcopy(model, shared).eval()
+    clone = frozen_copy(model)
     scales = torch.as_tensor(scaling, dtype=torch.float64)
     for name, (lora_a, lora_b) in adapters.items():
         base = find_linear(model, name)
         _put(clone, name, StackedLoRALinear(base, lora_a, lora_b, scales, (frozen or {}).get(name)))
     for name, parameters in (heads or {}).items():
-        if not isinstance(find_linear(model, name), nn.Linear):
-            raise expected("head_modules", name, "an nn.Linear")
+        if not isinstance(find_linear(model, name), nn.Linear) or name in adapters:
+            raise expected("head_modules", name, "an nn.Linear that carries no adapter")
         _put(clone, name, StackedLinear(*parameters))
     if gradient_checkpointing:
         for block in target_blocks(clone, list(adapters)):
             _checkpoint(clone.get_submodule(block))
+    return clone
+
+
+def frozen_copy(model: ModelT, replaced: Mapping[str, Tensor] | None = None) -> ModelT:
+    """The model in evaluation mode, wanting no gradients; `model` itself is not changed.
+
+    Args:
+        model: any module; the copy shares the memory of its parameters and buffers.
+        replaced: parameter name -> what the copy has in its place. Where another module has the
+            same parameter (tied weights), that one keeps it, as it does beside an adapter.
+    """
+    # deepcopy takes what its memo holds for copied already.
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
+    }
+    shared.update({id(b): b for b in model.buffers()})
+    clone = copy.deepcopy(model, shared).eval()
+    config: Any = getattr(clone, "config", None)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # of use in generation only; blocks could not be computed again
+    for name, value in (replaced or {}).items():
+        _put(clone, name, nn.Parameter(value.detach(), requires_grad=False))
     return clone
 
 
@@ -85,7 +102,8 @@ def find_linear(model: nn.Module, name: str) -> nn.Module:
     """The linear map of that full name, itself and not a copy.
 
     Raises:
-        ValueError: if there is none; the message has the closest name, or the module's type.
+        ValueError: if there is none; the message has the closest name, or the module's type. Also
+            of a module that the model holds twice: adapted in one place, merged in both.
     """
     module = dict(model.named_modules()).get(name)
     if module is None:
@@ -93,6 +111,9 @@ def find_linear(model: nn.Module, name: str) -> nn.Module:
         raise expected("target_modules", name, f"a full name; the closest is {close[0]!r}")
     if not is_linear(module):
         raise expected("target_modules", name, f"a linear map, not {type(module).__name__}")
+    names = [n for n, other in model.named_modules(remove_duplicate=False) if other is module]
+    if len(names) > 1:
+        raise expected("target_modules", name, f"a module in one place, not {len(names)}: {names}")
     return module
 
 
@@ -121,9 +142,9 @@ def add_deltas(model: nn.Module, deltas: Mapping[str, Tensor]) -> dict[str, Tens
     return merged
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+def _put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
     parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
+    setattr(model.get_submodule(parent), leaf, value)
 
 
 def _checkpoint(block: nn.Module) -> None:

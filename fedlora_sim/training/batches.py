@@ -1,8 +1,9 @@
 """The batches of a cohort's local training, drawn before it starts.
 
 A client shuffles its samples anew every epoch, with its own generator, and cuts each epoch into
-batches; the last one may be short. The plan of a cohort is rectangular: short batches and missing
-steps are filled with a sample that does not count.
+batches; the last one may be short. The plan of a cohort is rectangular: a short batch is filled
+up with a sample of its own that does not count. Another client's would not do: were it not finite,
+zero times infinity would reach this one's gradient.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def plan_batches(
     index, real = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
     for client, own in enumerate(batches):
         for step, batch in enumerate(own):
+            index[step, client] = batch[0]
             index[step, client, : len(batch)] = batch
             real[step, client, : len(batch)] = True
     return BatchPlan(index, real, num_steps)

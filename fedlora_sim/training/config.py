@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from fedlora_sim.errors import (
     check_choice,
     check_finite,
@@ -71,11 +76,16 @@ class LocalConfig:
 
     @classmethod
     def of(cls, scenario: Scenario) -> LocalConfig:
-        """As the scenario has it: `local_steps` where given, else `local_epochs`."""
+        """As the scenario has it: `local_steps` where given, else `local_epochs`.
+
+        Where clients have rates of their own the highest of them: steps are then only ever
+        shortened, which loses no digits.
+        """
+        rates = scenario.client_learning_rates or (scenario.learning_rate,)
         epochs = scenario.local_epochs if scenario.local_steps is None else None
         return cls(
             optimizer=str(scenario.optimizer),
-            learning_rate=scenario.learning_rate,
+            learning_rate=max(rates),
             momentum=scenario.momentum,
             weight_decay=scenario.weight_decay,
             batch_size=scenario.batch_size,
@@ -86,6 +96,14 @@ class LocalConfig:
             memory_budget=scenario.memory_budget,
             gradient_checkpointing=scenario.gradient_checkpointing,
         )
+
+
+def client_rates(scenario: Scenario, clients: NDArray[np.int64]) -> Tensor | None:
+    """Learning rates of these clients, (m,), where the scenario gives clients their own."""
+    rates = scenario.client_learning_rates
+    if rates is None:
+        return None
+    return torch.tensor([rates[k] for k in clients], dtype=torch.float64)
 
 
 def check_rates(rates: Sequence[float], num_clients: int) -> tuple[float, ...]:

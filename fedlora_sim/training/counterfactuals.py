@@ -13,20 +13,29 @@ from fedlora_sim.training.measures import Row
 from fedlora_sim.training.state import GlobalUpdate
 
 
-def compared_rules(rule: AggregationRule) -> tuple[str, ...]:
-    """Labels of the rules that can be asked: the run's own, and all that train what it trains.
+def compared_rules(rule: AggregationRule, allocation: str) -> tuple[AggregationRule, ...]:
+    """The rules that can be asked: the run's own, and all that train what it trains.
 
     A rule that freezes A has another local training than one that does not, and a rule whose
     clients start from fresh adapters returns increments: neither can stand in for the other.
+
+    Args:
+        rule: the run's own.
+        allocation: of the run; some rules suit `svd` only.
     """
     kind = (rule.frozen_a, rule.space == "none")
-    rules = [get_rule(name) for name in rule_names()]
-    alike = [r.label for r in rules if (r.frozen_a, r.space == "none") == kind]
-    return tuple(dict.fromkeys([rule.label, *alike]))
+    others = [
+        other
+        for other in map(get_rule, rule_names())
+        if other.label != rule.label
+        and (other.frozen_a, other.space == "none") == kind
+        and (allocation == "svd" or not other.needs_svd_allocation)
+    ]
+    return (rule, *others)
 
 
 def counterfactual_row(
-    labels: tuple[str, ...],
+    rules: tuple[AggregationRule, ...],
     aggregate_by: Callable[[AggregationRule], Mapping[str, Aggregated]],
     state: GlobalUpdate,
     evaluate: Callable[[GlobalUpdate], float],
@@ -35,7 +44,7 @@ def counterfactual_row(
     """Energies and accuracy after the round under every rule.
 
     Args:
-        labels: rules, R of them.
+        rules: R of them.
         aggregate_by: aggregates the round's cohort by a rule, per layer.
         state: the global update before the round.
         evaluate: accuracy of a global update; NaN in rounds that are not judged.
@@ -45,8 +54,8 @@ def counterfactual_row(
         `counterfactual_energy` (R, L, r_max) and `counterfactual_accuracy` (R,).
     """
     energy, accuracy = [], []
-    for label in labels:
-        after = state.after(aggregate_by(get_rule(label)))
+    for rule in rules:
+        after = state.after(aggregate_by(rule))
         values = torch.stack([pad_last(s, r_max) for _, s, _ in after.svd(r_max).values()])
         energy.append(values.cpu().double().numpy() ** 2)
         accuracy.append(evaluate(after))

@@ -13,7 +13,7 @@ from fedlora_sim.tasks.task import Task
 from fedlora_sim.training.attach import stacked_modules
 from fedlora_sim.training.batches import BatchPlan
 from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.local import train_stack
+from fedlora_sim.training.local import descend
 from fedlora_sim.training.stack import Stack
 
 
@@ -33,15 +33,17 @@ class Divergence:
     layer: str
     learning_rate: float
 
-    def error(self, t: int) -> InputError:
-        """The refusal of a run in whose round t (from 1) this happened."""
+    def error(self, t: int, *, nobody: bool = False) -> InputError:
+        """The refusal of a run.
+
+        Args:
+            t: the round in which this happened, from 1.
+            nobody: whether it happened to the whole cohort, and dropping clients is no way out.
+        """
         where = f"client {self.client} diverged in round {t} at step {self.step} in {self.layer}"
-        remedy = f"a rate at which training stays finite ({where}), or nonfinite='drop-client'"
+        ways = ", and all the others too)" if nobody else "), or nonfinite='drop-client'"
+        remedy = f"a rate at which training stays finite ({where}{ways}"
         return expected("learning_rate", self.learning_rate, remedy)
-
-
-class _FoundError(Exception):
-    """Ends a replay: step and layer are known."""
 
 
 def find_divergence(
@@ -61,19 +63,37 @@ def find_divergence(
         The first step and layer; the last step and `loss` where the client is finite when alone.
     """
     only = np.array([slot])
-    rate = config.learning_rate if stack.rates is None else float(stack.rates[slot])
-
-    def watch(step: int, model: nn.Module, loss: Tensor) -> None:
-        for name, module in stacked_modules(model).items():
-            values = [x for p in module.parameters() for x in (p.grad, p) if x is not None]
-            if not all(bool(torch.isfinite(x).all()) for x in values):
-                raise _FoundError(step, name)
-        if not bool(torch.isfinite(loss).all()):
-            raise _FoundError(step, "loss")
-
+    own = stack.take(only)
+    model = own.on(task.model)
+    rate = config.learning_rate if own.rates is None else float(own.rates[0])
+    lookout = _Lookout(model)
     try:
-        train_stack(task, stack.take(only), plan.take(only), config, watch)
+        descend(task, model, own, plan.take(only), config, lookout.after_step)
     except _FoundError as found:
-        step, layer = found.args
-        return Divergence(client, step, layer, rate)
-    return Divergence(client, int(plan.num_steps[slot]) - 1, "loss", rate)
+        return Divergence(client, lookout.step, str(found), rate)
+    return Divergence(client, lookout.step - 1, "loss", rate)
+
+
+class _FoundError(Exception):
+    """Ends a replay; the message is the layer."""
+
+
+class _Lookout:
+    """Looks at all that a client's model computes, in its order: forward, loss, backward, step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.step, self.modules = 0, stacked_modules(model)
+        for name, module in self.modules.items():
+            module.register_forward_hook(lambda _m, _x, output, name=name: _look(name, output))
+
+    def after_step(self, done: int, loss: Tensor) -> None:
+        _look("loss", loss)
+        for name in reversed(self.modules):
+            for p in self.modules[name].parameters():
+                _look(name, *(x for x in (p.grad, p) if x is not None))
+        self.step = done + 1
+
+
+def _look(name: str, *values: Tensor) -> None:
+    if not all(bool(torch.isfinite(x).all()) for x in values):
+        raise _FoundError(name)

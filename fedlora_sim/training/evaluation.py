@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from fedlora_sim.tasks.task import Task, logits_of
-from fedlora_sim.training.attach import add_deltas
+from fedlora_sim.training.attach import add_deltas, frozen_copy
 from fedlora_sim.training.stacked import Heads
 
 BATCH = 256
@@ -39,7 +38,7 @@ def evaluate(
     replaced = add_deltas(task.model, deltas or {})
     for name, own in (heads or {}).items():
         replaced |= {f"{name}.{key}": x for key, x in zip(("weight", "bias"), own, strict=False)}
-    model = _Replaced(task.model, replaced)
+    model = frozen_copy(task.model, replaced)
     hits, total, count = 0, 0.0, 0.0
     with torch.inference_mode():
         for index in torch.arange(len(task.test), device=task.device).split(BATCH):
@@ -49,14 +48,3 @@ def evaluate(
             hits += int(task.objective.hits(logits, batch.labels).sum())
             total, count = total + float(losses.sum()), count + float(counts.sum())
     return hits / len(task.test), total / count
-
-
-class _Replaced(torch.nn.Module):
-    """A model called with some of its parameters replaced."""
-
-    def __init__(self, model: torch.nn.Module, replaced: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.model, self.replaced = model, dict(replaced)
-
-    def forward(self, **inputs: Tensor) -> object:
-        return functional_call(self.model, self.replaced, (), inputs)

@@ -25,8 +25,8 @@ from fedlora_sim.training.memory import clients_at_a_time
 from fedlora_sim.training.stack import Stack, client_losses
 from fedlora_sim.training.stacked import Adapters, Heads
 
-Watch = Callable[[int, nn.Module, Tensor], None]
-"""Called after every step with its number, the model and the losses of its clients."""
+Watch = Callable[[int, Tensor], None]
+"""Called after every step with its number and the losses of its clients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,22 +106,12 @@ def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig
     return _joined(parts, np.argsort(order), plan)
 
 
-def train_stack(
-    task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig, watch: Watch | None = None
-) -> Trained:
-    """Train one stack, clients sorted by falling number of steps.
-
-    Args:
-        task: as for `train_cohort`, and so are the others.
-        stack: what the clients start from.
-        plan: their batches.
-        config: optimiser and rate.
-        watch: called after every step.
-    """
+def train_stack(task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig) -> Trained:
+    """Train one stack, clients sorted by falling number of steps; otherwise as `train_on_plan`."""
     model = stack.on(task.model, gradient_checkpointing=config.gradient_checkpointing)
     modules = stacked_modules(model)
     ends = {n: {key: p.detach() for key, p in m.named_parameters()} for n, m in modules.items()}
-    losses = _descend(task, model, stack, plan, config, watch)
+    losses = descend(task, model, stack, plan, config)
     adapters = {name: (ends[name]["lora_A"], ends[name]["lora_B"]) for name in stack.adapters}
     heads = {name: tuple(ends[name].values()) for name in stack.heads}
     finite = torch.isfinite(losses).all(0)
@@ -131,15 +121,27 @@ def train_stack(
     return Trained(adapters, heads, losses, finite)
 
 
-def _descend(
+def descend(
     task: Task,
     model: nn.Module,
     stack: Stack,
     plan: BatchPlan,
     config: LocalConfig,
-    watch: Watch | None,
+    watch: Watch | None = None,
 ) -> Tensor:
-    """Run the plan; the model's adapters and heads move. Returns losses (steps, K)."""
+    """Run the plan of a stack; the model's adapters and heads move.
+
+    Args:
+        task: as for `train_on_plan`.
+        model: the stack on the task's model.
+        stack: what its clients start from, sorted by falling number of steps.
+        plan: their batches.
+        config: optimiser and rate.
+        watch: called after every step.
+
+    Returns:
+        Losses (steps, K), zero after a client's last step.
+    """
     index = torch.as_tensor(plan.index, device=task.device)
     real = torch.as_tensor(plan.real, device=task.device)
     remaining = (plan.num_steps > np.arange(index.shape[0])[:, None]).sum(axis=1)
@@ -159,7 +161,7 @@ def _descend(
         descent.step(objective)
         losses[step, :active] = loss.detach()
         if watch is not None:
-            watch(step, model, loss)
+            watch(step, loss)
     return losses
 
 

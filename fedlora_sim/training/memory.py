@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from fedlora_sim.tasks.targets import target_blocks
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.training.batches import BatchPlan
 from fedlora_sim.training.config import LocalConfig
@@ -37,21 +39,35 @@ def clients_at_a_time(
 
 
 def activation_bytes(task: Task, first: Stack, plan: BatchPlan, config: LocalConfig) -> int:
-    """Bytes that autograd keeps between the passes for one client's widest batch."""
-    model = first.on(task.model, gradient_checkpointing=config.gradient_checkpointing)
-    constant = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+    """Bytes that autograd needs for one client's widest batch, at the length of the longest sample.
 
-    def note(x: Tensor) -> Tensor:
+    What it keeps between the passes; with gradient checkpointing also a block's share of what it
+    would keep without, since one block at a time is computed again.
+    """
+    widest = int(plan.real.sum(axis=2).max(axis=1).argmax())
+    index = torch.as_tensor(plan.index[widest], device=task.device).clone()
+    index[:, 0] = task.train.longest  # any client of a stack may bring it, and pads all others
+    real = torch.as_tensor(plan.real[widest], device=task.device)
+    plain = first.on(task.model)
+    if not config.gradient_checkpointing:
+        return _kept_bytes(task, plain, index, real)
+    blocks = max(1, len(target_blocks(task.model, list(first.adapters))))
+    checkpointed = first.on(task.model, gradient_checkpointing=True)
+    again = _kept_bytes(task, plain, index, real) // blocks
+    return _kept_bytes(task, checkpointed, index, real) + again
+
+
+def _kept_bytes(task: Task, model: nn.Module, index: Tensor, real: Tensor) -> int:
+    """Bytes of the tensors that a forward pass saves, each memory once, the model's own apart."""
+    constant = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[StorageWeakRef, int] = {}
+
+    def note(x: Tensor) -> None:
+        # Nothing is kept alive here: a weak reference tells memory that is used again apart.
         storage = x.untyped_storage()
         if storage.data_ptr() not in constant:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x
+            kept[StorageWeakRef(storage)] = storage.nbytes()
 
-    widest = int(plan.real.sum(axis=2).max(axis=1).argmax())
-    index = torch.as_tensor(plan.index[widest], device=task.device)
-    real = torch.as_tensor(plan.real[widest], device=task.device)
-    with saved_tensors_hooks(note, lambda x: x):
-        loss = client_losses(task, model, index, real)
-    del loss
+    with saved_tensors_hooks(note, torch.as_tensor):  # no backward pass asks for them
+        client_losses(task, model, index, real)
     return max(1, sum(kept.values()))

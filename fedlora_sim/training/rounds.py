@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedlora_sim.aggregation import Aggregated, AggregationRule, aggregate
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
@@ -24,11 +23,12 @@ from fedlora_sim.threads import torch_threads
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams, plan_batches
 from fedlora_sim.training.checkpoints import Checkpoints
-from fedlora_sim.training.config import LocalConfig
+from fedlora_sim.training.config import LocalConfig, client_rates
 from fedlora_sim.training.counterfactuals import compared_rules, counterfactual_row
 from fedlora_sim.training.diagnosis import find_divergence
 from fedlora_sim.training.draws import split_clients
 from fedlora_sim.training.evaluation import evaluate
+from fedlora_sim.training.isolation import check_isolation
 from fedlora_sim.training.local import train_on_plan
 from fedlora_sim.training.measures import Row, angle_row, cohort_row, spectrum_row, update_row
 from fedlora_sim.training.pruning import TailPenalty, pruned_rank
@@ -96,6 +96,7 @@ class FederatedRun:
         self.samples = split_clients(scenario, task.train, seed)
         noisy = add_feature_noise(task.train, self.samples, scenario.feature_noise, seed)
         self.task, self.config = replace(task, train=noisy), LocalConfig.of(scenario)
+        check_isolation(self.task)
         sizes = tuple(len(own) for own in self.samples)
         self.federation = Federation(scenario.ranks, sizes, scenario.cohort_size, scenario.sampling)
         counts = draw_cohorts(self.federation, scenario.rounds, stream(seed, "cohorts"))
@@ -104,7 +105,9 @@ class FederatedRun:
         self.received = Received(scenario, rule, self.task, seed, self.federation.r_max)
         self.state = self._initial_state()
         self.received.keep_frozen_a(self.state)
-        self.compared = compared_rules(rule) if scenario.counterfactuals else ()
+        self.compared = (
+            compared_rules(rule, scenario.allocation) if scenario.counterfactuals else ()
+        )
 
     def description(self) -> dict[str, Any]:
         """Everything that the run depends on."""
@@ -145,7 +148,7 @@ class FederatedRun:
             measures,
             self.federation.coverage(self.scenario.allocation),
             self.federation.levels,
-            self.compared,
+            tuple(rule.label for rule in self.compared),
             counts,
             names,
         )
@@ -165,8 +168,9 @@ class FederatedRun:
             self.state = checkpoints.state(last, self.task.device)
             self.ranks = rows[-1]["client_rank"].tolist()
             return rows
-        nobody = Upload.nobody(self.task.target_modules)
-        row = self._measure(0, nobody, self.state.svd(self.federation.r_max))
+        start = self.state.svd(self.federation.r_max)
+        nothing = {name: (u, torch.zeros_like(s), vh) for name, (u, s, vh) in start.items()}
+        row = self._measure(0, Upload.nobody(self.task.target_modules), nothing)
         if checkpoints is not None:
             checkpoints.save(0, self.state, row)
         return [row]
@@ -205,7 +209,8 @@ class FederatedRun:
         # A client that has pruned itself keeps its scaling: its update must not jump.
         scalings = [self.scenario.client_scaling(self.federation.ranks[k]) for k in clients]
         stack = self.received.stack(self.state, positions, scalings)
-        stack = replace(stack, tail=self._tail(ranks), rates=self._rates(clients))
+        rates = client_rates(self.scenario, clients)
+        stack = replace(stack, tail=self._tail(ranks), rates=rates)
         plan = plan_batches(
             samples,
             client_streams(self.seed, t, clients.tolist()),
@@ -214,10 +219,11 @@ class FederatedRun:
             local_epochs=self.config.local_epochs,
         )
         trained = train_on_plan(task, stack, plan, self.config)
-        for slot in (~trained.finite).nonzero().flatten().tolist():
-            if self.scenario.nonfinite == "error" or not bool(trained.finite.any()):
-                client = int(clients[slot])
-                raise find_divergence(task, stack, plan, self.config, slot, client).error(t + 1)
+        lost, nobody = np.flatnonzero(~trained.finite.cpu()), not bool(trained.finite.any())
+        if len(lost) and (self.scenario.nonfinite == "error" or nobody):
+            slot, client = int(lost[0]), int(clients[lost[0]])
+            found = find_divergence(task, stack, plan, self.config, slot, client)
+            raise found.error(t + 1, nobody=nobody)
         if stack.tail is not None:
             ranks = self._prune(clients, ranks, stack.tail.shrank(stack.adapters, trained.adapters))
         weights = self.federation.cohort_weights(clients, drawn)
@@ -229,12 +235,6 @@ class FederatedRun:
             return None
         like = torch.zeros((), dtype=self.task.dtype, device=self.task.device)
         return TailPenalty.of(ranks, scenario.pruning_decay, scenario.pruning_penalty, like)
-
-    def _rates(self, clients: NDArray[np.int64]) -> Tensor | None:
-        rates = self.scenario.client_learning_rates
-        if rates is None:
-            return None
-        return torch.tensor([rates[k] for k in clients], dtype=torch.float64)
 
     def _prune(self, clients: NDArray[np.int64], ranks: list[int], shrank: list[bool]) -> list[int]:
         """New ranks of the cohort, for this round's update and from now on."""

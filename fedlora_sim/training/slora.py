@@ -26,7 +26,7 @@ from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams
-from fedlora_sim.training.config import LocalConfig
+from fedlora_sim.training.config import LocalConfig, client_rates
 from fedlora_sim.training.draws import sparse_batches_seed, sparse_entries
 from fedlora_sim.training.local import train_cohort
 from fedlora_sim.training.stack import Stack
@@ -72,7 +72,8 @@ def sparse_stage(
         }
         own = [samples[k] for k in clients]
         rngs = client_streams(stage, t, clients.tolist())
-        cohort = Stack(start, torch.ones(len(clients), dtype=torch.float64), frozen=frozen)
+        ones, rates = torch.ones(len(clients), dtype=torch.float64), client_rates(scenario, clients)
+        cohort = Stack(start, ones, frozen=frozen, rates=rates)
         trained = train_cohort(task, cohort, own, rngs, config)
         if not bool(trained.finite.all()):
             wanted = f"a rate at which the sparse rounds stay finite (round {t + 1} did not)"

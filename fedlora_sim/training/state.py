@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedlora_sim.aggregation import Aggregated
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import sign_fixed_svd
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.training.attach import add_deltas
+from fedlora_sim.training.attach import add_deltas, frozen_copy
 from fedlora_sim.training.stacked import Heads
 
 SVD = tuple[Tensor, Tensor, Tensor]
@@ -21,7 +19,7 @@ SVD = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class GlobalUpdate:
-    """`dW = adapter + base` of every adapted module.
+    """`dW = adapter + base` of every adapted module; every tensor contiguous.
 
     Args:
         adapters: module name to the global adapter, rank r_max.
@@ -33,6 +31,17 @@ class GlobalUpdate:
     adapters: Mapping[str, LoRAFactors]
     base: Mapping[str, Tensor] = field(default_factory=dict)
     heads: Heads = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # As a file gives them back: other strides are other sums, hence other last digits.
+        adapters = {
+            name: LoRAFactors(f.lora_A.contiguous(), f.lora_B.contiguous(), f.scaling)
+            for name, f in self.adapters.items()
+        }
+        base = {name: x.contiguous() for name, x in self.base.items()}
+        heads = {name: tuple(x.contiguous() for x in own) for name, own in self.heads.items()}
+        for name, values in (("adapters", adapters), ("base", base), ("heads", heads)):
+            object.__setattr__(self, name, values)
 
     def after(
         self,
@@ -70,13 +79,5 @@ class GlobalUpdate:
         """The task with the corrections in its model's weights: what clients train on."""
         if not self.base:
             return task
-        # What the corrections do not touch is shared with the task's model.
-        shared: dict[int, Any] = {
-            id(x): x for x in (*task.model.parameters(), *task.model.buffers())
-        }
-        model = copy.deepcopy(task.model, shared)
-        for name, weight in add_deltas(task.model, self.base).items():
-            module, _, leaf = name.rpartition(".")
-            own = nn.Parameter(weight, requires_grad=False)
-            setattr(model.get_submodule(module), leaf, own)
+        model = frozen_copy(task.model, add_deltas(task.model, self.base))
         return replace(task, model=model)

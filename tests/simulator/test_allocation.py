@@ -103,8 +103,8 @@ def test_fidelities_meet_the_same_directions():
     training = Directions(small.replace(fidelity="training"), 8, 5)
     for t in range(small.rounds):
         clients = np.array([0, 2, 3])
-        held = training.of(t, clients, [1, 3, 5], task_on_cpu(), {"layer": None}, [], {})["layer"]
-        for k, own in zip(clients, held, strict=True):
+        held = training.of(t, clients, [1, 3, 5], task_on_cpu(), {"layer": None}, [], {}, {})
+        for k, own in zip(clients, held["layer"], strict=True):
             np.testing.assert_array_equal(own, np.flatnonzero(wanted[1, t, k]))
 
 
@@ -112,7 +112,7 @@ def task_on_cpu():
     """As much of a task as an allocation without gradients asks for."""
 
     class Task:
-        train_x = torch.zeros(1)
+        device = torch.device("cpu")
 
     return Task
 

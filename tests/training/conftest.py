@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from run_cases import TINY
 
-from fedlora_sim import Scenario
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.tasks.examples import Examples
+from fedlora_sim.tasks.task import Task
 from fedlora_sim.tasks.transformer import TinyTransformer
 from fedlora_sim.threads import one_thread
 from fedlora_sim.training import rounds
@@ -22,16 +23,6 @@ from fedlora_sim.training.stacked import Adapters
 TARGETS = ("blocks.0.attention.q_proj", "blocks.0.attention.v_proj", "blocks.0.fc1", "blocks.0.fc2")
 MakeAdapters = Callable[..., Adapters]
 MakeRun = Callable[..., rounds.FederatedRun]
-
-TINY = Scenario(
-    "2x3,4x2,8x2",
-    fidelity="training",
-    rounds=3,
-    dtype="float64",
-    local_steps=3,
-    batch_size=4,
-    dirichlet_alpha=5.0,
-)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +75,9 @@ def make_run(tiny_task: DigitsTask, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
     """Runs of seven clients on the tiny task, in milliseconds; `TINY` with some fields changed."""
     monkeypatch.setattr(rounds, "load_task", lambda scenario: tiny_task)
 
-    def make(rule: str = "raflora", seed: int = 5, **changes: object) -> rounds.FederatedRun:
-        return rounds.FederatedRun(TINY.replace(**changes), get_rule(rule), seed)
+    def make(
+        rule: str = "raflora", seed: int = 5, task: Task | None = None, **changes: object
+    ) -> rounds.FederatedRun:
+        return rounds.FederatedRun(TINY.replace(**changes), get_rule(rule), seed, task)
 
     return make

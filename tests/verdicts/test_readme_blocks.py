@@ -54,6 +54,12 @@ between
 <!-- gpu: generated -->
 <!-- end -->
 
+<!-- training: generated -->
+<!-- end -->
+
+<!-- training_bars: generated -->
+<!-- end -->
+
 after
 """
 
@@ -80,6 +86,26 @@ AGGREGATION = {
         for name in ("loop", "batched")
     ],
     "bars": [{"what": "qr / gram", "wanted": ">= 2", "measured": 2.0, "verdict": "met"}],
+}
+
+TRAINING = {
+    **{key: AGGREGATION[key] for key in ("hardware", "torch_version", "scipy_version")},
+    "rows": [
+        {"d": 9, "threads": 2, "clients": 8, "lane": lane, "clock": "wall", "repeats": 5}
+        | {key: seconds * factor for key, seconds in TIMES.items()}
+        for lane, factor in (
+            ("stacked", 1),
+            ("limit", 1),
+            ("loop", 4),
+            ("padded", 1),
+            ("grouped", 2),
+        )
+    ],
+    "prefix": [
+        {"threads": 2, "lane": lane, "clock": "wall", "repeats": 5, "samples": 10, **TIMES}
+        for lane in ("whole", "cached")
+    ],
+    "bars": [{"what": "loop / stacked", "wanted": ">= 2", "measured": 4.0, "verdict": "met"}],
 }
 
 
@@ -124,6 +150,7 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     bench.mkdir()
     (bench / "spectral.json").write_text(json.dumps(SPECTRAL))
     (bench / "aggregation.json").write_text(json.dumps(AGGREGATION))
+    (bench / "training.json").write_text(json.dumps(TRAINING))
     for name in readme.FIGURES:
         (figures / f"{name}.png").write_bytes(b"png")
     monkeypatch.setattr(readme, "ROOT", tmp_path)
@@ -147,12 +174,16 @@ def test_a_recorded_readme_passes_its_check(
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "digits.png", "energies.png"),
         *("participation.png", "phase.png", "report.json", "settling.png", "spectral.json"),
+        "training.json",
     ]
     assert "| 9 x 9 | 500 ms [500, 500] | 1.1x | 2x | not measured | 300x, one run |" in text
     assert "| 2 | 0.50 s [0.50, 0.50] | 0.50 s [0.50, 0.50] |" in text
     assert "| qr / gram | >= 2 | 2 | met |" in text
     assert "Measured on: a processor" in text
-    assert "GPU: not measured." in text
+    assert text.count("GPU: not measured.") == 2
+    assert "| d = 9 | 2 | 8 | 500 ms [500, 500] | 1x | 4x | 2x |" in text
+    assert "| 2 | 50 ms [50, 50] | 50 ms [50, 50] | 1x |" in text
+    assert "| loop / stacked | >= 2 | 4 | met |" in text
     run(monkeypatch, "--check")
     assert (house / "README.md").read_text() == text
 
@@ -160,11 +191,12 @@ def test_a_recorded_readme_passes_its_check(
 def test_a_gpu_table_stands_where_one_was_measured(
     house: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = json.dumps({**AGGREGATION, "hardware": "an accelerator"})
-    (house / "results" / "bench" / "aggregation-cuda.json").write_text(bench)
+    for name, bench in (("aggregation", AGGREGATION), ("training", TRAINING)):
+        path = house / "results" / "bench" / f"{name}-cuda.json"
+        path.write_text(json.dumps({**bench, "hardware": "an accelerator"}))
     run(monkeypatch)
     text = (house / "README.md").read_text()
-    assert "Measured on: an accelerator" in text
+    assert text.count("Measured on: an accelerator") == 2
     assert "not measured." not in text
 
 

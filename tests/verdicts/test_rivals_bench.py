@@ -216,6 +216,16 @@ def test_a_lane_that_is_not_there_or_fails_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lane_that_takes_too_long_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.rivals.lanes.TIMEOUT", 0.001)
+    given, out = tmp_path / "exchange.npz", tmp_path / "out.npz"
+    with pytest.raises(LaneError, match="no result within"):
+        run_lane(PLAIN, given, out, threads=1, environments=tmp_path)
+    assert not out.exists()
+
+
 def test_every_rival_has_an_environment_of_its_own() -> None:
     assert {lane.environment for lane in LANES} - {None} == set(REQUIREMENTS)
 

@@ -1,0 +1,74 @@
+"""The premise of the theory on a study's runs: does local training preserve directions?
+
+Direction preservation is the share of a client's update on the singular directions that it started
+from, (u_i^T dW v_i)^2 summed over i; 1 where training only rescales them. Principal angles between
+the leading subspaces before and after a round are 0 where the basis stays.
+
+Reference: Wu et al., arXiv 2602.13486, App. A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analysis.real.comparison import with_interval
+from analysis.real.study import MIXED, Study
+
+FIRST = 2  # round 1 starts from nothing, which has no directions
+SHOWN = ("fedavg", "raflora")
+BLOCKS = 3
+
+
+def premise_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
+    """Preservation and turning of the mixed ranks' runs, by rule and heterogeneity.
+
+    Args:
+        study: what was compared.
+        runs: its datasets by label.
+
+    Returns:
+        One mapping per rule over all heterogeneities (`heterogeneity` None), then one for each of
+        them under FedAvg and raFLoRA: `runs`; `preservation` by block of rounds
+        (`from`, `to`, the mean over layers and rounds with an interval over runs); `angle` by rank
+        `level`, in radians: the `median` over layers, sides, directions, rounds and runs, and that
+        of the `largest` angle between two subspaces. Empty where there is only one round.
+    """
+    if study.scenario.rounds < FIRST:
+        return []
+    places: list[tuple[str, str | None]] = [(rule, None) for rule in study.rules]
+    places += [
+        (rule, name) for rule in SHOWN if rule in study.rules for name in study.heterogeneity
+    ]
+    rows = []
+    for rule, name in places:
+        own = [
+            runs[run.label]
+            for run in study.runs()
+            if (run.rule, run.configuration) == (rule, MIXED) and name in (None, run.heterogeneity)
+        ]
+        rows.append({"rule": rule, "heterogeneity": name, **_row(own)})
+    return rows
+
+
+def _row(runs: Sequence[xr.Dataset]) -> dict[str, Any]:
+    rounds = runs[0]["round"].values
+    blocks = []
+    for part in np.array_split(rounds[rounds >= FIRST], BLOCKS):
+        if len(part):
+            means = [float(run.preservation.sel(round=part).mean()) for run in runs]
+            ends = {"from": int(part[0]), "to": int(part[-1])}
+            blocks.append(ends | with_interval("mean", means))
+    angle = xr.concat([run.angle.sel(round=slice(FIRST, None)) for run in runs], "seed")
+    angles = [
+        {
+            "level": int(level),
+            "median": float(angle.sel(level=level).median()),
+            "largest": float(angle.sel(level=level).max("direction").median()),
+        }
+        for level in angle.level.values
+    ]
+    return {"runs": len(runs), "preservation": blocks, "angle": angles}

@@ -1,0 +1,152 @@
+"""The report on a study: JSON-able, and free of the paths of the machine that made it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from analysis.real.comparison import TABLE_ERROR, finals, summary, with_interval
+from analysis.real.counterfactuals import accuracy_gain, relative_to_rule
+from analysis.real.paper_claims import claims_left_out, judge_claims
+from analysis.real.premise import premise_rows
+from analysis.real.study import MIXED, Study
+from analysis.real.study_scores import Scores, calibration_rounds, score_rows, why_no_scores
+from analysis.verify import LIBRARIES, finite_or_none
+from fedlora_sim import Scenario
+from fedlora_sim.datasets import versions
+
+REFERENCE = "raflora"
+PATHS = ("model", "data", "test_data")
+
+
+def study_report(
+    study: Study, runs: Mapping[str, xr.Dataset], scores: Scores, command: str = ""
+) -> dict[str, Any]:
+    """Everything that a study says.
+
+    Args:
+        study: what was compared.
+        runs: its datasets by label.
+        scores: as `study_scores.score_runs` returns them.
+        command: what repeats it.
+
+    Returns:
+        `study`, its fields; `rows` of the comparison; `claims` and those `left_out`; `scores` of
+        the calibrated theory; `counterfactuals`; `premise`; `environment`; None for what is not
+        finite.
+    """
+    table = finals(study, runs)
+    report = {
+        "study": study_fields(study),
+        "command": command,
+        "rows": summary(study, table),
+        "confidence": 1 - TABLE_ERROR,
+        "claims": judge_claims(study, table),
+        "left_out": claims_left_out(study, table),
+        "scores": {
+            "calibration_rounds": calibration_rounds(study),
+            "reason": why_no_scores(study),
+            "rows": score_rows(scores),
+        },
+        "counterfactuals": counterfactual_rows(study, runs),
+        "premise": premise_rows(study, runs),
+        "environment": environment(study, runs),
+    }
+    return dict(finite_or_none(report))
+
+
+def study_fields(study: Study) -> dict[str, Any]:
+    """A study's own fields, and those of its scenario that are not the usual ones."""
+    scenario = study.scenario
+    usual = asdict(Scenario(scenario.ranks, fidelity="training"))
+    own = {n: v for n, v in asdict(scenario).items() if n not in ("ranks", "rounds")}
+    told = {name: value for name, value in own.items() if value != usual[name]}
+    told |= {name: last_part(told[name]) for name in PATHS if name in told}
+    return {
+        "name": study.name,
+        "about": study.about,
+        "complete": study.complete,
+        "runs": len(study.runs()),
+        "rounds": scenario.rounds,
+        "ranks": list(scenario.ranks),
+        "levels": list(scenario.federation.levels),
+        "rules": list(study.rules),
+        "heterogeneity": {name: dict(own) for name, own in study.heterogeneity.items()},
+        "seeds": {name: list(own) for name, own in study.seeds.items()},
+        "target_accuracy": study.target_accuracy,
+        "rank_configurations": dict(study.rank_configurations),
+        "compared_heterogeneity": study.compared_heterogeneity,
+        "compared_rules": list(study.compared_rules),
+        "scenario": told,
+    }
+
+
+def last_part(place: str) -> str:
+    """The last part of a path of this machine; the name of a data set or a model as it is."""
+    path = Path(place).expanduser()
+    return path.name if path.is_absolute() or path.exists() else place
+
+
+def counterfactual_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
+    """What other rules would have made of the same cohorts, against raFLoRA.
+
+    Args:
+        study: what was compared.
+        runs: its datasets by label.
+
+    Returns:
+        One mapping per rule that `ran` and rule `compared`: `runs`; `partitions`, the `energy` of
+        each over raFLoRA's; `accuracy_gain` above it: means over rounds, then over runs, with an
+        interval.
+    """
+    rows = []
+    for ran in study.rules:
+        if ran not in study.counterfactual_rules:
+            continue
+        own = [
+            runs[run.label] for run in study.runs() if (run.rule, run.configuration) == (ran, MIXED)
+        ]
+        own = [run for run in own if REFERENCE in run.compared_rule]
+        if own:
+            rows += _compared(ran, own)
+    return rows
+
+
+def _compared(ran: str, runs: Sequence[xr.Dataset]) -> list[dict[str, Any]]:
+    energy = [relative_to_rule(run, REFERENCE).mean("round").isel(seed=0) for run in runs]
+    gain = [accuracy_gain(run, REFERENCE).mean("round").isel(seed=0) for run in runs]
+    rows = []
+    for compared in energy[0].compared_rule.values.tolist():
+        if compared == REFERENCE:
+            continue
+        row: dict[str, Any] = {"ran": ran, "compared": compared, "runs": len(runs)}
+        row["partitions"] = [
+            {"partition": int(h)}
+            | with_interval(
+                "energy", [float(e.sel(compared_rule=compared, partition=h)) for e in energy]
+            )
+            for h in energy[0].partition
+        ]
+        row |= with_interval("accuracy_gain", [float(g.sel(compared_rule=compared)) for g in gain])
+        rows.append(row)
+    return rows
+
+
+def environment(study: Study, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    """What the runs were made with, and what they were looked at with."""
+    made_with = {", ".join(f"{n} {run.attrs[n]}" for n in versions()) for run in runs.values()}
+    return {
+        "runs_made_with": "; ".join(sorted(made_with)).replace("_version", ""),
+        **versions(),
+        **{f"{name}_version": version(name) for name in LIBRARIES},
+        "python_version": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": study.scenario.threads,
+        "device": study.scenario.device,
+    }

@@ -1,0 +1,201 @@
+"""The calibrated theory on a study's runs: what its first rounds foretell of the later ones.
+
+Every run of the mixed ranks is foretold twice: calibrated on its own first rounds, and on those of
+the FedAvg run of its heterogeneity and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from joblib import Parallel, delayed
+
+from analysis.real.failures import failures
+from analysis.real.scoring import FORECASTS, predict_every_rule, score
+from analysis.real.study import MIXED, Study
+from analysis.real.updates import by_partition
+from fedlora_sim.threads import one_thread
+
+OWN, CALIBRATING = "own", "fedavg"
+FIRST_UPDATE = 2  # the first round starts from nothing and tells nothing of gains
+SHOWN = ("fedavg", "raflora")
+SAMPLES = 200
+BLOCKS = 3
+
+Scores = Mapping[str, Mapping[str, xr.Dataset]]
+
+
+def calibration_rounds(study: Study) -> int:
+    """Rounds that calibrate: a third of all."""
+    return max(FIRST_UPDATE, study.scenario.rounds // 3)
+
+
+def why_no_scores(study: Study) -> str:
+    """Why the runs of a study cannot be foretold; empty where they can."""
+    if study.scenario.rounds <= calibration_rounds(study):
+        return f"{study.scenario.rounds} rounds leave none to foretell"
+    if study.scenario.allocation != "svd":
+        return f"it is not recorded who holds what under {study.scenario.allocation} allocation"
+    return ""
+
+
+def score_runs(
+    study: Study,
+    runs: Mapping[str, xr.Dataset],
+    workers: int = 1,
+    on_progress: Callable[[], object] = lambda: None,
+) -> dict[str, dict[str, xr.Dataset]]:
+    """Score every run of the mixed ranks under both calibrations.
+
+    Args:
+        study: what was compared.
+        runs: its datasets by label.
+        workers: processes.
+        on_progress: called after every seed.
+
+    Returns:
+        Calibration (`own`, `fedavg`) -> rule -> what `score` returns of all seeds and
+        heterogeneities together, dimension `seed`; empty where nothing can be foretold.
+    """
+    if why_no_scores(study):
+        return {}
+    by_seed: dict[int, dict[str, xr.Dataset]] = {}
+    for run in study.runs():
+        if run.configuration == MIXED:
+            by_seed.setdefault(run.seed, {})[run.rule] = runs[run.label]
+    first, found = calibration_rounds(study), []
+    for scores in Parallel(n_jobs=workers, return_as="generator")(
+        delayed(_score_seed)(own, first) for own in by_seed.values()
+    ):
+        found.append(scores)
+        on_progress()
+    return {
+        calibration: {
+            rule: xr.concat([s[calibration][rule] for s in found], "seed", combine_attrs="override")
+            for rule in rules
+        }
+        for calibration, rules in found[0].items()
+    }
+
+
+def _score_seed(runs: Mapping[str, xr.Dataset], first: int) -> dict[str, dict[str, xr.Dataset]]:
+    with one_thread():  # tensors are small, and the other cores have seeds of their own
+        own = {rule: score(run, first, samples=SAMPLES) for rule, run in runs.items()}
+        if CALIBRATING not in runs:
+            return {OWN: own}
+        given = predict_every_rule(runs[CALIBRATING], runs, first, samples=SAMPLES)
+        return {OWN: own, CALIBRATING: given}
+
+
+def score_rows(scores: Scores) -> list[dict[str, Any]]:
+    """Every rule and calibration in a few numbers.
+
+    Args:
+        scores: as `score_runs` returns them.
+
+    Returns:
+        One mapping each: `rule`, `calibration`, `runs`, and the `reason` where the theory says
+        nothing; for each forecast `error`, the median size of the log10 error over runs, layers,
+        partitions and horizons, `total_error`, the same of all layers together, `coverage` of the
+        intervals, and of `error` and `coverage` the range over runs; error and coverage of the
+        theory `by_partition` and `by_horizon`, and `worst`, the partition and horizon of its
+        largest median error. NaN where there is none.
+    """
+    return [
+        _row(calibration, rule, of_rule)
+        for calibration, rules in scores.items()
+        for rule, of_rule in rules.items()
+    ]
+
+
+def _row(calibration: str, rule: str, scores: xr.Dataset) -> dict[str, Any]:
+    row: dict[str, Any] = {"rule": rule, "calibration": calibration}
+    row |= {"runs": scores.sizes["seed"], "reason": scores.attrs["reason"]}
+    cells = ("layer", "partition", "horizon")
+    for name in FORECASTS:
+        one = scores.sel(forecast=name)
+        error, coverage = abs(one.error).median(cells), one.covered.mean(cells)
+        row[name] = {
+            "error": float(abs(one.error).median()),
+            "error_range": [float(error.min()), float(error.max())],
+            "total_error": float(abs(one.total_error).median()),
+            "coverage": float(one.covered.mean()),
+            "coverage_range": [float(coverage.min()), float(coverage.max())],
+        }
+    theory = scores[["error", "covered"]].sel(forecast="theory")
+    row["by_partition"] = [
+        {"partition": int(h), **_where(theory.sel(partition=h))} for h in theory.partition
+    ]
+    row["by_horizon"] = [
+        {"from": int(part[0]), "to": int(part[-1]), **_where(theory.sel(horizon=part))}
+        for part in np.array_split(theory.horizon.values, BLOCKS)
+        if len(part)
+    ]
+    return row | {"worst": _worst(scores)}
+
+
+def _where(theory: xr.Dataset) -> dict[str, float]:
+    error, coverage = abs(theory.error).median(), theory.covered.mean()
+    return {"error": float(error), "coverage": float(coverage)}
+
+
+def _worst(scores: xr.Dataset) -> dict[str, Any] | None:
+    table = failures(scores).sel(forecast="theory")
+    if not bool(table.error.notnull().any()):
+        return None
+    cell = table.isel(table.error.argmax(["partition", "horizon"]))
+    place = {name: int(cell[name]) for name in ("partition", "horizon")}
+    return place | {str(name): float(cell[name]) for name in table.data_vars}
+
+
+def pooled(scores: Scores) -> xr.Dataset:
+    """`failures` of every calibration and rule, (calibration, rule, forecast, ...)."""
+    tables = [
+        xr.concat([failures(s).drop_attrs() for s in rules.values()], "rule").assign_coords(
+            rule=list(rules)
+        )
+        for rules in scores.values()
+    ]
+    return xr.concat(tables, "calibration").assign_coords(calibration=list(scores))
+
+
+def forecasts(study: Study, runs: Mapping[str, xr.Dataset], scores: Scores) -> xr.Dataset | None:
+    """What was measured and foretold of FedAvg and raFLoRA, calibrated on themselves.
+
+    Args:
+        study: what was compared.
+        runs: its datasets by label.
+        scores: as `score_runs` returns them.
+
+    Returns:
+        `measured` (rule, seed, partition, round) and `predicted` (rule, seed, partition, round,
+        statistic), layers together, of the compared heterogeneity (the first, if a part of a
+        study lacks it); None where neither rule was scored.
+    """
+    rules = [rule for rule in SHOWN if rule in scores.get(OWN, {})]
+    names = [*study.heterogeneity]
+    name = study.compared_heterogeneity if study.compared_heterogeneity in names else names[0]
+    if not rules:
+        return None
+    found = []
+    for rule in rules:
+        own = [
+            runs[run.label]
+            for run in study.runs()
+            if (run.heterogeneity, run.configuration, run.rule) == (name, MIXED, rule)
+        ]
+        measured = xr.concat([by_partition(run.layer_energy).sum("layer") for run in own], "seed")
+        told = scores[OWN][rule].sel(seed=measured.seed, forecast="theory", drop=True)
+        predicted = told.total_predicted.rename(horizon="round")
+        later = predicted.assign_coords(round=predicted["round"] + calibration_rounds(study))
+        found.append(xr.Dataset({"measured": measured, "predicted": later}))
+    together = xr.concat(found, "rule", join="outer").assign_coords(rule=rules)
+    attrs = scores[OWN][rules[0]].attrs
+    return together.drop_attrs().assign_attrs(
+        heterogeneity=name,
+        calibration_rounds=calibration_rounds(study),
+        confidence=attrs["confidence"],
+    )

@@ -1,0 +1,206 @@
+"""A study's report as Markdown, from its JSON form alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analysis.real.study import HIGHEST, LOWEST, MIXED
+from analysis.report import VERDICT_MARK, interval_text, number, percent
+
+Record = Mapping[str, Any]
+DIGITS = 3
+NONE = "–"
+
+
+def claims_table(report: Record) -> str:
+    """One row per claim, those that are left out among them."""
+    known = [f", {percent(claim['confidence'])} interval" for claim in report["claims"]]
+    head = ("claim", "prediction", "measured" + "".join(known[:1]), "verdict", "control")
+    rows = []
+    for claim in report["claims"]:
+        control = claim["negative_control"]
+        rows.append(
+            (
+                f"**{claim['id']}**: {claim['statement']}",
+                f"{claim['margin']} {_text(claim['prediction'])}",
+                f"{_text(claim['measurement'])} {_ends(claim['interval'])}, {claim['quantity']}; "
+                f"{claim['runs']} runs",
+                VERDICT_MARK[claim["verdict"]],
+                f"{control['verdict']}: {control['description']}",
+            )
+        )
+    for claim in report["left_out"]:
+        reason = f"left out: {claim['reason']}"
+        rows.append((f"**{claim['id']}**: {claim['statement']}", NONE, NONE, reason, NONE))
+    return _table(head, rows)
+
+
+def outcomes_table(report: Record) -> str:
+    """Final accuracy, and energy above the lowest rank: a row per ranks and rule."""
+    splits = list(report["study"]["heterogeneity"])
+    level = report["study"]["levels"][0]
+    cells = {(r["configuration"], r["rule"], r["heterogeneity"]): r for r in report["rows"]}
+    pairs = list(dict.fromkeys((r["configuration"], r["rule"]) for r in report["rows"]))
+    head = ["ranks", "rule", *(f"accuracy, {name}" for name in splits)]
+    rows = []
+    for configuration, rule in pairs:
+        own = [cells.get((configuration, rule, name)) for name in splits]
+        row = [_ranks(report, configuration), f"`{rule}`"]
+        row += [NONE if r is None else _measured(r, "accuracy") for r in own]
+        above = [NONE if r is None else _above(r) for r in own]
+        rows.append([*row, ", ".join(above)])
+    return _table([*head, f"energy above rank {level}, in the same order"], rows)
+
+
+def rows_table(report: Record) -> str:
+    """Every quantity of the comparison."""
+    head = ("heterogeneity", "ranks", "rule", "runs", "accuracy", "rho", "effective rank")
+    further = ("preservation", "MB sent", "rounds to target")
+    rows = []
+    for row in report["rows"]:
+        names = ("accuracy", "rho", "effective_rank", "preservation")
+        reached = f"{_text(row['rounds_to_target'])} ({row['reached_target']} of {row['runs']})"
+        rows.append(
+            (
+                row["heterogeneity"],
+                _ranks(report, row["configuration"]),
+                f"`{row['rule']}`",
+                str(row["runs"]),
+                *(_measured(row, name) for name in names),
+                _text(row["megabytes"]),
+                reached if row["reached_target"] else f"not reached by {row['runs']}",
+            )
+        )
+    return _table((*head, *further), rows)
+
+
+def scores_table(report: Record) -> str:
+    """How far each forecast is from the later rounds, and where the theory is furthest."""
+    scores = report["scores"]
+    if scores["reason"]:
+        return f"No forecasts: {scores['reason']}."
+    head = ("rule", "calibrated on", "theory", "persistence", "pure suppression")
+    further = ("coverage of 90% intervals", "coverage by partition", "furthest in")
+    rows = []
+    for row in scores["rows"]:
+        theory, worst = row["theory"], row["worst"]
+        by = ", ".join(_text(part["coverage"], 2) for part in row["by_partition"])
+        cells = [f"`{row['rule']}`", row["calibration"], _text(theory["error"])]
+        cells += [_text(row[name]["error"]) for name in ("persistence", "pure")]
+        if worst is None:
+            rows.append([*cells, NONE, NONE, row["reason"]])
+            continue
+        place = f"partition {worst['partition']}, {worst['horizon']} rounds ahead"
+        rows.append([*cells, _text(theory["coverage"], 2), by, f"{place}: {_text(worst['error'])}"])
+    return _table((*head, *further), rows)
+
+
+def counterfactuals_table(report: Record) -> str:
+    """What every rule would have made of the same cohorts, against raFLoRA."""
+    found = report["counterfactuals"]
+    partitions = [part["partition"] for part in found[0]["partitions"]]
+    energies = [f"energy of partition {h}, over raFLoRA's" for h in partitions]
+    rows = [
+        (
+            f"`{row['ran']}`",
+            f"`{row['compared']}`",
+            *(_measured(part, "energy") for part in row["partitions"]),
+            _measured(row, "accuracy_gain"),
+        )
+        for row in found
+    ]
+    return _table(("run of", "aggregated by", *energies, "accuracy above raFLoRA's"), rows)
+
+
+def premise_table(report: Record) -> str:
+    """Direction preservation by rounds, and principal angles by rank level, in degrees."""
+    found = report["premise"]
+    blocks = [f"preserved, rounds {b['from']}–{b['to']}" for b in found[0]["preservation"]]
+    angles = [f"angle at rank {a['level']}, and the largest" for a in found[0]["angle"]]
+    rows = [
+        (
+            f"`{row['rule']}`" + (f", {row['heterogeneity']}" if row["heterogeneity"] else ""),
+            *(_measured(block, "mean") for block in row["preservation"]),
+            *(f"{_degrees(a['median'])}, {_degrees(a['largest'])}" for a in row["angle"]),
+        )
+        for row in found
+    ]
+    return _table(("runs of", *blocks, *angles), rows)
+
+
+def to_markdown(report: Record) -> str:
+    """The whole report."""
+    study, scores = report["study"], report["scores"]
+    part = "" if study["complete"] else " A part of the study."
+    seeds = ", ".join(f"{name}: {_span(own)}" for name, own in study["seeds"].items())
+    each = percent(report["confidence"])
+    parts = [
+        f"# Study {study['name']}",
+        f"{study['about']} {study['runs']} runs of {study['rounds']} rounds.{part}",
+        f"Repeat: `{report['command']}`",
+        f"Seeds: {seeds}. " + _settings(study["scenario"]),
+        "## Claims",
+        "Intervals of this table hold together at 95%; a claim is supported only if the same check "
+        "refutes its negative control.",
+        claims_table(report),
+        "## Outcomes",
+        f"Mean of the seeds; intervals each for itself at {each}.",
+        outcomes_table(report),
+        rows_table(report),
+        "## Calibrated theory",
+        f"Calibrated on the first {scores['calibration_rounds']} rounds; errors are medians of "
+        "|log10(measured / foretold)| of a partition's energy in a layer.",
+        scores_table(report),
+    ]
+    if report["counterfactuals"]:
+        parts += ["## One step of every rule", counterfactuals_table(report)]
+    if report["premise"]:
+        parts += ["## Are directions preserved?", premise_table(report)]
+    lines = (f"- {key}: {value}" for key, value in report["environment"].items())
+    return "\n\n".join([*parts, "## Environment", "\n".join(lines)]) + "\n"
+
+
+def _settings(scenario: Record) -> str:
+    """Fields that are not the usual ones."""
+    told = ", ".join(f"`{name}={json.dumps(value)}`" for name, value in scenario.items())
+    return f"Settings: {told}." if told else "Settings: the usual ones."
+
+
+def _span(seeds: Sequence[int]) -> str:
+    return f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+
+
+def _ranks(report: Record, configuration: str) -> str:
+    levels = report["study"]["levels"]
+    names = {MIXED: "mixed", LOWEST: f"all {levels[0]}", HIGHEST: f"all {levels[-1]}"}
+    return names.get(configuration, configuration)
+
+
+def _measured(row: Record, name: str) -> str:
+    ends = row[f"{name}_interval"]
+    return _text(row[name]) + ("" if ends is None else f" {_ends(ends)}")
+
+
+def _above(row: Record) -> str:
+    """Energy above the lowest rank, with the digits that are left when rho is close to 1."""
+    return NONE if row["rho"] is None else f"{1 - row['rho']:.2g}"
+
+
+def _degrees(angle: float | None) -> str:
+    return NONE if angle is None else f"{_text(math.degrees(angle), 2)}°"
+
+
+def _text(value: float | None, digits: int = DIGITS) -> str:
+    return NONE if value is None else number(value, digits)
+
+
+def _ends(ends: Sequence[float | None]) -> str:
+    return interval_text(ends, DIGITS)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])

@@ -1,0 +1,47 @@
+"""What stacked training was built to reach, and whether this run reached it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SIZE, CLIENTS, THREADS = 64, 100, 2  # what the bars against the loop speak of
+OF_THE_LIMIT, FASTER_THAN_LOOP, FASTER_ON_GPU = 1.25, 2.0, 20.0
+
+Record = dict[str, Any]
+
+
+def training_bars(record: Record) -> list[dict[str, Any]]:
+    """Every bar that the record can decide: what, wanted, measured, verdict."""
+    gpu = record["device"] != "cpu"
+    found = []
+    for d, threads in sorted({(row["d"], row["threads"]) for row in record["rows"]}):
+        ratios = multiples(record, "stacked", "limit", d, threads)
+        what = f"stacked / big batch, d = {d}, {min(ratios)} to {max(ratios)} clients"
+        found.append((what + _on(threads, gpu), "<=", OF_THE_LIMIT, max(ratios.values())))
+    threads, least = (1, FASTER_ON_GPU) if gpu else (THREADS, FASTER_THAN_LOOP)
+    ratio = multiples(record, "loop", "stacked", SIZE, threads).get(CLIENTS)
+    if ratio is not None:
+        what = f"loop / stacked, d = {SIZE}, {CLIENTS} clients"
+        found.append((what + _on(threads, gpu), ">=", least, ratio))
+    return [
+        {
+            "what": what,
+            "wanted": f"{sign} {bound:g}",
+            "measured": value,
+            "verdict": "met" if (value >= bound if sign == ">=" else value <= bound) else "missed",
+        }
+        for what, sign, bound, value in found
+    ]
+
+
+def multiples(record: Record, over: str, under: str, d: int, threads: int) -> dict[int, float]:
+    """Median time of one lane over that of another, by the number of clients."""
+    times: dict[str, dict[int, float]] = {over: {}, under: {}}
+    for row in record["rows"]:
+        if (row["d"], row["threads"]) == (d, threads) and row["lane"] in times:
+            times[row["lane"]][row["clients"]] = row[f"{row['clock']}_median"]
+    return {clients: taken / times[under][clients] for clients, taken in times[over].items()}
+
+
+def _on(threads: int, gpu: bool) -> str:
+    return ", on a GPU" if gpu else f", {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,218 @@
+"""Ways to take the same optimiser step of a cohort: the package's, and what it is held against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.rivals.plain_torch import LoRALinear
+from fedlora_sim.tasks import Examples, Task
+from fedlora_sim.tasks.targets import resolve_targets
+from fedlora_sim.tasks.task import logits_of
+from fedlora_sim.tasks.transformer import TinyTransformer
+from fedlora_sim.training.attach import stacked_modules
+from fedlora_sim.training.config import LocalConfig
+from fedlora_sim.training.descent import StackDescent
+from fedlora_sim.training.stack import Stack, client_losses
+from fedlora_sim.training.stacked import Adapters
+
+BATCH = 8  # samples of a client's step
+ALPHA = 16.0  # scaling alpha / r
+RATE = 1e-3
+SAMPLES = 2_000
+TARGETS = ("q_proj", "v_proj", "fc1", "fc2")
+
+
+class Lane(Protocol):
+    """What takes steps."""
+
+    def step(self, index: Tensor) -> None:
+        """One step of Adam on the samples `index` of all clients, (K, b)."""
+
+
+class Cohort(Lane, Protocol):
+    """A lane that trains every client's own adapter."""
+
+    def adapters(self) -> Adapters:
+        """What the clients have now, zero-padded to the highest rank."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What all lanes start from.
+
+    Args:
+        task: model and data.
+        ranks: of the clients, rising.
+        start: their adapters, both factors random, zero-padded to the highest rank.
+    """
+
+    task: Task
+    ranks: tuple[int, ...]
+    start: Adapters
+
+    @property
+    def scaling(self) -> Tensor:
+        """Of every client, (K,)."""
+        return ALPHA / torch.tensor(self.ranks, dtype=torch.float64)
+
+    def batches(self, steps: int) -> Tensor:
+        """Samples of so many steps, (steps, K, b)."""
+        rng = torch.Generator().manual_seed(1)
+        shape = (steps, len(self.ranks), BATCH)
+        return torch.randint(len(self.task.train), shape, generator=rng).to(self.task.device)
+
+
+def image_task(d_model: int, patch: tuple[int, int], dtype: torch.dtype, device: str) -> Task:
+    """A two-layer transformer that was not pretrained, and random images."""
+    rng = torch.Generator().manual_seed(0)
+    model = TinyTransformer(rng, d_model=d_model, patch=patch).requires_grad_(False).eval()
+    images = torch.rand(SAMPLES, 8, 8, generator=rng)
+    data = Examples({"images": images}, torch.randint(10, (SAMPLES,), generator=rng))
+    task = Task(model, data, data, resolve_targets(model, TARGETS))
+    return task.to(torch.device(device), dtype)
+
+
+def make_case(task: Task, ranks: tuple[int, ...]) -> Case:
+    """Clients of these ranks on a task."""
+    rng = torch.Generator().manual_seed(2)
+    alive = torch.arange(max(ranks)) < torch.tensor(ranks).unsqueeze(1)
+    start = {}
+    for name in task.target_modules:
+        d_out, d_in = task.model.get_submodule(name).weight.shape
+        lora_a = torch.randn(len(ranks), max(ranks), d_in, generator=rng) / d_in**0.5
+        lora_b = 0.1 * torch.randn(len(ranks), d_out, max(ranks), generator=rng) / max(ranks) ** 0.5
+        pair = lora_a * alive.unsqueeze(2), lora_b * alive.unsqueeze(1)
+        start[name] = (pair[0].to(task.device, task.dtype), pair[1].to(task.device, task.dtype))
+    return Case(task, ranks, start)
+
+
+class Stacked:
+    """The package's own code."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.model = Stack(case.start, case.scaling).on(case.task.model)
+        modules: list[Any] = list(stacked_modules(self.model).values())
+        self.descent = StackDescent(modules, LocalConfig(learning_rate=RATE, local_steps=1))
+
+    def step(self, index: Tensor) -> None:
+        real = torch.ones_like(index, dtype=torch.bool)
+        self.descent.step(client_losses(self.case.task, self.model, index, real).sum())
+
+    def adapters(self) -> Adapters:
+        found = {name: self.model.get_submodule(name) for name in self.case.start}
+        return {name: (m.lora_A.detach(), m.lora_B.detach()) for name, m in found.items()}
+
+
+class Alone:
+    """One adapter in plain PyTorch.
+
+    Args:
+        case: of whose clients it is one.
+        client: which.
+        module: the adapted linear map.
+        fused: Adam in one kernel; False leaves PyTorch's default.
+    """
+
+    def __init__(
+        self, case: Case, client: int, module: type[LoRALinear], fused: bool = False
+    ) -> None:
+        self.task, self.rank = case.task, case.ranks[client]
+
+        def build(base: nn.Linear, name: str) -> nn.Module:
+            lora_a, lora_b = case.start[name]
+            adapted = module(base, self.rank, ALPHA / self.rank)
+            adapted.lora_A.data.copy_(lora_a[client, : self.rank])
+            adapted.lora_B.data.copy_(lora_b[client, :, : self.rank])
+            return adapted
+
+        self.model = with_modules(case, build)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=RATE, fused=fused or None)
+
+    def step(self, index: Tensor) -> None:
+        """A step on these samples, (n,)."""
+        batch = self.task.train.take(index)
+        loss = functional.cross_entropy(logits_of(self.model, batch.inputs), batch.labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+class Limit(Alone):
+    """All samples of the cohort in one batch of one adapter: what the arithmetic costs."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case, 0, LeanLoRALinear, fused=True)
+
+    def step(self, index: Tensor) -> None:
+        super().step(index.flatten())
+
+
+class Loop:
+    """One client after the other, as a user would write it."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.clients = [Alone(case, client, LoRALinear) for client in range(len(case.ranks))]
+
+    def step(self, index: Tensor) -> None:
+        for client, own in zip(self.clients, index, strict=True):
+            client.step(own)
+
+    def adapters(self) -> Adapters:
+        found = {}
+        for name in self.case.start:
+            modules = [client.model.get_submodule(name) for client in self.clients]
+            lora_a = [m.lora_A.detach().unsqueeze(0) for m in modules]
+            lora_b = [m.lora_B.detach().unsqueeze(0) for m in modules]
+            found[name] = (padded(lora_a, -2), padded(lora_b, -1))
+        return found
+
+
+class LeanLoRALinear(LoRALinear):
+    """One adapter with the fewest passes over memory that plain PyTorch allows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        base, flat = self.base(x), x.flatten(0, -2)
+        outer = (self.scaling * self.lora_B).mT
+        return torch.addmm(base.flatten(0, -2), flat @ self.lora_A.mT, outer).view_as(base)
+
+
+def with_modules(case: Case, build: Callable[[nn.Linear, str], nn.Module]) -> nn.Module:
+    """A copy of the model with its targets replaced; what is frozen is shared."""
+    model = copy.deepcopy(case.task.model, {id(p): p for p in case.task.model.parameters()})
+    for name in case.start:
+        parent, _, leaf = name.rpartition(".")
+        base: Any = case.task.model.get_submodule(name)
+        setattr(model.get_submodule(parent), leaf, build(base, name))
+    return model
+
+
+def difference(case: Case, found: Cohort, wanted: Cohort, steps: int) -> float:
+    """Relative difference in norm of two cohorts' adapters after so many steps."""
+    for index in case.batches(steps):
+        found.step(index)
+        wanted.step(index)
+    pairs = zip(found.adapters().values(), wanted.adapters().values(), strict=True)
+    couples = [(a, b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)]
+    apart = sum(float((a - b).double().square().sum()) for a, b in couples)
+    return (apart / sum(float(b.double().square().sum()) for _, b in couples)) ** 0.5
+
+
+def padded(parts: Any, rank_axis: int) -> Tensor:
+    """Factors of different ranks as one tensor, clients first, zero-padded."""
+    highest = max(part.shape[rank_axis] for part in parts)
+    grown = []
+    for part in parts:
+        missing = highest - part.shape[rank_axis]
+        pad = (0, missing) if rank_axis == -1 else (0, 0, 0, missing)
+        grown.append(functional.pad(part.detach(), pad))
+    return torch.cat(grown)

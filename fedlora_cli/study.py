@@ -1,0 +1,176 @@
+"""`fedlora-sim study`: rules, ranks and heterogeneities compared on a real task."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+import typer
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+from tqdm import tqdm
+
+from analysis.real.comparison import curves
+from analysis.real.study import Study, StudyRun
+from analysis.real.study_files import load_study, study_about, study_names
+from analysis.real.study_report import PATHS, last_part, study_report
+from analysis.real.study_runs import check_data, load_runs, missing_runs, run_study
+from analysis.real.study_scores import Scores, forecasts, pooled, score_runs, why_no_scores
+from analysis.real.study_tables import to_markdown
+from analysis.report import interval_text, number
+from fedlora_cli.options import check_folder, parse_assignment
+from fedlora_cli.resume import INTERRUPTED
+from fedlora_cli.tables import wide_console
+from fedlora_sim.datasets import save_dataset
+from fedlora_sim.errors import check_positive_int, expected
+from fedlora_sim.run_store import write_text
+from paper_figs import draw_study
+
+COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
+
+
+def study(
+    source: Annotated[
+        str | None, typer.Argument(metavar="NAME|FILE.toml", help="see --list")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder; results/NAME by default")] = None,
+    workers: Annotated[int, typer.Option(help="runs at a time, a process each")] = 1,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="any scenario field, as field=value")
+    ] = None,
+    rules: Annotated[str | None, typer.Option(help="these alone, separated by commas")] = None,
+    heterogeneity: Annotated[
+        list[str] | None, typer.Option(help="this one alone; may be repeated")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="so many of each heterogeneity alone")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="list the packaged studies")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="report on runs that are all there")
+    ] = False,
+) -> None:
+    """Compare rules, ranks and heterogeneities on a real task: runs, verdicts, report, figures."""
+    if listed:
+        for name in study_names():
+            print(f"{name}: {study_about(name)}")
+        return
+    if source is None:
+        raise expected("study", None, f"one of {', '.join(study_names())}, or a file in TOML")
+    changes = dict(parse_assignment(text) for text in settings or [])
+    names = None if rules is None else [name.strip() for name in rules.split(",")]
+    chosen = load_study(source, changes).part(names, heterogeneity, seeds)
+    folder = Path("results") / chosen.name if out is None else out
+    check_folder("--out", folder, folder)
+    workers = check_positive_int("--workers", workers)
+    with _resumable(chosen, folder):
+        if not report_only:
+            _make_runs(chosen, folder, workers)
+        command = _command(source, settings or [], names, heterogeneity, seeds)
+        report = _write_report(chosen, folder, workers, command)
+    _print_tables(report, folder)
+
+
+@contextmanager
+def _resumable(chosen: Study, out: Path) -> Iterator[None]:
+    """On Ctrl-C say what is kept and how to go on, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        total = len(chosen.runs())
+        kept = f"{total - len(missing_runs(chosen, out))} of {total} runs are kept in {out}"
+        rounds = "and the rounds of those under way"
+        print(f"\nstopped; {kept}, {rounds}; the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _make_runs(chosen: Study, out: Path, workers: int) -> None:
+    total, missing = len(chosen.runs()), missing_runs(chosen, out)
+    check_data(missing)
+    done = total - len(missing)
+    if done:
+        print(f"going on from {done} of {total} runs in {out}", file=sys.stderr)
+    with tqdm(total=total, initial=done, unit="run", disable=None) as bar:
+
+        def show(run: StudyRun) -> None:
+            nonlocal done
+            done += 1
+            bar.set_description(run.label, refresh=False)
+            bar.update()
+            if bar.disable:  # no terminal: a line per run instead of a bar
+                print(f"run {done} of {total}: {run.label}", file=sys.stderr, flush=True)
+
+        run_study(chosen, out, workers, show)
+
+
+def _write_report(chosen: Study, out: Path, workers: int, command: str) -> dict[str, Any]:
+    """Report, data and figures; the report comes last: where it is, all it speaks of is."""
+    runs, seeds = load_runs(chosen, out), sum(map(len, chosen.seeds.values()))
+    with tqdm(total=seeds, desc="calibrated theory", unit="seed", disable=None) as bar:
+        scores = score_runs(chosen, runs, workers, bar.update)
+    report = study_report(chosen, runs, scores, command)
+    for pattern in ("study.*", "data/*.nc", "figures/*.p*"):
+        for older in out.glob(pattern):
+            older.unlink()
+    save_dataset(curves(chosen, runs), out / "data" / "curves.nc")
+    if not why_no_scores(chosen):
+        _save_scores(chosen, runs, scores, out)
+    matplotlib.use("Agg")
+    draw_study(report, out / "data", out / "figures")
+    write_text(out / "study.md", to_markdown(report))
+    write_text(out / "study.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    return report
+
+
+def _save_scores(chosen: Study, runs: dict[str, Any], scores: Scores, out: Path) -> None:
+    save_dataset(pooled(scores), out / "data" / "scores.nc")
+    told = forecasts(chosen, runs, scores)
+    if told is not None:
+        save_dataset(told, out / "data" / "forecasts.nc")
+
+
+def _command(
+    source: str,
+    settings: Sequence[str],
+    rules: Sequence[str] | None,
+    heterogeneity: Sequence[str] | None,
+    seeds: int | None,
+) -> str:
+    """What repeats the study, without the paths of this machine."""
+    words = ["fedlora-sim", "study", Path(source).name]
+    for text in settings:
+        name, value = parse_assignment(text)
+        words += ["--set", f"{name}={last_part(str(value))}" if name in PATHS else text]
+    words += [] if rules is None else ["--rules", ",".join(rules)]
+    words += [word for name in heterogeneity or [] for word in ("--heterogeneity", name)]
+    words += [] if seeds is None else ["--seeds", str(seeds)]
+    return shlex.join(words)
+
+
+def _print_tables(report: dict[str, Any], out: Path) -> None:
+    console = wide_console()
+    splits = list(report["study"]["heterogeneity"])
+    outcomes = Table("ranks", "rule", *map(escape, splits), box=SIMPLE, title="final accuracy")
+    accuracy = {(r["configuration"], r["rule"], r["heterogeneity"]): r for r in report["rows"]}
+    for configuration, rule in dict.fromkeys(key[:2] for key in accuracy):
+        own = [accuracy.get((configuration, rule, name)) for name in splits]
+        outcomes.add_row(configuration, rule, *(r and number(r["accuracy"], 3) for r in own))
+    console.print(outcomes)
+    claims = Table("claim", "prediction", "measured", "verdict", "control", box=SIMPLE)
+    for claim in report["claims"]:
+        claims.add_row(
+            claim["id"],
+            f"{claim['margin']} {number(claim['prediction'], 3)}",
+            escape(f"{number(claim['measurement'], 3)} {interval_text(claim['interval'], 3)}"),
+            f"[{COLOURS[claim['verdict']]}]{claim['verdict']}[/]",
+            claim["negative_control"]["verdict"],
+        )
+    for claim in report["left_out"]:
+        claims.add_row(claim["id"], "", "", "left out", claim["reason"])
+    console.print(claims)
+    console.print(f"report, data and figures in {out}")

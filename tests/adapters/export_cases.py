@@ -1,0 +1,114 @@
+"""Runs on tiny models, kept on disk, and what the run itself makes of its model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from adapter_cases import VOCABULARY, base_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.func import functional_call
+from transformers import PreTrainedTokenizerFast
+
+from fedlora_sim import Scenario
+from fedlora_sim.adapters.export import KeptRun
+from fedlora_sim.aggregation import get_rule
+from fedlora_sim.tasks.examples import Examples
+from fedlora_sim.tasks.objectives import Completion
+from fedlora_sim.tasks.task import Task, logits_of
+from fedlora_sim.training.attach import add_deltas
+from fedlora_sim.training.rounds import run_training
+
+TINY = Scenario(
+    "2x3,4x2,8x1",
+    fidelity="training",
+    rounds=3,
+    dtype="float64",
+    device="cpu",
+    cohort_size=3,
+    learning_rate=0.02,
+    local_steps=2,
+    batch_size=4,
+    split="iid",
+)
+TARGETS = {
+    "bert": ("attention.self.query", "intermediate.dense"),
+    "gpt2": ("attn.c_attn", "attn.c_proj"),
+}
+LAYERS = {"bert": "bert.encoder.layer", "gpt2": "transformer.h"}
+WORDS = "the cat dog sat ran road ball goal team bank stock price"
+
+
+def tiny_task(architecture="bert", heads=("classifier",), dtype=torch.float64):
+    """A random model of two blocks and 40 samples of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (40, 6), generator=generator)
+    labels = torch.randint(2, (40,), generator=generator) if architecture == "bert" else tokens
+    halves = (slice(0, 32), slice(32, 40))
+    parts = [Examples({"input_ids": tokens[half]}, labels[half]) for half in halves]
+    names = [
+        f"{LAYERS[architecture]}.{i}.{name}" for i in range(2) for name in TARGETS[architecture]
+    ]
+    model = base_model(architecture, dtype).requires_grad_(False)
+    if architecture == "gpt2":
+        return Task(model, *parts, tuple(names), objective=Completion())
+    return Task(model, *parts, tuple(names), heads, class_names=("0", "1"))
+
+
+def keep_run(folder, task, rule="raflora", **changes):
+    """A run on a task of its own, all its rounds kept; opened."""
+    scenario = TINY.replace(**changes)
+    run_training(scenario, get_rule(rule), [3], task=task, checkpoints=folder, keep="all")
+    return KeptRun(folder / "seed-3", task)
+
+
+def logits(task, deltas, heads):
+    """What a task's model makes of the test part with updates and heads in place."""
+    replaced = add_deltas(task.model, deltas)
+    for name, own in heads.items():
+        replaced |= {f"{name}.{key}": x for key, x in zip(("weight", "bias"), own, strict=False)}
+
+    class Changed(torch.nn.Module):
+        def forward(self, **given):
+            return functional_call(task.model, replaced, (), given)
+
+    with torch.no_grad():
+        return logits_of(Changed(), task.test.inputs)
+
+
+def write_text_task(folder: Path, headless: bool = True) -> Scenario:
+    """A folder with a tiny BERT and its tokenizer, and a file of short labelled texts."""
+    model = base_model("bert", torch.float32)
+    (model.base_model if headless else model).save_pretrained(folder / "model")
+    _tokenizer().save_pretrained(folder / "model")
+    topics = {"animals": "the cat sat", "money": "stock price", "sport": "goal team"}
+    if not headless:
+        topics.pop("money")  # the model's own head knows two classes
+    lines = [
+        f"{' '.join(t.split()[: 1 + i % 3])} road\t{n}"
+        for i in range(10)
+        for n, t in topics.items()
+    ]
+    (folder / "texts.tsv").write_text("\n".join(lines) + "\n")
+    given = {"model": str(folder / "model"), "data": str(folder / "texts.tsv"), "max_length": 8}
+    return replace(TINY, task="text", dtype="float32", **given)
+
+
+def _tokenizer():
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+    vocabulary = {word: i for i, word in enumerate((*special, *WORDS.split()))}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(word, vocabulary[word]) for word in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=ends
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=16,
+    )

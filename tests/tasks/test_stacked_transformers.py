@@ -1,0 +1,107 @@
+"""Clients in one stack, in chunks and one by one: the same adapters and heads on real transformers.
+
+Texts of mixed lengths are cut to the longest of a stack, so that every chunk sees other padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from training_cases import causal_task, classification_task, cohort, samples
+
+from fedlora_sim.tolerances import relative
+from fedlora_sim.training.attach import attach, stacked_modules
+from fedlora_sim.training.batches import client_streams
+from fedlora_sim.training.config import LocalConfig
+from fedlora_sim.training.evaluation import evaluate
+from fedlora_sim.training.local import Trained, train_cohort
+
+CONFIGS = {
+    "sgd": LocalConfig("sgd", 0.05, momentum=0.9, weight_decay=0.01, local_epochs=2, batch_size=4),
+    "adam": LocalConfig("adam", 2e-3, local_epochs=2, batch_size=4),
+    "adam clipped": LocalConfig(
+        "adam", 2e-3, weight_decay=0.01, local_steps=3, batch_size=4, max_grad_norm=0.5
+    ),
+    "adamw": LocalConfig("adamw", 2e-3, weight_decay=0.01, local_epochs=2, batch_size=4),
+}
+CASES = [(name, config, "float64") for name in ("bert", "gpt2") for config in CONFIGS]
+CASES += [("bert", "adam", "float32"), ("gpt2", "sgd", "float32")]
+
+
+@pytest.fixture
+def make_task(tiny_model):
+    def make(name: str, dtype: str = "float64"):
+        if name == "gpt2":
+            task = causal_task()
+        else:
+            task = classification_task(tiny_model(name), ("query", "value"), ("classifier",))
+        return task.to(torch.device("cpu"), getattr(torch, dtype))
+
+    return make
+
+
+def train(task, config: LocalConfig, **changes: object) -> Trained:
+    rngs = client_streams(0, 0, range(4))
+    return train_cohort(task, cohort(task), samples(), rngs, replace(config, **changes))
+
+
+def moves(trained: Trained, task) -> dict[str, torch.Tensor]:
+    """How far every factor and head of the cohort has moved."""
+    stack = cohort(task)
+    pairs = ((trained.adapters, stack.adapters), (trained.heads, stack.heads))
+    return {
+        f"{name} {side}": new - old
+        for after, before in pairs
+        for name in before
+        for side, (new, old) in enumerate(zip(after[name], before[name], strict=True))
+    }
+
+
+@pytest.mark.parametrize(("model", "config", "dtype"), CASES)
+def test_any_stack_size_is_the_same_training(make_task, model, config, dtype):
+    task = make_task(model, dtype)
+    whole = moves(train(task, CONFIGS[config]), task)
+    assert all(move.flatten(1).any(1).all() for move in whole.values()), "every client moves"
+    for size in (1, 3):
+        part = moves(train(task, CONFIGS[config], stack_size=size), task)
+        for name, move in whole.items():
+            gap = (part[name] - move).flatten(1).norm(dim=1)
+            assert (gap <= relative("factorization", dtype) * move.flatten(1).norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt2"])
+def test_checkpointed_blocks_train_the_same(make_task, model):
+    task = make_task(model)
+    wanted = moves(train(task, CONFIGS["adam"]), task)
+    found = moves(train(task, CONFIGS["adam"], gradient_checkpointing=True), task)
+    for name, move in wanted.items():
+        assert (found[name] - move).norm() <= relative("factorization") * move.norm()
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt2"])
+def test_a_stack_trains_what_the_merged_model_computes(make_task, model):
+    """The logits of client k are those of the model with its update and head in its weights."""
+    task, stack = make_task(model), cohort(make_task(model))
+    for k in range(len(stack.scaling)):
+        own = stack.take(torch.tensor([k]).numpy())
+        deltas = {n: own.scaling[0] * B[0] @ A[0] for n, (A, B) in own.adapters.items()}
+        heads = {name: tuple(x[0] for x in parts) for name, parts in own.heads.items()}
+        alone = replace(task, model=own.on(task.model))
+        merged = evaluate(task, deltas, heads)[1]
+        assert merged == pytest.approx(evaluate(alone)[1], rel=relative("factorization"))
+        assert merged != evaluate(task)[1]
+
+
+def test_a_tied_weight_is_adapted_in_one_place_and_merged_there(make_task):
+    """GPT-2's output map shares its weight with the embedding, which has no adapter."""
+    task = make_task("gpt2")
+    assert task.model.lm_head.weight is task.model.transformer.wte.weight
+    stack = cohort(replace(task, target_modules=("lm_head",)))
+    lora_a, lora_b = stack.adapters["lm_head"]
+    attached = attach(task.model, {"lm_head": (lora_a[:1], lora_b[:1])}, [2.0])
+    assert list(stacked_modules(attached)) == ["lm_head"]
+    merged = evaluate(task, {"lm_head": 2.0 * lora_b[0] @ lora_a[0]})[1]
+    wanted = evaluate(replace(task, model=attached))[1]
+    assert merged == pytest.approx(wanted, rel=relative("factorization"))
