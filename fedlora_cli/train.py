@@ -19,14 +19,14 @@ from fedlora_cli.options import check_folder, parse_assignment
 from fedlora_cli.resume import INTERRUPTED
 from fedlora_sim import Scenario
 from fedlora_sim.aggregation import AggregationRule, get_rule
-from fedlora_sim.datasets import build_dataset, save_dataset
+from fedlora_sim.datasets import save_dataset
 from fedlora_sim.errors import check_choice, check_seed, expected
 from fedlora_sim.metrics import energy_ratio
 from fedlora_sim.scenario import load_toml
+from fedlora_sim.simulate import check_suits, training_dataset
 from fedlora_sim.threads import torch_threads
 from fedlora_sim.training.checkpoints import KEEP, Checkpoints, state_rounds
 from fedlora_sim.training.measures import Row
-from fedlora_sim.training.result import labelled
 from fedlora_sim.training.rounds import FederatedRun
 from fedlora_sim.training.state import GlobalUpdate
 from paper_figs import split, style
@@ -59,7 +59,9 @@ def train(
     fields |= {name: value for name, value in given.items() if value is not None}
     fields |= dict(parse_assignment(text) for text in settings or [])
     chosen, server = Scenario.from_mapping(fields), get_rule(rule)
-    _check(chosen, server)
+    if chosen.fidelity != "training":
+        raise expected("fidelity", chosen.fidelity, "training (`simulate` takes the others too)")
+    check_suits(chosen, server)
     seed, keep = check_seed("--seed", seed), check_choice("--keep", keep, KEEP)
     check_folder("--out", out, out)
     if not resume and ((out / ROUNDS).exists() or (out / DATASET).exists()):
@@ -71,13 +73,6 @@ def train(
     print(f"wrote {out / DATASET}")
 
 
-def _check(scenario: Scenario, rule: AggregationRule) -> None:
-    if scenario.fidelity != "training":
-        raise expected("fidelity", scenario.fidelity, "training (`simulate` takes the others too)")
-    if rule.needs_svd_allocation and scenario.allocation != "svd":
-        raise expected("allocation", scenario.allocation, f"svd for rule={rule.label!r}")
-
-
 def _run(
     scenario: Scenario, rule: AggregationRule, seed: int, folder: Path, keep: str
 ) -> xr.Dataset:
@@ -87,9 +82,7 @@ def _run(
         kept = _ShownRounds(folder, run, keep)
         with kept.bar:
             result = run.run(checkpoints=kept)
-    variables, coords = labelled([result])
-    energy = variables["layer_energy"][1].sum(2)
-    return build_dataset(scenario, rule.label, (seed,), energy, variables, coords)
+    return training_dataset(scenario, rule, (seed,), [result])
 
 
 @contextmanager
@@ -125,8 +118,6 @@ class _ShownRounds(Checkpoints):
     def save(self, t: int, state: GlobalUpdate, row: Row) -> None:
         """Keep a round, and show it."""
         super().save(t, state, row)
-        # Read back: bits depend on how tensors lie in memory, and a resumed run has read them.
-        self.run.state = self.state(t, self.run.task.device)
         now = time.monotonic()
         seconds, self.before = now - self.before, now
         if t == 0:  # the start

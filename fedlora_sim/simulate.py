@@ -17,7 +17,7 @@ from fedlora_sim.scenario import Scenario
 from fedlora_sim.spectral import run_spectral
 from fedlora_sim.tasks import Task
 from fedlora_sim.training import run_training
-from fedlora_sim.training.result import labelled
+from fedlora_sim.training.result import TrainingResult, labelled
 
 Progress = Callable[[float], object]
 
@@ -56,7 +56,7 @@ def simulate(
         ValueError: naming the argument, its value and what was expected.
     """
     chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]
-    _check_suits(scenario, chosen)
+    check_suits(scenario, chosen)
     options = {"task": task, "checkpoints": None if checkpoints is None else Path(checkpoints)}
     given = {name: value for name, value in options.items() if value is not None}
     if given and scenario.fidelity != "training":
@@ -87,7 +87,7 @@ def simulate_many(
     """
     chosen, seeds = get_rule(rule), check_seeds(seed)
     for scenario in scenarios:
-        _check_suits(scenario, chosen)
+        check_suits(scenario, chosen)
     spectral = [s for s in scenarios if s.fidelity == "spectral"]
     total = len(seeds) * len(scenarios)
     with tqdm(total=total, disable=not progress, desc=chosen.label, unit="run") as bar:
@@ -100,7 +100,8 @@ def simulate_many(
         ]
 
 
-def _check_suits(scenario: Scenario, rule: AggregationRule) -> None:
+def check_suits(scenario: Scenario, rule: AggregationRule) -> None:
+    """Refuse a fidelity or an allocation that the rule has no form for."""
     if scenario.fidelity == "spectral" and not rule.has_spectral_form:
         reason = f"matrix or training: {rule.label} is more than weights on amplitudes"
         raise expected("fidelity", "spectral", reason)
@@ -141,6 +142,16 @@ def _training(
     **options: Any,
 ) -> xr.Dataset:
     results = run_training(scenario, rule, seeds, on_progress, **options)
+    return training_dataset(scenario, rule, seeds, results)
+
+
+def training_dataset(
+    scenario: Scenario,
+    rule: AggregationRule,
+    seeds: Sequence[int],
+    results: Sequence[TrainingResult],
+) -> xr.Dataset:
+    """The labelled form of fine-tuning runs, one per seed; as `simulate` returns it."""
     variables, coords = labelled(results)
     energy = variables["layer_energy"][1].sum(2)
     return build_dataset(scenario, rule.label, seeds, energy, variables, coords)

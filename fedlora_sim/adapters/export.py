@@ -29,14 +29,11 @@ from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.threads import torch_threads
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.checkpoints import Checkpoints, read_description, state_rounds
+from fedlora_sim.training.checkpoints import GIVEN_TASK, Checkpoints, read_description, state_rounds
 from fedlora_sim.training.rounds import FederatedRun
 from fedlora_sim.training.stacked import Heads
 from fedlora_sim.training.state import GlobalUpdate
 from fedlora_sim.training.uploads import Upload
-
-GIVEN = "given by the caller"
-"""What a run says of a task that was not the scenario's."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class KeptRun:
         if described is None:
             wanted = "the folder of a run, as fedlora-sim train makes it"
             raise expected("folder", str(folder), wanted)
-        if described.get("task") == GIVEN:
+        if described.get("task") == GIVEN_TASK:
             if task is None:
                 raise expected("task", None, "the model and data that the run was given")
             described["task"] = Scenario.task

@@ -106,6 +106,23 @@ def plan_batches(
     return BatchPlan(index, real, num_steps)
 
 
+def every_sample(samples: Sequence[np.ndarray], batch_size: int) -> BatchPlan:
+    """A plan that meets every sample once, in order.
+
+    Args:
+        samples: for every client, its sample indices, shape (n_k,), not empty.
+        batch_size: samples per batch.
+    """
+    sizes = np.array([len(own) for own in samples])
+    width = min(batch_size, int(sizes.max()))
+    steps = -(-sizes // width)
+    places = int(steps.max()) * width
+    index = np.stack([np.resize(own, places) for own in samples])
+    real = np.arange(places) < sizes[:, None]
+    both = (x.reshape(len(samples), -1, width).swapaxes(0, 1) for x in (index, real))
+    return BatchPlan(*both, steps)
+
+
 def _batches(
     samples: np.ndarray,
     rng: np.random.Generator,

@@ -27,6 +27,9 @@ from fedlora_sim.training.state import GlobalUpdate
 RUN_FILE = "run.json"
 KEEP = ("all", "last")
 
+GIVEN_TASK = "given by the caller"
+"""What a run says of a task that is not the scenario's."""
+
 
 class Checkpoints:
     """The folder of one run.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fedlora_sim.allocation import carried_directions, leading_directions
 from fedlora_sim.draws import allocation_scores
-from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.training.attach import attach
-from fedlora_sim.training.stack import client_losses
-from fedlora_sim.training.stacked import Frozen, Heads, StackedLoRALinear
+from fedlora_sim.training.batches import BatchPlan, every_sample
+from fedlora_sim.training.config import LocalConfig
+from fedlora_sim.training.memory import stacks_of
+from fedlora_sim.training.stack import Stack, client_totals
+from fedlora_sim.training.stacked import StackedLoRALinear
 
 Positions = dict[str, list[Tensor]]
 """Module name -> for every client of the cohort the rank indices that it receives, (r_k,)."""
@@ -39,10 +40,8 @@ class Directions:
         clients: NDArray[np.int64],
         ranks: Sequence[int],
         task: Task,
-        received: Mapping[str, LoRAFactors],
+        start: Stack,
         samples: Sequence[NDArray[np.int64]],
-        frozen: Mapping[str, Frozen],
-        heads: Heads,
     ) -> Positions:
         """Rank indices of every client, ascending.
 
@@ -51,20 +50,17 @@ class Directions:
             clients: the cohort, (m,).
             ranks: their ranks.
             task: model and data, for `importance`.
-            received: the global adapter of every module, all r_max components, as a client would
-                start from it.
+            start: what they would start from with all r_max components.
             samples: sample indices of every client.
-            frozen: what does not train.
-            heads: of every client, as it starts.
         """
         own = torch.tensor(ranks)
         if self.scenario.allocation == "svd":
-            held = dict.fromkeys(received, leading_directions(own, self.r_max))
+            held = dict.fromkeys(start.adapters, leading_directions(own, self.r_max))
         elif self.scenario.allocation == "random":
             scores = torch.from_numpy(self._scores[t, clients])
-            held = dict.fromkeys(received, carried_directions(own, scores))
+            held = dict.fromkeys(start.adapters, carried_directions(own, scores))
         else:
-            norms = gradient_norms(task, received, samples, frozen, heads)
+            norms = gradient_norms(task, start, samples, LocalConfig.of(self.scenario))
             held = {name: carried_directions(own, score.cpu()) for name, score in norms.items()}
         device = task.device
         return {
@@ -74,11 +70,7 @@ class Directions:
 
 
 def gradient_norms(
-    task: Task,
-    received: Mapping[str, LoRAFactors],
-    samples: Sequence[NDArray[np.int64]],
-    frozen: Mapping[str, Frozen],
-    heads: Heads,
+    task: Task, start: Stack, samples: Sequence[NDArray[np.int64]], config: LocalConfig
 ) -> dict[str, Tensor]:
     """Norm of every client's gradient along every direction of the global adapter.
 
@@ -87,32 +79,31 @@ def gradient_norms(
 
     Args:
         task: model and data.
-        received: the global adapter of every module, rank r_max.
+        start: the global adapter of every module, all r_max components, once per client.
         samples: sample indices of the K clients.
-        frozen: what does not train, and therefore has no gradient.
-        heads: of every client, weight (K, d_out, d_in) and bias (K, d_out).
+        config: no more samples and clients at a time than in training.
 
     Returns:
         Module name to (K, r_max).
     """
-    clients = len(samples)
-    stacked = {
-        name: (f.lora_A.expand(clients, -1, -1), f.lora_B.expand(clients, -1, -1))
-        for name, f in received.items()
-    }
-    scaling = [next(iter(received.values())).scaling] * clients
-    model = attach(task.model, stacked, scaling, frozen, heads)
-    width = max(len(own) for own in samples)
-    index = np.stack([np.resize(own, width) for own in samples])
-    real = np.arange(width) < np.array([[len(own)] for own in samples])
-    losses = client_losses(
-        task,
-        model,
-        torch.as_tensor(index, device=task.device),
-        torch.as_tensor(real, device=task.device),
-    )
-    losses.sum().backward()
-    return {name: _norms(model.get_submodule(name)) for name in received}
+    plan = every_sample(samples, config.batch_size)
+    chunks = stacks_of(task, start, plan, config)
+    parts = [_stack_norms(task, start.take(own), plan.take(own), config) for own in chunks]
+    back = torch.as_tensor(np.argsort(np.concatenate(chunks)))
+    return {name: torch.cat([part[name] for part in parts])[back] for name in start.adapters}
+
+
+def _stack_norms(
+    task: Task, start: Stack, plan: BatchPlan, config: LocalConfig
+) -> dict[str, Tensor]:
+    model = start.on(task.model, gradient_checkpointing=config.gradient_checkpointing)
+    counts = torch.zeros((), device=task.device)
+    for index, real in zip(plan.index, plan.real, strict=True):
+        batch = (torch.as_tensor(x, device=task.device) for x in (index, real))
+        total, count = client_totals(task, model, *batch)
+        total.sum().backward()
+        counts = counts + count
+    return {n: _norms(model.get_submodule(n)) / counts.unsqueeze(1) for n in start.adapters}
 
 
 def _norms(layer: torch.nn.Module) -> Tensor:

@@ -21,7 +21,7 @@ from fedlora_sim.training.batches import BatchPlan, plan_batches
 from fedlora_sim.training.checks import check_samples, check_sizes
 from fedlora_sim.training.config import LocalConfig, check_rates
 from fedlora_sim.training.descent import StackDescent
-from fedlora_sim.training.memory import clients_at_a_time
+from fedlora_sim.training.memory import stacks_of
 from fedlora_sim.training.stack import Stack, client_losses
 from fedlora_sim.training.stacked import Adapters, Heads
 
@@ -96,14 +96,9 @@ def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig
     check_sizes(clients, stack.adapters, scaling=stack.scaling)
     if stack.rates is not None:
         check_rates(stack.rates.tolist(), clients)
-    # Longest first: the clients that are still training are then always a prefix of a stack.
-    order = np.argsort(-plan.num_steps, kind="stable")
-    size = clients_at_a_time(task, stack.take(order[:1]), plan.take(order[:1]), config, clients)
-    parts = [
-        train_stack(task, stack.take(chunk), plan.take(chunk), config)
-        for chunk in np.split(order, range(size, clients, size))
-    ]
-    return _joined(parts, np.argsort(order), plan)
+    chunks = stacks_of(task, stack, plan, config)
+    parts = [train_stack(task, stack.take(own), plan.take(own), config) for own in chunks]
+    return _joined(parts, np.argsort(np.concatenate(chunks)), plan)
 
 
 def train_stack(task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig) -> Trained:

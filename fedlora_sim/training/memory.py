@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -14,6 +16,26 @@ from fedlora_sim.training.config import LocalConfig
 from fedlora_sim.training.stack import Stack, client_losses
 
 GIB = 2**30
+
+
+def stacks_of(
+    task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig
+) -> list[NDArray[np.int64]]:
+    """The places of the clients of every stack that a cohort is trained in.
+
+    Clients of the most steps come first: those that are still training are then always the first
+    ones of a stack.
+
+    Args:
+        task: model and data.
+        stack: what the K clients start from.
+        plan: their batches.
+        config: see `clients_at_a_time`.
+    """
+    order = np.argsort(-plan.num_steps, kind="stable")
+    first = order[:1]
+    size = clients_at_a_time(task, stack.take(first), plan.take(first), config, len(order))
+    return np.split(order, range(size, len(order), size))
 
 
 def clients_at_a_time(

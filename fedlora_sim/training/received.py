@@ -91,9 +91,17 @@ class Received:
             state: the global update.
             task: with the state's corrections in its weights.
         """
-        heads = self.heads(state, len(clients))
-        whole = self.whole(state)
-        return self.directions.of(t, clients, ranks, task, whole, samples, self.frozen, heads)
+        start = self.everything(state, len(clients))
+        return self.directions.of(t, clients, ranks, task, start, samples)
+
+    def everything(self, state: GlobalUpdate, clients: int) -> Stack:
+        """All components of the global adapter at scaling 1, once per client."""
+        adapters: Adapters = {
+            name: (f.lora_A.expand(clients, -1, -1), f.lora_B.expand(clients, -1, -1))
+            for name, f in self.whole(state).items()
+        }
+        ones = torch.ones(clients, dtype=torch.float64)
+        return Stack(adapters, ones, self.heads(state, clients), self.frozen)
 
     def stack(self, state: GlobalUpdate, positions: Positions, scalings: Sequence[float]) -> Stack:
         """What a cohort starts from, padded to its highest rank.

@@ -22,7 +22,7 @@ from fedlora_sim.tasks.task import Task
 from fedlora_sim.threads import torch_threads
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.checkpoints import Checkpoints
+from fedlora_sim.training.checkpoints import GIVEN_TASK, Checkpoints
 from fedlora_sim.training.config import LocalConfig, client_rates
 from fedlora_sim.training.counterfactuals import compared_rules, counterfactual_row
 from fedlora_sim.training.diagnosis import find_divergence
@@ -112,7 +112,7 @@ class FederatedRun:
     def description(self) -> dict[str, Any]:
         """Everything that the run depends on."""
         described = {**self.scenario.to_attrs(), "rule": self.rule.label, "seed": self.seed}
-        return described | ({"task": "given by the caller"} if self.given_task else {})
+        return described | ({"task": GIVEN_TASK} if self.given_task else {})
 
     def _initial_state(self) -> GlobalUpdate:
         """Nothing, or what SLoRA's stage has learned, where the rule keeps it."""

@@ -61,7 +61,15 @@ class Stack:
 
 
 def client_losses(task: Task, model: nn.Module, index: Tensor, real: Tensor) -> Tensor:
-    """Mean loss of every client on its own batch.
+    """Mean loss of every client on its own batch, (K,), in nats; arguments as `client_totals`."""
+    total, count = client_totals(task, model, index, real)
+    return total / count
+
+
+def client_totals(
+    task: Task, model: nn.Module, index: Tensor, real: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Summed loss of every client on its own batch, and what it is a sum over.
 
     Args:
         task: data and objective.
@@ -70,10 +78,10 @@ def client_losses(task: Task, model: nn.Module, index: Tensor, real: Tensor) -> 
         real: which of them count, boolean (K, b).
 
     Returns:
-        Shape (K,), in nats per sample or token.
+        Loss in nats, and samples or tokens, each (K,).
     """
     batch = task.train.take(index.flatten())
     total, count = task.objective.losses(logits_of(model, batch.inputs), batch.labels)
     # A filler is a sample too: `where` keeps it out even when its loss is not finite.
-    total = torch.where(real, total.view(real.shape), 0.0)
-    return total.sum(1) / torch.where(real, count.view(real.shape), 0.0).sum(1)
+    total, count = (torch.where(real, x.view(real.shape), 0.0).sum(1) for x in (total, count))
+    return total, count

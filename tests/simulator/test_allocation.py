@@ -18,6 +18,7 @@ from fedlora_sim.reference.allocation import held_reference
 from fedlora_sim.simulate import simulate_many
 from fedlora_sim.spectral import cohorts
 from fedlora_sim.training.directions import Directions
+from fedlora_sim.training.stack import Stack
 
 ONCE_IN_TWO_MILLION = 5e-7
 
@@ -103,7 +104,8 @@ def test_fidelities_meet_the_same_directions():
     training = Directions(small.replace(fidelity="training"), 8, 5)
     for t in range(small.rounds):
         clients = np.array([0, 2, 3])
-        held = training.of(t, clients, [1, 3, 5], task_on_cpu(), {"layer": None}, [], {}, {})
+        start = Stack({"layer": (None, None)}, torch.ones(3))
+        held = training.of(t, clients, [1, 3, 5], task_on_cpu(), start, [])
         for k, own in zip(clients, held["layer"], strict=True):
             np.testing.assert_array_equal(own, np.flatnonzero(wanted[1, t, k]))
 

@@ -7,20 +7,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from run_cases import TINY
+from run_cases import TARGETS, TINY, make_tiny_task
 
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.digits import DigitsTask
-from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.tasks.transformer import TinyTransformer
 from fedlora_sim.threads import one_thread
 from fedlora_sim.training import rounds
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.stacked import Adapters
 
-TARGETS = ("blocks.0.attention.q_proj", "blocks.0.attention.v_proj", "blocks.0.fc1", "blocks.0.fc2")
 MakeAdapters = Callable[..., Adapters]
 MakeRun = Callable[..., rounds.FederatedRun]
 
@@ -35,14 +32,7 @@ def alone() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_task() -> DigitsTask:
     """A one-block float64 model, not pretrained, and 60 random images."""
-    generator = torch.Generator().manual_seed(0)
-    model = TinyTransformer(generator, d_model=16, num_layers=1, num_heads=2)
-    images = torch.rand(60, 8, 8, generator=generator, dtype=torch.float64)
-    labels = torch.randint(10, (60,), generator=generator)
-    model = model.double().requires_grad_(False)
-    train = Examples({"images": images[:40]}, labels[:40])
-    test = Examples({"images": images[40:]}, labels[40:])
-    return DigitsTask(model, train, test, TARGETS, source=test)
+    return make_tiny_task()
 
 
 @pytest.fixture

@@ -1,0 +1,142 @@
+"""The paper's claims on made-up outcomes in which each is true, false, or not to be told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from study_cases import small_study
+
+from analysis.inference.family import FAMILY_ERROR
+from analysis.real.paper_claims import PAPER_CLAIMS, claims_left_out, judge_claims
+from analysis.real.study import HIGHEST, MIXED
+from fedlora_sim.tolerances import relative
+
+IDS = [claim.id for claim in PAPER_CLAIMS]
+TAILS = {"fedavg": 1e-4, "raflora": 0.4, HIGHEST: 0.4}
+ACCURACY = {"fedavg": 0.6, "raflora": 0.8}
+FEW = {"fedavg": 0.4, "raflora": 0.75}
+UNTRAINED = 0.1
+NARROW, WIDE = 1e-3, 0.5
+
+
+@pytest.fixture(scope="module")
+def study():
+    return small_study(seeds=6)
+
+
+def table_of(study, tails=None, accuracy=None, few=None, spread=NARROW) -> pd.DataFrame:
+    """Outcomes that scatter by so much around what every rule gets."""
+    tail_of, mixed = TAILS | (tails or {}), ACCURACY | (accuracy or {})
+    of_few, rng = FEW | (few or {}), np.random.default_rng(0)
+    rows = []
+    for run in study.runs():
+        key = HIGHEST if run.configuration == HIGHEST else run.rule
+        level = (of_few if run.configuration == "few" else mixed)[run.rule]
+        rows.append(
+            {
+                "heterogeneity": run.heterogeneity,
+                "configuration": run.configuration,
+                "rule": run.rule,
+                "seed": run.seed,
+                "untrained": UNTRAINED,
+                "accuracy": level + spread * rng.standard_normal(),
+                "rho": 1 - tail_of[key] * 10 ** (10 * spread * rng.standard_normal()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def verdicts(study, **changes) -> dict[str, str]:
+    return {c["id"]: c["verdict"] for c in judge_claims(study, table_of(study, **changes))}
+
+
+def test_all_are_supported_where_they_are_true(study):
+    claims = judge_claims(study, table_of(study))
+    assert [claim["id"] for claim in claims] == IDS
+    assert {claim["verdict"] for claim in claims} == {"supported"}
+    assert {claim["negative_control"]["verdict"] for claim in claims} == {"refuted"}
+    assert claims_left_out(study, table_of(study)) == []
+    assert [claim["runs"] for claim in claims] == [12, 12, 12, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("collapse", {"tails": {"fedavg": 0.3}}),
+        ("prevention", {"tails": {"raflora": 0.01}}),
+        ("accuracy", {"accuracy": {"raflora": 0.5}}),
+        ("robustness", {"few": {"raflora": 0.3}}),
+    ],
+)
+def test_what_is_false_is_refuted(study, name, changes):
+    assert verdicts(study, **changes)[name] == "refuted"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("collapse", {"tails": {"fedavg": 0.04}}),
+        ("prevention", {"tails": {"raflora": 0.2}}),
+        ("accuracy", {"accuracy": {"raflora": 0.6}}),
+        ("robustness", {"few": {"raflora": 0.6}}),
+    ],
+)
+def test_what_cannot_be_told_is_undecided(study, name, changes):
+    assert verdicts(study, **changes, spread=0.05)[name] == "undecided"
+
+
+def test_wide_scatter_decides_nothing(study):
+    assert set(verdicts(study, spread=WIDE).values()) == {"undecided"}
+
+
+def test_a_check_that_refutes_nothing_supports_nothing(study):
+    """Where raFLoRA collapses too, FedAvg's collapse says nothing of the check."""
+    claims = {c["id"]: c for c in judge_claims(study, table_of(study, tails={"raflora": 1e-4}))}
+    collapse, prevention = claims["collapse"], claims["prevention"]
+    assert collapse["interval"][1] < collapse["prediction"]
+    assert collapse["negative_control"]["verdict"] == "supported"
+    assert collapse["verdict"] == "undecided"
+    assert prevention["verdict"] == "refuted"
+
+
+def test_measured_values_are_the_means_of_pairs(study):
+    table = table_of(study)
+    claims = {c["id"]: c for c in judge_claims(study, table)}
+    mixed = table[table["configuration"] == MIXED].set_index(["rule", "seed"])["accuracy"]
+    gain = (mixed["raflora"] - mixed["fedavg"]).mean()
+    exact = relative("reduction", "float64")
+    np.testing.assert_allclose(claims["accuracy"]["measurement"], gain, rtol=exact)
+    assert claims["accuracy"]["prediction"] == 0
+
+
+def test_every_claim_has_its_part_of_the_error_whatever_is_left_out(study):
+    part = study.part(heterogeneity=["mild"])
+    claims = judge_claims(part, table_of(part))
+    assert [claim["id"] for claim in claims] == IDS[:-1]
+    for claim in claims:
+        assert claim["confidence"] == 1 - FAMILY_ERROR / len(IDS)
+
+
+@pytest.mark.parametrize(
+    ("part", "left_out", "reason"),
+    [
+        ({"heterogeneity": ["mild"]}, ["robustness"], "not in this study"),
+        ({"heterogeneity": ["harsh"], "seeds": 1}, IDS, "no spread"),
+        ({"rules": ["fedavg"]}, IDS, "not in this study"),
+        ({"rules": ["raflora"]}, IDS, "not in this study"),
+    ],
+)
+def test_claims_whose_runs_are_missing_are_left_out_and_said_to_be(study, part, left_out, reason):
+    smaller = study.part(**part)
+    found = claims_left_out(smaller, table_of(smaller))
+    assert [claim["id"] for claim in found] == left_out
+    assert all(reason in claim["reason"] for claim in found)
+    judged = [claim["id"] for claim in judge_claims(smaller, table_of(smaller))]
+    assert judged == [name for name in IDS if name not in left_out]
+
+
+def test_a_study_of_one_rank_configuration_says_nothing_of_robustness():
+    study = small_study(rank_configurations={})
+    (claim,) = claims_left_out(study, table_of(study))
+    assert claim["id"] == "robustness"
