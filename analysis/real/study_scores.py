@@ -192,7 +192,8 @@ def forecasts(study: Study, runs: Mapping[str, xr.Dataset], scores: Scores) -> x
         predicted = told.total_predicted.rename(horizon="round")
         later = predicted.assign_coords(round=predicted["round"] + calibration_rounds(study))
         found.append(xr.Dataset({"measured": measured, "predicted": later}))
-    together = xr.concat(found, "rule", join="outer").assign_coords(rule=rules)
+    together = xr.concat(found, "rule").assign_coords(rule=rules)
+    together = together.transpose("rule", "seed", "partition", "round", "statistic")
     attrs = scores[OWN][rules[0]].attrs
     return together.drop_attrs().assign_attrs(
         heterogeneity=name,

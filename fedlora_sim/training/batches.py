@@ -119,8 +119,8 @@ def every_sample(samples: Sequence[np.ndarray], batch_size: int) -> BatchPlan:
     places = int(steps.max()) * width
     index = np.stack([np.resize(own, places) for own in samples])
     real = np.arange(places) < sizes[:, None]
-    both = (x.reshape(len(samples), -1, width).swapaxes(0, 1) for x in (index, real))
-    return BatchPlan(*both, steps)
+    index, real = (x.reshape(len(samples), -1, width).swapaxes(0, 1) for x in (index, real))
+    return BatchPlan(index, real, steps)
 
 
 def _batches(

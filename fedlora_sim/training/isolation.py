@@ -41,8 +41,8 @@ def check_isolation(task: Task) -> None:
     first, others = _samples(task.train)
     if not others:
         return
-    copies = [first] * len(others)
-    alone, again, beside = (_outputs(task, [first, *x]) for x in (copies, copies, others))
+    model, copies = frozen_copy(task.model), [first] * len(others)
+    alone, again, beside = (_outputs(model, task, [first, *x]) for x in (copies, copies, others))
     for other, parts, wanted in (
         (again, 1, "a model that is the same every time in evaluation mode"),
         (beside, 1 + len(others), "a model whose samples come first and do not mix"),
@@ -65,18 +65,19 @@ def _samples(examples: Examples) -> tuple[int, list[int]]:
     return first, others[:BESIDE]
 
 
-def _outputs(task: Task, samples: list[int]) -> Outputs:
-    model, found = frozen_copy(task.model), Outputs()
+def _outputs(model: nn.Module, task: Task, samples: list[int]) -> Outputs:
+    found = Outputs()
 
     def keep(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
         found.setdefault(name, []).extend(list(_tensors(output))[:1])
 
-    for name, module in model.named_modules():
-        if name:
-            module.register_forward_hook(partial(keep, name))
+    modules = [(name, module) for name, module in model.named_modules() if name]
+    hooks = [module.register_forward_hook(partial(keep, name)) for name, module in modules]
     batch = task.train.take(torch.tensor(samples, device=task.device))
     with torch.inference_mode():
         found[""] = [logits_of(model, batch.inputs)]
+    for hook in hooks:
+        hook.remove()
     return found
 
 

@@ -12,9 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("fedlora_sim", "analysis", "paper_figs", "fedlora_cli")
 FAST_PATH = ("allocation", "aggregation", "spectral", "matrix", "lowrank")
+DRAWS = ("__init__", "batches", "draws")
 FAST_TRAINING = tuple(
-    f"training.{name}"
-    for name in ("stacked", "local", "rounds", "state", "directions", "pruning", "slora")
+    f"training.{path.stem}"
+    for path in (ROOT / "fedlora_sim/training").glob("*.py")
+    if path.stem not in DRAWS
 )
 MAX_LINES = 300
 

@@ -13,10 +13,12 @@ from training_cases import causal_task, classification_task, cohort, samples
 
 from fedlora_sim.tolerances import relative
 from fedlora_sim.training.attach import attach, stacked_modules
-from fedlora_sim.training.batches import client_streams
+from fedlora_sim.training.batches import client_streams, every_sample
 from fedlora_sim.training.config import LocalConfig
+from fedlora_sim.training.directions import gradient_norms
 from fedlora_sim.training.evaluation import evaluate
 from fedlora_sim.training.local import Trained, train_cohort
+from fedlora_sim.training.memory import activation_bytes
 
 CONFIGS = {
     "sgd": LocalConfig("sgd", 0.05, momentum=0.9, weight_decay=0.01, local_epochs=2, batch_size=4),
@@ -92,6 +94,32 @@ def test_a_stack_trains_what_the_merged_model_computes(make_task, model):
         merged = evaluate(task, deltas, heads)[1]
         assert merged == pytest.approx(evaluate(alone)[1], rel=relative("factorization"))
         assert merged != evaluate(task)[1]
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt2"])
+def test_the_importance_of_directions_does_not_depend_on_how_it_is_computed(make_task, model):
+    """Few samples and clients at a time, as in training, or all at once."""
+    task = make_task(model)
+    start = cohort(task)
+    at_once = replace(CONFIGS["adam"], batch_size=sum(map(len, samples())))
+    wanted = gradient_norms(task, start, samples(), at_once)
+    for size, batch_size in ((None, 5), (3, 1), (1, 2)):
+        config = replace(CONFIGS["adam"], stack_size=size, batch_size=batch_size)
+        for name, norms in gradient_norms(task, start, samples(), config).items():
+            assert (norms - wanted[name]).norm() <= relative("factorization") * norms.norm()
+            assert (norms[0] != norms[1]).any()
+
+
+def test_memory_is_estimated_at_the_longest_text(make_task):
+    """Whoever is asked: in a stack all are padded to it."""
+    task, stack = make_task("bert"), cohort(make_task("bert"))
+    short = int(task.train.inputs["attention_mask"].sum(1).argmin())
+    one, config = stack.take(torch.tensor([0]).numpy()), CONFIGS["adam"]
+    found = [
+        activation_bytes(task, one, every_sample([torch.tensor([x]).numpy()], 4), config)
+        for x in (short, task.train.longest)
+    ]
+    assert found[0] == found[1]
 
 
 def test_a_tied_weight_is_adapted_in_one_place_and_merged_there(make_task):

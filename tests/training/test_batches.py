@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from fedlora_sim.training.batches import client_streams, plan_batches
+from fedlora_sim.training.batches import client_streams, every_sample, plan_batches
 
 SAMPLES = [np.arange(5), np.arange(100, 112), np.array([7])]
 
@@ -42,6 +42,38 @@ def test_a_batch_is_real_exactly_while_its_client_trains():
     alive = np.arange(len(plan.real))[:, None] < plan.num_steps
     np.testing.assert_array_equal(plan.real.any(axis=2), alive)
     np.testing.assert_array_equal(plan.real.sum(axis=(0, 2)), [len(own) for own in SAMPLES])
+
+
+def test_what_fills_a_batch_up_is_the_clients_own():
+    """Also where the client has no step left, in the stack of one that has."""
+    plan = plan_batches(SAMPLES, client_streams(0, 0, range(3)), batch_size=4, local_epochs=2)
+    for client, own in enumerate(SAMPLES):
+        alive = plan.index[: plan.num_steps[client], client]
+        assert np.isin(alive, own).all()
+    whole = every_sample(SAMPLES, 4)
+    for client, own in enumerate(SAMPLES):
+        assert np.isin(whole.index[:, client], own).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 12, 99])
+def test_every_sample_once(batch_size):
+    plan = every_sample(SAMPLES, batch_size)
+    width = min(batch_size, 12)
+    assert plan.index.shape == plan.real.shape == (-(-12 // width), 3, width)
+    assert plan.num_steps.tolist() == [-(-len(own) // width) for own in SAMPLES]
+    for client, own in enumerate(SAMPLES):
+        assert plan.index[:, client][plan.real[:, client]].tolist() == own.tolist()
+        assert plan.real[: plan.num_steps[client], client].any(axis=1).all()
+        assert not plan.real[plan.num_steps[client] :, client].any()
+
+
+def test_a_part_of_a_plan_is_cut_to_its_clients():
+    plan = every_sample(SAMPLES, 5)
+    part = plan.take(np.array([2, 0]))
+    assert part.index.shape == (1, 2, 5)
+    assert part.num_steps.tolist() == [1, 1]
+    np.testing.assert_array_equal(part.index[:, 1], plan.index[:1, 0])
+    assert plan.take(np.array([2])).index.shape == (1, 1, 1)
 
 
 def test_a_client_draws_the_same_alone_and_in_company():

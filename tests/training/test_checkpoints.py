@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,28 +58,22 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("case", CASES)
 def test_a_stopped_run_ends_as_if_it_had_not_been(tiny_task, folder, case):
     rule, changes = CASES[case]
-    scenario = TINY.replace(rounds=4, **changes)
     task = replace(tiny_task, head_modules=("head",)) if case == "heads" else tiny_task
-    wanted = simulate(scenario, rule=rule, seed=5, task=task)
-    for rounds in (1, 2):
+    run = partial(simulate, TINY.replace(**changes), rule=rule, seed=5, task=task)
+    with pytest.raises(StoppedError):
+        run(checkpoints=folder, on_progress=stop_after(2))
+    assert run(checkpoints=folder).identical(run())
+
+
+def test_a_run_goes_on_where_it_was_as_often_as_it_is_stopped(tiny_task, folder):
+    run = partial(simulate, TINY, seed=5, task=tiny_task)
+    for _ in range(2):
         with pytest.raises(StoppedError):
-            simulate(
-                scenario,
-                rule=rule,
-                seed=5,
-                task=task,
-                checkpoints=folder,
-                on_progress=stop_after(rounds),
-            )
-    done = []
-    found = simulate(
-        scenario, rule=rule, seed=5, task=task, checkpoints=folder, on_progress=done.append
-    )
-    assert found.identical(wanted)
-    assert done == [3 / 4, 1 / 4], "three rounds were there, one was left"
-    again = []
-    simulate(scenario, rule=rule, seed=5, task=task, checkpoints=folder, on_progress=again.append)
-    assert again == [1.0]
+            run(checkpoints=folder, on_progress=stop_after(1))
+    for progress in ([2 / 3, 1 / 3], [1.0]):  # what is there already comes first
+        done = []
+        assert run(checkpoints=folder, on_progress=done.append).identical(run())
+        assert done == progress
 
 
 def test_several_seeds_have_folders_of_their_own(tiny_task, folder):

@@ -20,7 +20,7 @@ MIDDLES = {
     "batch norm": lambda: nn.BatchNorm1d(6),
     "both": lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3)),
 }
-RULES = ["fedavg", "flora", "fedex"]
+RULES = ["raflora", "flora"]
 
 
 @pytest.fixture(params=MIDDLES)

@@ -158,6 +158,9 @@ def test_divergence_names_client_and_step(tiny_task, make_adapters, cohort_sampl
         ({"local_steps": 1, "learning_rate": float("inf")}, "learning_rate=inf"),
         ({"local_steps": 1, "weight_decay": -1}, "weight_decay=-1"),
         ({"local_steps": 1, "momentum": 0.9}, "momentum=0.9"),
+        ({"local_steps": 1, "max_grad_norm": 0.0}, "max_grad_norm=0.0"),
+        ({"local_steps": 1, "stack_size": 0}, "stack_size=0"),
+        ({"local_steps": 1, "memory_budget": -1.0}, "memory_budget=-1.0"),
     ],
 )
 def test_bad_config(options: dict, message: str):

@@ -42,7 +42,7 @@ def test_rules_that_need_svd_allocation_are_not_asked_about_others(monkeypatch):
     assert labels("fedavg", "random") == ["fedavg", "fedex", "hetlora", "rbla", "zero_pad"]
 
 
-@pytest.mark.parametrize("rule", ["fedavg", "raflora", "fedex", "flora", "ffa", "hetlora"])
+@pytest.mark.parametrize("rule", ["fedavg", "fedex", "flora", "ffa"])
 def test_the_own_rule_is_the_run_and_the_run_keeps_its_bits(make_run, rule):
     changes = {"cohort_size": 4, "lora_alpha": 6.0}
     plain, asked = make_run(rule, **changes).run(), make_run(rule, **changes, **ASKED).run()

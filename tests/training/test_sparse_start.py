@@ -35,7 +35,7 @@ def stage(run, seed=None, **changes):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "adamw"])
 def test_only_the_chosen_entries_move(make_run, law, density, optimizer):
     decay = {"optimizer": optimizer, "weight_decay": 0.1}
-    run = make_run(**SLORA, slora_density=density, **decay, **LAWS[law])
+    run = make_run(slora_density=density, **decay, **LAWS[law])
     for name, dense in stage(run).items():
         chosen = sparse_entries(run.seed, name, dense.numel(), density)
         mask = torch.zeros(dense.numel(), dtype=torch.bool)

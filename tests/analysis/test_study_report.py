@@ -1,0 +1,213 @@
+"""The report on a study: true where the model is, plain, and of no machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from real_cases import EXACT, LAW
+from study_cases import ROUNDS, made_up_runs, small_study
+
+from analysis.real.premise import premise_rows
+from analysis.real.study import MIXED
+from analysis.real.study_report import last_part, study_fields, study_report
+from analysis.real.study_scores import (
+    calibration_rounds,
+    forecasts,
+    pooled,
+    score_rows,
+    score_runs,
+    why_no_scores,
+)
+from analysis.real.study_tables import claims_table, outcomes_table, scores_table, to_markdown
+from fedlora_sim.tolerances import relative
+
+ITERATED = relative("iteration")
+CERTAIN = {**EXACT, "gain_mean": 0.9}
+FIRST = 2
+RULES = ("fedavg", "raflora")
+
+
+@pytest.fixture(scope="module")
+def study():
+    return small_study()
+
+
+@pytest.fixture(scope="module")
+def runs(study):
+    return made_up_runs(study, law=CERTAIN)
+
+
+@pytest.fixture(scope="module")
+def scores(study, runs):
+    return score_runs(study, runs)
+
+
+@pytest.fixture(scope="module")
+def report(study, runs, scores):
+    return study_report(study, runs, scores, "fedlora-sim study small.toml")
+
+
+def test_what_follows_the_model_is_foretold(study, scores):
+    rows = {(row["calibration"], row["rule"]): row for row in score_rows(scores)}
+    assert set(rows) == {(calibration, rule) for calibration in ("own", "fedavg") for rule in RULES}
+    for row in rows.values():
+        assert row["runs"] == 4
+        np.testing.assert_allclose(row["theory"]["error"], 0.0, atol=ITERATED)
+        np.testing.assert_allclose(row["theory"]["error_range"], 0.0, atol=ITERATED)
+        assert row["theory"]["coverage"] == 1
+        assert [part["partition"] for part in row["by_partition"]] == [1, 2]
+        assert [(b["from"], b["to"]) for b in row["by_horizon"]] == [(1, 2), (3, 3), (4, 4)]
+    # equal energies of clients who shrink by a tenth: persistence is off by the rounds between
+    horizons = np.arange(1, ROUNDS - FIRST + 1)
+    wanted = np.median(-2 * np.log10(CERTAIN["gain_mean"]) * horizons)
+    measured = rows["own", "raflora"]["persistence"]["error"]
+    np.testing.assert_allclose(measured, wanted, rtol=ITERATED)
+
+
+def test_scores_are_pooled_over_all_seeds(scores):
+    table = pooled(scores)
+    assert dict(table.error.sizes) == {
+        **{"calibration": 2, "rule": 2, "forecast": 3},
+        **{"partition": 2, "horizon": ROUNDS - FIRST},
+    }
+    assert set(scores["own"]["fedavg"].seed.values) == {7, 8, 9, 10}
+
+
+def test_forecasts_stand_beside_what_was_measured(study, runs, scores):
+    found = forecasts(study, runs, scores)
+    assert found.attrs["heterogeneity"] == "harsh"
+    assert found.rule.values.tolist() == list(RULES)
+    assert found.seed.values.tolist() == [9, 10]
+    later = found.sel(round=slice(FIRST + 1, None), statistic="median")
+    np.testing.assert_allclose(later.predicted, later.measured, rtol=ITERATED)
+    assert found.predicted.sel(round=slice(None, FIRST)).isnull().all()
+    assert found.measured.notnull().all()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "reason"),
+    [
+        ({"rounds": 2}, "2 rounds leave none"),
+        ({"rounds": 6, "allocation": "random"}, "under random allocation"),
+    ],
+)
+def test_a_study_that_cannot_be_foretold_says_so(scenario, reason):
+    study = small_study(scenario={"ranks": "2x2,4x2", **scenario})
+    assert reason in why_no_scores(study)
+    assert score_runs(study, {}) == {}
+
+
+def test_a_third_of_the_rounds_calibrates(study):
+    assert calibration_rounds(study) == FIRST
+    longer = replace(study, scenario=study.scenario.replace(rounds=30))
+    assert calibration_rounds(longer) == 10
+
+
+def test_one_step_is_what_the_shares_say(study, report):
+    """With all clients and a basis that stays FedAvg keeps W_h^2 of what raFLoRA keeps."""
+    (row,) = report["counterfactuals"]
+    assert (row["ran"], row["compared"], row["runs"]) == ("raflora", "fedavg", 4)
+    shares = [part["energy"] for part in row["partitions"]]
+    np.testing.assert_allclose(shares, [1.0, 0.25], rtol=ITERATED)
+    low, high = row["partitions"][1]["energy_interval"]
+    np.testing.assert_allclose([low, high], 0.25, rtol=ITERATED)
+
+
+def test_the_premise_holds_where_nothing_turns(study, report):
+    rows = report["premise"]
+    places = [(row["rule"], row["heterogeneity"]) for row in rows]
+    assert places[:2] == [("fedavg", None), ("raflora", None)]
+    assert places[2:] == [(rule, name) for rule in RULES for name in study.heterogeneity]
+    for row in rows:
+        assert [block["mean"] for block in row["preservation"]] == [1.0] * 3
+        assert row["preservation"][0]["from"] == 2
+        assert row["preservation"][-1]["to"] == ROUNDS
+        assert row["angle"] == [{"level": level, "median": 0.0, "largest": 0.0} for level in (2, 4)]
+
+
+def test_where_directions_turn_is_seen(study, runs):
+    late = ROUNDS - 1
+    turned = {
+        run.label: runs[run.label].assign(
+            preservation=runs[run.label].preservation.where(runs[run.label]["round"] < late, 0.5),
+            angle=runs[run.label].angle + 0.1 * (run.rule == "fedavg"),
+        )
+        for run in study.runs()
+    }
+    fedavg, raflora, *_ = premise_rows(study, turned)
+    assert [block["mean"] for block in fedavg["preservation"]] == [1.0, 0.75, 0.5]
+    assert [place["median"] for place in fedavg["angle"]] == [0.1, 0.1]
+    assert [place["largest"] for place in raflora["angle"]] == [0.0, 0.0]
+    assert premise_rows(small_study(scenario={"ranks": "2x2,4x2", "rounds": 1}), {}) == []
+
+
+def test_the_report_is_plain_and_complete(study, report):
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report["study"]["complete"]
+    assert report["study"]["runs"] == len(study.runs())
+    assert report["study"]["levels"] == [2, 4]
+    assert len(report["rows"]) == 10
+    assert len(report["claims"]) + len(report["left_out"]) == 4
+    assert report["scores"]["calibration_rounds"] == FIRST
+    versions = report["environment"]
+    assert versions["runs_made_with"].startswith("fedlora_sim ")
+    assert {"torch_version", "numpy_version", "python_version", "threads"} <= set(versions)
+
+
+def test_runs_of_several_versions_are_told(study, runs, scores):
+    first, *_ = runs
+    mixed = {**runs, first: runs[first].assign_attrs(torch_version="1.0")}
+    made_with = study_report(study, mixed, scores)["environment"]["runs_made_with"]
+    assert made_with.count(";") == 1
+    assert "torch 1.0" in made_with
+
+
+def test_no_path_of_the_machine_stands_in_a_report(tmp_path):
+    places = {"model": str(tmp_path / "a-model"), "data": str(tmp_path / "train.tsv")}
+    scenario = {"task": "text", "ranks": "2x2,4x2", "rounds": 3, "cache_prefix": True, **places}
+    told = study_fields(small_study(scenario=scenario))
+    assert told["scenario"] == {
+        "task": "text",
+        "model": "a-model",
+        "data": "train.tsv",
+        "cache_prefix": True,
+    }
+    assert str(tmp_path) not in json.dumps(told)
+    assert last_part("organisation/model") == "organisation/model"
+
+
+def test_every_table_is_in_the_text(report):
+    text = to_markdown(report)
+    for table in (claims_table, outcomes_table, scores_table):
+        assert table(report) in text
+    for heading in ("One step of every rule", "Are directions preserved?", "Environment"):
+        assert f"## {heading}" in text
+    assert "Repeat: `fedlora-sim study small.toml`" in text
+    assert "mild: 7–8, harsh: 9–10" in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+
+
+def test_tables_are_as_wide_as_their_heads(report):
+    for table in (claims_table, outcomes_table, scores_table):
+        head, *lines = table(report).splitlines()
+        assert {line.count("|") for line in lines} == {head.count("|")}
+    assert "all 4" in outcomes_table(report)
+    assert "| few | `raflora` | – |" in outcomes_table(report)
+
+
+def test_a_part_of_a_study_is_said_to_be_one():
+    part = small_study().part(["fedavg"], ["mild"], 1)
+    runs = made_up_runs(part, law=LAW)
+    found = study_report(part, runs, score_runs(part, runs))
+    assert found["claims"] == found["counterfactuals"] == []
+    assert len(found["left_out"]) == 4
+    text = to_markdown(found)
+    assert "A part of the study." in text
+    assert "left out: its runs are not in this study" in text
+    assert "One step" not in text
+    assert {run.configuration for run in part.runs()} > {MIXED}

@@ -1,0 +1,207 @@
+"""`fedlora-sim study`: what is refused, a tiny study end to end, and one that is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fedlora_cli.study as command
+from analysis.real import study_runs
+from analysis.real.study_files import study_names
+from fedlora_sim.tasks.examples import Examples
+
+PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
+TOML = """
+name = "tiny"
+about = "Two rules on a few digits."
+rules = ["fedavg", "raflora"]
+seeds = 2
+target_accuracy = 0.1
+counterfactual_rules = ["raflora"]
+[scenario]
+ranks = "2x2,4x2"
+rounds = 2
+local_steps = 1
+[heterogeneity]
+"dirichlet 0.5" = { split = "dirichlet", dirichlet_alpha = 0.5 }
+"""
+RUNS = 2 * (2 + 2)  # seeds, rules and equal ranks
+STUDY = ("study", "tiny.toml", "--out", "t")
+DEADLINE = 120
+FEW = SimpleNamespace(train=Examples({"x": torch.zeros(40, 1)}, torch.arange(40) % 10))
+"""Enough of a task to be split."""
+
+
+@pytest.fixture
+def tiny(here: Path) -> Path:
+    path = here / "tiny.toml"
+    path.write_text(TOML)
+    return path
+
+
+def report(out: str = "t") -> dict:
+    return json.loads(Path(out, "study.json").read_text())
+
+
+def files(out: str = "t") -> set[str]:
+    return {str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file()}
+
+
+def test_packaged_studies_are_listed(fedlora: Callable, here: Path) -> None:
+    outcome = fedlora("study", "--list")
+    assert outcome.code == 0
+    assert [line.split(":")[0] for line in outcome.out.splitlines()] == study_names()
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "study=None: expected one of agnews, digits"),
+        (("digit",), "did you mean 'digits'"),
+        (("agnews",), "model=None"),
+        (("absent.toml",), "readable TOML"),
+        (("tiny.toml", "--workers", "0"), "--workers=0"),
+        (("tiny.toml", "--seeds", "3"), "seeds=3: expected at most the 2"),
+        (("tiny.toml", "--rules", "fedavg,rbla"), "rules='rbla'"),
+        (("tiny.toml", "--rules", "fedavg,fedawg"), "did you mean 'fedavg'"),
+        (("tiny.toml", "--heterogeneity", "iid"), "dirichlet 0.5"),
+        (("tiny.toml", "--set", "roundz=3"), "did you mean 'rounds'"),
+        (("tiny.toml", "--out", "tiny.toml"), "--out='tiny.toml'"),
+        (("tiny.toml", "--report-only"), f"{RUNS} are missing"),
+    ],
+)
+def test_bad_input(fedlora: Callable, tiny: Path, arguments: tuple[str, ...], message: str) -> None:
+    outcome = fedlora("study", *arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    assert message in line
+    assert [path.name for path in tiny.parent.iterdir()] == ["tiny.toml"]
+
+
+@pytest.mark.parametrize("row", ["dirichlet_alfa = 0.5", 'split = "by_writer"'])
+def test_what_is_wrong_in_the_last_row_is_found_before_the_first_run(
+    fedlora: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch, row: str
+) -> None:
+    monkeypatch.setattr(study_runs, "load_task", lambda scenario: FEW)
+    tiny.write_text(TOML + f"last = {{ {row} }}\n")
+    outcome = fedlora(*STUDY)
+    assert outcome.code == 2
+    assert ("dirichlet_alpha" if "alfa" in row else "groups") in outcome.err
+    assert not Path("t").exists()
+
+
+@pytest.mark.slow
+def test_a_tiny_study_from_end_to_end(fedlora: Callable, tiny: Path) -> None:
+    outcome = fedlora(*STUDY)
+    assert outcome.code == 0, outcome.err
+    assert [line.split(":")[0] for line in outcome.err.splitlines() if "run " in line] == [
+        f"run {i} of {RUNS}" for i in range(1, RUNS + 1)
+    ]
+    made = {f"runs/{path.name}" for path in Path("t/runs").iterdir()}
+    assert len(made) == RUNS
+    figures = {f"figures/study_{n}.{k}" for n in ("curves", "outcomes") for k in ("png", "pdf")}
+    assert files() == {*made, *figures, "data/curves.nc", "study.json", "study.md"}
+    found = report()
+    assert [claim["id"] for claim in found["claims"]] == ["collapse", "prevention", "accuracy"]
+    assert [claim["id"] for claim in found["left_out"]] == ["robustness"]
+    assert found["command"] == "fedlora-sim study tiny.toml"
+    assert "2 rounds leave none" in found["scores"]["reason"]
+    assert str(tiny.parent) not in Path("t/study.json").read_text()
+    for text in ("raflora", "collapse", "left out"):
+        assert text in outcome.out
+
+    again = fedlora(*STUDY)
+    assert again.err == f"going on from {RUNS} of {RUNS} runs in t\n"
+    assert report() == found
+    only = fedlora(*STUDY, "--report-only", "--rules", "raflora", "--seeds", "1")
+    assert only.code == 0
+    assert only.err == ""
+    part = report()
+    assert part["command"] == "fedlora-sim study tiny.toml --rules raflora --seeds 1"
+    assert not part["study"]["complete"]
+    assert part["claims"] == []
+    assert made < files()
+
+    other = fedlora(*STUDY, "--set", "rounds=3")
+    assert other.code == 2
+    assert "rounds=3: expected" in other.err
+
+
+@pytest.mark.slow
+def test_a_longer_study_is_foretold_and_drawn(fedlora: Callable, tiny: Path) -> None:
+    outcome = fedlora(*STUDY, "--set", "rounds=4", "--workers", "2")
+    assert outcome.code == 0, outcome.err
+    assert {"data/scores.nc", "data/forecasts.nc", "figures/calibrated.png"} < files()
+    assert {row["rule"] for row in report()["scores"]["rows"]} == {"fedavg", "raflora"}
+    assert "## Calibrated theory" in Path("t/study.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
+def test_a_stopped_study_goes_on_to_the_same_end(
+    fedlora: Callable, tiny: Path, number: int
+) -> None:
+    process = subprocess.Popen(
+        [PROGRAM, *STUDY],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that starts the tests in the background has them, and all below, ignore SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + DEADLINE
+    while not list(Path("t/runs").glob("*.nc")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in err
+    assert not Path("t/study.json").exists()
+    if number == signal.SIGINT:
+        assert f"of {RUNS} runs are kept in t" in err
+        assert "the same command goes on from there" in err
+
+    again = fedlora(*STUDY)
+    assert again.code == 0, again.err
+    assert again.err.startswith("going on from ")
+    assert not Path("t/rounds").exists()
+    assert fedlora("study", "tiny.toml", "--out", "whole").code == 0
+    assert report() == report("whole")
+
+
+def test_an_interrupt_says_what_is_kept(
+    fedlora: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_study", stop)
+    monkeypatch.setattr(study_runs, "load_task", lambda scenario: FEW)
+    outcome = fedlora(*STUDY)
+    assert outcome.code == 130
+    assert f"0 of {RUNS} runs are kept in t" in outcome.err
+
+
+def test_the_command_that_repeats_a_study_has_no_path_of_the_machine(here: Path) -> None:
+    (here / "model").mkdir()
+    settings = [f"model={here}/model", f"data={here}/train.tsv", "rounds=3"]
+    line = command._command(f"{here}/own.toml", settings, ["fedavg"], ["dirichlet 0.5"], 2)
+    assert str(here) not in line
+    assert line == (
+        "fedlora-sim study own.toml --set model=model --set data=train.tsv --set rounds=3 "
+        "--rules fedavg --heterogeneity 'dirichlet 0.5' --seeds 2"
+    )

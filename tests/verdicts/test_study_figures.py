@@ -1,0 +1,140 @@
+"""Figures of a study from made-up results: what they show, and that they say where it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from study_report_cases import (
+    FIRST,
+    ROUNDS,
+    RULES,
+    SPLITS,
+    made_up_curves,
+    made_up_forecasts,
+    study_report,
+)
+
+from fedlora_sim.datasets import save_dataset
+from paper_figs import calibrated, draw_study, study_curves, study_outcomes, style
+from paper_figs.rules import look, ranks_text
+
+NAMES = [look(rule).name for rule in RULES]
+
+
+@pytest.fixture(autouse=True)
+def _coarse_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few pixels, and every figure closed again."""
+    monkeypatch.setitem(style.RC, "savefig.dpi", 40)
+    style.apply()
+    yield
+    plt.close("all")
+
+
+def legend(figure: plt.Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_rules_that_are_not_known_have_a_look_too() -> None:
+    assert look("my_rule").name == "my_rule"
+    assert look("raflora").name == "raFLoRA"
+    assert ranks_text([2, 2, 4, 4]) == "2x2, 4x2"
+
+
+def test_curves() -> None:
+    curves = made_up_curves()
+    figure, axes = study_curves.draw(curves, study_report())
+    assert axes.shape == (4, len(SPLITS))
+    assert [axis.get_title() for axis in axes[0]] == SPLITS
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == [
+        "test accuracy",
+        "energy above rank 2",
+        "effective rank",
+        "directions preserved",
+    ]
+    assert [row[0].get_yscale() for row in axes] == ["linear", "log", "linear", "linear"]
+    assert legend(figure) == NAMES
+    assert figure.get_suptitle() == "small, ranks 2x2, 4x2: mean of 3 seeds, and their range"
+    for axis in axes.ravel():
+        assert len(axis.lines) == len(axis.collections) == len(RULES)
+    judged = axes[0, 0].lines[0]
+    assert judged.get_xdata().tolist() == list(range(0, ROUNDS + 1, 2))
+    mean = curves.rho.sel(heterogeneity="harsh", rule="raflora").mean("run").values[1:]
+    np.testing.assert_allclose(axes[1, 1].lines[1].get_ydata(), 1 - mean)
+
+
+def test_curves_of_one_seed_and_of_a_total_collapse() -> None:
+    curves = made_up_curves(runs=1)
+    figure, axes = study_curves.draw(curves.assign(rho=curves.rho * 0 + 1), study_report())
+    assert figure.get_suptitle().endswith("one seed")
+    assert (axes[1, 0].lines[0].get_ydata() > 0).all()
+    figure.canvas.draw()
+
+
+def test_outcomes() -> None:
+    figure, axes = study_outcomes.draw(study_report())
+    assert [axis.get_title() for axis in axes] == SPLITS
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == NAMES
+    assert legend(figure) == ["all clients of rank 2", "all clients of rank 4"]
+    assert figure.get_suptitle() == "small, 6 rounds: mean of 3 seeds, 95% intervals"
+    dots = [line.get_xdata() for line in axes[0].lines[2:]]
+    np.testing.assert_allclose(np.ravel(dots), [0.5, 0.6, 0.7])
+    bands = [line.get_xdata()[0] for line in axes[0].lines[:2]]
+    assert bands == [0.4, 0.9]
+
+
+def test_outcomes_of_one_seed() -> None:
+    report = study_report()
+    for row in report["rows"]:
+        row |= {"runs": 1, "accuracy_interval": None}
+    figure, axes = study_outcomes.draw(report)
+    assert figure.get_suptitle().endswith("one seed")
+    assert not axes[0].patches
+
+
+def test_calibrated() -> None:
+    found = made_up_forecasts()
+    figure, axes = calibrated.draw(found, study_report())
+    fedavg, raflora, bars = axes
+    assert [fedavg.get_title(), raflora.get_title()] == ["FedAvg", "raFLoRA"]
+    assert fedavg.get_yscale() == "log"
+    top, _ = figure.subfigs
+    assert top.get_suptitle() == "small, harsh, seed 3, all layers together"
+    shown = [text.get_text() for text in top.legends[0].get_texts()]
+    assert shown[:3] == ["$i=$1–2", "$i=$3–4", "measured"]
+    assert "foretold, 90%" in shown
+    # what a forecast that explodes foretells is not what the axis is made for
+    assert fedavg.get_ylim()[1] == calibrated.BEYOND * found.measured.max()
+    (shade,) = fedavg.patches
+    assert shade.get_width() == FIRST
+    heights = [patch.get_height() for patch in bars.patches]
+    assert heights == [0.3, 0.2, 0.5, 0.5, 0.5, 0.3, 0.2]
+    ticks = [text.get_text().replace("\n", " ") for text in bars.get_xticklabels()]
+    assert ticks == ["FedAvg 80%", "raFLoRA 80%", "raFLoRA, canonical no recursion"]
+
+
+def test_a_figure_without_forecasts_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "save", lambda figure, out, name: [out / name])
+    save_dataset(made_up_curves(), tmp_path / "curves.nc")
+    written = draw_study(study_report(), tmp_path, tmp_path)
+    assert [path.name for path in written] == ["study_curves", "study_outcomes"]
+    save_dataset(made_up_forecasts(), tmp_path / "forecasts.nc")
+    written = draw_study(study_report(), tmp_path, tmp_path)
+    assert [path.name for path in written][2:] == ["calibrated"]
+
+
+@pytest.mark.slow
+def test_all_are_written_twice_alike_as_png_and_pdf(tmp_path: Path) -> None:
+    save_dataset(made_up_curves(), tmp_path / "curves.nc")
+    save_dataset(made_up_forecasts(), tmp_path / "forecasts.nc")
+    first, second = (
+        draw_study(study_report(), tmp_path, tmp_path / name) for name in ("here", "there")
+    )
+    assert len(first) == 6
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
