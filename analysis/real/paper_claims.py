@@ -148,11 +148,10 @@ def _untrained_gain(study: Study, table: pd.DataFrame) -> Array:
 
 
 def _spread(study: Study, table: pd.DataFrame, rule: str) -> pd.Series:
-    """Largest less smallest accuracy over all rank configurations, per seed that has them all."""
+    """Largest less smallest accuracy over all rank configurations, per run that has them all."""
     configurations = [MIXED, *study.rank_configurations]
-    own = table[(table["rule"] == rule) & (table["heterogeneity"] == study.compared_heterogeneity)]
-    own = own[own["configuration"].isin(configurations)]
-    found = own.groupby("seed")["accuracy"].agg(["min", "max", "size"])
+    own = table[(table["rule"] == rule) & table["configuration"].isin(configurations)]
+    found = own.groupby(["heterogeneity", "seed"])["accuracy"].agg(["min", "max", "size"])
     whole = found[(found["size"] == len(configurations)) & (found["size"] > 1)]
     return whole["max"] - whole["min"]
 

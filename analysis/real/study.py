@@ -56,10 +56,8 @@ class Study:
         heterogeneity: name -> scenario fields of a split.
         seeds: name of a heterogeneity -> seeds of its runs.
         target_accuracy: for the rounds that a run takes to reach it.
-        rank_configurations: further ranks by name, run under `compared_rules` and
-            `compared_heterogeneity` alone.
+        rank_configurations: further ranks by name, run under `compared_rules` alone.
         compared_rules: see above.
-        compared_heterogeneity: see above.
         counterfactual_rules: rules in whose runs of the mixed ranks every cohort is aggregated by
             all others as well.
         complete: whether it is all of its file, and not a part of it.
@@ -74,7 +72,6 @@ class Study:
     target_accuracy: float
     rank_configurations: Mapping[str, Any]
     compared_rules: tuple[str, ...]
-    compared_heterogeneity: str
     counterfactual_rules: tuple[str, ...]
     complete: bool = True
 
@@ -87,12 +84,11 @@ class Study:
             for seed in seeds:
                 found += [self._run(name, MIXED, rule, seed) for rule in self.rules]
                 found += [self._run(name, c, "fedavg", seed, ranks=r) for c, r in equal.items()]
-                if name == self.compared_heterogeneity:
-                    found += [
-                        self._run(name, configuration, rule, seed, ranks=own)
-                        for configuration, own in self.rank_configurations.items()
-                        for rule in self.compared_rules
-                    ]
+                found += [
+                    self._run(name, configuration, rule, seed, ranks=own)
+                    for configuration, own in self.rank_configurations.items()
+                    for rule in self.compared_rules
+                ]
         return found
 
     def part(

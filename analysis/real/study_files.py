@@ -25,7 +25,6 @@ FIELDS = {
     "heterogeneity": dict,
     "rank_configurations": dict,
     "compared_rules": list,
-    "compared_heterogeneity": str,
     "counterfactual_rules": list,
 }
 NEEDED = ("name", "rules", "seeds", "scenario", "heterogeneity")
@@ -73,9 +72,6 @@ def study_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Study:
     _check_kinds(values)
     fields = {"fidelity": "training", **values["scenario"], **changes}
     splits = values["heterogeneity"]
-    compared = values.get("compared_heterogeneity", next(iter(splits)))
-    if compared not in splits:
-        raise expected("compared_heterogeneity", compared, f"one of {', '.join(splits)}")
     first, count = check_seed("first_seed", values.get("first_seed", 0)), values["seeds"]
     starts = range(first, first + count * len(splits), count)
     study = Study(
@@ -88,7 +84,6 @@ def study_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Study:
         target_accuracy=check_share("target_accuracy", values.get("target_accuracy", 0.8)),
         rank_configurations=values.get("rank_configurations", {}),
         compared_rules=check_rules(values.get("compared_rules", ["fedavg", "raflora"])),
-        compared_heterogeneity=compared,
         counterfactual_rules=check_rules(values.get("counterfactual_rules", [])),
     )
     _check_runs(study)

@@ -81,7 +81,6 @@ def study_fields(study: Study) -> dict[str, Any]:
         "seeds": {name: list(own) for name, own in study.seeds.items()},
         "target_accuracy": study.target_accuracy,
         "rank_configurations": dict(study.rank_configurations),
-        "compared_heterogeneity": study.compared_heterogeneity,
         "compared_rules": list(study.compared_rules),
         "scenario": told,
     }

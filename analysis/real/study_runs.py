@@ -12,7 +12,7 @@ import xarray as xr
 from joblib import Parallel, delayed
 
 from analysis.real.study import Study, StudyRun
-from fedlora_sim import simulate
+from fedlora_sim import Scenario, simulate
 from fedlora_sim.datasets import load_dataset, save_dataset
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.tasks.loading import load_task
@@ -94,8 +94,10 @@ def load_runs(study: Study, out: Path) -> dict[str, xr.Dataset]:
 
 
 def _check_same(run: StudyRun, dataset: xr.Dataset, path: Path) -> None:
+    usual = Scenario(run.scenario.ranks, fidelity="training").to_attrs()
     for name, value in {**run.scenario.to_attrs(), "rule": run.rule}.items():
-        found = dataset.attrs.get(name)
+        # before there was such a field, runs were what its usual value makes them
+        found = dataset.attrs.get(name, usual.get(name))
         # netCDF stores a list of one as a number
         if np.atleast_1d(np.asarray(found)).tolist() != np.atleast_1d(np.asarray(value)).tolist():
             raise expected(name, value, f"{found!r}, as in {path} (or another folder)")

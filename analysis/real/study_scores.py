@@ -172,12 +172,12 @@ def forecasts(study: Study, runs: Mapping[str, xr.Dataset], scores: Scores) -> x
 
     Returns:
         `measured` (rule, seed, partition, round) and `predicted` (rule, seed, partition, round,
-        statistic), layers together, of the compared heterogeneity (the first, if a part of a
-        study lacks it); None where neither rule was scored.
+        statistic), layers together, of the study's middle heterogeneity; None where neither rule
+        was scored.
     """
     rules = [rule for rule in SHOWN if rule in scores.get(OWN, {})]
     names = [*study.heterogeneity]
-    name = study.compared_heterogeneity if study.compared_heterogeneity in names else names[0]
+    name = names[(len(names) - 1) // 2]
     if not rules:
         return None
     found = []

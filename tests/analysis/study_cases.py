@@ -31,7 +31,6 @@ def study_values(**changes) -> dict:
             "harsh": {"split": "pathological", "classes_per_client": 3},
         },
         "rank_configurations": {"few": "2x3,4x1"},
-        "compared_heterogeneity": "harsh",
         "counterfactual_rules": ["raflora"],
     }
     return {**values, **changes}

@@ -79,7 +79,7 @@ def test_seeds_are_summed_up_with_an_interval(study, runs):
     table = finals(study, runs)
     rows = summary(study, table)
     keys = [(r["heterogeneity"], r["configuration"], r["rule"]) for r in rows]
-    assert len(set(keys)) == len(keys) == 2 * 4 + 2
+    assert len(set(keys)) == len(keys) == 2 * (4 + 2)
     row = rows[keys.index(("harsh", MIXED, "raflora"))]
     own = table[(table["heterogeneity"] == "harsh") & (table["configuration"] == MIXED)]
     values = own[own["rule"] == "raflora"]["rho"].to_numpy()

@@ -59,7 +59,7 @@ def test_rules_meet_the_same_seeds_and_heterogeneities_their_own():
         met.setdefault((run.rule, run.configuration), set()).add(run.seed)
     assert met["fedavg", MIXED] == met["raflora", MIXED] == {7, 8, 9, 10}
     assert met["fedavg", LOWEST] == met["fedavg", HIGHEST] == {7, 8, 9, 10}
-    assert met["fedavg", "few"] == met["raflora", "few"] == {9, 10}
+    assert met["fedavg", "few"] == met["raflora", "few"] == {7, 8, 9, 10}
 
 
 def test_runs_have_the_ranks_and_the_split_of_their_names():
@@ -94,7 +94,6 @@ def test_runs_have_the_ranks_and_the_split_of_their_names():
         ({"heterogeneity": {"mild": {}, "last": {"split": "iidd"}}}, "did you mean 'iid'"),
         ({"heterogeneity": {"mild": {}, "last": {"ranks": "2x4"}}}, "heterogeneity 'last'"),
         ({"heterogeneity": {"mild": 3}}, "heterogeneity 'mild'=3"),
-        ({"compared_heterogeneity": "hard"}, "one of mild, harsh"),
         ({"rank_configurations": {"mixed": "2x4"}}, "rank_configurations='mixed'"),
         ({"rank_configurations": {"last": "2x3"}}, "4 clients"),
         ({"rank_configurations": {"a b": "2x4", "a-b": "4x4"}}, "a-b"),
@@ -103,8 +102,6 @@ def test_runs_have_the_ranks_and_the_split_of_their_names():
 )
 def test_what_cannot_be_run_is_refused_before_the_first_run(changes, message):
     values = study_values(**changes)
-    if "compared_heterogeneity" not in changes:
-        values["compared_heterogeneity"] = next(iter(values["heterogeneity"]))
     with pytest.raises(InputError, match=message):
         study_of(values, {})
 
@@ -187,6 +184,17 @@ def test_a_run_of_another_scenario_is_refused_with_what_differs(tmp_path):
         missing_runs(other, tmp_path)
 
 
+def test_a_field_that_came_later_had_its_usual_value_before(tmp_path):
+    first, *others = small_study().runs()
+    older = made_up(first)
+    del older.attrs["momentum"]
+    save_dataset(older, tmp_path / "runs" / f"{first.label}.nc")
+    assert missing_runs(small_study(), tmp_path) == others
+    fields = {"ranks": "2x2,4x2", "rounds": 6, "momentum": 0.5}
+    with pytest.raises(InputError, match=r"momentum=0.5: expected 0\.0"):
+        missing_runs(small_study(scenario=fields), tmp_path)
+
+
 def test_a_list_of_one_is_the_same_on_disk(tmp_path):
     fields = {"ranks": "2x2,4x2", "rounds": 6, "target_modules": ["q_proj"]}
     study = small_study(scenario=fields)
@@ -232,7 +240,7 @@ def test_a_split_that_the_data_do_not_allow_is_found_before_the_first_run(monkey
     task = SimpleNamespace(train=Examples({"x": torch.zeros(40, 1)}, labels))
     monkeypatch.setattr(study_runs, "load_task", lambda scenario: task)
     assert check_data(small_study().runs()) is None
-    study = small_study(heterogeneity=BY_WRITER, compared_heterogeneity="mild")
+    study = small_study(heterogeneity=BY_WRITER)
     with pytest.raises(InputError, match="last_mixed_fedavg_seed-9: groups"):
         check_data(study.runs())
 
