@@ -10,7 +10,7 @@ from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.targets import resolve_targets, usual_targets
 
 BLOCKS, ADAPTED, WIDTH, HEADS, TOKENS = 6, 2, 384, 12, 32
-CLIENTS, RANK = 8, 16
+CLIENTS, RANK = 4, 16
 SAMPLES, VOCABULARY, CLASSES = 128, 1_000, 4
 
 

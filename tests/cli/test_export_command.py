@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_cases import RUN, use_small_task, write_scenario
+from train_cases import RUN, use_small_task, write_scenario
 
 from fedlora_sim.adapters import AdapterFolder
 from fedlora_sim.datasets import load_dataset

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
-from training_cases import RUN, TOML, use_small_task, write_scenario
+from train_cases import RUN, TOML, use_small_task, write_scenario
 
 import fedlora_cli.train as command
 from fedlora_sim import Scenario, simulate
