@@ -73,9 +73,13 @@ def tables(record: Path) -> dict[str, str]:
         "run": run_line(report),
         "rules": rules_table(),
         "gpu": gpu_block(record),
-        "training_bars": training_bars_block(record),
     }
-    for name, tables_of in BENCHES.items():
+    benches = dict(BENCHES)
+    if (record / "training.json").exists():
+        blocks["training_bars"] = training_bars_block(record)
+    else:  # not recorded yet: the README has no such blocks
+        del benches["training"]
+    for name, tables_of in benches.items():
         bench = json.loads((record / f"{name}.json").read_text())
         blocks |= {block: table(bench) for block, table in tables_of.items()}
     return blocks | study_blocks(record)
