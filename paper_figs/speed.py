@@ -130,7 +130,9 @@ def layers_table(bench: dict[str, Any]) -> str:
 def _milliseconds(row: Row, clock: str = "cpu", share: int = 1) -> str:
     """Median and range, of one of so many equal shares."""
     low, median, high = (1e3 / share * row[f"{clock}_{kind}"] for kind in ("min", "median", "max"))
-    return f"{median:.3g} ms [{low:.3g}, {high:.3g}]"
+    if high < 1e3:
+        return f"{median:.3g} ms [{low:.3g}, {high:.3g}]"
+    return f"{median:.0f} ms [{low:.0f}, {high:.0f}]"
 
 
 def _seconds(row: Row) -> str:
