@@ -32,7 +32,7 @@ class StackDescent:
         """Move every client down the gradient of the summed objective."""
         self.optimizer.zero_grad()
         objective.backward()
-        parameters = self._parameters()
+        parameters = self.optimizer.param_groups[0]["params"]
         if self.config.max_grad_norm is not None:
             clip_per_client(parameters, self.config.max_grad_norm)
         before = None if self.share is None else [p.detach().clone() for p in parameters]
