@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.bars import bars
+from benchmarks.aggregation_bars import aggregation_bars
 from benchmarks.timing import hardware, side_by_side
 from fedlora_sim import LoRAFactors, aggregate, rule_names
 from fedlora_sim.aggregation import Cohort, get_rule
@@ -269,7 +269,7 @@ def main() -> None:
     torch.set_num_threads(1)
     show(rows := every_rule(2048, device, repeats))
     record["rules"] = rows
-    record["bars"] = bars(record)
+    record["bars"] = aggregation_bars(record)
     for bar in record["bars"]:
         print(f"{bar['what']}: {bar['measured']:.3g}, wanted {bar['wanted']}: {bar['verdict']}")
     record |= {f"{name}_version": importlib.metadata.version(name) for name in LIBRARIES}

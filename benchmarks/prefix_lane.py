@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.training_lanes import Case, make_case
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.tasks import Examples, Task
 from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.targets import resolve_targets, usual_targets
@@ -35,8 +36,7 @@ def encoder_task() -> Task:
         num_labels=CLASSES,
     )
     rng = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):  # transformers draws from torch's global generator
-        torch.manual_seed(0)
+    with library_draws(0):
         model = BertForSequenceClassification(config).requires_grad_(False).eval()
     tokens = torch.randint(VOCABULARY, (SAMPLES, TOKENS), generator=rng)
     labels = torch.randint(CLASSES, (SAMPLES,), generator=rng)

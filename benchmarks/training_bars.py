@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.bars import Bar, decided
+
 SIZE, CLIENTS, THREADS = 64, 100, 2  # what the bars against the loop speak of
 OF_THE_LIMIT, FASTER_THAN_LOOP, FASTER_ON_GPU = 1.25, 2.0, 20.0
 
@@ -13,7 +15,7 @@ Record = dict[str, Any]
 def training_bars(record: Record) -> list[dict[str, Any]]:
     """Every bar that the record can decide: what, wanted, measured, verdict."""
     gpu = record["device"] != "cpu"
-    found = []
+    found: list[Bar] = []
     for d, threads in sorted({(row["d"], row["threads"]) for row in record["rows"]}):
         ratios = multiples(record, "stacked", "limit", d, threads)
         what = f"stacked / big batch, d = {d}, {min(ratios)} to {max(ratios)} clients"
@@ -23,15 +25,7 @@ def training_bars(record: Record) -> list[dict[str, Any]]:
     if ratio is not None:
         what = f"loop / stacked, d = {SIZE}, {CLIENTS} clients"
         found.append((what + _on(threads, gpu), ">=", least, ratio))
-    return [
-        {
-            "what": what,
-            "wanted": f"{sign} {bound:g}",
-            "measured": value,
-            "verdict": "met" if (value >= bound if sign == ">=" else value <= bound) else "missed",
-        }
-        for what, sign, bound, value in found
-    ]
+    return decided(found)
 
 
 def multiples(record: Record, over: str, under: str, d: int, threads: int) -> dict[int, float]:

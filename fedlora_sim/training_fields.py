@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFields:
-    """What is learned from what data, and how clients train.
+class TaskFields:
+    """Model and data.
 
     Args:
         task: `digits` (bundled), `text`, `vision` (pretrained models on files or named data sets),
@@ -16,12 +16,32 @@ class TrainingFields:
         task_seed: of what is random in the task: parts, subsets, new heads, small models.
         model: hub name or local folder of a pretrained model.
         data, test_data: a file, a named data set or a hub name; the test part where it is apart.
-        max_length: tokens per sample; longer ones are cut.
+        max_length: tokens per sample; longer texts are cut, longer completions left out.
         target_modules: ends of the names of the linear maps that carry LoRA, as in PEFT; the
             task's usual ones when None.
         adapted_layers: adapt only the last so many blocks of the model; all when None.
         train_head: whether clients train the classifier as a whole too; where it is new when None.
         max_train, max_test: use so many samples, drawn by `task_seed`; all when None.
+    """
+
+    task: str = "digits"
+    task_seed: int = 0
+    model: str | None = None
+    data: str | None = None
+    test_data: str | None = None
+    max_length: int = 64
+    target_modules: tuple[str, ...] | None = None
+    adapted_layers: int | None = None
+    train_head: bool | None = None
+    max_train: int | None = None
+    max_test: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFields(TaskFields):
+    """How data is split among clients, and how they train. Model and data: see `TaskFields`.
+
+    Args:
         cache_prefix: compute what comes before the first adapted block once per sample and keep it.
 
         split: `dirichlet | pathological | iid | quantity | by_writer`; `dirichlet_alpha`,
@@ -56,17 +76,6 @@ class TrainingFields:
         counterfactuals: also aggregate every round's cohort by every other rule, and measure.
     """
 
-    task: str = "digits"
-    task_seed: int = 0
-    model: str | None = None
-    data: str | None = None
-    test_data: str | None = None
-    max_length: int = 64
-    target_modules: tuple[str, ...] | None = None
-    adapted_layers: int | None = None
-    train_head: bool | None = None
-    max_train: int | None = None
-    max_test: int | None = None
     cache_prefix: bool = False
 
     split: str = "dirichlet"

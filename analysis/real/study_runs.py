@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +45,8 @@ def run_study(
     )
     for run in made:
         on_progress(run)
+    # every run is kept whole; one that was killed right after leaves its rounds behind
+    shutil.rmtree(out / ROUNDS, ignore_errors=True)
 
 
 def check_data(runs: Sequence[StudyRun]) -> None:
@@ -111,8 +112,6 @@ def _make(run: StudyRun, out: Path) -> StudyRun:
         raise _named(run, error) from None
     save_dataset(dataset, _file(run, out))
     shutil.rmtree(rounds, ignore_errors=True)
-    with contextlib.suppress(OSError):  # other runs are under way there
-        rounds.parent.rmdir()
     return run
 
 

@@ -86,7 +86,7 @@ class KeptRun:
             raise expected("folder", str(self.place), wanted) from None
         with torch_threads(self.scenario.threads):
             rule = get_rule(described["rule"])
-            self.run = FederatedRun(self.scenario, rule, described["seed"], task)
+            self.run = FederatedRun(self.scenario, rule, described["seed"], task, self.place)
         self.checkpoints = Checkpoints(self.place, self.run.description())
 
     def export_global(self, t: int, out: str | Path, *, force: bool = False) -> None:

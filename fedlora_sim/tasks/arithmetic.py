@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedlora_sim.errors import expected
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.objectives import IGNORED, Completion
@@ -52,8 +53,8 @@ def load_arithmetic_task(options: TaskOptions) -> Task:
         InputError: on target modules or adapted layers that the model does not have, or if
             transformers, which has the model, is not installed.
     """
-    model = _pretrained(options.seed)
-    train, test = _parts(options.seed)
+    model = _pretrained(options.task_seed)
+    train, test = _parts(options.task_seed)
     task = Task(
         model,
         equations(train[: options.max_train], "-"),
@@ -146,6 +147,5 @@ def _untrained(rng: np.random.Generator) -> LlamaForCausalLM:
         pad_token_id=END,
         use_cache=False,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**31)))
+    with library_draws(int(rng.integers(2**31))):
         return LlamaForCausalLM(config)

@@ -81,11 +81,11 @@ def load_causal_task(options: TaskOptions) -> CausalTask:
     if options.train_head:
         raise expected("train_head", True, "None or False: a language model's head is not new")
     check_positive_int("max_length", options.max_length)
-    parts = load_questions(options.data, options.test_data, options.seed)
+    parts = load_questions(options.data, options.test_data, options.task_seed)
     tokenizer = _tokenizer(options.model)
     train, test = _fitting(parts, tokenizer, options.max_length)
-    train = _drawn(train, options.max_train, options.seed, "train")
-    test = _drawn(test, options.max_test, options.seed, "test")
+    train = _drawn(train, options.max_train, options.task_seed, "train")
+    test = _drawn(test, options.max_test, options.task_seed, "test")
     model = _model(options)
     names = options.target_modules or usual_targets(model)
     return CausalTask(
@@ -136,7 +136,7 @@ def _tokenizer(model: str | None) -> Any:
 def _model(options: TaskOptions) -> nn.Module:
     """The frozen model, refused if it is no language model or too short for the samples."""
     dtype = getattr(torch, options.dtype)
-    loaded = load_pretrained("AutoModelForCausalLM", options.model, dtype, options.seed)
+    loaded = load_pretrained("AutoModelForCausalLM", options.model, dtype, options.task_seed)
     if loaded.new_parameters:
         lacking = ", ".join(sorted(loaded.new_parameters))
         raise expected("model", options.model, f"a causal language model; its files lack {lacking}")

@@ -76,9 +76,9 @@ def load_digits_task(
 
 def load_adjusted_digits(options: TaskOptions) -> Task:
     """The digits as a scenario wants them: other targets, fewer samples, the head trained too."""
-    task = load_digits_task(options.seed, dtype=getattr(torch, options.dtype))
+    task = load_digits_task(options.task_seed, dtype=getattr(torch, options.dtype))
     targets = options.target_modules or task.target_modules
-    rng = stream(options.seed, "digits subset")
+    rng = stream(options.task_seed, "digits subset")
     parts = [
         part if most is None else part.take(_subset(part, most, rng))
         for part, most in ((task.train, options.max_train), (task.test, options.max_test))

@@ -16,24 +16,6 @@ from fedlora_sim.tasks.task import Task
 Loader = Callable[[TaskOptions], Task]
 
 
-def task_options(scenario: Scenario) -> TaskOptions:
-    """What a scenario says of its task."""
-    return TaskOptions(
-        task=scenario.task,
-        seed=scenario.task_seed,
-        model=scenario.model,
-        data=scenario.data,
-        test_data=scenario.test_data,
-        max_length=scenario.max_length,
-        target_modules=scenario.target_modules,
-        adapted_layers=scenario.adapted_layers,
-        train_head=scenario.train_head,
-        max_train=scenario.max_train,
-        max_test=scenario.max_test,
-        dtype=str(scenario.dtype),
-    )
-
-
 def load_task(scenario: Scenario) -> Task:
     """The scenario's task, on its device.
 
@@ -42,7 +24,7 @@ def load_task(scenario: Scenario) -> Task:
     """
     dtype = DTYPES[str(scenario.dtype)]
     device = resolve_device(scenario.device, dtype)
-    return _load(task_options(scenario), device, dtype, scenario.cache_prefix)
+    return _load(TaskOptions.of(scenario), device, dtype, scenario.cache_prefix)
 
 
 @lru_cache(maxsize=4)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from fedlora_sim.errors import expected
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.silence import silent_transformers
 
@@ -57,8 +58,7 @@ def load_pretrained(
     Raises:
         InputError: if transformers is not installed or the model cannot be had.
     """
-    with torch.random.fork_rng(devices=[]):  # transformers draws from torch's global generator
-        torch.manual_seed(int(stream(seed, "new parameters").integers(2**31)))
+    with library_draws(int(stream(seed, "new parameters").integers(2**31))):
         model, report = from_pretrained(
             auto_class_name,
             name_or_folder,

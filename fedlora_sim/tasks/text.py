@@ -35,12 +35,12 @@ def load_text_task(options: TaskOptions) -> Task:
         InputError: naming the argument, its value and what was expected.
     """
     tokenizer = from_pretrained("AutoTokenizer", options.model)
-    data = load_text(options.data, options.test_data, options.seed)
+    data = load_text(options.data, options.test_data, options.task_seed)
     loaded = load_pretrained(
         "AutoModelForSequenceClassification",
         options.model,
         getattr(torch, options.dtype),
-        options.seed,
+        options.task_seed,
         num_labels=len(data.class_names),
     )
     model = loaded.model
@@ -109,7 +109,7 @@ def _examples(
     part: TextPart, options: TaskOptions, which: str, size: int | None, tokenizer: Any
 ) -> Examples:
     """Tokens of a part, or of as many samples of it as are wanted."""
-    drawn = stratified_sample(part.labels, size, stream(options.seed, "text samples", which))
+    drawn = stratified_sample(part.labels, size, stream(options.task_seed, "text samples", which))
     kept = part.take(drawn)
     inputs = tokenize(tokenizer, kept.texts, options.max_length)
     return Examples(inputs, torch.as_tensor(kept.labels), groups=kept.groups)

@@ -54,13 +54,13 @@ def load_vision_task(options: TaskOptions) -> Task:
     dtype: torch.dtype = getattr(torch, options.dtype)
     data = load_image_data(options.data, options.test_data)
     train, test = (
-        stratified_sample(part.labels, size, stream(options.seed, "vision", name))
+        stratified_sample(part.labels, size, stream(options.task_seed, "vision", name))
         for part, size, name in (
             (data.train, options.max_train, "train"),
             (data.test, options.max_test, "test"),
         )
     )
-    found = load_vision_model(options.model, len(data.class_names), dtype, options.seed)
+    found = load_vision_model(options.model, len(data.class_names), dtype, options.task_seed)
     names = options.target_modules or found.usual_targets
     targets = resolve_targets(found.model, names, options.adapted_layers)
     train_head = found.head_is_new if options.train_head is None else options.train_head

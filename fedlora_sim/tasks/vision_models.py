@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fedlora_sim.errors import expected
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained
 from fedlora_sim.tasks.targets import inside, linear_ends
@@ -106,8 +107,7 @@ def _from_timm(name: str, num_classes: int, dtype: torch.dtype, seed: int) -> Vi
         timm = importlib.import_module("timm")
     except ImportError:
         raise expected("model", name, "timm to load it with: pip install timm") from None
-    with torch.random.fork_rng(devices=[]):  # timm draws from torch's global generator
-        torch.manual_seed(int(stream(seed, "new parameters").integers(2**31)))
+    with library_draws(int(stream(seed, "new parameters").integers(2**31))):
         try:
             model = timm.create_model(
                 name.removeprefix(TIMM), pretrained=True, num_classes=num_classes

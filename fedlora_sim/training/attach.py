@@ -54,7 +54,8 @@ def attach(
 
     Raises:
         ValueError: on a target that the model lacks (with the closest name) or that is no linear
-            map, on a head that is a target, and on shapes that differ.
+            map, on a head that is a target, on shapes that differ, and on
+            `gradient_checkpointing` of a model without blocks.
     """
     clone = frozen_copy(model)
     scales = torch.as_tensor(scaling, dtype=torch.float64)
@@ -66,7 +67,11 @@ def attach(
             raise expected("head_modules", name, "an nn.Linear that carries no adapter")
         _put(clone, name, StackedLinear(*parameters))
     if gradient_checkpointing:
-        for block in target_blocks(clone, list(adapters)):
+        blocks = target_blocks(clone, list(adapters))
+        if not blocks:
+            wanted = "False: no list of blocks in the model holds its targets"
+            raise expected("gradient_checkpointing", True, wanted)
+        for block in blocks:
             _checkpoint(clone.get_submodule(block))
     return clone
 

@@ -38,7 +38,7 @@ class Checkpoints:
         folder: made when the run starts.
         described: everything that the run depends on, JSON-serialisable.
         keep: states of `all` rounds, from which any client of any round can be had again, or of
-            the `last` one only.
+            the `last` one and the start only.
 
     Raises:
         InputError: if the folder holds another run, naming the first thing that differs.
@@ -57,6 +57,11 @@ class Checkpoints:
                 where = f"{found.get(name)!r}, as in the run in {self.folder}"
                 raise expected(name, given.get(name), where)
 
+    def clear_halves(self) -> None:
+        """Drop what a process that was killed had written in part; the run is this one's now."""
+        for half in self.folder.glob(".*.tmp"):
+            half.unlink()
+
     def last_round(self) -> int | None:
         """The last round whose state is here, 0 for the start; None if there is none."""
         return max(state_rounds(self.folder), default=None)
@@ -68,7 +73,7 @@ class Checkpoints:
         _write(_state_file(self.folder, t), *_flat(state))
         if self.keep == "last":
             for older in state_rounds(self.folder):
-                if older < t:
+                if 0 < older < t:
                     _state_file(self.folder, older).unlink()
 
     def rows(self, last: int) -> list[Row]:

@@ -18,6 +18,7 @@ from fedlora_sim.errors import (
     expected,
 )
 from fedlora_sim.scenario import OPTIMIZERS, Scenario
+from fedlora_sim.training.batches import BatchPlan, plan_batches
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,23 @@ class LocalConfig:
         for name in ("max_grad_norm", "memory_budget"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_positive(name, getattr(self, name)))
+
+    def plan(
+        self, samples: Sequence[NDArray[np.int64]], rngs: Sequence[np.random.Generator]
+    ) -> BatchPlan:
+        """Draw the batches of one round.
+
+        Args:
+            samples: for every client, its sample indices, shape (n_k,), not empty.
+            rngs: one generator per client; advanced by whole epochs.
+        """
+        return plan_batches(
+            samples,
+            rngs,
+            batch_size=self.batch_size,
+            local_steps=self.local_steps,
+            local_epochs=self.local_epochs,
+        )
 
     @classmethod
     def of(cls, scenario: Scenario) -> LocalConfig:

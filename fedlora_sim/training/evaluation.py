@@ -11,7 +11,7 @@ from fedlora_sim.tasks.task import Task, logits_of
 from fedlora_sim.training.attach import add_deltas, frozen_copy
 from fedlora_sim.training.stacked import Heads
 
-BATCH = 256
+BATCH = 64
 """Test samples at a time: enough for full speed, and a bound on memory."""
 
 

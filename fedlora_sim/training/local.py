@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.training.attach import stacked_modules
-from fedlora_sim.training.batches import BatchPlan, plan_batches
+from fedlora_sim.training.batches import BatchPlan
 from fedlora_sim.training.checks import check_samples, check_sizes
 from fedlora_sim.training.config import LocalConfig, check_rates
 from fedlora_sim.training.descent import StackDescent
@@ -70,14 +70,7 @@ def train_cohort(
     """
     check_samples(samples, len(task.train))
     check_sizes(len(samples), stack.adapters, scaling=stack.scaling, rngs=rngs)
-    plan = plan_batches(
-        samples,
-        rngs,
-        batch_size=config.batch_size,
-        local_steps=config.local_steps,
-        local_epochs=config.local_epochs,
-    )
-    return train_on_plan(task, stack, plan, config)
+    return train_on_plan(task, stack, config.plan(samples, rngs), config)
 
 
 def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig) -> Trained:

@@ -21,8 +21,8 @@ from fedlora_sim.tasks.targets import linear_shape
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.threads import torch_threads
 from fedlora_sim.training.attach import find_linear
-from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.checkpoints import GIVEN_TASK, Checkpoints
+from fedlora_sim.training.batches import client_streams
+from fedlora_sim.training.checkpoints import GIVEN_TASK, Checkpoints, load_state, state_rounds
 from fedlora_sim.training.config import LocalConfig, client_rates
 from fedlora_sim.training.counterfactuals import compared_rules, counterfactual_row
 from fedlora_sim.training.diagnosis import find_divergence
@@ -69,10 +69,9 @@ def run_training(
     results = []
     with torch_threads(scenario.threads):
         for seed in seeds:
-            run = FederatedRun(scenario, rule, seed, task)
-            kept = None
-            if checkpoints is not None:
-                kept = Checkpoints(checkpoints / f"seed-{seed}", run.description(), keep)
+            folder = None if checkpoints is None else checkpoints / f"seed-{seed}"
+            run = FederatedRun(scenario, rule, seed, task, folder)
+            kept = None if folder is None else Checkpoints(folder, run.description(), keep)
             results.append(run.run(on_progress, kept))
     return results
 
@@ -85,10 +84,16 @@ class FederatedRun:
         rule: the server rule.
         seed: of everything random in the run.
         task: model and data; the scenario's when None.
+        folder: where the run may have been kept; a start that took training is taken from there.
     """
 
     def __init__(
-        self, scenario: Scenario, rule: AggregationRule, seed: int, task: Task | None = None
+        self,
+        scenario: Scenario,
+        rule: AggregationRule,
+        seed: int,
+        task: Task | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.scenario, self.rule, self.seed = scenario, rule, seed
         self.given_task = task is not None
@@ -103,7 +108,7 @@ class FederatedRun:
         self.cohorts = [cohort_slots(row, int(np.count_nonzero(row))) for row in counts]
         self.ranks = list(self.federation.ranks)
         self.received = Received(scenario, rule, self.task, seed, self.federation.r_max)
-        self.state = self._initial_state()
+        self.state = self._initial_state(folder)
         self.received.keep_frozen_a(self.state)
         self.compared = (
             compared_rules(rule, scenario.allocation) if scenario.counterfactuals else ()
@@ -114,11 +119,13 @@ class FederatedRun:
         described = {**self.scenario.to_attrs(), "rule": self.rule.label, "seed": self.seed}
         return described | ({"task": GIVEN_TASK} if self.given_task else {})
 
-    def _initial_state(self) -> GlobalUpdate:
+    def _initial_state(self, folder: Path | None) -> GlobalUpdate:
         """Nothing, or what SLoRA's stage has learned, where the rule keeps it."""
         heads, fresh = initial_heads(self.task), self.received.fresh
         if self.scenario.initializer == "lora":
             return GlobalUpdate(fresh, heads=heads)
+        if folder is not None and 0 in state_rounds(folder):
+            return load_state(folder, 0, self.task.device)
         total = sparse_stage(
             self.scenario, self.task, self.federation, self.samples, self.config, self.seed
         )
@@ -162,7 +169,10 @@ class FederatedRun:
 
     def _resume(self, checkpoints: Checkpoints | None) -> list[Row]:
         """Measures of the rounds that are done; the start at least."""
-        last = None if checkpoints is None else checkpoints.last_round()
+        last = None
+        if checkpoints is not None:
+            checkpoints.clear_halves()
+            last = checkpoints.last_round()
         if checkpoints is not None and last is not None:
             rows = checkpoints.rows(last)
             self.state = checkpoints.state(last, self.task.device)
@@ -211,13 +221,7 @@ class FederatedRun:
         stack = self.received.stack(self.state, positions, scalings)
         rates = client_rates(self.scenario, clients)
         stack = replace(stack, tail=self._tail(ranks), rates=rates)
-        plan = plan_batches(
-            samples,
-            client_streams(self.seed, t, clients.tolist()),
-            batch_size=self.config.batch_size,
-            local_steps=self.config.local_steps,
-            local_epochs=self.config.local_epochs,
-        )
+        plan = self.config.plan(samples, client_streams(self.seed, t, clients.tolist()))
         trained = train_on_plan(task, stack, plan, self.config)
         lost, nobody = np.flatnonzero(~trained.finite.cpu()), not bool(trained.finite.any())
         if len(lost) and (self.scenario.nonfinite == "error" or nobody):

@@ -26,6 +26,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.tolerances import relative
 
 VOCABULARY = 24
@@ -93,17 +94,9 @@ def third_party_warnings_ignored():
         yield
 
 
-@contextmanager
-def seeded(seed):
-    """What libraries draw from torch's global generator; it is left as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
 def base_model(architecture, dtype=torch.float64):
     """The same model every time, random weights, in evaluation mode."""
-    with seeded(7):
+    with library_draws(7):
         return MODELS[architecture]().to(dtype).eval()
 
 
@@ -125,7 +118,7 @@ def make_clients(architecture, settings, folder):
         options = {k: v for k, v in own.items() if k != "dtype"}
         path = folder / f"client-{number}"
         config = LoraConfig(**{**SETTINGS[architecture], **options})
-        with third_party_warnings_ignored(), seeded(number):
+        with third_party_warnings_ignored(), library_draws(number):
             model = get_peft_model(base_model(architecture), config)
             train(model, seed=number)
             model.to(dtype).save_pretrained(path)

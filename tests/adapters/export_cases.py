@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 from adapter_cases import VOCABULARY, base_model
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.func import functional_call
-from transformers import PreTrainedTokenizerFast
+from wordpiece_cases import wordpiece
 
 from fedlora_sim import Scenario
 from fedlora_sim.adapters.export import KeptRun
@@ -81,7 +80,7 @@ def write_text_task(folder: Path, headless: bool = True) -> Scenario:
     """A folder with a tiny BERT and its tokenizer, and a file of short labelled texts."""
     model = base_model("bert", torch.float32)
     (model.base_model if headless else model).save_pretrained(folder / "model")
-    _tokenizer().save_pretrained(folder / "model")
+    wordpiece(WORDS, longest=16).save_pretrained(folder / "model")
     topics = {"animals": "the cat sat", "money": "stock price", "sport": "goal team"}
     if not headless:
         topics.pop("money")  # the model's own head knows two classes
@@ -93,22 +92,3 @@ def write_text_task(folder: Path, headless: bool = True) -> Scenario:
     (folder / "texts.tsv").write_text("\n".join(lines) + "\n")
     given = {"model": str(folder / "model"), "data": str(folder / "texts.tsv"), "max_length": 8}
     return replace(TINY, task="text", dtype="float32", **given)
-
-
-def _tokenizer():
-    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-    vocabulary = {word: i for i, word in enumerate((*special, *WORDS.split()))}
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [(word, vocabulary[word]) for word in ("[CLS]", "[SEP]")]
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=ends
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=16,
-    )

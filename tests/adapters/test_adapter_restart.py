@@ -14,7 +14,6 @@ from adapter_cases import (
     load,
     lora_layers,
     outputs,
-    seeded,
     share_a,
     third_party_warnings_ignored,
     train,
@@ -25,6 +24,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from fedlora_sim.adapters import aggregate_adapters, restart
 from fedlora_sim.aggregation import rule_names
 from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.library_draws import library_draws
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +85,7 @@ def test_a_frozen_a_is_not_drawn(clients, tmp_path):
 def test_a_fresh_adapter_looks_like_one_of_pefts(clients, tmp_path, architecture):
     """Uniform within the same bound where PEFT draws A; of an embedding it draws B, and A is 0."""
     folders = low_cohort(clients, architecture, "flora", tmp_path)
-    with third_party_warnings_ignored(), seeded(0):
+    with third_party_warnings_ignored(), library_draws(0):
         options = {**SETTINGS[architecture], "r": max(RANKS)}
         fresh = lora_layers(get_peft_model(base_model(architecture), LoraConfig(**options)))
     ours = lora_layers(load(architecture, folders[-1]))

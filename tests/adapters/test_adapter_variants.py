@@ -15,7 +15,6 @@ from adapter_cases import (
     dense_average,
     load,
     lora_layers,
-    seeded,
     third_party_warnings_ignored,
 )
 from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
@@ -24,13 +23,14 @@ from torch import nn
 
 from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
 from fedlora_sim.errors import InputError
+from fedlora_sim.library_draws import library_draws
 
 WEIGHTS = "adapter_model.safetensors"
 TARGETS = {"target_modules": ["q_proj", "down_proj"]}
 
 
 def saved(folder, config, model=None):
-    with third_party_warnings_ignored(), seeded(0):
+    with third_party_warnings_ignored(), library_draws(0):
         model = base_model("llama", torch.float32) if model is None else model
         get_peft_model(model, config).save_pretrained(folder)
     return folder

@@ -62,7 +62,7 @@ def test_only_the_last_state_kept(tmp_path):
     kept = KeptRun(tmp_path / "seed-3", task)
     kept.export_global(2, tmp_path / "out")
     assert AdapterFolder(tmp_path / "out").layers
-    with pytest.raises(InputError, match=r"^round=2: expected a round whose start was kept, \[\]"):
+    with pytest.raises(InputError, match=r"^round=2: expected a round whose start was kept, \[1\]"):
         kept.export_clients(2, None, tmp_path / "clients")
 
 

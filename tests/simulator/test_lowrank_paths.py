@@ -1,104 +1,33 @@
-"""Gram, QR and dense: one product, three ways, against float64; batches, threads and bad layers."""
+"""Gram, QR and dense: one product, three ways, against float64."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lowrank_cases import (
+    CASES,
+    D_IN,
+    D_OUT,
+    DTYPES,
+    HARD,
+    Truth,
+    assert_right,
+    cancelling,
+    client,
+    conditioned,
+    identical,
+    nearly_identical,
+    one_sided,
+    product,
+    zero,
+)
 from simulator_cases import assert_close, quick
 
 from fedlora_sim.lowrank import METHODS, LowRankProduct, compute_dtype, low_rank_svd
 from fedlora_sim.lowrank.gram import gram_core
-from fedlora_sim.lowrank.svd import _mend
-
-D_OUT, D_IN = 40, 30
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-def client(rng, rank, d_out=D_OUT, d_in=D_IN, batch=()):
-    """Gaussian columns and rows of norm about 1, float64."""
-    lora_b = rng.standard_normal((*batch, d_out, rank)) / d_out**0.5
-    return lora_b, rng.standard_normal((*batch, rank, d_in)) / d_in**0.5
-
-
-def product(pairs, weights=None, dtype=torch.float64):
-    """A product of NumPy pairs, factors in the dtype, weights in the dtype of the computation."""
-    blocks = [tuple(torch.from_numpy(x).to(dtype) for x in pair) for pair in pairs]
-    total = sum(b.shape[-1] for b, _ in blocks)
-    weights = np.ones(total) if weights is None else np.asarray(weights, dtype=np.float64)
-    return LowRankProduct(blocks, torch.from_numpy(weights).to(compute_dtype(dtype)))
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The same numbers in float64: the product, its singular values, the size of its terms."""
-
-    dense: torch.Tensor
-    values: torch.Tensor
-    summed: torch.Tensor
-
-    @classmethod
-    def of(cls, given):
-        lora_b = torch.cat([b.double() for b, _ in given.blocks], -1)
-        lora_b = lora_b * given.weights.double().unsqueeze(-2)
-        lora_a = torch.cat([a.double() for _, a in given.blocks], -2)
-        dense = lora_b @ lora_a
-        terms = lora_b.norm(dim=-2) * lora_a.norm(dim=-1)
-        return cls(dense, torch.linalg.svdvals(dense), terms.norm(dim=-1))
-
-    def best(self, r):
-        u, s, vh = torch.linalg.svd(self.dense, full_matrices=False)
-        return u[..., :r] * s[..., None, :r] @ vh[..., :r, :]
-
-
-def assert_right(svd, given, r, scale=None, kind="factorization"):
-    """Values, orthonormal vectors, and (r must end at a gap) the best approximation."""
-    truth, dtype = Truth.of(given), given.dtype
-    scale = truth.summed if scale is None else scale
-    u, s, vh = (x.double() for x in svd)
-    eye = torch.eye(r, dtype=torch.float64)
-    assert s.shape == (r,)
-    assert bool((s.diff() <= 0).all())
-    assert bool((s >= 0).all())
-    assert_close(s, truth.values[:r], kind, dtype, scale)
-    assert_close(u.mT @ u, eye, kind, dtype)
-    assert_close(vh @ vh.mT, eye, kind, dtype)
-    assert_close(u * s @ vh, truth.best(r), kind, dtype, scale)
-
-
-def plain(rng):
-    return [client(rng, r) for r in (4, 2, 3)], None, 9
-
-
-def weighted(rng):
-    return [client(rng, r) for r in (4, 2, 3)], rng.uniform(0.1, 2, 9) * rng.choice([-1, 1], 9), 9
-
-
-def dead_columns(rng):
-    pairs = [client(rng, r) for r in (4, 2, 3)]
-    pairs[2][1][0] = 0
-    return pairs, [1, 0, -1, 1, 2, 0.5, 1, 1, 0], 6
-
-
-def unbalanced(rng):
-    pairs = [client(rng, r) for r in (4, 2, 3)]
-    for (lora_b, lora_a), scale in zip(pairs, (1e3, 1.0, 1e-3), strict=True):
-        lora_b *= scale
-        lora_a /= scale
-    return pairs, None, 9
-
-
-def unequal(rng):
-    pairs = [client(rng, 6)]
-    pairs[0][0][:] *= np.geomspace(1e3, 1e-3, 6)
-    return pairs, None, 1
-
-
-CASES = (plain, weighted, dead_columns, unbalanced, unequal)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -126,42 +55,6 @@ def test_fewer_and_more_columns_than_the_product_has_room_for(sizes, columns, dt
         assert_right(given.svd(None, method), given, r)
 
 
-def steep(rng):
-    lora_b, lora_a = (np.linalg.qr(rng.standard_normal((d, 8)))[0] for d in (D_OUT, D_IN))
-    return [(lora_b * np.geomspace(1, 1e-9, 8), lora_a.T)]
-
-
-def identical(rng):
-    return [client(rng, 4)] * 3
-
-
-def nearly_identical(rng):
-    one = client(rng, 4)
-    return [tuple(x * (1 + 1e-6 * rng.standard_normal(x.shape)) for x in one) for _ in range(3)]
-
-
-def nearly_cancelling(rng):
-    lora_b, lora_a = client(rng, 4)
-    return [(lora_b, lora_a), (-lora_b, lora_a * (1 + 1e-5 * rng.standard_normal(lora_a.shape)))]
-
-
-def cancelling(rng):
-    lora_b, lora_a = client(rng, 4)
-    return [(lora_b, lora_a), (-lora_b, lora_a)]
-
-
-def zero(rng):
-    return [tuple(np.zeros_like(x) for x in client(rng, 4))]
-
-
-def one_sided(rng):
-    lora_b, lora_a = client(rng, 6)
-    return [(lora_b, lora_a[:1] + 1e-3 * lora_a)]
-
-
-HARD = (steep, identical, nearly_identical, nearly_cancelling, cancelling, zero, one_sided)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", HARD)
 def test_what_the_gram_path_cannot_hold_is_right_all_the_same(case, dtype):
@@ -186,13 +79,6 @@ def test_the_gram_path_is_trusted_with_what_it_can_hold(case):
     given = product(pairs, weights, torch.float32)
     assert bool(gram_core(given.blocks, given.weights, r, torch.float32).trusted)
     assert_right(given.svd(r), given, r)
-
-
-def conditioned(rng, rows, columns, condition):
-    """Columns that come near to depending on each other."""
-    u = np.linalg.qr(rng.standard_normal((rows, columns)))[0]
-    v = np.linalg.qr(rng.standard_normal((columns, columns)))[0]
-    return u * np.geomspace(1, 1 / condition, columns) @ v
 
 
 @quick
@@ -228,65 +114,6 @@ def test_vectors_stay_orthonormal_where_one_factor_is_nearly_dependent(columns, 
     assert_right(given.svd(), given, columns)
 
 
-def bad_batch(dtype):
-    """Six layers of which one is rank-deficient, one is zero and one cancels; a batch (2, 3)."""
-    rng = np.random.default_rng(4)
-    pairs = [client(rng, 3, batch=(2, 3)) for _ in range(2)]
-    for x, y in zip(*pairs, strict=True):
-        y[0, 1] = x[0, 1]
-        x[1, 0] = y[1, 0] = 0
-        y[1, 2] = x[1, 2]
-    pairs[1][0][1, 2] *= -1
-    return product(pairs, rng.uniform(0.5, 1, (2, 3, 6)), dtype)
-
-
-def layer(given, i, j):
-    weights = given.weights[i, j] if given.weights.ndim > 1 else given.weights
-    return LowRankProduct([(b[i, j], a[i, j]) for b, a in given.blocks], weights)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", ["auto", "qr", "dense"])
-def test_bad_layers_leave_the_good_ones_alone(method, dtype):
-    given = bad_batch(dtype)
-    u, s, vh = given.svd(6, method)
-    for i, j in np.ndindex(2, 3):
-        one = layer(given, i, j)
-        mine = u[i, j], s[i, j], vh[i, j]
-        assert_right(mine, one, 6, max(Truth.of(one).summed, torch.tensor(1e-30)))
-        if method == "auto" and dtype == torch.float32:
-            for a, b in zip(mine, one.svd(6), strict=True):
-                assert torch.equal(a, b)
-
-
-def test_layers_that_are_solved_together_are_mended_one_by_one():
-    """The way of a GPU: one core for the batch, QR for what it cannot be trusted with."""
-    given = bad_batch(torch.float32)
-    blocks, weights = given.blocks, given.weights
-    core = gram_core(blocks, weights, 6, torch.float32)
-    assert core.trusted.tolist() == [[True, False, True], [False, True, False]]
-    svd = core.lift(blocks, torch.float32)
-    before = [x.clone() for x in svd]
-    u, s, vh = _mend(svd, ~core.trusted, blocks, weights, 6, torch.float32)
-    for i, j in np.ndindex(2, 3):
-        one = layer(given, i, j)
-        scale = max(Truth.of(one).summed, torch.tensor(1e-30))
-        assert_right((u[i, j], s[i, j], vh[i, j]), one, 6, scale)
-    for x, old in zip((u, s, vh), before, strict=True):
-        assert torch.equal(x[core.trusted], old[core.trusted])
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_batch_of_weights_over_one_cohort(method, dtype):
-    rng = np.random.default_rng(5)
-    given = product([client(rng, 3), client(rng, 2)], rng.uniform(0.5, 1, (2, 3, 5)), dtype)
-    u, s, vh = given.svd(5, method)
-    for i, j in np.ndindex(2, 3):
-        one = LowRankProduct(given.blocks, given.weights[i, j])
-        assert_right((u[i, j], s[i, j], vh[i, j]), one, 5)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", ["auto", "qr", "dense"])
 @pytest.mark.parametrize("case", [*CASES, *HARD])
@@ -298,40 +125,6 @@ def test_values_alone_are_those_of_the_whole(case, method, dtype):
     scale = max(truth.summed, torch.tensor(1e-30))
     assert_close(values.double(), truth.values[:r], "factorization", given.dtype, scale)
     assert values.dtype == given.dtype
-
-
-@pytest.mark.parametrize("columns", [6, 40])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_values_alone_of_a_batch(columns, dtype):
-    good = product([client(np.random.default_rng(10), columns, batch=(2, 3))], None, dtype)
-    for layers in (good, bad_batch(dtype)):
-        values = layers.singular_values(4)
-        assert values.shape == (2, 3, 4)
-        for i, j in np.ndindex(2, 3):
-            truth = Truth.of(layer(layers, i, j))
-            scale, wanted = max(truth.summed, torch.tensor(1e-30)), truth.values[:4]
-            assert_close(values[i, j].double(), wanted, "factorization", layers.dtype, scale)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_batch_has_the_same_bits_on_any_number_of_threads(threads, dtype):
-    rng = np.random.default_rng(6)
-    given = product([client(rng, 8, 300, 200, (5,)) for _ in range(4)], None, dtype)
-    results = []
-    for number in (1, 2, 4):
-        threads(number)
-        results.append(given.svd(8))
-        assert torch.get_num_threads() == number
-    for other in results[1:]:
-        for mine, theirs in zip(results[0], other, strict=True):
-            assert torch.equal(mine, theirs)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     GPT2Config,
@@ -18,6 +17,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from fedlora_sim.library_draws import library_draws
 
 CHARACTERS = "0123456789 #+-=?:\nabcdefghijklmnopqrstuvwxyzQA$,."
 START, END = "<s>", "</s>"
@@ -50,8 +51,7 @@ MODELS = {
 
 def causal_model(architecture: str = "llama") -> PreTrainedModel:
     """A random model of two blocks in evaluation mode, always the same."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with library_draws(0):
         return MODELS[architecture]().eval().requires_grad_(False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import pytest
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -26,11 +26,12 @@ from transformers import (
     RobertaConfig,
     RobertaForSequenceClassification,
 )
+from wordpiece_cases import wordpiece
 
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.threads import one_thread
 
 WORDS = "the a cat dog sat ran on mat road ball goal team match bank stock price fell rose ##s ##ed"
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 SHARED = {"num_hidden_layers": 4, "hidden_size": 16, "num_attention_heads": 2}
 LONGEST = 24
 """Positions of every tiny model."""
@@ -82,8 +83,7 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
     """A random classifier of four blocks in evaluation mode, by architecture; always the same."""
 
     def make(architecture: str = "bert") -> PreTrainedModel:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with library_draws(0):
             model = MODELS[architecture]()
             for parameter in model.parameters():  # far from symmetric: biases are not zero
                 parameter.data += 0.2 * torch.randn_like(parameter)
@@ -95,26 +95,7 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
 @pytest.fixture
 def tiny_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """WordPiece over two dozen words, as BERT's; optionally without a padding token."""
-
-    def make(pad_token: str | None = "[PAD]") -> PreTrainedTokenizerFast:
-        vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS.split()))}
-        backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        ends = [(word, vocabulary[word]) for word in ("[CLS]", "[SEP]")]
-        backend.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=ends
-        )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=backend,
-            unk_token="[UNK]",
-            pad_token=pad_token,
-            cls_token="[CLS]",
-            sep_token="[SEP]",
-            model_max_length=LONGEST,
-        )
-
-    return make
+    return partial(wordpiece, WORDS, LONGEST)
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTForImageClassification
 
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.tasks.options import TaskOptions
 from fedlora_sim.tasks.silence import silent_transformers
 
@@ -130,8 +130,7 @@ def write_vit(
     folder = parent / f"vit-{head}"
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     more = {"intermediate_size": 24, "image_size": 16, "patch_size": 8, "num_labels": 10}
-    with torch.random.fork_rng(devices=[]), silent_transformers():
-        torch.manual_seed(0)
+    with library_draws(0), silent_transformers():
         model = ViTForImageClassification(ViTConfig(**{**sizes, **more, **config}))
         (model if head else model.base_model).save_pretrained(folder)
     if processor is not None:

@@ -29,7 +29,7 @@ from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.task import logits_of
 from fedlora_sim.tolerances import relative
 
-OPTIONS = TaskOptions("arithmetic")
+OPTIONS = TaskOptions(task="arithmetic")
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def adapted(task, *, steps: int, rate: float, rank: int = 8, batch_size: int = 3
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_it_can_add_and_lora_teaches_it_to_subtract(seed):
-    task = load_arithmetic_task(replace(OPTIONS, seed=seed))
+    task = load_arithmetic_task(replace(OPTIONS, task_seed=seed))
     assert accuracy(task, equations(_parts(seed)[1], "+")) > 0.95
     assert accuracy(task, task.test) < 0.3
     assert accuracy(task, task.test, adapted(task, steps=500, rate=5e-3)) > 0.85

@@ -23,7 +23,11 @@ def options(tmp_path) -> TaskOptions:
     """A LLaMA and twenty questions."""
     data = write_lines(tmp_path / "questions.jsonl", sums(20))
     return TaskOptions(
-        "causal", model=causal_folder(tmp_path / "llama"), data=data, max_length=60, dtype="float64"
+        task="causal",
+        model=causal_folder(tmp_path / "llama"),
+        data=data,
+        max_length=60,
+        dtype="float64",
     )
 
 
@@ -120,7 +124,8 @@ def test_samples_that_are_too_long_are_left_out(options):
 
 def test_smaller_parts(options):
     one, again, other = (
-        load_causal_task(replace(options, seed=seed, max_train=5, max_test=2)) for seed in (0, 0, 1)
+        load_causal_task(replace(options, task_seed=seed, max_train=5, max_test=2))
+        for seed in (0, 0, 1)
     )
     assert (len(one.train), len(one.test), len(one.test_questions)) == (5, 2, 2)
     assert torch.equal(one.train.labels, again.train.labels)

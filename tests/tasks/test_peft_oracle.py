@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from training_cases import RANKS, SCALING, causal_task, classification_task, cohort, samples
 
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.objectives import IGNORED, Completion
 from fedlora_sim.tasks.task import Task, logits_of
@@ -64,7 +65,7 @@ def peft_client(task: Task, stack: Stack, k: int) -> nn.Module:
         fan_in_fan_out=isinstance(task.objective, Completion),
     )
     # PEFT puts its layers into the model that it is given.
-    with torch.random.fork_rng(devices=[]):
+    with library_draws(0):
         model = LoraModel(copy.deepcopy(task.model), config, "default").model
     for name, (lora_a, lora_b) in stack.adapters.items():
         layer = model.get_submodule(name)

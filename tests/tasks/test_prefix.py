@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlora_sim.errors import InputError
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.tasks import Examples, Task
 from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.targets import resolve_targets, target_blocks, usual_targets
@@ -141,8 +142,7 @@ class Blocks(nn.Module):
 
     def __init__(self, order: tuple[int, ...] = (0, 1, 2)) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with library_draws(0):
             self.embed = nn.Linear(4, 4)
             self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
         self.order = order

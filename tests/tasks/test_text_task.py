@@ -40,7 +40,7 @@ def options(tmp_path, tiny_folder):
 
     def make(architecture: str = "bert", headless: bool = True, **changes: object) -> TaskOptions:
         model = tiny_folder(architecture, headless=headless)
-        given = TaskOptions("text", model=model, data=str(path), max_length=8)
+        given = TaskOptions(task="text", model=model, data=str(path), max_length=8)
         return replace(given, **changes)
 
     return make
@@ -111,7 +111,7 @@ def test_subsets_are_seeded_and_keep_the_classes(options):
     assert np.bincount(task.test.skew_classes).tolist() == [1, 1, 1]
     again = load_text_task(few)
     assert torch.equal(again.train.inputs["input_ids"], task.train.inputs["input_ids"])
-    other = load_text_task(replace(few, seed=1))
+    other = load_text_task(replace(few, task_seed=1))
     assert not torch.equal(other.model.classifier.weight, task.model.classifier.weight)
 
 

@@ -63,7 +63,7 @@ def test_the_same_seed_gives_the_same_new_head_and_no_other_draw(
 ) -> None:
     model, before = tiny_vit(), torch.get_rng_state()
     first, again, other = (
-        load_vision_task(vision_options(tmp_path, model, seed=seed)).model.get_parameter(
+        load_vision_task(vision_options(tmp_path, model, task_seed=seed)).model.get_parameter(
             "classifier.weight"
         )
         for seed in (0, 0, 1)
@@ -89,7 +89,7 @@ def test_who_trains_the_head(tmp_path: Path, tiny_vit: MakeModel) -> None:
 
 def test_subsets_keep_the_shares_of_the_classes(tmp_path: Path, tiny_vit: MakeModel) -> None:
     _, labels = digit_images(60)
-    few = vision_options(tmp_path, tiny_vit(), max_train=30, max_test=10, seed=3)
+    few = vision_options(tmp_path, tiny_vit(), max_train=30, max_test=10, task_seed=3)
     task = load_vision_task(few)
     counts = np.bincount(task.train.labels, minlength=10)
     assert counts.sum() == 30
@@ -97,7 +97,9 @@ def test_subsets_keep_the_shares_of_the_classes(tmp_path: Path, tiny_vit: MakeMo
     assert len(task.test) == 10
     again, other = (
         load_vision_task(few),
-        load_vision_task(vision_options(tmp_path, few.model, max_train=30, max_test=10, seed=4)),
+        load_vision_task(
+            vision_options(tmp_path, few.model, max_train=30, max_test=10, task_seed=4)
+        ),
     )
     pixels = [t.train.inputs["pixel_values"] for t in (task, again, other)]
     assert torch.equal(pixels[0], pixels[1])

@@ -7,12 +7,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from run_cases import TINY
 
 from fedlora_sim import simulate
 from fedlora_sim.aggregation import get_rule
+from fedlora_sim.training import rounds
 from fedlora_sim.training.checkpoints import Checkpoints, load_state, read_description, state_rounds
 from fedlora_sim.training.rounds import FederatedRun, run_training
 
@@ -37,14 +39,14 @@ class StoppedError(Exception):
     """The run is stopped from outside."""
 
 
-def stop_after(rounds: int):
+def stop_after(number: int):
     """A progress callback that stops a run after so many rounds."""
     count = 0
 
     def progress(_: float) -> None:
         nonlocal count
         count += 1
-        if count > rounds:  # the first call is that of the start
+        if count > number:  # the first call is that of the start
             raise StoppedError
 
     return progress
@@ -94,10 +96,10 @@ def run_with(task, folder: Path, keep: str, rule: str = "fedex") -> FederatedRun
 @pytest.mark.parametrize("rule", ["fedex", "raflora", "flora", "ffa"])
 def test_the_last_state_replaces_the_older_ones(tiny_task, folder, rule):
     run = run_with(tiny_task, folder, "last", rule)
-    assert state_rounds(folder) == [3]
+    assert state_rounds(folder) == [0, 3]
     assert len(list(folder.glob("measures-*"))) == 4
     assert_same_state(load_state(folder, 3, torch.device("cpu")), run.state)
-    with pytest.raises(ValueError, match=r"round=1: expected one whose state is in .*\[3\]"):
+    with pytest.raises(ValueError, match=r"round=1: expected one whose state is in .*\[0, 3\]"):
         load_state(folder, 1, torch.device("cpu"))
 
 
@@ -151,7 +153,7 @@ def test_a_task_of_ones_own_is_not_the_scenarios(make_run, tiny_task, folder):
         simulate(make_run().scenario, seed=5, checkpoints=folder, task=tiny_task)
 
 
-def test_leftovers_of_a_killed_run_are_ignored(tiny_task, folder):
+def test_leftovers_of_a_killed_run_are_dropped(tiny_task, folder):
     """Half a file under a temporary name, and measures of a round whose state never came."""
     wanted = simulate(TINY, seed=5, task=tiny_task)
     with pytest.raises(StoppedError):
@@ -160,6 +162,23 @@ def test_leftovers_of_a_killed_run_are_ignored(tiny_task, folder):
     (own / ".state-00003.safetensors.77.tmp").write_bytes(b"half")
     (own / "measures-00002.safetensors").write_bytes(b"half")
     assert simulate(TINY, seed=5, task=tiny_task, checkpoints=folder).identical(wanted)
+    assert not list(own.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("keep", ["all", "last"])
+@pytest.mark.parametrize("rule", ["raflora", "flora", "ffa"])
+def test_a_start_that_took_training_is_not_trained_again(
+    tiny_task, folder, rule, keep, monkeypatch
+):
+    scenario, rule = TINY.replace(initializer="slora", slora_rounds=1), get_rule(rule)
+    wanted = run_training(scenario, rule, [5], task=tiny_task)[0]
+    with pytest.raises(StoppedError):
+        run_training(
+            scenario, rule, [5], stop_after(2), task=tiny_task, checkpoints=folder, keep=keep
+        )
+    monkeypatch.delattr(rounds, "sparse_stage")
+    found = run_training(scenario, rule, [5], task=tiny_task, checkpoints=folder, keep=keep)[0]
+    assert np.array_equal(found.singular_values, wanted.singular_values)
 
 
 def test_what_describes_a_run(tiny_task, folder):

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from network_cases import WIDTH, random_network
 from torch.profiler import ProfilerActivity, profile
 
 from fedlora_sim.tasks.transformer import TinyTransformer
 from fedlora_sim.tolerances import relative
 from fedlora_sim.training import local
+from fedlora_sim.training.attach import attach
 from fedlora_sim.training.batches import client_streams, plan_batches
 from fedlora_sim.training.config import LocalConfig
 from fedlora_sim.training.local import train_on_plan
@@ -121,3 +123,9 @@ def test_checkpointing_gives_the_same_gradients_and_keeps_fewer_bytes(deep_task,
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     assert kept[1] < kept[0] / 2
     assert all(map(torch.equal, *gradients))
+
+
+def test_checkpointing_without_blocks_is_refused():
+    pair = torch.zeros(1, 2, WIDTH).double(), torch.zeros(1, WIDTH, 2).double()
+    with pytest.raises(ValueError, match="gradient_checkpointing=True: expected False: no list"):
+        attach(random_network(), {"first": pair}, [1.0], gradient_checkpointing=True)

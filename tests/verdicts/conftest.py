@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -13,6 +15,7 @@ from analysis.exhibits.energies import RULES
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset
 from paper_figs import digits as digits_figure
+from paper_figs import style
 
 
 @pytest.fixture
@@ -65,3 +68,12 @@ def digits_runs() -> xr.Dataset:
         {name: (dims, rng.uniform(0.5, 1.0, size)) for name in ("rho", "accuracy")},
         coords={"run": list(digits_figure.LOOK), "seed": [0, 1], "round": np.arange(4)},
     )
+
+
+@pytest.fixture
+def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few pixels, and every figure closed again."""
+    monkeypatch.setitem(style.RC, "savefig.dpi", 40)
+    style.apply()
+    yield
+    plt.close("all")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bars import SIZE, bars
+from benchmarks.aggregation_bars import SIZE, aggregation_bars
 from benchmarks.timing import side_by_side
 from paper_figs.speed import aggregation_table, bars_table, layers_table
 
@@ -57,7 +57,7 @@ def record(**seconds: float) -> dict[str, Any]:
     ],
 )
 def test_a_bar_is_met_or_missed(seconds: dict[str, float], missed: set[str]) -> None:
-    found = bars(record(**seconds))
+    found = aggregation_bars(record(**seconds))
     assert {b["what"].split(",")[0] for b in found if b["verdict"] == "missed"} == missed
     assert len(found) == 8
 
@@ -65,7 +65,7 @@ def test_a_bar_is_met_or_missed(seconds: dict[str, float], missed: set[str]) -> 
 def test_what_was_not_measured_is_no_bar() -> None:
     measured = record()
     measured["rows"] = [row for row in measured["rows"] if row["method"] != "peft"]
-    assert not [b for b in bars(measured) if b["what"].startswith("peft")]
+    assert not [b for b in aggregation_bars(measured) if b["what"].startswith("peft")]
 
 
 def test_candidates_are_timed_in_turn_and_warmed_up() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,7 @@ from paper_figs import energies as energies_figure
 ALL = ("digits", "energies", "floors", "rates")
 
 
-@pytest.fixture(autouse=True)
-def _coarse_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few pixels, and every figure closed again."""
-    monkeypatch.setitem(style.RC, "savefig.dpi", 40)
-    style.apply()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("coarse_figures")
 
 
 @pytest.fixture

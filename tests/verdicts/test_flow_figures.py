@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -14,12 +12,7 @@ from matplotlib.figure import Figure
 from fedlora_sim.datasets import load_dataset, save_dataset
 from paper_figs import breakdown, phase, settling, style
 
-
-@pytest.fixture(autouse=True)
-def _closed_figures() -> Iterator[None]:
-    style.apply()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("coarse_figures")
 
 
 @pytest.fixture

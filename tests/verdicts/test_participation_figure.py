@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -13,7 +10,9 @@ from analysis.claim import Context
 from analysis.claims.typical import RANKS
 from analysis.exhibits import participation as exhibit
 from fedlora_sim.tolerances import relative
-from paper_figs import participation, style
+from paper_figs import participation
+
+pytestmark = pytest.mark.usefixtures("coarse_figures")
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +20,6 @@ def data() -> xr.Dataset:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exhibit, "RUNS", 2_000)
         return exhibit.gather(Context(seed=1))
-
-
-@pytest.fixture(autouse=True)
-def _closed_figures() -> Iterator[None]:
-    style.apply()
-    yield
-    plt.close("all")
 
 
 def test_measured_factors_lie_around_predicted_ones(data: xr.Dataset) -> None:

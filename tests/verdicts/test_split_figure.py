@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,13 +17,7 @@ from paper_figs import split, style
 COUNTS = np.array([[400, 0, 25], [0, 100, 0], [225, 0, 1]])
 
 
-@pytest.fixture(autouse=True)
-def _coarse_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few pixels, and every figure closed again."""
-    monkeypatch.setitem(style.RC, "savefig.dpi", 40)
-    style.apply()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("coarse_figures")
 
 
 def dataset(counts: np.ndarray = COUNTS, ranks: object = (2, 4, 4)) -> xr.Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,13 +24,7 @@ from paper_figs.rules import look, ranks_text
 NAMES = [look(rule).name for rule in RULES]
 
 
-@pytest.fixture(autouse=True)
-def _coarse_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few pixels, and every figure closed again."""
-    monkeypatch.setitem(style.RC, "savefig.dpi", 40)
-    style.apply()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("coarse_figures")
 
 
 def legend(figure: plt.Figure) -> list[str]:
