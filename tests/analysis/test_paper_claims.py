@@ -88,6 +88,18 @@ def test_what_cannot_be_told_is_undecided(study, name, changes):
     assert verdicts(study, **changes, spread=0.05)[name] == "undecided"
 
 
+def test_scatter_alone_is_no_dependence_on_the_ranks(study):
+    """FedAvg's runs scatter most, and neither rule knows of the ranks: a range would favour one."""
+    even = table_of(study, few=ACCURACY)
+    rng = np.random.default_rng(1)
+    for rule, scatter in (("fedavg", 0.1), ("raflora", 0.01)):
+        own = even["rule"] == rule
+        even.loc[own, "accuracy"] += scatter * rng.standard_normal(int(own.sum()))
+    claims = {c["id"]: c for c in judge_claims(study, even)}
+    assert claims["robustness"]["verdict"] == "undecided"
+    assert claims["robustness"]["negative_control"]["verdict"] == "refuted"
+
+
 def test_wide_scatter_decides_nothing(study):
     assert set(verdicts(study, spread=WIDE).values()) == {"undecided"}
 
