@@ -28,7 +28,7 @@ def verdict_table(report: Record) -> str:
     # Reports made before claims had families have no p-values: their column is left out.
     with_p = ["p (Holm)"] if "families" in report else []
     head = ["claim", "prediction", measured_head(report), *with_p, "verdict", "negative control"]
-    lines = [_row(head), "|" + "---|" * len(head)]
+    lines = [table_row(head), "|" + "---|" * len(head)]
     for claim in report["claims"]:
         control = claim["negative_control"]
         cells = [
@@ -39,11 +39,11 @@ def verdict_table(report: Record) -> str:
             VERDICT_MARK[claim["verdict"]],
             f"{control['verdict']}: {control['description']}",
         ]
-        lines.append(_row(cells))
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 
-def _row(cells: Sequence[str]) -> str:
+def table_row(cells: Sequence[str]) -> str:
     """A row of a table; a bar within a cell, as in E[W | W > 0], would end it."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -217,7 +217,7 @@ def _claim_section(claim: Record, environment: Record) -> str:
     digits = digits_for(claim["margin"])
     control = claim["negative_control"]
     rows = "\n".join(
-        _row([name, number(p, digits), number(m, digits), interval_text(i, digits)])
+        table_row([name, number(p, digits), number(m, digits), interval_text(i, digits)])
         for name, p, m, i in zip(
             claim["quantities"],
             claim["prediction"],

@@ -33,6 +33,12 @@ from fedlora_sim.errors import check_positive_int, expected
 from fedlora_sim.run_store import write_text
 from paper_figs import draw_study
 
+KINDS = ("png", "pdf")
+WRITTEN = (
+    *("study.md", "study.json"),
+    *(f"data/{name}.nc" for name in ("curves", "scores", "forecasts")),
+    *(f"figures/{n}.{k}" for n in ("study_curves", "study_outcomes", "calibrated") for k in KINDS),
+)
 COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 
@@ -114,9 +120,8 @@ def _write_report(chosen: Study, out: Path, workers: int, command: str) -> dict[
     with tqdm(total=seeds, desc="calibrated theory", unit="seed", disable=None) as bar:
         scores = score_runs(chosen, runs, workers, bar.update)
     report = study_report(chosen, runs, scores, command)
-    for pattern in ("study.*", "data/*.nc", "figures/*.p*"):
-        for older in out.glob(pattern):
-            older.unlink()
+    for older in WRITTEN:  # of a study with less in it, none of which must stay beside this one
+        (out / older).unlink(missing_ok=True)
     save_dataset(curves(chosen, runs), out / "data" / "curves.nc")
     if not why_no_scores(chosen):
         _save_scores(chosen, runs, scores, out)

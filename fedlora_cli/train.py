@@ -78,7 +78,7 @@ def _run(
 ) -> xr.Dataset:
     """All rounds that are not in the folder yet; the whole run's dataset."""
     with torch_threads(scenario.threads):
-        run = FederatedRun(scenario, rule, seed)
+        run = FederatedRun(scenario, rule, seed, folder=folder)
         kept = _ShownRounds(folder, run, keep)
         with kept.bar:
             result = run.run(checkpoints=kept)

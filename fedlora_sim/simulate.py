@@ -101,12 +101,16 @@ def simulate_many(
 
 
 def check_suits(scenario: Scenario, rule: AggregationRule) -> None:
-    """Refuse a fidelity or an allocation that the rule has no form for."""
+    """Refuse what the rule has no form for, and comparisons that other rules would refuse."""
     if scenario.fidelity == "spectral" and not rule.has_spectral_form:
         reason = f"matrix or training: {rule.label} is more than weights on amplitudes"
         raise expected("fidelity", "spectral", reason)
     if rule.needs_svd_allocation and scenario.allocation != "svd":
         raise expected("allocation", scenario.allocation, f"svd for rule={rule.label!r}")
+    compares = scenario.fidelity == "training" and scenario.counterfactuals
+    if compares and scenario.empty_partition == "error" and not rule.has_empty_partition_policy:
+        wanted = f"carry or zero: {rule.label} goes on where the rules it is compared with end"
+        raise expected("empty_partition", "error", wanted)
 
 
 def check_seeds(seed: int | Iterable[int]) -> tuple[int, ...]:

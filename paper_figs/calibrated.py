@@ -108,7 +108,9 @@ def _bars(axis: Axes, report: Mapping[str, Any]) -> None:
     axis.legend(fontsize=7, ncols=3, loc="upper left")
     axis.margins(y=0.3)
     runs = max(row["runs"] for row in rows)
-    axis.set_title(f"rounds after the calibration, runs: {runs}; below, share within the intervals")
+    lines = f"black lines: range over {runs} runs" if runs > 1 else "one run"
+    share = f"below, share within the {100 * report['scores']['confidence']:g}% intervals"
+    axis.set_title(f"rounds after the calibration; {lines}; {share}")
 
 
 def _coverage(row: Mapping[str, Any]) -> str:

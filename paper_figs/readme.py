@@ -18,6 +18,7 @@ from typing import Any
 from analysis.report import digits_table
 from analysis.summary import conjecture_table, folded_tables, theme_table
 from fedlora_sim.aggregation.describe import describe_all
+from paper_figs.rivals_speed import rivals_block
 from paper_figs.speed import (
     aggregation_table,
     bars_table,
@@ -42,13 +43,16 @@ BENCHES = {
         "hardware": hardware_line,
     },
     "training": {"training": training_table},
+    "rivals": {"rivals": rivals_block},
 }
 ON_GPU = ("aggregation-cuda", "training-cuda")
 
 
 def run_line(report: dict[str, Any]) -> str:
-    """The command that the recorded report comes from."""
-    return f"Recorded from: `fedlora-sim verify --seed {report['environment']['seed']}`."
+    """The command that the recorded report comes from, and what it took if made in one go."""
+    made, seconds = report["environment"], report["seconds"]
+    took = "" if seconds is None else f" ({seconds / 60:.1f} minutes on {made['cores']} cores)"
+    return f"Recorded from: `fedlora-sim verify --seed {made['seed']}`{took}."
 
 
 def rules_table() -> str:
@@ -73,13 +77,9 @@ def tables(record: Path) -> dict[str, str]:
         "run": run_line(report),
         "rules": rules_table(),
         "gpu": gpu_block(record),
+        "training_bars": training_bars_block(record),
     }
-    benches = dict(BENCHES)
-    if (record / "training.json").exists():
-        blocks["training_bars"] = training_bars_block(record)
-    else:  # not recorded yet: the README has no such blocks
-        del benches["training"]
-    for name, tables_of in benches.items():
+    for name, tables_of in BENCHES.items():
         bench = json.loads((record / f"{name}.json").read_text())
         blocks |= {block: table(bench) for block, table in tables_of.items()}
     return blocks | study_blocks(record)

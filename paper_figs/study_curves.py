@@ -11,11 +11,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.real.updates import energy_floor
 from paper_figs.rules import look, ranks_text
 from paper_figs.style import DOUBLE_COLUMN
 
-LOWEST = 1e-7
-"""Of single precision: less energy is rounding."""
+LOWEST = energy_floor("float32")
+"""Models train in single precision: a lower share of the energy is rounding, and drawn as this."""
 
 
 def draw(curves: xr.Dataset, report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:

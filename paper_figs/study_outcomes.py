@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,6 +15,7 @@ from paper_figs.rules import look
 from paper_figs.style import DOUBLE_COLUMN
 
 BANDS = {LOWEST: "0.6", HIGHEST: "0.25"}
+PAD = 0.02
 
 
 def draw(report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:
@@ -45,8 +46,7 @@ def draw(report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:
         axis.set_title(name)
     axes[0, 0].set_yticks(range(len(rules)), [look(rule).name for rule in rules])
     axes[0, 0].set_ylim(len(rules) - 0.4, -0.6)  # the first rule on top
-    lowest = min(row["accuracy"] for row in report["rows"])
-    axes[0, 0].set_xlim(max(0.0, lowest - 0.05), 1.0)
+    axes[0, 0].set_xlim(*_limits(report["rows"]))
     figure.supxlabel("test accuracy", fontsize=9)
     handles = axes[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper right", ncols=2, fontsize=7)
@@ -54,6 +54,13 @@ def draw(report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:
         _setting(report, rows[names[0], MIXED, rules[0]]["runs"]), fontsize=9, x=0.02, ha="left"
     )
     return figure, axes[0]
+
+
+def _limits(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Every mean and both ends of every interval that is drawn, within [0, 1]."""
+    drawn = [row for row in rows if row["configuration"] in (MIXED, *BANDS)]
+    ends = [x for row in drawn for x in (row["accuracy"], *(row["accuracy_interval"] or ()))]
+    return max(0.0, min(ends) - PAD), min(1.0, max(ends) + PAD)
 
 
 def _setting(report: Mapping[str, Any], seeds: int) -> str:
@@ -72,4 +79,4 @@ def _dot(axis: Axes, row: Mapping[str, Any], y: int) -> None:
     of_rule = look(row["rule"])
     if row["accuracy_interval"] is not None:
         axis.hlines(y, *row["accuracy_interval"], color=of_rule.colour, lw=1)
-    axis.plot(row["accuracy"], y, marker=of_rule.marker, ms=4, color=of_rule.colour)
+    axis.plot(row["accuracy"], y, marker=of_rule.marker, ms=4, color=of_rule.colour, clip_on=False)

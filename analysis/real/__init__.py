@@ -9,9 +9,7 @@ from analysis.real.calibration import calibrate as calibrate
 from analysis.real.calibration import pure_suppression as pure_suppression
 from analysis.real.counterfactuals import accuracy_gain as accuracy_gain
 from analysis.real.counterfactuals import coverage_shares as coverage_shares
-from analysis.real.counterfactuals import identity_deviation as identity_deviation
 from analysis.real.counterfactuals import one_step_energy as one_step_energy
-from analysis.real.counterfactuals import relative_to_clients as relative_to_clients
 from analysis.real.counterfactuals import relative_to_rule as relative_to_rule
 from analysis.real.failures import failures as failures
 from analysis.real.failures import summarise as summarise

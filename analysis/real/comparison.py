@@ -22,7 +22,20 @@ BYTES = 4
 TABLE_ERROR = 0.05
 """Each interval of the tables stands for itself; verdicts have theirs, see `paper_claims`."""
 
-QUANTITIES = ("untrained", "accuracy", "rho", "effective_rank", "preservation", "megabytes")
+Range = tuple[float, float]
+SHARE: Range = (0.0, 1.0)
+SIZE: Range = (0.0, np.inf)
+DIFFERENCE: Range = (-1.0, 1.0)  # of two shares
+
+QUANTITIES: dict[str, Range] = {
+    "untrained": SHARE,
+    "accuracy": SHARE,
+    "rho": SHARE,
+    "effective_rank": (1.0, np.inf),
+    "preservation": SHARE,
+    "megabytes": SIZE,
+}
+"""What the tables show of a run, and between which ends it lies."""
 
 
 def finals(study: Study, runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
@@ -92,8 +105,8 @@ def summary(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
         table: as `finals` returns it.
 
     Returns:
-        Every quantity's mean over the seeds with a Student interval (of one seed none); the rounds
-        to the target as the median of the runs that reached it, and how many did.
+        Every quantity's mean over the seeds with its interval, see `with_interval`; the rounds to
+        the target as the median of the runs that reached it, and how many did.
     """
     keys = ["heterogeneity", "configuration", "rule"]
     return [
@@ -104,20 +117,25 @@ def summary(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _summarised(study: Study, own: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"runs": len(own)}
-    for name in QUANTITIES:
-        row |= with_interval(name, own[name].to_numpy(dtype=np.float64))
+    for name, within in QUANTITIES.items():
+        row |= with_interval(name, own[name].to_numpy(dtype=np.float64), within)
     reached = own["rounds_to_target"].dropna()
     row["reached_target"] = len(reached)
     row["rounds_to_target"] = float(reached.median()) if len(reached) else None
     return row
 
 
-def with_interval(name: str, samples: ArrayLike) -> dict[str, Any]:
+def with_interval(name: str, samples: ArrayLike, within: Range) -> dict[str, Any]:
     """A mean over runs, and its Student interval, for a row of a table.
+
+    The interval is cut to the ends that the quantity cannot pass, which costs it no coverage. It is
+    not `log_odds_interval`, which is one of the typical share, need not hold the mean that stands
+    beside it, and goes by rounding where a run has exactly 0 or 1, as rho of equal lowest ranks.
 
     Args:
         name: of the quantity.
         samples: once per run, (n,); NaN where a run has none.
+        within: the least and the most that the quantity can be.
 
     Returns:
         `name` and `{name}_interval`; None where there is no run, of one run no interval.
@@ -129,7 +147,10 @@ def with_interval(name: str, samples: ArrayLike) -> dict[str, Any]:
         row[name] = float(known.mean())
     if len(known) > 1:
         m = mean_interval(known[:, None], TABLE_ERROR)
-        row[f"{name}_interval"] = [float(m.low[0]), float(m.high[0])]
+        row[f"{name}_interval"] = [
+            max(float(m.low[0]), within[0]),
+            min(float(m.high[0]), within[1]),
+        ]
     return row
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 
 from analysis.real.updates import (
-    UPDATES,
     by_partition,
     check_has,
     resolved,
@@ -55,30 +53,6 @@ def relative_to_rule(dataset: xr.Dataset, reference: str = "raflora") -> xr.Data
     return energy / base.where(base > 0)
 
 
-def relative_to_clients(dataset: xr.Dataset) -> xr.DataArray:
-    """One-step energies over the mean client's, layers together.
-
-    The mean client's energy in a partition is `sum_k w_k sum_{i in h} s_{k,i}^2 / sum_k w_k` over
-    the clients who hold it: what averaging leaves of what was learned, cancellation included.
-
-    Args:
-        dataset: a training run with counterfactuals.
-
-    Returns:
-        Ratios (seed, round, compared_rule, partition); NaN where nobody holds the partition, or
-        the round began from a zero update.
-
-    Raises:
-        ValueError: if the dataset lacks counterfactuals.
-    """
-    check_has(dataset, UPDATES)
-    held = (dataset.direction <= slot_ranks(dataset)) & (slot_weights(dataset) > 0)
-    own = by_partition((dataset.amplitude**2).where(held, 0.0))
-    holds = by_partition(held.astype(float)) > 0
-    client = own.weighted(slot_weights(dataset) * holds).mean("slot").sum("layer", skipna=False)
-    return one_step_energy(dataset).sum("layer") / client.where(client > 0)
-
-
 def accuracy_gain(dataset: xr.Dataset, reference: str = "raflora") -> xr.DataArray:
     """One-step accuracy above the reference rule's.
 
@@ -100,45 +74,23 @@ def accuracy_gain(dataset: xr.Dataset, reference: str = "raflora") -> xr.DataArr
 def coverage_shares(dataset: xr.Dataset) -> xr.DataArray:
     """Weight `W_h(S)` of those who hold each partition in the round's cohort.
 
+    Partition h of raFLoRA *is* that of product-space FedAvg divided by `W_h(S)`, as sums of
+    columns, with no assumption on the basis. Energies follow it, as `W_h(S)^2`, exactly where the
+    partitions' columns are orthogonal, so that each is a singular subspace of its own; what is left
+    is how much partitions overlap.
+
     Args:
         dataset: a training run.
 
     Returns:
         (seed, round, partition), in [0, 1].
-    """
-    weight, rank = slot_weights(dataset), slot_ranks(dataset)
-    last = dataset.direction.groupby(dataset.partition).max()
-    return weight.where(rank >= last, 0.0).sum("slot")
-
-
-def identity_deviation(dataset: xr.Dataset) -> xr.DataArray:
-    """How far raFLoRA's one-step energy is from product-space FedAvg's over `W_h(S)^2`.
-
-    Partition h of raFLoRA *is* that of FedAvg divided by `W_h(S)`, as sums of columns, with no
-    assumption on the basis. Singular values of the sums follow it exactly where the partitions'
-    columns are orthogonal, so that each is a singular subspace of its own; what is left is how much
-    partitions overlap.
-
-    Args:
-        dataset: a training run with counterfactuals of `raflora` and `fedavg`.
-
-    Returns:
-        `log10(E_raflora W_h^2 / E_fedavg)`, (seed, round, layer, partition): zero where the
-        identity carries over; NaN where a partition has no contributor or no energy.
-
-    Raises:
-        ValueError: if the dataset lacks counterfactuals, or one of the two rules.
 
     Reference:
         Wu et al., arXiv 2602.13486, Eq. 8.
     """
-    energy = one_step_energy(dataset)
-    own, average = (
-        energy.sel(compared_rule=_rule(dataset, name), drop=True) for name in ("raflora", "fedavg")
-    )
-    share = coverage_shares(dataset)
-    ratio = own * share**2 / average.where(average > 0)
-    return xr.apply_ufunc(np.log10, ratio.where(ratio > 0))
+    weight, rank = slot_weights(dataset), slot_ranks(dataset)
+    last = dataset.direction.groupby(dataset.partition).max()
+    return weight.where(rank >= last, 0.0).sum("slot")
 
 
 def _rule(dataset: xr.Dataset, name: str) -> str:

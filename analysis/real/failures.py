@@ -1,10 +1,9 @@
-"""Where forecasts fail, and what a run's scores come to."""
+"""Where forecasts fail, and what the scores of many runs come to."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from analysis.real.scoring import FORECASTS
@@ -29,47 +28,46 @@ def failures(scores: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(table, attrs=scores.attrs)
 
 
-def summarise(scores: xr.Dataset) -> list[dict[str, Any]]:
-    """Every run in a few numbers.
+def summarise(scores: xr.Dataset) -> dict[str, Any]:
+    """All runs of a rule in a few numbers.
 
     Args:
-        scores: what `score` returns.
+        scores: what `score` returns, of any number of runs.
 
     Returns:
-        One mapping per run: its `seed` and `rule`; for each forecast `error`, the median size of
-        the log10 error over layers, partitions and horizons, `total_error`, the same of all layers
-        together, and `coverage`; `worst`, the partition and horizon of the theory's largest
-        median error and what was found there; means of `leakage`, `angle` and `outside` where its
-        intervals `held` and where they `missed`. NaN is None.
+        `runs`, how many, and the `reason` where the theory says nothing; for each forecast `error`,
+        the median size of the log10 error over runs, layers, partitions and horizons, and
+        `coverage` of the intervals, both with their range over runs, `error_range` and
+        `coverage_range`; `by_partition`, the theory's coverage in each; `worst`, the partition and
+        horizon of the theory's largest median error, with that error; None where it has no error.
+        NaN where there is none.
     """
-    return [_summary(scores.sel(seed=[number])) for number in scores.seed.values]
-
-
-def _summary(run: xr.Dataset) -> dict[str, Any]:
-    row: dict[str, Any] = {"seed": int(run.seed[0]), "rule": run.attrs["rule"]}
-    row["reason"] = run.attrs["reason"]
+    row: dict[str, Any] = {"runs": scores.sizes["seed"], "reason": scores.attrs["reason"]}
+    cells = ("layer", "partition", "horizon")
     for name in FORECASTS:
-        one = run.sel(forecast=name)
+        one = scores.sel(forecast=name)
         row[name] = {
-            "error": _number(abs(one.error).median()),
-            "total_error": _number(abs(one.total_error).median()),
-            "coverage": _number(one.covered.mean()),
+            "error": float(abs(one.error).median()),
+            "error_range": _range(abs(one.error).median(cells)),
+            "coverage": float(one.covered.mean()),
+            "coverage_range": _range(one.covered.mean(cells)),
         }
-    table = failures(run).sel(forecast="theory")
-    row["worst"] = None
-    if bool(table.error.notnull().any()):
-        worst = table.isel(table.error.argmax(["partition", "horizon"]))
-        names = ("partition", "horizon", *table.data_vars)
-        row["worst"] = {str(name): _number(worst[name]) for name in names}
-    held = run.covered.sel(forecast="theory")
-    for name in CIRCUMSTANCES:
-        if name in run:
-            values = run[name].broadcast_like(held)
-            split = {"held": values.where(held == 1), "missed": values.where(held == 0)}
-            row[name] = {key: _number(part.mean()) for key, part in split.items()}
-    return row
+    covered = scores.covered.sel(forecast="theory")
+    row["by_partition"] = [
+        {"partition": int(h), "coverage": float(covered.sel(partition=h).mean())}
+        for h in covered.partition
+    ]
+    return row | {"worst": _worst(failures(scores).error.sel(forecast="theory"))}
 
 
-def _number(value: xr.DataArray) -> float | int | None:
-    number = value.item()
-    return None if isinstance(number, float) and np.isnan(number) else number
+def _range(values: xr.DataArray) -> list[float]:
+    return [float(values.min()), float(values.max())]
+
+
+def _worst(error: xr.DataArray) -> dict[str, Any] | None:
+    """The cell (partition, horizon) of the largest error."""
+    if not bool(error.notnull().any()):
+        return None
+    cell = error.isel(error.argmax(["partition", "horizon"]))
+    place = {name: int(cell[name]) for name in ("partition", "horizon")}
+    return place | {"error": float(cell)}

@@ -18,6 +18,7 @@ from analysis.inference.intervals import mean_interval
 from analysis.inference.measurement import Array
 from analysis.inference.verdict import Prediction, Verdict, judge
 from analysis.real.study import HIGHEST, MIXED, Study
+from analysis.real.updates import energy_floor
 from fedlora_sim import parse_ranks
 
 COLLAPSED = 0.1
@@ -126,9 +127,9 @@ def _less(first: pd.Series, second: pd.Series) -> Array:
 
 
 def _log_tail(table: pd.DataFrame, rule: str, configuration: str = MIXED) -> pd.Series:
-    """log10 of the share of energy above the lowest rank; below single precision counts as that."""
+    """log10 of the share of energy above the lowest rank; what is rounding counts as that."""
     tail = 1 - _column(table, "rho", rule, configuration)
-    return np.log10(tail.clip(lower=float(np.finfo(np.float32).eps)))
+    return np.log10(tail.clip(lower=energy_floor("float32")))
 
 
 def _tail_share(rule: str) -> Samples:

@@ -2,7 +2,9 @@
 
 Direction preservation is the share of a client's update on the singular directions that it started
 from, (u_i^T dW v_i)^2 summed over i; 1 where training only rescales them. Principal angles between
-the leading subspaces before and after a round are 0 where the basis stays.
+the leading subspaces before and after a round are 0 where the basis stays. A subspace that the
+update has lost to rounding, before or after, has no angle: NaN. Angles then speak of the other
+rounds alone, those of least collapse, and mean little where these are few.
 
 Reference: Wu et al., arXiv 2602.13486, App. A.
 """
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analysis.real.comparison import with_interval
+from analysis.real.comparison import SHARE, with_interval
 from analysis.real.study import MIXED, Study
 
 FIRST = 2  # round 1 starts from nothing, which has no directions
@@ -35,7 +37,9 @@ def premise_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[dict[str,
         them under FedAvg and raFLoRA: `runs`; `preservation` by block of rounds
         (`from`, `to`, the mean over layers and rounds with an interval over runs); `angle` by rank
         `level`, in radians: the `median` over layers, sides, directions, rounds and runs, and that
-        of the `largest` angle between two subspaces. Empty where there is only one round.
+        of the `largest` angle between two subspaces, both over the cells that have one; `known`,
+        the share of cells (layer, round, run) that do; NaN where none does. Empty where there is
+        only one round.
     """
     if study.scenario.rounds < FIRST:
         return []
@@ -61,14 +65,17 @@ def _row(runs: Sequence[xr.Dataset]) -> dict[str, Any]:
         if len(part):
             means = [float(run.preservation.sel(round=part).mean()) for run in runs]
             ends = {"from": int(part[0]), "to": int(part[-1])}
-            blocks.append(ends | with_interval("mean", means))
+            blocks.append(ends | with_interval("mean", means, SHARE))
     angle = xr.concat([run.angle.sel(round=slice(FIRST, None)) for run in runs], "seed")
-    angles = [
-        {
-            "level": int(level),
-            "median": float(angle.sel(level=level).median()),
-            "largest": float(angle.sel(level=level).max("direction").median()),
-        }
-        for level in angle.level.values
-    ]
+    angles = [_angle(angle.sel(level=level)) for level in angle.level.values]
     return {"runs": len(runs), "preservation": blocks, "angle": angles}
+
+
+def _angle(angle: xr.DataArray) -> dict[str, Any]:
+    """One level's angles, (seed, round, layer, side, direction), in three numbers."""
+    return {
+        "level": int(angle.level),
+        "known": float(angle.notnull().any(["side", "direction"]).mean()),
+        "median": float(angle.median()),
+        "largest": float(angle.max("direction").median()),
+    }

@@ -1,7 +1,8 @@
 """A study: rules, rank configurations and heterogeneities on one real task, and what runs it takes.
 
-Every heterogeneity has seeds of its own, so that all pairs of runs of one rule are independent;
-rules meet the same seeds, so that their difference is the rule's.
+Every heterogeneity has seeds of its own, and a seed draws all that is random in its run, the task's
+samples and new parameters among it: all pairs of runs of one rule are independent. Rules meet the
+same seeds, so that their difference is the rule's.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Study:
         compared_rules: see above.
         counterfactual_rules: rules in whose runs of the mixed ranks every cohort is aggregated by
             all others as well.
-        complete: whether it is all of its file, and not a part of it.
+        complete: whether it is all of its file and as its file has it.
     """
 
     name: str
@@ -126,7 +127,7 @@ class Study:
 
     def _run(self, name: str, configuration: str, rule: str, seed: int, **changes: Any) -> StudyRun:
         both = configuration == MIXED and rule in self.counterfactual_rules
-        fields = {"counterfactuals": both, **self.heterogeneity[name], **changes}
+        fields = {"counterfactuals": both, "task_seed": seed, **self.heterogeneity[name], **changes}
         # of all fields, not of the changed ones alone: a wrong name is refused with the closest
         scenario = Scenario.from_mapping(asdict(self.scenario) | fields)
         return StudyRun(scenario, rule, seed, name, configuration)

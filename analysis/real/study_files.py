@@ -28,8 +28,15 @@ FIELDS = {
     "counterfactual_rules": list,
 }
 NEEDED = ("name", "rules", "seeds", "scenario", "heterogeneity")
-NO_SPLIT = ("fidelity", "ranks", "counterfactuals")
+NO_SPLIT = ("fidelity", "ranks", "counterfactuals", "task_seed")
 """Fields that are the study's, not a heterogeneity's."""
+STUDYS_OWN = {
+    "counterfactuals": "see counterfactual_rules",
+    "task_seed": "every run's is its own seed",
+}
+"""Fields that differ from run to run, and what says so instead."""
+MACHINE = {"model", "data", "test_data", "threads", "device"}
+"""Fields that say where a study is run, not what it is: a change of another is another study."""
 
 
 def study_names() -> list[str]:
@@ -71,6 +78,9 @@ def study_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Study:
     """A study from the tables of its TOML file; see `load_study`."""
     _check_kinds(values)
     fields = {"fidelity": "training", **values["scenario"], **changes}
+    for name, instead in STUDYS_OWN.items():
+        if name in fields:
+            raise expected(name, fields[name], f"none in [scenario]: {instead}")
     splits = values["heterogeneity"]
     first, count = check_seed("first_seed", values.get("first_seed", 0)), values["seeds"]
     starts = range(first, first + count * len(splits), count)
@@ -85,6 +95,7 @@ def study_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Study:
         rank_configurations=values.get("rank_configurations", {}),
         compared_rules=check_rules(values.get("compared_rules", ["fedavg", "raflora"])),
         counterfactual_rules=check_rules(values.get("counterfactual_rules", [])),
+        complete=not changes.keys() - MACHINE,
     )
     _check_runs(study)
     return study
@@ -100,9 +111,6 @@ def _check_kinds(values: Mapping[str, Any]) -> None:
         if not values.get(name):
             raise expected(name, values.get(name), "what a study cannot do without")
     check_positive_int("seeds", values["seeds"])
-    if "counterfactuals" in values["scenario"]:
-        given = values["scenario"]["counterfactuals"]
-        raise expected("counterfactuals", given, "none in [scenario]: see counterfactual_rules")
     for split, fields in values["heterogeneity"].items():
         if not isinstance(fields, dict):
             raise expected(f"heterogeneity {split!r}", fields, "a table of scenario fields")

@@ -11,17 +11,31 @@ from typing import Any
 
 import xarray as xr
 
-from analysis.real.comparison import TABLE_ERROR, finals, summary, with_interval
-from analysis.real.counterfactuals import accuracy_gain, relative_to_rule
+from analysis.real.comparison import (
+    DIFFERENCE,
+    SIZE,
+    TABLE_ERROR,
+    finals,
+    summary,
+    with_interval,
+)
+from analysis.real.counterfactuals import accuracy_gain, coverage_shares, relative_to_rule
 from analysis.real.paper_claims import claims_left_out, judge_claims
 from analysis.real.premise import premise_rows
 from analysis.real.study import MIXED, Study
-from analysis.real.study_scores import Scores, calibration_rounds, score_rows, why_no_scores
+from analysis.real.study_runs import CODE
+from analysis.real.study_scores import (
+    Scores,
+    calibration_rounds,
+    interval_confidence,
+    score_rows,
+    why_no_scores,
+)
 from analysis.verify import LIBRARIES, finite_or_none
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import versions
 
-REFERENCE = "raflora"
+REFERENCE, AVERAGE = "raflora", "fedavg"
 PATHS = ("model", "data", "test_data")
 
 
@@ -51,6 +65,7 @@ def study_report(
         "left_out": claims_left_out(study, table),
         "scores": {
             "calibration_rounds": calibration_rounds(study),
+            "confidence": interval_confidence(scores),
             "reason": why_no_scores(study),
             "rows": score_rows(scores),
         },
@@ -101,8 +116,9 @@ def counterfactual_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[di
 
     Returns:
         One mapping per rule that `ran` and rule `compared`: `runs`; `partitions`, the `energy` of
-        each over raFLoRA's; `accuracy_gain` above it: means over rounds, then over runs, with an
-        interval.
+        each over raFLoRA's, and for FedAvg what is `foretold` of it, `W_h(S)^2`, see
+        `coverage_shares`; `accuracy_gain` above raFLoRA's: means over rounds, then over runs, with
+        an interval.
     """
     rows = []
     for ran in study.rules:
@@ -118,28 +134,35 @@ def counterfactual_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[di
 
 
 def _compared(ran: str, runs: Sequence[xr.Dataset]) -> list[dict[str, Any]]:
-    energy = [relative_to_rule(run, REFERENCE).mean("round").isel(seed=0) for run in runs]
-    gain = [accuracy_gain(run, REFERENCE).mean("round").isel(seed=0) for run in runs]
+    together = xr.concat([_one_step(run) for run in runs], "run")
     rows = []
-    for compared in energy[0].compared_rule.values.tolist():
+    for compared in together.compared_rule.values.tolist():
         if compared == REFERENCE:
             continue
+        own = together.sel(compared_rule=compared)
         row: dict[str, Any] = {"ran": ran, "compared": compared, "runs": len(runs)}
-        row["partitions"] = [
-            {"partition": int(h)}
-            | with_interval(
-                "energy", [float(e.sel(compared_rule=compared, partition=h)) for e in energy]
-            )
-            for h in energy[0].partition
-        ]
-        row |= with_interval("accuracy_gain", [float(g.sel(compared_rule=compared)) for g in gain])
-        rows.append(row)
+        row["partitions"] = []
+        for h in own.partition.values.tolist():
+            part = own.sel(partition=h)
+            told = {"foretold": float(part.foretold.mean())} if compared == AVERAGE else {}
+            energy = with_interval("energy", part.energy.values, SIZE)
+            row["partitions"].append({"partition": h, **energy, **told})
+        rows.append(row | with_interval("accuracy_gain", own.accuracy_gain.values, DIFFERENCE))
     return rows
+
+
+def _one_step(run: xr.Dataset) -> xr.Dataset:
+    """Means over the rounds of a run; what is foretold of those in which it can be compared."""
+    energy = relative_to_rule(run, REFERENCE)
+    told = (coverage_shares(run) ** 2).where(energy.notnull())
+    found = {"energy": energy, "foretold": told, "accuracy_gain": accuracy_gain(run, REFERENCE)}
+    return xr.Dataset(found).mean("round").isel(seed=0, drop=True)
 
 
 def environment(study: Study, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     """What the runs were made with, and what they were looked at with."""
-    made_with = {", ".join(f"{n} {run.attrs[n]}" for n in versions()) for run in runs.values()}
+    names = (*versions(), CODE)
+    made_with = {", ".join(f"{n} {run.attrs.get(n)}" for n in names) for run in runs.values()}
     return {
         "runs_made_with": "; ".join(sorted(made_with)).replace("_version", ""),
         **versions(),

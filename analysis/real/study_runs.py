@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,14 +12,18 @@ import numpy as np
 import xarray as xr
 from joblib import Parallel, delayed
 
+import fedlora_sim
 from analysis.real.study import Study, StudyRun
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.datasets import load_dataset, save_dataset
 from fedlora_sim.errors import InputError, expected
+from fedlora_sim.run_store import source_fingerprint
 from fedlora_sim.tasks.loading import load_task
 from fedlora_sim.training.draws import split_clients
 
 RUNS, ROUNDS = "runs", "rounds"
+CODE = "code"
+"""Attribute of a run: a hash of the simulator's sources that made it."""
 
 
 def run_study(
@@ -40,13 +46,13 @@ def run_study(
     Raises:
         InputError: naming the run and what is wrong with it.
     """
+    code, owner = source_fingerprint(Path(fedlora_sim.__file__).parent)[:12], os.getpid()
     made = Parallel(n_jobs=workers, return_as="generator_unordered")(
-        delayed(_make)(run, out) for run in missing_runs(study, out)
+        delayed(_make)(run, out, code, owner) for run in missing_runs(study, out)
     )
     for run in made:
         on_progress(run)
-    # every run is kept whole; one that was killed right after leaves its rounds behind
-    shutil.rmtree(out / ROUNDS, ignore_errors=True)
+    _drop_rounds(study, out)
 
 
 def check_data(runs: Sequence[StudyRun]) -> None:
@@ -104,15 +110,39 @@ def _check_same(run: StudyRun, dataset: xr.Dataset, path: Path) -> None:
             raise expected(name, value, f"{found!r}, as in {path} (or another folder)")
 
 
-def _make(run: StudyRun, out: Path) -> StudyRun:
-    rounds = out / ROUNDS / run.label
+def _make(run: StudyRun, out: Path, code: str, owner: int) -> StudyRun:
+    """Make one run, or go on with it where the same code had left it."""
+
+    def check_owner(_: float = 0.0) -> None:
+        # killed by force, a study leaves its workers behind: they must not meet the next one's
+        if os.getpid() != owner and os.getppid() != owner:
+            os._exit(1)
+
+    check_owner()
+    rounds = out / ROUNDS / code / run.label
     try:
-        dataset = simulate(run.scenario, rule=run.rule, seed=run.seed, checkpoints=rounds)
+        dataset = simulate(
+            run.scenario,
+            rule=run.rule,
+            seed=run.seed,
+            on_progress=check_owner,
+            checkpoints=rounds,
+        )
     except InputError as error:
         raise _named(run, error) from None
-    save_dataset(dataset, _file(run, out))
+    save_dataset(dataset.assign_attrs({CODE: code}), _file(run, out))
     shutil.rmtree(rounds, ignore_errors=True)
     return run
+
+
+def _drop_rounds(study: Study, out: Path) -> None:
+    """Rounds of runs that are made: those of other code, and of a run killed right after it."""
+    for run in study.runs():
+        for rounds in (out / ROUNDS).glob(f"*/{run.label}"):
+            shutil.rmtree(rounds, ignore_errors=True)
+    for folder in (*(out / ROUNDS).glob("*"), out / ROUNDS):
+        with contextlib.suppress(OSError):  # runs of another part are kept there
+            folder.rmdir()
 
 
 def _named(run: StudyRun, error: InputError) -> InputError:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from joblib import Parallel, delayed
 
-from analysis.real.failures import failures
-from analysis.real.scoring import FORECASTS, predict_every_rule, score
+from analysis.real.failures import failures, summarise
+from analysis.real.scoring import predict_every_rule, score
 from analysis.real.study import MIXED, Study
 from analysis.real.updates import by_partition
 from fedlora_sim.threads import one_thread
@@ -23,7 +22,6 @@ OWN, CALIBRATING = "own", "fedavg"
 FIRST_UPDATE = 2  # the first round starts from nothing and tells nothing of gains
 SHOWN = ("fedavg", "raflora")
 SAMPLES = 200
-BLOCKS = 3
 
 Scores = Mapping[str, Mapping[str, xr.Dataset]]
 
@@ -97,58 +95,19 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
         scores: as `score_runs` returns them.
 
     Returns:
-        One mapping each: `rule`, `calibration`, `runs`, and the `reason` where the theory says
-        nothing; for each forecast `error`, the median size of the log10 error over runs, layers,
-        partitions and horizons, `total_error`, the same of all layers together, `coverage` of the
-        intervals, and of `error` and `coverage` the range over runs; error and coverage of the
-        theory `by_partition` and `by_horizon`, and `worst`, the partition and horizon of its
-        largest median error. NaN where there is none.
+        One mapping each: `rule`, `calibration`, and what `summarise` says of all its runs.
     """
     return [
-        _row(calibration, rule, of_rule)
+        {"rule": rule, "calibration": calibration, **summarise(of_rule)}
         for calibration, rules in scores.items()
         for rule, of_rule in rules.items()
     ]
 
 
-def _row(calibration: str, rule: str, scores: xr.Dataset) -> dict[str, Any]:
-    row: dict[str, Any] = {"rule": rule, "calibration": calibration}
-    row |= {"runs": scores.sizes["seed"], "reason": scores.attrs["reason"]}
-    cells = ("layer", "partition", "horizon")
-    for name in FORECASTS:
-        one = scores.sel(forecast=name)
-        error, coverage = abs(one.error).median(cells), one.covered.mean(cells)
-        row[name] = {
-            "error": float(abs(one.error).median()),
-            "error_range": [float(error.min()), float(error.max())],
-            "total_error": float(abs(one.total_error).median()),
-            "coverage": float(one.covered.mean()),
-            "coverage_range": [float(coverage.min()), float(coverage.max())],
-        }
-    theory = scores[["error", "covered"]].sel(forecast="theory")
-    row["by_partition"] = [
-        {"partition": int(h), **_where(theory.sel(partition=h))} for h in theory.partition
-    ]
-    row["by_horizon"] = [
-        {"from": int(part[0]), "to": int(part[-1]), **_where(theory.sel(horizon=part))}
-        for part in np.array_split(theory.horizon.values, BLOCKS)
-        if len(part)
-    ]
-    return row | {"worst": _worst(scores)}
-
-
-def _where(theory: xr.Dataset) -> dict[str, float]:
-    error, coverage = abs(theory.error).median(), theory.covered.mean()
-    return {"error": float(error), "coverage": float(coverage)}
-
-
-def _worst(scores: xr.Dataset) -> dict[str, Any] | None:
-    table = failures(scores).sel(forecast="theory")
-    if not bool(table.error.notnull().any()):
-        return None
-    cell = table.isel(table.error.argmax(["partition", "horizon"]))
-    place = {name: int(cell[name]) for name in ("partition", "horizon")}
-    return place | {str(name): float(cell[name]) for name in table.data_vars}
+def interval_confidence(scores: Scores) -> float | None:
+    """Of the forecasts' intervals, each for itself; None where nothing was foretold."""
+    of_rules = (of_rule for rules in scores.values() for of_rule in rules.values())
+    return next((float(of_rule.attrs["confidence"]) for of_rule in of_rules), None)
 
 
 def pooled(scores: Scores) -> xr.Dataset:

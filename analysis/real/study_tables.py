@@ -8,11 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.real.study import HIGHEST, LOWEST, MIXED
-from analysis.report import VERDICT_MARK, interval_text, number, percent
+from analysis.report import VERDICT_MARK, interval_text, number, percent, table_row
 
 Record = Mapping[str, Any]
 DIGITS = 3
 NONE = "–"
+MOST = 0.5
+"""Angles that fewer rounds have are those of the rounds of least collapse, and are not shown."""
+ONE_STEP = (
+    "Energies of one step over raFLoRA's, from the same cohorts. Where partitions do not overlap, "
+    "FedAvg keeps the share `W_h^2`, with `W_h` the weight of those who hold partition h."
+)
 
 
 def claims_table(report: Record) -> str:
@@ -82,49 +88,57 @@ def scores_table(report: Record) -> str:
     scores = report["scores"]
     if scores["reason"]:
         return f"No forecasts: {scores['reason']}."
-    head = ("rule", "calibrated on", "theory", "persistence", "pure suppression")
-    further = ("coverage of 90% intervals", "coverage by partition", "furthest in")
+    head = ("rule", "calibrated on", "runs", "error of the theory [range over runs]")
+    others = ("persistence, likewise", "pure suppression, likewise")
+    intervals = f"coverage of {percent(scores['confidence'])} intervals [range over runs]"
+    further = (intervals, "coverage by partition", "furthest in, with the error there")
     rows = []
     for row in scores["rows"]:
-        theory, worst = row["theory"], row["worst"]
+        worst = row["worst"]
         by = ", ".join(_text(part["coverage"], 2) for part in row["by_partition"])
-        cells = [f"`{row['rule']}`", row["calibration"], _text(theory["error"])]
-        cells += [_text(row[name]["error"]) for name in ("persistence", "pure")]
+        cells = [f"`{row['rule']}`", row["calibration"], str(row["runs"])]
+        cells += [_ranged(row[name], "error") for name in ("theory", "persistence", "pure")]
         if worst is None:
             rows.append([*cells, NONE, NONE, row["reason"]])
             continue
         place = f"partition {worst['partition']}, {worst['horizon']} rounds ahead"
-        rows.append([*cells, _text(theory["coverage"], 2), by, f"{place}: {_text(worst['error'])}"])
-    return _table((*head, *further), rows)
+        coverage = _ranged(row["theory"], "coverage", 2)
+        rows.append([*cells, coverage, by, f"{place}: {_text(worst['error'])}"])
+    return _table((*head, *others, *further), rows)
 
 
 def counterfactuals_table(report: Record) -> str:
-    """What every rule would have made of the same cohorts, against raFLoRA."""
+    """What every rule would have made of the same cohorts, and what is foretold of FedAvg."""
     found = report["counterfactuals"]
     partitions = [part["partition"] for part in found[0]["partitions"]]
     energies = [f"energy of partition {h}, over raFLoRA's" for h in partitions]
-    rows = [
-        (
-            f"`{row['ran']}`",
-            f"`{row['compared']}`",
-            *(_measured(part, "energy") for part in row["partitions"]),
-            _measured(row, "accuracy_gain"),
-        )
-        for row in found
-    ]
+    rows = []
+    for row in found:
+        ran, compared, parts = f"`{row['ran']}`", f"`{row['compared']}`", row["partitions"]
+        energy = [_measured(part, "energy") for part in parts]
+        rows.append((ran, compared, *energy, _measured(row, "accuracy_gain")))
+        if "foretold" in parts[0]:
+            told = [_text(part["foretold"]) for part in parts]
+            rows.append((ran, f"{compared}, foretold: `W_h^2`", *told, NONE))
     return _table(("run of", "aggregated by", *energies, "accuracy above raFLoRA's"), rows)
 
 
 def premise_table(report: Record) -> str:
-    """Direction preservation by rounds, and principal angles by rank level, in degrees."""
-    found = report["premise"]
+    """Direction preservation by rounds, and principal angles by rank level, in degrees.
+
+    An update that has lost a level's rank has no angle there; the share of rounds (of all layers
+    and runs) that have one is told where it is below 1, and stands alone where it is below half.
+    """
+    found = report.get("premise")
+    if not found:
+        return "Not measured."
     blocks = [f"preserved, rounds {b['from']}–{b['to']}" for b in found[0]["preservation"]]
     angles = [f"angle at rank {a['level']}, and the largest" for a in found[0]["angle"]]
     rows = [
         (
             f"`{row['rule']}`" + (f", {row['heterogeneity']}" if row["heterogeneity"] else ""),
             *(_measured(block, "mean") for block in row["preservation"]),
-            *(f"{_degrees(a['median'])}, {_degrees(a['largest'])}" for a in row["angle"]),
+            *(_angles(angle) for angle in row["angle"]),
         )
         for row in found
     ]
@@ -143,24 +157,32 @@ def to_markdown(report: Record) -> str:
         f"Repeat: `{report['command']}`",
         f"Seeds: {seeds}. " + _settings(study["scenario"]),
         "## Claims",
-        "Intervals of this table hold together at 95%; a claim is supported only if the same check "
-        "refutes its negative control.",
+        f"{_together(report)}A claim is supported only if the same check refutes its negative "
+        "control.",
         claims_table(report),
         "## Outcomes",
-        f"Mean of the seeds; intervals each for itself at {each}.",
+        f"Mean of the seeds; Student intervals each for itself at {each}, cut to what is possible.",
         outcomes_table(report),
         rows_table(report),
         "## Calibrated theory",
         f"Calibrated on the first {scores['calibration_rounds']} rounds; errors are medians of "
-        "|log10(measured / foretold)| of a partition's energy in a layer.",
+        "|log10(measured / foretold)| of a partition's energy in a layer, in brackets with the "
+        "lowest and the highest run's.",
         scores_table(report),
     ]
     if report["counterfactuals"]:
-        parts += ["## One step of every rule", counterfactuals_table(report)]
+        parts += ["## One step of every rule", ONE_STEP, counterfactuals_table(report)]
     if report["premise"]:
         parts += ["## Are directions preserved?", premise_table(report)]
     lines = (f"- {key}: {value}" for key, value in report["environment"].items())
     return "\n\n".join([*parts, "## Environment", "\n".join(lines)]) + "\n"
+
+
+def _together(report: Record) -> str:
+    """With what confidence the claims' intervals all hold; each has an equal part of the error."""
+    family = len(report["claims"]) + len(report["left_out"])
+    known = [1 - family * (1 - claim["confidence"]) for claim in report["claims"]]
+    return f"Intervals of this table hold together at {percent(known[0])}. " if known else ""
 
 
 def _settings(scenario: Record) -> str:
@@ -189,8 +211,19 @@ def _above(row: Record) -> str:
     return NONE if row["rho"] is None else f"{1 - row['rho']:.2g}"
 
 
-def _degrees(angle: float | None) -> str:
-    return NONE if angle is None else f"{_text(math.degrees(angle), 2)}°"
+def _ranged(found: Record, name: str, digits: int = DIGITS) -> str:
+    """A value over all runs, and its range from run to run."""
+    if found[name] is None:
+        return NONE
+    low, high = (_text(end, digits) for end in found[f"{name}_range"])
+    return f"{_text(found[name], digits)} [{low} to {high}]"
+
+
+def _angles(angle: Record) -> str:
+    """Median and largest, and how many rounds they speak of."""
+    degrees = (f"{_text(math.degrees(angle[name]), 2)}°" for name in ("median", "largest"))
+    told = NONE if angle["known"] < MOST else ", ".join(degrees)
+    return told + ("" if angle["known"] == 1 else f" ({_text(100 * angle['known'])}% of rounds)")
 
 
 def _text(value: float | None, digits: int = DIGITS) -> str:
@@ -202,5 +235,4 @@ def _ends(ends: Sequence[float | None]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+    return "\n".join([table_row(head), "|" + "---|" * len(head), *map(table_row, rows)])

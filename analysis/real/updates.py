@@ -130,8 +130,15 @@ def rounding_floor(energy: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
     Returns:
         Shape of `energy` without `direction`.
     """
-    digits = relative("factorization", str(dataset.attrs["dtype"]))
-    return digits**2 * energy.max("direction")
+    return energy_floor(str(dataset.attrs["dtype"])) * energy.max("direction")
+
+
+def energy_floor(dtype: str) -> float:
+    """Share of the largest direction's energy below which another's is rounding.
+
+    Factorizations resolve amplitudes, and energies are their squares.
+    """
+    return relative("factorization", dtype) ** 2
 
 
 def slot_weights(dataset: xr.Dataset) -> xr.DataArray:

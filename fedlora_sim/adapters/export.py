@@ -92,8 +92,9 @@ class KeptRun:
     def export_global(self, t: int, out: str | Path, *, force: bool = False) -> None:
         """Write the global adapter after round t, as a client of rank r_max receives it.
 
-        Under a rule that merges a correction into the base weights the folder holds both in one,
-        and `out/adapter` and `out/base` hold them apart.
+        Its scaling is that client's, so that training it further goes on as in the run. Under a
+        rule that merges a correction into the base weights the folder holds both in one, at scaling
+        1, and `out/adapter` and `out/base` hold them apart.
 
         Args:
             t: the round; 0 for the start.
@@ -183,8 +184,10 @@ class KeptRun:
 
     def _global_contents(self, t: int, state: GlobalUpdate) -> Iterator[tuple[str, AdapterContent]]:
         """The global adapter; with a base correction also adapter and correction apart."""
-        self.run.received.start_round(t)
-        adapter = self.run.received.whole(state)
+        run = self.run
+        run.received.start_round(t)
+        scaling = self.scenario.client_scaling(run.federation.r_max)
+        adapter = run.received.whole(state, scaling)
         if not state.base:
             yield "", self._content(adapter, state.heads)
             return

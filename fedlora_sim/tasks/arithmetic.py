@@ -42,17 +42,19 @@ def load_arithmetic_task(options: TaskOptions) -> Task:
     """Cut the pairs and pretrain the model, some seconds; the model is remembered by this process.
 
     Args:
-        options: `seed`, of the parts and of the pretraining; `target_modules`, `adapted_layers`,
-            `max_train`, `max_test` and `dtype`.
+        options: `task_seed`, of the parts and of the pretraining; `target_modules`,
+            `adapted_layers`, `max_train`, `max_test` and `dtype`.
 
     Returns:
         The task, on the CPU; LoRA on all seven maps of both blocks unless told otherwise. A
         sample's skew class is the last digit of its answer.
 
     Raises:
-        InputError: on target modules or adapted layers that the model does not have, or if
-            transformers, which has the model, is not installed.
+        InputError: on target modules or adapted layers that the model does not have, on
+            `train_head`, or if transformers, which has the model, is not installed.
     """
+    if options.train_head:
+        raise expected("train_head", True, "None or False: its head is not new")
     model = _pretrained(options.task_seed)
     train, test = _parts(options.task_seed)
     task = Task(

@@ -87,7 +87,7 @@ def load_causal_task(options: TaskOptions) -> CausalTask:
     train = _drawn(train, options.max_train, options.task_seed, "train")
     test = _drawn(test, options.max_test, options.task_seed, "test")
     model = _model(options)
-    names = options.target_modules or usual_targets(model)
+    names = options.target_modules or block_maps(model)
     return CausalTask(
         model,
         _examples(train, tokenizer),
@@ -112,7 +112,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [tokens[:-1] if tokens[-1:] == [end] else tokens for tokens in found]
 
 
-def usual_targets(model: nn.Module) -> tuple[str, ...]:
+def block_maps(model: nn.Module) -> tuple[str, ...]:
     """Ends of the names of all linear maps of a model's blocks.
 
     Raises:

@@ -78,22 +78,19 @@ def load_adjusted_digits(options: TaskOptions) -> Task:
     """The digits as a scenario wants them: other targets, fewer samples, the head trained too."""
     task = load_digits_task(options.task_seed, dtype=getattr(torch, options.dtype))
     targets = options.target_modules or task.target_modules
-    rng = stream(options.task_seed, "digits subset")
-    parts = [
-        part if most is None else part.take(_subset(part, most, rng))
-        for part, most in ((task.train, options.max_train), (task.test, options.max_test))
-    ]
     return replace(
         task,
-        train=parts[0],
-        test=parts[1],
+        train=_subset(task.train, options.max_train, options.task_seed, "train"),
+        test=_subset(task.test, options.max_test, options.task_seed, "test"),
         target_modules=resolve_targets(task.model, targets, options.adapted_layers),
         head_modules=("head",) if options.train_head else (),
     )
 
 
-def _subset(part: Examples, most: int, rng: np.random.Generator) -> Tensor:
-    return torch.from_numpy(stratified_sample(part.skew_classes, most, rng))
+def _subset(part: Examples, most: int | None, seed: int, which: str) -> Examples:
+    """At most so many samples; a stream for each part: neither's size changes the other."""
+    drawn = stratified_sample(part.skew_classes, most, stream(seed, "digits subset", which))
+    return part.take(torch.from_numpy(drawn))
 
 
 @lru_cache(maxsize=32)

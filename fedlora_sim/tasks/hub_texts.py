@@ -51,6 +51,8 @@ def _labelled(argument: str, name: str, part: Any) -> LabelledTexts:
     names = getattr(part.features[label], "names", None)
     if names is None:
         return LabelledTexts(tuple(texts), tuple(str(value) for value in labels))
+    if UNLABELLED in labels:  # which would read as the last name
+        raise expected(argument, name, f"a label for every text in {label!r}, not {UNLABELLED}")
     return LabelledTexts(tuple(texts), tuple(names[i] for i in labels), class_names=tuple(names))
 
 

@@ -22,9 +22,21 @@ def load_task(scenario: Scenario) -> Task:
     Raises:
         ValueError: naming the field, its value and what was expected.
     """
+    return _load(TaskOptions.of(scenario), *_place(scenario), scenario.cache_prefix)
+
+
+def place_task(task: Task, scenario: Scenario) -> Task:
+    """A task of the caller's, on the scenario's device and in its dtype.
+
+    Raises:
+        ValueError: naming the field, its value and what was expected.
+    """
+    return task.to(*_place(scenario))
+
+
+def _place(scenario: Scenario) -> tuple[torch.device, torch.dtype]:
     dtype = DTYPES[str(scenario.dtype)]
-    device = resolve_device(scenario.device, dtype)
-    return _load(TaskOptions.of(scenario), device, dtype, scenario.cache_prefix)
+    return resolve_device(scenario.device, dtype), dtype
 
 
 @lru_cache(maxsize=4)

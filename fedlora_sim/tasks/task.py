@@ -28,6 +28,9 @@ class Task:
             the server averages them by samples.
         objective: loss and hits.
         class_names: of `train.skew_classes`, for plots of the split; empty if they have none.
+
+    Raises:
+        InputError: naming the first sample whose labels the objective has no loss for.
     """
 
     model: nn.Module
@@ -37,6 +40,12 @@ class Task:
     head_modules: tuple[str, ...] = ()
     objective: Objective = field(default_factory=Classification)
     class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, part in (("train", self.train), ("test", self.test)):
+            named = bool(self.class_names) and part.classes is None  # then they are the labels'
+            num_classes = len(self.class_names) if named else None
+            self.objective.check_labels(f"{name}.labels", part.labels, num_classes)
 
     @property
     def device(self) -> torch.device:

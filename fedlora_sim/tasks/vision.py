@@ -42,7 +42,7 @@ def load_vision_task(options: TaskOptions) -> Task:
             `timm:name` for one of timm; `data` and `test_data`: see `load_image_data`;
             `max_train` and `max_test`: so many images, every class in its share; `target_modules`:
             query and value maps unless told otherwise (`qkv` where a model has them in one);
-            `adapted_layers`, `train_head`, `seed` and `dtype`.
+            `adapted_layers`, `train_head`, `task_seed` and `dtype`.
 
     Returns:
         The task, on the CPU. Groups are the data's writers, where it names them.
@@ -61,7 +61,7 @@ def load_vision_task(options: TaskOptions) -> Task:
         )
     )
     found = load_vision_model(options.model, len(data.class_names), dtype, options.task_seed)
-    names = options.target_modules or found.usual_targets
+    names = options.target_modules or found.query_value_maps
     targets = resolve_targets(found.model, names, options.adapted_layers)
     train_head = found.head_is_new if options.train_head is None else options.train_head
     heads = found.head if train_head else ()

@@ -18,7 +18,7 @@ from fedlora_sim.tasks.targets import inside, linear_ends
 
 TIMM = "timm:"
 CHANNELS = 3
-USUAL_TARGETS = (("query", "value"), ("q_proj", "v_proj"), ("qkv",))
+QUERY_VALUE_MAPS = (("query", "value"), ("q_proj", "v_proj"), ("qkv",))
 """Query and value maps of attention, as libraries and their versions call them."""
 
 
@@ -45,10 +45,11 @@ class VisionModel:
     head_is_new: bool
 
     @property
-    def usual_targets(self) -> tuple[str, ...]:
-        """Names of the maps that LoRA usually adapts."""
+    def query_value_maps(self) -> tuple[str, ...]:
+        """Ends of the names of the query and value maps; the most common ones if it has none."""
         ends = linear_ends(self.model)
-        return next((names for names in USUAL_TARGETS if {*names} <= {*ends}), USUAL_TARGETS[0])
+        found = (names for names in QUERY_VALUE_MAPS if {*names} <= {*ends})
+        return next(found, QUERY_VALUE_MAPS[0])
 
 
 def load_vision_model(

@@ -63,7 +63,8 @@ def attach(
         base = find_linear(model, name)
         _put(clone, name, StackedLoRALinear(base, lora_a, lora_b, scales, (frozen or {}).get(name)))
     for name, parameters in (heads or {}).items():
-        if not isinstance(find_linear(model, name), nn.Linear) or name in adapters:
+        module = find_linear(model, name, "head_modules")
+        if not isinstance(module, nn.Linear) or name in adapters:
             raise expected("head_modules", name, "an nn.Linear that carries no adapter")
         _put(clone, name, StackedLinear(*parameters))
     if gradient_checkpointing:
@@ -103,8 +104,13 @@ def stacked_modules(model: nn.Module) -> dict[str, StackedModule]:
     return {name: m for name, m in model.named_modules() if isinstance(m, StackedModule)}
 
 
-def find_linear(model: nn.Module, name: str) -> nn.Module:
+def find_linear(model: nn.Module, name: str, argument: str = "target_modules") -> nn.Module:
     """The linear map of that full name, itself and not a copy.
+
+    Args:
+        model: any module.
+        name: full name.
+        argument: what errors call it.
 
     Raises:
         ValueError: if there is none; the message has the closest name, or the module's type. Also
@@ -113,12 +119,12 @@ def find_linear(model: nn.Module, name: str) -> nn.Module:
     module = dict(model.named_modules()).get(name)
     if module is None:
         close = resolve_targets(model, [name])  # refuses what is no end of a name either
-        raise expected("target_modules", name, f"a full name; the closest is {close[0]!r}")
+        raise expected(argument, name, f"a full name; the closest is {close[0]!r}")
     if not is_linear(module):
-        raise expected("target_modules", name, f"a linear map, not {type(module).__name__}")
+        raise expected(argument, name, f"a linear map, not {type(module).__name__}")
     names = [n for n, other in model.named_modules(remove_duplicate=False) if other is module]
     if len(names) > 1:
-        raise expected("target_modules", name, f"a module in one place, not {len(names)}: {names}")
+        raise expected(argument, name, f"a module in one place, not {len(names)}: {names}")
     return module
 
 

@@ -9,7 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from fedlora_sim.errors import expected
-from fedlora_sim.training.stacked import Adapters
+from fedlora_sim.tasks.targets import linear_shape
+from fedlora_sim.tasks.task import Task
+from fedlora_sim.training.attach import find_linear
+from fedlora_sim.training.stacked import Adapters, Heads
 
 
 def check_samples(samples: Sequence[np.ndarray], num_samples: int) -> None:
@@ -26,10 +29,24 @@ def check_samples(samples: Sequence[np.ndarray], num_samples: int) -> None:
             raise expected(f"samples[{client}]", span, f"indices in 0..{num_samples - 1}")
 
 
-def check_sizes(num_clients: int, adapters: Adapters, **others: Sequence[Any] | Tensor) -> None:
+def check_targets(task: Task, r_max: int) -> None:
+    """Refuse a task without targets, and a rank that one of them has no room for."""
+    if not task.target_modules:
+        raise expected("target_modules", (), "at least one linear map")
+    for name in task.target_modules:
+        shape = linear_shape(find_linear(task.model, name))
+        if r_max > min(shape):
+            wanted = f"ranks up to {min(shape)}, what target {name!r} of shape {shape} has room for"
+            raise expected("ranks", r_max, wanted)
+
+
+def check_sizes(
+    num_clients: int, adapters: Adapters, heads: Heads, **others: Sequence[Any] | Tensor
+) -> None:
     """Refuse arguments that speak of more or fewer clients than `samples` does."""
     sizes = {argument: len(value) for argument, value in others.items()}
     sizes |= {f"adapters[{name!r}]": len(lora_A) for name, (lora_A, _) in adapters.items()}
+    sizes |= {f"heads[{name!r}]": len(own[0]) for name, own in heads.items()}
     for argument, size in sizes.items():
         if size != num_clients:
             raise expected(argument, f"{size} clients", f"{num_clients}, as many as samples")

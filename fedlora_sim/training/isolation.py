@@ -29,8 +29,8 @@ BESIDE, CANDIDATES = 7, 64
 def check_isolation(task: Task) -> None:
     """Refuse a model in which samples mix, or that is random in evaluation mode.
 
-    A sample runs beside copies of itself, twice, and beside others: its logits, and its part of
-    what the target and head modules return, must stay the same up to rounding.
+    A sample runs beside copies of itself, twice, before others and after them: its logits, and its
+    part of what the target and head modules return, must stay the same up to rounding.
 
     Args:
         task: model and data; a task whose samples are all the same is not judged.
@@ -42,16 +42,21 @@ def check_isolation(task: Task) -> None:
     if not others:
         return
     model, copies = frozen_copy(task.model), [first] * len(others)
-    alone, again, beside = (_outputs(model, task, [first, *x]) for x in (copies, copies, others))
-    for other, parts, wanted in (
-        (again, 1, "a model that is the same every time in evaluation mode"),
-        (beside, 1 + len(others), "a model whose samples come first and do not mix"),
+    alone, again, before, after = (
+        _outputs(model, task, x)
+        for x in ([first, *copies], [first, *copies], [first, *others], [*others, first])
+    )
+    apart, parts = "a model whose samples come first and do not mix", 1 + len(others)
+    for other, where, wanted in (
+        (again, (0, 1), "a model that is the same every time in evaluation mode"),
+        (before, (0, parts), apart),
+        (after, (parts - 1, parts), apart),
     ):
-        name = _changed(task, alone, other, parts)
+        name = _changed(task, alone, other, where)
         if name is not None:
             kind = type(task.model.get_submodule(name)).__name__
-            where = f"{wanted}: module {name!r} ({kind})"
-            raise expected("model", type(task.model).__name__, where)
+            wanted = f"{wanted}: module {name!r} ({kind})"
+            raise expected("model", type(task.model).__name__, wanted)
 
 
 def _samples(examples: Examples) -> tuple[int, list[int]]:
@@ -91,13 +96,20 @@ def _tensors(output: object) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _changed(task: Task, alone: Outputs, other: Outputs, parts: int) -> str | None:
-    """The module in whose first part of the output a change begins; None if it changes nothing."""
+def _changed(task: Task, alone: Outputs, other: Outputs, where: tuple[int, int]) -> str | None:
+    """The module in which a part of the output changes first; None if none does.
+
+    Args:
+        task: model and modules.
+        alone: outputs of a batch of copies.
+        other: outputs of another batch of as many samples.
+        where: the part of the batch that is compared, its number from 0 and the number of parts.
+    """
     tolerance = relative("iteration", task.dtype)
 
     def same(name: str) -> bool:
         pairs = zip(alone[name], other.get(name, []), strict=False)
-        return all(_same_first_part(x, y, parts, tolerance) for x, y in pairs)
+        return all(_same_part(x, y, where, tolerance) for x, y in pairs)
 
     judged = [name for name in (*task.target_modules, *task.head_modules, "") if name in alone]
     if all(map(same, judged)):
@@ -108,10 +120,11 @@ def _changed(task: Task, alone: Outputs, other: Outputs, parts: int) -> str | No
     return next(name for name in alone if name in {*rows, *judged} and not same(name))
 
 
-def _same_first_part(x: Tensor, y: Tensor, parts: int, tolerance: float) -> bool:
+def _same_part(x: Tensor, y: Tensor, where: tuple[int, int], tolerance: float) -> bool:
+    part, parts = where
     if x.shape != y.shape or len(x) % parts:
         return False
-    x, y = (whole[: len(whole) // parts].cpu().double() for whole in (x, y))
+    x, y = (whole.unflatten(0, (parts, -1))[part].cpu().double() for whole in (x, y))
     finite = y[torch.isfinite(y)]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     return bool(torch.isclose(x, y, rtol=0.0, atol=tolerance * scale, equal_nan=True).all())

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedlora_sim.errors import check_positive
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.training.attach import stacked_modules
 from fedlora_sim.training.batches import BatchPlan
@@ -69,7 +70,7 @@ def train_cohort(
         ValueError: on arguments that do not fit each other.
     """
     check_samples(samples, len(task.train))
-    check_sizes(len(samples), stack.adapters, scaling=stack.scaling, rngs=rngs)
+    check_sizes(len(samples), stack.adapters, stack.heads, scaling=stack.scaling, rngs=rngs)
     return train_on_plan(task, stack, config.plan(samples, rngs), config)
 
 
@@ -86,9 +87,10 @@ def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig
         As `train_cohort`.
     """
     clients = len(plan.num_steps)
-    check_sizes(clients, stack.adapters, scaling=stack.scaling)
+    check_sizes(clients, stack.adapters, stack.heads, scaling=stack.scaling)
     if stack.rates is not None:
         check_rates(stack.rates.tolist(), clients)
+        check_positive("learning_rate", config.learning_rate)  # the clients' are shares of it
     chunks = stacks_of(task, stack, plan, config)
     parts = [train_stack(task, stack.take(own), plan.take(own), config) for own in chunks]
     return _joined(parts, np.argsort(np.concatenate(chunks)), plan)

@@ -33,19 +33,20 @@ def stacks_of(
         config: see `clients_at_a_time`.
     """
     order = np.argsort(-plan.num_steps, kind="stable")
-    first = order[:1]
-    size = clients_at_a_time(task, stack.take(first), plan.take(first), config, len(order))
+    # In a stack everybody's batches are filled up to the widest.
+    widest = plan.real.sum(axis=2).max(axis=0).argmax(keepdims=True)
+    size = clients_at_a_time(task, stack.take(widest), plan.take(widest), config, len(order))
     return np.split(order, range(size, len(order), size))
 
 
 def clients_at_a_time(
-    task: Task, first: Stack, plan: BatchPlan, config: LocalConfig, clients: int
+    task: Task, one: Stack, plan: BatchPlan, config: LocalConfig, clients: int
 ) -> int:
     """Clients per stack: `stack_size`, and no more than the memory budget has room for.
 
     Args:
         task: model and data.
-        first: the client of the most steps alone.
+        one: the client of the cohort's widest batch, alone.
         plan: its batches.
         config: `stack_size` and `memory_budget` apply.
         clients: the cohort's, K.
@@ -56,11 +57,11 @@ def clients_at_a_time(
     size = clients if config.stack_size is None else min(config.stack_size, clients)
     if config.memory_budget is None:
         return size
-    each = activation_bytes(task, first, plan, config)
+    each = activation_bytes(task, one, plan, config)
     return max(1, min(size, int(config.memory_budget * GIB / each)))
 
 
-def activation_bytes(task: Task, first: Stack, plan: BatchPlan, config: LocalConfig) -> int:
+def activation_bytes(task: Task, one: Stack, plan: BatchPlan, config: LocalConfig) -> int:
     """Bytes that autograd needs for one client's widest batch, at the length of the longest sample.
 
     What it keeps between the passes; with gradient checkpointing also a block's share of what it
@@ -70,11 +71,11 @@ def activation_bytes(task: Task, first: Stack, plan: BatchPlan, config: LocalCon
     index = torch.as_tensor(plan.index[widest], device=task.device).clone()
     index[:, 0] = task.train.longest  # any client of a stack may bring it, and pads all others
     real = torch.as_tensor(plan.real[widest], device=task.device)
-    plain = first.on(task.model)
+    plain = one.on(task.model)
     if not config.gradient_checkpointing:
         return _kept_bytes(task, plain, index, real)
-    blocks = max(1, len(target_blocks(task.model, list(first.adapters))))
-    checkpointed = first.on(task.model, gradient_checkpointing=True)
+    blocks = max(1, len(target_blocks(task.model, list(one.adapters))))
+    checkpointed = one.on(task.model, gradient_checkpointing=True)
     again = _kept_bytes(task, plain, index, real) // blocks
     return _kept_bytes(task, checkpointed, index, real) + again
 

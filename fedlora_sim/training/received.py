@@ -53,10 +53,15 @@ class Received:
         if self.rule.frozen_a:
             self.fresh = self.whole(state)
 
-    def whole(self, state: GlobalUpdate) -> dict[str, LoRAFactors]:
-        """The global adapter with all of its components, as a client would start from it."""
+    def whole(self, state: GlobalUpdate, scaling: float = 1.0) -> dict[str, LoRAFactors]:
+        """The global adapter with all of its components, as a client would start from it.
+
+        Args:
+            state: the global update.
+            scaling: of that client; the product is the same at all.
+        """
         every = torch.arange(self.r_max, device=self.task.device)
-        return {name: self.of_module(state, name, every, 1.0) for name in state.adapters}
+        return {name: self.of_module(state, name, every, scaling) for name in state.adapters}
 
     def of_module(
         self, state: GlobalUpdate, name: str, held: Tensor, scaling: float
@@ -143,7 +148,7 @@ class Received:
 
 def initial_heads(task: Task) -> Heads:
     """The model's own heads, before anybody has trained them."""
-    modules = {name: find_linear(task.model, name) for name in task.head_modules}
+    modules = {name: find_linear(task.model, name, "head_modules") for name in task.head_modules}
     return {name: tuple(p.detach() for p in m.parameters()) for name, m in modules.items()}
 
 

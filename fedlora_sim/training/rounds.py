@@ -16,18 +16,21 @@ from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.splits import add_feature_noise, split_table
-from fedlora_sim.tasks.loading import load_task
+from fedlora_sim.tasks.loading import load_task, place_task
 from fedlora_sim.tasks.targets import linear_shape
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.threads import torch_threads
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams
 from fedlora_sim.training.checkpoints import GIVEN_TASK, Checkpoints, load_state, state_rounds
+from fedlora_sim.training.checks import check_targets
 from fedlora_sim.training.config import LocalConfig, client_rates
 from fedlora_sim.training.counterfactuals import compared_rules, counterfactual_row
 from fedlora_sim.training.diagnosis import find_divergence
 from fedlora_sim.training.draws import split_clients
+from fedlora_sim.training.equivalence import check_equivalence
 from fedlora_sim.training.evaluation import evaluate
+from fedlora_sim.training.fingerprint import task_fingerprint
 from fedlora_sim.training.isolation import check_isolation
 from fedlora_sim.training.local import train_on_plan
 from fedlora_sim.training.measures import Row, angle_row, cohort_row, spectrum_row, update_row
@@ -83,7 +86,7 @@ class FederatedRun:
         scenario: a scenario; its training fields apply.
         rule: the server rule.
         seed: of everything random in the run.
-        task: model and data; the scenario's when None.
+        task: model and data; the scenario's when None. Moved to the scenario's device and dtype.
         folder: where the run may have been kept; a start that took training is taken from there.
     """
 
@@ -97,19 +100,22 @@ class FederatedRun:
     ) -> None:
         self.scenario, self.rule, self.seed = scenario, rule, seed
         self.given_task = task is not None
-        task = load_task(scenario) if task is None else task
+        self.trained_on = None if task is None else task_fingerprint(task)
+        task = load_task(scenario) if task is None else place_task(task, scenario)
+        check_targets(task, max(scenario.ranks))
         self.samples = split_clients(scenario, task.train, seed)
         noisy = add_feature_noise(task.train, self.samples, scenario.feature_noise, seed)
         self.task, self.config = replace(task, train=noisy), LocalConfig.of(scenario)
         check_isolation(self.task)
+        check_equivalence(self.task)
         sizes = tuple(len(own) for own in self.samples)
         self.federation = Federation(scenario.ranks, sizes, scenario.cohort_size, scenario.sampling)
         counts = draw_cohorts(self.federation, scenario.rounds, stream(seed, "cohorts"))
         self.cohorts = [cohort_slots(row, int(np.count_nonzero(row))) for row in counts]
         self.ranks = list(self.federation.ranks)
         self.received = Received(scenario, rule, self.task, seed, self.federation.r_max)
-        self.state = self._initial_state(folder)
-        self.received.keep_frozen_a(self.state)
+        self.start = self.state = self._initial_state(folder)
+        self.received.keep_frozen_a(self.start)
         self.compared = (
             compared_rules(rule, scenario.allocation) if scenario.counterfactuals else ()
         )
@@ -117,7 +123,8 @@ class FederatedRun:
     def description(self) -> dict[str, Any]:
         """Everything that the run depends on."""
         described = {**self.scenario.to_attrs(), "rule": self.rule.label, "seed": self.seed}
-        return described | ({"task": GIVEN_TASK} if self.given_task else {})
+        own = {"task": GIVEN_TASK, "task_fingerprint": self.trained_on}
+        return described | (own if self.given_task else {})
 
     def _initial_state(self, folder: Path | None) -> GlobalUpdate:
         """Nothing, or what SLoRA's stage has learned, where the rule keeps it."""
@@ -178,6 +185,7 @@ class FederatedRun:
             self.state = checkpoints.state(last, self.task.device)
             self.ranks = rows[-1]["client_rank"].tolist()
             return rows
+        self.state, self.ranks = self.start, list(self.federation.ranks)
         start = self.state.svd(self.federation.r_max)
         nothing = {name: (u, torch.zeros_like(s), vh) for name, (u, s, vh) in start.items()}
         row = self._measure(0, Upload.nobody(self.task.target_modules), nothing)

@@ -12,13 +12,13 @@ of its update).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
 from fedlora_sim.randomness import stream
@@ -27,8 +27,9 @@ from fedlora_sim.tasks.task import Task
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams
 from fedlora_sim.training.config import LocalConfig, client_rates
+from fedlora_sim.training.diagnosis import find_divergence
 from fedlora_sim.training.draws import sparse_batches_seed, sparse_entries
-from fedlora_sim.training.local import train_cohort
+from fedlora_sim.training.local import train_on_plan
 from fedlora_sim.training.stack import Stack
 from fedlora_sim.training.stacked import Adapters, Frozen, weight_of
 
@@ -44,7 +45,7 @@ def sparse_stage(
     """Run the sparse rounds.
 
     Args:
-        scenario: `slora_rounds` and `slora_density` apply.
+        scenario: `slora_rounds`, `slora_density` and `nonfinite` apply.
         task: model, data and modules.
         federation: clients, sample counts and sampling.
         samples: sample indices of every client.
@@ -53,6 +54,10 @@ def sparse_stage(
 
     Returns:
         Module name to the accumulated dW, (d_out, d_in), zero outside the mask.
+
+    Raises:
+        InputError: if a client's update is not finite and the scenario does not drop it, or if
+            nobody's is.
     """
     weights = {name: weight_of(find_linear(task.model, name)) for name in task.target_modules}
     masks = {name: _mask(w, scenario.slora_density, seed, name) for name, w in weights.items()}
@@ -74,14 +79,20 @@ def sparse_stage(
         rngs = client_streams(stage, t, clients.tolist())
         ones, rates = torch.ones(len(clients), dtype=torch.float64), client_rates(scenario, clients)
         cohort = Stack(start, ones, frozen=frozen, rates=rates)
-        trained = train_cohort(task, cohort, own, rngs, config)
-        if not bool(trained.finite.all()):
-            wanted = f"a rate at which the sparse rounds stay finite (round {t + 1} did not)"
-            raise expected("learning_rate", config.learning_rate, wanted)
-        share = federation.cohort_weights(clients, drawn)
+        plan = config.plan(own, rngs)
+        trained = train_on_plan(task, cohort, plan, config)
+        kept = trained.finite.cpu().numpy()
+        if not kept.all() and (scenario.nonfinite == "error" or not kept.any()):
+            slot = int(kept.argmin())
+            found = find_divergence(task, cohort, plan, config, slot, int(clients[slot]))
+            where = f"{found.layer}, in SLoRA's sparse stage"
+            raise replace(found, layer=where).error(t + 1, nobody=not kept.any())
+        # Those that are not finite are left out, not weighted by zero: zero times NaN is NaN.
+        share = federation.cohort_weights(clients, drawn)[kept]
         p = torch.as_tensor(share / share.sum())
         for name, (_, lora_b) in trained.adapters.items():
-            total[name] = torch.einsum("k,kij->ij", p.to(lora_b), lora_b) * masks[name]
+            finite = lora_b[trained.finite]
+            total[name] = torch.einsum("k,kij->ij", p.to(finite), finite) * masks[name]
     return total
 
 

@@ -157,6 +157,30 @@ def test_peft_loads_the_global_adapter(tmp_path, architecture, rule):
         assert_same(peft_logits(model, task.test.inputs), wanted)
 
 
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("rule", ["raflora", "ffa", "flora"])
+def test_the_global_adapter_is_what_the_largest_client_starts_from(tmp_path, rule, use_rslora):
+    """To the bit: A and B share the product as in the run, so that training goes on as there."""
+    changes = {"lora_alpha": 16.0, "use_rslora": use_rslora, "cohort_size": 6}
+    kept = keep_run(tmp_path, tiny_task(), rule, **changes)
+    run, cpu = kept.run, torch.device("cpu")
+    kept.export_global(1, tmp_path / "global")
+    client = kept.export_clients(2, [5], tmp_path / "clients").folders[0]
+    whole = AdapterFolder(tmp_path / "global" / ("adapter" if rule == "flora" else "."))
+    assert (whole.config.rank, whole.config.alpha, whole.config.use_rslora) == (8, 16, use_rslora)
+    assert AdapterFolder(client).config.alpha == whole.config.alpha
+    state = load_state(kept.place, 1, cpu)
+    run.received.start_round(1)
+    held = {name: [torch.arange(8)] for name in state.adapters}
+    start = run.received.stack(state, held, [kept.scenario.client_scaling(8)])
+    for name, (lora_a, lora_b) in start.adapters.items():
+        found = whole.factors(name, run.task.dtype, cpu)
+        assert found.scaling == kept.scenario.client_scaling(8) != 1
+        assert torch.equal(found.lora_A, lora_a[0])
+        assert torch.equal(found.lora_B, lora_b[0])
+        assert_same(found.delta(), state.adapters[name].delta())
+
+
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_peft_loads_a_client(tmp_path, architecture):
     task = tiny_task(architecture)

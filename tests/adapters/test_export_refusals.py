@@ -87,11 +87,12 @@ def test_nothing_is_replaced_unless_forced(small, tmp_path):
 
 
 def test_other_data_than_the_runs_are_noticed(small, tmp_path):
+    """Whatever was looked at when the run was opened: what is trained again tells."""
     _, task, folder = small
-    flipped = tiny_task()
-    flipped.train.labels.mul_(-1).add_(1)
+    kept = KeptRun(folder / "seed-3", tiny_task())
+    kept.run.task.train.labels.mul_(-1).add_(1)
     with pytest.raises(InputError, match=r"^folder=.*the run's own model and data"):
-        KeptRun(folder / "seed-3", flipped).export_clients(1, None, tmp_path / "out")
+        kept.export_clients(1, None, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     assert KeptRun(folder / "seed-3", task).run.task.train.labels.equal(task.train.labels)
 

@@ -8,7 +8,16 @@ import xarray as xr
 from study_cases import D_IN, D_OUT, ROUNDS, made_up_runs, small_study
 
 from analysis.inference.intervals import mean_interval
-from analysis.real.comparison import TABLE_ERROR, curves, finals, summary, with_interval
+from analysis.real.comparison import (
+    QUANTITIES,
+    SHARE,
+    SIZE,
+    TABLE_ERROR,
+    curves,
+    finals,
+    summary,
+    with_interval,
+)
 from analysis.real.study import HIGHEST, LOWEST, MIXED
 from fedlora_sim.tolerances import relative
 
@@ -83,16 +92,31 @@ def test_seeds_are_summed_up_with_an_interval(study, runs):
     row = rows[keys.index(("harsh", MIXED, "raflora"))]
     own = table[(table["heterogeneity"] == "harsh") & (table["configuration"] == MIXED)]
     values = own[own["rule"] == "raflora"]["rho"].to_numpy()
-    wanted = mean_interval(values[:, None], TABLE_ERROR)
     assert row["runs"] == 2
     np.testing.assert_allclose(row["rho"], values.mean(), rtol=EXACT)
-    np.testing.assert_allclose(row["rho_interval"], [wanted.low[0], wanted.high[0]], rtol=EXACT)
+    assert row["rho_interval"] == with_interval("rho", values, SHARE)["rho_interval"]
+    for row in rows:
+        for name, (least, most) in QUANTITIES.items():
+            low, high = row[f"{name}_interval"]
+            assert least <= low <= row[name] <= high <= most, name
+
+
+def test_intervals_are_students_and_end_where_the_quantity_does():
+    values = np.array([0.5, 0.98, 0.99])
+    wanted = mean_interval(values[:, None], TABLE_ERROR)
+    low, high = wanted.low[0], wanted.high[0]
+    assert with_interval("x", values, SIZE)["x_interval"] == [low, high]
+    assert low > 0
+    assert high > 1
+    assert with_interval("x", values, SHARE)["x_interval"] == [low, 1.0]
+    assert with_interval("x", 1 - values, SHARE)["x_interval"] == [0.0, pytest.approx(1 - low)]
+    assert with_interval("x", [1.0, 1.0], SHARE)["x_interval"] == [1.0, 1.0]
 
 
 def test_one_run_has_no_interval():
-    assert with_interval("x", [2.0]) == {"x": 2.0, "x_interval": None}
-    assert with_interval("x", [np.nan, 2.0]) == {"x": 2.0, "x_interval": None}
-    assert with_interval("x", []) == {"x": None, "x_interval": None}
+    assert with_interval("x", [2.0], SIZE) == {"x": 2.0, "x_interval": None}
+    assert with_interval("x", [np.nan, 2.0], SIZE) == {"x": 2.0, "x_interval": None}
+    assert with_interval("x", [], SIZE) == {"x": None, "x_interval": None}
 
 
 def test_curves_are_those_of_the_mixed_ranks(study, runs, tmp_path):

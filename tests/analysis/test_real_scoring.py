@@ -76,28 +76,33 @@ def test_a_turning_basis_is_reported_as_failure():
         -2 * scores.horizon * np.log10(seen),
         rtol=ITERATED,
     )
-    (row,) = real.summarise(scores)
+    row = real.summarise(scores)
     assert row["theory"]["coverage"] == 0
     assert row["theory"]["error"] > row["persistence"]["error"]
-    worst = row["worst"]
+    worst, table = row["worst"], real.failures(scores).sel(forecast="theory")
     assert worst["horizon"] == 6
-    np.testing.assert_allclose(
-        [worst["leakage"], row["leakage"]["missed"]], 1 - seen**2, rtol=ITERATED
-    )
-    assert worst["angle"] == ANGLE
-    assert row["leakage"]["held"] is None
-    assert row["outside"]["missed"] == 0
-    table = real.failures(scores).sel(forecast="theory")
+    cell = table.sel(partition=worst["partition"], horizon=worst["horizon"])
+    assert worst["error"] == cell.error == table.error.max()
+    np.testing.assert_allclose(cell.leakage, 1 - seen**2, rtol=ITERATED)
+    assert cell.angle == ANGLE
+    assert cell.outside == 0
     assert (table.error.diff("horizon") > 0).all()
     assert (table.coverage == 0).all()
 
 
-def test_summaries_are_plain_and_one_a_run():
-    rows = real.summarise(real.score(falling_run("raflora", seeds=2), 8, samples=50))
-    assert [row["seed"] for row in rows] == [0, 1]
-    assert json.loads(json.dumps(rows)) == rows
-    assert all(0 <= row["theory"]["coverage"] <= 1 for row in rows)
-    assert all(row["persistence"]["coverage"] is None for row in rows)
+def test_a_summary_is_plain_and_tells_how_far_runs_are_apart():
+    scores = real.score(falling_run("raflora", seeds=3), 8, samples=50)
+    row = real.summarise(scores)
+    assert json.loads(json.dumps(row["theory"])) == row["theory"]
+    assert row["runs"] == 3
+    alone = [real.summarise(scores.sel(seed=[seed])) for seed in scores.seed.values]
+    for name in ("error", "coverage"):
+        each = [one["theory"][name] for one in alone]
+        assert row["theory"][f"{name}_range"] == [min(each), max(each)]
+        assert min(each) <= row["theory"][name] <= max(each)
+    by = [part["coverage"] for part in row["by_partition"]]
+    np.testing.assert_allclose(np.mean(by), row["theory"]["coverage"], rtol=ITERATED)
+    assert np.isnan(row["persistence"]["coverage"])
 
 
 @pytest.mark.slow
@@ -125,9 +130,9 @@ def test_rules_without_a_recursion_are_scored_against_the_baselines_alone():
     runs = {"fedex": falling_run("fedavg").assign_attrs(rule="fedex")}
     scores = real.predict_every_rule(falling_run("raflora"), runs, 8, samples=20)
     assert scores["fedex"].error.sel(forecast="theory").isnull().all()
-    summary = real.summarise(scores["fedex"])[0]
+    summary = real.summarise(scores["fedex"])
     assert "fedex" in summary["reason"]
-    assert summary["theory"] == {"error": None, "total_error": None, "coverage": None}
+    assert np.isnan([*summary["theory"]["error_range"], summary["theory"]["coverage"]]).all()
     assert summary["worst"] is None
     assert summary["persistence"]["error"] > 0
 

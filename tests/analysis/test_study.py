@@ -206,7 +206,7 @@ def test_a_list_of_one_is_the_same_on_disk(tmp_path):
 def test_only_missing_runs_are_made(tmp_path, monkeypatch):
     study, made = small_study().part(heterogeneity=["mild"], seeds=1), []
 
-    def simulate(scenario, *, rule, seed, checkpoints):
+    def simulate(scenario, *, rule, seed, on_progress, checkpoints):
         made.append((rule, seed))
         run = next(r for r in study.runs() if (r.scenario, r.rule) == (scenario, rule))
         checkpoints.mkdir(parents=True)
@@ -252,3 +252,50 @@ def test_a_torn_file_is_no_run(tmp_path):
     with pytest.raises(OSError, match="nc"):
         missing_runs(small_study(), tmp_path)
     assert load_dataset(keep(run, tmp_path)).attrs["rule"] == "fedavg"
+
+
+def test_every_seed_draws_a_task_of_its_own():
+    """Samples and new parameters too: runs that shared them would not be independent."""
+    for run in small_study().runs():
+        assert run.scenario.task_seed == run.seed
+
+
+@pytest.mark.parametrize(("name", "message"), [("task_seed", "own seed"), ("counterfactuals", "s")])
+def test_what_differs_from_run_to_run_is_not_set_for_all(name, message):
+    with pytest.raises(InputError, match=f"{name}=1: expected none in .*{message}"):
+        study_of(study_values(), {name: 1})
+    values = study_values()
+    values["scenario"] = {**values["scenario"], name: 1}
+    with pytest.raises(InputError, match=f"{name}=1: expected none in"):
+        study_of(values, {})
+
+
+def test_a_changed_study_is_not_the_whole_of_its_file():
+    values = study_values()
+    assert study_of(values, {"threads": 2, "device": "cpu"}).complete
+    assert not study_of(values, {"rounds": 2}).complete
+
+
+def test_rounds_of_other_parts_are_left_alone(tmp_path, monkeypatch):
+    study = small_study()
+    part = study.part(heterogeneity=["mild"], seeds=1)
+    other = next(run for run in study.runs() if run.heterogeneity == "harsh")
+    kept = tmp_path / "rounds" / "code" / other.label
+    stale = tmp_path / "rounds" / "older-code" / part.runs()[0].label
+    for folder in (kept, stale):
+        folder.mkdir(parents=True)
+    for run in part.runs():
+        keep(run, tmp_path)
+    run_study(part, tmp_path)
+    assert kept.exists()
+    assert not stale.parent.exists()
+
+
+def test_a_run_says_what_code_made_it(tmp_path, monkeypatch):
+    part = small_study().part(heterogeneity=["mild"], seeds=1)
+    runs = {(run.rule, run.scenario): run for run in part.runs()}
+    monkeypatch.setattr(
+        study_runs, "simulate", lambda scenario, rule, **_: made_up(runs[rule, scenario])
+    )
+    run_study(part, tmp_path)
+    assert {len(run.attrs[study_runs.CODE]) for run in load_runs(part, tmp_path).values()} == {12}

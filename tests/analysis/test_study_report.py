@@ -10,7 +10,6 @@ import pytest
 from real_cases import EXACT, LAW
 from study_cases import ROUNDS, made_up_runs, small_study
 
-from analysis.real.premise import premise_rows
 from analysis.real.study import MIXED
 from analysis.real.study_report import last_part, study_fields, study_report
 from analysis.real.study_scores import (
@@ -21,13 +20,21 @@ from analysis.real.study_scores import (
     score_runs,
     why_no_scores,
 )
-from analysis.real.study_tables import claims_table, outcomes_table, scores_table, to_markdown
+from analysis.real.study_tables import (
+    claims_table,
+    counterfactuals_table,
+    outcomes_table,
+    premise_table,
+    scores_table,
+    to_markdown,
+)
 from fedlora_sim.tolerances import relative
 
 ITERATED = relative("iteration")
 CERTAIN = {**EXACT, "gain_mean": 0.9}
 FIRST = 2
 RULES = ("fedavg", "raflora")
+TABLES = (claims_table, outcomes_table, scores_table)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +66,6 @@ def test_what_follows_the_model_is_foretold(study, scores):
         np.testing.assert_allclose(row["theory"]["error_range"], 0.0, atol=ITERATED)
         assert row["theory"]["coverage"] == 1
         assert [part["partition"] for part in row["by_partition"]] == [1, 2]
-        assert [(b["from"], b["to"]) for b in row["by_horizon"]] == [(1, 2), (3, 3), (4, 4)]
     # equal energies of clients who shrink by a tenth: persistence is off by the rounds between
     horizons = np.arange(1, ROUNDS - FIRST + 1)
     wanted = np.median(-2 * np.log10(CERTAIN["gain_mean"]) * horizons)
@@ -114,34 +120,11 @@ def test_one_step_is_what_the_shares_say(study, report):
     np.testing.assert_allclose(shares, [1.0, 0.25], rtol=ITERATED)
     low, high = row["partitions"][1]["energy_interval"]
     np.testing.assert_allclose([low, high], 0.25, rtol=ITERATED)
-
-
-def test_the_premise_holds_where_nothing_turns(study, report):
-    rows = report["premise"]
-    places = [(row["rule"], row["heterogeneity"]) for row in rows]
-    assert places[:2] == [("fedavg", None), ("raflora", None)]
-    assert places[2:] == [(rule, name) for rule in RULES for name in study.heterogeneity]
-    for row in rows:
-        assert [block["mean"] for block in row["preservation"]] == [1.0] * 3
-        assert row["preservation"][0]["from"] == 2
-        assert row["preservation"][-1]["to"] == ROUNDS
-        assert row["angle"] == [{"level": level, "median": 0.0, "largest": 0.0} for level in (2, 4)]
-
-
-def test_where_directions_turn_is_seen(study, runs):
-    late = ROUNDS - 1
-    turned = {
-        run.label: runs[run.label].assign(
-            preservation=runs[run.label].preservation.where(runs[run.label]["round"] < late, 0.5),
-            angle=runs[run.label].angle + 0.1 * (run.rule == "fedavg"),
-        )
-        for run in study.runs()
-    }
-    fedavg, raflora, *_ = premise_rows(study, turned)
-    assert [block["mean"] for block in fedavg["preservation"]] == [1.0, 0.75, 0.5]
-    assert [place["median"] for place in fedavg["angle"]] == [0.1, 0.1]
-    assert [place["largest"] for place in raflora["angle"]] == [0.0, 0.0]
-    assert premise_rows(small_study(scenario={"ranks": "2x2,4x2", "rounds": 1}), {}) == []
+    told = [part["foretold"] for part in row["partitions"]]
+    np.testing.assert_allclose(told, shares, rtol=ITERATED)
+    measured, foretold = counterfactuals_table(report).splitlines()[2:]
+    assert measured.startswith("| `raflora` | `fedavg` | 1 [1, 1] | 0.25 [0.25, 0.25] |")
+    assert foretold == "| `raflora` | `fedavg`, foretold: `W_h^2` | 1 | 0.25 | – |"
 
 
 def test_the_report_is_plain_and_complete(study, report):
@@ -152,6 +135,7 @@ def test_the_report_is_plain_and_complete(study, report):
     assert len(report["rows"]) == 12
     assert len(report["claims"]) + len(report["left_out"]) == 4
     assert report["scores"]["calibration_rounds"] == FIRST
+    assert report["scores"]["confidence"] == 0.9
     versions = report["environment"]
     assert versions["runs_made_with"].startswith("fedlora_sim ")
     assert {"torch_version", "numpy_version", "python_version", "threads"} <= set(versions)
@@ -181,19 +165,20 @@ def test_no_path_of_the_machine_stands_in_a_report(tmp_path):
 
 def test_every_table_is_in_the_text(report):
     text = to_markdown(report)
-    for table in (claims_table, outcomes_table, scores_table):
+    for table in (*TABLES, counterfactuals_table, premise_table):
         assert table(report) in text
     for heading in ("One step of every rule", "Are directions preserved?", "Environment"):
         assert f"## {heading}" in text
     assert "Repeat: `fedlora-sim study small.toml`" in text
     assert "mild: 7–8, harsh: 9–10" in text
+    assert "Intervals of this table hold together at 95%." in text
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
 
 
 def test_tables_are_as_wide_as_their_heads(report):
-    for table in (claims_table, outcomes_table, scores_table):
+    for table in TABLES:
         head, *lines = table(report).splitlines()
         assert {line.count("|") for line in lines} == {head.count("|")}
     assert "all 4" in outcomes_table(report)

@@ -149,12 +149,16 @@ def test_a_longer_study_is_foretold_and_drawn(fedlora: Callable, tiny: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGINT, "1"), (signal.SIGKILL, "2")],
+    ids=["ctrl-c", "kill -9, which leaves the workers"],
+)
 def test_a_stopped_study_goes_on_to_the_same_end(
-    fedlora: Callable, tiny: Path, number: int
+    fedlora: Callable, tiny: Path, number: int, workers: str
 ) -> None:
     process = subprocess.Popen(
-        [PROGRAM, *STUDY],
+        [PROGRAM, *STUDY, "--workers", workers],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

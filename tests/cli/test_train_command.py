@@ -80,7 +80,7 @@ def test_options_win_over_the_file_and_settings_over_both(fedlora: Callable) -> 
 @pytest.mark.usefixtures("small")
 def test_only_the_last_state_is_kept_where_that_is_wanted(fedlora: Callable) -> None:
     assert fedlora("train", *RUN, "--keep", "last").code == 0
-    assert states() == STATES[-1:]
+    assert states() == [STATES[0], STATES[-1]]
     assert fedlora("train", *RUN, "--keep", "last", "--resume").code == 0
 
 
@@ -134,7 +134,7 @@ def test_resume_starts_where_there_is_nothing_and_ends_where_all_is_done(
 
 @pytest.mark.usefixtures("small")
 def test_ctrl_c_before_the_first_round(fedlora: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*arguments: object) -> None:
+    def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fedlora_cli.train.FederatedRun", stop)

@@ -98,6 +98,11 @@ def test_options():
         load_arithmetic_task(replace(OPTIONS, target_modules=("fc1",)))
 
 
+def test_a_head_that_is_not_new_is_not_trained():
+    with pytest.raises(InputError, match=r"^train_head=True: expected None or False"):
+        load_arithmetic_task(replace(OPTIONS, train_head=True))
+
+
 def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"^task='arithmetic': expected transformers, which"):

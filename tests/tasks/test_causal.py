@@ -93,7 +93,7 @@ def test_the_model_is_the_folders(options):
         assert torch.equal(task.model.state_dict()[name], value.double())
 
 
-def test_usual_targets(options, tmp_path):
+def test_all_maps_of_a_block_are_adapted(options, tmp_path):
     llama = load_causal_task(options)
     ends = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     assert [name.rpartition(".")[2] for name in llama.target_modules] == ends * 2

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from fedlora_sim.randomness import stream
-from fedlora_sim.tasks.digits import DigitsTask, _parts, load_digits_task
+from fedlora_sim.tasks import digits
+from fedlora_sim.tasks.digits import (
+    DigitsTask,
+    _parts,
+    load_adjusted_digits,
+    load_digits_task,
+)
+from fedlora_sim.tasks.options import TaskOptions
+from fedlora_sim.tasks.transformer import TinyTransformer
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams
 from fedlora_sim.training.config import LocalConfig
@@ -35,14 +45,42 @@ def test_pretrained_on_upright_lost_on_rotated_digits():
 
 
 def test_parts_are_disjoint_stratified_and_seeded():
-    digits = load_digits().target.astype(np.int64)
-    parts = _parts(digits, stream(3))
-    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(digits)))
+    classes = load_digits().target.astype(np.int64)
+    parts = _parts(classes, stream(3))
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(classes)))
     for part, share in zip(parts, (0.5, 0.32, 0.18), strict=True):
-        kept = np.bincount(digits[part]) / np.bincount(digits)
+        kept = np.bincount(classes[part]) / np.bincount(classes)
         assert np.abs(kept - share).max() < 0.01
-    for first, second in zip(parts, _parts(digits, stream(3)), strict=True):
+    for first, second in zip(parts, _parts(classes, stream(3)), strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.fixture
+def untrained(monkeypatch) -> None:
+    """Digits with a model that has learned nothing."""
+
+    def pretrain(images, labels, rng):
+        return TinyTransformer(torch.Generator().manual_seed(0)).requires_grad_(False)
+
+    monkeypatch.setattr(digits, "_pretrain", pretrain)
+    monkeypatch.setattr(digits, "_load", digits._load.__wrapped__)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_neither_parts_size_changes_the_other():
+    few, most = TaskOptions(max_train=50, max_test=40), TaskOptions()
+    both, whole = load_adjusted_digits(few), load_adjusted_digits(most)
+    assert (len(both.train), len(both.test)) == (50, 40)
+    assert len(whole.train) > 500
+    assert len(whole.test) > 300
+    for part, other in (("train", "max_test"), ("test", "max_train")):
+        for size in (None, 20):
+            alone = getattr(load_adjusted_digits(replace(few, **{other: size})), part)
+            wanted = getattr(both, part)
+            assert torch.equal(alone.inputs["images"], wanted.inputs["images"])
+            assert torch.equal(alone.labels, wanted.labels)
+    again = load_adjusted_digits(replace(few, task_seed=1))
+    assert not torch.equal(again.test.labels, both.test.labels)
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,12 @@ def test_secret_labels_are_no_test_part(saved):
     assert load_text(folder, None, 0).test.texts == ("e",)
 
 
+def test_training_texts_without_a_label_are_refused(saved):
+    part = {"text": ["a", "b"], "label": [0, -1]}
+    with pytest.raises(InputError, match="expected a label for every text in 'label', not -1"):
+        load_text(saved(FEATURES, train=part), None, 0)
+
+
 def test_a_saved_data_set_without_a_test_part(saved, tmp_path):
     part = {"sentence": [f"s{i}" for i in range(10)], "labels": [i % 2 for i in range(10)]}
     data = load_text(saved(train=part), None, 0)

@@ -10,6 +10,7 @@ import torch
 
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tolerances import relative
+from fedlora_sim.training import slora
 from fedlora_sim.training.batches import client_streams, plan_batches
 from fedlora_sim.training.config import LocalConfig
 from fedlora_sim.training.diagnosis import find_divergence
@@ -152,6 +153,28 @@ def test_a_round_of_nobody_is_the_end(make_run):
         make_run(task=task, **DROP).run()
 
 
-def test_a_sparse_stage_that_diverges_is_refused(make_run):
-    with pytest.raises(ValueError, match=r"sparse rounds stay finite \(round 1 did not\)"):
-        make_run(initializer="slora", optimizer="sgd", learning_rate=1e200)
+def test_a_sparse_stage_that_diverges_is_refused_by_name(make_run):
+    run = make_run()
+    where = rf"client {BAD} diverged in round 1 at step 0 in blocks\.0\.attention\.q_proj, in SLoRA"
+    with pytest.raises(ValueError, match=rf"^learning_rate=0\.001: .*{where}") as caught:
+        make_run(initializer="slora", task=spoilt_clients(run, BAD))
+    assert str(caught.value).endswith("'s sparse stage), or nonfinite='drop-client'")
+    with pytest.raises(ValueError, match=r"sparse stage, and all the others too\)$"):
+        make_run(initializer="slora", optimizer="sgd", learning_rate=1e200, **DROP)
+
+
+def test_a_sparse_stage_goes_on_without_the_client(make_run, monkeypatch):
+    """As if it had taken no part in it."""
+    task = spoilt_clients(make_run(), BAD)
+    found = make_run(initializer="slora", task=task, **DROP)
+    everybody = slora.draw_cohorts
+
+    def without_it(*given):
+        return everybody(*given) * (np.arange(7) != BAD)
+
+    monkeypatch.setattr(slora, "draw_cohorts", without_it)
+    wanted = make_run(initializer="slora", **DROP)
+    for name, adapter in wanted.state.adapters.items():
+        assert adapter.norm() > 0
+        assert torch.equal(found.state.adapters[name].delta(), adapter.delta())
+    assert np.isfinite(found.run().loss).all()

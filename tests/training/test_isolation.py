@@ -92,7 +92,7 @@ def test_a_model_that_is_random_is_refused():
 
 def test_a_run_looks_at_its_model_before_anything_is_trained(make_run):
     with pytest.raises(ValueError, match="do not mix"):
-        make_run(task=network_task(random_network(BatchAttention())))
+        make_run(ranks="2x7", task=network_task(random_network(BatchAttention())))
 
 
 def test_samples_that_are_all_the_same_say_nothing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from network_cases import WIDTH, random_network
@@ -78,6 +79,21 @@ def test_the_budget_holds_whole_clients(tiny_task, cohort):
     for factor, limit, clients in ((0.5, None, 1), (2.5, None, 2), (2.5, 1, 1), (99, None, 5)):
         config = replace(CONFIG, memory_budget=factor * each / GIB, stack_size=limit)
         assert clients_at_a_time(tiny_task, stack, plan, config, 5) == clients
+
+
+def test_the_budget_is_measured_at_the_widest_batch(
+    tiny_task, cohort_samples, make_adapters, sizes
+):
+    """All take as many steps, and the first client has a single sample."""
+    stack, streams = Stack(make_adapters(RANKS), torch.ones(5)), client_streams(0, 0, range(5))
+    plan = plan_batches(cohort_samples, streams, batch_size=4, local_steps=2)
+    narrow, wide = (
+        activation_bytes(tiny_task, stack.take(one), plan.take(one), CONFIG)
+        for one in (np.array([0]), np.array([1]))
+    )
+    assert 3 * narrow < wide
+    train_on_plan(tiny_task, stack, plan, replace(CONFIG, memory_budget=2.5 * wide / GIB))
+    assert sizes == [2, 2, 1]
 
 
 def test_a_longer_batch_and_more_clients_take_more(tiny_task, cohort_samples, make_adapters):

@@ -34,6 +34,7 @@ def scored(rule: str, error: float | None) -> dict[str, Any]:
     """Scores of a rule; without an error one of which the theory says nothing."""
     coverage = None if error is None else 0.8
     known = {"error": error, "error_range": [error, error], "coverage": coverage}
+    known |= {"coverage_range": [0.7, 0.9]}
     lasting = {"error": 0.5, "error_range": [0.25, 1.0], "coverage": None}
     place = {"partition": 2, "horizon": 4, "error": 1.5}
     return {
@@ -62,7 +63,11 @@ def study_report(**changes: Any) -> dict[str, Any]:
         **{"study": study, "command": "fedlora-sim study small.toml", "confidence": 0.95},
         **{"rows": rows, "claims": [claim("supported")]},
         "left_out": [{"id": "robustness", "statement": "It is robust.", "reason": "no runs"}],
-        "scores": {"calibration_rounds": FIRST, "reason": "", "rows": scores},
+        "scores": {
+            **{"calibration_rounds": FIRST, "confidence": 0.9, "reason": ""},
+            "rows": scores,
+        },
+        **{"counterfactuals": [], "premise": []},
         **changes,
     }
 

@@ -60,6 +60,9 @@ between
 <!-- training_bars: generated -->
 <!-- end -->
 
+<!-- rivals: generated -->
+<!-- end -->
+
 after
 """
 
@@ -108,6 +111,21 @@ TRAINING = {
     "bars": [{"what": "loop / stacked", "wanted": ">= 2", "measured": 4.0, "verdict": "met"}],
 }
 
+RIVALS = {
+    "hardware": "a processor",
+    "rows": [
+        {"d_model": 9, "cohort": 1, "threads": 2, "lane": lane, "problem": problem}
+        | {f"round_{of}": 0.5 * factor for of in ("median", "min", "max")}
+        | {"first_round_median": 0.5, "how": "one by one", "versions": {"torch": "2"}}
+        | {"relative_difference": {"float32": 2e-7}}
+        for lane, factor, problem in (
+            ("fedlora-sim", 1, None),
+            ("theirs", 0.2, None),
+            ("another", 1, "not installed"),
+        )
+    ],
+}
+
 
 def blocks(report: dict[str, Any]) -> dict[str, str]:
     return {"verdicts": verdict_table(report), "digits": digits_table(report)}
@@ -151,6 +169,7 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     (bench / "spectral.json").write_text(json.dumps(SPECTRAL))
     (bench / "aggregation.json").write_text(json.dumps(AGGREGATION))
     (bench / "training.json").write_text(json.dumps(TRAINING))
+    (bench / "rivals.json").write_text(json.dumps(RIVALS))
     for name in readme.FIGURES:
         (figures / f"{name}.png").write_bytes(b"png")
     monkeypatch.setattr(readme, "ROOT", tmp_path)
@@ -173,8 +192,8 @@ def test_a_recorded_readme_passes_its_check(
     assert readme.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "digits.png", "energies.png"),
-        *("participation.png", "phase.png", "report.json", "settling.png", "spectral.json"),
-        "training.json",
+        *("participation.png", "phase.png", "report.json", "rivals.json", "settling.png"),
+        *("spectral.json", "training.json"),
     ]
     assert "| 9 x 9 | 500 ms [500, 500] | 1.1x | 2x | not measured | 300x, one run |" in text
     assert "| 2 | 0.50 s [0.50, 0.50] | 0.50 s [0.50, 0.50] |" in text
@@ -184,6 +203,9 @@ def test_a_recorded_readme_passes_its_check(
     assert "| d = 9 | 2 | 8 | 500 ms [500, 500] | 1x | 4x | 2x |" in text
     assert "| 2 | 50 ms [50, 50] | 50 ms [50, 50] | 1x |" in text
     assert "| loop / stacked | >= 2 | 4 | met |" in text
+    assert "| d = 9 | 1 | 2 | 0.5 s [0.5, 0.5] | 0.2x [0.2, 0.2] | not installed |" in text
+    assert "| theirs | one by one | torch 2 | 0.5 to 0.5 s | – | 2e-07 |" in text
+    assert "verify --seed 0` (1.5 minutes on 2 cores)." in text
     run(monkeypatch, "--check")
     assert (house / "README.md").read_text() == text
 

@@ -67,6 +67,14 @@ def test_curves_of_one_seed_and_of_a_total_collapse() -> None:
     figure.canvas.draw()
 
 
+def test_what_single_precision_resolves_of_an_energy_is_drawn() -> None:
+    curves = made_up_curves()
+    shares = {1e-8: 1e-8, 1e-12: study_curves.LOWEST}
+    for share, drawn in shares.items():
+        _, axes = study_curves.draw(curves.assign(rho=curves.rho * 0 + 1 - share), study_report())
+        np.testing.assert_allclose(axes[1, 0].lines[0].get_ydata(), drawn, rtol=1e-6)
+
+
 def test_outcomes() -> None:
     figure, axes = study_outcomes.draw(study_report())
     assert [axis.get_title() for axis in axes] == SPLITS
@@ -77,6 +85,18 @@ def test_outcomes() -> None:
     np.testing.assert_allclose(np.ravel(dots), [0.5, 0.6, 0.7])
     bands = [line.get_xdata()[0] for line in axes[0].lines[:2]]
     assert bands == [0.4, 0.9]
+
+
+def test_no_interval_of_the_outcomes_is_cut() -> None:
+    report = study_report()
+    report["rows"][1]["accuracy_interval"] = [0.1, 0.98]
+    report["rows"].append({**report["rows"][0], "configuration": "few", "accuracy": 0.01})
+    _, axes = study_outcomes.draw(report)
+    for axis in axes:
+        np.testing.assert_allclose(axis.get_xlim(), [0.1 - study_outcomes.PAD, 1.0])
+    report["rows"][1]["accuracy_interval"] = [0.0, 0.6]
+    _, axes = study_outcomes.draw(report)
+    np.testing.assert_allclose(axes[0].get_xlim(), [0.0, 0.92 + study_outcomes.PAD])
 
 
 def test_outcomes_of_one_seed() -> None:
@@ -107,6 +127,8 @@ def test_calibrated() -> None:
     assert heights == [0.3, 0.2, 0.5, 0.5, 0.5, 0.3, 0.2]
     ticks = [text.get_text().replace("\n", " ") for text in bars.get_xticklabels()]
     assert ticks == ["FedAvg 80%", "raFLoRA 80%", "raFLoRA, canonical no recursion"]
+    assert "black lines: range over 6 runs" in bars.get_title()
+    assert "share within the 90% intervals" in bars.get_title()
 
 
 def test_a_figure_without_forecasts_is_left_out(

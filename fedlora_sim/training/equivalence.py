@@ -1,0 +1,136 @@
+"""Whether what clients train is what the run judges: adapters beside each other, and merged.
+
+A cohort trains with its adapters in modules of their own; the global model is judged with the
+update merged into the weights. Both are the same where a target is a plain linear map that the
+model calls on its samples. They are not where its weight is read without a call, where it has a
+forward or hooks of its own, where what it is applied to is not one row per sample, or where a
+sample's output depends on how far it is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedlora_sim.errors import InputError, expected
+from fedlora_sim.tasks.examples import MASK, Examples
+from fedlora_sim.tasks.task import Task, logits_of
+from fedlora_sim.tolerances import relative
+from fedlora_sim.training.attach import add_deltas, attach, find_linear, frozen_copy
+from fedlora_sim.training.stacked import Adapters, Heads, weight_of
+
+CLIENTS, EACH = 3, 2
+"""Clients of the trial, and samples of each."""
+RANK, SHARE = 2, 0.3
+"""Rank of their adapters, and norm of an update over that of the weight."""
+
+Trial = tuple[Adapters, Heads]
+
+
+def check_equivalence(task: Task) -> None:
+    """Refuse a model in which adapters beside each other are not their merged weights.
+
+    Three clients with random adapters and heads run beside each other, as they train, and each
+    alone with its update merged, as it is judged: every sample's loss must be the same up to
+    rounding.
+
+    Args:
+        task: model and data.
+
+    Raises:
+        InputError: naming the model, and the first target or head alone in which it shows.
+    """
+    samples = _samples(task.train)
+    _check_padding(task, samples)
+    trial = _random_trial(task)
+    if _same(task, samples, trial):
+        return
+    adapters, heads = trial
+    alone: list[tuple[str, Trial]] = [(n, ({n: own}, {})) for n, own in adapters.items()]
+    alone += [(n, ({}, {n: own})) for n, own in heads.items()]
+    name = next((n for n, one in alone if not _same(task, samples, one)), "")
+    kind = type(task.model.get_submodule(name)).__name__
+    wanted = "a model that calls its targets as plain linear maps, one row or more per sample"
+    raise expected("model", type(task.model).__name__, f"{wanted}: not so {name!r} ({kind})")
+
+
+def _samples(examples: Examples) -> list[Tensor]:
+    """Samples of every client; the longest is the first one's, the shortest the second's."""
+    mask = examples.inputs.get(MASK)
+    shortest = len(examples) - 1 if mask is None else int(mask.sum(1).argmin())
+    rest = torch.arange(CLIENTS * EACH - 2) % len(examples)
+    index = torch.tensor([examples.longest, *rest[:1], shortest, *rest[1:]])
+    return list(index.to(examples.device).split(EACH))
+
+
+def _check_padding(task: Task, samples: Sequence[Tensor]) -> None:
+    """Refuse a model that makes something else of a sample beside a longer one."""
+    model = frozen_copy(task.model)
+    with torch.no_grad():
+        alone = _losses(task, model, samples[1])
+        beside = _losses(task, model, torch.cat([samples[1], samples[0]]))[: len(alone)]
+    if not _close(beside, alone, task.dtype):
+        wanted = f"a model that leaves out what {MASK} calls padding"
+        raise expected("model", type(task.model).__name__, wanted)
+
+
+def _random_trial(task: Task) -> Trial:
+    """Adapters and heads of every client, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(like: Tensor, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(like)
+
+    adapters: Adapters = {}
+    for name in task.target_modules:
+        weight = weight_of(find_linear(task.model, name)).detach()
+        r = min(RANK, *weight.shape)
+        lora_a, lora_b = (
+            draw(weight, CLIENTS, r, weight.shape[1]),
+            draw(weight, CLIENTS, len(weight), r),
+        )
+        norms = torch.linalg.matrix_norm(lora_b @ lora_a).view(-1, 1, 1)
+        adapters[name] = lora_a, lora_b * (SHARE * (weight.norm() or 1.0) / norms)
+    heads: Heads = {
+        name: tuple(
+            p.detach() * (1 + SHARE * draw(p, CLIENTS, *p.shape))
+            for p in find_linear(task.model, name, "head_modules").parameters()
+        )
+        for name in task.head_modules
+    }
+    return adapters, heads
+
+
+def _same(task: Task, samples: Sequence[Tensor], trial: Trial) -> bool:
+    """Whether a trial has the same losses beside each other and merged, client by client."""
+    adapters, heads = trial
+    try:
+        model = attach(task.model, adapters, [1.0] * CLIENTS, heads=heads)
+        beside = _losses(task, model, torch.cat(list(samples)))  # as in training, with gradients
+    except InputError:  # a first axis that the clients cannot share
+        return False
+    for k, own in enumerate(beside.detach().split(EACH)):
+        replaced = add_deltas(task.model, {name: b[k] @ a[k] for name, (a, b) in adapters.items()})
+        for name, parameters in heads.items():
+            parts = zip(("weight", "bias"), parameters, strict=False)
+            replaced |= {f"{name}.{part}": x[k] for part, x in parts}
+        with torch.inference_mode():
+            merged = _losses(task, frozen_copy(task.model, replaced), samples[k])
+        if not _close(own, merged, task.dtype):
+            return False
+    return True
+
+
+def _losses(task: Task, model: torch.nn.Module, index: Tensor) -> Tensor:
+    """Summed loss of every sample."""
+    batch = task.train.take(index)
+    return task.objective.losses(logits_of(model, batch.inputs), batch.labels)[0]
+
+
+def _close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
+    finite = wanted[torch.isfinite(wanted)]
+    scale = float(finite.abs().max()) if len(finite) else 0.0
+    bound = relative("iteration", dtype) * max(scale, 1.0)
+    return bool(torch.isclose(found, wanted, rtol=0.0, atol=bound, equal_nan=True).all())
