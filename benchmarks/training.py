@@ -40,7 +40,7 @@ from fedlora_sim.tolerances import relative
 OUT = Path("results/bench")
 PATCHES = {64: (4, 4), 256: (2, 2)}
 """Width of the model -> height and width of a token in pixels: 4 and 16 tokens an image."""
-REPEATS = {64: 31, 256: 5}
+REPEATS = {64: 21, 256: 5}
 CLIENTS, THREADS = (8, 20, 50, 100), (1, 2)
 RANK, MIXED_RANKS = 16, (4, 8, 16, 32)
 STEPS = 3  # before adapters are compared
@@ -82,9 +82,8 @@ def one_size(d: int, clients: int, device: str, repeats: int) -> list[Row]:
         "grouped": Grouped(mixed),
     }
     index = same.batches(1)[0]
-    counts = {**dict.fromkeys(lanes, repeats), "loop": max(3, repeats // 3)}
     steps = {name: partial(lane.step, index) for name, lane in lanes.items()}
-    times = side_by_side(steps, counts, device)
+    times = side_by_side(steps, repeats, device)
     size = {"d": d, "clients": clients, **setting(device)}
     return [{**size, "lane": name, **times[name]} for name in lanes]
 

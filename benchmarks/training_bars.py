@@ -38,4 +38,7 @@ def multiples(record: Record, over: str, under: str, d: int, threads: int) -> di
 
 
 def _on(threads: int, gpu: bool) -> str:
-    return ", on a GPU" if gpu else f", {threads} thread{'s' if threads > 1 else ''}"
+    if gpu:
+        return ", on a GPU"
+    # of several threads, CPU time counts the waiting ones
+    return ", 1 thread, CPU time" if threads == 1 else f", {threads} threads, wall time"

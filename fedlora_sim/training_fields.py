@@ -73,7 +73,8 @@ class TrainingFields(TaskFields):
             without it (`drop-client`).
         evaluate_every: rounds from one judgement of the global model to the next; the last round
             is always judged.
-        counterfactuals: also aggregate every round's cohort by every other rule, and measure.
+        counterfactuals: also aggregate every round's cohort by every other rule that trains what
+            the run's own trains, and measure.
     """
 
     cache_prefix: bool = False

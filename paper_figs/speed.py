@@ -8,6 +8,9 @@ from typing import Any
 
 Row = dict[str, Any]
 
+CLOCKS = {"cpu": "CPU", "wall": "wall"}
+"""What a column of times says of its clock: of several threads, CPU time counts waiting ones."""
+
 RIVALS = {
     "qr": "QR path",
     "fallback": "collapsed",
@@ -77,9 +80,9 @@ def gpu_block(record: Path) -> str:
 def training_table(bench: dict[str, Any]) -> str:
     """One local step of a cohort: its time, and the other ways as multiples; then the prefix."""
     lines = [
-        "| model | threads | clients | stacked step | / one big batch | one by one / stacked "
-        "| groups of ranks / padded |",
-        "|---|---|---|---|---|---|---|",
+        "| model | threads | clients | stacked step | time | / one big batch "
+        "| one by one / stacked | groups of ranks / padded |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     found: dict[tuple[int, int, int], dict[str, Row]] = {}
     for row in bench["rows"]:
@@ -87,7 +90,7 @@ def training_table(bench: dict[str, Any]) -> str:
     for (d, threads, clients), lanes in found.items():
         own, clock = lanes["stacked"], lanes["stacked"]["clock"]
         pairs = ((own, lanes["limit"]), (lanes["loop"], own), (lanes["grouped"], lanes["padded"]))
-        cells = [f"d = {d}", str(threads), str(clients), _milliseconds(own, clock)]
+        cells = [f"d = {d}", str(threads), str(clients), _milliseconds(own, clock), CLOCKS[clock]]
         cells += [_multiple(over, under, clock) for over, under in pairs]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_prefix_lines(bench["prefix"])])
@@ -96,14 +99,15 @@ def training_table(bench: dict[str, Any]) -> str:
 def _prefix_lines(rows: list[Row]) -> list[str]:
     """A step on a whole encoder and on a cached prefix, a sample."""
     lines = [
-        "| threads | whole model, a sample | cached prefix | whole / cached |",
-        "|---|---|---|---|",
+        "| threads | whole model, a sample | cached prefix | time | whole / cached |",
+        "|---|---|---|---|---|",
     ]
     for threads in sorted({row["threads"] for row in rows}):
         lanes = {row["lane"]: row for row in rows if row["threads"] == threads}
         whole, cached, clock = lanes["whole"], lanes["cached"], lanes["whole"]["clock"]
         times = [_milliseconds(row, clock, row["samples"]) for row in (whole, cached)]
-        lines.append(f"| {' | '.join([str(threads), *times, _multiple(whole, cached, clock)])} |")
+        cells = [str(threads), *times, CLOCKS[clock], _multiple(whole, cached, clock)]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

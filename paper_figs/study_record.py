@@ -9,12 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.real.study_tables import claims_table, outcomes_table, scores_table
+from analysis.real.study_tables import (
+    claims_table,
+    outcomes_table,
+    premise_table,
+    scores_table,
+)
 
 FILES = ("figures/*.png", "data/*.nc", "study.json")  # the report last: it says that all is there
 TABLES = {
     "study_claims": claims_table,
     "study_rows": outcomes_table,
+    "study_premise": premise_table,
     "study_scores": scores_table,
 }
 

@@ -59,8 +59,8 @@ class Study:
         target_accuracy: for the rounds that a run takes to reach it.
         rank_configurations: further ranks by name, run under `compared_rules` alone.
         compared_rules: see above.
-        counterfactual_rules: rules in whose runs of the mixed ranks every cohort is aggregated by
-            all others as well.
+        counterfactual_rules: rules in whose runs of the mixed ranks every cohort is also aggregated
+            by all others that train the same factors.
         complete: whether it is all of its file and as its file has it.
     """
 

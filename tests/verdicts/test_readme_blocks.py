@@ -200,8 +200,8 @@ def test_a_recorded_readme_passes_its_check(
     assert "| qr / gram | >= 2 | 2 | met |" in text
     assert "Measured on: a processor" in text
     assert text.count("GPU: not measured.") == 2
-    assert "| d = 9 | 2 | 8 | 500 ms [500, 500] | 1x | 4x | 2x |" in text
-    assert "| 2 | 50 ms [50, 50] | 50 ms [50, 50] | 1x |" in text
+    assert "| d = 9 | 2 | 8 | 500 ms [500, 500] | wall | 1x | 4x | 2x |" in text
+    assert "| 2 | 50 ms [50, 50] | 50 ms [50, 50] | wall | 1x |" in text
     assert "| loop / stacked | >= 2 | 4 | met |" in text
     assert "| d = 9 | 1 | 2 | 0.5 s [0.5, 0.5] | 0.2x [0.2, 0.2] | not installed |" in text
     assert "| theirs | one by one | torch 2 | 0.5 to 0.5 s | – | 2e-07 |" in text

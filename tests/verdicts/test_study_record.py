@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from study_report_cases import study_report
 
-from analysis.real.study_tables import claims_table, outcomes_table, scores_table
+from analysis.real.study_tables import claims_table, outcomes_table, premise_table, scores_table
 from paper_figs.readme import render
 from paper_figs.study_record import record_studies, study_blocks
 
@@ -77,10 +77,9 @@ def test_blocks_hold_every_recorded_study(results: Path) -> None:
     write_study(results / "other", study={**study_report()["study"], "name": "other"})
     record_studies(results, record)
     blocks, report = study_blocks(record), study_report()
-    assert list(blocks) == ["study_claims", "study_rows", "study_scores"]
-    for text, table in zip(
-        blocks.values(), (claims_table, outcomes_table, scores_table), strict=True
-    ):
+    assert list(blocks) == ["study_claims", "study_rows", "study_premise", "study_scores"]
+    tables = (claims_table, outcomes_table, premise_table, scores_table)
+    for text, table in zip(blocks.values(), tables, strict=True):
         assert text.count(table(report)) == 2
         assert text.startswith("**other**, 3 seeds, 6 rounds: `fedlora-sim study small.toml`")
         assert "\n\n**small**, " in text

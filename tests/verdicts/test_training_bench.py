@@ -148,4 +148,6 @@ def test_a_small_bench_writes_what_the_readme_shows(
     written = json.loads(out.read_text())
     assert {row["dtype"] for row in written["errors"]} == {"float32", "float64"}
     assert training_table(written).count("| d = 64 |") == 1
-    assert "stacked / big batch, d = 64, 8 to 8 clients, 1 thread" in training_bars_block(tmp_path)
+    assert "stacked / big batch, d = 64, 8 to 8 clients, 1 thread, CPU time" in training_bars_block(
+        tmp_path
+    )
