@@ -18,9 +18,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 from analysis.real.comparison import curves
-from analysis.real.study import Study, StudyRun
+from analysis.real.study import PATHS, Study, StudyRun
 from analysis.real.study_files import load_study, study_about, study_names
-from analysis.real.study_report import PATHS, last_part, study_report
+from analysis.real.study_report import last_part, study_report
 from analysis.real.study_runs import check_data, load_runs, missing_runs, run_study
 from analysis.real.study_scores import Scores, forecasts, pooled, score_runs, why_no_scores
 from analysis.real.study_tables import to_markdown

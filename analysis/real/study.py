@@ -17,6 +17,8 @@ from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import check_positive_int, expected
 
 MIXED, LOWEST, HIGHEST = "mixed", "equal_lowest", "equal_highest"
+PATHS = ("model", "data", "test_data")
+"""Fields that say where something is on this machine, and are no part of what a study is."""
 NO_FILE_NAME = r"[^\w.]+"  # spaces, and what a rule's options bring: raflora:canonicalize=true
 
 

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from analysis.real.study import HIGHEST, LOWEST, MIXED, Study, check_rules
+from analysis.real.study import HIGHEST, LOWEST, MIXED, PATHS, Study, check_rules
 from fedlora_sim import Scenario, parse_ranks
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import check_choice, check_positive_int, check_seed, check_share, expected
@@ -35,7 +35,7 @@ STUDYS_OWN = {
     "task_seed": "every run's is its own seed",
 }
 """Fields that differ from run to run, and what says so instead."""
-MACHINE = {"model", "data", "test_data", "threads", "device"}
+MACHINE = {*PATHS, "threads", "device"}
 """Fields that say where a study is run, not what it is: a change of another is another study."""
 
 

@@ -22,7 +22,7 @@ from analysis.real.comparison import (
 from analysis.real.counterfactuals import accuracy_gain, coverage_shares, relative_to_rule
 from analysis.real.paper_claims import claims_left_out, judge_claims
 from analysis.real.premise import premise_rows
-from analysis.real.study import MIXED, Study
+from analysis.real.study import MIXED, PATHS, Study
 from analysis.real.study_runs import CODE
 from analysis.real.study_scores import (
     Scores,
@@ -36,7 +36,6 @@ from fedlora_sim import Scenario
 from fedlora_sim.datasets import versions
 
 REFERENCE, AVERAGE = "raflora", "fedavg"
-PATHS = ("model", "data", "test_data")
 
 
 def study_report(

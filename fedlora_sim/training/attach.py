@@ -99,6 +99,23 @@ def frozen_copy(model: ModelT, replaced: Mapping[str, Tensor] | None = None) -> 
     return clone
 
 
+def merged_copy(model: ModelT, deltas: Mapping[str, Tensor], heads: Heads | None = None) -> ModelT:
+    """A frozen copy with updates merged into its weights, and heads in place of its own.
+
+    Args:
+        model: any module; not changed.
+        deltas: module name -> dW (d_out, d_in), scaling included.
+        heads: module name -> weight (d_out, d_in) and, if any, bias (d_out,).
+
+    Raises:
+        ValueError: as `add_deltas`.
+    """
+    replaced = add_deltas(model, deltas)
+    for name, own in (heads or {}).items():
+        replaced |= {f"{name}.{key}": x for key, x in zip(("weight", "bias"), own, strict=False)}
+    return frozen_copy(model, replaced)
+
+
 def stacked_modules(model: nn.Module) -> dict[str, StackedModule]:
     """The modules that hold what a cohort trains, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, StackedModule)}

@@ -18,7 +18,7 @@ from fedlora_sim.errors import InputError, expected
 from fedlora_sim.tasks.examples import MASK, Examples
 from fedlora_sim.tasks.task import Task, logits_of
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.attach import add_deltas, attach, find_linear, frozen_copy
+from fedlora_sim.training.attach import attach, find_linear, frozen_copy, merged_copy
 from fedlora_sim.training.stacked import Adapters, Heads, weight_of
 
 CLIENTS, EACH = 3, 2
@@ -112,12 +112,10 @@ def _same(task: Task, samples: Sequence[Tensor], trial: Trial) -> bool:
     except InputError:  # a first axis that the clients cannot share
         return False
     for k, own in enumerate(beside.detach().split(EACH)):
-        replaced = add_deltas(task.model, {name: b[k] @ a[k] for name, (a, b) in adapters.items()})
-        for name, parameters in heads.items():
-            parts = zip(("weight", "bias"), parameters, strict=False)
-            replaced |= {f"{name}.{part}": x[k] for part, x in parts}
+        deltas = {name: b[k] @ a[k] for name, (a, b) in adapters.items()}
+        own_heads = {name: tuple(x[k] for x in parts) for name, parts in heads.items()}
         with torch.inference_mode():
-            merged = _losses(task, frozen_copy(task.model, replaced), samples[k])
+            merged = _losses(task, merged_copy(task.model, deltas, own_heads), samples[k])
         if not _close(own, merged, task.dtype):
             return False
     return True

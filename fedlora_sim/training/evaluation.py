@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedlora_sim.tasks.task import Task, logits_of
-from fedlora_sim.training.attach import add_deltas, frozen_copy
+from fedlora_sim.training.attach import merged_copy
 from fedlora_sim.training.stacked import Heads
 
 BATCH = 64
@@ -35,10 +35,7 @@ def evaluate(
     Raises:
         ValueError: on a name that is no linear module, or a shape that is not its weight's.
     """
-    replaced = add_deltas(task.model, deltas or {})
-    for name, own in (heads or {}).items():
-        replaced |= {f"{name}.{key}": x for key, x in zip(("weight", "bias"), own, strict=False)}
-    model = frozen_copy(task.model, replaced)
+    model = merged_copy(task.model, deltas or {}, heads)
     hits, total, count = 0, 0.0, 0.0
     with torch.inference_mode():
         for index in torch.arange(len(task.test), device=task.device).split(BATCH):

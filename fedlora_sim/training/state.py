@@ -11,7 +11,7 @@ from fedlora_sim.aggregation import Aggregated
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import sign_fixed_svd
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.training.attach import add_deltas, frozen_copy
+from fedlora_sim.training.attach import merged_copy
 from fedlora_sim.training.stacked import Heads
 
 SVD = tuple[Tensor, Tensor, Tensor]
@@ -79,5 +79,5 @@ class GlobalUpdate:
         """The task with the corrections in its model's weights: what clients train on."""
         if not self.base:
             return task
-        model = frozen_copy(task.model, add_deltas(task.model, self.base))
+        model = merged_copy(task.model, self.base)
         return replace(task, model=model)

@@ -133,6 +133,10 @@ def test_a_tiny_study_from_end_to_end(fedlora: Callable, tiny: Path) -> None:
     assert not part["study"]["complete"]
     assert part["claims"] == []
     assert made < files()
+    for mine in ("study.toml", "data/mine.nc", "figures/mine.png"):  # beside what it writes
+        (Path("t") / mine).write_text("mine")
+    assert fedlora(*STUDY, "--report-only").code == 0
+    assert {"study.toml", "data/mine.nc", "figures/mine.png"} < files()
 
     other = fedlora(*STUDY, "--set", "rounds=3")
     assert other.code == 2

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedlora_sim.errors import InputError
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -55,12 +56,12 @@ def test_a_head_of_several_maps(tiny_folder):
 
 def test_the_head_depends_on_the_seed_alone(tiny_folder):
     folder = tiny_folder()
-    torch.manual_seed(1)
-    before = torch.random.get_rng_state()
-    first = load(folder, 3).model.classifier.weight
-    torch.testing.assert_close(torch.random.get_rng_state(), before, rtol=0, atol=0)
-    torch.manual_seed(2)
-    torch.testing.assert_close(load(folder, 3).model.classifier.weight, first, rtol=0, atol=0)
+    with library_draws(1):
+        before = torch.random.get_rng_state()
+        first = load(folder, 3).model.classifier.weight
+        torch.testing.assert_close(torch.random.get_rng_state(), before, rtol=0, atol=0)
+    with library_draws(2):
+        torch.testing.assert_close(load(folder, 3).model.classifier.weight, first, rtol=0, atol=0)
     assert not torch.equal(load(folder, 4).model.classifier.weight, first)
 
 

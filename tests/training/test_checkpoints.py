@@ -201,3 +201,23 @@ def test_bad_input(tiny_task, folder):
         run_training(
             TINY, get_rule("raflora"), [1], task=tiny_task, checkpoints=folder, keep="some"
         )
+
+
+def test_a_folder_does_not_go_on_with_other_data(tiny_task, folder):
+    simulate(TINY, seed=5, task=tiny_task, checkpoints=folder)
+    labels = tiny_task.train.labels.flip(0)
+    other = replace(tiny_task, train=replace(tiny_task.train, labels=labels))
+    with pytest.raises(ValueError, match="task_fingerprint="):
+        simulate(TINY, seed=5, task=other, checkpoints=folder)
+
+
+def test_a_run_can_be_run_again(tiny_task):
+    run = FederatedRun(TINY, get_rule("raflora"), 5, tiny_task)
+    first, again = run.run(), run.run()
+    assert np.array_equal(first.singular_values, again.singular_values)
+
+
+def test_a_task_of_ones_own_is_moved_to_the_scenarios_dtype(tiny_task):
+    run = FederatedRun(TINY.replace(dtype="float32"), get_rule("raflora"), 5, tiny_task)
+    assert run.task.dtype == torch.float32
+    assert tiny_task.dtype == torch.float64

@@ -128,3 +128,23 @@ def test_bad_rates(tiny_task, make_adapters, cohort_samples, rates):
     stack = Stack(make_adapters([1, 2]), torch.ones(2), rates=torch.tensor(rates))
     with pytest.raises(ValueError, match="learning_rates"):
         train_on_plan(tiny_task, stack, plan, CONFIGS["adam"])
+
+
+def test_rates_of_ones_own_are_shares_of_a_rate_above_zero(
+    tiny_task, make_adapters, cohort_samples
+):
+    config = LocalConfig(batch_size=4, local_steps=1, learning_rate=0.0)
+    plan = config.plan(cohort_samples[:1], client_streams(0, 0, (0,)))
+    stack = Stack(make_adapters([2]), torch.ones(1), rates=torch.tensor([1e-3]))
+    with pytest.raises(ValueError, match="learning_rate=0"):
+        train_on_plan(tiny_task, stack, plan, config)
+
+
+def test_heads_are_of_as_many_clients(tiny_task, make_adapters, cohort_samples):
+    config = LocalConfig(batch_size=4, local_steps=1)
+    plan = config.plan(cohort_samples[:1], client_streams(0, 0, (0,)))
+    head = tiny_task.model.get_submodule("head")
+    heads = {"head": tuple(p.detach().expand(3, *p.shape) for p in head.parameters())}
+    stack = Stack(make_adapters([2]), torch.ones(1), heads)
+    with pytest.raises(ValueError, match=r"heads\['head'\]='3 clients': expected 1"):
+        train_on_plan(tiny_task, stack, plan, config)

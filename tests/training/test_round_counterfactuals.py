@@ -125,3 +125,9 @@ def test_the_dataset_names_the_rules(make_run):
     assert found.compared_rule.values.tolist() == list(TOGETHER)
     own = found.counterfactual_energy.sel(compared_rule="fedavg").isel(round=slice(1, None))
     np.testing.assert_array_equal(own, found.layer_energy.isel(round=slice(1, None)))
+
+
+def test_a_comparison_that_would_end_the_run_is_refused_before_it(tiny_task):
+    scenario = TINY.replace(empty_partition="error", counterfactuals=True)
+    with pytest.raises(ValueError, match="empty_partition='error': expected carry or zero: fedavg"):
+        simulate(scenario, rule="fedavg", task=tiny_task)
