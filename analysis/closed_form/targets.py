@@ -47,7 +47,10 @@ def local_map(x: Array, target: Array, local_time: Array | float) -> Array:
     safe = np.where(some, x, 1.0)
     # x / (e + k x), with e = 1/G and k = (1 - 1/G) / M: neither can overflow for M >= 0
     with np.errstate(over="ignore"):
-        return np.where(some, safe / (decay + pull * safe), 0.0)
+        divisor = decay + pull * safe
+        grown = divisor == 0  # e and k x both below the smallest number: time enough to reach M
+        mapped = np.where(grown, target, safe / np.where(grown, 1.0, divisor))
+        return np.where(some, mapped, 0.0)
 
 
 def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Array]:
@@ -56,7 +59,9 @@ def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Arr
         exponent = -2 * np.asarray(target, dtype=np.float64) * local_time
         decay, drop = np.exp(exponent), -np.expm1(exponent)
     flat = np.broadcast_to(np.asarray(2.0 * np.asarray(local_time)), exponent.shape).copy()
-    pull = np.divide(drop, target, out=flat, where=exponent != 0)
+    # a subnormal exponent has lost its digits, and the limit at M = 0 has not
+    curved = np.abs(exponent) >= np.finfo(np.float64).tiny
+    pull = np.divide(drop, target, out=flat, where=curved)
     return decay, pull
 
 
