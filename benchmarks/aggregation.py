@@ -63,7 +63,7 @@ def samples() -> list[float]:
 def product_of(updates: list[LoRAFactors], rule: str = "raflora") -> LowRankProduct:
     """The rule's weighted sum, as the engine sees it."""
     weights = torch.tensor(samples(), dtype=torch.float64)
-    cohort = Cohort.from_updates(updates, weights, RANK_OUT)
+    cohort = Cohort.from_updates(updates, weights, (RANK_OUT,))
     return cohort.product(get_rule(rule).direction_weights(cohort.weights, cohort.members))
 
 

@@ -94,6 +94,9 @@ def aggregate_layer(
             previous=last,
             empty_partition=request.empty_partition,
         )
+        if result.state:
+            expectation = "a rule that keeps nothing from round to round, as folders cannot"
+            raise expected("rule", request.rule, expectation)
         total = _written(result, request.target_rank)
         return result, total, _report(module, updates, total, levels, request.weights)
     except InputError as error:

@@ -24,6 +24,7 @@ class Cohort:
         members: which rank indices each client carries, boolean (..., K, r_max).
         positions: rank index of every column of every client, K tensors of shape (r_k,).
         scaling: LoRA scaling of each client, (K,) in the compute dtype.
+        rank_levels: distinct ranks of the federation, ascending; the last one is r_max.
     """
 
     updates: Sequence[LoRAFactors]
@@ -31,6 +32,7 @@ class Cohort:
     members: Tensor
     positions: Sequence[Tensor]
     scaling: Tensor
+    rank_levels: tuple[int, ...]
 
     @property
     def num_clients(self) -> int:
@@ -52,7 +54,7 @@ class Cohort:
         cls,
         updates: Sequence[LoRAFactors],
         weights: Tensor,
-        r_max: int,
+        rank_levels: tuple[int, ...],
         positions: Sequence[Tensor] | None = None,
     ) -> Cohort:
         """A cohort of updates, each carrying its first r_k directions unless `positions` says else.
@@ -60,18 +62,19 @@ class Cohort:
         Args:
             updates: as above.
             weights: unnormalised, (..., K).
-            r_max: highest rank level of the federation.
+            rank_levels: of the federation.
             positions: rank index of every column of every client.
         """
         heads = list(map(_head, updates))
         device, dtype = heads[0][2], compute_dtype(heads[0][3])
         if positions is None:
             positions = [torch.arange(rank, device=device) for rank, *_ in heads]
-        members = torch.zeros(len(heads), r_max, dtype=torch.bool, device=device)
+        members = torch.zeros(len(heads), rank_levels[-1], dtype=torch.bool, device=device)
         for k, held in enumerate(positions):
             members[k, held] = True
         scaling = torch.tensor([s for _, s, *_ in heads], dtype=dtype, device=device)
-        return cls(updates, weights.to(dtype).to(device), members, positions, scaling)
+        weights = weights.to(dtype).to(device)
+        return cls(updates, weights, members, positions, scaling, rank_levels)
 
     def _column_weights(self, shares: Tensor) -> Tensor:
         """Weight of every column, (..., R), from those of every (client, direction)."""

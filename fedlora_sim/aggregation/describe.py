@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+from fedlora_sim.aggregation.foreign import ForeignRule
+from fedlora_sim.aggregation.options import option_text
 from fedlora_sim.aggregation.registry import get_rule, rule_aliases, rule_names
-from fedlora_sim.aggregation.rule import AggregationRule, option_text
+from fedlora_sim.aggregation.rule import AggregationRule
 
 ADAPTERS = {"product": "products", "factor": "factors", "none": "a stack"}
 
@@ -37,13 +39,16 @@ class Description:
 def describe(rule: AggregationRule) -> Description:
     """The listing's line of a rule, from its docstrings and declarations."""
     adapter = "B alone" if rule.frozen_a else ADAPTERS[rule.space]
+    averages = f"{adapter}, into the base" if rule.residual_in_base else adapter
+    declared = rule.properties.multiplier
+    inner = rule.inner if isinstance(rule, ForeignRule) else None
     return Description(
         name=rule.name,
         also=", ".join(other for other, own in rule_aliases().items() if own == rule.name),
-        options=", ".join(f"{f.name}={option_text(f.default)}" for f in fields(rule)),
-        averages=f"{adapter}, into the base" if rule.residual_in_base else adapter,
-        multiplier=_first_line(rule.multiplier).rstrip("."),
-        summary=_first_line(type(rule)),
+        options=", ".join(f"{name}={option_text(value)}" for name, value in rule.options.items()),
+        averages=averages if inner is None else "in its own way",
+        multiplier=_first_line(declared).rstrip(".") or "not declared",
+        summary=_first_line(type(rule if inner is None else inner)),
         source=rule.source,
     )
 
@@ -54,4 +59,6 @@ def describe_all() -> tuple[Description, ...]:
 
 
 def _first_line(documented: object) -> str:
+    if documented is None:
+        return ""
     return (inspect.getdoc(documented) or "").split("\n")[0]

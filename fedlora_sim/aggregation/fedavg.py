@@ -10,11 +10,12 @@ Wu et al., arXiv 2602.13486, Sec. 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from fedlora_sim.aggregation.properties import Properties
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.weights import DataWeightedRule
 
@@ -29,6 +30,24 @@ class FedAvg(DataWeightedRule):
 
     name: ClassVar[str] = "fedavg"
     source: ClassVar[str] = "arXiv 2402.11505, Sec. 3; arXiv 2602.13486, Sec. 4"
+
+    @property
+    def properties(self) -> Properties:
+        """Linear, exact before truncation, and blind to how an update is written."""
+        return replace(
+            super().properties,
+            transpose=True,
+            linear=True,
+            exact=True,
+            best_approximation=True,
+            rank_bound=True,
+            energy_hull="whole",
+            gauge="full",
+            partition_identity=False,
+            equal_ranks_fedavg=True,
+            low_rank_client="dilutes",
+            continuous=True,
+        )
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W`."""

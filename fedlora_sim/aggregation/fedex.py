@@ -12,11 +12,12 @@ ranks; zero padding for unequal ones is ours, as in `ZeroPad`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from fedlora_sim.aggregation.properties import Properties
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.rule import Space
 from fedlora_sim.aggregation.weights import DataWeightedRule
@@ -43,6 +44,26 @@ class FedEx(DataWeightedRule):
     source: ClassVar[str] = "arXiv 2410.09432, Sec. 3"
     space: ClassVar[Space] = "factor"
     residual_in_base: ClassVar[bool] = True
+
+    @property
+    def properties(self) -> Properties:
+        """Adapter and base together linear and exact, unless the residual is cut."""
+        whole = self.residual_rank is None
+        return replace(
+            super().properties,
+            transpose=True,
+            linear=whole,
+            exact=whole,
+            best_approximation=False,
+            rank_bound=False,
+            energy_hull="whole" if whole else None,
+            gauge="full" if whole else "none",
+            partition_identity=False,
+            equal_ranks_fedavg=False,
+            low_rank_client="dilutes" if whole else None,
+            continuous=True,
+            multiplier=self.multiplier if whole else None,
+        )
 
     def __post_init__(self) -> None:
         if self.residual_rank is not None:

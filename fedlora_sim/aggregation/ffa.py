@@ -10,8 +10,7 @@ unequal ones is ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,9 +18,11 @@ from torch import Tensor
 
 from fedlora_sim.aggregation.averages import average_factors
 from fedlora_sim.aggregation.cohort import Cohort
+from fedlora_sim.aggregation.properties import Properties
+from fedlora_sim.aggregation.protocol import NO_STATE, State
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.result import Aggregated
-from fedlora_sim.aggregation.rule import Space
+from fedlora_sim.aggregation.rule import Finish, Space
 from fedlora_sim.aggregation.weights import DataWeightedRule
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
@@ -43,6 +44,22 @@ class FFA(DataWeightedRule):
     frozen_a: ClassVar[bool] = True
 
     @property
+    def properties(self) -> Properties:
+        """Linear and exact, for clients who share one frozen A: a gauge would change it."""
+        return replace(
+            super().properties,
+            linear=True,
+            exact=True,
+            best_approximation=True,
+            rank_bound=True,
+            energy_hull="whole",
+            partition_identity=False,
+            equal_ranks_fedavg=True,
+            low_rank_client="dilutes",
+            continuous=True,
+        )
+
+    @property
     def has_spectral_form(self) -> bool:
         """Yes: with A frozen, an average of B is an average of amplitudes."""
         return True
@@ -56,7 +73,8 @@ class FFA(DataWeightedRule):
         cohort: Cohort,
         previous: LoRAFactors | None = None,
         empty_partition: str = "carry",
-        finish: Callable[[LoRAFactors], LoRAFactors] = lambda adapter: adapter,
+        finish: Finish = lambda adapter: adapter,
+        state: State = NO_STATE,
     ) -> Aggregated:
         """As for every rule; rows of A that nobody in the cohort carries are those of `previous`.
 
@@ -71,7 +89,7 @@ class FFA(DataWeightedRule):
             lora_a = torch.where(empty, sent, adapter.lora_A)
             return finish(LoRAFactors(lora_a, adapter.lora_B, adapter.scaling))
 
-        return super().aggregate(cohort, previous, empty_partition, with_all_rows)
+        return super().aggregate(cohort, previous, empty_partition, with_all_rows, state)
 
     def adapter(
         self,

@@ -10,11 +10,12 @@ Source: Wang et al. 2024, arXiv 2409.05976, Sec. 3 (stacking-based noise-free ag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from fedlora_sim.aggregation.properties import Properties
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.rule import Space
 from fedlora_sim.aggregation.weights import DataWeightedRule
@@ -32,6 +33,24 @@ class FLoRA(DataWeightedRule):
     source: ClassVar[str] = "arXiv 2409.05976, Sec. 3"
     space: ClassVar[Space] = "none"
     residual_in_base: ClassVar[bool] = True
+
+    @property
+    def properties(self) -> Properties:
+        """Linear and exact, of whatever rank."""
+        return replace(
+            super().properties,
+            transpose=True,
+            linear=True,
+            exact=True,
+            best_approximation=False,
+            rank_bound=False,
+            energy_hull="whole",
+            gauge="full",
+            partition_identity=False,
+            equal_ranks_fedavg=False,
+            low_rank_client="dilutes",
+            continuous=True,
+        )
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W`, on the round's increment."""

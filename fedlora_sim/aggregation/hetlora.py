@@ -13,12 +13,13 @@ Source: Cho et al. 2024, arXiv 2401.06432, Sec. 3.2 and Fig. 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fedlora_sim.aggregation.properties import Properties
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.rule import AggregationRule, Space
 from fedlora_sim.aggregation.weights import data_shares
@@ -40,6 +41,25 @@ class HetLoRA(AggregationRule):
     source: ClassVar[str] = "arXiv 2401.06432, Sec. 3.2"
     space: ClassVar[Space] = "factor"
     weights_from_norms: ClassVar[bool] = True
+
+    @property
+    def properties(self) -> Properties:
+        """As `ZeroPad`, but that samples count for nothing unless `data_weighted`."""
+        return replace(
+            super().properties,
+            weight_repetition=self.data_weighted,
+            transpose=True,
+            linear=False,
+            exact=False,
+            best_approximation=False,
+            rank_bound=True,
+            energy_hull="none",
+            gauge="none",
+            partition_identity=False,
+            equal_ranks_fedavg=False,
+            low_rank_client="dilutes",
+            coverage="weights_and_norms" if self.data_weighted else "norms",
+        )
 
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None

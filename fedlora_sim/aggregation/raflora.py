@@ -14,12 +14,13 @@ Source: Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1 and Eq. 8.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from fedlora_sim.aggregation.cohort import Cohort
+from fedlora_sim.aggregation.properties import Properties
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.rule import AggregationRule
 from fedlora_sim.aggregation.weights import contributor_shares
@@ -46,6 +47,25 @@ class RaFLoRA(AggregationRule):
     name: ClassVar[str] = "raflora"
     source: ClassVar[str] = "arXiv 2602.13486, Sec. 5, Algorithm 1, Eq. 8"
     has_empty_partition_policy: ClassVar[bool] = True
+
+    @property
+    def properties(self) -> Properties:
+        """Partition by partition what FedAvg is as a whole; in any gauge with `canonicalize`."""
+        plain = not self.canonicalize
+        return replace(
+            super().properties,
+            transpose=True,
+            linear=plain,
+            exact=False,
+            best_approximation=False,
+            rank_bound=True,
+            energy_hull="partition" if plain else None,
+            gauge="partition" if plain else "full",
+            partition_identity=plain or None,
+            equal_ranks_fedavg=True,
+            low_rank_client="keeps",
+            continuous=True,
+        )
 
     @property
     def has_spectral_form(self) -> bool:

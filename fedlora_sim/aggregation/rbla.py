@@ -9,11 +9,12 @@ Source: Chen et al. 2024, arXiv 2408.08699 (rank-based LoRA aggregation).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from fedlora_sim.aggregation.properties import Properties
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.rule import AggregationRule, Space
 from fedlora_sim.aggregation.weights import contributor_shares
@@ -31,6 +32,24 @@ class RBLA(AggregationRule):
     source: ClassVar[str] = "arXiv 2408.08699"
     space: ClassVar[Space] = "factor"
     has_empty_partition_policy: ClassVar[bool] = True
+
+    @property
+    def properties(self) -> Properties:
+        """An average of factors: neither linear nor exact, but nothing is diluted."""
+        return replace(
+            super().properties,
+            transpose=True,
+            linear=False,
+            exact=False,
+            best_approximation=False,
+            rank_bound=True,
+            energy_hull="none",
+            gauge="none",
+            partition_identity=False,
+            equal_ranks_fedavg=False,
+            low_rank_client="keeps",
+            continuous=True,
+        )
 
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None

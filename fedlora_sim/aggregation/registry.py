@@ -1,6 +1,7 @@
 """The rules by name: case-insensitive, each name once, open to outsiders.
 
-Another package adds a rule by the decorator, when it is imported, or by an entry point, without:
+Another package adds a class of rules, an `AggregationRule` or any `Aggregator`, by the decorator,
+when it is imported, or by an entry point, without:
 
     [project.entry-points."fedlora_sim.rules"]
     my_rule = "my_package.my_module:MyRule"
@@ -11,17 +12,20 @@ from __future__ import annotations
 import tomllib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
+from fedlora_sim.aggregation.foreign import as_rule, check_aggregator_form
+from fedlora_sim.aggregation.options import option_defaults
+from fedlora_sim.aggregation.protocol import Aggregator
 from fedlora_sim.aggregation.rule import AggregationRule
 from fedlora_sim.errors import check_choice, expected
 
 ENTRY_POINTS = "fedlora_sim.rules"
-RuleT = TypeVar("RuleT", bound=type[AggregationRule])
+RuleClass = type[AggregationRule] | type[Aggregator]
+RuleT = TypeVar("RuleT", bound=RuleClass)
 
-_RULES: dict[str, type[AggregationRule]] = {}
+_RULES: dict[str, RuleClass] = {}
 _ALIASES: dict[str, str] = {}
 _loaded = False
 
@@ -41,32 +45,32 @@ def register(rule: Any = None, *, aliases: Sequence[str] = ()) -> Any:
     return _register(rule, aliases)
 
 
-def get_rule(rule: str | AggregationRule, **options: object) -> AggregationRule:
-    """The rule of a name, with its options; an `AggregationRule` is returned as it is.
+def get_rule(rule: str | AggregationRule | Aggregator, **options: object) -> AggregationRule:
+    """The rule of a name, with its options; a rule that is made is returned as engines take it.
 
     Args:
-        rule: a name, or a name with options as text, `raflora:canonicalize=true`.
+        rule: a name, or a name with options as text, `raflora:canonicalize=true`; or a rule.
         **options: options of the rule, beside those in the text.
 
     Raises:
         ValueError: if the name or an option is unknown (with the closest one), or its value wrong.
     """
-    if isinstance(rule, AggregationRule):
+    if not isinstance(rule, str) and not isinstance(rule, type) and hasattr(rule, "step"):
         if options:
             raise expected("options", options, "none beside a rule that is already made")
-        return rule
-    name, *parts = str(rule).split(":") if isinstance(rule, str) else [rule]
+        return as_rule(rule)
+    name, *parts = rule.split(":") if isinstance(rule, str) else (rule,)
     _load_entry_points()
     chosen = check_choice("rule", name, [*_RULES, *_ALIASES])
     cls = _RULES[_ALIASES.get(chosen, chosen)]
     given = {**dict(_parse(part) for part in parts), **options}
-    defaults = {f.name: f.default for f in fields(cls)}
+    defaults = option_defaults(cls)
     for option, value in given.items():
         if option not in defaults:
             _refuse_option(chosen, option, value, defaults)
         if isinstance(defaults[option], bool) and not isinstance(value, bool):
             raise expected(option, value, "true or false")
-    return cls(**given)
+    return as_rule(cls(**given))
 
 
 def rule_names() -> tuple[str, ...]:
@@ -82,8 +86,7 @@ def rule_aliases() -> dict[str, str]:
 
 
 def _register(rule: RuleT, aliases: Sequence[str]) -> RuleT:
-    _check_rule(rule)
-    names = [name.lower() for name in (rule.name, *aliases)]
+    names = [name.lower() for name in (_check_rule(rule), *aliases)]
     for name in names:
         owner = _RULES.get(_ALIASES.get(name, name))
         if owner is not None and not _is_again(rule, owner):
@@ -93,25 +96,21 @@ def _register(rule: RuleT, aliases: Sequence[str]) -> RuleT:
     return rule
 
 
-def _check_rule(rule: object) -> None:
-    """Refuse what would only fail when somebody lists or runs it."""
-    if not (isinstance(rule, type) and issubclass(rule, AggregationRule)):
-        raise expected("rule", rule, "a subclass of AggregationRule")
+def _check_rule(rule: Any) -> str:
+    """The name of a class; what would only fail when somebody lists or runs it is refused."""
+    if not isinstance(rule, type):
+        raise expected("rule", rule, "a class of rules")
     missing = sorted(getattr(rule, "__abstractmethods__", ()))
     if missing:
         raise expected("rule", rule.__name__, f"a rule that defines {', '.join(missing)}")
-    for attribute in ("name", "source"):
-        value = getattr(rule, attribute, None)
-        if not isinstance(value, str) or not value.strip():
-            raise expected(f"{rule.__name__}.{attribute}", value, "text, as a class attribute")
-    if ":" in rule.name or "," in rule.name:
-        raise expected(f"{rule.__name__}.name", rule.name, "a name without ':' and ','")
-    for field in fields(rule):
-        if field.default is MISSING:
-            raise expected(f"{rule.__name__}.{field.name}", "no default", "options with a default")
+    name = check_aggregator_form(rule)
+    if {":", ","} & set(name):
+        raise expected(f"{rule.__name__}.name", name, "a name without ':' and ','")
+    option_defaults(rule)
+    return name
 
 
-def _is_again(rule: type[AggregationRule], owner: type[AggregationRule]) -> bool:
+def _is_again(rule: RuleClass, owner: RuleClass) -> bool:
     """Whether it is the same class once more, from a notebook cell or a module run twice."""
     return (rule.__module__, rule.__qualname__) == (owner.__module__, owner.__qualname__)
 

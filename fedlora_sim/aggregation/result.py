@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class Aggregated:
             factors themselves, not copies: what changes them in place changes it.
         exact: the whole update, where the rule knows it as one product: without the columns of the
             adapter, which the base takes back.
+        state: what the rule wants to be handed next round, by name; empty for most.
 
     A component of the adapter that is lost has both factors zero, where no gradient leads out: who
     sends the adapter to clients gives such components (`LoRAFactors.lost_columns`) a fresh A.
@@ -30,6 +32,7 @@ class Aggregated:
     adapter: LoRAFactors
     base: LowRankProduct | None = None
     exact: LowRankProduct | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def product(self) -> LowRankProduct:

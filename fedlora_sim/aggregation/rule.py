@@ -9,8 +9,8 @@ the adapter misses of the exact sum into the frozen base.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -18,28 +18,24 @@ from torch import Tensor
 
 from fedlora_sim.aggregation.averages import average_factors, split, with_columns
 from fedlora_sim.aggregation.cohort import Cohort
+from fedlora_sim.aggregation.options import option_defaults, rule_label
+from fedlora_sim.aggregation.properties import Coverage, Properties
+from fedlora_sim.aggregation.protocol import NO_STATE, Context, State
 from fedlora_sim.aggregation.result import Aggregated
+from fedlora_sim.aggregation.round import check_round
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
 
-
-def option_text(value: object) -> str:
-    """An option's value as it is written behind a rule's name."""
-    return str(value) if isinstance(value, str) else str(value).lower()
-
-
 Space = Literal["product", "factor", "none"]
+Finish = Callable[[LoRAFactors], LoRAFactors]
 
 
 @dataclass(frozen=True)
 class AggregationRule(ABC):
-    """A server rule: pure, stateless, and the same on every device. Its options are its fields.
+    """A server rule: pure, and the same on every device. Its options are its fields.
 
-    Laws, for every rule of the family:
-        the order of the clients does not matter; multiplying all weights by a positive number
-        changes nothing; a client of weight 0 changes nothing; one client alone is returned as it
-        is (as a product), padded to rank r_max; alpha/r is part of every update.
+    It meets the protocol `Aggregator`, and says in `properties` which laws it keeps.
 
     Class attributes:
         name: what the rule is called in `get_rule` and on the command line.
@@ -92,10 +88,26 @@ class AggregationRule(ABC):
     @property
     def label(self) -> str:
         """The name with the options that are not at their default, as `get_rule` reads it."""
-        usual = {f.name: f.default for f in fields(self)}
-        options = {name: getattr(self, name) for name in usual}
-        changed = [f"{o}={option_text(v)}" for o, v in options.items() if v != usual[o]]
-        return ":".join([self.name, *changed])
+        return rule_label(self)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Options of the rule, with their defaults."""
+        return option_defaults(type(self))
+
+    @property
+    def properties(self) -> Properties:
+        """Laws that the rule keeps: those that are usual, unless it says more."""
+        coverage: Coverage = "norms" if self.weights_from_norms else "weights"
+        return Properties(
+            batched=True,
+            unknown_level=True,
+            empty_partitions=True if self.has_empty_partition_policy else None,
+            gap_needed=self.needs_svd_allocation,
+            common_a=self.frozen_a,
+            multiplier=self.multiplier,
+            coverage=coverage,
+        )
 
     @property
     def is_linear(self) -> bool:
@@ -133,14 +145,46 @@ class AggregationRule(ABC):
         """The base correction as the rule keeps it; most keep it exact."""
         return base
 
+    @torch.no_grad()
+    def step(
+        self,
+        updates: Sequence[LoRAFactors],
+        weights: Sequence[float],
+        context: Context,
+        state: State,
+    ) -> tuple[Aggregated, State]:
+        """Aggregate one round, checked; see `Aggregator.step`.
+
+        Raises:
+            ValueError: naming the argument, its value and what was expected.
+        """
+        checked = check_round(
+            updates,
+            weights,
+            rank_levels=context.rank_levels,
+            positions=context.positions,
+            previous=context.previous,
+            empty_partition=context.empty_partition,
+            svd_only=self.label if self.needs_svd_allocation else None,
+        )
+        result = self.aggregate(
+            checked.cohort,
+            context.previous,
+            checked.empty_partition,
+            lambda adapter: adapter.to(checked.dtype),
+            state,
+        )
+        return result, result.state
+
     def aggregate(
         self,
         cohort: Cohort,
         previous: LoRAFactors | None = None,
         empty_partition: str = "carry",
-        finish: Callable[[LoRAFactors], LoRAFactors] = lambda adapter: adapter,
+        finish: Finish = lambda adapter: adapter,
+        state: State = NO_STATE,
     ) -> Aggregated:
-        """Aggregate one round.
+        """Aggregate one round; rules of this family keep no state.
 
         Args:
             cohort: the updates.
@@ -148,6 +192,7 @@ class AggregationRule(ABC):
             empty_partition: `zero | carry | error`, for rules with such a policy.
             finish: cuts, rescales or rounds the adapter before it is handed out; what that takes
                 away is part of what a base correction makes up for.
+            state: what the rule left in its last result.
 
         Returns:
             The global adapter, rank r_max, and the base correction if the rule has one.

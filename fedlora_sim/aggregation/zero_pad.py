@@ -10,11 +10,12 @@ Source: FedIT (Zhang et al. 2023, arXiv 2305.05644) for the average of factors; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from fedlora_sim.aggregation.properties import Properties
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.rule import Space
 from fedlora_sim.aggregation.weights import DataWeightedRule
@@ -31,6 +32,24 @@ class ZeroPad(DataWeightedRule):
     name: ClassVar[str] = "zero_pad"
     source: ClassVar[str] = "arXiv 2305.05644; arXiv 2401.06432, Sec. 3.2"
     space: ClassVar[Space] = "factor"
+
+    @property
+    def properties(self) -> Properties:
+        """An average of factors: neither linear nor exact, and directions are diluted twice."""
+        return replace(
+            super().properties,
+            transpose=True,
+            linear=False,
+            exact=False,
+            best_approximation=False,
+            rank_bound=True,
+            energy_hull="none",
+            gauge="none",
+            partition_identity=False,
+            equal_ranks_fedavg=False,
+            low_rank_client="dilutes",
+            continuous=True,
+        )
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """`W**2`: once for A and once for B."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_sim.aggregation import AggregationRule, Cohort
+from fedlora_sim.aggregation import AggregationRule, Cohort, State
 from fedlora_sim.allocation import carried_directions, leading_directions
 from fedlora_sim.devices import DTYPES, resolve_device
 from fedlora_sim.draws import (
@@ -81,10 +81,14 @@ def run_matrix(
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """The global update: the adapter, and what the base has absorbed, (S, d_out, d_in)."""
+    """The global update: the adapter, and what the base has absorbed, (S, d_out, d_in).
+
+    And what the rule keeps, every tensor led by the seeds.
+    """
 
     adapter: LoRAFactors
     base: Tensor | None = None
+    kept: State = field(default_factory=dict)
 
     def on(self, u: Tensor, v: Tensor) -> Tensor:
         """Amplitudes of the base's correction, `u_i^T Z v_i`, (S, r)."""
@@ -150,12 +154,16 @@ class _Batch:
         carried, lora_a, lora_b = train(t, slots, state, u, v, x)
         lora_a, lora_b = self._disturb(t, slots, carried, lora_a, lora_b)
         result = self.rule.aggregate(
-            _cohort(lora_a, lora_b, weights, carried), state.adapter, self.scenario.empty_partition
+            _cohort(lora_a, lora_b, weights, carried, self.scenario.federation.levels),
+            state.adapter,
+            self.scenario.empty_partition,
+            state=state.kept,
         )
         if result.base is None:
-            return _State(result.adapter, state.base)
+            return _State(result.adapter, state.base, result.state)
         more = result.base.dense()
-        return _State(result.adapter, more if state.base is None else state.base + more)
+        base = more if state.base is None else state.base + more
+        return _State(result.adapter, base, result.state)
 
     def _returned(
         self, t: int, slots: NDArray[np.int64], state: _State, u: Tensor, v: Tensor, x: Tensor
@@ -250,7 +258,9 @@ class _Batch:
         return lora_a, lora_b
 
 
-def _cohort(lora_a: Tensor, lora_b: Tensor, weights: Tensor, carried: Tensor) -> Cohort:
+def _cohort(
+    lora_a: Tensor, lora_b: Tensor, weights: Tensor, carried: Tensor, rank_levels: tuple[int, ...]
+) -> Cohort:
     """Client slots (S, m, ...), each padded to rank r_max, as the cohorts of S servers."""
     slots, rank = lora_a.shape[1:3]
     return Cohort(
@@ -259,4 +269,5 @@ def _cohort(lora_a: Tensor, lora_b: Tensor, weights: Tensor, carried: Tensor) ->
         members=carried,
         positions=[torch.arange(rank, device=lora_a.device)] * slots,
         scaling=torch.ones(slots, dtype=lora_a.dtype, device=lora_a.device),
+        rank_levels=rank_levels,
     )

@@ -27,6 +27,9 @@ from fedlora_sim.training.state import GlobalUpdate
 RUN_FILE = "run.json"
 KEEP = ("all", "last")
 
+KEPT = "rule."
+"""What a rule keeps of a module is in a state file under `rule.<name>/<module>`."""
+
 GIVEN_TASK = "given by the caller"
 """What a run says of a task that is not the scenario's."""
 
@@ -123,7 +126,11 @@ def load_state(folder: Path, t: int, device: torch.device) -> GlobalUpdate:
         for key in tensors
         if key.startswith("weight.")
     }
-    return GlobalUpdate(adapters, base, heads)
+    kept: dict[str, dict[str, Tensor]] = {}
+    for key in (key for key in tensors if key.startswith(KEPT)):
+        name, module = key.removeprefix(KEPT).split("/", 1)
+        kept.setdefault(module, {})[name] = tensors[key]
+    return GlobalUpdate(adapters, base, heads, kept)
 
 
 def _state_file(folder: Path, t: int) -> Path:
@@ -138,6 +145,8 @@ def _flat(state: GlobalUpdate) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors |= {f"base.{name}": x for name, x in state.base.items()}
     for name, own in state.heads.items():
         tensors |= {f"{part}.{name}": x for part, x in zip(("weight", "bias"), own, strict=False)}
+    for module, kept in state.kept.items():
+        tensors |= {f"{KEPT}{name}/{module}": x for name, x in kept.items()}
     scalings = {name: factors.scaling for name, factors in state.adapters.items()}
     return tensors, {"scalings": json.dumps(scalings)}
 

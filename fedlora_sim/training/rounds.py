@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedlora_sim.aggregation import Aggregated, AggregationRule, aggregate
+from fedlora_sim.aggregation import NO_STATE, Aggregated, AggregationRule, aggregate
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
@@ -272,6 +272,7 @@ class FederatedRun:
                 previous=before.adapters[name],
                 empty_partition=self.scenario.empty_partition,
                 scaling=1.0,
+                state=before.rule_state(name) if rule is self.rule else NO_STATE,
             )
             for name, updates in upload.updates.items()
         }

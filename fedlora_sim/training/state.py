@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from fedlora_sim.aggregation import Aggregated
+from fedlora_sim.aggregation import NO_STATE, Aggregated, State
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import sign_fixed_svd
 from fedlora_sim.tasks.task import Task
@@ -26,11 +26,13 @@ class GlobalUpdate:
         base: module name to the accumulated correction of the frozen weight, (d_out, d_in); empty
             under rules that leave the base alone.
         heads: name of every module that clients train whole to its weight and bias.
+        kept: module name to what the rule keeps for it from round to round.
     """
 
     adapters: Mapping[str, LoRAFactors]
     base: Mapping[str, Tensor] = field(default_factory=dict)
     heads: Heads = field(default_factory=dict)
+    kept: Mapping[str, State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # As a file gives them back: other strides are other sums, hence other last digits.
@@ -40,8 +42,18 @@ class GlobalUpdate:
         }
         base = {name: x.contiguous() for name, x in self.base.items()}
         heads = {name: tuple(x.contiguous() for x in own) for name, own in self.heads.items()}
-        for name, values in (("adapters", adapters), ("base", base), ("heads", heads)):
+        kept = {
+            name: {key: x.contiguous() for key, x in own.items()}
+            for name, own in self.kept.items()
+            if own
+        }
+        held = {"adapters": adapters, "base": base, "heads": heads, "kept": kept}
+        for name, values in held.items():
             object.__setattr__(self, name, values)
+
+    def rule_state(self, module: str) -> State:
+        """What the rule keeps for a module."""
+        return self.kept.get(module, NO_STATE)
 
     def after(
         self,
@@ -55,7 +67,8 @@ class GlobalUpdate:
                 more = result.base.dense()
                 base[name] = base[name] + more if name in base else more
         adapters = {name: r.adapter for name, r in results.items()}
-        return GlobalUpdate(adapters, base, self.heads if heads is None else heads)
+        kept = {name: r.state for name, r in results.items()}
+        return GlobalUpdate(adapters, base, self.heads if heads is None else heads, kept)
 
     def deltas(self) -> dict[str, Tensor]:
         """The whole update of every module, dense."""

@@ -202,7 +202,7 @@ class Separated(FedAvg):
         (Sourceless, r"Sourceless.source=None: expected text"),
         (Unfinished, r"rule='Unfinished': .*direction_weights, multiplier"),
         (Separated, r"Separated.name='a:b': .*without ':'"),
-        (int, r"rule=<class 'int'>: expected a subclass of AggregationRule"),
+        (int, r"rule='int': expected an AggregationRule, or an object with `step`"),
     ],
 )
 def test_a_rule_that_could_not_be_listed_or_run_is_refused(rule, message):

@@ -158,8 +158,8 @@ class Watched:
         self.seen, self.rule = [], get_rule(rule)
         original = AggregationRule.aggregate
 
-        def aggregate(chosen, cohort, *args):
-            result = original(chosen, cohort, *args)
+        def aggregate(chosen, cohort, *args, **options):
+            result = original(chosen, cohort, *args, **options)
             self.seen.append((cohort, result))
             return result
 

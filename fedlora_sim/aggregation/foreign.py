@@ -1,0 +1,203 @@
+"""Rules from outside the family: any `Aggregator`, as the engines take it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora_sim.aggregation.averages import with_columns
+from fedlora_sim.aggregation.cohort import Cohort
+from fedlora_sim.aggregation.options import option_defaults, rule_label
+from fedlora_sim.aggregation.properties import Properties
+from fedlora_sim.aggregation.protocol import NO_STATE, Aggregator, Context, State
+from fedlora_sim.aggregation.result import Aggregated
+from fedlora_sim.aggregation.rule import AggregationRule, Finish
+from fedlora_sim.errors import expected
+from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lowrank import LowRankProduct, pad_last
+
+Index = tuple[int, ...]
+
+
+def as_rule(aggregator: AggregationRule | Aggregator) -> AggregationRule:
+    """A rule of any kind as the engines take it.
+
+    Raises:
+        InputError: naming what the rule lacks.
+    """
+    if isinstance(aggregator, AggregationRule):
+        return aggregator
+    check_aggregator_form(aggregator)
+    return ForeignRule(aggregator)
+
+
+def check_aggregator_form(aggregator: object) -> str:
+    """The name of a rule, or of a class of rules, that meets the protocol.
+
+    Raises:
+        InputError: naming what it lacks.
+    """
+    own = aggregator.__name__ if isinstance(aggregator, type) else type(aggregator).__name__
+    if not callable(getattr(aggregator, "step", None)):
+        raise expected("rule", own, "an AggregationRule, or an object with `step` (see Aggregator)")
+    for attribute in ("name", "source"):
+        value = getattr(aggregator, attribute, None)
+        if not isinstance(value, str) or not value.strip():
+            raise expected(f"{own}.{attribute}", value, "text, as a class attribute")
+    given = getattr(aggregator, "properties", None)
+    if not isinstance(aggregator, type) and not isinstance(given, Properties):
+        raise expected(f"{own}.properties", given, "Properties, what the rule declares of itself")
+    return str(aggregator.name)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class ForeignRule(AggregationRule):
+    """A rule that meets the protocol, client by client and layer by layer.
+
+    Args:
+        inner: the rule.
+    """
+
+    inner: Aggregator
+
+    def __post_init__(self) -> None:
+        for name, usual in (("space", "product"), ("frozen_a", False)):
+            object.__setattr__(self, name, getattr(self.inner, name, usual))
+        object.__setattr__(self, "name", self.inner.name)
+        object.__setattr__(self, "source", self.inner.source)
+
+    @property
+    def label(self) -> str:
+        """The name with the options that are not at their default."""
+        return rule_label(self.inner)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Options of the rule, with their defaults."""
+        return option_defaults(type(self.inner))
+
+    @property
+    def properties(self) -> Properties:
+        """What the rule says of itself."""
+        return self.inner.properties
+
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
+        """None: the rule is more than weights.
+
+        Raises:
+            InputError: always.
+        """
+        raise expected("rule", self.label, "a rule that is weights per client and direction")
+
+    def multiplier(self, coverage: Tensor) -> Tensor:
+        """As declared in its properties, if it is.
+
+        Raises:
+            InputError: where it is not.
+        """
+        if self.properties.multiplier is None:
+            raise expected("rule", self.label, "a rule that declares a multiplier")
+        return self.properties.multiplier(coverage)
+
+    def step(
+        self,
+        updates: Sequence[LoRAFactors],
+        weights: Sequence[float],
+        context: Context,
+        state: State,
+    ) -> tuple[Aggregated, State]:
+        """The rule's own step."""
+        return self.inner.step(updates, weights, context, state)
+
+    def aggregate(
+        self,
+        cohort: Cohort,
+        previous: LoRAFactors | None = None,
+        empty_partition: str = "carry",
+        finish: Finish = lambda adapter: adapter,
+        state: State = NO_STATE,
+    ) -> Aggregated:
+        """Aggregate a round of many layers or seeds, one after the other."""
+        first = cohort.updates[0].lora_A.shape[:-2]
+        batch = torch.broadcast_shapes(first, cohort.weights.shape[:-1], cohort.members.shape[:-2])
+        results = [
+            self._one(index, batch, cohort, previous, empty_partition, state)
+            for index in np.ndindex(*batch)
+        ]
+        whole = _stacked_factors([r.adapter for r in results], batch)
+        adapter = finish(whole)
+        names = {name for r in results for name in r.state}
+        kept = {n: torch.stack([r.state[n] for r in results]) for n in names}
+        kept = {name: x.reshape(*batch, *x.shape[1:]) for name, x in kept.items()}
+        if all(r.base is None for r in results):
+            return Aggregated(adapter, state=kept)
+        # what cutting or rounding the adapter takes away, the base makes up for
+        base, ones = _stacked_products(results, batch), torch.ones_like
+        for part, sign in ((whole, 1), (adapter, -1)):
+            base = with_columns(base, part, sign * ones(part.lora_A[..., 0], dtype=base.dtype))
+        return Aggregated(adapter, base, state=kept)
+
+    def _one(
+        self,
+        index: Index,
+        batch: Index,
+        cohort: Cohort,
+        previous: LoRAFactors | None,
+        empty_partition: str,
+        state: State,
+    ) -> Aggregated:
+        """The round of one layer of one seed."""
+        weights = cohort.weights.expand(*batch, -1)[index].tolist()
+        members = cohort.members.expand(*batch, -1, -1)[index]
+        updates, held = [], []
+        present = [k for k, weight in enumerate(weights) if weight > 0]
+        for k in present:
+            own = members[k, cohort.positions[k]].nonzero().squeeze(-1)
+            update = _layer(cohort.updates[k], index, batch).to(cohort.dtype)
+            updates.append(update if len(own) == update.rank else update.select(own))
+            held.append(cohort.positions[k][own].tolist())
+        leading = all(own == list(range(len(own))) for own in held)
+        context = Context(
+            cohort.rank_levels,
+            None if previous is None else _layer(previous, index, batch).to(cohort.dtype),
+            empty_partition,
+            None if leading else held,
+        )
+        mine = {name: x[index] for name, x in state.items()}
+        result, after = self.step(updates, [weights[k] for k in present], context, mine)
+        return replace(result, state=after)
+
+
+def _layer(factors: LoRAFactors, index: Index, batch: Index) -> LoRAFactors:
+    a, b = (x.expand(*batch, *x.shape[-2:])[index] for x in (factors.lora_A, factors.lora_B))
+    return LoRAFactors(a, b, factors.scaling)
+
+
+def _stacked_factors(parts: list[LoRAFactors], batch: Index) -> LoRAFactors:
+    """Factors of one batch, written in the first one's scaling."""
+    scaling = parts[0].scaling
+    same = [p if p.scaling == scaling else p.rescale(scaling) for p in parts]
+    a, b = (torch.stack([getattr(p, side) for p in same]) for side in ("lora_A", "lora_B"))
+    shape = torch.Size(batch)
+    return LoRAFactors(a.reshape(shape + a.shape[1:]), b.reshape(shape + b.shape[1:]), scaling)
+
+
+def _stacked_products(results: list[Aggregated], batch: Index) -> LowRankProduct:
+    """The base corrections as one product, with columns of zeros where one has fewer."""
+    pairs = []
+    for result in results:
+        like = result.adapter.product.B
+        empty = (like[..., :0], like.new_zeros(0, result.adapter.d_in))
+        pairs.append(empty if result.base is None else (result.base.B, result.base.A))
+    most = max(b.shape[-1] for b, _ in pairs)
+    b = torch.stack([pad_last(b, most) for b, _ in pairs])
+    a = torch.stack([pad_last(a.mT, most).mT for _, a in pairs])
+    shape = torch.Size(batch)
+    b, a = b.reshape(shape + b.shape[1:]), a.reshape(shape + a.shape[1:])
+    return LowRankProduct([(b, a)], b.new_ones(most))

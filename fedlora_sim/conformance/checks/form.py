@@ -1,0 +1,137 @@
+"""What every aggregator owes its caller: shapes, pure functions, no bad number swallowed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora_sim.aggregation import Aggregated, Aggregator, State
+from fedlora_sim.conformance.case import Case
+from fedlora_sim.conformance.law import Check, universal
+from fedlora_sim.conformance.result import Violation
+from fedlora_sim.factors import LoRAFactors
+
+
+def _shapes(rule: Aggregator, case: Case) -> None:
+    result, r_max = case.step(rule)[0], case.rank_levels[-1]
+    d_out, d_in = case.previous.d_out, case.previous.d_in
+    for name, found, wanted in (
+        ("lora_A", result.adapter.lora_A, (r_max, d_in)),
+        ("lora_B", result.adapter.lora_B, (d_out, r_max)),
+        ("the whole update", result.delta(), (d_out, d_in)),
+    ):
+        if tuple(found.shape) != wanted:
+            raise Violation(f"{name} of shape {tuple(found.shape)}, not {wanted}")
+
+
+def _finite(rule: Aggregator, case: Case) -> None:
+    found = case.delta(rule)
+    if not bool(torch.isfinite(found).all()):
+        raise Violation("finite updates, and a result that is not")
+
+
+def _nonfinite(rule: Aggregator, case: Case) -> None:
+    """Refused, or visible in the result: a number that is none must not vanish."""
+    for value in (float("nan"), float("inf")):
+        spoilt = case.updates[0].lora_B.clone()
+        spoilt[0, 0] = value
+        updates = (replace(case.updates[0], lora_B=spoilt), *case.updates[1:])
+        weights = (max(case.weights), *case.weights[1:])
+        try:
+            found: Tensor = case.with_clients(updates, weights).delta(rule)
+        except (ValueError, ArithmeticError, torch.linalg.LinAlgError):
+            continue
+        if bool(torch.isfinite(found).all()):
+            raise Violation(f"{value} in updates[0].lora_B vanished in the result")
+
+
+def _inputs_untouched(rule: Aggregator, case: Case) -> None:
+    """The updates, the last adapter, and the state that the rule is handed."""
+    own = case.map(lambda u: LoRAFactors(u.lora_A.clone(), u.lora_B.clone(), u.scaling))
+    _, state = own.step(rule)
+    before = {name: x.clone() for name, x in state.items()}
+    own.step(rule, state)
+    pairs = zip((*own.updates, own.previous), (*case.updates, case.previous), strict=True)
+    for k, (after, intact) in enumerate(pairs):
+        for name in ("lora_A", "lora_B"):
+            if not torch.equal(getattr(after, name), getattr(intact, name)):
+                who = "previous" if k == len(case.updates) else f"updates[{k}]"
+                raise Violation(f"{who}.{name} was changed in place")
+    if not _same_state(state, before):
+        raise Violation("the state was changed in place")
+
+
+def _determinism(rule: Aggregator, case: Case) -> None:
+    """Whatever the global generators were at; and they are left as they were."""
+    _, state = case.step(rule)
+    for kept in ({}, state):
+        first, second = (_seeded(rule, case, kept, seed) for seed in (0, 1))
+        for own, other in zip(_tensors(*first), _tensors(*second), strict=True):
+            if not torch.equal(own, other):
+                raise Violation("the same call gave other bits")
+
+
+def _seeded(rule: Aggregator, case: Case, state: State, seed: int) -> tuple[Aggregated, State]:
+    with _global_generators(seed):
+        places = _places()
+        found = case.step(rule, state)
+        if _places() != places:
+            raise Violation("a global generator was used")
+    return found
+
+
+@contextmanager
+def _global_generators(seed: int) -> Iterator[None]:
+    """The global generators of torch, NumPy and Python at a seed, for a while."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global generator is what is looked for
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])
+
+
+def _places() -> tuple[object, ...]:
+    """Where the global generators stand."""
+    numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    own = numpy["key"].tolist(), numpy["pos"]
+    return torch.get_rng_state().tolist(), own, random.getstate()
+
+
+def _tensors(result: Aggregated, state: State) -> list[Tensor]:
+    adapter = result.adapter
+    return [adapter.lora_A, adapter.lora_B, result.delta(), *(state[n] for n in sorted(state))]
+
+
+def _same_state(one: State, other: State) -> bool:
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+CHECKS = (
+    Check(
+        "shapes",
+        "The adapter has the highest rank and the layer's shape.",
+        _shapes,
+        universal,
+        {"full_rank": False},
+    ),
+    Check("finite", "Finite updates give a finite result.", _finite, universal),
+    Check("nonfinite", "NaN and infinity do not vanish.", _nonfinite, universal),
+    Check("inputs_untouched", "What is given stays as it is.", _inputs_untouched, universal),
+    Check(
+        "determinism",
+        "The same call gives the same bits, and no global generator is used.",
+        _determinism,
+        universal,
+    ),
+)
