@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fedlora_cli.options import load_rule
 from fedlora_sim.adapters.export import ExportedClients, KeptRun
 from fedlora_sim.adapters.writing import check_output
 from fedlora_sim.errors import expected
@@ -29,13 +30,16 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="replace adapter folders that are there")
     ] = False,
+    rule: Annotated[
+        str | None, typer.Option(help="the run's rule, as module:Name, if it is not registered")
+    ] = None,
 ) -> None:
     """Export a fine-tuning run's adapters as PEFT folders: of any client and round, or global."""
     given = {"--client": client, "--cohort": cohort, "--global": whole}
     chosen = [name for name, value in given.items() if value]
     if len(chosen) != 1:
         raise expected("adapters", chosen, "one of --client, --cohort and --global")
-    run = KeptRun(folder)
+    run = KeptRun(folder, rule=None if rule is None else load_rule(rule))
     if whole:
         run.export_global(t, out, force=force)
         print(f"wrote {out}")
@@ -49,7 +53,10 @@ def export(
     if cohort:
         run.export_global(t - 1, previous, force=force)
         print(f"the global adapter that they started from: {previous}")
-        print(_aggregate_command(run, exported, previous, out / "aggregated"))
+        if run.keeps_state:
+            print(f"what {run.run.rule.label} keeps from round to round is in no folder")
+        else:
+            print(_aggregate_command(run, exported, previous, out / "aggregated"))
     elif exported.has_base:
         print(f"they add to the base model as --global --round {t - 1} corrects it")
 

@@ -1,11 +1,81 @@
-"""Options that several commands read: seeds, and values of scenario fields."""
+"""Options that several commands read: rules, seeds, and values of scenario fields."""
 
 from __future__ import annotations
 
+import importlib
+import sys
 import tomllib
+from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedlora_sim.errors import check_positive_int, expected
+from fedlora_sim.errors import InputError, check_positive_int, expected
+
+if TYPE_CHECKING:  # torch takes seconds, and not every command has rules
+    from fedlora_sim.aggregation import AggregationRule
+
+
+def load_rule(text: str) -> AggregationRule:
+    """The rule that a text names, `raflora:canonicalize=true`, or points at, `pkg.module:Name`.
+
+    A registered name wins: what stands behind it are its options. Else, where what follows the
+    first `:` is no `option=value`, it is a name in a module, in the current folder or installed: a
+    rule that is made, or a class, which is made with its defaults but for options behind it,
+    `pkg.module:Name:beta=0.5`.
+
+    Raises:
+        InputError: if there is no such rule, or it is none; and if its module does not import.
+    """
+    from fedlora_sim.aggregation import get_rule, rule_aliases, rule_names
+
+    module, *behind = (part.strip() for part in text.split(":"))
+    named = module.lower() in {*rule_names(), *rule_aliases()}
+    if named or not behind or "=" in behind[0]:
+        return get_rule(text)
+    name, *options = behind
+    return _made(text, _imported(text, module, name), options)
+
+
+def _imported(text: str, module: str, name: str) -> object:
+    here = str(Path.cwd())
+    if here not in sys.path:  # first, as with `python -m`; an installed program looks elsewhere
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise expected("rule", text, f"a module that imports ({error})") from error
+        wanted = f"a registered rule, or a module that is installed or in {Path.cwd()}"
+        raise expected("rule", text, f"{wanted}; there is no {error.name}") from None
+    except (Exception, SystemExit) as error:  # whatever a module may do
+        reason = f"{type(error).__name__}: {error}"
+        raise expected("rule", text, f"a module that imports ({reason})") from error
+    try:
+        return attrgetter(name)(found)
+    except AttributeError:
+        raise expected("rule", text, f"a name in {module}, which has no {name!r}") from None
+
+
+def _made(text: str, found: object, options: list[str]) -> AggregationRule:
+    from fedlora_sim.aggregation import get_rule
+    from fedlora_sim.aggregation.registry import check_rule_class, make_rule
+
+    if not hasattr(found, "step"):
+        kind = type(found).__name__
+        wanted = f"a rule or a class of rules, with `step`; this is of type {kind}"
+        raise expected("rule", text, wanted)
+    try:
+        if isinstance(found, type):
+            check_rule_class(found)
+            return make_rule(found, options)
+        if options:
+            raise expected("options", options, "none beside a rule that is already made")
+        return get_rule(found)  # type: ignore[arg-type]
+    except InputError as error:
+        raise InputError(f"rule={text!r}: {error}") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise expected("rule", text, f"a rule that can be made ({reason})") from error
 
 
 def parse_assignment(text: str) -> tuple[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +12,14 @@ import typer
 import xarray as xr
 from tqdm import tqdm
 
-from fedlora_cli.options import check_folder, parse_assignment
+from fedlora_cli.options import check_folder, load_rule, parse_assignment
 from fedlora_cli.resume import resumable
 from fedlora_sim import Scenario
 from fedlora_sim import simulate as run
-from fedlora_sim.aggregation import get_rule
+from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.datasets import save_dataset
 from fedlora_sim.errors import check_positive_int, expected
+from fedlora_sim.rule_code import rule_code
 from fedlora_sim.run_store import RunStore
 from fedlora_sim.scenario import load_toml
 
@@ -34,7 +36,9 @@ def simulate(
         str | None, typer.Option(help='client ranks; "4x8,8x6" is rank 4, 8 clients; ...')
     ] = None,
     cohort: Annotated[int | None, typer.Option(help="clients per round; all by default")] = None,
-    rule: Annotated[str, typer.Option(help="rules, separated by commas")] = "fedavg,raflora",
+    rule: Annotated[
+        str, typer.Option(help="rules or module:Name, separated by commas")
+    ] = "fedavg,raflora",
     rounds: Annotated[int | None, typer.Option(help="rounds")] = None,
     seeds: Annotated[int, typer.Option(help="number of seeds")] = 1,
     first_seed: Annotated[int, typer.Option("--seed", help="the first seed")] = 0,
@@ -59,25 +63,38 @@ def simulate(
     fields |= {name: value for name, value in given.items() if value is not None}
     fields |= dict(parse_assignment(text) for text in settings or [])
     chosen = Scenario.from_mapping(fields)
-    names = [get_rule(name.strip()).label for name in rule.split(",")]
-    if len(set(names)) != len(names):
+    rules = {server.label: server for server in map(load_rule, rule.split(","))}
+    if len(rules) != len(rule.split(",")):
         raise expected("--rule", rule, "each rule once")
     numbers = range(first_seed, first_seed + check_positive_int("--seeds", seeds))
     if out.suffix != ".nc" or out.is_dir():
         raise expected("--out", str(out), "a file name that ends in .nc")
     check_folder("--out", out, out.parent)
-    described = {"scenario": chosen.to_attrs(), "rules": names, "seeds": list(numbers)}
+    described = {
+        "scenario": chosen.to_attrs(),
+        "rules": list(rules),
+        "seeds": list(numbers),
+        **_code_of_others(rules),
+    }
     store = RunStore(out.with_name(f".{out.name}.parts"), described)
     with resumable(store):
-        save_dataset(_collect(chosen, names, numbers, store), out)
+        save_dataset(_collect(chosen, rules, numbers, store), out)
     print(f"wrote {out}")
 
 
-def _collect(scenario: Scenario, rules: list[str], numbers: range, store: RunStore) -> xr.Dataset:
+def _code_of_others(rules: Mapping[str, AggregationRule]) -> dict[str, str]:
+    """What tells finished pieces of a rule from outside from those of its next version."""
+    codes = {label: rule_code(rule) for label, rule in rules.items()}
+    return {f"code of {label}": code for label, code in codes.items() if code is not None}
+
+
+def _collect(
+    scenario: Scenario, rules: Mapping[str, AggregationRule], numbers: range, store: RunStore
+) -> xr.Dataset:
     """Run what is not in the store yet, keeping every finished piece there."""
     by_rule = []
     with tqdm(total=len(rules) * len(numbers), unit="run", disable=None) as bar:
-        for name in rules:
+        for name, rule in rules.items():
             bar.set_description(name)
             pieces = []
             size = RUNS_PER_PIECE[scenario.fidelity]
@@ -88,7 +105,7 @@ def _collect(scenario: Scenario, rules: list[str], numbers: range, store: RunSto
                 if piece is None:
                     kept = store.folder / label if scenario.fidelity == "training" else None
                     piece = run(
-                        scenario, rule=name, seed=seeds, on_progress=bar.update, checkpoints=kept
+                        scenario, rule=rule, seed=seeds, on_progress=bar.update, checkpoints=kept
                     )
                     store.put_run(label, piece)
                     if kept is not None:  # the rounds of a finished run are of no more use

@@ -15,10 +15,10 @@ import typer
 import xarray as xr
 from tqdm import tqdm
 
-from fedlora_cli.options import check_folder, parse_assignment
+from fedlora_cli.options import check_folder, load_rule, parse_assignment
 from fedlora_cli.resume import INTERRUPTED
 from fedlora_sim import Scenario
-from fedlora_sim.aggregation import AggregationRule, get_rule
+from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.datasets import save_dataset
 from fedlora_sim.errors import check_choice, check_seed, expected
 from fedlora_sim.metrics import energy_ratio
@@ -40,7 +40,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="any scenario field, as field=value")
     ] = None,
-    rule: Annotated[str, typer.Option(help="rule, see `fedlora-sim rules`")] = "raflora",
+    rule: Annotated[
+        str, typer.Option(help="rule, see `fedlora-sim rules`, or module:Name")
+    ] = "raflora",
     seed: Annotated[int, typer.Option(help="seed of the run")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the last round in the folder")
@@ -58,7 +60,7 @@ def train(
     given = {"device": device, "threads": threads}
     fields |= {name: value for name, value in given.items() if value is not None}
     fields |= dict(parse_assignment(text) for text in settings or [])
-    chosen, server = Scenario.from_mapping(fields), get_rule(rule)
+    chosen, server = Scenario.from_mapping(fields), load_rule(rule)
     if chosen.fidelity != "training":
         raise expected("fidelity", chosen.fidelity, "training (`simulate` takes the others too)")
     check_suits(chosen, server)

@@ -107,6 +107,9 @@ def check_suits(scenario: Scenario, rule: AggregationRule) -> None:
         raise expected("fidelity", "spectral", reason)
     if rule.needs_svd_allocation and scenario.allocation != "svd":
         raise expected("allocation", scenario.allocation, f"svd for rule={rule.label!r}")
+    levels = scenario.federation.levels
+    if rule.properties.equal_ranks_only and len(levels) > 1:
+        raise expected("ranks", list(levels), f"equal ranks: {rule.label} takes no others")
     compares = scenario.fidelity == "training" and scenario.counterfactuals
     if compares and scenario.empty_partition == "error" and not rule.has_empty_partition_policy:
         wanted = f"carry or zero: {rule.label} goes on where the rules it is compared with end"

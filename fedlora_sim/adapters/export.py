@@ -22,7 +22,7 @@ from fedlora_sim.adapters.task_content import (
     whole_modules,
 )
 from fedlora_sim.adapters.writing import AdapterContent, check_output, write_adapters
-from fedlora_sim.aggregation import get_rule
+from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.scenario import Scenario
@@ -63,12 +63,18 @@ class KeptRun:
     Args:
         folder: what `fedlora-sim train` has written, or the folder of the rounds themselves.
         task: model and data of a run that was given its own.
+        rule: that of a run under one that is not registered.
 
     Raises:
         InputError: if there is no run that can be opened.
     """
 
-    def __init__(self, folder: str | Path, task: Task | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        task: Task | None = None,
+        rule: AggregationRule | None = None,
+    ) -> None:
         places = (Path(folder) / "rounds", Path(folder))
         found = ((place, read_description(place)) for place in places)
         self.place, described = next((f for f in found if f[1]), (Path(folder), None))
@@ -85,9 +91,15 @@ class KeptRun:
             wanted = f"a run of this version of fedlora-sim (it says nothing of {error})"
             raise expected("folder", str(self.place), wanted) from None
         with torch_threads(self.scenario.threads):
-            rule = get_rule(described["rule"])
+            rule = get_rule(described["rule"]) if rule is None else rule
             self.run = FederatedRun(self.scenario, rule, described["seed"], task, self.place)
         self.checkpoints = Checkpoints(self.place, self.run.description())
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the rule keeps something from round to round, which adapter folders cannot."""
+        last = max(state_rounds(self.place))
+        return bool(self.checkpoints.state(last, self.run.task.device).kept)
 
     def export_global(self, t: int, out: str | Path, *, force: bool = False) -> None:
         """Write the global adapter after round t, as a client of rank r_max receives it.
@@ -200,7 +212,8 @@ class KeptRun:
     def _content(self, layers: Mapping[str, LoRAFactors], heads: Heads | None) -> AdapterContent:
         """An adapter folder; of a base correction, which has no heads, for None."""
         run = self.run
-        options: dict[str, Any] = task_options(run.task, self.scenario, is_own=run.given_task)
+        is_own = run.trained_on is not None
+        options: dict[str, Any] = task_options(run.task, self.scenario, is_own=is_own)
         if heads is None:
             options |= BASE_OPTIONS
         whole = {} if heads is None else whole_modules(run.task, heads)

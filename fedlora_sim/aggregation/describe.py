@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.aggregation.options import option_text
@@ -47,7 +50,7 @@ def describe(rule: AggregationRule) -> Description:
         also=", ".join(other for other, own in rule_aliases().items() if own == rule.name),
         options=", ".join(f"{name}={option_text(value)}" for name, value in rule.options.items()),
         averages=averages if inner is None else "in its own way",
-        multiplier=_first_line(declared).rstrip(".") or "not declared",
+        multiplier=_told(declared),
         summary=_first_line(type(rule if inner is None else inner)),
         source=rule.source,
     )
@@ -58,7 +61,11 @@ def describe_all() -> tuple[Description, ...]:
     return tuple(describe(get_rule(name)) for name in rule_names())
 
 
+def _told(multiplier: Callable[[Tensor], Tensor] | None) -> str:
+    if multiplier is None:
+        return "not declared"
+    return _first_line(multiplier).rstrip(".") or "declared, not in words"
+
+
 def _first_line(documented: object) -> str:
-    if documented is None:
-        return ""
     return (inspect.getdoc(documented) or "").split("\n")[0]

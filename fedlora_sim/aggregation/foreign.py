@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ from fedlora_sim.aggregation.options import option_defaults, rule_label
 from fedlora_sim.aggregation.properties import Properties
 from fedlora_sim.aggregation.protocol import NO_STATE, Aggregator, Context, State
 from fedlora_sim.aggregation.result import Aggregated
-from fedlora_sim.aggregation.rule import AggregationRule, Finish
-from fedlora_sim.errors import expected
+from fedlora_sim.aggregation.rule import AggregationRule, Finish, Space
+from fedlora_sim.errors import check_choice, expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct, pad_last
 
 Index = tuple[int, ...]
+
+SEPARATORS = {":", ","}
+"""What no name has: options follow `:`, and lists of rules are separated by commas."""
 
 
 def as_rule(aggregator: AggregationRule | Aggregator) -> AggregationRule:
@@ -35,7 +39,7 @@ def as_rule(aggregator: AggregationRule | Aggregator) -> AggregationRule:
     return ForeignRule(aggregator)
 
 
-def check_aggregator_form(aggregator: object) -> str:
+def check_aggregator_form(aggregator: Any) -> str:
     """The name of a rule, or of a class of rules, that meets the protocol.
 
     Raises:
@@ -48,10 +52,13 @@ def check_aggregator_form(aggregator: object) -> str:
         value = getattr(aggregator, attribute, None)
         if not isinstance(value, str) or not value.strip():
             raise expected(f"{own}.{attribute}", value, "text, as a class attribute")
+    if SEPARATORS & set(aggregator.name):
+        raise expected(f"{own}.name", aggregator.name, "a name without ':' and ','")
+    check_choice(f"{own}.space", getattr(aggregator, "space", "product"), get_args(Space))
     given = getattr(aggregator, "properties", None)
     if not isinstance(aggregator, type) and not isinstance(given, Properties):
         raise expected(f"{own}.properties", given, "Properties, what the rule declares of itself")
-    return str(aggregator.name)  # type: ignore[attr-defined]
+    return str(aggregator.name)
 
 
 @dataclass(frozen=True)
@@ -65,10 +72,16 @@ class ForeignRule(AggregationRule):
     inner: Aggregator
 
     def __post_init__(self) -> None:
-        for name, usual in (("space", "product"), ("frozen_a", False)):
-            object.__setattr__(self, name, getattr(self.inner, name, usual))
-        object.__setattr__(self, "name", self.inner.name)
-        object.__setattr__(self, "source", self.inner.source)
+        inner, properties = self.inner, self.inner.properties
+        told = {
+            "name": inner.name,
+            "source": inner.source,
+            "space": getattr(inner, "space", "product"),
+            "frozen_a": getattr(inner, "frozen_a", properties.common_a),
+            "has_empty_partition_policy": properties.empty_partitions is True,
+        }
+        for name, value in told.items():
+            object.__setattr__(self, name, value)
 
     @property
     def label(self) -> str:
@@ -84,6 +97,11 @@ class ForeignRule(AggregationRule):
     def properties(self) -> Properties:
         """What the rule says of itself."""
         return self.inner.properties
+
+    @property
+    def is_linear(self) -> bool:
+        """As the rule declares; what it leaves open is not taken for linear."""
+        return self.properties.linear is True
 
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None
@@ -132,13 +150,13 @@ class ForeignRule(AggregationRule):
         ]
         whole = _stacked_factors([r.adapter for r in results], batch)
         adapter = finish(whole)
-        names = {name for r in results for name in r.state}
-        kept = {n: torch.stack([r.state[n] for r in results]) for n in names}
-        kept = {name: x.reshape(*batch, *x.shape[1:]) for name, x in kept.items()}
+        kept = self._stacked_states([r.state for r in results], batch)
         if all(r.base is None for r in results):
             return Aggregated(adapter, state=kept)
-        # what cutting or rounding the adapter takes away, the base makes up for
         base, ones = _stacked_products(results, batch), torch.ones_like
+        if adapter is whole:
+            return Aggregated(adapter, base, state=kept)
+        # what cutting or rounding the adapter takes away, the base makes up for
         for part, sign in ((whole, 1), (adapter, -1)):
             base = with_columns(base, part, sign * ones(part.lora_A[..., 0], dtype=base.dtype))
         return Aggregated(adapter, base, state=kept)
@@ -170,8 +188,33 @@ class ForeignRule(AggregationRule):
             None if leading else held,
         )
         mine = {name: x[index] for name, x in state.items()}
-        result, after = self.step(updates, [weights[k] for k in present], context, mine)
+        found = self.step(updates, [weights[k] for k in present], context, mine)
+        return self._checked(found, updates[0], context.r_max)
+
+    def _checked(self, found: Any, update: LoRAFactors, r_max: int) -> Aggregated:
+        """What a step returned, with the state; engines would stumble over other forms later."""
+        step = f"{self.label}.step"
+        pair = isinstance(found, tuple) and len(found) == 2
+        if not pair or not isinstance(found[0], Aggregated):
+            raise expected(step, type(found).__name__, "a pair, of an Aggregated and the state")
+        result, after = found
+        shapes = tuple(result.adapter.lora_B.shape), tuple(result.adapter.lora_A.shape)
+        wanted = (update.d_out, r_max), (r_max, update.d_in)
+        if shapes != wanted:
+            raise expected(f"{step}: shapes of the adapter's B and A", shapes, str(wanted))
+        for name, x in after.items() if isinstance(after, Mapping) else [(after, None)]:
+            if not isinstance(x, Tensor) or "/" in name:
+                raise expected(f"{step}: state", name, "tensors by name, and no '/' in a name")
         return replace(result, state=after)
+
+    def _stacked_states(self, states: Sequence[State], batch: Index) -> State:
+        """What is kept for every layer and seed, of one form."""
+        forms = [{name: tuple(x.shape) for name, x in state.items()} for state in states]
+        if any(form != forms[0] for form in forms):
+            other = next(form for form in forms if form != forms[0])
+            raise expected(f"{self.label}.step: state", other, f"one form in a batch, {forms[0]}")
+        kept = {name: torch.stack([state[name] for state in states]) for name in forms[0]}
+        return {name: x.reshape((*batch, *x.shape[1:])) for name, x in kept.items()}
 
 
 def _layer(factors: LoRAFactors, index: Index, batch: Index) -> LoRAFactors:

@@ -20,10 +20,15 @@ def option_defaults(cls: type) -> dict[str, object]:
         InputError: if one has no default: then no name stands for the rule.
     """
     known: tuple[Field[Any], ...] = fields(cls) if is_dataclass(cls) else ()
-    for field in known:
-        if field.default is MISSING:
-            raise expected(f"{cls.__name__}.{field.name}", "no default", "options with a default")
-    return {field.name: field.default for field in known}
+    return {field.name: _default(cls, field) for field in known if field.init}
+
+
+def _default(cls: type, field: Field[Any]) -> object:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    if field.default is MISSING:
+        raise expected(f"{cls.__name__}.{field.name}", "no default", "options with a default")
+    return field.default
 
 
 def rule_label(rule: Any) -> str:

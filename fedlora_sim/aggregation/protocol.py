@@ -50,9 +50,10 @@ class Aggregator(Protocol):
     """An aggregation rule; `name`, `source` and `properties` may be plain class attributes.
 
     A class of rules may be a dataclass whose fields are its options, each with a default. Two more
-    attributes are read where a rule has them: `space`, where `none` says that clients start every
-    round with a fresh adapter because all of the update goes into the base; and `frozen_a`, that
-    clients train B alone.
+    attributes are read where a rule has them: `space`, where `factor` says that columns of the
+    adapter keep their place, and `none` that clients start every round with a fresh adapter because
+    all of the update goes into the base; and `frozen_a`, that clients train B alone, which a rule
+    whose properties say `common_a` need not repeat.
     """
 
     @property

@@ -62,15 +62,28 @@ def get_rule(rule: str | AggregationRule | Aggregator, **options: object) -> Agg
     name, *parts = rule.split(":") if isinstance(rule, str) else (rule,)
     _load_entry_points()
     chosen = check_choice("rule", name, [*_RULES, *_ALIASES])
-    cls = _RULES[_ALIASES.get(chosen, chosen)]
+    return make_rule(_RULES[_ALIASES.get(chosen, chosen)], parts, **options)
+
+
+def make_rule(rule: RuleClass, parts: Sequence[str] = (), **options: object) -> AggregationRule:
+    """A rule of a class, as engines take it.
+
+    Args:
+        rule: the class.
+        parts: options as text, `option=value` each.
+        **options: options of the rule, beside those in the text.
+
+    Raises:
+        ValueError: if an option is unknown (with the closest one), or its value wrong.
+    """
     given = {**dict(_parse(part) for part in parts), **options}
-    defaults = option_defaults(cls)
+    defaults = option_defaults(rule)
     for option, value in given.items():
         if option not in defaults:
-            _refuse_option(chosen, option, value, defaults)
+            _refuse_option(str(rule.name).lower(), option, value, defaults)
         if isinstance(defaults[option], bool) and not isinstance(value, bool):
             raise expected(option, value, "true or false")
-    return as_rule(cls(**given))
+    return as_rule(rule(**given))
 
 
 def rule_names() -> tuple[str, ...]:
@@ -86,7 +99,7 @@ def rule_aliases() -> dict[str, str]:
 
 
 def _register(rule: RuleT, aliases: Sequence[str]) -> RuleT:
-    names = [name.lower() for name in (_check_rule(rule), *aliases)]
+    names = [name.lower() for name in (check_rule_class(rule), *aliases)]
     for name in names:
         owner = _RULES.get(_ALIASES.get(name, name))
         if owner is not None and not _is_again(rule, owner):
@@ -96,17 +109,25 @@ def _register(rule: RuleT, aliases: Sequence[str]) -> RuleT:
     return rule
 
 
-def _check_rule(rule: Any) -> str:
-    """The name of a class; what would only fail when somebody lists or runs it is refused."""
+def check_rule_class(rule: Any) -> str:
+    """The name of a class; what would only fail when somebody lists or runs it is refused.
+
+    Raises:
+        InputError: saying what is wrong with it.
+    """
     if not isinstance(rule, type):
         raise expected("rule", rule, "a class of rules")
     missing = sorted(getattr(rule, "__abstractmethods__", ()))
     if missing:
         raise expected("rule", rule.__name__, f"a rule that defines {', '.join(missing)}")
     name = check_aggregator_form(rule)
-    if {":", ","} & set(name):
-        raise expected(f"{rule.__name__}.name", name, "a name without ':' and ','")
     option_defaults(rule)
+    try:
+        made = rule()
+    except TypeError as error:
+        wanted = f"a rule that can be made without arguments ({error})"
+        raise expected("rule", rule.__name__, wanted) from None
+    as_rule(made)
     return name
 
 

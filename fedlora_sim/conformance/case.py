@@ -34,11 +34,20 @@ class Case:
     empty_partition: str = "carry"
     seed: int = 0
 
+    @property
+    def context(self) -> Context:
+        """What the server knows besides the updates."""
+        return Context(self.rank_levels, self.previous, self.empty_partition)
+
     def step(self, rule: Aggregator, state: State = NO_STATE) -> tuple[Aggregated, State]:
-        """What the rule makes of the round, and what it keeps."""
-        context = Context(self.rank_levels, self.previous, self.empty_partition)
+        """What the rule makes of the round, and what it keeps.
+
+        It works on copies: a rule that changes its inputs breaks the law on that, and no other.
+        """
+        own = self.map(copied)
         with torch.no_grad():
-            return rule.step(self.updates, self.weights, context, state)
+            handed = {name: x.clone() for name, x in state.items()}
+            return rule.step(own.updates, own.weights, own.context, handed)
 
     def delta(self, rule: Aggregator) -> Tensor:
         """The whole update that it makes, (d_out, d_in), with what goes into the base."""
@@ -83,7 +92,7 @@ class Case:
         return replace(self, updates=tuple(updates), weights=tuple(weights))
 
     def code(self) -> str:
-        """The round as Python to paste: `updates`, `weights` and the `context` of a step."""
+        """The round as Python to paste: `updates`, `weights`, the `context` of a step, `seed`."""
         lines = [
             "import torch",
             "from fedlora_sim import LoRAFactors",
@@ -95,8 +104,14 @@ class Case:
             f"weights = {list(self.weights)}",
             f"previous = {_code(self.previous)}",
             f"context = Context({self.rank_levels}, previous, {self.empty_partition!r})",
+            f"seed = {self.seed}  # of what a law draws besides: an order, a rotation, a gauge",
         ]
         return "\n".join(lines)
+
+
+def copied(update: LoRAFactors) -> LoRAFactors:
+    """The update, in memory of its own."""
+    return LoRAFactors(update.lora_A.clone(), update.lora_B.clone(), update.scaling)
 
 
 def only(update: LoRAFactors, part: slice) -> LoRAFactors:

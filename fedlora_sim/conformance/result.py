@@ -29,7 +29,7 @@ class CheckResult:
             `skipped`: not declared, hence untested, or not to be had here.
         reason: what was found, in a line.
         statement: the law.
-        examples: cases of which the law speaks that were tried.
+        examples: cases of which the law speaks that were tried, up to the first that breaks it.
         counterexample: the smallest case found that breaks the law; `code()` is Python to paste.
     """
 

@@ -20,6 +20,7 @@ def check_aggregator(
     examples: int | None = None,
     seed: int = 0,
     checks: Sequence[str] | None = None,
+    shrink: bool = True,
     on_result: Callable[[CheckResult], Any] = lambda result: None,
 ) -> list[CheckResult]:
     """Hold every law against a rule.
@@ -32,6 +33,7 @@ def check_aggregator(
         examples: cases to try per law; that of the Hypothesis profile in force when None.
         seed: of the search: the same one tries the same cases.
         checks: names of the checks to run; all when None.
+        shrink: make counterexamples small, which takes most of the time where there are some.
         on_result: called with every result as soon as it is there.
 
     Returns:
@@ -45,7 +47,7 @@ def check_aggregator(
     count, seed = check_examples(examples), check_seed("seed", seed)
     results = []
     for check in wanted:
-        results.append(run_check(chosen, check, count, seed))
+        results.append(run_check(chosen, check, count, seed, shrink))
         on_result(results[-1])
     return results
 
@@ -70,7 +72,9 @@ def check_examples(examples: int | None) -> int:
     return int(settings().max_examples)
 
 
-def run_check(rule: AggregationRule, check: Check, examples: int, seed: int) -> CheckResult:
+def run_check(
+    rule: AggregationRule, check: Check, examples: int, seed: int, shrink: bool = True
+) -> CheckResult:
     """Hold one law against a rule.
 
     Args:
@@ -78,6 +82,7 @@ def run_check(rule: AggregationRule, check: Check, examples: int, seed: int) -> 
         check: the law.
         examples: cases to try.
         seed: of the search.
+        shrink: make a counterexample small.
     """
     from fedlora_sim.conformance.strategies import suitable
 
@@ -89,8 +94,9 @@ def run_check(rule: AggregationRule, check: Check, examples: int, seed: int) -> 
     missing = check.missing()
     if missing is not None:
         return result("skipped", f"not to be had here: {missing}")
+    strategy = suitable(properties, **check.options)
     search = Search(
-        partial(check.test, rule), suitable(properties, **check.options), examples, seed
+        partial(check.test, rule), strategy, examples, seed, shrink, absent=not declared
     )
     status, reason = _judge(search, declared)
     return result(status, reason, examples=search.tried, counterexample=search.counterexample)

@@ -18,9 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.errors import check_choice, expected
 from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.rule_code import rule_code
 from fedlora_sim.run_store import write_text
+from fedlora_sim.scenario import Scenario
 from fedlora_sim.training.measures import Row
 from fedlora_sim.training.state import GlobalUpdate
 
@@ -32,6 +35,24 @@ KEPT = "rule."
 
 GIVEN_TASK = "given by the caller"
 """What a run says of a task that is not the scenario's."""
+
+
+def run_description(
+    scenario: Scenario, rule: AggregationRule, seed: int, given_task: str | None
+) -> dict[str, Any]:
+    """What a run depends on.
+
+    Args:
+        scenario: its scenario.
+        rule: the server rule; the code of one from outside is part of it.
+        seed: its seed.
+        given_task: fingerprint of a task that the caller gave; None for the scenario's.
+    """
+    described = {**scenario.to_attrs(), "rule": rule.label, "seed": seed}
+    if given_task is not None:
+        described |= {"task": GIVEN_TASK, "task_fingerprint": given_task}
+    code = rule_code(rule)
+    return described if code is None else described | {"rule_code": code}
 
 
 class Checkpoints:

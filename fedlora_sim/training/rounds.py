@@ -22,7 +22,7 @@ from fedlora_sim.tasks.task import Task
 from fedlora_sim.threads import torch_threads
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams
-from fedlora_sim.training.checkpoints import GIVEN_TASK, Checkpoints, load_state, state_rounds
+from fedlora_sim.training.checkpoints import Checkpoints, load_state, run_description, state_rounds
 from fedlora_sim.training.checks import check_targets
 from fedlora_sim.training.config import LocalConfig, client_rates
 from fedlora_sim.training.counterfactuals import compared_rules, counterfactual_row
@@ -99,7 +99,6 @@ class FederatedRun:
         folder: Path | None = None,
     ) -> None:
         self.scenario, self.rule, self.seed = scenario, rule, seed
-        self.given_task = task is not None
         self.trained_on = None if task is None else task_fingerprint(task)
         task = load_task(scenario) if task is None else place_task(task, scenario)
         check_targets(task, max(scenario.ranks))
@@ -122,9 +121,7 @@ class FederatedRun:
 
     def description(self) -> dict[str, Any]:
         """Everything that the run depends on."""
-        described = {**self.scenario.to_attrs(), "rule": self.rule.label, "seed": self.seed}
-        own = {"task": GIVEN_TASK, "task_fingerprint": self.trained_on}
-        return described | (own if self.given_task else {})
+        return run_description(self.scenario, self.rule, self.seed, self.trained_on)
 
     def _initial_state(self, folder: Path | None) -> GlobalUpdate:
         """Nothing, or what SLoRA's stage has learned, where the rule keeps it."""

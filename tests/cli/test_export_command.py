@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,40 @@ def test_the_printed_command_makes_the_round(
         found = result.factors(name, torch.float32, cpu).delta()
         bound = relative("factorization", "float32") * delta.norm()
         assert (found - wanted).norm() <= bound
+
+
+STATEFUL = """
+import torch
+from fedlora_sim.aggregation import Properties, get_rule
+
+
+class Counting:
+    \"\"\"FedAvg that counts its rounds.\"\"\"
+
+    name, source, properties = "counting", "a test", Properties()
+
+    def step(self, updates, weights, context, state):
+        result, _ = get_rule("fedavg").step(updates, weights, context, {})
+        return result, {"rounds": state.get("rounds", torch.zeros(())) + 1}
+"""
+
+
+def test_a_rule_of_ones_own_is_named_again_and_its_state_is_not_forgotten(
+    fedlora: Callable, trained: Callable, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("counting_rule.py").write_text(STATEFUL)
+    trained("--rule", "counting_rule:Counting")
+    refused = fedlora(*EXPORT, "--round", "1", "--cohort")
+    assert refused.code == 2
+    assert "rule='counting': expected one of " in refused.err
+    other = fedlora(*EXPORT, "--round", "1", "--cohort", "--rule", "fedavg")
+    assert other.code == 2
+    assert "rule='fedavg': expected 'counting', as in the run" in other.err
+    done = fedlora(*EXPORT, "--round", "1", "--cohort", "--rule", "counting_rule:Counting")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == "what counting keeps from round to round is in no folder"
+    assert "fedlora-sim aggregate" not in done.out
 
 
 def test_global_adapter(fedlora: Callable, trained: Callable) -> None:

@@ -1,4 +1,4 @@
-"""What the simulator's tests share: one comparison, one Hypothesis profile, random cohorts."""
+"""What the simulator's tests share: one comparison, numbers of examples, random cohorts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from fedlora_sim import LoRAFactors, aggregate
 from fedlora_sim.tolerances import relative
@@ -26,10 +27,9 @@ LAWS = ("full", "without_replacement", "with_replacement", "bernoulli", "size_we
 # Standard errors that two estimates of one number may lie apart: once in two million comparisons.
 SIGMAS = 5.0
 
-# Derandomised: a red test here means a changed source, never an unlucky day.
-quick = settings(max_examples=40, deadline=None, derandomize=True)
-# For what is checked rule by rule.
-per_rule = settings(quick, max_examples=20)
+# What the profile leaves of 40 examples, and of 20 where a law is checked rule by rule.
+quick = settings(max_examples=examples(40))
+per_rule = settings(max_examples=examples(20))
 
 
 def assert_close(actual, wanted, kind="reduction", dtype=torch.float64, scale=None):

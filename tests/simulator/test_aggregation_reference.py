@@ -54,6 +54,7 @@ def assert_agrees(result, wanted, kind, dtype=torch.float64, scale=None):
         np.testing.assert_array_equal(base, 0)
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("square", [False, True])
 def test_every_rule_agrees_with_its_formula(rule, square):

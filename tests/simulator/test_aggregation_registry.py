@@ -51,6 +51,19 @@ class Damped(AggregationRule):
         return self.damping * coverage
 '''
 
+HALF_BROKEN = """
+
+class Taken(Damped):
+    name = "raflora"
+
+
+class Silent:
+    name, source, properties = "silent", "a test", None
+
+    def step(self, updates, weights, context, state):
+        raise NotImplementedError
+"""
+
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
@@ -255,13 +268,14 @@ def test_a_broken_entry_point_is_named_and_spares_the_rest(install):
         "nameless": "half_broken:NoSuchRule",
         "no_rule": "half_broken:dataclass",
         "taken": "half_broken:Taken",
+        "silent": "half_broken:Silent",
         "damped": "half_broken:Damped",
     }
-    install(broken, "half_broken", f"{OUTSIDE}\n\nclass Taken(Damped):\n    name = 'raflora'\n")
+    install(broken, "half_broken", OUTSIDE + HALF_BROKEN)
     with pytest.warns(UserWarning, match=registry.ENTRY_POINTS) as caught:
         names = rule_names()
     told = sorted(str(warning.message).split()[2] for warning in caught)
-    assert told == ["absent", "nameless", "no_rule", "taken"]
+    assert told == ["absent", "nameless", "no_rule", "silent", "taken"]
     assert names == tuple(sorted(("damped", *(rule.name for rule in OWN))))
     assert get_rule("raflora") == RaFLoRA()
     with warnings.catch_warnings():

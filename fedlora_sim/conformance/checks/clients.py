@@ -11,7 +11,8 @@ from fedlora_sim.conformance.case import Case
 from fedlora_sim.conformance.law import Check, by_property, require_close
 
 TIMES = 3.0
-"""By what weights are multiplied: no power of two, which would change no digit."""
+"""By what weights are multiplied: no power of two, which would change no digit. And the weight of
+who is alone: 1 would look normalised."""
 
 
 def _client_order(rule: Aggregator, case: Case) -> None:
@@ -33,14 +34,18 @@ def _weight_repetition(rule: Aggregator, case: Case) -> None:
 
 
 def _zero_weight(rule: Aggregator, case: Case) -> None:
-    idle = case.updates[0]
-    loud = replace(idle, lora_B=idle.lora_B + 1)
-    more = case.with_clients((*case.updates, loud), (*case.weights, 0.0))
-    require_close(more.delta(rule), case.delta(rule), "with a client of weight 0", case.size)
+    loud = replace(case.updates[0], lora_B=case.updates[0].lora_B + 1)
+    place = case.seed % (len(case.updates) + 1)
+    updates, weights = list(case.updates), list(case.weights)
+    updates.insert(place, loud)
+    weights.insert(place, 0.0)
+    what = f"with a client of weight 0 in place {place}, and without it,"
+    more = case.with_clients(updates, weights)
+    require_close(more.delta(rule), case.delta(rule), what, case.size)
 
 
 def _single_client(rule: Aggregator, case: Case) -> None:
-    alone = replace(case.with_clients(case.updates[:1], [1.0]), empty_partition="zero")
+    alone = replace(case.with_clients(case.updates[:1], [TIMES]), empty_partition="zero")
     own = case.updates[0].delta()
     require_close(alone.delta(rule), own, "one client alone, and its result,", case.size)
 

@@ -123,20 +123,20 @@ CHECKS = (
         "A direction that every contributor returns alike is multiplied as declared.",
         _multiplier,
         lambda properties: None if properties.multiplier is None else True,
-        {"full_rank": False},
+        {"full_rank": False, "min_levels": 2},
     ),
     Check(
         "low_rank_client_keeps",
         "One more client of the lowest rank changes nothing above it.",
         _low_rank_client_keeps,
         by_property("low_rank_client", "keeps"),
-        {"full_rank": False, "min_levels": 2},
+        {"full_rank": False, "min_levels": 3},
     ),
     Check(
         "low_rank_client_dilutes",
         "One more client of the lowest rank dilutes everything above it.",
         _low_rank_client_dilutes,
         by_property("low_rank_client", "dilutes"),
-        {"full_rank": False, "min_levels": 2},
+        {"full_rank": False, "min_levels": 3},
     ),
 )

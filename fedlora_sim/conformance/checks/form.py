@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation import Aggregated, Aggregator, State
-from fedlora_sim.conformance.case import Case
+from fedlora_sim.aggregation import NO_STATE, Aggregated, Aggregator, State
+from fedlora_sim.conformance.case import Case, copied
 from fedlora_sim.conformance.law import Check, universal
 from fedlora_sim.conformance.result import Violation
-from fedlora_sim.factors import LoRAFactors
 
 
 def _shapes(rule: Aggregator, case: Case) -> None:
@@ -53,10 +52,11 @@ def _nonfinite(rule: Aggregator, case: Case) -> None:
 
 def _inputs_untouched(rule: Aggregator, case: Case) -> None:
     """The updates, the last adapter, and the state that the rule is handed."""
-    own = case.map(lambda u: LoRAFactors(u.lora_A.clone(), u.lora_B.clone(), u.scaling))
-    _, state = own.step(rule)
-    before = {name: x.clone() for name, x in state.items()}
-    own.step(rule, state)
+    own = case.map(copied)
+    with torch.no_grad():
+        _, state = rule.step(own.updates, own.weights, own.context, NO_STATE)
+        before = {name: x.clone() for name, x in state.items()}
+        rule.step(own.updates, own.weights, own.context, state)
     pairs = zip((*own.updates, own.previous), (*case.updates, case.previous), strict=True)
     for k, (after, intact) in enumerate(pairs):
         for name in ("lora_A", "lora_B"):
@@ -104,8 +104,8 @@ def _global_generators(seed: int) -> Iterator[None]:
 def _places() -> tuple[object, ...]:
     """Where the global generators stand."""
     numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
-    own = numpy["key"].tolist(), numpy["pos"]
-    return torch.get_rng_state().tolist(), own, random.getstate()
+    torch_bytes = torch.get_rng_state().numpy().tobytes()
+    return torch_bytes, numpy["key"].tobytes(), numpy["pos"], random.getstate()
 
 
 def _tensors(result: Aggregated, state: State) -> list[Tensor]:
@@ -127,11 +127,18 @@ CHECKS = (
     ),
     Check("finite", "Finite updates give a finite result.", _finite, universal),
     Check("nonfinite", "NaN and infinity do not vanish.", _nonfinite, universal),
-    Check("inputs_untouched", "What is given stays as it is.", _inputs_untouched, universal),
+    Check(
+        "inputs_untouched",
+        "What is given stays as it is.",
+        _inputs_untouched,
+        universal,
+        {"full_rank": False},
+    ),
     Check(
         "determinism",
         "The same call gives the same bits, and no global generator is used.",
         _determinism,
         universal,
+        {"full_rank": False},
     ),
 )

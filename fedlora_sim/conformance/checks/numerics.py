@@ -13,24 +13,29 @@ from fedlora_sim.aggregation.round import check_round
 from fedlora_sim.conformance.case import Case
 from fedlora_sim.conformance.law import Check, by_property, require_close, universal
 from fedlora_sim.conformance.result import NotApplicable, Violation
-from fedlora_sim.conformance.spectra import gap_at
+from fedlora_sim.conformance.spectra import gap_at, lie_apart
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.tolerances import LARGEST_SLOPE, SMALL_STEP, relative
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HALVINGS = 26
+"""Of a way as long as the updates, until a step is about as small as `SMALL_STEP`."""
+ONE_IN = 3
+"""Cases of so many in which that is done: it takes ten times as long as another law."""
 
 
 def _dtypes(rule: Aggregator, case: Case) -> None:
     wide = case.delta(rule)
     if wide.dtype != torch.float64:
         raise Violation(f"updates in {torch.float64} come back in {wide.dtype}")
+    size = float(torch.linalg.vector_norm(wide))  # which is more, where weights are no shares
     for dtype in DTYPES:
         result = case.to(dtype).step(rule)[0]
         if result.adapter.dtype != dtype:
             raise Violation(f"updates in {dtype} come back in {result.adapter.dtype}")
         found, what = result.delta().double(), f"the results in float64 and in {dtype}"
         off = float(torch.linalg.vector_norm(found - wide))
-        bound = relative("dtype", dtype) * case.size
+        bound = relative("dtype", dtype) * max(case.size, size)
         if not off <= bound:
             raise Violation(f"{what} differ by {off:.3g} in norm, {bound:.1g} is rounding")
 
@@ -57,8 +62,14 @@ def _accelerator() -> str | None:
 
 
 def _batched(rule: Aggregator, case: Case) -> None:
-    """Two layers at once: the round, and the same with every B turned upside down."""
-    other = case.map(lambda u: replace(u, lora_B=u.lora_B.flip(0)))
+    """Two layers at once: the round, and one in which other clients are large and all is turned."""
+
+    def turned(update: LoRAFactors, times: float = 1) -> LoRAFactors:
+        a, b = update.lora_A.flip(1), times * update.lora_B.flip(0)
+        return replace(update, lora_A=a, lora_B=b)
+
+    others = [turned(update, 1 + k) for k, update in enumerate(case.updates)]
+    other = replace(case, updates=tuple(others), previous=turned(case.previous))
     updates = tuple(map(_stacked, case.updates, other.updates))
     previous = _stacked(case.previous, other.previous)
     checked = check_round(
@@ -73,28 +84,58 @@ def _batched(rule: Aggregator, case: Case) -> None:
     found = as_rule(rule).aggregate(checked.cohort, previous, case.empty_partition).delta()
     for layer, alone in enumerate((case, other)):
         what = f"layer {layer} of a batch, and the layer alone,"
-        require_close(found[layer], alone.delta(rule), what, case.size, "iteration")
+        require_close(found[layer], alone.delta(rule), what, alone.size, "iteration")
 
 
 def _continuous(rule: Aggregator, case: Case) -> None:
-    """A step of all B at once, where what is cut away lies apart from what is kept."""
-    case, r_max = replace(case, empty_partition="zero"), case.rank_levels[-1]
-    limit = min(case.previous.d_out, case.previous.d_in)
-    if r_max < limit:
-        padded = _padded(case.previous, limit)
-        whole = replace(case, rank_levels=(*case.rank_levels, limit), previous=padded)
-        if not gap_at(whole.delta(rule), r_max):
-            raise NotApplicable
-    generator, step = case.generator, SMALL_STEP * case.size
+    """A small step of all B at once; at times also where on a long way the result moves fastest."""
+    case, generator = replace(case, empty_partition="zero"), case.generator
+    factors = (*case.updates, case.previous)
+    drawn = [torch.randn(u.lora_B.shape, generator=generator, dtype=torch.float64) for u in factors]
+    size = case.size + sum(abs(u.scaling) for u in case.updates)
 
-    def moved(update: LoRAFactors) -> LoRAFactors:
-        noise = torch.randn(update.lora_B.shape, generator=generator, dtype=torch.float64)
-        return replace(update, lora_B=update.lora_B + SMALL_STEP * noise)
+    def at(place: float) -> Case:
+        pairs = zip(factors, drawn, strict=True)
+        *updates, previous = (replace(u, lora_B=u.lora_B + place * x) for u, x in pairs)
+        return replace(case, updates=tuple(updates), previous=previous)
 
-    change = float(torch.linalg.vector_norm(case.map(moved).delta(rule) - case.delta(rule)))
-    bound = LARGEST_SLOPE * (step + SMALL_STEP * sum(abs(u.scaling) for u in case.updates))
-    if not change <= bound:
-        raise Violation(f"updates moved by {step:.1g} move the result by {change:.3g} in norm")
+    places = [(0.0, SMALL_STEP)]
+    if case.seed % ONE_IN == 0:
+        places.append(_steepest(lambda place: at(place).delta(rule)))
+    spoken_of = [(start, end) for start, end in places if _apart(rule, at(start))]
+    for start, end in spoken_of:
+        change = float(torch.linalg.vector_norm(at(end).delta(rule) - at(start).delta(rule)))
+        step = (end - start) * size
+        if not change <= LARGEST_SLOPE * step:
+            raise Violation(f"updates moved by {step:.1g} move the result by {change:.3g} in norm")
+    if not spoken_of:
+        raise NotApplicable
+
+
+def _steepest(result: Callable[[float], Tensor]) -> tuple[float, float]:
+    """A small step between 0 and 1 with a jump of the result in it, if there is one on the way."""
+    near, far = 0.0, 1.0
+    first, last = result(near), result(far)
+    for _ in range(HALVINGS):  # a jump stays as large as it is, while all else halves
+        middle = (near + far) / 2
+        between = result(middle)
+        if torch.linalg.vector_norm(between - first) > torch.linalg.vector_norm(last - between):
+            far, last = middle, between
+        else:
+            near, first = middle, between
+    return near, far
+
+
+def _apart(rule: Aggregator, case: Case) -> bool:
+    """Whether what is cut away lies apart from what is kept, and directions that a rule tells."""
+    if rule.properties.gap_needed and not all(map(lie_apart, case.updates)):
+        return False
+    r_max, limit = case.rank_levels[-1], min(case.previous.d_out, case.previous.d_in)
+    if r_max == limit:
+        return True
+    padded = _padded(case.previous, limit)
+    whole = replace(case, rank_levels=(*case.rank_levels, limit), previous=padded)
+    return gap_at(whole.delta(rule), r_max)
 
 
 def _padded(update: LoRAFactors, r: int) -> LoRAFactors:

@@ -1,0 +1,218 @@
+"""One gauge for runs and for predicted trajectories: energies in, rates, floors and shares out.
+
+Energies are those of whole partitions, sums over their directions. A run's rate is the slope of a
+straight line through the logarithm, over the rounds in which the partition is still there; over
+runs, slopes count by the rounds behind them, so that a run that ends early says less. That ratio of
+sums is the mean logarithm of a round's factor whenever rounds are alike and independent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.claims.predicted import EXACT
+from analysis.collapse.scenarios import Standard
+from analysis.inference.fieller import fieller_ratio
+from analysis.inference.intervals import mean_interval, proportion_interval
+from analysis.inference.measurement import Array, Measurement
+from analysis.inference.rates import log_linear_rate
+
+EXTINCT = 1e-8
+"""A partition is extinct from the round on in which less than this share of its energy is left."""
+GONE = 1e-18
+"""Less than this share of the start is rounding: what a singular value decomposition leaves."""
+FALLS = 0.02
+"""A typical run that loses at most this share of the energy a round, late, does not fall."""
+KINDS = (
+    *("rate", "late_rate", "floor", "extinct", "rho"),
+    *("relative_rate", "relative_late", "left", "versus_fedavg", "versus_raflora"),
+)
+"""All numbers of a rule in a scenario; each has an equal part of the scenario's error."""
+
+Numbers = dict[str, Measurement]
+
+
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """Log-slopes of every run and partition.
+
+    Args:
+        slope: natural logarithm of the energy's factor per round, (S, M).
+        rounds: rounds behind it, (S, M); 0 where there is no slope.
+        begun: whether the partition was there in the first round of the window, and what the next
+            one made of it is known, boolean (S, M).
+    """
+
+    slope: Array
+    rounds: Array
+    begun: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, series: Array, window: tuple[int, int]) -> Slopes:
+        """Slopes of series (S, T + 1, M) over the rounds in which they are not gone or unknown.
+
+        A rule with a memory brings back what is gone for a round.
+        """
+        first, last = window
+        part = series[:, first : last + 1].transpose(0, 2, 1)
+        there = part > GONE
+        alive = np.where(there, part, 0.0)
+        last_there = last - first - there[..., ::-1].argmax(-1)
+        rounds = np.where(there.sum(-1) > 1, last_there - there.argmax(-1), 0)
+        with np.errstate(divide="ignore"):
+            slope = np.log(log_linear_rate(alive, floor=0.0))
+        begun = there[..., 0] & ~np.isnan(part[..., 1])
+        return cls(slope, rounds.astype(np.float64), begun)
+
+
+def series_of(energy: Array, *, beside: bool) -> Array:
+    """Energies (S, T + 1, M) over their start; over the shared partition's, where it is beside.
+
+    Where the shared partition is gone there is nothing to compare with: NaN.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own = energy / energy[:, :1]
+        if not beside:
+            return np.asarray(own)
+        shared = own[..., :1]
+        return np.where(shared > GONE, own / shared, np.nan)
+
+
+def measure(energy: Array, standard: Standard, error: float) -> Numbers:
+    """All numbers of one rule's runs in one scenario.
+
+    Args:
+        energy: of the partitions, (S, T + 1, M); one run alone is taken for exact.
+        standard: the scenario.
+        error: probability that any interval misses; equal parts for `KINDS`, then for partitions.
+
+    Returns:
+        Measurements of M partitions each, of `rho` (1,). Where all runs agree to rounding, both
+        ends are the value. NaN: nothing is left to measure.
+    """
+    part = error / len(KINDS)
+    own, beside = series_of(energy, beside=False), series_of(energy, beside=standard.beside)
+    late = rates(Slopes.of(own, standard.late), part)
+    left = _late_level(own, part)
+    settled = late.low >= 1 - FALLS
+    value, low, high = (np.where(settled, x, np.nan) for x in (left.value, left.low, left.high))
+    return {
+        "rate": rates(Slopes.of(own, standard.window), part),
+        "late_rate": late,
+        "floor": Measurement(value, low, high, len(energy)),
+        "extinct": _extinct(beside, part, exact=not standard.draws or len(energy) == 1),
+        "rho": _shared_ratio(energy, part),
+        "relative_rate": rates(Slopes.of(beside, standard.window), part),
+        "relative_late": rates(Slopes.of(beside, standard.late), part),
+        "left": _late_level(beside, part),
+    }
+
+
+def versus(own: Array, other: Array, standard: Standard, error: float) -> Measurement:
+    """A rule's factor per round over another's on the same seeds, paired run by run, (M,)."""
+    ours, theirs = (
+        Slopes.of(series_of(energy, beside=standard.beside), standard.window)
+        for energy in (own, other)
+    )
+    both = np.minimum(ours.rounds, theirs.rounds)
+    with np.errstate(invalid="ignore"):
+        difference = np.where(both > 0, ours.slope - theirs.slope, np.nan)
+    return rates(Slopes(difference, both, both > 0), error / len(KINDS))
+
+
+def extinct_round(energy: Array, standard: Standard) -> tuple[float, ...]:
+    """Round by which half of the runs lost each partition for good, (M,); infinite if never."""
+    gone = series_of(energy, beside=standard.beside) < EXTINCT
+    for_good = np.logical_and.accumulate(gone[:, ::-1], axis=1)[:, ::-1]
+    first = np.where(for_good[:, -1], for_good.argmax(1), np.inf)
+    return tuple(float(x) for x in np.sort(first, axis=0)[(len(first) - 1) // 2])
+
+
+def rates(slopes: Slopes, error: float) -> Measurement:
+    """Factor per round of a typical run, with intervals that hold together over partitions."""
+    columns = zip(slopes.slope.T, slopes.rounds.T, slopes.begun.T, strict=True)
+    found = [_rate(*column, error / slopes.slope.shape[1]) for column in columns]
+    return _joined(found, len(slopes.slope))
+
+
+Ends = tuple[float, float, float]
+UNKNOWN: Ends = (np.nan, np.nan, np.nan)
+
+
+def _rate(slope: Array, rounds: Array, begun: NDArray[np.bool_], error: float) -> Ends:
+    some = rounds > 0
+    if not begun.any() or np.isnan(slope[some]).any():
+        return UNKNOWN
+    if not some.any():
+        return 0.0, 0.0, 0.0  # every run loses it at once
+    x, n = slope[some], rounds[some]
+    if np.ptp(x) <= EXACT:
+        return _exactly(float(np.exp(x.mean())))
+    if len(x) < 2:
+        return float(np.exp(x[0])), 0.0, np.inf
+    found = fieller_ratio(np.stack([x * n, n], -1)[:, None], error)
+    return _exp(found)
+
+
+def _late_level(series: Array, error: float) -> Measurement:
+    """Typical energy of the last quarter of the rounds, of runs in which something is left."""
+    rounds = series.shape[1] - 1
+    level = series[:, rounds - rounds // 4 :].mean(1)
+    return _joined([_level(x, error / level.shape[1]) for x in level.T], len(series))
+
+
+def _level(level: Array, error: float) -> Ends:
+    if np.isposinf(level).any():
+        return UNKNOWN
+    logs = np.log(level[level > GONE])  # and no NaN
+    if not len(logs):
+        return UNKNOWN
+    if np.ptp(logs) <= EXACT:
+        return _exactly(float(np.exp(logs.mean())))
+    if len(logs) < 2:
+        return float(np.exp(logs[0])), 0.0, np.inf
+    found = mean_interval(logs[:, None], error)
+    return _exp(found)
+
+
+def _extinct(series: Array, error: float, *, exact: bool) -> Measurement:
+    """Share of runs in which the partition is extinct at the end."""
+    lost = (series[:, -1] < EXTINCT).astype(np.float64)
+    found = proportion_interval(lost, error)
+    if not exact or (np.ptp(lost, axis=0) > 0).any():
+        return found
+    return Measurement(found.value, found.value, found.value, len(series))
+
+
+def _shared_ratio(energy: Array, error: float) -> Measurement:
+    """Energy ratio at the end, of mean energies: rho at the shared rank, (1,)."""
+    last = energy[:, -1]
+    pair = np.stack([last[:, 0], last.sum(-1)], -1)
+    if not (np.isfinite(pair).all() and (pair[:, 1] > 0).any()):
+        return _joined([UNKNOWN], len(energy))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = pair[:, 0] / pair[:, 1]
+    if np.ptp(ratio) <= EXACT:
+        return _joined([_exactly(float(ratio.mean()))], len(energy))
+    found = fieller_ratio(pair[:, None], error)
+    low, high = (np.clip(x, 0, 1) for x in (found.low, found.high))
+    return Measurement(found.value, low, high, len(last))
+
+
+def _exactly(value: float) -> Ends:
+    return value, value, value
+
+
+def _exp(found: Measurement) -> Ends:
+    """One measured logarithm and its ends, as factors."""
+    with np.errstate(over="ignore"):
+        value, low, high = np.exp([found.value[0], found.low[0], found.high[0]])
+    return float(value), float(low), float(high)
+
+
+def _joined(found: list[Ends], runs: int) -> Measurement:
+    value, low, high = np.array(found).T
+    return Measurement(value, low, high, runs)

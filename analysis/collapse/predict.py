@@ -1,0 +1,195 @@
+"""What theory says of a rule in a standard scenario, before anything is run.
+
+A rule that the closed forms know is predicted by them; another one that declares its multiplier and
+is weights on amplitudes, by that multiplier over the law of cohorts, where the round is linear.
+A trajectory of the closed forms is read with the very gauge that runs are measured with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis import closed_form
+from analysis.claims.predicted import client_arguments, federation_arguments
+from analysis.closed_form.rules import RULES, rule_form
+from analysis.cohorts.law import Array
+from analysis.collapse.gauge import Numbers, measure
+from analysis.collapse.scenarios import Standard
+from analysis.collapse.verdict import Collapse, of_partitions
+from analysis.collapse.walk import Walk, walks
+from analysis.inference.family import FAMILY_ERROR
+from analysis.inference.measurement import Measurement
+from fedlora_sim.aggregation import AggregationRule, get_rule
+from fedlora_sim.errors import InputError
+
+NONE_DECLARED = "no closed form declared"
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A prediction for one rule in one scenario.
+
+    Args:
+        source: where it comes from, or why there is none.
+        values: numbers by kind, (M,), `rho` (1,); those that theory is silent on are missing.
+        verdict: what the rule does here, None where theory does not say.
+        path: energies of the partitions over their start, (T + 1, M), for the figure; or None.
+    """
+
+    source: str
+    values: dict[str, Array] = field(default_factory=dict)
+    verdict: Collapse | None = None
+    path: Array | None = None
+
+
+def known_form(rule: AggregationRule) -> str | None:
+    """Name of the rule in the closed forms, which know it without options; None for others."""
+    if rule.label not in RULES:
+        return None
+    return rule.label if type(get_rule(rule.label)) is type(rule) else None
+
+
+def predict(rule: AggregationRule, standard: Standard) -> Prediction:
+    """What theory says of a rule in a scenario."""
+    name = known_form(rule)
+    if name is None:
+        return _declared(rule, standard)
+    try:
+        return _known(name, standard)
+    except InputError as error:  # the scenario is sound: the rule has no closed form in it
+        why = f"no closed form of {name} here: {error}"
+        return Prediction(why, verdict=_by_threshold(name, standard))
+
+
+def _known(name: str, standard: Standard) -> Prediction:
+    source = f"closed form of {name}"
+    if standard.name != "cohorts":
+        energy = partition_sums(_trajectory(name, standard), standard)
+        return _read(source, energy, standard)
+    form = rule_form(name)
+    if form.space in ("residual", "base") or form.norm_weighted:
+        return _limit(name, standard)
+    federation, rounds = standard.scenario.federation, standard.scenario.rounds
+    multiplier = partial(closed_form.multiplier, name)
+    found = walks(federation, multiplier, rounds, carries=form.has_policy)
+    return _walked(source, found, standard)
+
+
+def _trajectory(name: str, standard: Standard) -> Array:
+    """Energies of the directions: means over runs, exact for every round, (T + 1, r_max)."""
+    scenario = standard.scenario
+    common: dict[str, Any] = {
+        "initial_amplitude": scenario.initial_amplitudes,
+        "empty_partition": scenario.empty_partition,
+        **federation_arguments(scenario),
+    }
+    if standard.is_flow:
+        targets, time = scenario.target_amplitudes, scenario.local_time
+        path = closed_form.flow_trajectory(
+            name, scenario.ranks, scenario.rounds, target=targets, local_time=time, **common
+        )
+        return np.asarray(path**2)
+    clients = {"heterogeneity": scenario.heterogeneity, **client_arguments(scenario)}
+    return closed_form.energy_trajectory(name, scenario.ranks, scenario.rounds, **clients, **common)
+
+
+def _limit(name: str, standard: Standard) -> Prediction:
+    """Cohorts of a rule whose round depends on more than the share: mean energies, and the limit.
+
+    Raises:
+        InputError: for hetlora, whose weights are known in the limit of collapse alone.
+    """
+    scenario = standard.scenario
+    energy = partition_sums(_trajectory(name, standard), standard)
+    asked = {"empty_partition": scenario.empty_partition, **federation_arguments(scenario)}
+    first = [part.start for part in scenario.federation.partitions]
+    survival = closed_form.survival(name, scenario.ranks, scenario.rounds, **asked)[-1, first]
+    values = {
+        "late_rate": closed_form.typical_rate(name, scenario.ranks, **asked)[first],
+        "extinct": 1 - survival,
+        "rho": energy[-1:, 0] / energy[-1:].sum(-1),
+    }
+    if rule_form(name).space == "base":  # nothing is diluted, so the limit is there at once
+        values["rate"] = values["late_rate"]
+    path = energy / energy[0] if "rate" in values else None
+    numbers = _as_exact(values, standard)
+    return Prediction(f"closed form of {name}", values, of_partitions(numbers), path)
+
+
+def _declared(rule: AggregationRule, standard: Standard) -> Prediction:
+    if not rule.has_spectral_form or rule.weights_from_norms or rule.residual_in_base:
+        return Prediction(NONE_DECLARED)
+    multiplier = rule.properties.multiplier
+    if rule.space == "none" or multiplier is None:
+        return Prediction(NONE_DECLARED)
+    if standard.name not in ("full", "cohorts"):
+        return Prediction("a declared multiplier speaks of clients that return alike")
+    scenario = standard.scenario
+    found = walks(
+        scenario.federation,
+        _as_function(multiplier),
+        scenario.rounds,
+        carries=rule.has_empty_partition_policy and scenario.empty_partition == "carry",
+    )
+    return _walked("declared multiplier", found, standard)
+
+
+def _as_function(multiplier: Callable[[Tensor], Tensor]) -> Callable[[Array], Array]:
+    return lambda share: multiplier(torch.from_numpy(share.copy())).numpy()
+
+
+def _walked(source: str, found: list[Walk], standard: Standard) -> Prediction:
+    typical = np.array([walk.typical for walk in found])
+    start = partition_sums(standard.scenario.initial_amplitudes[None] ** 2, standard)[0]
+    mean = start * np.array([walk.mean for walk in found]) ** standard.scenario.rounds
+    values = {
+        "rate": typical,
+        "extinct": np.array([walk.extinct[-1] for walk in found]),
+        "rho": mean[:1] / mean.sum(),
+    }
+    path = np.stack([walk.median for walk in found], axis=-1)
+    return Prediction(source, values, of_partitions(_as_exact(values, standard)), path)
+
+
+def _as_exact(values: dict[str, Array], standard: Standard) -> Numbers:
+    """What of the prediction decides, as if measured without error."""
+    # a walk is no other in the second half: where there is no rate of its own, it is the rate
+    late, extinct = values.get("late_rate", values.get("rate")), values["extinct"]
+    assert late is not None
+    rounds = standard.late[1]
+    left = np.where(late >= 1, 1.0, late**rounds)
+    numbers = {"relative_late": late / late[0], "left": left / left[0], "extinct": extinct}
+    return {name: Measurement(x, x, x, 1) for name, x in numbers.items()}
+
+
+def _read(source: str, energy: Array, standard: Standard) -> Prediction:
+    """A trajectory, through the gauge of runs."""
+    numbers = measure(energy[None], standard, FAMILY_ERROR)
+    values = {name: numbers[name].value for name in standard.predicted}
+    known = {name: x for name, x in values.items() if not np.isnan(x).all()}
+    return Prediction(source, known, of_partitions(numbers), energy / energy[0])
+
+
+def _by_threshold(name: str, standard: Standard) -> Collapse | None:
+    """The verdict alone, of rules whose training has a threshold and no trajectory."""
+    if not standard.is_flow:
+        return None
+    scenario = standard.scenario
+    threshold = closed_form.collapse_threshold(
+        name, scenario.ranks, scenario.target_amplitudes, **federation_arguments(scenario)
+    )
+    held = (threshold[standard.levels[0] :] < scenario.local_time).all()
+    return Collapse.KEEPS if held else Collapse.COLLAPSES
+
+
+def partition_sums(energy: Array, standard: Standard) -> Array:
+    """Energies of the partitions, (..., M), from those of directions (..., r_max)."""
+    parts = standard.scenario.federation.partitions
+    return np.stack([energy[..., part].sum(-1) for part in parts], axis=-1)

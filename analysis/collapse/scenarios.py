@@ -1,0 +1,250 @@
+"""The six standard scenarios, fixed: every rule meets the same clients, cohorts and training.
+
+Three rank levels, 2, 4 and 8, so that there is a staircase: all clients carry directions 1-2, the
+shared ones, 60% of them 3-4 and 30% of them 5-8. Amplitudes start at 1, each 0.8 times the one
+before, so that sorting by an SVD keeps directions in their places while noise is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from analysis import closed_form
+from analysis.claims.predicted import EXACT
+from analysis.inference.verdict import QUICK_MARGIN
+from fedlora_sim import Scenario, parse_ranks
+from fedlora_sim.aggregation import AggregationRule
+from fedlora_sim.errors import check_choice, check_sequence, expected
+from fedlora_sim.randomness import stream
+
+RANKS = "2x8,4x6,8x6"
+MANY_RANKS = "2x16,4x12,8x12"
+COHORT = 4  # of 40: 10%
+DECAY = 0.8
+ROUNDS = 20
+# Small enough for the mean of a logarithm to be the logarithm of a mean, within the margins, and
+# for 64 runs to tell gains that last from a decay.
+GAIN_STD, DRIFT = 0.03, 0.05
+# Local time over the closed-form threshold of FedAvg: of the first partition to be held above the
+# shared one, and of the last.
+BELOW, ABOVE = 0.5, 1.5
+TINY = 0.01  # start of the flow, in units of its target: training is linear there
+STEPS = 50
+"""Local steps of the flow at matrix fidelity: one step is so long that margins must hold it."""
+
+SPECTRAL_SEEDS, MATRIX_SEEDS = 2_000, 64
+COHORT_SEEDS = 6_000
+"""Runs of cohorts at spectral fidelity: most of them soon lose a partition, and its rate."""
+ALIKE_SEEDS, ALIKE_MATRIX_SEEDS = 2, 8
+"""Runs where a scenario draws nothing: they differ in the basis alone, at matrix fidelity."""
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Widths of the regions in which a measured number agrees with its prediction.
+
+    Args:
+        relative: of rates and floors, a share of the prediction.
+        ratio: of the energy ratio, absolute.
+        extinct: of shares of runs, absolute.
+    """
+
+    relative: float
+    ratio: float
+    extinct: float
+
+    def widened(self, factor: float) -> Margins:
+        """All margins `factor` times as wide."""
+        return Margins(factor * self.relative, factor * self.ratio, factor * self.extinct)
+
+
+# The one table of margins. Nothing is drawn at full participation or in the flow. With gains or
+# drift the logarithm of a mean stands for the mean of a logarithm, which moves rates by up to 1%.
+_EXACTLY = Margins(EXACT, EXACT, EXACT)
+MARGINS = {
+    "full": _EXACTLY,
+    "cohorts": Margins(0.06, 0.02, 0.1),
+    "gains": Margins(0.02, 0.02, 0.1),
+    "drift": Margins(0.03, 0.02, 0.1),
+    "flow_below": _EXACTLY,
+    "flow_above": _EXACTLY,
+}
+"""By scenario, at spectral fidelity."""
+# A descent of 50 steps is not the flow: a step multiplies a small amplitude by 1 + x in place of
+# exp(x), x at most 0.018, which 50 steps and the square of an energy make 2% and more.
+MATRIX_MARGINS = {
+    name: margins if name == "full" else margins.widened(QUICK_MARGIN)
+    for name, margins in MARGINS.items()
+} | dict.fromkeys(("flow_below", "flow_above"), Margins(0.05, 0.02, 0.1))
+"""At matrix fidelity: fewer runs, and steps in place of the flow."""
+SCENARIOS = tuple(MARGINS)
+"""Names of the standard scenarios, in the order of the report."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """A standard scenario.
+
+    Args:
+        name: one of `SCENARIOS`.
+        title: what tables and figures call it.
+        about: what it is, in full.
+        scenario: at spectral fidelity.
+        window: first and last round over which decay is measured.
+        draws: whether runs differ by what the scenario draws.
+        beside: whether a partition is held against the shared one of the same run, or against its
+            own start, as where training lets all partitions grow, each at its own rate.
+        predicted: numbers that the closed forms' trajectory of means speaks of here.
+    """
+
+    name: str
+    title: str
+    about: str
+    scenario: Scenario
+    window: tuple[int, int]
+    draws: bool = True
+    beside: bool = True
+    predicted: tuple[str, ...] = ("rate", "late_rate", "floor", "extinct", "rho")
+
+    def margins(self, fidelity: str) -> Margins:
+        """Margins of the scenario's predictions."""
+        return (MARGINS if fidelity == "spectral" else MATRIX_MARGINS)[self.name]
+
+    @property
+    def late(self) -> tuple[int, int]:
+        """First and last round of the second half: what has not stopped by then, goes on."""
+        return self.scenario.rounds // 2, self.scenario.rounds
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Rank levels, the shared one first."""
+        return self.scenario.federation.levels
+
+    def at(self, fidelity: str) -> Scenario:
+        """The scenario at spectral or matrix fidelity, there of small layers."""
+        if fidelity == "spectral":
+            return self.scenario
+        steps = STEPS if self.is_flow else None
+        return self.scenario.replace(fidelity="matrix", d_in=20, d_out=16, local_steps=steps)
+
+    def seeds(self, fidelity: str, wanted: int | None) -> int:
+        """Number of runs: as many as wanted where something is drawn."""
+        spectral = fidelity == "spectral"
+        if not self.draws:
+            usual = ALIKE_SEEDS if spectral else ALIKE_MATRIX_SEEDS
+            return usual if wanted is None else min(usual, wanted)
+        usual = COHORT_SEEDS if self.name == "cohorts" else SPECTRAL_SEEDS
+        return wanted or (usual if spectral else MATRIX_SEEDS)
+
+    def fidelity_for(self, rule: AggregationRule) -> str:
+        """Spectral for a rule that is weights on amplitudes, else matrix.
+
+        So is the flow of a rule that puts something into the base: its clients' factors are not
+        balanced, and their training is no map of amplitudes.
+        """
+        fits = rule.space != "none" and not rule.residual_in_base
+        return "spectral" if rule.has_spectral_form and (fits or not self.is_flow) else "matrix"
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether clients train."""
+        return self.scenario.local_loss != "none"
+
+
+def dirichlet_samples() -> tuple[int, ...]:
+    """Samples of 20 clients: 1,000 times a draw of Dirichlet(1, ..., 1), fixed, at least 1 each."""
+    shares = stream(0, "dirichlet_samples").dirichlet(np.ones(20))
+    return tuple(np.maximum(1, np.round(1_000 * shares)).astype(int).tolist())
+
+
+@cache
+def standards() -> dict[str, Standard]:
+    """All standard scenarios by name."""
+    plain = Scenario(parse_ranks(RANKS), rounds=ROUNDS, spectrum_decay=DECAY, device="cpu")
+    tiny = plain.replace(local_loss="quadratic", initial_amplitude=TINY)
+    threshold = closed_form.collapse_threshold("fedavg", RANKS, tiny.target_amplitudes)
+    higher = threshold[plain.federation.levels[0] :]
+    below, above = BELOW * float(higher.min()), ABOVE * float(higher.max())
+    whole = (0, ROUNDS)
+    made = (
+        Standard(
+            "full",
+            "full participation",
+            f"all 20 clients ({RANKS}) every round, nothing drawn",
+            plain,
+            whole,
+            draws=False,
+        ),
+        Standard(
+            "cohorts",
+            "10% cohorts",
+            f"{COHORT} of 40 clients ({MANY_RANKS}) a round, drawn uniformly; the rate is that of "
+            "runs that still carry the partition",
+            plain.replace(ranks=parse_ranks(MANY_RANKS), cohort_size=COHORT),
+            (0, 8),  # later runs are those that lost less: the others are rounding
+        ),
+        Standard(
+            "gains",
+            "Dirichlet-like gains",
+            "every client multiplies every direction by a gain of its own that lasts, normal "
+            f"around 1 with deviation {GAIN_STD}; 20 unequal sample counts, a fixed draw of "
+            "Dirichlet(1)",
+            plain.replace(
+                num_samples=dirichlet_samples(),
+                gain_std=GAIN_STD,
+                heterogeneity="persistent",
+                rounds=12,
+            ),
+            (0, 6),
+            # Gains that last make the mean run away from the typical run.
+            predicted=("rate", "extinct", "rho"),
+        ),
+        Standard(
+            "drift",
+            "drift",
+            f"every client adds to every direction, every round, a normal number around {DRIFT} "
+            f"with deviation {DRIFT}: all partitions gain, and none is lost for good",
+            plain.replace(drift_mean=DRIFT, drift_std=DRIFT, rounds=24),
+            (0, 3),
+        ),
+        Standard(
+            "flow_below",
+            "flow below threshold",
+            f"clients fit a target of 1 from {TINY} by gradient flow, for {BELOW:g} times the "
+            f"shortest threshold of FedAvg above the shared rank: local time {below:.3g}",
+            tiny.replace(local_time=below),
+            whole,
+            draws=False,
+            beside=False,
+        ),
+        Standard(
+            "flow_above",
+            "flow above threshold",
+            f"the same for {ABOVE:g} times the longest threshold of FedAvg: local time {above:.3g}",
+            tiny.replace(local_time=above),
+            (0, 3),
+            draws=False,
+            beside=False,
+        ),
+    )
+    return {standard.name: standard for standard in made}
+
+
+def chosen(names: Sequence[str] | None) -> tuple[Standard, ...]:
+    """Standard scenarios of these names in the report's order; all of them when None.
+
+    Raises:
+        InputError: on an unknown name, or none.
+    """
+    known = standards()
+    if names is None:
+        return tuple(known.values())
+    given = [names] if isinstance(names, str) else check_sequence("scenarios", names, "names")
+    wanted = {check_choice("scenarios", name, known) for name in given}
+    if not wanted:
+        raise expected("scenarios", list(names), f"at least one of {', '.join(known)}")
+    return tuple(standard for name, standard in known.items() if name in wanted)

@@ -1,0 +1,84 @@
+"""The checks as tests of one's own, one per rule and law."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pytest
+
+from fedlora_sim.aggregation import AggregationRule, Aggregator, get_rule
+from fedlora_sim.conformance.catalogue import CHECKS
+from fedlora_sim.conformance.law import Check
+from fedlora_sim.conformance.report import failure
+from fedlora_sim.conformance.result import CheckResult
+from fedlora_sim.conformance.suite import check_examples, run_check
+from fedlora_sim.errors import check_positive_int, check_seed, expected
+from fedlora_sim.threads import one_thread
+
+
+@dataclass(frozen=True)
+class RuleCheck:
+    """One law, to be called in a test with the rule that it is held against.
+
+    Args:
+        law: what is checked.
+        examples: cases to try; that of the Hypothesis profile in force when None.
+        seed: of the search.
+    """
+
+    law: Check
+    examples: int | None = None
+    seed: int = 0
+
+    def __call__(self, rule: str | AggregationRule | Aggregator) -> CheckResult:
+        """What came of it, where the rule keeps the law, or breaks it as declared.
+
+        Raises:
+            AssertionError: where the check failed, with the smallest case as Python to paste.
+        """
+        __tracebackhide__ = True
+        chosen = get_rule(rule)
+        with one_thread():
+            result = run_check(chosen, self.law, check_examples(self.examples), self.seed)
+        if result.status == "skipped":
+            pytest.skip(result.reason)
+        if result.status == "failed":
+            raise AssertionError(failure(result, chosen))
+        return result
+
+
+def parametrize_with_checks(
+    rules: Iterable[str | AggregationRule | Aggregator],
+    *,
+    examples: int | None = None,
+    seed: int = 0,
+) -> pytest.MarkDecorator:
+    """Decorator: a test for every rule and law, `test_rule[raflora-client_order]` and so on.
+
+        @parametrize_with_checks(["raflora", MyRule()])
+        def test_rule(rule, check):
+            check(rule)
+
+    A law that a rule says nothing of, or that cannot be tested here, is a skipped test.
+
+    Args:
+        rules: names of registered rules, or rules.
+        examples: cases to try per law; that of the Hypothesis profile in force when None.
+        seed: of the search for counterexamples.
+
+    Raises:
+        InputError: on an unknown name, on what is no rule, and on bad numbers.
+    """
+    if isinstance(rules, str):
+        raise expected("rules", rules, "a list of rules")
+    if examples is not None:
+        check_positive_int("examples", examples)
+    seed = check_seed("seed", seed)
+    made = [(rule if not isinstance(rule, str) else get_rule(rule)) for rule in rules]
+    cases = [
+        pytest.param(rule, RuleCheck(law, examples, seed), id=f"{get_rule(rule).label}-{law.name}")
+        for rule in made
+        for law in CHECKS
+    ]
+    return pytest.mark.parametrize(("rule", "check"), cases)

@@ -1,0 +1,186 @@
+"""What came of the checks of a rule, as a table, as text to paste, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from fedlora_sim.aggregation import AggregationRule, get_rule
+from fedlora_sim.aggregation.foreign import ForeignRule
+from fedlora_sim.conformance.case import Case
+from fedlora_sim.conformance.result import CheckResult, Status
+from fedlora_sim.errors import InputError
+from fedlora_sim.factors import LoRAFactors
+
+WORDS: dict[Status, str] = {
+    "passed": "passed",
+    "expected": "expected (absent, as declared)",
+    "failed": "failed",
+    "skipped": "skipped",
+}
+"""Statuses as they are counted."""
+
+SHOWN: tuple[Status, ...] = ("passed", "expected", "skipped", "failed")
+"""Groups of the table: failures come last, next to what is printed of them."""
+
+MARKS: dict[Status, str] = {"passed": "✓", "expected": "≠", "failed": "✗", "skipped": "–"}
+STYLES: dict[Status, str] = {
+    "passed": "green",
+    "expected": "cyan",
+    "failed": "bold red",
+    "skipped": "yellow",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The checks of one rule.
+
+    Args:
+        rule: as `get_rule` returns it.
+        results: of `check_aggregator`.
+        seed: of the search.
+        examples: cases that were to be tried per law.
+    """
+
+    rule: AggregationRule
+    results: Sequence[CheckResult]
+    seed: int
+    examples: int
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        """How many checks ended how, every status named."""
+        found = [result.status for result in self.results]
+        return {status: found.count(status) for status in WORDS}
+
+    @property
+    def failures(self) -> list[CheckResult]:
+        """The checks that failed."""
+        return [result for result in self.results if result.status == "failed"]
+
+
+def summary(report: Report) -> str:
+    """One line: how many checks ended how, also where it is none, and how hard it was looked."""
+    counted = ", ".join(f"{n} {WORDS[status]}" for status, n in report.counts.items())
+    return f"{report.rule.label}: {counted}; {report.examples} examples, seed {report.seed}"
+
+
+def table(report: Report) -> Table:
+    """All checks, grouped by how they ended."""
+    found = Table("status", "check", "law, and what was found", "cases", box=SIMPLE)
+    for column in found.columns:
+        column.overflow = "fold"
+    found.columns[0].no_wrap = found.columns[1].no_wrap = True
+    found.columns[-1].justify = "right"
+    for status in SHOWN:
+        own = [result for result in report.results if result.status == status]
+        mark = f"[{STYLES[status]}]{MARKS[status]} {status}[/]"
+        for row in _skipped_rows(own) if status == "skipped" else map(_row, own):
+            found.add_row(mark, *row)
+        found.add_section()
+    return found
+
+
+def _row(result: CheckResult) -> tuple[str, str, str]:
+    said = escape(result.statement)
+    if result.reason:
+        said += f"\n[dim]{MARKS[result.status]} {escape(result.reason)}[/]"
+    return result.check, said, str(result.examples)
+
+
+def _skipped_rows(results: Sequence[CheckResult]) -> Iterator[tuple[str, str, str]]:
+    """One row per reason: what is not tested is named, and takes no room."""
+    for reason in dict.fromkeys(result.reason for result in results):
+        names = [result.check for result in results if result.reason == reason]
+        count = "1 check" if len(names) == 1 else f"{len(names)} checks"
+        yield count, f"{escape(reason)}:\n[dim]{', '.join(names)}[/]", ""
+
+
+def failure(result: CheckResult, rule: AggregationRule) -> str:
+    """What a failed check found, with the smallest case to paste."""
+    lines = [f"{result.check}: {result.statement}", result.reason]
+    if result.counterexample is not None:
+        lines += ["The smallest case that was found:", "", code(result.counterexample, rule)]
+    return "\n".join(lines)
+
+
+def code(case: Case, rule: AggregationRule) -> str:
+    """A case as Python to paste, with what runs the rule on it."""
+    lines = (
+        *(case.code(), "", _rule_code(rule)),
+        "result, state = rule.step(updates, weights, context, {})",
+        "print(result.delta())",
+    )
+    return "\n".join(lines)
+
+
+def _rule_code(rule: AggregationRule) -> str:
+    """Python that makes the rule as `rule`, by its name or from its class."""
+    inner = _inner(rule)
+    kind = type(inner)
+    if _is_registered(rule):
+        return f"from fedlora_sim.aggregation import get_rule\n\nrule = get_rule({rule.label!r})"
+    if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
+        return f"# rule = {kind.__qualname__}, which is written where no import reaches it"
+    made = repr(inner) if is_dataclass(inner) else f"{kind.__qualname__}()"
+    return f"from {kind.__module__} import {kind.__qualname__.partition('.')[0]}\n\nrule = {made}"
+
+
+def _inner(rule: AggregationRule) -> object:
+    return rule.inner if isinstance(rule, ForeignRule) else rule
+
+
+def _is_registered(rule: AggregationRule) -> bool:
+    """Whether its label stands for it."""
+    try:
+        return type(_inner(get_rule(rule.label))) is type(_inner(rule))
+    except InputError:
+        return False
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as JSON has it: counterexamples as nested lists, and as code."""
+    return {
+        "rule": report.rule.label,
+        "seed": report.seed,
+        "examples": report.examples,
+        "counts": report.counts,
+        "results": [_result_json(result, report.rule) for result in report.results],
+    }
+
+
+def _result_json(result: CheckResult, rule: AggregationRule) -> dict[str, Any]:
+    case = result.counterexample
+    return {
+        "check": result.check,
+        "status": result.status,
+        "statement": result.statement,
+        "reason": result.reason,
+        "examples": result.examples,
+        "counterexample": None if case is None else {**_case_json(case), "code": code(case, rule)},
+    }
+
+
+def _case_json(case: Case) -> dict[str, Any]:
+    return {
+        "updates": [_factors_json(update) for update in case.updates],
+        "weights": list(case.weights),
+        "rank_levels": list(case.rank_levels),
+        "previous": _factors_json(case.previous),
+        "empty_partition": case.empty_partition,
+        "seed": case.seed,
+    }
+
+
+def _factors_json(factors: LoRAFactors) -> dict[str, Any]:
+    return {
+        "lora_A": factors.lora_A.tolist(),
+        "lora_B": factors.lora_B.tolist(),
+        "scaling": factors.scaling,
+    }

@@ -1,0 +1,61 @@
+"""A report whose controls fail says so, and nothing else counts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from collapse_cases import Halving, Momentum
+
+from analysis.collapse import Collapse, collapse_report, report
+from analysis.collapse.sentences import UNTRUSTED
+from fedlora_sim.aggregation import AggregationRule, get_rule
+
+
+class _Disguised(Halving):
+    """A rule that halves, under raFLoRA's name."""
+
+    @property
+    def label(self) -> str:
+        return "raflora"
+
+
+def test_a_control_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = report.predict
+
+    def disguised(rule: object) -> AggregationRule:
+        return _Disguised() if rule == "raflora" else get_rule(rule)
+
+    monkeypatch.setattr(report, "get_rule", disguised)
+    raflora = get_rule("raflora")
+    monkeypatch.setattr(
+        report, "predict", lambda rule, s: real(raflora if rule.label == "raflora" else rule, s)
+    )
+    found = collapse_report("zero_pad", seeds=100, scenarios=("full",))
+    wrong = "raflora, full participation: theory says keeps its rank, measured collapses"
+    assert found.failed_controls == (wrong,)
+    assert found.sentence.startswith(UNTRUSTED)
+    assert f"Control failed: {wrong}." in str(found)
+    assert found.to_json()["failed_controls"] == [wrong]
+
+
+def test_two_runs_of_what_is_drawn_are_too_few_for_trust() -> None:
+    found = collapse_report("fedavg", seeds=2, scenarios=("gains",))
+    assert any("raflora" in text and "undecided" in text for text in found.failed_controls)
+
+
+def test_controls_meet_the_same_runs_as_the_rule() -> None:
+    found = collapse_report("fedavg", seeds=20, scenarios=("cohorts", "drift"))
+    for part in found.scenarios:
+        assert list(part.rules) == ["fedavg", "raflora"]
+        versus = part.rules["fedavg"].numbers["versus_fedavg"]
+        assert (versus.value == 1).all()
+
+
+def test_fedavg_collapses_and_raflora_does_not_beside_any_rule() -> None:
+    found = collapse_report(Momentum(), scenarios=("gains", "flow_below"))
+    verdicts = [[part.verdict(name) for name in ("fedavg", "raflora")] for part in found.scenarios]
+    c, k = Collapse.COLLAPSES, Collapse.KEEPS
+    assert verdicts == [[c, k], [c, k]]
+    assert found.failed_controls == ()
+    json.dumps(found.to_json(), allow_nan=False)

@@ -1,0 +1,129 @@
+"""The gauge on series whose rates, floors and extinctions are known beforehand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis.collapse.gauge import extinct_round, measure, series_of
+from analysis.collapse.scenarios import standards
+from analysis.collapse.verdict import Collapse, by_partition, of_partitions
+from analysis.collapse.walk import Walk
+from analysis.inference.measurement import Measurement
+
+ERROR = 0.05
+FULL, COHORTS = standards()["full"], standards()["cohorts"]
+
+
+def energies(*factors: float, runs: int = 2, rounds: int = 20) -> np.ndarray:
+    """Partitions that change by these factors a round, (runs, rounds + 1, partitions)."""
+    path = np.array(factors) ** np.arange(rounds + 1)[:, None]
+    return np.tile(path, (runs, 1, 1))
+
+
+def test_geometric_decays_are_measured_exactly() -> None:
+    found = measure(3 * energies(1.0, 0.9, 0.2), FULL, ERROR)
+    np.testing.assert_allclose(found["rate"].value, [1.0, 0.9, 0.2], rtol=1e-12)
+    for name in ("rate", "late_rate", "left", "extinct"):
+        np.testing.assert_array_equal(found[name].low, found[name].high)
+    np.testing.assert_array_equal(found["extinct"].value, [0, 0, 1])
+    assert np.isnan(found["floor"].value[1])  # it still falls
+    assert found["floor"].value[0] == pytest.approx(1.0)
+
+
+def test_rates_are_relative_to_the_shared_partition() -> None:
+    """A gain of one half for all is no collapse."""
+    found = measure(energies(0.5, 0.5, 0.5), FULL, ERROR)
+    np.testing.assert_allclose(found["rate"].value, 0.5)
+    np.testing.assert_allclose(found["relative_rate"].value, 1.0)
+    assert of_partitions(found) is Collapse.KEEPS
+
+
+def test_growth_is_no_collapse() -> None:
+    assert of_partitions(measure(energies(1.0, 1.1, 1.5), FULL, ERROR)) is Collapse.KEEPS
+
+
+def test_a_slow_decay_is_a_collapse_and_a_loss_that_stops_is_none() -> None:
+    slow = measure(energies(1.0, 1.0, 0.97), FULL, ERROR)
+    assert by_partition(slow) == (Collapse.KEEPS, Collapse.COLLAPSES)
+    stops = energies(1.0, 1.0, 0.5)
+    stops[:, 3:, 2] = 0.125
+    assert of_partitions(measure(stops, FULL, ERROR)) is Collapse.KEEPS
+    stops[:, 3:, 2] = 0.001
+    assert of_partitions(measure(stops, FULL, ERROR)) is Collapse.COLLAPSES
+
+
+def test_intervals_hold_the_rate_of_a_random_walk_with_deaths() -> None:
+    """Whatever the runs' lengths; at most a few of many studies may miss."""
+    rng = np.random.default_rng(5)
+    steps, chance = np.log([0.9, 0.5]), 0.2
+    true = float(np.exp(steps.mean()))
+    missed = 0
+    for _ in range(60):
+        log = np.cumsum(rng.choice(steps, (200, 20)), axis=1)
+        dead = np.cumsum(rng.random((200, 20)) < chance, axis=1) > 0
+        path = np.concatenate([np.ones((200, 1)), np.where(dead, 0.0, np.exp(log))], axis=1)
+        found = measure(np.stack([np.ones_like(path), path], -1), COHORTS, ERROR)["rate"]
+        missed += not found.low[1] <= true <= found.high[1]
+        assert found.low[1] < found.value[1] < found.high[1]
+    assert missed == 0  # the rate has a small part of the error
+
+
+def test_runs_that_die_at_once_have_no_energy_left_to_lose() -> None:
+    path = energies(1.0, 1.0)
+    path[:, 1:, 1] = 0
+    found = measure(path, FULL, ERROR)
+    assert found["rate"].value[1] == 0
+    assert np.isnan(found["late_rate"].value[1])
+    assert np.isnan(found["left"].value[1])
+    assert of_partitions(found) is Collapse.COLLAPSES
+
+
+def test_what_is_back_after_a_round_is_not_extinct() -> None:
+    """A server with a memory brings back what a cohort without contributors sets to zero."""
+    path = energies(1.0, 0.9)
+    path[:, 5, 1] = 0
+    found = measure(path, FULL, ERROR)
+    assert found["rate"].value[1] == pytest.approx(0.9)
+    assert found["extinct"].value[1] == 0
+    assert extinct_round(path, FULL) == (np.inf, np.inf)
+    path[:, 12:, 1] = 0
+    assert measure(path, FULL, ERROR)["extinct"].value[1] == 1
+    assert extinct_round(path, FULL) == (np.inf, 12)
+
+
+def test_nothing_is_compared_with_a_shared_partition_that_is_gone() -> None:
+    series = series_of(energies(0.0, 0.5), beside=True)
+    assert np.isnan(series[:, 1:, 1]).all()
+
+
+def test_rho_is_the_share_of_the_shared_partition_at_the_end() -> None:
+    found = measure(np.array([3.0, 1.0]) * energies(1.0, 1.0), FULL, ERROR)
+    assert found["rho"].value[0] == pytest.approx(0.75)
+
+
+def test_undecided_where_intervals_reach_both_sides() -> None:
+    numbers = {
+        "extinct": Measurement(np.zeros(2), np.zeros(2), np.full(2, 0.1), 9),
+        "relative_late": Measurement(np.ones(2), np.full(2, 0.9), np.full(2, 1.1), 9),
+        "left": Measurement(np.ones(2), np.ones(2), np.ones(2), 9),
+    }
+    assert of_partitions(numbers) is Collapse.UNDECIDED
+
+
+def test_a_walk_of_one_outcome_is_a_geometric_decay() -> None:
+    walk = Walk.of(np.array([0.3]), np.array([1.0]), 20)
+    assert walk.typical == pytest.approx(0.09)
+    assert walk.mean == pytest.approx(0.09)
+    assert walk.extinct[7] == 0
+    assert walk.extinct[8] == 1  # 0.09**8 < 1e-8
+
+
+def test_a_walk_is_the_binomial_law_of_its_outcomes() -> None:
+    walk = Walk.of(np.array([0.0, 0.5, 1.0]), np.array([0.1, 0.4, 0.5]), 6)
+    np.testing.assert_allclose(walk.extinct, 1 - 0.9 ** np.arange(7), atol=1e-12)
+    assert walk.typical == pytest.approx(0.5 ** (2 * 4 / 9))
+    assert walk.mean == pytest.approx(0.4 * 0.25 + 0.5)
+    rng = np.random.default_rng(1)
+    drawn = np.cumprod(rng.choice([0.0, 0.5, 1.0], (20_000, 6), p=[0.1, 0.4, 0.5]) ** 2, axis=1)
+    np.testing.assert_allclose(walk.median[1:], np.median(drawn, axis=0))

@@ -1,0 +1,274 @@
+"""Rules with one bug each, in what they average: which check finds it, and no other.
+
+Every rule keeps what the healthy rule declares that it is made of. `fails` has the checks that the
+bug breaks; among them are laws declared absent that the bug happens to bring about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from healthy_rules import (
+    FEDAVG,
+    ZERO_PAD,
+    DenseFedAvg,
+    DenseRaFLoRA,
+    DenseZeroPad,
+    StackedExact,
+)
+
+from fedlora_sim import LoRAFactors
+
+# What shows that a result is another than the weighted mean, if the mean is over more than one.
+MEAN = {"exact", "best_approximation", "equal_ranks_fedavg", "multiplier"}
+ALONE = {"single_client", "identical_clients"}
+HULLS = {"energy_hull", "partition_energy_hull"}
+GAUGES = {"full_gauge", "partition_gauge"}
+DILUTION = {"low_rank_client_keeps", "low_rank_client_dilutes"}
+
+
+class AlphaOverRIgnored(DenseFedAvg):
+    """`lora_B @ lora_A`, read from the state dict, where no scaling is."""
+
+    fails = MEAN | ALONE | HULLS | {"scaling_convention"}
+
+    def client(self, update, weight, held, r_max):
+        return super().client(replace(update, scaling=1.0), weight, held, r_max)
+
+
+class ScalingOnBAlone(DenseZeroPad):
+    """alpha/r is multiplied into B before A and B are averaged: another average of factors."""
+
+    fails = frozenset({"scaling_convention", "transpose", "multiplier"})
+
+    def factors(self, clients):
+        pairs = list(zip(self.shares(clients), clients, strict=True))
+        A, B = sum(p * c.A for p, c in pairs), sum(p * c.scaling * c.B for p, c in pairs)
+        return A, B
+
+
+class VForVT(DenseFedAvg):
+    """`U, S, V = torch.linalg.svd(dW)` and then `V[:, :r].T`: what is called V is V^T already.
+
+    The null space has no basis of its own, and its vectors stand in the columns of V^T: whatever
+    changes a digit of an update changes the result. Its norm and its rank are right.
+    """
+
+    fails = (
+        MEAN
+        | ALONE
+        | GAUGES
+        | {"homogeneous", "scaling_convention", "orthogonal", "transpose", "linear", "continuous"}
+    )
+
+    def client(self, update, weight, held, r_max):
+        U, S, V = torch.linalg.svd(update.to(torch.float64).delta())
+        r, root = update.rank, S[: update.rank].sqrt()
+        wrong = LoRAFactors((V[:, :r] * root).T, U[:, :r] * root)
+        return super().client(wrong, weight, held, r_max)
+
+
+class TransposedResidual(StackedExact):
+    """The residual goes into a weight that is stored transposed: square layers take it as it is."""
+
+    fails = (
+        ALONE
+        | HULLS
+        | GAUGES
+        | {"exact", "multiplier", "linear", "low_rank_client_dilutes", "finite", "shapes"}
+        | {"client_order", "weight_scale", "weight_repetition", "zero_weight", "homogeneous"}
+        | {"scaling_convention", "orthogonal", "transpose"}
+        | {"determinism", "dtypes", "batched", "continuous"}
+    )
+
+    def base(self, residual):
+        return super().base(residual.T)
+
+
+class OnlyTheFirstClient(DenseFedAvg):
+    """`global_dict = copy(w[0])`, and the loop that would add the others starts at len(w)."""
+
+    fails = MEAN | DILUTION | {"client_order"}
+
+    def mean(self, clients, context):
+        return clients[0].dW
+
+
+class OnlyTheFirstFile(DenseFedAvg):
+    """The same, before those who have no samples are left out."""
+
+    fails = MEAN | DILUTION | {"client_order", "zero_weight", "batched"}
+
+    def read(self, updates, weights, context):
+        return super().read(updates[:1], [1.0], context)
+
+
+class WeightsNotNormalised(DenseFedAvg):
+    """Sample counts where shares are meant; the engines hand out relative weights in a batch."""
+
+    fails = MEAN | ALONE | HULLS | DILUTION | {"weight_scale", "batched"}
+
+    def shares(self, clients):
+        return [c.weight for c in clients]
+
+
+class EqualWeights(DenseFedAvg):
+    """`sum(deltas) / len(deltas)`: sample counts are asked for and never used."""
+
+    fails = MEAN | {"weight_repetition"}
+
+    def shares(self, clients):
+        return [1 / len(clients)] * len(clients)
+
+
+class WeightsTwice(DenseFedAvg):
+    """Stacks of `p_k B_k` and of `p_k A_k`, each weighted: the product has the square."""
+
+    fails = MEAN | {"identical_clients", "weight_repetition"}
+
+    def shares(self, clients):
+        return [p**2 for p in super().shares(clients)]
+
+
+class PaddedColumnsTwice(DenseRaFLoRA):
+    """A padded column is divided by its contributors, and then counted with its coverage again."""
+
+    # It is FedAvg, but for what is carried, and keeps what raFLoRA declares absent.
+    fails = DILUTION | {"partition_identity", "multiplier", "energy_hull", "full_gauge"}
+
+    def weight(self, carrying, clients):
+        return super().weight(clients, clients)
+
+
+class FactorsSoldAsExact(DenseZeroPad):
+    """The average of A times the average of B, called the average of the updates."""
+
+    properties = FEDAVG
+    fails = MEAN | HULLS | GAUGES | {"linear"}
+
+
+class DilutedOnceDeclared(DenseZeroPad):
+    """An average of factors that says it dilutes by W: it dilutes A, and it dilutes B."""
+
+    properties = replace(ZERO_PAD, multiplier=lambda coverage: coverage)
+    fails = frozenset({"multiplier"})
+
+
+class ShapesGuessed(DenseFedAvg):
+    """A is the factor with fewer rows than columns, and the first one where both are square."""
+
+    fails = MEAN | ALONE | HULLS | GAUGES | {"orthogonal"}
+
+    def client(self, update, weight, held, r_max):
+        if update.lora_A.shape == update.lora_B.shape:
+            update = LoRAFactors(update.lora_B, update.lora_A, update.scaling)
+        return super().client(update, weight, held, r_max)
+
+
+class RunningMean(DenseFedAvg):
+    """`mean = (mean + dW_k) / 2` in a loop over the clients: the last one counts half."""
+
+    fails = MEAN | {"client_order", "weight_repetition"}
+
+    def mean(self, clients, context):
+        mean = clients[0].dW
+        for client in clients[1:]:
+            mean = (mean + client.dW) / 2
+        return mean
+
+
+class NormWeights(DenseFedAvg):
+    """`n_k ||dW_k||` as weights, called FedAvg."""
+
+    fails = MEAN | {"linear"}
+
+    def shares(self, clients):
+        own = [c.weight * float(torch.linalg.matrix_norm(c.dW)) for c in clients]
+        return [w / sum(own) for w in own] if sum(own) else super().shares(clients)
+
+
+class ZeroWeightsFilled(DenseFedAvg):
+    """A count of 0 is taken for one that is missing, and filled with the mean of the others."""
+
+    fails = MEAN | {"zero_weight", "weight_repetition", "batched"}
+
+    def read(self, updates, weights, context):
+        known = [w for w in weights if w > 0]
+        filled = [w or sum(known) / len(known) for w in weights]
+        return super().read(updates, filled, context)
+
+
+class UpdatesClipped(DenseFedAvg):
+    """Updates are clipped to a norm of 1, as under differential privacy, and nobody says so."""
+
+    fails = MEAN | ALONE | {"homogeneous", "linear"}
+
+    def mean(self, clients, context):
+        pairs = zip(self.shares(clients), clients, strict=True)
+        return sum(p * c.dW / max(1.0, float(torch.linalg.matrix_norm(c.dW))) for p, c in pairs)
+
+
+class SmallUpdatesDropped(DenseFedAvg):
+    """Clients whose update is less than half of the largest are left out as free riders.
+
+    Clients who return the first directions of one basis alike are never that small.
+    """
+
+    fails = MEAN - {"multiplier"} | {"linear", "continuous"}
+
+    def read(self, updates, weights, context):
+        clients = super().read(updates, weights, context)
+        norms = [float(torch.linalg.matrix_norm(c.dW)) for c in clients]
+        return [c for c, norm in zip(clients, norms, strict=True) if 2 * norm >= max(norms)]
+
+
+class ResidualKept(StackedExact):
+    """FedAvg that keeps what it cuts off in the base, and still says that it is of rank r_max."""
+
+    properties = FEDAVG
+    fails = frozenset({"rank_bound", "best_approximation", "equal_ranks_fedavg"})
+
+
+class SinglePrecision(DenseFedAvg):
+    """Sums in float32, whatever the updates are in: the results of one law differ by 1e-7.
+
+    Each update is rounded as a whole, so that how it is written does not matter.
+    """
+
+    fails = (
+        MEAN
+        | ALONE
+        | HULLS
+        | {"client_order", "weight_repetition", "homogeneous", "batched"}
+        | {"orthogonal", "transpose", "linear"}
+    )
+
+    def mean(self, clients, context):
+        weights = torch.tensor([c.weight for c in clients], dtype=torch.float32)
+        shares = weights / weights.sum()
+        return sum(p * c.dW.float() for p, c in zip(shares, clients, strict=True))
+
+
+AVERAGES = (
+    AlphaOverRIgnored,
+    ScalingOnBAlone,
+    VForVT,
+    TransposedResidual,
+    OnlyTheFirstClient,
+    OnlyTheFirstFile,
+    WeightsNotNormalised,
+    EqualWeights,
+    WeightsTwice,
+    PaddedColumnsTwice,
+    FactorsSoldAsExact,
+    DilutedOnceDeclared,
+    ShapesGuessed,
+    RunningMean,
+    NormWeights,
+    ZeroWeightsFilled,
+    UpdatesClipped,
+    SmallUpdatesDropped,
+    ResidualKept,
+    SinglePrecision,
+)

@@ -1,0 +1,206 @@
+"""Rules with one bug each, in how a round is met: ranks, levels, empty partitions, memory, numbers.
+
+As `broken_averages`: what they declare is the healthy rule's, `fails` are the checks that find it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from healthy_rules import DenseFedAvg, DenseRaFLoRA, DenseZeroPad, ServerMomentum
+
+from fedlora_sim import LoRAFactors
+from fedlora_sim.aggregation import Aggregated, FedAvg
+
+
+class RMaxFromCohort(DenseZeroPad):
+    """The global adapter is as large as the largest one that came in: the engines refuse it."""
+
+    fails = frozenset({"shapes", "batched"})
+
+    def r_max(self, updates, context):
+        return max(u.rank for u in updates)
+
+
+class LevelsFromCohort(DenseRaFLoRA):
+    """Partitions are cut at the ranks that came in: those above them are never looked at."""
+
+    fails = frozenset({"empty_partition_carry", "empty_partition_error", "unknown_level"})
+
+    def check(self, updates, context):
+        own = tuple(sorted({u.rank for u in updates}))
+        super().check(updates, replace(context, rank_levels=own))
+
+    def levels(self, clients, context):
+        return sorted({len(c.held) for c in clients})
+
+
+class NearestLevel(DenseRaFLoRA):
+    """A rank that is no level counts as the nearest one below it; what lies above is left out."""
+
+    fails = frozenset({"unknown_level"})
+
+    def check(self, updates, context):
+        wider = sorted({*context.rank_levels, *(u.rank for u in updates)})
+        super().check(updates, replace(context, rank_levels=tuple(wider)))
+
+
+class EdgeOffByOne(DenseRaFLoRA):
+    """Ranks are counted from 1 and rank indices from 0: `rank >= i` takes one client too many.
+
+    The first index of a partition is averaged with those who end just below it.
+    """
+
+    fails = frozenset(
+        {"partition_identity", "partition_gauge", "multiplier", "low_rank_client_keeps"}
+        | {"empty_partition_carry", "empty_partition_error"}
+    )
+
+    def levels(self, clients, context):
+        return range(1, context.r_max + 1)
+
+    def carries(self, client, part):
+        return len(client.held) >= part[0]
+
+
+class CarryForgotten(DenseRaFLoRA):
+    """Under `carry` an empty partition comes back as zero, as under `zero`."""
+
+    fails = frozenset({"empty_partition_carry"})
+
+    def empty(self, part, context):
+        kept = {"carry": "zero"}.get(context.empty_partition, context.empty_partition)
+        return super().empty(part, replace(context, empty_partition=kept))
+
+
+class AlwaysCarried(DenseRaFLoRA):
+    """Under `zero` an empty partition stays as it was: nobody overwrites it."""
+
+    fails = frozenset(
+        {"empty_partition_zero", "empty_partition_carry", "single_client", "identical_clients"}
+        | {"multiplier", "partition_energy_hull", "linear"}
+    )
+
+    def empty(self, part, context):
+        kept = {"zero": "carry"}.get(context.empty_partition, context.empty_partition)
+        return super().empty(part, replace(context, empty_partition=kept))
+
+
+class ErrorNotRaised(DenseRaFLoRA):
+    """Under `error` a partition that nobody carries is carried over."""
+
+    fails = frozenset({"empty_partition_error"})
+
+    def empty(self, part, context):
+        kept = {"error": "carry"}.get(context.empty_partition, context.empty_partition)
+        return super().empty(part, replace(context, empty_partition=kept))
+
+
+class ZeroOverZero(DenseRaFLoRA):
+    """A partition that nobody carries is a sum of nothing over a weight of nothing: NaN."""
+
+    fails = frozenset(
+        {"shapes", "finite", "inputs_untouched", "determinism", "dtypes", "batched", "continuous"}
+        | {"client_order", "weight_scale", "weight_repetition", "zero_weight", "single_client"}
+        | {"identical_clients", "homogeneous", "scaling_convention", "orthogonal", "transpose"}
+        | {"partition_gauge", "rank_bound", "linear", "partition_energy_hull", "multiplier"}
+        | {"partition_identity", "empty_partition_zero", "empty_partition_carry"}
+        | {"low_rank_client_keeps"}
+    )
+
+    def empty(self, part, context):
+        found = super().empty(part, context)
+        return found / 0 if context.empty_partition == "zero" else found
+
+
+class RandomBasis(DenseFedAvg):
+    """The range is found with random vectors, as `torch.svd_lowrank` does: exact but for bits."""
+
+    fails = frozenset({"determinism"})
+
+    def write(self, W, r, dtype):
+        basis = torch.linalg.qr(W @ torch.randn(W.shape[1], W.shape[1]).to(W))[0]
+        return super().write(basis @ (basis.T @ W), r, dtype)
+
+
+class WeightedInPlace(DenseFedAvg):
+    """`w[key] *= p`: the clients' own tensors are weighted, and then summed."""
+
+    fails = frozenset({"inputs_untouched"})
+
+    def step(self, updates, weights, context, state):
+        result = super().step(updates, weights, context, state)
+        for update, weight in zip(updates, weights, strict=True):
+            update.lora_B.mul_(weight / sum(weights))
+        return result
+
+
+class VelocityInPlace(ServerMomentum):
+    """`v.mul_(m).add_(mean)`: the state of the last round is lost to who wants to start there."""
+
+    fails = frozenset({"inputs_untouched"})
+
+    def velocity(self, last, mean):
+        return mean if last is None else last.mul_(self.MOMENTUM).add_(mean)
+
+
+class NaNSwallowed(DenseFedAvg):
+    """`nan_to_num` against a client that diverged: nobody learns of it."""
+
+    fails = frozenset({"nonfinite"})
+
+    def step(self, updates, weights, context, state):
+        sound = [replace(u, lora_B=u.lora_B.nan_to_num()) for u in updates]
+        return super().step(sound, weights, context, state)
+
+
+class AlwaysDouble(DenseFedAvg):
+    """The result comes in the dtype that it was computed in."""
+
+    fails = frozenset({"dtypes"})
+
+    def write(self, W, r, dtype):
+        return super().write(W, r, torch.float64)
+
+
+@dataclass(frozen=True)
+class OneAForAllLayers(FedAvg):
+    """A rule of the family that reads the first layer of a batch and broadcasts it."""
+
+    name = "one_a_for_all_layers"
+    fails = frozenset({"batched"})
+
+    def adapter(self, *args, **options):
+        own = super().adapter(*args, **options)
+        first = own.lora_A.flatten(0, -3)[0] if own.lora_A.ndim > 2 else own.lora_A
+        return LoRAFactors(first.expand_as(own.lora_A), own.lora_B, own.scaling)
+
+
+class ElsewhereReturned(DenseFedAvg):
+    """The result stays on the device that it was computed on; here one that holds no numbers."""
+
+    fails = frozenset({"device"})
+
+    def step(self, updates, weights, context, state):
+        adapter = super().step(updates, weights, context, state)[0].adapter
+        a, b = (x.to("meta") for x in (adapter.lora_A, adapter.lora_B))
+        return Aggregated(LoRAFactors(a, b)), {}
+
+
+ROUNDS = (
+    RMaxFromCohort,
+    LevelsFromCohort,
+    NearestLevel,
+    EdgeOffByOne,
+    CarryForgotten,
+    AlwaysCarried,
+    ErrorNotRaised,
+    ZeroOverZero,
+    RandomBasis,
+    WeightedInPlace,
+    VelocityInPlace,
+    NaNSwallowed,
+    AlwaysDouble,
+    OneAForAllLayers,
+)

@@ -1,0 +1,59 @@
+"""How the suite is run on many rules: a law that holds on the profile's share of examples.
+
+A counterexample that is wanted ends a search when it is found, so that it is always looked for in
+as many examples, whatever the profile.
+"""
+
+from __future__ import annotations
+
+from random import SystemRandom
+
+import torch
+from hypothesis_profiles import is_random
+
+from fedlora_sim import LoRAFactors
+from fedlora_sim.aggregation import Context, get_rule
+from fedlora_sim.conformance import CHECKS, Case, CheckResult, check_aggregator
+
+NAMES = tuple(check.name for check in CHECKS)
+WANTED = 100
+
+
+def search_seed() -> int:
+    """The seed of a search: another one every time under a profile that draws at random."""
+    return SystemRandom().randrange(2**16) if is_random() else 0
+
+
+def outcomes(rule, count: int, wanted: int = WANTED, broken=(), seed: int = 0):
+    """Results by check: `count` examples, and `wanted` where a counterexample must be found."""
+    properties = get_rule(rule).properties
+    absent = {check.name for check in CHECKS if check.declared(properties) is False}
+    rare = [name for name in NAMES if name in absent | set(broken)]
+    usual = [name for name in NAMES if name not in rare]
+    found = []
+    for chosen, number in ((usual, count), (rare, max(count, wanted))):
+        found += check_aggregator(rule, examples=number, seed=seed, checks=chosen, shrink=False)
+    return {result.check: result for result in found}
+
+
+def by_status(results: dict[str, CheckResult], status: str) -> set[str]:
+    return {name for name, result in results.items() if result.status == status}
+
+
+def reasons(results: dict[str, CheckResult], status: str) -> dict[str, str]:
+    return {name: results[name].reason for name in by_status(results, status)}
+
+
+def pasted(case: Case) -> Case:
+    """The case that its own Python makes, in a namespace that knows nothing else."""
+    made: dict[str, object] = {}
+    exec(case.code(), made)
+    updates, weights, context, seed = (made[n] for n in ("updates", "weights", "context", "seed"))
+    assert isinstance(context, Context)
+    assert all(isinstance(update, LoRAFactors) for update in updates)
+    levels, kept = context.rank_levels, context.empty_partition
+    return Case(tuple(updates), tuple(weights), levels, context.previous, kept, seed)
+
+
+def has_accelerator() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()

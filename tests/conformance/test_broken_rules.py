@@ -1,0 +1,82 @@
+"""The suite can fail: each bug is found by the checks that are named for it, and by no other."""
+
+from __future__ import annotations
+
+import pytest
+from broken_averages import AVERAGES
+from broken_rounds import ROUNDS, ElsewhereReturned
+from conformance_cases import NAMES, by_status, outcomes, pasted, reasons, search_seed
+from healthy_rules import HEALTHY_RULES, DenseFedAvg
+from hypothesis_profiles import examples
+
+from fedlora_sim.aggregation import FedAvg, get_rule
+from fedlora_sim.conformance import CHECKS, check_aggregator
+from fedlora_sim.conformance.checks import numerics
+from fedlora_sim.conformance.runner import MOST_KEPT
+from fedlora_sim.conformance.suite import check_named
+
+pytestmark = pytest.mark.hypothesis  # a search of its own, see `make test-deep`
+BROKEN_RULES = (*AVERAGES, *ROUNDS)
+# What is passed by dozens of rules is passed again; the rarest of what fails does so once in 20.
+EXAMPLES, WANTED = min(examples(25), MOST_KEPT), 160
+
+
+def of(rules):
+    return pytest.mark.parametrize("rule", rules, ids=lambda rule: rule.__name__)
+
+
+@of(HEALTHY_RULES)
+def test_a_rule_written_from_its_definition_fails_nothing(rule):
+    seed = search_seed()
+    results = outcomes(rule(), EXAMPLES, seed=seed)
+    assert reasons(results, "failed") == {}, f"seed {seed}"
+    declared = [check for check in CHECKS if check.declared(rule().properties) is False]
+    assert by_status(results, "expected") == {check.name for check in declared}
+
+
+@of(BROKEN_RULES)
+def test_a_broken_rule_fails_what_its_bug_breaks_on_cases_to_paste(rule):
+    seed, aggregator = search_seed(), get_rule(rule())
+    results = outcomes(aggregator, EXAMPLES, WANTED, rule.fails, seed)
+    assert by_status(results, "failed") == rule.fails, f"seed {seed}: {reasons(results, 'failed')}"
+    for name in sorted(rule.fails):
+        check, result = check_named(name), results[name]
+        if check.declared(aggregator.properties):
+            case = pasted(result.counterexample)
+            with pytest.raises(Exception) as caught:  # noqa: PT011 - rules may raise what they like
+                check.test(aggregator, case)
+            assert str(caught.value) in result.reason
+        else:
+            assert result.counterexample is None
+            assert "declared absent, but" in result.reason
+
+
+def test_every_check_can_fail():
+    found = set().union(*(rule.fails for rule in (*BROKEN_RULES, ElsewhereReturned)))
+    assert found == set(NAMES)
+
+
+@of(BROKEN_RULES)
+def test_a_broken_rule_says_what_its_bug_is_and_declares_what_a_healthy_rule_declares(rule):
+    healthy = (*HEALTHY_RULES, FedAvg)
+    assert rule.__doc__
+    assert rule.__base__ in healthy
+    if "properties" not in vars(rule):
+        assert rule.properties is rule.__base__.properties
+
+
+@pytest.mark.parametrize(
+    ("rule", "status"), [(DenseFedAvg, "passed"), (ElsewhereReturned, "failed")]
+)
+def test_results_elsewhere_than_the_updates_are_found(monkeypatch, rule, status):
+    """Without a GPU the check has the CPU for one: who leaves it is found all the same."""
+    monkeypatch.setattr(numerics, "_accelerator", lambda: "cpu")
+    (result,) = check_aggregator(rule(), examples=5, checks=["device"])
+    assert (result.status, result.examples) == (status, 5 if status == "passed" else 1)
+    assert status == "passed" or "come back on meta" in result.reason
+
+
+def test_without_an_accelerator_the_device_is_not_tested(monkeypatch):
+    monkeypatch.setattr(numerics, "_accelerator", lambda: None)
+    (result,) = check_aggregator(DenseFedAvg(), examples=5, checks=["device"])
+    assert (result.status, result.reason) == ("skipped", "not to be had here: no GPU")

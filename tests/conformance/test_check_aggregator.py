@@ -1,0 +1,207 @@
+"""`check_aggregator`: what is passed, failed, expected and skipped, and which cases are tried."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+from broken_averages import AlphaOverRIgnored, FactorsSoldAsExact, OnlyTheFirstClient
+from conformance_cases import NAMES, pasted
+from healthy_rules import FEDAVG, DenseFedAvg, DenseZeroPad
+from hypothesis import settings
+
+from fedlora_sim.aggregation import Properties, get_rule
+from fedlora_sim.conformance import CHECKS, check_aggregator, runner
+from fedlora_sim.conformance.law import Check, universal
+from fedlora_sim.conformance.result import NotApplicable
+from fedlora_sim.conformance.runner import MOST_KEPT
+from fedlora_sim.conformance.suite import run_check
+
+FEW = 20
+# What is declared of a rule that declares nothing.
+USUAL = [field.name for field in fields(Properties) if field.default is True]
+
+
+class Raises(DenseFedAvg):
+    """It has no answer, but a complaint."""
+
+    def mean(self, clients, context):
+        raise RuntimeError("no such mean")
+
+
+class RaisesAtTimes(DenseZeroPad):
+    """Two clients are one too many."""
+
+    def factors(self, clients):
+        if len(clients) == 2:
+            raise RuntimeError("two")
+        return super().factors(clients)
+
+
+def declaring(**properties):
+    class Declares(DenseFedAvg):
+        """FedAvg that says something else of itself."""
+
+    Declares.properties = replace(FEDAVG, **properties)
+    return Declares()
+
+
+def one(rule, check, examples=FEW, **options):
+    (result,) = check_aggregator(rule, examples=examples, checks=[check], **options)
+    return result
+
+
+def test_a_law_that_is_declared_and_kept_passes_on_all_examples():
+    result = one(DenseFedAvg(), "exact")
+    assert (result.status, result.examples, result.counterexample) == ("passed", FEW, None)
+    assert result.statement == "The result is the weighted mean of the updates."
+
+
+def test_a_law_that_is_declared_and_broken_fails_with_the_smallest_case():
+    result = one(AlphaOverRIgnored(), "exact")
+    assert (result.status, result.reason[:30]) == ("failed", "the result, and the weighted m")
+    case = result.counterexample
+    assert len(case.updates) == 1
+    assert (case.updates[0].d_out, case.updates[0].d_in) == (2, 2)
+    first = one(AlphaOverRIgnored(), "exact", shrink=False).counterexample
+    assert len(case.code()) <= len(first.code())
+
+
+def test_a_law_that_is_declared_absent_is_expected_to_be_broken():
+    result = one(DenseZeroPad(), "exact")
+    assert result.status == "expected"
+    assert result.counterexample is not None
+
+
+def test_a_law_that_is_declared_absent_and_kept_fails():
+    result = one(declaring(linear=False), "linear")
+    assert (result.status, result.counterexample) == ("failed", None)
+    assert result.reason == f"declared absent, but {FEW} cases keep the law"
+
+
+def test_what_nothing_is_said_of_is_skipped():
+    rule = DenseFedAvg()
+    rule.properties = Properties(**dict.fromkeys(USUAL))
+    results = check_aggregator(rule, examples=2)
+    passed = {result.check for result in results if result.status == "passed"}
+    assert passed == {check.name for check in CHECKS if check.declared is universal} - {"device"}
+    others = {result.reason for result in results if result.check not in {*passed, "device"}}
+    assert others == {"untested: the rule declares nothing of it"}
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_rule_that_raises_fails_with_what_it_raised(declared):
+    rule = Raises()
+    rule.properties = replace(FEDAVG, exact=declared)
+    result = one(rule, "exact")
+    assert (result.status, result.reason) == ("failed", "raised RuntimeError: no such mean")
+    assert result.counterexample is not None
+
+
+def test_an_error_in_some_case_is_no_sign_that_a_law_is_absent():
+    assert one(RaisesAtTimes(), "exact", 100).status == "expected"
+    assert one(RaisesAtTimes(), "shapes", 100).reason == "raised RuntimeError: two"
+
+
+def test_a_refusal_of_what_must_be_refused_is_no_error():
+    assert one(DenseFedAvg(), "unknown_level").status == "passed"
+    assert one(DenseFedAvg(), "nonfinite").status == "passed"
+
+
+def test_a_law_that_speaks_of_no_case_is_skipped():
+    def silent(rule, case):
+        raise NotApplicable
+
+    check = Check("silent", "Nothing.", silent, lambda properties: True)
+    result = run_check(get_rule("fedavg"), check, FEW, 0)
+    assert (result.status, result.examples) == ("skipped", 0)
+    assert result.reason == "no case of which the law speaks was found"
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+@pytest.mark.parametrize("examples", [FEW, MOST_KEPT + 1])
+def test_the_same_seed_finds_the_same_case(shrink, examples):
+    def code(seed):
+        found = one(FactorsSoldAsExact(), "exact", examples, seed=seed, shrink=shrink)
+        return found.counterexample.code()
+
+    assert code(3) == code(3)
+    assert shrink or code(3) != code(4)
+
+
+@pytest.mark.parametrize("rule", [OnlyTheFirstClient, FactorsSoldAsExact])
+def test_what_is_kept_of_the_cases_changes_nothing(monkeypatch, rule):
+    """Searches of few examples go through cases that were drawn before: they find the same."""
+    found = [one(rule(), "exact")]
+    monkeypatch.setattr(runner, "MOST_KEPT", 0)
+    found.append(one(rule(), "exact"))
+    kept, drawn = ((r.counterexample.code(), r.reason, r.examples) for r in found)
+    assert kept == drawn
+
+
+@pytest.mark.parametrize("every", [2, 3, 7])
+def test_a_rule_that_breaks_a_law_at_times_fails_once_it_was_seen(every):
+    """Hypothesis, which tries a case again, calls it flaky; that is no answer."""
+
+    class AtTimes(DenseFedAvg):
+        calls = 0
+
+        def mean(self, clients, context):
+            AtTimes.calls += 1
+            return super().mean(clients, context) * (1 if AtTimes.calls % every else 2)
+
+    result = one(AtTimes(), "exact", 40)
+    assert result.status == "failed"
+    assert result.counterexample is not None
+
+
+def test_a_case_is_python_to_paste():
+    result = one(AlphaOverRIgnored(), "exact")
+    again = pasted(result.counterexample)
+    assert again.code() == result.counterexample.code()
+
+
+def test_the_profile_in_force_says_how_many_examples():
+    before = settings().max_examples
+    (own,) = check_aggregator("fedavg", checks=["finite"])
+    assert own.examples == before
+    settings.register_profile("three", settings(), max_examples=3)
+    name = settings.get_current_profile_name()
+    settings.load_profile("three")
+    try:
+        (own,) = check_aggregator("fedavg", checks=["finite"])
+    finally:
+        settings.load_profile(name)
+    assert own.examples == 3
+    assert settings().max_examples == before
+
+
+def test_results_come_one_by_one_in_the_order_of_the_catalogue():
+    seen = []
+    results = check_aggregator("fedavg", examples=1, shrink=False, on_result=seen.append)
+    assert [result.check for result in results] == list(NAMES)
+    assert seen == results
+
+
+def test_checks_come_in_the_order_in_which_they_are_asked_for():
+    asked = ["orthogonal", "shapes"]
+    assert [r.check for r in check_aggregator("fedavg", examples=1, checks=asked)] == asked
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checks": ["liner"]}, "did you mean 'linear'"),
+        ({"examples": 0}, "examples=0"),
+        ({"examples": 1.5}, "examples=1.5"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_aggregator("fedavg", **options)
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="did you mean 'fedavg'"):
+        check_aggregator("fedagv")

@@ -1,0 +1,28 @@
+"""Every rule of the package, with its options, keeps the laws that it declares and no other."""
+
+from __future__ import annotations
+
+import pytest
+from conformance_cases import by_status, has_accelerator, outcomes, reasons, search_seed
+from hypothesis_profiles import examples
+
+from fedlora_sim.aggregation import get_rule, rule_names
+from fedlora_sim.conformance import CHECKS
+
+OPTIONS = ("raflora:canonicalize=true", "fedex:residual_rank=1", "hetlora:data_weighted=true")
+pytestmark = pytest.mark.hypothesis  # a search of its own, see `make test-deep`
+EXAMPLES = examples(40)
+
+
+@pytest.mark.parametrize("name", [*rule_names(), *OPTIONS])
+def test_a_rule_is_what_it_says(name):
+    rule, seed = get_rule(name), search_seed()
+    results = outcomes(rule, EXAMPLES, seed=seed)
+    assert reasons(results, "failed") == {}, f"seed {seed}"
+    silent = {check.name for check in CHECKS if check.declared(rule.properties) is None}
+    lacking = set() if has_accelerator() else {"device"}
+    assert by_status(results, "skipped") == silent | lacking
+    absent = {check.name for check in CHECKS if check.declared(rule.properties) is False}
+    assert by_status(results, "expected") == absent
+    for name in by_status(results, "passed"):
+        assert results[name].examples > EXAMPLES // 10, f"{name} speaks of few cases"

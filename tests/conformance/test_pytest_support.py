@@ -1,0 +1,169 @@
+"""The checks in a reader's own test files: one test per rule and law, and strategies to compose."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedlora_sim.aggregation import FedAvg, RaFLoRA, get_rule
+from fedlora_sim.conformance import CHECKS, Case, CheckResult, parametrize_with_checks
+from fedlora_sim.conformance.strategies import cases, random_factors, suitable
+from fedlora_sim.tolerances import relative
+
+pytest_plugins = ["pytester"]
+
+OWN_TESTS = """
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from fedlora_sim.aggregation import FedAvg
+from fedlora_sim.conformance import parametrize_with_checks
+
+
+@dataclass(frozen=True)
+class First(FedAvg):
+    name: ClassVar[str] = "first"
+
+    def step(self, updates, weights, context, state):
+        return super().step(updates[:1], [1.0], context, state)
+
+
+@parametrize_with_checks(["fedavg", First()], examples=5)
+def test_rule(rule, check):
+    check(rule)
+"""
+
+
+def chosen(*names: str) -> str:
+    return " or ".join(f"[{name}]" for name in names)
+
+
+def test_laws_are_tests_of_their_own(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(OWN_TESTS)
+    listed = pytester.runpytest_inprocess("--collect-only", "-q")
+    lines = listed.outlines
+    wanted = [f"{rule}-{check.name}" for rule in ("fedavg", "first") for check in CHECKS]
+    found = [line.partition("[")[2].rstrip("]") for line in lines if "::test_rule[" in line]
+    assert found == wanted
+
+
+def test_who_keeps_the_laws_passes_and_the_untested_ones_are_skips(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(OWN_TESTS)
+    laws = ("client_order", "partition_identity", "empty_partition_zero")
+    done = pytester.runpytest_inprocess("-rs", "-k", chosen(*(f"fedavg-{law}" for law in laws)))
+    done.assert_outcomes(passed=2, skipped=1, deselected=2 * len(CHECKS) - 3)
+    done.stdout.fnmatch_lines(["SKIPPED*untested: the rule declares nothing of it"])
+
+
+def test_a_failure_is_told_with_code_to_paste(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(OWN_TESTS)
+    done = pytester.runpytest_inprocess("-k", chosen("first-client_order", "first-shapes"))
+    done.assert_outcomes(passed=1, failed=1, deselected=2 * len(CHECKS) - 2)
+    done.stdout.fnmatch_lines(
+        [
+            "E *AssertionError: client_order: The order of the clients does not matter.",
+            "E *clients in the order * differ by * in norm, * is rounding",
+            "E *The smallest case that was found:",
+            "E *updates = [[]",
+            "E * LoRAFactors(torch.tensor(*dtype=torch.float64)*",
+            "E *rule = First()",
+            "E *print(result.delta())",
+        ]
+    )
+    assert "runner.py" not in done.stdout.str()  # what the reader has not written is hidden
+
+
+def test_a_law_is_called_with_a_rule() -> None:
+    marks = parametrize_with_checks([FedAvg()], examples=3, seed=1).mark.args[1]
+    laws = {case.id: case.values[1] for case in marks}
+    found = laws["fedavg-partition_identity"](RaFLoRA())
+    assert isinstance(found, CheckResult)
+    assert (found.status, found.examples) == ("passed", 3)
+    assert laws["fedavg-partition_identity"]("fedavg").status == "expected"
+    with pytest.raises(pytest.skip.Exception, match="untested"):
+        laws["fedavg-empty_partition_zero"]("fedavg")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rules": "fedavg"}, "rules='fedavg': expected a list of rules"),
+        ({"rules": ["fedavgg"]}, "did you mean 'fedavg'"),
+        ({"rules": [FedAvg]}, "rule="),
+        ({"rules": ["fedavg"], "examples": 0}, "examples=0: expected a whole number"),
+        ({"rules": ["fedavg"], "seed": -1}, "seed=-1: expected a whole number"),
+    ],
+)
+def test_bad_arguments_are_refused_when_the_test_is_written(
+    given: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        parametrize_with_checks(**given)  # type: ignore[arg-type]
+
+
+def test_neither_pytest_nor_hypothesis_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, fedlora_sim.conformance, fedlora_cli.check\n"
+        "found = {'pytest', 'hypothesis'} & set(sys.modules)\n"
+        "assert not found, found\n"
+        "from fedlora_sim.conformance import parametrize_with_checks\n"
+        "assert 'pytest' in sys.modules and 'hypothesis' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_a_name_that_is_not_there() -> None:
+    import fedlora_sim.conformance as package
+
+    with pytest.raises(AttributeError, match="parametrise"):
+        package.parametrise  # noqa: B018
+
+
+few = settings(max_examples=20, deadline=None, derandomize=True)
+
+
+def two_levels(case: Case) -> bool:
+    return len({update.rank for update in case.taking_part}) > 1
+
+
+@few
+@given(cases(min_levels=2, min_clients=3).filter(two_levels))
+def test_cohorts_are_filtered_as_any_strategy(case: Case) -> None:
+    assert len(case.rank_levels) > 1
+    assert len(case.updates) > 2
+    mean = case.delta(get_rule("fedavg"))
+    assert mean.shape == (case.previous.d_out, case.previous.d_in)
+
+
+@few
+@given(st.tuples(cases(equal_ranks=True, full_rank=False), st.integers(1, 5)))
+def test_cohorts_are_composed_with_ones_own_draws(drawn: tuple[Case, int]) -> None:
+    """With equal ranks and one client as often as one likes, all rules of averages are FedAvg."""
+    case, times = drawn
+    many = case.with_clients(case.updates[:1] * times, [1.0] * times)
+    own = case.updates[0].delta()
+    for name in ("fedavg", "raflora", "zero_pad"):
+        off = float(torch.linalg.matrix_norm(many.delta(get_rule(name)) - own))
+        assert off <= relative("factorization") * many.size
+
+
+@few
+@given(suitable(get_rule("ffa").properties, min_clients=2))
+def test_a_rule_is_given_what_it_can_meet(case: Case) -> None:
+    for update in case.updates:
+        assert torch.equal(update.lora_A, case.previous.lora_A[: update.rank])
+
+
+def test_factors_are_short_to_paste() -> None:
+    factors = random_factors(torch.Generator().manual_seed(0), 4, 3, 2, 0.5)
+    assert (factors.d_out, factors.d_in, factors.rank, factors.scaling) == (4, 3, 2, 0.5)
+    entries = torch.cat([factors.lora_A.flatten(), factors.lora_B.flatten()])
+    assert torch.equal(4 * entries, (4 * entries).round())
+    assert float(entries.abs().max()) <= 2

@@ -1,0 +1,218 @@
+"""A package of rules that others wrote, installed: the command line takes it as one of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import torch
+import xarray as xr
+from safetensors.torch import load_file, save_file
+
+from fedlora_sim.datasets import load_dataset
+
+TESTS = Path(__file__).parents[1]
+PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
+BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+PATIENCE = 300
+
+TRAIN = """
+from run_cases import make_tiny_task
+from fedlora_cli import train
+from fedlora_cli.main import main
+from fedlora_sim.training import rounds
+
+rounds.load_task = lambda scenario: make_tiny_task()
+train.draw_split = lambda dataset, out: None
+main()
+"""
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which the package is installed: its wheel, built and unpacked."""
+    place = tmp_path_factory.mktemp("third_party")
+    source, wheels, site = (place / name for name in ("source", "wheels", "site"))
+    skipped = shutil.ignore_patterns("__pycache__", ".*", "build", "*.egg-info")
+    shutil.copytree(TESTS / "third_party", source, ignore=skipped)
+    wheels.mkdir()
+    subprocess.run(
+        [sys.executable, "-c", BUILD, str(wheels)],
+        cwd=source,
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    (wheel,) = wheels.glob("fedlora_momentum-1.0-*.whl")
+    with ZipFile(wheel) as packed:
+        packed.extractall(site)
+    paths = os.pathsep.join((str(site), str(TESTS / "training")))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def run(installed: dict[str, str], tmp_path: Path) -> Run:
+    """`fedlora-sim` with arguments, in an empty folder, beside the package."""
+
+    def call(*arguments: str, program: tuple[str, ...] = (PROGRAM,)) -> object:
+        return subprocess.run(
+            [*program, *arguments],
+            cwd=tmp_path,
+            env=installed,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    return call  # type: ignore[return-value]
+
+
+def test_its_rules_are_listed(run: Run) -> None:
+    done = run("rules")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    blocks = done.stdout.split("\n")
+    for name, options, multiplier, averages in (
+        ("momentum", "beta=0.9, learning_rate=1.0", "W in the first round", "in its own way"),
+        ("tempered", "beta=0.5", "not declared", "products"),
+    ):
+        at = blocks.index(name)
+        told = dict(line.split(maxsplit=1) for line in blocks[at + 2 : at + 6])
+        assert told["options"] == options
+        assert told["multiplier"] == multiplier
+        assert told["averages"] == averages
+        assert told["source"]
+    assert "FedAvg with server momentum" in done.stdout
+
+
+@pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
+def test_the_one_of_the_family_is_simulated(run: Run, tmp_path: Path, fidelity: str) -> None:
+    rules = "fedavg,tempered,tempered:beta=1.0"
+    settings = ("--ranks", "2x2,4x2", "--rounds", "5", "--set", "num_samples=[1, 4, 9, 16]")
+    done = run(
+        *("simulate", "--fidelity", fidelity, "--rule", rules, "--out", "x.nc", *settings),
+    )
+    assert done.returncode == 0, done.stderr
+    energy = load_dataset(tmp_path / "x.nc").energy
+    assert energy.rule.values.tolist() == ["fedavg", "tempered", "tempered:beta=1.0"]
+    fedavg, own, as_fedavg = (energy.sel(rule=name) for name in energy.rule.values)
+    xr.testing.assert_allclose(as_fedavg.drop_vars("rule"), fedavg.drop_vars("rule"))
+    # contributors to the upper directions have 25 of 30 samples, and 7 of 10 of their roots
+    ratio = (own / fedavg).sel(direction=4, round=5).item()
+    assert ratio == pytest.approx(((7 / 10) / (25 / 30)) ** 10)
+
+
+def test_the_one_with_a_state_is_simulated(run: Run, tmp_path: Path) -> None:
+    """Momentum overshoots: after the same rounds less is left of what FedAvg loses."""
+    settings = ("--ranks", "2x2,4x2", "--rounds", "4", "--seeds", "2", "--out", "x.nc")
+    rules = "fedavg,momentum:beta=0.0,momentum:beta=0.2"
+    done = run("simulate", "--fidelity", "matrix", "--rule", rules, *settings)
+    assert done.returncode == 0, done.stderr
+    energy = load_dataset(tmp_path / "x.nc").energy
+    fedavg, still, moving = (energy.sel(rule=name, direction=4) for name in energy.rule.values)
+    xr.testing.assert_allclose(still.drop_vars("rule"), fedavg.drop_vars("rule"))
+    assert (moving.sel(round=slice(2, None)) < fedavg.sel(round=slice(2, None)) / 2).all()
+
+
+def test_what_has_no_spectral_form_is_refused(run: Run, tmp_path: Path) -> None:
+    done = run("simulate", "--ranks", "2,4", "--rule", "momentum", "--out", "x.nc")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "fedlora-sim: fidelity='spectral': expected matrix or training: momentum is more than "
+        "weights on amplitudes\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["tempered", "momentum", "momentum:learning_rate=0.5"])
+def test_its_rules_are_checked(run: Run, name: str) -> None:
+    done = run("check", name, "--examples", "15", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["rule"] == name
+    assert found["counts"]["failed"] == 0
+    assert found["counts"]["passed"] > 15
+    assert found["counts"]["expected"] > 0
+    told = run("check", name, "--examples", "5", "--checks", "shapes")
+    assert told.returncode == 0
+    assert f"{name}: 1 passed, 0 expected" in told.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tempered", "momentum"])
+def test_it_is_told_whether_they_collapse(run: Run, name: str) -> None:
+    done = run("collapse", name, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["rule"] == name
+    assert report["failed_controls"] == []
+    assert report["verdict"]
+
+
+def test_a_state_is_not_lost_between_folders(run: Run, tmp_path: Path) -> None:
+    """PEFT folders hold no state: the rule is refused; the other one is not."""
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["line"]}
+    tensors = {
+        "base_model.model.line.lora_A.weight": torch.ones(2, 5),
+        "base_model.model.line.lora_B.weight": torch.ones(4, 2),
+    }
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
+        save_file(tensors, tmp_path / name / "adapter_model.safetensors")
+    done = run("aggregate", "one", "two", "--rule", "momentum", "--out", "refused")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "fedlora-sim: line: --rule='momentum': expected a rule that keeps nothing from round to "
+        "round, as folders cannot\n"
+    )
+    assert not (tmp_path / "refused").exists()
+    done = run("aggregate", "one", "two", "--rule", "tempered", "--out", "taken")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "taken").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_training_keeps_its_momentum(
+    run: Run, installed: dict[str, str], tmp_path: Path
+) -> None:
+    fields = ("rounds=60", "local_steps=5", "batch_size=4", "cohort_size=4", "dtype=float64")
+    settings = (word for field in ("ranks=2x3,4x2,8x2", *fields) for word in ("--set", field))
+    command = ("train", "--rule", "momentum:beta=0.5", "--seed", "5", *settings, "--out")
+    python = (sys.executable, "-c", TRAIN)
+    child = subprocess.Popen(
+        [*python, *command, "run"], cwd=tmp_path, env=installed, stderr=subprocess.DEVNULL
+    )
+    states, deadline = tmp_path / "run" / "rounds", time.monotonic() + PATIENCE
+    while len(list(states.glob("state-*.safetensors"))) < 4:
+        assert child.poll() is None, "the child must not end by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait(timeout=PATIENCE) == -signal.SIGKILL
+    assert not (tmp_path / "run" / "run.nc").exists()
+
+    again = run(*command, "run", "--resume", program=python)
+    assert again.returncode == 0, again.stderr
+    assert "going on from round" in again.stderr
+    whole = run(*command, "whole", program=python)
+    assert whole.returncode == 0, whole.stderr
+    found, wanted = (load_dataset(tmp_path / name / "run.nc") for name in ("run", "whole"))
+    xr.testing.assert_identical(found, wanted)
+    name = "rounds/state-00060.safetensors"
+    last, other = (load_file(tmp_path / folder / name) for folder in ("run", "whole"))
+    assert [key for key in last if key.startswith("rule.velocity/")]
+    assert last.keys() == other.keys()
+    assert all(torch.equal(last[key], other[key]) for key in last)
