@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help install verify test check lint format types bench readme clean
+.PHONY: help install verify test test-deep check lint format types bench readme clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,8 +29,11 @@ verify: $(STAMP)  ## run the main job: predict, simulate, judge; writes results/
 test: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest -n 2
 
+test-deep: $(STAMP)  ## run the tests that draw examples on thousands of them, others every time
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m hypothesis -n 2
+
 check: lint types  ## lint, format, types and the quick tests
-	$(BIN)/python -m pytest -m "not slow" -x -n 2
+	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -m "not slow" -x -n 2
 
 lint: $(STAMP)  ## lint and formatting, without changing anything
 	$(BIN)/ruff check
@@ -47,6 +50,15 @@ bench: $(STAMP)  ## time the simulator, the aggregation and local training; writ
 	$(BIN)/python -m benchmarks.spectral
 	$(BIN)/python -m benchmarks.aggregation
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.sweep
+
+results: $(STAMP)  ## make the numbers of the paper's figures; writes results/paper, keeps what is there
+	$(BIN)/python -m analysis.paper
+
+figures: $(STAMP)  ## draw the paper's figures from results/paper; writes results/figures
+	$(BIN)/python -m paper_figs
+
+.PHONY: results figures
 
 readme: $(STAMP)  ## record results/verify and write the README's table and picture from it
 	$(BIN)/python -m paper_figs.readme

@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": "Verify the theory: predictions against measurements, with negative controls.",
     "simulate": "Simulate federated LoRA under one or several rules and write the labelled "
     "dataset.",
+    "sweep": "Run a grid of scenarios, rules and seeds, here or on a cluster, and go on if killed.",
     "train": "Fine-tune a federation under one rule, round by round in a folder, and go on if "
     "stopped.",
     "export": "Export a fine-tuning run's adapters as PEFT folders: of any client and round, or "
@@ -25,6 +26,9 @@ COMMANDS = {
     "aggregate": "Aggregate PEFT LoRA adapters of different ranks into one that PEFT loads.",
     "predict": "Predict what every rule does to a federation, side by side and without simulation.",
     "design": "Find the ranks and the rule that keep the most of an update within a budget.",
+    "collapse": "Tell by intervals whether a rule collapses, beside FedAvg and raFLoRA.",
+    "check": "Check a rule against the laws of aggregation that it declares.",
+    "report": "Write the report of a verification or a study as one HTML page.",
     "rules": "List the aggregation rules.",
 }
 BAD_INPUT = 2

@@ -35,7 +35,7 @@ from paper_figs import draw_study
 
 KINDS = ("png", "pdf")
 WRITTEN = (
-    *("study.md", "study.json"),
+    *("study.md", "study.json", "study.html"),
     *(f"data/{name}.nc" for name in ("curves", "scores", "forecasts")),
     *(f"figures/{n}.{k}" for n in ("study_curves", "study_outcomes", "calibrated") for k in KINDS),
 )

@@ -39,6 +39,7 @@ from fedlora_sim.devices import resolve_device
 from fedlora_sim.errors import expected
 from fedlora_sim.run_store import RunStore, source_fingerprint, write_text
 from paper_figs import draw_all
+from paper_figs.html.render import render
 
 QUICK_HELP = "under 90 s: fewer runs, margins twice as wide"
 COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
@@ -50,6 +51,9 @@ def verify(
     out: Annotated[Path, typer.Option(help="folder to write")] = Path("results/verify"),
     seed: Annotated[int, typer.Option(help="base seed of all runs")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    html: Annotated[
+        bool, typer.Option("--html", help="write report.html too: one file, for any browser")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="exit code 1 unless every theorem of this run holds")
     ] = False,
@@ -68,7 +72,7 @@ def verify(
         report = _run(claims, Context(seed, quick, device, store=store), out)
         # Of work that went on from an earlier run nobody knows how long it took.
         report["seconds"] = round(time.monotonic() - started) if whole else None
-        _write(report, out)
+        _write(report, out, html)
     _print_table(report, out)
     if strict and not holds(report):
         raise typer.Exit(1)
@@ -110,9 +114,11 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
     return report
 
 
-def _write(report: dict[str, Any], out: Path) -> None:
+def _write(report: dict[str, Any], out: Path, html: bool) -> None:
     """The report comes last: where it is, everything that it speaks of is."""
     write_text(out / "report.md", to_markdown(report))
+    if html:
+        write_text(out / "report.html", render(report, out))
     write_text(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 

@@ -6,4 +6,6 @@ from .federation import parse_ranks as parse_ranks
 from .scenario import Scenario as Scenario
 from .simulate import simulate as simulate
 from .simulate import simulate_many as simulate_many
+from .sweep import open_sweep as open_sweep
+from .sweep import run_sweep as run_sweep
 from .version import __version__ as __version__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import os
 import shutil
@@ -82,12 +81,3 @@ def source_fingerprint(folder: Path) -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def class_fingerprint(cls: type) -> str | None:
-    """Hash of the file that a class is written in; None where there is none, as in a notebook."""
-    try:
-        path = inspect.getsourcefile(cls)
-    except (TypeError, OSError):
-        return None
-    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -12,12 +12,14 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from analysis.report import digits_table
 from analysis.summary import conjecture_table, folded_tables, theme_table
 from fedlora_sim.aggregation.describe import describe_all
+from paper_figs.conformance import conformance_block
 from paper_figs.rivals_speed import rivals_block
 from paper_figs.speed import (
     aggregation_table,
@@ -34,7 +36,7 @@ from paper_figs.study_record import record_studies, study_blocks
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "results" / "recorded"
 FIGURES = ("energies", "participation", "phase", "settling", "breakdown", "digits")
-BENCHES = {
+BENCHES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "spectral": {"speed": spectral_table},
     "aggregation": {
         "aggregation": aggregation_table,
@@ -44,6 +46,7 @@ BENCHES = {
     },
     "training": {"training": training_table},
     "rivals": {"rivals": rivals_block},
+    "conformance": {"conformance": conformance_block},
 }
 ON_GPU = ("aggregation-cuda", "training-cuda")
 

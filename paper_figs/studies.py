@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from analysis.paper.text import scored
 from fedlora_sim.datasets import load_dataset
 from paper_figs import calibrated, study_curves, study_outcomes, style
 
@@ -26,6 +27,6 @@ def draw_study(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
     written = style.save(curves, out, "study_curves")
     written += style.save(study_outcomes.draw(report)[0], out, "study_outcomes")
     if (data / "forecasts.nc").exists():
-        told = calibrated.draw(load_dataset(data / "forecasts.nc"), report)[0]
+        told = calibrated.draw(scored(load_dataset(data / "forecasts.nc"), report))[0]
         written += style.save(told, out, "calibrated")
     return written

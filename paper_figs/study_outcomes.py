@@ -47,11 +47,11 @@ def draw(report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:
     axes[0, 0].set_yticks(range(len(rules)), [look(rule).name for rule in rules])
     axes[0, 0].set_ylim(len(rules) - 0.4, -0.6)  # the first rule on top
     axes[0, 0].set_xlim(*_limits(report["rows"]))
-    figure.supxlabel("test accuracy", fontsize=9)
+    figure.supxlabel("test accuracy", fontsize=8)
     handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper right", ncols=2, fontsize=7)
+    figure.legend(*handles, loc="outside upper right", ncols=2)
     figure.suptitle(
-        _setting(report, rows[names[0], MIXED, rules[0]]["runs"]), fontsize=9, x=0.02, ha="left"
+        _setting(report, rows[names[0], MIXED, rules[0]]["runs"]), fontsize=8, x=0.02, ha="left"
     )
     return figure, axes[0]
 

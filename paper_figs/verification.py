@@ -9,13 +9,13 @@ from typing import Any
 from fedlora_sim.datasets import load_dataset
 from paper_figs import (
     breakdown,
+    claim_floors,
     digits,
     energies,
-    floors,
     participation,
     phase,
-    rates,
     settling,
+    staircase,
     style,
 )
 
@@ -47,7 +47,8 @@ def draw_all(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
     for name, draw in FROM_DATA.items():
         if (data / f"{name}.nc").exists():
             written += style.save(draw(load_dataset(data / f"{name}.nc"))[0], out, name)
-    for name, module in (("rates", rates), ("floors", floors)):
-        if set(module.CLAIMS) <= set(claims):
-            written += style.save(module.draw(claims)[0], out, name)
+    if set(staircase.CLAIMS) <= set(claims):
+        written += style.save(staircase.draw(staircase.from_claims(claims))[0], out, "rates")
+    if set(claim_floors.CLAIMS) <= set(claims):
+        written += style.save(claim_floors.draw(claims)[0], out, "floors")
     return written

@@ -1,12 +1,15 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests, and the Hypothesis profile that they run under."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis_profiles
 import pytest
 
 from fedlora_sim import threads
+
+hypothesis_profiles.load()
 
 
 @pytest.fixture

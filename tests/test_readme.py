@@ -27,4 +27,4 @@ def test_examples_run(example, capsys, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5

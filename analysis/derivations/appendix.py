@@ -118,10 +118,10 @@ def _statement(label: str, function: Callable[..., Any]) -> str:
     return f"{sentence} (\\texttt{{{escape(label)}}})\n" + "\n".join(rows)
 
 
-def equation(left: str, value: sp.Expr) -> str:
-    """One displayed equation; a sum too long for one line is broken after every few terms."""
+def equation(left: str, value: sp.Expr, longest: int = _LONG) -> str:
+    """One displayed equation; a sum of more operations is broken after every few terms."""
     right = sp.latex(value)
-    if sp.count_ops(value) > _LONG:
+    if sp.count_ops(value) > longest:
         right = _broken(value)
     return f"\\begin{{equation*}}\n{left} = {right}\n\\end{{equation*}}"
 

@@ -8,12 +8,13 @@ import sympy as sp
 from derivation_cases import CLOSE, evaluate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from analysis.derivations import alignment
 from analysis.derivations.symbols import x
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(angle=st.floats(0.0, 1.5), first=st.floats(0.1, 5.0), second=st.floats(0.1, 5.0))
 def test_indices_are_those_of_a_turned_matrix(angle, first, second):
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -7,6 +7,7 @@ import sympy as sp
 from derivation_cases import CLOSE, cohorts, evaluate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.cohorts.moments import weight_moments
@@ -18,7 +19,7 @@ from fedlora_sim.federation import Federation
 RANKS = st.lists(st.integers(1, 8), min_size=3, max_size=8)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(ranks=RANKS, size=st.integers(1, 8))
 def test_random_shares_equal_the_numbers(ranks, size):
     size = min(size, len(ranks))

@@ -10,6 +10,7 @@ import sympy as sp
 from derivation_cases import CLOSE, TOP, cohorts, draws, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.cohorts.moments import share_laws, weight_moments
@@ -59,7 +60,7 @@ def test_collapse_bound_gap_is_never_negative(num_levels):
         assert min(polynomial.coeffs()) > 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(energy=st.lists(st.floats(0.1, 9.0), min_size=3, max_size=3), rounds=st.integers(1, 9))
 def test_collapse_bound_equals_the_numbers(energy, rounds):
     bound = rates.collapse_bound(3)
@@ -103,7 +104,7 @@ def test_share_moments_equal_the_sum_over_all_cohorts(clients, carriers, size):
         assert law.squares.subs(values) == squares
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(case=federations(fewest=4))
 def test_share_moments_equal_the_numbers(case):
     clients, carriers, size = case
@@ -122,7 +123,7 @@ def test_share_moments_equal_the_numbers(case):
         assert law.expect(law.squares) == pytest.approx(squares, rel=CLOSE)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10))
 @given(case=federations(fewest=4, most=15))
 def test_bernoulli_with_renormalisation_equals_the_numbers(case):
     clients, carriers, size = case
@@ -139,7 +140,7 @@ def test_bernoulli_with_renormalisation_equals_the_numbers(case):
         assert law.expect(law.squares) == pytest.approx(squares, rel=CLOSE)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(case=federations())
 def test_extinction_equals_the_numbers(case):
     clients, carriers, size = case
@@ -159,7 +160,7 @@ def test_extinction_equals_the_numbers(case):
     assert unconditional == pytest.approx(wanted, rel=CLOSE, abs=0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(most=20))
 def test_inverse_contributors_equal_the_numbers(case):
     clients, carriers, size = case
@@ -185,7 +186,7 @@ def test_repeated_clients_are_counted_by_pairs_of_draws():
 SAMPLES = st.lists(st.integers(1, 50), min_size=4, max_size=4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(counts=SAMPLES, carriers=st.integers(1, 3), size=st.integers(1, 4))
 def test_unequal_sample_counts_equal_the_numbers(counts, carriers, size):
     ranks = [2] * carriers + [1] * (4 - carriers)
@@ -202,7 +203,7 @@ def test_unequal_sample_counts_equal_the_numbers(counts, carriers, size):
         assert found == pytest.approx(evaluate(wanted, values), rel=CLOSE)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(counts=SAMPLES, carriers=st.integers(1, 3), size=st.integers(1, 4))
 def test_unbiased_weights_equal_the_numbers(counts, carriers, size):
     ranks = [2] * carriers + [1] * (4 - carriers)

@@ -10,6 +10,7 @@ import sympy as sp
 from derivation_cases import AWAY, CLOSE, POSITIVE, TOP, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.cohorts.moments import weight_moments
@@ -58,7 +59,7 @@ def test_recursion_has_the_announced_form():
     assert sp.expand(floors.second_moment_recursion() - announced) == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(
     case=federations(),
     gain=st.floats(0.1, 0.9),
@@ -86,7 +87,7 @@ def test_rate_floor_and_trajectory_equal_the_numbers(case, gain, spread, drift, 
     assert path[-1, TOP] == pytest.approx(evaluate(floors.energy_after(), values), rel=CLOSE)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(
     case=federations(),
     gain=st.floats(0.1, 0.9),
@@ -203,7 +204,7 @@ def test_drift_noise_alone_leaves_a_variance():
     assert sp.simplify(variance - tau**2 * Q / (1 - g**2 * S1**2)) == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(fewest=4), gain=st.floats(0.1, 0.9), rounds=st.integers(1, 6))
 def test_factor_space_is_the_same_map_with_squared_shares(case, gain, rounds):
     clients, carriers, size = case
@@ -236,7 +237,7 @@ def test_energy_at_the_boundary_grows_linearly():
     assert sp.simplify(limit - critical.subs(values)) == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(), gain=st.floats(0.1, 1.2), spread=POSITIVE)
 def test_raflora_carry_equals_the_numbers(case, gain, spread):
     clients, carriers, size = case

@@ -8,6 +8,7 @@ import sympy as sp
 from derivation_cases import CLOSE, DIGITS, TOP, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from scipy.integrate import solve_ivp
 
 from analysis import closed_form
@@ -53,7 +54,7 @@ def test_local_map_is_the_flow_of_the_factors():
     assert path.y[:, -1].prod() == pytest.approx(evaluate(flow.local_map(), values), rel=CLOSE)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(target=TARGETS, time=TIMES, start=STARTS)
 def test_local_map_equals_the_numbers(target, time, start):
     values = {x: start, flow.M: target, flow.G: growth(target, time), flow.T: time}
@@ -69,7 +70,7 @@ def multiplier(rule: str, K: int, n: int) -> sp.Rational:
     return sp.Rational(n, K) ** {"fedavg": 1, "zero_pad": 2, "raflora": 0}[rule]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     rule=st.sampled_from(["fedavg", "zero_pad", "raflora"]),
     case=federations(),
@@ -128,7 +129,7 @@ def test_limits_of_the_flow():
     assert sp.simplify(above).is_positive
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(), target=TARGETS, time=TIMES, start=STARTS, rounds=st.integers(1, 9))
 def test_random_cohorts_equal_the_numbers(case, target, time, start, rounds):
     clients, carriers, size = case
@@ -148,7 +149,7 @@ def test_random_cohorts_equal_the_numbers(case, target, time, start, rounds):
     assert floor == pytest.approx(wanted, rel=CLOSE)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(), target=TARGETS, time=TIMES, start=STARTS, rounds=st.integers(1, 6))
 def test_carried_directions_equal_the_numbers(case, target, time, start, rounds):
     clients, carriers, size = case
@@ -182,7 +183,7 @@ def test_a_fixed_multiplier_is_a_case_of_a_random_one():
     assert flow_cohorts.mean_inverse_map(2) == flow_cohorts.mean_inverse_map(4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(), target=TARGETS)
 def test_typical_threshold_equals_the_numbers(case, target):
     clients, carriers, size = case
@@ -195,7 +196,7 @@ def test_typical_threshold_equals_the_numbers(case, target):
     assert float(sp.N(drift)) == pytest.approx(0.0, abs=CLOSE)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10))
 @given(targets=st.lists(st.floats(0.2, 3.0), min_size=2, max_size=2))
 def test_unlike_targets_equal_the_numbers(targets):
     ranks = [2, 2, 1, 1, 1]
@@ -221,7 +222,7 @@ def test_unlike_targets_delay_the_collapse():
     assert sp.simplify(slope - W * sp.exp(2 * flow.M * flow.T)) == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(), target=TARGETS, time=TIMES, start=STARTS)
 def test_frozen_factor_equals_the_numbers(case, target, time, start):
     clients, carriers, _ = case

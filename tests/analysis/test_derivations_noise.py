@@ -8,6 +8,7 @@ import sympy as sp
 from derivation_cases import CLOSE, TOP, cohorts, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.cohorts.moments import weight_moments
@@ -16,7 +17,7 @@ from analysis.derivations.symbols import P0, H, K, c, g, m, n, nu, pi, tau, x
 from fedlora_sim.federation import Federation
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(case=federations(most=30))
 def test_noise_gain_equals_the_numbers(case):
     clients, carriers, size = case
@@ -48,7 +49,7 @@ def test_one_round_has_the_same_signal_to_noise_ratio():
             assert sp.simplify(difference) == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(most=20), gain=st.floats(0.5, 1.1))
 def test_noise_to_signal_equals_the_numbers(case, gain):
     clients, carriers, size = case
@@ -101,7 +102,7 @@ def test_traffic_is_the_mean_over_cohorts():
     assert sp.simplify(size_there - communication.d_in * communication.d_out) == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(case=federations(), widths=st.tuples(st.integers(1, 99), st.integers(1, 99)))
 def test_traffic_equals_the_numbers(case, widths):
     clients, carriers, size = case

@@ -8,6 +8,7 @@ import sympy as sp
 from derivation_cases import CLOSE, POSITIVE, TOP, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.derivations import floors, persistent, persistent_cohorts
@@ -31,7 +32,7 @@ def test_steins_recursion_gives_the_gaussian_integrals():
         assert sp.expand(integral - persistent.gain_power(order)) == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(
     mean=st.floats(-1.1, 1.1),
     spread=st.floats(0.01, 0.5),
@@ -76,7 +77,7 @@ def test_aggregates_add_up_means_and_variances():
     assert sp.expand(law.drift_variance - tau**2 * squares) == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(
     case=federations(),
     mean=st.floats(0.1, 1.1),
@@ -134,7 +135,7 @@ def test_random_cohorts_equal_the_numbers(clients, carriers, size, rounds):
         assert found[-1, TOP] == pytest.approx(evaluate(derived, values), rel=CLOSE)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(), mean=st.floats(0.1, 0.9), drift=st.floats(-0.5, 0.5))
 def test_floor_of_persistent_drifts_equals_the_numbers(case, mean, drift):
     clients, carriers, size = case

@@ -10,6 +10,7 @@ import sympy as sp
 from derivation_cases import CLOSE, TOP, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.cohorts.moments import share_laws, weight_moments
@@ -92,7 +93,7 @@ def test_fedex_energy_map_is_the_square_of_its_round():
     assert sp.expand(mapped.subs(powers) - squares) == sp.zeros(3, 1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(most=20), gain=st.floats(0.5, 1.1))
 def test_base_rules_equal_the_numbers(case, gain):
     clients, carriers, size = case

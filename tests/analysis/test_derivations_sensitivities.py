@@ -8,6 +8,7 @@ import sympy as sp
 from derivation_cases import AWAY, CLOSE, POSITIVE, TOP, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.derivations import base_rules, floors
@@ -53,7 +54,7 @@ def test_elasticities_add_up():
 NAMES = {"gain_mean": g, "gain_std": nu, "drift_std": tau, "coverage": pi, "cohort_size": m}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(case=federations(fewest=4), gain=st.floats(0.1, 0.95), spread=POSITIVE)
 def test_elasticities_equal_the_numbers(case, gain, spread):
     clients, carriers, size = case
@@ -103,7 +104,7 @@ def test_a_larger_cohort_suppresses_more():
     assert sp.simplify(effect).is_negative
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(case=federations(), gain=st.floats(0.1, 0.95))
 def test_constants_written_out_equal_the_numbers(case, gain):
     clients, carriers, size = case

@@ -8,6 +8,7 @@ import sympy as sp
 from derivation_cases import CLOSE, TOP, evaluate, federations, ranks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.cohorts.moments import weight_moments
@@ -17,7 +18,7 @@ from analysis.derivations.symbols import P0, K, m, pi, t
 from fedlora_sim.federation import Federation
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(case=federations(), rounds=st.integers(1, 9))
 def test_walk_and_survival_equal_the_numbers(case, rounds):
     clients, carriers, size = case
@@ -36,7 +37,7 @@ def test_walk_and_survival_equal_the_numbers(case, rounds):
     assert spread == pytest.approx(wanted, rel=CLOSE, abs=CLOSE)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(a=st.floats(0.05, 1.0), b=st.floats(0.05, 1.0), p=st.floats(0.0, 1.0))
 def test_typical_is_never_above_the_mean(a, b, p):
     values = dict(zip(sp.symbols("a b p", positive=True), (a, b, p), strict=True))

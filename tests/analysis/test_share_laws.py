@@ -20,6 +20,7 @@ from cohort_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.cohorts import shares
@@ -90,7 +91,7 @@ def test_every_route_equals_brute_force(sampling, normaliser, allocation, sample
             assert_brute(route(clients), brute)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     data=st.data(),
     sampling=st.sampled_from(SAMPLINGS),

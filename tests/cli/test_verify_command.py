@@ -218,7 +218,7 @@ def test_digits_are_tabled_and_can_be_drawn(fedlora: Callable, digits_ids: list[
     data = load_dataset("v/data/digits.nc")
     assert data.rho.sizes == {"run": len(rows), "seed": 6, "round": digits.MIXED.rounds + 1}
     figure, axes = digits_figure.draw(data)
-    assert len(axes) == 2
+    assert len(axes) == 3  # accuracy, energy ratio, effective rank
     plt.close(figure)
 
 

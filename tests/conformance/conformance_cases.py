@@ -14,9 +14,11 @@ from hypothesis_profiles import is_random
 from fedlora_sim import LoRAFactors
 from fedlora_sim.aggregation import Context, get_rule
 from fedlora_sim.conformance import CHECKS, Case, CheckResult, check_aggregator
+from fedlora_sim.conformance.runner import MOST_KEPT
 
 NAMES = tuple(check.name for check in CHECKS)
-WANTED = 100
+# More than are kept for other searches: it draws no more than it needs.
+WANTED = MOST_KEPT + 1
 
 
 def search_seed() -> int:
@@ -24,14 +26,14 @@ def search_seed() -> int:
     return SystemRandom().randrange(2**16) if is_random() else 0
 
 
-def outcomes(rule, count: int, wanted: int = WANTED, broken=(), seed: int = 0):
-    """Results by check: `count` examples, and `wanted` where a counterexample must be found."""
+def outcomes(rule, count: int, broken=(), seed: int = 0):
+    """Results by check: `count` examples, and `WANTED` where a counterexample must be found."""
     properties = get_rule(rule).properties
     absent = {check.name for check in CHECKS if check.declared(properties) is False}
     rare = [name for name in NAMES if name in absent | set(broken)]
     usual = [name for name in NAMES if name not in rare]
     found = []
-    for chosen, number in ((usual, count), (rare, max(count, wanted))):
+    for chosen, number in ((usual, count), (rare, max(count, WANTED))):
         found += check_aggregator(rule, examples=number, seed=seed, checks=chosen, shrink=False)
     return {result.check: result for result in found}
 

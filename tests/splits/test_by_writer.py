@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from split_cases import assert_partition
 
@@ -14,7 +14,6 @@ from fedlora_sim.splits import writer_split
 WRITERS = st.lists(st.integers(-3, 12), min_size=1, max_size=80).map(np.array)
 
 
-@settings(deadline=None)
 @given(WRITERS, st.data(), st.integers(0, 2**32))
 def test_every_writer_goes_to_one_client(
     groups: np.ndarray, data: st.DataObject, seed: int
@@ -29,7 +28,6 @@ def test_every_writer_goes_to_one_client(
         np.testing.assert_array_equal(one, other)
 
 
-@settings(deadline=None)
 @given(WRITERS, st.data(), st.integers(0, 2**32))
 def test_sizes_differ_by_at_most_the_largest_writer(
     groups: np.ndarray, data: st.DataObject, seed: int

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlora_sim.randomness import stream
@@ -26,7 +26,6 @@ def added(examples: Examples, samples: list[np.ndarray], level: float, seed: int
     return noisy.inputs["pixel_values"] - examples.inputs["pixel_values"]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 50), st.just(0.0) | st.floats(1e-6, 1e3))
 def test_levels_rise_evenly_to_the_level(num_clients: int, level: float) -> None:
     levels = feature_noise_levels(num_clients, level)
@@ -38,7 +37,6 @@ def test_levels_rise_evenly_to_the_level(num_clients: int, level: float) -> None
     )
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10), st.floats(1e-3, 10), st.integers(0, 2**32))
 def test_noise_scales_with_the_level_and_the_rest_stays(
     num_clients: int, level: float, seed: int

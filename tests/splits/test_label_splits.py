@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from split_cases import LABELS, assert_partition, labels_and_clients
 
@@ -12,7 +12,6 @@ from fedlora_sim.randomness import stream
 from fedlora_sim.splits import dirichlet_split, iid_split, pathological_split
 
 
-@settings(deadline=None)
 @given(labels_and_clients(), st.floats(1e-8, 1e6), st.integers(0, 2**32))
 def test_dirichlet_is_a_partition(case: tuple[np.ndarray, int, int], alpha: float, seed: int):
     labels, num_clients, least = case
@@ -21,7 +20,6 @@ def test_dirichlet_is_a_partition(case: tuple[np.ndarray, int, int], alpha: floa
     assert min(len(own) for own in clients) >= least
 
 
-@settings(deadline=None)
 @given(labels_and_clients(), st.integers(0, 2**32))
 def test_iid_is_a_partition_into_equal_parts(case: tuple[np.ndarray, int, int], seed: int):
     labels, num_clients, least = case
@@ -31,7 +29,6 @@ def test_iid_is_a_partition_into_equal_parts(case: tuple[np.ndarray, int, int], 
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 10), st.integers(0, 2**32))
 def test_pathological_gives_every_client_its_number_of_classes(
     num_clients: int, per_client: int, seed: int

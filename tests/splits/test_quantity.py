@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from split_cases import LABELS, assert_partition, labels_and_clients
 
@@ -12,7 +12,6 @@ from fedlora_sim.randomness import stream
 from fedlora_sim.splits import quantity_split
 
 
-@settings(deadline=None)
 @given(labels_and_clients(), st.floats(1e-8, 1e6), st.integers(0, 2**32))
 def test_it_is_a_partition(case: tuple[np.ndarray, int, int], alpha: float, seed: int) -> None:
     labels, num_clients, least = case
@@ -21,7 +20,6 @@ def test_it_is_a_partition(case: tuple[np.ndarray, int, int], alpha: float, seed
     assert min(len(own) for own in clients) >= least
 
 
-@settings(deadline=None)
 @given(st.permutations(range(10)), st.integers(0, 2**32))
 def test_labels_do_not_matter(order: list[int], seed: int) -> None:
     first, second = (

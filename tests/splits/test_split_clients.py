@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from split_cases import LABELS, assert_partition, labels_and_clients
 
@@ -75,7 +75,6 @@ def test_what_the_data_do_not_say_is_asked_for_by_name(split: str, message: str)
         split_clients(scenario(split), TOKENS, 0)
 
 
-@settings(deadline=None)
 @given(labels_and_clients(), st.integers(0, 2**32))
 def test_the_table_counts_every_sample_once(case: tuple[np.ndarray, int, int], seed: int) -> None:
     labels, num_clients, _ = case

@@ -89,7 +89,8 @@ def diagram() -> xr.Dataset:
 def test_breakdown(curves: xr.Dataset) -> None:
     figure, axes = breakdown.draw(curves)
     assert isinstance(figure, Figure)
-    assert [axis.get_title() for axis in axes] == list(breakdown.TITLES.values())
+    titles = [axis.get_title(loc="left") for axis in axes]
+    assert titles == ["(a) turning basis", "(b) clients with turned targets", "(c) Adam"]
     assert [axis.get_xlabel() for axis in axes] == ["angle", "local steps", "local time"]
     assert "measured / predicted" in axes[0].get_ylabel()
     # A region where there is one: its edge lies between its last point and the next.
@@ -97,8 +98,8 @@ def test_breakdown(curves: xr.Dataset) -> None:
     assert [len(patches) for patches in shades] == [1, 1, 0]
     x = curves.value.values[0]
     assert x[2] < shades[0][0].get_x() + shades[0][0].get_width() < x[3]
-    texts = [text.get_text() for text in axes[0].get_legend().get_texts()]
-    assert texts == ["partition 2", "partition 3"]
+    texts = [text.get_text() for text in axes[0].texts]
+    assert texts == ["partition 2", "partition 3", "5%"]
     assert axes[2].get_xticklabels()[0].get_text() == "0.1"
 
 
@@ -121,11 +122,10 @@ def test_settling(settled: xr.Dataset) -> None:
 def test_phase(diagram: xr.Dataset) -> None:
     figure, axes = phase.draw(diagram)
     assert isinstance(figure, Figure)
-    assert [axis.get_title() for axis in axes] == [
-        style.RULE_NAMES[rule] for rule in ("fedavg", "zero_pad")
-    ]
+    titles = [axis.get_title(loc="left") for axis in axes]
+    assert titles == ["(a) FedAvg", "(b) zero padding"]
     assert "coverage" in axes[0].get_ylabel()
-    assert {axis.get_xlabel() for axis in axes} == {"local time $MT$"}
+    assert {axis.get_xlabel() for axis in axes} == {"local training time $MT$"}
     boundary, collapsed = axes[0].lines
     np.testing.assert_allclose(boundary.get_xdata(), diagram.threshold.values[0])
     assert len(collapsed.get_xdata()) == 1

@@ -12,6 +12,7 @@ import pytest
 from analysis.report import digits_table, verdict_table
 from analysis.summary import conjecture_table, theme_table
 from paper_figs import readme
+from paper_figs.conformance import conformance_block
 
 TEMPLATE = """# Title
 
@@ -61,6 +62,9 @@ between
 <!-- end -->
 
 <!-- rivals: generated -->
+<!-- end -->
+
+<!-- conformance: generated -->
 <!-- end -->
 
 after
@@ -126,6 +130,20 @@ RIVALS = {
     ],
 }
 
+CONFORMANCE = {
+    "laws": 36,
+    "tried": 12345,
+    "command": "python record.py",
+    "rules": {
+        "fedavg": {"passed": 30, "expected": 2, "skipped": 4, "examples": 9000, "own": True},
+        "dense": {"passed": 30, "failed": 1, "examples": 10, "own": False},
+    },
+    "broken": {
+        "Forgetful": {"bug": "`a | b` forgotten.", "fails": ["exact"], "as_named": True},
+        "Lucky": {"bug": "Nothing much.", "fails": ["linear"], "as_named": False},
+    },
+}
+
 
 def blocks(report: dict[str, Any]) -> dict[str, str]:
     return {"verdicts": verdict_table(report), "digits": digits_table(report)}
@@ -151,6 +169,16 @@ def test_a_missing_block_is_refused(report: dict[str, Any], name: str) -> None:
         readme.render(TEMPLATE.replace(f"{name}:", "other:"), blocks(report))
 
 
+def test_the_conformance_block_counts_what_was_caught_and_hides_nothing() -> None:
+    text = conformance_block(CONFORMANCE)
+    assert "36 laws, 12,345 cases tried. Of 2 deliberately broken rules" in text
+    assert "1 fail exactly the checks named for their bug; 2 healthy ones fail 1." in text
+    assert "| `fedavg` | 30 | 2 | 0 | 4 | 9,000 |" in text
+    assert "`dense`" not in text
+    assert r"| `a \| b` forgotten. | exact |" in text
+    assert "| Nothing much. | linear (not as named) |" in text
+
+
 def test_a_block_without_its_end_is_refused(report: dict[str, Any]) -> None:
     unfinished = TEMPLATE.replace("old table\n<!-- end -->", "old table")
     with pytest.raises(SystemExit):
@@ -170,6 +198,7 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     (bench / "aggregation.json").write_text(json.dumps(AGGREGATION))
     (bench / "training.json").write_text(json.dumps(TRAINING))
     (bench / "rivals.json").write_text(json.dumps(RIVALS))
+    (bench / "conformance.json").write_text(json.dumps(CONFORMANCE))
     for name in readme.FIGURES:
         (figures / f"{name}.png").write_bytes(b"png")
     monkeypatch.setattr(readme, "ROOT", tmp_path)
@@ -191,7 +220,8 @@ def test_a_recorded_readme_passes_its_check(
         assert table(report) in text
     assert readme.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
-        *("aggregation.json", "breakdown.png", "digits.png", "energies.png"),
+        *("aggregation.json", "breakdown.png", "conformance.json"),
+        *("digits.png", "energies.png"),
         *("participation.png", "phase.png", "report.json", "rivals.json", "settling.png"),
         *("spectral.json", "training.json"),
     ]

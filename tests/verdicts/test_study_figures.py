@@ -17,6 +17,7 @@ from study_report_cases import (
     study_report,
 )
 
+from analysis.paper.text import scored
 from fedlora_sim.datasets import save_dataset
 from paper_figs import calibrated, draw_study, study_curves, study_outcomes, style
 from paper_figs.rules import look, ranks_text
@@ -110,15 +111,15 @@ def test_outcomes_of_one_seed() -> None:
 
 def test_calibrated() -> None:
     found = made_up_forecasts()
-    figure, axes = calibrated.draw(found, study_report())
+    data = scored(found, study_report())
+    _, axes = calibrated.draw(data)
     fedavg, raflora, bars = axes
-    assert [fedavg.get_title(), raflora.get_title()] == ["FedAvg", "raFLoRA"]
+    titles = [axis.get_title(loc="left") for axis in (fedavg, raflora)]
+    assert titles == ["(a) FedAvg, seed 3", "(b) raFLoRA, seed 3"]
     assert fedavg.get_yscale() == "log"
-    top, _ = figure.subfigs
-    assert top.get_suptitle() == "small, harsh, seed 3, all layers together"
-    shown = [text.get_text() for text in top.legends[0].get_texts()]
-    assert shown[:3] == ["$i=$1–2", "$i=$3–4", "measured"]
-    assert "foretold, 90%" in shown
+    assert {text.get_text() for text in fedavg.texts} == {"$i=$1–2", "$i=$3–4"}
+    shown = [text.get_text() for text in raflora.get_legend().get_texts()]
+    assert shown == ["measured", "foretold, median", "foretold, 90%", "calibration"]
     # what a forecast that explodes foretells is not what the axis is made for
     assert fedavg.get_ylim()[1] == calibrated.BEYOND * found.measured.max()
     (shade,) = fedavg.patches
@@ -127,8 +128,10 @@ def test_calibrated() -> None:
     assert heights == [0.3, 0.2, 0.5, 0.5, 0.5, 0.3, 0.2]
     ticks = [text.get_text().replace("\n", " ") for text in bars.get_xticklabels()]
     assert ticks == ["FedAvg 80%", "raFLoRA 80%", "raFLoRA, canonical no recursion"]
-    assert "black lines: range over 6 runs" in bars.get_title()
-    assert "share within the 90% intervals" in bars.get_title()
+    words = calibrated.caption(data)
+    assert "its range over 6 runs" in words
+    assert "within the theory's 90% intervals" in words
+    assert "less than persistence under FedAvg and raFLoRA, and more under no rule" in words
 
 
 def test_a_figure_without_forecasts_is_left_out(

@@ -1,0 +1,86 @@
+"""How the numbers of one figure are made, and what they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analysis.claim import Context
+from fedlora_sim import Scenario
+from fedlora_sim.errors import expected
+
+BASE_SEED = 2041
+"""Of the paper's simulations: recorded results were made with other seeds."""
+Units = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One figure's numbers.
+
+    Args:
+        name: of the file, and of the figure.
+        about: what they are, in one sentence.
+        make: from a context to a dataset of numbers; its attributes are what a caption tells of
+            the setting.
+        settings: all that they depend on besides the seed and the code.
+        units: of every variable and coordinate, "1" where it has none.
+        runs: numbers of the runs; run i has seed `base * 1_000_000 + i`. None where all come from
+            recorded results.
+        base_seed: of these runs.
+        sources: recorded files that they are taken from, relative to the project's root.
+    """
+
+    name: str
+    about: str
+    make: Callable[[Context], xr.Dataset]
+    settings: Mapping[str, Any]
+    units: Units
+    runs: range | None = None
+    base_seed: int = BASE_SEED
+    sources: tuple[str, ...] = ()
+
+    def dataset(self, context: Context) -> xr.Dataset:
+        """The numbers, with the seeds of the runs among their attributes.
+
+        Raises:
+            ValueError: if a variable or a coordinate has no unit.
+        """
+        found = self.make(context)
+        bare = [dim for dim in found.dims if dim not in found.coords]
+        found = found.assign_coords({dim: found[dim] for dim in bare})  # numbers from 0
+        missing = {str(name) for name in found.variables} - set(self.units)
+        if missing:
+            raise expected("units", sorted(missing), f"a unit of each in the recipe {self.name}")
+        if self.runs is not None:
+            first, last = context.seeds([self.runs[0], self.runs[-1]])
+            found = found.assign_attrs(first_seed=first, last_seed=last, runs=len(self.runs))
+        return found
+
+
+def described(scenario: Scenario) -> dict[str, Any]:
+    """Ranks as text, and all fields that are not the usual ones."""
+    usual = Scenario(ranks=scenario.ranks, fidelity=scenario.fidelity)
+    told = {
+        field.name: getattr(scenario, field.name)
+        for field in fields(scenario)
+        if field.name not in ("ranks", "device")
+        and getattr(scenario, field.name) != getattr(usual, field.name)
+    }
+    told |= {"ranks": ranks_text(scenario.ranks), "fidelity": scenario.fidelity}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in told.items()}
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Client ranks as `parse_ranks` reads them: `4x8,8x6` are 8 clients of rank 4, 6 of rank 8."""
+    return ",".join(f"{rank}x{list(ranks).count(rank)}" for rank in dict.fromkeys(ranks))
+
+
+def stacked(parts: Mapping[str, xr.Dataset], dim: str) -> xr.Dataset:
+    """Datasets of the same form along a new dimension, one label each."""
+    joined = xr.concat(list(parts.values()), dim, combine_attrs="drop", join="override")
+    return joined.assign_coords({dim: np.array(list(parts))})

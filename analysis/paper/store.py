@@ -1,0 +1,194 @@
+"""Numbers of figures on disk: a CSV in long form, and beside it a JSON file that says what it is.
+
+Every row is one number: the quantity, its coordinates (empty where it has none), its value. The
+two files together give back the dataset, up to the digits written.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import analysis
+import fedlora_sim
+from analysis.claim import Context
+from analysis.paper.recipe import Recipe
+from fedlora_sim.datasets import versions
+from fedlora_sim.errors import expected
+from fedlora_sim.run_store import source_fingerprint, write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+QUANTITY, VALUE = "quantity", "value"
+DIGITS = 9
+KINDS: dict[str, Any] = {"i": int, "f": float, "U": str}
+EMPTY: dict[str, Any] = {"i": 0, "f": np.nan, "U": " " * 64}
+
+
+def make(recipe: Recipe, folder: Path, context: Context) -> Path:
+    """Make the numbers of a recipe and write both files; the JSON file last.
+
+    Returns:
+        The CSV file.
+    """
+    sources = _sources(recipe)
+    found = recipe.dataset(context)
+    text = to_csv(found)
+    target = write_text(folder / f"{recipe.name}.csv", text)
+    record = {**_inputs(recipe, context, sources), **_form(found, recipe)}
+    record |= {"sha256": digest(text.encode())}
+    write_text(_sidecar(folder, recipe.name), json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return target
+
+
+def is_current(recipe: Recipe, folder: Path, context: Context) -> bool:
+    """Whether the files are there and whole, made by the same code from the same inputs."""
+    try:
+        record = read_record(folder, recipe.name)
+        text = (folder / f"{recipe.name}.csv").read_bytes()
+    except (OSError, ValueError):
+        return False
+    inputs = json.loads(json.dumps(_inputs(recipe, context, _sources(recipe))))
+    same = {name: record.get(name) for name in inputs} == inputs
+    return same and record.get("sha256") == digest(text)
+
+
+def read_record(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON file beside a figure's numbers."""
+    return dict(json.loads(_sidecar(folder, name).read_text()))
+
+
+def read(folder: Path, name: str) -> xr.Dataset:
+    """The dataset of a figure, from its two files.
+
+    Raises:
+        ValueError: if the CSV file is not the one that the JSON file speaks of.
+    """
+    record = read_record(folder, name)
+    text = (folder / f"{name}.csv").read_bytes()
+    if digest(text) != record["sha256"]:
+        raise expected(f"{name}.csv", digest(text), f"the file of sha256 {record['sha256']}")
+    return from_csv(text.decode(), record)
+
+
+def to_csv(dataset: xr.Dataset) -> str:
+    """Long form: `quantity`, every dimension, `value`; empty for what is not a number."""
+    dims = [str(dim) for dim in dataset.dims]
+    places = {dim: [_text(value) for value in dataset[dim].values] for dim in dims}
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow([QUANTITY, *dims, VALUE])
+    for name in _quantities(dataset):
+        array = dataset[name]
+        for index in np.ndindex(array.shape):
+            at = dict(zip(array.dims, index, strict=True))
+            where = [places[dim][at[dim]] if dim in at else "" for dim in dims]
+            writer.writerow([name, *where, _text(array.values[index])])
+    return lines.getvalue()
+
+
+def from_csv(text: str, record: Mapping[str, Any]) -> xr.Dataset:
+    """What `to_csv` wrote, in the form that the record tells."""
+    rows, forms = list(csv.DictReader(io.StringIO(text))), record["variables"]
+    words = {
+        dim: list(dict.fromkeys(row[dim] for row in rows if row[dim]))
+        for dim in record["dimensions"]
+    }
+    numbers = {dim: {word: i for i, word in enumerate(own)} for dim, own in words.items()}
+    arrays = {
+        name: np.full([len(words[dim]) for dim in form["dims"]], EMPTY[form["kind"]])
+        for name, form in forms.items()
+    }
+    for row in rows:
+        name = row[QUANTITY]
+        index = tuple(numbers[dim][row[dim]] for dim in forms[name]["dims"])
+        if row[VALUE]:
+            arrays[name][index] = KINDS[forms[name]["kind"]](row[VALUE])
+    return xr.Dataset(
+        {name: (forms[name]["dims"], array) for name, array in arrays.items()},
+        {
+            dim: [KINDS[record["dimensions"][dim]](word) for word in own]
+            for dim, own in words.items()
+        },
+        record["settings"] | record["attributes"],
+    ).set_coords([name for name, form in forms.items() if form["coordinate"]])
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def code_fingerprint() -> str:
+    """Hash of all code that numbers are made by."""
+    rooms = (fedlora_sim, analysis)
+    parts = [source_fingerprint(Path(str(room.__file__)).parent) for room in rooms]
+    return digest("".join(parts).encode())[:12]
+
+
+def _inputs(recipe: Recipe, context: Context, sources: Mapping[str, str]) -> dict[str, Any]:
+    """What the numbers follow from."""
+    made = {"made_with": {**versions(), "code": code_fingerprint()}}
+    seeds = None if recipe.runs is None else context.seeds([recipe.runs[0], recipe.runs[-1]])
+    return {
+        "name": recipe.name,
+        "about": recipe.about,
+        "command": f"python -m analysis.paper {recipe.name}",
+        "settings": dict(recipe.settings),
+        "seeds": seeds,
+        "sources": dict(sources),
+        **made,
+    }
+
+
+def _form(dataset: xr.Dataset, recipe: Recipe) -> dict[str, Any]:
+    """What it takes to read the CSV, and what is in it."""
+    return {
+        "units": {str(name): recipe.units[str(name)] for name in dataset.variables},
+        "dimensions": {str(dim): _kind(dataset[dim]) for dim in dataset.dims},
+        "variables": {
+            name: {
+                "dims": [str(dim) for dim in dataset[name].dims],
+                "kind": _kind(dataset[name]),
+                "coordinate": name in dataset.coords,
+            }
+            for name in _quantities(dataset)
+        },
+        "attributes": {str(name): _attribute(value) for name, value in dataset.attrs.items()},
+    }
+
+
+def _sources(recipe: Recipe) -> dict[str, str]:
+    return {path: digest((ROOT / path).read_bytes()) for path in recipe.sources}
+
+
+def _quantities(dataset: xr.Dataset) -> list[str]:
+    """Variables, and coordinates that are no dimensions."""
+    return [str(name) for name in dataset.variables if name not in dataset.dims]
+
+
+def _kind(array: xr.DataArray) -> str:
+    """Integer, float or text."""
+    kind = array.dtype.kind
+    return kind if kind in KINDS else "U"
+
+
+def _attribute(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:.{DIGITS}g}"
+    return str(value)
+
+
+def _sidecar(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"

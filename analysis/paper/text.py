@@ -1,0 +1,122 @@
+"""The recorded study on text: its curves over rounds, and what the calibrated theory foretold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analysis.claim import Context
+from analysis.paper.recipe import Recipe
+from analysis.paper.store import ROOT
+from fedlora_sim.datasets import load_dataset
+
+FOLDER = "results/recorded/agnews"
+REPORT, CURVES, FORECASTS = (
+    f"{FOLDER}/{name}" for name in ("study.json", "curves.nc", "forecasts.nc")
+)
+FORECAST_NAMES = ("theory", "persistence", "pure")
+
+
+def curves(context: Context) -> xr.Dataset:
+    """Accuracy, `rho`, effective rank and preservation, (heterogeneity, rule, run, round)."""
+    return with_study(load_dataset(ROOT / CURVES), _report())
+
+
+def calibrated(context: Context) -> xr.Dataset:
+    """Forecasts and scores of the record, see `scored`."""
+    return scored(load_dataset(ROOT / FORECASTS), _report())
+
+
+def with_study(dataset: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
+    """A study's dataset with what captions tell of the study, as attributes."""
+    study = report["study"]
+    seeds = [seed for own in study["seeds"].values() for seed in own]
+    scenario = study.get("scenario", {})
+    return dataset.assign_attrs(
+        study=study["name"],
+        study_command=report["command"],
+        study_ranks=study["ranks"],
+        study_levels=study["levels"],
+        study_rounds=study["rounds"],
+        study_seeds=max(len(own) for own in study["seeds"].values()),
+        study_first_seed=min(seeds),
+        study_last_seed=max(seeds),
+        study_cohort=scenario.get("cohort_size", len(study["ranks"])),
+        study_model=scenario.get("model", "none"),
+    )
+
+
+def scored(forecasts: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
+    """Forecasts of a study beside the scores of every rule on its own calibration.
+
+    Args:
+        forecasts: `measured` and `predicted`, see `analysis.real.study_scores.forecasts`.
+        report: as in `study.json`.
+
+    Returns:
+        The forecasts; `error`, `error_low`, `error_high` (scored_rule, forecast), median of
+        |log10(measured / foretold)| and its range over runs; `coverage` (scored_rule) of the
+        theory's intervals; NaN where nothing was foretold.
+    """
+    rows = [row for row in report["scores"]["rows"] if row["calibration"] == "own"]
+    found = np.array([[_error(row[name]) for name in FORECAST_NAMES] for row in rows], dtype=float)
+    coverage = np.array([row["theory"]["coverage"] for row in rows], dtype=float)
+    dims = ("scored_rule", "forecast")
+    names = ("error", "error_low", "error_high")
+    scores = {name: (dims, found[..., i]) for i, name in enumerate(names)}
+    together = forecasts.assign({**scores, "coverage": (dims[:1], coverage)}).assign_coords(
+        scored_rule=[row["rule"] for row in rows], forecast=list(FORECAST_NAMES)
+    )
+    return with_study(together, report).assign_attrs(
+        scored_runs=max(row["runs"] for row in rows),
+        score_confidence=report["scores"]["confidence"],
+    )
+
+
+def _error(score: Mapping[str, Any]) -> list[float | None]:
+    return [score["error"], *score["error_range"]]
+
+
+def _report() -> dict[str, Any]:
+    return dict(json.loads((ROOT / REPORT).read_text()))
+
+
+ENERGY = "squared amplitude of the update"
+_COMMON = {"rule": "name", "round": "rounds", "heterogeneity": "split of the data"}
+TEXT = Recipe(
+    name="text",
+    about="Real fine-tuning on text over its rounds, by rule and heterogeneity.",
+    make=curves,
+    settings={"record": FOLDER},
+    units={
+        "accuracy": "share of the test samples",
+        "rho": "share of the energy within the lowest rank",
+        "effective_rank": "directions",
+        "preservation": "share of a client's update on the directions that it started from",
+        "run": "number of the run",
+        **_COMMON,
+    },
+    sources=(CURVES, REPORT),
+)
+CALIBRATED = Recipe(
+    name="calibrated",
+    about="Energies of real updates beside what the theory, calibrated on early rounds, foretold.",
+    make=calibrated,
+    settings={"record": FOLDER},
+    units={
+        **dict.fromkeys(("measured", "predicted"), ENERGY),
+        **dict.fromkeys(("error", "error_low", "error_high"), "decades"),
+        "coverage": "share of the measurements within the theory's intervals",
+        "seed": "seed of the run",
+        "partition": "number, shared by all clients first",
+        "statistic": "of the forecast",
+        "scored_rule": "name",
+        "forecast": "name",
+        **_COMMON,
+    },
+    sources=(FORECASTS, REPORT),
+)

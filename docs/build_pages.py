@@ -1,0 +1,183 @@
+"""Write the pages of the documentation into build/docs/pages, for mkdocs to make a site of them.
+
+Everything comes from elsewhere in the project: the README, the sympy derivations, the recorded
+verdicts, the recorded figures, docstrings and notebooks. Notebooks are run anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sympy as sp
+from latex2mathml.converter import convert
+
+from analysis.derivations import symbols
+from analysis.derivations.appendix import derivations_of, notation, sections
+from analysis.derivations.statement import MARK
+from analysis.summary import conjecture_table, folded_tables, theme_table
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "build" / "docs" / "pages"
+RECORD = ROOT / "results" / "recorded"
+FIGURES = ROOT / "results" / "figures"
+
+API = {
+    "simulate": (
+        "Simulate",
+        ("Scenario", "Federation", "simulate", "simulate_many", "parse_ranks"),
+        "fedlora_sim",
+    ),
+    "aggregate": (
+        "Aggregate",
+        (
+            *("aggregate", "AggregationRule", "Aggregator", "Context", "Properties"),
+            *("Aggregated", "get_rule", "register"),
+        ),
+        "fedlora_sim.aggregation",
+    ),
+    "check": (
+        "Check a rule",
+        ("check_aggregator", "CheckResult", "Case", "parametrize_with_checks"),
+        "fedlora_sim.conformance",
+    ),
+    "predict": ("Predict", (), "analysis.closed_form"),
+    "train": ("Fine-tune", ("Task", "Examples"), "fedlora_sim.tasks"),
+    "sweep": ("Sweeps", ("run_sweep", "open_sweep"), "fedlora_sim.sweep"),
+}
+"""Page to its title, the names on it and the package that they are imported from; a package
+without names is shown whole."""
+
+
+def main() -> None:
+    """Write all pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--no-notebooks", action="store_true", help="leave the notebooks unrun")
+    arguments = parser.parse_args()
+    shutil.rmtree(PAGES, ignore_errors=True)
+    (PAGES / "api").mkdir(parents=True)
+    shutil.copy(ROOT / "docs" / "extra.css", PAGES)
+    _write("index.md", _relinked((ROOT / "README.md").read_text()))
+    _write("contributing.md", _relinked((ROOT / "CONTRIBUTING.md").read_text()))
+    _write("changelog.md", (ROOT / "CHANGELOG.md").read_text())
+    _write("theory.md", "\n\n".join(theory()))
+    _write("claims.md", claims())
+    _write("figures.md", "\n\n".join(figures()))
+    for name, (title, members, package) in API.items():
+        _write(f"api/{name}.md", api(title, members, package))
+    for picture in RECORD.rglob("*.png"):
+        _copy(picture, PAGES / "results" / "recorded" / picture.relative_to(RECORD))
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        run_notebook(notebook, execute=not arguments.no_notebooks)
+
+
+def theory() -> Iterator[str]:
+    """The derivations, section by section, as sentences and MathML."""
+    yield "# Theory"
+    yield (
+        "Derived in sympy from indicator variables, recurrences and the factors' own differential "
+        "equation; this page is written by the derivations themselves."
+    )
+    yield from map(_unlatexed, notation(symbols))
+    for module in sections():
+        yield f"## {module.TITLE}"
+        yield from map(_unlatexed, notation(module))
+        for function in derivations_of(module).values():
+            yield from _derivation(function)
+
+
+def _derivation(function: Callable[..., Any]) -> Iterator[str]:
+    yield " ".join((function.__doc__ or "").partition("\n\n")[0].split())
+    result = function()
+    values = [result]
+    if dataclasses.is_dataclass(result):
+        values = [getattr(result, field.name) for field in dataclasses.fields(result)]
+    for left, value in zip(getattr(function, MARK), values, strict=True):
+        yield f'<div class="equation">{mathml(f"{left} = {sp.latex(value)}", "block")}</div>'
+
+
+def mathml(latex: str, display: str = "inline") -> str:
+    """MathML of LaTeX, on one line."""
+    return re.sub(r"\s*\n\s*", " ", convert(latex, display=display))
+
+
+def _unlatexed(paragraph: str) -> str:
+    """A paragraph of LaTeX prose as Markdown: formulas as MathML, typewriter as code."""
+    text = re.sub(r"\\texttt\{((?:[^{}]|\{\})*)\}", r"`\1`", paragraph)
+    text = re.sub(r"\\emph\{([^{}]*)\}", r"*\1*", text)
+    text = text.replace(r"\textasciicircum{}", "^").replace(r"\_", "_").replace(r"\%", "%")
+    return re.sub(r"\$([^$]+)\$", lambda found: mathml(found[1]), text)
+
+
+def claims() -> str:
+    """The recorded verdicts."""
+    report = json.loads((RECORD / "report.json").read_text())
+    parts = ["# Claims", theme_table(report), "## Conjectures", conjecture_table(report)]
+    tables = re.sub(r"<details><summary>(.*?)</summary>", r"### \1", folded_tables(report))
+    return "\n\n".join([*parts, "## All, by theme", tables.replace("</details>", "")])
+
+
+def figures() -> Iterator[str]:
+    """The paper's figures with their captions, where `make figures` has drawn them."""
+    yield "# Figures"
+    manifest = FIGURES / "manifest.json"
+    if not manifest.exists():
+        yield "Not drawn here: `make results` makes their data, `make figures` draws them."
+        return
+    for entry in json.loads(manifest.read_text())["figures"]:
+        name, caption = entry["figure"], entry["caption"]
+        _copy(FIGURES / f"{name}.png", PAGES / "figures" / f"{name}.png")
+        yield f"## {name.replace('_', ' ').capitalize()}"
+        yield f"![{_plain(caption)}](figures/{name}.png)"
+        yield caption
+        yield f"`{entry['command']}`"
+
+
+def api(title: str, members: tuple[str, ...], package: str) -> str:
+    """A page of docstrings."""
+    lines = [f"# {title}"]
+    if not members:
+        lines += [f"::: {package}", "    options:", "      show_submodules: true"]
+    for name in members:
+        home = getattr(__import__(package, fromlist=[name]), name)
+        lines += ["", f"::: {home.__module__}.{name}"]
+    return "\n".join(lines)
+
+
+def run_notebook(path: Path, *, execute: bool) -> None:
+    """A notebook with its outputs, among the pages."""
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", str(path)]
+    command += ["--execute"] if execute else []
+    out = PAGES / "notebooks"
+    subprocess.run([*command, "--output-dir", str(out)], check=True, cwd=ROOT)
+
+
+def _relinked(text: str) -> str:
+    """Links to files of the repository as code: the site does not hold the files."""
+    text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)#]+\)", r"\1", text)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\[\]()$]", "", text).split(". ")[0]
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
+
+
+def _write(name: str, text: str) -> None:
+    (PAGES / name).write_text(text.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()

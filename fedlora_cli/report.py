@@ -1,0 +1,93 @@
+"""`fedlora-sim report`: a verification or a study as one HTML page, from its files alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedlora_cli.options import check_folder
+from fedlora_sim.errors import expected
+from fedlora_sim.run_store import write_text
+from paper_figs.html.render import render
+from paper_figs.html.study import as_report
+
+KNOWN = {"report.json": "report.html", "study.json": "study.html"}
+"""What a folder's report is called, and the page that is made of it."""
+
+REPORT_PARTS = ("claims", "environment")
+STUDY_PARTS = ("study", "claims", "left_out", "command", "environment")
+CLAIM_PARTS = (
+    *("id", "statement", "prediction", "margin", "measurement", "interval", "confidence"),
+    *("runs", "verdict", "negative_control"),
+)
+VERIFIED_PARTS = (
+    *("theme", "source", "kind", "assumptions", "fidelity", "statistic", "quantities"),
+    *("p_value", "p_holm", "reason", "seconds"),
+)
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="what `verify` or `study` has written")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="file to write; report.html in DIR by default")
+    ] = None,
+) -> None:
+    """Write the report of a verification or a study as one HTML page.
+
+    It needs no network and no other file: claims to filter and to sort, with
+    formulas, intervals and figures, in light, in dark and on paper. DIR holds
+    report.json or study.json; figures and data that lie there too are shown.
+    A study's page is called study.html.
+    """
+    source = _source(folder)
+    target = folder / KNOWN[source.name] if out is None else out
+    if target.suffix != ".html":
+        raise expected("--out", str(target), "a file that ends in .html")
+    if target.is_dir():
+        raise expected("--out", str(target), "a file (this is a folder)")
+    check_folder("--out", target, target.parent)
+    write_text(target, _page(source))
+    print(f"report in {target}")
+
+
+def _source(folder: Path) -> Path:
+    """The report in a folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for name in KNOWN:
+        if (folder / name).is_file():
+            return folder / name
+    raise expected("DIR", str(folder), f"a folder with {' or '.join(KNOWN)}, as `verify` writes it")
+
+
+def _page(source: Path) -> str:
+    """The page made of a report.
+
+    Raises:
+        ValueError: if the file is no report, or that of an older version.
+    """
+    try:
+        read: Any = json.loads(source.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise expected("DIR", str(source), "a file in JSON") from None
+    is_study = source.name == "study.json"
+    _check(source, read, STUDY_PARTS if is_study else REPORT_PARTS)
+    if not read["claims"]:
+        raise expected("DIR", str(source), "a report with at least one claim")
+    for claim in read["claims"]:
+        _check(source, claim, CLAIM_PARTS if is_study else (*CLAIM_PARTS, *VERIFIED_PARTS))
+    return render(as_report(read) if is_study else read, source.parent, source.name)
+
+
+def _check(source: Path, read: Any, parts: tuple[str, ...]) -> None:
+    """Refuse what lacks a part that every report of this version has."""
+    missing = [name for name in parts if not isinstance(read, dict) or name not in read]
+    if missing:
+        raise expected("DIR", str(source), f"a report of this version, with {missing[0]!r}")

@@ -1,0 +1,152 @@
+"""`fedlora-sim sweep`: a grid of scenarios, rules and seeds, in tasks that survive a kill."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedlora_cli.options import check_folder
+from fedlora_cli.resume import INTERRUPTED
+from fedlora_sim.errors import check_positive
+from fedlora_sim.sweep.cluster import SLURM_OPTIONS, parse_slurm
+from fedlora_sim.sweep.driver import Engine, Report, run_sweep
+from fedlora_sim.sweep.forecast import Forecast, forecast
+from fedlora_sim.sweep.grid import read_grid
+from fedlora_sim.sweep.manifest import load_manifest
+from fedlora_sim.sweep.plan import TASK_SECONDS
+from fedlora_sim.sweep.progress import duration
+from fedlora_sim.sweep.store import present_tasks
+
+FAILED = 1
+SLURM_HELP = f"jobs of SLURM, as option=value,... of {', '.join(SLURM_OPTIONS)}"
+
+
+def sweep(
+    grid: Annotated[
+        Path, typer.Argument(metavar="GRID.toml", help="tables scenario, grid and zip")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="folder of the sweep; one that is there is gone on with")
+    ],
+    workers: Annotated[int, typer.Option(help="processes of this machine")] = 1,
+    gpus: Annotated[
+        bool, typer.Option("--gpus", help="a Dask worker for every GPU of this machine")
+    ] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="a Dask scheduler that runs")
+    ] = None,
+    slurm: Annotated[str | None, typer.Option(metavar="OPTIONS", help=SLURM_HELP)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check all, say what it takes, write nothing")
+    ] = False,
+    task_seconds: Annotated[
+        float, typer.Option(help="estimated time that a new task takes at least")
+    ] = TASK_SECONDS,
+    mix_code: Annotated[
+        bool, typer.Option("--mix-code", help="go on beside tasks that other code made")
+    ] = False,
+) -> None:
+    """Run a grid of scenarios, rules and seeds, here or on a cluster, and go on if killed."""
+    options = None if slurm is None else parse_slurm(slurm)
+    engine = Engine(workers, scheduler, options, gpus)
+    seconds = check_positive("--task-seconds", task_seconds)
+    check_folder("--out", out, out)
+    checked = read_grid(grid)
+    if dry_run:
+        told = forecast(checked, out, task_seconds=seconds, mix_code=mix_code, engine=engine)
+        _print_forecast(told, engine)
+        return
+    with _resumable(out) as check_stopped:
+        report = run_sweep(
+            checked,
+            out,
+            engine=engine,
+            task_seconds=seconds,
+            mix_code=mix_code,
+            on_task=check_stopped,
+        )
+    _print_report(report, out)
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[Callable[[object], None]]:
+    """On Ctrl-C or SIGTERM say what is kept and how to go on, and exit with 130.
+
+    Yields:
+        What is to be called after every task: an exception that a signal raises is lost where it
+        meets Python's own callbacks.
+    """
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    def check(_: object) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):  # which `check` raises again
+            hook_before(lost)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook_before, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield check
+    except (KeyboardInterrupt, OSError) as error:
+        print(f"\nstopped; {_kept(out)}; go on with: {_command()}", file=sys.stderr)
+        if isinstance(error, OSError):
+            raise
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        sys.unraisablehook = hook_before
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kept(out: Path) -> str:
+    manifest = load_manifest(out)
+    if manifest is None:
+        return "nothing was begun"
+    ids, present = {task.id for task in manifest.tasks}, present_tasks(out)
+    return f"{len(ids & present):,} of {len(ids):,} tasks are kept in {out}"
+
+
+def _command() -> str:
+    return shlex.join(["fedlora-sim", *sys.argv[1:]])
+
+
+def _print_forecast(told: Forecast, engine: Engine) -> None:
+    there = f"{told.present:,} are there"
+    print(f"{told.rows:,} rows, {told.runs:,} runs in {told.tasks:,} tasks; {there}")
+    workers = engine.workers
+    took = f"about {duration(told.seconds / workers)}"
+    where = f"in {workers} processes" if workers > 1 else "on one core of this machine"
+    print(f"time: {took} {where}, by a short probe")
+    print(f"disk: about {_size(told.nbytes)}; {_size(told.free)} are free")
+
+
+def _print_report(report: Report, out: Path) -> None:
+    for row, why in report.failed.items():
+        print(f"failed: {row}: {why}", file=sys.stderr)
+    if report.failed:
+        count = report.tasks - len(report.failed)
+        print(f"{count:,} of {report.tasks:,} tasks are kept in {out}", file=sys.stderr)
+        raise typer.Exit(FAILED)
+    print(f"all {report.tasks:,} tasks are in {out}; read them with fedlora_sim.open_sweep")
+
+
+def _size(nbytes: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes / 1e3:.0f} kB"

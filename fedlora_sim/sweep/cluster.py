@@ -1,0 +1,195 @@
+"""Tasks on Dask: a scheduler that runs somewhere, jobs of SLURM, or a worker per GPU here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlora_sim.errors import check_choice, check_positive_int, expected
+from fedlora_sim.sweep.manifest import versions_of
+from fedlora_sim.sweep.plan import Task
+from fedlora_sim.sweep.work import Outcome, do_task, prepare_worker
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+WINDOW = 2000
+"""Tasks with the scheduler at a time: enough for a thousand workers, few for its memory."""
+CONNECT_SECONDS = 10.0
+SLURM_OPTIONS = {
+    "partition": "partition to submit to",
+    "account": "account to charge",
+    "jobs": "workers, a job each (1)",
+    "walltime": "of a job (01:00:00)",
+    "memory": "of a job (4GB)",
+    "cores": "of a job (1)",
+    "gpus": "of a job, which has one worker",
+}
+
+
+@contextmanager
+def scheduler_client(address: str) -> Iterator[Client]:
+    """A client of a scheduler that runs already.
+
+    Raises:
+        InputError: if nothing answers there.
+    """
+    distributed = _library("scheduler", address, "distributed")
+    try:
+        client = distributed.Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise expected("scheduler", address, f"the address of a Dask scheduler ({error})") from None
+    with client:
+        yield client
+
+
+@contextmanager
+def slurm_client(options: Mapping[str, str]) -> Iterator[Client]:
+    """A client of workers that SLURM starts, one per job; they end with the driver."""
+    distributed = _library("slurm", dict(options), "distributed")
+    with slurm_cluster(options) as cluster, distributed.Client(cluster) as client:
+        cluster.scale(jobs=check_positive_int("slurm jobs", options.get("jobs", "1")))
+        yield client
+
+
+def slurm_cluster(options: Mapping[str, str]) -> Any:
+    """The cluster of `--slurm partition=...`; jobs are not submitted yet.
+
+    Raises:
+        InputError: for an unknown option.
+    """
+    jobqueue = _library("slurm", dict(options), "dask_jobqueue")
+    for name in options:
+        check_choice("slurm option", name, SLURM_OPTIONS)
+    gpus = (
+        [f"--gpus={check_positive_int('slurm gpus', options['gpus'])}"] if "gpus" in options else []
+    )
+    return jobqueue.SLURMCluster(
+        queue=options.get("partition"),
+        account=options.get("account"),
+        walltime=options.get("walltime", "01:00:00"),
+        memory=options.get("memory", "4GB"),
+        cores=1,
+        processes=1,
+        job_cpu=check_positive_int("slurm cores", options.get("cores", "1")),
+        job_extra_directives=gpus,
+        job_script_prologue=["export OMP_NUM_THREADS=1"],
+        scheduler_options={"dashboard_address": ":0"},
+    )
+
+
+@contextmanager
+def gpu_client(gpus: Sequence[str]) -> Iterator[Client]:
+    """A client of one worker per GPU of this machine, each of which sees its own alone."""
+    distributed = _library("gpus", list(gpus), "distributed")
+    workers = {
+        gpu: {
+            "cls": distributed.Nanny,
+            "options": {
+                "nthreads": 1,
+                "env": {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "1"},
+            },
+        }
+        for gpu in gpus
+    }
+    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": ":0"}}
+    with (
+        distributed.SpecCluster(workers=workers, scheduler=scheduler) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def visible_gpus() -> list[str]:
+    """Numbers of the GPUs that this process may use.
+
+    Raises:
+        InputError: if there is none.
+    """
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    if not count:
+        raise expected("gpus", count, "a CUDA device on this machine")
+    return given.split(",")[:count] if given else [str(number) for number in range(count)]
+
+
+def parse_slurm(text: str) -> dict[str, str]:
+    """Options of `--slurm`, from `partition=gpu,jobs=8`.
+
+    Raises:
+        InputError: naming the option that is wrong.
+    """
+    options = {}
+    for part in text.split(","):
+        name, sign, value = part.partition("=")
+        if not sign or not value.strip():
+            raise expected("slurm", text, f"option=value,... of {', '.join(SLURM_OPTIONS)}")
+        options[check_choice("slurm option", name, SLURM_OPTIONS)] = shlex.quote(value.strip())
+    return options
+
+
+def on_cluster(tasks: Sequence[Task], folder: Path, client: Client) -> Iterator[Outcome]:
+    """Make tasks on a client's workers; Dask replaces killed workers and repeats what they were at.
+
+    Args:
+        tasks: what is made.
+        folder: of the sweep, on a file system that the workers see.
+        client: connected.
+
+    Returns:
+        Outcomes as they come.
+
+    Raises:
+        InputError: if a worker has other code or does not see the folder.
+        OSError: if a file cannot be written, or the scheduler is gone.
+    """
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    versions, waiting = versions_of(tasks), iter(tasks)
+    mine = secrets.token_hex(4)
+    known: dict[str, Task] = {}
+
+    def submit(task: Task) -> Any:
+        # a key of its own: what another driver asked of the scheduler is not this one's
+        key = f"sweep-{mine}-{task.id}"
+        known[key] = task
+        return client.submit(_do, task, folder, versions, key=key, pure=False)
+
+    done = as_completed([submit(task) for task in islice(waiting, WINDOW)])
+    for future in done:
+        task = known.pop(future.key)
+        if future.status in ("cancelled", "lost"):
+            raise OSError("the Dask scheduler is gone, or dropped a task")
+        error = future.exception() if future.status == "error" else None
+        if isinstance(error, KilledWorker):
+            outcome = Outcome(task.id, 0.0, f"its workers were killed: {error}")
+        elif error is not None:
+            raise error
+        else:
+            outcome = future.result()
+        future.release()
+        done.update([submit(task) for task in islice(waiting, 1)])
+        yield outcome
+
+
+def _do(task: Task, folder: Path, versions: dict[str, str]) -> Outcome:
+    prepare_worker(None)
+    return do_task(task, folder, versions)
+
+
+def _library(argument: str, value: object, name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        wanted = f"the package {name}: pip install 'fedlora-sim[distributed]'"
+        raise expected(argument, value, wanted) from None

@@ -1,0 +1,225 @@
+"""`run_sweep`: a grid, a folder, and whatever makes the tasks; goes on where it was stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora_sim.devices import DTYPES, resolve_device
+from fedlora_sim.errors import InputError, check_positive, check_positive_int, expected
+from fedlora_sim.sweep.axes import described
+from fedlora_sim.sweep.cluster import (
+    gpu_client,
+    on_cluster,
+    scheduler_client,
+    slurm_client,
+    visible_gpus,
+)
+from fedlora_sim.sweep.grid import Grid, read_grid
+from fedlora_sim.sweep.lock import only_driver
+from fedlora_sim.sweep.manifest import Manifest, updated_manifest
+from fedlora_sim.sweep.plan import TASK_SECONDS, Task
+from fedlora_sim.sweep.pool import in_processes, in_this_process
+from fedlora_sim.sweep.progress import Display
+from fedlora_sim.sweep.rules import check_found_by_workers
+from fedlora_sim.sweep.store import drop_temporary, missing_tasks, prepare_folder
+from fedlora_sim.sweep.work import Outcome
+from fedlora_sim.tasks.loading import load_task
+from fedlora_sim.training.draws import split_clients
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a sweep.
+
+    Args:
+        folder: of the sweep.
+        tasks: number of its tasks.
+        made: those made by this call.
+        failed: row -> why its runs could not be made.
+    """
+
+    folder: Path
+    tasks: int
+    made: int
+    failed: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What makes the tasks: this process, processes of this machine, or Dask.
+
+    Args:
+        workers: processes of this machine; 1 for this process alone.
+        scheduler: address of a Dask scheduler, `tcp://host:8786`.
+        slurm: options of SLURM jobs, `{"partition": "gpu", "jobs": "8"}`; see `SLURM_OPTIONS`.
+        gpus: whether to start one worker for each GPU of this machine.
+
+    Raises:
+        InputError: if two of them are given.
+    """
+
+    workers: int = 1
+    scheduler: str | None = None
+    slurm: Mapping[str, str] | None = None
+    gpus: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive_int("workers", self.workers)
+        given = {
+            "workers": self.workers != 1,
+            "scheduler": self.scheduler is not None,
+            "slurm": self.slurm is not None,
+            "gpus": self.gpus,
+        }
+        names = [name for name, is_given in given.items() if is_given]
+        if len(names) > 1:
+            value = getattr(self, names[1])
+            raise expected(names[1], value, f"none beside {names[0]}={getattr(self, names[0])!r}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether tasks are made on this machine."""
+        return self.scheduler is None and self.slurm is None
+
+    def start(self, stack: ExitStack, folder: Path, display: Display) -> Any:
+        """A function from tasks to their outcomes; what it holds is let go with the stack."""
+        if self.workers > 1:
+            return lambda tasks: in_processes(tasks, folder, self.workers)
+        if self.is_local and not self.gpus:
+            return lambda tasks: in_this_process(tasks, folder, display.advance)
+        if self.scheduler is not None:
+            client = stack.enter_context(scheduler_client(self.scheduler))
+        elif self.slurm is not None:
+            client = stack.enter_context(slurm_client(self.slurm))
+        else:
+            client = stack.enter_context(gpu_client(visible_gpus()))
+        display.say(f"Dask: {client}")
+        return lambda tasks: on_cluster(tasks, folder, client)
+
+
+def run_sweep(
+    grid: str | Path | Mapping[str, Any] | Grid,
+    out: str | Path,
+    *,
+    engine: Engine | None = None,
+    task_seconds: float = TASK_SECONDS,
+    mix_code: bool = False,
+    progress: bool = True,
+    on_task: Callable[[Outcome], object] = lambda outcome: None,
+) -> Report:
+    """Make every run of a grid that the folder does not hold yet.
+
+    The plan does not depend on the machine, nor do a task's bits on the worker that makes it (of
+    one kind of device): a sweep may be stopped anywhere, by force too, and go on elsewhere.
+
+    Args:
+        grid: a TOML file or its tables; see `fedlora_sim.sweep.grid`.
+        out: folder of the sweep. One that holds a sweep of fewer rows or seeds is extended.
+        engine: what makes the tasks; this process when None.
+        task_seconds: estimated time that a task takes at least; of new tasks alone.
+        mix_code: go on although other code made what is there; the manifest lists both.
+        progress: show a bar on a terminal, and lines elsewhere.
+        on_task: called with every outcome; what it raises ends the sweep, with what is done kept.
+
+    Returns:
+        What was made, and what could not be: a row that fails does not end the others.
+
+    Raises:
+        InputError: before anything is run, naming the argument, field or row.
+        OSError: if the disk is full; what is done is kept.
+    """
+    chosen = Engine() if engine is None else engine
+    checked = grid if isinstance(grid, Grid) else read_grid(grid)
+    seconds = check_positive("task_seconds", task_seconds)
+    folder = prepare_folder(Path(out))
+    with only_driver(folder), ExitStack() as stack:
+        manifest = updated_manifest(folder, checked, seconds, mix_code)
+        missing = missing_tasks(folder, manifest.tasks)
+        drop_temporary(folder)
+        check_tasks(missing, checked, chosen)
+        manifest.write(folder)
+        display = stack.enter_context(Display(manifest.tasks, missing, progress))
+        if not missing:
+            return Report(folder, len(manifest.tasks), 0, {})
+        needed, free = sum(task.nbytes for task in missing), shutil.disk_usage(folder).free
+        if needed > free:
+            display.say(f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+        make = chosen.start(stack, folder, display)
+
+        def tell(task: Task, outcome: Outcome) -> None:
+            display.finish(task, outcome)
+            on_task(outcome)
+
+        return _run(manifest, missing, make, folder, tell)
+
+
+def check_tasks(tasks: Sequence[Task], grid: Grid, engine: Engine) -> None:
+    """Refuse what the machine cannot run and what data is missing, before hours are spent.
+
+    Args:
+        tasks: that are to be made.
+        grid: whose runs they are.
+        engine: what makes them; other machines have devices and files of their own.
+
+    Raises:
+        InputError: naming the row.
+    """
+    points = {part.point.id: part.point for task in tasks for part in task.parts}
+    seeds: dict[str, list[int]] = {}
+    for task in tasks:
+        for part in task.parts:
+            seeds.setdefault(part.point.id, []).extend(part.seeds)
+    if engine != Engine():
+        for rule in {point.rule for point in points.values()}:
+            check_found_by_workers(rule)
+    for own, point in points.items() if engine.is_local else ():
+        try:
+            scenario = point.scenario
+            resolve_device(scenario.device, DTYPES[str(scenario.dtype)])
+            if scenario.fidelity == "training":
+                # a prefix takes time and memory, and says nothing of the split
+                data = load_task(scenario.replace(cache_prefix=False)).train
+                for seed in seeds[own]:
+                    split_clients(scenario, data, seed)
+        except InputError as error:
+            row = next(row for row in grid.rows if row.point.id == own)
+            raise InputError(f"row {described(row.values)}: {error}") from None
+
+
+def _run(manifest: Manifest, missing: Sequence[Task], make: Any, folder: Path, tell: Any) -> Report:
+    """Make tasks; those of several parts that fail are made again part by part."""
+    names = {row.point.id: described(row.values) for row in manifest.grid.rows}
+    made, failed, waiting = 0, dict[str, str](), list(missing)
+    while waiting:
+        by_id, again = {task.id: task for task in waiting}, list[Task]()
+        for outcome in _outcomes(make(waiting)):
+            task = by_id[outcome.id]
+            if outcome.error is None:
+                made += 1
+            elif len(task.parts) > 1:
+                again.append(task)
+            else:
+                seeds = task.parts[0].seeds
+                which = f"{names[task.parts[0].point.id]}, seeds {seeds[0]} to {seeds[-1]}"
+                failed[which] = outcome.error
+            tell(task, outcome)
+        if again:
+            manifest = manifest.split(again)
+            manifest.write(folder)
+        waiting = [part for task in again for part in task.split()]
+    return Report(folder, len(manifest.tasks), made, failed)
+
+
+def _outcomes(made: Iterator[Outcome]) -> Iterator[Outcome]:
+    with closing(made):  # type: ignore[type-var]  # every engine is a generator
+        try:
+            yield from made
+        except BrokenProcessPool as error:
+            reason = "workers are killed again and again, often for lack of memory: fewer may do"
+            raise OSError(f"{reason} ({error})") from None

@@ -1,0 +1,193 @@
+"""One task, made and kept, in whatever process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from threadpoolctl import threadpool_limits
+
+from fedlora_sim.devices import DTYPES, resolve_device
+from fedlora_sim.errors import expected
+from fedlora_sim.simulate import simulate, simulate_many
+from fedlora_sim.sweep.axes import SEED, labels
+from fedlora_sim.sweep.manifest import MANIFEST, versions_of
+from fedlora_sim.sweep.plan import Part, Task
+from fedlora_sim.sweep.store import ROUNDS, is_valid, put_task
+from fedlora_sim.threads import blas_threads, one_thread
+
+RUN, POINT = "run", "point"
+OWNER_SECONDS = 0.5
+Progress = Callable[[float], object]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    Args:
+        id: of the task.
+        seconds: that it took.
+        error: why it could not be made; None if it is kept.
+    """
+
+    id: str
+    seconds: float
+    error: str | None = None
+
+
+def do_task(
+    task: Task,
+    folder: Path,
+    versions: dict[str, str],
+    on_progress: Progress = lambda runs: None,
+) -> Outcome:
+    """Make the runs of a task on one thread and keep them.
+
+    Args:
+        task: what is run.
+        folder: of the sweep, which this process must see.
+        versions: of the code that the driver has, and this process must have.
+        on_progress: called with the number of runs finished since the last call.
+
+    Returns:
+        How it went; an error of the run itself is told and not raised.
+
+    Raises:
+        InputError: if this process has other code, or does not see the folder.
+        OSError: if the file cannot be written.
+    """
+    started, own = time.perf_counter(), versions_of([task])
+    where = f"the worker on {socket.gethostname()}"
+    for name, value in own.items():
+        if versions.get(name) != value:
+            raise expected(name, value, f"{versions.get(name)!r} for {where}, as the driver has")
+    if not (folder / MANIFEST).exists():
+        raise expected("out", str(folder), f"a folder on a file system that {where} sees too")
+    rounds = folder / ROUNDS / own["code"] / task.id
+    try:
+        with one_thread(), blas_threads(1):
+            dataset = task_dataset(task, rounds, on_progress)
+    except Exception as error:  # whatever a rule or a model raises must not end the sweep
+        if is_valid(folder, task):  # the worker of a killed driver came first
+            return Outcome(task.id, time.perf_counter() - started)
+        told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return Outcome(task.id, time.perf_counter() - started, told)
+    put_task(folder, task, dataset.assign_attrs({"code": own["code"]}))
+    for path in (rounds, rounds.parent, rounds.parent.parent):
+        with suppress(OSError):
+            shutil.rmtree(path) if path == rounds else path.rmdir()
+    return Outcome(task.id, time.perf_counter() - started)
+
+
+def task_dataset(
+    task: Task, rounds: Path | None = None, on_progress: Progress = lambda runs: None
+) -> xr.Dataset:
+    """The runs of a task, side by side along `run`, labelled by seed and by what differs.
+
+    Args:
+        task: what is run.
+        rounds: where fine-tuning keeps its rounds until it has ended.
+        on_progress: called with the number of runs finished since the last call.
+    """
+    first = task.parts[0]
+    if first.point.scenario.fidelity == "training":
+        made = [
+            simulate(
+                first.point.scenario,
+                rule=first.point.rule,
+                seed=first.seeds,
+                on_progress=on_progress,
+                checkpoints=rounds,
+            )
+        ]
+    elif len(task.parts) == 1:
+        point = first.point
+        made = [
+            simulate(point.scenario, rule=point.rule, seed=first.seeds, on_progress=on_progress)
+        ]
+    else:
+        made = _many(task.parts)
+        on_progress(task.runs)
+    device = {part.point.scenario.device for part in task.parts}
+    dtype = {part.point.scenario.dtype for part in task.parts}
+    used = {str(resolve_device(x, DTYPES[str(y)]).type) for x in device for y in dtype}
+    return _side_by_side(task.parts, made).assign_attrs({"devices_used": ",".join(sorted(used))})
+
+
+def prepare_worker(owner: int | None) -> None:
+    """Settle a worker process, once: one thread, deaf to Ctrl-C, gone when its driver is.
+
+    Args:
+        owner: process id of the driver that started this one; None if something else did.
+    """
+    _prepare(owner)
+
+
+@cache
+def _prepare(owner: int | None) -> None:
+    # for good: contexts that restore the number would meet each other in threads of one worker
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    if owner is not None and owner != os.getpid():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears it, and ends the workers
+        threading.Thread(target=_watch, args=(owner,), daemon=True).start()
+
+
+def _watch(owner: int) -> None:
+    """End this process when its driver is killed, by force even, which tells nobody."""
+    while os.getppid() == owner:
+        time.sleep(OWNER_SECONDS)
+    os._exit(1)
+
+
+def _many(parts: Sequence[Part]) -> list[xr.Dataset]:
+    """Datasets of the parts; those of one rule and the same seeds advance together."""
+    together: dict[tuple[Any, ...], list[int]] = {}
+    for index, part in enumerate(parts):
+        together.setdefault((part.point.rule, part.seeds), []).append(index)
+    made: dict[int, xr.Dataset] = {}
+    for (rule, seeds), indices in together.items():
+        scenarios = [parts[index].point.scenario for index in indices]
+        made |= zip(indices, simulate_many(scenarios, rule=rule, seed=seeds), strict=True)
+    return [made[index] for index in range(len(parts))]
+
+
+def _side_by_side(parts: Sequence[Part], made: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Datasets of several points along one dimension; attributes are those that all share."""
+    first, runs = made[0], [len(part.seeds) for part in parts]
+    variables: dict[str, Any] = {}
+    for name, variable in first.variables.items():
+        if SEED in variable.dims:
+            axis = variable.dims.index(SEED)
+            values = np.concatenate([one[name].values for one in made], axis)
+            dims = tuple(RUN if dim == SEED else dim for dim in variable.dims)
+            variables[str(name)] = (dims, values, variable.attrs)
+        elif all(variable.identical(one.variables[name]) for one in made[1:]):
+            variables[str(name)] = variable
+    differing = [name for name in first.attrs if any(_differs(first, x, name) for x in made[1:])]
+    for name in differing:
+        column = [one.attrs[name] for one in made]
+        variables[str(name)] = ((RUN,), np.repeat(labels(str(name), column), runs))
+    variables[POINT] = ((RUN,), np.repeat([part.point.id for part in parts], runs))
+    dataset = xr.Dataset(variables).set_coords([SEED, POINT, *map(str, differing)])
+    coords = [str(name) for name in first.coords if str(name) in dataset.variables]
+    attrs = {name: value for name, value in first.attrs.items() if name not in differing}
+    return dataset.set_coords(coords).assign_attrs(attrs)
+
+
+def _differs(one: xr.Dataset, other: xr.Dataset, name: str) -> bool:
+    return str(one.attrs[name]) != str(other.attrs[name])

@@ -1,0 +1,40 @@
+"""The README's block on the conformance suite: what it says of every rule, and what it catches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def conformance_block(record: dict[str, Any]) -> str:
+    """Counts, one table of rules and one, folded, of broken ones.
+
+    Args:
+        record: what `tests/conformance/record.py` wrote.
+    """
+    broken, rules = record["broken"], record["rules"]
+    caught = sum(one["as_named"] for one in broken.values())
+    failed = sum(own.get("failed", 0) for own in rules.values())
+    lines = [
+        f"{record['laws']} laws, {record['tried']:,} cases tried. Of {len(broken)} deliberately "
+        f"broken rules, bugs of public code among them, {caught} fail exactly the checks named for "
+        f"their bug; {len(rules)} healthy ones fail {failed or 'none'}. Repeat: "
+        f"`{record['command']}`.",
+        "",
+        "| rule | laws kept | declared absent, seen to break | failed | untested | cases |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, own in rules.items():
+        if own["own"]:
+            counts = (own.get(s, 0) for s in ("passed", "expected", "failed", "skipped"))
+            lines.append(f"| `{name}` | {' | '.join(map(str, counts))} | {own['examples']:,} |")
+    lines += [
+        "",
+        f"<details><summary>The {len(broken)} broken rules</summary>",
+        "",
+        "| bug | fails |",
+        "|---|---|",
+    ]
+    for one in broken.values():
+        checks = ", ".join(one["fails"]) + ("" if one["as_named"] else " (not as named)")
+        lines.append(f"| {one['bug'].replace('|', chr(92) + '|')} | {checks} |")
+    return "\n".join([*lines, "", "</details>"])

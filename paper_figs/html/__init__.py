@@ -1,0 +1,1 @@
+"""A verification as one HTML page that needs nothing beside it: no network, no other file."""

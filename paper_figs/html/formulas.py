@@ -1,0 +1,196 @@
+"""Mathematics as MathML: formulas within plain sentences, and the derivations behind a claim.
+
+Derivations are expressions of sympy whose left sides are written in LaTeX; both sides become LaTeX,
+as in the appendix, and latex2mathml makes the MathML that browsers and screen readers know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import re
+from dataclasses import dataclass
+
+import sympy as sp
+from latex2mathml.converter import convert
+from markupsafe import Markup, escape
+
+from analysis.derivations.appendix import equation
+from analysis.derivations.statement import MARK
+from paper_figs.html.derived import DERIVED
+
+FORMULAS = {
+    "1 - rho_{l_1}(t) <= C gamma^t": r"1 - \rho_{l_1}(t) \le C \gamma^t",
+    "1 - rho": r"1 - \rho",
+    "q_h = E[W_h^2]": r"q_h = \mathrm{E}[W_h^2]",
+    "E[W_h^4]": r"\mathrm{E}[W_h^4]",
+    "E[W^2]": r"\mathrm{E}[W^2]",
+    "1 - P0_h": r"1 - P_{0,h}",
+    "(1 - P0)^t": r"(1 - P_0)^t",
+    "exp(2 E[log W | W > 0])": r"\exp(2\,\mathrm{E}[\log W \mid W > 0])",
+    "exp(4 E[log W | W > 0])": r"\exp(4\,\mathrm{E}[\log W \mid W > 0])",
+    "2 sqrt(t Var[log W | W > 0])": r"2 \sqrt{t\,\mathrm{Var}[\log W \mid W > 0]}",
+    "delta^2 / (1 - q')": r"\delta^2 / (1 - q')",
+    "(1 - q')": r"(1 - q')",
+    "1 - W (1 - g)": r"1 - W (1 - g)",
+    "(g W)^2": r"(g W)^2",
+    "(g, 0)": r"(g, 0)",
+    "W c": r"W c",
+    "pi c": r"\pi c",
+    "W / (1 + W)": r"W / (1 + W)",
+    "W^2": r"W^2",
+    "E[(H/m)^4]": r"\mathrm{E}[(H/m)^4]",
+    "q' = g^2 q + nu^2 pi / m": r"q' = g^2 q + \nu^2 \pi / m",
+    "q' = 1": r"q' = 1",
+    "nu = 0": r"\nu = 0",
+    "pi/m": r"\pi / m",
+    "E[1/H; H > 0] m / pi": r"\mathrm{E}[1/H;\, H > 0]\, m / \pi",
+    "E[1/H; H > 0]": r"\mathrm{E}[1/H;\, H > 0]",
+    "(g^2 x^2 H)^-1 (nu^2 x^2 + tau^2)": r"(g^2 x^2 H)^{-1} (\nu^2 x^2 + \tau^2)",
+    "M (omega G - 1) / (G - 1)": r"M (\omega G - 1) / (G - 1)",
+    "1/(omega G)": r"1 / (\omega G)",
+    "omega G = 1": r"\omega G = 1",
+    "omega G": r"\omega G",
+    "(G - 1)/M": r"(G - 1) / M",
+    "1/t": r"1/t",
+    "1/x": r"1/x",
+    "T* = ln(1/omega) / (2 M)": r"T^* = \ln(1/\omega) / (2 M)",
+    "sum_(k in C) p_k exp(2 M_k T) = 1": r"\sum_{k \in C} p_k \exp(2 M_k T) = 1",
+    "exp(2 M T)": r"\exp(2 M T)",
+    "G = exp(2 M T)": r"G = \exp(2 M T)",
+    "2 M T": r"2 M T",
+    "T = 0.001": r"T = 0.001",
+    "q'_h = E[W^2] + nu^2 E[sum w^2]": (
+        r"q'_h = \mathrm{E}[W^2] + \nu^2\,\mathrm{E}[\textstyle\sum w^2]"
+    ),
+    "|measured / predicted - 1|": r"|\text{measured} / \text{predicted} - 1|",
+    "delta^2": r"\delta^2",
+}
+"""Formulas of the claims, as their plain text writes them, in LaTeX."""
+
+LONGEST = 60
+"""Operations of a formula from which on it is broken into lines."""
+
+_FOR_MATHML = {
+    r"\mapsto =": r"\mapsto",
+    r"\begin{aligned}": r"\begin{array}{l}",  # which latex2mathml would set on one line
+    r"\end{aligned}": r"\end{array}",
+    r"\lim_": r"\lim\limits_",
+}
+_GREEK = "alpha|beta|gamma|delta|kappa|nu|omega|pi|rho|tau"
+_SYMBOL = rf"(?<![\w'’.-])(?:{_GREEK}|P0|[b-zB-Z])(?:_\w+)?[*']?(?![\w’-])"
+_ROOT = r"\bT-th\b"
+_WHOLE = "|".join(re.escape(text) for text in sorted(FORMULAS, key=len, reverse=True))
+_PATTERN = re.compile(
+    rf"(?P<formula>{_WHOLE})|(?P<root>{_ROOT})|(?P<symbol>{_SYMBOL})|(?P<article>\bA\b)"
+)
+_FACTOR_A = ("With A frozen", "where A is")
+
+
+def mathml(latex: str, display: bool = False) -> Markup:
+    """MathML of a formula in LaTeX, as a block of its own or within a line."""
+    return Markup(convert(latex, display="block" if display else "inline"))
+
+
+@functools.cache
+def typeset(text: str) -> Markup:
+    """A plain sentence with its formulas and symbols as MathML and typographic apostrophes."""
+    parts, end = [], 0
+    for match in _PATTERN.finditer(text):
+        latex = _latex(text, match)
+        if latex is None:
+            continue
+        parts += [_prose(text[end : match.start()]), mathml(latex)]
+        end = match.end()
+    return Markup("").join([*parts, _prose(text[end:])])
+
+
+def _latex(text: str, match: re.Match[str]) -> str | None:
+    """LaTeX of a match, or None where it is a word after all."""
+    if match["formula"]:
+        return FORMULAS[match[0]]
+    if match["root"]:
+        return r"T\text{-th}"
+    if match["article"]:  # the factor, never the article
+        start = match.start()
+        return "A" if any(text.startswith(f, start - f.index("A")) for f in _FACTOR_A) else None
+    name, _, index = match[0].rstrip("*'").partition("_")
+    name = "P_0" if name == "P0" else rf"\{name}" if len(name) > 1 else name
+    tail = {"*": "^*", "'": "'"}.get(match[0][-1], "")
+    return f"{name}{f'_{{{index}}}' if index else ''}{tail}"
+
+
+def _prose(text: str) -> Markup:
+    return escape(curly(text))
+
+
+def curly(text: str) -> str:
+    """Text with typographic apostrophes."""
+    return re.sub(r"(?<=\w)'|'(?=s\b)", "’", text)
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A derivation as the page shows it.
+
+    Args:
+        name: `module.function` below `analysis.derivations`.
+        sentence: what it derives.
+        equations: in MathML, all of them.
+    """
+
+    name: str
+    sentence: Markup
+    equations: tuple[Markup, ...]
+
+    @property
+    def module(self) -> str:
+        """Its file, from the root of the repository."""
+        return f"analysis/derivations/{self.name.partition('.')[0]}.py"
+
+
+@functools.cache
+def derivation(name: str) -> Derivation:
+    """The derivation of this name, solved and typeset.
+
+    Raises:
+        AttributeError: if there is no such derivation.
+    """
+    module, function = name.split(".")
+    derive = getattr(importlib.import_module(f"analysis.derivations.{module}"), function)
+    result = derive()
+    values = [result]
+    if dataclasses.is_dataclass(result):
+        values = [getattr(result, field.name) for field in dataclasses.fields(result)]
+    rows = zip(getattr(derive, MARK), values, strict=True)
+    equations = tuple(mathml(_equation(left, value), display=True) for left, value in rows)
+    return Derivation(name, _sentence(derive.__doc__ or ""), equations)
+
+
+def _equation(left: str, value: sp.Expr) -> str:
+    """Both sides as the appendix has them; what a left side maps to needs no sign of equality."""
+    _, latex, *_ = equation(left, value, LONGEST).splitlines()
+    for written, read in _FOR_MATHML.items():
+        latex = latex.replace(written, read)
+    return latex
+
+
+def _sentence(doc: str) -> Markup:
+    """The first sentence of a docstring, its code as code."""
+    pieces = " ".join(doc.partition("\n\n")[0].split()).split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if i % 2 else _prose(piece)
+        for i, piece in enumerate(pieces)
+    )
+
+
+def behind(claim_id: str) -> list[tuple[Derivation, tuple[Markup, ...]]]:
+    """The derivations behind a claim, each with those of its equations that the claim speaks of."""
+    found = []
+    for entry in DERIVED.get(claim_id, ()):
+        name, _, chosen = entry.partition(":")
+        whole = derivation(name)
+        rows = [int(i) for i in chosen.split(",")] if chosen else range(len(whole.equations))
+        found.append((whole, tuple(whole.equations[i] for i in rows)))
+    return found

@@ -1,0 +1,196 @@
+"""What the page says of a report: a headline, its claims and its themes, ready for a template."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from analysis.report import digits_for, families_text, measured_head, shown, worst
+from analysis.summary import by_theme
+from paper_figs.html.formulas import behind, typeset
+from paper_figs.html.intervals import interval_plot
+from paper_figs.html.numbers import interval_html, number_html, p_html
+from paper_figs.html.trajectories import sweep
+
+Record = Mapping[str, Any]
+VERDICTS = ("supported", "refuted", "undecided")
+MARKS = {"supported": "✓", "refuted": "✗", "undecided": "?"}
+SEEDS_APART = 1_000_000
+"""Run i of base seed s has seed `s * 1_000_000 + i`."""
+
+CONTROL_ROWS = 3
+"""Quantities of which a control's measurement is shown."""
+
+
+def headline(report: Record) -> str:
+    """The outcome of a report in a sentence or two."""
+    claims = report["claims"]
+    said = [_kind_sentence(claims, kind) for kind in dict.fromkeys(c["kind"] for c in claims)]
+    controls = [claim["negative_control"]["verdict"] for claim in claims]
+    count, refuted = len(controls), controls.count("refuted")
+    if count == refuted == 1:
+        said.append("its negative control is refuted, as it must be")
+    elif refuted == count:
+        said.append(f"all {count} negative controls are refuted, as they must be")
+    else:
+        said.append(f"{count - refuted} of {count} negative controls not refuted")
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _kind_sentence(claims: Sequence[Record], kind: str) -> str:
+    verdicts = [claim["verdict"] for claim in claims if claim["kind"] == kind]
+    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts}
+    count, names = len(verdicts), kind if len(verdicts) == 1 else f"{kind}s"
+    if len(counts) == 1:
+        every = "the" if count == 1 else "all"
+        number = names if count == 1 else f"{count} {names}"
+        return f"{every} {number} {'is' if count == 1 else 'are'} {verdicts[0]}"
+    parts = [f"{number} {verdict}" for verdict, number in counts.items()]
+    parts[0] = parts[0].replace(" ", " is " if parts[0].startswith("1 ") else " are ")
+    return f"of {count} {names} {', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def themes(report: Record) -> list[dict[str, Any]]:
+    """By theme: verdicts of every kind, and how many controls were refuted."""
+    rows = []
+    for name, part in by_theme(report):
+        controls = [claim["negative_control"]["verdict"] for claim in part["claims"]]
+        rows.append(
+            {
+                "name": name,
+                "counts": {kind: _counts(part["claims"], kind) for kind in _values(report, "kind")},
+                "refuted": controls.count("refuted"),
+                "controls": len(controls),
+            }
+        )
+    return rows
+
+
+def totals(report: Record) -> dict[str, dict[str, int]]:
+    """How many claims of every kind got which verdict."""
+    return {kind: _counts(report["claims"], kind) for kind in _values(report, "kind")}
+
+
+def _counts(claims: Sequence[Record], kind: str) -> dict[str, int]:
+    verdicts = [claim["verdict"] for claim in claims if claim["kind"] == kind]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts}
+
+
+def choices(report: Record) -> dict[str, list[str]]:
+    """What a reader can filter by: values of every property, in the order of the report."""
+    return {name: _values(report, name) for name in ("theme", "kind", "verdict", "fidelity")}
+
+
+def _values(report: Record, name: str) -> list[str]:
+    return list(dict.fromkeys(claim[name] for claim in report["claims"]))
+
+
+def how_to_read(report: Record) -> list[str]:
+    """What holds over all intervals together; nothing where a report has no families of claims."""
+    return families_text(report) if "families" in report else []
+
+
+def confidence_text(report: Record) -> str:
+    """With what confidence the intervals hold."""
+    held = measured_head(report).removeprefix("measured, ").removesuffix(" interval")
+    return f"Measured values with {held} intervals."
+
+
+def claim_view(claim: Record, report: Record, order: int) -> dict[str, Any]:
+    """A claim as the template shows it."""
+    digits = digits_for(claim["margin"])
+    rows = [_row(claim, i, digits) for i in range(len(claim["quantities"]))]
+    control = claim["negative_control"]
+    return {
+        **{name: claim[name] for name in ("id", "theme", "kind", "fidelity", "verdict", "reason")},
+        "order": order,
+        "mark": MARKS[claim["verdict"]],
+        "statement": typeset(claim["statement"]),
+        "source": typeset(claim["source"]),
+        "assumptions": typeset(claim["assumptions"]),
+        "statistic": typeset(claim["statistic"]),
+        "margin": claim["margin"].replace("-", "−"),
+        "two_sided": claim["margin"].startswith("±"),
+        "rows": rows,
+        "shown": [rows[i] for i in shown(claim)],
+        "furthest": rows[worst(claim)]["name"] if len(rows) > len(shown(claim)) else None,
+        "p": p_html(claim["p_holm"]) if "p_holm" in claim else None,
+        "p_raw": claim.get("p_holm", ""),
+        "p_alone": p_html(claim["p_value"]) if "p_value" in claim else None,
+        "confidence": f"{100 * claim['confidence']:.6g}%",
+        "runs": claim["runs"],
+        "seeds": _seeds(claim, report),
+        "seconds": claim.get("seconds"),
+        "equations": behind(claim["id"]),
+        "sweep": sweep(claim),
+        "control": {
+            "verdict": control["verdict"],
+            "description": typeset(control["description"]),
+            "found": _control_found(control, claim, digits),
+        },
+        "command": command(claim, report),
+        "search": _search_text(claim),
+    }
+
+
+def _row(claim: Record, i: int, digits: int) -> dict[str, Any]:
+    name, low_high = claim["quantities"][i], claim["interval"][i]
+    predicted, measured = claim["prediction"][i], claim["measurement"][i]
+    return {
+        "name": typeset(name),
+        "predicted": number_html(predicted, digits),
+        "measured": number_html(measured, digits),
+        "interval": interval_html(low_high, digits),
+        "plot": interval_plot(predicted, measured, low_high, claim["margin"], name),
+    }
+
+
+def _control_found(control: Record, claim: Record, digits: int) -> list[Markup]:
+    """What the control measured against what was asked of it, where the report says so."""
+    if "measurement" not in control:
+        return []
+    lines = [
+        Markup("{}: asked for {}, measured {} {}").format(
+            typeset(name),
+            number_html(asked, digits),
+            number_html(measured, digits),
+            interval_html(ends, digits),
+        )
+        for name, asked, measured, ends in zip(
+            claim["quantities"],
+            control["prediction"],
+            control["measurement"],
+            control["interval"],
+            strict=False,  # a control may measure fewer
+        )
+    ]
+    rest = len(lines) - CONTROL_ROWS
+    return lines[:CONTROL_ROWS] + ([Markup(f"and {rest} more in report.json")] if rest > 0 else [])
+
+
+def _seeds(claim: Record, report: Record) -> str:
+    """Seeds behind the claim's runs."""
+    seed = report["environment"].get("seed")
+    if seed is None:
+        return ""
+    return f"from {seed * SEEDS_APART} on (base seed {seed})"
+
+
+def command(claim: Record, report: Record) -> str:
+    """What repeats this claim alone; a study's claims are repeated together."""
+    if "command" in report:
+        return str(report["command"])
+    made = report["environment"]
+    words = ["fedlora-sim", "verify", "--seed", str(made["seed"])]
+    words += ["--quick"] if made["quick"] else []
+    return shlex.join([*words, "--claim", claim["id"]])
+
+
+def _search_text(claim: Record) -> str:
+    control = claim["negative_control"]["description"]
+    texts = (claim["id"], claim["statement"], claim["theme"], claim["source"], control)
+    return " ".join((*texts, *claim["quantities"])).lower()

@@ -1,0 +1,144 @@
+"""The page itself: a report's numbers through the template, with style and script within it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from analysis.report import SYMBOLS, percent
+from fedlora_sim.version import __version__
+from paper_figs.html import page
+from paper_figs.html.figures import pictures
+from paper_figs.html.formulas import curly, typeset
+from paper_figs.html.numbers import interval_html, number_html
+from paper_figs.html.trajectories import energies
+
+KINDS_TEXT = (
+    "A theorem must hold. A conjecture is reported, whichever way it falls; a refuted one is a "
+    "result. Every check was also given something wrong, its negative control, and had to refute "
+    "it."
+)
+SORTS = {
+    "name": "name",
+    "kind": "kind",
+    "fidelity": "fidelity",
+    "verdict": "verdict",
+    "control": "control",
+    "p": "p-value",
+    "runs": "number of runs",
+}
+
+
+def render(report: Mapping[str, Any], folder: Path, source: str = "report.json") -> str:
+    """A report as one HTML page that needs nothing beside it.
+
+    Args:
+        report: as in `report.json`, or a study's by `study.as_report`.
+        folder: where figures (PNG, in `figures` or directly) and `data/energies.nc` are looked
+            for; what is not there is not shown.
+        source: name of the file that the report was read from.
+
+    Returns:
+        The page.
+    """
+    claims = [page.claim_view(claim, report, i) for i, claim in enumerate(report["claims"])]
+    derived = {item.name: item for claim in claims for item, _ in claim["equations"]}
+    drawn = energies(folder)
+    controls = [claim["control"]["verdict"] for claim in claims]
+    made = report["environment"]
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=report.get("title", "Verification report"),
+            headline=page.headline(report),
+            about=report.get("about") or _about(report),
+            kinds_text=KINDS_TEXT if "families" in report else "",
+            totals=page.totals(report),
+            themes=page.themes(report),
+            controls={"refuted": controls.count("refuted"), "all": len(controls)},
+            marks=page.MARKS,
+            reading=[typeset(line) for line in page.how_to_read(report)],
+            symbols=typeset(SYMBOLS),
+            choices=page.choices(report),
+            sorts=[(key, text) for key, text in SORTS.items() if key != "p" or _has_p(report)],
+            has_p=_has_p(report),
+            confidence=page.confidence_text(report),
+            claims=claims,
+            left_out=report.get("left_out", []),
+            energies=drawn,
+            digits=_digits(report),
+            pictures=pictures(report, folder, leave_out="energies" if drawn else ""),
+            derivations=list(derived.values()),
+            environment=_readable(made),
+            whole_command=_whole_command(report),
+            version=__version__,
+            source=source,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    loader = jinja2.PackageLoader("paper_figs.html")
+    made = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    made.filters |= {"number": number_html, "interval": interval_html, "curly": curly}
+    for kind in ("css", "js"):  # as they are: they are ours, and no templates
+        made.globals[kind] = Markup(loader.get_source(made, f"report.{kind}")[0])
+    return made
+
+
+def _has_p(report: Mapping[str, Any]) -> bool:
+    return any("p_holm" in claim for claim in report["claims"])
+
+
+def _about(report: Mapping[str, Any]) -> str:
+    made = report["environment"]
+    effort = "a quick run, with fewer runs and wider margins" if made["quick"] else "a full run"
+    took = report.get("seconds")
+    minutes = "" if took is None else f", {took / 60:.1f} minutes on {made['cores']} cores"
+    return (
+        f"Base seed {made['seed']}, {effort}{minutes}. Predictions and margins are fixed in the "
+        "code and take nothing from what is measured."
+    )
+
+
+def _whole_command(report: Mapping[str, Any]) -> str:
+    """What repeats the report: a study's command, or a verification's with its effort."""
+    if "command" in report:
+        return str(report["command"])
+    made = report["environment"]
+    return f"fedlora-sim verify --seed {made['seed']}{' --quick' if made['quick'] else ''}"
+
+
+def _digits(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    rows = report.get("digits")
+    if not rows:
+        return None
+    first = rows[0]
+    confidence = percent(first.get("confidence", 0.99))
+    caption = (
+        f"{first['runs']} seeds, {first['rounds']} rounds of {first['local_steps']} local steps; "
+        f"intervals each for itself at {confidence}"
+    )
+    return {"caption": caption, "rows": rows}
+
+
+def _readable(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Names in words: `numpy_version` is numpy's version."""
+    shown = {}
+    for name, value in environment.items():
+        words = name.removesuffix("_version") if name.endswith("_version") else name
+        words = words.replace("fedlora_sim", "fedlora-sim").replace("_", " ")
+        truth = {True: "yes", False: "no"} if isinstance(value, bool) else {}
+        shown[words] = truth.get(value, str(value))
+    return shown

@@ -1,0 +1,34 @@
+"""Data files of all figures, small; figures with few pixels, and closed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from paper_cases import small_recipe
+
+from analysis.claim import Context
+from analysis.paper.catalogue import RECIPES
+from analysis.paper.store import make
+from paper_figs import style
+
+
+@pytest.fixture(scope="session")
+def paper_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of data files, as `python -m analysis.paper` writes it."""
+    folder = tmp_path_factory.mktemp("paper")
+    for name in RECIPES:
+        recipe = small_recipe(name)
+        make(recipe, folder, Context(seed=recipe.base_seed))
+    return folder
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few pixels, and every figure closed again."""
+    monkeypatch.setitem(style.RC, "savefig.dpi", 40)
+    style.apply()
+    yield
+    plt.close("all")

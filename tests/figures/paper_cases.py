@@ -1,0 +1,77 @@
+"""Small data files of every figure of the paper, made once for all tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from analysis.claim import Context
+from analysis.claims import breakdown, settling
+from analysis.exhibits import participation, phase
+from analysis.paper import (
+    allocation,
+    digits,
+    energy_ratio,
+    floors,
+    ranks,
+    spectrum,
+    staircase,
+)
+from analysis.paper.catalogue import RECIPES
+from analysis.paper.recipe import Recipe, described
+
+FEW = range(400)
+
+
+def made_up_digits(context: Context) -> xr.Dataset:
+    """Curves as fine-tuning would give them: nothing is trained."""
+    rng, rounds = np.random.default_rng(0), np.arange(6)
+    dims, size = ("run", "seed", "round"), (len(digits.LABELS), 2, len(rounds))
+    names = ("accuracy", "rho", "effective_rank", "preservation")
+    return xr.Dataset(
+        {name: (dims, np.sort(rng.uniform(0.2, 0.9, size), axis=-1)) for name in names},
+        {"run": list(digits.LABELS), "seed": context.seeds(range(2)), "round": rounds},
+        described(digits.MIXED) | {"level": digits.LEVEL},
+    )
+
+
+def patched(module: object, **values: object) -> Callable[[Context], xr.Dataset]:
+    """A module's `gather` with smaller constants."""
+
+    def gather(context: Context) -> xr.Dataset:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in values.items():
+                patch.setattr(module, name, value)
+            return module.gather(context)  # type: ignore[attr-defined,no-any-return]
+
+    return gather
+
+
+SMALL: dict[str, Callable[[Context], xr.Dataset]] = {
+    "spectrum": partial(
+        spectrum.gather, scenario=spectrum.SCENARIO.replace(rounds=12), runs=range(1)
+    ),
+    "staircase": partial(staircase.gather, runs=range(2_000), matrix_runs=range(2)),
+    "energy_ratio": partial(
+        energy_ratio.gather, scenario=energy_ratio.SCENARIO.replace(rounds=8), runs=range(1)
+    ),
+    "settling": partial(settling.gather, count=len(FEW)),
+    "floors": partial(floors.gather, spreads=(0.0, 0.4), runs=range(100)),
+    "participation": patched(participation, RUNS=len(FEW)),
+    "phase": patched(phase, MEASURED_TIMES=np.array([0.3, 1.1])),
+    "breakdown": partial(breakdown.gather, count=2),
+    "allocation": partial(allocation.gather, runs=FEW),
+    "ranks": partial(ranks.gather, sizes=(1, 10, 19), runs=FEW),
+    "digits": made_up_digits,
+}
+
+
+def small_recipe(name: str) -> Recipe:
+    """A recipe of the catalogue with less to simulate."""
+    recipe = RECIPES[name]
+    return dataclasses.replace(recipe, make=SMALL.get(name, recipe.make))

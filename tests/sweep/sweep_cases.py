@@ -1,0 +1,48 @@
+"""Grids and helpers of the tests of sweeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from fedlora_sim.sweep.driver import Engine, Report, run_sweep
+
+QUICK = 0.004
+"""Estimated seconds of a task: many small ones, where a sweep would have few."""
+Tables = dict[str, dict[str, Any]]
+
+SMALL: Tables = {
+    "scenario": {"ranks": "2x2,4x2", "rounds": 5, "seed": {"count": 3}},
+    "grid": {"rule": ["fedavg", "raflora"], "gain_std": [0.0, 0.1, 0.2]},
+}
+
+
+def changed(tables: Tables, **changes: dict[str, Any]) -> Tables:
+    """Tables with fields added to or replaced in them; None takes a field away."""
+    found = {name: dict(table) for name, table in tables.items()}
+    for name, table in changes.items():
+        found[name] = {k: v for k, v in {**found.get(name, {}), **table}.items() if v is not None}
+    return found
+
+
+def swept(
+    tables: Tables, out: Path, *, engine: Engine | None = None, seconds: float = QUICK, **more: Any
+) -> Report:
+    """Run a sweep in silence, in many small tasks."""
+    return run_sweep(tables, out, engine=engine, task_seconds=seconds, progress=False, **more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every task's file, by name."""
+    return {path.name: path.read_bytes() for path in sorted((folder / "tasks").iterdir())}
+
+
+def assert_same_bits(one: xr.Dataset, other: xr.Dataset) -> None:
+    """Equal values, to the bit, under equal labels."""
+    assert set(one.variables) == set(other.variables)
+    for name in one.variables:
+        assert one[name].dims == other[name].dims
+        np.testing.assert_array_equal(one[name].values, other[name].values)

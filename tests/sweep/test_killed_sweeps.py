@@ -1,0 +1,186 @@
+"""Sweeps whose workers and drivers are killed with SIGKILL midway, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from sweep_cases import contents
+
+from fedlora_sim.sweep import driver, open_sweep
+from fedlora_sim.sweep.manifest import MANIFEST, load_manifest
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120.0
+TASKS = 210
+GRID = """
+[scenario]
+ranks = "2x3,4x2,8x1"
+cohort_size = 3
+rounds = 50
+seed = {count = 2}
+[grid]
+rule = ["fedavg", "raflora", "flora"]
+gain_std = %s
+"""
+SPLIT = ["--task-seconds", "0.004"]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("grid") / "grid.toml"
+    path.write_text(GRID % [i / 1000 for i in range(TASKS // 3)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def serial(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run, in this process."""
+    out = tmp_path_factory.mktemp("serial")
+    driver.run_sweep(grid, out, task_seconds=0.004, progress=False)
+    return out
+
+
+@contextmanager
+def driving(grid: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A driver in a process of its own, which is not left behind."""
+    words = ["sweep", str(grid), "--out", str(out), *SPLIT, *options]
+    code = "from fedlora_cli.main import main; main()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def count(out: Path) -> int:
+    return len(list((out / "tasks").glob("[!.]*.nc")))
+
+
+def wait(child: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert child.poll() is None, child.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill_driver(child: subprocess.Popen[str], out: Path) -> None:
+    child.kill()
+    child.wait(PATIENCE)
+    assert 0 < count(out) < TASKS, "the kill must meet work"
+
+
+def finish(child: subprocess.Popen[str]) -> None:
+    told, _ = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 0, told
+    assert f"all {TASKS} tasks are in" in told
+
+
+def loky_workers(child: subprocess.Popen[str]) -> list[psutil.Process]:
+    family = psutil.Process(child.pid).children(recursive=True)
+    return [process for process in family if "popen_loky" in " ".join(process.cmdline())]
+
+
+def assert_whole(out: Path, serial: Path) -> None:
+    """Every task is there once, with the bytes of the undisturbed serial run, and nothing else."""
+    found = contents(out)
+    ids = [task["id"] for task in json.loads((out / MANIFEST).read_text())["tasks"]]
+    assert len(ids) == len(set(ids)) == TASKS
+    assert sorted(found) == sorted(f"{own}.nc" for own in ids)
+    assert found == contents(serial)
+    runs = [(p.point.id, s) for t in load_manifest(out).tasks for p in t.parts for s in p.seeds]
+    assert len(runs) == len(set(runs)) == 2 * TASKS
+    assert open_sweep(out).rho.notnull().all()
+
+
+@pytest.mark.slow
+def test_a_cluster_with_killed_workers_and_a_killed_driver_ends_as_the_serial_run(
+    grid: Path, serial: Path, tmp_path: Path
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    out = tmp_path / "out"
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    )
+    with cluster, distributed.Client(cluster) as client:
+
+        def kill_worker() -> None:
+            victim = next(iter(client.run(os.getpid).values()))
+            os.kill(victim, signal.SIGKILL)
+
+        address = ["--scheduler", cluster.scheduler_address]
+        with driving(grid, out, *address) as first:
+            wait(first, lambda: count(out) >= 20)
+            kill_worker()
+            wait(first, lambda: count(out) >= 60)
+            kill_worker()
+            wait(first, lambda: count(out) >= 90)
+            kill_driver(first, out)
+        with driving(grid, out, *address) as second:
+            done = count(out)
+            wait(second, lambda: count(out) >= done + 20)
+            kill_worker()
+            finish(second)
+    assert_whole(out, serial)
+
+
+@pytest.mark.slow
+def test_a_pool_with_killed_workers_and_a_killed_driver_ends_as_the_serial_run(
+    grid: Path, serial: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with driving(grid, out, "--workers", "2") as first:
+        wait(first, lambda: count(out) >= 20)
+        loky_workers(first)[0].kill()
+        wait(first, lambda: count(out) >= 60)
+        orphans = loky_workers(first)
+        assert orphans
+        kill_driver(first, out)
+        _, alive = psutil.wait_procs(orphans, timeout=10)
+        assert not alive, "workers end with their driver"
+    with driving(grid, out, "--workers", "2") as second:
+        finish(second)
+    assert_whole(out, serial)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["serial", "pool"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_driver_that_is_told_to_stop_says_how_to_go_on(
+    grid: Path, tmp_path: Path, options: tuple[str, ...], number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    with driving(grid, out, *options) as child:
+        wait(child, lambda: count(out) >= 5)
+        workers = loky_workers(child)
+        with driving(grid, out) as other:
+            told, _ = other.communicate(timeout=PATIENCE)
+            assert other.returncode == 2
+            assert f"no other sweep at work in it (process {child.pid} on" in told
+        child.send_signal(number)
+        told, _ = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 130, told
+    kept = count(out)
+    assert f"stopped; {kept} of {TASKS} tasks are kept in {out}; go on with: fedlora-sim" in told
+    assert "Traceback" not in told
+    assert not list((out / "tasks").glob(".*"))
+    assert not psutil.wait_procs(workers, timeout=10)[1]

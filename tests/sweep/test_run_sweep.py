@@ -1,0 +1,349 @@
+"""Sweeps run, stopped, gone on with, extended and refused; in this process and in several."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from sweep_cases import QUICK, SMALL, assert_same_bits, changed, contents, swept
+
+from fedlora_sim import Scenario, simulate
+from fedlora_sim.sweep import driver, manifest, open_sweep, pool, store, work
+from fedlora_sim.sweep.driver import Engine
+from fedlora_sim.sweep.lock import only_driver
+from fedlora_sim.sweep.manifest import MANIFEST, load_manifest
+
+ROWS = 6
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "sweep"
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
+    """Let so many tasks be kept, then raise."""
+    kept, put = [], store.put_task
+
+    def counted(*arguments: object) -> None:
+        if len(kept) == count:
+            raise error
+        put(*arguments)
+        kept.append(1)
+
+    monkeypatch.setattr(work, "put_task", counted)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"cohort_size": 2},
+        {"cohort_size": 3, "drift_std": 0.1, "heterogeneity": "persistent"},
+        {"allocation": "importance"},
+        {"local_loss": "quadratic", "target_std": 0.2, "gain_std": 0.0},
+        {"fidelity": "matrix", "d_in": 10, "d_out": 8},
+    ],
+)
+def test_every_run_has_the_bits_that_simulate_gives_it(out: Path, more: dict) -> None:
+    tables = changed(SMALL, scenario={"rounds": 20, **more}, grid={"gain_std": None})
+    tables = changed(tables, grid={"initial_amplitude": [1.0, 1.5, 2.0]})
+    report = swept(tables, out, seconds=10.0)
+    assert (report.tasks, report.made, report.failed) == (1, 1, {})
+    data = open_sweep(out)
+    for rule in ("fedavg", "raflora"):
+        for amplitude in (1.0, 1.5, 2.0):
+            scenario = Scenario("2x2,4x2", rounds=20, initial_amplitude=amplitude, **more)
+            alone = simulate(scenario, rule=rule, seed=range(3))
+            mine = data.sel(rule=rule, initial_amplitude=amplitude)
+            for name in alone.data_vars:
+                assert mine[name].dims == alone[name].dims
+                assert (mine[name].values == alone[name].values).all()
+
+
+@pytest.mark.parametrize("engine", [Engine(), Engine(workers=2)], ids=["serial", "pool"])
+def test_files_are_the_same_bytes_whatever_made_them(tmp_path: Path, engine: Engine) -> None:
+    swept(SMALL, tmp_path / "a")
+    report = swept(SMALL, tmp_path / "b", engine=engine)
+    assert report.made == report.tasks == len(contents(tmp_path / "a")) > 2
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_what_is_there_is_not_made_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            swept(SMALL, out)
+    kept = {path: path.stat().st_mtime_ns for path in (out / "tasks").iterdir()}
+    assert len(kept) == 2
+    report = swept(SMALL, out)
+    assert report.made == report.tasks - 2
+    assert all(path.stat().st_mtime_ns == moment for path, moment in kept.items())
+    assert swept(SMALL, out).made == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path, other: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path, other: path.write_bytes(b""),
+        lambda path, other: path.write_text("not HDF5"),
+        lambda path, other: path.write_bytes(other.read_bytes()),
+        lambda path, other: xr.Dataset({"a": 1}).to_netcdf(path, engine="h5netcdf"),
+        lambda path, other: path.unlink(),
+    ],
+    ids=["cut", "empty", "text", "another task's", "another netCDF", "gone"],
+)
+def test_a_broken_file_is_made_again(out: Path, damage: object) -> None:
+    swept(SMALL, out)
+    before = contents(out)
+    first, second = list((out / "tasks").iterdir())[:2]
+    damage(first, second)
+    assert swept(SMALL, out).made == 1
+    assert contents(out) == before
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(out: Path) -> None:
+    swept(SMALL, out)
+    left, other = out / "tasks" / ".abc.host.1.ff.tmp", out / "tasks" / "notes.txt"
+    left.write_text("half")
+    other.write_text("mine")
+    swept(SMALL, out)
+    assert not left.exists()
+    assert other.exists()
+
+
+@pytest.mark.parametrize(
+    "larger",
+    [
+        changed(SMALL, grid={"gain_std": [0.3, 0.0, 0.1, 0.2]}),
+        changed(SMALL, scenario={"seed": {"count": 5}}),
+        changed(SMALL, scenario={"rounds": None}, grid={"rounds": [4, 5]}),
+        changed(SMALL, grid={"rule": ["fedavg", "flora", "raflora"]}),
+    ],
+)
+def test_a_larger_grid_adds_to_what_is_there(out: Path, tmp_path: Path, larger: dict) -> None:
+    first = swept(SMALL, out)
+    kept = {path: path.stat().st_mtime_ns for path in (out / "tasks").iterdir()}
+    report = swept(larger, out)
+    assert report.made == report.tasks - first.tasks > 0
+    assert all(path.stat().st_mtime_ns == moment for path, moment in kept.items())
+    swept(larger, tmp_path / "at once")
+    assert_same_bits(open_sweep(out), open_sweep(tmp_path / "at once"))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (changed(SMALL, scenario={"rounds": 6}), "rounds=6: expected 5, as in the sweep in"),
+        (changed(SMALL, scenario={"drift_std": 0.1}), "drift_std=0.1: expected 'its default'"),
+        (changed(SMALL, scenario={"ranks": "2x4"}), "ranks='2x4': expected '2x2,4x2'"),
+        (changed(SMALL, grid={"gain_std": [0.0, 0.1]}), "gain_std=0.2"),
+        (changed(SMALL, scenario={"seed": {"count": 2}}), "seed=2"),
+        (changed(SMALL, grid={"rule": ["fedavg"]}), "rule='raflora'"),
+    ],
+)
+def test_another_sweep_in_the_folder_is_refused(out: Path, other: dict, message: str) -> None:
+    swept(SMALL, out)
+    before = contents(out), (out / MANIFEST).read_text()
+    with pytest.raises(ValueError, match=message):
+        swept(other, out)
+    assert before == (contents(out), (out / MANIFEST).read_text())
+
+
+def test_other_code_is_refused_unless_it_is_asked_for(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(monkeypatch, 1, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        swept(SMALL, out)
+    monkeypatch.undo()
+    other = {**manifest._code_versions(), "code": "0123456789ab"}
+    monkeypatch.setattr(manifest, "_code_versions", lambda: other)
+    with pytest.raises(ValueError, match=r"code='0123456789ab'.*which made 1 tasks.*--mix-code"):
+        swept(SMALL, out)
+    swept(SMALL, out, mix_code=True)
+    assert [v["code"] for v in load_manifest(out).made_with][1] == "0123456789ab"
+    with pytest.warns(UserWarning, match="different code"):
+        open_sweep(out)
+
+
+def test_the_manifest_says_what_made_the_sweep(out: Path) -> None:
+    swept(SMALL, out)
+    written = json.loads((out / MANIFEST).read_text())
+    assert written["made_with"][0].keys() >= {"code", "fedlora_sim_version", "torch_version"}
+    assert written["grid"]["fixed"] == {"ranks": "2x2,4x2", "rounds": 5}
+    assert {task["id"] for task in written["tasks"]} == {Path(n).stem for n in contents(out)}
+    (out / MANIFEST).write_text("{")
+    with pytest.raises(ValueError, match=r"manifest.json.*the manifest of a sweep"):
+        swept(SMALL, out)
+
+
+def test_the_second_driver_is_refused(out: Path) -> None:
+    store.prepare_folder(out)
+    with only_driver(out), pytest.raises(ValueError, match=rf"no other sweep.*{os.getpid()}"):
+        swept(SMALL, out)
+    assert not (out / MANIFEST).exists()
+    assert swept(SMALL, out).made
+
+
+@pytest.mark.parametrize("engine", [Engine(), Engine(workers=2)], ids=["serial", "pool"])
+def test_a_full_disk_ends_the_sweep_and_keeps_what_is_done(
+    out: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept(SMALL, out)
+    whole = contents(out)
+    for name in list(whole)[1:]:
+        (out / "tasks" / name).unlink()
+    if engine.workers > 1:
+        monkeypatch.setattr(pool, "_do", _full)
+    else:
+        monkeypatch.setattr(store, "_unique", lambda: "full")
+        for name in whole:  # every write goes to a device that has no room
+            (out / "tasks" / f".{Path(name).stem}.full.tmp").symlink_to("/dev/full")
+        monkeypatch.setattr(driver, "drop_temporary", lambda folder: None)
+        monkeypatch.setattr(driver, "prepare_folder", lambda folder: folder)
+    with pytest.raises(OSError, match="No space left") as caught:
+        swept(SMALL, out, engine=engine)
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    kept = [path.name for path in (out / "tasks").glob("[!.]*")]
+    assert kept == list(whole)[:1]
+    swept(SMALL, out)
+    assert contents(out) == whole
+
+
+def _full(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can mount")
+def test_a_disk_that_really_runs_full(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount")
+    try:
+        tables = changed(SMALL, scenario={"rounds": 300})
+        with pytest.raises(OSError, match="No space left"):
+            swept(tables, small / "sweep")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            data = open_sweep(small / "sweep").load()
+        assert 0 < int(data.rho.notnull().all("round").sum()) < ROWS * 3
+        assert not list((small / "sweep/tasks").glob(".*"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"out=.*a folder that can be written to"):
+        swept(SMALL, tmp_path / "file" / "sweep")
+    with pytest.raises(ValueError, match=r"out='/proc/.*a folder that can be written to"):
+        swept(SMALL, Path("/proc/sweep"))
+
+
+def test_a_row_that_fails_does_not_end_the_others(out: Path) -> None:
+    tables = changed(
+        SMALL,
+        scenario={"cohort_size": 1},
+        grid={"empty_partition": ["carry", "error"], "gain_std": None},
+    )
+    report = swept(tables, out, seconds=10.0)
+    assert list(report.failed) == ["rule='raflora', empty_partition='error', seeds 0 to 2"]
+    assert "a contributor to every direction" in report.failed.popitem()[1]
+    assert (report.tasks, report.made) == (4, 3)
+    with pytest.warns(UserWarning, match="1 of 4 tasks are missing"):
+        data = open_sweep(out)
+    assert data.rho.sel(rule="raflora", empty_partition="error").isnull().all()
+    assert data.rho.isnull().sum() == 3 * 6
+    again = swept(tables, out)
+    assert (again.made, len(again.failed)) == (0, 1)
+
+
+def test_workers_that_are_killed_again_and_again_end_the_sweep(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise pool.BrokenProcessPool("killed")
+        yield
+
+    monkeypatch.setattr(driver, "in_processes", broken)
+    with pytest.raises(OSError, match=r"killed again and again.*memory"):
+        swept(SMALL, out, engine=Engine(workers=2))
+
+
+def test_fine_tuning_is_swept_and_goes_on_round_by_round(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = {
+        "scenario": {"ranks": "2x2,4x1", "fidelity": "training", "max_train": 60, "max_test": 30},
+        "grid": {"rounds": [1, 2], "rule": ["fedavg"], "seed": [3, 4]},
+    }
+    tables["scenario"] |= {"local_steps": 1}
+    assert swept(tables, out).made == 4
+    data = open_sweep(out)
+    alone = simulate(Scenario(**(tables["scenario"] | {"rounds": 2})), rule="fedavg", seed=4).isel(
+        seed=0
+    )
+    mine = data.sel(rule="fedavg", rounds=2, seed=4)
+    for name in ("accuracy", "loss", "layer_energy", "client_preservation", "rho"):
+        assert mine[name].dims == alone[name].dims
+        assert ((mine[name] == alone[name]) | alone[name].isnull()).all(), name
+    assert data.accuracy.sel(rounds=1).isel(round=2).isnull().all()
+    assert not (out / "rounds").exists()
+
+
+def test_data_that_is_missing_is_refused_before_the_first_run(out: Path) -> None:
+    tables = {
+        "scenario": {"ranks": "2x2", "fidelity": "training", "rounds": 1, "classes_per_client": 5},
+        "grid": {"task": ["digits", "text"], "rule": ["fedavg"]},
+    }
+    with pytest.raises(ValueError, match="row task='text'"):
+        swept(tables, out)
+    tables["scenario"] |= {"model": "/nowhere", "data": "/nowhere.csv"}
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        swept(tables, out)
+    assert not contents(out)
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_first_run(out: Path) -> None:
+    tables = changed(SMALL, grid={"device": ["cpu", "mps"]})
+    with pytest.raises(ValueError, match="mps"):
+        swept(tables, out)
+    assert not contents(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "workers=0"),
+        ({"workers": 2, "scheduler": "tcp://x:1"}, "scheduler='tcp://x:1'.*beside workers=2"),
+        ({"slurm": {}, "gpus": True}, "gpus=True.*beside slurm"),
+    ],
+)
+def test_one_engine_at_a_time(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Engine(**options)
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_may_use_processes(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fedlora_sim import run_sweep, open_sweep\n"
+        "from fedlora_sim.sweep.driver import Engine\n"
+        f"tables = {SMALL!r}\n"
+        f"run_sweep(tables, 'out', engine=Engine(2), task_seconds={QUICK}, progress=False)\n"
+        "assert open_sweep('out').rho.notnull().all()\n"
+    )
+    subprocess.run([sys.executable, script], cwd=tmp_path, check=True, timeout=120)
