@@ -26,8 +26,8 @@ install: $(STAMP)  ## create .venv and install the project into it
 verify: $(STAMP)  ## run the main job: predict, simulate, judge; writes results/verify
 	$(BIN)/fedlora-sim verify
 
-test: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest -n 2
+test: $(STAMP)  ## run all tests, the notebooks too
+	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=120
 
 test-deep: $(STAMP)  ## run the tests that draw examples on thousands of them, others every time
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m hypothesis -n 2
@@ -60,8 +60,41 @@ figures: $(STAMP)  ## draw the paper's figures from results/paper; writes result
 
 .PHONY: results figures
 
+DOCS := $(VENV)/.docs
+
+$(DOCS): $(STAMP)
+ifdef UV
+	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
+else
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+endif
+	touch $(DOCS)
+
+docs: $(DOCS)  ## build the documentation's site into build/docs/site, notebooks run anew
+	$(BIN)/python docs/build_pages.py
+	$(BIN)/python -m mkdocs build --quiet --strict -f docs/mkdocs.yml
+
+.PHONY: docs
+
 readme: $(STAMP)  ## record results/verify and write the README's table and picture from it
 	$(BIN)/python -m paper_figs.readme
+
+lab: $(VENV)/.lab  ## open the notebooks in JupyterLab, which is installed the first time
+	$(BIN)/jupyter lab notebooks
+
+$(VENV)/.lab: $(STAMP)
+ifdef UV
+	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,notebooks]'
+else
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks]'
+endif
+	touch $(VENV)/.lab
+
+notebooks: $(STAMP)  ## bring the notebooks and their twins in Python together, without outputs
+	$(BIN)/jupytext --sync notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --clear-output --inplace notebooks/*.ipynb
+
+.PHONY: lab notebooks
 
 clean:  ## remove the environment and caches, keep results
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -114,7 +114,8 @@ def _unlatexed(paragraph: str) -> str:
     text = re.sub(r"\\texttt\{((?:[^{}]|\{\})*)\}", r"`\1`", paragraph)
     text = re.sub(r"\\emph\{([^{}]*)\}", r"*\1*", text)
     text = text.replace(r"\textasciicircum{}", "^").replace(r"\_", "_").replace(r"\%", "%")
-    return re.sub(r"\$([^$]+)\$", lambda found: mathml(found[1]), text)
+    text = re.sub(r"\$([^$]+)\$", lambda found: mathml(found[1]), text)
+    return f'<p markdown="span">{text}</p>'  # a formula that begins a paragraph would end it
 
 
 def claims() -> str:
@@ -132,13 +133,13 @@ def figures() -> Iterator[str]:
     if not manifest.exists():
         yield "Not drawn here: `make results` makes their data, `make figures` draws them."
         return
-    for entry in json.loads(manifest.read_text())["figures"]:
-        name, caption = entry["figure"], entry["caption"]
+    for name, entry in json.loads(manifest.read_text())["figures"].items():
+        caption = entry["caption"]
         _copy(FIGURES / f"{name}.png", PAGES / "figures" / f"{name}.png")
         yield f"## {name.replace('_', ' ').capitalize()}"
         yield f"![{_plain(caption)}](figures/{name}.png)"
-        yield caption
-        yield f"`{entry['command']}`"
+        yield _unlatexed(caption)
+        yield f"`{entry['data']['command']}`, then `{entry['command']}`."
 
 
 def api(title: str, members: tuple[str, ...], package: str) -> str:
