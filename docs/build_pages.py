@@ -110,12 +110,13 @@ def mathml(latex: str, display: str = "inline") -> str:
 
 
 def _unlatexed(paragraph: str) -> str:
-    """A paragraph of LaTeX prose as Markdown: formulas as MathML, typewriter as code."""
-    text = re.sub(r"\\texttt\{((?:[^{}]|\{\})*)\}", r"`\1`", paragraph)
-    text = re.sub(r"\\emph\{([^{}]*)\}", r"*\1*", text)
+    """A paragraph of LaTeX prose as HTML: Markdown would end it at a formula."""
+    text = re.sub(r"\\texttt\{((?:[^{}]|\{\})*)\}", r"<code>\1</code>", paragraph)
+    text = re.sub(r"\\emph\{([^{}]*)\}", r"<em>\1</em>", text)
     text = text.replace(r"\textasciicircum{}", "^").replace(r"\_", "_").replace(r"\%", "%")
-    text = re.sub(r"\$([^$]+)\$", lambda found: mathml(found[1]), text)
-    return f'<p markdown="span">{text}</p>'  # a formula that begins a paragraph would end it
+    text = text.replace(r"\textless{}", "&lt;").replace(r"\textgreater{}", "&gt;")
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+    return f"<p>{re.sub(r'[$]([^$]+)[$]', lambda found: mathml(found[1]), text)}</p>"
 
 
 def claims() -> str:
