@@ -158,6 +158,7 @@ def run_notebook(path: Path, *, execute: bool) -> None:
     """A notebook with its outputs, among the pages."""
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", str(path)]
     command += ["--execute"] if execute else []
+    command += ["--ExecutePreprocessor.store_widget_state=False"]  # a live widget needs a network
     out = PAGES / "notebooks"
     subprocess.run([*command, "--output-dir", str(out)], check=True, cwd=ROOT)
 

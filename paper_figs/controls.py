@@ -14,9 +14,8 @@ from typing import Any
 import ipywidgets
 
 from analysis.closed_form import RULES
-from analysis.explorer import Exploration, explore
+from analysis.explorer import POLICIES, Exploration, explore
 from fedlora_sim.errors import InputError
-from fedlora_sim.federation import EMPTY_PARTITION
 from paper_figs import explorer
 
 DPI = 110
@@ -108,8 +107,7 @@ def _rules(value: str) -> Any:
 
 
 def _policies(value: str) -> Any:
-    options = [name for name in EMPTY_PARTITION if name != "error"]
-    return ipywidgets.Dropdown(options=options, value=value, description="if nobody", layout=WIDE)
+    return ipywidgets.Dropdown(options=POLICIES, value=value, description="if nobody", layout=WIDE)
 
 
 def _ranks(value: str) -> Any:

@@ -1,0 +1,192 @@
+"""The explorer: its numbers are those of the closed forms, and every turn of a knob is quick."""
+
+from __future__ import annotations
+
+import base64
+import time
+from itertools import product
+
+import numpy as np
+import pytest
+
+from analysis import closed_form
+from analysis.collapse.predict import predict as predicted_outcome
+from analysis.collapse.scenarios import chosen
+from analysis.collapse.verdict import Collapse
+from analysis.explorer import explore
+from fedlora_sim.aggregation import get_rule
+from fedlora_sim.errors import InputError
+from paper_figs import explorer
+from paper_figs.controls import Explorer
+
+QUICK = 0.5  # seconds from the turn of a knob to the picture
+PNG = b"\x89PNG"
+# first directions of the partitions, from 0, of each of these
+RANKS = ("4x8,8x6,16x4", "2x4,32x2", "2x10,4x10,8x10,16x5,32x5")
+FIRST = dict(zip(RANKS, ([0, 4, 8], [0, 2], [0, 2, 4, 8, 16]), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rule", "ranks", "cohort"), list(product(closed_form.RULES, RANKS, (None, 3)))
+)
+def test_rates_are_those_of_the_closed_forms(rule, ranks, cohort):
+    found = explore(rule, ranks, cohort_size=cohort, gain_mean=0.98 if cohort is None else 1.0)
+    asked = {"cohort_size": cohort, "empty_partition": found.empty_partition or "zero"}
+    gain = {"gain_mean": found.case.gain_mean}
+    first = FIRST[ranks]
+    rates = closed_form.energy_rate(rule, ranks, **asked, **gain)[first]
+    typical = closed_form.typical_rate(rule, ranks, **asked, **gain)[first]
+    thresholds = closed_form.collapse_threshold(rule, ranks, 1.0, **asked)[first]
+    assert [row.rate for row in found.rows] == rates.tolist()
+    assert [row.typical for row in found.rows] == typical.tolist()
+    assert [row.half_life for row in found.rows] == closed_form.half_life(typical).tolist()
+    assert [row.threshold for row in found.rows] == thresholds.tolist()
+    covered = closed_form.coverage(ranks)[first]
+    np.testing.assert_array_equal([row.coverage for row in found.rows], covered)
+
+
+def test_energies_and_training_are_those_of_the_closed_forms():
+    given = {"gain_mean": 0.9, "gain_std": 0.1, "drift_std": 0.05, "cohort_size": 6}
+    found = explore("fedavg", RANKS[0], local_time=0.8, rounds=12, **given)
+    start = {"initial_amplitude": found.case.initial_amplitudes}
+    energy = closed_form.energy_trajectory("fedavg", RANKS[0], 12, **start, **given)
+    np.testing.assert_array_equal(found.energy, energy)
+    path = closed_form.flow_trajectory(
+        "fedavg", RANKS[0], 12, target=1.0, local_time=0.8, cohort_size=6, **start
+    )
+    np.testing.assert_array_equal(found.training, path)
+    held = closed_form.flow_floor("fedavg", RANKS[0], 1.0, 0.8, cohort_size=6)
+    assert [row.held for row in found.rows] == held[FIRST[RANKS[0]]].tolist()
+    floors = closed_form.energy_floor("fedavg", RANKS[0], **given)
+    np.testing.assert_allclose([row.floor for row in found.rows], floors[FIRST[RANKS[0]]])
+
+
+@pytest.mark.parametrize("rule", closed_form.RULES)
+def test_the_verdict_is_that_of_the_collapse_report(rule):
+    (standard,) = chosen(["full"])
+    scenario = standard.scenario
+    told = predicted_outcome(get_rule(rule), standard).verdict
+    ranks = ",".join(f"{r}x{scenario.ranks.count(r)}" for r in dict.fromkeys(scenario.ranks))
+    assert explore(rule, ranks, rounds=scenario.rounds).passive is told
+
+
+@pytest.mark.parametrize(
+    ("asked", "passive", "trained"),
+    [
+        ({}, Collapse.COLLAPSES, None),
+        ({"local_time": 0.7}, Collapse.COLLAPSES, Collapse.COLLAPSES),  # T* is 0.752
+        ({"local_time": 0.8}, Collapse.COLLAPSES, Collapse.KEEPS),
+        # most cohorts of six have lost the last partition, however long clients train
+        ({"local_time": 3.0, "cohort_size": 6}, Collapse.COLLAPSES, Collapse.COLLAPSES),
+        ({"rule": "raflora", "cohort_size": 6}, Collapse.KEEPS, None),
+        (
+            {"rule": "raflora", "cohort_size": 6, "empty_partition": "zero"},
+            Collapse.COLLAPSES,
+            None,
+        ),
+        # noise on a floor is nothing that was kept
+        ({"drift_std": 0.5, "gain_std": 0.5}, Collapse.COLLAPSES, None),
+        ({"rule": "flora", "local_time": 0.1}, Collapse.KEEPS, Collapse.KEEPS),
+    ],
+)
+def test_verdicts(asked, passive, trained):
+    found = explore(**asked)
+    assert found.passive is passive
+    assert found.trained is trained
+    assert str(passive) in found.sentence
+
+
+def test_clients_of_one_rank_have_nothing_to_lose():
+    found = explore(ranks="8x18")
+    assert not found.has_levels
+    assert "cannot collapse" in found.sentence
+
+
+def test_what_has_no_closed_form_is_left_out_with_the_reason():
+    found = explore("hetlora", cohort_size=6, local_time=0.5)
+    assert found.energy is None
+    assert found.training is None
+    assert any("hetlora" in reason for reason in found.reasons)
+    _, axes = explorer.draw(found)
+    assert "no closed form here" in [text.get_text() for text in axes[0].texts]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ranks": "many"},
+        {"cohort_size": 99},
+        {"rule": "best"},
+        {"gain_mean": float("nan")},
+        {"local_time": -1.0},
+        {"empty_partition": "keep"},
+    ],
+)
+def test_bad_questions_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        explore(**{"rule": "raflora", **wrong})
+
+
+def test_the_picture_has_a_row_for_every_partition_and_the_verdict_on_top():
+    found = explore("zero_pad", RANKS[2], local_time=1.0)
+    figure, axes = explorer.draw(found)
+    words = {text.get_text() for text in axes[-1].texts}
+    assert {row.directions for row in found.rows} <= words
+    assert {f"{row.rate:.4g}" for row in found.rows} <= words
+    assert "collapses" in figure.get_suptitle()
+
+
+TURNS = {
+    "rule": "raflora",
+    "ranks": RANKS[2],
+    "cohort_size": "7",
+    "gain_mean": 0.95,
+    "gain_std": 0.2,
+    "drift_std": 0.1,
+    "local_time": 1.5,
+    "empty_partition": "zero",
+}
+
+
+def test_every_turn_of_a_knob_is_answered_at_once():
+    widget = Explorer()
+    for name, value in TURNS.items():
+        spent = []
+        knob = widget.knobs[name]
+        for turned in (value, knob.value):  # the faster of two: others share the machine
+            before = widget.picture.value
+            start = time.process_time()
+            knob.value = turned
+            spent.append(time.process_time() - start)
+            assert name == "empty_partition" or widget.picture.value != before
+        assert min(spent) < QUICK, name
+        knob.value = value
+    assert widget.settings == TURNS | {"cohort_size": 7}
+    assert widget.found.sentence == explore(**widget.settings).sentence
+
+
+def test_what_is_refused_is_said_and_the_picture_stays():
+    widget = Explorer(rule="fedavg", cohort_size=6)
+    before = widget.picture.value
+    for name, wrong in (("ranks", "4x8,"), ("cohort_size", "99"), ("cohort_size", "some <b>")):
+        right = widget.knobs[name].value
+        widget.knobs[name].value = wrong
+        assert "expected" in widget.message.value
+        assert "<b>'" not in widget.message.value.removeprefix("<b>")
+        assert widget.picture.value == before
+        widget.knobs[name].value = right
+    assert widget.message.value.count("expected") == 0
+
+
+def test_a_page_without_widgets_has_the_picture():
+    widget = Explorer(rule="raflora")
+    shown = widget._repr_mimebundle_()
+    assert base64.b64decode(shown["image/png"]) == widget.picture.value
+    assert bytes(widget.picture.value).startswith(PNG)
+    assert shown["text/plain"] == widget.found.sentence
+    assert "application/vnd.jupyter.widget-view+json" in shown
+
+
+def test_knobs_that_are_not_there_are_refused():
+    with pytest.raises(InputError, match="gain: expected one of rule, ranks"):
+        Explorer(gain=1.0)
