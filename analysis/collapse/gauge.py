@@ -81,6 +81,15 @@ def series_of(energy: Array, *, beside: bool) -> Array:
         return np.where(shared > GONE, own / shared, np.nan)
 
 
+def lost(energy: Array, standard: Standard) -> NDArray[np.bool_]:
+    """Whether a partition is extinct, (S, T + 1, M).
+
+    Where the shared partition is gone as well, each is held against its own start.
+    """
+    own, beside = (series_of(energy, beside=x) for x in (False, standard.beside))
+    return (np.where(np.isnan(beside), own, beside) < EXTINCT).astype(np.bool_)
+
+
 def measure(energy: Array, standard: Standard, error: float) -> Numbers:
     """All numbers of one rule's runs in one scenario.
 
@@ -91,23 +100,24 @@ def measure(energy: Array, standard: Standard, error: float) -> Numbers:
 
     Returns:
         Measurements of M partitions each, of `rho` (1,). Where all runs agree to rounding, both
-        ends are the value. NaN: nothing is left to measure.
+        ends are the value; the only run of several in which something is left has no bounds, unless
+        nothing is drawn. NaN: nothing is left to measure.
     """
-    part = error / len(KINDS)
+    part, exact = error / len(KINDS), _is_exact(energy, standard)
     own, beside = series_of(energy, beside=False), series_of(energy, beside=standard.beside)
-    late = rates(Slopes.of(own, standard.late), part)
-    left = _late_level(own, part)
+    late = rates(Slopes.of(own, standard.late), part, exact=exact)
+    left = _late_level(own, part, exact=exact)
     settled = late.low >= 1 - FALLS
     value, low, high = (np.where(settled, x, np.nan) for x in (left.value, left.low, left.high))
     return {
-        "rate": rates(Slopes.of(own, standard.window), part),
+        "rate": rates(Slopes.of(own, standard.window), part, exact=exact),
         "late_rate": late,
         "floor": Measurement(value, low, high, len(energy)),
-        "extinct": _extinct(beside, part, exact=not standard.draws or len(energy) == 1),
+        "extinct": _extinct(lost(energy, standard)[:, -1], part, exact=exact),
         "rho": _shared_ratio(energy, part),
-        "relative_rate": rates(Slopes.of(beside, standard.window), part),
-        "relative_late": rates(Slopes.of(beside, standard.late), part),
-        "left": _late_level(beside, part),
+        "relative_rate": rates(Slopes.of(beside, standard.window), part, exact=exact),
+        "relative_late": rates(Slopes.of(beside, standard.late), part, exact=exact),
+        "left": _late_level(beside, part, exact=exact),
     }
 
 
@@ -120,21 +130,29 @@ def versus(own: Array, other: Array, standard: Standard, error: float) -> Measur
     both = np.minimum(ours.rounds, theirs.rounds)
     with np.errstate(invalid="ignore"):
         difference = np.where(both > 0, ours.slope - theirs.slope, np.nan)
-    return rates(Slopes(difference, both, both > 0), error / len(KINDS))
+    slopes = Slopes(difference, both, both > 0)
+    return rates(slopes, error / len(KINDS), exact=_is_exact(own, standard))
 
 
 def extinct_round(energy: Array, standard: Standard) -> tuple[float, ...]:
     """Round by which half of the runs lost each partition for good, (M,); infinite if never."""
-    gone = series_of(energy, beside=standard.beside) < EXTINCT
+    gone = lost(energy, standard)
     for_good = np.logical_and.accumulate(gone[:, ::-1], axis=1)[:, ::-1]
     first = np.where(for_good[:, -1], for_good.argmax(1), np.inf)
     return tuple(float(x) for x in np.sort(first, axis=0)[(len(first) - 1) // 2])
 
 
-def rates(slopes: Slopes, error: float) -> Measurement:
-    """Factor per round of a typical run, with intervals that hold together over partitions."""
+def rates(slopes: Slopes, error: float, *, exact: bool) -> Measurement:
+    """Factor per round of a typical run, with intervals that hold together over partitions.
+
+    Args:
+        slopes: of the runs.
+        error: probability that any interval misses.
+        exact: whether one run alone says what all do.
+    """
     columns = zip(slopes.slope.T, slopes.rounds.T, slopes.begun.T, strict=True)
-    found = [_rate(*column, error / slopes.slope.shape[1]) for column in columns]
+    part = error / slopes.slope.shape[1]
+    found = [_rate(*column, part, exact=exact) for column in columns]
     return _joined(found, len(slopes.slope))
 
 
@@ -142,49 +160,57 @@ Ends = tuple[float, float, float]
 UNKNOWN: Ends = (np.nan, np.nan, np.nan)
 
 
-def _rate(slope: Array, rounds: Array, begun: NDArray[np.bool_], error: float) -> Ends:
+def _is_exact(energy: Array, standard: Standard) -> bool:
+    """Whether one run says it all: nothing is drawn, or it is a predicted trajectory."""
+    return not standard.draws or len(energy) == 1
+
+
+def _rate(
+    slope: Array, rounds: Array, begun: NDArray[np.bool_], error: float, *, exact: bool
+) -> Ends:
     some = rounds > 0
     if not begun.any() or np.isnan(slope[some]).any():
         return UNKNOWN
-    if not some.any():
-        return 0.0, 0.0, 0.0  # every run loses it at once
+    if not some.any():  # every run loses it at once
+        return _exactly(0.0) if exact or begun.sum() > 1 else _unbounded(0.0)
     x, n = slope[some], rounds[some]
+    if len(x) < 2 and not exact:
+        return _unbounded(float(np.exp(x[0])))
     if np.ptp(x) <= EXACT:
         return _exactly(float(np.exp(x.mean())))
-    if len(x) < 2:
-        return float(np.exp(x[0])), 0.0, np.inf
     found = fieller_ratio(np.stack([x * n, n], -1)[:, None], error)
     return _exp(found)
 
 
-def _late_level(series: Array, error: float) -> Measurement:
+def _late_level(series: Array, error: float, *, exact: bool) -> Measurement:
     """Typical energy of the last quarter of the rounds, of runs in which something is left."""
     rounds = series.shape[1] - 1
     level = series[:, rounds - rounds // 4 :].mean(1)
-    return _joined([_level(x, error / level.shape[1]) for x in level.T], len(series))
+    part = error / level.shape[1]
+    return _joined([_level(x, part, exact=exact) for x in level.T], len(series))
 
 
-def _level(level: Array, error: float) -> Ends:
+def _level(level: Array, error: float, *, exact: bool) -> Ends:
     if np.isposinf(level).any():
         return UNKNOWN
     logs = np.log(level[level > GONE])  # and no NaN
     if not len(logs):
         return UNKNOWN
+    if len(logs) < 2 and not exact:
+        return _unbounded(float(np.exp(logs[0])))
     if np.ptp(logs) <= EXACT:
         return _exactly(float(np.exp(logs.mean())))
-    if len(logs) < 2:
-        return float(np.exp(logs[0])), 0.0, np.inf
     found = mean_interval(logs[:, None], error)
     return _exp(found)
 
 
-def _extinct(series: Array, error: float, *, exact: bool) -> Measurement:
-    """Share of runs in which the partition is extinct at the end."""
-    lost = (series[:, -1] < EXTINCT).astype(np.float64)
-    found = proportion_interval(lost, error)
-    if not exact or (np.ptp(lost, axis=0) > 0).any():
+def _extinct(last: NDArray[np.bool_], error: float, *, exact: bool) -> Measurement:
+    """Share of runs in which the partition is extinct at the end, from runs (S, M)."""
+    ended = last.astype(np.float64)
+    found = proportion_interval(ended, error)
+    if not exact or (np.ptp(ended, axis=0) > 0).any():
         return found
-    return Measurement(found.value, found.value, found.value, len(series))
+    return Measurement(found.value, found.value, found.value, len(last))
 
 
 def _shared_ratio(energy: Array, error: float) -> Measurement:
@@ -204,6 +230,11 @@ def _shared_ratio(energy: Array, error: float) -> Measurement:
 
 def _exactly(value: float) -> Ends:
     return value, value, value
+
+
+def _unbounded(value: float) -> Ends:
+    """One run among several: it says nothing of their spread."""
+    return value, 0.0, np.inf
 
 
 def _exp(found: Measurement) -> Ends:

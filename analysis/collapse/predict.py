@@ -27,9 +27,12 @@ from analysis.collapse.walk import Walk, walks
 from analysis.inference.family import FAMILY_ERROR
 from analysis.inference.measurement import Measurement
 from fedlora_sim.aggregation import AggregationRule, get_rule
+from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.errors import InputError
 
 NONE_DECLARED = "no closed form declared"
+NOT_APPLICABLE = "the declared multiplier is not applicable here: "
+"""Before the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,13 +127,12 @@ def _limit(name: str, standard: Standard) -> Prediction:
 
 
 def _declared(rule: AggregationRule, standard: Standard) -> Prediction:
-    if not rule.has_spectral_form or rule.weights_from_norms or rule.residual_in_base:
-        return Prediction(NONE_DECLARED)
     multiplier = rule.properties.multiplier
-    if rule.space == "none" or multiplier is None:
+    if multiplier is None:
         return Prediction(NONE_DECLARED)
-    if standard.name not in ("full", "cohorts"):
-        return Prediction("a declared multiplier speaks of clients that return alike")
+    why = _not_applicable(rule, standard)
+    if why:
+        return Prediction(NOT_APPLICABLE + why)
     scenario = standard.scenario
     found = walks(
         scenario.federation,
@@ -139,6 +141,19 @@ def _declared(rule: AggregationRule, standard: Standard) -> Prediction:
         carries=rule.has_empty_partition_policy and scenario.empty_partition == "carry",
     )
     return _walked("declared multiplier", found, standard)
+
+
+def _not_applicable(rule: AggregationRule, standard: Standard) -> str:
+    """Why a declared multiplier does not tell the rule's fate in a scenario; empty if it does."""
+    if rule.properties.coverage != "weights":
+        return "it is not one of shares of the clients' weights"
+    # a rule that meets the protocol alone says nothing of itself but its properties
+    linear = rule.has_spectral_form and not rule.residual_in_base and rule.space != "none"
+    if not (linear or isinstance(rule, ForeignRule)):
+        return "the rule is more than weights on amplitudes"
+    if standard.name not in ("full", "cohorts"):
+        return "it speaks of clients that return alike"
+    return ""
 
 
 def _as_function(multiplier: Callable[[Tensor], Tensor]) -> Callable[[Array], Array]:
@@ -152,7 +167,7 @@ def _walked(source: str, found: list[Walk], standard: Standard) -> Prediction:
     values = {
         "rate": typical,
         "extinct": np.array([walk.extinct[-1] for walk in found]),
-        "rho": mean[:1] / mean.sum(),
+        "rho": mean[:1] / mean.sum() if mean.any() else np.full(1, np.nan),
     }
     path = np.stack([walk.median for walk in found], axis=-1)
     return Prediction(source, values, of_partitions(_as_exact(values, standard)), path)
@@ -163,9 +178,10 @@ def _as_exact(values: dict[str, Array], standard: Standard) -> Numbers:
     # a walk is no other in the second half: where there is no rate of its own, it is the rate
     late, extinct = values.get("late_rate", values.get("rate")), values["extinct"]
     assert late is not None
-    rounds = standard.late[1]
-    left = np.where(late >= 1, 1.0, late**rounds)
-    numbers = {"relative_late": late / late[0], "left": left / left[0], "extinct": extinct}
+    with np.errstate(divide="ignore", invalid="ignore"):  # the shared partition is lost at once
+        relative = late / late[0]
+    left = np.minimum(relative, 1.0) ** standard.late[1]
+    numbers = {"relative_late": relative, "left": left, "extinct": extinct}
     return {name: Measurement(x, x, x, 1) for name, x in numbers.items()}
 
 

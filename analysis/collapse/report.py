@@ -145,7 +145,7 @@ def collapse_report(
     base = check_seed("seed", seed)
     if seeds is not None and check_positive_int("seeds", seeds) < 2:
         raise expected("seeds", seeds, "at least 2 runs: one says nothing of its own spread")
-    rules = {r.label: r for r in (own, *map(get_rule, CONTROLS))} | {own.label: own}
+    rules = {own.label: own} | _controls(own)
     predictions = {s.name: {k: predict(r, s) for k, r in rules.items()} for s in standards}
     counts = {s.name: s.seeds(s.fidelity_for(own), seeds) for s in standards}
     total = len(rules) * sum(counts.values())
@@ -155,6 +155,21 @@ def collapse_report(
             for s in standards
         )
     return CollapseReport(own.label, own.source, base, parts)
+
+
+def _controls(own: AggregationRule) -> dict[str, AggregationRule]:
+    """The controls by name.
+
+    Raises:
+        InputError: if another rule goes by the name of one.
+    """
+    controls = {name: get_rule(name) for name in CONTROLS}
+    label = own.label
+    if label in controls and type(own) is not type(controls[label]):
+        raise expected(
+            "rule", label, f"a rule with a name of its own: {label} is a control of the report"
+        )
+    return controls
 
 
 def _scenario(

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.collapse.outcome import Agreement, Outcome
 from analysis.collapse.scenarios import Standard
-from analysis.collapse.verdict import CRITERIA, Collapse
+from analysis.collapse.verdict import CRITERIA, MOST, Collapse
 from analysis.collapse.words import (
     change_text,
     directions,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NAMES = {"fedavg": "FedAvg", "raflora": "raFLoRA"}
 UNTRUSTED = "The controls failed: do not trust this report."
+EVERYTHING = "it loses everything, the shared directions too"
 WIDTH = 100
 
 
@@ -70,7 +71,9 @@ def in_full(report: CollapseReport) -> str:
 def _evidence(rules: Mapping[str, Outcome], label: str, standard: Standard) -> str:
     own = rules[label]
     h = telling_partition(own)
-    rate = own.numbers["relative_rate"]
+    rate, extinct = own.numbers["relative_rate"], own.numbers["extinct"]
+    if own.verdict is Collapse.COLLAPSES and min(extinct.low[0], extinct.low[h]) > MOST:
+        return f"{EVERYTHING} (extinct in {extinct_text(own, h)})"
     if np.isnan(rate.value[h]):
         return f"above the shared rank {standard.levels[0]} nothing could be measured"
     lives = half_life_text(rate, h)
@@ -78,7 +81,7 @@ def _evidence(rules: Mapping[str, Outcome], label: str, standard: Standard) -> s
     if own.verdict is Collapse.KEEPS:
         left, late = share_text(own.numbers["left"], h), own.numbers["relative_late"]
         details.append(f"late in the run it {change_text(late, h)}, at {left} of the start")
-    elif own.numbers["extinct"].value[h] > 0:
+    elif extinct.value[h] > 0:
         details.append(f"extinct in {extinct_text(own, h)}")
     inside = "; ".join(details)
     others = ", ".join(

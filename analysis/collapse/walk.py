@@ -57,6 +57,11 @@ class Walk:
         mean = float(probability @ factor**2)
         return cls(typical, mean, np.array(extinct), np.array(median))
 
+    def times(self, factor: float) -> Walk:
+        """The walk whose energies all rounds multiply by a factor more; extinct is what was."""
+        gains = factor ** np.arange(len(self.median))
+        return Walk(self.typical * factor, self.mean * factor, self.extinct, self.median * gains)
+
 
 def walks(
     federation: Federation,
@@ -74,13 +79,16 @@ def walks(
         carries: whether a partition without contributors stays as it is.
 
     Returns:
-        One walk per rank level.
+        One walk per rank level. Extinct is what is lost beside the shared partition, which every
+        client carries, as in runs; where that one is gone by the end, what is lost at all.
     """
+    shared = float(np.abs(multiplier(np.ones(1)))[0])
+    unit = shared if shared > GONE ** (0.5 / rounds) else 1.0
 
     def of(law: ShareLaw) -> Walk:
         factor = np.asarray(multiplier(law.share), dtype=np.float64)
         if carries:
             factor = np.where(law.share == 0, 1.0, factor)
-        return Walk.of(factor, law.probability, rounds)
+        return Walk.of(factor / unit, law.probability, rounds).times(unit**2)
 
     return [of(law) for law in share_laws(federation)]

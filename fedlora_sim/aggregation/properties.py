@@ -24,11 +24,14 @@ class Properties:
 
     `dW_k = s_k B_k A_k` is client k's update, `w_k` its weight, and the result the whole update,
     with what goes into the base. Where nothing else is said, laws speak of cohorts whose highest
-    rank level is min(d_in, d_out), so that nothing is cut.
+    rank level is min(d_in, d_out), so that nothing is cut; of a first round, without state (shapes,
+    dtypes, finite results and purity are those of a second one too); and of clients that carry
+    their first r_k directions.
 
     Args:
         client_order: the order of the clients does not matter.
-        weight_scale: all weights times a positive number change nothing.
+        weight_scale: all weights times a positive number change nothing. Engines hand in weights
+            up to a common factor: a rule of which this is False is another one there.
         weight_repetition: a client of weight 2 is the client of weight 1 twice.
         zero_weight: a client of weight 0 changes nothing.
         single_client: one client alone comes back as it is.
@@ -48,6 +51,8 @@ class Properties:
             within partitions alone (`partition`), or for neither (`none`).
         partition_identity: partition h is FedAvg's, divided by its coverage `W_h`.
         equal_ranks_fedavg: with equal ranks the rule is FedAvg.
+        nonfinite: NaN and infinity are refused or show in the result; False for rules that leave
+            out clients who send such.
         low_rank_client: one more client of the lowest rank `keeps` the partitions above it as they
             are, or always `dilutes` them.
         empty_partitions: partitions without contributors are lost, carried or refused, as
@@ -82,6 +87,7 @@ class Properties:
     gauge: Gauge | None = None
     partition_identity: Declared = None
     equal_ranks_fedavg: Declared = None
+    nonfinite: Declared = True
     low_rank_client: LowRankClient | None = None
     empty_partitions: Literal[True] | None = None
     unknown_level: Declared = None

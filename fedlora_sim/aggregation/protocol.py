@@ -83,8 +83,8 @@ class Aggregator(Protocol):
         Args:
             updates: of the cohort's clients, `lora_A` (r_k, d_in), `lora_B` (d_out, r_k), each with
                 its scaling, of one dtype on one device.
-            weights: of the clients (their sample counts), not normalised; none is negative, and one
-                at least is positive.
+            weights: of the clients: their sample counts up to a common positive factor. None is
+                negative, and one at least is positive.
             context: what else the server knows.
             state: what the rule returned last round; empty in the first.
 

@@ -59,6 +59,8 @@ def get_rule(rule: str | AggregationRule | Aggregator, **options: object) -> Agg
         if options:
             raise expected("options", options, "none beside a rule that is already made")
         return as_rule(rule)
+    if isinstance(rule, type) and hasattr(rule, "step"):
+        raise expected("rule", rule.__name__, f"a rule that is made: {rule.__name__}()")
     name, *parts = rule.split(":") if isinstance(rule, str) else (rule,)
     _load_entry_points()
     chosen = check_choice("rule", name, [*_RULES, *_ALIASES])

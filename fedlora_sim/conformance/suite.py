@@ -13,6 +13,9 @@ from fedlora_sim.conformance.result import CheckResult, Status
 from fedlora_sim.conformance.runner import Search, check_hypothesis
 from fedlora_sim.errors import check_choice, check_positive_int, check_seed
 
+LEAST_FOR_ABSENT = 300
+"""Cases that are tried for a counterexample that a rule declares: the first one ends the search."""
+
 
 def check_aggregator(
     rule: str | AggregationRule | Aggregator,
@@ -30,7 +33,8 @@ def check_aggregator(
 
     Args:
         rule: name of a registered rule, or a rule.
-        examples: cases to try per law; that of the Hypothesis profile in force when None.
+        examples: cases to try per law; that of the Hypothesis profile in force when None. For the
+            counterexample to a law that is declared absent more are tried, if need be.
         seed: of the search: the same one tries the same cases.
         checks: names of the checks to run; all when None.
         shrink: make counterexamples small, which takes most of the time where there are some.
@@ -95,17 +99,17 @@ def run_check(
     if missing is not None:
         return result("skipped", f"not to be had here: {missing}")
     strategy = suitable(properties, **check.options)
-    search = Search(
-        partial(check.test, rule), strategy, examples, seed, shrink, absent=not declared
-    )
+    # Who says that a law is broken must not fail because few cases happened to keep it.
+    count = examples if declared else max(examples, LEAST_FOR_ABSENT)
+    search = Search(partial(check.test, rule), strategy, count, seed, shrink, absent=not declared)
     status, reason = _judge(search, declared)
     return result(status, reason, examples=search.tried, counterexample=search.counterexample)
 
 
 def _judge(search: Search, declared: bool) -> tuple[Status, str]:
+    if search.counterexample is None and not search.tried:
+        return "skipped", "no case of which the law speaks was found"
     if search.counterexample is None and declared:
-        if not search.tried:
-            return "skipped", "no case of which the law speaks was found"
         return "passed", ""
     if search.counterexample is None:
         return "failed", f"declared absent, but {search.tried} cases keep the law"

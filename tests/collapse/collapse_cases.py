@@ -11,6 +11,7 @@ from torch import Tensor
 
 from analysis.collapse import CollapseReport
 from fedlora_sim.aggregation import Aggregated, Context, Properties, State, get_rule
+from fedlora_sim.aggregation.fedavg import FedAvg
 from fedlora_sim.aggregation.raflora import RaFLoRA
 from fedlora_sim.aggregation.weights import DataWeightedRule
 from fedlora_sim.factors import LoRAFactors, from_svd
@@ -66,6 +67,32 @@ class Raised(RaFLoRA):
     name: ClassVar[str] = "raised"
 
 
+@dataclass(frozen=True)
+class Shrinking(RaFLoRA):
+    """raFLoRA times a factor, as it declares: what is lost is lost by all directions alike."""
+
+    name: ClassVar[str] = "shrinking"
+    factor: float = 0.5
+
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
+        return self.factor * super().direction_weights(weights, members, norms)
+
+    def multiplier(self, coverage: Tensor) -> Tensor:
+        return self.factor * super().multiplier(coverage)
+
+
+@dataclass(frozen=True)
+class Impostor(FedAvg):
+    """raFLoRA's weights under the name that it inherits."""
+
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
+        return RaFLoRA().direction_weights(weights, members, norms)
+
+
 class _Foreign:
     source = "a test"
     properties = Properties()
@@ -100,6 +127,29 @@ class Momentum(_Foreign):
         u, s, vh = torch.linalg.svd(previous + moved, full_matrices=False)
         r = context.r_max
         return Aggregated(from_svd(u[:, :r], s[:r], vh[:r])), {"moved": moved}
+
+
+class Declaring(_Foreign):
+    """FedAvg by the protocol alone, with the multiplier it has."""
+
+    name = "declaring"
+    properties = Properties(multiplier=lambda coverage: coverage)
+
+    def step(
+        self,
+        updates: Sequence[LoRAFactors],
+        weights: Sequence[float],
+        context: Context,
+        state: State,
+    ) -> tuple[Aggregated, State]:
+        return get_rule("fedavg").step(updates, weights, context, state)
+
+
+class ByNorms(Declaring):
+    """The same, with a multiplier of other shares."""
+
+    name = "by_norms"
+    properties = Properties(multiplier=lambda coverage: coverage, coverage="norms")
 
 
 class Turning(_Foreign):

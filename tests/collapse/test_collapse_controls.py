@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from collapse_cases import Halving, Momentum
+from collapse_cases import Halving, Impostor, Momentum
 
 from analysis.collapse import Collapse, collapse_report, report
 from analysis.collapse.sentences import UNTRUSTED
 from fedlora_sim.aggregation import AggregationRule, get_rule
+from fedlora_sim.aggregation.fedavg import FedAvg
 
 
 class _Disguised(Halving):
@@ -37,6 +38,14 @@ def test_a_control_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.sentence.startswith(UNTRUSTED)
     assert f"Control failed: {wrong}." in str(found)
     assert found.to_json()["failed_controls"] == [wrong]
+
+
+def test_a_rule_does_not_take_the_place_of_a_control() -> None:
+    with pytest.raises(ValueError, match="rule='fedavg': expected a rule with a name of its own"):
+        collapse_report(Impostor(), scenarios=("full",))
+    found = collapse_report(FedAvg(), scenarios=("full",))
+    assert found.verdict is Collapse.COLLAPSES
+    assert list(found.scenarios[0].rules) == ["fedavg", "raflora"]
 
 
 def test_two_runs_of_what_is_drawn_are_too_few_for_trust() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.collapse.gauge import extinct_round, measure, series_of
+from analysis.collapse import collapse_report
+from analysis.collapse.gauge import extinct_round, measure, series_of, versus
 from analysis.collapse.scenarios import standards
 from analysis.collapse.verdict import Collapse, by_partition, of_partitions
 from analysis.collapse.walk import Walk
@@ -77,6 +78,48 @@ def test_runs_that_die_at_once_have_no_energy_left_to_lose() -> None:
     assert np.isnan(found["late_rate"].value[1])
     assert np.isnan(found["left"].value[1])
     assert of_partitions(found) is Collapse.COLLAPSES
+
+
+def test_one_survivor_of_several_runs_has_no_bounds() -> None:
+    path = energies(1.0, 0.5)
+    path[0, 1:, 1] = 0
+    drawn, alike = (measure(path, standard, ERROR) for standard in (COHORTS, FULL))
+    for name in ("rate", "late_rate", "left", "relative_rate", "relative_late"):
+        assert drawn[name].value[1] > 0
+        assert (drawn[name].low[1], drawn[name].high[1]) == (0, np.inf)
+        assert alike[name].low[1] == alike[name].high[1]  # nothing is drawn
+    assert of_partitions(drawn) is Collapse.UNDECIDED
+    found = versus(path, energies(1.0, 0.9), COHORTS, ERROR)
+    assert (found.low[1], found.high[1]) == (0, np.inf)
+    path[1, COHORTS.late[0] + 1 :, 1] = 0  # the survivor is lost in the late window's first round
+    late = measure(path, COHORTS, ERROR)["late_rate"]
+    assert (late.value[1], late.low[1], late.high[1]) == (0, 0, np.inf)
+
+
+def test_a_trajectory_alone_is_exact() -> None:
+    found = measure(energies(1.0, 0.5, runs=1), COHORTS, ERROR)
+    for name in ("rate", "late_rate", "left", "extinct"):
+        np.testing.assert_array_equal(found[name].low, found[name].high)
+    assert of_partitions(found) is Collapse.COLLAPSES
+
+
+def test_few_survivors_of_a_report_have_no_exact_rate() -> None:
+    part = collapse_report("fedavg", scenarios=["cohorts"], seeds=2).scenarios[0]
+    numbers = part.rules["fedavg"].numbers
+    for name in ("late_rate", "left"):
+        found = numbers[name]
+        known = ~np.isnan(found.value[1:])
+        assert known.any()
+        assert (found.low[1:] < found.high[1:])[known].all()
+    assert part.verdict("fedavg") is Collapse.UNDECIDED
+
+
+def test_what_is_gone_with_the_shared_partition_is_extinct() -> None:
+    path = energies(0.02, 0.02, 0.6)
+    found = measure(path, FULL, ERROR)
+    np.testing.assert_array_equal(found["extinct"].value, [1, 1, 0])  # 0.6**20 is left
+    assert extinct_round(path, FULL) == (11, 11, np.inf)
+    assert by_partition(found) == (Collapse.COLLAPSES, Collapse.UNDECIDED)
 
 
 def test_what_is_back_after_a_round_is_not_extinct() -> None:

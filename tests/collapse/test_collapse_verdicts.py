@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from collapse_cases import (
     Boasting,
+    ByNorms,
+    Declaring,
     Explosive,
     Halving,
     Honest,
@@ -13,6 +15,7 @@ from collapse_cases import (
     Nothing,
     Raised,
     Reports,
+    Shrinking,
     Small,
     Turning,
 )
@@ -20,6 +23,9 @@ from collapse_cases import (
 from analysis.closed_form.rules import RULES
 from analysis.collapse import SCENARIOS, Collapse, CollapseReport, collapse_report
 from analysis.collapse.outcome import Agreement
+from analysis.collapse.predict import predict
+from analysis.collapse.scenarios import standards
+from fedlora_sim.aggregation import Aggregator, get_rule
 
 C, K = Collapse.COLLAPSES, Collapse.KEEPS
 # In the order of `SCENARIOS`: above FedAvg's threshold training holds what FedAvg dilutes once.
@@ -152,14 +158,72 @@ def test_energy_that_turns_away_is_not_called_lost() -> None:
     assert own.notes[0] in str(report).replace("\n    ", " ")
 
 
-def test_a_rule_that_loses_everything_is_not_said_to_lose_its_rank() -> None:
+def test_what_a_protocol_rule_declares_is_a_prediction() -> None:
+    report = collapse_report(Declaring(), seeds=16, scenarios=("full", "cohorts", "gains"))
+    full, cohorts, gains = (part.rules["declaring"] for part in report.scenarios)
+    for own in (full, cohorts):
+        assert own.prediction.source == "declared multiplier"
+        assert own.prediction.verdict is C
+    np.testing.assert_allclose(full.prediction.values["rate"], [1.0, 0.36, 0.09])
+    assert set(full.agreement["rate"]) == {Agreement.AGREES}
+    assert agreements(report)[Agreement.DISAGREES] == []
+    assert gains.prediction.values == {}
+    assert "not applicable here: it speaks of clients that return alike" in gains.prediction.source
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (ByNorms(), "not applicable here: it is not one of shares of the clients' weights"),
+        ("raflora:canonicalize=true", "not applicable here: the rule is more than weights"),
+        (Momentum(), "no closed form declared"),
+    ],
+)
+def test_reasons_for_no_prediction_are_told_apart(rule: str | Aggregator, why: str) -> None:
+    prediction = predict(get_rule(rule), standards()["full"])
+    assert why in prediction.source
+    assert prediction.values == {}
+
+
+def test_a_factor_for_all_directions_is_no_collapse_in_theory_either() -> None:
+    report = collapse_report(Shrinking(), seeds=200, scenarios=("full", "cohorts"))
+    assert agreements(report)[Agreement.DISAGREES] == []
+    for part in report.scenarios:
+        assert part.rules["shrinking"].prediction.verdict is K
+        assert part.verdict("shrinking") is K
+    told = report.scenarios[0].rules["shrinking"].prediction
+    assert told.path is not None
+    np.testing.assert_allclose(told.values["rate"], 0.25)
+    np.testing.assert_allclose(told.path[2], 0.25**2)
+
+
+def test_a_rule_that_shrinks_everything_to_rounding_loses_everything() -> None:
+    report = collapse_report(Shrinking(factor=0.1), scenarios=("full",))
+    own = report.scenarios[0].rules[report.rule]
+    assert own.verdict is C
+    assert own.prediction.verdict is C
+    np.testing.assert_array_equal(own.numbers["extinct"].value, 1.0)
+    assert agreements(report)[Agreement.DISAGREES] == []
+    assert "it loses everything, the shared directions too" in report.sentence
+
+
+def test_a_multiplier_of_zero_is_foretold_to_lose_everything() -> None:
+    prediction = predict(Shrinking(factor=0.0), standards()["full"])
+    assert prediction.verdict is C
+    np.testing.assert_array_equal(prediction.values["rate"], 0.0)
+    assert np.isnan(prediction.values["rho"]).all()
+
+
+def test_a_rule_that_loses_everything_is_not_said_to_lose_its_rank_alone() -> None:
     report = collapse_report(Nothing(), seeds=8, scenarios=("full",))
     own = report.scenarios[0].rules["nothing"]
-    assert report.verdict is Collapse.UNDECIDED
+    assert report.verdict is C
+    np.testing.assert_array_equal(own.numbers["extinct"].value, 1.0)
+    assert own.extinct_rounds == (1, 1, 1)
     assert np.isnan(own.numbers["relative_rate"].value[1:]).all()
     np.testing.assert_array_equal(own.numbers["rate"].value, 0.0)
     assert "shared partition is lost too, in 100%" in own.notes[0]
-    assert "nothing could be measured" in report.sentence
+    assert "it loses everything, the shared directions too" in report.sentence
 
 
 def test_a_rule_that_diverges_decides_nothing() -> None:
@@ -184,7 +248,6 @@ def test_a_rule_that_fails_in_one_scenario_is_judged_in_the_others() -> None:
 
 def test_the_standard_scenarios_have_three_levels_and_a_threshold_between_the_flows() -> None:
     from analysis import closed_form
-    from analysis.collapse.scenarios import standards
 
     known = standards()
     assert tuple(known) == SCENARIOS

@@ -105,9 +105,9 @@ class OnlyTheFirstFile(DenseFedAvg):
 
 
 class WeightsNotNormalised(DenseFedAvg):
-    """Sample counts where shares are meant; the engines hand out relative weights in a batch."""
+    """Sample counts where shares are meant."""
 
-    fails = MEAN | ALONE | HULLS | DILUTION | {"weight_scale", "batched"}
+    fails = MEAN | ALONE | HULLS | DILUTION | {"weight_scale"}
 
     def shares(self, clients):
         return [c.weight for c in clients]
@@ -156,14 +156,16 @@ class DilutedOnceDeclared(DenseZeroPad):
 
 
 class ShapesGuessed(DenseFedAvg):
-    """A is the factor with fewer rows than columns, and the first one where both are square."""
+    """A is the factor with fewer rows than columns, and of two square ones the one that has B's.
 
-    fails = MEAN | ALONE | HULLS | GAUGES | {"orthogonal"}
+    Padded to the smaller side of a square layer both are square, whoever's they are.
+    """
+
+    fails = MEAN | ALONE | HULLS | GAUGES | {"orthogonal", "low_rank_client_dilutes"}
 
     def client(self, update, weight, held, r_max):
-        if update.lora_A.shape == update.lora_B.shape:
-            update = LoRAFactors(update.lora_B, update.lora_A, update.scaling)
-        return super().client(update, weight, held, r_max)
+        own = super().client(update, weight, held, r_max)
+        return replace(own, A=own.B, B=own.A) if own.A.shape == own.B.shape else own
 
 
 class RunningMean(DenseFedAvg):
@@ -231,23 +233,21 @@ class ResidualKept(StackedExact):
 
 
 class SinglePrecision(DenseFedAvg):
-    """Sums in float32, whatever the updates are in: the results of one law differ by 1e-7.
-
-    Each update is rounded as a whole, so that how it is written does not matter.
-    """
+    """Products and sums in float32, whatever the updates are in: what is one differs by 1e-7."""
 
     fails = (
         MEAN
         | ALONE
         | HULLS
-        | {"client_order", "weight_repetition", "homogeneous", "batched"}
+        | GAUGES
+        | {"client_order", "weight_repetition", "homogeneous", "scaling_convention"}
         | {"orthogonal", "transpose", "linear"}
     )
 
     def mean(self, clients, context):
         weights = torch.tensor([c.weight for c in clients], dtype=torch.float32)
-        shares = weights / weights.sum()
-        return sum(p * c.dW.float() for p, c in zip(shares, clients, strict=True))
+        deltas = [c.scaling * c.B.float() @ c.A.float() for c in clients]
+        return sum(p * dW for p, dW in zip(weights / weights.sum(), deltas, strict=True))
 
 
 AVERAGES = (

@@ -15,7 +15,7 @@ from fedlora_sim.conformance import CHECKS, check_aggregator, runner
 from fedlora_sim.conformance.law import Check, universal
 from fedlora_sim.conformance.result import NotApplicable
 from fedlora_sim.conformance.runner import MOST_KEPT
-from fedlora_sim.conformance.suite import run_check
+from fedlora_sim.conformance.suite import LEAST_FOR_ABSENT, run_check
 
 FEW = 20
 # What is declared of a rule that declares nothing.
@@ -76,7 +76,7 @@ def test_a_law_that_is_declared_absent_is_expected_to_be_broken():
 def test_a_law_that_is_declared_absent_and_kept_fails():
     result = one(declaring(linear=False), "linear")
     assert (result.status, result.counterexample) == ("failed", None)
-    assert result.reason == f"declared absent, but {FEW} cases keep the law"
+    assert result.reason == f"declared absent, but {LEAST_FOR_ABSENT} cases keep the law"
 
 
 def test_what_nothing_is_said_of_is_skipped():

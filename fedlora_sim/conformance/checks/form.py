@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,12 +13,28 @@ from torch import Tensor
 
 from fedlora_sim.aggregation import NO_STATE, Aggregated, Aggregator, State
 from fedlora_sim.conformance.case import Case, copied
-from fedlora_sim.conformance.law import Check, universal
+from fedlora_sim.conformance.law import Check, by_property, universal
 from fedlora_sim.conformance.result import Violation
 
 
 def _shapes(rule: Aggregator, case: Case) -> None:
-    result, r_max = case.step(rule)[0], case.rank_levels[-1]
+    """In a first round and in a second one, which has the state of the first."""
+    first, state = case.step(rule)
+    _check_state(state)
+    for result in (first, case.step(rule, state)[0]):
+        _check_shapes(result, case)
+
+
+def _check_state(state: object) -> None:
+    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise Violation("a state that is no mapping of names to tensors")
+    for name in state:
+        if not isinstance(name, str) or "/" in name:
+            raise Violation(f"a state named {name!r}: a name is text without a '/'")
+
+
+def _check_shapes(result: Aggregated, case: Case) -> None:
+    r_max = case.rank_levels[-1]
     d_out, d_in = case.previous.d_out, case.previous.d_in
     for name, found, wanted in (
         ("lora_A", result.adapter.lora_A, (r_max, d_in)),
@@ -30,9 +46,10 @@ def _shapes(rule: Aggregator, case: Case) -> None:
 
 
 def _finite(rule: Aggregator, case: Case) -> None:
-    found = case.delta(rule)
-    if not bool(torch.isfinite(found).all()):
-        raise Violation("finite updates, and a result that is not")
+    first, state = case.step(rule)
+    for result in (first, case.step(rule, state)[0]):
+        if not bool(torch.isfinite(result.delta()).all()):
+            raise Violation("finite updates, and a result that is not")
 
 
 def _nonfinite(rule: Aggregator, case: Case) -> None:
@@ -126,7 +143,7 @@ CHECKS = (
         {"full_rank": False},
     ),
     Check("finite", "Finite updates give a finite result.", _finite, universal),
-    Check("nonfinite", "NaN and infinity do not vanish.", _nonfinite, universal),
+    Check("nonfinite", "NaN and infinity do not vanish.", _nonfinite, by_property("nonfinite")),
     Check(
         "inputs_untouched",
         "What is given stays as it is.",

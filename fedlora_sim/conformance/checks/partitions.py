@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from fedlora_sim.aggregation import Aggregator, get_rule
 from fedlora_sim.conformance.case import Case, only
 from fedlora_sim.conformance.law import Check, by_property, require_close
 from fedlora_sim.conformance.result import NotApplicable, Violation
+from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import partition_slices
 
 
@@ -30,6 +33,10 @@ def _equal_ranks_fedavg(rule: Aggregator, case: Case) -> None:
 def _empty_partition_zero(rule: Aggregator, case: Case) -> None:
     """Rank indices that nobody carries come back as nothing, whatever the last adapter was."""
     alone = replace(_without_top(case), empty_partition="zero")
+    silent = alone.with_clients([_silent(u) for u in alone.updates], alone.weights)
+    nothing = torch.zeros_like(case.previous.delta())
+    what = "a round of zero updates under empty_partition='zero', and nothing,"
+    require_close(silent.delta(rule), nothing, what, case.size)
     doubled = replace(alone.previous, lora_B=2 * alone.previous.lora_B)
     other = replace(alone, previous=doubled)
     what = "a round under empty_partition='zero', and with another last adapter,"
@@ -46,7 +53,18 @@ def _empty_partition_carry(rule: Aggregator, case: Case) -> None:
     require_close(silent.delta(rule), wanted, what, case.size)
 
 
+def _silent(update: LoRAFactors) -> LoRAFactors:
+    return replace(update, lora_B=torch.zeros_like(update.lora_B))
+
+
 def _empty_partition_error(rule: Aggregator, case: Case) -> None:
+    """Refused where nobody carries a partition; where somebody carries each, as under `zero`."""
+    covered = case.with_clients((*case.updates, case.previous), (*case.weights, 1.0))
+    under_error, under_zero = (
+        replace(covered, empty_partition=policy).delta(rule) for policy in ("error", "zero")
+    )
+    what = "a round without empty partitions under empty_partition='error', and under 'zero',"
+    require_close(under_error, under_zero, what, covered.size)
     try:
         replace(_without_top(case), empty_partition="error").step(rule)
     except ValueError:
@@ -56,7 +74,7 @@ def _empty_partition_error(rule: Aggregator, case: Case) -> None:
 
 def _unknown_level(rule: Aggregator, case: Case) -> None:
     """A client of a rank between the levels of the federation."""
-    rank = case.updates[0].rank
+    rank = case.taking_part[0].rank
     if rank == case.rank_levels[-1]:
         raise NotApplicable  # without the highest level the last adapter would not fit
     levels = tuple(level for level in case.rank_levels if level != rank)
@@ -69,6 +87,8 @@ def _unknown_level(rule: Aggregator, case: Case) -> None:
 
 def _without_top(case: Case) -> Case:
     """The round in which nobody has the highest level."""
+    if len(case.rank_levels) == 1:
+        raise NotApplicable
     lower, top = case.rank_levels[-2:]
     updates = (u.truncate(lower) if u.rank == top else u for u in case.updates)
     return replace(case, updates=tuple(updates))
