@@ -119,7 +119,7 @@ def test_a_cluster_with_killed_workers_and_a_killed_driver_ends_as_the_serial_ru
     distributed = pytest.importorskip("distributed")
     out = tmp_path / "out"
     cluster = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50
     )
     with cluster, distributed.Client(cluster) as client:
 

@@ -28,7 +28,7 @@ def client() -> Iterator[Any]:
     """A scheduler and two workers, threads of this process: what they raise is seen at once."""
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
         ) as local,
         distributed.Client(local) as connected,
     ):
