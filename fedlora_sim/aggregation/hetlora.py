@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation.properties import Properties
+from fedlora_sim.aggregation.properties import Properties, of_factor_average
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.rule import AggregationRule, Space
 from fedlora_sim.aggregation.weights import data_shares
@@ -46,17 +46,8 @@ class HetLoRA(AggregationRule):
     def properties(self) -> Properties:
         """As `ZeroPad`, but that samples count for nothing unless `data_weighted`."""
         return replace(
-            super().properties,
+            of_factor_average(super().properties),
             weight_repetition=self.data_weighted,
-            transpose=True,
-            linear=False,
-            exact=False,
-            best_approximation=False,
-            rank_bound=True,
-            energy_hull="none",
-            gauge="none",
-            partition_identity=False,
-            equal_ranks_fedavg=False,
             low_rank_client="dilutes",
             coverage="weights_and_norms" if self.data_weighted else "norms",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -98,3 +98,23 @@ class Properties:
     equal_ranks_only: bool = False
     multiplier: Callable[[Tensor], Tensor] | None = None
     coverage: Coverage = "weights"
+
+
+def of_factor_average(usual: Properties) -> Properties:
+    """The laws of every average of A and of B apart, beside those that are usual.
+
+    Cross terms of different clients' A and B make it neither linear nor exact, and its norm may be
+    more than any client's; what it returns depends on how an update is written.
+    """
+    return replace(
+        usual,
+        transpose=True,
+        linear=False,
+        exact=False,
+        best_approximation=False,
+        rank_bound=True,
+        energy_hull="none",
+        gauge="none",
+        partition_identity=False,
+        equal_ranks_fedavg=False,
+    )

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedlora_sim.aggregation.properties import Properties
+from fedlora_sim.aggregation.properties import Properties, of_factor_average
 from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.rule import Space
 from fedlora_sim.aggregation.weights import DataWeightedRule
@@ -37,16 +37,7 @@ class ZeroPad(DataWeightedRule):
     def properties(self) -> Properties:
         """An average of factors: neither linear nor exact, and directions are diluted twice."""
         return replace(
-            super().properties,
-            transpose=True,
-            linear=False,
-            exact=False,
-            best_approximation=False,
-            rank_bound=True,
-            energy_hull="none",
-            gauge="none",
-            partition_identity=False,
-            equal_ranks_fedavg=False,
+            of_factor_average(super().properties),
             low_rank_client="dilutes",
             continuous=True,
         )

@@ -23,6 +23,7 @@ from broken_averages import AVERAGES
 from broken_rounds import ROUNDS
 from conformance_cases import by_status, outcomes
 from healthy_rules import HEALTHY_RULES
+from test_own_rules import OPTIONS
 from tqdm import tqdm
 
 from fedlora_sim import __version__
@@ -30,7 +31,6 @@ from fedlora_sim.aggregation import get_rule, rule_names
 from fedlora_sim.conformance import CHECKS
 
 OUT = Path(__file__).parents[2] / "results" / "recorded" / "conformance.json"
-OPTIONS = ("raflora:canonicalize=true", "fedex:residual_rank=1", "hetlora:data_weighted=true")
 
 
 def main() -> None:
