@@ -1,0 +1,227 @@
+"""What rules from outside say of themselves, and what is refused: names, options, results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from foreign_cases import DenseFedAvg, DenseFedEx, Moving, cohort, scenario
+
+from fedlora_sim import aggregate, simulate
+from fedlora_sim.aggregation import (
+    Aggregated,
+    Properties,
+    as_rule,
+    get_rule,
+    register,
+    registry,
+    rule_names,
+)
+from fedlora_sim.aggregation.describe import describe
+from fedlora_sim.factors import LoRAFactors
+
+
+def test_names_options_and_listings():
+    rule = get_rule(Moving(beta=0.25))
+    assert as_rule(rule) is rule
+    assert (rule.name, rule.label) == ("moving", "moving:beta=0.25")
+    assert rule.options == {"beta": 0.5}
+    assert get_rule(Moving()).label == "moving"
+    assert rule.properties is Moving.properties
+    assert rule.is_linear
+    assert not get_rule(DenseFedEx()).has_spectral_form
+    told = describe(rule)
+    assert (told.options, told.averages, told.also) == ("beta=0.5", "in its own way", "")
+    assert told.summary.startswith("FedAvg with a velocity")
+    assert told.multiplier == "not declared"
+
+
+def test_a_multiplier_is_told_and_applied_as_declared():
+    @dataclass(frozen=True)
+    class Doubled(DenseFedAvg):
+        properties: ClassVar[Properties] = Properties(multiplier=lambda w: 2 * w)
+
+    rule = get_rule(Doubled())
+    assert describe(rule).multiplier == "declared, not in words"
+    assert float(rule.multiplier(torch.tensor(0.5))) == 1.0
+    with pytest.raises(ValueError, match="a rule that declares a multiplier"):
+        get_rule(DenseFedAvg()).multiplier(torch.tensor(0.5))
+    with pytest.raises(ValueError, match="weights per client and direction"):
+        rule.direction_weights(torch.ones(1), torch.ones(1, 1))
+
+
+def test_what_engines_ask_follows_from_the_properties():
+    @dataclass(frozen=True)
+    class Told(DenseFedAvg):
+        properties: ClassVar[Properties] = Properties(common_a=True, empty_partitions=True)
+
+    rule = get_rule(Told())
+    assert (rule.frozen_a, rule.has_empty_partition_policy, rule.is_linear) == (True, True, False)
+    plain = get_rule(DenseFedAvg())
+    assert (plain.frozen_a, plain.has_empty_partition_policy, plain.space) == (
+        False,
+        False,
+        "product",
+    )
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    monkeypatch.setattr(registry, "_ALIASES", dict(registry._ALIASES))
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_the_decorator_takes_any_rule():
+    register(Moving)
+    assert "moving" in rule_names()
+    assert get_rule("moving:beta=0.25") == get_rule(Moving(beta=0.25))
+    with pytest.raises(ValueError, match="did you mean 'beta'"):
+        get_rule("moving:betta=1")
+
+
+@dataclass(frozen=True)
+class Listed(DenseFedAvg):
+    """Options of all kinds."""
+
+    parts: list[int] = field(default_factory=lambda: [1, 2])
+    beta: float = 0.5
+    derived: float = field(init=False, default=0.0)
+    name: ClassVar[str] = "listed"
+
+
+def test_options_may_be_made_and_what_is_derived_is_no_option():
+    assert get_rule(Listed()).options == {"parts": [1, 2], "beta": 0.5}
+    assert get_rule(Listed()).label == "listed"
+    assert get_rule(Listed(parts=[3])).label == "listed:parts=[3]"
+
+
+class Stepless:
+    name, source, properties = "stepless", "a test", Properties()
+
+
+class Silent(DenseFedAvg):
+    properties = None
+
+
+class Nameless(DenseFedAvg):
+    name = " "
+
+
+class Sourceless(DenseFedAvg):
+    source = None
+
+
+class Split(DenseFedAvg):
+    name = "a,b"
+
+
+class Nowhere(DenseFedAvg):
+    space = "elsewhere"
+
+
+REFUSED = [
+    (Stepless, r"rule='Stepless': expected an AggregationRule, or an object with `step`"),
+    (Silent, r"Silent\.properties=None: expected Properties"),
+    (Nameless, r"Nameless\.name=' ': expected text"),
+    (Sourceless, r"Sourceless\.source=None: expected text"),
+    (Split, r"Split\.name='a,b': expected a name without ':' and ','"),
+    (Nowhere, r"Nowhere\.space='elsewhere': expected one of factor, none, product"),
+]
+
+
+@pytest.mark.parametrize(("rule", "message"), REFUSED)
+@pytest.mark.usefixtures("own_registry")
+def test_what_is_no_rule_is_refused_at_every_door(rule, message):
+    with pytest.raises(ValueError, match=message):
+        as_rule(rule())
+    with pytest.raises(ValueError, match=message):
+        register(rule)
+    if rule is not Stepless:
+        with pytest.raises(ValueError, match=message):
+            aggregate(cohort(), None, rule())
+    assert rule_names() == tuple(sorted(registry._RULES))
+
+
+@dataclass(frozen=True)
+class Demanding(DenseFedAvg):
+    beta: float
+    name: ClassVar[str] = "demanding"
+
+
+class NeedsMore(DenseFedAvg):
+    name = "needs_more"
+
+    def __init__(self, beta):
+        pass
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_class_of_rules_can_be_made_from_its_name_alone():
+    with pytest.raises(ValueError, match=r"Demanding\.beta='no default': expected options with"):
+        register(Demanding)
+    with pytest.raises(ValueError, match=r"rule='NeedsMore': expected .* without arguments"):
+        register(NeedsMore)
+
+
+class Returning(DenseFedAvg):
+    """Returns what it was made with, or the average with another state."""
+
+    name = "returning"
+
+    def __init__(self, returned=None, state=None):
+        object.__setattr__(self, "returned", returned)
+        object.__setattr__(self, "state", state)
+
+    def step(self, updates, weights, context, state):
+        result, _ = super().step(updates, weights, context, state)
+        if self.state is not None:
+            return result, self.state
+        if self.returned == "wide":
+            return Aggregated(LoRAFactors.from_delta(result.delta(), context.r_max + 1)), {}
+        return result if self.returned == "bare" else self.returned
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Returning("bare"), r"returning\.step='Aggregated': expected a pair"),
+        (Returning(), r"returning\.step='NoneType': expected a pair"),
+        (Returning((1, {})), r"returning\.step='tuple': expected a pair"),
+        (Returning("wide"), r"shapes of the adapter's B and A=\(\(6, 4\), \(4, 5\)\): .*\(6, 3\)"),
+        (Returning(state=[1]), r"returning\.step: state=\[1\]: expected tensors by name"),
+        (Returning(state={"n": 1.0}), r"returning\.step: state='n': expected tensors by name"),
+        (Returning(state={"a/b": torch.ones(1)}), r"state='a/b': expected .* no '/'"),
+    ],
+)
+def test_a_step_that_returns_something_else_is_refused(rule, message):
+    with pytest.raises(ValueError, match=message):
+        aggregate(cohort(), None, rule)
+
+
+def test_states_of_a_batch_have_one_form():
+    class Sometimes(DenseFedAvg):
+        name = "sometimes"
+
+        def step(self, updates, weights, context, state):
+            result, _ = super().step(updates, weights, context, state)
+            positive = float(updates[0].lora_A[0, 0]) > 0
+            return result, ({"x": torch.ones(2)} if positive else {})
+
+    updates = cohort(batch=(2,))
+    updates[0].lora_A[:, 0, 0] = torch.tensor([1.0, -1.0])
+    with pytest.raises(ValueError, match=r"sometimes\.step: state=.*one form in a batch"):
+        aggregate(updates, None, Sometimes())
+
+
+def test_the_spectral_fidelity_has_no_form_for_them():
+    with pytest.raises(ValueError, match=r"fidelity='spectral': expected matrix or training: mov"):
+        simulate(scenario(fidelity="spectral", subspace_noise=0.0), rule=Moving())
+
+
+def test_a_rule_is_no_other_rule_for_having_its_name():
+    assert get_rule(DenseFedAvg()) == get_rule(DenseFedAvg())
+    assert get_rule(Moving()) != get_rule(Moving(beta=0.1))
+    assert get_rule(replace(Moving(), beta=0.1)) == get_rule(Moving(beta=0.1))
