@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help install verify test test-deep check lint format types bench readme clean
+.PHONY: help install verify test test-deep check lint format types bench record clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,8 +76,8 @@ docs: $(DOCS)  ## build the documentation's site into build/docs/site, notebooks
 
 .PHONY: docs
 
-readme: $(STAMP)  ## record results/verify and write the README's table and picture from it
-	$(BIN)/python -m paper_figs.readme
+record: $(STAMP)  ## record results/verify; write the tables of README and docs from the record
+	$(BIN)/python -m paper_figs.record
 
 lab: $(VENV)/.lab  ## open the notebooks in JupyterLab, which is installed the first time
 	$(BIN)/jupyter lab notebooks

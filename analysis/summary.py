@@ -41,10 +41,6 @@ def conjecture_table(report: Record) -> str:
     return verdict_table({**report, "claims": chosen})
 
 
-def folded_tables(report: Record) -> str:
-    """Every claim, in one table per theme that a reader unfolds."""
-    blocks = []
-    for name, part in by_theme(report):
-        head = f"<details><summary>{name}: {len(part['claims'])} claims</summary>"
-        blocks.append(f"{head}\n\n{verdict_table(part)}\n\n</details>")
-    return "\n".join(blocks)
+def claim_tables(report: Record) -> str:
+    """Every claim, in one table per theme."""
+    return "\n\n".join(f"### {name}\n\n{verdict_table(part)}" for name, part in by_theme(report))

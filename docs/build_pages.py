@@ -1,7 +1,7 @@
 """Write the pages of the documentation into build/docs/pages, for mkdocs to make a site of them.
 
-Everything comes from elsewhere in the project: the README, the sympy derivations, the recorded
-verdicts, the recorded figures, docstrings and notebooks. Notebooks are run anew.
+Pages come from the README, from the texts beside this file, the sympy derivations, the figures
+that are drawn, docstrings and notebooks. Notebooks are run anew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from latex2mathml.converter import convert
 from analysis.derivations import symbols
 from analysis.derivations.appendix import derivations_of, notation, sections
 from analysis.derivations.statement import MARK
-from analysis.summary import conjecture_table, folded_tables, theme_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "build" / "docs" / "pages"
@@ -67,9 +66,10 @@ def main() -> None:
     shutil.copy(ROOT / "docs" / "extra.css", PAGES)
     _write("index.md", _relinked((ROOT / "README.md").read_text()))
     _write("contributing.md", _relinked((ROOT / "CONTRIBUTING.md").read_text()))
+    for text in sorted((ROOT / "docs").glob("*.md")):
+        _write(text.name, _relinked(text.read_text()))
     _write("changelog.md", (ROOT / "CHANGELOG.md").read_text())
     _write("theory.md", "\n\n".join(theory()))
-    _write("claims.md", claims())
     _write("figures.md", "\n\n".join(figures()))
     for name, (title, members, package) in API.items():
         _write(f"api/{name}.md", api(title, members, package))
@@ -119,14 +119,6 @@ def _unlatexed(paragraph: str) -> str:
     return f"<p>{re.sub(r'[$]([^$]+)[$]', lambda found: mathml(found[1]), text)}</p>"
 
 
-def claims() -> str:
-    """The recorded verdicts."""
-    report = json.loads((RECORD / "report.json").read_text())
-    parts = ["# Claims", theme_table(report), "## Conjectures", conjecture_table(report)]
-    tables = re.sub(r"<details><summary>(.*?)</summary>", r"### \1", folded_tables(report))
-    return "\n\n".join([*parts, "## All, by theme", tables.replace("</details>", "")])
-
-
 def figures() -> Iterator[str]:
     """The paper's figures with their captions, where `make figures` has drawn them."""
     yield "# Figures"
@@ -164,9 +156,13 @@ def run_notebook(path: Path, *, execute: bool) -> None:
 
 
 def _relinked(text: str) -> str:
-    """Links to files of the repository as code: the site does not hold the files."""
-    text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
-    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)#]+\)", r"\1", text)
+    """A document as a page: links to other pages hold, those to files of the repository are words.
+
+    The site has pages and recorded pictures side by side, and no other file.
+    """
+    text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL).replace("](../", "](")
+    text = text.replace("](docs/", "](").replace("](CONTRIBUTING.md", "](contributing.md")
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|[a-z_]+\.md)[^)]+\)", r"\1", text)
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The README's table of federated frameworks side by side, from the record of the bench."""
+"""The table of federated frameworks side by side, from the record of the bench."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's speed tables, from the records of `make bench`."""
+"""Speed tables, from the records of `make bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies in the record: what is copied there, and the README's tables of them."""
+"""Studies in the record: what is copied there, and the tables of them."""
 
 from __future__ import annotations
 

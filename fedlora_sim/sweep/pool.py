@@ -11,6 +11,7 @@ from joblib import Parallel, delayed
 
 from fedlora_sim.sweep.manifest import versions_of
 from fedlora_sim.sweep.plan import Task
+from fedlora_sim.sweep.store import drop_temporary
 from fedlora_sim.sweep.work import Outcome, Progress, do_task, prepare_worker
 
 MOST_BREAKS = 3
@@ -34,7 +35,7 @@ def in_processes(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[
         workers: number of processes.
 
     Returns:
-        Outcomes as they come.
+        Outcomes as they come; when it is closed its workers are gone, and their unfinished files.
 
     Raises:
         BrokenProcessPool: if workers are killed again and again, and nothing is finished.
@@ -55,7 +56,8 @@ def in_processes(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[
             if breaks == MOST_BREAKS:
                 raise
         finally:
-            made.close()
+            made.close()  # which returns when the workers are dead, with what they were writing
+            drop_temporary(folder)
 
 
 def _do(task: Task, folder: Path, versions: dict[str, str], owner: int) -> Outcome:

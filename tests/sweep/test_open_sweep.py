@@ -14,11 +14,6 @@ from fedlora_sim import Scenario, simulate
 from fedlora_sim.sweep import arrays, open_sweep
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "sweep"
-
-
 def test_dimensions_are_the_fields_of_the_grid(out: Path) -> None:
     swept(changed(SMALL, scenario={"drift_std": 0.1}), out)
     data = open_sweep(out)

@@ -11,7 +11,7 @@ import pytest
 from study_report_cases import study_report
 
 from analysis.real.study_tables import claims_table, outcomes_table, premise_table, scores_table
-from paper_figs.readme import render
+from paper_figs.record import render
 from paper_figs.study_record import record_studies, study_blocks
 
 KEPT = ["calibrated.png", "curves.nc", "study.json", "study_curves.png"]
@@ -83,9 +83,9 @@ def test_blocks_hold_every_recorded_study(results: Path) -> None:
         assert text.count(table(report)) == 2
         assert text.startswith("**other**, 3 seeds, 6 rounds: `fedlora-sim study small.toml`")
         assert "\n\n**small**, " in text
-    readme = "".join(f"<!-- {name}: generated -->\n<!-- end -->\n" for name in blocks)
-    rendered = render(readme, blocks)
-    assert all(text in rendered for text in blocks.values())
+    empty = "".join(f"<!-- {name}: generated -->\n<!-- end -->\n" for name in blocks)
+    rendered = render({"page.md": empty}, blocks)
+    assert all(text in rendered["page.md"] for text in blocks.values())
     assert render(rendered, blocks) == rendered
 
 

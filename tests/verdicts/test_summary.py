@@ -8,7 +8,7 @@ import pytest
 from report_cases import claim_entry
 
 from analysis.report import verdict_table
-from analysis.summary import by_theme, conjecture_table, folded_tables, theme_table
+from analysis.summary import by_theme, claim_tables, conjecture_table, theme_table
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_conjectures_stand_whole_and_alone(mixed: dict[str, Any]) -> None:
     assert set(rows) <= set(verdict_table(mixed).splitlines())
 
 
-def test_folded_tables_hold_every_row_once(mixed: dict[str, Any]) -> None:
-    text = folded_tables(mixed)
-    assert text.count("<details>") == text.count("</details>") == 2
+def test_claim_tables_hold_every_row_once(mixed: dict[str, Any]) -> None:
+    text = claim_tables(mixed)
+    assert text.count("### ") == 2
     for row in verdict_table(mixed).splitlines()[2:]:
         assert text.count(row) == 1

@@ -1,4 +1,4 @@
-"""The README's generated blocks: made anew from a record, or refused."""
+"""Generated blocks of the documents: made anew from a record, or refused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from analysis.report import digits_table, verdict_table
 from analysis.summary import conjecture_table, theme_table
-from paper_figs import readme
-from paper_figs.conformance import conformance_block
+from paper_figs import record
+from paper_figs.conformance import broken_table, conformance_line, suite_table
 
 TEMPLATE = """# Title
 
@@ -65,6 +65,12 @@ between
 <!-- end -->
 
 <!-- conformance: generated -->
+<!-- end -->
+
+<!-- conformance_rules: generated -->
+<!-- end -->
+
+<!-- conformance_broken: generated -->
 <!-- end -->
 
 after
@@ -145,32 +151,58 @@ CONFORMANCE = {
 }
 
 
+SMALL = """<!-- verdicts: generated -->
+<!-- end -->
+
+<!-- digits: generated -->
+<!-- end -->
+"""
+
+
 def blocks(report: dict[str, Any]) -> dict[str, str]:
     return {"verdicts": verdict_table(report), "digits": digits_table(report)}
 
 
+def render(text: str, report: dict[str, Any]) -> str:
+    return record.render({"page.md": text}, blocks(report))["page.md"]
+
+
 def test_blocks_are_replaced_and_the_rest_is_kept(report: dict[str, Any]) -> None:
-    text = readme.render(TEMPLATE, blocks(report))
-    assert "old table" not in text
-    assert text == TEMPLATE.replace("old table", verdict_table(report)).replace(
-        "<!-- digits: generated -->\n", f"<!-- digits: generated -->\n{digits_table(report)}\n"
+    old = "before\n\n" + SMALL.replace("-->\n<!-- end", "-->\nold table\n<!-- end", 1) + "after\n"
+    text = render(old, report)
+    assert text == (
+        f"before\n\n<!-- verdicts: generated -->\n{verdict_table(report)}\n<!-- end -->\n\n"
+        f"<!-- digits: generated -->\n{digits_table(report)}\n<!-- end -->\nafter\n"
     )
-    assert readme.render(text, blocks(report)) == text
+    assert render(text, report) == text
 
 
 def test_a_backslash_in_a_statement_is_taken_as_it_is(report: dict[str, Any]) -> None:
     report["claims"][0]["statement"] = r"\rho at \1."
-    assert r"\rho at \1." in readme.render(TEMPLATE, blocks(report))
+    assert r"\rho at \1." in render(SMALL, report)
 
 
 @pytest.mark.parametrize("name", ["verdicts", "digits"])
 def test_a_missing_block_is_refused(report: dict[str, Any], name: str) -> None:
-    with pytest.raises(SystemExit, match=f"{name}: generated"):
-        readme.render(TEMPLATE.replace(f"{name}:", "other:"), blocks(report))
+    with pytest.raises(SystemExit, match=f"expected a block '<!-- {name}: generated"):
+        render(SMALL.replace(f"<!-- {name}: generated -->\n<!-- end -->\n", ""), report)
 
 
-def test_the_conformance_block_counts_what_was_caught_and_hides_nothing() -> None:
-    text = conformance_block(CONFORMANCE)
+def test_a_block_that_nothing_generates_is_refused(report: dict[str, Any]) -> None:
+    with pytest.raises(SystemExit, match=r"page\.md: expected no block '<!-- other: generated"):
+        render(SMALL + "<!-- other: generated -->\n<!-- end -->\n", report)
+
+
+def test_blocks_stand_in_any_document_and_in_several(report: dict[str, Any]) -> None:
+    verdicts, digits = SMALL.split("\n\n")
+    made = record.render({"a": verdicts, "b": digits, "c": digits}, blocks(report))
+    assert verdict_table(report) in made["a"]
+    assert made["b"] == made["c"]
+    assert digits_table(report) in made["b"]
+
+
+def test_the_conformance_tables_count_what_was_caught_and_hide_nothing() -> None:
+    text = "\n".join(f(CONFORMANCE) for f in (conformance_line, suite_table, broken_table))
     assert "36 laws, 12,345 cases tried. Of 2 deliberately broken rules" in text
     assert "1 fail exactly the checks named for their bug; 2 healthy ones fail 1." in text
     assert "| `fedavg` | 30 | 2 | 0 | 4 | 9,000 |" in text
@@ -180,9 +212,9 @@ def test_the_conformance_block_counts_what_was_caught_and_hides_nothing() -> Non
 
 
 def test_a_block_without_its_end_is_refused(report: dict[str, Any]) -> None:
-    unfinished = TEMPLATE.replace("old table\n<!-- end -->", "old table")
-    with pytest.raises(SystemExit):
-        readme.render(unfinished, blocks(report))
+    unfinished = SMALL.replace("\n<!-- end -->", "", 1)
+    with pytest.raises(SystemExit, match="after every generated block"):
+        render(unfinished, report)
 
 
 @pytest.fixture
@@ -199,16 +231,16 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     (bench / "training.json").write_text(json.dumps(TRAINING))
     (bench / "rivals.json").write_text(json.dumps(RIVALS))
     (bench / "conformance.json").write_text(json.dumps(CONFORMANCE))
-    for name in readme.FIGURES:
+    for name in record.FIGURES:
         (figures / f"{name}.png").write_bytes(b"png")
-    monkeypatch.setattr(readme, "ROOT", tmp_path)
-    monkeypatch.setattr(readme, "RECORD", tmp_path / "results" / "recorded")
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setattr(record, "RECORD", tmp_path / "results" / "recorded")
     return tmp_path
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["readme", *arguments])
-    readme.main()
+    monkeypatch.setattr(sys, "argv", ["record", *arguments])
+    record.main()
 
 
 def test_a_recorded_readme_passes_its_check(
@@ -218,7 +250,7 @@ def test_a_recorded_readme_passes_its_check(
     text = (house / "README.md").read_text()
     for table in (verdict_table, theme_table, conjecture_table):
         assert table(report) in text
-    assert readme.rules_table() in text
+    assert record.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "conformance.json"),
         *("digits.png", "energies.png"),
@@ -265,7 +297,7 @@ def test_a_stale_readme_fails_its_check_and_is_not_touched(
     run(monkeypatch)
     stale = (house / "README.md").read_text().replace("supported", "refuted", 1)
     (house / "README.md").write_text(stale)
-    with pytest.raises(SystemExit, match="make readme"):
+    with pytest.raises(SystemExit, match="make record"):
         run(monkeypatch, "--check")
     assert (house / "README.md").read_text() == stale
 

@@ -1,0 +1,13 @@
+"""What tests of sweeps share as fixtures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A folder for a sweep, not made yet."""
+    return tmp_path / "sweep"
