@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -56,7 +57,9 @@ def in_processes(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[
             if breaks == MOST_BREAKS:
                 raise
         finally:
-            made.close()  # which returns when the workers are dead, with what they were writing
+            with warnings.catch_warnings():  # that what was not made yet is not made is no news
+                warnings.filterwarnings("ignore", ".*have been cancelled", UserWarning)
+                made.close()  # which returns when the workers are dead, in the midst of writing
             drop_temporary(folder)
 
 
