@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from joblib import Parallel, cpu_count, delayed
 from analysis.claim import Context
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.devices import resolve_device
+from fedlora_sim.workers import serve
 
 MOST_WORKERS = 8
 """A worker holds a model and its libraries: about half a gigabyte."""
@@ -54,12 +56,13 @@ def run_ahead(jobs: Sequence[Job], context: Context, processes: int) -> None:
     """
     missing = [job for job in jobs if context.known_run(job.label) is None]
     finished = Parallel(n_jobs=processes, return_as="generator_unordered")(
-        delayed(_simulate)(job) for job in missing
+        delayed(_simulate)(job, os.getpid()) for job in missing
     )
     for label, dataset in finished:
         context.keep_run(label, dataset)
         context.on_progress(1)
 
 
-def _simulate(job: Job) -> tuple[str, xr.Dataset]:
+def _simulate(job: Job, owner: int) -> tuple[str, xr.Dataset]:
+    serve(owner)
     return job.label, simulate(job.scenario, rule=job.rule, seed=job.seed)

@@ -33,6 +33,7 @@ RANK_OUT = max(RANKS)
 SIZES = (768, 2048, 4096, 8192)
 DENSE_UP_TO = 4096  # beyond, one dense SVD takes minutes
 LAYERS, LAYER_SIZE = 64, 768
+RULES_SIZE = 2048
 LIBRARIES = ("numpy", "scipy", "peft")
 REPEATS = 31
 OURS = {"aggregate", "gram", "qr", "fallback", "batched"}
@@ -186,11 +187,11 @@ def peft_merge(
     return merge, lambda: layer.get_delta_weight("merged").detach()
 
 
-def many_layers(dtype: torch.dtype, device: str, repeats: int) -> list[Row]:
-    """64 layers at once against one after the other."""
-    batch = draw_updates(LAYER_SIZE, dtype, device, batch=(LAYERS,))
+def many_layers(layers: int, dtype: torch.dtype, device: str, repeats: int) -> list[Row]:
+    """So many layers at once against one after the other."""
+    batch = draw_updates(LAYER_SIZE, dtype, device, batch=(layers,))
     single = [
-        [LoRAFactors(u.lora_A[i], u.lora_B[i], u.scaling) for u in batch] for i in range(LAYERS)
+        [LoRAFactors(u.lora_A[i], u.lora_B[i], u.scaling) for u in batch] for i in range(layers)
     ]
 
     def loop() -> list[LoRAFactors]:
@@ -238,7 +239,7 @@ def show(rows: list[Row]) -> None:
     """What was measured, a line each."""
     for row in rows:
         apart = row.get("relative_error", row.get("relative_difference"))
-        size = row.get("d", f"{LAYERS} layers")
+        size = row.get("d", "layers")
         line = f"{size:>10} {row.get('dtype', ''):8} {row['threads']} thread(s) {row['method']:26}"
         wall = f"wall {row['wall_median']:.4f} [{row['wall_min']:.4f}, {row['wall_max']:.4f}] s"
         off = "" if apart is None else f"  error {apart:.1e}"
@@ -250,6 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
@@ -264,10 +266,11 @@ def main() -> None:
     record["layers"] = []
     for threads in (1, 2) if device == "cpu" else (1,):
         torch.set_num_threads(threads)
-        show(rows := many_layers(torch.float32, device, max(3, repeats // 3)))
+        few = max(3, repeats // 3)
+        show(rows := many_layers(arguments.layers, torch.float32, device, few))
         record["layers"] += rows
     torch.set_num_threads(1)
-    show(rows := every_rule(2048, device, repeats))
+    show(rows := every_rule(min(RULES_SIZE, max(arguments.sizes)), device, repeats))
     record["rules"] = rows
     record["bars"] = aggregation_bars(record)
     for bar in record["bars"]:

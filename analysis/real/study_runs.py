@@ -20,6 +20,7 @@ from fedlora_sim.errors import InputError, expected
 from fedlora_sim.run_store import source_fingerprint
 from fedlora_sim.tasks.loading import load_task
 from fedlora_sim.training.draws import split_clients
+from fedlora_sim.workers import serve
 
 RUNS, ROUNDS = "runs", "rounds"
 CODE = "code"
@@ -112,22 +113,10 @@ def _check_same(run: StudyRun, dataset: xr.Dataset, path: Path) -> None:
 
 def _make(run: StudyRun, out: Path, code: str, owner: int) -> StudyRun:
     """Make one run, or go on with it where the same code had left it."""
-
-    def check_owner(_: float = 0.0) -> None:
-        # killed by force, a study leaves its workers behind: they must not meet the next one's
-        if os.getpid() != owner and os.getppid() != owner:
-            os._exit(1)
-
-    check_owner()
+    serve(owner)
     rounds = out / ROUNDS / code / run.label
     try:
-        dataset = simulate(
-            run.scenario,
-            rule=run.rule,
-            seed=run.seed,
-            on_progress=check_owner,
-            checkpoints=rounds,
-        )
+        dataset = simulate(run.scenario, rule=run.rule, seed=run.seed, checkpoints=rounds)
     except InputError as error:
         raise _named(run, error) from None
     save_dataset(dataset.assign_attrs({CODE: code}), _file(run, out))

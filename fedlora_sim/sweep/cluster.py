@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedlora_sim.errors import check_choice, check_positive_int, expected
 from fedlora_sim.sweep.manifest import versions_of
 from fedlora_sim.sweep.plan import Task
-from fedlora_sim.sweep.work import Outcome, do_task, prepare_worker
+from fedlora_sim.sweep.work import Outcome, do_task, use_one_thread
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -183,7 +183,7 @@ def on_cluster(tasks: Sequence[Task], folder: Path, client: Client) -> Iterator[
 
 
 def _do(task: Task, folder: Path, versions: dict[str, str]) -> Outcome:
-    prepare_worker(None)
+    use_one_thread()
     return do_task(task, folder, versions)
 
 

@@ -150,6 +150,8 @@ def run_sweep(
         needed, free = sum(task.nbytes for task in missing), shutil.disk_usage(folder).free
         if needed > free:
             display.say(f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+        if chosen.is_local:  # workers elsewhere may outlive this driver, and go on writing
+            stack.callback(drop_temporary, folder)
         make = chosen.start(stack, folder, display)
 
         def tell(task: Task, outcome: Outcome) -> None:

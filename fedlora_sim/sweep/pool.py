@@ -12,8 +12,8 @@ from joblib import Parallel, delayed
 
 from fedlora_sim.sweep.manifest import versions_of
 from fedlora_sim.sweep.plan import Task
-from fedlora_sim.sweep.store import drop_temporary
-from fedlora_sim.sweep.work import Outcome, Progress, do_task, prepare_worker
+from fedlora_sim.sweep.work import Outcome, Progress, do_task, use_one_thread
+from fedlora_sim.workers import serve
 
 MOST_BREAKS = 3
 """Times in a row that workers may be killed with no task finished between."""
@@ -36,7 +36,7 @@ def in_processes(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[
         workers: number of processes.
 
     Returns:
-        Outcomes as they come; when it is closed its workers are gone, and their unfinished files.
+        Outcomes as they come; when it is closed its workers are gone.
 
     Raises:
         BrokenProcessPool: if workers are killed again and again, and nothing is finished.
@@ -59,10 +59,10 @@ def in_processes(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[
         finally:
             with warnings.catch_warnings():  # that what was not made yet is not made is no news
                 warnings.filterwarnings("ignore", ".*have been cancelled", UserWarning)
-                made.close()  # which returns when the workers are dead, in the midst of writing
-            drop_temporary(folder)
+                made.close()  # which returns when the workers are dead
 
 
 def _do(task: Task, folder: Path, versions: dict[str, str], owner: int) -> Outcome:
-    prepare_worker(owner)
+    serve(owner)
+    use_one_thread()
     return do_task(task, folder, versions)

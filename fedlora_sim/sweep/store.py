@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import socket
-import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+import h5netcdf
 import h5py
 import xarray as xr
+from xarray.backends import H5NetCDFStore
 
 from fedlora_sim.errors import expected
 from fedlora_sim.sweep.plan import Task
@@ -98,17 +100,16 @@ def drop_temporary(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _encoded(dataset: xr.Dataset) -> bytes | memoryview:
+def _encoded(dataset: xr.Dataset) -> memoryview:
     """A dataset as netCDF in memory: a full disk is then an OSError of a plain write.
 
-    Where there is a client of Dask, xarray would ask its scheduler for a lock on what it writes,
-    which is this process's alone.
+    Into a store that is open already: `to_netcdf` would ask the scheduler of a Dask client, where
+    there is one, for a lock on what is this process's alone.
     """
-    with _WRITING:  # HDF5 writes one file at a time anyway, and settings are of the process
-        if "dask" not in sys.modules:
-            return dataset.to_netcdf(engine="h5netcdf")
-        with sys.modules["dask"].config.set(scheduler="synchronous"):
-            return dataset.to_netcdf(engine="h5netcdf")
+    buffer = io.BytesIO()
+    with _WRITING, h5netcdf.File(buffer, "w") as file:  # HDF5 writes one file at a time anyway
+        dataset.dump_to_store(H5NetCDFStore(file))
+    return buffer.getbuffer()
 
 
 def _unique() -> str:

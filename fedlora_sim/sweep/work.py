@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,7 +27,6 @@ from fedlora_sim.sweep.store import ROUNDS, is_valid, put_task
 from fedlora_sim.threads import blas_threads, one_thread
 
 RUN, POINT = "run", "point"
-OWNER_SECONDS = 0.5
 Progress = Callable[[float], object]
 
 
@@ -128,30 +124,14 @@ def task_dataset(
     return _side_by_side(task.parts, made).assign_attrs({"devices_used": ",".join(sorted(used))})
 
 
-def prepare_worker(owner: int | None) -> None:
-    """Settle a worker process, once: one thread, deaf to Ctrl-C, gone when its driver is.
-
-    Args:
-        owner: process id of the driver that started this one; None if something else did.
-    """
-    _prepare(owner)
-
-
 @cache
-def _prepare(owner: int | None) -> None:
-    # for good: contexts that restore the number would meet each other in threads of one worker
+def use_one_thread() -> None:
+    """Have this process work on one thread.
+
+    For good: contexts that restore the number would meet each other in threads of one worker.
+    """
     torch.set_num_threads(1)
     threadpool_limits(1)
-    if owner is not None and owner != os.getpid():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears it, and ends the workers
-        threading.Thread(target=_watch, args=(owner,), daemon=True).start()
-
-
-def _watch(owner: int) -> None:
-    """End this process when its driver is killed, by force even, which tells nobody."""
-    while os.getppid() == owner:
-        time.sleep(OWNER_SECONDS)
-    os._exit(1)
 
 
 def _many(parts: Sequence[Part]) -> list[xr.Dataset]:

@@ -39,7 +39,7 @@ def test_a_list_of_one_is_the_same_on_disk(tmp_path):
 def test_only_missing_runs_are_made(tmp_path, monkeypatch):
     study, made = small_study().part(heterogeneity=["mild"], seeds=1), []
 
-    def simulate(scenario, *, rule, seed, on_progress, checkpoints):
+    def simulate(scenario, *, rule, seed, checkpoints):
         made.append((rule, seed))
         run = next(r for r in study.runs() if (r.scenario, r.rule) == (scenario, rule))
         checkpoints.mkdir(parents=True)

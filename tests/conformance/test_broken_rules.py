@@ -17,7 +17,7 @@ from fedlora_sim.conformance.suite import check_named
 
 pytestmark = pytest.mark.hypothesis  # a search of its own, see `make test-deep`
 BROKEN_RULES = (*AVERAGES, *ROUNDS)
-EXAMPLES = min(examples(25), MOST_KEPT)  # of what dozens of rules pass
+EXAMPLES = min(examples(16), MOST_KEPT)  # of what dozens of rules pass
 
 
 def of(rules):
@@ -33,7 +33,7 @@ def test_a_rule_written_from_its_definition_fails_nothing(rule):
     assert by_status(results, "expected") == {check.name for check in declared}
 
 
-@of(BROKEN_RULES if EXAMPLES >= 25 else BROKEN_RULES[::4])  # a sample of them in `make check`
+@of(BROKEN_RULES if EXAMPLES >= 16 else BROKEN_RULES[::4])  # a sample of them in `make check`
 def test_a_broken_rule_fails_what_its_bug_breaks_on_cases_to_paste(rule):
     seed, aggregator = search_seed(), get_rule(rule())
     results = outcomes(aggregator, EXAMPLES, rule.fails, seed)

@@ -11,7 +11,7 @@ from fedlora_sim.conformance import CHECKS
 
 OPTIONS = ("raflora:canonicalize=true", "fedex:residual_rank=1", "hetlora:data_weighted=true")
 pytestmark = pytest.mark.hypothesis  # a search of its own, see `make test-deep`
-EXAMPLES = examples(36)
+EXAMPLES = examples(24)
 
 
 @pytest.mark.parametrize("name", [*rule_names(), *OPTIONS])

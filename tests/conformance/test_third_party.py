@@ -136,23 +136,20 @@ def test_what_has_no_spectral_form_is_refused(run: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["tempered", "momentum", "momentum:learning_rate=0.5"])
+@pytest.mark.parametrize("name", ["tempered", "momentum:learning_rate=0.5"])
 def test_its_rules_are_checked(run: Run, name: str) -> None:
-    done = run("check", name, "--examples", "15", "--json")
+    done = run("check", name, "--examples", "8", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["rule"] == name
     assert found["counts"]["failed"] == 0
     assert found["counts"]["passed"] > 15
     assert found["counts"]["expected"] > 0
-    told = run("check", name, "--examples", "5", "--checks", "shapes")
-    assert told.returncode == 0
-    assert f"{name}: 1 passed, 0 expected" in told.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tempered", "momentum"])
-def test_it_is_told_whether_they_collapse(run: Run, name: str) -> None:
+def test_it_is_told_whether_one_with_a_state_collapses(run: Run) -> None:
+    name = "momentum"
     done = run("collapse", name, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)

@@ -113,15 +113,13 @@ def in_another_process(names: list[str], data: Path, out: Path, monkeypatch: Any
     subprocess.run(arguments, check=True, timeout=300)
 
 
-@pytest.mark.parametrize(
-    "names", [FEW, pytest.param(list(FIGURES), marks=pytest.mark.slow)], ids=["few", "all"]
-)
+@pytest.mark.slow
 def test_another_process_gives_the_same_bytes(
-    names: list[str], paper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    draw_paper(names, paper_data, here)
-    in_another_process(names, paper_data, there, monkeypatch)
+    draw_paper(list(FIGURES), paper_data, here)
+    in_another_process(list(FIGURES), paper_data, there, monkeypatch)
     files = sorted(path.name for path in here.iterdir())
     assert files == sorted(path.name for path in there.iterdir())
     for name in files:

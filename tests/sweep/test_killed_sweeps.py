@@ -163,8 +163,11 @@ def test_a_pool_with_killed_workers_and_a_killed_driver_ends_as_the_serial_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["serial", "pool"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [((), signal.SIGINT), (("--workers", "2"), signal.SIGTERM)],
+    ids=["serial", "pool"],
+)
 def test_a_driver_that_is_told_to_stop_says_how_to_go_on(
     grid: Path, tmp_path: Path, options: tuple[str, ...], number: signal.Signals
 ) -> None:

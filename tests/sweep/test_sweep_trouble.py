@@ -9,14 +9,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-from sweep_cases import QUICK, SMALL, changed, contents, swept
+from sweep_cases import SMALL, changed, contents, swept
 
 from fedlora_sim.sweep import driver, open_sweep, pool, store
 from fedlora_sim.sweep.driver import Engine
-from fedlora_sim.sweep.grid import read_grid
 from fedlora_sim.sweep.lock import only_driver
 from fedlora_sim.sweep.manifest import MANIFEST
-from fedlora_sim.sweep.plan import plan
 
 ROWS = 6
 
@@ -117,13 +115,17 @@ def test_workers_that_are_killed_again_and_again_end_the_sweep(
         swept(SMALL, out, engine=Engine(workers=2))
 
 
-def test_a_pool_that_is_stopped_leaves_no_unfinished_file(out: Path) -> None:
-    swept(SMALL, out)
+@pytest.mark.parametrize("engine", [Engine(), Engine(workers=2)], ids=["serial", "pool"])
+def test_a_sweep_that_is_stopped_leaves_no_unfinished_file(out: Path, engine: Engine) -> None:
     left = out / "tasks" / ".abc.host.1.ff.tmp"
-    made = pool.in_processes(plan(read_grid(SMALL).rows, QUICK), out, 2)
-    next(made)
-    left.write_text("what a worker was at when it was ended")
-    made.close()
+
+    def stop(outcome: object) -> None:
+        left.write_text("what a worker was at when it was ended")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        swept(SMALL, out, engine=engine, on_task=stop)
+    assert contents(out)
     assert not left.exists()
 
 

@@ -135,10 +135,9 @@ def adapted(task, *, steps: int, rate: float, rank: int = 8, batch_size: int = 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_it_can_add_and_lora_teaches_it_to_subtract(seed):
-    task = load_arithmetic_task(replace(OPTIONS, task_seed=seed))
-    assert accuracy(task, equations(_parts(seed)[1], "+")) > 0.95
+def test_it_can_add_and_lora_teaches_it_to_subtract():
+    task = load_arithmetic_task(OPTIONS)
+    assert accuracy(task, equations(_parts(0)[1], "+")) > 0.95
     assert accuracy(task, task.test) < 0.3
     assert accuracy(task, task.test, adapted(task, steps=500, rate=5e-3)) > 0.85
 

@@ -80,7 +80,8 @@ def test_candidates_are_timed_in_turn_and_warmed_up() -> None:
 @pytest.mark.slow
 def test_a_small_bench_writes_what_the_readme_shows(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "benchmarks.aggregation", "--sizes", "256", "--repeats", "1"]
+    command = [sys.executable, "-m", "benchmarks.aggregation", "--sizes", "256", "--layers", "4"]
+    command += ["--repeats", "1"]
     done = subprocess.run(
         [*command, "--out", str(out)],
         cwd=ROOT,
