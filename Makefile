@@ -26,6 +26,9 @@ install: $(STAMP)  ## create .venv and install the project into it
 verify: $(STAMP)  ## run the main job: predict, simulate, judge; writes results/verify
 	$(BIN)/fedlora-sim verify
 
+# Each process of pytest-xdist on one thread: two of two each on two cores take twice as long.
+test test-deep check: export OMP_NUM_THREADS := 1
+
 test: $(STAMP)  ## run all tests, the notebooks too
 	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=120
 

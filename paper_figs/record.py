@@ -28,6 +28,7 @@ from paper_figs.speed import (
     hardware_line,
     layers_table,
     spectral_table,
+    sweep_table,
     training_bars_block,
     training_table,
 )
@@ -46,6 +47,7 @@ BENCHES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     },
     "training": {"training": training_table},
     "rivals": {"rivals": rivals_block},
+    "sweep": {"sweep": sweep_table},
     "conformance": {
         "conformance": conformance_line,
         "conformance_rules": suite_table,

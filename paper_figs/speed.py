@@ -11,6 +11,7 @@ Row = dict[str, Any]
 CLOCKS = {"cpu": "CPU", "wall": "wall"}
 """What a column of times says of its clock: of several threads, CPU time counts waiting ones."""
 
+LANES = ("serial", "pool")
 RIVALS = {
     "qr": "QR path",
     "fallback": "collapsed",
@@ -32,6 +33,35 @@ def spectral_table(bench: dict[str, Any]) -> str:
         cells = (row["rule"], noise, str(row["threads"]), wall, f"{row['cpu_median']:.2f} s")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+SWEEPS = {
+    "seeds": "many seeds of few rows",
+    "points": "many rows of few seeds",
+    "matrix": "real factors",
+}
+
+
+def sweep_table(bench: dict[str, Any]) -> str:
+    """Sweeps beside the serial loop of `simulate`: speed as a multiple, overhead of a task."""
+    workers = f"{bench['workers']} workers"
+    lines = [
+        f"| grid | rows, runs, tasks | serial loop | sweep / loop | {workers} / loop "
+        "| overhead of a task | largest difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in bench["rows"]:
+        times = row["times"]
+        cells = (
+            SWEEPS[row["grid"]],
+            f"{row['rows']:,}, {row['runs']:,}, {row['tasks']:,}",
+            f"{row['runs_per_second']['loop']:,.0f} runs/s",
+            *(f"{times['loop']['wall_median'] / times[x]['wall_median']:.3g}x" for x in LANES),
+            f"{row['overhead_ms_per_task']:.3g} ms of CPU time ({row['overhead_share']:.1%})",
+            f"{row['largest_difference']:.0e}" if row["largest_difference"] else "none",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Measured on: {bench['hardware']}, {bench['cores']} cores."])
 
 
 def aggregation_table(bench: dict[str, Any]) -> str:

@@ -8,148 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_cases import (
+    AGGREGATION,
+    CONFORMANCE,
+    RIVALS,
+    SPECTRAL,
+    SWEEP,
+    TEMPLATE,
+    TRAINING,
+)
 
 from analysis.report import digits_table, verdict_table
 from analysis.summary import conjecture_table, theme_table
 from paper_figs import record
 from paper_figs.conformance import broken_table, conformance_line, suite_table
-
-TEMPLATE = """# Title
-
-<!-- verdicts: generated -->
-old table
-<!-- end -->
-
-between
-
-<!-- themes: generated -->
-<!-- end -->
-
-<!-- conjectures: generated -->
-<!-- end -->
-
-<!-- digits: generated -->
-<!-- end -->
-
-<!-- run: generated -->
-<!-- end -->
-
-<!-- rules: generated -->
-<!-- end -->
-
-<!-- speed: generated -->
-<!-- end -->
-
-<!-- aggregation: generated -->
-<!-- end -->
-
-<!-- layers: generated -->
-<!-- end -->
-
-<!-- bars: generated -->
-<!-- end -->
-
-<!-- hardware: generated -->
-<!-- end -->
-
-<!-- gpu: generated -->
-<!-- end -->
-
-<!-- training: generated -->
-<!-- end -->
-
-<!-- training_bars: generated -->
-<!-- end -->
-
-<!-- rivals: generated -->
-<!-- end -->
-
-<!-- conformance: generated -->
-<!-- end -->
-
-<!-- conformance_rules: generated -->
-<!-- end -->
-
-<!-- conformance_broken: generated -->
-<!-- end -->
-
-after
-"""
-
-
-TIMES = {f"{kind}_{of}": 0.5 for kind in ("wall", "cpu") for of in ("median", "min", "max")}
-SPECTRAL = {"rows": [{"rule": "fedavg", "noise": False, "threads": 1, **TIMES}]}
-AGGREGATION = {
-    "hardware": "a processor",
-    "torch_version": "2",
-    "scipy_version": "1",
-    "rows": [
-        {"d": 9, "dtype": "float32", "method": name, "repeats": n, "relative_error": 1e-7}
-        | {key: seconds * factor for key, seconds in TIMES.items()}
-        for name, n, factor in (
-            ("gram", 5, 1),
-            ("aggregate", 5, 1.1),
-            ("qr", 5, 2),
-            ("dense", 1, 300),
-        )
-    ],
-    "layers": [
-        {"threads": threads, "method": name, **TIMES}
-        for threads in (1, 2)
-        for name in ("loop", "batched")
-    ],
-    "bars": [{"what": "qr / gram", "wanted": ">= 2", "measured": 2.0, "verdict": "met"}],
-}
-
-TRAINING = {
-    **{key: AGGREGATION[key] for key in ("hardware", "torch_version", "scipy_version")},
-    "rows": [
-        {"d": 9, "threads": 2, "clients": 8, "lane": lane, "clock": "wall", "repeats": 5}
-        | {key: seconds * factor for key, seconds in TIMES.items()}
-        for lane, factor in (
-            ("stacked", 1),
-            ("limit", 1),
-            ("loop", 4),
-            ("padded", 1),
-            ("grouped", 2),
-        )
-    ],
-    "prefix": [
-        {"threads": 2, "lane": lane, "clock": "wall", "repeats": 5, "samples": 10, **TIMES}
-        for lane in ("whole", "cached")
-    ],
-    "bars": [{"what": "loop / stacked", "wanted": ">= 2", "measured": 4.0, "verdict": "met"}],
-}
-
-RIVALS = {
-    "hardware": "a processor",
-    "rows": [
-        {"d_model": 9, "cohort": 1, "threads": 2, "lane": lane, "problem": problem}
-        | {f"round_{of}": 0.5 * factor for of in ("median", "min", "max")}
-        | {"first_round_median": 0.5, "how": "one by one", "versions": {"torch": "2"}}
-        | {"relative_difference": {"float32": 2e-7}}
-        for lane, factor, problem in (
-            ("fedlora-sim", 1, None),
-            ("theirs", 0.2, None),
-            ("another", 1, "not installed"),
-        )
-    ],
-}
-
-CONFORMANCE = {
-    "laws": 36,
-    "tried": 12345,
-    "command": "python record.py",
-    "rules": {
-        "fedavg": {"passed": 30, "expected": 2, "skipped": 4, "examples": 9000, "own": True},
-        "dense": {"passed": 30, "failed": 1, "examples": 10, "own": False},
-    },
-    "broken": {
-        "Forgetful": {"bug": "`a | b` forgotten.", "fails": ["exact"], "as_named": True},
-        "Lucky": {"bug": "Nothing much.", "fails": ["linear"], "as_named": False},
-    },
-}
-
 
 SMALL = """<!-- verdicts: generated -->
 <!-- end -->
@@ -230,6 +102,7 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     (bench / "aggregation.json").write_text(json.dumps(AGGREGATION))
     (bench / "training.json").write_text(json.dumps(TRAINING))
     (bench / "rivals.json").write_text(json.dumps(RIVALS))
+    (bench / "sweep.json").write_text(json.dumps(SWEEP))
     (bench / "conformance.json").write_text(json.dumps(CONFORMANCE))
     for name in record.FIGURES:
         (figures / f"{name}.png").write_bytes(b"png")
@@ -255,7 +128,7 @@ def test_a_recorded_readme_passes_its_check(
         *("aggregation.json", "breakdown.png", "conformance.json"),
         *("digits.png", "energies.png"),
         *("participation.png", "phase.png", "report.json", "rivals.json", "settling.png"),
-        *("spectral.json", "training.json"),
+        *("spectral.json", "sweep.json", "training.json"),
     ]
     assert "| 9 x 9 | 500 ms [500, 500] | 1.1x | 2x | not measured | 300x, one run |" in text
     assert "| 2 | 0.50 s [0.50, 0.50] | 0.50 s [0.50, 0.50] |" in text
@@ -267,6 +140,11 @@ def test_a_recorded_readme_passes_its_check(
     assert "| loop / stacked | >= 2 | 4 | met |" in text
     assert "| d = 9 | 1 | 2 | 0.5 s [0.5, 0.5] | 0.2x [0.2, 0.2] | not installed |" in text
     assert "| theirs | one by one | torch 2 | 0.5 to 0.5 s | – | 2e-07 |" in text
+    assert (
+        "| many seeds of few rows | 2, 6,000, 9 | 500 runs/s | 1.2x | 2.4x "
+        "| 25 ms of CPU time (2.0%) | none |" in text
+    )
+    assert "Measured on: a processor, 4 cores." in text
     assert "verify --seed 0` (1.5 minutes on 2 cores)." in text
     run(monkeypatch, "--check")
     assert (house / "README.md").read_text() == text

@@ -1,0 +1,158 @@
+"""A document with every generated block, and records of benches to fill them from."""
+
+from __future__ import annotations
+
+TEMPLATE = """# Title
+
+<!-- verdicts: generated -->
+old table
+<!-- end -->
+
+between
+
+<!-- themes: generated -->
+<!-- end -->
+
+<!-- conjectures: generated -->
+<!-- end -->
+
+<!-- digits: generated -->
+<!-- end -->
+
+<!-- run: generated -->
+<!-- end -->
+
+<!-- rules: generated -->
+<!-- end -->
+
+<!-- speed: generated -->
+<!-- end -->
+
+<!-- aggregation: generated -->
+<!-- end -->
+
+<!-- layers: generated -->
+<!-- end -->
+
+<!-- bars: generated -->
+<!-- end -->
+
+<!-- hardware: generated -->
+<!-- end -->
+
+<!-- gpu: generated -->
+<!-- end -->
+
+<!-- training: generated -->
+<!-- end -->
+
+<!-- training_bars: generated -->
+<!-- end -->
+
+<!-- rivals: generated -->
+<!-- end -->
+
+<!-- sweep: generated -->
+<!-- end -->
+
+<!-- conformance: generated -->
+<!-- end -->
+
+<!-- conformance_rules: generated -->
+<!-- end -->
+
+<!-- conformance_broken: generated -->
+<!-- end -->
+
+after
+"""
+
+
+TIMES = {f"{kind}_{of}": 0.5 for kind in ("wall", "cpu") for of in ("median", "min", "max")}
+SPECTRAL = {"rows": [{"rule": "fedavg", "noise": False, "threads": 1, **TIMES}]}
+AGGREGATION = {
+    "hardware": "a processor",
+    "torch_version": "2",
+    "scipy_version": "1",
+    "rows": [
+        {"d": 9, "dtype": "float32", "method": name, "repeats": n, "relative_error": 1e-7}
+        | {key: seconds * factor for key, seconds in TIMES.items()}
+        for name, n, factor in (
+            ("gram", 5, 1),
+            ("aggregate", 5, 1.1),
+            ("qr", 5, 2),
+            ("dense", 1, 300),
+        )
+    ],
+    "layers": [
+        {"threads": threads, "method": name, **TIMES}
+        for threads in (1, 2)
+        for name in ("loop", "batched")
+    ],
+    "bars": [{"what": "qr / gram", "wanted": ">= 2", "measured": 2.0, "verdict": "met"}],
+}
+
+TRAINING = {
+    **{key: AGGREGATION[key] for key in ("hardware", "torch_version", "scipy_version")},
+    "rows": [
+        {"d": 9, "threads": 2, "clients": 8, "lane": lane, "clock": "wall", "repeats": 5}
+        | {key: seconds * factor for key, seconds in TIMES.items()}
+        for lane, factor in (
+            ("stacked", 1),
+            ("limit", 1),
+            ("loop", 4),
+            ("padded", 1),
+            ("grouped", 2),
+        )
+    ],
+    "prefix": [
+        {"threads": 2, "lane": lane, "clock": "wall", "repeats": 5, "samples": 10, **TIMES}
+        for lane in ("whole", "cached")
+    ],
+    "bars": [{"what": "loop / stacked", "wanted": ">= 2", "measured": 4.0, "verdict": "met"}],
+}
+
+RIVALS = {
+    "hardware": "a processor",
+    "rows": [
+        {"d_model": 9, "cohort": 1, "threads": 2, "lane": lane, "problem": problem}
+        | {f"round_{of}": 0.5 * factor for of in ("median", "min", "max")}
+        | {"first_round_median": 0.5, "how": "one by one", "versions": {"torch": "2"}}
+        | {"relative_difference": {"float32": 2e-7}}
+        for lane, factor, problem in (
+            ("fedlora-sim", 1, None),
+            ("theirs", 0.2, None),
+            ("another", 1, "not installed"),
+        )
+    ],
+}
+
+SWEEP = {
+    "workers": 2,
+    "hardware": "a processor",
+    "cores": 4,
+    "rows": [
+        {"grid": "seeds", "rows": 2, "runs": 6000, "tasks": 9, "largest_difference": 0.0}
+        | {"overhead_ms_per_task": 25.0, "overhead_share": 0.02, "runs_per_second": {"loop": 500.0}}
+        | {
+            "times": {
+                lane: {"wall_median": seconds}
+                for lane, seconds in (("loop", 12.0), ("serial", 10.0), ("pool", 5.0))
+            }
+        }
+    ],
+}
+
+CONFORMANCE = {
+    "laws": 36,
+    "tried": 12345,
+    "command": "python record.py",
+    "rules": {
+        "fedavg": {"passed": 30, "expected": 2, "skipped": 4, "examples": 9000, "own": True},
+        "dense": {"passed": 30, "failed": 1, "examples": 10, "own": False},
+    },
+    "broken": {
+        "Forgetful": {"bug": "`a | b` forgotten.", "fails": ["exact"], "as_named": True},
+        "Lucky": {"bug": "Nothing much.", "fails": ["linear"], "as_named": False},
+    },
+}
