@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5netcdf
@@ -103,11 +104,22 @@ def drop_temporary(folder: Path) -> None:
 def _encoded(dataset: xr.Dataset) -> memoryview:
     """A dataset as netCDF in memory: a full disk is then an OSError of a plain write.
 
-    Into a store that is open already: `to_netcdf` would ask the scheduler of a Dask client, where
-    there is one, for a lock on what is this process's alone.
+    In a thread of its own: HDF5 lays a file out by when its objects are let go of, and the profiler
+    of a Dask worker, which looks at the worker's threads, holds on to what it sees there. The
+    bytes would be an accident of its timing.
+    """
+    with _WRITING, ThreadPoolExecutor(1) as thread:  # HDF5 writes one file at a time anyway
+        return thread.submit(_written, dataset).result()
+
+
+def _written(dataset: xr.Dataset) -> memoryview:
+    """Into a store that is open already.
+
+    `to_netcdf` would ask the scheduler of a Dask client, where there is one, for a lock on what is
+    this process's alone.
     """
     buffer = io.BytesIO()
-    with _WRITING, h5netcdf.File(buffer, "w") as file:  # HDF5 writes one file at a time anyway
+    with h5netcdf.File(buffer, "w") as file:
         dataset.dump_to_store(H5NetCDFStore(file))
     return buffer.getbuffer()
 

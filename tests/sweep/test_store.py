@@ -1,0 +1,59 @@
+"""Files of tasks: the same bytes whoever looks on while they are written."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from sweep_cases import SMALL, swept
+
+from fedlora_sim.sweep import store
+from fedlora_sim.sweep.manifest import load_manifest
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """This thread as under the profiler of a Dask worker, which holds its frames for a moment."""
+    me, done = threading.get_ident(), threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            held = sys._current_frames().get(me)
+            time.sleep(0.001)
+            del held
+
+    watcher = threading.Thread(target=watch)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("own_thread", [True, False], ids=["own thread", "control"])
+def test_a_profiler_does_not_change_the_bytes(
+    own_thread: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control writes in the thread that is looked at: the layout of its files varies."""
+    swept(SMALL, tmp_path)
+    task = load_manifest(tmp_path).tasks[0]
+    path = store.task_path(tmp_path, task)
+    dataset = xr.load_dataset(path, engine="h5netcdf")
+    if not own_thread:
+        monkeypatch.setattr(store, "_encoded", store._written)
+    found = {path.read_bytes()}
+    with watched():
+        for _ in range(60):
+            store.put_task(tmp_path, task, dataset)
+            found.add(path.read_bytes())
+    assert (len(found) == 1) == own_thread
