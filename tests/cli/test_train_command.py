@@ -234,32 +234,33 @@ def test_simulate_goes_on_within_a_run(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
-)
-def test_a_stopped_process_goes_on_to_the_same_bits(
-    fedlora: Callable, here: Path, number: int, code: int
+def test_a_process_that_is_stopped_and_then_killed_goes_on_to_the_same_bits(
+    fedlora: Callable, here: Path
 ) -> None:
-    """On the digits, in a process of its own."""
+    """On the digits, in processes of their own."""
     Path("s.toml").write_text(TOML.replace("rounds = 3", "rounds = 40"))
-    process = subprocess.Popen(
-        [PROGRAM, "train", *RUN],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell that starts the tests in the background has them, and all below, ignore SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 300
-    while "state-00002.safetensors" not in states() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (code, "")
-    assert "Traceback" not in err
-    assert not Path("run/run.nc").exists()
+    for more, finished, number, code in (
+        ((), 2, signal.SIGINT, 130),
+        (("--resume",), 10, signal.SIGKILL, -signal.SIGKILL),
+    ):
+        process = subprocess.Popen(
+            [PROGRAM, "train", *RUN, *more],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # a shell that starts the tests in the background has them, and all below, ignore it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        deadline = time.monotonic() + 300
+        while f"state-{finished:05d}.safetensors" not in states() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (code, "")
+        assert "Traceback" not in err
+        assert not Path("run/run.nc").exists()
 
     again = fedlora("train", *RUN, "--resume")
     assert again.code == 0, again.err
