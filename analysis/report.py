@@ -191,8 +191,8 @@ def to_markdown(report: Record) -> str:
     parts = [
         "# Verification report",
         f"{supported} of {len(claims)} claims supported; {refuted} of {len(claims)} negative "
-        "controls refuted, as all must be. Predictions and margins are fixed in the code and take "
-        "nothing from what is measured.",
+        "controls refuted, as all must be. Predictions come from the closed forms and the scenario "
+        "alone, and take nothing from what is measured.",
         *families_text(report),
         verdict_table(report),
     ]

@@ -290,7 +290,7 @@ with tempfile.TemporaryDirectory() as folder:
 #
 # ```sh
 # fedlora-sim check softened
-# fedlora-sim simulate --rule softened:beta=0.25
+# fedlora-sim simulate --ranks 4x8,8x6,16x4 --rule softened:beta=0.25 --out run.nc
 # ```
 #
 # ## Change one thing

@@ -56,12 +56,20 @@ def sweep_table(bench: dict[str, Any]) -> str:
             SWEEPS[row["grid"]],
             f"{row['rows']:,}, {row['runs']:,}, {row['tasks']:,}",
             f"{row['runs_per_second']['loop']:,.0f} runs/s",
-            *(f"{times['loop']['wall_median'] / times[x]['wall_median']:.3g}x" for x in LANES),
-            f"{row['overhead_ms_per_task']:.3g} ms of CPU time ({row['overhead_share']:.1%})",
+            *(_speed(times["loop"], times[lane]) for lane in LANES),
+            f"{row['overhead_ms_per_task']:.0f} ms ({row['overhead_share']:.1%})",
             f"{row['largest_difference']:.0e}" if row["largest_difference"] else "none",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Measured on: {bench['hardware']}, {bench['cores']} cores."])
+
+
+def _speed(loop: dict[str, float], lane: dict[str, float]) -> str:
+    """How many times as fast as the loop's median, with the range of the repeats."""
+    median, low, high = (
+        loop["wall_median"] / lane[f"wall_{kind}"] for kind in ("median", "max", "min")
+    )
+    return f"{median:.2f}x [{low:.2f}, {high:.2f}]"
 
 
 def aggregation_table(bench: dict[str, Any]) -> str:
@@ -87,7 +95,8 @@ def bars_table(bench: dict[str, Any]) -> str:
     """What the engine was built to reach, and whether this run reached it."""
     lines = ["| bar | wanted | measured | |", "|---|---|---|---|"]
     for bar in bench["bars"]:
-        cells = (bar["what"], bar["wanted"], f"{bar['measured']:.3g}", bar["verdict"])
+        measured = f"{bar['measured']:#.3g}".removesuffix(".")
+        cells = (bar["what"], bar["wanted"], measured, bar["verdict"])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

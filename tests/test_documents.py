@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedlora_cli.main import COMMANDS
 from fedlora_sim.aggregation import registry
 from paper_figs.record import documents
 
@@ -26,14 +27,15 @@ def test_tables_are_those_of_the_recorded_report():
 
 
 @pytest.mark.parametrize(("page", "example"), EXAMPLES, ids=lambda text: text.splitlines()[0])
-def test_examples_run(page, example, capsys, monkeypatch):
+def test_examples_run(page, example, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # one of them makes a sweep
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))  # one example adds a rule
     exec(compile(example, page, "exec"), {})
     assert capsys.readouterr().out
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
 
 
 def anchor(heading):
@@ -55,3 +57,37 @@ def test_links_between_documents_lead_somewhere(path):
         if fragment:
             headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
             assert fragment in map(anchor, headings), fragment
+
+
+def outside_fences(text):
+    """The lines that are not code; every fence must be closed."""
+    lines, fenced = [], False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            assert line == "```" or not fenced, f"a block opens within a block: {line}"
+            fenced = not fenced
+        elif not fenced:
+            lines.append(line)
+        else:
+            assert not line.startswith("## "), f"a heading within a block: {line}"
+    assert not fenced, "the last block is not closed"
+    return lines
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_blocks_of_code_are_closed(path):
+    assert any(line.startswith("#") for line in outside_fences(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "text", ["```toml\n\n## Next\n", "```toml\n```sh\n```\n", "```sh\nls\n"], ids=repr
+)
+def test_blocks_that_are_not_closed_are_seen(text):
+    with pytest.raises(AssertionError, match="block"):
+        outside_fences(text)
+
+
+def test_the_readme_lists_every_command():
+    text = (ROOT / "README.md").read_text()
+    block = text.split("## Command line\n")[1].split("```")[1]
+    assert set(re.findall(r"^fedlora-sim ([\w-]+)", block, flags=re.MULTILINE)) == set(COMMANDS)

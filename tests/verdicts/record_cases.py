@@ -136,7 +136,7 @@ SWEEP = {
         | {"overhead_ms_per_task": 25.0, "overhead_share": 0.02, "runs_per_second": {"loop": 500.0}}
         | {
             "times": {
-                lane: {"wall_median": seconds}
+                lane: {"wall_median": seconds, "wall_min": seconds / 1.25, "wall_max": 2 * seconds}
                 for lane, seconds in (("loop", 12.0), ("serial", 10.0), ("pool", 5.0))
             }
         }

@@ -89,13 +89,17 @@ def test_a_block_without_its_end_is_refused(report: dict[str, Any]) -> None:
         render(unfinished, report)
 
 
+def at_seed(report: dict[str, Any], seed: int) -> dict[str, Any]:
+    return report | {"environment": report["environment"] | {"seed": seed}}
+
+
 @pytest.fixture
 def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with a README and a verification's results."""
     (tmp_path / "README.md").write_text(TEMPLATE)
     figures = tmp_path / "results" / "verify" / "figures"
     figures.mkdir(parents=True)
-    (figures.parent / "report.json").write_text(json.dumps(report))
+    (figures.parent / "report.json").write_text(json.dumps(at_seed(report, 2026)))
     bench = tmp_path / "results" / "bench"
     bench.mkdir()
     (bench / "spectral.json").write_text(json.dumps(SPECTRAL))
@@ -116,6 +120,15 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     record.main()
 
 
+def test_seeds_that_checks_are_built_on_are_not_recorded(
+    house: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (house / "results" / "verify" / "report.json").write_text(json.dumps(at_seed(report, 9)))
+    with pytest.raises(SystemExit, match="built on seeds 0 to 9"):
+        run(monkeypatch)
+    assert not (house / "results" / "recorded").exists()
+
+
 def test_a_recorded_readme_passes_its_check(
     house: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,20 +145,20 @@ def test_a_recorded_readme_passes_its_check(
     ]
     assert "| 9 x 9 | 500 ms [500, 500] | 1.1x | 2x | not measured | 300x, one run |" in text
     assert "| 2 | 0.50 s [0.50, 0.50] | 0.50 s [0.50, 0.50] |" in text
-    assert "| qr / gram | >= 2 | 2 | met |" in text
+    assert "| qr / gram | >= 2 | 2.00 | met |" in text
     assert "Measured on: a processor" in text
     assert text.count("GPU: not measured.") == 2
     assert "| d = 9 | 2 | 8 | 500 ms [500, 500] | wall | 1x | 4x | 2x |" in text
     assert "| 2 | 50 ms [50, 50] | 50 ms [50, 50] | wall | 1x |" in text
-    assert "| loop / stacked | >= 2 | 4 | met |" in text
+    assert "| loop / stacked | >= 2 | 4.00 | met |" in text
     assert "| d = 9 | 1 | 2 | 0.5 s [0.5, 0.5] | 0.2x [0.2, 0.2] | not installed |" in text
     assert "| theirs | one by one | torch 2 | 0.5 to 0.5 s | – | 2e-07 |" in text
     assert (
-        "| many seeds of few rows | 2, 6,000, 9 | 500 runs/s | 1.2x | 2.4x "
-        "| 25 ms of CPU time (2.0%) | none |" in text
+        "| many seeds of few rows | 2, 6,000, 9 | 500 runs/s "
+        "| 1.20x [0.60, 1.50] | 2.40x [1.20, 3.00] | 25 ms (2.0%) | none |" in text
     )
     assert "Measured on: a processor, 4 cores." in text
-    assert "verify --seed 0` (1.5 minutes on 2 cores)." in text
+    assert "verify --seed 2026` (1.5 minutes on 2 cores)." in text
     run(monkeypatch, "--check")
     assert (house / "README.md").read_text() == text
 
