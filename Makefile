@@ -11,13 +11,14 @@ UV := $(shell command -v uv 2>/dev/null)
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# --no-compile, as uv does: of 18,000 modules few are ever imported, and Python compiles those then.
 $(STAMP): pyproject.toml constraints.txt
 ifdef UV
 	test -x $(BIN)/python || uv venv --python $(PYTHON) $(VENV)
 	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 else
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 endif
 	touch $(STAMP)
 
@@ -30,7 +31,7 @@ verify: $(STAMP)  ## run the main job: predict, simulate, judge; writes results/
 test test-deep check: export OMP_NUM_THREADS := 1
 
 test: $(STAMP)  ## run all tests, the notebooks too
-	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=120
+	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=120
 
 test-deep: $(STAMP)  ## run the tests that draw examples on thousands of them, others every time
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m hypothesis -n 2
@@ -69,7 +70,7 @@ $(DOCS): $(STAMP)
 ifdef UV
 	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
 else
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
 endif
 	touch $(DOCS)
 
@@ -89,7 +90,7 @@ $(VENV)/.lab: $(STAMP)
 ifdef UV
 	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,notebooks]'
 else
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,notebooks]'
 endif
 	touch $(VENV)/.lab
 
