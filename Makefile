@@ -11,7 +11,10 @@ UV := $(shell command -v uv 2>/dev/null)
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# --no-compile, as uv does: of 18,000 modules few are ever imported, and Python compiles those then.
+# --no-compile, as uv does: of 18,000 modules few are ever imported, and Python compiles and keeps
+# those then, also on an image that would have it keep none.
+unexport PYTHONDONTWRITEBYTECODE
+
 $(STAMP): pyproject.toml constraints.txt
 ifdef UV
 	test -x $(BIN)/python || uv venv --python $(PYTHON) $(VENV)
