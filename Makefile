@@ -14,15 +14,17 @@ help:  ## list the commands
 # --no-compile, as uv does: of 18,000 modules few are ever imported, and Python compiles and keeps
 # those then, also on an image that would have it keep none.
 unexport PYTHONDONTWRITEBYTECODE
+ifdef UV
+MAKE_VENV = uv venv --python $(PYTHON) $(VENV)
+INSTALL = uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable
+else
+MAKE_VENV = $(PYTHON) -m venv $(VENV)
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
+endif
 
 $(STAMP): pyproject.toml constraints.txt
-ifdef UV
-	test -x $(BIN)/python || uv venv --python $(PYTHON) $(VENV)
-	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
-else
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-endif
+	test -x $(BIN)/python || $(MAKE_VENV)
+	$(INSTALL) '.[dev]'
 	touch $(STAMP)
 
 install: $(STAMP)  ## create .venv and install the project into it
@@ -70,11 +72,7 @@ figures: $(STAMP)  ## draw the paper's figures from results/paper; writes result
 DOCS := $(VENV)/.docs
 
 $(DOCS): $(STAMP)
-ifdef UV
-	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
-else
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
-endif
+	$(INSTALL) '.[docs]'
 	touch $(DOCS)
 
 docs: $(DOCS)  ## build the documentation's site into build/docs/site, notebooks run anew
@@ -90,11 +88,7 @@ lab: $(VENV)/.lab  ## open the notebooks in JupyterLab, which is installed the f
 	$(BIN)/jupyter lab notebooks
 
 $(VENV)/.lab: $(STAMP)
-ifdef UV
-	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,notebooks]'
-else
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,notebooks]'
-endif
+	$(INSTALL) '.[dev,notebooks]'
 	touch $(VENV)/.lab
 
 notebooks: $(STAMP)  ## bring the notebooks and their twins in Python together, without outputs

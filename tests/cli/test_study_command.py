@@ -136,6 +136,8 @@ def test_a_tiny_study_from_end_to_end(fedlora: Callable, tiny: Path) -> None:
     assert not part["study"]["complete"]
     assert part["claims"] == []
     assert made | {"study.toml", "data/mine.nc", "figures/mine.png"} < files()
+    assert fedlora(*STUDY, "--report-only").code == 0
+    assert report() == found
 
     other = fedlora(*STUDY, "--set", "rounds=3")
     assert other.code == 2

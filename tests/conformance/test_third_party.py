@@ -138,7 +138,7 @@ def test_what_has_no_spectral_form_is_refused(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tempered", "momentum:learning_rate=0.5"])
 def test_its_rules_are_checked(run: Run, name: str) -> None:
-    done = run("check", name, "--examples", "4", "--json")
+    done = run("check", name, "--examples", "8", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["rule"] == name

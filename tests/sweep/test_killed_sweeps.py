@@ -162,14 +162,6 @@ def test_a_pool_with_killed_workers_and_a_killed_driver_ends_as_the_serial_run(
     assert_whole(out, serial)
 
 
-def assert_refused(grid: Path, out: Path, first: subprocess.Popen[str]) -> None:
-    """A second driver on the folder of one at work."""
-    with driving(grid, out) as other:
-        told, _ = other.communicate(timeout=PATIENCE)
-        assert other.returncode == 2
-        assert f"no other sweep at work in it (process {first.pid} on" in told
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "number"),
@@ -183,8 +175,10 @@ def test_a_driver_that_is_told_to_stop_says_how_to_go_on(
     with driving(grid, out, *options) as child:
         wait(child, lambda: count(out) >= 5)
         workers = loky_workers(child)
-        if options:
-            assert_refused(grid, out, child)
+        with driving(grid, out) as other:
+            told, _ = other.communicate(timeout=PATIENCE)
+            assert other.returncode == 2
+            assert f"no other sweep at work in it (process {child.pid} on" in told
         child.send_signal(number)
         told, _ = child.communicate(timeout=PATIENCE)
     assert child.returncode == 130, told

@@ -16,7 +16,7 @@ from fedlora_sim import simulate
 from fedlora_sim.randomness import stream
 from fedlora_sim.training.checkpoints import state_rounds
 
-ROUNDS, KILLS, PATIENCE = 60, 2, 120
+ROUNDS, KILLS, PATIENCE = 60, 4, 120
 """Rounds of the run, times that it is killed, and seconds in which it must get on."""
 
 CHILD = """
