@@ -162,7 +162,9 @@ def record(source: Path, bench: Path, studies: Sequence[str]) -> None:
     if not fresh.get("digits") or fresh["environment"]["quick"]:
         sys.exit(f"{source}: only a full report, the digits runs in it, is recorded")
     if fresh["environment"]["seed"] in TRIED:
-        sys.exit(f"{source}: checks are built on seeds 0 to {TRIED[-1]}; record one of `verify --seed N`")
+        sys.exit(
+            f"{source}: checks are built on seeds 0 to {TRIED[-1]}; record one of `verify --seed N`"
+        )
     RECORD.mkdir(parents=True, exist_ok=True)
     shutil.copy(source / "report.json", RECORD / "report.json")
     for name in (*BENCHES, *ON_GPU):
