@@ -220,7 +220,10 @@ class _Menu:
 
 def _menu(levels: Sequence[int], initial_amplitude: float, spectrum_decay: float) -> _Menu:
     ranks = sorted(
-        {check_positive_int("levels", rank) for rank in check_sequence("levels", levels)}
+        {
+            check_positive_int("levels", rank)
+            for rank in check_sequence("levels", levels, ordered=False)
+        }
     )
     if not ranks:
         raise expected("levels", levels, "at least one rank")

@@ -64,11 +64,11 @@ def main() -> None:
     shutil.rmtree(PAGES, ignore_errors=True)
     (PAGES / "api").mkdir(parents=True)
     shutil.copy(ROOT / "docs" / "extra.css", PAGES)
-    _write("index.md", _relinked((ROOT / "README.md").read_text()))
-    _write("contributing.md", _relinked((ROOT / "CONTRIBUTING.md").read_text()))
+    _write("index.md", _relinked((ROOT / "README.md").read_text(encoding="utf-8")))
+    _write("contributing.md", _relinked((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     for text in sorted((ROOT / "docs").glob("*.md")):
-        _write(text.name, _relinked(text.read_text()))
-    _write("changelog.md", (ROOT / "CHANGELOG.md").read_text())
+        _write(text.name, _relinked(text.read_text(encoding="utf-8")))
+    _write("changelog.md", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
     _write("theory.md", "\n\n".join(theory()))
     _write("figures.md", "\n\n".join(figures()))
     for name, (title, members, package) in API.items():
@@ -126,7 +126,7 @@ def figures() -> Iterator[str]:
     if not manifest.exists():
         yield "Not drawn here: `make results` makes their data, `make figures` draws them."
         return
-    for name, entry in json.loads(manifest.read_text())["figures"].items():
+    for name, entry in json.loads(manifest.read_text(encoding="utf-8"))["figures"].items():
         caption = entry["caption"]
         _copy(FIGURES / f"{name}.png", PAGES / "figures" / f"{name}.png")
         yield f"## {name.replace('_', ' ').capitalize()}"
@@ -175,7 +175,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write(name: str, text: str) -> None:
-    (PAGES / name).write_text(text.rstrip() + "\n")
+    (PAGES / name).write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fedlora_sim.errors import InputError
+from fedlora_cli.terminal import print_anywhere
+from fedlora_sim.errors import InputError, one_line
 
 # The modules of this package that hold a command of their name, with the first line of its help.
 COMMANDS = {
@@ -63,8 +64,10 @@ for _name, _help in COMMANDS.items():
 
 def main() -> None:
     """Run the command line: exit code 2 and one line for bad input, 130 for Ctrl-C."""
+    print_anywhere()
     try:
         app(standalone_mode=True)
-    except (InputError, OSError) as error:
-        print(f"fedlora-sim: {error}", file=sys.stderr)
+    except (InputError, OSError, MemoryError) as error:
+        reason = str(error) or "not enough memory"
+        print(f"fedlora-sim: {one_line(reason)}", file=sys.stderr)
         sys.exit(BAD_INPUT)

@@ -1,15 +1,34 @@
-"""Argument checks: every refusal names the argument, its value and what was expected."""
+"""Argument checks: every refusal names the argument, its value and what was expected.
+
+A message is one printable line of bounded length, whatever the value: a file that a stranger sent
+can neither flood a terminal nor move its cursor.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Mapping, Set
+from itertools import islice
 from numbers import Integral
+
+LINE = 2_000
+"""Most characters of one message."""
+ARGUMENT, VALUE = 500, 600  # what is left is for the expectation
+SHOWN_ITEMS = 64
+"""Items of a collection that a message shows; the rest are dots."""
+LONGEST_NUMBER = 100
+"""Digits of a whole number that a message shows."""
+MOST_ITEMS = 1_000_000
+"""Most items of one list: clients, seeds, ranks. Longer ones are refused before they are made."""
 
 
 class InputError(ValueError):
     """Bad input: the message names the argument, its value and what was expected."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 def expected(argument: str, value: object, expectation: str) -> InputError:
@@ -17,31 +36,109 @@ def expected(argument: str, value: object, expectation: str) -> InputError:
 
     Args:
         argument: name of the argument as the caller wrote it.
-        value: the value that was given.
+        value: the value that was given; one that is long is shortened.
         expectation: what would have been accepted, as the end of "expected ...".
 
     Returns:
-        The error to raise, a `ValueError`.
+        The error to raise, a `ValueError` of one line of at most `LINE` characters.
     """
-    return InputError(f"{argument}={value!r}: expected {expectation}")
+    front = f"{one_line(argument, ARGUMENT)}={one_line(_SHORT.repr(value), VALUE)}: expected "
+    return InputError(front + one_line(expectation, LINE - len(front)))
+
+
+def one_line(text: str, limit: int = LINE) -> str:
+    r"""Return a text as one printable line: for terminals and for messages.
+
+    Args:
+        text: any text, also one that a stranger wrote.
+        limit: most characters of the result. Of a longer text the middle is left out.
+
+    Returns:
+        The text, with control characters (escape sequences, line ends, marks that change the
+        direction of writing) written as Python escapes, such as `\x1b`.
+    """
+    if len(text) > limit:
+        text = _shortened(text, limit)
+    if text.isprintable():
+        return text
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return _shortened(escaped, limit) if len(escaped) > limit else escaped
+
+
+def _shortened(text: str, limit: int) -> str:
+    """The start and the end of a text, and how many characters are left out between."""
+    gap = f" ... [{len(text):,} characters] ... "
+    kept = limit - len(gap)
+    return text[: kept - kept // 3] + gap + text[len(text) - kept // 3 :]
+
+
+class _Short(reprlib.Repr):
+    """`repr` in bounded time and length, of values of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = SHOWN_ITEMS
+        self.maxarray = self.maxdeque = self.maxdict = SHOWN_ITEMS
+        self.maxstring = self.maxother = VALUE
+
+    def repr(self, x: object) -> str:
+        """Return the text of a value, or its type where `__repr__` fails."""
+        try:
+            return super().repr(x)
+        except Exception:  # the code of an unknown class
+            return f"<{type(x).__name__}>"
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Return a number in full, or its size: Python refuses to write thousands of digits."""
+        digits = math.floor(x.bit_length() * math.log10(2)) + 1
+        if digits <= LONGEST_NUMBER:
+            return repr(x)
+        return f"<{'negative ' if x < 0 else ''}whole number of about {digits:,} digits>"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        """Return the start of the bytes."""
+        return repr(x[:VALUE])
+
+    def repr_dict(self, x: dict[object, object], level: int) -> str:
+        """Return the items in their order."""
+        first = list(islice(x, SHOWN_ITEMS))
+        pairs = [f"{self.repr1(k, level - 1)}: {self.repr1(x[k], level - 1)}" for k in first]
+        return "{" + ", ".join(pairs + ["..."] * (len(x) > len(first))) + "}"
+
+
+_SHORT = _Short()
 
 
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> str:
     """Return `value` lower-cased if it is one of `choices`; else say which is closest."""
     options = sorted(choices)
-    name = str(value).strip().lower()
-    if isinstance(value, str) and name in options:
+    name = value.strip().lower() if isinstance(value, str) else ""
+    if name in options:
         return name
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:ARGUMENT], options, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise expected(argument, value, f"one of {', '.join(options)}{hint}")
 
 
 def check_positive_int(argument: str, value: object) -> int:
-    """Return `value` as an int if it is a whole number of at least 1."""
-    if isinstance(value, bool) or not _is_whole(value) or int(value) < 1:  # type: ignore[call-overload]
+    """Return `value` as an int if it is a whole number from 1 to 2**63 - 1."""
+    number = _whole(value)
+    if number is None or number < 1:
         raise expected(argument, value, "a whole number of at least 1")
-    return int(value)  # type: ignore[call-overload]
+    if number >= 2**63:
+        raise expected(argument, value, "a whole number of at least 1 and below 2**63")
+    return number
+
+
+def check_count(argument: str, value: object, most: int = MOST_ITEMS) -> int:
+    """Return `value` as an int if it is a whole number of at least 1 and at most `most`.
+
+    For what is made as often as the number says: checked before anything is made.
+    """
+    number = check_positive_int(argument, value)
+    if number > most:
+        raise expected(argument, value, f"at most {most:,}")
+    return number
 
 
 def check_finite(argument: str, value: object, *, minimum: float | None = None) -> float:
@@ -49,7 +146,7 @@ def check_finite(argument: str, value: object, *, minimum: float | None = None) 
     bound = "" if minimum is None else f" of at least {minimum:g}"
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except Exception:  # of any type, with any __float__
         raise expected(argument, value, f"a finite number{bound}") from None
     if not math.isfinite(number) or (minimum is not None and number < minimum):
         raise expected(argument, value, f"a finite number{bound}")
@@ -81,16 +178,40 @@ def check_seed(argument: str, value: object) -> int:
 
 
 def check_sequence(
-    argument: str, value: object, expectation: str = "a sequence with one value per client"
+    argument: str,
+    value: object,
+    expectation: str = "a sequence with one value per client",
+    *,
+    ordered: bool = True,
 ) -> list[object]:
-    """Return the items of a list, tuple, range, set or one-dimensional array."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    """Return the items of a list, tuple, range, one-dimensional array or other iterable.
+
+    Args:
+        argument: name of the argument.
+        value: at most `MOST_ITEMS` items. Text and mappings are refused.
+        expectation: what would have been accepted.
+        ordered: whether the order counts; a set has none and is refused then.
+    """
+    unfit = str | bytes | bytearray | Mapping
+    if isinstance(value, unfit) or (ordered and isinstance(value, Set)):
         raise expected(argument, value, expectation)
-    return list(value)
-
-
-def _is_whole(value: object) -> bool:
     try:
-        return float(value) == int(value)  # type: ignore[arg-type, call-overload]
-    except (TypeError, ValueError, OverflowError):
-        return False
+        items = list(islice(value, MOST_ITEMS + 1))  # type: ignore[call-overload]
+    except Exception:  # not iterable, or fails when it is iterated
+        raise expected(argument, value, expectation) from None
+    if len(items) > MOST_ITEMS:
+        raise expected(argument, f"<{type(value).__name__}>", f"at most {MOST_ITEMS:,} items")
+    return items
+
+
+def _whole(value: object) -> int | None:
+    """The whole number that a value is equal to; None if it is none."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    try:
+        number = int(value)  # type: ignore[call-overload]
+        return number if float(value) == number else None  # type: ignore[arg-type]
+    except Exception:  # of any type, with any __int__
+        return None

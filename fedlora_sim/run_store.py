@@ -49,7 +49,7 @@ class RunStore:
     def get_record(self, label: str) -> dict[str, Any] | None:
         """A kept record, or None."""
         path = self.folder / f"{label}.json"
-        return dict(json.loads(path.read_text())) if path.exists() else None
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def put_record(self, label: str, record: Mapping[str, Any]) -> None:
         """Keep a JSON record."""
@@ -68,7 +68,7 @@ def write_text(path: str | Path, text: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -202,7 +202,7 @@ def load_toml(path: str | Path) -> dict[str, Any]:
         ValueError: if the file cannot be read as TOML.
     """
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise expected("scenario", str(path), f"a readable TOML file ({error})") from None
     table = values.pop("scenario", None)

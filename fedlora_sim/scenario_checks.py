@@ -110,7 +110,9 @@ def check_fields(given: Mapping[str, Any]) -> dict[str, Any]:
         if given[name] is not None:
             kept[name] = check_positive(name, given[name], " or None")
     if given["target_modules"] is not None:
-        named = check_sequence("target_modules", given["target_modules"], "names of modules")
+        named = check_sequence(
+            "target_modules", given["target_modules"], "names of modules", ordered=False
+        )
         kept["target_modules"] = tuple(_check_text("target_modules", name) for name in named)
     return kept
 

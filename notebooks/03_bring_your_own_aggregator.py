@@ -273,8 +273,8 @@ def test_laws(rule, check):
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
-    Path(folder, "softened.py").write_text(MODULE)
-    Path(folder, "test_softened.py").write_text(TEST)
+    Path(folder, "softened.py").write_text(MODULE, encoding="utf-8")
+    Path(folder, "test_softened.py").write_text(TEST, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider"]
     outcome = subprocess.run([*command, folder], capture_output=True, text=True, check=True)
     print(outcome.stdout)

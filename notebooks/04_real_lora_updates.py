@@ -79,7 +79,7 @@ sent = kept.export_clients(8, None, folder / "clients")
 kept.export_global(7, folder / "previous")
 
 for place in (sent.folders[0], sent.folders[-1]):
-    config = json.loads((place / "adapter_config.json").read_text())
+    config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
     files = sorted(file.name for file in place.iterdir())
     print(place.name, files, {key: config[key] for key in ("r", "lora_alpha", "peft_type")})
 

@@ -42,7 +42,7 @@ def draw_paper(
     """
     style.apply()
     path = out / MANIFEST
-    known = json.loads(path.read_text())["figures"] if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else {}
     for name in names:
         known[name] = _draw(name, data, out)
         on_figure(name)

@@ -82,7 +82,7 @@ def rules_table() -> str:
 
 def tables(record: Path) -> dict[str, str]:
     """The generated blocks by name, from the recorded results that are there."""
-    report = json.loads((record / "report.json").read_text())
+    report = json.loads((record / "report.json").read_text(encoding="utf-8"))
     blocks = {
         "themes": theme_table(report),
         "conjectures": conjecture_table(report),
@@ -94,7 +94,7 @@ def tables(record: Path) -> dict[str, str]:
         "training_bars": training_bars_block(record),
     }
     for name, tables_of in BENCHES.items():
-        bench = json.loads((record / f"{name}.json").read_text())
+        bench = json.loads((record / f"{name}.json").read_text(encoding="utf-8"))
         blocks |= {block: table(bench) for block, table in tables_of.items()}
     return blocks | study_blocks(record)
 
@@ -141,13 +141,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.check and not arguments.tables:
         record(arguments.source, arguments.bench, arguments.study or [])
-    texts = {str(path.relative_to(ROOT)): path.read_text() for path in documents(ROOT)}
+    texts = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in documents(ROOT)
+    }
     for name, rendered in render(texts, tables(RECORD)).items():
         if rendered == texts[name]:
             continue
         if arguments.check:
             sys.exit(f"{name} does not match results/recorded: run `make record`")
-        (ROOT / name).write_text(rendered)
+        (ROOT / name).write_text(rendered, encoding="utf-8")
 
 
 def record(source: Path, bench: Path, studies: Sequence[str]) -> None:
@@ -158,7 +160,7 @@ def record(source: Path, bench: Path, studies: Sequence[str]) -> None:
         bench: folder of the benches' results; those that are there are taken.
         studies: names of studies to take in any case.
     """
-    fresh = json.loads((source / "report.json").read_text())
+    fresh = json.loads((source / "report.json").read_text(encoding="utf-8"))
     if not fresh.get("digits") or fresh["environment"]["quick"]:
         sys.exit(f"{source}: only a full report, the digits runs in it, is recorded")
     if fresh["environment"]["seed"] in TRIED:

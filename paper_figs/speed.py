@@ -112,7 +112,7 @@ def gpu_block(record: Path) -> str:
     path = record / "aggregation-cuda.json"
     if not path.exists():
         return "GPU: not measured."
-    bench = json.loads(path.read_text())
+    bench = json.loads(path.read_text(encoding="utf-8"))
     return f"{hardware_line(bench)}\n\n{aggregation_table(bench)}"
 
 
@@ -152,11 +152,11 @@ def _prefix_lines(rows: list[Row]) -> list[str]:
 
 def training_bars_block(record: Path) -> str:
     """The bars of stacked training, those of a GPU too where one was had."""
-    lines = [bars_table(json.loads((record / "training.json").read_text()))]
+    lines = [bars_table(json.loads((record / "training.json").read_text(encoding="utf-8")))]
     gpu = record / "training-cuda.json"
     if not gpu.exists():
         return "\n\n".join([*lines, "GPU: not measured."])
-    bench = json.loads(gpu.read_text())
+    bench = json.loads(gpu.read_text(encoding="utf-8"))
     return "\n\n".join([*lines, hardware_line(bench), bars_table(bench)])
 
 

@@ -76,4 +76,4 @@ def _head(report: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text()))
+    return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -243,7 +243,11 @@ def chosen(names: Sequence[str] | None) -> tuple[Standard, ...]:
     known = standards()
     if names is None:
         return tuple(known.values())
-    given = [names] if isinstance(names, str) else check_sequence("scenarios", names, "names")
+    given = (
+        [names]
+        if isinstance(names, str)
+        else check_sequence("scenarios", names, "names", ordered=False)
+    )
     wanted = {check_choice("scenarios", name, known) for name in given}
     if not wanted:
         raise expected("scenarios", list(names), f"at least one of {', '.join(known)}")

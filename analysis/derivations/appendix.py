@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     if out is None:
         print(text, end="")
     else:
-        out.write_text(text)
+        out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def _measured(rule: str, size: int, runs: range, context: Context) -> tuple[floa
 
 
 def _study() -> dict[str, Any]:
-    return dict(json.loads((ROOT / STUDY).read_text()))
+    return dict(json.loads((ROOT / STUDY).read_text(encoding="utf-8")))
 
 
 def _study_attrs() -> dict[str, Any]:

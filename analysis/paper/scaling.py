@@ -69,7 +69,7 @@ def gather(context: Context) -> xr.Dataset:
 
 
 def _bench(path: str) -> dict[str, Any]:
-    return dict(json.loads((ROOT / path).read_text()))
+    return dict(json.loads((ROOT / path).read_text(encoding="utf-8")))
 
 
 def _times(row: Row, clock: str) -> list[float]:

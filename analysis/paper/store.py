@@ -62,7 +62,7 @@ def is_current(recipe: Recipe, folder: Path, context: Context) -> bool:
 
 def read_record(folder: Path, name: str) -> dict[str, Any]:
     """The JSON file beside a figure's numbers."""
-    return dict(json.loads(_sidecar(folder, name).read_text()))
+    return dict(json.loads(_sidecar(folder, name).read_text(encoding="utf-8")))
 
 
 def read(folder: Path, name: str) -> xr.Dataset:

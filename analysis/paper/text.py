@@ -82,7 +82,7 @@ def _error(score: Mapping[str, Any]) -> list[float | None]:
 
 
 def _report() -> dict[str, Any]:
-    return dict(json.loads((ROOT / REPORT).read_text()))
+    return dict(json.loads((ROOT / REPORT).read_text(encoding="utf-8")))
 
 
 ENERGY = "squared amplitude of the update"

@@ -67,9 +67,9 @@ def load_study(source: str, changes: Mapping[str, Any] | None = None) -> Study:
 def _read(source: str) -> dict[str, Any]:
     try:
         if source.endswith(".toml"):
-            return tomllib.loads(Path(source).read_text())
+            return tomllib.loads(Path(source).read_text(encoding="utf-8"))
         name = check_choice("study", source, study_names())
-        return tomllib.loads((files(PACKAGED) / f"{name}.toml").read_text())
+        return tomllib.loads((files(PACKAGED) / f"{name}.toml").read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise expected("study", source, f"a readable TOML file ({error})") from None
 

@@ -178,7 +178,7 @@ def _check_request(
 def _check_levels(rank_levels: Sequence[int] | None) -> tuple[int, ...] | None:
     if rank_levels is None:
         return None
-    given = check_sequence("rank_levels", rank_levels, "ranks")
+    given = check_sequence("rank_levels", rank_levels, "ranks", ordered=False)
     if not given:
         raise expected("rank_levels", given, "at least one rank")
     return tuple(sorted({check_positive_int("rank_levels", level) for level in given}))

@@ -119,7 +119,11 @@ def _check_update(k: int, update: LoRAFactors, wanted: _Form | None) -> tuple[_F
 def _check_levels(
     rank_levels: Sequence[int] | None, ranks: Sequence[int], limit: int
 ) -> tuple[int, ...]:
-    given = ranks if rank_levels is None else check_sequence("rank_levels", rank_levels, "ranks")
+    given = (
+        ranks
+        if rank_levels is None
+        else check_sequence("rank_levels", rank_levels, "ranks", ordered=False)
+    )
     levels = tuple(sorted({check_positive_int("rank_levels", level) for level in given}))
     if not levels or levels[-1] > limit:
         raise expected("rank_levels", list(given), f"ranks from 1 to min(d_in, d_out) = {limit}")

@@ -229,7 +229,7 @@ def _plain(value: Any) -> Any:
 
 def _load(source: str | Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(source).read_text())
+        return tomllib.loads(Path(source).read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise expected("grid", str(source), f"a readable TOML file ({error})") from None
 

@@ -40,6 +40,6 @@ def only_driver(folder: Path) -> Iterator[None]:
 
 def _holder(folder: Path) -> str:
     try:
-        return f"{(folder / HOLDER).read_text()} is"
+        return f"{(folder / HOLDER).read_text(encoding='utf-8')} is"
     except OSError:
         return "one has just started"

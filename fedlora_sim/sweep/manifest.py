@@ -89,7 +89,7 @@ def load_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         grid = Grid.of_tables(content["grid"])
         points = {row.point.id: row.point for row in grid.rows}
         tasks = tuple(Task(_parts(task["parts"], points)) for task in content["tasks"])

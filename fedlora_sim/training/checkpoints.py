@@ -113,7 +113,7 @@ class Checkpoints:
 def read_description(folder: Path) -> dict[str, Any] | None:
     """What the run in a folder depends on; None if there is no run."""
     path = folder / RUN_FILE
-    return dict(json.loads(path.read_text())) if path.exists() else None
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def state_rounds(folder: Path) -> list[int]:

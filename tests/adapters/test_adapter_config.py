@@ -112,7 +112,7 @@ def test_an_option_from_the_future_is_refused_only_when_it_is_on(tmp_path):
         ({"lora_alpha": float("nan")}, "lora_alpha=nan"),
         ({"lora_alpha": float("inf")}, "lora_alpha=inf"),
         ({"lora_alpha": 0}, "lora_alpha=0"),
-        ({"lora_alpha": 10**400}, "lora_alpha=1000"),
+        ({"lora_alpha": 10**400}, "lora_alpha=<whole number of about 401 digits>"),
         ({"lora_alpha": "16"}, "lora_alpha='16'"),
         ({"rank_pattern": {"q": 0}}, "rank_pattern['q']=0"),
         ({"rank_pattern": {"(q": 4}}, "rank_pattern='(q'"),

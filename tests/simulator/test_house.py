@@ -110,3 +110,26 @@ def test_no_import_goes_round_in_a_circle():
     graph = {module: dependencies(module) for module in members("fedlora_sim")}
     order = list(TopologicalSorter(graph).static_order())
     assert sorted(order) == sorted(graph)
+
+
+def test_every_text_file_names_its_encoding():
+    # Else the locale decides, and under LC_ALL=C work is lost when its results are written.
+    tracked = [
+        *modules().values(),
+        *(ROOT / "docs").rglob("*.py"),
+        *ROOT.glob("benchmarks/**/*.py"),
+    ]
+    texts, named = ("read_text", "write_text", "open"), 0
+    for path in tracked:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            called = ast.unparse(call.func)
+            is_text = called == "open" or (called.rpartition(".")[2] in texts and "." in called)
+            modes = [ast.unparse(argument) for argument in call.args]
+            if not is_text or called == "os.open" or "'rb'" in modes or "'wb'" in modes:
+                continue
+            named += 1
+            where = f"{path}:{call.lineno}: no encoding"
+            assert any(keyword.arg == "encoding" for keyword in call.keywords), where
+    assert named > 20
