@@ -210,12 +210,28 @@ def configurations(clients: int, levels: int, distinct: int) -> Counts:
 
 @dataclass(frozen=True)
 class _Menu:
-    """Levels with the directions that each adds: how many, and their share of the energy."""
+    """Levels with the directions that each adds: how many, and their energy at the start."""
 
     levels: tuple[int, ...]
     widths: Array
     energies: Array
-    unit: float  # energy at the start, of which all shares are
+
+    def share(self, kept: Array | float, extra: Array | float = 0.0) -> Array:
+        """Return what is kept of the energy at the start, shape (...).
+
+        Levels are summed one after another: equal configurations get equal values on every
+        machine, and keeping all is exactly 1.
+
+        Args:
+            kept: factor of the energy of each level, (..., L).
+            extra: energy that each direction of a level gains, (..., L).
+        """
+        gained = np.asarray(self.energies * kept + self.widths * extra, dtype=np.float64)
+        total = np.zeros(gained.shape[:-1])
+        start = 0.0
+        for j, energy in enumerate(self.energies):
+            total, start = total + gained[..., j], start + float(energy)
+        return total / start
 
 
 def _menu(levels: Sequence[int], initial_amplitude: float, spectrum_decay: float) -> _Menu:
@@ -232,7 +248,7 @@ def _menu(levels: Sequence[int], initial_amplitude: float, spectrum_decay: float
     energy = (first * decay ** np.arange(float(ranks[-1]))) ** 2
     edges = np.array([0, *ranks])
     added = np.add.reduceat(energy, edges[:-1])
-    return _Menu(tuple(ranks), np.diff(edges), added / energy.sum(), float(energy.sum()))
+    return _Menu(tuple(ranks), np.diff(edges), added)
 
 
 def _covered(counts: Counts, min_coverage: float) -> Counts:
@@ -264,9 +280,9 @@ def _ranked(
     """Rules with configurations, signal and noise, best first; `efforts` decide between equals."""
     carriers = _carriers(counts)
     with np.errstate(over="ignore", invalid="ignore"):
-        signal = np.stack([outcome.mean[carriers] ** 2 @ menu.energies for outcome in found])
-        energy = np.stack([outcome.second[carriers] @ menu.energies for outcome in found])
-        drift = np.stack([outcome.drift[carriers] @ menu.widths for outcome in found]) / menu.unit
+        signal = np.stack([menu.share(outcome.mean[carriers] ** 2) for outcome in found])
+        energy = np.stack([menu.share(outcome.second[carriers]) for outcome in found])
+        drift = np.stack([menu.share(0.0, outcome.drift[carriers]) for outcome in found])
         noise = np.maximum(energy - signal, 0.0) + drift
         score = signal - noise
     if not np.isfinite(score).all():
@@ -294,7 +310,7 @@ def _describe(
         score=signal - noise,
         signal=signal,
         noise=noise,
-        lost=float(menu.energies[carriers == 0].sum()),
+        lost=float(menu.share((carriers == 0).astype(float))),
         top_coverage=float(row[used[-1]] / row.sum()),
         worst_rate=float(outcome.rate[carriers[used]].min()),
         upload=sent.upload,

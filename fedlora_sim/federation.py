@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedlora_sim.errors import (
     check_choice,
@@ -21,6 +22,7 @@ from fedlora_sim.errors import (
     check_sequence,
     expected,
 )
+from fedlora_sim.shares import normalized, share
 
 SAMPLINGS = ("full", "without_replacement", "with_replacement", "bernoulli", "size_weighted")
 EMPTY_PARTITION = ("zero", "carry", "error")
@@ -140,8 +142,12 @@ class Federation:
     @property
     def weights(self) -> np.ndarray:
         """Data weights `p_k = n_k / sum n`, shape (K,)."""
-        samples = np.asarray(self.num_samples, dtype=np.float64)
-        return samples / samples.sum()
+        return normalized(self._samples)
+
+    @property
+    def _samples(self) -> tuple[float, ...]:
+        assert self.num_samples is not None  # resolved in __post_init__
+        return self.num_samples
 
     @property
     def members(self) -> np.ndarray:
@@ -149,17 +155,37 @@ class Federation:
         return np.asarray(self.ranks)[:, None] > np.arange(self.r_max)
 
     def coverage(self, allocation: str = "svd") -> np.ndarray:
-        """Coverage of every direction, the expected weight of those who carry it, shape (r_max,).
+        """Return the coverage of every direction, the expected weight share of its carriers.
+
+        The values are in [0, 1], fall with the direction, are exactly 1 where every client carries
+        it, and do not depend on the machine or on the order of the clients (`fedlora_sim.shares`).
 
         Args:
             allocation: `svd`: `pi_h = sum_{k in C_h} p_k`; `random`: `sum_k p_k r_k / r_max`, the
                 same for all; `importance`: NaN, since it depends on the state.
+
+        Returns:
+            Coverages, shape (r_max,).
         """
-        if allocation == "random":
-            return np.full(self.r_max, self.weights @ np.asarray(self.ranks) / self.r_max)
         if allocation == "importance":
             return np.full(self.r_max, np.nan)
-        return self.weights @ self.members
+        if allocation == "random":
+            carried = share(self._samples, np.asarray(self.ranks) / self.r_max)
+            return np.full(self.r_max, carried)
+        return self.carried_shares(self._samples)
+
+    def carried_shares(self, weights: ArrayLike) -> np.ndarray:
+        """Return the share of the clients' total weight that carries each direction.
+
+        Args:
+            weights: of all clients, finite, not negative, not all zero, shape (K,).
+
+        Returns:
+            Shares in [0, 1], shape (r_max,); see `fedlora_sim.shares`.
+        """
+        ranks = np.asarray(self.ranks)
+        by_level = [share(weights, ranks >= level) for level in self.levels]
+        return np.repeat(by_level, np.diff((0, *self.levels)))
 
     def cohort_weights(self, clients: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Unnormalised aggregation weights of drawn clients.
@@ -174,7 +200,7 @@ class Federation:
         """
         if self.sampling == "size_weighted":
             return counts.astype(np.float64)
-        return counts * np.asarray(self.num_samples, dtype=np.float64)[clients]
+        return counts * np.asarray(self._samples)[clients]
 
 
 def partition_slices(levels: Sequence[int]) -> tuple[slice, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from analysis.claim import Claim, Context, NegativeControl
 from analysis.claims.predicted import IDENTICAL
 from analysis.inference.verdict import Prediction
-from fedlora_sim import LoRAFactors, aggregate
+from fedlora_sim import Federation, LoRAFactors, aggregate
 from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.devices import resolve_device
 from fedlora_sim.randomness import stream
@@ -83,11 +83,10 @@ def _shared(
 
 def _coverage(rule: AggregationRule, updates: Sequence[LoRAFactors], samples: Tensor) -> Tensor:
     """Weight share of the contributors to every direction, by the weights that the rule uses."""
-    members = torch.tensor(RANKS).unsqueeze(1) > torch.arange(max(RANKS))
     weights = samples
     if rule.weights_from_norms:
         weights = torch.stack([update.norm() for update in updates])
-    return ((weights / weights.sum()).unsqueeze(1) * members.to(weights.device)).sum(0)
+    return torch.from_numpy(Federation(RANKS).carried_shares(weights.cpu())).to(weights)
 
 
 def gauge_distance(rule: str, numbers: Sequence[int], context: Context) -> Array:

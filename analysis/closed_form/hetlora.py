@@ -26,14 +26,14 @@ def hetlora_trajectory(
         ValueError: without full participation.
     """
     need_full(setting, "hetlora's weights depend on the state")
-    members = setting.federation.members
+    federation = setting.federation
     mean = np.empty((rounds + 1, start.size))
     mean[0] = start
     with np.errstate(over="ignore"):
         for t in range(rounds):
             reached = clients.gain_mean * mean[t] + clients.drift_mean
-            weights = norm_weights(np.where(members, np.abs(reached), 0.0))
-            mean[t + 1] = (weights @ members) ** 2 * reached
+            weights = norm_weights(np.where(federation.members, np.abs(reached), 0.0))
+            mean[t + 1] = federation.carried_shares(weights) ** 2 * reached
         return mean, mean**2
 
 

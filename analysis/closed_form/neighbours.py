@@ -51,8 +51,8 @@ def _other_carriers(setting: Setting, energies: Energies, i: int, more: bool) ->
         carries[_typical_client(setting.federation, free)] = more
     # a federation of two directions, the second of which is the one in question
     other = _with(setting, tuple((1 + carries).tolist()))
-    coverage = float(setting.federation.weights @ carries)
-    values = _logs(energies, other, coverage, np.array([i, i]))
+    coverage = other.federation.coverage()[1]
+    values = _logs(energies, other, float(coverage), np.array([i, i]))
     return values[0][1], values[1][1], values[2][1]
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.tolerances import relative
 
 Space = Literal["product", "factor", "base", "residual"]
 
@@ -109,7 +110,7 @@ def multiplier(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         rule: any of `RULES`, or an alias.
-        coverage: share W of the contributors in the weights, in [0, 1], any shape.
+        coverage: share W of the contributors in the weights, in [0, 1] up to rounding, any shape.
 
     Returns:
         Multipliers, shape of `coverage`.
@@ -133,7 +134,7 @@ def base_share(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         rule: any of `RULES`, or an alias.
-        coverage: share W of the contributors in the weights, in [0, 1], any shape.
+        coverage: share W of the contributors in the weights, in [0, 1] up to rounding, any shape.
 
     Returns:
         Shares, shape of `coverage`.
@@ -151,10 +152,12 @@ def base_share(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
 
 
 def _shares(coverage: ArrayLike) -> NDArray[np.float64]:
+    """Return checked shares; a sum of the caller's own may pass 0 or 1 by its rounding."""
     try:
         share = np.asarray(coverage, dtype=np.float64)
     except (TypeError, ValueError):
         raise expected("coverage", coverage, "numbers in [0, 1]") from None
-    if not ((share >= 0) & (share <= 1)).all():
+    rounding = relative("reduction")
+    if not ((share >= -rounding) & (share <= 1 + rounding)).all():
         raise expected("coverage", coverage, "numbers in [0, 1]")
-    return share
+    return np.clip(share, 0.0, 1.0)

@@ -8,6 +8,7 @@ import numpy as np
 
 from analysis.cohorts.clients import Clients
 from analysis.cohorts.pmf import poisson_pmf
+from fedlora_sim.shares import share
 
 
 def empty_cohort(clients: Clients) -> float:
@@ -35,8 +36,7 @@ def empty_cohort(clients: Clients) -> float:
             return math.comb(others, clients.size) / math.comb(clients.number, clients.size)
         return _mean_product(missing, clients.size)
     if clients.sure:
-        # summed over non-carriers: exactly zero when there are none
-        return float((clients.law @ missing) ** clients.size)
+        return share(clients.law, missing == 1) ** clients.size
     return _repeated(clients)
 
 

@@ -15,6 +15,7 @@ from analysis.cohorts.clients import Clients
 from analysis.cohorts.law import Array
 from analysis.cohorts.pmf import binomial_pmf
 from analysis.cohorts.sums import Sums
+from fedlora_sim.shares import share
 
 _NEGLIGIBLE = 1e-60  # relative to the most probable: nothing that a double could notice
 
@@ -114,7 +115,7 @@ def _repeated(clients: Clients) -> Sums:
     """Draws with replacement: a client drawn c times trains once and weighs c."""
     size, draws = clients.size, np.arange(clients.size + 1, dtype=np.float64)
     if clients.sure:
-        chance = np.array([_chance_of_a_carrier(clients)])
+        chance = np.array([share(clients.law, clients.carry > 0)])
         # chance that two contributor draws are the same client
         repeat = np.array([float(clients.law**2 @ clients.carry)]) / chance**2
         mass = np.ones(1)
@@ -125,11 +126,6 @@ def _repeated(clients: Clients) -> Sums:
     squares = draws + draws * (draws - 1) * repeat[:, None]
     own = np.tile(draws, mass.size)
     return Sums(table.ravel(), own, size - own, squares.ravel())
-
-
-def _chance_of_a_carrier(clients: Clients) -> float:
-    # the probabilities of all clients may sum to a little less than 1
-    return 1.0 if clients.carry.all() else float(clients.law @ clients.carry)
 
 
 def _trimmed(law: Array) -> tuple[np.ndarray, Array]:

@@ -20,6 +20,7 @@ from analysis.cohorts.shares import announced, per_direction
 from analysis.cohorts.shares import expect as expect
 from analysis.cohorts.shares import share_laws as share_laws
 from fedlora_sim.federation import Federation
+from fedlora_sim.shares import normalized, share
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ def _law_moments(law: ShareLaw, clients: Clients) -> Array:
 def _unbiased(clients: Clients) -> tuple[float, float, float]:
     """`E[W]`, `E[W^2]`, `E[sum w^2]` of `w_k = p_k c_k / E[c_k]`, which need no law of W."""
     K, m = clients.number, clients.size
-    p = clients.weight * clients.law / (clients.weight @ clients.law)
-    mean = p @ clients.carry
+    p = normalized(clients.weight * clients.law)
+    mean = share(p, clients.carry)
     # E[c_k^2] / E[c_k]^2 and E[c_j c_k] / (E[c_j] E[c_k])
     own, pair = np.full(K, K / m), 1.0
     if clients.sampling == "without_replacement":

@@ -20,6 +20,17 @@ def test_multipliers_are_those_of_the_simulator(rule):
     np.testing.assert_allclose(closed_form.multiplier(rule, SHARES), wanted, rtol=0)
 
 
+def test_a_share_may_pass_its_bounds_by_rounding_and_no_further():
+    eps = np.finfo(np.float64).eps
+    for function in (closed_form.multiplier, closed_form.base_share):
+        for rule in closed_form.RULES:
+            found = function(rule, [1 + eps, -eps])
+            np.testing.assert_array_equal(found, function(rule, [1.0, 0.0]))
+        for wrong in (1 + 1e-9, -1e-9):
+            with pytest.raises(ValueError, match="coverage="):
+                function("fedavg", wrong)
+
+
 def test_what_goes_into_the_base():
     for rule in closed_form.RULES:
         share = closed_form.base_share(rule, SHARES)

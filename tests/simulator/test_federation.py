@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +13,8 @@ from simulator_cases import assert_close, quick
 
 from fedlora_sim import Federation, parse_ranks
 
+EPS = float(np.finfo(np.float64).eps)
+TINY = Fraction(5e-324)  # shares below the normal range keep fewer digits
 RANKS = st.lists(st.integers(1, 12), min_size=1, max_size=8)
 
 
@@ -41,6 +46,32 @@ def test_ranks_read_as_rank_x_clients(text, ranks):
 def test_ranks_that_cannot_be_read_are_named(ranks):
     with pytest.raises(ValueError, match="ranks="):
         parse_ranks(ranks)
+
+
+WEIGHT = st.floats(0, 2.0**1023, exclude_min=True) | st.floats(0.1, 100) | st.integers(1, 10**6)
+
+
+@given(RANKS, st.data())
+def test_shares_are_exact_ordered_and_independent_of_the_order_of_the_clients(ranks, data):
+    samples = data.draw(st.lists(WEIGHT, min_size=len(ranks), max_size=len(ranks)))
+    federation = Federation(ranks, samples)
+    order = data.draw(st.permutations(range(len(ranks))))
+    other = Federation([ranks[k] for k in order], [samples[k] for k in order])
+    exact = [Fraction(n) for n in federation.num_samples]
+    total = sum(exact)
+    for allocation in ("svd", "random"):
+        coverage = federation.coverage(allocation)
+        np.testing.assert_array_equal(other.coverage(allocation), coverage)
+        assert ((coverage >= 0) & (coverage <= 1)).all()
+        assert (np.diff(coverage) <= 0).all()
+        for i, found in enumerate(coverage):
+            carried = [Fraction(min(r, i + 1) - min(r, i)) for r in ranks]
+            if allocation == "random":
+                carried = [Fraction(r, max(ranks)) for r in ranks]
+            wanted = sum(n * c for n, c in zip(exact, carried, strict=True)) / total
+            assert abs(Fraction(float(found)) - wanted) <= wanted * Fraction(4 * EPS) + TINY
+            assert wanted < 1 or found == 1
+    assert abs(math.fsum(federation.weights) - 1) <= len(ranks) * EPS
 
 
 @quick

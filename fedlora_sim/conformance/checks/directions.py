@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from fedlora_sim.conformance.case import Case
 from fedlora_sim.conformance.law import Check, by_property, require_close
 from fedlora_sim.conformance.result import NotApplicable, Violation
 from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.shares import share
 from fedlora_sim.tolerances import relative
 
 
@@ -72,9 +74,9 @@ def coverage(case: Case, properties: Properties) -> Tensor:
         "norms": norms * (weights > 0),
         "weights_and_norms": weights * norms,
     }[properties.coverage]
-    ranks = torch.tensor([u.rank for u in case.updates])
-    carried = ranks.unsqueeze(-1) > torch.arange(case.rank_levels[-1])
-    return (counted / counted.sum()) @ carried.double()
+    ranks = np.array([u.rank for u in case.updates])
+    carried = [share(counted, ranks > i) for i in range(case.rank_levels[-1])]
+    return torch.tensor(carried, dtype=torch.float64)
 
 
 def _directions(d: int, r: int, generator: torch.Generator) -> Tensor:
