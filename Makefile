@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help install verify test test-deep check lint format types bench record clean
+.PHONY: help install verify test test-deep test-portable check lint format types bench record clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ test: $(STAMP)  ## run all tests, the notebooks too
 
 test-deep: $(STAMP)  ## run the tests that draw examples on thousands of them, others every time
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m hypothesis -n 2
+
+test-portable: $(STAMP)  ## run the quick tests and verification as other processors would
+	$(BIN)/python tests/portable.py
 
 check: lint types  ## lint, format, types and the quick tests
 	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -m "not slow" -x -n 2

