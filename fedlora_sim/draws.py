@@ -76,9 +76,19 @@ def allocation_scores(scenario: Scenario, seed: int) -> NDArray[np.float32]:
 def initial_basis(scenario: Scenario, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Haar-random orthonormal U (d_out, r_max) and V (d_in, r_max) of the initial global update."""
     rng, r_max = stream(seed, "basis"), max(scenario.ranks)
-    u = np.linalg.qr(rng.standard_normal((scenario.d_out, r_max)))[0]
-    v = np.linalg.qr(rng.standard_normal((scenario.d_in, r_max)))[0]
-    return u, v
+    return _haar(rng, scenario.d_out, r_max), _haar(rng, scenario.d_in, r_max)
+
+
+def _haar(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float64]:
+    """Draw orthonormal columns from the Haar measure.
+
+    LAPACK fixes the signs of Q by its own convention, which prefers one side; with the signs of R's
+    diagonal the factorization is unique and Q is Haar.
+
+    Reference: Mezzadri, How to generate random matrices from the classical compact groups, Sec. 5.
+    """
+    q, r = np.linalg.qr(rng.standard_normal((rows, columns)))
+    return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
 
 
 def subspace_mixing(
@@ -117,7 +127,7 @@ def target_rotation(
 
 
 def _turn(rng: np.random.Generator, d: int, angle: float) -> NDArray[np.float64]:
-    q = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    q = _haar(rng, d, d)
     half = d // 2
     first, second = q[:, :half], q[:, half : 2 * half]
     plane = second @ first.T - first @ second.T

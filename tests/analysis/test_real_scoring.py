@@ -49,6 +49,30 @@ def test_the_theory_beats_both_baselines_where_it_is_true():
     assert scores.covered.sel(forecast="persistence").isnull().all()
 
 
+@pytest.mark.parametrize("cohorts", ["random", "actual"])
+def test_a_forecast_does_not_see_the_rounds_on_which_it_is_scored(cohorts):
+    run, first = falling_run("fedavg", seeds=2), 8
+    later = run["round"] > first
+    other = run.assign(
+        layer_energy=run.layer_energy * xr.where(later, 49.0, 1.0),
+        amplitude=run.amplitude * xr.where(later, -7.0, 1.0),
+        update_energy=run.update_energy * xr.where(later, 49.0, 1.0),
+    )
+    options = {"cohorts": cohorts, "samples": 20}
+    told, again = (real.score(each, first, **options) for each in (run, other))
+    assert again.predicted.identical(told.predicted)
+    assert again.total_predicted.identical(told.total_predicted)
+    np.testing.assert_allclose(again.measured, 49 * told.measured, rtol=ITERATED)
+    told, again = (
+        real.predict_every_rule(each, {"fedavg": run}, first, **options)["fedavg"]
+        for each in (run, other)
+    )
+    assert again.identical(told)
+    # The last round of the calibration is seen.
+    near = run.assign(amplitude=run.amplitude * xr.where(run["round"] == first, -7.0, 1.0))
+    assert not real.score(near, first, **options).predicted.identical(told.predicted)
+
+
 def test_without_noise_errors_are_rounding():
     law = {"gain_mean": 0.9, "gain_std": 0.0, "drift_mean": 0.1, "drift_std": 0.0}
     scores = real.score(linear_run("fedavg", scenario_of(), law=law, start=START), 8)
