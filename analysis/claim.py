@@ -1,4 +1,4 @@
-"""A claim as data: statement, source, prediction, experiment, margin and negative control."""
+"""A claim as data: statement, source, prediction, experiment, margin and controls."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from analysis.inference.intervals import mean_interval
 from analysis.inference.measurement import Estimator
 from analysis.inference.verdict import Prediction
+from fedlora_sim import Scenario
 from fedlora_sim.run_store import RunStore
 
 Array = NDArray[np.float64]
+
+NEAR = (2.0, 5.0)
+"""How many margins a near control is away from what is measured, at least and at most."""
 
 
 @dataclass
@@ -24,7 +28,7 @@ class Context:
 
     Args:
         seed: base seed; run i of any experiment has seed `seed * 1_000_000 + i`.
-        quick: fewer runs, shorter training, and margins `QUICK_MARGIN` times as wide.
+        quick: fewer claims, fewer runs and shorter training; margins are the same.
         device: `auto | cpu | cuda | mps`.
         on_progress: called with the number of simulated runs finished since the last call.
         store: finished work of an earlier, interrupted verification, or None.
@@ -76,13 +80,13 @@ class Experiment(Protocol):
 
 
 @dataclass(frozen=True)
-class NegativeControl:
-    """A deliberately wrong rule or parameter that the same check must refute.
+class Control:
+    """The same check on another prediction or another simulation, whose verdict is known.
 
     Args:
-        description: what is wrong, in words.
-        predict: a wrong prediction; None keeps the claim's.
-        experiment: a wrong simulation; None keeps the claim's.
+        description: what differs from the claim, in words.
+        predict: another prediction; None keeps the claim's.
+        experiment: another simulation; None keeps the claim's.
     """
 
     description: str
@@ -104,12 +108,19 @@ class Claim:
         quantities: names of the q measured quantities.
         predict: makes the prediction with its margin; called before anything is simulated.
         experiment: makes the samples.
-        control: the negative control.
+        control: the negative control: something plainly wrong, which the check must refute.
+        near: the near control: something wrong by 2 to 5 margins (`NEAR`) in every quantity, such
+            as a parameter slightly off, which the check must refute in every quantity.
+        positive: something known to be true, which the check must support; for a conjecture that
+            is refuted, it shows that the check can also come out the other way.
         estimator: samples and error probability to a measurement.
         first, cap: runs of the first look and at most.
-        quick: the same for `--quick`.
+        quick: the same for `--quick`; None takes those of a full run.
         in_quick: whether `--quick` can run it.
         kind: a `theorem` must hold; a `conjecture` is reported, whichever way it falls.
+        wide_because: why the margin of what holds in every run is wider than 1e-9; empty if not.
+        scenario: what the run of a seed simulates, if it differs from run to run; printed with a
+            counterexample.
     """
 
     id: str
@@ -121,10 +132,18 @@ class Claim:
     quantities: tuple[str, ...]
     predict: Callable[[], Prediction]
     experiment: Experiment
-    control: NegativeControl
+    control: Control
+    near: Control | None = None
+    positive: Control | None = None
     estimator: Estimator = mean_interval
     first: int = 8
     cap: int = 32
-    quick: tuple[int, int] = (8, 16)
+    quick: tuple[int, int] | None = None
     in_quick: bool = True
     kind: Literal["theorem", "conjecture"] = "theorem"
+    wide_because: str = ""
+    scenario: Callable[[int], Scenario] | None = None
+
+    def runs(self, quick: bool) -> tuple[int, int]:
+        """Return the number of runs of the first look, and the most."""
+        return self.quick if quick and self.quick is not None else (self.first, self.cap)

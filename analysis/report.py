@@ -20,27 +20,61 @@ SYMBOLS = (
 )
 
 # A claim on many quantities shows the one that comes closest to leaving its region.
+CONTROLS = {
+    "negative_control": "negative control",
+    "near_control": "near control",
+    "positive_control": "positive control",
+}
+"""The controls of a claim by their key in a record, and what tables call them."""
+WANTED = {
+    "negative_control": "refuted",
+    "near_control": "refuted",
+    "positive_control": "supported",
+}
+"""The verdict that each control must have."""
 VERDICT_MARK = {"supported": "✓ supported", "refuted": "✗ refuted", "undecided": "? undecided"}
 
 
 def verdict_table(report: Record) -> str:
-    """One row per claim: statement, prediction, measurement, p-value, verdict, negative control."""
+    """One row per claim: statement, prediction, measurement, p-value, verdict and controls."""
     # Reports made before claims had families have no p-values: their column is left out.
     with_p = ["p (Holm)"] if "families" in report else []
-    head = ["claim", "prediction", measured_head(report), *with_p, "verdict", "negative control"]
+    # Claims of a study have no near controls.
+    names = [name for name in CONTROLS if any(name in claim for claim in report["claims"])]
+    heads = [CONTROLS[name] for name in names if name != "positive_control"]
+    head = ["claim", "prediction", measured_head(report), *with_p, "verdict", *heads]
     lines = [table_row(head), "|" + "---|" * len(head)]
     for claim in report["claims"]:
-        control = claim["negative_control"]
+        controls = [_control_cell(claim, name) for name in names if name != "positive_control"]
+        if "positive_control" in claim:
+            controls[0] += f"; positive control {_control_cell(claim, 'positive_control')}"
         cells = [
             f"**{claim['id']}** ({_nature(claim)}): {claim['statement']}",
             prediction_text(claim),
             measurement_text(claim),
             *([p_text(claim["p_holm"])] if with_p else []),
             VERDICT_MARK[claim["verdict"]],
-            f"{control['verdict']}: {control['description']}",
+            *controls,
         ]
         lines.append(table_row(cells))
     return "\n".join(lines)
+
+
+def _control_cell(claim: Record, name: str) -> str:
+    if name not in claim:
+        return "–"
+    control = claim[name]
+    distance = f"; {distance_text(control)}" if name == "near_control" else ""
+    return f"{control['verdict']}: {control['description']}{distance}"
+
+
+def distance_text(control: Record) -> str:
+    """How far what is measured is from what the control predicts: `3.1 to 3.4 margins away`."""
+    distances = control["distance"]
+    if None in distances:
+        return "distance not finite"
+    low, high = (number(end(distances), 2) for end in (min, max))
+    return f"{low} margins away" if low == high else f"{low} to {high} margins away"
 
 
 def table_row(cells: Sequence[str]) -> str:
@@ -61,8 +95,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.6g}%"
 
 
-def p_text(p: float) -> str:
-    """A p-value to two digits."""
+def p_text(p: float | None) -> str:
+    """A p-value to two digits; a dash for a statement on every run, which has none."""
+    if p is None:
+        return "–"
     return "<1e-6" if p < 1e-6 else f"{p:.2g}"
 
 
@@ -77,24 +113,22 @@ def families_text(report: Record) -> list[str]:
         for kind, family in report["families"].items()
         if family["run"]
     ]
-    lines = [
+    return [
         f"Intervals hold together within a family of claims: {'; '.join(parts)}. "
         "Parts do not depend on how many claims are run. A claim is supported if every interval "
-        "lies within its margin (two one-sided tests each) and the same check refutes its negative "
-        "control, refuted if one lies wholly outside, undecided otherwise. Controls that are "
-        "simulated anew have intervals of their own, which err in addition. Intervals of means "
-        "are exact for normal runs only; with many runs they allow for skewness. "
-        "p (Holm) is the least error of the family at which Holm's rule would still decide the "
-        "claim as it is; claims not run count as undecided.",
+        "lies within its margin (two one-sided tests each), the same check refutes its negative "
+        "control, and it refutes its near control, which is 2 to 5 margins away, in every "
+        "quantity. A claim is refuted if one interval lies wholly outside, and undecided "
+        "otherwise; a conjecture is refuted only if the check supports its positive control. "
+        "Controls that are simulated anew have intervals of their own, which err in addition. "
+        "Intervals of means are exact for normal runs only; with many runs they allow for "
+        "skewness. p (Holm) is the least error of the family at which Holm's rule would still "
+        "decide the claim as it is; claims not run count as undecided.",
+        "A claim about every run (of every federation, say) shows the median and the range of all "
+        "runs: one run outside the margin, a counterexample, refutes it. It has no p-value.",
         "In brackets, what a claim was tested on: spectral, amplitudes of directions alone; "
         "matrix, real factors through real aggregation; training, a model that is fine-tuned.",
     ]
-    if report["quick_margin"] != 1:
-        lines.append(
-            f"Quick run: fewer runs, and margins of a width (±) {report['quick_margin']:g} times "
-            "as wide as in a full run; the tables show the widened ones."
-        )
-    return lines
 
 
 def _nature(claim: Record) -> str:
@@ -144,7 +178,16 @@ def measurement_text(claim: Record) -> str:
     ]
     count = len(claim["prediction"])
     of = f"; furthest of {count}: {claim['quantities'][worst(claim)]}" if count > 3 else ""
-    return f"{', '.join(parts)}; {claim['runs']:,} runs{of}"
+    return f"{', '.join(parts)}; {_runs_text(claim)}{of}"
+
+
+def _runs_text(claim: Record) -> str:
+    """The number of runs; of a statement on every run also the number of counterexamples."""
+    runs = f"{claim['runs']:,} runs"
+    if "every_run" not in claim:
+        return runs
+    found = claim["every_run"]["counterexamples"]
+    return f"{found:,} of {runs} outside" if found else f"all of {runs} inside"
 
 
 def digits_for(margin: str) -> int:
@@ -187,12 +230,17 @@ def to_markdown(report: Record) -> str:
     """The whole report."""
     claims = report["claims"]
     supported = sum(c["verdict"] == "supported" for c in claims)
-    refuted = sum(c["negative_control"]["verdict"] == "refuted" for c in claims)
+    controls = [
+        f"{sum(verdict == wanted for verdict in verdicts)} of {len(verdicts)} {CONTROLS[name]}s "
+        f"{wanted}"
+        for name, wanted in WANTED.items()
+        if (verdicts := [c[name]["verdict"] for c in claims if name in c])
+    ]
     parts = [
         "# Verification report",
-        f"{supported} of {len(claims)} claims supported; {refuted} of {len(claims)} negative "
-        "controls refuted, as all must be. Predictions come from the closed forms and the scenario "
-        "alone, and take nothing from what is measured.",
+        f"{supported} of {len(claims)} claims supported; {', '.join(controls)}, as all must be. "
+        "Predictions come from the closed forms and the scenario alone, and take nothing from what "
+        "is measured.",
         *families_text(report),
         verdict_table(report),
     ]
@@ -215,7 +263,6 @@ def to_markdown(report: Record) -> str:
 
 def _claim_section(claim: Record, environment: Record) -> str:
     digits = digits_for(claim["margin"])
-    control = claim["negative_control"]
     rows = "\n".join(
         table_row([name, number(p, digits), number(m, digits), interval_text(i, digits)])
         for name, p, m, i in zip(
@@ -232,12 +279,52 @@ def _claim_section(claim: Record, environment: Record) -> str:
         f"### {claim['id']}: {claim['verdict']}{reason}\n\n{claim['statement']}\n\n"
         f"Source: {claim['source']}. Assumes: {claim['assumptions']}. "
         f"Fidelity: {claim['fidelity']}; {claim['runs']:,} runs, {claim['seconds']:.1f} s. "
-        f"{_statistic(claim)}Margin: {claim['margin']}.{_p_values(claim)}\n\n"
+        f"{_statistic(claim)}Margin: {claim['margin']}{_wide(claim)}.{_p_values(claim)}\n\n"
         f"| quantity | prediction | measured | {percent(claim['confidence'])} interval |\n"
         f"|---|---|---|---|\n{rows}\n\n"
-        f"Negative control, {control['description']}: {control['verdict']}.\n\n"
+        f"{_every_run(claim)}{_controls(claim)}\n\n"
         f"Repeat: `fedlora-sim verify{effort} --claim {claim['id']}`"
     )
+
+
+def _every_run(claim: Record) -> str:
+    """What a statement on every run found, with a counterexample to repeat."""
+    if "every_run" not in claim:
+        return ""
+    found = claim["every_run"]
+    if "first" not in found:
+        share = percent(found["rarer_than"])
+        confidence = percent(claim["confidence"])
+        return (
+            f"No counterexample in {claim['runs']:,} runs: at {confidence} confidence fewer than "
+            f"{share} of such runs are one.\n\n"
+        )
+    first = found["first"]
+    values = ", ".join(number(value) for value in first["measured"])
+    scenario = f", `{first['scenario']}`" if "scenario" in first else ""
+    return (
+        f"Counterexamples: {found['counterexamples']:,} of {claim['runs']:,} runs; the first is "
+        f"run {first['run']}, seed {first['seed']}{scenario}, measured {values}.\n\n"
+    )
+
+
+def _controls(claim: Record) -> str:
+    """A sentence for each control."""
+    return " ".join(
+        f"{title.capitalize()}, {_control_sentence(claim[name])}."
+        for name, title in CONTROLS.items()
+        if name in claim
+    )
+
+
+def _control_sentence(control: Record) -> str:
+    distance = f", {distance_text(control)}" if "distance" in control else ""
+    return f"{control['description']}{distance}: {control['verdict']}"
+
+
+def _wide(claim: Record) -> str:
+    """Why the margin of what holds in every run is not that of rounding."""
+    return f", because {claim['wide_because']}" if "wide_because" in claim else ""
 
 
 def _statistic(claim: Record) -> str:

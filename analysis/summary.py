@@ -16,14 +16,22 @@ def by_theme(report: Record) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def theme_table(report: Record) -> str:
-    """One row per theme: how many theorems and conjectures it has, and what became of them."""
-    lines = ["| theme | theorems | conjectures | negative controls |", "|---|---|---|---|"]
+    """One row per theme: the verdicts of its theorems, conjectures and controls."""
+    lines = [
+        "| theme | theorems | conjectures | negative controls | near controls |",
+        "|---|---|---|---|---|",
+    ]
     for name, part in by_theme(report):
-        controls = [claim["negative_control"]["verdict"] for claim in part["claims"]]
         kinds = (_verdicts(part, kind) for kind in ("theorem", "conjecture"))
-        refuted = f"{controls.count('refuted')} of {len(controls)} refuted"
-        lines.append(f"| {name} | {' | '.join(kinds)} | {refuted} |")
+        controls = (_refuted(part, control) for control in ("negative_control", "near_control"))
+        lines.append(f"| {name} | {' | '.join((*kinds, *controls))} |")
     return "\n".join(lines)
+
+
+def _refuted(part: Record, control: str) -> str:
+    """How many controls of one sort were refuted; a dash where there are none."""
+    verdicts = [claim[control]["verdict"] for claim in part["claims"] if control in claim]
+    return f"{verdicts.count('refuted')} of {len(verdicts)} refuted" if verdicts else "–"
 
 
 def _verdicts(part: Record, kind: str) -> str:

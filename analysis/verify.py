@@ -1,10 +1,11 @@
-"""Run a claim with its negative control, and describe what it was run with."""
+"""Run a claim with its controls, and describe what it was run with."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -12,12 +13,15 @@ import numpy as np
 import torch
 from joblib import cpu_count
 
-from analysis.claim import Claim, Context
+from analysis.claim import Claim, Context, Control
 from analysis.claims import CLAIMS, theme_of
 from analysis.inference.family import FAMILY_ERROR, claim_error, holm
-from analysis.inference.measurement import Measurement
+from analysis.inference.intervals import rarer_than
+from analysis.inference.measurement import Array, Measurement
 from analysis.inference.sequential import measure_until_decided, number_of_looks, p_value
-from analysis.inference.verdict import QUICK_MARGIN, Prediction, Verdict, judge
+from analysis.inference.verdict import Prediction, Verdict, judge, judge_near_control
+from analysis.report import WANTED
+from fedlora_sim import Scenario
 from fedlora_sim.datasets import versions
 
 Record = dict[str, Any]
@@ -31,10 +35,11 @@ def family_size(kind: str) -> int:
 
 
 def run_claim(claim: Claim, context: Context, error: float | None = None) -> Record:
-    """Predict, simulate, judge; then put the negative control through the same check.
+    """Predict, simulate, judge; then put the controls through the same check.
 
-    A claim whose control is not refuted has not been tested, and stays undecided. In quick runs
-    margins that are widths are `QUICK_MARGIN` times as wide, the control's too.
+    A claim is supported only if the check refutes its negative control, and its near control in
+    every quantity; a conjecture is refuted only if the check supports its positive control.
+    Otherwise the check has not shown that it can tell, and the claim stays undecided.
 
     Args:
         claim: what is claimed.
@@ -47,8 +52,8 @@ def run_claim(claim: Claim, context: Context, error: float | None = None) -> Rec
     started = time.perf_counter()
     if error is None:
         error = claim_error(max(family_size(claim.kind), 1))
-    first, cap = claim.quick if context.quick else (claim.first, claim.cap)
-    prediction = _with_margin(claim.predict(), context)
+    first, cap = claim.runs(context.quick)
+    prediction = claim.predict()
     measurement, verdict, samples = measure_until_decided(
         lambda numbers: claim.experiment(numbers, context),
         claim.estimator,
@@ -57,10 +62,20 @@ def run_claim(claim: Claim, context: Context, error: float | None = None) -> Rec
         cap,
         error,
     )
-    control = _run_control(claim, context, measurement, prediction, error)
+    found = _Found(measurement, prediction, error)
+    controls = {
+        name: _run_control(claim, control, context, found, decide)
+        for name, control, decide in (
+            ("negative_control", claim.control, judge),
+            ("near_control", claim.near, judge_near_control),
+            ("positive_control", claim.positive, judge),
+        )
+        if control is not None
+    }
     reason = _why_undecided(measurement, claim) if verdict is Verdict.UNDECIDED else ""
-    if control["verdict"] != Verdict.REFUTED and verdict == Verdict.SUPPORTED:
-        verdict, reason = Verdict.UNDECIDED, "the check did not refute its negative control"
+    untested = _why_untested(verdict, controls)
+    if untested:
+        verdict, reason = Verdict.UNDECIDED, untested
     looks = number_of_looks(first, cap)
     record = {
         "id": claim.id,
@@ -74,17 +89,58 @@ def run_claim(claim: Claim, context: Context, error: float | None = None) -> Rec
         "quantities": list(claim.quantities),
         "prediction": prediction.value.tolist(),
         "margin": prediction.margin,
+        **({"wide_because": claim.wide_because} if claim.wide_because else {}),
         "measurement": measurement.value.tolist(),
         "interval": _pairs(measurement),
         "confidence": 1 - error,
-        "p_value": p_value(samples, claim.estimator, prediction, verdict, looks, error),
+        "p_value": None
+        if measurement.every_run
+        else p_value(samples, claim.estimator, prediction, verdict, looks, error),
         "runs": measurement.samples,
         "verdict": str(verdict),
         "reason": reason,
-        "negative_control": control,
+        **controls,
         "seconds": round(time.perf_counter() - started, 2),
     }
+    if measurement.every_run:
+        record["every_run"] = _every_run(claim, context, samples, prediction, error)
     return dict(finite_or_none(record))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a claim's own runs gave, and at which error."""
+
+    measurement: Measurement
+    prediction: Prediction
+    error: float
+
+
+def _why_untested(verdict: Verdict, controls: Mapping[str, Record]) -> str:
+    """Why the check cannot be trusted with its verdict; empty if it can."""
+    for name, control in controls.items():
+        needed = Verdict.REFUTED if name == "positive_control" else Verdict.SUPPORTED
+        if verdict is needed and control["verdict"] != WANTED[name]:
+            where = " in every quantity" if name == "near_control" else ""
+            verb = "support" if name == "positive_control" else "refute"
+            return f"the check did not {verb} its {name.replace('_', ' ')}{where}"
+    return ""
+
+
+def _every_run(
+    claim: Claim, context: Context, samples: Array, prediction: Prediction, error: float
+) -> Record:
+    """How many runs contradict a statement on every run, and the first of them, to repeat it."""
+    outside = ~((samples >= prediction.low) & (samples <= prediction.high)).all(axis=1)
+    found: Record = {"counterexamples": int(outside.sum())}
+    if not outside.any():
+        return {**found, "rarer_than": rarer_than(len(samples), error)}
+    run = int(outside.argmax())
+    (seed,) = context.seeds([run])
+    found["first"] = {"run": run, "seed": seed, "measured": samples[run].tolist()}
+    if claim.scenario is not None:
+        found["first"]["scenario"] = _to_code(claim.scenario(seed))
+    return found
 
 
 def _why_undecided(measurement: Measurement, claim: Claim) -> str:
@@ -94,6 +150,18 @@ def _why_undecided(measurement: Measurement, claim: Claim) -> str:
         return "after the most runs an interval still crosses the end of its margin"
     names = [name for name, none in zip(claim.quantities, unknown, strict=True) if none]
     return f"no finite interval of {', '.join(names)}"
+
+
+def _to_code(scenario: Scenario) -> str:
+    """Python that makes the scenario again: its ranks, and every field that is not the default."""
+    usual = Scenario(scenario.ranks, fidelity=scenario.fidelity)
+    values = {f.name: getattr(scenario, f.name) for f in fields(Scenario)}
+    changed = [
+        f"{name}={value!r}"
+        for name, value in values.items()
+        if name in ("ranks", "fidelity") or value != getattr(usual, name)
+    ]
+    return f"Scenario({', '.join(changed)})"
 
 
 def finite_or_none(value: Any) -> Any:
@@ -107,35 +175,37 @@ def finite_or_none(value: Any) -> Any:
 
 def _run_control(
     claim: Claim,
+    control: Control,
     context: Context,
-    measurement: Measurement,
-    prediction: Prediction,
-    error: float,
+    found: _Found,
+    decide: Callable[[Measurement, Prediction], Verdict],
 ) -> Record:
-    control = claim.control
-    wrong = prediction
+    measurement, prediction = found.measurement, found.prediction
     if control.predict is not None:
-        wrong = _with_margin(control.predict(), context)
+        prediction = control.predict()
     if control.experiment is None:
-        verdict = judge(measurement, wrong)
+        verdict = decide(measurement, prediction)
     else:
         experiment = control.experiment
-        first, cap = claim.quick if context.quick else (claim.first, claim.cap)
+        first, cap = claim.runs(context.quick)
         measurement, verdict, _ = measure_until_decided(
-            lambda numbers: experiment(numbers, context), claim.estimator, wrong, first, cap, error
+            lambda numbers: experiment(numbers, context),
+            claim.estimator,
+            prediction,
+            first,
+            cap,
+            found.error,
+            decide,
         )
     return {
         "description": control.description,
         "verdict": str(verdict),
-        "prediction": wrong.value.tolist(),
+        "prediction": prediction.value.tolist(),
         "measurement": measurement.value.tolist(),
         "interval": _pairs(measurement),
+        "distance": prediction.distance(measurement).tolist(),
         "runs": measurement.samples,
     }
-
-
-def _with_margin(prediction: Prediction, context: Context) -> Prediction:
-    return prediction.widened(QUICK_MARGIN) if context.quick else prediction
 
 
 def _pairs(measurement: Measurement) -> list[list[float]]:
@@ -161,20 +231,21 @@ def assemble(records: Sequence[Record], context: Context) -> Record:
         context: seed, effort and device.
 
     Returns:
-        `claims`, `families` by kind, `quick_margin` (factor on margins) and `environment`.
+        `claims`, `families` by kind and `environment`.
     """
     families = {}
     for kind in KINDS:
         members = [record for record in records if record["kind"] == kind]
         size = max(family_size(kind), len(members))
-        adjusted = holm([record["p_value"] for record in members], size)
-        for record, p in zip(members, adjusted, strict=True):
-            record["p_holm"] = float(p)
+        # A statement on every run is not inferred from a sample and has no p-value.
+        inferred = [record for record in members if record["p_value"] is not None]
+        adjusted = iter(holm([record["p_value"] for record in inferred], size))
+        for record in members:
+            record["p_holm"] = None if record["p_value"] is None else float(next(adjusted))
         families[kind] = {"claims": size, "run": len(members), "error": FAMILY_ERROR}
     return {
         "claims": list(records),
         "families": families,
-        "quick_margin": QUICK_MARGIN if context.quick else 1.0,
         "environment": environment(context),
     }
 

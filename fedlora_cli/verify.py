@@ -41,7 +41,7 @@ from fedlora_sim.run_store import RunStore, source_fingerprint, write_text
 from paper_figs import draw_all
 from paper_figs.html.render import render
 
-QUICK_HELP = "under 90 s: fewer runs, margins twice as wide"
+QUICK_HELP = "under 90 s: fewer claims, fewer runs, shorter training"
 COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 

@@ -27,6 +27,11 @@ def claim_entry(name: str, **changes: Any) -> dict[str, Any]:
         "verdict": "supported",
         "reason": "",
         "negative_control": {"description": "something wrong", "verdict": "refuted"},
+        "near_control": {
+            "description": "slightly wrong",
+            "verdict": "refuted",
+            "distance": [3.118, 4.0],
+        },
         "seconds": 1.25,
     }
     return {**entry, **changes}

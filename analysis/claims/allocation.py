@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import energy_left, simulated
 from analysis.claims.names import PARTITIONS
 from analysis.claims.predicted import per_partition
@@ -92,7 +92,6 @@ _COMMON: dict[str, Any] = {
     "fidelity": "spectral",
     "first": 2_000,
     "cap": 32_000,
-    "quick": (2_000, 16_000),
 }
 _RATES: dict[str, Any] = {
     "statistic": "root of the mean energy left after the last round",
@@ -118,7 +117,7 @@ CLAIMS = (
         "random coverage, the shared partition included.",
         predict=partial(_rate, RANDOM),
         experiment=partial(energy_left, RANDOM, "fedavg"),
-        control=NegativeControl("the staircase of SVD allocation", partial(_rate, SVD)),
+        control=Control("the staircase of SVD allocation", partial(_rate, SVD)),
         **_RATES,
     ),
     Claim(
@@ -127,7 +126,7 @@ CLAIMS = (
         "variance of who holds what.",
         predict=partial(_rate, FEW),
         experiment=partial(energy_left, FEW, "fedavg"),
-        control=NegativeControl("the squared mean coverage", _squared_mean_coverage),
+        control=Control("the squared mean coverage", _squared_mean_coverage),
         **_RATES,
     ),
     Claim(
@@ -135,7 +134,7 @@ CLAIMS = (
         statement="Random allocation removes the concentration of energy in the shared directions.",
         predict=partial(Prediction.within, _shared_directions(), MARGIN),
         experiment=concentration(RANDOM),
-        control=NegativeControl("SVD allocation", experiment=concentration(SVD)),
+        control=Control("SVD allocation", experiment=concentration(SVD)),
         kind="conjecture",
         **_SHARED,
     ),
@@ -144,7 +143,7 @@ CLAIMS = (
         statement="Random allocation removes the loss of energy.",
         predict=partial(Prediction.at_least, 1 - MARGIN),
         experiment=total_left(RANDOM),
-        control=NegativeControl("SVD allocation", experiment=total_left(SVD)),
+        control=Control("SVD allocation", experiment=total_left(SVD)),
         kind="conjecture",
         **_TOTAL,
     ),
@@ -153,7 +152,7 @@ CLAIMS = (
         statement="Random allocation at least slows the loss of energy of the whole update.",
         predict=lambda: Prediction.at_least(_svd_total()),
         experiment=total_left(RANDOM),
-        control=NegativeControl(
+        control=Control(
             "raFLoRA's total under SVD allocation asked of it", partial(Prediction.at_least, 1.0)
         ),
         kind="conjecture",
@@ -166,9 +165,7 @@ CLAIMS = (
         quantities=("energy rate of the highest partition",),
         predict=partial(_rate_of_svd, -1),
         experiment=top_left,
-        control=NegativeControl(
-            "the rate of the second partition asked of it", partial(_rate_of_svd, 1)
-        ),
+        control=Control("the rate of the second partition asked of it", partial(_rate_of_svd, 1)),
         estimator=root_of_mean(SVD.rounds),
         kind="conjecture",
         **_COMMON,

@@ -32,7 +32,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, NegativeControl
+from analysis.claim import Claim, Context, Control
 from analysis.claims.experiments import by_partition, simulated
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import partition_means
@@ -230,10 +230,9 @@ def _region(name: str, points: Sequence[int], outside: str) -> dict[str, Any]:
         "quantities": quantities,
         "predict": partial(_within_tolerance, len(quantities)),
         "experiment": partial(deviation, name, points),
-        "control": NegativeControl(outside, experiment=partial(deviation, name, wrong)),
+        "control": Control(outside, experiment=partial(deviation, name, wrong)),
         "first": FIGURE_RUNS,
         "cap": 32,
-        "quick": (FIGURE_RUNS, 16),
     }
 
 
@@ -274,10 +273,9 @@ CLAIMS = (
         quantities=HIGHER,
         predict=partial(Prediction.within, [2.0] * len(HIGHER), EXPONENT_MARGIN),
         experiment=partial(held_exponent, "adam"),
-        control=NegativeControl("plain steps", experiment=partial(held_exponent, "sgd")),
+        control=Control("plain steps", experiment=partial(held_exponent, "sgd")),
         first=FIGURE_RUNS,
         cap=16,
-        quick=(FIGURE_RUNS, 16),
         kind="conjecture",
     ),
 )

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.claim import Claim, Context, NegativeControl
+from analysis.claim import Claim, Context, Control
 from analysis.claims.names import RULE_NAMES
 from analysis.inference.intervals import log_odds_interval, mean_interval
 from analysis.inference.verdict import Prediction
@@ -204,7 +204,7 @@ def _collapse(rule: str) -> Claim:
         "rank level.",
         predict=partial(Prediction.at_least, COLLAPSED),
         experiment=partial(rho_of, rule),
-        control=NegativeControl("raFLoRA in its place", experiment=partial(rho_of, "raflora")),
+        control=Control("raFLoRA in its place", experiment=partial(rho_of, "raflora")),
         **_RHO,
         **_COMMON,
     )
@@ -219,7 +219,7 @@ def _accuracy(claim_id: str, suffix: str, where: str, cap: int) -> Claim:
         quantities=("accuracy gained over FedAvg, paired by seed",),
         predict=partial(Prediction.at_least, 0.0),
         experiment=partial(accuracy_gain, raflora, fedavg),
-        control=NegativeControl(
+        control=Control(
             "the untrained model in raFLoRA's place", experiment=partial(untrained_gain, fedavg)
         ),
         kind="conjecture",
@@ -236,7 +236,7 @@ CLAIMS = (
         statement="On real fine-tuning raFLoRA keeps energy above the lowest rank level.",
         predict=partial(Prediction.at_most, NOT_COLLAPSED),
         experiment=partial(rho_of, "raflora"),
-        control=NegativeControl("FedAvg in its place", experiment=partial(rho_of, "fedavg")),
+        control=Control("FedAvg in its place", experiment=partial(rho_of, "fedavg")),
         **_RHO,
         **_COMMON,
     ),
@@ -246,7 +246,7 @@ CLAIMS = (
         "rank level.",
         predict=partial(Prediction.at_most, NOT_COLLAPSED),
         experiment=partial(rho_of, "raflora_canonical"),
-        control=NegativeControl("FedAvg in its place", experiment=partial(rho_of, "fedavg")),
+        control=Control("FedAvg in its place", experiment=partial(rho_of, "fedavg")),
         kind="conjecture",
         in_quick=False,
         **_RHO,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, NegativeControl
+from analysis.claim import Claim, Control
 from analysis.claims.experiments import energy_series, relative_trajectory
 from analysis.claims.names import PARTITIONS, RULE_NAMES
 from analysis.claims.predicted import client_arguments, federation_arguments, per_partition
@@ -72,10 +72,9 @@ def _floor_claim(rule: str, other: str) -> Claim:
         predict=partial(_floor, rule),
         experiment=energy_series(NON_IID, rule),
         estimator=stationary_mean(BURN_IN),
-        control=NegativeControl(f"the floor of {RULE_NAMES[other]}", partial(_floor, other)),
+        control=Control(f"the floor of {RULE_NAMES[other]}", partial(_floor, other)),
         first=400,
         cap=6_400,
-        quick=(400, 3_200),
     )
 
 
@@ -96,13 +95,12 @@ def _trajectory_claim(rule: str, other: str) -> Claim:
         quantities=quantities,
         predict=partial(Prediction.within, np.ones(len(quantities)), TRAJECTORY_MARGIN),
         experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(rule)),
-        control=NegativeControl(
+        control=Control(
             f"the trajectory of {RULE_NAMES[other]}",
             experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(other)),
         ),
         first=4_000,
         cap=64_000,
-        quick=(4_000, 32_000),
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.claim import Claim, Experiment, NegativeControl
+from analysis.claim import Claim, Control, Experiment
 from analysis.claims.experiments import by_partition
 from analysis.claims.fitting import (
     FLOW_MARGIN,
@@ -146,7 +146,7 @@ def _floor_claim(rule: str, other: str) -> Claim:
         quantities=tuple(f"predicted / measured, {name}" for name in PARTITIONS),
         predict=partial(Prediction.within, np.ones(len(PARTITIONS)), FLOW_MARGIN),
         experiment=held(rule, rule),
-        control=NegativeControl(f"the floor of {RULE_NAMES[other]}", experiment=held(rule, other)),
+        control=Control(f"the floor of {RULE_NAMES[other]}", experiment=held(rule, other)),
         in_quick=rule != "zero_pad",
         **_COMMON,
     )
@@ -161,7 +161,7 @@ def _above_claim(rule: str) -> Claim:
         quantities=_over(HIGHER),
         predict=partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN),
         experiment=approach(rule, swapped=False),
-        control=NegativeControl(
+        control=Control(
             "the side below the threshold, omega G", experiment=approach(rule, swapped=True)
         ),
         in_quick=rule != "zero_pad",
@@ -178,7 +178,7 @@ def _below_claim(rule: str) -> Claim:
         quantities=_over(HIGHER),
         predict=partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN),
         experiment=decay(rule, trained=True),
-        control=NegativeControl(
+        control=Control(
             "omega alone, as if clients did not train", experiment=decay(rule, trained=False)
         ),
         in_quick=rule != "zero_pad",
@@ -196,7 +196,7 @@ def _critical_claim(rule: str) -> Claim:
         quantities=_over(("first half of the rounds", "second half")),
         predict=partial(Prediction.within, np.ones(2), CRITICAL_MARGIN),
         experiment=critical_slope(rule, 1.0),
-        control=NegativeControl(
+        control=Control(
             "local time a tenth short of critical, where the decay is geometric",
             experiment=critical_slope(rule, 0.9),
         ),

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import by_partition, simulated
 from analysis.claims.fitting import (
     amplitudes,
@@ -144,13 +144,12 @@ def _cohort_claim(rule: str) -> Claim:
         quantities=tuple(f"partition 2, round {t}" for t in range(1, COHORT.rounds + 1)),
         predict=partial(Prediction.within, np.ones(COHORT.rounds), COHORT_MARGIN),
         experiment=inverse_over(rule, harmonic_mean(rule, COHORTS[rule].cohort_size)),
-        control=NegativeControl(
+        control=Control(
             "the mean share of contributors in every cohort",
             experiment=inverse_over(rule, harmonic_mean(rule, None)),
         ),
         first=16_000,
         cap=64_000,
-        quick=(8_000, 32_000),
     )
 
 
@@ -170,13 +169,12 @@ def _targets_claim(rule: str) -> Claim:
         quantities=quantities,
         predict=partial(Prediction.within, np.ones(len(quantities)), TARGET_MARGIN),
         experiment=own_trajectory(rule, mean_target=False),
-        control=NegativeControl(
+        control=Control(
             "one target for all, the contributors' mean",
             experiment=own_trajectory(rule, mean_target=True),
         ),
         first=12,
         cap=24,
-        quick=(12, 12),
         in_quick=False,  # federations large enough that clients' targets differ reliably
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import by_partition, higher_energy_left, simulated
 from analysis.claims.names import HIGHER, PARTITIONS
 from analysis.claims.predicted import (
@@ -149,10 +149,9 @@ _RATES: dict[str, Any] = {
     "estimator": root_of_mean(SPREAD.rounds),
     "first": 8_000,
     "cap": 32_000,
-    "quick": (2_000, 16_000),
     **_COMMON,
 }
-_FOLLOWED: dict[str, Any] = {"first": 8_000, "cap": 64_000, "quick": (2_000, 16_000), **_COMMON}
+_FOLLOWED: dict[str, Any] = {"first": 8_000, "cap": 64_000, **_COMMON}
 
 
 def _persistent_claim(name: str, scenario: Scenario, who: str) -> Claim:
@@ -170,7 +169,7 @@ def _persistent_claim(name: str, scenario: Scenario, who: str) -> Claim:
         ),
         predict=partial(Prediction.within, np.ones(size), TRAJECTORY_MARGIN),
         experiment=over_prediction(scenario, "persistent"),
-        control=NegativeControl(
+        control=Control(
             "gains drawn anew every round", experiment=over_prediction(scenario, "fresh")
         ),
         **_FOLLOWED,
@@ -185,7 +184,7 @@ CLAIMS = (
         quantities=tuple(f"q' at nu = {nu:g}, {p}" for nu in DEVIATIONS for p in HIGHER),
         predict=partial(_rates, 1.0),
         experiment=left_at_deviations,
-        control=NegativeControl("clients that do not differ, nu = 0", partial(_rates, 0.0)),
+        control=Control("clients that do not differ, nu = 0", partial(_rates, 0.0)),
         **_RATES,
     ),
     Claim(
@@ -196,9 +195,7 @@ CLAIMS = (
         quantities=tuple(f"q' at {f:g} nu*, {p}" for f in FACTORS for p in HIGHER),
         predict=_around_critical,
         experiment=left_around_critical(1.0),
-        control=NegativeControl(
-            "deviations of 0.9 times those", experiment=left_around_critical(0.9)
-        ),
+        control=Control("deviations of 0.9 times those", experiment=left_around_critical(0.9)),
         **_RATES,
     ),
     _persistent_claim("full", PERSISTENT, "all take part"),
@@ -212,7 +209,7 @@ CLAIMS = (
         quantities=PARTITIONS,
         predict=partial(Prediction.at_least, np.ones(len(PARTITIONS))),
         experiment=final_over_fresh(PERSISTENT),
-        control=NegativeControl(
+        control=Control(
             "clients that do not differ",
             experiment=final_over_fresh(PERSISTENT.replace(gain_std=0)),
         ),

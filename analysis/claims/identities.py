@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from analysis.claim import Claim, Context, NegativeControl
+from analysis.claim import Claim, Context, Control
 from analysis.claims.predicted import IDENTICAL
 from analysis.inference.verdict import Prediction
 from fedlora_sim import LoRAFactors, aggregate
@@ -100,10 +100,9 @@ CLAIMS = (
         quantities=("relative distance of the products",),
         predict=partial(Prediction.at_most, IDENTICAL),
         experiment=partial(product_distance, EQUAL),
-        control=NegativeControl("unequal ranks", experiment=partial(product_distance, UNEQUAL)),
+        control=Control("unequal ranks", experiment=partial(product_distance, UNEQUAL)),
         first=20,
         cap=20,
-        quick=(20, 20),
     ),
     Claim(
         id="partition-identity",
@@ -115,11 +114,10 @@ CLAIMS = (
         quantities=("relative distance of the products",),
         predict=partial(Prediction.at_most, IDENTICAL),
         experiment=partial(partition_distance, -1),
-        control=NegativeControl(
+        control=Control(
             "not divided by W_h, as in FedAvg", experiment=partial(partition_distance, 0)
         ),
         first=40,
         cap=40,
-        quick=(40, 40),
     ),
 )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import by_partition, energy_series, simulated
 from analysis.claims.names import HIGHER, PARTITIONS, RULE_NAMES
 from analysis.claims.predicted import client_arguments, federation_arguments, per_partition
@@ -117,7 +117,7 @@ _RATIO: dict[str, Any] = {
     "estimator": fieller_ratio,
     **_COMMON,
 }
-_RUNS: dict[str, Any] = {"first": 1_000, "cap": 16_000, "quick": (1_000, 8_000)}
+_RUNS: dict[str, Any] = {"first": 1_000, "cap": 16_000}
 
 
 def _long_run_claim(rule: str, other: str) -> Claim:
@@ -130,13 +130,12 @@ def _long_run_claim(rule: str, other: str) -> Claim:
         quantities=PARTITIONS,
         predict=partial(_floor, LONG, rule, LONG_MARGIN),
         experiment=energy_series(LONG, rule),
-        control=NegativeControl(
+        control=Control(
             f"the floor of {RULE_NAMES[other]}", partial(_floor, LONG, other, LONG_MARGIN)
         ),
         estimator=stationary_mean(LONG_BURN_IN),
         first=4,
         cap=32,
-        quick=(4, 16),
         **_COMMON,
     )
 
@@ -149,7 +148,7 @@ CLAIMS = (
         quantities=tuple(f"{rule}, {p}" for rule in RULES for p in PARTITIONS),
         predict=partial(_noise, *RULES),
         experiment=mean_energies(NOISE, 1),
-        control=NegativeControl("the rules exchanged", partial(_noise, *RULES[::-1])),
+        control=Control("the rules exchanged", partial(_noise, *RULES[::-1])),
         **_RUNS,
         **_COMMON,
     ),
@@ -159,7 +158,7 @@ CLAIMS = (
         statistic="ratio of mean energies of rounds in which clients return noise alone",
         predict=partial(_noise_ratio, "raflora", "fedavg"),
         experiment=energy_pairs(NOISE, 1),
-        control=NegativeControl("the rules exchanged", partial(_noise_ratio, "fedavg", "raflora")),
+        control=Control("the rules exchanged", partial(_noise_ratio, "fedavg", "raflora")),
         **_RUNS,
         **_RATIO,
     ),
@@ -170,7 +169,7 @@ CLAIMS = (
         statistic="ratio of mean energies over the stationary rounds",
         predict=_floor_ratio,
         experiment=energy_pairs(HELD, BURN_IN),
-        control=NegativeControl(
+        control=Control(
             "the ratio of the noise alone",
             partial(_noise_ratio, "raflora", "fedavg", FLOOR_MARGIN),
         ),
@@ -188,13 +187,12 @@ CLAIMS = (
         quantities=PARTITIONS,
         predict=partial(_floor, DRIFTING, "fedavg", LONG_MARGIN),
         experiment=energy_series(DRIFTING, "fedavg"),
-        control=NegativeControl(
+        control=Control(
             "the floor of zero-mean drift", partial(_floor, LONG, "fedavg", LONG_MARGIN)
         ),
         estimator=stationary_mean(LONG_BURN_IN),
         first=4,
         cap=32,
-        quick=(4, 16),
         **{**_COMMON, "assumptions": "independent gains and drifts, uniform cohorts, fixed basis"},
     ),
 )

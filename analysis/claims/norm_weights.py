@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import EXACT, above_shared, federation_arguments, partition_means
 from analysis.claims.rivals import KEPT, amplitudes, rounds_by_partition
@@ -116,7 +116,7 @@ CLAIMS = (
         quantities=rounds_by_partition("measured / predicted", range(1, NORMS.rounds + 1)),
         predict=partial(Prediction.within, np.ones(NORMS.rounds * len(HIGHER)), EXACT),
         experiment=followed(NORMS, "hetlora", "hetlora"),
-        control=NegativeControl(
+        control=Control(
             "the recursion of data weights", experiment=followed(NORMS, "hetlora", "zero_pad")
         ),
         **_FULL,
@@ -128,7 +128,7 @@ CLAIMS = (
         quantities=HIGHER,
         predict=partial(_first_share, NORMS),
         experiment=share_of_round(NORMS, "hetlora", 1),
-        control=NegativeControl(
+        control=Control(
             "client-uniform weights", lambda: Prediction.within(_clients_share(NORMS), EXACT)
         ),
         **_FULL,
@@ -141,7 +141,7 @@ CLAIMS = (
         quantities=HIGHER,
         predict=lambda: Prediction.within(_clients_share(COLLAPSING), LATE),
         experiment=share_of_round(COLLAPSING, "hetlora", COLLAPSING.rounds),
-        control=NegativeControl(
+        control=Control(
             "weights by data", lambda: Prediction.within(_data_share(COLLAPSING), LATE)
         ),
         **_FULL,
@@ -154,11 +154,10 @@ CLAIMS = (
         quantities=HIGHER,
         predict=partial(_rate, "hetlora"),
         experiment=late_energy(NORM_COHORTS, "hetlora", COLLAPSED_AFTER),
-        control=NegativeControl("weights by data", partial(_rate, "zero_pad")),
+        control=Control("weights by data", partial(_rate, "zero_pad")),
         estimator=root_of_mean(NORM_COHORTS.rounds - COLLAPSED_AFTER),
         first=8_000,
         cap=64_000,
-        quick=(4_000, 16_000),
         source="ours",
         assumptions="uniform cohorts without replacement, common gain, fixed basis",
         fidelity="spectral",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import higher_energy_left
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import above_shared
@@ -76,7 +76,6 @@ _COMMON: dict[str, Any] = {
     "fidelity": "spectral",
     "first": 8_000,
     "cap": 64_000,
-    "quick": (4_000, 32_000),
 }
 _MEAN: dict[str, Any] = {
     "statistic": f"mean energy left after {ALL.rounds} rounds, difference of participations",
@@ -93,9 +92,7 @@ def _typical_conjecture(name: str, scenario: Scenario, few: Scenario, who: str) 
         quantities=HIGHER,
         predict=lambda: Prediction.at_most(full_rate()),
         experiment=log_rate(scenario, "fedavg"),
-        control=NegativeControl(
-            f"{few.cohort_size} of 20 clients", experiment=log_rate(few, "fedavg")
-        ),
+        control=Control(f"{few.cohort_size} of 20 clients", experiment=log_rate(few, "fedavg")),
         estimator=mapped(over_survivors(mean_interval), np.exp),
         kind="conjecture",
         **_COMMON,
@@ -110,7 +107,7 @@ CLAIMS = (
         quantities=tuple(f"{pair}, {p}" for pair in ("8 less 20", "3 less 8") for p in HIGHER),
         predict=partial(Prediction.at_least, [0.0] * 2 * len(HIGHER)),
         experiment=mean_factors((MODERATE, ALL), (TINY, MODERATE)),
-        control=NegativeControl(
+        control=Control(
             "high and low participation exchanged",
             experiment=mean_factors((ALL, MODERATE), (MODERATE, TINY)),
         ),
@@ -122,7 +119,7 @@ CLAIMS = (
         quantities=HIGHER,
         predict=partial(Prediction.at_most, [0.0] * len(HIGHER)),
         experiment=energy_gained(MODERATE, ALL),
-        control=NegativeControl(
+        control=Control(
             "one client a round, where coverage itself is the factor",
             experiment=energy_gained(ALL.replace(cohort_size=1), ALL),
         ),
@@ -139,9 +136,7 @@ CLAIMS = (
         quantities=tuple(f"{m} of 20, {p}" for m in (8, 3) for p in HIGHER),
         predict=partial(Prediction.at_least, [0.5] * 2 * len(HIGHER)),
         experiment=fell_below("fedavg"),
-        control=NegativeControl(
-            "raFLoRA under the lower participation", experiment=fell_below("raflora")
-        ),
+        control=Control("raFLoRA under the lower participation", experiment=fell_below("raflora")),
         estimator=proportion_interval,
         **_COMMON,
     ),

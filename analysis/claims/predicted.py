@@ -11,7 +11,7 @@ from fedlora_sim import Scenario
 
 Array = NDArray[np.float64]
 
-EXACT = 1e-6
+EXACT = 1e-9
 """Relative margin of what holds in every single run, after rounds of factorizations."""
 IDENTICAL = 1e-10
 """Largest relative distance between two ways to write one aggregation."""

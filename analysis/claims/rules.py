@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.claim import Claim, Context, NegativeControl
+from analysis.claim import Claim, Context, Control
 from analysis.claims.predicted import IDENTICAL
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Federation, LoRAFactors, aggregate
@@ -127,13 +127,12 @@ CLAIMS = (
         quantities=tuple(f"relative error, {name}" for name in RULES),
         predict=partial(Prediction.at_most, [IDENTICAL] * len(RULES)),
         experiment=multiplier_error,
-        control=NegativeControl(
+        control=Control(
             "the multiplier of FedAvg for all",
             experiment=partial(multiplier_error, instead="fedavg"),
         ),
         first=20,
         cap=20,
-        quick=(20, 20),
     ),
     Claim(
         id="canonical-gauge",
@@ -145,12 +144,11 @@ CLAIMS = (
         quantities=("relative change of the global update",),
         predict=partial(Prediction.at_most, IDENTICAL),
         experiment=partial(gauge_distance, "raflora:canonicalize=true"),
-        control=NegativeControl(
+        control=Control(
             "plain raFLoRA, which partitions the factors as they are",
             experiment=partial(gauge_distance, "raflora"),
         ),
         first=20,
         cap=20,
-        quick=(20, 20),
     ),
 )

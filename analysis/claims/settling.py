@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, NegativeControl
+from analysis.claim import Claim, Context, Control
 from analysis.claims.experiments import simulated
 from analysis.claims.names import PARTITIONS
 from analysis.inference.fieller import fieller_ratio
@@ -39,7 +39,7 @@ SETTLING = Scenario(
     d_out=16,
 )
 FRACTION_MARGIN, SPEED_MARGIN = 0.05, 0.02
-FIRST, FIRST_QUICK = 8_000, 4_000
+FIRST = 8_000
 FIGURE_ERROR = 0.01
 ROUNDS = range(1, SETTLING.rounds + 1)
 
@@ -125,7 +125,7 @@ def gather(context: Context, count: int | None = None) -> xr.Dataset:
         at confidence 1 - `FIGURE_ERROR`.
     """
     if count is None:
-        count = FIRST_QUICK if context.quick else FIRST
+        count = FIRST
     numbers = range(count)
     mean = run(numbers, context).mean(0)
     levels = np.array(SETTLING.federation.levels)
@@ -170,7 +170,6 @@ _COMMON: dict[str, Any] = {
     "fidelity": "matrix",
     "first": FIRST,
     "cap": 32_000,
-    "quick": (FIRST_QUICK, 8_000),
 }
 
 CLAIMS = (
@@ -183,7 +182,7 @@ CLAIMS = (
         predict=partial(_fractions, True),
         experiment=fractions,
         estimator=fieller_ratio,
-        control=NegativeControl(
+        control=Control(
             "the fractions of alike clients who all take part", partial(_fractions, False)
         ),
         **_COMMON,
@@ -197,7 +196,7 @@ CLAIMS = (
         predict=partial(_speeds, True),
         experiment=energy_left,
         estimator=_estimate_speed,
-        control=NegativeControl(
+        control=Control(
             "the speeds of alike clients who all take part, coverage squared",
             partial(_speeds, False),
         ),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import simulated
 from analysis.claims.names import PARTITIONS
 from analysis.claims.predicted import partition_means, per_partition
@@ -123,7 +123,6 @@ _COMMON: dict[str, Any] = {
     "fidelity": "spectral",
     "first": 8_000,
     "cap": 64_000,
-    "quick": (2_000, 16_000),
 }
 
 CLAIMS = (
@@ -134,9 +133,7 @@ CLAIMS = (
         statistic="ratio of variances over squared means of an amplitude after one round",
         predict=partial(Prediction.within, np.ones(len(PARTITIONS)), MARGIN),
         experiment=signal_pairs("raflora"),
-        control=NegativeControl(
-            "raFLoRA's noise at FedAvg's signal", experiment=signal_pairs("fedavg")
-        ),
+        control=Control("raFLoRA's noise at FedAvg's signal", experiment=signal_pairs("fedavg")),
         assumptions="full participation, independent gains and drifts of mean (g, 0), fixed basis",
         quantities=tuple(f"raflora / fedavg, {p}" for p in PARTITIONS),
         estimator=fieller_ratio,
@@ -151,7 +148,7 @@ CLAIMS = (
         quantities=tuple(f"{rule}, partition 3, H = {h}" for rule in RULES for h in CONTRIBUTORS),
         predict=_signal_by_contributors,
         experiment=signal_by_contributors("raflora"),
-        control=NegativeControl(
+        control=Control(
             "raFLoRA's noise at FedAvg's signal", experiment=signal_by_contributors("fedavg")
         ),
         estimator=over_survivors(mean_interval),

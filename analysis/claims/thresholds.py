@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import by_partition
 from analysis.claims.fitting import (
     FLOW_MARGIN,
@@ -155,7 +155,7 @@ def _threshold_claim(rule: str, other: str) -> Claim:
         statement=f"Under {RULE_NAMES[rule]} a partition collapses exactly if clients train for "
         "less than T* = ln(1/omega) / (2 M).",
         experiment=found_threshold(rule, alike, _threshold_alike),
-        control=NegativeControl(
+        control=Control(
             f"the threshold of {RULE_NAMES[other]}",
             experiment=found_threshold(rule, alike, threshold_of_other),
         ),
@@ -177,9 +177,7 @@ CLAIMS = (
         quantities=tuple(f"measured / predicted, {name}" for name in HIGHER),
         predict=_UNITY,
         experiment=growth_of_short_training("raflora"),
-        control=NegativeControl(
-            "FedAvg in its place", experiment=growth_of_short_training("fedavg")
-        ),
+        control=Control("FedAvg in its place", experiment=growth_of_short_training("fedavg")),
         **_COMMON,
         **RUNS,
     ),
@@ -188,14 +186,13 @@ CLAIMS = (
         statement="With targets M_k of their own FedAvg's clients need less training, as Jensen "
         "says: T* solves sum_(k in C) p_k exp(2 M_k T) = 1.",
         experiment=found_threshold("fedavg", unlike, threshold_of_each),
-        control=NegativeControl(
+        control=Control(
             "the threshold of the contributors' mean target",
             experiment=found_threshold("fedavg", unlike, threshold_of_mean),
         ),
         **_BRACKETS,
         first=12,
         cap=24,
-        quick=(12, 12),
         in_quick=False,  # large federations, searched one by one
     ),
 )

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.claims.predicted import EXACT
-from analysis.collapse.scenarios import Standard
+from analysis.collapse.scenarios import EXACT, Standard
 from analysis.inference.fieller import fieller_ratio
 from analysis.inference.intervals import mean_interval, proportion_interval
 from analysis.inference.measurement import Array, Measurement

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analysis.claims.predicted import EXACT
 from analysis.closed_form import half_life
 from analysis.collapse.outcome import Outcome
-from analysis.collapse.scenarios import Standard
+from analysis.collapse.scenarios import EXACT, Standard
 from analysis.collapse.verdict import Collapse
 from analysis.inference.measurement import Array, Measurement
 from analysis.predict import directions_label

@@ -157,3 +157,50 @@ def root_of_mean(power: int) -> Estimator:
     The mean energy after T rounds is the T-th power of the mean-energy rate.
     """
     return mapped(mean_interval, lambda mean: np.maximum(mean, 0.0) ** (1 / power))
+
+
+def every_run(samples: ArrayLike, error: float) -> Measurement:
+    """Estimator of what must hold in every single run: the median and the range of all runs.
+
+    Nothing is inferred from a sample: one run outside the region refutes the statement (`judge`).
+    Without any such run, runs that would refute it are rare (`rarer_than`).
+
+    Args:
+        samples: (n, q), one row per run.
+        error: not used; a run is inside its region or it is not.
+    """
+    x = np.asarray(samples, dtype=np.float64)
+    return Measurement(np.median(x, axis=0), x.min(0), x.max(0), len(x), every_run=True)
+
+
+def rarer_than(runs: int, error: float) -> float:
+    """Return the share of counterexamples that independent runs without one exclude.
+
+    If more than this share of all runs were counterexamples, `runs` runs would hold at least one
+    with probability 1 - error.
+    """
+    return float(1 - error ** (1 / runs))
+
+
+def median_interval(samples: ArrayLike, error: float) -> Measurement:
+    """Medians of independent runs with intervals between two order statistics.
+
+    They hold for runs of any distribution: the median lies below the k-th smallest of n runs only
+    if fewer than k runs lie below it, which has a binomial probability. At an error e at least
+    1 + log2(1 / e) runs are needed; with fewer the interval is infinite.
+
+    Args:
+        samples: (n, q), one row per independent run.
+        error: probability that any of the q intervals misses; shared equally (Bonferroni).
+
+    Returns:
+        Medians and intervals, (q,) each.
+    """
+    x = np.sort(np.asarray(samples, dtype=np.float64), axis=0)
+    n, q = x.shape
+    value = np.median(x, axis=0)
+    # The number of runs that an interval may leave out on each side.
+    left_out = int((stats.binom.cdf(np.arange((n + 1) // 2), n, 0.5) <= error / (2 * q)).sum())
+    if left_out == 0:
+        return Measurement(value, np.full(q, -np.inf), np.full(q, np.inf), n)
+    return Measurement(value, x[left_out - 1], x[n - left_out], n)

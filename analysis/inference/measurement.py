@@ -19,12 +19,15 @@ class Measurement:
         value: estimates, (q,).
         low, high: ends of the intervals, (q,); infinite or NaN where nothing can be said.
         samples: independent runs behind them.
+        every_run: the statement is about every single run, not about a mean over runs; `low` and
+            `high` are then the smallest and the largest value of all runs.
     """
 
     value: Array
     low: Array
     high: Array
     samples: int
+    every_run: bool = False
 
 
 # Samples (n, q, ...), one row per independent run, and the probability that any of the q intervals

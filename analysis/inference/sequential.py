@@ -24,6 +24,7 @@ def measure_until_decided(
     first: int,
     cap: int,
     error: float,
+    decide: Callable[[Measurement, Prediction], Verdict] = judge,
 ) -> tuple[Measurement, Verdict, Array]:
     """Add runs, doubling their number, until the verdict is clear or the cap is reached.
 
@@ -37,6 +38,7 @@ def measure_until_decided(
         first: runs of the first look.
         cap: most runs.
         error: probability that any interval of any look misses its quantity.
+        decide: compares a measurement with the prediction.
 
     Returns:
         The last measurement, its verdict and all samples.
@@ -45,7 +47,7 @@ def measure_until_decided(
     samples, count = sampler(range(first)), first
     while True:
         measurement = estimator(samples, error / looks)
-        verdict = judge(measurement, prediction)
+        verdict = decide(measurement, prediction)
         if verdict is not Verdict.UNDECIDED or count >= cap:
             return measurement, verdict, samples
         more = min(2 * count, cap)

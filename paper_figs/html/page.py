@@ -8,7 +8,16 @@ from typing import Any
 
 from markupsafe import Markup
 
-from analysis.report import digits_for, families_text, measured_head, shown, worst
+from analysis.report import (
+    CONTROLS,
+    WANTED,
+    digits_for,
+    distance_text,
+    families_text,
+    measured_head,
+    shown,
+    worst,
+)
 from analysis.summary import by_theme
 from paper_figs.html.formulas import behind, typeset
 from paper_figs.html.intervals import interval_plot
@@ -29,14 +38,7 @@ def headline(report: Record) -> str:
     """The outcome of a report in a sentence or two."""
     claims = report["claims"]
     said = [_kind_sentence(claims, kind) for kind in dict.fromkeys(c["kind"] for c in claims)]
-    controls = [claim["negative_control"]["verdict"] for claim in claims]
-    count, refuted = len(controls), controls.count("refuted")
-    if count == refuted == 1:
-        said.append("its negative control is refuted, as it must be")
-    elif refuted == count:
-        said.append(f"all {count} negative controls are refuted, as they must be")
-    else:
-        said.append(f"{count - refuted} of {count} negative controls not refuted")
+    said += [_control_sentence(claims, name) for name in CONTROLS if any(name in c for c in claims)]
     text = "; ".join(said)
     return f"{text[0].upper()}{text[1:]}."
 
@@ -54,11 +56,27 @@ def _kind_sentence(claims: Sequence[Record], kind: str) -> str:
     return f"of {count} {names} {', '.join(parts[:-1])} and {parts[-1]}"
 
 
+def _control_sentence(claims: Sequence[Record], name: str) -> str:
+    wanted, title = WANTED[name], CONTROLS[name]
+    verdicts = [claim[name]["verdict"] for claim in claims if name in claim]
+    count, good = len(verdicts), verdicts.count(wanted)
+    if good < count:
+        return f"{count - good} of {count} {title}s not {wanted}"
+    if count == 1:
+        return f"{'its' if len(claims) == 1 else 'the'} {title} is {wanted}, as it must be"
+    return f"all {count} {title}s are {wanted}, as they must be"
+
+
 def themes(report: Record) -> list[dict[str, Any]]:
-    """By theme: verdicts of every kind, and how many controls were refuted."""
+    """By theme: verdicts of every kind, and how many negative and near controls were refuted."""
     rows = []
     for name, part in by_theme(report):
-        controls = [claim["negative_control"]["verdict"] for claim in part["claims"]]
+        controls = [
+            claim[name]["verdict"]
+            for claim in part["claims"]
+            for name in ("negative_control", "near_control")
+            if name in claim
+        ]
         rows.append(
             {
                 "name": name,
@@ -104,7 +122,6 @@ def claim_view(claim: Record, report: Record, order: int) -> dict[str, Any]:
     """A claim as the template shows it."""
     digits = digits_for(claim["margin"])
     rows = [_row(claim, i, digits) for i in range(len(claim["quantities"]))]
-    control = claim["negative_control"]
     return {
         **{name: claim[name] for name in ("id", "theme", "kind", "fidelity", "verdict", "reason")},
         "order": order,
@@ -118,22 +135,52 @@ def claim_view(claim: Record, report: Record, order: int) -> dict[str, Any]:
         "rows": rows,
         "shown": [rows[i] for i in shown(claim)],
         "furthest": rows[worst(claim)]["name"] if len(rows) > len(shown(claim)) else None,
-        "p": p_html(claim["p_holm"]) if "p_holm" in claim else None,
-        "p_raw": claim.get("p_holm", ""),
-        "p_alone": p_html(claim["p_value"]) if "p_value" in claim else None,
+        "p": _p(claim, "p_holm"),
+        "p_raw": "" if claim.get("p_holm") is None else claim["p_holm"],
+        "p_alone": _p(claim, "p_value"),
         "confidence": f"{100 * claim['confidence']:.6g}%",
         "runs": claim["runs"],
         "seeds": _seeds(claim, report),
         "seconds": claim.get("seconds"),
         "equations": behind(claim["id"]),
         "sweep": sweep(claim),
-        "control": {
-            "verdict": control["verdict"],
-            "description": typeset(control["description"]),
-            "found": _control_found(control, claim, digits),
-        },
+        "control": _control_view(claim, "negative_control", digits),
+        "other_controls": [
+            {"title": CONTROLS[name].capitalize(), **_control_view(claim, name, digits)}
+            for name in ("near_control", "positive_control")
+            if name in claim
+        ],
+        "counterexample": _counterexample(claim),
         "command": command(claim, report),
         "search": _search_text(claim),
+    }
+
+
+def _p(claim: Record, name: str) -> Markup | None:
+    """A p-value; None where the report has none, as for a statement on every run."""
+    return None if claim.get(name) is None else p_html(claim[name])
+
+
+def _counterexample(claim: Record) -> str | None:
+    """The first run that contradicts a statement on every run, to repeat it."""
+    first = claim.get("every_run", {}).get("first")
+    if first is None:
+        return None
+    count = claim["every_run"]["counterexamples"]
+    text = f"{count:,} of {claim['runs']:,} runs; the first is run {first['run']}"
+    scenario = f", {first['scenario']}" if "scenario" in first else ""
+    return f"{text}, seed {first['seed']}{scenario}"
+
+
+def _control_view(claim: Record, name: str, digits: int) -> dict[str, Any]:
+    """A control as the template shows it."""
+    control = claim[name]
+    return {
+        "verdict": control["verdict"],
+        "as_wanted": control["verdict"] == WANTED[name],
+        "description": typeset(control["description"]),
+        "found": _control_found(control, claim, digits),
+        "distance": distance_text(control) if "distance" in control else None,
     }
 
 
@@ -191,6 +238,6 @@ def command(claim: Record, report: Record) -> str:
 
 
 def _search_text(claim: Record) -> str:
-    control = claim["negative_control"]["description"]
-    texts = (claim["id"], claim["statement"], claim["theme"], claim["source"], control)
+    controls = [claim[name]["description"] for name in CONTROLS if name in claim]
+    texts = (claim["id"], claim["statement"], claim["theme"], claim["source"], *controls)
     return " ".join((*texts, *claim["quantities"])).lower()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fedlora_cli.verify as command
-from analysis.claim import Claim, Context, NegativeControl
+from analysis.claim import Claim, Context, Control
 from analysis.exhibits import energies
 from analysis.inference.verdict import Prediction
 
@@ -127,7 +127,7 @@ def test_verify_writes_the_page_if_asked(
         quantities=("value",),
         predict=partial(Prediction.within, 1.0, 0.1),
         experiment=found,
-        control=NegativeControl("the value is three", partial(Prediction.within, 3.0, 0.1)),
+        control=Control("the value is three", partial(Prediction.within, 3.0, 0.1)),
     )
     monkeypatch.setattr(command, "select", lambda names, quick: (claim,))
     monkeypatch.setattr(command, "draw_all", lambda report, data, out: [])

@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 import fedlora_cli.verify as command
-from analysis.claim import Claim, Context, NegativeControl
+from analysis.claim import Claim, Context, Control
 from analysis.claims import CLAIMS, digits
 from analysis.exhibits import Exhibit, energies
 from analysis.inference.verdict import Prediction
@@ -49,7 +49,7 @@ def claim(name: str, value: float = 1.0, **changes: object) -> Claim:
         quantities=("value",),
         predict=partial(Prediction.within, 1.0, 0.1),
         experiment=Measured(value),
-        control=NegativeControl("the value is three", partial(Prediction.within, 3.0, 0.1)),
+        control=Control("the value is three", partial(Prediction.within, 3.0, 0.1)),
     )
     return replace(made, **changes)
 
@@ -58,7 +58,7 @@ CASES = {
     "true": claim("true"),
     "false": claim("false", 2.0),
     "false-conjecture": claim("false-conjecture", 2.0, kind="conjecture"),
-    "untested": claim("untested", control=NegativeControl("nothing", lambda: CASES_RIGHT)),
+    "untested": claim("untested", control=Control("nothing", lambda: CASES_RIGHT)),
 }
 CASES_RIGHT = Prediction.within(1.0, 0.1)
 

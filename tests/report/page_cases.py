@@ -64,7 +64,6 @@ def page_report(*claims: dict[str, Any]) -> dict[str, Any]:
             kind: {"claims": 20, "run": kinds.count(kind), "error": 0.05}
             for kind in ("theorem", "conjecture")
         },
-        "quick_margin": 1.0,
         "environment": {"seed": 7, "quick": False, "cores": 2, "numpy_version": "2.4.6"},
         "seconds": 90,
     }

@@ -40,7 +40,6 @@ def report() -> dict[str, Any]:
             "theorem": {"claims": 20, "run": 4, "error": 0.05},
             "conjecture": {"claims": 5, "run": 1, "error": 0.05},
         },
-        "quick_margin": 1.0,
         "environment": {"seed": 0, "quick": False, "cores": 2, "torch_version": "2.13.0"},
         "seconds": 90,
         "digits": [digits_row("fedavg", 0.75), digits_row("raflora", 0.86)],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fedlora_sim
-from analysis.claim import Claim, Context
+from analysis.claim import NEAR, Claim, Context
 from analysis.claims import CLAIMS, THEMES, select, theme_of
 from analysis.inference.verdict import Prediction
 from analysis.verify import KINDS, run_claim
@@ -125,7 +125,7 @@ def test_every_claim_says_what_it_claims(claim: Claim) -> None:
     assert claim.quantities
     assert claim.kind in KINDS
     assert claim.fidelity in {"spectral", "matrix", "training"}
-    for first, cap in ((claim.first, claim.cap), claim.quick):
+    for first, cap in map(claim.runs, (False, True)):
         assert 2 <= first <= cap  # an interval needs two runs
 
 
@@ -181,6 +181,11 @@ def test_claim_is_settled_and_its_control_refuted(claim: Claim) -> None:
     record = run_claim(claim, Context(quick=claim.in_quick))
     assert record["verdict"] == ("refuted" if claim.id in REFUTED else "supported")
     assert record["negative_control"]["verdict"] == "refuted"
+    if claim.near is not None:
+        near = record["near_control"]
+        assert near["verdict"] == "refuted"
+        assert min(near["distance"]) >= NEAR[0]
+        assert max(near["distance"]) <= NEAR[1]
     assert record["reason"] == ""
     check_record(record, claim)
 

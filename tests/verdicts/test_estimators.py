@@ -11,14 +11,16 @@ from scipy import special, stats
 
 from analysis.inference import (
     Estimator,
+    every_run,
     log_linear_rate,
     log_odds_interval,
     mean_interval,
+    median_interval,
     proportion_interval,
     root_of_mean,
 )
 from analysis.inference.fieller import fieller_ratio
-from analysis.inference.intervals import SKEWNESS_RUNS
+from analysis.inference.intervals import SKEWNESS_RUNS, rarer_than
 from analysis.inference.rates import ROUNDING_FLOOR
 from fedlora_sim.tolerances import relative
 
@@ -230,3 +232,37 @@ def test_a_smaller_error_makes_a_longer_interval_however_small(estimator: Estima
     widths = np.array([m.high - m.low for m in (estimator(x, error) for error in errors)])
     assert np.isfinite(widths).all()
     assert (np.diff(widths, axis=0) > 0).all()
+
+
+@pytest.mark.parametrize("runs", [12, 16, 40])
+@pytest.mark.parametrize("power", [1, 9])
+def test_medians_are_covered_whatever_the_law(runs: int, power: int) -> None:
+    error = 0.01
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        return rng.standard_normal((runs, 2)) ** power + [0.0, 5.0]
+
+    assert coverage(median_interval, draw, [0.0, 5.0], error) >= 1 - error - slack(error)
+
+
+def test_ends_of_a_median_interval_are_order_statistics() -> None:
+    x = np.arange(1.0, 13.0)[:, None]
+    for error, ends in (
+        (2 * 2**-12, (1, 12)),
+        (2 * 13 * 2**-12, (2, 11)),
+        (1e-4, (-np.inf, np.inf)),
+    ):
+        m = median_interval(x, error)
+        assert (m.low[0], m.value[0], m.high[0]) == (ends[0], 6.5, ends[1])
+
+
+def test_every_run_is_the_range_and_its_error_changes_nothing() -> None:
+    x = np.array([[1.0, 5.0], [3.0, 4.0], [2.0, 9.0]])
+    for error in (0.5, 1e-9):
+        m = every_run(x, error)
+        assert (m.low.tolist(), m.high.tolist()) == ([1.0, 4.0], [3.0, 9.0])
+        assert (m.value.tolist(), m.samples, m.every_run) == ([2.0, 5.0], 3, True)
+
+
+def test_what_many_runs_do_not_show_is_rare() -> None:
+    assert (1 - rarer_than(300, 0.01)) ** 300 == pytest.approx(0.01)

@@ -31,7 +31,7 @@ def test_verdict_table_has_a_row_per_claim(report: Report) -> None:
     head, rule, *rows = verdict_table(report).splitlines()
     assert set(rule) == set("|-")
     assert len(rows) == len(report["claims"])
-    assert {len(cells(line)) for line in (head, rule, *rows)} == {6}
+    assert {len(cells(line)) for line in (head, rule, *rows)} == {7}
     assert cells(head)[2:4] == ["measured, simultaneous 95%", "p (Holm)"]
     first = cells(rows[0])
     assert "**staircase**" in first[0]
@@ -52,7 +52,10 @@ def test_a_bar_in_a_statement_does_not_end_its_cell(report: Report) -> None:
 
 def test_the_table_names_a_control_that_was_not_refuted(report: Report) -> None:
     report["claims"][0]["negative_control"]["verdict"] = "supported"
-    assert "| supported: something wrong |" in verdict_table(report)
+    assert (
+        "| supported: something wrong | refuted: slightly wrong; 3.1 to 4 margins away |"
+        in verdict_table(report)
+    )
 
 
 def test_one_sided_predictions_say_so(report: Report) -> None:
@@ -146,23 +149,38 @@ def test_a_report_without_digits(report: Report) -> None:
 
 
 def test_the_head_says_what_holds_over_which_claims(report: Report) -> None:
-    text, _ = families_text(report)
+    text, *_ = families_text(report)
     assert "20 theorems (4 in this report), error 0.05 in all, 0.0025 for each claim" in text
     assert "5 conjectures (1 in this report), error 0.05 in all, 0.01 for each claim" in text
     assert text in to_markdown(report)
     report["families"]["conjecture"]["run"] = 0
-    assert "conjecture" not in families_text(report)[0]
+    assert "5 conjectures" not in families_text(report)[0]
 
 
-def test_a_quick_report_states_its_margins(report: Report) -> None:
-    report["quick_margin"] = 2.0
-    assert "margins of a width (±) 2 times as wide as in a full run" in to_markdown(report)
+def test_a_near_control_is_shown_with_its_distance(report: Report) -> None:
+    del report["claims"][1]["near_control"]
+    head, _, first, second, *_ = verdict_table(report).splitlines()
+    assert cells(head)[-2:] == ["negative control", "near control"]
+    assert cells(first)[-1] == "refuted: slightly wrong; 3.1 to 4 margins away"
+    assert cells(second)[-1] == "–"
+    text = to_markdown(report)
+    assert "Near control, slightly wrong, 3.1 to 4 margins away: refuted." in text
+    assert "4 of 4 near controls refuted" in text
+    report["claims"][0]["near_control"]["verdict"] = "undecided"
+    assert "3 of 4 near controls refuted" in to_markdown(report)
+
+
+def test_a_positive_control_stands_with_the_negative_one(report: Report) -> None:
+    report["claims"][1]["positive_control"] = {"description": "it is so", "verdict": "supported"}
+    row = verdict_table(report).splitlines()[3]
+    assert cells(row)[-2] == "refuted: something wrong; positive control supported: it is so"
+    assert "1 of 1 positive controls supported" in to_markdown(report)
 
 
 def test_a_report_made_before_there_were_families_is_shown_as_it_was(report: Report) -> None:
-    del report["families"], report["quick_margin"]
+    del report["families"]
     for claim in report["claims"]:
-        del claim["p_value"], claim["p_holm"], claim["statistic"]
+        del claim["p_value"], claim["p_holm"], claim["statistic"], claim["near_control"]
         claim["confidence"] = 0.99
     table, text = verdict_table(report), to_markdown(report)
     assert table.startswith(

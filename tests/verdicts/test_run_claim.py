@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.claim import Claim, Context, Experiment, NegativeControl
+from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims import CLAIMS
 from analysis.inference import (
     FAMILY_ERROR,
-    QUICK_MARGIN,
     Measurement,
     Prediction,
+    every_run,
     mean_interval,
 )
 from analysis.report import to_markdown
@@ -30,6 +30,7 @@ from analysis.verify import (
     holds,
     run_claim,
 )
+from fedlora_sim import Scenario
 from fedlora_sim.run_store import RunStore
 
 
@@ -58,20 +59,20 @@ TOY = Claim(
     quantities=("one",),
     predict=one(),
     experiment=normal(1.0),
-    control=NegativeControl("three", predict=one(3.0)),
+    control=Control("three", predict=one(3.0)),
 )
 
 
 @pytest.mark.parametrize(
     "control",
     [
-        NegativeControl("three predicted", predict=one(3.0)),
-        NegativeControl("three simulated", experiment=normal(3.0)),
-        NegativeControl("both wrong, unlike", predict=one(9.0), experiment=normal(3.0)),
+        Control("three predicted", predict=one(3.0)),
+        Control("three simulated", experiment=normal(3.0)),
+        Control("both wrong, unlike", predict=one(9.0), experiment=normal(3.0)),
     ],
     ids=lambda control: control.description,
 )
-def test_supported_with_a_refuted_control(control: NegativeControl) -> None:
+def test_supported_with_a_refuted_control(control: Control) -> None:
     record = run_claim(replace(TOY, control=control), Context())
     assert (record["verdict"], record["reason"]) == ("supported", "")
     assert record["negative_control"]["verdict"] == "refuted"
@@ -83,14 +84,14 @@ def test_supported_with_a_refuted_control(control: NegativeControl) -> None:
 @pytest.mark.parametrize(
     ("control", "outcome"),
     [
-        (NegativeControl("nothing wrong", predict=one()), "supported"),
-        (NegativeControl("same simulation", experiment=normal(1.0)), "supported"),
-        (NegativeControl("on the edge", experiment=normal(1.5, 1.0)), "undecided"),
+        (Control("nothing wrong", predict=one()), "supported"),
+        (Control("same simulation", experiment=normal(1.0)), "supported"),
+        (Control("on the edge", experiment=normal(1.5, 1.0)), "undecided"),
     ],
     ids=lambda value: getattr(value, "description", value),
 )
 def test_a_control_that_is_not_refuted_leaves_the_claim_undecided(
-    control: NegativeControl, outcome: str
+    control: Control, outcome: str
 ) -> None:
     record = run_claim(replace(TOY, control=control), Context())
     assert record["negative_control"]["verdict"] == outcome
@@ -100,7 +101,7 @@ def test_a_control_that_is_not_refuted_leaves_the_claim_undecided(
 
 
 def test_a_wrong_claim_is_refuted_even_if_its_control_is_vacuous() -> None:
-    wrong = replace(TOY, predict=one(3.0), control=NegativeControl("the same", predict=one(1.0)))
+    wrong = replace(TOY, predict=one(3.0), control=Control("the same", predict=one(1.0)))
     assert run_claim(wrong, Context())["verdict"] == "refuted"
 
 
@@ -109,7 +110,7 @@ def test_samples_that_are_not_finite_decide_nothing() -> None:
         return np.full((len(numbers), 1), np.nan)
 
     assert run_claim(replace(TOY, experiment=broken), Context())["verdict"] == "undecided"
-    control = NegativeControl("a simulation that blows up", experiment=broken)
+    control = Control("a simulation that blows up", experiment=broken)
     record = run_claim(replace(TOY, control=control), Context())
     assert record["verdict"] == "undecided", "a control that was not measured was not refuted"
 
@@ -162,25 +163,111 @@ def test_an_error_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_quick_runs_widen_margins_of_claim_and_control_and_say_so(quick: bool) -> None:
-    margin = 0.1
-    narrow = replace(
+def test_quick_runs_have_the_same_margins(quick: bool) -> None:
+    narrow = replace(TOY, predict=partial(Prediction.within, 1.0, 0.1))
+    for value, expected in ((1.09, "supported"), (1.11, "refuted")):
+        record = run_claim(replace(narrow, experiment=normal(value, 1e-6)), Context(quick=quick))
+        assert (record["verdict"], record["margin"]) == (expected, "±10%")
+
+
+NEAR = Control("four margins more", predict=one(2.999))
+TWO = replace(TOY, quantities=("one", "two"), predict=partial(Prediction.within, [1.0, 2.0], 0.5))
+
+
+def pair(first: float, second: float) -> Experiment:
+    """Two quantities."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> np.ndarray:
+        columns = [normal(mean)(numbers, context) for mean in (first, second)]
+        return np.concatenate(columns, axis=1)
+
+    return experiment
+
+
+def test_a_near_control_has_its_distance_in_margins() -> None:
+    record = run_claim(replace(TOY, near=NEAR), Context())
+    assert record["verdict"] == "supported"
+    near = record["near_control"]
+    assert near["verdict"] == "refuted"
+    (measured,) = near["measurement"]
+    assert near["distance"] == pytest.approx([(2.999 - measured) / (0.5 * 2.999)])
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome", "verdict"),
+    [
+        (6.0, "refuted", "supported"),
+        (2.1, "supported", "undecided"),
+        (3.0, "undecided", "undecided"),
+    ],
+)
+def test_a_near_control_must_be_refuted_in_every_quantity(
+    second: float, outcome: str, verdict: str
+) -> None:
+    near = Control("both off", experiment=pair(3.0, second))
+    claim = replace(TWO, experiment=pair(1.0, 2.0), near=near, cap=8)
+    record = run_claim(claim, Context())
+    assert record["near_control"]["verdict"] == outcome
+    assert record["verdict"] == verdict
+    assert ("near control in every quantity" in record["reason"]) is (verdict == "undecided")
+
+
+def test_a_near_control_goes_on_until_every_quantity_is_refuted() -> None:
+    near = Control("one far off, the other less", experiment=pair(30.0, 3.15))
+    claim = replace(TWO, experiment=pair(1.0, 2.0), near=near, first=4, cap=512)
+    record = run_claim(claim, Context())
+    assert record["near_control"]["verdict"] == "refuted"
+    assert record["near_control"]["runs"] > record["negative_control"]["runs"]
+
+
+@pytest.mark.parametrize(
+    ("positive", "verdict"),
+    [
+        (Control("three", predict=one(3.0)), "refuted"),
+        (Control("nine", predict=one(9.0)), "undecided"),
+        (Control("on the edge", predict=one(6.0)), "undecided"),
+    ],
+    ids=lambda value: getattr(value, "description", value),
+)
+def test_what_is_refuted_needs_a_check_that_can_support(positive: Control, verdict: str) -> None:
+    claim = replace(TOY, kind="conjecture", experiment=normal(3.0), positive=positive)
+    record = run_claim(claim, Context())
+    assert record["verdict"] == verdict
+    assert ("support its positive control" in record["reason"]) is (verdict == "undecided")
+
+
+def all_but(run: int, value: float) -> Experiment:
+    """One in all runs, `value` in one of them."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> np.ndarray:
+        return np.array([[value if number == run else 1.0] for number in numbers])
+
+    return experiment
+
+
+def test_one_counterexample_refutes_a_statement_on_every_run_and_is_shown() -> None:
+    claim = replace(
         TOY,
-        predict=partial(Prediction.within, 1.0, margin),
-        control=NegativeControl("three", predict=partial(Prediction.within, 3.0, margin)),
+        estimator=every_run,
+        first=400,
+        cap=400,
+        scenario=lambda seed: Scenario(ranks=(2, 4), spectrum_decay=0.5),
     )
-    for off, expected in ((1.5, "supported" if quick else "refuted"), (2.5, "refuted")):
-        claim = replace(narrow, experiment=normal(1 + off * margin, 1e-6))
-        record = run_claim(claim, Context(quick=quick))
-        assert record["verdict"] == expected
-        assert record["margin"] == ("±20%" if quick else "±10%")
-    # A control that only the narrow margin tells from the truth tests nothing in a quick run.
-    control = NegativeControl("a bit more", predict=partial(Prediction.within, 1.17, margin))
-    exact = replace(narrow, experiment=normal(1.0, 1e-6), control=control)
-    record = run_claim(exact, Context(quick=quick))
-    assert record["verdict"] == ("undecided" if quick else "supported")
-    factor = assemble([record], Context(quick=quick))["quick_margin"]
-    assert factor == (QUICK_MARGIN if quick else 1.0)
+    held = run_claim(replace(claim, experiment=all_but(-1, 0.0)), Context(seed=3))
+    assert (held["verdict"], held["p_value"]) == ("supported", None)
+    assert held["every_run"]["counterexamples"] == 0
+    assert (1 - held["every_run"]["rarer_than"]) ** 400 == pytest.approx(1 - held["confidence"])
+    failed = run_claim(replace(claim, experiment=all_but(123, 9.0)), Context(seed=3))
+    assert failed["verdict"] == "refuted"
+    code = "Scenario(ranks=(2, 4), fidelity='spectral', spectrum_decay=0.5)"
+    first = {"run": 123, "seed": 3_000_123, "measured": [9.0], "scenario": code}
+    assert failed["every_run"] == {"counterexamples": 1, "first": first}
+    assert eval(code) == claim.scenario(0)
+    report = assemble([held, failed], Context(seed=3))
+    assert [record["p_holm"] for record in report["claims"]] == [None, None]
+    text = to_markdown(report)
+    assert f"Counterexamples: 1 of 400 runs; the first is run 123, seed 3000123, `{code}`" in text
+    assert "No counterexample in 400 runs" in text
 
 
 def test_a_report_adjusts_p_values_within_each_family() -> None:
@@ -212,7 +299,7 @@ def test_what_is_not_finite_is_null_in_the_report_and_named(bad: float) -> None:
 
     for error, broken in (
         ("claim", replace(TOY, experiment=diverged)),
-        ("control", replace(TOY, control=NegativeControl("diverged", experiment=diverged))),
+        ("control", replace(TOY, control=Control("diverged", experiment=diverged))),
     ):
         with np.errstate(invalid="ignore"):
             record = run_claim(broken, Context())

@@ -32,8 +32,8 @@ def test_themes_keep_the_order_of_the_report_and_every_claim(mixed: dict[str, An
 def test_the_theme_table_counts_verdicts_and_controls(mixed: dict[str, Any]) -> None:
     rows = theme_table(mixed).splitlines()[2:]
     assert rows == [
-        "| Rates | 2 supported | 1 supported, 1 refuted | 3 of 4 refuted |",
-        "| Floors | 1 undecided | – | 1 of 1 refuted |",
+        "| Rates | 2 supported | 1 supported, 1 refuted | 3 of 4 refuted | 4 of 4 refuted |",
+        "| Floors | 1 undecided | – | 1 of 1 refuted | 1 of 1 refuted |",
     ]
 
 

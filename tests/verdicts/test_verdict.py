@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from analysis.inference import QUICK_MARGIN, Measurement, Prediction, Verdict, judge
-from fedlora_sim.tolerances import relative
-
-CLOSE = relative("iteration")
+from analysis.inference import Measurement, Prediction, Verdict, judge, judge_near_control
 
 
 def measured(*ends: tuple[float, float]) -> Measurement:
@@ -74,22 +73,38 @@ def test_regions_say_what_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prediction", "margin", "ends"),
+    ("intervals", "outcome"),
     [
-        (Prediction.within([2.0, -2.0], 0.05), "±10%", ([1.8, -2.2], [2.2, -1.8])),
-        (Prediction.near([0.0, 1.0], 0.05), "±0.1", ([-0.1, 0.9], [0.1, 1.1])),
-        (Prediction.at_least([1.0]), "at least", ([1.0], [np.inf])),
-        (Prediction.at_most([1.0]), "at most", ([-np.inf], [1.0])),
+        ([ABOVE], Verdict.REFUTED),
+        ([ABOVE, BELOW], Verdict.REFUTED),
+        ([ABOVE, STRADDLING], Verdict.UNDECIDED),
+        ([ABOVE, INSIDE], Verdict.SUPPORTED),
+        ([STRADDLING, INSIDE], Verdict.SUPPORTED),
+        ([ABOVE, NAN], Verdict.UNDECIDED),
     ],
 )
-def test_widened_regions(prediction: Prediction, margin: str, ends: tuple) -> None:
-    wide = prediction.widened(QUICK_MARGIN)
-    np.testing.assert_allclose([wide.low, wide.high], ends, atol=CLOSE)
-    np.testing.assert_array_equal(wide.value, prediction.value)
-    assert wide.margin == margin
+def test_a_near_control_is_refuted_in_every_quantity_or_not_at_all(
+    intervals: list[tuple[float, float]], outcome: Verdict
+) -> None:
+    prediction = Prediction.within([1.0] * len(intervals), 0.1)
+    assert judge_near_control(measured(*intervals), prediction) is outcome
 
 
-def test_twice_widened_is_widened_by_the_product() -> None:
-    prediction = Prediction.within([2.0], 0.05)
-    assert prediction.widened(2.0).widened(3.0).margin == prediction.widened(6.0).margin == "±30%"
-    np.testing.assert_allclose(prediction.widened(1.0).high, prediction.high, rtol=CLOSE)
+def test_one_run_outside_refutes_what_is_said_of_every_run() -> None:
+    prediction = Prediction.within([1.0], 0.1)
+    for ends, outcome in ((INSIDE, Verdict.SUPPORTED), (STRADDLING, Verdict.REFUTED)):
+        m = replace(measured(ends), every_run=True)
+        assert judge(m, prediction) is outcome
+        assert judge_near_control(m, prediction) is outcome
+
+
+def test_distances_are_counted_in_margins() -> None:
+    m = Measurement(np.array([1.3, 0.9]), np.array([1.0, 0.5]), np.array([1.5, 1.1]), 9)
+    for prediction in (Prediction.within([1.0, 1.0], 0.1), Prediction.near([1.0, 1.0], 0.1)):
+        np.testing.assert_allclose(prediction.distance(m), [3.0, 1.0])
+    np.testing.assert_allclose(Prediction.at_most([1.0, 1.0], 0.1).distance(m), [3.0, -1.0])
+    np.testing.assert_allclose(Prediction.at_least([1.0, 1.0], 0.1).distance(m), [-3.0, 1.0])
+    whole = replace(m, every_run=True)
+    np.testing.assert_allclose(Prediction.near([1.0, 1.0], 0.1).distance(whole), [5.0, 5.0])
+    np.testing.assert_allclose(Prediction.at_most([1.0, 1.0], 0.1).distance(whole), [5.0, 1.0])
+    assert np.isnan(Prediction.at_most([1.0, 1.0]).distance(m)).all(), "a scale must be given"
