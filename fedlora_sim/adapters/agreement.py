@@ -82,3 +82,25 @@ def _check_layers(folder: AdapterFolder, first: AdapterFolder) -> None:
         if given.form != layer.form:
             expectation = f"(inputs, outputs) = {layer.form}, as in {first.path}"
             raise expected(f"shape of {module} in {folder.path}", given.form, expectation)
+        if layer.experts > 1 and layer.shape_A[1] == layer.shape_B[0]:
+            _check_orientation(module, folder, first)
+
+
+def _check_orientation(module: str, folder: AdapterFolder, first: AdapterFolder) -> None:
+    """Refuse stacks of square experts that two versions of PEFT may store transposed.
+
+    PEFT exchanged inputs and outputs of most stacked experts in version 0.19; where both have one
+    size the shapes do not show it.
+    """
+    given, wanted = (f.config.options.get("peft_version") for f in (folder, first))
+    if _minor_version(given) != _minor_version(wanted):
+        where = f"{folder.config.source}: peft_version"
+        expectation = (
+            f"version {wanted} as in {first.config.source}: {module} stacks square matrices, which "
+            "versions of PEFT store transposed to each other"
+        )
+        raise expected(where, given, expectation)
+
+
+def _minor_version(version: object) -> list[str]:
+    return str(version).split(".")[:2]

@@ -103,9 +103,7 @@ def _stored(clients: Sequence[AdapterFolder], factors: Factors) -> dict[str, Ten
     tensors = {}
     for module, update in factors.items():
         layer, dtype = clients[0].layers[module], kept_dtype(clients, module)
-        rank = update.rank
-        lora_a = update.lora_A.reshape(rank, *layer.shape_A[1:])
-        lora_b = update.lora_B.reshape(layer.shape_B[0], rank, *layer.shape_B[2:])
+        lora_a, lora_b = layer.packed(update.lora_A, update.lora_B)
         for key, tensor in ((layer.key_A, lora_a), (layer.key_B, lora_b)):
             tensors[key] = _as_dtype(key, tensor, dtype)
     return tensors

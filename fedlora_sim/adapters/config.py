@@ -16,6 +16,8 @@ from fedlora_sim.adapters.variants import check_plain_lora
 from fedlora_sim.errors import check_choice, expected
 
 CONFIG_FILE = "adapter_config.json"
+# What `peft.utils.transformers_weight_conversion` writes for experts whose projections are fused.
+FUSED_PATTERNS = (r".*\.gate_up_proj",)
 BIASES = ("none", "all", "lora_only")
 
 
@@ -45,9 +47,17 @@ class AdapterConfig:
         """Rank of a module, named as in the base model."""
         return self.rank_pattern.get(pattern_key(self.rank_pattern, module), self.rank)
 
-    def has_own_rank(self, module: str) -> bool:
-        """Whether a pattern gives the module its rank."""
-        return pattern_key(self.rank_pattern, module) in self.rank_pattern
+    def rank_multiple(self, module: str) -> int | None:
+        """How many times `r` the rank of a module always is; None if a pattern gives it its own.
+
+        PEFT writes a pattern itself where transformers has fused several projections into one
+        parameter: their ranks add up.
+        """
+        key = pattern_key(self.rank_pattern, module)
+        if key not in self.rank_pattern:
+            return 1
+        multiple, rest = divmod(self.rank_pattern[key], self.rank)
+        return multiple if key in FUSED_PATTERNS and rest == 0 else None
 
     def scaling_of(self, module: str) -> float:
         """Scaling of a module's update: `alpha / r`, or `alpha / sqrt(r)` under rsLoRA."""
@@ -57,10 +67,23 @@ class AdapterConfig:
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would put LoRA on a module of this name; what it would not, it drops."""
-        wanted = self.options["target_modules"]
+        wanted = self.options.get("target_modules") or ()
         if isinstance(wanted, str):
             return wanted == "all-linear" or re.fullmatch(wanted, module) is not None
         return any(module == name or module.endswith(f".{name}") for name in wanted)
+
+    def targeted_parameters(self, module: str, count: int = 1) -> tuple[str, ...]:
+        """Names of a module's own parameters that PEFT may have put LoRA on (target_parameters).
+
+        Args:
+            module: name of the module that holds the parameters.
+            count: how many of them have LoRA. Names that are targeted together with the end of the
+                module's name are enough if there are so many: a bare name may be of any module.
+        """
+        split = [name.rpartition(".") for name in self.options.get("target_parameters") or ()]
+        own = {name for end, _, name in split if end and f".{module}".endswith(f".{end}")}
+        bare = {name for end, _, name in split if not end}
+        return tuple(sorted(own if len(own) >= count else own | bare))
 
     @property
     def modules_to_save(self) -> tuple[str, ...]:
@@ -179,9 +202,13 @@ def _check_options(source: str, options: Mapping[str, Any]) -> None:
             raise expected(f"{source}: {name}", options[name], "text or null")
     if not _is_names(options.get("modules_to_save") or []):
         raise expected(f"{source}: modules_to_save", options["modules_to_save"], "names or null")
-    targets = options.get("target_modules")
-    if not targets or not (isinstance(targets, str) or _is_names(targets)):
-        raise expected(f"{source}: target_modules", targets, "module names or one pattern")
+    parameters = options.get("target_parameters") or []
+    if not _is_names(parameters):
+        raise expected(f"{source}: target_parameters", parameters, "names of parameters or null")
+    targets = options.get("target_modules") or ([] if parameters else None)
+    if targets is None or not (isinstance(targets, str) or _is_names(targets)):
+        given = options.get("target_modules")
+        raise expected(f"{source}: target_modules", given, "module names or one pattern")
     if isinstance(targets, str):
         _check_regex(f"{source}: target_modules", targets)
 

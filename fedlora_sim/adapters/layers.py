@@ -1,7 +1,11 @@
-"""One module's updates aggregated, and what became of their energies."""
+"""Aggregation of one module's updates, and the report of their energies.
+
+The experts that a parameter stacks are aggregated one by one, as a batch.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +25,10 @@ from fedlora_sim.metrics import energy_ratio
 class LayerReport:
     """What the aggregation did to one module.
 
+    Energies of stacked experts are sums over the experts, direction by direction.
+
     Args:
-        module: name in the base model.
+        module: name in the base model; of a parameter (target_parameters) that of the parameter.
         client_ranks: rank of every client.
         levels: rank levels that the rule went by.
         rank: rank that was written.
@@ -31,6 +37,7 @@ class LayerReport:
         rho_before: share of the energy at the lowest level, mean over the clients' own by weight;
             None if every update is zero.
         rho_after: the same share of the update that was written; None if it is zero.
+        experts: number of experts that the parameter stacks; 1 for everything else.
     """
 
     module: str
@@ -41,6 +48,7 @@ class LayerReport:
     energy_after: tuple[float, ...]
     rho_before: float | None
     rho_after: float | None
+    experts: int = 1
 
 
 @dataclass(frozen=True)
@@ -129,16 +137,22 @@ def rank_levels_of(
 ) -> tuple[int, ...]:
     """The federation's ranks of a module, ascending.
 
-    They are `given` where no client's rank_pattern sets the rank of the module. Otherwise they are
-    the clients' ranks, and that of the last global adapter, which the highest client has allotted.
+    They are `given` where no client's rank_pattern sets the rank of the module, and twice `given`
+    where PEFT doubled r for a fused parameter. Otherwise they are the clients' ranks, and that of
+    the last global adapter, which the highest client has allotted.
 
     Raises:
         InputError: if a client's rank is none of the given levels or above the last adapter's, or
             a level is more than the module can have.
     """
     ranks = {client.config.rank_of(module) for client in clients}
-    if given is not None and not any(client.config.has_own_rank(module) for client in clients):
-        levels, limit = sorted(set(given)), clients[0].layers[module].limit
+    multiples = {client.config.rank_multiple(module) for client in clients}
+    multiple = multiples.pop() if len(multiples) == 1 else None
+    if given is not None and multiple is not None:
+        levels, limit = (
+            sorted({multiple * level for level in given}),
+            clients[0].layers[module].limit,
+        )
         if levels[-1] > limit:
             expectation = f"ranks from 1 to min(d_in, d_out) = {limit}"
             raise expected(f"{module}: rank_levels", levels, expectation)
@@ -218,10 +232,11 @@ def _report(
         tuple(after.tolist()),
         float(np.average(ratios[some], weights=shares[some])) if some.any() else None,
         None if np.isnan(ratio) else ratio,
+        math.prod(total.lora_A.shape[:-2]),
     )
 
 
 def energies(update: LoRAFactors) -> np.ndarray:
-    """Energies `sigma_i**2` of an update, descending, (r,)."""
+    """Energies `sigma_i**2` of an update, descending, (r,); of stacked experts their sum."""
     singular = update.product.singular_values().double().cpu().numpy()
-    return singular**2
+    return (singular**2).reshape(-1, singular.shape[-1]).sum(axis=0)

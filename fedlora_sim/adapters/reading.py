@@ -6,9 +6,10 @@ would not find its way back to, or would drop without a word, is refused here.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,20 +35,27 @@ DTYPES = {
 
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?)(?P<factor>[AB])(?P<end>.*)")
 _ENDS = {"lora_": ".weight", "lora_embedding_": ""}
+# PEFT wraps a layer once for each of its target_parameters, and names the inner layer so.
+_WRAPPED = ".base_layer"
+# The order in which layers of stacked experts register their parameters, all of transformers' do.
+_REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
 # Embeddings that PEFT saves whole when the vocabulary was resized.
 _EMBEDDING = re.compile(r"embed|wte|lm_head|shared")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The factors of one module in the file.
+    """The factors of one module, or of one parameter, in the file.
 
     Args:
-        key_A: name of the tensor A, (r, d_in) or, of a convolution, (r, channels, *kernel).
-        key_B: name of the tensor B, (d_out, r) or (d_out, r, 1, ...).
+        key_A: name of the tensor A, (r, d_in); of a convolution (r, channels, *kernel), of stacked
+            experts (experts * r, d_in).
+        key_B: name of the tensor B, (d_out, r), (d_out, r, 1, ...) or (d_out, r * experts).
         shape_A: shape of A as it is stored.
         shape_B: shape of B as it is stored.
         dtype: floating-point type that holds both.
+        experts: number of experts that a three-dimensional parameter stacks. PEFT stores A expert
+            by expert and B rank component by rank component (`peft.tuners.lora.ParamWrapper`).
     """
 
     key_A: str
@@ -55,11 +63,29 @@ class Layer:
     shape_A: tuple[int, ...]
     shape_B: tuple[int, ...]
     dtype: torch.dtype
+    experts: int = 1
 
     @property
-    def form(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def form(self) -> tuple[tuple[int, ...], ...]:
         """Everything about the shapes that does not depend on the rank."""
-        return self.shape_A[1:], (self.shape_B[0], *self.shape_B[2:])
+        form = self.shape_A[1:], (self.shape_B[0], *self.shape_B[2:])
+        return form if self.experts == 1 else (*form, (self.experts,))
+
+    def unpacked(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored tensors as A (r, d_in) and B (d_out, r), with the experts in front if stacked."""
+        lora_a, lora_b = lora_a.flatten(1), lora_b.flatten(1)
+        if self.experts == 1:
+            return lora_a, lora_b
+        lora_a = lora_a.unflatten(0, (self.experts, -1))
+        return lora_a, lora_b.unflatten(1, (-1, self.experts)).permute(2, 0, 1)
+
+    def packed(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B of any rank in the shapes that they are stored in; undoes `unpacked`."""
+        if self.experts > 1:
+            return lora_a.flatten(0, 1), lora_b.permute(1, 2, 0).flatten(1)
+        rank = lora_a.shape[0]
+        lora_a = lora_a.reshape(rank, *self.shape_A[1:])
+        return lora_a, lora_b.reshape(self.shape_B[0], rank, *self.shape_B[2:])
 
     @property
     def limit(self) -> int:
@@ -102,11 +128,14 @@ class AdapterFolder:
         return str(self.path / WEIGHTS_FILE)
 
     def factors(self, module: str, dtype: torch.dtype, device: torch.device) -> LoRAFactors:
-        """A module's update: A (r, d_in) and B (d_out, r), kernels flattened, with its scaling."""
+        """A module's update: A (r, d_in) and B (d_out, r), kernels flattened, with its scaling.
+
+        Of stacked experts they are (experts, r, d_in) and (experts, d_out, r).
+        """
         layer = self.layers[module]
-        lora_a = self.tensor(layer.key_A).to(device, dtype).flatten(1)
-        lora_b = self.tensor(layer.key_B).to(device, dtype).flatten(1)
-        return LoRAFactors(lora_a, lora_b, self.config.scaling_of(module))
+        lora_a = self.tensor(layer.key_A).to(device, dtype)
+        lora_b = self.tensor(layer.key_B).to(device, dtype)
+        return LoRAFactors(*layer.unpacked(lora_a, lora_b), self.config.scaling_of(module))
 
     def tensor(self, key: str) -> Tensor:
         """A tensor of the file, as it is stored; refused when an entry is not finite."""
@@ -134,11 +163,13 @@ class AdapterFolder:
         return key.replace(".modules_to_save.", ".", 1) in self.keys - {key}
 
     def _find_layers(self) -> Iterator[tuple[str, Layer]]:
+        """Layers by the name that PEFT looks up their rank by: of a module, or of a parameter."""
         pairs: dict[tuple[str, str], set[str]] = {}
         for key in sorted(self.keys):
             if ".lora_" in key:
                 found = self._split(key)
                 pairs.setdefault((found["module"], found["kind"]), set()).add(found["factor"])
+        wrapped: dict[str, list[str]] = {}
         for (path, kind), factors in sorted(pairs.items(), key=lambda pair: _natural(pair[0][0])):
             end = _ENDS[kind]
             for factor in "AB":
@@ -147,7 +178,16 @@ class AdapterFolder:
                     expectation = f"{missing!r} beside it (A without B, or B without A)"
                     raise expected(self._file, f"{path}.{kind}{other}{end}", expectation)
             module = path.removeprefix(PREFIX)
-            yield module, self._layer(module, f"{path}.{kind}A{end}", f"{path}.{kind}B{end}")
+            if self.config.targets(module):
+                yield module, self._layer(module, f"{path}.{kind}A{end}", f"{path}.{kind}B{end}")
+            else:
+                wrapped.setdefault(_unwrapped(module), []).append(path)
+        for module, paths in wrapped.items():
+            inner_first = sorted(paths, key=len, reverse=True)
+            names = self._parameters(module, inner_first)
+            for path, name in zip(inner_first, names, strict=True):
+                a, b = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+                yield f"{module}.{name}", self._layer(f"{module}.{name}", a, b)
 
     def _split(self, key: str) -> re.Match[str]:
         """Module, kind and factor of a LoRA key; whatever is not exactly such a key is refused."""
@@ -160,13 +200,45 @@ class AdapterFolder:
             raise expected(self._file, key, expectation)
         if not key.startswith(PREFIX):
             raise expected(self._file, key, f"a key that starts with {PREFIX!r}, as PEFT writes it")
-        module = found["module"].removeprefix(PREFIX)
-        if "base_layer" in module.split("."):
+        path = found["module"].removeprefix(PREFIX)
+        module, is_module = _unwrapped(path), self.config.targets(path)
+        parameters = () if is_module else self.config.targeted_parameters(module)
+        if "base_layer" in (module if parameters else path).split("."):
             raise expected(self._file, key, "LoRA on a module, not inside of another LoRA layer")
-        if not self.config.targets(module):
-            targets = self.config.options["target_modules"]
+        if not is_module and not (parameters and found["kind"] == "lora_"):
+            targets = self.config.options.get("target_modules")
             raise expected(self._file, key, f"a module among target_modules={targets!r}")
         return found
+
+    def _parameters(self, module: str, paths: Sequence[str]) -> tuple[str, ...]:
+        """The parameter of a module that each of its wrapped layers adapts, innermost first.
+
+        The file does not name them. PEFT wraps a module once for every one of its parameters that
+        is targeted, in the order in which the module registers them.
+        """
+        names = self.config.targeted_parameters(module, len(paths))
+        orders: Iterator[tuple[str, ...]]
+        if set(names) <= set(_REGISTERED):
+            orders = itertools.combinations(sorted(names, key=_REGISTERED.index), len(paths))
+        else:
+            orders = itertools.permutations(names, len(paths))
+        shapes = [self.shape(f"{path}.lora_A.weight") for path in paths]
+        fitting = [
+            order
+            for order in orders
+            if all(
+                shape and shape[0] % self.config.rank_of(f"{module}.{name}") == 0
+                for name, shape in zip(order, shapes, strict=True)
+            )
+        ]
+        if len(fitting) != 1:
+            given = [shape[0] if shape else 0 for shape in shapes]
+            expectation = (
+                f"{len(paths)} of the parameters {list(names)}, experts times rank each, told by "
+                f"the ranks in {self.config.source} or by the order {', '.join(_REGISTERED)}"
+            )
+            raise expected(f"{self._file}: rows of lora_A of {module}", given, expectation)
+        return fitting[0]
 
     def _layer(self, module: str, key_a: str, key_b: str) -> Layer:
         """Shapes of a pair of factors, after checking that they are a LoRA of the rank promised."""
@@ -181,13 +253,15 @@ class AdapterFolder:
             if len(shape) < 2 or 0 in shape:
                 raise expected(f"{self._file}: {key}", shape, "a matrix that is not empty")
         rank = self.config.rank_of(module)
+        experts = 1 if self.config.targets(module) else max(1, a[0] // rank)
         for key, found in ((key_a, a[0]), (key_b, b[1])):
-            if found != rank:
+            if found != rank * experts:
                 wanted = f"rank {rank}, as {self.config.source} says"
                 raise expected(f"{self._file}: {key}", shapes[key], wanted)
         if any(size != 1 for size in b[2:]):
             raise expected(f"{self._file}: {key_b}", b, "a kernel of size 1")
-        layer = Layer(key_a, key_b, a, b, torch.promote_types(dtypes[key_a], dtypes[key_b]))
+        dtype = torch.promote_types(dtypes[key_a], dtypes[key_b])
+        layer = Layer(key_a, key_b, a, b, dtype, experts)
         if rank > layer.limit:
             expectation = f"a rank of at most min(d_in, d_out) = {layer.limit}"
             raise expected(f"{self.config.source}: rank of {module}", rank, expectation)
@@ -211,6 +285,13 @@ class AdapterFolder:
                 "(modules_to_save, bias), under the prefix " + repr(PREFIX)
             )
             raise expected(self._file, key, expectation)
+
+
+def _unwrapped(module: str) -> str:
+    """A module's name without the layers that PEFT has wrapped around it."""
+    while module.endswith(_WRAPPED):
+        module = module.removesuffix(_WRAPPED)
+    return module
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -45,14 +45,19 @@ def _restart(update: LoRAFactors, module: str, seed: int, is_embedding: bool) ->
         lora_b = torch.where(lost, torch.from_numpy(drawn).to(lora_b).mT, lora_b)
     else:  # of a convolution d_in counts the kernel too, as Kaiming's fan does
         bound = 1 / np.sqrt(update.d_in)
-        drawn = stream(seed, "lora_A", module).uniform(-bound, bound, (update.rank, update.d_in))
+        experts = [(e,) for e in range(lora_a.shape[0])] if lora_a.ndim > 2 else [()]
+        rows = [
+            stream(seed, "lora_A", module, *e).uniform(-bound, bound, (update.rank, update.d_in))
+            for e in experts
+        ]
+        drawn = np.stack(rows).reshape(lora_a.shape)
         lora_a = torch.where(lost.unsqueeze(-1), torch.from_numpy(drawn).to(lora_a), lora_a)
-        lora_b = torch.where(lost, 0.0, lora_b)
+        lora_b = torch.where(lost.unsqueeze(-2), 0.0, lora_b)
     return LoRAFactors(lora_a, lora_b, update.scaling)
 
 
 def _lost(update: LoRAFactors) -> Tensor:
-    """Components that are zero up to rounding, boolean (r,).
+    """Components that are zero up to rounding, boolean (..., r).
 
     In single precision `lost_columns` of a wide module takes more than what a factorisation blurs,
     and a small component that has been averaged down is not to be taken from anybody.

@@ -26,7 +26,6 @@ REFUSED = {
     "lora_ga_config": "LoRA-GA changes the base weights",
     "megatron_config": "Megatron shards the factors",
     "monteclora_config": "MonteCLoRA samples its factors",
-    "target_parameters": "LoRA on bare parameters packs several updates into one pair of factors",
     "trainable_token_indices": "trained tokens are not averaged by the rules",
     "use_bdlora": "BD-LoRA's factors are block-diagonal",
     "use_dora": "DoRA's magnitudes are outside of B @ A",
@@ -61,6 +60,7 @@ KNOWN = {
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",
     "task_type",
     "use_rslora",
 }
