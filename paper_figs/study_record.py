@@ -72,7 +72,8 @@ def study_blocks(record: Path) -> dict[str, str]:
 def _head(report: dict[str, Any]) -> str:
     study = report["study"]
     seeds = max(len(own) for own in study["seeds"].values())
-    return f"**{study['name']}**, {seeds} seeds, {study['rounds']} rounds: `{report['command']}`"
+    effort = f"{seeds} seeds a split, {study['rounds']} rounds"
+    return f"**{study['name']}**, {effort}: `{report['command']}`"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from analysis.closed_form import RULES, communication
 from analysis.inference.intervals import mean_interval
+from analysis.inference.measurement import Array
 from analysis.real.study import MIXED, Study, StudyRun
 from fedlora_sim.metrics import energy_ratio
 
@@ -152,6 +153,28 @@ def with_interval(name: str, samples: ArrayLike, within: Range) -> dict[str, Any
             min(float(m.high[0]), within[1]),
         ]
     return row
+
+
+def replicate_means(study: Study, samples: pd.Series) -> Array:
+    """Return the mean of every replicate of a study over its heterogeneities.
+
+    Replicates are independent and follow one law, whatever heterogeneities differ in or share: the
+    unit of every interval over more than one heterogeneity.
+
+    Args:
+        study: what was compared.
+        samples: a quantity once per run, indexed by (heterogeneity, seed).
+
+    Returns:
+        One mean per replicate, (n,), in the order of the seeds. A replicate in which a
+        heterogeneity is missing or NaN is left out: its mean would be one of other heterogeneities.
+    """
+    known = samples.dropna()
+    names = known.index.get_level_values(0)
+    numbers = [study.replicate(name, seed) for name, seed in known.index]
+    grouped = known.groupby(np.array(numbers, dtype=np.int64))
+    complete = grouped.size() == names.nunique()
+    return grouped.mean()[complete].to_numpy(dtype=np.float64)
 
 
 def curves(study: Study, runs: Mapping[str, xr.Dataset]) -> xr.Dataset:

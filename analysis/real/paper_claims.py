@@ -1,7 +1,9 @@
 """What the paper claims of real fine-tuning, each with a verdict on the study's own runs.
 
 Predictions were fixed on pilot runs of other seeds. All intervals of a study hold together: every
-claim gets an equal part of the family's error, and no more where others are left out.
+claim gets an equal part of the family's error, and no more where others are left out. An interval's
+samples are the replicates of the study, means over its heterogeneities (`replicate_means`), of a
+claim and of its negative control alike.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import pandas as pd
 
 from analysis.inference.family import claim_error
 from analysis.inference.intervals import mean_interval
-from analysis.inference.measurement import Array
 from analysis.inference.verdict import Prediction, Verdict, judge
+from analysis.real.comparison import replicate_means
 from analysis.real.study import HIGHEST, MIXED, Study
 from analysis.real.updates import energy_floor
 from fedlora_sim import parse_ranks
@@ -26,7 +28,7 @@ COLLAPSED = 0.1
 KEPT = 0.5
 """Likewise: at least this much is none."""
 
-Samples = Callable[[Study, pd.DataFrame], Array]
+Samples = Callable[[Study, pd.DataFrame], pd.Series]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class PaperClaim:
         statement: what is claimed.
         quantity: what is measured, once per run.
         prediction: made before the study was run.
-        samples: the quantity, (n,).
+        samples: the quantity, indexed by (heterogeneity, seed).
         control: what is put in the claim's place, in words; the same check must refute it.
         control_samples: the quantity then.
     """
@@ -82,15 +84,18 @@ def claims_left_out(study: Study, table: pd.DataFrame) -> list[dict[str, str]]:
 def _why_left_out(study: Study, table: pd.DataFrame, claim: PaperClaim) -> str:
     """What a part of a study is too small for."""
     samples = (claim.samples(study, table), claim.control_samples(study, table))
-    fewest = min(len(own) for own in samples)
+    fewest = min(len(replicate_means(study, own)) for own in samples)
     if fewest > 1:
         return ""
-    return "one run has no spread" if fewest else "its runs are not in this study"
+    return "one replicate has no spread" if fewest else "its runs are not in this study"
 
 
 def _judged(study: Study, table: pd.DataFrame, claim: PaperClaim, error: float) -> dict[str, Any]:
-    measured = mean_interval(claim.samples(study, table)[:, None], error)
-    control = mean_interval(claim.control_samples(study, table)[:, None], error)
+    samples = claim.samples(study, table)
+    measured, control = (
+        mean_interval(replicate_means(study, own)[:, None], error)
+        for own in (samples, claim.control_samples(study, table))
+    )
     verdict, of_control = judge(measured, claim.prediction), judge(control, claim.prediction)
     if of_control != Verdict.REFUTED and verdict == Verdict.SUPPORTED:
         verdict = Verdict.UNDECIDED  # a check that refutes nothing has tested nothing
@@ -103,7 +108,8 @@ def _judged(study: Study, table: pd.DataFrame, claim: PaperClaim, error: float) 
         "measurement": float(measured.value[0]),
         "interval": [float(measured.low[0]), float(measured.high[0])],
         "confidence": 1 - error,
-        "runs": measured.samples,
+        "runs": len(samples),
+        "replicates": measured.samples,
         "verdict": str(verdict),
         "negative_control": {
             "description": claim.control,
@@ -120,10 +126,10 @@ def _column(table: pd.DataFrame, name: str, rule: str, configuration: str = MIXE
     return own.set_index(["heterogeneity", "seed"])[name]
 
 
-def _less(first: pd.Series, second: pd.Series) -> Array:
-    """Differences of the pairs that are there; none where one of the two was not run."""
+def _less(first: pd.Series, second: pd.Series) -> pd.Series:
+    """Return the differences of all pairs; none where one of the two was not run."""
     pairs = pd.concat([first, second], axis=1, join="inner").sort_index()
-    return (pairs.iloc[:, 0] - pairs.iloc[:, 1]).to_numpy(dtype=np.float64)
+    return pairs.iloc[:, 0] - pairs.iloc[:, 1]
 
 
 def _log_tail(table: pd.DataFrame, rule: str, configuration: str = MIXED) -> pd.Series:
@@ -135,17 +141,17 @@ def _log_tail(table: pd.DataFrame, rule: str, configuration: str = MIXED) -> pd.
 def _tail_share(rule: str) -> Samples:
     """log10 of the energy above the lowest rank, over that of equal highest ranks."""
 
-    def samples(study: Study, table: pd.DataFrame) -> Array:
+    def samples(study: Study, table: pd.DataFrame) -> pd.Series:
         return _less(_log_tail(table, rule), _log_tail(table, "fedavg", HIGHEST))
 
     return samples
 
 
-def _accuracy_gain(study: Study, table: pd.DataFrame) -> Array:
+def _accuracy_gain(study: Study, table: pd.DataFrame) -> pd.Series:
     return _less(_column(table, "accuracy", "raflora"), _column(table, "accuracy", "fedavg"))
 
 
-def _untrained_gain(study: Study, table: pd.DataFrame) -> Array:
+def _untrained_gain(study: Study, table: pd.DataFrame) -> pd.Series:
     return _less(_column(table, "untrained", "fedavg"), _column(table, "accuracy", "fedavg"))
 
 
@@ -167,18 +173,18 @@ def _fall(study: Study, table: pd.DataFrame, rule: str, left: str = "accuracy") 
     """
     found = _extremes(study)
     if found is None:
-        return pd.Series(dtype=np.float64)
+        return _column(table, "accuracy", rule, "none").astype(np.float64)
     most, fewest = (
         _column(table, name, rule, own) for name, own in zip(("accuracy", left), found, strict=True)
     )
     return (most - fewest).dropna()
 
 
-def _robustness(study: Study, table: pd.DataFrame) -> Array:
+def _robustness(study: Study, table: pd.DataFrame) -> pd.Series:
     return _less(_fall(study, table, "fedavg"), _fall(study, table, "raflora"))
 
 
-def _untrained_robustness(study: Study, table: pd.DataFrame) -> Array:
+def _untrained_robustness(study: Study, table: pd.DataFrame) -> pd.Series:
     return _less(_fall(study, table, "fedavg"), _fall(study, table, "raflora", "untrained"))
 
 

@@ -11,13 +11,14 @@ Reference: Wu et al., arXiv 2602.13486, App. A.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from analysis.real.comparison import SHARE, with_interval
+from analysis.real.comparison import SHARE, replicate_means, with_interval
 from analysis.real.study import MIXED, Study
 
 FIRST = 2  # round 1 starts from nothing, which has no directions
@@ -35,7 +36,8 @@ def premise_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[dict[str,
     Returns:
         One mapping per rule over all heterogeneities (`heterogeneity` None), then one for each of
         them under FedAvg and raFLoRA: `runs`; `preservation` by block of rounds
-        (`from`, `to`, the mean over layers and rounds with an interval over runs); `angle` by rank
+        (`from`, `to`, the mean over layers and rounds with an interval over replicates of the
+        study); `angle` by rank
         `level`, in radians: the `median` over layers, sides, directions, rounds and runs, and that
         of the `largest` angle between two subspaces, both over the cells that have one; `known`,
         the share of cells (layer, round, run) that do; NaN where none does. Empty where there is
@@ -49,23 +51,27 @@ def premise_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[dict[str,
     ]
     rows = []
     for rule, name in places:
-        own = [
-            runs[run.label]
+        own = {
+            (run.heterogeneity, run.seed): runs[run.label]
             for run in study.runs()
             if (run.rule, run.configuration) == (rule, MIXED) and name in (None, run.heterogeneity)
-        ]
-        rows.append({"rule": rule, "heterogeneity": name, **_row(own)})
+        }
+        rows.append({"rule": rule, "heterogeneity": name, **_row(study, own)})
     return rows
 
 
-def _row(runs: Sequence[xr.Dataset]) -> dict[str, Any]:
+def _row(study: Study, by_seed: Mapping[tuple[str, int], xr.Dataset]) -> dict[str, Any]:
+    runs = list(by_seed.values())
     rounds = runs[0]["round"].values
     blocks = []
     for part in np.array_split(rounds[rounds >= FIRST], BLOCKS):
         if len(part):
-            means = [float(run.preservation.sel(round=part).mean()) for run in runs]
+            means = {
+                key: float(r.preservation.sel(round=part).mean()) for key, r in by_seed.items()
+            }
             ends = {"from": int(part[0]), "to": int(part[-1])}
-            blocks.append(ends | with_interval("mean", means, SHARE))
+            samples = replicate_means(study, pd.Series(means))
+            blocks.append(ends | with_interval("mean", samples, SHARE))
     angle = xr.concat([run.angle.sel(round=slice(FIRST, None)) for run in runs], "seed")
     angles = [_angle(angle.sel(level=level)) for level in angle.level.values]
     return {"runs": len(runs), "preservation": blocks, "angle": angles}

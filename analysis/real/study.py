@@ -1,8 +1,12 @@
 """A study: rules, rank configurations and heterogeneities on one real task, and what runs it takes.
 
-Every heterogeneity has seeds of its own, and a seed draws all that is random in its run, the task's
-samples and new parameters among it: all pairs of runs of one rule are independent. Rules meet the
-same seeds, so that their difference is the rule's.
+A seed draws all that is random in its run: the task's samples, new parameters, the split, cohorts
+and batches. Every heterogeneity has its own seeds, and rules meet the same seeds, so that their
+difference is the rule's.
+
+The i-th seeds of all heterogeneities form replicate i of the study. Heterogeneities are chosen, not
+drawn, and their runs differ in mean and spread: what is said of all of them together has as many
+independent samples of one law as the study has replicates, not as it has runs.
 """
 
 from __future__ import annotations
@@ -93,6 +97,10 @@ class Study:
                     for rule in self.compared_rules
                 ]
         return found
+
+    def replicate(self, heterogeneity: str, seed: int) -> int:
+        """Return the number of the replicate of the study that a run belongs to."""
+        return self.seeds[heterogeneity].index(seed)
 
     def part(
         self,

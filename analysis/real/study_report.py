@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 
 from analysis.real.comparison import (
@@ -16,6 +18,7 @@ from analysis.real.comparison import (
     SIZE,
     TABLE_ERROR,
     finals,
+    replicate_means,
     summary,
     with_interval,
 )
@@ -50,14 +53,15 @@ def study_report(
         command: what repeats it.
 
     Returns:
-        `study`, its fields; `rows` of the comparison; `claims` and those `left_out`; `scores` of
-        the calibrated theory; `counterfactuals`; `premise`; `environment`; None for what is not
-        finite.
+        `study`, its fields; `finals`, how every run ended; `rows` of the comparison; `claims` and
+        those `left_out`, which follow from the finals alone; `scores` of the calibrated theory;
+        `counterfactuals`; `premise`; `environment`; None for what is not finite.
     """
     table = finals(study, runs)
     report = {
         "study": study_fields(study),
         "command": command,
+        "finals": table.to_dict("records"),
         "rows": summary(study, table),
         "confidence": 1 - TABLE_ERROR,
         "claims": judge_claims(study, table),
@@ -117,36 +121,46 @@ def counterfactual_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[di
         One mapping per rule that `ran` and rule `compared`: `runs`; `partitions`, the `energy` of
         each over raFLoRA's, and for FedAvg what is `foretold` of it, `W_h(S)^2`, see
         `coverage_shares`; `accuracy_gain` above raFLoRA's: means over rounds, then over runs, with
-        an interval.
+        an interval over replicates of the study.
     """
     rows = []
     for ran in study.rules:
         if ran not in study.counterfactual_rules:
             continue
-        own = [
-            runs[run.label] for run in study.runs() if (run.rule, run.configuration) == (ran, MIXED)
-        ]
-        own = [run for run in own if REFERENCE in run.compared_rule]
+        own = {
+            (run.heterogeneity, run.seed): runs[run.label]
+            for run in study.runs()
+            if (run.rule, run.configuration) == (ran, MIXED)
+        }
+        own = {key: run for key, run in own.items() if REFERENCE in run.compared_rule}
         if own:
-            rows += _compared(ran, own)
+            rows += _compared(study, ran, own)
     return rows
 
 
-def _compared(ran: str, runs: Sequence[xr.Dataset]) -> list[dict[str, Any]]:
-    together = xr.concat([_one_step(run) for run in runs], "run")
+def _compared(
+    study: Study, ran: str, by_seed: Mapping[tuple[str, int], xr.Dataset]
+) -> list[dict[str, Any]]:
+    together = xr.concat([_one_step(run) for run in by_seed.values()], "run")
+    index = pd.MultiIndex.from_tuples(by_seed)
+
+    def replicates(values: xr.DataArray) -> np.ndarray:
+        return replicate_means(study, pd.Series(values.values, index))
+
     rows = []
     for compared in together.compared_rule.values.tolist():
         if compared == REFERENCE:
             continue
         own = together.sel(compared_rule=compared)
-        row: dict[str, Any] = {"ran": ran, "compared": compared, "runs": len(runs)}
+        row: dict[str, Any] = {"ran": ran, "compared": compared, "runs": len(by_seed)}
         row["partitions"] = []
         for h in own.partition.values.tolist():
             part = own.sel(partition=h)
             told = {"foretold": float(part.foretold.mean())} if compared == AVERAGE else {}
-            energy = with_interval("energy", part.energy.values, SIZE)
+            energy = with_interval("energy", replicates(part.energy), SIZE)
             row["partitions"].append({"partition": h, **energy, **told})
-        rows.append(row | with_interval("accuracy_gain", own.accuracy_gain.values, DIFFERENCE))
+        gain = with_interval("accuracy_gain", replicates(own.accuracy_gain), DIFFERENCE)
+        rows.append(row | gain)
     return rows
 
 

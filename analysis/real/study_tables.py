@@ -15,6 +15,10 @@ DIGITS = 3
 NONE = "–"
 MOST = 0.5
 """Angles that fewer rounds have are those of the rounds of least collapse, and are not shown."""
+REPLICATES = (
+    "Their samples are the replicates of the study: means over all splits, of the runs with the "
+    "i-th seed of each. Splits are chosen, not drawn, and differ in mean and spread."
+)
 ONE_STEP = (
     "Energies of one step over raFLoRA's, from the same cohorts. Where partitions do not overlap, "
     "FedAvg keeps the share `W_h^2`, with `W_h` the weight of those who hold partition h."
@@ -25,7 +29,7 @@ def claims_table(report: Record) -> str:
     """One row per claim, those that are left out among them."""
     known = [f", {percent(claim['confidence'])} interval" for claim in report["claims"]]
     head = ("claim", "prediction", "measured" + "".join(known[:1]), "verdict", "control")
-    rows = []
+    rows, splits = [], len(report["study"]["heterogeneity"])
     for claim in report["claims"]:
         control = claim["negative_control"]
         rows.append(
@@ -33,7 +37,7 @@ def claims_table(report: Record) -> str:
                 f"**{claim['id']}**: {claim['statement']}",
                 f"{claim['margin']} {_text(claim['prediction'])}",
                 f"{_text(claim['measurement'])} {_ends(claim['interval'])}, {claim['quantity']}; "
-                f"{claim['runs']} runs",
+                f"{claim['replicates']} replicates of {splits} splits",
                 VERDICT_MARK[claim["verdict"]],
                 f"{control['verdict']}: {control['description']}",
             )
@@ -157,8 +161,8 @@ def to_markdown(report: Record) -> str:
         f"Repeat: `{report['command']}`",
         f"Seeds: {seeds}. " + _settings(study["scenario"]),
         "## Claims",
-        f"{_together(report)}A claim is supported only if the same check refutes its negative "
-        "control.",
+        f"{_together(report)}{REPLICATES} A claim is supported only if the same check refutes its "
+        "negative control.",
         claims_table(report),
         "## Outcomes",
         f"Mean of the seeds; Student intervals each for itself at {each}, cut to what is possible.",

@@ -35,7 +35,7 @@ def _claim(claim: Mapping[str, Any], study: str) -> dict[str, Any]:
         "kind": "claim",
         "assumptions": "those of the study",
         "fidelity": "training",
-        "statistic": claim["quantity"],
+        "statistic": f"{claim['quantity']}; mean of {claim['replicates']} replicates of the study",
         "quantities": [claim["quantity"]],
         "prediction": [claim["prediction"]],
         "margin": claim["margin"],

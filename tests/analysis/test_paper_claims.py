@@ -10,6 +10,8 @@ import pytest
 from study_cases import small_study
 
 from analysis.inference.family import FAMILY_ERROR
+from analysis.inference.intervals import mean_interval
+from analysis.real.comparison import replicate_means
 from analysis.real.paper_claims import PAPER_CLAIMS, claims_left_out, judge_claims
 from analysis.real.study import HIGHEST, MIXED
 from fedlora_sim.tolerances import relative
@@ -60,6 +62,7 @@ def test_all_are_supported_where_they_are_true(study):
     assert {claim["negative_control"]["verdict"] for claim in claims} == {"refuted"}
     assert claims_left_out(study, table_of(study)) == []
     assert [claim["runs"] for claim in claims] == [12, 12, 12, 12]
+    assert [claim["replicates"] for claim in claims] == [6, 6, 6, 6]
 
 
 @pytest.mark.parametrize(
@@ -153,3 +156,66 @@ def test_a_study_of_one_rank_configuration_says_nothing_of_robustness():
     study = small_study(rank_configurations={})
     (claim,) = claims_left_out(study, table_of(study))
     assert claim["id"] == "robustness"
+
+
+ERROR, STUDIES = 0.1, 2_000
+SLACK = 4 * (ERROR * (1 - ERROR) / STUDIES) ** 0.5  # four standard errors of a simulated rate
+
+
+def missed(study, shared: float, spreads: dict[str, float]) -> tuple[float, float]:
+    """How often intervals over replicates and over pooled runs miss a mean of 0.
+
+    Args:
+        study: whose seeds the runs have.
+        shared: standard deviation of what all splits of a replicate have in common.
+        spreads: standard deviation of a run's own part, by split.
+    """
+    rng = np.random.default_rng(14)
+    keys = [(name, seed) for name, seeds in study.seeds.items() for seed in seeds]
+    index = pd.MultiIndex.from_tuples(keys)
+    replicate = [study.replicate(*key) for key in keys]
+    spread = np.array([spreads[name] for name, _ in keys])
+    outside = np.zeros(2)
+    for _ in range(STUDIES):
+        common = shared * rng.standard_normal(1 + max(replicate))
+        samples = pd.Series(common[replicate] + spread * rng.standard_normal(len(keys)), index)
+        for i, values in enumerate((replicate_means(study, samples), samples.to_numpy())):
+            m = mean_interval(values[:, None], ERROR)
+            outside[i] += not m.low <= 0 <= m.high
+    return tuple(outside / STUDIES)
+
+
+def test_intervals_over_replicates_cover_where_splits_share_a_part_of_their_seed():
+    study = small_study(seeds=3)
+    clustered, pooled = missed(study, 1.0, {"mild": 0.5, "harsh": 0.5})
+    assert abs(clustered - ERROR) < SLACK
+    assert pooled > ERROR + SLACK
+
+
+def test_intervals_over_replicates_cover_where_one_split_spreads_most():
+    clustered, _ = missed(small_study(seeds=3), 0.0, {"mild": 0.5, "harsh": 20.0})
+    assert abs(clustered - ERROR) < SLACK
+
+
+def test_a_replicate_without_one_of_its_runs_is_left_out(study):
+    table = table_of(study)
+    lost = (table["heterogeneity"] == "harsh") & (table["seed"] == study.seeds["harsh"][2])
+    claims = judge_claims(study, table[~lost])
+    assert [claim["replicates"] for claim in claims] == [5, 5, 5, 5]
+    whole = table[~table["seed"].isin([study.seeds[name][2] for name in study.seeds])]
+    wanted = {c["id"]: c["interval"] for c in judge_claims(study, whole)}
+    assert {c["id"]: c["interval"] for c in claims} == wanted
+
+
+def test_negative_controls_are_judged_on_the_same_replicates(study):
+    """What all splits of a seed share widens a control's interval as it widens the claim's."""
+    table, rng = table_of(study), np.random.default_rng(2)
+    shared = dict(enumerate(rng.standard_normal(6)))
+    keys = zip(table["heterogeneity"], table["seed"], strict=True)
+    common = np.array([shared[study.replicate(*key)] for key in keys])
+    table["untrained"] = UNTRAINED + common
+    (control,) = [
+        c["negative_control"] for c in judge_claims(study, table) if c["id"] == "accuracy"
+    ]
+    assert control["interval"][1] - control["interval"][0] > 3 * common.std() / np.sqrt(6)
+    assert control["verdict"] == "undecided"

@@ -179,7 +179,7 @@ def test_without_data_and_figures_the_claims_are_left(tmp_path: Path) -> None:
 
 def test_a_study_is_shown_too() -> None:
     claim = page_claim("collapse", quantity="share", prediction=-1.0, margin="at most")
-    claim |= {"measurement": -2.0, "interval": [-2.5, -1.5]}
+    claim |= {"measurement": -2.0, "interval": [-2.5, -1.5], "replicates": 3}
     study = {
         "study": {"name": "small", "about": "A small study."},
         "claims": [claim],

@@ -23,7 +23,8 @@ def outcome(split: str, configuration: str, rule: str, accuracy: float) -> dict[
 
 def claim(verdict: str) -> dict[str, Any]:
     return {
-        **{"id": "collapse", "statement": "It collapses.", "quantity": "energy", "runs": 6},
+        **{"id": "collapse", "statement": "It collapses.", "quantity": "energy"},
+        **{"runs": 6, "replicates": 3},
         **{"prediction": -1.0, "margin": "at most", "measurement": -2.0, "verdict": verdict},
         **{"interval": [-2.5, -1.5], "confidence": 0.9875},
         "negative_control": {"description": "the other rule", "verdict": "refuted"},

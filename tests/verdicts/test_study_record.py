@@ -81,7 +81,9 @@ def test_blocks_hold_every_recorded_study(results: Path) -> None:
     tables = (claims_table, outcomes_table, premise_table, scores_table)
     for text, table in zip(blocks.values(), tables, strict=True):
         assert text.count(table(report)) == 2
-        assert text.startswith("**other**, 3 seeds, 6 rounds: `fedlora-sim study small.toml`")
+        assert text.startswith(
+            "**other**, 3 seeds a split, 6 rounds: `fedlora-sim study small.toml`"
+        )
         assert "\n\n**small**, " in text
     empty = "".join(f"<!-- {name}: generated -->\n<!-- end -->\n" for name in blocks)
     rendered = render({"page.md": empty}, blocks)
