@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedlora_sim.adapters.reading import AdapterFolder
+from fedlora_sim.adapters.variants import SHARED, UNMERGEABLE
+from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import expected
 
 # What says which model the update belongs to, and how it is stored there; absent means the default.
 SHARED_OPTIONS: dict[str, Any] = {
     "base_model_name_or_path": None,
     "revision": None,
-    "task_type": None,
-    "fan_in_fan_out": False,
-    "bias": "none",
+    **SHARED,
 }
 SHOWN = 8
 
@@ -38,6 +38,23 @@ def check_previous(previous: AdapterFolder, client: AdapterFolder) -> None:
     _check_options(previous, client)
     _check_names(previous, set(previous.layers), set(client.layers), client)
     _check_layers(previous, client)
+
+
+def check_mergeable(client: AdapterFolder, rule: str) -> None:
+    """Refuse a rule that merges a correction into base weights that no adapter can be merged into.
+
+    Raises:
+        InputError: naming the option that rules it out, and why.
+    """
+    if not get_rule(rule).residual_in_base:
+        return
+    for name, reason in UNMERGEABLE.items():
+        if client.config.options.get(name):
+            expectation = (
+                f"a rule that leaves the base weights alone: {reason}, so nothing can be merged "
+                f"into them ({client.config.source}: {name})"
+            )
+            raise expected("rule", rule, expectation)
 
 
 def _check_options(folder: AdapterFolder, first: AdapterFolder) -> None:
@@ -71,6 +88,14 @@ def _check_names(
 def _check_forms(folder: AdapterFolder, first: AdapterFolder) -> None:
     _check_layers(folder, first)
     for key in first.extras:
+        given, wanted = (sorted(f.token_indices(key) or ()) for f in (folder, first))
+        if given != wanted:
+            where = f"{folder.config.source}: trainable_token_indices"
+            expectation = (
+                f"the tokens {wanted}, as in {first.config.source}: a client's rows of tokens that "
+                "it did not train are not in its file"
+            )
+            raise expected(where, given, expectation)
         if folder.shape(key) != first.shape(key):
             where = f"shape of {key} in {folder.path}"
             raise expected(where, folder.shape(key), f"{first.shape(key)}, as in {first.path}")

@@ -18,7 +18,13 @@ from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
 
 # What the base correction's folder must not promise: it holds LoRA factors and nothing else.
-BASE_OPTIONS = {"task_type": None, "modules_to_save": None, "bias": "none"}
+BASE_OPTIONS = {
+    "task_type": None,
+    "modules_to_save": None,
+    "bias": "none",
+    "trainable_token_indices": None,
+}
+TOKENS = "trainable_token_indices"
 
 Factors = Mapping[str, LoRAFactors]
 
@@ -35,6 +41,7 @@ def global_content(
     """
     use_rslora = all(client.config.use_rslora for client in clients)
     layers = {module: (update.rank, update.scaling) for module, update in factors.items()}
+    layers |= {tied: layers[module] for tied, (_, module) in clients[0].tied.items()}
     config = written_config(clients[0].config.options, layers, use_rslora)
     return AdapterContent(config, {**_stored(clients, factors), **extras}, report)
 
@@ -72,7 +79,10 @@ def client_content(
             cut[module] = own.rescale(scaling)
     if not frozen_a:
         cut = restarted(clients, cut, seed)
-    return AdapterContent(client.config.options, {**_stored(clients, cut), **extras})
+    options = dict(client.config.options)
+    if options.get(TOKENS) is not None:  # the rows are in the first client's order
+        options[TOKENS] = clients[0].config.options[TOKENS]
+    return AdapterContent(options, {**_stored(clients, cut), **extras})
 
 
 def client_places(clients: Sequence[AdapterFolder]) -> tuple[str, ...]:
@@ -106,6 +116,9 @@ def _stored(clients: Sequence[AdapterFolder], factors: Factors) -> dict[str, Ten
         lora_a, lora_b = layer.packed(update.lora_A, update.lora_B)
         for key, tensor in ((layer.key_A, lora_a), (layer.key_B, lora_b)):
             tensors[key] = _as_dtype(key, tensor, dtype)
+    for layer, module in clients[0].tied.values():
+        own = clients[0].layers[module]
+        tensors |= {layer.key_A: tensors[own.key_B].mT, layer.key_B: tensors[own.key_A].mT}
     return tensors
 
 

@@ -18,6 +18,13 @@ from fedlora_sim.errors import check_choice, expected
 CONFIG_FILE = "adapter_config.json"
 # What `peft.utils.transformers_weight_conversion` writes for experts whose projections are fused.
 FUSED_PATTERNS = (r".*\.gate_up_proj",)
+# Options of initialisations, which an adapter that is written has behind it.
+NO_INITIALISATION: dict[str, Any] = {
+    "corda_config": None,
+    "eva_config": None,
+    "loftq_config": {},
+    "lora_ga_config": None,
+}
 BIASES = ("none", "all", "lora_only")
 
 
@@ -166,6 +173,7 @@ def written_config(
         "alpha_pattern": alpha_pattern,
         "use_rslora": use_rslora,
         "init_lora_weights": True,
+        **NO_INITIALISATION,
         "inference_mode": True,
     }
 

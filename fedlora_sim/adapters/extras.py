@@ -30,10 +30,10 @@ def average_extras(clients: Sequence[AdapterFolder], weights: Sequence[float]) -
 
 
 def _average(key: str, clients: Sequence[AdapterFolder], shares: Sequence[float]) -> Tensor:
-    first = clients[0].tensor(key)
+    first, order = clients[0].tensor(key), clients[0].token_indices(key)
     mean, dtype, same = torch.zeros(first.shape, dtype=_summed_in(first)), first.dtype, True
     for client, share in zip(clients, shares, strict=True):
-        tensor = client.tensor(key)
+        tensor = _in_order(client.tensor(key), client.token_indices(key), order)
         equal = torch.equal(tensor, first)
         if not equal and (client.is_frozen(key) or not tensor.is_floating_point()):
             what = "frozen weights" if client.is_frozen(key) else "whole numbers"
@@ -44,6 +44,13 @@ def _average(key: str, clients: Sequence[AdapterFolder], shares: Sequence[float]
             dtype = torch.promote_types(dtype, tensor.dtype)
         same &= equal
     return first if same else mean.to(dtype)
+
+
+def _in_order(rows: Tensor, tokens: list[int] | None, order: list[int] | None) -> Tensor:
+    """Rows of single tokens in another order of the same tokens; anything else unchanged."""
+    if tokens is None or order is None or tokens == order:
+        return rows
+    return rows[[tokens.index(token) for token in order]]
 
 
 def _summed_in(tensor: Tensor) -> torch.dtype:

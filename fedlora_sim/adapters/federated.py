@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fedlora_sim.adapters.agreement import check_agreement, check_previous
+from fedlora_sim.adapters.agreement import check_agreement, check_mergeable, check_previous
 from fedlora_sim.adapters.assembly import (
     Factors,
     base_content,
@@ -137,6 +137,7 @@ def aggregate_adapters(
     request = _check_request(weights, rule, rank_levels, empty_partition, target_rank)
     check_output(out, [*paths, *([] if last is None else [last])], force=force)
     clients, previous_folder = _open(paths, last)
+    check_mergeable(clients[0], rule)
     place = resolve_device(device, _computing_dtype(clients))
     results, layers = _aggregate(clients, previous_folder, replace(request, device=place))
     extras = average_extras(clients, request.weights)

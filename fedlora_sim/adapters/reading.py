@@ -37,6 +37,8 @@ _FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?)(?P<factor>
 _ENDS = {"lora_": ".weight", "lora_embedding_": ""}
 # PEFT wraps a layer once for each of its target_parameters, and names the inner layer so.
 _WRAPPED = ".base_layer"
+# Rows of an embedding that were trained alone, in the order of their token indices.
+_TOKENS = ".token_adapter.trainable_tokens_delta"
 # The order in which layers of stacked experts register their parameters, all of transformers' do.
 _REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
 # Embeddings that PEFT saves whole when the vocabulary was resized.
@@ -93,6 +95,11 @@ class Layer:
         return min(self.shape_B[0], math.prod(self.shape_A[1:]))
 
     @property
+    def shapes_tied(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of A and B of a layer that is tied to this one."""
+        return self.shape_B[::-1], self.shape_A[::-1]
+
+    @property
     def is_embedding(self) -> bool:
         """Whether it is an embedding, of which PEFT draws B and starts A at zero."""
         return self.key_A.endswith(".lora_embedding_A")
@@ -118,7 +125,9 @@ class AdapterFolder:
         self.layers = dict(self._find_layers())
         if not self.layers:
             raise expected(self._file, sorted(self.keys)[:3], "at least one pair of LoRA factors")
-        used = {key for layer in self.layers.values() for key in (layer.key_A, layer.key_B)}
+        self.tied = self._find_tied()
+        layers = (*self.layers.values(), *(layer for layer, _ in self.tied.values()))
+        used = {key for layer in layers for key in (layer.key_A, layer.key_B)}
         self.extras = tuple(key for key in sorted(self.keys - used) if not self._is_copy(key))
         for key in self.extras:
             self._check_extra(key)
@@ -155,6 +164,27 @@ class AdapterFolder:
         """Whether a tensor is the base model's own, saved beside the LoRA of an embedding."""
         return key.endswith(".base_layer.weight")
 
+    def token_indices(self, key: str) -> list[int] | None:
+        """Token of every row of a tensor, if it holds rows that were trained alone.
+
+        Raises:
+            InputError: if trainable_token_indices does not say which tokens they are.
+        """
+        if not key.endswith(_TOKENS):
+            return None
+        module = key.removeprefix(PREFIX).removesuffix(_TOKENS)
+        option: Any = self.config.options.get("trainable_token_indices")
+        if isinstance(option, dict):
+            named = [name for name in option if f".{module}".endswith(f".{name}")]
+            option = option[max(named, key=len)] if named else None
+        tokens = option if isinstance(option, list) else []
+        rows = self.shape(key)[0] if self.shape(key) else 0
+        are_indices = all(type(token) is int and token >= 0 for token in tokens)
+        if not are_indices or len(set(tokens)) != len(tokens) or len(tokens) != rows:
+            where = f"{self.config.source}: trainable_token_indices of {module}"
+            raise expected(where, option, f"{rows} distinct tokens, one for each row of {key}")
+        return tokens
+
     def _is_copy(self, key: str) -> bool:
         """Whether a tensor is there twice: PEFT saves a whole module's bias again under bias="all".
 
@@ -178,7 +208,7 @@ class AdapterFolder:
                     expectation = f"{missing!r} beside it (A without B, or B without A)"
                     raise expected(self._file, f"{path}.{kind}{other}{end}", expectation)
             module = path.removeprefix(PREFIX)
-            if self.config.targets(module):
+            if self.config.targets(module) or self._is_tied(module):
                 yield module, self._layer(module, f"{path}.{kind}A{end}", f"{path}.{kind}B{end}")
             else:
                 wrapped.setdefault(_unwrapped(module), []).append(path)
@@ -188,6 +218,31 @@ class AdapterFolder:
             for path, name in zip(inner_first, names, strict=True):
                 a, b = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
                 yield f"{module}.{name}", self._layer(f"{module}.{name}", a, b)
+
+    def _find_tied(self) -> dict[str, tuple[Layer, str]]:
+        """Modules whose factors are those of an embedding, transposed, and which embedding.
+
+        PEFT makes them of the output layer of a model with tied weights (ensure_weight_tying).
+        """
+        tied: dict[str, tuple[Layer, str]] = {}
+        for module in [name for name in self.layers if self._is_tied(name)]:
+            layer = self.layers.pop(module)
+            for name, own in self.layers.items():
+                if not own.is_embedding or (layer.shape_A, layer.shape_B) != own.shapes_tied:
+                    continue
+                pairs = ((layer.key_A, own.key_B), (layer.key_B, own.key_A))
+                same = all(torch.equal(self.tensor(a), self.tensor(b).mT) for a, b in pairs)
+                if same and self.config.scaling_of(module) == self.config.scaling_of(name):
+                    tied[module] = layer, name
+            if module not in tied:
+                expectation = "the factors and the scaling of a LoRA on the embedding, transposed"
+                raise expected(f"{self._file}: tied factors of", module, expectation)
+        return tied
+
+    def _is_tied(self, module: str) -> bool:
+        """Whether a module is not targeted itself: PEFT ties its LoRA to that of the embedding."""
+        ties = self.config.options.get("ensure_weight_tying") is True
+        return ties and not self.config.targets(module) and not self._parameters_of(module)
 
     def _split(self, key: str) -> re.Match[str]:
         """Module, kind and factor of a LoRA key; whatever is not exactly such a key is refused."""
@@ -201,14 +256,17 @@ class AdapterFolder:
         if not key.startswith(PREFIX):
             raise expected(self._file, key, f"a key that starts with {PREFIX!r}, as PEFT writes it")
         path = found["module"].removeprefix(PREFIX)
-        module, is_module = _unwrapped(path), self.config.targets(path)
-        parameters = () if is_module else self.config.targeted_parameters(module)
+        module, is_module = _unwrapped(path), self.config.targets(path) or self._is_tied(path)
+        parameters = () if is_module else self._parameters_of(path)
         if "base_layer" in (module if parameters else path).split("."):
             raise expected(self._file, key, "LoRA on a module, not inside of another LoRA layer")
         if not is_module and not (parameters and found["kind"] == "lora_"):
             targets = self.config.options.get("target_modules")
             raise expected(self._file, key, f"a module among target_modules={targets!r}")
         return found
+
+    def _parameters_of(self, path: str) -> tuple[str, ...]:
+        return self.config.targeted_parameters(_unwrapped(path))
 
     def _parameters(self, module: str, paths: Sequence[str]) -> tuple[str, ...]:
         """The parameter of a module that each of its wrapped layers adapts, innermost first.
@@ -253,7 +311,8 @@ class AdapterFolder:
             if len(shape) < 2 or 0 in shape:
                 raise expected(f"{self._file}: {key}", shape, "a matrix that is not empty")
         rank = self.config.rank_of(module)
-        experts = 1 if self.config.targets(module) else max(1, a[0] // rank)
+        is_module = self.config.targets(module) or self._is_tied(module)
+        experts = 1 if is_module else max(1, a[0] // rank)
         for key, found in ((key_a, a[0]), (key_b, b[1])):
             if found != rank * experts:
                 wanted = f"rank {rank}, as {self.config.source} says"
@@ -272,12 +331,13 @@ class AdapterFolder:
         path, _, leaf = key.removeprefix(PREFIX).rpartition(".")
         parts = path.split(".")
         ancestors = [".".join(parts[: i + 1]) for i in range(len(parts))]
-        saved = self.config.modules_to_save
+        saved, adapted = self.config.modules_to_save, {*self.layers, *self.tied}
         known = (
             (leaf == "bias" and self.config.trains_biases)
+            or self.token_indices(key) is not None
             or any(ancestor.endswith(name) for ancestor in ancestors for name in saved)
             or (leaf == "weight" and _EMBEDDING.search(parts[-1]) is not None)
-            or (self.is_frozen(key) and path.removesuffix(".base_layer") in self.layers)
+            or (self.is_frozen(key) and path.removesuffix(".base_layer") in adapted)
         )
         if not known or not key.startswith(PREFIX):
             expectation = (

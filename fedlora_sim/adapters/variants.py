@@ -1,8 +1,8 @@
-"""What a PEFT configuration may say besides plain LoRA, and which of it is refused by name.
+"""What every option of a PEFT configuration means for an aggregation, and which are refused.
 
-The rules average `scaling * B @ A`. An option under which a layer's update is anything else, or
-under which the clients' base weights are no longer the model's own, is refused; so is an option
-that this version does not know, unless it is off.
+The rules average `scaling * B @ A` on the weights of one base model. An option under which a
+layer's update is anything else, or under which a client's base weights are no longer the model's
+own, is refused by name; so is an option that this version does not know, unless it is off.
 """
 
 from __future__ import annotations
@@ -14,56 +14,82 @@ from fedlora_sim.errors import expected
 
 # Options that change the update, what it is added to, or where it acts; off when empty.
 REFUSED = {
-    "alora_invocation_tokens": "aLoRA acts on some tokens only",
     "arrow_config": "Arrow routes every token to its own mixture of adapters",
-    "corda_config": "CorDA changes the base weights",
-    "ensure_weight_tying": "tied adapters are one tensor under two names",
-    "eva_config": "EVA is an initialisation that differs from client to client",
     "kasa_config": "KaSA changes the base weights and puts a diagonal between B and A",
-    "layer_replication": "replicated layers are not the base model's",
-    "loftq_config": "LoftQ changes the base weights",
     "lora_bias": "a bias on lora_B is outside of B @ A",
-    "lora_ga_config": "LoRA-GA changes the base weights",
     "megatron_config": "Megatron shards the factors",
     "monteclora_config": "MonteCLoRA samples its factors",
-    "trainable_token_indices": "trained tokens are not averaged by the rules",
-    "use_bdlora": "BD-LoRA's factors are block-diagonal",
+    "use_bdlora": "BD-LoRA's factors are block-diagonal, and an average of products is not",
     "use_dora": "DoRA's magnitudes are outside of B @ A",
-    "use_qalora": "QALoRA pools its inputs",
-    "velora_config": "VeLoRA trains on compressed activations",
+    "use_qalora": "QALoRA multiplies pooled inputs, so its update is not B @ A",
+    "velora_config": "VeLoRA keeps a random projection of every client beside the factors",
 }
 
-# Initialisations that leave the base weights alone and train both factors.
-PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
+# Initialisations that leave the base weights unchanged and train both factors.
+PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+REFUSED_INITIALISATIONS = {
+    "pissa": "PiSSA takes the leading singular vectors out of the base weights",
+    "olora": "OLoRA takes its first update out of the base weights",
+    "corda": "CorDA takes singular vectors out of the base weights",
+    "lora_ga": "LoRA-GA takes its first update out of the base weights",
+    "loftq": "LoftQ quantises the base weights",
+    "mica": "MiCA freezes B, which the aggregated adapter would not keep",
+}
 
-# Options that are read, passed on, or without a bearing on the weights.
-KNOWN = {
+# Options that say which model the update belongs to, how it is stored and where it acts: clients
+# must agree on them; with the value that an absent option means.
+SHARED: dict[str, Any] = {
+    "alora_invocation_tokens": None,
+    "bias": "none",
+    "ensure_weight_tying": False,
+    "fan_in_fan_out": False,
+    "layer_replication": None,
+    "task_type": None,
+}
+
+# Options under which nothing can be merged into the base weights, and why.
+UNMERGEABLE = {
+    "alora_invocation_tokens": "aLoRA acts on a part of the tokens only",
+    "layer_replication": "replicated layers share their base weights",
+}
+
+# Options that are read and written anew: base model, ranks, scalings, and how an adapter starts.
+WRITTEN = {
     "alpha_pattern",
-    "auto_mapping",
     "base_model_name_or_path",
-    "bias",
-    "exclude_modules",
-    "fan_in_fan_out",
+    "corda_config",
+    "eva_config",
     "inference_mode",
     "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
+    "loftq_config",
     "lora_alpha",
-    "lora_dropout",
-    "megatron_core",
-    "modules_to_save",
+    "lora_ga_config",
     "peft_type",
-    "peft_version",
-    "qalora_group_size",
     "r",
     "rank_pattern",
     "revision",
+    "use_rslora",
+}
+
+# Options that the output takes from the first client. They select modules, on which the files must
+# agree, act in training only, or do nothing without an option that is refused.
+CARRIED = {
+    "auto_mapping",
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_dropout",
+    "megatron_core",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
     "runtime_config",
     "target_modules",
     "target_parameters",
-    "task_type",
-    "use_rslora",
+    "trainable_token_indices",  # the same tokens, in any order
 }
+
+KNOWN = WRITTEN | CARRIED | set(SHARED)
 
 
 def check_plain_lora(source: str, options: Mapping[str, Any]) -> None:
@@ -86,9 +112,11 @@ def check_plain_lora(source: str, options: Mapping[str, Any]) -> None:
             raise expected(f"{source}: {name}", options[name], f"plain LoRA ({reason})")
     initialisation = options.get("init_lora_weights", True)
     if initialisation not in PLAIN_INITIALISATIONS:
+        kind = str(initialisation).lower()
+        reasons = [why for name, why in REFUSED_INITIALISATIONS.items() if kind.startswith(name)]
         expectation = (
-            "an initialisation that leaves the base weights alone and trains both factors: "
-            "true, false, 'gaussian' or 'orthogonal'"
+            "an initialisation that leaves the base weights unchanged and trains both factors: "
+            "true, false, 'gaussian', 'orthogonal' or 'eva'" + "".join(f" ({w})" for w in reasons)
         )
         raise expected(f"{source}: init_lora_weights", initialisation, expectation)
     for name in sorted(set(options) - KNOWN - set(REFUSED)):
