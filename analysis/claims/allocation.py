@@ -31,6 +31,10 @@ RANDOM = SVD.replace(allocation="random")
 # Six clients: who holds what varies enough for its variance to show.
 FEW = RANDOM.replace(ranks="2x3,4x2,8x1")
 MARGIN = 0.02
+# Unit in which the distance from a one-sided bound is counted: a share of the bound.
+SCALE = 0.05
+# Of near controls: gains of clients, and how much of an energy they leave less than its bound.
+GAIN, HIGHER_GAIN, NEAR_SHARE = 1.035, 1.09, 0.17
 
 
 def total_left(scenario: Scenario) -> Experiment:
@@ -67,7 +71,11 @@ def _rates(scenario: Scenario) -> Array:
 
 
 def _rate_of_svd(partition: int) -> Prediction:
-    return Prediction.at_least(_rates(SVD)[partition])
+    return _bound(_rates(SVD)[partition])
+
+
+def _bound(rate: float) -> Prediction:
+    return Prediction.at_least(rate, SCALE * rate)
 
 
 def _rate(scenario: Scenario) -> Prediction:
@@ -84,6 +92,22 @@ def _svd_total() -> Array:
         "fedavg", SVD.ranks, SVD.rounds, initial_amplitude=SVD.initial_amplitudes
     ).sum(axis=1)
     return np.atleast_1d(energy[-1] / energy[0])
+
+
+def _near_gain(scenario: Scenario) -> Control:
+    return Control(
+        f"clients with a gain of {GAIN:g}",
+        experiment=partial(energy_left, scenario.replace(gain_mean=GAIN), "fedavg"),
+    )
+
+
+def _leaving(share: float) -> Control:
+    """Random allocation to clients whose gain leaves this share of all energy."""
+    gain = float(share ** (0.5 / RANDOM.rounds) / np.sqrt(_rates(RANDOM)[0]))
+    return Control(
+        f"clients with a gain of {gain:.4g}, which leaves {share:.3g} of the energy",
+        experiment=total_left(RANDOM.replace(gain_mean=gain)),
+    )
 
 
 _COMMON: dict[str, Any] = {
@@ -118,6 +142,7 @@ CLAIMS = (
         predict=partial(_rate, RANDOM),
         experiment=partial(energy_left, RANDOM, "fedavg"),
         control=Control("the staircase of SVD allocation", partial(_rate, SVD)),
+        near=_near_gain(RANDOM),
         **_RATES,
     ),
     Claim(
@@ -127,6 +152,7 @@ CLAIMS = (
         predict=partial(_rate, FEW),
         experiment=partial(energy_left, FEW, "fedavg"),
         control=Control("the squared mean coverage", _squared_mean_coverage),
+        near=_near_gain(FEW),
         **_RATES,
     ),
     Claim(
@@ -135,26 +161,34 @@ CLAIMS = (
         predict=partial(Prediction.within, _shared_directions(), MARGIN),
         experiment=concentration(RANDOM),
         control=Control("SVD allocation", experiment=concentration(SVD)),
+        near=Control(
+            "a spectrum that falls by 1.2% a direction",
+            experiment=concentration(RANDOM.replace(spectrum_decay=0.988)),
+        ),
         kind="conjecture",
         **_SHARED,
     ),
     Claim(
         id="review-random-removes-loss",
         statement="Random allocation removes the loss of energy.",
-        predict=partial(Prediction.at_least, 1 - MARGIN),
+        predict=partial(Prediction.at_least, 1.0, SCALE),
         experiment=total_left(RANDOM),
         control=Control("SVD allocation", experiment=total_left(SVD)),
+        near=_leaving(1 - NEAR_SHARE),
+        positive=_leaving(1 + NEAR_SHARE),
         kind="conjecture",
         **_TOTAL,
     ),
     Claim(
         id="review-random-slows-loss",
         statement="Random allocation at least slows the loss of energy of the whole update.",
-        predict=lambda: Prediction.at_least(_svd_total()),
+        predict=lambda: Prediction.at_least(_svd_total(), SCALE * _svd_total()),
         experiment=total_left(RANDOM),
         control=Control(
             "raFLoRA's total under SVD allocation asked of it", partial(Prediction.at_least, 1.0)
         ),
+        near=_leaving((1 - NEAR_SHARE) * float(_svd_total()[0])),
+        positive=_leaving((1 + NEAR_SHARE) * float(_svd_total()[0])),
         kind="conjecture",
         **_TOTAL,
     ),
@@ -165,7 +199,11 @@ CLAIMS = (
         quantities=("energy rate of the highest partition",),
         predict=partial(_rate_of_svd, -1),
         experiment=top_left,
-        control=Control("the rate of the second partition asked of it", partial(_rate_of_svd, 1)),
+        control=Control("the rate of the shared partition asked of it", partial(_rate_of_svd, 0)),
+        near=Control(
+            f"the rate of random allocation to clients with a gain of {HIGHER_GAIN:g} asked of it",
+            lambda: _bound(_rates(RANDOM)[-1] * HIGHER_GAIN**2),
+        ),
         estimator=root_of_mean(SVD.rounds),
         kind="conjecture",
         **_COMMON,

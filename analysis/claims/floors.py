@@ -32,6 +32,9 @@ NON_IID = Scenario(
     empty_partition="carry",
 )
 TRAJECTORY = NON_IID.replace(rounds=10)
+LARGER = TRAJECTORY.replace(
+    drift_std=1.08 * TRAJECTORY.drift_std, initial_amplitude=1.08 * TRAJECTORY.initial_amplitude
+)
 FLOOR_MARGIN = 0.03
 TRAJECTORY_MARGIN = 0.05
 
@@ -73,6 +76,10 @@ def _floor_claim(rule: str, other: str) -> Claim:
         experiment=energy_series(NON_IID, rule),
         estimator=stationary_mean(BURN_IN),
         control=Control(f"the floor of {RULE_NAMES[other]}", partial(_floor, other)),
+        near=Control(
+            "drifts that are 5% larger",
+            experiment=energy_series(NON_IID.replace(drift_std=1.05 * NON_IID.drift_std), rule),
+        ),
         first=400,
         cap=6_400,
     )
@@ -98,6 +105,10 @@ def _trajectory_claim(rule: str, other: str) -> Claim:
         control=Control(
             f"the trajectory of {RULE_NAMES[other]}",
             experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(other)),
+        ),
+        near=Control(
+            "drifts and the amplitudes at the start 8% larger",
+            experiment=relative_trajectory(LARGER, rule, predicted_trajectory(rule)),
         ),
         first=4_000,
         cap=64_000,

@@ -48,38 +48,62 @@ PERSISTENT = SPREAD.replace(
 COHORTS = PERSISTENT.replace(cohort_size=16)
 MARGIN = 0.03
 TRAJECTORY_MARGIN = 0.04
+# Unit in which the distance from a one-sided bound is counted: a share of the bound.
+SCALE = 0.05
 
 
-def left_at_deviations(numbers: Sequence[int], context: Context) -> Array:
-    """Energy left above the shared partition at each of `DEVIATIONS`, side by side."""
-    scenarios = [SPREAD.replace(gain_std=nu) for nu in DEVIATIONS]
-    left = [higher_energy_left(scenario, "fedavg", numbers, context) for scenario in scenarios]
-    return np.concatenate(left, axis=1)
+def left_at_deviations(factor: float) -> Experiment:
+    """Energy left above the shared partition at each of `DEVIATIONS`, side by side.
+
+    Args:
+        factor: on all gains, for the near control.
+    """
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        scenarios = [larger_gains(SPREAD.replace(gain_std=nu), factor) for nu in DEVIATIONS]
+        left = [higher_energy_left(scenario, "fedavg", numbers, context) for scenario in scenarios]
+        return np.concatenate(left, axis=1)
+
+    return experiment
 
 
-def left_around_critical(shift: float) -> Experiment:
+def larger_gains(scenario: Scenario, factor: float) -> Scenario:
+    """The scenario with gains of a mean and a spread that are larger by a factor."""
+    mean, std = factor * scenario.gain_mean, factor * scenario.gain_std
+    return scenario.replace(gain_mean=mean, gain_std=std)
+
+
+def left_around_critical(shift: float, factor: float = 1.0) -> Experiment:
     """Energy left of each partition at `FACTORS` times its own critical deviation.
 
     Args:
         shift: a further factor on all deviations, for the negative control.
+        factor: on all gains, their means and their deviations, for the near control.
     """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         left = []
-        for factor in FACTORS:
+        for share in FACTORS:
             for h, nu in enumerate(_critical()):
-                scenario = CRITICAL.replace(gain_std=shift * factor * nu)
+                scenario = larger_gains(CRITICAL.replace(gain_std=shift * share * nu), factor)
                 left.append(higher_energy_left(scenario, "fedavg", numbers, context)[:, h])
         return np.stack(left, axis=1)
 
     return experiment
 
 
-def over_prediction(scenario: Scenario, heterogeneity: str) -> Experiment:
-    """Energy of every partition and round over what a kind of heterogeneity predicts."""
+def over_prediction(scenario: Scenario, heterogeneity: str, start: float = 1.0) -> Experiment:
+    """Energy of every partition and round over what a kind of heterogeneity predicts.
+
+    Args:
+        scenario: what is simulated.
+        heterogeneity: what is predicted.
+        start: factor on the simulated amplitudes at the start, for the near control.
+    """
+    simulate = scenario.replace(initial_amplitude=start * scenario.initial_amplitude)
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
-        energy = by_partition(simulated(scenario, "fedavg", numbers, context).energy).values
+        energy = by_partition(simulated(simulate, "fedavg", numbers, context).energy).values
         return (energy / _trajectory(scenario, heterogeneity))[:, 1:].reshape(len(numbers), -1)
 
     return experiment
@@ -143,6 +167,12 @@ def _trajectory(scenario: Scenario, heterogeneity: str) -> Array:
     return per_partition(energy, scenario)
 
 
+def _more_than_persistent() -> Prediction:
+    larger = larger_gains(PERSISTENT, 1.025)
+    ratio = _trajectory(larger, "persistent")[-1] / _trajectory(PERSISTENT, "fresh")[-1]
+    return Prediction.at_least(ratio, SCALE * ratio)
+
+
 _COMMON: dict[str, Any] = {"source": "ours", "fidelity": "spectral"}
 _RATES: dict[str, Any] = {
     "statistic": f"root of the mean energy left after {SPREAD.rounds} rounds",
@@ -172,6 +202,10 @@ def _persistent_claim(name: str, scenario: Scenario, who: str) -> Claim:
         control=Control(
             "gains drawn anew every round", experiment=over_prediction(scenario, "fresh")
         ),
+        near=Control(
+            "amplitudes 6.5% larger at the start",
+            experiment=over_prediction(scenario, "persistent", 1.065),
+        ),
         **_FOLLOWED,
     )
 
@@ -183,8 +217,9 @@ CLAIMS = (
         assumptions="FedAvg, independent gains anew every round, uniform cohorts, fixed basis",
         quantities=tuple(f"q' at nu = {nu:g}, {p}" for nu in DEVIATIONS for p in HIGHER),
         predict=partial(_rates, 1.0),
-        experiment=left_at_deviations,
+        experiment=left_at_deviations(1.0),
         control=Control("clients that do not differ, nu = 0", partial(_rates, 0.0)),
+        near=Control("gains 5% larger", experiment=left_at_deviations(1.05)),
         **_RATES,
     ),
     Claim(
@@ -195,7 +230,8 @@ CLAIMS = (
         quantities=tuple(f"q' at {f:g} nu*, {p}" for f in FACTORS for p in HIGHER),
         predict=_around_critical,
         experiment=left_around_critical(1.0),
-        control=Control("deviations of 0.9 times those", experiment=left_around_critical(0.9)),
+        control=Control("deviations of half those", experiment=left_around_critical(0.5)),
+        near=Control("gains 5% larger", experiment=left_around_critical(1.0, 1.05)),
         **_RATES,
     ),
     _persistent_claim("full", PERSISTENT, "all take part"),
@@ -207,11 +243,14 @@ CLAIMS = (
         assumptions="FedAvg, full participation, equal samples, fixed basis",
         statistic=f"mean energy after {PERSISTENT.rounds} rounds over that of fresh gains",
         quantities=PARTITIONS,
-        predict=partial(Prediction.at_least, np.ones(len(PARTITIONS))),
+        predict=partial(Prediction.at_least, np.ones(len(PARTITIONS)), SCALE),
         experiment=final_over_fresh(PERSISTENT),
         control=Control(
             "clients that do not differ",
             experiment=final_over_fresh(PERSISTENT.replace(gain_std=0)),
+        ),
+        near=Control(
+            "as much as clients who keep gains that are 2.5% larger", _more_than_persistent
         ),
         **_FOLLOWED,
     ),

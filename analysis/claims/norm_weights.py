@@ -18,7 +18,7 @@ from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import EXACT, above_shared, federation_arguments, partition_means
 from analysis.claims.rivals import KEPT, amplitudes, rounds_by_partition
-from analysis.inference.intervals import root_of_mean
+from analysis.inference.intervals import every_run, root_of_mean
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
@@ -61,11 +61,19 @@ def late_energy(scenario: Scenario, rule: str, start: int) -> Experiment:
     return experiment
 
 
-def followed(scenario: Scenario, rule: str, predicted_rule: str) -> Experiment:
-    """Energy of every partition after every round over what a rule's recursion predicts."""
+def followed(scenario: Scenario, rule: str, predicted_rule: str, start: float = 1.0) -> Experiment:
+    """Energy of every partition after every round over what a rule's recursion predicts.
+
+    Args:
+        scenario: of simulation and prediction.
+        rule: that is simulated.
+        predicted_rule: that predicts.
+        start: factor on the simulated amplitudes at the start, for the near control.
+    """
+    simulated = scenario.replace(initial_amplitude=start * scenario.initial_amplitude)
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
-        energy = amplitudes(scenario, rule, numbers, context)[:, 1:] ** 2
+        energy = amplitudes(simulated, rule, numbers, context)[:, 1:] ** 2
         return (energy / _trajectory(scenario, predicted_rule)[1:]).reshape(len(numbers), -1)
 
     return experiment
@@ -106,6 +114,9 @@ _FULL: dict[str, Any] = {
     "source": "ours",
     "assumptions": "full participation, common gain, fixed basis, any sample counts",
     "fidelity": "matrix",
+    "estimator": every_run,
+    "first": 20,
+    "cap": 20,
 }
 
 CLAIMS = (
@@ -119,6 +130,10 @@ CLAIMS = (
         control=Control(
             "the recursion of data weights", experiment=followed(NORMS, "hetlora", "zero_pad")
         ),
+        near=Control(
+            "amplitudes 1.7e-9 larger at the start",
+            experiment=followed(NORMS, "hetlora", "hetlora", 1 + 1.7e-9),
+        ),
         **_FULL,
     ),
     Claim(
@@ -130,6 +145,10 @@ CLAIMS = (
         experiment=share_of_round(NORMS, "hetlora", 1),
         control=Control(
             "client-uniform weights", lambda: Prediction.within(_clients_share(NORMS), EXACT)
+        ),
+        near=Control(
+            "clients with a gain of 1 + 7e-9",
+            experiment=share_of_round(NORMS.replace(gain_mean=1 + 7e-9), "hetlora", 1),
         ),
         **_FULL,
     ),
@@ -144,6 +163,13 @@ CLAIMS = (
         control=Control(
             "weights by data", lambda: Prediction.within(_data_share(COLLAPSING), LATE)
         ),
+        near=Control(
+            "clients with a gain of 1 + 7e-5",
+            experiment=share_of_round(
+                COLLAPSING.replace(gain_mean=1 + 7e-5), "hetlora", COLLAPSING.rounds
+            ),
+        ),
+        wide_because="weights become uniform only as the energy falls, of which 1e-6 is left",
         **_FULL,
     ),
     Claim(
@@ -155,6 +181,12 @@ CLAIMS = (
         predict=partial(_rate, "hetlora"),
         experiment=late_energy(NORM_COHORTS, "hetlora", COLLAPSED_AFTER),
         control=Control("weights by data", partial(_rate, "zero_pad")),
+        near=Control(
+            "clients with a gain of 1.035",
+            experiment=late_energy(
+                NORM_COHORTS.replace(gain_mean=1.035), "hetlora", COLLAPSED_AFTER
+            ),
+        ),
         estimator=root_of_mean(NORM_COHORTS.rounds - COLLAPSED_AFTER),
         first=8_000,
         cap=64_000,

@@ -18,6 +18,7 @@ from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import by_partition, simulated
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import EXACT, above_shared, federation_arguments, partition_means
+from analysis.inference.intervals import every_run
 from analysis.inference.rates import log_linear_rate
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -25,9 +26,10 @@ from fedlora_sim import Scenario, parse_ranks
 Array = NDArray[np.float64]
 
 # Three levels and unequal sample counts, so that shares of data are not shares of clients.
+SAMPLES = (30, 10, 20, 40, 25, 15, 20, 10, 20, 10)
 KEPT = Scenario(
     ranks=parse_ranks("2x4,4x3,8x3"),
-    num_samples=(30, 10, 20, 40, 25, 15, 20, 10, 20, 10),
+    num_samples=SAMPLES,
     fidelity="matrix",
     rounds=12,
     d_in=48,
@@ -40,6 +42,9 @@ COHORTS = Scenario(
     ranks=parse_ranks("2x8,4x6,8x6"), cohort_size=8, rounds=20, drift_mean=0.1, spectrum_decay=1.0
 )
 GROWTH_ROUNDS = (1, 10, 20)
+# Where few data lie with clients of the lowest rank, coverages of all partitions are large.
+MOSTLY_HIGH = KEPT.replace(num_samples=(10,) * 7 + (40,) * 3)
+LARGER = COHORTS.replace(drift_mean=1.07 * COHORTS.drift_mean)
 SETTLED = KEPT.replace(rounds=40)
 # Three rounds: later the distance from the limit is lost in rounding.
 APPROACHING = KEPT.replace(rounds=3)
@@ -68,13 +73,15 @@ def own_rates(scenario: Scenario, rule: str) -> Experiment:
     return experiment
 
 
-def growth(scenario: Scenario, rule: str, rounds: Sequence[int]) -> Experiment:
-    """What these rounds add to the amplitude, in units of the mean drift."""
+def growth(
+    scenario: Scenario, rule: str, rounds: Sequence[int], unit: float | None = None
+) -> Experiment:
+    """What these rounds add to the amplitude, in units of the mean drift or in another unit."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         amplitude = np.sqrt(simulated(scenario, rule, numbers, context).energy.values)
         gained = partition_means(np.diff(amplitude, axis=1), scenario)[..., 1:]
-        chosen = gained[:, np.array(rounds) - 1] / scenario.drift_mean
+        chosen = gained[:, np.array(rounds) - 1] / (unit or scenario.drift_mean)
         return chosen.reshape(len(numbers), -1)
 
     return experiment
@@ -101,11 +108,37 @@ def approach(scenario: Scenario, rule: str) -> Experiment:
     return experiment
 
 
-def distance(scenario: Scenario, rule: str, other: str) -> Experiment:
-    """Largest relative difference of two rules' energies under one seed."""
+def moving(share: float, scenario: Scenario, to: int | None = None) -> Scenario:
+    """The scenario after its first client, of the lowest rank, lost this share of all data.
+
+    Args:
+        share: of all data.
+        scenario: with the samples of `SAMPLES`.
+        to: the client that gets it; None loses it, so that all other shares grow by `share`.
+    """
+    samples = [10**9 * n for n in SAMPLES]
+    moved = round(share * sum(samples))
+    samples[0] -= moved
+    if to is not None:
+        samples[to] += moved
+    return scenario.replace(num_samples=tuple(samples))
+
+
+def distance(
+    scenario: Scenario, rule: str, other: str, instead: Scenario | None = None
+) -> Experiment:
+    """Largest relative difference of two rules' energies under one seed.
+
+    Args:
+        scenario: of both rules.
+        rule: the one rule.
+        other: the other rule.
+        instead: scenario of `rule`, if another, for a near control.
+    """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
-        one, two = (simulated(scenario, r, numbers, context).energy.values for r in (rule, other))
+        one = simulated(instead or scenario, rule, numbers, context).energy.values
+        two = simulated(scenario, other, numbers, context).energy.values
         return (np.abs(one - two) / two).max(axis=(1, 2))[:, None]
 
     return experiment
@@ -145,16 +178,20 @@ _COHORTS: dict[str, Any] = {
     "assumptions": "uniform cohorts without replacement, common gain, fixed basis",
     "fidelity": "spectral",
 }
+# Nothing is drawn but the basis: every run must agree.
+_EACH: dict[str, Any] = {"estimator": every_run, "first": 20, "cap": 20}
 _RATES: dict[str, Any] = {
     "statistic": "energy factor per round by log-linear fit",
     "quantities": HIGHER,
     **_FULL,
+    **_EACH,
 }
 _EQUAL: dict[str, Any] = {
-    "statistic": "largest relative difference of energies over directions and rounds, mean",
+    "statistic": "largest relative difference of energies over directions and rounds",
     "quantities": ("relative difference",),
-    "predict": partial(Prediction.at_most, EQUAL),
+    "predict": partial(Prediction.near, 0.0, EQUAL),
     **_FULL,
+    **_EACH,
     "assumptions": "sampled cohorts with contributors, common gain and drift, fixed basis",
 }
 
@@ -165,6 +202,10 @@ CLAIMS = (
         predict=partial(_rate, KEPT, "flora"),
         experiment=own_rates(KEPT, "flora"),
         control=Control("FedAvg in its place", experiment=own_rates(KEPT, "fedavg")),
+        near=Control(
+            "most data at the highest rank, and clients with a gain of 1 + 2.5e-9",
+            experiment=own_rates(MOSTLY_HIGH.replace(gain_mean=1 + 2.5e-9), "flora"),
+        ),
         **_RATES,
     ),
     Claim(
@@ -174,6 +215,10 @@ CLAIMS = (
         predict=partial(_rate, LOSSY, "flora"),
         experiment=own_rates(LOSSY, "flora"),
         control=Control("FedAvg's rate, (g W)^2", partial(_rate, LOSSY, "fedavg")),
+        near=Control(
+            "1.7e-8 of all data with a client of the highest rank instead of the lowest",
+            experiment=own_rates(moving(1.7e-8, LOSSY, to=-1), "flora"),
+        ),
         **_RATES,
     ),
     Claim(
@@ -184,6 +229,11 @@ CLAIMS = (
         predict=partial(_growth, GROWING, (1, 6, 12), EXACT),
         experiment=growth(GROWING, "flora", (1, 6, 12)),
         control=Control("FedAvg in its place", experiment=growth(GROWING, "fedavg", (1, 6, 12))),
+        near=Control(
+            "a client of the lowest rank lacks 3.4e-9 of all data",
+            experiment=growth(moving(3.4e-9, GROWING), "flora", (1, 6, 12)),
+        ),
+        **_EACH,
         **_FULL,
     ),
     Claim(
@@ -195,8 +245,12 @@ CLAIMS = (
         predict=partial(_growth, COHORTS, GROWTH_ROUNDS, MARGIN),
         experiment=growth(COHORTS, "flora", GROWTH_ROUNDS),
         control=Control("FedAvg in its place", experiment=growth(COHORTS, "fedavg", GROWTH_ROUNDS)),
+        near=Control(
+            "drifts 7% larger",
+            experiment=growth(LARGER, "flora", GROWTH_ROUNDS, COHORTS.drift_mean),
+        ),
         first=8_000,
-        cap=32_000,
+        cap=64_000,
         **_COHORTS,
     ),
     Claim(
@@ -208,6 +262,11 @@ CLAIMS = (
         predict=lambda: Prediction.within(_settled(_coverage(SETTLED)), EXACT),
         experiment=left(SETTLED, "fedex"),
         control=Control("FedAvg in its place", experiment=left(SETTLED, "fedavg")),
+        near=Control(
+            "a client of the lowest rank lacks 4.5e-9 of all data",
+            experiment=left(moving(4.5e-9, SETTLED), "fedex"),
+        ),
+        **_EACH,
         **_FULL,
     ),
     Claim(
@@ -222,6 +281,11 @@ CLAIMS = (
             "a factor W, by which FedAvg's amplitude falls",
             lambda: Prediction.within(_coverage(APPROACHING), EXACT),
         ),
+        near=Control(
+            "a client of the lowest rank lacks 1.7e-9 of all data",
+            experiment=approach(moving(1.7e-9, APPROACHING), "fedex"),
+        ),
+        **_EACH,
         **_FULL,
     ),
     Claim(
@@ -233,6 +297,10 @@ CLAIMS = (
             "zero padding, where A is averaged too",
             experiment=distance(TWINS, "zero_pad", "fedavg"),
         ),
+        near=Control(
+            "a client of the lowest rank lacks 5e-10 of all data under FFA-LoRA",
+            experiment=distance(TWINS, "ffa", "fedavg", moving(5e-10, TWINS)),
+        ),
         **_EQUAL,
     ),
     Claim(
@@ -241,6 +309,12 @@ CLAIMS = (
         experiment=distance(TWINS, "rbla", "raflora"),
         control=Control(
             "zero padding in its place", experiment=distance(TWINS, "zero_pad", "raflora")
+        ),
+        near=Control(
+            "clients with a gain that is larger by 2e-10 under RBLA",
+            experiment=distance(
+                TWINS, "rbla", "raflora", TWINS.replace(gain_mean=TWINS.gain_mean + 2e-10)
+            ),
         ),
         **_EQUAL,
     ),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from analysis.claim import Claim, Context, Control
 from analysis.claims.predicted import IDENTICAL
+from analysis.inference.intervals import every_run
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Federation, LoRAFactors, aggregate
 from fedlora_sim.aggregation import AggregationRule, get_rule
@@ -25,7 +26,9 @@ RANKS = (2, 4, 4, 7, 7)
 D_OUT, D_IN = 20, 24
 
 
-def multiplier_error(numbers: Sequence[int], context: Context, instead: str | None = None) -> Array:
+def multiplier_error(
+    numbers: Sequence[int], context: Context, instead: str | None = None, off: float = 0.0
+) -> Array:
     """Relative distance of measured amplitudes from the declared multiplier times what was sent.
 
     Every client returns its directions of one basis with common amplitudes, in random scalings.
@@ -34,6 +37,7 @@ def multiplier_error(numbers: Sequence[int], context: Context, instead: str | No
         numbers: one round per number.
         context: seeds and device.
         instead: a rule whose declaration is taken for all, for the negative control.
+        off: share by which the amplitudes sent exceed what is declared, for the near control.
 
     Returns:
         One row per round, one column per rule.
@@ -49,7 +53,7 @@ def multiplier_error(numbers: Sequence[int], context: Context, instead: str | No
         for name in RULES:
             rule = get_rule(name)
             updates = [
-                _shared(u, v, sent, r, float(s), rule.frozen_a)
+                _shared(u, v, sent * (1 + off), r, float(s), rule.frozen_a)
                 for r, s in zip(RANKS, scalings, strict=True)
             ]
             total = aggregate(updates, samples.tolist(), rule).delta()
@@ -57,7 +61,8 @@ def multiplier_error(numbers: Sequence[int], context: Context, instead: str | No
             declared = (rule if instead is None else get_rule(instead)).multiplier(
                 _coverage(rule, updates, samples)
             )
-            errors.append(float((measured - declared * sent).norm() / sent.norm()))
+            expected = declared * sent
+            errors.append(float((measured - expected).norm() / expected.norm()))
         rows.append(errors)
         context.on_progress(1)
     return np.array(rows)
@@ -89,11 +94,11 @@ def _coverage(rule: AggregationRule, updates: Sequence[LoRAFactors], samples: Te
     return torch.from_numpy(Federation(RANKS).carried_shares(weights.cpu())).to(weights)
 
 
-def gauge_distance(rule: str, numbers: Sequence[int], context: Context) -> Array:
+def gauge_distance(rule: str, numbers: Sequence[int], context: Context, off: float = 0.0) -> Array:
     """Relative change of the global update when clients write their updates in another gauge.
 
     Every client's factors become `B G, G^{-1} A` with a random invertible G of condition number 4:
-    the same update.
+    the same update, but for a factor 1 + `off` of the near control.
     """
     device = resolve_device(context.device, torch.float64)
     distances = []
@@ -107,7 +112,8 @@ def gauge_distance(rule: str, numbers: Sequence[int], context: Context) -> Array
             left, right = (np.linalg.qr(rng.standard_normal((r, r)))[0] for _ in range(2))
             g = torch.from_numpy(left @ np.diag(np.linspace(0.5, 2.0, r)) @ right)
             updates.append(LoRAFactors(a.to(device), b.to(device)))
-            turned.append(LoRAFactors((torch.linalg.inv(g) @ a).to(device), (b @ g).to(device)))
+            inverse = torch.linalg.inv(g) * (1 + off)
+            turned.append(LoRAFactors((inverse @ a).to(device), (b @ g).to(device)))
         samples = rng.integers(1, 50, size=len(RANKS)).tolist()
         before, after = (aggregate(x, samples, rule).delta() for x in (updates, turned))
         distances.append(float((after - before).norm() / before.norm()))
@@ -123,13 +129,18 @@ CLAIMS = (
         source="the rules' papers; arXiv 2602.13486, Sec. 4",
         assumptions="fixed basis, common amplitudes, any sample counts and scalings, one round",
         fidelity="matrix",
-        statistic="distance of the amplitudes from multiplier times what was sent, mean of rounds",
+        statistic="distance of the amplitudes from multiplier times what was sent",
         quantities=tuple(f"relative error, {name}" for name in RULES),
-        predict=partial(Prediction.at_most, [IDENTICAL] * len(RULES)),
+        predict=partial(Prediction.near, [0.0] * len(RULES), IDENTICAL),
+        estimator=every_run,
         experiment=multiplier_error,
         control=Control(
             "the multiplier of FedAvg for all",
             experiment=partial(multiplier_error, instead="fedavg"),
+        ),
+        near=Control(
+            "amplitudes 3.4e-10 larger than declared",
+            experiment=partial(multiplier_error, off=3.4e-10),
         ),
         first=20,
         cap=20,
@@ -140,13 +151,18 @@ CLAIMS = (
         source="ours",
         assumptions="any factors, any invertible change of gauge",
         fidelity="matrix",
-        statistic="Frobenius distance of the updates in two gauges over their norm, mean of runs",
+        statistic="Frobenius distance of the updates in two gauges over their norm",
         quantities=("relative change of the global update",),
-        predict=partial(Prediction.at_most, IDENTICAL),
+        predict=partial(Prediction.near, 0.0, IDENTICAL),
+        estimator=every_run,
         experiment=partial(gauge_distance, "raflora:canonicalize=true"),
         control=Control(
             "plain raFLoRA, which partitions the factors as they are",
             experiment=partial(gauge_distance, "raflora"),
+        ),
+        near=Control(
+            "an inverse of the gauge that is off by 3.4e-10",
+            experiment=partial(gauge_distance, "raflora:canonicalize=true", off=3.4e-10),
         ),
         first=20,
         cap=20,

@@ -21,13 +21,6 @@ MISSING: set[str] = {
     "Phase transition of LoRA's own training",
     "Where the theory stops",
     "The settling experiment that the review asks for",
-    "The typical run, extinction and survival",
-    "Lower participation: the review's first conjecture",
-    "Random allocation: the review's second conjecture",
-    "Non-IID floors and trajectories",
-    "Identities and multipliers",
-    "Rival rules",
-    "Heterogeneity",
     "Real fine-tuning",
 }
 """Themes whose claims do not have near controls yet; shrinks to nothing."""
