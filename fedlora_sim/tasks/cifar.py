@@ -1,4 +1,4 @@
-"""CIFAR-100's python version: pickles, read without running anything that is in them.
+"""CIFAR-100's python version: pickles, read as data (see `plain_pickle`).
 
 Reference:
     Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
@@ -6,34 +6,16 @@ Reference:
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedlora_sim.errors import expected
+from fedlora_sim.errors import InputError, expected
 from fedlora_sim.tasks.images import Read, images_of
+from fedlora_sim.tasks.plain_pickle import MOST_BYTES, load_plain_pickle
 
 SIDE = 32
-_EMPTY = np.empty(0, dtype=np.uint8)
-ALLOWED = {
-    "ndarray": np.ndarray,
-    "dtype": np.dtype,
-    "_reconstruct": _EMPTY.__reduce__()[0],  # what arrays are pickled as, up to protocol 4
-    "_frombuffer": _EMPTY.__reduce_ex__(5)[0],
-}
-"""The only names that a pickle may ask for, of numpy; all else is numbers, texts and containers."""
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Builds numpy arrays and plain values, and refuses to look up anything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # The name alone decides what is returned: never what the module has by that name.
-        if name in ALLOWED and (module == "numpy" or module.startswith("numpy.")):
-            return ALLOWED[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def read_cifar_folder(argument: str, folder: Path) -> Read:
@@ -54,24 +36,38 @@ def read_cifar_folder(argument: str, folder: Path) -> Read:
     for part in ("train", "test"):
         path = folder / part
         file = _load(argument, path, ("data", "fine_labels"))
-        x = np.asarray(file["data"])
-        if x.ndim != 2 or x.shape[1] != 3 * SIDE * SIDE:
-            raise expected(argument, str(path), f"data of shape (n, 3072), not {x.shape}")
+        x, labels = file["data"], file["fine_labels"]
+        if not isinstance(x, np.ndarray) or x.ndim != 2 or x.shape[1] != 3 * SIDE * SIDE:
+            found = getattr(x, "shape", type(x).__name__)
+            raise expected(argument, str(path), f"data of shape (n, 3072), not {found}")
+        # Checked item by item: NumPy would unfold lists of lists, and a small file can nest many.
+        if not isinstance(labels, np.ndarray) and not _is_list(labels, int):
+            raise expected(argument, str(path), "fine_labels, a list of whole numbers")
         pixels = x.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-        parts[part] = images_of(argument, str(path), pixels, file["fine_labels"])
-    names = _load(argument, folder / "meta", ("fine_label_names",))["fine_label_names"]
+        parts[part] = images_of(argument, str(path), pixels, labels)
+    path = folder / "meta"
+    names = _load(argument, path, ("fine_label_names",))["fine_label_names"]
+    if not _is_list(names, str | bytes):
+        raise expected(argument, str(path), "fine_label_names, a list of texts")
     return parts, tuple(_text(name) for name in names)
+
+
+def _is_list(values: object, kind: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _load(argument: str, path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """A pickled dictionary that has these keys, as text or as Python 2's strings."""
     wanted = f"a file of CIFAR-100's python version with {', '.join(keys)}"
     try:
-        with path.open("rb") as file:
-            found = _ArraysOnly(file, encoding="bytes").load()
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise expected(argument, str(path), f"{wanted}, of at most {MOST_BYTES:,} bytes")
+        found = load_plain_pickle(path.read_bytes())
         values = {_text(key): value for key, value in found.items()}
         return {key: values[key] for key in keys}
-    except Exception as error:  # a damaged pickle can raise anything
+    except InputError:
+        raise
+    except Exception as error:  # what is no dictionary, or lacks a key
         raise expected(argument, str(path), f"{wanted} ({error})") from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedlora_sim.errors import expected
 from fedlora_sim.tasks.silence import silent_datasets
+from fedlora_sim.tasks.untrusted import reason_of
 
 SAVED = ("dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` wrote."""
@@ -37,9 +38,11 @@ def load_hub_parts(argument: str, name: str, otherwise: str) -> dict[str, Any]:
     failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     with silent_datasets():
         try:
-            loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+            if saved:
+                loaded = datasets.load_from_disk(name)
+            else:  # None would ask on the terminal, where datasets still knows scripts
+                loaded = datasets.load_dataset(name, trust_remote_code=False)
         except failures as error:
-            reason = " ".join(str(error).partition("\n")[0].split())
-            wanted = f"{otherwise}, or a data set of Hugging Face ({reason})"
+            wanted = f"{otherwise}, or a data set of Hugging Face ({reason_of(error)})"
             raise expected(argument, name, wanted) from error
     return dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from fedlora_sim.tasks.cifar import read_cifar_folder
 from fedlora_sim.tasks.hub import load_hub_parts
 from fedlora_sim.tasks.images import Images, Pixels, Read, check_labels, images_of
 from fedlora_sim.tasks.tokens import cache_folder
+from fedlora_sim.tasks.untrusted import reason_of
 
 CIFAR_FOLDER = "cifar-100-python"
 KINDS = (
@@ -94,8 +94,10 @@ def _read_npz(argument: str, path: Path) -> Read:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError, BadZipFile) as error:
-        raise expected(argument, str(path), f"a readable .npz file of numbers ({error})") from None
+    except Exception as error:  # a damaged or crafted archive can fail anywhere in NumPy
+        raise expected(
+            argument, str(path), f"a readable .npz file of numbers ({reason_of(error)})"
+        ) from None
     names = [part for part in ("train", "test") if f"x_{part}" in arrays]
     if "train" not in names or any(f"y_{part}" not in arrays for part in names):
         raise expected(argument, str(path), f"x_train, y_train (x_test, y_test), not {[*arrays]}")

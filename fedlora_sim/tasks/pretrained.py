@@ -8,13 +8,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from fedlora_sim.errors import expected
 from fedlora_sim.library_draws import library_draws
 from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.silence import silent_transformers
+from fedlora_sim.tasks.untrusted import reason_of, tensors_only
 
 INSTALL = "pip install 'fedlora-sim[lora]'"
 
@@ -65,6 +65,7 @@ def load_pretrained(
             dtype=dtype,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            weights_only=True,
             **kwargs,
         )
     if hasattr(model.config, "use_cache"):
@@ -75,6 +76,9 @@ def load_pretrained(
 
 def from_pretrained(auto_class_name: str, name_or_folder: str | None, **kwargs: object) -> Any:
     """`from_pretrained` of a class of transformers, silent, by the local cache before the hub.
+
+    No code of the model's is run: `trust_remote_code=False`, and pickled weights
+    (`pytorch_model.bin`) are read as tensors only.
 
     Args:
         auto_class_name: as in transformers, e.g. `AutoTokenizer`.
@@ -89,12 +93,17 @@ def from_pretrained(auto_class_name: str, name_or_folder: str | None, **kwargs: 
         raise expected("model", name_or_folder, wanted)
     load = getattr(_transformers(name_or_folder), auto_class_name).from_pretrained
     reason = ""
-    with silent_transformers():
+    with silent_transformers(), tensors_only():
         for only_here in (True, False):  # what the cache has not, or not whole, the hub may have
             try:
-                return load(name_or_folder, local_files_only=only_here, **kwargs)
-            except (OSError, ValueError, SafetensorError) as error:
-                reason = " ".join(str(error).partition("\n")[0].split())
+                return load(
+                    name_or_folder,
+                    local_files_only=only_here,
+                    trust_remote_code=False,  # None would ask on the terminal
+                    **kwargs,
+                )
+            except Exception as error:  # a damaged or crafted file can fail anywhere in it
+                reason = reason_of(error)
     wanted = f"{wanted}, that {auto_class_name} can load ({reason})"
     raise expected("model", name_or_folder, wanted)
 

@@ -15,6 +15,7 @@ from fedlora_sim.library_draws import library_draws
 from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained
 from fedlora_sim.tasks.targets import inside, linear_ends
+from fedlora_sim.tasks.untrusted import reason_of, tensors_only
 
 TIMM = "timm:"
 CHANNELS = 3
@@ -108,15 +109,14 @@ def _from_timm(name: str, num_classes: int, dtype: torch.dtype, seed: int) -> Vi
         timm = importlib.import_module("timm")
     except ImportError:
         raise expected("model", name, "timm to load it with: pip install timm") from None
-    with library_draws(int(stream(seed, "new parameters").integers(2**31))):
+    with library_draws(int(stream(seed, "new parameters").integers(2**31))), tensors_only():
         try:
             model = timm.create_model(
                 name.removeprefix(TIMM), pretrained=True, num_classes=num_classes
             )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise expected(
-                "model", name, f"timm:name of a model that timm can load ({error})"
-            ) from error
+        except Exception as error:  # a damaged or crafted file can fail anywhere in it
+            wanted = f"timm:name of a model that timm can load ({reason_of(error)})"
+            raise expected("model", name, wanted) from error
     wanted, classifier = timm.data.resolve_model_data_config(model), model.get_classifier()
     head = tuple(n for n, module in model.named_modules() if module is classifier)
     return VisionModel(

@@ -168,7 +168,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What the stand-in for the package datasets has, by name."""
     sets: dict[str, object] = {}
 
-    def load(name: str) -> object:
+    def load(name: str, trust_remote_code: bool = False) -> object:
+        assert trust_remote_code is False
         if name not in sets:
             raise FileNotFoundError(f"nothing called {name}")
         return sets[name]

@@ -1,0 +1,165 @@
+"""Files that strangers wrote: none runs code, and each refusal is one line.
+
+Every crafted file would make a canary file if anything in it were executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_cases import digit_images, write_cifar
+
+from fedlora_sim.adapters import AdapterFolder
+from fedlora_sim.errors import LINE, InputError
+from fedlora_sim.tasks.hub import load_hub_parts
+from fedlora_sim.tasks.image_data import load_image_data
+from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained
+from fedlora_sim.tasks.untrusted import FORBID, tensors_only
+
+CLASSIFIER = "AutoModelForSequenceClassification"
+
+
+class Canary:
+    """What writes a file when `pickle` loads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    return tmp_path / "canary"
+
+
+def one_line_refusal(call, canary: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert not canary.exists()
+    assert message.isprintable()
+    assert len(message) <= LINE
+    assert ": expected " in message
+    return message
+
+
+def test_the_canary_sings_when_it_is_run(canary, tmp_path):
+    # Else no test below would show anything.
+    torch.save(Canary(canary), tmp_path / "x")
+    torch.load(tmp_path / "x", weights_only=False)
+    assert canary.exists()
+
+
+def test_weights_are_tensors_whatever_a_library_asks_for(canary, tmp_path, monkeypatch):
+    torch.save(Canary(canary), tmp_path / "x")
+    monkeypatch.setenv(FORBID, "1")
+    before = dict(os.environ)
+    with tensors_only(), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "x", weights_only=False)
+    assert dict(os.environ) == before
+    assert not canary.exists()
+
+
+def test_pickled_weights_of_a_model(tiny_folder, canary):
+    folder = Path(tiny_folder())
+    (folder / "model.safetensors").unlink()
+    torch.save({"bert.pooler.dense.weight": Canary(canary)}, folder / "pytorch_model.bin")
+    for auto_class in (CLASSIFIER, "AutoModelForImageClassification"):
+        load = partial(load_pretrained, auto_class, str(folder), torch.float32, 0)
+        one_line_refusal(load, canary)
+
+
+def test_pickled_weights_that_are_tensors_are_read(tiny_folder, tiny_model):
+    folder = Path(tiny_folder())
+    (folder / "model.safetensors").unlink()
+    saved = tiny_model().state_dict()
+    torch.save(saved, folder / "pytorch_model.bin")
+    loaded = load_pretrained(CLASSIFIER, str(folder), torch.float64, 0, num_labels=3)
+    weight = loaded.model.bert.pooler.dense.weight
+    torch.testing.assert_close(weight, saved["bert.pooler.dense.weight"].double(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["model", "tokenizer"])
+def test_code_beside_a_model(tiny_folder, canary, kind):
+    folder = Path(tiny_folder())
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n", encoding="utf-8")
+    name = "config.json" if kind == "model" else "tokenizer_config.json"
+    path = folder / name
+    options = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    classes = {"AutoConfig": "evil.C", CLASSIFIER: "evil.M", "AutoTokenizer": ["evil.T", None]}
+    options |= {"auto_map": classes, "model_type": "unknown", "tokenizer_class": "Unknown"}
+    path.write_text(json.dumps(options), encoding="utf-8")
+    if kind == "model":
+        one_line_refusal(lambda: from_pretrained(CLASSIFIER, str(folder)), canary)
+    else:  # transformers has a tokenizer of its own for the folder
+        assert from_pretrained("AutoTokenizer", str(folder)).vocab_size > 0
+        assert not canary.exists()
+
+
+def test_code_beside_a_data_set(tmp_path, canary):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "data.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n", encoding="utf-8")
+    one_line_refusal(lambda: load_hub_parts("data", str(folder), "a file"), canary)
+
+
+def test_pickles_beside_a_data_set(tmp_path, canary):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train.pkl", "train.pickle", "train.pt"):
+        (folder / name).write_bytes(pickle.dumps(Canary(canary)))
+    one_line_refusal(lambda: load_hub_parts("data", str(folder), "a file"), canary)
+
+
+@pytest.mark.parametrize("name", ["x_train", "y_train", "groups_train"])
+def test_an_archive_with_an_array_of_objects(tmp_path, canary, name):
+    x, y = digit_images(8)
+    arrays = {"x_train": x, "y_train": y, name: np.array([Canary(canary)], dtype=object)}
+    np.savez(tmp_path / "data.npz", **arrays)
+    message = one_line_refusal(lambda: load_image_data(str(tmp_path / "data.npz")), canary)
+    assert "a readable .npz file of numbers" in message
+
+
+@pytest.mark.parametrize("part", ["train", "test", "meta"])
+def test_a_crafted_cifar_file(tmp_path, canary, part):
+    folder = write_cifar(tmp_path / "cifar-100-python")
+    (folder / part).write_bytes(pickle.dumps({b"data": Canary(canary)}))
+    message = one_line_refusal(lambda: load_image_data(str(folder)), canary)
+    assert "it asks for posix.mkdir" in message
+
+
+NESTED = (
+    b"\x80\x02]q\x00"
+    + b"".join(b"](h" + bytes([k]) + b"h" + bytes([k]) + b"eq" + bytes([k + 1]) for k in range(99))
+    + b"."
+)
+"""A list of lists of lists, 2**99 items once it is unfolded, in 700 bytes."""
+
+
+@pytest.mark.parametrize("key", ["data", "fine_labels"])
+def test_a_small_file_of_endless_lists(tmp_path, canary, key):
+    folder = write_cifar(tmp_path / "cifar-100-python")
+    # data as a list is refused at once; the labels are looked at when the data are right
+    good = (folder / "train").read_bytes()
+    assert good.endswith(b"u.")
+    name = b"T" + len(key).to_bytes(4, "little") + key.encode()
+    (folder / "train").write_bytes(good[:-2] + name + NESTED[2:-1] + b"u.")
+    one_line_refusal(lambda: load_image_data(str(folder)), canary)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_model.bin", "adapter_model.pt"])
+def test_a_pickled_adapter(tmp_path, canary, name):
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    torch.save({"q": Canary(canary)}, tmp_path / name)
+    message = one_line_refusal(lambda: AdapterFolder(tmp_path), canary)
+    assert "a pickle can run any code" in message
