@@ -9,6 +9,7 @@ rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,13 @@ from fedlora_sim.errors import check_finite, check_positive_int, expected
 from fedlora_sim.lowrank import (
     LowRankProduct,
     compute_dtype,
+    exponent,
+    is_safe,
+    largest,
     low_rank_svd,
     pad_last,
     sign_fixed_svd,
+    times_power,
 )
 
 
@@ -88,8 +93,25 @@ class LoRAFactors:
         return self.lora_A.device
 
     def delta(self) -> Tensor:
-        """The update `dW = scaling * lora_B @ lora_A`, shape (..., d_out, d_in)."""
-        return self.scaling * (self.lora_B @ self.lora_A)
+        """Return the update `dW = scaling * lora_B @ lora_A`, shape (..., d_out, d_in).
+
+        Raises:
+            InputError: if its dtype does not hold an entry.
+        """
+        found = self.scaling * (self.lora_B @ self.lora_A)
+        with torch.no_grad():
+            size = largest(found).to(compute_dtype(self.dtype))
+        if self.dtype != size.dtype or is_safe(size, size.dtype):
+            return found
+        # Out of the range of products, or zero: brought to 1 by powers of two, and put back.
+        powers = [_largest_exponent(x)[..., None, None] for x in (self.lora_B, self.lora_A)]
+        lora_b, lora_a = (
+            times_power(x, -e) for x, e in zip((self.lora_B, self.lora_A), powers, strict=True)
+        )
+        factor, power = math.frexp(self.scaling)
+        found = times_power(factor * (lora_b @ lora_a), sum(powers) + power)
+        check_tensor_finite("update scaling * lora_B @ lora_A", found)
+        return found
 
     @property
     def product(self) -> LowRankProduct:
@@ -102,8 +124,17 @@ class LoRAFactors:
         """Frobenius norm `||dW||_F`, (...), from the factors' Gram matrices in float64."""
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         a, b = self.lora_A.to(wide), self.lora_B.to(wide)
-        square = ((b.mT @ b) * (a @ a.mT)).sum((-2, -1))
-        return abs(self.scaling) * square.clamp_min(0).sqrt()
+        norm = abs(self.scaling) * _norm(a, b)
+        return norm if is_safe(norm, wide) else times_power(*self.scaled_norm())
+
+    def scaled_norm(self) -> tuple[Tensor, Tensor]:
+        """Norm of an update of any size, as x and e with `||dW||_F = x 2**e`, each (...)."""
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        a, b = self.lora_A.to(wide), self.lora_B.to(wide)
+        powers = [_largest_exponent(x) for x in (a, b)]
+        a, b = (times_power(x, -e[..., None, None]) for x, e in zip((a, b), powers, strict=True))
+        factor, power = math.frexp(abs(self.scaling))
+        return factor * _norm(a, b), sum(powers) + torch.as_tensor(power)
 
     def to(self, dtype: torch.dtype) -> LoRAFactors:
         """The same factors in another dtype."""
@@ -133,16 +164,33 @@ class LoRAFactors:
         """The same update written with another positive scaling, the change shared by A and B."""
         if check_finite("scaling", scaling) <= 0 or self.scaling <= 0:
             raise expected("scaling", (self.scaling, scaling), "positive scalings, old and new")
-        share = math.sqrt(self.scaling / scaling)
+        ratio = self.scaling / scaling
+        if not sys.float_info.min <= ratio <= sys.float_info.max:
+            share = math.sqrt(self.scaling) / math.sqrt(scaling)
+        else:
+            share = math.sqrt(ratio)
         return LoRAFactors(self.lora_A * share, self.lora_B * share, scaling)
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Thin SVD, update never formed: U (..., d_out, r), S (..., r), Vh (..., r, d_in)."""
-        return low_rank_svd(self.scaling * self.lora_B, self.lora_A, self.rank)
+        """Thin SVD, update never formed: U (..., d_out, r), S (..., r), Vh (..., r, d_in).
+
+        Raises:
+            InputError: if its dtype does not hold a singular value.
+        """
+        scaled = self.scaling * self.lora_B
+        if bool(torch.isfinite(scaled.sum())):
+            return low_rank_svd(scaled, self.lora_A, self.rank)
+        u, s, vh = self.product.svd(self.rank)
+        return u.to(self.dtype), s.to(self.dtype), vh.to(self.dtype)
 
     def canonical(self, r: int | None = None) -> LoRAFactors:
         """The same update in its SVD gauge, `B = U sqrt(S)`, `A = sqrt(S) V^T`, cut to rank `r`."""
-        return from_svd(*self.svd()).truncate(self.rank if r is None else r)
+        scaled = LowRankProduct(
+            [(self.scaling * self.lora_B, self.lora_A)], self.lora_B.new_ones(self.rank)
+        )
+        own = scaled if bool(torch.isfinite(scaled.blocks[0][0].sum())) else self.product
+        result = best_factors(own, self.rank, self.dtype)
+        return result.truncate(self.rank if r is None else r)
 
     def column_amplitudes(self) -> Tensor:
         """Amplitude `|scaling| |b_i| |a_i|` of each component, (..., r): `S` in the SVD gauge."""
@@ -207,6 +255,40 @@ def check_tensor_finite(name: str, tensor: Tensor) -> None:
         first = tensor[~finite].flatten()[0].item()
         count = int((~finite).sum())
         raise expected(name, first, f"finite entries ({count} of {tensor.numel()} are not)")
+
+
+def best_factors(
+    product: LowRankProduct, r: int | None, dtype: torch.dtype | None = None
+) -> LoRAFactors:
+    """Best rank-r approximation of a product of any size, `B = U sqrt(S)` and `A = sqrt(S) V^T`.
+
+    The factors may be numbers where the singular values are not: 1e25 is one in float32, its square
+    is none.
+
+    Args:
+        product: of (..., d_out, d_in).
+        r: rank; padded with zeros where the product has fewer columns. None: all columns.
+        dtype: of the factors before the split; the product's when None.
+    """
+    u, s, vh, m = product.scaled_svd(r)
+    if dtype is not None:
+        u, s, vh = u.to(dtype), s.to(dtype), vh.to(dtype)
+    result = from_svd(u, s, vh, r)
+    if m is None:
+        return result
+    m = m[..., None, None]
+    return LoRAFactors(times_power(result.lora_A, m), times_power(result.lora_B, m))
+
+
+def _norm(a: Tensor, b: Tensor) -> Tensor:
+    """`||b a||_F` from the Gram matrices."""
+    return ((b.mT @ b) * (a @ a.mT)).sum((-2, -1)).clamp_min(0).sqrt()
+
+
+def _largest_exponent(x: Tensor) -> Tensor:
+    """Exponent of the largest entry of each matrix; 0 for zero."""
+    size = largest(x)
+    return torch.where(size > 0, exponent(size), 0)
 
 
 def from_svd(u: Tensor, s: Tensor, vh: Tensor, r: int | None = None) -> LoRAFactors:

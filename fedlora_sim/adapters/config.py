@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -12,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedlora_sim.adapters.matching import check_pattern, fits_end, fits_whole
 from fedlora_sim.adapters.variants import check_plain_lora
 from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.strict_json import read_json
 
 CONFIG_FILE = "adapter_config.json"
 # What `peft.utils.transformers_weight_conversion` writes for experts whose projections are fused.
@@ -76,7 +77,7 @@ class AdapterConfig:
         """Whether PEFT would put LoRA on a module of this name; what it would not, it drops."""
         wanted = self.options.get("target_modules") or ()
         if isinstance(wanted, str):
-            return wanted == "all-linear" or re.fullmatch(wanted, module) is not None
+            return wanted == "all-linear" or fits_whole(wanted, module)
         return any(module == name or module.endswith(f".{name}") for name in wanted)
 
     def targeted_parameters(self, module: str, count: int = 1) -> tuple[str, ...]:
@@ -114,8 +115,8 @@ def read_config(folder: Path) -> AdapterConfig:
     if not path.is_file():
         raise expected("folder", str(folder), f"a PEFT adapter folder (it has no {CONFIG_FILE})")
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        options = read_json(path)
+    except ValueError as error:
         raise expected("adapter_config", source, f"valid JSON ({error})") from None
     if not isinstance(options, dict):
         raise expected("adapter_config", source, f"a JSON object, not {type(options).__name__}")
@@ -139,7 +140,7 @@ def pattern_key(patterns: Iterable[str], module: str) -> str:
     wins (`peft.utils.other.get_pattern_key`).
     """
     for pattern in patterns:
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if fits_end(pattern, module):
             return pattern
     return module
 
@@ -218,7 +219,7 @@ def _check_options(source: str, options: Mapping[str, Any]) -> None:
         given = options.get("target_modules")
         raise expected(f"{source}: target_modules", given, "module names or one pattern")
     if isinstance(targets, str):
-        _check_regex(f"{source}: target_modules", targets)
+        check_pattern(f"{source}: target_modules", targets)
 
 
 def _pattern(source: str, options: Mapping[str, Any], name: str, check: Any) -> dict[str, Any]:
@@ -228,15 +229,8 @@ def _pattern(source: str, options: Mapping[str, Any], name: str, check: Any) -> 
     if not isinstance(pattern, dict):
         raise expected(f"{source}: {name}", pattern, "an object of patterns and numbers, or null")
     for key in pattern:
-        _check_regex(f"{source}: {name}", key)
+        check_pattern(f"{source}: {name}", key)
     return {key: check(f"{source}: {name}[{key!r}]", value) for key, value in pattern.items()}
-
-
-def _check_regex(argument: str, pattern: str) -> None:
-    try:
-        re.compile(f"({pattern})")
-    except re.error as error:
-        raise expected(argument, pattern, f"a regular expression ({error})") from None
 
 
 def _rank(argument: str, value: object) -> int:

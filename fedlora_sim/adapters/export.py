@@ -187,7 +187,7 @@ class KeptRun:
         run.ranks = rows[t - 1]["client_rank"].tolist()
         with torch_threads(self.scenario.threads):
             upload = run.train(t - 1)
-        energy = [[float(u.norm()) ** 2 for u in own] for own in upload.updates.values()]
+        energy = [[float(u.norm().square()) for u in own] for own in upload.updates.values()]
         measured = rows[t]["update_energy"][:, np.flatnonzero(upload.kept)]
         if not np.allclose(energy, measured, rtol=relative("training", run.task.dtype), atol=0):
             wanted = f"the run's own model and data: round {t} trained again gives other updates"

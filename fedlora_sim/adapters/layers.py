@@ -238,5 +238,5 @@ def _report(
 
 def energies(update: LoRAFactors) -> np.ndarray:
     """Energies `sigma_i**2` of an update, descending, (r,); of stacked experts their sum."""
-    singular = update.product.singular_values().double().cpu().numpy()
+    singular = update.product.amplitudes().cpu().numpy()
     return (singular**2).reshape(-1, singular.shape[-1]).sum(axis=0)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedlora_sim.adapters.config import AdapterConfig, read_config
+from fedlora_sim.adapters.matching import check_time
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors, check_tensor_finite
 
@@ -33,6 +34,9 @@ DTYPES = {
     "F64": torch.float64,
 }
 
+MOST_TENSORS, LONGEST_NAME = 200_000, 500
+# What has a meaning in a regular expression; a dot has too, but stands for itself as well.
+_PATTERN_SIGNS = set("*+?()[]{}|^$\\")
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?)(?P<factor>[AB])(?P<end>.*)")
 _ENDS = {"lora_": ".weight", "lora_embedding_": ""}
 # PEFT wraps a layer once for each of its target_parameters, and names the inner layer so.
@@ -122,6 +126,7 @@ class AdapterFolder:
         self.config: AdapterConfig = read_config(self.path)
         self._weights = _open(self.path)
         self.keys = frozenset(self._weights.keys())
+        self._check_names()
         self.layers = dict(self._find_layers())
         if not self.layers:
             raise expected(self._file, sorted(self.keys)[:3], "at least one pair of LoRA factors")
@@ -153,6 +158,9 @@ class AdapterFolder:
         except SafetensorError as error:
             raise expected(self._file, key, f"a readable tensor ({error})") from None
         if tensor.is_floating_point():
+            if tensor.dtype not in DTYPES.values():
+                wanted = f"a tensor of {', '.join(DTYPES)} or of whole numbers"
+                raise expected(f"{self._file}: {key}", str(tensor.dtype), wanted)
             check_tensor_finite(f"{self._file}: {key}", tensor)
         return tensor
 
@@ -191,6 +199,27 @@ class AdapterFolder:
         It does so under a name that it does not know when it loads.
         """
         return key.replace(".modules_to_save.", ".", 1) in self.keys - {key}
+
+    def _check_names(self) -> None:
+        """Refuse names that cannot be a module's, and patterns that take long to match with them.
+
+        A name is printed, and written as a pattern where its rank differs from that of others.
+        """
+        if len(self.keys) > MOST_TENSORS:
+            raise expected(self._file, f"{len(self.keys):,} tensors", f"at most {MOST_TENSORS:,}")
+        for key in self.keys:
+            if not key.isprintable() or _PATTERN_SIGNS & set(key) or len(key) > LONGEST_NAME:
+                signs = " ".join(sorted(_PATTERN_SIGNS))
+                wanted = f"printable names of at most {LONGEST_NAME} characters, without {signs}"
+                raise expected(self._file, key, wanted)
+        found = {key.removeprefix(PREFIX).partition(".lora_")[0] for key in self.keys}
+        targets = self.config.options.get("target_modules")
+        check_time(
+            self.config.source,
+            sorted(found),
+            [targets] if isinstance(targets, str) else [],
+            [*self.config.rank_pattern, *self.config.alpha_pattern],
+        )
 
     def _find_layers(self) -> Iterator[tuple[str, Layer]]:
         """Layers by the name that PEFT looks up their rank by: of a module, or of a parameter."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedlora_sim.aggregation.cohort import Cohort
 from fedlora_sim.errors import expected
-from fedlora_sim.factors import LoRAFactors, from_svd
+from fedlora_sim.factors import LoRAFactors, best_factors
 from fedlora_sim.lowrank import LowRankProduct
 
 
@@ -26,7 +26,7 @@ def with_columns(product: LowRankProduct, factors: LoRAFactors, mask: Tensor) ->
 
 def split(product: LowRankProduct, r: int) -> LoRAFactors:
     """Best rank-r approximation of a product, `B = U sqrt(S)`, `A = sqrt(S) V^T`."""
-    return from_svd(*product.svd(r), r)
+    return best_factors(product, r)
 
 
 def average_factors(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lazy import LazySequence
-from fedlora_sim.lowrank import LowRankProduct, compute_dtype
+from fedlora_sim.lowrank import LowRankProduct, compute_dtype, is_safe, times_power
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +89,17 @@ class Cohort:
         return LowRankProduct(blocks, weights)
 
     def norms(self) -> Tensor:
-        """Frobenius norm `||dW_k||_F` of every update, (..., K), dW_k never formed."""
-        return torch.stack(list(map(LoRAFactors.norm, self.updates)), dim=-1).to(self.dtype)
+        """Frobenius norm `||dW_k||_F` of every update, (..., K), dW_k never formed.
+
+        Norms that the compute dtype could not hold are all divided by one power of two.
+        """
+        norms = torch.stack(list(map(LoRAFactors.norm, self.updates)), dim=-1).to(self.dtype)
+        if is_safe(norms.amax(-1), self.dtype):
+            return norms
+        parts = zip(*map(LoRAFactors.scaled_norm, self.updates), strict=True)
+        values, powers = (torch.stack(list(part), dim=-1) for part in parts)
+        powers = torch.where(values > 0, powers, powers.amin(-1, keepdim=True))
+        return times_power(values, powers - powers.amax(-1, keepdim=True)).to(self.dtype)
 
     def canonical(self) -> Cohort:
         """The same updates, each in its SVD gauge: columns ordered by their own energy."""

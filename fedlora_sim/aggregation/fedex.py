@@ -22,7 +22,7 @@ from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.rule import Space
 from fedlora_sim.aggregation.weights import DataWeightedRule
 from fedlora_sim.errors import check_positive_int
-from fedlora_sim.factors import from_svd
+from fedlora_sim.factors import best_factors
 from fedlora_sim.lowrank import LowRankProduct
 
 
@@ -78,6 +78,6 @@ class FedEx(DataWeightedRule):
         """The residual, cut to `residual_rank`."""
         if self.residual_rank is None or self.residual_rank >= min(base.columns, *base.shape):
             return base
-        cut = from_svd(*base.svd(self.residual_rank))
+        cut = best_factors(base, self.residual_rank)
         ones = cut.lora_A.new_ones(cut.rank)
         return LowRankProduct([(cut.lora_B, cut.lora_A)], ones)

@@ -26,7 +26,7 @@ from fedlora_sim.aggregation.rule import Finish, Space
 from fedlora_sim.aggregation.weights import DataWeightedRule
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
-from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.lowrank import LowRankProduct, largest
 from fedlora_sim.tolerances import relative
 
 
@@ -118,7 +118,9 @@ class FFA(DataWeightedRule):
 
 def _check_same(argument: str, own: Tensor, wanted: Tensor) -> None:
     """Refuse rows of A that are not everybody's, layer by layer."""
-    gap, size = (torch.linalg.matrix_norm(x) for x in (own - wanted, wanted))
+    # Divided by the largest entry, so that no square leaves the range.
+    scale = largest(wanted).clamp_min(torch.finfo(wanted.dtype).tiny)[..., None, None]
+    gap, size = (torch.linalg.matrix_norm(x / scale) for x in (own - wanted, wanted))
     if bool((gap > relative("reduction", wanted.dtype) * size).any()):
         apart = float((gap / size.clamp_min(torch.finfo(size.dtype).tiny)).max())
         given = f"A that differs by {apart:.2g} of its norm from the first client's"

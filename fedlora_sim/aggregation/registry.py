@@ -19,7 +19,7 @@ from fedlora_sim.aggregation.foreign import as_rule, check_aggregator_form
 from fedlora_sim.aggregation.options import option_defaults
 from fedlora_sim.aggregation.protocol import Aggregator
 from fedlora_sim.aggregation.rule import AggregationRule
-from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.errors import check_choice, expected, one_line
 
 ENTRY_POINTS = "fedlora_sim.rules"
 RuleClass = type[AggregationRule] | type[Aggregator]
@@ -159,7 +159,11 @@ def _refuse_option(rule: str, option: str, value: object, known: dict[str, objec
 
 
 def _load_entry_points() -> None:
-    """Register the rules of other packages, once; one that fails to load is named, not fatal."""
+    """Register the rules of other packages, once.
+
+    One that fails to load is named in a warning and left out: whatever its module does, other rules
+    still work.
+    """
     global _loaded
     if _loaded:
         return
@@ -169,6 +173,7 @@ def _load_entry_points() -> None:
             rule = point.load()
             if rule not in _RULES.values():  # its module may have used the decorator
                 _register(rule, ())
-        except Exception as error:  # whatever another package raises
-            message = f"entry point {point.name} = {point.value} of {ENTRY_POINTS}: {error}"
-            warnings.warn(message, stacklevel=2)
+        except (Exception, SystemExit) as error:  # whatever another package does
+            reason = f"{type(error).__name__}: {error}"
+            message = f"entry point {point.name} = {point.value} of {ENTRY_POINTS}: {reason}"
+            warnings.warn(f"{one_line(message)} (left out)", stacklevel=2)

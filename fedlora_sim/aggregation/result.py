@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedlora_sim.errors import check_positive_int, expected
-from fedlora_sim.factors import LoRAFactors, from_svd
+from fedlora_sim.factors import LoRAFactors, best_factors
 from fedlora_sim.lowrank import LowRankProduct, pad_last
 
 
@@ -68,7 +68,7 @@ class Aggregated:
         limit = min(self.adapter.d_out, self.adapter.d_in)
         if r is not None and check_positive_int("r", r) > limit:
             raise expected("r", r, f"at most min(d_out, d_in) = {limit}")
-        return from_svd(*self.product.svd(r), r).to(self.adapter.dtype)
+        return best_factors(self.product, r).to(self.adapter.dtype)
 
     def singular_values(self) -> Tensor:
         """Leading r_max singular values of the whole update, (..., r_max), descending."""

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from fedlora_sim.aggregation.cohort import Cohort
+from fedlora_sim.aggregation.result import Aggregated
 from fedlora_sim.errors import check_choice, check_positive_int, check_sequence, expected
 from fedlora_sim.factors import LoRAFactors, check_tensor_finite
 from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
 from fedlora_sim.lazy import LazySequence
+from fedlora_sim.lowrank import compute_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,26 @@ def _check_update(k: int, update: LoRAFactors, wanted: _Form | None) -> tuple[_F
         raise expected(f"updates[{k}]", str(form), f"the form of updates[0], {wanted}")
     for name, tensor in (("lora_A", update.lora_A), ("lora_B", update.lora_B)):
         check_tensor_finite(f"updates[{k}].{name}", tensor)
+    limits = torch.finfo(compute_dtype(update.dtype))
+    if update.scaling != 0 and not limits.tiny <= abs(update.scaling) <= limits.max:
+        wanted = f"0, or a size from {limits.tiny:.2g} to {limits.max:.2g}, as {limits.dtype} holds"
+        raise expected(f"updates[{k}].scaling", update.scaling, wanted)
     return form, update.rank
+
+
+def check_result(result: Aggregated) -> Aggregated:
+    """Refuse an aggregate that its dtype does not hold.
+
+    Raises:
+        InputError: naming the factor and the dtype.
+    """
+    for name in ("lora_A", "lora_B"):
+        tensor = getattr(result.adapter, name)
+        if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
+            first = tensor[~torch.isfinite(tensor)].flatten()[0].item()
+            wanted = f"updates whose aggregate {tensor.dtype} can hold"
+            raise expected(f"{name} of the aggregate", first, wanted)
+    return result
 
 
 def _check_levels(

@@ -22,7 +22,7 @@ from fedlora_sim.aggregation.options import option_defaults, rule_label
 from fedlora_sim.aggregation.properties import Coverage, Properties
 from fedlora_sim.aggregation.protocol import NO_STATE, Context, State
 from fedlora_sim.aggregation.result import Aggregated
-from fedlora_sim.aggregation.round import check_round
+from fedlora_sim.aggregation.round import check_result, check_round
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
@@ -174,7 +174,7 @@ class AggregationRule(ABC):
             lambda adapter: adapter.to(checked.dtype),
             state,
         )
-        return result, result.state
+        return check_result(result), result.state
 
     def aggregate(
         self,

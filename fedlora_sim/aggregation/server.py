@@ -9,7 +9,7 @@ import torch
 from fedlora_sim.aggregation.protocol import NO_STATE, Aggregator, State
 from fedlora_sim.aggregation.registry import get_rule
 from fedlora_sim.aggregation.result import Aggregated
-from fedlora_sim.aggregation.round import check_round
+from fedlora_sim.aggregation.round import check_result, check_round
 from fedlora_sim.aggregation.rule import AggregationRule
 from fedlora_sim.errors import check_finite, check_positive_int, expected
 from fedlora_sim.factors import LoRAFactors
@@ -80,7 +80,8 @@ def aggregate(
         adapter = adapter if scaling is None else chosen.rescale(adapter, scaling)
         return adapter.to(checked.dtype)
 
-    return chosen.aggregate(checked.cohort, previous, checked.empty_partition, finish, state)
+    found = chosen.aggregate(checked.cohort, previous, checked.empty_partition, finish, state)
+    return check_result(found)
 
 
 def _check_rank(rank: int | None, r_max: int) -> int:

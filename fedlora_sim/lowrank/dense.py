@@ -11,6 +11,17 @@ SVD = tuple[Tensor, Tensor, Tensor]
 """U (..., d_out, r), S (..., r) in descending order and Vh (..., r, d_in)."""
 
 
+def check_svd(W: Tensor) -> Tensor:
+    """The matrix, if all of it is finite: LAPACK writes its own messages about others.
+
+    Raises:
+        LinAlgError: if it is not.
+    """
+    if not bool(torch.isfinite(torch.linalg.vector_norm(W, float("inf"), (-2, -1))).all()):
+        raise torch.linalg.LinAlgError("a matrix with entries that are not finite has no SVD")
+    return W
+
+
 @torch.no_grad()
 def sign_fixed_svd(W: Tensor) -> SVD:
     """Thin SVD of a dense matrix with the signs of `low_rank_svd`."""

@@ -11,7 +11,8 @@ from fedlora_sim.lazy import LazySequence
 from fedlora_sim.lowrank.blocks import Blocks, dense_product, stack_left, stack_right
 from fedlora_sim.lowrank.dense import SVD
 from fedlora_sim.lowrank.dtypes import compute_dtype
-from fedlora_sim.lowrank.svd import blocks_singular_values, blocks_svd
+from fedlora_sim.lowrank.in_range import at_full_scale, largest, solve_in_range
+from fedlora_sim.lowrank.svd import blocks_singular_values, scaled_svd
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +67,59 @@ class LowRankProduct:
         blocks = LazySequence(count + 1, lambda k: own[k] if k < count else (B, A))
         return LowRankProduct(blocks, torch.cat(list(both), dim=-1))
 
+    @torch.no_grad()
     def dense(self) -> Tensor:
-        """The product itself, (..., d_out, d_in), summed block by block."""
-        return dense_product(self.blocks, self.weights, self.dtype)
+        """Return the product itself, (..., d_out, d_in), summed block by block.
+
+        Raises:
+            InputError: if its dtype does not hold an entry.
+        """
+        found, m = solve_in_range(
+            self.blocks,
+            self.weights,
+            lambda blocks, weights: dense_product(blocks, weights, self.dtype),
+            largest,
+        )
+        return at_full_scale(found, m, "largest entry of the product")
 
     def svd(self, r: int | None = None, method: str = "auto") -> SVD:
-        """Leading `r` triplets (all of them when None), U, S and Vh; see `blocks_svd`."""
-        return blocks_svd(self.blocks, self.weights, self._wanted(r), method)
+        """Return the leading `r` triplets (all of them when None), U, S and Vh; see `blocks_svd`.
+
+        Raises:
+            InputError: if its dtype does not hold a singular value; its factors it may hold, see
+                `scaled_svd`.
+        """
+        u, s, vh, m = self.scaled_svd(r, method)
+        return u, at_full_scale(s, m, "largest singular value of the product"), vh
+
+    def scaled_svd(
+        self, r: int | None = None, method: str = "auto"
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return the triplets and the power of two that S is to be multiplied with."""
+        return scaled_svd(self.blocks, self.weights, self._wanted(r), method)
 
     def singular_values(self, r: int | None = None, method: str = "auto") -> Tensor:
-        """Leading `r` singular values alone, (..., r), from the core: cheaper than `svd`."""
-        return blocks_singular_values(self.blocks, self.weights, self._wanted(r), method)
+        """Return the leading `r` singular values, (..., r), from the core: cheaper than `svd`.
+
+        Raises:
+            InputError: if its dtype does not hold one.
+        """
+        values, m = self._singular_values(r, method)
+        return at_full_scale(values, m, "largest singular value of the product")
+
+    def amplitudes(self, r: int | None = None) -> Tensor:
+        """Return the leading `r` singular values in float64, which holds those of any float32."""
+        values, m = self._singular_values(r, "auto")
+        return at_full_scale(values.double(), m, "largest singular value of the product")
+
+    @torch.no_grad()
+    def _singular_values(self, r: int | None, method: str) -> tuple[Tensor, Tensor | None]:
+        return solve_in_range(
+            self.blocks,
+            self.weights,
+            lambda own, w: blocks_singular_values(own, w, self._wanted(r), method),
+            lambda values: values.amax(-1),
+        )
 
     def _wanted(self, r: int | None) -> int:
         return min(self.columns, *self.shape) if r is None else r

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedlora_sim.lowrank.blocks import Blocks, stack_left, stack_right
-from fedlora_sim.lowrank.dense import SVD
+from fedlora_sim.lowrank.dense import SVD, check_svd
 
 
 def qr_core(blocks: Blocks, weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,5 +22,5 @@ def qr_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:
     O((d_out + d_in) R^2), twice to three times the work of the Gram path.
     """
     q_b, core, q_a = qr_core(blocks, weights, dtype)
-    u, s, vh = torch.linalg.svd(core, full_matrices=False)
+    u, s, vh = torch.linalg.svd(check_svd(core), full_matrices=False)
     return q_b @ u[..., :r], s[..., :r], vh[..., :r, :] @ q_a.mT

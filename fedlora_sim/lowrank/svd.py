@@ -7,9 +7,10 @@ from torch import Tensor
 
 from fedlora_sim.errors import check_choice, check_positive_int
 from fedlora_sim.lowrank.blocks import Blocks, dense_product
-from fedlora_sim.lowrank.dense import SVD, fix_signs
+from fedlora_sim.lowrank.dense import SVD, check_svd, fix_signs
 from fedlora_sim.lowrank.dtypes import compute_dtype
 from fedlora_sim.lowrank.gram import gram_core
+from fedlora_sim.lowrank.in_range import at_full_scale, solve_in_range
 from fedlora_sim.lowrank.qr import qr_core, qr_svd
 from fedlora_sim.threads import map_on_threads
 
@@ -32,8 +33,29 @@ def low_rank_svd(B: Tensor, A: Tensor, r: int, method: str = "auto") -> SVD:
     Raises:
         ValueError: if the method is unknown, or r no whole number of at least 1.
     """
-    weights = B.new_ones(B.shape[-1])
-    return tuple(x.to(B.dtype) for x in blocks_svd([(B, A)], weights, r, method))  # type: ignore[return-value]
+    u, s, vh, m = scaled_svd([(B, A)], B.new_ones(B.shape[-1]), r, method)
+    s = at_full_scale(s, m, "largest singular value of the product")
+    return u.to(B.dtype), s.to(B.dtype), vh.to(B.dtype)
+
+
+@torch.no_grad()
+def scaled_svd(
+    blocks: Blocks, weights: Tensor, r: int, method: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Leading triplets as of `blocks_svd`, of a product of any size.
+
+    Returns:
+        U, S, Vh and m, (...): the singular values are `S * 2**(2 m)`, and the balanced factors
+        `U sqrt(S) * 2**m` and `2**m * sqrt(S) Vh`. None stands for m = 0: in the usual range
+        nothing is rescaled.
+    """
+    (u, s, vh), m = solve_in_range(
+        blocks,
+        weights,
+        lambda own, w: blocks_svd(own, w, r, method),
+        lambda found: found[1].amax(-1),
+    )
+    return u, s, vh, m
 
 
 @torch.no_grad()
@@ -56,7 +78,7 @@ def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") ->
     path, r, dtype = _choose(blocks, weights, r, method)
     if path == "dense":
         dense = dense_product(blocks, weights, dtype)
-        u, s, vh = torch.linalg.svd(dense, full_matrices=False)
+        u, s, vh = torch.linalg.svd(check_svd(dense), full_matrices=False)
         return fix_signs(u[..., :r], s[..., :r], vh[..., :r, :])
     blocks, weights = _gather(blocks, weights)
     if path == "qr":
@@ -72,14 +94,15 @@ def blocks_singular_values(blocks: Blocks, weights: Tensor, r: int, method: str 
     """
     path, r, dtype = _choose(blocks, weights, r, method)
     if path == "dense":
-        return torch.linalg.svdvals(dense_product(blocks, weights, dtype))[..., :r]
+        return torch.linalg.svdvals(check_svd(dense_product(blocks, weights, dtype)))[..., :r]
     blocks, weights = _gather(blocks, weights)
     if path != "qr":
         core = gram_core(blocks, weights, r, dtype)
         if path == "gram" or bool(core.trusted.all()):
             return core.values.to(dtype)
     careful = dtype if path == "qr" else torch.float64
-    return torch.linalg.svdvals(qr_core(blocks, weights, careful)[1])[..., :r].to(dtype)
+    core_matrix = check_svd(qr_core(blocks, weights, careful)[1])
+    return torch.linalg.svdvals(core_matrix)[..., :r].to(dtype)
 
 
 def _choose(blocks: Blocks, weights: Tensor, r: int, method: str) -> tuple[str, int, torch.dtype]:

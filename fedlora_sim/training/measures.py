@@ -62,7 +62,7 @@ def update_row(bases: Mapping[str, SVD], upload: Upload, slots: int, r_max: int)
     for layer, (name, (u, s, vh)) in enumerate(bases.items()):
         alive = bool(s.any())
         for slot, update in zip(place, upload.updates[name], strict=True):
-            energy[layer, slot] = float(update.norm()) ** 2
+            energy[layer, slot] = float(update.norm().square())
             if alive:
                 found = projected_amplitudes(u, vh, update)
                 amplitude[layer, slot, : len(s)] = found.cpu().double().numpy()

@@ -289,3 +289,22 @@ def test_a_broken_entry_point_is_named_and_spares_the_rest(install):
 )
 def test_linear_rules_say_so(rule, linear):
     assert get_rule(rule).is_linear == linear
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise RuntimeError('no\\x1b[2J good')", r"RuntimeError: no\\x1b\[2J good"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("raise SystemExit", "SystemExit: "),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def f(: pass", "SyntaxError"),
+        ("Broken = 3", "a class of rules"),
+    ],
+)
+def test_an_entry_point_that_fails_is_named_and_left_out(install, source, reason):
+    name = f"failing_{abs(hash(source))}"
+    install({"broken": f"{name}:Broken"}, name, source)
+    with pytest.warns(UserWarning, match=rf"entry point broken = {name}:Broken.*{reason}"):
+        assert "fedavg" in rule_names()
+    assert isinstance(get_rule("fedavg"), AggregationRule)
