@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedlora_sim.errors import check_choice, expected
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+MOST, LEAST = 2.0**62, 2.0**-120
+"""Amplitudes that float32 can be trusted with: squares of the largest are numbers, and what stands
+above the smallest has all its digits."""
+
+
+def leaves_range(amplitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which runs have amplitudes that float32 does not hold, or could not compute with.
+
+    Args:
+        amplitudes: of every run, round and direction, (S, T + 1, r).
+
+    Returns:
+        Shape (S,).
+    """
+    size = np.abs(amplitudes)
+    lost = ~(size <= MOST) | ((size > 0) & (size < LEAST))  # NaN is not below anything
+    return np.asarray(lost.any(axis=(1, 2)))
 
 
 def resolve_device(device: str, dtype: torch.dtype) -> torch.device:

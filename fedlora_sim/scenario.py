@@ -40,7 +40,8 @@ class Scenario(TrainingFields):
         allocation: `svd | random | importance`: which directions a client receives. Importance is
             the norm of the client's gradient along each direction when fine-tuning, and how far
             it would move each amplitude at the other fidelities.
-        dtype: `float64 | float32`; None takes float64, and float32 for training.
+        dtype: `float64 | float32`; None takes float64, and float32 for training. Runs whose
+            amplitudes leave the range of float32 are computed in float64.
         device: `auto | cpu | cuda | mps`.
 
         initial_amplitude: amplitude of the first direction at round 0.

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from fedlora_sim.aggregation import AggregationRule, get_rule
@@ -93,7 +95,7 @@ def simulate_many(
     with tqdm(total=total, disable=not progress, desc=chosen.label, unit="run") as bar:
         batch = iter(run_spectral(spectral, chosen, seeds, bar.update))
         return [
-            build_dataset(s, chosen.label, seeds, next(batch) ** 2)
+            build_dataset(s, chosen.label, seeds, energies(s, seeds, next(batch)))
             if s.fidelity == "spectral"
             else _ENGINES[s.fidelity](s, chosen, seeds, bar.update)
             for s in scenarios
@@ -126,19 +128,39 @@ def check_seeds(seed: int | Iterable[int]) -> tuple[int, ...]:
     return seeds
 
 
+def energies(
+    scenario: Scenario, seeds: Sequence[int], amplitudes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Squares of amplitudes (S, T + 1, r_max).
+
+    Raises:
+        InputError: naming the first round whose energy no float64 holds.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.square(amplitudes)
+    lost = np.argwhere(~np.isfinite(squares))
+    if len(lost):
+        run, t, direction = lost[np.argmin(lost[:, 1])].tolist()
+        where = f"in round {t} of seed {seeds[run]}, direction {direction + 1}"
+        wanted = f"energies below 1.8e308; one is above {where}: fewer rounds, or smaller gains"
+        raise expected("rounds", scenario.rounds, wanted)
+    return squares
+
+
 def _spectral(
     scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
 ) -> xr.Dataset:
     (amplitudes,) = run_spectral([scenario], rule, seeds, on_progress)
-    return build_dataset(scenario, rule.label, seeds, amplitudes**2)
+    return build_dataset(scenario, rule.label, seeds, energies(scenario, seeds, amplitudes))
 
 
 def _matrix(
     scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
 ) -> xr.Dataset:
     result = run_matrix(scenario, rule, seeds, on_progress)
-    extra = {"projected_energy": (DIMS, result.projected**2)}
-    return build_dataset(scenario, rule.label, seeds, result.singular_values**2, extra)
+    extra = {"projected_energy": (DIMS, energies(scenario, seeds, result.projected))}
+    energy = energies(scenario, seeds, result.singular_values)
+    return build_dataset(scenario, rule.label, seeds, energy, extra)
 
 
 def _training(

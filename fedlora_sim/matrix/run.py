@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule, Cohort, State
 from fedlora_sim.allocation import carried_directions, leading_directions
-from fedlora_sim.devices import DTYPES, resolve_device
+from fedlora_sim.devices import DTYPES, leaves_range, resolve_device
 from fedlora_sim.draws import (
     allocation_scores,
     basis_rotation,
@@ -21,6 +21,7 @@ from fedlora_sim.draws import (
     initial_basis,
     subspace_mixing,
 )
+from fedlora_sim.errors import InputError, expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import cohort_slots
 from fedlora_sim.matrix.clients import local_factors, split_directions
@@ -44,6 +45,14 @@ class MatrixResult:
 
     singular_values: NDArray[np.float64]
     projected: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[MatrixResult]) -> MatrixResult:
+        """Results of several batches as one."""
+        return cls(
+            np.concatenate([p.singular_values for p in parts]),
+            np.concatenate([p.projected for p in parts]),
+        )
 
 
 def run_matrix(
@@ -71,12 +80,33 @@ def run_matrix(
     with one_thread():
         for start in range(0, len(seeds), size):
             chunk = seeds[start : start + size]
-            parts.append(_Batch(scenario, rule, chunk).run())
+            parts.append(_in_range(scenario, rule, chunk))
             on_progress(len(chunk))
     return MatrixResult(
         np.concatenate([p.singular_values for p in parts]),
         np.concatenate([p.projected for p in parts]),
     )
+
+
+def _in_range(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> MatrixResult:
+    """One batch; runs whose amplitudes leave the range of float32 are computed in float64."""
+    try:
+        found = _Batch(scenario, rule, seeds).run()
+    except (InputError, torch.linalg.LinAlgError) as error:
+        if len(seeds) > 1:  # which run it was shows when each is alone
+            return MatrixResult.joined([_in_range(scenario, rule, [seed]) for seed in seeds])
+        if scenario.dtype == "float64":
+            if isinstance(error, InputError):
+                raise
+            wanted = f"a run whose amplitudes are numbers; those of seed {seeds[0]} leave float64"
+            raise expected("rounds", scenario.rounds, wanted) from None
+        return _in_range(scenario.replace(dtype="float64"), rule, seeds)
+    lost = np.flatnonzero(leaves_range(found.singular_values))
+    if scenario.dtype == "float64" or not len(lost):
+        return found
+    again = _in_range(scenario.replace(dtype="float64"), rule, [seeds[k] for k in lost])
+    found.singular_values[lost], found.projected[lost] = again.singular_values, again.projected
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule
-from fedlora_sim.devices import DTYPES, resolve_device
+from fedlora_sim.devices import DTYPES, leaves_range, resolve_device
 from fedlora_sim.draws import client_draws, client_targets
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
@@ -31,6 +31,8 @@ def run_spectral(
 ) -> list[NDArray[np.float64]]:
     """Amplitudes of every scenario, seed, round and direction.
 
+    A run whose amplitudes leave the range of float32 is computed in float64.
+
     Runs that share rounds, r_max, dtype and device advance together; batching never changes a
     run, whose draws come from its own seed.
 
@@ -46,6 +48,22 @@ def run_spectral(
     Raises:
         ValueError: for the quadratic loss under a rule that has no exact map.
     """
+    found = _run_all(scenarios, rule, seeds, on_progress)
+    for index, scenario in enumerate(scenarios):
+        lost = [] if scenario.dtype == "float64" else np.flatnonzero(leaves_range(found[index]))
+        if len(lost):  # those runs again, in a dtype that holds them
+            again = [seeds[k] for k in lost]
+            (found[index][lost],) = _run_all([scenario.replace(dtype="float64")], rule, again)
+    return found
+
+
+def _run_all(
+    scenarios: Sequence[Scenario],
+    rule: AggregationRule,
+    seeds: Sequence[int],
+    on_progress: Callable[[float], object] = lambda runs: None,
+) -> list[NDArray[np.float64]]:
+    """All runs, each in its scenario's dtype."""
     if any(map(_fits, scenarios)):
         refuse_flow(rule)
     results: list[list[NDArray[np.float64]]] = [[] for _ in scenarios]
