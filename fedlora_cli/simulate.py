@@ -18,7 +18,7 @@ from fedlora_sim import Scenario
 from fedlora_sim import simulate as run
 from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.datasets import save_dataset
-from fedlora_sim.errors import check_positive_int, expected
+from fedlora_sim.errors import check_count, expected
 from fedlora_sim.rule_code import rule_code
 from fedlora_sim.run_store import RunStore
 from fedlora_sim.scenario import load_toml
@@ -66,7 +66,7 @@ def simulate(
     rules = {server.label: server for server in map(load_rule, rule.split(","))}
     if len(rules) != len(rule.split(",")):
         raise expected("--rule", rule, "each rule once")
-    numbers = range(first_seed, first_seed + check_positive_int("--seeds", seeds))
+    numbers = range(first_seed, first_seed + check_count("--seeds", seeds))
     if out.suffix != ".nc" or out.is_dir():
         raise expected("--out", str(out), "a file name that ends in .nc")
     check_folder("--out", out, out.parent)

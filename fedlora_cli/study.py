@@ -29,7 +29,7 @@ from fedlora_cli.options import check_folder, parse_assignment
 from fedlora_cli.resume import INTERRUPTED
 from fedlora_cli.tables import wide_console
 from fedlora_sim.datasets import save_dataset
-from fedlora_sim.errors import check_positive_int, expected
+from fedlora_sim.errors import check_count, expected
 from fedlora_sim.run_store import write_text
 from paper_figs import draw_study
 
@@ -73,7 +73,7 @@ def study(
     chosen = load_study(source, changes).part(names, heterogeneity, seeds)
     folder = Path("results") / chosen.name if out is None else out
     check_folder("--out", folder, folder)
-    workers = check_positive_int("--workers", workers)
+    workers = check_count("--workers", workers, 1_024)
     with _resumable(chosen, folder):
         if not report_only:
             _make_runs(chosen, folder, workers)

@@ -48,7 +48,7 @@ class LoRAFactors:
     scaling: float = 1.0
 
     def __post_init__(self) -> None:
-        a, b = as_tensor(self.lora_A), as_tensor(self.lora_B)
+        a, b = as_tensor("lora_A", self.lora_A), as_tensor("lora_B", self.lora_B)
         object.__setattr__(self, "lora_A", a)
         object.__setattr__(self, "lora_B", b)
         object.__setattr__(self, "scaling", check_finite("scaling", self.scaling))
@@ -109,7 +109,7 @@ class LoRAFactors:
             times_power(x, -e) for x, e in zip((self.lora_B, self.lora_A), powers, strict=True)
         )
         factor, power = math.frexp(self.scaling)
-        found = times_power(factor * (lora_b @ lora_a), sum(powers) + power)
+        found = times_power(factor * (lora_b @ lora_a), powers[0] + powers[1] + power)
         check_tensor_finite("update scaling * lora_B @ lora_A", found)
         return found
 
@@ -134,7 +134,7 @@ class LoRAFactors:
         powers = [_largest_exponent(x) for x in (a, b)]
         a, b = (times_power(x, -e[..., None, None]) for x, e in zip((a, b), powers, strict=True))
         factor, power = math.frexp(abs(self.scaling))
-        return factor * _norm(a, b), sum(powers) + torch.as_tensor(power)
+        return factor * _norm(a, b), powers[0] + powers[1] + power
 
     def to(self, dtype: torch.dtype) -> LoRAFactors:
         """The same factors in another dtype."""
@@ -219,7 +219,7 @@ class LoRAFactors:
         Raises:
             ValueError: if r is out of range.
         """
-        W = as_tensor(W)
+        W = as_tensor("W", W)
         check_matrix("W", W)
         check_tensor_finite("W", W)
         limit = min(W.shape[-2:])
@@ -229,20 +229,40 @@ class LoRAFactors:
         return from_svd(u[..., :r], s[..., :r], vh[..., :r, :]).rescale(scaling)
 
 
-def as_tensor(values: object) -> Tensor:
-    """A tensor of tensors or NumPy arrays; arrays that torch cannot share are copied."""
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types that factors may have; narrower ones have no arithmetic of their own in torch."""
+
+
+def as_tensor(name: str, values: object) -> Tensor:
+    """A tensor of tensors or NumPy arrays; arrays that torch cannot share are copied.
+
+    Raises:
+        InputError: naming the argument, if it is neither.
+    """
     if isinstance(values, np.ndarray) and (
         not values.flags.writeable or min(values.strides, default=0) < 0
     ):
         values = values.copy()
-    return torch.as_tensor(values)
+    try:
+        return torch.as_tensor(values)
+    except Exception:  # of any type
+        raise expected(name, values, "a tensor or an array of numbers") from None
 
 
 def check_matrix(name: str, tensor: Tensor) -> None:
-    """Refuse what is not a floating-point matrix, or a batch of them."""
+    """Refuse what is not a dense floating-point matrix with values, or a batch of them."""
+    wanted = "a floating-point matrix, batch dimensions leading"
+    if tensor.is_nested:
+        raise expected(name, "a nested tensor", wanted)
+    given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
     if tensor.ndim < 2 or not tensor.is_floating_point():
-        given = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-        raise expected(name, given, "a floating-point matrix, batch dimensions leading")
+        raise expected(name, given, wanted)
+    if tensor.dtype not in FLOATS:
+        types = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+        raise expected(name, given, f"{wanted}, of type {types}")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else str(tensor.layout)
+        raise expected(name, f"{given}, {kind}", f"{wanted}, dense and with values")
 
 
 def check_tensor_finite(name: str, tensor: Tensor) -> None:

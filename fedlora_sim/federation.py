@@ -7,6 +7,7 @@ holds the rank indices `(l_{h-1}, l_h]`, and only clients with `r_k >= l_h` cont
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedlora_sim.errors import (
+    MOST_ITEMS,
     check_choice,
+    check_count,
     check_finite,
     check_positive_int,
     check_sequence,
@@ -28,6 +31,9 @@ SAMPLINGS = ("full", "without_replacement", "with_replacement", "bernoulli", "si
 EMPTY_PARTITION = ("zero", "carry", "error")
 ALLOCATIONS = ("svd", "random", "importance")
 HETEROGENEITY = ("fresh", "persistent")
+MOST_RANK = 65_536
+MOST_CARRIED = 1 << 28
+"""Highest rank of a client; and clients times the highest rank, who carries which direction."""
 
 
 def parse_ranks(ranks: str | Sequence[int]) -> tuple[int, ...]:
@@ -51,11 +57,14 @@ def parse_ranks(ranks: str | Sequence[int]) -> tuple[int, ...]:
             if match is None:
                 raise expected("ranks", ranks, "text like '4x8,8x6' (rank 4, 8 clients; ...)")
             count = check_positive_int("ranks", match[2] or "1")
-            clients.extend([check_positive_int("ranks", match[1])] * count)
+            rank = check_count("ranks", match[1], MOST_RANK)
+            if len(clients) + count > MOST_ITEMS:
+                raise expected("ranks", ranks, f"at most {MOST_ITEMS:,} clients")
+            clients.extend([rank] * count)
         return tuple(clients)
     expectation = "one rank per client, or text like '4x8,8x6'"
     given = check_sequence("ranks", ranks, expectation)
-    values = tuple(check_positive_int("ranks", rank) for rank in given)
+    values = tuple(check_count("ranks", rank, MOST_RANK) for rank in given)
     if not values:
         raise expected("ranks", ranks, "at least one client")
     return values
@@ -69,6 +78,8 @@ def check_num_samples(num_samples: Sequence[float], num_clients: int) -> tuple[f
         raise expected("num_samples", list(values), f"{num_clients} values, one per client")
     if not sum(values) > 0:
         raise expected("num_samples", list(values), "at least one positive value")
+    if not math.isfinite(sum(values)):
+        raise expected("num_samples", list(values), "values whose sum is finite")
     return values
 
 
@@ -99,6 +110,9 @@ class Federation:
 
     def __post_init__(self) -> None:
         ranks = parse_ranks(self.ranks)
+        if len(ranks) * max(ranks) > MOST_CARRIED:
+            wanted = f"clients times the highest rank of at most {MOST_CARRIED:,}"
+            raise expected("ranks", f"{len(ranks):,} clients, rank {max(ranks):,}", wanted)
         samples = (1.0,) * len(ranks) if self.num_samples is None else self.num_samples
         samples = check_num_samples(samples, len(ranks))
         if min(samples) == 0:

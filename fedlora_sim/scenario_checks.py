@@ -8,6 +8,7 @@ from typing import Any
 from fedlora_sim.devices import DEVICES, DTYPES
 from fedlora_sim.errors import (
     check_choice,
+    check_count,
     check_finite,
     check_positive,
     check_positive_int,
@@ -54,6 +55,9 @@ POSITIVE = (
     *("initial_amplitude", "dirichlet_alpha", "quantity_alpha", "learning_rate", "local_time"),
 )
 POSITIVE_OR_NONE = ("lora_alpha", "max_grad_norm", "memory_budget")
+LEAST_ALPHA, MOST_ALPHA = 1e-30, 1e30
+"""Of `lora_alpha`: what float32 can multiply and divide by."""
+MOST_THREADS = 4_096
 TEXTS_OR_NONE = ("model", "data", "test_data")
 FLAGS = (
     *("use_rslora", "cache_prefix", "gradient_checkpointing", "counterfactuals", "train_head"),
@@ -109,6 +113,10 @@ def check_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in POSITIVE_OR_NONE:
         if given[name] is not None:
             kept[name] = check_positive(name, given[name], " or None")
+    alpha = given["lora_alpha"]
+    if alpha is not None and not LEAST_ALPHA <= kept["lora_alpha"] <= MOST_ALPHA:
+        raise expected("lora_alpha", alpha, f"a number from {LEAST_ALPHA:g} to {MOST_ALPHA:g}")
+    check_count("threads", given["threads"], MOST_THREADS)
     if given["target_modules"] is not None:
         named = check_sequence(
             "target_modules", given["target_modules"], "names of modules", ordered=False

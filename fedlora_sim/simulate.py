@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.datasets import DIMS, build_dataset
-from fedlora_sim.errors import check_seed, expected
+from fedlora_sim.errors import check_seed, check_sequence, expected
 from fedlora_sim.matrix import run_matrix
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.spectral import run_spectral
@@ -22,6 +22,8 @@ from fedlora_sim.training import run_training
 from fedlora_sim.training.result import TrainingResult, labelled
 
 Progress = Callable[[float], object]
+MOST_NUMBERS = 500_000_000
+"""Numbers that one run may hold at once, and energies that one call may return: 4 GB."""
 
 
 def simulate(
@@ -59,6 +61,7 @@ def simulate(
     """
     chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]
     check_suits(scenario, chosen)
+    check_size(scenario, len(seeds))
     options = {"task": task, "checkpoints": None if checkpoints is None else Path(checkpoints)}
     given = {name: value for name, value in options.items() if value is not None}
     if given and scenario.fidelity != "training":
@@ -90,6 +93,7 @@ def simulate_many(
     chosen, seeds = get_rule(rule), check_seeds(seed)
     for scenario in scenarios:
         check_suits(scenario, chosen)
+        check_size(scenario, len(seeds))
     spectral = [s for s in scenarios if s.fidelity == "spectral"]
     total = len(seeds) * len(scenarios)
     with tqdm(total=total, disable=not progress, desc=chosen.label, unit="run") as bar:
@@ -118,13 +122,42 @@ def check_suits(scenario: Scenario, rule: AggregationRule) -> None:
         raise expected("empty_partition", "error", wanted)
 
 
+def check_size(scenario: Scenario, runs: int) -> None:
+    """Refuse what no memory holds, before anything is made.
+
+    Args:
+        scenario: what is simulated.
+        runs: number of seeds.
+
+    Raises:
+        InputError: if a run, or the energies of all runs, have more than `MOST_NUMBERS` numbers.
+    """
+    clients, r_max = scenario.federation.num_clients, scenario.federation.r_max
+    rounds, d_in, d_out = scenario.rounds, scenario.d_in, scenario.d_out
+    one = {
+        "spectral": rounds * max(clients, scenario.federation.max_cohort * r_max),
+        "matrix": clients * r_max * max(d_in + d_out, 2 * rounds) + d_in * d_out,
+        "training": rounds * clients,
+    }[scenario.fidelity]
+    if one > MOST_NUMBERS:
+        given = f"{rounds:,} rounds, {clients:,} clients, rank {r_max:,}"
+        sizes = f", {d_in:,} x {d_out:,}" if scenario.fidelity == "matrix" else ""
+        wanted = f"runs of at most {MOST_NUMBERS:,} numbers each, not {one:,}"
+        raise expected("scenario", given + sizes, wanted)
+    total = runs * (rounds + 1) * r_max
+    if total > MOST_NUMBERS:
+        given = f"{runs:,} seeds x {rounds + 1:,} rounds x {r_max:,} directions"
+        raise expected("seed", given, f"at most {MOST_NUMBERS:,} energies in one call")
+
+
 def check_seeds(seed: int | Iterable[int]) -> tuple[int, ...]:
     """Seeds as a tuple of distinct non-negative integers."""
     several = isinstance(seed, Iterable) and not isinstance(seed, str)
-    given = seed if several else (seed,)
-    seeds = tuple(check_seed("seed", s) for s in given)  # type: ignore[union-attr]
+    wanted = "one or more distinct seeds"
+    given = check_sequence("seed", seed, wanted, ordered=False) if several else [seed]
+    seeds = tuple(check_seed("seed", s) for s in given)
     if not seeds or len(set(seeds)) != len(seeds):
-        raise expected("seed", list(seeds), "one or more distinct seeds")
+        raise expected("seed", list(seeds), wanted)
     return seeds
 
 

@@ -43,7 +43,7 @@ def per_direction(
     expectation = f"finite numbers{bound}, a scalar or one per direction ({r_max})"
     try:
         array = np.broadcast_to(np.asarray(value, dtype=np.float64), (r_max,))
-    except (TypeError, ValueError):
+    except Exception:  # of any type, with any __array__
         raise expected(argument, value, expectation) from None
     if not np.isfinite(array).all() or (minimum is not None and array.min() < minimum):
         raise expected(argument, value, expectation)

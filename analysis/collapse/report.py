@@ -16,7 +16,7 @@ from analysis.collapse.scenarios import SCENARIOS, Standard, chosen
 from analysis.collapse.verdict import Collapse, together
 from analysis.inference.family import FAMILY_ERROR
 from fedlora_sim.aggregation import AggregationRule, get_rule
-from fedlora_sim.errors import check_positive_int, check_seed, expected
+from fedlora_sim.errors import check_count, check_seed, expected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +143,7 @@ def collapse_report(
     """
     own, standards = get_rule(rule), chosen(scenarios)
     base = check_seed("seed", seed)
-    if seeds is not None and check_positive_int("seeds", seeds) < 2:
+    if seeds is not None and check_count("seeds", seeds) < 2:
         raise expected("seeds", seeds, "at least 2 runs: one says nothing of its own spread")
     rules = {own.label: own} | _controls(own)
     predictions = {s.name: {k: predict(r, s) for k, r in rules.items()} for s in standards}

@@ -117,8 +117,8 @@ def _check_update(k: int, update: LoRAFactors, wanted: _Form | None) -> tuple[_F
         check_tensor_finite(f"updates[{k}].{name}", tensor)
     limits = torch.finfo(compute_dtype(update.dtype))
     if update.scaling != 0 and not limits.tiny <= abs(update.scaling) <= limits.max:
-        wanted = f"0, or a size from {limits.tiny:.2g} to {limits.max:.2g}, as {limits.dtype} holds"
-        raise expected(f"updates[{k}].scaling", update.scaling, wanted)
+        size = f"0, or a size from {limits.tiny:.2g} to {limits.max:.2g}, as {limits.dtype} holds"
+        raise expected(f"updates[{k}].scaling", update.scaling, size)
     return form, update.rank
 
 

@@ -11,7 +11,7 @@ from fedlora_sim.conformance.catalogue import CHECKS
 from fedlora_sim.conformance.law import Check
 from fedlora_sim.conformance.result import CheckResult, Status
 from fedlora_sim.conformance.runner import Search, check_hypothesis
-from fedlora_sim.errors import check_choice, check_positive_int, check_seed
+from fedlora_sim.errors import check_choice, check_count, check_seed
 
 LEAST_FOR_ABSENT = 300
 """Cases that are tried for a counterexample that a rule declares: the first one ends the search."""
@@ -70,7 +70,7 @@ def check_examples(examples: int | None) -> int:
     """Cases to try per law: as given, or as the Hypothesis profile in force has it."""
     check_hypothesis()
     if examples is not None:
-        return check_positive_int("examples", examples)
+        return check_count("examples", examples)
     from hypothesis import settings
 
     return int(settings().max_examples)

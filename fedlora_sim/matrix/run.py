@@ -101,8 +101,8 @@ def _in_range(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -
             wanted = f"a run whose amplitudes are numbers; those of seed {seeds[0]} leave float64"
             raise expected("rounds", scenario.rounds, wanted) from None
         return _in_range(scenario.replace(dtype="float64"), rule, seeds)
-    lost = np.flatnonzero(leaves_range(found.singular_values))
-    if scenario.dtype == "float64" or not len(lost):
+    lost = np.flatnonzero(leaves_range(found.singular_values)).tolist()
+    if scenario.dtype == "float64" or not lost:
         return found
     again = _in_range(scenario.replace(dtype="float64"), rule, [seeds[k] for k in lost])
     found.singular_values[lost], found.projected[lost] = again.singular_values, again.projected

@@ -50,8 +50,10 @@ def run_spectral(
     """
     found = _run_all(scenarios, rule, seeds, on_progress)
     for index, scenario in enumerate(scenarios):
-        lost = [] if scenario.dtype == "float64" else np.flatnonzero(leaves_range(found[index]))
-        if len(lost):  # those runs again, in a dtype that holds them
+        if scenario.dtype == "float64":
+            continue
+        lost = np.flatnonzero(leaves_range(found[index])).tolist()
+        if lost:  # those runs again, in a dtype that holds them
             again = [seeds[k] for k in lost]
             (found[index][lost],) = _run_all([scenario.replace(dtype="float64")], rule, again)
     return found

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_sim.errors import check_choice, check_positive_int, check_seed, expected
+from fedlora_sim.errors import check_choice, check_count, check_seed, expected
 from fedlora_sim.federation import parse_ranks
 from fedlora_sim.scenario import NONE, Scenario
 
+MOST_RUNS = 10_000_000
+"""Runs of a sweep, hence seeds of one list."""
 RULE, SEED, ZIP = "rule", "seed", "zip"
 FIELDS = (*(field.name for field in fields(Scenario)), RULE, SEED)
 LISTS = ("ranks", "num_samples", "client_learning_rates", "target_modules")
@@ -81,7 +83,9 @@ def read_seeds(argument: str, value: object) -> tuple[int, ...]:
         if "count" not in value:
             raise expected(argument, dict(value), "a count, e.g. {start = 0, count = 100}")
         start = check_seed(f"{argument}.start", value.get("start", 0))
-        return tuple(range(start, start + check_positive_int(f"{argument}.count", value["count"])))
+        count = check_count(f"{argument}.count", value["count"], MOST_RUNS)
+        check_seed(f"{argument}.start + count", start + count)
+        return tuple(range(start, start + count))
     given = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     seeds = tuple(check_seed(argument, seed) for seed in given)
     if not seeds:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_sim.devices import DTYPES, resolve_device
-from fedlora_sim.errors import InputError, check_positive, check_positive_int, expected
+from fedlora_sim.errors import InputError, check_count, check_positive, expected
 from fedlora_sim.sweep.axes import described
 from fedlora_sim.sweep.cluster import (
     gpu_client,
@@ -31,6 +31,9 @@ from fedlora_sim.sweep.store import drop_temporary, missing_tasks, prepare_folde
 from fedlora_sim.sweep.work import Outcome
 from fedlora_sim.tasks.loading import load_task
 from fedlora_sim.training.draws import split_clients
+
+MOST_WORKERS = 1_024
+"""Processes of one machine."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Engine:
     gpus: bool = False
 
     def __post_init__(self) -> None:
-        check_positive_int("workers", self.workers)
+        check_count("workers", self.workers, MOST_WORKERS)
         given = {
             "workers": self.workers != 1,
             "scheduler": self.scheduler is not None,

@@ -35,6 +35,7 @@ from fedlora_sim.simulate import check_suits
 from fedlora_sim.spectral.flow import refuse_flow
 from fedlora_sim.sweep.axes import (
     LISTS,
+    MOST_RUNS,
     RULE,
     SEED,
     ZIP,
@@ -46,8 +47,8 @@ from fedlora_sim.sweep.axes import (
 )
 
 TABLES = ("scenario", "grid", "zip")
-MOST_ROWS, MOST_RUNS = 200_000, 10_000_000
-"""Rows of a sweep, each checked before the first is run, in a third of a millisecond; and runs."""
+MOST_ROWS = 200_000
+"""Rows of a sweep, each checked before the first is run, in a third of a millisecond."""
 DEFAULT_RULE = "raflora"
 
 
@@ -224,7 +225,11 @@ def _plain(value: Any) -> Any:
     """A value as TOML would have it: arrays, ranges and tuples are lists."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    return list(map(_plain, value)) if isinstance(value, range | tuple | list) else value
+    if not isinstance(value, range | tuple | list):
+        return value
+    if len(value) > MOST_RUNS:
+        raise expected("grid", value, f"lists of at most {MOST_RUNS:,} values")
+    return list(map(_plain, value))
 
 
 def _load(source: str | Path) -> dict[str, Any]:
