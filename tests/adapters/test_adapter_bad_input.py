@@ -265,7 +265,7 @@ def test_products_that_overflow(refused, folders):
 
     rewrite("b", enlarge)
     line = refused("a", "b", "c", "--out", "out")
-    assert "largest entry of " in line
+    assert "largest singular value of " in line
     assert "products torch.float64 can hold" in line
 
 
