@@ -114,7 +114,7 @@ def test_names_that_cannot_be_a_modules(tmp_path, bad):
 
 def test_control_characters_in_every_text_of_a_configuration(tmp_path):
     evil = "\x1b[2J\x1b]0;owned\x07\r\n\u202e\x9b31m"
-    for option in ("bias", "r", "peft_type", "init_lora_weights", "loftq_config", evil):
+    for option in ("bias", "r", "peft_type", "init_lora_weights", "rank_pattern", evil):
         folder = write_folder(tmp_path, **{option: evil})
         assert "\\x1b[2J" in refusal(partial(AdapterFolder, folder))
 
