@@ -6,7 +6,6 @@ Kinds:
     factorization: results that went through a QR, SVD or eigenvalue problem.
     iteration: results of many rounds, each of which went through a factorization.
     training: parameters after tens of optimiser steps computed in another order.
-    dtype: the same call in a narrower dtype and in float64.
 """
 
 from __future__ import annotations
@@ -22,8 +21,13 @@ RELATIVE: dict[str, dict[str, float]] = {
     "factorization": {"float64": 1e-12, "float32": 2e-5},
     "iteration": {"float64": 1e-9, "float32": 1e-3},
     "training": {"float64": 1e-7, "float32": 1e-2},
-    "dtype": {"float64": 0.0, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2},
 }
+
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Relative distance of neighbouring numbers in every dtype."""
+
+ROUNDING_UNITS = 8.0
+"""Roundings of its inputs and of its result that a call in a narrower dtype may be away."""
 
 SPECTRAL_GAP = 0.02
 """Least distance of neighbouring singular values, as a share of the largest, at which laws speak of
@@ -40,3 +44,19 @@ and room for ill-conditioned factors. A jump makes 1e6 of it and more."""
 def relative(kind: str, dtype: str | torch.dtype = "float64") -> float:
     """Largest relative difference (in norm) that two equal results of this kind may show."""
     return RELATIVE[kind][str(dtype).removeprefix("torch.")]
+
+
+def narrow_error(dtype: str | torch.dtype, size: float, change: float) -> float:
+    """Largest norm of the difference between a call in a dtype and the same call in float64.
+
+    A stable computation gives a rounded result of rounded inputs (Higham 2002, Sec. 1.5), so that
+    its error is a few roundings of the result's size plus what a rounding of the inputs does to the
+    result, which is measured: that is the conditioning of this case.
+
+    Args:
+        dtype: of the call.
+        size: norm that the result's own rounding is relative to.
+        change: norm of the change of the result in float64 when every entry of the inputs moves by
+            `EPS[dtype]` of itself, up or down at random.
+    """
+    return ROUNDING_UNITS * (EPS[str(dtype).removeprefix("torch.")] * size + change)

@@ -24,9 +24,11 @@ class Properties:
 
     `dW_k = s_k B_k A_k` is client k's update, `w_k` its weight, and the result the whole update,
     with what goes into the base. Where nothing else is said, laws speak of cohorts whose highest
-    rank level is min(d_in, d_out), so that nothing is cut; of a first round, without state (shapes,
-    dtypes, finite results and purity are those of a second one too); and of clients that carry
-    their first r_k directions.
+    rank level is min(d_in, d_out), so that nothing is cut, and of a first round. Shapes, dtypes,
+    finite results and purity are checked in later rounds too; all other laws follow there for a
+    rule that is `stateless`, and those on how a cohort is written down are checked over several
+    rounds for one that is not. Clients carry their first r_k directions, or any r_k of them where
+    a rule takes `positions`; laws on partitions speak of the first r_k alone.
 
     Args:
         client_order: the order of the clients does not matter.
@@ -60,6 +62,10 @@ class Properties:
         unknown_level: a client of a rank that is no level of the federation is refused.
         continuous: a small change of the updates is a small change of the result.
         batched: layers in a batch are layers one by one.
+        stateless: earlier rounds change nothing except through `previous`. False for rules that
+            keep a momentum or anything else that matters.
+        positions: the rank index of every column is respected: columns may be listed in any order,
+            and rank indices may be numbered in another order. None for rules that refuse positions.
         gap_needed: the rule looks at singular vectors of single updates: laws are of updates whose
             singular values lie apart.
         common_a: clients share the rows of one frozen A; other cohorts are no input of the rule.
@@ -93,6 +99,8 @@ class Properties:
     unknown_level: Declared = None
     continuous: Declared = None
     batched: Declared = None
+    stateless: Declared = True
+    positions: Declared = True
     gap_needed: bool = False
     common_a: bool = False
     equal_ranks_only: bool = False

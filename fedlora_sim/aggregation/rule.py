@@ -103,6 +103,7 @@ class AggregationRule(ABC):
             batched=True,
             unknown_level=True,
             empty_partitions=True if self.has_empty_partition_policy else None,
+            positions=None if self.needs_svd_allocation else True,
             gap_needed=self.needs_svd_allocation,
             common_a=self.frozen_a,
             multiplier=self.multiplier,

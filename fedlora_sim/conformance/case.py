@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,17 @@ from fedlora_sim.factors import LoRAFactors
 
 Change = Callable[[LoRAFactors], LoRAFactors]
 
+EARLIER = 2
+"""Updates of the first earlier round are those of the case times this number; then one more."""
 
-@dataclass(frozen=True, eq=False)
+
+Positions = tuple[tuple[int, ...], ...]
+"""Rank index of every column of every client."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Case:
-    """One round as a server meets it.
+    """One round as a server meets it, and the rounds before it.
 
     Args:
         updates: `lora_A` (r_k, d_in), `lora_B` (d_out, r_k) and scaling of every client.
@@ -25,6 +33,8 @@ class Case:
         previous: the last global adapter, of rank r_max.
         empty_partition: `zero | carry`.
         seed: of what a check draws besides: an order, a rotation, a change of gauge.
+        positions: rank index of every column of every client; None: its first r_k.
+        earlier: rounds that `delta` runs before this one, for the state that they leave.
     """
 
     updates: tuple[LoRAFactors, ...]
@@ -33,11 +43,23 @@ class Case:
     previous: LoRAFactors
     empty_partition: str = "carry"
     seed: int = 0
+    positions: Positions | None = None
+    earlier: int = 0
+
+    def __repr__(self) -> str:
+        """Ranks and weights; `code` has all numbers."""
+        ranks = [update.rank for update in self.updates]
+        layer = f"{self.previous.d_out} x {self.previous.d_in}"
+        return f"Case({layer}, ranks={ranks}, weights={list(self.weights)}, seed={self.seed})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """As Hypothesis writes it, which prints every number of a dataclass otherwise."""
+        printer.text(repr(self))
 
     @property
     def context(self) -> Context:
         """What the server knows besides the updates."""
-        return Context(self.rank_levels, self.previous, self.empty_partition)
+        return Context(self.rank_levels, self.previous, self.empty_partition, self.positions)
 
     def step(self, rule: Aggregator, state: State = NO_STATE) -> tuple[Aggregated, State]:
         """What the rule makes of the round, and what it keeps.
@@ -50,8 +72,24 @@ class Case:
             return rule.step(own.updates, own.weights, own.context, handed)
 
     def delta(self, rule: Aggregator) -> Tensor:
-        """The whole update that it makes, (d_out, d_in), with what goes into the base."""
-        return self.step(rule)[0].delta()
+        """The whole update of the last round, (d_out, d_in), with what goes into the base."""
+        return self.run(rule)[0].delta()
+
+    def run(self, rule: Aggregator) -> tuple[Aggregated, State]:
+        """The result and the state of the last round, after the earlier ones."""
+        return self.step(rule, self.state_before(rule))
+
+    def state_before(self, rule: Aggregator) -> State:
+        """What the earlier rounds leave."""
+        state = NO_STATE
+        for number in range(self.earlier):
+            state = self.louder(EARLIER + number).step(rule, state)[1]
+        return state
+
+    def louder(self, times: float) -> Case:
+        """The round with every client's update times a number."""
+        updates = [replace(u, lora_B=times * u.lora_B) for u in self.updates]
+        return replace(self, updates=tuple(updates))
 
     @property
     def size(self) -> float:
@@ -71,8 +109,8 @@ class Case:
 
     def coverage(self, i: int) -> float:
         """Weight share `W` of the clients that carry rank index i, counted from 0."""
-        pairs = zip(self.updates, self.weights, strict=True)
-        return sum(w for u, w in pairs if u.rank > i) / sum(self.weights)
+        pairs = zip(self.held, self.weights, strict=True)
+        return sum(w for held, w in pairs if i in held) / sum(self.weights)
 
     def map(self, change: Change) -> Case:
         """The round after a change that every update and the last adapter go through."""
@@ -87,12 +125,46 @@ class Case:
         """The round with every rank component outside the part set to zero."""
         return self.map(lambda update: only(update, part))
 
-    def with_clients(self, updates: Sequence[LoRAFactors], weights: Sequence[float]) -> Case:
-        """The round of other clients."""
-        return replace(self, updates=tuple(updates), weights=tuple(weights))
+    @property
+    def held(self) -> Positions:
+        """Rank index of every column of every client, also where it is the usual one."""
+        if self.positions is not None:
+            return self.positions
+        return tuple(tuple(range(update.rank)) for update in self.updates)
+
+    def take(self, clients: Sequence[int], weights: Sequence[float] | None = None) -> Case:
+        """The round of these clients, by index and in this order, some perhaps more than once.
+
+        Args:
+            clients: indices.
+            weights: one for each of them; their own when None.
+        """
+        own = [self.weights[k] for k in clients] if weights is None else weights
+        positions = None if self.positions is None else tuple(self.positions[k] for k in clients)
+        updates = tuple(self.updates[k] for k in clients)
+        return replace(self, updates=updates, weights=tuple(own), positions=positions)
+
+    def inserted(
+        self, place: int, update: LoRAFactors, weight: float, held: Sequence[int] | None = None
+    ) -> Case:
+        """The round with one more client.
+
+        Args:
+            place: index that it gets.
+            update: its update.
+            weight: its weight.
+            held: rank index of its columns; the first ones when None.
+        """
+        updates, weights, positions = list(self.updates), list(self.weights), list(self.held)
+        updates.insert(place, update)
+        weights.insert(place, weight)
+        positions.insert(place, tuple(range(update.rank) if held is None else held))
+        kept = None if self.positions is None and held is None else tuple(positions)
+        return replace(self, updates=tuple(updates), weights=tuple(weights), positions=kept)
 
     def code(self) -> str:
         """The round as Python to paste: `updates`, `weights`, the `context` of a step, `seed`."""
+        held = "" if self.positions is None else f", {self.positions}"
         lines = [
             "import torch",
             "from fedlora_sim import LoRAFactors",
@@ -103,9 +175,11 @@ class Case:
             "]",
             f"weights = {list(self.weights)}",
             f"previous = {_code(self.previous)}",
-            f"context = Context({self.rank_levels}, previous, {self.empty_partition!r})",
+            f"context = Context({self.rank_levels}, previous, {self.empty_partition!r}{held})",
             f"seed = {self.seed}  # of what a law draws besides: an order, a rotation, a gauge",
         ]
+        if self.earlier:
+            lines.append(f"earlier = {self.earlier}  # rounds before it, of larger updates")
         return "\n".join(lines)
 
 

@@ -9,12 +9,14 @@ from fedlora_sim.conformance.checks import (
     form,
     numerics,
     partitions,
+    rounds,
     symmetry,
 )
 from fedlora_sim.conformance.law import Check
 
 CHECKS: tuple[Check, ...] = (
     *form.CHECKS,
+    *rounds.CHECKS,
     *numerics.CHECKS,
     *clients.CHECKS,
     *symmetry.CHECKS,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation import Aggregator, Properties
+from fedlora_sim.aggregation import AggregationRule, Aggregator, Properties
 from fedlora_sim.conformance.case import Case
 from fedlora_sim.conformance.result import Violation
 from fedlora_sim.tolerances import relative
@@ -18,7 +18,7 @@ Test = Callable[[Aggregator, Case], None]
 Wanted = Callable[[Properties], bool | None]
 
 
-def _here() -> None:
+def _nothing(_: AggregationRule) -> None:
     return None
 
 
@@ -34,7 +34,7 @@ class Check:
         declared: what a rule's properties say of it: True, False (a counterexample is wanted) or
             None (untested); always True for laws that hold of every aggregator.
         options: of the cases, see `strategies.cases`.
-        missing: what this machine lacks for it, None where it has all.
+        missing: what the rule or this machine lacks for it, None where nothing is missing.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Check:
     test: Test
     declared: Wanted
     options: Mapping[str, Any] = field(default_factory=dict)
-    missing: Callable[[], str | None] = _here
+    missing: Callable[[AggregationRule], str | None] = _nothing
 
 
 def universal(_: Properties) -> bool:
@@ -70,7 +70,7 @@ def require_close(
         found: a result.
         wanted: what it must be, same shape.
         what: the two, as a violation is worded.
-        scale: norm that the difference is relative to.
+        scale: norm that the difference is relative to, where that of `wanted` is not larger.
         kind: of the tolerance, see `fedlora_sim.tolerances`; that of float64.
 
     Raises:
@@ -79,6 +79,7 @@ def require_close(
     if found.shape != wanted.shape:
         raise Violation(f"{what}: shapes {tuple(found.shape)} and {tuple(wanted.shape)}")
     off = float(torch.linalg.vector_norm((found - wanted).double()))
-    bound = relative(kind) * scale
+    # The result may be more than what goes in, where weights are not normalised.
+    bound = relative(kind) * max(scale, float(torch.linalg.vector_norm(wanted.double())))
     if not off <= bound:
         raise Violation(f"{what} differ by {off:.3g} in norm, {bound:.1g} is rounding")

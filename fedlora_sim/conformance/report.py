@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.aggregation.foreign import ForeignRule
-from fedlora_sim.conformance.case import Case
+from fedlora_sim.conformance.case import EARLIER, Case
 from fedlora_sim.conformance.result import CheckResult, Status
 from fedlora_sim.errors import InputError
 from fedlora_sim.factors import LoRAFactors
@@ -112,11 +112,17 @@ def failure(result: CheckResult, rule: AggregationRule) -> str:
 
 def code(case: Case, rule: AggregationRule) -> str:
     """A case as Python to paste, with what runs the rule on it."""
-    lines = (
-        *(case.code(), "", _rule_code(rule)),
-        "result, state = rule.step(updates, weights, context, {})",
+    lines = [case.code(), "", _rule_code(rule), "state = {}"]
+    if case.earlier:
+        lines += [
+            f"for times in range({EARLIER}, {EARLIER} + earlier):",
+            "    louder = [LoRAFactors(u.lora_A, times * u.lora_B, u.scaling) for u in updates]",
+            "    _, state = rule.step(louder, weights, context, state)",
+        ]
+    lines += [
+        "result, state = rule.step(updates, weights, context, state)",
         "print(result.delta())",
-    )
+    ]
     return "\n".join(lines)
 
 
@@ -175,6 +181,8 @@ def _case_json(case: Case) -> dict[str, Any]:
         "previous": _factors_json(case.previous),
         "empty_partition": case.empty_partition,
         "seed": case.seed,
+        "positions": case.positions,
+        "earlier": case.earlier,
     }
 
 

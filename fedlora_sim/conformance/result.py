@@ -26,7 +26,7 @@ class CheckResult:
         check: its name.
         status: `passed`: no counterexample to a law that is universal or declared; `failed`: one,
             or none to a law that is declared absent; `expected`: one, to a law declared absent;
-            `skipped`: not declared, hence untested, or not to be had here.
+            `skipped`: not declared, hence untested, or not available.
         reason: what was found, in a line.
         statement: the law.
         examples: cases of which the law speaks that were tried, up to the first that breaks it.

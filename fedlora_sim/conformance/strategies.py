@@ -20,7 +20,18 @@ from fedlora_sim.factors import LoRAFactors
 
 UNIT, STEPS = 4, 8
 """Entries of factors are whole multiples of 1/4 up to 2: short to paste, exact in every dtype."""
-MOST_CLIENTS, LARGEST = 5, 7
+CLIENTS, DIMENSION, LEVELS = 5, 7, 3
+"""Most of them in a small case: one that is quick to run and short to paste."""
+MANY_CLIENTS, MANY_DIMENSIONS, MANY_LEVELS = 12, 48, 6
+"""Most of them in a large case: more than code expects that was tried on a few small clients."""
+MOST_RANK = 40
+"""Highest rank of a large case."""
+LARGE_IN, POSITIONS_IN, SILENT_IN = 5, 4, 8
+"""Of so many cases one is large, one has positions, and one has a client that sends a zero."""
+DECADES = 6
+"""Weights of one case differ by up to 9 times 10 to this power."""
+MOST_EARLIER = 3
+"""Rounds before the one that is checked."""
 MANY = 99
 """Hypothesis mixes larger numbers that it reads in the modules it finds loaded with those it draws:
 below a hundred the same seed gives the same cases wherever it is run."""
@@ -37,10 +48,16 @@ def cases(
     common_a: bool = False,
     gap: bool = False,
     tilted: bool = False,
+    decades: bool = True,
+    positions: bool = False,
+    earlier: bool = False,
 ) -> Case:
-    """Rounds of one to five clients: unequal ranks, levels that nobody has, any scaling.
+    """Rounds of one to twelve clients: unequal ranks, levels that no client has, any scaling.
 
-    Half of the layers are square, and in a quarter of the rounds nobody has the highest level.
+    Four of five cases are small (up to 5 clients, 3 levels and rank 7), one is large (up to 12
+    clients, 6 levels and rank 40). Half of the layers are square. In a quarter of the rounds no
+    client has the highest level; in half of them the weights differ by decades; in an eighth of
+    them one client returns a zero A or B.
 
     Args:
         draw: Hypothesis's own.
@@ -52,20 +69,39 @@ def cases(
         gap: singular values of every update lie apart, see `tolerances.SPECTRAL_GAP`.
         tilted: A is up to four times as long or as short, and B as short or long; and the first
             client may outweigh the others.
+        decades: weights may differ by up to six decades.
+        positions: at times clients carry any directions, listed in any order.
+        earlier: at times up to three rounds go before.
     """
     whole = st.integers
-    d_out, d_in = draw(whole(max(2, min_levels), LARGEST)), draw(whole(max(2, min_levels), LARGEST))
-    d_in = d_out if draw(st.booleans()) else d_in  # where A and B cannot be told apart by shape
-    limit = min(d_in, d_out)
-    many = min(draw(whole(min_levels, max(3, min_levels))), limit)
+    large = draw(whole(0, LARGE_IN - 1)) == LARGE_IN - 1
+    most_clients, most_dims, most_levels = (
+        (MANY_CLIENTS, MANY_DIMENSIONS, MANY_LEVELS) if large else (CLIENTS, DIMENSION, LEVELS)
+    )
+
+    def number(least: int, most: int) -> int:
+        """A number that is mostly high in a large case, and shrinks to the least in every one."""
+        return max(draw(whole(least, most)) for _ in range(3 if large else 1))
+
+    side = max(2, min_levels)
+    d_out, d_in = number(side, most_dims), number(side, most_dims)
+    d_in = d_out if draw(st.booleans()) else d_in  # where A and B cannot be told by shape
+    limit = min(d_in, d_out, MOST_RANK)
+    if full_rank and limit == MOST_RANK:
+        d_in = MOST_RANK
+    many = min(number(min_levels, max(most_levels, min_levels)), limit)
     levels = draw(st.sets(whole(1, limit), min_size=many, max_size=many))
     if full_rank:
         levels = {*sorted(levels)[: -1 if len(levels) > 1 else None], limit}
     levels = tuple(sorted(levels))
     levels = levels[-1:] if equal_ranks else levels
     present = levels[:-1] if len(levels) > 1 and draw(whole(0, 3)) == 3 else levels
-    ranks = draw(st.lists(st.sampled_from(present), min_size=min_clients, max_size=MOST_CLIENTS))
-    weights = draw(st.lists(whole(0, 9), min_size=len(ranks), max_size=len(ranks)).filter(any))
+    count = number(min_clients, most_clients)
+    ranks = draw(st.lists(st.sampled_from(present), min_size=count, max_size=count))
+    weights = draw(st.lists(whole(0, 9), min_size=count, max_size=count).filter(any))
+    if decades and draw(st.booleans()):
+        powers = draw(st.lists(whole(0, DECADES), min_size=count, max_size=count))
+        weights = [w * 10**power for w, power in zip(weights, powers, strict=True)]
     weights[0] *= 4 ** draw(whole(0, 5)) if tilted else 1
     alpha, law = 2.0 ** draw(whole(-1, 4)), draw(st.sampled_from(["one", "alpha/r", "rslora"]))
     steps = draw(whole(2 if gap else 1, STEPS))
@@ -73,6 +109,8 @@ def cases(
     generator = torch.Generator().manual_seed(seed)
 
     def factors(r: int, scaling: float = 1.0, lora_A: Tensor | None = None) -> LoRAFactors:
+        if gap and large:
+            return factors_with_gaps(generator, d_out, d_in, r, scaling)
         while True:
             own = random_factors(generator, d_out, d_in, r, scaling, steps)
             own = own if lora_A is None else LoRAFactors(lora_A, own.lora_B, scaling)
@@ -80,20 +118,33 @@ def cases(
                 return own
 
     previous = factors(levels[-1])
+    held = [list(range(r)) for r in ranks]
+    anywhere = positions and draw(whole(0, POSITIONS_IN - 1)) == POSITIONS_IN - 1
+    if anywhere:
+        held = [torch.randperm(levels[-1], generator=generator)[:r].tolist() for r in ranks]
 
-    def update(r: int) -> LoRAFactors:
+    def update(own: list[int]) -> LoRAFactors:
+        r = len(own)
         scaling = {"one": 1.0, "alpha/r": alpha / r, "rslora": alpha / r**0.5}[law]
-        own = factors(r, scaling, previous.lora_A[:r] if common_a else None)
+        made = factors(r, scaling, previous.lora_A[own] if common_a else None)
         tilt = 2.0 ** draw(whole(-2, 2)) if tilted and not common_a else 1.0
-        return LoRAFactors(own.lora_A * tilt, own.lora_B / tilt, scaling)
+        return LoRAFactors(made.lora_A * tilt, made.lora_B / tilt, scaling)
 
+    updates = list(map(update, held))
+    if not gap and draw(whole(0, SILENT_IN - 1)) == SILENT_IN - 1:
+        a, b, scaling = updates[-1].lora_A, updates[-1].lora_B, updates[-1].scaling
+        only_b = common_a or draw(st.booleans())
+        a, b = (a, torch.zeros_like(b)) if only_b else (torch.zeros_like(a), b)
+        updates[-1] = LoRAFactors(a, b, scaling)
     return Case(
-        updates=tuple(map(update, ranks)),
+        updates=tuple(updates),
         weights=tuple(map(float, weights)),
         rank_levels=levels,
         previous=previous,
         empty_partition=draw(st.sampled_from(["carry", "zero"])),
         seed=draw(whole(0, MANY)),
+        positions=tuple(map(tuple, held)) if anywhere else None,
+        earlier=draw(whole(0, MOST_EARLIER)) if earlier else 0,
     )
 
 
@@ -102,14 +153,18 @@ def suitable(properties: Properties, **options: Any) -> st.SearchStrategy[Case]:
 
     Args:
         properties: what the rule declares.
-        **options: of `cases`.
+        **options: of `cases`; `positions` unless they are switched off here, and `earlier` where it
+            is switched on, as far as the rule's properties go.
     """
     own = {
         "equal_ranks": properties.equal_ranks_only,
         "common_a": properties.common_a,
         "gap": properties.gap_needed,
     }
-    return _cases(**{**options, **{name: value for name, value in own.items() if value}})
+    met = {**options, **{name: value for name, value in own.items() if value}}
+    met["positions"] = options.get("positions", True) and properties.positions is True
+    met["earlier"] = options.get("earlier", False) and properties.stateless is not True
+    return _cases(**met)
 
 
 _cases = lru_cache(maxsize=None)(cases)
@@ -131,3 +186,19 @@ def random_factors(
         return drawn.double() / UNIT
 
     return LoRAFactors(entries(r, d_in), entries(d_out, r), scaling)
+
+
+def factors_with_gaps(
+    generator: torch.Generator, d_out: int, d_in: int, r: int, scaling: float = 1.0
+) -> LoRAFactors:
+    """Random factors, float64, whose singular values fall in equal steps, in a random gauge."""
+
+    def directions(d: int, q: int) -> Tensor:
+        return torch.linalg.qr(torch.randn(d, q, generator=generator, dtype=torch.float64))[0]
+
+    values = torch.arange(r, 0, -1, dtype=torch.float64)
+    stretch = 0.5 + 1.5 * torch.rand(r, generator=generator, dtype=torch.float64)
+    turn = directions(r, r)
+    lora_b = (directions(d_out, r) * values) @ (turn * stretch)
+    lora_a = (turn / stretch).mT @ directions(d_in, r).mT
+    return LoRAFactors(lora_a, lora_b, scaling)

@@ -95,9 +95,9 @@ def run_check(
     result = partial(CheckResult, check.name, statement=check.statement)
     if declared is None:
         return result("skipped", "untested: the rule declares nothing of it")
-    missing = check.missing()
+    missing = check.missing(rule)
     if missing is not None:
-        return result("skipped", f"not to be had here: {missing}")
+        return result("skipped", f"not available: {missing}")
     strategy = suitable(properties, **check.options)
     # Who says that a law is broken must not fail because few cases happened to keep it.
     count = examples if declared else max(examples, LEAST_FOR_ABSENT)

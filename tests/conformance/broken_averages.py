@@ -79,7 +79,8 @@ class TransposedResidual(StackedExact):
         | {"exact", "multiplier", "linear", "low_rank_client_dilutes", "finite", "shapes"}
         | {"client_order", "weight_scale", "weight_repetition", "zero_weight", "homogeneous"}
         | {"scaling_convention", "orthogonal", "transpose"}
-        | {"determinism", "dtypes", "batched", "continuous"}
+        | {"determinism", "dtypes", "batched", "continuous", "layout"}
+        | {"stateless", "independent_runs", "column_order", "rank_indices"}
     )
 
     def base(self, residual):
@@ -101,13 +102,14 @@ class OnlyTheFirstFile(DenseFedAvg):
     fails = MEAN | DILUTION | {"client_order", "zero_weight", "batched"}
 
     def read(self, updates, weights, context):
-        return super().read(updates[:1], [1.0], context)
+        first = replace(context, positions=context.positions and context.positions[:1])
+        return super().read(updates[:1], [1.0], first)
 
 
 class WeightsNotNormalised(DenseFedAvg):
     """Sample counts where shares are meant."""
 
-    fails = MEAN | ALONE | HULLS | DILUTION | {"weight_scale"}
+    fails = MEAN | ALONE | HULLS | DILUTION | {"weight_scale", "dtypes", "continuous"}
 
     def shares(self, clients):
         return [c.weight for c in clients]
@@ -161,7 +163,9 @@ class ShapesGuessed(DenseFedAvg):
     Padded to the smaller side of a square layer both are square, whoever's they are.
     """
 
-    fails = MEAN | ALONE | HULLS | GAUGES | {"orthogonal", "low_rank_client_dilutes"}
+    fails = (
+        MEAN | ALONE | HULLS | GAUGES | {"orthogonal", "low_rank_client_dilutes", "rank_indices"}
+    )
 
     def client(self, update, weight, held, r_max):
         own = super().client(update, weight, held, r_max)
@@ -212,12 +216,9 @@ class UpdatesClipped(DenseFedAvg):
 
 
 class SmallUpdatesDropped(DenseFedAvg):
-    """Clients whose update is small beside the largest are left out as free riders.
+    """Clients whose update is small beside the largest are left out as free riders."""
 
-    Clients who return the first directions of one basis alike are never that small.
-    """
-
-    fails = MEAN - {"multiplier"} | {"linear", "continuous"}
+    fails = MEAN | {"linear", "continuous", "low_rank_client_dilutes"}
 
     SHARE = 0.55  # not 1/2, which norms of whole numbers meet: there rounding decides
 
@@ -245,7 +246,7 @@ class SinglePrecision(DenseFedAvg):
         | HULLS
         | GAUGES
         | {"client_order", "weight_repetition", "homogeneous", "scaling_convention"}
-        | {"orthogonal", "transpose", "linear"}
+        | {"orthogonal", "transpose", "linear", "weight_scale", "rank_indices"}
     )
 
     def mean(self, clients, context):

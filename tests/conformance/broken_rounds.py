@@ -20,19 +20,26 @@ class RMaxFromCohort(DenseZeroPad):
     fails = frozenset({"shapes", "batched"})
 
     def r_max(self, updates, context):
+        if context.positions is not None:
+            return 1 + max(max(held) for held in context.positions)
         return max(u.rank for u in updates)
 
 
 class LevelsFromCohort(DenseRaFLoRA):
     """Partitions are cut at the ranks that came in: those above them are never looked at."""
 
-    fails = frozenset({"empty_partition_carry", "empty_partition_error", "unknown_level"})
+    fails = frozenset(
+        {"empty_partition_carry", "empty_partition_error", "unknown_level"}
+        | {"column_order", "rank_indices"}
+    )
 
     def check(self, updates, context):
         own = tuple(sorted({u.rank for u in updates}))
         super().check(updates, replace(context, rank_levels=own))
 
     def levels(self, clients, context):
+        if context.positions is not None:
+            return super().levels(clients, context)
         return sorted({len(c.held) for c in clients})
 
 
@@ -54,13 +61,15 @@ class EdgeOffByOne(DenseRaFLoRA):
 
     fails = frozenset(
         {"partition_identity", "partition_gauge", "multiplier", "low_rank_client_keeps"}
-        | {"empty_partition_carry", "empty_partition_error"}
+        | {"empty_partition_carry", "empty_partition_error", "rank_indices"}
     )
 
     def levels(self, clients, context):
         return range(1, context.r_max + 1)
 
     def carries(self, client, part):
+        if sorted(client.held) != list(range(len(client.held))):
+            return super().carries(client, part)
         return len(client.held) >= part[0]
 
 
@@ -106,7 +115,8 @@ class ZeroOverZero(DenseRaFLoRA):
         | {"identical_clients", "homogeneous", "scaling_convention", "orthogonal", "transpose"}
         | {"partition_gauge", "rank_bound", "linear", "partition_energy_hull", "multiplier"}
         | {"partition_identity", "empty_partition_zero", "empty_partition_carry"}
-        | {"low_rank_client_keeps"}
+        | {"low_rank_client_keeps", "layout", "stateless", "independent_runs"}
+        | {"column_order", "rank_indices"}
     )
 
     def empty(self, part, context):
@@ -117,7 +127,7 @@ class ZeroOverZero(DenseRaFLoRA):
 class RandomBasis(DenseFedAvg):
     """The range is found with random vectors, as `torch.svd_lowrank` does: exact but for bits."""
 
-    fails = frozenset({"determinism"})
+    fails = frozenset({"determinism", "independent_runs"})
 
     def write(self, W, r, dtype):
         basis = torch.linalg.qr(W @ torch.randn(W.shape[1], W.shape[1]).to(W))[0]

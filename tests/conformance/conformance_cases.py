@@ -54,7 +54,8 @@ def pasted(case: Case) -> Case:
     assert isinstance(context, Context)
     assert all(isinstance(update, LoRAFactors) for update in updates)
     levels, kept = context.rank_levels, context.empty_partition
-    return Case(tuple(updates), tuple(weights), levels, context.previous, kept, seed)
+    held, earlier = context.positions, made.get("earlier", 0)
+    return Case(tuple(updates), tuple(weights), levels, context.previous, kept, seed, held, earlier)
 
 
 def has_accelerator() -> bool:

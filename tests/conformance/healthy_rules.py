@@ -136,7 +136,8 @@ class DenseRaFLoRA(DenseFedAvg):
         return total
 
     def levels(self, clients, context):
-        return context.rank_levels
+        """Partitions; where clients carry any directions, every rank index is one of its own."""
+        return context.rank_levels if context.positions is None else range(1, context.r_max + 1)
 
     def partition(self, clients, part, context):
         carrying = [c for c in clients if self.carries(c, part)]
@@ -208,6 +209,7 @@ class ServerMomentum(DenseFedAvg):
 
     name = "server_momentum"
     source = "arXiv 1909.06335, Sec. 4.3"
+    properties = replace(FEDAVG, stateless=False)
 
     MOMENTUM = 0.9
 

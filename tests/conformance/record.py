@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' shared modules,
 
 import torch
 from broken_averages import AVERAGES
+from broken_cases import CASES
 from broken_rounds import ROUNDS
 from conformance_cases import by_status, outcomes
 from healthy_rules import HEALTHY_RULES
@@ -48,7 +49,7 @@ def main() -> None:
             "own": rule in own,
         }
         tried += rules[rule.label]["examples"]
-    for kind in tqdm([*AVERAGES, *ROUNDS], desc="broken"):
+    for kind in tqdm([*AVERAGES, *ROUNDS, *CASES], desc="broken"):
         results = outcomes(kind(), max(1, given.examples // 10), kind.fails, given.seed)
         failed = by_status(results, "failed")
         broken[kind.__name__] = {

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import pytest
 from broken_averages import AVERAGES
+from broken_cases import CASES
 from broken_rounds import ROUNDS, ElsewhereReturned
 from conformance_cases import NAMES, by_status, outcomes, pasted, reasons, search_seed
-from healthy_rules import HEALTHY_RULES, DenseFedAvg
+from healthy_rules import FEDAVG, HEALTHY_RULES, DenseFedAvg, ServerMomentum
 from hypothesis_profiles import examples
 
-from fedlora_sim.aggregation import FedAvg, get_rule
+from fedlora_sim.aggregation import FedAvg, RaFLoRA, get_rule
 from fedlora_sim.conformance import CHECKS, check_aggregator
 from fedlora_sim.conformance.checks import numerics
 from fedlora_sim.conformance.runner import MOST_KEPT
 from fedlora_sim.conformance.suite import check_named
 
 pytestmark = pytest.mark.hypothesis  # a search of its own, see `make test-deep`
-BROKEN_RULES = (*AVERAGES, *ROUNDS)
+BROKEN_RULES = (*AVERAGES, *ROUNDS, *CASES)
 EXAMPLES = min(examples(16), MOST_KEPT)  # of what dozens of rules pass
 
 
@@ -57,11 +58,13 @@ def test_every_check_can_fail():
 
 @of(BROKEN_RULES)
 def test_a_broken_rule_says_what_its_bug_is_and_declares_what_a_healthy_rule_declares(rule):
-    healthy = (*HEALTHY_RULES, FedAvg)
+    healthy = (*HEALTHY_RULES, FedAvg, RaFLoRA)
     assert rule.__doc__
     assert rule.__base__ in healthy
     if "properties" not in vars(rule):
         assert rule.properties is rule.__base__.properties
+    if rule.__base__ is ServerMomentum:
+        assert rule.properties in (ServerMomentum.properties, FEDAVG)
 
 
 @pytest.mark.parametrize(
@@ -78,4 +81,4 @@ def test_results_elsewhere_than_the_updates_are_found(monkeypatch, rule, status)
 def test_without_an_accelerator_the_device_is_not_tested(monkeypatch):
     monkeypatch.setattr(numerics, "_accelerator", lambda: None)
     (result,) = check_aggregator(DenseFedAvg(), examples=5, checks=["device"])
-    assert (result.status, result.reason) == ("skipped", "not to be had here: no GPU")
+    assert (result.status, result.reason) == ("skipped", "not available: no GPU")

@@ -9,10 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.vendor.pretty import pretty
+from hypothesis_profiles import CI
 
-from fedlora_sim.aggregation import FedAvg, RaFLoRA, get_rule
+from fedlora_sim.aggregation import Aggregated, FedAvg, Properties, RaFLoRA, get_rule
 from fedlora_sim.conformance import CHECKS, Case, CheckResult, parametrize_with_checks
-from fedlora_sim.conformance.strategies import cases, random_factors, suitable
+from fedlora_sim.conformance.case import EARLIER
+from fedlora_sim.conformance.runner import drawn
+from fedlora_sim.conformance.spectra import lie_apart
+from fedlora_sim.conformance.strategies import MOST_RANK, cases, random_factors, suitable
+from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.tolerances import relative
 
 pytest_plugins = ["pytester"]
@@ -147,7 +153,7 @@ def test_cohorts_are_filtered_as_any_strategy(case: Case) -> None:
 def test_cohorts_are_composed_with_ones_own_draws(drawn: tuple[Case, int]) -> None:
     """With equal ranks and one client as often as one likes, all rules of averages are FedAvg."""
     case, times = drawn
-    many = case.with_clients(case.updates[:1] * times, [1.0] * times)
+    many = case.take([0] * times, [1.0] * times)
     own = case.updates[0].delta()
     for name in ("fedavg", "raflora", "zero_pad"):
         off = float(torch.linalg.matrix_norm(many.delta(get_rule(name)) - own))
@@ -157,8 +163,8 @@ def test_cohorts_are_composed_with_ones_own_draws(drawn: tuple[Case, int]) -> No
 @few
 @given(suitable(get_rule("ffa").properties, min_clients=2))
 def test_a_rule_is_given_what_it_can_meet(case: Case) -> None:
-    for update in case.updates:
-        assert torch.equal(update.lora_A, case.previous.lora_A[: update.rank])
+    for update, held in zip(case.updates, case.held, strict=True):
+        assert torch.equal(update.lora_A, case.previous.lora_A[list(held)])
 
 
 def test_factors_are_short_to_paste() -> None:
@@ -167,3 +173,59 @@ def test_factors_are_short_to_paste() -> None:
     entries = torch.cat([factors.lora_A.flatten(), factors.lora_B.flatten()])
     assert torch.equal(4 * entries, (4 * entries).round())
     assert float(entries.abs().max()) <= 2
+
+
+def test_cases_are_mostly_small_and_a_share_is_large() -> None:
+    """What a rule meets in the default number of examples: every kind of case, more than once."""
+    seen = drawn(suitable(get_rule("raflora").properties), CI, 0)
+    low = [min(w for w in c.weights if w) for c in seen]
+    spread = [max(c.weights) / x for x, c in zip(low, seen, strict=True)]
+    kinds = {
+        "small": [len(c.updates) <= 5 and c.rank_levels[-1] <= 7 for c in seen],
+        "above 3 levels": [len(c.rank_levels) > 3 for c in seen],
+        "above rank 8": [max(u.rank for u in c.updates) > 8 for c in seen],
+        "above rank 30": [max(u.rank for u in c.updates) > 30 for c in seen],
+        "more than 8 clients": [len(c.updates) > 8 for c in seen],
+        "a share under 1%": [x < sum(c.weights) / 100 for x, c in zip(low, seen, strict=True)],
+        "over four decades": [ratio > 1e4 for ratio in spread],
+        "positions": [c.positions is not None for c in seen],
+        "one client": [len(c.updates) == 1 for c in seen],
+        "an update of zero": [any(float(u.norm()) == 0 for u in c.updates) for c in seen],
+        "tall": [c.previous.d_out > c.previous.d_in for c in seen],
+        "wide": [c.previous.d_out < c.previous.d_in for c in seen],
+    }
+    counts = {kind: sum(found) for kind, found in kinds.items()}
+    assert CI / 2 < counts.pop("small") < CI
+    assert min(counts.values()) >= 2, counts
+    assert max(max(u.rank for u in c.updates) for c in seen) <= MOST_RANK
+
+
+@few
+@given(suitable(get_rule("raflora:canonicalize=true").properties))
+def test_a_rule_that_refuses_positions_gets_none(case: Case) -> None:
+    assert case.positions is None
+    assert all(lie_apart(update) for update in case.updates)
+
+
+@few
+@given(suitable(Properties(stateless=False), earlier=True))
+def test_rounds_before_are_of_the_same_clients(case: Case) -> None:
+    """A rule that sums what it was sent has the sum of the earlier rounds' multiples."""
+
+    class Summing:
+        name, source, properties = "summing", "a test", Properties(stateless=False)
+
+        def step(self, updates, weights, context, state):  # type: ignore[no-untyped-def]
+            total = updates[0].delta() + state.get("total", 0)
+            return Aggregated(LoRAFactors.from_delta(total, context.r_max)), {"total": total}
+
+    _, state = case.run(Summing())
+    times = 1 + sum(EARLIER + number for number in range(case.earlier))
+    off = float(torch.linalg.matrix_norm(state["total"] - times * case.updates[0].delta()))
+    assert off <= times * relative("factorization") * case.size
+
+
+def test_a_case_is_short_in_words() -> None:
+    case = drawn(suitable(Properties()), 1, 0)[0]
+    assert repr(case) == pretty(case)
+    assert len(repr(case)) < 200

@@ -101,6 +101,7 @@ class Momentum:
             low_rank_client="dilutes" if is_fedavg else None,
             continuous=True,
             batched=True,
+            stateless=False,
             multiplier=self.first_multiplier if is_fedavg else None,
         )
 

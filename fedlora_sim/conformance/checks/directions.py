@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation import Aggregator, Properties
+from fedlora_sim.aggregation import AggregationRule, Aggregator, Cohort, Properties
+from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.conformance.case import Case
-from fedlora_sim.conformance.law import Check, by_property, require_close
+from fedlora_sim.conformance.law import Check, by_property, require_close, universal
 from fedlora_sim.conformance.result import NotApplicable, Violation
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.shares import share
@@ -19,7 +21,7 @@ from fedlora_sim.tolerances import relative
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """A round in which all clients return the first r_k directions of one basis, alike.
+    """A round in which all clients return those directions of one basis that they carry, alike.
 
     Args:
         case: the round; ranks, weights, scalings and levels are those of the case it was made of.
@@ -46,13 +48,16 @@ class Shared:
         amplitudes = torch.arange(r_max, 0, -1, dtype=torch.float64)
         on_a = torch.ones_like(amplitudes) if frozen_a else amplitudes.sqrt()
 
-        def shared(update: LoRAFactors) -> LoRAFactors:
-            scaling = update.scaling
-            share = 1.0 if frozen_a else scaling**-0.5
+        def shared(scaling: float, held: Sequence[int]) -> LoRAFactors:
+            share, own = 1.0 if frozen_a else scaling**-0.5, list(held)
             lora_a, lora_b = share * (v * on_a).mT, u * (amplitudes / on_a) / (share * scaling)
-            return LoRAFactors(lora_a[: update.rank], lora_b[:, : update.rank], scaling)
+            return LoRAFactors(lora_a[own], lora_b[:, own], scaling)
 
-        return cls(replace(case.map(shared), empty_partition="zero"), u, v, amplitudes)
+        pairs = zip(case.updates, case.held, strict=True)
+        updates = tuple(shared(update.scaling, held) for update, held in pairs)
+        previous = shared(case.previous.scaling, range(r_max))
+        alike = replace(case, updates=updates, previous=previous, empty_partition="zero")
+        return cls(alike, u, v, amplitudes)
 
     def after(self, rule: Aggregator) -> Tensor:
         """Amplitudes of the result, (r_max,)."""
@@ -60,9 +65,8 @@ class Shared:
 
     def with_client(self, rank: int) -> Shared:
         """The round with one more client, of this rank and the largest weight."""
-        case = self.case
-        more = (*case.updates, case.previous.truncate(rank))
-        return replace(self, case=case.with_clients(more, (*case.weights, max(case.weights))))
+        case, more = self.case, self.case.previous.truncate(rank)
+        return replace(self, case=case.inserted(len(case.updates), more, max(case.weights)))
 
 
 def coverage(case: Case, properties: Properties) -> Tensor:
@@ -74,9 +78,11 @@ def coverage(case: Case, properties: Properties) -> Tensor:
         "norms": norms * (weights > 0),
         "weights_and_norms": weights * norms,
     }[properties.coverage]
-    ranks = np.array([u.rank for u in case.updates])
-    carried = [share(counted, ranks > i) for i in range(case.rank_levels[-1])]
-    return torch.tensor(carried, dtype=torch.float64)
+    carried = np.zeros((len(case.updates), case.rank_levels[-1]))
+    for k, held in enumerate(case.held):
+        carried[k, list(held)] = 1
+    shares = [share(counted, column) for column in carried.T]
+    return torch.tensor(shares, dtype=torch.float64)
 
 
 def _directions(d: int, r: int, generator: torch.Generator) -> Tensor:
@@ -119,7 +125,41 @@ def _low_rank_client_dilutes(rule: Aggregator, case: Case) -> None:
         raise Violation("one more client of the lowest rank leaves an amplitude above it as it is")
 
 
+def _direction_weights(rule: Aggregator, case: Case) -> None:
+    """In a batch of two cohorts, of which the second has other weights; as engines ask for them."""
+    assert isinstance(rule, AggregationRule)  # else the check is skipped
+    levels = case.rank_levels
+    cohort = Cohort.from_updates(
+        case.updates, torch.tensor(case.weights), levels, list(map(torch.tensor, case.held))
+    )
+    weights = torch.tensor([case.weights, case.weights[::-1]], dtype=torch.float64)
+    norms = torch.stack([cohort.norms(), cohort.norms().flip(0)])
+    members = torch.stack([cohort.members, cohort.members.flip(0)])
+    both = rule.direction_weights(weights, members, norms)
+    if both.shape != members.shape:
+        raise Violation(f"weights of shape {tuple(both.shape)}, not {tuple(members.shape)}")
+    if not bool(torch.isfinite(both).all()):
+        raise Violation("a weight that is not finite")
+    if bool(both[~members].any()):
+        raise Violation("a weight where the client does not carry the direction")
+    for one in range(2):
+        alone = rule.direction_weights(weights[one], members[one], norms[one])
+        require_close(both[one], alone, "weights in a batch, and alone,", 1.0, "reduction")
+
+
+def _has_weights(rule: AggregationRule) -> str | None:
+    return "a rule with a step of its own" if isinstance(rule, ForeignRule) else None
+
+
 CHECKS = (
+    Check(
+        "direction_weights",
+        "Weights of clients in directions are finite, and zero where no client carries one.",
+        _direction_weights,
+        universal,
+        {"full_rank": False, "min_levels": 2},
+        missing=_has_weights,
+    ),
     Check(
         "multiplier",
         "A direction that every contributor returns alike is multiplied as declared.",
@@ -132,13 +172,13 @@ CHECKS = (
         "One more client of the lowest rank changes nothing above it.",
         _low_rank_client_keeps,
         by_property("low_rank_client", "keeps"),
-        {"full_rank": False, "min_levels": 3},
+        {"full_rank": False, "min_levels": 3, "positions": False, "decades": False},
     ),
     Check(
         "low_rank_client_dilutes",
         "One more client of the lowest rank dilutes everything above it.",
         _low_rank_client_dilutes,
         by_property("low_rank_client", "dilutes"),
-        {"full_rank": False, "min_levels": 3},
+        {"full_rank": False, "min_levels": 3, "positions": False, "decades": False},
     ),
 )

@@ -40,7 +40,7 @@ def _best_approximation(rule: Aggregator, case: Case) -> None:
 def _rank_bound(rule: Aggregator, case: Case) -> None:
     values, r = torch.linalg.svdvals(case.delta(rule)), case.rank_levels[-1]
     beyond = float(torch.linalg.vector_norm(values[r:]))
-    if beyond > relative("factorization") * case.size:
+    if beyond > relative("factorization") * max(case.size, float(values[0])):
         raise Violation(f"norm {beyond:.3g} beyond rank {r}, the highest level")
 
 
@@ -82,7 +82,7 @@ def _require_hull(rule: Aggregator, case: Case, what: str) -> None:
         norm = float(update.norm())
         return update if norm == 0 else replace(update, lora_B=update.lora_B * (most / norm))
 
-    level = case.with_clients([stretched(u) for u in case.updates], case.weights)
+    level = replace(case, updates=tuple(map(stretched, case.updates)))
     found = float(torch.linalg.matrix_norm(level.delta(rule)))
     if found > most + relative("factorization") * case.size:
         raise Violation(f"norm{what} {found:.3g}, above the largest client's {most:.3g}")
@@ -127,6 +127,6 @@ CHECKS = (
         "The energy of a partition is at most that of the largest update's partition.",
         _partition_hull,
         by_property("energy_hull", "whole", "partition"),
-        {"tilted": True, "min_levels": 2, "min_clients": 2},
+        {"tilted": True, "min_levels": 2, "min_clients": 2, "positions": False},
     ),
 )

@@ -13,15 +13,25 @@ from torch import Tensor
 
 from fedlora_sim.aggregation import NO_STATE, Aggregated, Aggregator, State
 from fedlora_sim.conformance.case import Case, copied
-from fedlora_sim.conformance.law import Check, by_property, universal
+from fedlora_sim.conformance.law import Check, by_property, require_close, universal
 from fedlora_sim.conformance.result import Violation
+from fedlora_sim.factors import LoRAFactors
+
+LATER = 3
+"""Rounds in which form and purity are checked: a first one, and two that have a state."""
+
+
+def _rounds(rule: Aggregator, case: Case) -> Iterator[Aggregated]:
+    """Results of the first rounds, each with the state of the one before."""
+    state = NO_STATE
+    for _ in range(LATER):
+        result, state = case.step(rule, state)
+        _check_state(state)
+        yield result
 
 
 def _shapes(rule: Aggregator, case: Case) -> None:
-    """In a first round and in a second one, which has the state of the first."""
-    first, state = case.step(rule)
-    _check_state(state)
-    for result in (first, case.step(rule, state)[0]):
+    for result in _rounds(rule, case):
         _check_shapes(result, case)
 
 
@@ -46,42 +56,43 @@ def _check_shapes(result: Aggregated, case: Case) -> None:
 
 
 def _finite(rule: Aggregator, case: Case) -> None:
-    first, state = case.step(rule)
-    for result in (first, case.step(rule, state)[0]):
+    for result in _rounds(rule, case):
         if not bool(torch.isfinite(result.delta()).all()):
             raise Violation("finite updates, and a result that is not")
 
 
 def _nonfinite(rule: Aggregator, case: Case) -> None:
     """Refused, or visible in the result: a number that is none must not vanish."""
+    k, name = case.seed % len(case.updates), "lora_A" if case.seed % 4 > 1 else "lora_B"
     for value in (float("nan"), float("inf")):
-        spoilt = case.updates[0].lora_B.clone()
-        spoilt[0, 0] = value
-        updates = (replace(case.updates[0], lora_B=spoilt), *case.updates[1:])
-        weights = (max(case.weights), *case.weights[1:])
+        spoilt = getattr(case.updates[k], name).clone()
+        spoilt.flatten()[case.seed % spoilt.numel()] = value
+        updates, weights = list(case.updates), list(case.weights)
+        updates[k], weights[k] = replace(case.updates[k], **{name: spoilt}), max(case.weights)
         try:
-            found: Tensor = case.with_clients(updates, weights).delta(rule)
+            given = replace(case, updates=tuple(updates), weights=tuple(weights))
+            found: Tensor = given.delta(rule)
         except (ValueError, ArithmeticError, torch.linalg.LinAlgError):
             continue
         if bool(torch.isfinite(found).all()):
-            raise Violation(f"{value} in updates[0].lora_B vanished in the result")
+            raise Violation(f"{value} in updates[{k}].{name} vanished in the result")
 
 
 def _inputs_untouched(rule: Aggregator, case: Case) -> None:
-    """The updates, the last adapter, and the state that the rule is handed."""
-    own = case.map(copied)
-    with torch.no_grad():
-        _, state = rule.step(own.updates, own.weights, own.context, NO_STATE)
+    """The updates, the last adapter, and the state that the rule is handed, round by round."""
+    own, state = case.map(copied), NO_STATE
+    for _ in range(LATER):
         before = {name: x.clone() for name, x in state.items()}
-        rule.step(own.updates, own.weights, own.context, state)
+        with torch.no_grad():
+            handed, state = state, rule.step(own.updates, own.weights, own.context, state)[1]
+        if not _same_state(handed, before):
+            raise Violation("the state was changed in place")
     pairs = zip((*own.updates, own.previous), (*case.updates, case.previous), strict=True)
     for k, (after, intact) in enumerate(pairs):
         for name in ("lora_A", "lora_B"):
             if not torch.equal(getattr(after, name), getattr(intact, name)):
                 who = "previous" if k == len(case.updates) else f"updates[{k}]"
                 raise Violation(f"{who}.{name} was changed in place")
-    if not _same_state(state, before):
-        raise Violation("the state was changed in place")
 
 
 def _determinism(rule: Aggregator, case: Case) -> None:
@@ -92,6 +103,25 @@ def _determinism(rule: Aggregator, case: Case) -> None:
         for own, other in zip(_tensors(*first), _tensors(*second), strict=True):
             if not torch.equal(own, other):
                 raise Violation("the same call gave other bits")
+
+
+def _layout(rule: Aggregator, case: Case) -> None:
+    """Every other row of longer transposed tensors, and tensors that are trained."""
+
+    def spread(x: Tensor) -> Tensor:
+        rows, columns = x.shape
+        longer = x.new_full((columns, 2 * rows), float("nan"))
+        longer[:, ::2] = x.mT
+        return longer[:, ::2].mT.requires_grad_()
+
+    def strided(update: LoRAFactors) -> LoRAFactors:
+        return LoRAFactors(spread(update.lora_A), spread(update.lora_B), update.scaling)
+
+    other = case.map(strided)
+    with torch.no_grad():
+        found = rule.step(other.updates, other.weights, other.context, NO_STATE)[0].delta()
+    what = "the result of strided tensors, and of contiguous ones,"
+    require_close(found, case.step(rule)[0].delta(), what, case.size)
 
 
 def _seeded(rule: Aggregator, case: Case, state: State, seed: int) -> tuple[Aggregated, State]:
@@ -157,5 +187,11 @@ CHECKS = (
         _determinism,
         universal,
         {"full_rank": False},
+    ),
+    Check(
+        "layout",
+        "How tensors lie in memory, and whether they are trained, does not matter.",
+        _layout,
+        universal,
     ),
 )

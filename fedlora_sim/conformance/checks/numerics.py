@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,9 +15,11 @@ from fedlora_sim.conformance.law import Check, by_property, require_close, unive
 from fedlora_sim.conformance.result import NotApplicable, Violation
 from fedlora_sim.conformance.spectra import gap_at, lie_apart
 from fedlora_sim.factors import LoRAFactors
-from fedlora_sim.tolerances import LARGEST_SLOPE, SMALL_STEP, relative
+from fedlora_sim.tolerances import LARGEST_SLOPE, SMALL_STEP, narrow_error
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LAYERS, SHAPES = 3, ((3,), (1, 3), (3, 1))
+"""How many layers a batch has, and how they are laid out."""
 HALVINGS = 26
 """Of a way as long as the updates, until a step is about as small as `SMALL_STEP`."""
 ONE_IN = 3
@@ -25,36 +27,57 @@ ONE_IN = 3
 
 
 def _dtypes(rule: Aggregator, case: Case) -> None:
-    wide = case.delta(rule)
-    if wide.dtype != torch.float64:
-        raise Violation(f"updates in {torch.float64} come back in {wide.dtype}")
-    size = float(torch.linalg.vector_norm(wide))  # which is more, where weights are no shares
     for dtype in DTYPES:
         narrow = case.to(dtype)
+        wide = narrow.to(torch.float64)
+        wanted = wide.delta(rule)
+        if wanted.dtype != torch.float64:
+            raise Violation(f"updates in {torch.float64} come back in {wanted.dtype}")
         result, state = narrow.step(rule)
         for later in (result, narrow.step(rule, state)[0]):
             if later.adapter.dtype != dtype:
                 raise Violation(f"updates in {dtype} come back in {later.adapter.dtype}")
-        found, what = result.delta().double(), f"the results in float64 and in {dtype}"
-        off = float(torch.linalg.vector_norm(found - wide))
-        bound = relative("dtype", dtype) * max(case.size, size)
-        if not off <= bound:
-            raise Violation(f"{what} differ by {off:.3g} in norm, {bound:.1g} is rounding")
+        what = f"the results in float64 and in {dtype}"
+        bound = _rounding(rule, wide, wanted, dtype)
+        _require_within(result.delta().double(), wanted, what, bound)
+
+
+def _rounding(rule: Aggregator, wide: Case, result: Tensor, dtype: torch.dtype) -> float:
+    """Norm of what rounding to a dtype may do to the result of a case in float64."""
+    eps, generator = torch.finfo(dtype).eps, wide.generator
+
+    def moved(x: Tensor) -> Tensor:
+        signs = torch.randint(0, 2, x.shape, generator=generator, dtype=x.dtype) * 2 - 1
+        return x * (1 + eps * signs)
+
+    def rounded(update: LoRAFactors) -> LoRAFactors:
+        # clients who share one A share its rounding
+        own = update.lora_A if rule.properties.common_a else moved(update.lora_A)
+        return replace(update, lora_A=own, lora_B=moved(update.lora_B))
+
+    change = float(torch.linalg.vector_norm(wide.map(rounded).delta(rule) - result))
+    size = float(torch.linalg.vector_norm(result))  # which is more, where weights are no shares
+    return narrow_error(dtype, max(wide.size, size), change)
+
+
+def _require_within(found: Tensor, wanted: Tensor, what: str, bound: float) -> None:
+    off = float(torch.linalg.vector_norm(found - wanted))
+    if not off <= bound:
+        raise Violation(f"{what} differ by {off:.3g} in norm, {bound:.1g} is rounding")
 
 
 def _device(rule: Aggregator, case: Case) -> None:
     place = _accelerator()
     assert place is not None  # else the check is skipped
     narrow = case.to(torch.float32)
+    wide = narrow.to(torch.float64)
     moved = narrow.map(lambda u: _changed(u, lambda x: x.to(place)))
     result = moved.step(rule)[0]
     if result.adapter.device.type != place:
         raise Violation(f"updates on {place} come back on {result.adapter.device}")
-    found, wanted = result.delta().cpu().double(), narrow.delta(rule).double()
-    off = float(torch.linalg.vector_norm(found - wanted))
-    bound = relative("dtype", torch.float32) * case.size
-    if not off <= bound:
-        raise Violation(f"the results on {place} and on the CPU differ by {off:.3g} in norm")
+    wanted, what = wide.delta(rule), f"the results on {place} and in float64 on the CPU"
+    bound = _rounding(rule, wide, wanted, torch.float32)
+    _require_within(result.delta().cpu().double(), wanted, what, bound)
 
 
 def _accelerator() -> str | None:
@@ -64,31 +87,41 @@ def _accelerator() -> str | None:
 
 
 def _batched(rule: Aggregator, case: Case) -> None:
-    """Two layers at once: the round, and one in which other clients are large and all is turned.
+    """Three layers at once, of which in each other clients are large and all is turned.
 
     Engines hand in weights up to a common factor, so that only such are compared.
     """
     case = replace(case, weights=tuple(w / max(case.weights) for w in case.weights))
+    shape = SHAPES[case.seed % len(SHAPES)]
 
-    def turned(update: LoRAFactors, times: float = 1) -> LoRAFactors:
-        a, b = update.lora_A.flip(1), times * update.lora_B.flip(0)
+    def turned(update: LoRAFactors, layer: int, times: float = 1) -> LoRAFactors:
+        a, b = update.lora_A.roll(layer, 1), times * update.lora_B.roll(layer, 0)
         return replace(update, lora_A=a, lora_B=b)
 
-    others = [turned(update, 1 + k) for k, update in enumerate(case.updates)]
-    other = replace(case, updates=tuple(others), previous=turned(case.previous))
-    updates = tuple(map(_stacked, case.updates, other.updates))
-    previous = _stacked(case.previous, other.previous)
+    def turned_round(layer: int) -> Case:
+        pairs = enumerate(case.updates)
+        others = tuple(turned(update, layer, 1 + layer * k) for k, update in pairs)
+        return replace(case, updates=others, previous=turned(case.previous, layer))
+
+    layers = [case, *map(turned_round, range(1, LAYERS))]
+    each = zip(*(one.updates for one in layers), strict=True)
+    updates = tuple(_stacked(factors, shape) for factors in each)
+    previous = _stacked([one.previous for one in layers], shape)
     checked = check_round(
         updates,
         case.weights,
         rank_levels=case.rank_levels,
-        positions=None,
+        positions=case.positions,
         previous=previous,
         empty_partition=case.empty_partition,
         svd_only=None,
     )
-    found = as_rule(rule).aggregate(checked.cohort, previous, case.empty_partition).delta()
-    for layer, alone in enumerate((case, other)):
+    result = as_rule(rule).aggregate(checked.cohort, previous, case.empty_partition)
+    whole = result.delta()
+    if tuple(whole.shape[:-2]) != shape:
+        raise Violation(f"a batch of {shape} layers comes back as {tuple(whole.shape[:-2])}")
+    found = whole.flatten(0, -3)
+    for layer, alone in enumerate(layers):
         what = f"layer {layer} of a batch, and the layer alone,"
         require_close(found[layer], alone.delta(rule), what, alone.size, "iteration")
 
@@ -151,9 +184,9 @@ def _padded(update: LoRAFactors, r: int) -> LoRAFactors:
     return LoRAFactors(lora_a, lora_b, update.scaling)
 
 
-def _stacked(first: LoRAFactors, second: LoRAFactors) -> LoRAFactors:
-    lora_a = torch.stack([first.lora_A, second.lora_A])
-    return LoRAFactors(lora_a, torch.stack([first.lora_B, second.lora_B]), first.scaling)
+def _stacked(layers: Sequence[LoRAFactors], shape: tuple[int, ...]) -> LoRAFactors:
+    a, b = (torch.stack([getattr(u, name) for u in layers]) for name in ("lora_A", "lora_B"))
+    return LoRAFactors(a.unflatten(0, shape), b.unflatten(0, shape), layers[0].scaling)
 
 
 def _changed(update: LoRAFactors, change: Callable[[Tensor], Tensor]) -> LoRAFactors:
@@ -169,7 +202,7 @@ CHECKS = (
         "Updates on an accelerator give what they give on the CPU, there.",
         _device,
         universal,
-        missing=lambda: None if _accelerator() else "no GPU",
+        missing=lambda rule: None if _accelerator() else "no GPU",
     ),
     Check("batched", "Layers in a batch are layers one by one.", _batched, by_property("batched")),
     Check(

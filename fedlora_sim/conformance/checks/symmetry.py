@@ -64,6 +64,26 @@ def _partition_gauge(rule: Aggregator, case: Case) -> None:
     require_close(other.delta(rule), case.delta(rule), what, case.size, _rounding(rule))
 
 
+def _column_order(rule: Aggregator, case: Case) -> None:
+    generator = case.generator
+    orders = [torch.randperm(update.rank, generator=generator) for update in case.updates]
+    updates = tuple(u.select(order) for u, order in zip(case.updates, orders, strict=True))
+    positions = tuple(tuple(order.tolist()) for order in orders)
+    other = replace(case, updates=updates, positions=positions)
+    what = f"columns listed with positions {positions}"
+    require_close(other.delta(rule), case.delta(rule), what, case.size)
+
+
+def _rank_indices(rule: Aggregator, case: Case) -> None:
+    """Column i stands at index `new[i]`: what the last adapter has at i, it has there too."""
+    new = torch.randperm(case.rank_levels[-1], generator=case.generator)
+    positions = tuple(tuple(new[: u.rank].tolist()) for u in case.updates)
+    previous = case.previous.select(torch.argsort(new))
+    other = replace(case, previous=previous, positions=positions)
+    what = f"rank indices numbered {new.tolist()}"
+    require_close(other.delta(rule), case.delta(rule), what, case.size)
+
+
 def _rounding(rule: Aggregator) -> str:
     """Kind of the tolerance: a singular value near its neighbour turns the directions of both."""
     return "iteration" if rule.properties.gap_needed else "factorization"
@@ -82,7 +102,7 @@ def _in_gauge(case: Case, parts: Sequence[slice]) -> Case:
         g = g.to(update.lora_A)
         return replace(update, lora_A=torch.linalg.inv(g) @ update.lora_A, lora_B=update.lora_B @ g)
 
-    return case.with_clients([change(u) for u in case.updates], case.weights)
+    return replace(case, updates=tuple(map(change, case.updates)))
 
 
 def _rotation(d: int, generator: torch.Generator) -> Tensor:
@@ -101,35 +121,55 @@ CHECKS = (
         "All updates times a positive number give the result times that number.",
         _homogeneous,
         by_property("homogeneous"),
+        {"earlier": True},
     ),
     Check(
         "scaling_convention",
         "alpha/r is part of the update: the same update in another scaling is the same.",
         _scaling_convention,
         by_property("scaling_convention"),
+        {"earlier": True},
     ),
     Check(
         "orthogonal",
         "Turning the layer's inputs and outputs turns the result.",
         _orthogonal,
         by_property("orthogonal"),
+        {"earlier": True},
     ),
     Check(
         "transpose",
         "Transposed updates, A and B exchanged, give the transposed result.",
         _transpose,
         by_property("transpose"),
+        {"earlier": True},
     ),
     Check(
         "full_gauge",
         "B G, G^-1 A is the same update for any invertible G.",
         _full_gauge,
         by_property("gauge", "full"),
+        {"earlier": True},
     ),
     Check(
         "partition_gauge",
         "B G, G^-1 A is the same update for any G that mixes within partitions alone.",
         _partition_gauge,
         by_property("gauge", "full", "partition"),
+        {"positions": False, "earlier": True},
+    ),
+    Check(
+        "column_order",
+        "A client may list its columns in any order, each with its rank index.",
+        _column_order,
+        by_property("positions"),
+        {"positions": False, "earlier": True},
+    ),
+    Check(
+        "rank_indices",
+        "Rank indices numbered in another order give the same update.",
+        _rank_indices,
+        by_property("positions"),
+        {"positions": False, "earlier": True},
     ),
 )
