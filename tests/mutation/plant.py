@@ -1,0 +1,165 @@
+"""Plant faults in a copy of the project, one at a time, and record which tests catch them.
+
+    python tests/mutation/plant.py                run what is not recorded yet
+    python tests/mutation/plant.py NAME...        run these again
+
+A fault replaces one piece of text in one file; the tests named for it run on the copy. It is caught
+if one of them fails, and caught as expected if the test that was built for it is among those. A
+fault's result is kept as soon as it is there, and made anew when the fault, its file or its tests
+have changed. Not part of `make test`: a run takes about an hour on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from faults import FAULTS, Fault
+
+ROOT = Path(__file__).parents[2]
+RECORD = ROOT / "results/recorded/mutation.json"
+TIMEOUT = 900  # seconds; a fault that makes its tests hang is caught
+Results = dict[str, dict[str, Any]]
+
+
+def copy_project(target: Path) -> None:
+    """Copy every tracked file of the project."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    for name in filter(None, listed.stdout.decode("utf-8").split("\0")):
+        if (ROOT / name).is_file():
+            copy = target / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes((ROOT / name).read_bytes())
+
+
+def planted(source: str, fault: Fault) -> str:
+    """Return the source with the fault.
+
+    Raises:
+        ValueError: unless the text that the fault replaces occurs exactly once.
+    """
+    times = source.count(fault.old)
+    if times != 1:
+        raise ValueError(f"{fault.name}: its text occurs {times} times in {fault.path}, not once")
+    return source.replace(fault.old, fault.new)
+
+
+def fingerprint(fault: Fault) -> str:
+    """Return a hash of the fault, its file and its tests."""
+    digest = hashlib.sha256(repr(fault).encode("utf-8"))
+    for name in (fault.path, *fault.test_files):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def failures(output: str) -> list[str]:
+    """Return the names of the tests that pytest reports as failed or in error."""
+    found = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+    return sorted({name.split("::", 1)[-1].partition("[")[0] for name in found})
+
+
+def try_fault(fault: Fault, copy: Path) -> dict[str, Any]:
+    """Plant one fault, run its tests and return what they found; the copy is restored."""
+    target = copy / fault.path
+    source = target.read_text(encoding="utf-8")
+    target.write_text(planted(source, fault), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-rfE", "--maxfail=20", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            [*command, *fault.tests],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        output, failed = done.stdout, done.returncode != 0
+        if done.returncode not in (0, 1):  # pytest itself could not run the tests
+            failed = bool(failures(output))
+            if not failed:
+                raise RuntimeError(f"{fault.name}: {output[-2000:]}{done.stderr[-2000:]}")
+    except subprocess.TimeoutExpired:
+        output, failed = "", True
+    finally:
+        target.write_text(source, encoding="utf-8")
+    names = failures(output)
+    return {
+        "fault": fault.name,
+        "path": fault.path,
+        "result": "caught" if failed else "survived",
+        "as_expected": fault.catcher in names,
+        "catcher": fault.catcher,
+        "failed": names,
+        "seconds": round(time.monotonic() - started),
+        "fingerprint": fingerprint(fault),
+    }
+
+
+def read_record() -> Results:
+    """Return the recorded results by fault, none if there is no record."""
+    if not RECORD.exists():
+        return {}
+    return {row["fault"]: row for row in json.loads(RECORD.read_text(encoding="utf-8"))["faults"]}
+
+
+def write_record(results: Results) -> None:
+    """Write the results in the order of the list; faults that are gone are dropped."""
+    rows = [results[fault.name] for fault in FAULTS if fault.name in results]
+    text = json.dumps({"command": "python tests/mutation/plant.py", "faults": rows}, indent=1)
+    temporary = RECORD.with_suffix(".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(RECORD)
+
+
+def main() -> int:
+    """Run the faults that need it, print a line for each, and return 1 if any survived."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="faults to run again")
+    chosen = parser.parse_args().names
+    unknown = set(chosen) - {fault.name for fault in FAULTS}
+    if unknown:
+        parser.error(f"no fault is called {', '.join(sorted(unknown))}")
+    results = read_record()
+    waiting = [
+        fault
+        for fault in FAULTS
+        if fault.name in chosen
+        or (not chosen and results.get(fault.name, {}).get("fingerprint") != fingerprint(fault))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        copy_project(Path(folder))
+        for number, fault in enumerate(waiting, 1):
+            row = results[fault.name] = try_fault(fault, Path(folder))
+            write_record(results)
+            by = ", ".join(row["failed"]) or "no test"
+            print(
+                f"{number}/{len(waiting)} {fault.name}: {row['result']} by {by} "
+                f"({row['seconds']} s)",
+                flush=True,
+            )
+    survived = [name for name, row in results.items() if row["result"] == "survived"]
+    surprising = [
+        name
+        for name, row in results.items()
+        if row["result"] == "caught" and not row["as_expected"]
+    ]
+    print(f"{len(results) - len(survived)} of {len(results)} faults caught")
+    print(f"survived: {', '.join(survived) or 'none'}")
+    print(f"caught by another test than expected: {', '.join(surprising) or 'none'}")
+    return int(bool(survived))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
