@@ -36,7 +36,7 @@ from analysis.claim import Claim, Context, Control
 from analysis.claims.experiments import by_partition, simulated
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import partition_means
-from analysis.inference.intervals import mean_interval
+from analysis.inference.intervals import mean_interval, median_interval
 from analysis.inference.rates import log_linear_rate
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -55,13 +55,19 @@ FITTING = AFFINE.replace(local_loss="quadratic", target_decay=AFFINE.spectrum_de
 STEP = 0.02
 TARGET_ANGLE = 0.4
 ADAM_STEPS = 10
+# So many that plain steps follow the flow.
+PLAIN_STEPS = 100
 TOLERANCE = 0.05
 # Training so short that plain steps let both partitions collapse, and twice that; rounds until the
 # amplitudes stand still, and those over which they are measured.
 SHORT_TIMES = (0.002, 0.004)
 HELD_ROUNDS, HELD_FROM = 36, 26
 EXPONENT_MARGIN = 0.05
-FIGURE_RUNS, FIGURE_ERROR = 8, 0.01
+FIGURE_RUNS, FIGURE_ERROR = 24, 0.01
+# Of near controls: samples of the lowest rank's clients over the others', and how much longer the
+# second of two local times is than is said.
+MORE_SAMPLES = 1.2
+LONGER = 1.12
 
 
 @dataclass(frozen=True)
@@ -121,12 +127,22 @@ SWEEPS = {
 }
 
 
-def predicted_rates(scenario: Scenario) -> Array:
-    """Fitted rates of the predicted energies over that of the shared partition."""
-    start = scenario.initial_amplitudes
+def predicted_rates(scenario: Scenario, more_samples: float = 1.0) -> Array:
+    """Fitted rates of the predicted energies over that of the shared partition.
+
+    Args:
+        scenario: what is predicted.
+        more_samples: samples of a client of the lowest rank over those of another one.
+    """
+    start, lowest = scenario.initial_amplitudes, min(scenario.ranks)
+    samples = [more_samples if rank == lowest else 1.0 for rank in scenario.ranks]
     if scenario.local_loss == "none":
         energy = closed_form.energy_trajectory(
-            "fedavg", scenario.ranks, scenario.rounds, initial_amplitude=start
+            "fedavg",
+            scenario.ranks,
+            scenario.rounds,
+            initial_amplitude=start,
+            num_samples=samples,
         )
     else:
         amplitude = closed_form.flow_trajectory(
@@ -136,6 +152,7 @@ def predicted_rates(scenario: Scenario) -> Array:
             target=scenario.target_amplitudes,
             local_time=scenario.local_time,
             initial_amplitude=start,
+            num_samples=samples,
         )
         energy = amplitude**2
     return _relative_rates(partition_means(energy, scenario).T)
@@ -146,22 +163,52 @@ def _relative_rates(energy: Array) -> Array:
     return np.asarray(rates[..., 1:] / rates[..., :1])
 
 
-def deviation(name: str, points: Sequence[int], numbers: Sequence[int], context: Context) -> Array:
-    """`|measured / predicted - 1|` of partitions 2 and 3 at points of a sweep, one row per run."""
+def deviation(
+    name: str,
+    points: Sequence[int],
+    numbers: Sequence[int],
+    context: Context,
+    *,
+    more_samples: float = 1.0,
+    plain: bool = False,
+) -> Array:
+    """`|measured / predicted - 1|` of partitions 2 and 3 at points of a sweep, one row per run.
+
+    Args:
+        name: the sweep.
+        points: numbers of its values.
+        numbers: of the runs.
+        context: seeds and device.
+        more_samples: of the prediction, see `predicted_rates`.
+        plain: let clients take `PLAIN_STEPS` plain steps, whatever the sweep says.
+    """
     columns = []
     for point in points:
         scenario = SWEEPS[name].scenarios[point]
-        label = f"breakdown-{name}-{point}-{numbers[0]}-{numbers[-1]}"
+        if plain:
+            scenario = scenario.replace(optimizer="sgd", local_steps=PLAIN_STEPS)
+        kind = f"{name}-plain" if plain else name
+        label = f"breakdown-{kind}-{point}-{numbers[0]}-{numbers[-1]}"
         run = context.run_once(label, partial(simulated, scenario, "fedavg", numbers, context))
         energy = by_partition(run.energy).transpose("seed", "partition", "round").values
-        columns.append(np.abs(_relative_rates(energy) / predicted_rates(scenario) - 1))
+        predicted = predicted_rates(scenario, more_samples)
+        columns.append(np.abs(_relative_rates(energy) / predicted - 1))
     return np.concatenate(columns, axis=1)
 
 
-def held_exponent(optimizer: str, numbers: Sequence[int], context: Context) -> Array:
-    """Power of the local time with which the late amplitudes of partitions 2 and 3 grow."""
+def held_exponent(
+    optimizer: str, numbers: Sequence[int], context: Context, longer: float = 1.0
+) -> Array:
+    """Power of the local time with which the late amplitudes of partitions 2 and 3 grow.
+
+    Args:
+        optimizer: of the clients.
+        numbers: of the runs.
+        context: seeds and device.
+        longer: factor on the second local time, of which the power knows nothing.
+    """
     levels = []
-    for time in SHORT_TIMES:
+    for time in (SHORT_TIMES[0], longer * SHORT_TIMES[1]):
         scenario = FITTING.replace(
             optimizer=optimizer, local_steps=ADAM_STEPS, local_time=time, rounds=HELD_ROUNDS
         )
@@ -216,23 +263,38 @@ def _quantities(name: str, points: Sequence[int]) -> tuple[str, ...]:
 
 
 def _within_tolerance(count: int) -> Prediction:
-    return Prediction.at_most(np.full(count, TOLERANCE))
+    return Prediction.near(np.zeros(count), TOLERANCE)
 
 
-def _region(name: str, points: Sequence[int], outside: str) -> dict[str, Any]:
+def _region(name: str, points: Sequence[int], outside: str, *, plain: bool) -> dict[str, Any]:
+    """What the claims on a sweep's region have in common.
+
+    Args:
+        name: the sweep.
+        points: numbers of the values in the region.
+        outside: what the negative control does, in words.
+        plain: let the clients of the near control take plain steps: rates that leave the
+            prediction for another reason have no near one.
+    """
     wrong = [SWEEPS[name].outside] * len(points)
     quantities = _quantities(name, points)
+    instead = "plain steps, and " if plain else ""
     return {
         "source": "ours",
         "fidelity": "matrix",
         "statistic": "|measured / predicted - 1| of the energy rate over that of the shared "
-        f"partition, fitted over {AFFINE.rounds} rounds, mean of runs",
+        f"partition, fitted over {AFFINE.rounds} rounds, median of runs",
         "quantities": quantities,
         "predict": partial(_within_tolerance, len(quantities)),
         "experiment": partial(deviation, name, points),
         "control": Control(outside, experiment=partial(deviation, name, wrong)),
+        "near": Control(
+            f"{instead}rates of low-rank clients with {MORE_SAMPLES - 1:.0%} more samples",
+            experiment=partial(deviation, name, points, more_samples=MORE_SAMPLES, plain=plain),
+        ),
+        "estimator": median_interval,
         "first": FIGURE_RUNS,
-        "cap": 32,
+        "cap": 48,
     }
 
 
@@ -242,14 +304,14 @@ CLAIMS = (
         statement="The staircase of rates holds within 5%, over four decades of the highest "
         "partition's energy, while updates turn away by up to 0.1 rad a round.",
         assumptions="full participation, common gain; the basis of every update turned at random",
-        **_region("drift", range(SWEEPS["drift"].inside), "an angle of 0.3 rad"),
+        **_region("drift", range(SWEEPS["drift"].inside), "an angle of 0.3 rad", plain=False),
     ),
     Claim(
         id="breakdown-steps",
         statement="With targets turned by 0.4 rad from each other the predicted rates hold within "
         f"5% up to 10 local steps of {STEP:g}.",
         assumptions="full participation, quadratic loss, plain steps; targets turned at random",
-        **_region("steps", range(SWEEPS["steps"].inside), "40 steps"),
+        **_region("steps", range(SWEEPS["steps"].inside), "40 steps", plain=False),
     ),
     Claim(
         id="breakdown-adam",
@@ -257,7 +319,11 @@ CLAIMS = (
         assumptions=f"full participation, quadratic loss, {ADAM_STEPS} steps of Adam a round, "
         "common target",
         kind="conjecture",
-        **_region("adam", range(USUAL, len(TIMES)), "the longest training only"),
+        positive=Control(
+            f"{PLAIN_STEPS} plain steps in place of Adam's",
+            experiment=partial(deviation, "adam", range(USUAL, len(TIMES)), plain=True),
+        ),
+        **_region("adam", range(USUAL, len(TIMES)), "the longest training only", plain=True),
     ),
     Claim(
         id="adam-floor",
@@ -274,8 +340,13 @@ CLAIMS = (
         predict=partial(Prediction.within, [2.0] * len(HIGHER), EXPONENT_MARGIN),
         experiment=partial(held_exponent, "adam"),
         control=Control("plain steps", experiment=partial(held_exponent, "sgd")),
+        near=Control(
+            f"the second local time longer by {LONGER - 1:.0%}",
+            experiment=partial(held_exponent, "adam", longer=LONGER),
+        ),
+        estimator=median_interval,
         first=FIGURE_RUNS,
-        cap=16,
+        cap=48,
         kind="conjecture",
     ),
 )

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from analysis.claim import Claim, Control, Experiment
 from analysis.claims.experiments import by_partition
 from analysis.claims.fitting import (
+    DISCRETE,
     FLOW_MARGIN,
+    LARGER,
     RUNS,
     STEPS,
     TINY,
@@ -32,6 +34,7 @@ from analysis.claims.fitting import (
     one_federation_per_run,
     random_federation,
     trained_for_growth,
+    with_larger_targets,
 )
 from analysis.claims.names import HIGHER, PARTITIONS, RULE_NAMES
 from analysis.inference.rates import log_linear_rate
@@ -45,6 +48,9 @@ FLOOR_ROUNDS, RATE_ROUNDS, CRITICAL_ROUNDS = 24, 10, 12
 # At the threshold an error of the growth adds up over the rounds.
 CRITICAL_STEPS = 300
 CRITICAL_MARGIN = 0.02
+# Of near controls: how much larger a growth omega G is predicted, and a target at the threshold.
+MORE_GROWTH = 1.035
+CRITICAL_LARGER = 1.065
 
 
 def above(rule: str, seed: int) -> Scenario:
@@ -73,55 +79,83 @@ def critical(share: float, rule: str, seed: int) -> Scenario:
     )
 
 
-def held(rule: str, instead: str) -> Experiment:
+def held(rule: str, instead: str, larger: float = 1.0) -> Experiment:
     """Predicted floor of every partition over its amplitude after the last round.
 
     The other way round a rule that predicts no floor would divide by zero.
+
+    Args:
+        rule: the rule that runs.
+        instead: the rule whose floor is predicted.
+        larger: factor on the targets of the prediction.
     """
 
     def measure(scenario: Scenario, run: xr.Dataset) -> Array:
         last = by_partition(amplitudes(run)).values[-1]
-        return flow_floor(scenario, instead) / last
+        return flow_floor(with_larger_targets(scenario, larger), instead) / last
 
     return one_federation_per_run(f"flow-above-{rule}", partial(above, rule), rule, measure)
 
 
-def approach(rule: str, *, swapped: bool) -> Experiment:
+def approach(rule: str, *, swapped: bool = False, more: float = 1.0) -> Experiment:
     """Factor by which `1/x` nears that of the floor, over the predicted one or its inverse.
 
     Differences of successive rounds shrink alike, and need no floor.
+
+    Args:
+        rule: the rule.
+        swapped: predict the inverse.
+        more: factor on the predicted growth omega G.
     """
 
     def measure(scenario: Scenario, run: xr.Dataset) -> Array:
         steps = np.abs(np.diff(mean_inverse(run)[: RATE_ROUNDS + 1, 1:], axis=0))
-        predicted = flow_rate(scenario, rule)[1:]
+        predicted = flow_rate(scenario, rule)[1:] / more
         return log_linear_rate(steps.T) / (1 / predicted if swapped else predicted)
 
     return one_federation_per_run(f"flow-above-{rule}", partial(above, rule), rule, measure)
 
 
-def decay(rule: str, *, trained: bool) -> Experiment:
-    """Amplitude factor per round of partitions 2 and 3 over the predicted one, or over omega."""
+def decay(rule: str, *, trained: bool = True, more: float = 1.0) -> Experiment:
+    """Amplitude factor per round of partitions 2 and 3 over the predicted one.
+
+    Args:
+        rule: the rule.
+        trained: predict omega G; else omega alone.
+        more: factor on the prediction.
+    """
 
     def measure(scenario: Scenario, run: xr.Dataset) -> Array:
         x = by_partition(amplitudes(run)).values[:, 1:]
         predicted = flow_rate(scenario, rule) if trained else dilution(scenario, rule)
-        return log_linear_rate(x.T) / predicted[1:]
+        return log_linear_rate(x.T) / (more * predicted[1:])
 
     return one_federation_per_run(f"flow-below-{rule}", partial(below, rule), rule, measure)
 
 
-def critical_slope(rule: str, share: float) -> Experiment:
-    """Growth of `1/x` per round, early and late, over `(G - 1) / M` at the critical point."""
+def critical_slope(rule: str, share: float, larger: float = 1.0) -> Experiment:
+    """Growth of `1/x` per round, early and late, over `(G - 1) / M` at the critical point.
+
+    Args:
+        rule: the rule.
+        share: of the critical local time, for which clients train.
+        larger: factor on the target M of the prediction.
+    """
 
     def measure(scenario: Scenario, run: xr.Dataset) -> Array:
         y, half = mean_inverse(run)[:, 1], CRITICAL_ROUNDS // 2
         slopes = np.array([y[half] - y[0], y[-1] - y[half]]) / half
         growth = 1 / dilution(scenario, rule)[1]
-        return slopes / ((growth - 1) / scenario.target_amplitude)
+        return slopes / ((growth - 1) / (larger * scenario.target_amplitude))
 
     label = f"flow-critical-{rule}-{share}"
     return one_federation_per_run(label, partial(critical, share, rule), rule, measure)
+
+
+CRITICAL_DISCRETE = (
+    f"clients descend in {CRITICAL_STEPS} steps a round instead of along the flow, and errors of "
+    "the growth add up over the rounds"
+)
 
 
 def _over(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -133,6 +167,7 @@ _COMMON: dict[str, Any] = {
     "fidelity": "matrix",
     "assumptions": "quadratic loss with a target on the common basis, balanced factors, "
     f"{STEPS} plain steps a round, full participation",
+    "wide_because": DISCRETE,
     **RUNS,
 }
 
@@ -142,11 +177,16 @@ def _floor_claim(rule: str, other: str) -> Claim:
         id=f"flow-floor-{rule.replace('_', '-')}",
         statement=f"Above the threshold training under {RULE_NAMES[rule]} holds every partition at "
         "the floor M (omega G - 1) / (G - 1).",
-        statistic=f"floor over the amplitude after {FLOOR_ROUNDS} rounds, mean of federations",
+        statistic=f"floor over the amplitude after {FLOOR_ROUNDS} rounds, of every federation",
         quantities=tuple(f"predicted / measured, {name}" for name in PARTITIONS),
         predict=partial(Prediction.within, np.ones(len(PARTITIONS)), FLOW_MARGIN),
         experiment=held(rule, rule),
         control=Control(f"the floor of {RULE_NAMES[other]}", experiment=held(rule, other)),
+        near=Control(
+            f"the floor of targets larger by {LARGER - 1:.1%}",
+            experiment=held(rule, rule, LARGER),
+        ),
+        scenario=partial(above, rule),
         in_quick=rule != "zero_pad",
         **_COMMON,
     )
@@ -160,10 +200,15 @@ def _above_claim(rule: str) -> Claim:
         statistic="factor per round, by log-linear fit, of the steps of 1/x, over the prediction",
         quantities=_over(HIGHER),
         predict=partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN),
-        experiment=approach(rule, swapped=False),
+        experiment=approach(rule),
         control=Control(
             "the side below the threshold, omega G", experiment=approach(rule, swapped=True)
         ),
+        near=Control(
+            f"a growth omega G larger by {MORE_GROWTH - 1:.1%}",
+            experiment=approach(rule, more=MORE_GROWTH),
+        ),
+        scenario=partial(above, rule),
         in_quick=rule != "zero_pad",
         **_COMMON,
     )
@@ -177,10 +222,15 @@ def _below_claim(rule: str) -> Claim:
         statistic="amplitude factor per round, by log-linear fit, over the prediction",
         quantities=_over(HIGHER),
         predict=partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN),
-        experiment=decay(rule, trained=True),
+        experiment=decay(rule),
         control=Control(
             "omega alone, as if clients did not train", experiment=decay(rule, trained=False)
         ),
+        near=Control(
+            f"a growth omega G larger by {MORE_GROWTH - 1:.1%}",
+            experiment=decay(rule, more=MORE_GROWTH),
+        ),
+        scenario=partial(below, rule),
         in_quick=rule != "zero_pad",
         **_COMMON,
     )
@@ -200,8 +250,13 @@ def _critical_claim(rule: str) -> Claim:
             "local time a tenth short of critical, where the decay is geometric",
             experiment=critical_slope(rule, 0.9),
         ),
+        near=Control(
+            f"the growth of targets larger by {CRITICAL_LARGER - 1:.1%}",
+            experiment=critical_slope(rule, 1.0, CRITICAL_LARGER),
+        ),
+        scenario=partial(critical, 1.0, rule),
         in_quick=rule != "zero_pad",
-        **{**_COMMON, "assumptions": assumptions},
+        **{**_COMMON, "assumptions": assumptions, "wide_because": CRITICAL_DISCRETE},
     )
 
 

@@ -17,9 +17,11 @@ from analysis.claims.fitting import (
     contributors_mean,
     one_federation_per_run,
     random_federation,
+    with_larger_targets,
 )
 from analysis.claims.names import PARTITIONS, RULE_NAMES
 from analysis.claims.predicted import per_partition
+from analysis.inference.intervals import every_run
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
 from fedlora_sim.draws import client_targets
@@ -49,20 +51,27 @@ TARGET_ROUNDS, SHOWN_ROUNDS = 16, (2, 16)
 # Rounds of growth add up the error of the steps, (M T)**2 / n each: 0.5% a round.
 TARGET_STEPS = 200
 TARGET_MARGIN = 0.02
+# Targets of near controls over the true ones.
+LARGER = 1.065
 
 
-def harmonic_mean(rule: str, cohort_size: int | None) -> Array:
+def harmonic_mean(rule: str, cohort_size: int | None, larger: float = 1.0) -> Array:
     """Predicted `1/E[1/x]` of the second partition after every round but the initial one.
 
-    Without a cohort size, as if every cohort held exactly the mean share of contributors.
+    Args:
+        rule: the rule.
+        cohort_size: clients per round; None predicts as if every cohort held exactly the mean
+            share of contributors.
+        larger: factor on all amplitudes, targets included.
     """
+    scenario = with_larger_targets(COHORT, larger)
     amplitude = closed_form.flow_trajectory(
         rule,
-        COHORT.ranks,
-        COHORT.rounds,
-        target=COHORT.target_amplitude,
-        local_time=COHORT.local_time,
-        initial_amplitude=COHORT.initial_amplitudes,
+        scenario.ranks,
+        scenario.rounds,
+        target=scenario.target_amplitude,
+        local_time=scenario.local_time,
+        initial_amplitude=scenario.initial_amplitudes,
         cohort_size=cohort_size,
     )
     return amplitude[1:, -1]
@@ -116,15 +125,21 @@ def trajectory_of(rule: str, scenario: Scenario, targets: Array) -> Array:
     return per_partition(amplitude, scenario)
 
 
-def own_trajectory(rule: str, *, mean_target: bool) -> Experiment:
-    """Predicted amplitude of every partition's last direction over the measured, some rounds."""
+def own_trajectory(rule: str, *, mean_target: bool = False, larger: float = 1.0) -> Experiment:
+    """Predicted amplitude of every partition's last direction over the measured, some rounds.
+
+    Args:
+        rule: the rule.
+        mean_target: predict with the contributors' mean target for all.
+        larger: factor on all amplitudes of the prediction, targets included.
+    """
 
     def measure(scenario: Scenario, run: xr.Dataset) -> Array:
-        targets = client_targets(scenario, int(run.seed.values[0]))
+        targets = larger * client_targets(scenario, int(run.seed.values[0]))
         if mean_target:
             targets = contributors_mean(scenario, targets)
         rounds = np.array(SHOWN_ROUNDS)
-        predicted = trajectory_of(rule, scenario, targets)
+        predicted = trajectory_of(rule, with_larger_targets(scenario, larger), targets)
         return (predicted / per_partition(amplitudes(run).values, scenario))[rounds].ravel()
 
     label = f"flow-targets-{rule}"
@@ -148,6 +163,10 @@ def _cohort_claim(rule: str) -> Claim:
             "the mean share of contributors in every cohort",
             experiment=inverse_over(rule, harmonic_mean(rule, None)),
         ),
+        near=Control(
+            f"amplitudes and targets larger by {LARGER - 1:.1%}",
+            experiment=inverse_over(rule, harmonic_mean(rule, COHORTS[rule].cohort_size, LARGER)),
+        ),
         first=16_000,
         cap=64_000,
     )
@@ -164,17 +183,25 @@ def _targets_claim(rule: str) -> Claim:
         f"clients of lower rank, balanced factors, {TARGET_STEPS} plain steps a round, full "
         "participation",
         fidelity="matrix",
-        statistic="predicted amplitude of a partition's last direction over the measured one, mean "
-        "of federations",
+        statistic="predicted amplitude of a partition's last direction over the measured one, of "
+        "every federation",
         quantities=quantities,
         predict=partial(Prediction.within, np.ones(len(quantities)), TARGET_MARGIN),
-        experiment=own_trajectory(rule, mean_target=False),
+        experiment=own_trajectory(rule),
         control=Control(
             "one target for all, the contributors' mean",
             experiment=own_trajectory(rule, mean_target=True),
         ),
-        first=12,
-        cap=24,
+        near=Control(
+            f"amplitudes and targets larger by {LARGER - 1:.1%}",
+            experiment=own_trajectory(rule, larger=LARGER),
+        ),
+        estimator=every_run,
+        first=20,
+        cap=20,
+        wide_because=f"clients descend in {TARGET_STEPS} steps a round instead of along the flow, "
+        "and rounds of growth add up the errors",
+        scenario=partial(own_targets, rule),
         in_quick=False,  # federations large enough that clients' targets differ reliably
     )
 

@@ -44,37 +44,52 @@ DRIFTING = LONG.replace(drift_mean=0.15)
 MARGIN = 0.02
 FLOOR_MARGIN = 0.03
 LONG_MARGIN = 0.05
+# How much larger the drifts of near controls are; energies grow with the square.
+LITTLE, LONG_LITTLE = 1.035, 1.08
 
 
 def mean_energies(scenario: Scenario, burn_in: int) -> Experiment:
     """Energy of every partition after the burn-in, mean over rounds, for both rules: (n, 2 M)."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
-        return np.concatenate(
-            [
-                by_partition(simulated(scenario, rule, numbers, context).energy)
-                .isel(round=slice(burn_in, None))
-                .mean("round")
-                .values
-                for rule in RULES
-            ],
-            axis=1,
-        )
+        energies = [_mean_energy(scenario, rule, burn_in, numbers, context) for rule in RULES]
+        return np.concatenate(energies, axis=1)
 
     return experiment
 
 
-def energy_pairs(scenario: Scenario, burn_in: int) -> Experiment:
+def _mean_energy(
+    scenario: Scenario, rule: str, burn_in: int, numbers: Sequence[int], context: Context
+) -> Array:
+    energy = by_partition(simulated(scenario, rule, numbers, context).energy)
+    return np.asarray(energy.isel(round=slice(burn_in, None)).mean("round").values)
+
+
+def energy_pairs(scenario: Scenario, burn_in: int, factor: float = 1.0) -> Experiment:
     """The same as pairs of raFLoRA's and FedAvg's, (n, M - 1, 2).
 
     Without the shared partition, where both rules are one and their ratio would be 1 by itself.
+
+    Args:
+        scenario: as above.
+        burn_in: as above.
+        factor: on the drifts under raFLoRA.
     """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
-        fedavg, raflora = np.split(mean_energies(scenario, burn_in)(numbers, context), 2, axis=1)
+        fedavg, raflora = (
+            _mean_energy(each, rule, burn_in, numbers, context)
+            for each, rule in zip((scenario, with_drifts(scenario, factor)), RULES, strict=True)
+        )
         return np.stack([raflora[:, 1:], fedavg[:, 1:]], axis=-1)
 
     return experiment
+
+
+def with_drifts(scenario: Scenario, factor: float) -> Scenario:
+    """The scenario with drifts larger by a factor, mean and deviation."""
+    drifts = {name: factor * getattr(scenario, name) for name in ("drift_mean", "drift_std")}
+    return scenario.replace(**drifts)
 
 
 def _noise_gain(rule: str) -> Array:
@@ -82,8 +97,8 @@ def _noise_gain(rule: str) -> Array:
     return per_partition(gain, NOISE)
 
 
-def _noise(*rules: str) -> Prediction:
-    energies = [NOISE.drift_std**2 * _noise_gain(rule) for rule in rules]
+def _noise(*rules: str, factor: float = 1.0) -> Prediction:
+    energies = [(factor * NOISE.drift_std) ** 2 * _noise_gain(rule) for rule in rules]
     return Prediction.within(np.concatenate(energies), MARGIN)
 
 
@@ -102,8 +117,8 @@ def _floor(scenario: Scenario, rule: str, margin: float) -> Prediction:
     return Prediction.within(per_partition(floor, scenario), margin)
 
 
-def _floor_ratio() -> Prediction:
-    raflora, fedavg = (_floor(HELD, rule, FLOOR_MARGIN).value for rule in ("raflora", "fedavg"))
+def _floor_ratio(scenario: Scenario) -> Prediction:
+    raflora, fedavg = (_floor(scenario, rule, FLOOR_MARGIN).value for rule in RULES[::-1])
     return Prediction.within((raflora / fedavg)[1:], FLOOR_MARGIN)
 
 
@@ -133,10 +148,19 @@ def _long_run_claim(rule: str, other: str) -> Claim:
         control=Control(
             f"the floor of {RULE_NAMES[other]}", partial(_floor, LONG, other, LONG_MARGIN)
         ),
+        near=_larger_drifts(LONG, rule),
         estimator=stationary_mean(LONG_BURN_IN),
         first=4,
         cap=32,
         **_COMMON,
+    )
+
+
+def _larger_drifts(scenario: Scenario, rule: str) -> Control:
+    larger = with_drifts(scenario, LONG_LITTLE)
+    return Control(
+        f"the floor of drifts larger by {LONG_LITTLE - 1:.0%}",
+        partial(_floor, larger, rule, LONG_MARGIN),
     )
 
 
@@ -149,6 +173,7 @@ CLAIMS = (
         predict=partial(_noise, *RULES),
         experiment=mean_energies(NOISE, 1),
         control=Control("the rules exchanged", partial(_noise, *RULES[::-1])),
+        near=Control(f"noise larger by {LITTLE - 1:.1%}", partial(_noise, *RULES, factor=LITTLE)),
         **_RUNS,
         **_COMMON,
     ),
@@ -159,6 +184,10 @@ CLAIMS = (
         predict=partial(_noise_ratio, "raflora", "fedavg"),
         experiment=energy_pairs(NOISE, 1),
         control=Control("the rules exchanged", partial(_noise_ratio, "fedavg", "raflora")),
+        near=Control(
+            f"clients whose noise is larger by {LITTLE - 1:.1%} under raFLoRA",
+            experiment=energy_pairs(NOISE, 1, LITTLE),
+        ),
         **_RUNS,
         **_RATIO,
     ),
@@ -167,11 +196,15 @@ CLAIMS = (
         statement="raFLoRA's floor exceeds FedAvg's by more than the noise does: by the ratio of "
         "the noise times (1 - q') of FedAvg over (1 - q') of raFLoRA.",
         statistic="ratio of mean energies over the stationary rounds",
-        predict=_floor_ratio,
+        predict=partial(_floor_ratio, HELD),
         experiment=energy_pairs(HELD, BURN_IN),
         control=Control(
             "the ratio of the noise alone",
             partial(_noise_ratio, "raflora", "fedavg", FLOOR_MARGIN),
+        ),
+        near=Control(
+            "the floors of clients with a gain of 0.82",
+            partial(_floor_ratio, HELD.replace(gain_mean=0.82)),
         ),
         **_RUNS,
         **_RATIO,
@@ -190,6 +223,7 @@ CLAIMS = (
         control=Control(
             "the floor of zero-mean drift", partial(_floor, LONG, "fedavg", LONG_MARGIN)
         ),
+        near=_larger_drifts(DRIFTING, "fedavg"),
         estimator=stationary_mean(LONG_BURN_IN),
         first=4,
         cap=32,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Claim, Context, Control
 from analysis.claims.experiments import simulated
-from analysis.claims.names import PARTITIONS
+from analysis.claims.names import HIGHER, PARTITIONS
 from analysis.inference.fieller import fieller_ratio
 from analysis.inference.intervals import root_of_mean
 from analysis.inference.measurement import Measurement
@@ -39,6 +39,8 @@ SETTLING = Scenario(
     d_out=16,
 )
 FRACTION_MARGIN, SPEED_MARGIN = 0.05, 0.02
+# Of near controls: how much stronger the shared directions start, and the gain of clients.
+STRONGER, GAIN = 1.08, 1.035
 FIRST = 8_000
 FIGURE_ERROR = 0.01
 ROUNDS = range(1, SETTLING.rounds + 1)
@@ -50,13 +52,17 @@ def partition_sums(energy: Array) -> Array:
     return np.add.reduceat(energy, starts, axis=-1)
 
 
-def predicted_energy(*, controlled: bool = True) -> Array:
+def predicted_energy(*, controlled: bool = True, stronger: float = 1.0, gain: float = 1.0) -> Array:
     """Predicted mean energy of every round and direction, (T + 1, r_max).
 
     Args:
         controlled: with the run's cohorts and spread of gains; else as if all clients took part
             and were alike.
+        stronger: factor on the initial amplitudes of the shared directions.
+        gain: mean gain of the clients.
     """
+    start = SETTLING.initial_amplitudes.copy()
+    start[: SETTLING.federation.levels[0]] *= stronger
     differing: dict[str, Any] = {
         "cohort_size": SETTLING.cohort_size,
         "gain_std": SETTLING.gain_std,
@@ -66,15 +72,20 @@ def predicted_energy(*, controlled: bool = True) -> Array:
         "fedavg",
         SETTLING.ranks,
         SETTLING.rounds,
-        initial_amplitude=SETTLING.initial_amplitudes,
+        initial_amplitude=start,
+        gain_mean=gain,
         **(differing if controlled else {}),
     )
 
 
-def predicted_fractions(*, controlled: bool = True) -> Array:
-    """Predicted fraction of energy of every round and partition, (T + 1, M)."""
-    energy = partition_sums(predicted_energy(controlled=controlled))
-    return energy / energy.sum(-1, keepdims=True)
+def predicted_fractions(**options: Any) -> Array:
+    """Predicted fraction of energy of every round and higher partition, (T, M - 1).
+
+    Args:
+        **options: of `predicted_energy`.
+    """
+    energy = partition_sums(predicted_energy(**options))
+    return np.asarray((energy / energy.sum(-1, keepdims=True))[1:, 1:])
 
 
 def run(numbers: Sequence[int], context: Context) -> Array:
@@ -85,10 +96,10 @@ def run(numbers: Sequence[int], context: Context) -> Array:
 
 
 def fractions(numbers: Sequence[int], context: Context) -> Array:
-    """Energy of each partition from round 1 on, and that of all, (n, T M, 2)."""
+    """Energy of each higher partition from round 1 on, and that of all, (n, T (M - 1), 2)."""
     energy = partition_sums(run(numbers, context))[:, 1:]
     total = np.broadcast_to(energy.sum(-1, keepdims=True), energy.shape)
-    return np.stack([energy, total], axis=-1).reshape(len(energy), -1, 2)
+    return np.stack([energy, total], axis=-1)[:, :, 1:].reshape(len(energy), -1, 2)
 
 
 def energy_left(numbers: Sequence[int], context: Context) -> Array:
@@ -97,19 +108,18 @@ def energy_left(numbers: Sequence[int], context: Context) -> Array:
     return np.asarray(energy[:, -1] / energy[:, 0])
 
 
-def _fractions(controlled: bool) -> Prediction:
-    predicted = predicted_fractions(controlled=controlled)[1:]
-    return Prediction.within(predicted.ravel(), FRACTION_MARGIN)
+def _fractions(**options: Any) -> Prediction:
+    return Prediction.within(predicted_fractions(**options).ravel(), FRACTION_MARGIN)
 
 
-def predicted_speeds(*, controlled: bool = True) -> Array:
-    """`q'_h`, the factor of each partition's mean energy per round; with `controlled` as above."""
-    energy = partition_sums(predicted_energy(controlled=controlled))
+def predicted_speeds(**options: Any) -> Array:
+    """`q'_h`, the factor of each partition's mean energy per round; options as above."""
+    energy = partition_sums(predicted_energy(**options))
     return np.asarray((energy[-1] / energy[0]) ** (1 / SETTLING.rounds))
 
 
-def _speeds(controlled: bool) -> Prediction:
-    return Prediction.within(predicted_speeds(controlled=controlled), SPEED_MARGIN)
+def _speeds(**options: Any) -> Prediction:
+    return Prediction.within(predicted_speeds(**options), SPEED_MARGIN)
 
 
 def gather(context: Context, count: int | None = None) -> xr.Dataset:
@@ -175,15 +185,20 @@ _COMMON: dict[str, Any] = {
 CLAIMS = (
     Claim(
         id="review-settling-fractions",
-        statement="Under FedAvg the fraction of energy in every partition of the singular values "
-        "follows its prediction, round by round.",
+        statement="Under FedAvg the fraction of energy in every higher partition of the singular "
+        "values follows its prediction, round by round; the rest is in the shared one.",
         statistic="mean energy of the partition's singular values over that of all",
-        quantities=tuple(f"round {t}, {name}" for t in ROUNDS for name in PARTITIONS),
-        predict=partial(_fractions, True),
+        quantities=tuple(f"round {t}, {name}" for t in ROUNDS for name in HIGHER),
+        predict=_fractions,
         experiment=fractions,
         estimator=fieller_ratio,
         control=Control(
-            "the fractions of alike clients who all take part", partial(_fractions, False)
+            "the fractions of alike clients who all take part",
+            partial(_fractions, controlled=False),
+        ),
+        near=Control(
+            f"the fractions of shared directions that start stronger by {STRONGER - 1:.0%}",
+            partial(_fractions, stronger=STRONGER),
         ),
         **_COMMON,
     ),
@@ -193,12 +208,15 @@ CLAIMS = (
         "q'_h = E[W^2] + nu^2 E[sum w^2].",
         statistic=f"root of the mean energy left after {SETTLING.rounds} rounds",
         quantities=PARTITIONS,
-        predict=partial(_speeds, True),
+        predict=_speeds,
         experiment=energy_left,
         estimator=_estimate_speed,
         control=Control(
             "the speeds of alike clients who all take part, coverage squared",
-            partial(_speeds, False),
+            partial(_speeds, controlled=False),
+        ),
+        near=Control(
+            f"the speeds of clients with a mean gain of {GAIN:g}", partial(_speeds, gain=GAIN)
         ),
         **_COMMON,
     ),

@@ -41,6 +41,8 @@ SIGNAL = Scenario(
 SIGNAL_COHORTS = SIGNAL.replace(cohort_size=12)
 CONTRIBUTORS = (3, 4)
 MARGIN = 0.03
+# Spread of near controls over the true one; variances grow with the square.
+MORE_SPREAD = 1.05
 
 
 def contributors(scenario: Scenario, numbers: Sequence[int], context: Context) -> Array:
@@ -72,28 +74,46 @@ def noise_over_signal(
     return partition_means(noise, scenario)
 
 
-def signal_pairs(raflora_signal: str) -> Experiment:
-    """Noise over signal of raFLoRA and of FedAvg, on seeds of their own, (n, M, 2)."""
+def noisier(scenario: Scenario, factor: float) -> Scenario:
+    """The scenario with gains and drifts that spread more by a factor."""
+    spreads = {name: factor * getattr(scenario, name) for name in ("gain_std", "drift_std")}
+    return scenario.replace(**spreads)
+
+
+def signal_pairs(raflora_signal: str, factor: float = 1.0) -> Experiment:
+    """Noise over signal of raFLoRA and of FedAvg, on seeds of their own, (n, M, 2).
+
+    Args:
+        raflora_signal: the rule whose mean raFLoRA's noise is divided by.
+        factor: on the spread of raFLoRA's clients.
+    """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         held = SIGNAL.federation.members.sum(0)[np.array(SIGNAL.federation.levels) - 1]
         everybody = np.tile(held, (len(numbers), 1))
         even, odd = ([2 * i + side for i in numbers] for side in (0, 1))
-        raflora = noise_over_signal(everybody, SIGNAL, "raflora", raflora_signal, even, context)
+        own = noisier(SIGNAL, factor)
+        raflora = noise_over_signal(everybody, own, "raflora", raflora_signal, even, context)
         fedavg = noise_over_signal(everybody, SIGNAL, "fedavg", "fedavg", odd, context)
         return np.stack([raflora, fedavg], axis=-1)
 
     return experiment
 
 
-def signal_by_contributors(raflora_signal: str) -> Experiment:
-    """Noise over signal of the highest partition, for each rule and number of contributors."""
+def signal_by_contributors(raflora_signal: str, factor: float = 1.0) -> Experiment:
+    """Noise over signal of the highest partition, for each rule and number of contributors.
+
+    Args:
+        raflora_signal: the rule whose mean raFLoRA's noise is divided by.
+        factor: on the spread of the clients.
+    """
+    scenario = noisier(SIGNAL_COHORTS, factor)
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
-        held = contributors(SIGNAL_COHORTS, numbers, context)
+        held = contributors(scenario, numbers, context)
         columns = []
         for rule, signal_of in (("fedavg", "fedavg"), ("raflora", raflora_signal)):
-            noise = noise_over_signal(held, SIGNAL_COHORTS, rule, signal_of, numbers, context)
+            noise = noise_over_signal(held, scenario, rule, signal_of, numbers, context)
             columns += [np.where(held[:, -1] == h, noise[:, -1], np.nan) for h in CONTRIBUTORS]
         return np.stack(columns, axis=1)
 
@@ -134,6 +154,10 @@ CLAIMS = (
         predict=partial(Prediction.within, np.ones(len(PARTITIONS)), MARGIN),
         experiment=signal_pairs("raflora"),
         control=Control("raFLoRA's noise at FedAvg's signal", experiment=signal_pairs("fedavg")),
+        near=Control(
+            f"raFLoRA's clients spread by {MORE_SPREAD - 1:.0%} more",
+            experiment=signal_pairs("raflora", MORE_SPREAD),
+        ),
         assumptions="full participation, independent gains and drifts of mean (g, 0), fixed basis",
         quantities=tuple(f"raflora / fedavg, {p}" for p in PARTITIONS),
         estimator=fieller_ratio,
@@ -150,6 +174,10 @@ CLAIMS = (
         experiment=signal_by_contributors("raflora"),
         control=Control(
             "raFLoRA's noise at FedAvg's signal", experiment=signal_by_contributors("fedavg")
+        ),
+        near=Control(
+            f"clients who spread by {MORE_SPREAD - 1:.0%} more",
+            experiment=signal_by_contributors("raflora", MORE_SPREAD),
         ),
         estimator=over_survivors(mean_interval),
         assumptions="uniform cohorts, independent gains and drifts of mean (g, 0), fixed basis",

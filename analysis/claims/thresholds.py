@@ -21,7 +21,9 @@ from analysis import closed_form
 from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import by_partition
 from analysis.claims.fitting import (
+    DISCRETE,
     FLOW_MARGIN,
+    LARGER,
     RUNS,
     STEPS,
     TINY,
@@ -30,6 +32,7 @@ from analysis.claims.fitting import (
     one_federation_per_run,
     random_federation,
     threshold,
+    with_larger_targets,
 )
 from analysis.claims.names import HIGHER, RULE_NAMES
 from analysis.claims.predicted import per_partition
@@ -112,6 +115,17 @@ def _threshold_alike(scenario: Scenario, rule: str, seed: int) -> Array:
     return threshold(scenario, rule)
 
 
+def threshold_of_larger(scenario: Scenario, rule: str, seed: int) -> Array:
+    """Threshold of clients whose one target is a little larger."""
+    return threshold(with_larger_targets(scenario), rule)
+
+
+def threshold_of_larger_each(scenario: Scenario, rule: str, seed: int) -> Array:
+    """Threshold of clients with targets of their own, each a little larger."""
+    targets = LARGER * client_targets(scenario, seed)
+    return _threshold_of_targets(scenario, rule, targets)
+
+
 def _threshold_of_targets(scenario: Scenario, rule: str, targets: Array) -> Array:
     found = closed_form.collapse_threshold(
         rule, scenario.ranks, targets, num_samples=scenario.num_samples
@@ -119,17 +133,24 @@ def _threshold_of_targets(scenario: Scenario, rule: str, targets: Array) -> Arra
     return per_partition(found, scenario)
 
 
-def growth_of_short_training(rule: str) -> Experiment:
-    """Log of the amplitude factor of a round of hardly any training, over that of training."""
+def trained_shortly(seed: int) -> Scenario:
+    """A random federation whose clients hardly train."""
+    return alike(seed).replace(local_time=SHORT)
 
-    def draw(seed: int) -> Scenario:
-        return alike(seed).replace(local_time=SHORT)
+
+def growth_of_short_training(rule: str, larger: float = 1.0) -> Experiment:
+    """Log of the amplitude factor of a round of hardly any training, over that of training.
+
+    Args:
+        rule: the rule.
+        larger: factor on the target of the prediction.
+    """
 
     def measure(scenario: Scenario, run: xr.Dataset) -> Array:
         x = by_partition(amplitudes(run)).values[:, 1:]
-        return np.log(x[-1] / x[0]) / (2 * scenario.target_amplitude * SHORT)
+        return np.log(x[-1] / x[0]) / (2 * larger * scenario.target_amplitude * SHORT)
 
-    return one_federation_per_run(f"short-training-{rule}", draw, rule, measure)
+    return one_federation_per_run(f"short-training-{rule}", trained_shortly, rule, measure)
 
 
 _UNITY = partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN)
@@ -141,11 +162,13 @@ _COMMON: dict[str, Any] = {
 }
 _BRACKETS: dict[str, Any] = {
     "statistic": "local time at which a small amplitude neither grows nor falls, by bisection to "
-    f"{BRACKET:.1%}, over the prediction; mean of federations, the brackets' width included",
+    f"{BRACKET:.1%}, over the prediction, of every federation; the brackets' width included",
     "quantities": tuple(f"measured / predicted, {name}" for name in HIGHER),
     "predict": _UNITY,
-    "estimator": bracketed,
     **_COMMON,
+    **RUNS,
+    "estimator": bracketed,
+    "wide_because": f"{DISCRETE}; a bracket has a width",
 }
 
 
@@ -159,9 +182,13 @@ def _threshold_claim(rule: str, other: str) -> Claim:
             f"the threshold of {RULE_NAMES[other]}",
             experiment=found_threshold(rule, alike, threshold_of_other),
         ),
+        near=Control(
+            f"the threshold of targets larger by {LARGER - 1:.1%}",
+            experiment=found_threshold(rule, alike, threshold_of_larger),
+        ),
+        scenario=alike,
         in_quick=rule == "fedavg",
         **_BRACKETS,
-        **RUNS,
     )
 
 
@@ -172,12 +199,19 @@ CLAIMS = (
         id="flow-raflora-no-threshold",
         statement="Under raFLoRA no training is too short: small amplitudes grow by exp(2 M T) "
         "for any T, as if nobody diluted them.",
-        statistic=f"log of the amplitude factor of a round with T = {SHORT:g}, over 2 M T; mean of "
-        "federations",
+        statistic=f"log of the amplitude factor of a round with T = {SHORT:g}, over 2 M T, of "
+        "every federation",
         quantities=tuple(f"measured / predicted, {name}" for name in HIGHER),
         predict=_UNITY,
         experiment=growth_of_short_training("raflora"),
         control=Control("FedAvg in its place", experiment=growth_of_short_training("fedavg")),
+        near=Control(
+            f"the growth of targets larger by {LARGER - 1:.1%}",
+            experiment=growth_of_short_training("raflora", LARGER),
+        ),
+        scenario=trained_shortly,
+        wide_because="the amplitude's growth is linear in it only as far as it is small against "
+        "its target",
         **_COMMON,
         **RUNS,
     ),
@@ -190,9 +224,12 @@ CLAIMS = (
             "the threshold of the contributors' mean target",
             experiment=found_threshold("fedavg", unlike, threshold_of_mean),
         ),
-        **_BRACKETS,
-        first=12,
-        cap=24,
+        near=Control(
+            f"the threshold of targets larger by {LARGER - 1:.1%} each",
+            experiment=found_threshold("fedavg", unlike, threshold_of_larger_each),
+        ),
+        scenario=unlike,
         in_quick=False,  # large federations, searched one by one
+        **_BRACKETS,
     ),
 )

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.inference.intervals import mean_interval
 from analysis.inference.measurement import Measurement
 from fedlora_sim.errors import expected
 
@@ -46,20 +45,21 @@ def bisect(
 
 
 def bracketed(samples: ArrayLike, error: float) -> Measurement:
-    """Mean thresholds of runs that are known only to lie in their brackets.
+    """Estimator of a threshold in every single run, of which a bracket is known.
 
-    The interval reaches from the low end of the mean low end to the high end of the mean high
-    end: it holds the sampling error and the brackets' width. Runs that agree give the bracket.
+    The range of all runs reaches from the lowest low end to the highest high end, so it holds the
+    brackets' width too; one run outside the region refutes the statement, as for `every_run`.
 
     Args:
-        samples: (n, q, 2), the low and the high end for every run and quantity; n of at least 2.
-        error: probability that any of the q intervals misses.
+        samples: (n, q, 2), the low and the high end for every run and quantity.
+        error: not used; a run is inside its region or it is not.
 
     Returns:
-        Mean mid-points and intervals, (q,) each.
+        Medians of the mid-points and ranges, (q,) each.
     """
     x = np.asarray(samples, dtype=np.float64)
     if x.ndim != 3 or x.shape[-1] != 2:
         raise expected("samples", x.shape, "the shape (runs, quantities, 2)")
-    low, high = (mean_interval(x[..., end], error) for end in (0, 1))
-    return Measurement((low.value + high.value) / 2, low.low, high.high, len(x))
+    low, high = x[..., 0], x[..., 1]
+    middle = np.median((low + high) / 2, axis=0)
+    return Measurement(middle, low.min(0), high.max(0), len(x), every_run=True)

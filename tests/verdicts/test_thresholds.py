@@ -1,4 +1,4 @@
-"""Thresholds: brackets hold them, and intervals hold brackets and sampling error."""
+"""Thresholds: brackets hold them, and ranges hold the brackets of every run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interval_cases import coverage, slack
 
-from analysis.inference import bisect, bracketed, mean_interval
-
-WIDTH = 0.05
+from analysis.inference import Prediction, Verdict, bisect, bracketed, judge
 
 
 @given(st.floats(-0.999, 0.999), st.floats(1e-12, 3.0))
@@ -48,23 +45,16 @@ def test_ends_that_hold_no_threshold_are_refused(
         bisect(lambda x: x > 0.25, low, high, tolerance)
 
 
-def brackets(rng: np.random.Generator, runs: int, std: float) -> np.ndarray:
-    """Brackets on a grid of thresholds that vary about 0.51 from run to run, (runs, 2, 2)."""
-    low = np.floor(rng.normal(0.51, std, (runs, 2)) / WIDTH) * WIDTH
-    return np.stack([low, low + WIDTH], axis=-1)
-
-
-@pytest.mark.parametrize("std", [1e-3, 0.2])
-def test_intervals_hold_thresholds_at_the_nominal_rate_at_least(std: float) -> None:
-    share = coverage(bracketed, lambda rng: brackets(rng, 10, std), 0.51, 0.1)
-    assert share > 0.9 - slack(0.1)
-
-
-def test_mid_points_alone_miss_what_the_bracket_hides() -> None:
-    def middle(samples: np.ndarray, error: float) -> object:
-        return mean_interval(samples.mean(-1), error)
-
-    assert coverage(middle, lambda rng: brackets(rng, 10, 1e-3), 0.51, 0.1, 100) == 0.0
+def test_the_range_holds_the_bracket_of_every_run_and_one_run_outside_refutes() -> None:
+    low = np.array([[0.99, 1.0], [1.0, 0.98], [0.995, 1.01]])
+    samples = np.stack([low, low + 0.01], axis=-1)
+    m = bracketed(samples, 0.5)
+    np.testing.assert_array_equal(m.low, [0.99, 0.98])
+    np.testing.assert_allclose(m.high, [1.01, 1.02])
+    np.testing.assert_allclose(m.value, [1.0, 1.005])
+    assert m.every_run
+    assert judge(m, Prediction.near([1.0, 1.0], 0.025)) is Verdict.SUPPORTED
+    assert judge(m, Prediction.near([1.0, 1.0], 0.015)) is Verdict.REFUTED
 
 
 def test_runs_that_agree_give_their_bracket() -> None:
