@@ -48,13 +48,16 @@ def check_mergeable(client: AdapterFolder, rule: str) -> None:
     """
     if not get_rule(rule).residual_in_base:
         return
-    for name, reason in UNMERGEABLE.items():
-        if client.config.options.get(name):
-            expectation = (
-                f"a rule that leaves the base weights alone: {reason}, so nothing can be merged "
-                f"into them ({client.config.source}: {name})"
-            )
-            raise expected("rule", rule, expectation)
+    reasons = {n: why for n, why in UNMERGEABLE.items() if client.config.options.get(n)}
+    if client.tied:
+        names = ", ".join(client.tied)
+        reasons["ensure_weight_tying"] = f"PEFT adds LoRA on tied layers ({names}) to them twice"
+    for name, reason in reasons.items():
+        expectation = (
+            f"a rule that leaves the base weights unchanged: {reason}, so no correction can be "
+            f"merged into them ({client.config.source}: {name})"
+        )
+        raise expected("rule", rule, expectation)
 
 
 def _check_options(folder: AdapterFolder, first: AdapterFolder) -> None:

@@ -45,6 +45,7 @@ _WRAPPED = ".base_layer"
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 # The order in which layers of stacked experts register their parameters, all of transformers' do.
 _REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
+_MOST_ORDERS = 1000  # of parameters with other names, tried one by one
 # Embeddings that PEFT saves whole when the vocabulary was resized.
 _EMBEDDING = re.compile(r"embed|wte|lm_head|shared")
 
@@ -308,7 +309,8 @@ class AdapterFolder:
         if set(names) <= set(_REGISTERED):
             orders = itertools.combinations(sorted(names, key=_REGISTERED.index), len(paths))
         else:
-            orders = itertools.permutations(names, len(paths))
+            count = math.perm(len(names), len(paths))
+            orders = itertools.permutations(names if count <= _MOST_ORDERS else (), len(paths))
         shapes = [self.shape(f"{path}.lora_A.weight") for path in paths]
         fitting = [
             order

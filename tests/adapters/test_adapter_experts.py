@@ -301,6 +301,22 @@ def test_parameters_whose_order_is_not_known_are_told_by_their_ranks(tmp_path):
         AdapterFolder(saved_pair(tmp_path / "not"))
 
 
+def test_a_folder_cannot_make_the_server_try_endless_orders(tmp_path):
+    """20 parameters in 10 wrapped layers have 670 thousand million orders."""
+    path = "base_model.model.pair" + ".base_layer" * 10
+    tensors = {}
+    for _ in range(10):
+        path = path.removesuffix(".base_layer")
+        tensors[f"{path}.lora_A.weight"] = torch.ones(4, 6)
+        tensors[f"{path}.lora_B.weight"] = torch.ones(6, 4)
+    save_file(tensors, tmp_path / WEIGHTS)
+    options = {"peft_type": "LORA", "r": 3, "lora_alpha": 4, "target_modules": []}
+    options["target_parameters"] = [f"pair.p{number}" for number in range(20)]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(options))
+    with pytest.raises(InputError, match=r"rows of lora_A of pair=.*10 of the parameters"):
+        AdapterFolder(tmp_path)
+
+
 def test_square_experts_of_two_versions_of_peft_are_refused(tmp_path):
     """The shapes do not show which way round they are stored."""
     model = nn.ModuleDict({"pair": Pair()})
