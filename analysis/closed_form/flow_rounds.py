@@ -8,7 +8,12 @@ import numpy as np
 
 from analysis.closed_form.hetlora import norm_weights
 from analysis.closed_form.setting import Setting
-from analysis.closed_form.targets import full_weights, local_map, reciprocal_map
+from analysis.closed_form.targets import (
+    full_weights,
+    local_map,
+    missing_share,
+    reciprocal_map,
+)
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import expected
 from fedlora_sim.tolerances import relative
@@ -96,16 +101,32 @@ def path(setting: Setting, targets: Array, time: float, start: Array, rounds: in
     return values
 
 
+def excess(setting: Setting, targets: Array, time: float, amplitude: Array) -> Array:
+    """Return `(x'/x)**(1/power) - 1` of `ratio`, without the cancellation of close numbers."""
+    decay, pull = reciprocal_map(targets, time)
+    weights = full_weights(setting)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        gain = pull * (targets - amplitude) / (decay + pull * amplitude)
+        # a client whose target is far below 0 returns nothing
+        gain = np.where(np.isfinite(decay), gain, -1.0)
+        if setting.form.power == 2:
+            gain = np.where(np.isinf(gain), gain, gain / (np.sqrt(1 + gain) + 1))
+        return np.where(weights > 0, weights * gain, 0.0).sum(axis=0) - missing_share(setting)
+
+
 def rest(setting: Setting, targets: Array, time: float) -> Array:
-    """The positive fixed point of `path`, 0 where there is none."""
-    grows = ratio(setting, targets, time, np.zeros(setting.r_max)) > 1
+    """Return the positive fixed point of `path`, 0 where there is none; at time 0 its limit."""
+    if time == 0:
+        mean = (full_weights(setting) * targets).sum(axis=0)
+        return np.where(missing_share(setting) == 0, np.maximum(mean, 0.0), 0.0)
+    grows = excess(setting, targets, time, np.zeros(setting.r_max)) > 0
     # nobody moves beyond the largest target
     low = np.zeros(setting.r_max)
     high = np.where(full_weights(setting) > 0, targets, -np.inf).max(axis=0)
     high = np.where(grows, high, 0.0)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        above = ratio(setting, targets, time, middle) >= 1
+        above = excess(setting, targets, time, middle) >= 0
         low, high = np.where(above, middle, low), np.where(above, high, middle)
     return np.where(grows, (low + high) / 2, 0.0)
 

@@ -66,7 +66,7 @@ def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Arr
 
 
 def client_targets(setting: Setting, target: ArrayLike) -> Array:
-    """Targets M_k of all clients, shape (K, r_max).
+    """Return the targets M_k of all clients, 0 where they do not carry, shape (K, r_max).
 
     Args:
         setting: the rule in its federation.
@@ -89,9 +89,11 @@ def client_targets(setting: Setting, target: ArrayLike) -> Array:
     if values.shape == (K,) and r_max != K:
         values = values[:, None]
     try:
-        return np.broadcast_to(values, (K, r_max))
+        own = np.broadcast_to(values, (K, r_max))
     except ValueError:
         raise expected("target", target, f"finite numbers: {shapes}") from None
+    # exp(2 M T) of a client that does not carry the direction may overflow: its weight is 0
+    return np.where(carriers(setting), own, 0.0)
 
 
 def shared_targets(setting: Setting, targets: Array) -> Array | None:
@@ -117,6 +119,16 @@ def full_weights(setting: Setting) -> Array:
     if setting.form.normaliser == "contributors":
         return np.asarray(own / own.sum(axis=0), dtype=np.float64)
     return np.asarray(own, dtype=np.float64)
+
+
+def missing_share(setting: Setting) -> Array:
+    """Return the weight share of the clients that do not carry a direction, (r_max,).
+
+    0 where the rule's weights are over the carriers alone.
+    """
+    if setting.form.normaliser == "contributors":
+        return np.zeros(setting.r_max)
+    return np.asarray(1 - setting.federation.coverage(setting.allocation), dtype=np.float64)
 
 
 def need_full(setting: Setting, reason: str) -> None:

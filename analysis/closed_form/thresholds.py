@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike
 from analysis.closed_form.inputs import Ranks, Samples
 from analysis.closed_form.setting import Setting, setting_of
 from analysis.closed_form.targets import (
-    carriers,
     client_targets,
     full_weights,
+    missing_share,
     need_equal,
     need_full,
     shared_targets,
@@ -80,20 +80,26 @@ def collapse_threshold(
 
 
 def _unequal_threshold(setting: Setting, targets: Array) -> Array:
-    """Where `log sum w_k exp(s M_k T)`, convex in T and at most 0 at T = 0, crosses 0 upwards."""
-    weights = full_weights(setting)
+    """Return the time at which the carriers' growth makes up for the weight that is missing.
+
+    `sum w_k (exp(s M_k T) - 1)` is convex in T and 0 at T = 0; it has to exceed the share of the
+    clients that do not carry the direction.
+    """
+    weights, missing = full_weights(setting), missing_share(setting)
     scale = 2.0 / setting.form.power
     rising = (weights > 0) & (targets > 0)
-    alone = np.full_like(weights, np.inf)  # the time at which one client carries it all
-    np.divide(-np.log(np.where(rising, weights, 1.0)), scale * targets, out=alone, where=rising)
-    high = alone.min(axis=0)
-    whole = carriers(setting).all(axis=0) | (setting.form.normaliser == "contributors")
-    settled = (whole & ((weights * targets).sum(axis=0) >= 0)) | ~np.isfinite(high)
-    result = np.where(np.isfinite(high), 0.0, np.inf)
-    low, high = np.zeros_like(high), np.where(settled, 0.0, high)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        with np.errstate(over="ignore"):
-            below = (weights * np.exp(scale * targets * middle)).sum(axis=0) <= 1
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.where(settled, result, (low + high) / 2)
+    longest = np.finfo(np.float64).max
+    alone = np.full_like(weights, longest)  # the time at which one client carries it all
+    needed = -np.log(np.where(rising, weights, 1.0)) / scale
+    low = np.zeros(setting.r_max)
+    with np.errstate(over="ignore"):
+        np.divide(needed, targets, out=alone, where=rising)
+        high = np.minimum(alone, longest).min(axis=0)
+        for _ in range(_HALVINGS):
+            middle = low + (high - low) / 2
+            growth = np.expm1(scale * (targets * middle))
+            below = (weights * growth).sum(axis=0) <= missing
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+    undiluted = (missing == 0) & ((weights * targets).sum(axis=0) >= 0)
+    never = ~rising.any(axis=0) | (high == longest)
+    return np.where(undiluted & rising.any(axis=0), 0.0, np.where(never, np.inf, low))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from closed_form_cases import FACTOR, RANKS, SAMPLES, federation_keywords, outcomes
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis_profiles import examples
 from scipy.integrate import solve_ivp
 
 from analysis import closed_form
@@ -236,6 +238,78 @@ def test_extreme_training_overflows_nowhere():
                 values.append(closed_form.flow_rate(rule, RANKS, **asked))
                 values.append(closed_form.collapse_threshold(rule, RANKS, target))
             assert not any(np.isnan(value).any() for value in values)
+
+
+def test_thresholds_with_a_client_that_carries_nothing_and_aims_high():
+    targets = [[1000.0], [0.01], [0.02]]
+    for rule, wanted in (("fedavg", 13.2248547157854), ("zero_pad", 26.4497094315709)):
+        found = closed_form.collapse_threshold(rule, [1, 2, 2], targets)
+        np.testing.assert_allclose(found, [0, wanted], rtol=CLOSE)
+
+
+TARGET = st.floats(-300, 300) | st.floats(-1e-3, 1e-3) | st.sampled_from([1e3, -1e3, 1e300, -1e300])
+
+
+@settings(max_examples=examples(40))
+@given(data=st.data(), rule=st.sampled_from(LOGISTIC))
+def test_thresholds_of_unequal_targets_equal_those_of_arithmetic_without_limits(data, rule):
+    count = data.draw(st.integers(2, 5))
+    ranks = data.draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
+    given_targets = [[data.draw(TARGET)] for _ in range(count)]
+    samples = data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
+    found = closed_form.collapse_threshold(rule, ranks, given_targets, num_samples=samples)
+    scale = 1 if rule in FACTOR else 2
+    for i, time in enumerate(found):
+        own = [
+            (n, mpmath.mpf(target))
+            for r, n, [target] in zip(ranks, samples, given_targets, strict=True)
+            if r > i
+        ]
+        whole = sum(n for n, _ in own) if rule in ("raflora", "rbla") else sum(samples)
+
+        def growth(t, own=own, whole=whole):
+            """Factor of a small amplitude, or its root, over a round of local time t, less 1."""
+            with mpmath.workdps(60):
+                return sum(n * mpmath.exp(scale * m * mpmath.mpf(t)) for n, m in own) / whole - 1
+
+        if np.isinf(time):
+            assert growth(np.finfo(np.float64).max) <= 0
+        elif time == 0:
+            assert sum(n for n, _ in own) == whole
+            assert sum(n * m for n, m in own) >= 0
+        else:
+            assert growth(time * (1 - ITERATED)) < 0 < growth(time * (1 + ITERATED))
+
+
+@pytest.mark.parametrize("rule", [*LOGISTIC, "ffa", "hetlora"])
+def test_targets_of_clients_that_do_not_carry_a_direction_change_nothing(rule):
+    asked = {"num_samples": SAMPLES, "local_time": 0.7}
+    idle = np.array(RANKS)[:, None] <= np.arange(2)
+    results = []
+    for other in (0.0, 1e3, -1e3, 1e300, -1e300):
+        target = np.where(idle, other, TARGETS)
+        given_start = {"target": target, "initial_amplitude": 0.4, **asked}
+        row = [
+            closed_form.flow_trajectory(rule, RANKS, 4, **given_start)[-1],
+            closed_form.flow_floor(rule, RANKS, target, **asked),
+        ]
+        if rule != "hetlora":
+            row.append(closed_form.flow_rate(rule, RANKS, target, **asked))
+            row.append(closed_form.collapse_threshold(rule, RANKS, target, num_samples=SAMPLES))
+        results.append(np.stack(row))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("rule", LOGISTIC)
+def test_floors_of_unequal_targets_have_a_limit_for_short_training(rule):
+    targets = np.array([[1.0, 1.0], [2.0, 0.5], [0.5, 3.0]])
+    weights = full_weights(rule)
+    whole = rule in ("raflora", "rbla") or np.array([True, False])
+    wanted = np.where(whole, (weights * targets).sum(0), 0.0)
+    for time in (0.0, 1e-9):
+        found = closed_form.flow_floor(rule, RANKS, targets, time, num_samples=SAMPLES)
+        np.testing.assert_allclose(found, wanted, rtol=relative("training"))
 
 
 def test_heterogeneous_targets_delay_the_collapse():
