@@ -160,7 +160,7 @@ def explore(
     policy = empty_partition if form.has_policy else None
     found = predict(case, (form.name,))
     own = next(r for r in found.rules if r.empty_partition in (None, policy))
-    asked: dict[str, Any] = {"cohort_size": case.cohort_size, "empty_partition": policy or "zero"}
+    asked: dict[str, Any] = {"cohort_size": case.cohort_size, "empty_partition": policy or "carry"}
     return Exploration(
         case,
         form.name,

@@ -84,7 +84,7 @@ def outcomes(
     found, reasons = [], {}
     for form in map(rule_form, rules):
         for policy in form.policies:
-            asked = {**cohort, **gains, "empty_partition": policy or "zero"}
+            asked = {**cohort, **gains, "empty_partition": policy or "carry"}
             try:
                 if form.norm_weighted:
                     reason = "weights depend on all directions, not on the number of carriers"

@@ -244,7 +244,7 @@ _FOLLOWING: dict[str, tuple[str, Callable[[Array], Array]]] = {
 def _predict_rule(case: Case, rule: str, policy: str | None) -> RulePrediction:
     values: dict[str, Array] = {}
     reasons: dict[str, str] = {}
-    for name, formula in _formulas(case, rule, policy or "zero").items():
+    for name, formula in _formulas(case, rule, policy or "carry").items():
         try:
             values[name] = formula()
         except ValueError as error:  # the case is sound: this rule has no closed form in it

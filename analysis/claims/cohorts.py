@@ -13,7 +13,7 @@ from analysis import closed_form
 from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import higher_energy_left
 from analysis.claims.names import HIGHER
-from analysis.claims.predicted import EXACT, above_shared
+from analysis.claims.predicted import EXACT, above_shared, federation_arguments
 from analysis.inference.intervals import every_run, root_of_mean
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -31,10 +31,8 @@ SPARSE = Scenario(ranks=RANKS, cohort_size=3, rounds=5)
 MARGIN = 0.02
 
 
-def _rate(rule: str, scenario: Scenario, empty: str = "zero", margin: float = MARGIN) -> Prediction:
-    rate = closed_form.energy_rate(
-        rule, scenario.ranks, cohort_size=scenario.cohort_size, empty_partition=empty
-    )
+def _rate(rule: str, scenario: Scenario, margin: float = MARGIN) -> Prediction:
+    rate = closed_form.energy_rate(rule, scenario.ranks, **federation_arguments(scenario))
     return Prediction.within(above_shared(rate, scenario), margin)
 
 
@@ -107,9 +105,7 @@ CLAIMS = (
         source="ours",
         predict=partial(_rate, "raflora", _ZERO),
         experiment=partial(higher_energy_left, _ZERO, "raflora"),
-        control=Control(
-            "no loss at all, as under carry", partial(_rate, "raflora", _CARRY, "carry")
-        ),
+        control=Control("no loss at all, as under carry", partial(_rate, "raflora", _CARRY)),
         near=_gain(_ZERO, "raflora", 1.035),
         estimator=root_of_mean(SPARSE.rounds),
         **_STATISTICAL,
@@ -119,7 +115,7 @@ CLAIMS = (
         id="raflora-carry-flat",
         statement="raFLoRA that carries empty partitions over does not collapse in small cohorts.",
         source="ours",
-        predict=partial(_rate, "raflora", _CARRY, "carry", EXACT),
+        predict=partial(_rate, "raflora", _CARRY, EXACT),
         experiment=rate_of_each_run(_CARRY, "raflora"),
         control=Control("empty partitions dropped", experiment=rate_of_each_run(_ZERO, "raflora")),
         near=Control(

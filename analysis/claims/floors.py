@@ -39,7 +39,6 @@ FLOOR_MARGIN = 0.03
 TRAJECTORY_MARGIN = 0.05
 
 PARAMETERS: dict[str, Any] = {
-    "empty_partition": NON_IID.empty_partition,
     **client_arguments(NON_IID),
     **federation_arguments(NON_IID),
 }

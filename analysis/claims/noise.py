@@ -110,7 +110,6 @@ def _floor(scenario: Scenario, rule: str, margin: float) -> Prediction:
     floor = closed_form.energy_floor(
         rule,
         scenario.ranks,
-        empty_partition=scenario.empty_partition,
         **client_arguments(scenario),
         **federation_arguments(scenario),
     )

@@ -18,11 +18,12 @@ IDENTICAL = 1e-10
 
 
 def federation_arguments(scenario: Scenario) -> dict[str, Any]:
-    """Keyword arguments that describe a scenario's federation and its cohorts."""
+    """Keyword arguments that describe a scenario's federation, cohorts and empty partitions."""
     return {
         "num_samples": scenario.num_samples,
         "cohort_size": scenario.cohort_size,
         "sampling": scenario.sampling,
+        "empty_partition": scenario.empty_partition,
     }
 
 

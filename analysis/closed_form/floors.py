@@ -24,7 +24,7 @@ def energy_floor(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Energy at which drift holds a direction: `tau^2 E[sum w^2] / (1 - q')` at zero mean drift.
 

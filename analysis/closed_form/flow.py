@@ -49,7 +49,7 @@ def flow_trajectory(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Amplitude of every direction after every round of training, exact for every t.
 
@@ -110,7 +110,7 @@ def flow_floor(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Amplitude at which training holds a direction: `M (omega G - 1) / (G - 1)`, or 0.
 
@@ -174,7 +174,7 @@ def flow_rate(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Factor per round by which an amplitude nears its floor: `omega G` below, `1/(omega G)` above.
 

@@ -20,7 +20,7 @@ def noise_gain(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Share of one client's variance that reaches the global update: `E[sum w^2]`.
 
@@ -64,7 +64,7 @@ def noise_to_signal(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Noise of one round over its signal, given a contributor: `sqrt(E[noise^2 / signal^2])`.
 

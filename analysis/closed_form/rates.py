@@ -86,7 +86,7 @@ def energy_rate(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Factor q' by which the mean energy of a direction changes per round, drift apart.
 
@@ -133,7 +133,7 @@ def critical_gain_std(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Deviation nu of the gains at which `q' = 1`: heterogeneity that stops the suppression.
 

@@ -49,7 +49,7 @@ def sensitivities(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> dict[str, Sensitivity]:
     """Elasticities of rate and floor: the data-dependent constants of the collapse.
 

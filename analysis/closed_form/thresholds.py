@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -29,7 +31,7 @@ def collapse_threshold(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Local time T* below which a direction collapses: `omega G = 1`, `T* = ln(1/omega) / (2 M)`.
 
@@ -100,6 +102,7 @@ def _unequal_threshold(setting: Setting, targets: Array) -> Array:
             growth = np.expm1(scale * (targets * middle))
             below = (weights * growth).sum(axis=0) <= missing
             low, high = np.where(below, middle, low), np.where(below, high, middle)
-    undiluted = (missing == 0) & ((weights * targets).sum(axis=0) >= 0)
+    pull = np.array([math.fsum(column) for column in (weights * targets).T])
+    undiluted = (missing == 0) & (pull >= 0)
     never = ~rising.any(axis=0) | (high == longest)
     return np.where(undiluted & rising.any(axis=0), 0.0, np.where(never, np.inf, low))

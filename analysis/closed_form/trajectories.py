@@ -26,7 +26,7 @@ def energy_trajectory(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Mean energy `E[x_t^2]` of every direction after every round, exact for every t.
 
@@ -85,7 +85,7 @@ def mean_trajectory(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Mean amplitude `E[x_t]` of every direction after every round, exact for every t.
 

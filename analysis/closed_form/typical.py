@@ -27,7 +27,7 @@ def survival(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Probability that a direction is not lost after t rounds, common gain above 0, no drift.
 
@@ -78,7 +78,7 @@ def typical_rate(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Factor by which the energy of a typical surviving run changes per round: `exp(2 E[log A])`.
 
@@ -128,7 +128,7 @@ def log_energy_std(
     num_samples: Samples = None,
     sampling: str | None = None,
     allocation: str = "svd",
-    empty_partition: str = "zero",
+    empty_partition: str = "carry",
 ) -> Array:
     """Standard deviation of the log energy over surviving runs: `2 sqrt(t Var[log A])`.
 

@@ -90,7 +90,6 @@ def _trajectory(name: str, standard: Standard) -> Array:
     scenario = standard.scenario
     common: dict[str, Any] = {
         "initial_amplitude": scenario.initial_amplitudes,
-        "empty_partition": scenario.empty_partition,
         **federation_arguments(scenario),
     }
     if standard.is_flow:
@@ -111,7 +110,7 @@ def _limit(name: str, standard: Standard) -> Prediction:
     """
     scenario = standard.scenario
     energy = partition_sums(_trajectory(name, standard), standard)
-    asked = {"empty_partition": scenario.empty_partition, **federation_arguments(scenario)}
+    asked = federation_arguments(scenario)
     first = [part.start for part in scenario.federation.partitions]
     survival = closed_form.survival(name, scenario.ranks, scenario.rounds, **asked)[-1, first]
     values = {

@@ -49,9 +49,7 @@ def _predicted(rule: str) -> xr.Dataset:
     for spread in FINE:
         scenario = _scenario(float(spread))
         arguments: dict[str, Any] = client_arguments(scenario) | federation_arguments(scenario)
-        floor = closed_form.energy_floor(
-            rule, scenario.ranks, empty_partition=scenario.empty_partition, **arguments
-        )
+        floor = closed_form.energy_floor(rule, scenario.ranks, **arguments)
         floors.append(per_partition(floor, scenario))
     dims = ("gain_std", "partition")
     return xr.Dataset({"predicted": (dims, np.array(floors))}, _coords("gain_std", FINE))

@@ -56,12 +56,7 @@ def _all(rule: str, runs: range, context: Context) -> xr.Dataset:
 
 
 def _cohorts(rule: str, runs: range, context: Context) -> xr.Dataset:
-    predicted = closed_form.energy_rate(
-        rule,
-        COHORTS.ranks,
-        empty_partition=COHORTS.empty_partition,
-        **federation_arguments(COHORTS),
-    )
+    predicted = closed_form.energy_rate(rule, COHORTS.ranks, **federation_arguments(COHORTS))
     samples = energy_left(COHORTS, rule, runs, context)[:, 1:]
     return _dataset(per_partition(predicted, COHORTS), root_of_mean(COHORTS.rounds), samples)
 

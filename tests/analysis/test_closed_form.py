@@ -55,7 +55,7 @@ def test_raflora_loses_under_zero_what_carry_keeps():
     P0 = closed_form.extinction_probability(RANKS, 3)
     for samples in (None, UNEQUAL):
         given = {"cohort_size": 3, "num_samples": samples}
-        zero = closed_form.energy_rate("RAFLORA", RANKS, **given)
+        zero = closed_form.energy_rate("RAFLORA", RANKS, **given, empty_partition="zero")
         carry = closed_form.energy_rate("raflora", RANKS, **given, empty_partition="carry")
         np.testing.assert_allclose(zero, 1 - P0, rtol=CLOSE)
         np.testing.assert_array_equal(carry, 1.0)
