@@ -26,7 +26,7 @@ from analysis.closed_form.communication import Communication
 from analysis.closed_form.rules import RULES
 from analysis.cohorts.law import Array
 from analysis.outcomes import Outcome, outcomes
-from analysis.predict import check_start
+from analysis.predict import NO_FACTOR, check_start
 from fedlora_sim.errors import (
     InputError,
     check_finite,
@@ -57,9 +57,11 @@ class Design:
         noise: sum of `Var[x_i]`, as a share of the same.
         lost: share of the start's energy in directions that nobody carries.
         top_coverage: share of clients that carry the highest level of the configuration.
-        worst_rate: lowest factor of the mean energy per round among its partitions.
+        worst_rate: lowest factor of the mean energy per round among its partitions, drift apart;
+            None where there is none.
         upload: expected numbers per round and layer from clients to the server.
         download: expected numbers per round and layer from the server to clients.
+        reasons: for each value that is None, why.
     """
 
     rule: str
@@ -71,9 +73,10 @@ class Design:
     noise: float
     lost: float
     top_coverage: float
-    worst_rate: float
+    worst_rate: float | None
     upload: float
     download: float
+    reasons: dict[str, str]
 
 
 def design(
@@ -312,7 +315,8 @@ def _describe(
         noise=noise,
         lost=float(menu.share((carriers == 0).astype(float))),
         top_coverage=float(row[used[-1]] / row.sum()),
-        worst_rate=float(outcome.rate[carriers[used]].min()),
+        worst_rate=None if outcome.rate is None else float(outcome.rate[carriers[used]].min()),
+        reasons={} if outcome.rate is not None else {"worst_rate": NO_FACTOR},
         upload=sent.upload,
         download=sent.download,
     )

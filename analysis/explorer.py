@@ -19,7 +19,14 @@ from analysis.closed_form.rules import rule_form
 from analysis.cohorts.law import Array
 from analysis.collapse.verdict import Collapse, by_partition, together
 from analysis.inference.measurement import Measurement
-from analysis.predict import Case, Prediction, RulePrediction, directions_label, predict
+from analysis.predict import (
+    Case,
+    Prediction,
+    RulePrediction,
+    directions_label,
+    left_of_the_start,
+    predict,
+)
 from fedlora_sim.errors import InputError, check_choice
 
 ROUNDS = 30
@@ -182,7 +189,8 @@ def _rows(case: Case, found: Prediction, own: RulePrediction) -> tuple[Row, ...]
     def of(name: str) -> Array:
         return own.values.get(name, unknown)
 
-    passive, trained = _passive(case, own), _trained(case, own)
+    start = left_of_the_start(case, own.rule, own.empty_partition)
+    passive, trained = _passive(case, start), _trained(case, own, start)
     columns = {
         "coverage": found.coverage,
         "empty": found.empty_probability,
@@ -205,31 +213,27 @@ def _rows(case: Case, found: Prediction, own: RulePrediction) -> tuple[Row, ...]
     )
 
 
-def _passive(case: Case, own: RulePrediction) -> tuple[Collapse, ...]:
-    """By the criteria of `analysis.collapse`, on what a typical run has left of its start.
-
-    Gains that differ and drifts add energy, up to a floor, but none of it is of the start: noise
-    keeps no direction.
-    """
-    rate = own.values.get("typical_rate")
+def _passive(case: Case, start: RulePrediction) -> tuple[Collapse, ...]:
+    """Judge by the criteria of `analysis.collapse` what a typical run has left of its start."""
+    rate = start.values.get("typical_rate")
     if rate is None:
         return (Collapse.UNDECIDED,) * len(case.partitions)
     with np.errstate(divide="ignore", invalid="ignore"):
         beside = rate / rate[0]
-    lost = 1 - own.values["survival"]
+    lost = 1 - start.values["survival"]
     numbers = {"extinct": lost, "relative_late": beside, "left": beside**case.rounds}
     exact = {name: Measurement(x, x, x, 1) for name, x in numbers.items()}
     return (Collapse.KEEPS, *by_partition(exact))
 
 
-def _trained(case: Case, own: RulePrediction) -> tuple[Collapse | None, ...]:
+def _trained(case: Case, own: RulePrediction, start: RulePrediction) -> tuple[Collapse | None, ...]:
     """Held where training is longer than the threshold, and most runs do not lose it meanwhile."""
     if case.local_time is None:
         return (None,) * len(case.partitions)
-    if "collapse_threshold" not in own.values:
+    if "collapse_threshold" not in own.values or "survival" not in start.values:
         return (Collapse.UNDECIDED,) * len(case.partitions)
     held = own.values["collapse_threshold"] < case.local_time
-    lives = own.values["survival"] > 1 / 2
+    lives = start.values["survival"] > 1 / 2
     return tuple(Collapse.KEEPS if ok else Collapse.COLLAPSES for ok in held & lives)
 
 

@@ -33,7 +33,8 @@ class Outcome:
         mean: factor of the mean amplitude.
         second: factor of the mean energy.
         drift: what drifts add to the mean energy.
-        rate: factor of the mean energy per round.
+        rate: factor of the mean energy per round, drift apart; None where the energy does not
+            change by one factor per round (fedex, whose base keeps what it has).
     """
 
     rule: str
@@ -41,7 +42,7 @@ class Outcome:
     mean: Array
     second: Array
     drift: Array
-    rate: Array
+    rate: Array | None
 
 
 def outcomes(
@@ -114,7 +115,8 @@ def _outcome(
 
     mean, second = end(1.0, 0.0)
     drift = end(0.0, drift_std)[1]  # a zero-mean drift adds its own energy, whatever the start
-    rate = _by_carriers(closed_form.energy_rate(rule, ranks, **asked))
+    geometric = rule_form(rule).space != "residual"
+    rate = _by_carriers(closed_form.energy_rate(rule, ranks, **asked)) if geometric else None
     return Outcome(rule, policy, mean, second, drift, rate)
 
 

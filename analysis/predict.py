@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
@@ -37,6 +37,21 @@ HARMONIC = (
     "of which the threshold speaks"
 )
 """What the floors of training are means of."""
+
+TRAINED = (
+    "training towards a target stands in place of gains and drifts, which do not enter thresholds, "
+    "floors and rates of training"
+)
+"""What the questions about training leave out."""
+
+NO_FACTOR = "its energy does not change by one factor per round"
+"""Why rules of two states, or with weights that depend on the state, have no such factor."""
+
+LATE = (
+    "energies of fedex and hetlora do not change by one factor per round: their factors are the "
+    "limits of late rounds, and they have no half-life"
+)
+"""What factors per round mean for rules of two states, or with weights that depend on the state."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,11 @@ class Case:
         return is_full(self.federation, self.allocation)
 
     @property
+    def alike(self) -> bool:
+        """Whether all clients multiply an amplitude by one gain and add nothing."""
+        return self.gain_std == self.drift_mean == self.drift_std == 0
+
+    @property
     def initial_amplitudes(self) -> Array:
         """Amplitudes at round 0, shape (r_max,), descending."""
         directions = np.arange(self.federation.r_max, dtype=np.float64)
@@ -155,7 +175,9 @@ class RulePrediction:
         rule: name of the rule.
         empty_partition: its policy, `zero` or `carry`; None for a rule without one.
         values: quantities by name, (partitions,); `energy` is (rounds + 1, partitions).
-        reasons: for each quantity that has no closed form here, why.
+            `energy_rate` is the factor of the mean energy apart from what drift adds;
+            `typical_rate` and `survival` are known without drift only.
+        reasons: for each quantity that has no value here, why.
     """
 
     rule: str
@@ -215,6 +237,10 @@ def predict(case: Case, rules: Sequence[str] = RULES) -> Prediction:
         )
     if case.local_time is not None and not case.is_full:
         notes.append(HARMONIC)
+    if not (case.alike and case.gain_mean == 1):
+        notes.append(TRAINED)
+    if not all(_is_geometric(row.rule) for row in found):
+        notes.append(LATE)
     covered, empty = (_of_first_directions(case, values) for values in (covered, empty))
     return Prediction(case, covered, empty, found, tuple(dict.fromkeys(notes)))
 
@@ -241,20 +267,92 @@ _FOLLOWING: dict[str, tuple[str, Callable[[Array], Array]]] = {
 }
 
 
-def _predict_rule(case: Case, rule: str, policy: str | None) -> RulePrediction:
+def left_of_the_start(case: Case, rule: str, policy: str | None) -> RulePrediction:
+    """Predict `typical_rate` and `survival` of what is left of the start, drift apart.
+
+    Drift adds energy, but none of it is of the start. Where gains differ the rate has no closed
+    form, and its value is missing.
+    """
+    still = replace(case, drift_mean=0.0, drift_std=0.0)
+    return _predict_rule(still, rule, policy, ("typical_rate", "survival"))
+
+
+def _predict_rule(
+    case: Case, rule: str, policy: str | None, names: Sequence[str] | None = None
+) -> RulePrediction:
     values: dict[str, Array] = {}
     reasons: dict[str, str] = {}
-    for name, formula in _formulas(case, rule, policy or "carry").items():
+    formulas = _formulas(case, rule, policy or "carry")
+    for name in formulas if names is None else names:
         try:
-            values[name] = formula()
+            values[name] = formulas[name]()
         except ValueError as error:  # the case is sound: this rule has no closed form in it
             reasons[name] = str(error)
-    for name, (source, follow) in _FOLLOWING.items():
-        if source in values:
+    for name, (source, follow) in _FOLLOWING.items() if names is None else ():
+        try:
+            if name.endswith("half_life"):
+                _check_half_life(case, rule)
             values[name] = follow(values[source])
-        else:
+        except KeyError:
             reasons[name] = reasons[source]
+        except ValueError as error:
+            reasons[name] = str(error)
     return RulePrediction(rule, policy, values, reasons)
+
+
+def _is_geometric(rule: str) -> bool:
+    """Whether the mean energy changes by the same factor in every round, drift apart."""
+    form = rule_form(rule)
+    return not form.norm_weighted and form.space != "residual"
+
+
+def _check_half_life(case: Case, rule: str) -> None:
+    """Refuse half-lives of energies that do not fall by one factor per round."""
+    _check_no_drift(case, "drift holds the energy up, so it does not halve at its rate")
+    if not _is_geometric(rule):
+        raise expected("rule", rule, f"another rule ({NO_FACTOR}: no half-life)")
+
+
+def _check_no_drift(case: Case, reason: str) -> None:
+    for name in ("drift_mean", "drift_std"):
+        if getattr(case, name) != 0:
+            raise expected(name, getattr(case, name), f"0 ({reason})")
+
+
+def _energy_rate(case: Case, rule: str, asked: dict[str, Any]) -> Array:
+    """Return `closed_form.energy_rate`, where drift does not keep hetlora from its limit."""
+    if rule_form(rule).norm_weighted:
+        _check_no_drift(case, "drift keeps hetlora's weights from their uniform limit")
+    return closed_form.energy_rate(rule, case.ranks, **asked)
+
+
+def _flow_rate(case: Case, rule: str, asked: dict[str, Any]) -> Array:
+    """Return `closed_form.flow_rate`, but for hetlora, where it is known near collapse alone."""
+    if rule_form(rule).norm_weighted:
+        reason = "its weights depend on the state: the factor is known near collapse alone"
+        raise expected("rule", rule, f"another rule ({reason})")
+    assert case.local_time is not None  # asked for training alone
+    return closed_form.flow_rate(rule, case.ranks, case.target, case.local_time, **asked)
+
+
+def _typical_rate(case: Case, rule: str, asked: dict[str, Any]) -> Array:
+    """Return `closed_form.typical_rate` where the case is one that it covers."""
+    _check_no_drift(case, "with drift the log energy is no random walk: no closed form")
+    if case.gain_std != 0:
+        reason = "the mean logarithm of a weighted sum of different gains has no closed form"
+        raise expected("gain_std", case.gain_std, f"0 ({reason})")
+    return closed_form.typical_rate(rule, case.ranks, gain_mean=case.gain_mean, **asked)
+
+
+def _survival(case: Case, rule: str, asked: dict[str, Any]) -> Array:
+    """Return `closed_form.survival` after the last round where the case is one that it covers."""
+    _check_no_drift(case, "drift brings back what a cohort without contributor has lost")
+    in_base = rule_form(rule).space in ("base", "residual")
+    if case.gain_std == 0 and not (case.gain_mean > 0 if in_base else case.gain_mean):
+        wanted = "a gain above 0" if in_base else "a gain other than 0"
+        reason = "what the clients return may cancel what there is: no closed form"
+        raise expected("gain_mean", case.gain_mean, f"{wanted} ({reason})")
+    return closed_form.survival(rule, case.ranks, case.rounds, **asked)[-1]
 
 
 def _formulas(case: Case, rule: str, policy: str) -> dict[str, Callable[[], Array]]:
@@ -279,11 +377,9 @@ def _formulas(case: Case, rule: str, policy: str) -> dict[str, Callable[[], Arra
 
     cf = closed_form
     formulas: dict[str, Callable[[], Array]] = {
-        "energy_rate": lambda: first(cf.energy_rate(rule, ranks, **asked, **gains)),
-        "typical_rate": lambda: first(
-            cf.typical_rate(rule, ranks, gain_mean=case.gain_mean, **asked)
-        ),
-        "survival": lambda: first(cf.survival(rule, ranks, rounds, **asked)[-1]),
+        "energy_rate": lambda: first(_energy_rate(case, rule, {**asked, **gains})),
+        "typical_rate": lambda: first(_typical_rate(case, rule, asked)),
+        "survival": lambda: first(_survival(case, rule, asked)),
         "energy_floor": lambda: means(cf.energy_floor(rule, ranks, **asked, **gains, **drifts)),
         "energy": lambda: means(
             cf.energy_trajectory(
@@ -294,5 +390,5 @@ def _formulas(case: Case, rule: str, policy: str) -> dict[str, Callable[[], Arra
     }
     if time is not None:
         formulas["flow_floor"] = lambda: first(cf.flow_floor(rule, ranks, target, time, **asked))
-        formulas["flow_rate"] = lambda: first(cf.flow_rate(rule, ranks, target, time, **asked))
+        formulas["flow_rate"] = lambda: first(_flow_rate(case, rule, asked))
     return formulas

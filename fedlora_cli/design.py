@@ -17,6 +17,7 @@ from analysis.design import LEVELS, Design
 from analysis.design import design as find_designs
 from analysis.predict import rule_label
 from fedlora_cli.options import parse_pair
+from fedlora_cli.prediction_tables import ABSENT
 from fedlora_cli.tables import print_note, print_table, wide_console
 from fedlora_sim.errors import InputError, expected
 
@@ -24,7 +25,7 @@ LEGEND = (
     "score: signal - noise, as shares of the energy at the start; it says what is kept, not what "
     "is learnt (a direction of one client counts like one of all: see --min-coverage); lost: in "
     "directions of no client; top: coverage of the highest level; worst: lowest factor of mean "
-    "energy a round; up, down: numbers a round and layer"
+    "energy a round, drift apart; up, down: numbers a round and layer"
 )
 
 
@@ -103,6 +104,13 @@ def design(
     console = wide_console()
     _print_designs(console, f"Best of all after {rounds} rounds", designs)
     _print_designs(console, "Best of each rule", each)
+    reasons = {
+        f"{ABSENT} {best.rule} ({name.replace('_', ' ')}): {reason}"
+        for best in [*designs, *each]
+        for name, reason in best.reasons.items()
+    }
+    for reason in sorted(reasons):
+        print_note(console, reason)
     for rule, reason in left_out.items():
         print_note(console, f"{rule} is left out: {reason}")
     print_note(console, LEGEND)
@@ -149,7 +157,7 @@ def _table(designs: Sequence[Design], heads: Sequence[str]) -> Table:
             "noise": f"{best.noise:.3f}",
             "lost": f"{best.lost:.3f}",
             "top": f"{best.top_coverage:.3f}",
-            "worst": f"{best.worst_rate:.3f}",
+            "worst": ABSENT if best.worst_rate is None else f"{best.worst_rate:.3f}",
             "up": f"{best.upload:,.0f}",
             "down": f"{best.download:,.0f}",
         }

@@ -16,7 +16,10 @@ COLUMNS = 4  # partitions beside each other
 ABSENT = "—"
 # Titles, and the quantities that share a cell.
 TOPICS = {
-    "Mean energy: factor per round · half-life in rounds": ("energy_rate", "energy_half_life"),
+    "Mean energy: factor per round, drift apart · half-life in rounds": (
+        "energy_rate",
+        "energy_half_life",
+    ),
     "Energy of a typical surviving run, common gain: factor per round · half-life in rounds": (
         "typical_rate",
         "typical_half_life",
@@ -91,7 +94,7 @@ def _print_reasons(console: Console, prediction: Prediction) -> None:
             rules, names = found.setdefault(why, ({}, {}))
             rules[row.rule] = names[name.replace("_", " ")] = None
     if found:
-        console.print(f"{ABSENT} no closed form", style="bold", highlight=False)
+        console.print(f"{ABSENT} no value", style="bold", highlight=False)
     for why, (rules, names) in found.items():
         print_note(console, f"  {', '.join(rules)} ({', '.join(names)}): {why}")
 

@@ -89,7 +89,7 @@ def setting_of(
     Raises:
         ValueError: on a bad argument; on `error` where a direction can be without contributor; on
             `importance`, whose choice depends on the state; on HetLoRA where clients are drawn
-            with replacement.
+            with replacement, or carry random directions.
     """
     form = rule_form(rule)
     federation = federation_of(ranks, num_samples, cohort_size, sampling)
@@ -97,6 +97,9 @@ def setting_of(
     choice = allocation_of(allocation)
     if form.norm_weighted:
         federation = _uniform(federation)
+        if choice == "random":
+            reason = "hetlora's weights then have no uniform limit: no closed form"
+            raise expected("allocation", choice, f"'svd' for rule='hetlora' ({reason})")
     setting = Setting(form, federation, choice, policy)
     if form.has_policy and policy == "error" and setting.empty.max() > 0:
         chance = f"a partition is empty with probability up to {setting.empty.max():.3g}"

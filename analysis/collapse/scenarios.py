@@ -7,6 +7,7 @@ before, so that sorting by an SVD keeps directions in their places while noise i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -122,6 +123,22 @@ class Standard:
     def levels(self) -> tuple[int, ...]:
         """Rank levels, the shared one first."""
         return self.scenario.federation.levels
+
+    @property
+    def federation_text(self) -> str:
+        """Ranks, cohort and sample counts in words."""
+        federation = self.scenario.federation
+        counts = Counter(federation.ranks)
+        ranks = ",".join(f"{rank}x{count}" for rank, count in counts.items())
+        cohort = "all of them every round"
+        if federation.sampling != "full":
+            law = str(federation.sampling).replace("_", " ")
+            cohort = f"{federation.cohort_size} a round ({law})"
+        samples = federation.num_samples or ()
+        few, most = min(samples), max(samples)
+        size = "equal sample counts" if few == most else f"{few:g} to {most:g} samples each"
+        text = f"{federation.num_clients} clients of ranks {ranks}, {cohort}, {size}"
+        return f"{text}, {self.scenario.rounds} rounds"
 
     def at(self, fidelity: str) -> Scenario:
         """The scenario at spectral or matrix fidelity, there of small layers."""

@@ -59,6 +59,7 @@ def in_full(report: CollapseReport) -> str:
     lines = [report.sentence, ""]
     for part in report.scenarios:
         lines.append(f"{part.standard.title} ({part.fidelity}, {part.runs:,} runs):")
+        lines.append(f"  Federation: {part.standard.federation_text}.")
         lines.append(f"  {part.sentence(report.rule)}")
         own = part.rules.get(report.rule)
         lines += [f"  Note: {note}." for note in (own.notes if own else ())]
@@ -80,7 +81,7 @@ def _evidence(rules: Mapping[str, Outcome], label: str, standard: Standard) -> s
     details = [f"half-life {lives} rounds"] if lives else []
     if own.verdict is Collapse.KEEPS:
         left, late = share_text(own.numbers["left"], h), own.numbers["relative_late"]
-        details.append(f"late in the run it {change_text(late, h)}, at {left} of the start")
+        details.append(f"late in the run it {change_text(late, h)}, at {left} of its start")
     elif extinct.value[h] > 0:
         details.append(f"extinct in {extinct_text(own, h)}")
     inside = "; ".join(details)
@@ -92,7 +93,8 @@ def _evidence(rules: Mapping[str, Outcome], label: str, standard: Standard) -> s
     change = change_text(rate, h)
     said = f"it {change} of its energy" if change.startswith("loses") else f"its energy {change}"
     place = f"above the shared rank {standard.levels[0]} (directions {directions(standard, h)})"
-    return f"{place} {said} a round" + (f" ({inside})" if inside else "") + f"; {others}"
+    against = "relative to the shared directions" if standard.beside else "itself"
+    return f"{place} {said} a round, {against}" + (f" ({inside})" if inside else "") + f"; {others}"
 
 
 def _verb(verdict: Collapse) -> str:
@@ -102,7 +104,7 @@ def _verb(verdict: Collapse) -> str:
 def _against_theory(own: Outcome) -> str:
     """How many numbers agree with their predictions, and which do not."""
     prediction = own.prediction
-    told = "" if prediction.verdict is None else f" Foretold: {prediction.verdict}."
+    told = "" if prediction.verdict is None else f" Predicted: {prediction.verdict}."
     found = [(name, a) for name, each in own.agreement.items() for a in each if a in _COMPARED]
     if not found:
         return f"Theory: {prediction.source}.{told}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,16 @@ import pytest
 
 from analysis import closed_form
 from analysis.closed_form.rules import RULES
-from analysis.predict import HARMONIC, Case, Prediction, RulePrediction, predict
+from analysis.predict import (
+    HARMONIC,
+    LATE,
+    TRAINED,
+    Case,
+    Prediction,
+    RulePrediction,
+    left_of_the_start,
+    predict,
+)
 from analysis.prediction_record import to_record
 from fedlora_sim.tolerances import relative
 
@@ -67,10 +77,13 @@ def test_numbers_are_those_of_the_closed_forms(predicted: Prediction) -> None:
         np.testing.assert_array_equal(values["energy_rate"], rate[first])
         floor = closed_form.energy_floor(rule, EXAMPLE.ranks, drift_std=0.02, **asked)
         np.testing.assert_allclose(values["energy_floor"], floor[first], relative("reduction"))
+        assert "drift_std=0.02" in row(predicted, rule).reasons["energy_half_life"]
+        still = row(predict(replace(EXAMPLE, drift_std=0.0), [rule]), rule).values
         np.testing.assert_allclose(
-            values["energy_half_life"], np.log(0.5) / np.log(rate[first]), relative("reduction")
+            still["energy_half_life"], np.log(0.5) / np.log(rate[first]), relative("reduction")
         )
-    zero, carry = row(predicted, "raflora, zero"), row(predicted, "raflora, carry")
+    prediction = predict(replace(EXAMPLE, drift_std=0.0), ["raflora"])
+    zero, carry = row(prediction, "raflora, zero"), row(prediction, "raflora, carry")
     empty = predicted.empty_probability
     np.testing.assert_allclose(zero.values["survival"], (1 - empty) ** 30, relative("reduction"))
     assert (carry.values["survival"] == 1).all()
@@ -93,13 +106,40 @@ def test_rules_without_a_closed_form_say_why(predicted: Prediction) -> None:
     assert "energy" not in row(predicted, "zero_pad").values
 
 
+def test_what_ignores_drift_or_the_spread_of_gains_has_no_value() -> None:
+    case = Case("2x12,8x3", cohort_size=3, rounds=60)
+    spread = {"gain_std": 0.6}
+    for change, missing in (
+        ({"drift_mean": 0.1}, {"survival", "typical_rate", "typical_half_life"}),
+        ({"drift_std": 0.1}, {"survival", "typical_rate", "typical_half_life"}),
+        (spread, {"typical_rate", "typical_half_life"}),
+        ({"gain_mean": 0.0}, {"survival"}),
+    ):
+        prediction = predict(replace(case, **change), ["fedavg"])
+        written = to_record(prediction)["rules"][0]
+        (found,) = prediction.rules
+        name = next(iter(change))
+        for quantity in ("survival", "typical_rate", "typical_half_life"):
+            assert (quantity in found.values) == (quantity not in missing)
+            if quantity in missing:
+                assert f"{name}={change[name]}" in found.reasons[quantity]
+                assert written[quantity] == {"values": None, "reason": found.reasons[quantity]}
+    start = left_of_the_start(replace(case, drift_std=0.1), "fedavg", None).values
+    for name, values in start.items():
+        np.testing.assert_array_equal(values, predict(case, ["fedavg"]).rules[0].values[name])
+
+
 def test_a_federation_without_differences_keeps_everything() -> None:
     prediction = predict(Case("4x3", rounds=4))
     for found in prediction.rules:
         if found.rule != "fedex":  # its fresh adapters hold what its base does not
             assert found.values["relative_energy"] == pytest.approx(1.0)
         assert found.values["survival"] == 1
-        assert np.isposinf(found.values["energy_half_life"]).all()
+        if found.rule in ("fedex", "hetlora"):
+            assert "no half-life" in found.reasons["energy_half_life"]
+            assert LATE in prediction.notes
+        else:
+            assert np.isposinf(found.values["energy_half_life"]).all()
 
 
 @pytest.mark.parametrize("case", [EXAMPLE, FULL, SAMPLED], ids=["example", "full", "random"])
@@ -164,7 +204,7 @@ def test_unknown_rule_is_refused() -> None:
 
 def test_energies_beyond_all_numbers_are_infinite_and_said_to_be() -> None:
     prediction = predict(Case("2x2,4x2", gain_mean=3.0, rounds=400), rules=["fedavg"])
-    assert prediction.notes == ()
+    assert prediction.notes == (TRAINED,)
     assert np.isposinf(prediction.rules[0].values["relative_energy"][0])
     written = to_record(prediction)["rules"][0]["relative_energy"]
     assert written["values"][0] is None
@@ -174,9 +214,9 @@ def test_energies_beyond_all_numbers_are_infinite_and_said_to_be() -> None:
 def test_nothing_outgrows_all_numbers_with_a_noise() -> None:
     for gain, rounds in ((2.0, 2000), (1e200, 5)):
         prediction = predict(Case("2x3,8x2", gain_mean=gain, rounds=rounds))
-        assert prediction.notes == ()
+        assert set(prediction.notes) <= {LATE, TRAINED}
         for row in prediction.rules:
-            assert row.reasons == {}
+            assert set(row.reasons) <= {"energy_half_life", "typical_half_life"}
             assert not any(np.isnan(values).any() for values in row.values.values())
 
 

@@ -13,7 +13,11 @@ from collapse_cases import Reports
 from rich.console import Console
 
 from analysis.collapse import SCENARIOS, collapse_report
+from analysis.collapse.scenarios import standards
+from analysis.collapse.table import _row, _stacked
+from analysis.collapse.words import change_text, loss_text, telling_partition
 from fedlora_cli import collapse as command
+from fedlora_sim import parse_ranks
 from paper_figs import collapse as drawing
 from paper_figs import style
 
@@ -63,22 +67,56 @@ def test_the_table_fits_and_names_what_it_shows(reports: Reports) -> None:
     text = io.StringIO()
     Console(file=text, width=110).print(reports("fedavg").table())
     shown = text.getvalue()
-    for words in ("✗ collapses", "✓ keeps its rank", "raFLoRA", "half-life", "5–8", "91% ✓"):
-        assert words in shown.replace("    91%   91% ✓", "91% ✓"), words
+    for words in ("collapses", "keeps its rank", "raFLoRA", "half-life", "5–8", "91% ✓"):
+        assert words in shown, words
+    # a mark speaks of theory alone, never of a verdict
+    assert "✗" not in shown.partition("Energy lost a round by")[0]
+    for words in ("itself", "relative"):
+        assert words in shown
     assert max(map(len, shown.splitlines())) <= 110
 
 
 def test_sentences_state_numbers_with_intervals(reports: Reports) -> None:
     report = reports("fedavg")
     assert report.sentence.startswith("fedavg collapses in 5 of 6 scenarios (full participation, ")
-    assert "loses exactly 91% of its energy a round (half-life exactly 0.288 rounds" in str(
-        report.sentence
+    wanted = (
+        "loses exactly 91% of its energy a round, relative to the shared directions (half-life "
+        "exactly 0.288 rounds"
     )
+    assert wanted in report.sentence
     assert report.sentence.endswith("It keeps its rank in flow above threshold.")
     cohorts = report.scenarios[1].sentence("fedavg")
     assert cohorts.count("[") >= 3
     assert "raFLoRA loses exactly 0%" in cohorts
     assert "11 of 11 numbers agree" in str(report)
+
+
+def test_the_sentence_states_the_relative_column_of_the_table(reports: Reports) -> None:
+    for label in ("fedavg", "zero_pad"):
+        report = reports(label)
+        for part in report.scenarios:
+            own = part.rules[label]
+            h = telling_partition(own)
+            relative = own.numbers["relative_rate"]
+            sentence = part.sentence(label)
+            assert change_text(relative, h) in sentence.replace("its energy grows", "grows")
+            cells = _row(part, own, h, label)
+            assert cells[3] == _stacked(loss_text(relative, h))
+            assert cells[1] == _stacked(loss_text(own.numbers["rate"], h))
+            by = "relative to the shared directions" if part.standard.beside else ", itself"
+            assert by in sentence
+
+
+def test_the_federation_of_every_scenario_is_printed(reports: Reports) -> None:
+    text = " ".join(str(reports("fedavg")).split())
+    for standard in standards().values():
+        federation = standard.scenario.federation
+        assert standard.federation_text in text
+        ranks = standard.federation_text.split("of ranks ")[1].split(", ")[0]
+        assert parse_ranks(ranks) == federation.ranks
+        assert f"{federation.num_clients} clients" in standard.federation_text
+    assert "4 a round (without replacement)" in standards()["cohorts"].federation_text
+    assert "4 to 121 samples each" in standards()["gains"].federation_text
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,10 @@ def test_rates_are_those_of_the_closed_forms(rule, ranks, cohort):
     thresholds = closed_form.collapse_threshold(rule, ranks, 1.0, **asked)[first]
     assert [row.rate for row in found.rows] == rates.tolist()
     assert [row.typical for row in found.rows] == typical.tolist()
-    assert [row.half_life for row in found.rows] == closed_form.half_life(typical).tolist()
+    halves = closed_form.half_life(typical)
+    if rule in ("fedex", "hetlora"):  # no geometric decay
+        halves = np.full_like(halves, np.nan)
+    np.testing.assert_array_equal([row.half_life for row in found.rows], halves)
     assert [row.threshold for row in found.rows] == thresholds.tolist()
     covered = closed_form.coverage(ranks)[first]
     np.testing.assert_array_equal([row.coverage for row in found.rows], covered)
@@ -85,7 +88,9 @@ def test_the_verdict_is_that_of_the_collapse_report(rule):
             None,
         ),
         # noise on a floor is nothing that was kept
-        ({"drift_std": 0.5, "gain_std": 0.5}, Collapse.COLLAPSES, None),
+        ({"drift_std": 0.5}, Collapse.COLLAPSES, None),
+        # gains that differ: a typical run has no closed form
+        ({"gain_std": 0.5}, Collapse.UNDECIDED, None),
         ({"rule": "flora", "local_time": 0.1}, Collapse.KEEPS, Collapse.KEEPS),
     ],
 )

@@ -1,0 +1,276 @@
+"""What `predict` and `design` return agrees with 2,000 simulated runs, or it is not returned.
+
+Scenarios are drawn from seeds, so that a run of the tests is the same every time. A prediction is
+refuted where it is further from the mean over runs than `SIGMAS` standard errors: with some
+thousand comparisons the chance of one false alarm is below 1e-3, skewness of the energies included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import pytest
+from hypothesis_profiles import examples
+
+from analysis import closed_form
+from analysis.closed_form.rules import RULES, rule_form
+from analysis.predict import Case, predict
+from fedlora_sim import Scenario
+from fedlora_sim.aggregation import get_rule
+from fedlora_sim.federation import SAMPLINGS
+from fedlora_sim.randomness import stream
+from fedlora_sim.spectral.run import run_spectral
+from fedlora_sim.tolerances import relative
+
+RUNS, SIGMAS, FEW = 2_000, 6.0, 30
+LONG = 2_000  # rounds after which closed forms have settled
+TINY = 1e-7  # amplitude at which training grows exponentially
+SETTLED = relative("training") ** 0.5
+
+
+def random_case(number: int) -> Case:
+    """Draw a small federation with or without spread and drift."""
+    rng = stream(number, "random_case")
+    K = int(rng.integers(2, 7))
+    ranks = tuple(int(r) for r in rng.choice([1, 2, 4], size=K))
+    sampling = str(rng.choice(SAMPLINGS))
+    some = rng.random(5) < 0.5
+    return Case(
+        ranks,
+        rounds=int(rng.integers(2, 6)),
+        cohort_size=None if sampling == "full" else int(rng.integers(1, K + 1)),
+        num_samples=tuple(rng.integers(1, 5, size=K).tolist()) if some[0] else None,
+        sampling=sampling,
+        allocation="random" if rng.random() < 0.25 else "svd",
+        gain_mean=float(rng.choice([1.0, rng.uniform(0.7, 1.1)])),
+        gain_std=float(some[1] * rng.uniform(0.05, 0.3)),
+        drift_mean=float(some[2] * rng.uniform(-0.1, 0.2)),
+        drift_std=float(some[3] * rng.uniform(0.02, 0.2)),
+        initial_amplitude=float(rng.uniform(0.5, 2.0)),
+        spectrum_decay=float(rng.uniform(0.6, 1.0)),
+        target=float(rng.uniform(0.5, 1.5)),
+        local_time=float(rng.uniform(0.2, 2.0)) if some[4] else None,
+    )
+
+
+class Runs:
+    """Simulated runs of a case under one rule and policy."""
+
+    def __init__(self, case: Case, rule: str, policy: str | None) -> None:
+        self.case, self.rule = case, rule
+        self.scenario = Scenario(
+            case.federation.ranks,
+            rounds=case.rounds,
+            cohort_size=None if case.sampling == "full" else case.cohort_size,
+            num_samples=case.num_samples,
+            sampling=case.sampling,
+            allocation=case.allocation,
+            empty_partition=policy or "carry",
+            initial_amplitude=case.initial_amplitude,
+            spectrum_decay=case.spectrum_decay,
+        )
+        self.first = [part.start for part in case.partitions]
+
+    def amplitudes(self, runs: int = RUNS, **changes: object) -> np.ndarray:
+        """Amplitudes (runs, rounds + 1, r_max) of the scenario with other fields."""
+        scenario = self.scenario.replace(**changes)
+        return run_spectral([scenario], get_rule(self.rule), range(runs))[0]
+
+    @property
+    def gains(self) -> dict[str, float]:
+        return {"gain_mean": self.case.gain_mean, "gain_std": self.case.gain_std}
+
+    @cached_property
+    def all(self) -> np.ndarray:
+        drift = {"drift_mean": self.case.drift_mean, "drift_std": self.case.drift_std}
+        return self.amplitudes(**self.gains, **drift)
+
+    @cached_property
+    def still(self) -> np.ndarray:
+        """The same without drift."""
+        drifts = self.case.drift_mean or self.case.drift_std
+        return self.amplitudes(**self.gains) if drifts else self.all
+
+    @cached_property
+    def collapsed(self) -> np.ndarray:
+        """One round from the limit in which the shared directions have all the energy."""
+        return self.amplitudes(**self.gains, rounds=1, spectrum_decay=TINY)
+
+    def training(self, local_time: float, **changes: object) -> np.ndarray:
+        target = {"target_amplitude": self.case.target, "target_decay": 1.0}
+        return self.amplitudes(local_loss="quadratic", local_time=local_time, **target, **changes)
+
+
+def assert_mean(samples, predicted, what) -> None:
+    """The mean over runs agrees with the prediction.
+
+    Not judged where fewer than `FEW` runs make up the variance: rarer events may have no run.
+    """
+    apart = (samples - np.median(samples)) ** 2
+    if 0 < apart.sum() ** 2 < FEW * (apart**2).sum():
+        return
+    error = samples.std(ddof=1) / np.sqrt(len(samples))
+    rounding = relative("iteration") * max(1.0, abs(predicted))
+    distance = abs(samples.mean() - predicted)
+    assert distance <= SIGMAS * error + rounding, (what, samples.mean(), predicted, error)
+
+
+def assert_share(found, predicted, what) -> None:
+    """A number of runs agrees with a probability."""
+    error = np.sqrt(predicted * (1 - predicted) / RUNS)
+    assert abs(found - predicted) <= SIGMAS * error + SIGMAS**2 / RUNS * (error > 0), (what, found)
+
+
+def check_energy(runs: Runs, values) -> None:
+    for h, part in enumerate(runs.case.partitions):
+        for t in range(runs.case.rounds + 1):
+            energy = (runs.all[:, t, part] ** 2).mean(axis=-1)
+            assert_mean(energy, values["energy"][t, h], ("energy", t, h))
+    np.testing.assert_array_equal(
+        values["relative_energy"], values["energy"][-1] / values["energy"][0]
+    )
+
+
+def check_energy_rate(runs: Runs, values) -> None:
+    start, form = runs.still[:, 0, runs.first] ** 2, rule_form(runs.rule)
+    for h, rate in enumerate(values["energy_rate"]):
+        if form.space == "residual":  # a limit
+            case = replace(runs.case, rounds=LONG, drift_mean=0.0, drift_std=0.0)
+            energy = predict(case, [runs.rule]).rules[0].values["energy"][:, h]
+            late = energy[-1] / energy[-2] if energy[-1] > 0 else rate
+            assert late == pytest.approx(rate, rel=SETTLED)
+        elif form.norm_weighted:
+            after = (
+                runs.collapsed[:, 1, runs.first[h]] ** 2 / runs.collapsed[0, 0, runs.first[h]] ** 2
+            )
+            assert_mean(after, rate, ("energy_rate", h))
+        else:
+            for t in range(1, runs.case.rounds + 1):
+                kept = runs.still[:, t, runs.first[h]] ** 2 / start[:, h]
+                assert_mean(kept, rate**t, ("energy_rate", t, h))
+
+
+def check_typical_rate(runs: Runs, values) -> None:
+    form = rule_form(runs.rule)
+    for h, i in enumerate(runs.first):
+        rate = values["typical_rate"][h]
+        if form.space == "residual":
+            late = runs.amplitudes(1, **runs.gains, rounds=200)[0, -2:, i] ** 2
+            assert late[1] / late[0] == pytest.approx(rate, rel=SETTLED)
+            continue
+        x = runs.collapsed if form.norm_weighted else runs.all
+        alive = x[:, -1, i] != 0
+        if alive.sum() > 1:
+            walk = np.log((x[alive, -1, i] / x[alive, 0, i]) ** 2) / (x.shape[1] - 1)
+            assert_mean(walk, np.log(rate), ("typical_rate", h))
+
+
+def check_survival(runs: Runs, values) -> None:
+    for h, i in enumerate(runs.first):
+        # the base of fedex keeps the rounding of square roots of gains
+        alive = np.abs(runs.all[:, -1, i]) > relative("factorization") * runs.all[:, 0, i]
+        assert_share(alive.mean(), values["survival"][h], ("survival", h))
+
+
+def check_half_lives(runs: Runs, values) -> None:
+    for name in ("energy", "typical"):
+        if f"{name}_half_life" in values:
+            rate, rounds = values[f"{name}_rate"], values[f"{name}_half_life"]
+            falls = (rate > 0) & (rate < 1)
+            np.testing.assert_allclose(rate[falls] ** rounds[falls], 0.5, relative("iteration"))
+            np.testing.assert_array_equal(rounds[~falls], np.where(rate[~falls] > 0, np.inf, 0))
+
+
+def check_floor(runs: Runs, values) -> None:
+    """The energies, which agree with runs, settle at the floor; without one they do not settle."""
+    case = replace(runs.case, rounds=LONG)
+    rows = predict(case, [runs.rule]).rules
+    policy = runs.scenario.empty_partition
+    energy = next(r for r in rows if r.empty_partition in (None, policy)).values["energy"]
+    for h, floor in enumerate(values["energy_floor"]):
+        if np.isfinite(floor):
+            scale = max(floor, energy[0, h])
+            late = values["energy_rate"][h] ** LONG  # what is left of the start
+            assert abs(energy[-1, h] - floor) <= (late + SETTLED) * scale, ("floor", h)
+        else:
+            assert values["energy_rate"][h] >= 1
+            assert energy[-1, h] >= energy[-2, h] * (1 - SETTLED)
+
+
+def check_training(runs: Runs, values) -> None:
+    case, rule = runs.case, runs.rule
+    asked = {
+        "cohort_size": case.cohort_size,
+        "num_samples": case.num_samples,
+        "sampling": case.sampling,
+        "allocation": case.allocation,
+        "empty_partition": runs.scenario.empty_partition,
+    }
+    if "flow_rate" in values:
+        assert case.local_time is not None
+        given = {"target": case.target, "local_time": case.local_time, **asked}
+        start = case.initial_amplitudes
+        path = closed_form.flow_trajectory(
+            rule, case.ranks, LONG, initial_amplitude=start, **given
+        )[:, runs.first]
+        x = runs.training(case.local_time)[:, case.rounds, :][:, runs.first]
+        for h in range(len(runs.first)):
+            end = path[case.rounds, h]
+            own = x[:, h] if rule == "ffa" else 1 / x[x[:, h] > 0, h]
+            if own.size > 1:
+                assert_mean(own, end if rule == "ffa" else 1 / end, ("flow", h))
+            floor, rate = values["flow_floor"][h], values["flow_rate"][h]
+            if abs(np.log(rate)) * LONG > 40:
+                assert path[-1, h] == pytest.approx(floor, rel=SETTLED, abs=SETTLED)
+                value = path[:, h] if rule == "ffa" or floor == 0 else 1 / path[:, h]
+                rest = floor if rule == "ffa" or floor == 0 else 1 / floor
+                gap = np.abs(value - rest)
+                late = np.flatnonzero(gap > SETTLED * gap[0])[-1]
+                if late > 2 and gap[0] > SETTLED:
+                    found = gap[late] / gap[late - 1]
+                    assert found == pytest.approx(rate, rel=0.05), ("flow_rate", h)
+    threshold = values.get("collapse_threshold")
+    if threshold is None or rule in ("ffa", "flora", "fedex"):
+        assert threshold is None or (threshold == 0).all()
+        return
+    # a start at which the direction grows exponentially, under hetlora with all weights alike
+    start = {"initial_amplitude": TINY, "spectrum_decay": 1.0}
+    if rule == "hetlora":
+        start = {"initial_amplitude": 1.0, "spectrum_decay": TINY}
+    for h, i in enumerate(runs.first):
+        if not 0 < threshold[h] < 20:
+            continue
+        x = runs.training(float(threshold[h]), rounds=1, **start)
+        alive = x[:, 1, i] > 0
+        growth = np.log(x[alive, 1, i] / x[alive, 0, i])
+        distance = abs(growth.mean())
+        error = growth.std() / np.sqrt(max(alive.sum(), 1))
+        assert distance <= SIGMAS * error + SETTLED, ("collapse_threshold", h)
+
+
+CHECKS = {
+    "energy": check_energy,
+    "energy_rate": check_energy_rate,
+    "typical_rate": check_typical_rate,
+    "survival": check_survival,
+    "energy_floor": check_floor,
+}
+
+
+def check_all(case: Case, rules=RULES) -> None:
+    """Hold every value of a prediction against runs."""
+    for row in predict(case, rules).rules:
+        runs = Runs(case, row.rule, row.empty_partition)
+        for name, check in CHECKS.items():
+            if name in row.values:
+                check(runs, row.values)
+        check_half_lives(runs, row.values)
+        check_training(runs, row.values)
+
+
+@pytest.mark.parametrize("number", range(examples(3)))
+def test_every_value_of_a_prediction_agrees_with_runs(number):
+    rules = stream(number, "rules").choice(RULES, size=3, replace=False)
+    check_all(random_case(number), rules.tolist())
