@@ -93,7 +93,9 @@ def test_every_rule_has_an_answer_or_a_reason(rule, name):
         refused = REFUSED.get(rule, "").split()
         refused = refused + (DRAWN.get(rule, "").split() if asked else [])
         call = FUNCTIONS[name]
-        if name in refused:
+        # norms of updates of random directions differ by rank for good
+        unlike = rule == "hetlora" and asked.get("allocation") == "random"
+        if name in refused or unlike:
             with pytest.raises(ValueError, match=r"no closed form|expected a rule whose clients"):
                 call(getattr(closed_form, name), rule, RANKS, **asked)
             continue
