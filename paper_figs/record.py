@@ -19,6 +19,13 @@ from typing import Any
 from analysis.report import digits_table
 from analysis.summary import claim_tables, conjecture_table, theme_table
 from fedlora_sim.aggregation.describe import describe_all
+from paper_figs.calibration import (
+    coverage_table,
+    family_line,
+    margin_table,
+    ranks_table,
+    reach_table,
+)
 from paper_figs.conformance import broken_table, conformance_line, suite_table
 from paper_figs.rivals_speed import rivals_block
 from paper_figs.speed import (
@@ -48,6 +55,13 @@ BENCHES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "training": {"training": training_table},
     "rivals": {"rivals": rivals_block},
     "sweep": {"sweep": sweep_table},
+    "calibration": {
+        "calibration_coverage": coverage_table,
+        "calibration_margin": margin_table,
+        "calibration_family": family_line,
+        "calibration_reach": reach_table,
+        "calibration_ranks": ranks_table,
+    },
     "conformance": {
         "conformance": conformance_line,
         "conformance_rules": suite_table,

@@ -64,6 +64,21 @@ between
 <!-- conformance_broken: generated -->
 <!-- end -->
 
+<!-- calibration_coverage: generated -->
+<!-- end -->
+
+<!-- calibration_margin: generated -->
+<!-- end -->
+
+<!-- calibration_family: generated -->
+<!-- end -->
+
+<!-- calibration_reach: generated -->
+<!-- end -->
+
+<!-- calibration_ranks: generated -->
+<!-- end -->
+
 after
 """
 
@@ -155,4 +170,26 @@ CONFORMANCE = {
         "Forgetful": {"bug": "`a | b` forgotten.", "fails": ["exact"], "as_named": True},
         "Lucky": {"bug": "Nothing much.", "fails": ["linear"], "as_named": False},
     },
+}
+
+RATE = {"ratio": 1.25, "ratio_interval": [1.0, 1.5], "resolved": True, "calibrated": True}
+OF = {"estimator": "mean", "law": "normal", "runs": 8}
+CALIBRATION = {
+    "coverage": [
+        {**OF, **RATE, "error": 0.1, "replicates": 5_000},
+        {**OF, **RATE, "error": 0.01, "replicates": 5_000, "ratio": 5.0, "calibrated": False},
+        {**OF, **RATE, "error": 1e-3, "replicates": 5_000, "resolved": False, "calibrated": None},
+    ],
+    "margin": [
+        {**OF, **RATE, "first": 8, "cap": 32, "looks": 3, "replicates": 400, "supported": 20}
+    ],
+    "family": {
+        **RATE,
+        **{"missed": 6, "repetitions": 200, "error": 0.05},
+        "claims": [
+            {"claim": "one", "runs": 9, "first": 90, "each": 1e-4, "skewness": 2.0, "reach": 0.25},
+            {"claim": "two", "runs": 9, "first": 90, "each": 1e-4, "skewness": None, "reach": None},
+        ],
+    },
+    "ranks": [{**OF, **RATE, "counts": [3, 4], "p_uniform": 0.5}],
 }

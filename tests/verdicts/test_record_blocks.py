@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from record_cases import (
     AGGREGATION,
+    CALIBRATION,
     CONFORMANCE,
     RIVALS,
     SPECTRAL,
@@ -108,6 +109,7 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     (bench / "rivals.json").write_text(json.dumps(RIVALS))
     (bench / "sweep.json").write_text(json.dumps(SWEEP))
     (bench / "conformance.json").write_text(json.dumps(CONFORMANCE))
+    (bench / "calibration.json").write_text(json.dumps(CALIBRATION))
     for name in record.FIGURES:
         (figures / f"{name}.png").write_bytes(b"png")
     monkeypatch.setattr(record, "ROOT", tmp_path)
@@ -138,7 +140,7 @@ def test_a_recorded_readme_passes_its_check(
         assert table(report) in text
     assert record.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
-        *("aggregation.json", "breakdown.png", "conformance.json"),
+        *("aggregation.json", "breakdown.png", "calibration.json", "conformance.json"),
         *("digits.png", "energies.png"),
         *("participation.png", "phase.png", "report.json", "rivals.json", "settling.png"),
         *("spectral.json", "sweep.json", "training.json"),
@@ -158,6 +160,12 @@ def test_a_recorded_readme_passes_its_check(
         "| 1.20x [0.60, 1.50] | 2.40x [1.20, 3.00] | 25 ms (2.0%) | none |" in text
     )
     assert "Measured on: a processor, 4 cores." in text
+    assert "| mean | normal | 8 | 5,000 | 1.2 | 5 ✗ | – |" in text
+    assert "| mean | normal | 8 to 32 | 3 | 400 | 5% | 1.2 |" in text
+    assert "In 6 of 200 repetitions (3%, 95% interval 5% to 7.5%)" in text
+    assert "| `one` | 2 | 90 | 0.0001 | 0.25 |" in text
+    assert "| `two` |" not in text
+    assert "| mean | normal | 8 | 3 4 | 1.2 | 0.5 |" in text
     assert "verify --seed 2026` (1.5 minutes on 2 cores)." in text
     run(monkeypatch, "--check")
     assert (house / "README.md").read_text() == text

@@ -46,6 +46,12 @@ def test_integrated_time_of_ar1(phi: float, runs: int, rounds: int) -> None:
     assert found.window >= WINDOW * exact / 2
 
 
+def test_the_sum_is_not_cut_before_the_correlation_has_ended() -> None:
+    """A window of one integrated time would leave out exp(-2), 13% of the sum."""
+    found = integrated_time(autoregressive(np.random.default_rng(4), (1_000, 2_000), 0.9))
+    assert found.time == pytest.approx(19.0, rel=0.05)
+
+
 def test_anticorrelation_is_not_information() -> None:
     series = autoregressive(np.random.default_rng(2), (1, 5_000), -0.9)
     assert 1.0 <= integrated_time(series).time < 1.01
