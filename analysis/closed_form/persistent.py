@@ -184,16 +184,17 @@ def _coefficients(setting: Setting, clients: Clients, i: int, rounds: int) -> Ar
     apart = (squares - (second - squares) / max(number - 1, 1)) / number
     rate = kept + 2 * kept_pair * share * shifted + second * shifted**2 + apart * nu**2 * spread
     gain, pull = kept + share * shifted, 2 * (kept_pair * share + shifted * second)
-    # rows: the part without x_0, with x_0, with its square
-    drift = np.array([[share * c], [0.0]])
-    tied_drift = np.array([[share * (c**2 + tau**2 / number)], [0.0]])
-    noise = np.array([[second * c**2 + squares * tau**2], [0.0], [0.0]])
-    x, tied = (np.outer([0.0, start], np.ones_like(own)) for start in (1.0, c))
-    energy = np.outer([0.0, 0.0, 1.0], np.ones_like(own))
+    # rows: the part without x_0, with x_0, with its square; all times the weight of the node, since
+    # the powers of a far node overflow and their share of the mean does not
+    drift = np.outer([share * c, 0.0], weight)
+    tied_drift = np.outer([share * (c**2 + tau**2 / number), 0.0], weight)
+    noise = np.outer([second * c**2 + squares * tau**2, 0.0, 0.0], weight)
+    x, tied = (np.outer([0.0, start], weight) for start in (1.0, c))
+    energy = np.outer([0.0, 0.0, 1.0], weight)
     result = np.empty((5, rounds + 1))
     with np.errstate(over="ignore", invalid="ignore"):
         for t in range(rounds + 1):
-            result[:2, t], result[2:, t] = x @ weight, energy @ weight
+            result[:2, t], result[2:, t] = x.sum(axis=1), energy.sum(axis=1)
             energy = rate * energy + noise
             energy[:2] += pull * tied
             x, tied = gain * x + drift, gain * tied + tied_drift

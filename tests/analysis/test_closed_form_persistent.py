@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -184,3 +185,21 @@ def test_quadrature_is_exact_for_polynomials(order):
             x, w = gamma_rule(order, freedom / 2)
             wanted = math.prod(freedom + 2 * j for j in range(degree))
             assert w @ (2 * x) ** degree == pytest.approx(wanted, rel=ITERATED)
+
+
+def test_every_energy_within_the_range_of_numbers_is_right():
+    rounds, nu = 160, 2
+    found = closed_form.energy_trajectory(
+        "fedavg", [1, 2], rounds, initial_amplitude=1.0, cohort_size=1, gain_std=float(nu),
+        heterogeneity="persistent",
+    )[:, 1]  # fmt: skip
+    moments = [1, 1]  # E[a**j] of a normal gain of mean 1, in whole numbers
+    for j in range(1, 2 * rounds):
+        moments.append(moments[j] + j * nu**2 * moments[j - 1])
+    exact = [Fraction(moments[2 * t], 2**t) for t in range(rounds + 1)]
+    for value, wanted in zip(found, exact, strict=True):
+        if wanted < Fraction(1.7e308):
+            assert value == pytest.approx(float(wanted), rel=relative("iteration"))
+        else:
+            assert value == np.inf
+    assert 100 < np.isfinite(found).sum() < rounds
