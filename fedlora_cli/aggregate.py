@@ -22,6 +22,7 @@ SHOWN = 6
 WIDTH = 120
 # Options by the argument of `aggregate_adapters` that they set, which is what its messages name.
 OPTIONS = {
+    "base_model": "--base-model",
     "device": "--device",
     "empty_partition": "--empty-partition",
     "num_samples": "--samples",
@@ -33,7 +34,8 @@ OPTIONS = {
     "target_rank": "--target-rank",
 }
 _NAMES = "|".join(OPTIONS)
-_UNMISTAKABLE = "|".join(name for name in OPTIONS if "_" in name)
+# Keys of tensors start with base_model, too.
+_UNMISTAKABLE = "|".join(name for name in OPTIONS if "_" in name and name != "base_model")
 _IN_FRONT = re.compile(rf"(?P<place>[^='\"]*: )?(?P<name>{_NAMES})(?==)")
 _WITHIN = re.compile(rf"\b(?:({_NAMES})='([^']*)'|({_UNMISTAKABLE})\b)")
 
@@ -46,6 +48,13 @@ def aggregate(
     rule: Annotated[str, typer.Option(help="rule, see `fedlora-sim rules`")] = "raflora",
     samples: Annotated[
         str | None, typer.Option(help="sample counts, e.g. 120,80,40; equal by default")
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="name of the base model to write, where clients call the same model differently",
+        ),
     ] = None,
     rank_levels: Annotated[
         str | None,
@@ -87,6 +96,7 @@ def aggregate(
             None if samples is None else _sample_counts(samples, len(folders)),
             rule,
             out,
+            base_model=base_model,
             rank_levels=None if rank_levels is None else _ranks(rank_levels),
             previous=previous,
             target_rank=target_rank,
@@ -97,6 +107,9 @@ def aggregate(
             force=force,
         )
     _print_layers(report)
+    if len(report.base_models) > 1:
+        names = ", ".join(map(repr, report.base_models))
+        print(f"base model: {report.base_model!r}; the clients name it {names}")
     for place in dict.fromkeys(report.client_folders):
         numbers = [str(k) for k, own in enumerate(report.client_folders, 1) if own == place]
         print(f"client {', '.join(numbers)}: {out / place}")

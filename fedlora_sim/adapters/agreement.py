@@ -1,4 +1,4 @@
-"""Whether adapter folders can be aggregated: one base model, one set of tensors, one form each."""
+"""Whether adapter folders can be aggregated: one set of tensors, of one form each."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from fedlora_sim.adapters.variants import SHARED, UNMERGEABLE
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import expected
 
-# What says which model the update belongs to, and how it is stored there; absent means the default.
+# What says how the update is stored in the model; absent means the default. See `base_model`, too.
 SHARED_OPTIONS: dict[str, Any] = {
-    "base_model_name_or_path": None,
-    "revision": None,
     **SHARED,
 }
 SHOWN = 8
 
 
 def check_agreement(folders: Sequence[AdapterFolder]) -> None:
-    """Refuse folders that are not adapters of the same modules of the same model.
+    """Refuse folders that are not adapters of the same modules.
 
-    Ranks, scalings and their conventions may differ; nothing else may.
+    Ranks, scalings and their conventions may differ, and so may the name of the base model.
 
     Raises:
         InputError: naming the file, what differs in it and from which file.
@@ -34,7 +32,7 @@ def check_agreement(folders: Sequence[AdapterFolder]) -> None:
 
 
 def check_previous(previous: AdapterFolder, client: AdapterFolder) -> None:
-    """Refuse a last global adapter that does not belong to the clients' modules and model."""
+    """Refuse a last global adapter that does not belong to the clients' modules."""
     _check_options(previous, client)
     _check_names(previous, set(previous.layers), set(client.layers), client)
     _check_layers(previous, client)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedlora_sim.adapters.config import written_config
 from fedlora_sim.adapters.layers import kept_dtype
+from fedlora_sim.adapters.padding import resized
 from fedlora_sim.adapters.reading import AdapterFolder
 from fedlora_sim.adapters.restart import restarted
 from fedlora_sim.adapters.writing import AdapterContent
@@ -34,16 +35,36 @@ def global_content(
     factors: Factors,
     extras: Mapping[str, Tensor],
     report: Mapping[str, Any] | None = None,
+    *,
+    start: Callable[[Factors], Factors] = lambda factors: factors,
+    frozen_a: bool = False,
 ) -> AdapterContent:
-    """An adapter for everybody: the first client's options, everybody's ranks and scalings.
+    """The adapter of all clients: the first client's options, the ranks and scalings of `factors`.
 
     It is written in rsLoRA's convention if every client is, in alpha/r otherwise.
+
+    Args:
+        clients: the folders that were aggregated.
+        factors: update of every module.
+        extras: other tensors by key.
+        report: how the adapter came about.
+        start: what to do with components that carry nothing, once the ranks are those written.
+        frozen_a: whether a change of scaling goes to B alone.
     """
     use_rslora = all(client.config.use_rslora for client in clients)
     layers = {module: (update.rank, update.scaling) for module, update in factors.items()}
-    layers |= {tied: layers[module] for tied, (_, module) in clients[0].tied.items()}
-    config = written_config(clients[0].config.options, layers, use_rslora)
-    return AdapterContent(config, {**_stored(clients, factors), **extras}, report)
+    tied = {name: module for name, (_, module) in clients[0].tied.items()}
+    layers |= {name: layers[module] for name, module in tied.items()}
+    configs = [client.config for client in clients]
+    config, sizes = written_config(configs[0].options, layers, use_rslora, clients=configs)
+    while uneven := [name for name, module in tied.items() if sizes[name][0] != sizes[module][0]]:
+        for name in uneven:  # factors that are tied have one rank, the higher one
+            module = tied[name]
+            rank = max(sizes[name][0], sizes[module][0])
+            layers |= {one: (rank, layers[one][1]) for one in (name, module)}
+        config, sizes = written_config(configs[0].options, layers, use_rslora, clients=configs)
+    written = {m: resized(own, *sizes[m], frozen_a=frozen_a) for m, own in factors.items()}
+    return AdapterContent(config, {**_stored(clients, start(written)), **extras}, report)
 
 
 def base_content(clients: Sequence[AdapterFolder], factors: Factors) -> AdapterContent:
@@ -66,17 +87,11 @@ def client_content(
     Components that carry nothing start afresh, in the client's own scaling. Under a rule that
     freezes A they stay, and the change of scaling goes to B alone.
     """
-    cut: dict[str, LoRAFactors] = {}
-    for module, update in adapter.items():
-        own, scaling = (
-            update.truncate(client.config.rank_of(module)),
-            client.config.scaling_of(module),
-        )
-        if frozen_a:
-            lora_b = own.lora_B * (own.scaling / scaling)
-            cut[module] = LoRAFactors(own.lora_A, lora_b, scaling)
-        else:
-            cut[module] = own.rescale(scaling)
+    config = client.config
+    cut = {
+        m: resized(update, config.rank_of(m), config.scaling_of(m), frozen_a=frozen_a)
+        for m, update in adapter.items()
+    }
     if not frozen_a:
         cut = restarted(clients, cut, seed)
     options = dict(client.config.options)

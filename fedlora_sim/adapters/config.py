@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora_sim.adapters.matching import check_pattern, fits_end, fits_whole
+from fedlora_sim.adapters.matching import check_pattern, fits_whole
+from fedlora_sim.adapters.patterns import most_common, pattern_key, write_patterns
 from fedlora_sim.adapters.variants import check_plain_lora
 from fedlora_sim.errors import check_choice, expected
 from fedlora_sim.strict_json import read_json
@@ -26,6 +26,8 @@ NO_INITIALISATION: dict[str, Any] = {
     "loftq_config": {},
     "lora_ga_config": None,
 }
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+SHOWN = 4
 BIASES = ("none", "all", "lora_only")
 
 
@@ -113,7 +115,9 @@ def read_config(folder: Path) -> AdapterConfig:
     path = folder / CONFIG_FILE
     source = str(path)
     if not path.is_file():
-        raise expected("folder", str(folder), f"a PEFT adapter folder (it has no {CONFIG_FILE})")
+        reason = f"it has no {CONFIG_FILE}{_elsewhere(folder)}"
+        raise expected("folder", str(folder), f"a PEFT adapter folder ({reason})")
+    check_no_pointer("adapter_config", path)
     try:
         options = read_json(path)
     except ValueError as error:
@@ -133,67 +137,72 @@ def read_config(folder: Path) -> AdapterConfig:
     )
 
 
-def pattern_key(patterns: Iterable[str], module: str) -> str:
-    """The pattern that a module falls under, as PEFT finds it; the module itself if there is none.
+def check_no_pointer(argument: str, path: Path) -> None:
+    """Refuse the pointer that git leaves where git-lfs has not fetched the file itself."""
+    with path.open("rb") as file:
+        is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    if is_pointer:
+        expectation = "the file itself, not a git-lfs pointer to it (run `git lfs pull` there)"
+        raise expected(argument, str(path), expectation)
 
-    A pattern is a regular expression for the end of the name, at a dot; the first one that fits
-    wins (`peft.utils.other.get_pattern_key`).
-    """
-    for pattern in patterns:
-        if fits_end(pattern, module):
-            return pattern
-    return module
+
+def _elsewhere(folder: Path) -> str:
+    """Where the adapter may be instead, as the end of a sentence."""
+    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
+    if len(found) == 1:
+        return f"; PEFT saves an adapter that has a name in a subfolder: give {found[0]}"
+    if found:
+        names = ", ".join(str(path) for path in found[:SHOWN])
+        more = ", ..." if len(found) > SHOWN else ""
+        return f"; its subfolders have one: give one of {names}{more}"
+    if (folder / "config.json").is_file():
+        return "; it seems to hold a whole model, as `merge_and_unload` makes it"
+    return "" if any(folder.iterdir()) else "; it is empty"
 
 
 def written_config(
-    options: Mapping[str, Any], layers: Mapping[str, tuple[int, float]], use_rslora: bool
-) -> dict[str, Any]:
-    """The configuration of an adapter whose layers have these ranks and scalings.
+    options: Mapping[str, Any],
+    layers: Mapping[str, tuple[int, float]],
+    use_rslora: bool,
+    *,
+    clients: Sequence[AdapterConfig] = (),
+    names: Iterable[str] = (),
+) -> tuple[dict[str, Any], dict[str, tuple[int, float]]]:
+    """Write the configuration of an adapter whose layers have these ranks and scalings.
 
     Args:
         options: what all of the adapter's other options are taken from.
         layers: rank and scaling of every module.
         use_rslora: the convention to write the scalings in.
+        clients: configurations whose patterns may be written, see `write_patterns`.
+        names: modules whose names are those of the model, and may be written as patterns.
 
     Returns:
-        A configuration as PEFT writes it: the most common rank and alpha as the default, the
-        others by pattern.
+        A configuration as PEFT writes it, and the rank and scaling that it gives every module:
+        ranks are those asked for or higher, scalings may differ where no pattern separates modules.
     """
-    ranks = {module: rank for module, (rank, _) in layers.items()}
-    alphas = {
-        module: _tidy(scaling * (math.sqrt(rank) if use_rslora else rank))
-        for module, (rank, scaling) in layers.items()
-    }
-    rank, rank_pattern = _as_pattern(ranks)
-    alpha, alpha_pattern = _as_pattern(alphas)
-    return {
+    rank_keys = {key for client in clients for key in client.rank_pattern}
+    alpha_keys = {key for client in clients for key in client.alpha_pattern}
+    wanted = {module: rank for module, (rank, _) in layers.items()}
+    ranks = write_patterns(wanted, rank_keys, max, names)
+
+    def root(module: str) -> float:
+        return math.sqrt(ranks.values[module]) if use_rslora else ranks.values[module]
+
+    wanted_alphas = {m: _tidy(scaling * root(m)) for m, (_, scaling) in layers.items()}
+    alphas = write_patterns(wanted_alphas, rank_keys | alpha_keys, most_common, names)
+    config = {
         **options,
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": rank_pattern,
-        "alpha_pattern": alpha_pattern,
+        "r": ranks.default,
+        "lora_alpha": alphas.default,
+        "rank_pattern": ranks.patterns,
+        "alpha_pattern": alphas.patterns,
         "use_rslora": use_rslora,
         "init_lora_weights": True,
         **NO_INITIALISATION,
         "inference_mode": True,
     }
-
-
-def _as_pattern(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Most common value, and the modules that have another one."""
-    common = Counter(values.values()).most_common(1)[0][0]
-    others = {module: value for module, value in values.items() if value != common}
-    # Old versions of PEFT know a bare module name where they do not know an anchored pattern.
-    if all(_looked_up(others, module, common) == value for module, value in values.items()):
-        return common, others
-    return common, {f"^{re.escape(module)}": value for module, value in others.items()}
-
-
-def _looked_up(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    try:
-        return pattern.get(pattern_key(pattern, module), default)
-    except re.error:
-        return None
+    return config, {m: (ranks.values[m], alphas.values[m] / root(m)) for m in layers}
 
 
 def _tidy(alpha: float) -> float:

@@ -20,6 +20,7 @@ from fedlora_sim.adapters.assembly import (
     client_places,
     global_content,
 )
+from fedlora_sim.adapters.base_model import NAME, agreed_base_model
 from fedlora_sim.adapters.extras import average_extras
 from fedlora_sim.adapters.layers import (
     LayerReport,
@@ -54,6 +55,8 @@ class AggregationReport:
         out: the folder that was written.
         folders: the clients' folders.
         num_samples: their sample counts.
+        base_model: name of the base model that was written.
+        base_models: every name that the clients have for it.
         client_folders: the folder that each client receives, within `out`; empty if none was asked
             for.
         has_base: whether `out` is the sum of `out/adapter` and `out/base`.
@@ -65,6 +68,8 @@ class AggregationReport:
     out: str
     folders: tuple[str, ...]
     num_samples: tuple[float, ...]
+    base_model: str | None
+    base_models: tuple[str, ...]
     client_folders: tuple[str, ...]
     has_base: bool
     seed: int
@@ -86,6 +91,7 @@ def aggregate_adapters(
     rule: str,
     out: str | Path,
     *,
+    base_model: str | None = None,
     rank_levels: Sequence[int] | None = None,
     previous: str | Path | None = None,
     target_rank: int | None = None,
@@ -105,6 +111,10 @@ def aggregate_adapters(
         rule: name of a rule, options after a colon.
         out: folder to write. Under a rule that merges a correction into the base weights it holds
             adapter and correction in one, and `out/adapter` and `out/base` hold them apart.
+        base_model: name of the base model, to be written to every configuration. It says that the
+            clients' models are one, whatever they call it. When None the names must agree: up to a
+            slash at the end, the path of a snapshot in the hub's cache, and the place of a folder
+            of the same name on another machine; no revision is `main`.
         rank_levels: ranks of the federation, for modules whose rank no client's rank_pattern sets;
             elsewhere, and when None, the distinct ranks of the clients (and of `previous`).
         previous: the last global adapter, of the highest rank level: what `carry` keeps. A first
@@ -136,8 +146,12 @@ def aggregate_adapters(
     seed = check_seed("seed", seed)
     request = _check_request(weights, rule, rank_levels, empty_partition, target_rank)
     check_output(out, [*paths, *([] if last is None else [last])], force=force)
+    if base_model is not None and (not isinstance(base_model, str) or not base_model.strip()):
+        raise expected("base_model", base_model, "a hub name or a path")
     clients, previous_folder = _open(paths, last)
     check_mergeable(clients[0], rule)
+    opened = [*clients, *([] if previous_folder is None else [previous_folder])]
+    model = agreed_base_model([folder.config for folder in dict.fromkeys(opened)], base_model)
     place = resolve_device(device, _computing_dtype(clients))
     results, layers = _aggregate(clients, previous_folder, replace(request, device=place))
     extras = average_extras(clients, request.weights)
@@ -146,12 +160,20 @@ def aggregate_adapters(
         str(out),
         tuple(str(path) for path in paths),
         weights,
+        model[NAME],
+        tuple(
+            dict.fromkeys(
+                str(c.config.options[NAME]) for c in clients if c.config.options.get(NAME)
+            )
+        ),
         client_places(clients) if client_folders else (),
         bool(results.base),
         seed,
         layers,
     )
-    write_adapters(out, _contents(clients, results, extras, report), force=force)
+    contents = _contents(clients, results, extras, report)
+    named = ((place, replace(own, config={**own.config, **model})) for place, own in contents)
+    write_adapters(out, named, force=force)
     return report
 
 
@@ -210,6 +232,7 @@ def _aggregate(
     """Aggregate module by module, so that the clients' factors of one are in memory at a time."""
     results, reports = _Results({}, {}, {}), []
     modules = list(clients[0].layers)
+    _check_highest_level(clients, request.rank_levels)
     for module in modules:  # all of these checks before the first, possibly long, computation
         levels = rank_levels_of(module, clients, previous, request.rank_levels)
         if previous is None:
@@ -220,11 +243,34 @@ def _aggregate(
         if result.base is not None:
             results.base[module] = base_factors(result.base)
         reports.append(report)
+    _check_some_trained(clients, reports)
     highest = max(report.rank for report in reports)
     if request.target_rank is not None and highest < request.target_rank:
         expectation = f"at most the rank of the aggregated update, {highest}"
         raise expected("target_rank", request.target_rank, expectation)
     return results, tuple(reports)
+
+
+def _check_some_trained(clients: Sequence[AdapterFolder], reports: Sequence[LayerReport]) -> None:
+    """Refuse a round in which no update moves the model, and nothing else was trained either."""
+    first = clients[0]
+    if any(any(report.energy_before) for report in reports):
+        return
+    if all(first.is_frozen(key) for key in first.extras):
+        expectation = (
+            "a client that has trained: in every folder with samples every update B @ A is zero, "
+            "as LoRA starts it"
+        )
+        raise expected("folders", [str(client.path) for client in clients], expectation)
+
+
+def _check_highest_level(clients: Sequence[AdapterFolder], levels: tuple[int, ...] | None) -> None:
+    """Refuse levels above every module's limit; the federation's rank may be above some."""
+    limits = [layer.limit for layer in clients[0].layers.values()]
+    limit = max(*limits, *(client.config.rank for client in clients))
+    if levels is not None and levels[-1] > limit:
+        expectation = f"ranks from 1 to {limit}, the largest min(d_in, d_out) of a module"
+        raise expected("rank_levels", list(levels), expectation)
 
 
 def _contents(
@@ -236,14 +282,17 @@ def _contents(
     described: dict[str, Any] = asdict(report)
     frozen_a, seed = get_rule(report.rule).frozen_a, report.seed
 
-    def trainable(factors: Factors) -> Factors:
+    def start(factors: Factors) -> Factors:
         return factors if frozen_a else restarted(clients, factors, seed)
 
-    yield "", global_content(clients, trainable(results.total), extras, described)
+    def content(factors: Factors, *others: Any) -> AdapterContent:
+        return global_content(clients, factors, *others, start=start, frozen_a=frozen_a)
+
+    yield "", content(results.total, extras, described)
     if results.base:
         # These go on top of the corrected base, whose embeddings PEFT would put back to the old.
         extras = {key: x for key, x in extras.items() if not clients[0].is_frozen(key)}
-        yield "adapter", global_content(clients, trainable(results.adapter), extras)
+        yield "adapter", content(results.adapter, extras)
         yield "base", base_content(clients, results.base)
     receivers = dict(zip(reversed(report.client_folders), reversed(clients), strict=False))
     for place, client in receivers.items():  # the first client of each folder

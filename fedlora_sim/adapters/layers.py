@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,8 @@ class LayerReport:
         module: name in the base model; of a parameter (target_parameters) that of the parameter.
         client_ranks: rank of every client.
         levels: rank levels that the rule went by.
-        rank: rank that was written.
+        rank: rank of the update that was written, without components of zeros that pad it to the
+            rank of other modules.
         energy_before: energies `sigma_i**2`, mean over the clients' own updates by weight.
         energy_after: energies of the update that was written.
         rho_before: share of the energy at the lowest level, mean over the clients' own by weight;
@@ -88,9 +90,16 @@ def aggregate_layer(
         InputError: naming the module.
     """
     dtype = computing_dtype(clients, module)
-    updates = [client.factors(module, dtype, request.device) for client in clients]
-    last = None if previous is None else previous.factors(module, dtype, request.device)
     levels = rank_levels_of(module, clients, previous, request.rank_levels)
+
+    def factors(folder: AdapterFolder) -> LoRAFactors:
+        return folder.factors(module, dtype, request.device, width=levels[-1])
+
+    updates = []
+    for client, weight in zip(clients, request.weights, strict=True):
+        with without_samples(client, weight):
+            updates.append(factors(client))
+    last = None if previous is None else factors(previous).truncate(levels[-1])
     # A client without samples takes no part; left out here, the engine counts as the names below.
     present = [k for k, weight in enumerate(request.weights) if weight > 0]
     try:
@@ -114,6 +123,21 @@ def aggregate_layer(
         largest = max(float(t.abs().max()) for u in updates for t in (u.lora_A, u.lora_B))
         expectation = f"factors whose products {dtype} can hold"
         raise expected(f"largest entry of {module}", largest, expectation) from None
+
+
+@contextmanager
+def without_samples(client: AdapterFolder, weight: float) -> Iterator[None]:
+    """Say of a folder that cannot be read that it is of no use, if its client has no samples.
+
+    It is refused all the same: numbers that are not finite are never left out without a word.
+    """
+    try:
+        yield
+    except InputError as error:
+        if weight > 0:
+            raise
+        hint = f"; its client has 0 samples and takes no part: leave {client.path} out"
+        raise InputError(f"{error}{hint}") from None
 
 
 def computing_dtype(clients: Sequence[AdapterFolder], module: str) -> torch.dtype:
@@ -142,20 +166,13 @@ def rank_levels_of(
     the last global adapter, which the highest client has allotted.
 
     Raises:
-        InputError: if a client's rank is none of the given levels or above the last adapter's, or
-            a level is more than the module can have.
+        InputError: if a client's rank is none of the given levels or above the last adapter's.
     """
     ranks = {client.config.rank_of(module) for client in clients}
     multiples = {client.config.rank_multiple(module) for client in clients}
     multiple = multiples.pop() if len(multiples) == 1 else None
     if given is not None and multiple is not None:
-        levels, limit = (
-            sorted({multiple * level for level in given}),
-            clients[0].layers[module].limit,
-        )
-        if levels[-1] > limit:
-            expectation = f"ranks from 1 to min(d_in, d_out) = {limit}"
-            raise expected(f"{module}: rank_levels", levels, expectation)
+        levels = sorted({multiple * level for level in given})
         for client in clients:
             rank = client.config.rank_of(module)
             if rank not in levels:
@@ -163,11 +180,23 @@ def rank_levels_of(
                 raise expected(where, rank, f"one of the ranks in rank_levels, {levels}")
     else:
         levels = sorted(ranks | ({previous.config.rank_of(module)} if previous else set()))
-    if previous is not None and previous.config.rank_of(module) != levels[-1]:
+    if previous is not None and _rank_carried(previous, module, levels[-1]) != levels[-1]:
         rank = previous.config.rank_of(module)
         where = f"rank of {module} in the last adapter {previous.path}"
         raise expected(where, rank, f"the highest rank level, {levels[-1]}")
     return tuple(levels)
+
+
+def _rank_carried(previous: AdapterFolder, module: str, highest: int) -> int:
+    """Rank of the last adapter, without components above `highest` if all of them are empty.
+
+    An adapter is written with such components where no pattern gives a module its own rank.
+    """
+    rank = previous.config.rank_of(module)
+    if rank <= highest:
+        return rank
+    lora_b = previous.factors(module, torch.float64, torch.device("cpu")).lora_B
+    return rank if bool(lora_b[..., highest:].any()) else highest
 
 
 def check_nothing_to_keep(

@@ -19,8 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedlora_sim.adapters.config import AdapterConfig, read_config
+from fedlora_sim.adapters.config import AdapterConfig, check_no_pointer, read_config
 from fedlora_sim.adapters.matching import check_time
+from fedlora_sim.adapters.padding import wide_factors
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors, check_tensor_finite
 
@@ -38,6 +39,7 @@ MOST_TENSORS, LONGEST_NAME = 200_000, 500
 # What has a meaning in a regular expression; a dot has too, but stands for itself as well.
 _PATTERN_SIGNS = set("*+?()[]{}|^$\\")
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?)(?P<factor>[AB])(?P<end>.*)")
+_NAMED = re.compile(r"\.(?!weight$|bias$)[^.]+(\.weight)?")
 _ENDS = {"lora_": ".weight", "lora_embedding_": ""}
 # PEFT wraps a layer once for each of its target_parameters, and names the inner layer so.
 _WRAPPED = ".base_layer"
@@ -46,8 +48,8 @@ _TOKENS = ".token_adapter.trainable_tokens_delta"
 # The order in which layers of stacked experts register their parameters, all of transformers' do.
 _REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
 _MOST_ORDERS = 1000  # of parameters with other names, tried one by one
-# Embeddings that PEFT saves whole when the vocabulary was resized.
-_EMBEDDING = re.compile(r"embed|wte|lm_head|shared")
+# PEFT saves the input and the output embeddings whole when the vocabulary was resized.
+_MOST_WHOLE_MODULES = 2
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,11 @@ class Layer:
         return lora_a, lora_b.unflatten(1, (-1, self.experts)).permute(2, 0, 1)
 
     def packed(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        """A and B of any rank in the shapes that they are stored in; undoes `unpacked`."""
+        """A and B of any rank in the shapes that they are stored in; undoes `unpacked`.
+
+        What was appended to their dimensions is left out, see `padding`.
+        """
+        lora_a, lora_b = lora_a[..., : self.d_in], lora_b[..., : self.d_out, :]
         if self.experts > 1:
             return lora_a.flatten(0, 1), lora_b.permute(1, 2, 0).flatten(1)
         rank = lora_a.shape[0]
@@ -95,9 +101,19 @@ class Layer:
         return lora_a, lora_b.reshape(self.shape_B[0], rank, *self.shape_B[2:])
 
     @property
+    def d_in(self) -> int:
+        """Columns of A; of a convolution they count the kernel too."""
+        return math.prod(self.shape_A[1:])
+
+    @property
+    def d_out(self) -> int:
+        """Rows of B."""
+        return self.shape_B[0]
+
+    @property
     def limit(self) -> int:
-        """The highest rank that the module can have, min(d_in, d_out)."""
-        return min(self.shape_B[0], math.prod(self.shape_A[1:]))
+        """The highest rank that the module's update can have, min(d_in, d_out)."""
+        return min(self.d_out, self.d_in)
 
     @property
     def shapes_tied(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -123,7 +139,8 @@ class AdapterFolder:
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder)
         if not self.path.is_dir():
-            raise expected("folder", str(folder), "a folder with a PEFT adapter")
+            is_file = ", not a file in it" if self.path.is_file() else ""
+            raise expected("folder", str(folder), f"a folder with a PEFT adapter{is_file}")
         self.config: AdapterConfig = read_config(self.path)
         self._weights = _open(self.path)
         self.keys = frozenset(self._weights.keys())
@@ -135,22 +152,24 @@ class AdapterFolder:
         layers = (*self.layers.values(), *(layer for layer, _ in self.tied.values()))
         used = {key for layer in layers for key in (layer.key_A, layer.key_B)}
         self.extras = tuple(key for key in sorted(self.keys - used) if not self._is_copy(key))
-        for key in self.extras:
-            self._check_extra(key)
+        self._check_extras()
 
     @cached_property
     def _file(self) -> str:
         return str(self.path / WEIGHTS_FILE)
 
-    def factors(self, module: str, dtype: torch.dtype, device: torch.device) -> LoRAFactors:
+    def factors(
+        self, module: str, dtype: torch.dtype, device: torch.device, width: int = 0
+    ) -> LoRAFactors:
         """A module's update: A (r, d_in) and B (d_out, r), kernels flattened, with its scaling.
 
-        Of stacked experts they are (experts, r, d_in) and (experts, d_out, r).
+        Of stacked experts they are (experts, r, d_in) and (experts, d_out, r). Where d_in or d_out
+        is below the rank or below `width` zeros are appended, see `padding`.
         """
         layer = self.layers[module]
         lora_a = self.tensor(layer.key_A).to(device, dtype)
         lora_b = self.tensor(layer.key_B).to(device, dtype)
-        return LoRAFactors(*layer.unpacked(lora_a, lora_b), self.config.scaling_of(module))
+        return wide_factors(*layer.unpacked(lora_a, lora_b), self.config.scaling_of(module), width)
 
     def tensor(self, key: str) -> Tensor:
         """A tensor of the file, as it is stored; refused when an entry is not finite."""
@@ -170,8 +189,10 @@ class AdapterFolder:
         return tuple(self._weights.get_slice(key).get_shape())
 
     def is_frozen(self, key: str) -> bool:
-        """Whether a tensor is the base model's own, saved beside the LoRA of an embedding."""
-        return key.endswith(".base_layer.weight")
+        """Whether a tensor is the base model's own, saved next to the LoRA of an embedding."""
+        path, _, leaf = key.rpartition(".")
+        is_trained = leaf == "bias" and self.config.trains_biases
+        return path.endswith(".base_layer") and not is_trained
 
     def token_indices(self, key: str) -> list[int] | None:
         """Token of every row of a tensor, if it holds rows that were trained alone.
@@ -282,6 +303,8 @@ class AdapterFolder:
                 "only keys '....lora_A.weight', '....lora_B.weight', '....lora_embedding_A' and "
                 "'....lora_embedding_B', as PEFT saves plain LoRA"
             )
+            if found is not None and _NAMED.fullmatch(found["end"]):
+                expectation += " (without the name of the adapter, as save_pretrained writes them)"
             raise expected(self._file, key, expectation)
         if not key.startswith(PREFIX):
             raise expected(self._file, key, f"a key that starts with {PREFIX!r}, as PEFT writes it")
@@ -351,31 +374,50 @@ class AdapterFolder:
         if any(size != 1 for size in b[2:]):
             raise expected(f"{self._file}: {key_b}", b, "a kernel of size 1")
         dtype = torch.promote_types(dtypes[key_a], dtypes[key_b])
-        layer = Layer(key_a, key_b, a, b, dtype, experts)
-        if rank > layer.limit:
-            expectation = f"a rank of at most min(d_in, d_out) = {layer.limit}"
-            raise expected(f"{self.config.source}: rank of {module}", rank, expectation)
-        return layer
+        return Layer(key_a, key_b, a, b, dtype, experts)
 
-    def _check_extra(self, key: str) -> None:
-        """Refuse a tensor of which PEFT could not say what it is."""
+    def _check_extras(self) -> None:
+        """Refuse a tensor that neither the configuration nor a resized vocabulary accounts for.
+
+        A resized vocabulary is saved as whole modules, under whatever name the model gives to its
+        embeddings: `lm_head`, `proj_out`, `cls.predictions.decoder`.
+        """
+        unknown = [key for key in self.extras if not self._is_configured(key)]
+        whole = [key for key in unknown if self._is_of_whole_module(key)]
+        modules = {key.rpartition(".")[0] for key in whole}
+        wrong = sorted(set(unknown) - set(whole)) or (
+            whole if len(modules) > _MOST_WHOLE_MODULES else []
+        )
+        if wrong:
+            expectation = (
+                f"LoRA factors, or a tensor that {self.config.source} accounts for "
+                f"(modules_to_save, bias), or the whole input or output embeddings, under the "
+                f"prefix {PREFIX!r}"
+            )
+            raise expected(self._file, wrong[0], expectation)
+
+    def _is_configured(self, key: str) -> bool:
+        if not key.startswith(PREFIX):
+            return False
         path, _, leaf = key.removeprefix(PREFIX).rpartition(".")
         parts = path.split(".")
         ancestors = [".".join(parts[: i + 1]) for i in range(len(parts))]
         saved, adapted = self.config.modules_to_save, {*self.layers, *self.tied}
-        known = (
+        return (
             (leaf == "bias" and self.config.trains_biases)
             or self.token_indices(key) is not None
             or any(ancestor.endswith(name) for ancestor in ancestors for name in saved)
-            or (leaf == "weight" and _EMBEDDING.search(parts[-1]) is not None)
             or (self.is_frozen(key) and path.removesuffix(".base_layer") in adapted)
         )
-        if not known or not key.startswith(PREFIX):
-            expectation = (
-                f"LoRA factors, or a tensor that {self.config.source} accounts for "
-                "(modules_to_save, bias), under the prefix " + repr(PREFIX)
-            )
-            raise expected(self._file, key, expectation)
+
+    def _is_of_whole_module(self, key: str) -> bool:
+        """Whether a tensor is the weight of an embedding or of a map to words, or its bias."""
+        path, _, leaf = key.rpartition(".")
+        weight = f"{path}.weight"
+        if not key.startswith(PREFIX) or leaf not in ("weight", "bias") or weight not in self.keys:
+            return False
+        shape = self.shape(weight)
+        return len(shape) >= 2 and (leaf == "weight" or self.shape(key) == shape[:1])
 
 
 def _unwrapped(module: str) -> str:
@@ -395,13 +437,19 @@ def _open(folder: Path) -> Any:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         pickles = [name for name in PICKLES if (folder / name).exists()]
+        shards = sorted(path.name for path in folder.glob("adapter_model-*-of-*.safetensors"))
+        if shards:
+            expectation = f"{WEIGHTS_FILE}, one file as PEFT reads it, not {len(shards)} shards"
+            raise expected("weights", str(folder / shards[0]), expectation)
         if pickles:
+            check_no_pointer("weights", folder / pickles[0])
             expectation = (
                 f"{WEIGHTS_FILE} (a pickle can run any code when it is read; save the adapter "
                 "again with safe_serialization=True)"
             )
             raise expected("weights", str(folder / pickles[0]), expectation)
         raise expected("folder", str(folder), f"a PEFT adapter folder (it has no {WEIGHTS_FILE})")
+    check_no_pointer("weights", path)
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:

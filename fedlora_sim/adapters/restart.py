@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_sim.adapters.reading import AdapterFolder
+from fedlora_sim.adapters.reading import AdapterFolder, Layer
 from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lowrank import pad_last
 from fedlora_sim.randomness import stream
 from fedlora_sim.tolerances import relative
 
@@ -29,29 +30,31 @@ def restarted(
     the rank, so that all folders of one aggregation start alike.
     """
     return {
-        module: _restart(update, module, seed, clients[0].layers[module].is_embedding)
+        module: _restart(update, module, seed, clients[0].layers[module])
         for module, update in factors.items()
     }
 
 
-def _restart(update: LoRAFactors, module: str, seed: int, is_embedding: bool) -> LoRAFactors:
+def _restart(update: LoRAFactors, module: str, seed: int, layer: Layer) -> LoRAFactors:
     lost = _lost(update)
     if not bool(lost.any()):
         return update
     lora_a, lora_b = update.lora_A, update.lora_B
-    if is_embedding:  # PEFT starts these the other way round
-        drawn = stream(seed, "lora_B", module).standard_normal((update.rank, update.d_out))
+    if layer.is_embedding:  # PEFT starts these the other way round
+        drawn = stream(seed, "lora_B", module).standard_normal((update.rank, layer.d_out))
+        start = pad_last(torch.from_numpy(drawn), update.d_out)
         lora_a = torch.where(lost.unsqueeze(-1), 0.0, lora_a)
-        lora_b = torch.where(lost, torch.from_numpy(drawn).to(lora_b).mT, lora_b)
+        lora_b = torch.where(lost, start.to(lora_b).mT, lora_b)
     else:  # of a convolution d_in counts the kernel too, as Kaiming's fan does
-        bound = 1 / np.sqrt(update.d_in)
+        bound = 1 / np.sqrt(layer.d_in)
         experts = [(e,) for e in range(lora_a.shape[0])] if lora_a.ndim > 2 else [()]
         rows = [
-            stream(seed, "lora_A", module, *e).uniform(-bound, bound, (update.rank, update.d_in))
+            stream(seed, "lora_A", module, *e).uniform(-bound, bound, (update.rank, layer.d_in))
             for e in experts
         ]
-        drawn = np.stack(rows).reshape(lora_a.shape)
-        lora_a = torch.where(lost.unsqueeze(-1), torch.from_numpy(drawn).to(lora_a), lora_a)
+        stacked = np.stack(rows).reshape(*lora_a.shape[:-1], layer.d_in)
+        start = pad_last(torch.from_numpy(stacked), update.d_in)
+        lora_a = torch.where(lost.unsqueeze(-1), start.to(lora_a), lora_a)
         lora_b = torch.where(lost.unsqueeze(-2), 0.0, lora_b)
     return LoRAFactors(lora_a, lora_b, update.scaling)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlora_sim.adapters.config import written_config
+from fedlora_sim.adapters.padding import resized
 from fedlora_sim.adapters.reading import PREFIX
 from fedlora_sim.adapters.writing import AdapterContent
 from fedlora_sim.errors import expected
@@ -64,12 +65,14 @@ def adapter_content(
         whole: tensors besides, see `whole_modules`.
         use_rslora: the convention to write the scalings in.
     """
-    sizes = {name: (f.rank, f.scaling) for name, f in layers.items()}
+    wanted = {name: (f.rank, f.scaling) for name, f in layers.items()}
+    config, sizes = written_config(options, wanted, use_rslora, names=wanted)
     tensors = dict(whole)
-    for name, f in layers.items():
+    for name, update in layers.items():
+        f = resized(update, *sizes[name], frozen_a=False)
         tensors |= {f"{name}.lora_A.weight": f.lora_A, f"{name}.lora_B.weight": f.lora_B}
     stored = {f"{PREFIX}{key}": x.cpu() for key, x in tensors.items()}
-    return AdapterContent(written_config(options, sizes, use_rslora), stored)
+    return AdapterContent(config, stored)
 
 
 def whole_modules(task: Task, heads: Heads) -> dict[str, Tensor]:

@@ -55,6 +55,40 @@ def with_entry(number):
     return change
 
 
+def empty(folder):
+    for path in Path(folder).iterdir():
+        path.unlink()
+
+
+def name_adapters(*names):
+    """What PEFT saves of adapters that are not called default."""
+    for name in names:
+        shutil.copytree("a", f"b/{name}")
+    for name in (CONFIG, WEIGHTS):
+        Path("b", name).unlink()
+
+
+def name_keys(name):
+    """What a plain `torch.save` of the model's own state has for keys."""
+    for key in load_file(Path("b", WEIGHTS)):
+        if key.endswith("lora_A.weight"):
+            rewrite("b", move(key, key.replace("lora_A.", f"lora_A.{name}.")))
+
+
+def point(name, to=None):
+    """What a clone has without git-lfs."""
+    Path("b", name).unlink()
+    oid = "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+    pointer = f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 12345\n"
+    Path("b", to or name).write_text(pointer)
+
+
+def shard():
+    for number in (1, 2):
+        shutil.copy(f"b/{WEIGHTS}", f"b/adapter_model-0000{number}-of-00002.safetensors")
+    Path("b", WEIGHTS).unlink()
+
+
 @pytest.mark.parametrize(
     ("arguments", "named", "expectation"),
     [
@@ -70,7 +104,11 @@ def with_entry(number):
         (("--rank-levels", "2,four"), "--rank-levels='2,four'", "ranks"),
         (("--rank-levels", "0,2"), "--rank-levels='0,2'", "at least 1"),
         (("--rank-levels", "2,8"), "rank of model.embed_tokens in b=4", "in --rank-levels, [2, 8]"),
-        (("--rank-levels", "2,4,8,17"), "--rank-levels=[2, 4, 8, 17]", "min(d_in, d_out) = 16"),
+        (
+            ("--rank-levels", "2,4,8,17"),
+            "--rank-levels=[2, 4, 8, 17]",
+            "from 1 to 16, the largest",
+        ),
         (("--target-rank", "0"), "--target-rank=0", "at least 1"),
         (("--target-rank", "9"), "--target-rank=9", "at most the rank of the aggregated update, 8"),
         (("--empty-partition", "keep"), "--empty-partition='keep'", "carry"),
@@ -132,6 +170,18 @@ def test_bad_arguments(refused, folders, arguments, named, expectation):
         (lambda: Path("b", CONFIG).unlink(), "it has no adapter_config.json"),
         (lambda: Path("b", WEIGHTS).unlink(), "it has no adapter_model.safetensors"),
         (lambda: shutil.rmtree("b"), "folder='b'"),
+        (lambda: name_adapters("clinic"), "in a subfolder: give b/clinic)"),
+        (lambda: name_adapters("x", "y"), "give one of b/x, b/y)"),
+        (lambda: empty("b"), "it has no adapter_config.json; it is empty)"),
+        (lambda: Path("b", CONFIG).rename("b/config.json"), "seems to hold a whole model"),
+        (lambda: point(CONFIG), "b/adapter_config.json': expected the file itself, not a git-lfs"),
+        (lambda: point(WEIGHTS), "weights='b/adapter_model.safetensors': expected the file itself"),
+        (
+            lambda: point(WEIGHTS, "adapter_model.bin"),
+            "b/adapter_model.bin': expected the file",
+        ),
+        (lambda: shard(), "not 2 shards"),
+        (lambda: name_keys("clinic"), "without the name of the adapter"),
     ],
 )
 def test_bad_configurations_and_folders(refused, folders, spoil, named):
@@ -245,19 +295,6 @@ def test_a_previous_adapter_of_other_modules(refused, folders, clients):
     assert "unexpected (" in line
 
 
-def test_a_rank_that_a_narrow_module_cannot_have(refused, folders):
-    def widen(tensors):
-        for key, tensor in tensors.items():
-            pad = (0, 0, 0, 13) if ".lora_A" in key or "_A" in key else (0, 13)
-            if "lora_" in key:
-                tensors[key] = torch.nn.functional.pad(tensor, pad)
-
-    rewrite("b", widen)
-    reconfigure("b", r=17)
-    line = refused("a", "b", "c", "--out", "out")
-    assert "=17: expected a rank of at most min(d_in, d_out) = 16" in line
-
-
 def test_products_that_overflow(refused, folders):
     def enlarge(tensors):
         for key, tensor in tensors.items():
@@ -283,6 +320,25 @@ def test_a_first_round_of_a_sampled_cohort_does_as_the_message_says(fedlora_aggr
     assert fedlora_aggregate(*arguments, *option.split()).code == 0
     again = fedlora_aggregate(*arguments[:-1], "next", "--previous", "out")
     assert again.code == 0
+
+
+def test_numbers_of_a_client_without_samples_are_not_left_out_in_silence(refused, folders):
+    rewrite("b", put(f"{LLAMA}.lora_A.weight", with_entry(float("nan"))))
+    line = refused("a", "b", "c", "--out", "out", "--samples", "1,0,2")
+    assert "lora_A.weight=nan: expected finite entries (1 of 64 are not)" in line
+    assert line.endswith("its client has 0 samples and takes no part: leave b out")
+
+
+def test_a_federation_in_which_no_client_trained(refused, folders):
+    def untrained(tensors):
+        for key, tensor in tensors.items():
+            if ".lora_B" in key or key.endswith("lora_embedding_A"):
+                tensor.zero_()
+
+    for name in "ab":
+        rewrite(name, untrained)
+    line = refused("a", "b", "--out", "out", "--empty-partition", "zero")
+    assert "folders=['a', 'b']: expected a client that has trained" in line
 
 
 def test_names_within_values_are_not_translated(refused, folders):

@@ -10,7 +10,8 @@ import pytest
 from peft import LoraConfig, PeftType
 from peft.utils.other import get_pattern_key
 
-from fedlora_sim.adapters.config import pattern_key, read_config, written_config
+from fedlora_sim.adapters.config import read_config, written_config
+from fedlora_sim.adapters.patterns import pattern_key
 from fedlora_sim.adapters.variants import REFUSED, REFUSED_INITIALISATIONS
 from fedlora_sim.errors import InputError
 from fedlora_sim.tolerances import relative
@@ -145,7 +146,9 @@ def test_bad_options_are_named(tmp_path, options, named):
     ids=str,
 )
 def test_what_is_written_reads_back_as_the_same_ranks_and_scalings(tmp_path, layers, use_rslora):
-    options = written_config(PLAIN, layers, use_rslora)
+    options, sizes = written_config(PLAIN, layers, use_rslora, names=layers)
+    for module, size in layers.items():
+        assert sizes[module] == pytest.approx(size, rel=relative("reduction"))
     config = read_config(written(tmp_path, **options))
     for module, (rank, scaling) in layers.items():
         assert config.rank_of(module) == rank

@@ -321,7 +321,8 @@ def test_square_experts_of_two_versions_of_peft_are_refused(tmp_path):
     """The shapes do not show which way round they are stored."""
     model = nn.ModuleDict({"pair": Pair()})
     model["pair"].square = nn.Parameter(torch.ones(2, 4, 4))
-    config = LoraConfig(r=2, target_modules=[], target_parameters=["pair.square"])
+    options = {"target_modules": [], "target_parameters": ["pair.square"]}
+    config = LoraConfig(r=2, init_lora_weights=False, **options)
     folders = [tmp_path / "a", tmp_path / "b"]
     with third_party_warnings_ignored():
         get_peft_model(model, config).save_pretrained(folders[0])

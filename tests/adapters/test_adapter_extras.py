@@ -8,11 +8,13 @@ import shutil
 import pytest
 import torch
 from adapter_cases import RANKS, SAMPLES, assert_same, load, outputs, third_party_warnings_ignored
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
 from fedlora_sim.errors import InputError
+from fedlora_sim.library_draws import library_draws
 from fedlora_sim.tolerances import relative
 
 WEIGHTS = "adapter_model.safetensors"
@@ -190,10 +192,89 @@ def test_adapters_that_are_zero_have_no_ratio(clients, tmp_path):
             if ".lora_B" in key:
                 tensors[key].zero_()
 
-    zero = changed(clients("gpt2", *SETTINGS)[0], tmp_path / "zero", no_update)
+    zero = changed(clients("bert", *TRAINED)[0], tmp_path / "zero", no_update)
     report = aggregate_adapters([zero, zero], [1, 2], "raflora", tmp_path / "out")
     assert {(layer.rho_before, layer.rho_after) for layer in report.layers} == {(None, None)}
     json.loads((tmp_path / "out" / "aggregation.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float64", "float16", "bfloat16")])
+def test_frozen_embeddings_may_differ_in_precision(clients, tmp_path, dtypes):
+    """One base model, loaded in two precisions; the most exact one is written."""
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+
+    def stored_in(dtype):
+        return lambda tensors: {**tensors, key: tensors[key].to(getattr(torch, dtype))}
+
+    whole = clients("llama", *SETTINGS)
+    folders = [
+        changed(folder, tmp_path / dtype, stored_in(dtype))
+        for folder, dtype in zip(whole, dtypes, strict=False)
+    ]
+    best = max(dtypes, key=lambda dtype: -torch.finfo(getattr(torch, dtype)).eps)
+    for order in (folders, folders[::-1]):
+        aggregate_adapters(order, None, "fedavg", tmp_path / "out", force=True)
+        written = load_file(tmp_path / "out" / WEIGHTS)[key]
+        assert torch.equal(written, load_file(tmp_path / best / WEIGHTS)[key])
+
+    def another(tensors):
+        tensors[key][0, 0] *= 1.02
+
+    other = changed(folders[-1], tmp_path / "another", another)
+    with pytest.raises(InputError, match="frozen weights that differ"):
+        aggregate_adapters([folders[0], other], None, "fedavg", tmp_path / "never")
+
+
+def test_averaged_tensors_of_two_precisions_are_kept_in_the_wider_one(clients, tmp_path):
+    folders = clients("bert", *TRAINED[:2])
+
+    def halved(tensors):
+        return {key: x.to(torch.bfloat16) for key, x in tensors.items()}
+
+    half = changed(folders[0], tmp_path / "half", halved)
+    key = "base_model.model.classifier.weight"
+    wanted = (load_file(half / WEIGHTS)[key].double() + load_file(folders[1] / WEIGHTS)[key]) / 2
+    for number, order in enumerate(([half, folders[1]], [folders[1], half])):
+        aggregate_adapters(order, None, "fedavg", tmp_path / str(number))
+        written = load_file(tmp_path / str(number) / WEIGHTS)[key]
+        assert written.dtype == torch.float64
+        assert_same(written, wanted, "reduction")
+
+
+def test_counters_are_no_weights(tmp_path):
+    """BatchNorm's statistics are averaged by samples; of its counters the largest is kept."""
+    folders = []
+    for number, steps in enumerate((3, 5, 9)):
+        with library_draws(number):
+            model = nn.ModuleDict({"line": nn.Linear(4, 4), "norm": nn.BatchNorm1d(4)})
+            config = LoraConfig(r=2, target_modules=["line"], modules_to_save=["norm"])
+            config.init_lora_weights = False
+            model = get_peft_model(model, config)
+            norm = model.base_model.model["norm"].modules_to_save["default"].train()
+            for _ in range(steps):
+                norm(torch.randn(8, 4))
+            model.save_pretrained(tmp_path / str(number))
+        folders.append(tmp_path / str(number))
+    aggregate_adapters(folders, [3, 1, 0], "fedavg", tmp_path / "out")
+    one, two, _ = (load_file(folder / WEIGHTS) for folder in folders)
+    out, path = load_file(tmp_path / "out" / WEIGHTS), "base_model.model.norm"
+    assert int(out[f"{path}.num_batches_tracked"]) == 5
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        wanted = 0.75 * one[f"{path}.{name}"] + 0.25 * two[f"{path}.{name}"]
+        assert_same(out[f"{path}.{name}"], wanted, "reduction", torch.float32)
+
+    def spoil(tensors):
+        return {**tensors, f"{path}.table": torch.arange(len(tensors) - 1)}
+
+    def spoil_otherwise(tensors):
+        return {**tensors, f"{path}.table": torch.arange(len(tensors) - 1) + 1}
+
+    spoilt = [
+        changed(folders[0], tmp_path / "a", spoil),
+        changed(folders[1], tmp_path / "b", spoil_otherwise),
+    ]
+    with pytest.raises(InputError, match=r"norm\.table in .*whole numbers that differ"):
+        aggregate_adapters(spoilt, None, "fedavg", tmp_path / "never")
 
 
 def test_nothing_of_peft_is_needed_to_read(monkeypatch):

@@ -147,7 +147,8 @@ def test_a_small_component_is_nobodys_to_take():
     lora_b[range(4), range(4)] = amplitudes
     update = LoRAFactors(lora_a, lora_b)
     assert update.lost_columns().tolist() == [False, True, True, True]
-    client = SimpleNamespace(layers={"m": SimpleNamespace(is_embedding=False)})
+    layer = SimpleNamespace(is_embedding=False, d_in=update.d_in)
+    client = SimpleNamespace(layers={"m": layer})
     kept = restart.restarted([client], {"m": update}, seed=0)["m"]
     assert torch.equal(kept.lora_A[:2], lora_a[:2])
     assert torch.equal(kept.lora_B[:, :2], lora_b[:, :2])
