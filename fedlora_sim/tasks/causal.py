@@ -22,7 +22,7 @@ from fedlora_sim.tasks.causal_data import Question, load_questions, numbered
 from fedlora_sim.tasks.examples import MASK, Examples
 from fedlora_sim.tasks.objectives import IGNORED, Completion
 from fedlora_sim.tasks.options import TaskOptions
-from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained
+from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained, text_positions
 from fedlora_sim.tasks.subsets import stratified_sample
 from fedlora_sim.tasks.targets import linear_ends, resolve_targets
 from fedlora_sim.tasks.task import Task
@@ -140,7 +140,7 @@ def _model(options: TaskOptions) -> nn.Module:
     if loaded.new_parameters:
         lacking = ", ".join(sorted(loaded.new_parameters))
         raise expected("model", options.model, f"a causal language model; its files lack {lacking}")
-    positions = getattr(loaded.model.config, "max_position_embeddings", None)
+    positions = text_positions(loaded.model)
     if positions is not None and options.max_length > positions:
         raise expected("max_length", options.max_length, f"at most {positions}, the model's")
     return loaded.model

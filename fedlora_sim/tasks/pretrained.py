@@ -74,6 +74,21 @@ def load_pretrained(
     return Pretrained(model.eval().requires_grad_(False), frozenset(new))
 
 
+def text_positions(model: Any) -> int | None:
+    """Return the most tokens that a model has positions for; None if it has no limit.
+
+    Where a table of positions has a padding index, as RoBERTa's and MPNet's, a text's positions
+    start after it. A table that is longer than the limit says nothing: OPT's and BART's have rows
+    in front that no text counts.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        is_table = isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
+        if is_table and module.padding_idx is not None and module.num_embeddings == limit:
+            return int(limit) - int(module.padding_idx) - 1
+    return limit
+
+
 def from_pretrained(auto_class_name: str, name_or_folder: str | None, **kwargs: object) -> Any:
     """`from_pretrained` of a class of transformers, silent, by the local cache before the hub.
 

@@ -11,7 +11,12 @@ from fedlora_sim.errors import expected
 from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.options import TaskOptions
-from fedlora_sim.tasks.pretrained import Pretrained, from_pretrained, load_pretrained
+from fedlora_sim.tasks.pretrained import (
+    Pretrained,
+    from_pretrained,
+    load_pretrained,
+    text_positions,
+)
 from fedlora_sim.tasks.subsets import stratified_sample
 from fedlora_sim.tasks.targets import inside, resolve_targets, usual_targets
 from fedlora_sim.tasks.task import Task
@@ -73,7 +78,7 @@ def _set_padding(tokenizer: Any, model: Any, name: str | None) -> None:
 
 def _check_length(max_length: int, tokenizer: Any, model: Any) -> None:
     """Refuse samples longer than the model's positions, or without room for a word."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = text_positions(model)
     least = tokenizer.num_special_tokens_to_add() + 1
     most = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
     if not least <= max_length <= most:
