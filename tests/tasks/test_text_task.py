@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import BertModel, MPNetModel, OPTModel, RobertaModel
 
 from fedlora_sim.errors import InputError
 from fedlora_sim.tasks.options import TaskOptions
 from fedlora_sim.tasks.prefix import cache_prefix
+from fedlora_sim.tasks.pretrained import text_positions
 from fedlora_sim.tasks.targets import USUAL_TARGETS
 from fedlora_sim.tasks.task import logits_of
 from fedlora_sim.tasks.text import load_text_task
@@ -144,6 +146,32 @@ def test_a_cached_prefix_changes_nothing(options, architecture):
 def test_refusals(options, changes, message):
     with pytest.raises(InputError, match=message):
         load_text_task(options(**changes))
+
+
+def test_positions_that_start_after_the_padding_index(options, tiny_folder):
+    """RoBERTa has a row of positions for padding, and none before it is used."""
+    folder = tiny_folder("roberta")
+    with pytest.raises(InputError, match=r"^max_length=25: expected .* from 3 to 24"):
+        load_text_task(options(model=folder, max_length=25))
+    task = load_text_task(options(model=folder, max_length=24))
+    full = {name: torch.ones((1, 24), dtype=torch.int64) for name in task.train.inputs}
+    assert logits_of(task.model, full).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "padding", "limit"),
+    [(RobertaModel, 1, 22), (MPNetModel, 1, 22), (BertModel, 0, 24), (OPTModel, 1, 24)],
+)
+def test_how_many_tokens_a_model_has_positions_for(kind, padding, limit):
+    sizes = {"vocab_size": 24, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    own = {"word_embed_proj_dim": 8} if kind is OPTModel else {}
+    config = kind.config_class(**sizes, **own, max_position_embeddings=24, pad_token_id=padding)
+    model = kind(config).eval()
+    assert text_positions(model) == limit
+    words = torch.full((1, limit + 1), 5)
+    assert model(words[:, :limit]).last_hidden_state.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(words)
 
 
 @pytest.mark.parametrize("pad_token", [None, "[NEW]"])
