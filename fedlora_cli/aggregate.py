@@ -68,6 +68,13 @@ def aggregate(
         typer.Option(help="last global adapter, what carry keeps; a first round has none"),
     ] = None,
     target_rank: Annotated[int | None, typer.Option(help="cut the result to this rank")] = None,
+    uniform_rank: Annotated[
+        bool,
+        typer.Option(
+            "--uniform-rank",
+            help="write one rank and alpha for all modules, without patterns, for serving engines",
+        ),
+    ] = False,
     client_folders: Annotated[
         bool, typer.Option("--client-folders", help="also write what each client receives")
     ] = False,
@@ -100,6 +107,7 @@ def aggregate(
             rank_levels=None if rank_levels is None else _ranks(rank_levels),
             previous=previous,
             target_rank=target_rank,
+            uniform_rank=uniform_rank,
             client_folders=client_folders,
             empty_partition=empty_partition,
             device=device,

@@ -38,6 +38,7 @@ def global_content(
     *,
     start: Callable[[Factors], Factors] = lambda factors: factors,
     frozen_a: bool = False,
+    uniform_rank: bool = False,
 ) -> AdapterContent:
     """The adapter of all clients: the first client's options, the ranks and scalings of `factors`.
 
@@ -50,26 +51,30 @@ def global_content(
         report: how the adapter came about.
         start: what to do with components that carry nothing, once the ranks are those written.
         frozen_a: whether a change of scaling goes to B alone.
+        uniform_rank: write one rank and one alpha, and no patterns.
     """
     use_rslora = all(client.config.use_rslora for client in clients)
     layers = {module: (update.rank, update.scaling) for module, update in factors.items()}
     tied = {name: module for name, (_, module) in clients[0].tied.items()}
     layers |= {name: layers[module] for name, module in tied.items()}
-    configs = [client.config for client in clients]
-    config, sizes = written_config(configs[0].options, layers, use_rslora, clients=configs)
+    options = clients[0].config.options
+    configs = [] if uniform_rank else [client.config for client in clients]
+    config, sizes = written_config(options, layers, use_rslora, clients=configs)
     while uneven := [name for name, module in tied.items() if sizes[name][0] != sizes[module][0]]:
         for name in uneven:  # factors that are tied have one rank, the higher one
             module = tied[name]
             rank = max(sizes[name][0], sizes[module][0])
             layers |= {one: (rank, layers[one][1]) for one in (name, module)}
-        config, sizes = written_config(configs[0].options, layers, use_rslora, clients=configs)
+        config, sizes = written_config(options, layers, use_rslora, clients=configs)
     written = {m: resized(own, *sizes[m], frozen_a=frozen_a) for m, own in factors.items()}
     return AdapterContent(config, {**_stored(clients, start(written)), **extras}, report)
 
 
-def base_content(clients: Sequence[AdapterFolder], factors: Factors) -> AdapterContent:
+def base_content(
+    clients: Sequence[AdapterFolder], factors: Factors, *, uniform_rank: bool = False
+) -> AdapterContent:
     """The correction that is merged into the base weights, as an adapter of its own."""
-    content = global_content(clients, factors, {})
+    content = global_content(clients, factors, {}, uniform_rank=uniform_rank)
     return AdapterContent({**content.config, **BASE_OPTIONS}, content.tensors)
 
 

@@ -95,6 +95,7 @@ def aggregate_adapters(
     rank_levels: Sequence[int] | None = None,
     previous: str | Path | None = None,
     target_rank: int | None = None,
+    uniform_rank: bool = False,
     client_folders: bool = False,
     empty_partition: str = "carry",
     device: str = "auto",
@@ -120,6 +121,9 @@ def aggregate_adapters(
         previous: the last global adapter, of the highest rank level: what `carry` keeps. A first
             round has none, and takes `empty_partition="zero"` where it needs one.
         target_rank: cut `out` to this rank, by its best approximation.
+        uniform_rank: write `out`, and `out/adapter` and `out/base`, with one rank and one alpha for
+            all modules and without patterns, as serving engines want it. Factors of lower rank are
+            padded with zeros; no update changes.
         client_folders: also write what each client receives, `out/clients/rank-*`: the adapter cut
             to its ranks, in its own scaling and configuration.
         empty_partition: `zero | carry | error`, see `aggregate`.
@@ -171,7 +175,7 @@ def aggregate_adapters(
         seed,
         layers,
     )
-    contents = _contents(clients, results, extras, report)
+    contents = _contents(clients, results, extras, report, uniform_rank)
     named = ((place, replace(own, config={**own.config, **model})) for place, own in contents)
     write_adapters(out, named, force=force)
     return report
@@ -278,6 +282,7 @@ def _contents(
     results: _Results,
     extras: Mapping[str, Tensor],
     report: AggregationReport,
+    uniform_rank: bool,
 ) -> Iterator[tuple[str, AdapterContent]]:
     described: dict[str, Any] = asdict(report)
     frozen_a, seed = get_rule(report.rule).frozen_a, report.seed
@@ -286,14 +291,15 @@ def _contents(
         return factors if frozen_a else restarted(clients, factors, seed)
 
     def content(factors: Factors, *others: Any) -> AdapterContent:
-        return global_content(clients, factors, *others, start=start, frozen_a=frozen_a)
+        how: dict[str, Any] = {"start": start, "frozen_a": frozen_a, "uniform_rank": uniform_rank}
+        return global_content(clients, factors, *others, **how)
 
     yield "", content(results.total, extras, described)
     if results.base:
         # These go on top of the corrected base, whose embeddings PEFT would put back to the old.
         extras = {key: x for key, x in extras.items() if not clients[0].is_frozen(key)}
         yield "adapter", content(results.adapter, extras)
-        yield "base", base_content(clients, results.base)
+        yield "base", base_content(clients, results.base, uniform_rank=uniform_rank)
     receivers = dict(zip(reversed(report.client_folders), reversed(clients), strict=False))
     for place, client in receivers.items():  # the first client of each folder
         yield (

@@ -332,3 +332,17 @@ def test_square_experts_of_two_versions_of_peft_are_refused(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_version": "0.18.1"}))
     with pytest.raises(InputError, match=r"peft_version='0\.18\.1'.*pair\.square stacks square"):
         aggregate_adapters(folders, None, "fedavg", tmp_path / "never")
+
+
+def test_experts_and_routers_of_one_rank(expert_clients, tmp_path):
+    """Also where that rank is above what a router can have."""
+    folders = expert_clients("mixtral", *MIXED)
+    aggregate_adapters(folders, SAMPLES, "flora", tmp_path / "patterns")
+    aggregate_adapters(folders, SAMPLES, "flora", tmp_path / "uniform", uniform_rank=True)
+    uniform = load("mixtral", tmp_path / "uniform")
+    ranks = {a.shape[0] for experts in views(uniform).values() for a, _, _ in experts}
+    assert len(ranks) == 1
+    assert ranks.pop() > 5  # experts, and so the router's outputs
+    assert_same(outputs(uniform), outputs(load("mixtral", tmp_path / "patterns")))
+    config = json.loads((tmp_path / "uniform" / "adapter_config.json").read_text())
+    assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from adapter_cases import (
@@ -241,3 +243,32 @@ def limit(folders, layer):
 def update(view):
     a, b, scaling = view
     return scaling * b @ a
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "zero_pad", "flora"])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_uniform_rank_changes_no_update(clients, fedlora_aggregate, here, rule, use_rslora):
+    """One rank, one alpha, no patterns: ranks and scalings of the clients differ by module."""
+    settings = [{**with_pattern("bert", r), "use_rslora": use_rslora} for r in RANKS]
+    folders = clients("bert", *settings)
+    arguments = (*folders, "--samples", "120,80,40", "--rule", rule, "--client-folders")
+    assert fedlora_aggregate(*arguments, "--out", "patterns").code == 0
+    assert fedlora_aggregate(*arguments, "--out", "uniform", "--uniform-rank").code == 0
+    configs = [
+        json.loads((here / name / "adapter_config.json").read_text())
+        for name in ("patterns", "uniform")
+    ]
+    assert configs[0]["rank_pattern"]
+    assert (configs[1]["rank_pattern"], configs[1]["alpha_pattern"]) == ({}, {})
+    places = ("", "adapter", "base") if rule == "flora" else ("",)
+    for place in places:
+        before, after = (
+            lora_layers(load("bert", here / n / place)) for n in ("patterns", "uniform")
+        )
+        assert len({(a.shape[0], scaling) for a, _, scaling in after.values()}) == 1
+        for name, view in after.items():
+            assert_same(update(view), update(before[name]))
+    assert_same(*(outputs(load("bert", here / name)) for name in ("uniform", "patterns")))
+    for rank in RANKS:  # clients go on with their own ranks
+        place = f"clients/rank-{rank}/adapter_config.json"
+        assert (here / "uniform" / place).read_bytes() == (here / "patterns" / place).read_bytes()
