@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class Case:
         updates = [replace(u, lora_B=times * u.lora_B) for u in self.updates]
         return replace(self, updates=tuple(updates))
 
-    @property
+    @cached_property
     def size(self) -> float:
         """Summed norms of all that goes in: what errors are relative to."""
         parts = (*self.updates, self.previous)
