@@ -46,9 +46,9 @@ from analysis.inference.stationary import stationary_mean
 from analysis.inference.thresholds import bracketed
 from analysis.inference.verdict import Prediction, Verdict
 from analysis.verify import family_size
-from fedlora_sim.datasets import versions
 from fedlora_sim.randomness import stream
-from fedlora_sim.run_store import RunStore, source_fingerprint, write_text
+from fedlora_sim.storage import RunStore, source_fingerprint, write_text
+from fedlora_sim.version import versions
 
 SEED = 2029
 ALLOWED = 1.3

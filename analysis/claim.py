@@ -14,7 +14,7 @@ from analysis.inference.intervals import mean_interval
 from analysis.inference.measurement import Estimator
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario
-from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import RunStore
 
 Array = NDArray[np.float64]
 

@@ -22,7 +22,7 @@ from analysis.inference.sequential import measure_until_decided, number_of_looks
 from analysis.inference.verdict import Prediction, Verdict, judge, judge_near_control
 from analysis.report import WANTED
 from fedlora_sim import Scenario
-from fedlora_sim.datasets import versions
+from fedlora_sim.version import versions
 
 Record = dict[str, Any]
 KINDS = ("theorem", "conjecture")

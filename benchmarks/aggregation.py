@@ -22,10 +22,10 @@ from benchmarks.aggregation_bars import aggregation_bars
 from benchmarks.timing import hardware, side_by_side
 from fedlora_sim import LoRAFactors, aggregate, rule_names
 from fedlora_sim.aggregation import Cohort, get_rule
-from fedlora_sim.datasets import versions
 from fedlora_sim.lowrank import LowRankProduct
-from fedlora_sim.run_store import write_text
+from fedlora_sim.storage import result_file
 from fedlora_sim.tolerances import relative
+from fedlora_sim.version import versions
 
 OUT = Path("results/bench")
 RANKS = (4, 8, 16, 32, 64) * 2
@@ -256,6 +256,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     device, repeats = arguments.device, arguments.repeats
+    name = "aggregation.json" if device == "cpu" else "aggregation-cuda.json"
+    out = arguments.out or OUT / name
+    write = result_file(out, "benchmarks.aggregation")
     record: dict[str, Any] = {"device": device, "hardware": hardware(device), "rows": []}
     torch.set_num_threads(1)
     for d in arguments.sizes:
@@ -276,10 +279,7 @@ def main() -> None:
     for bar in record["bars"]:
         print(f"{bar['what']}: {bar['measured']:.3g}, wanted {bar['wanted']}: {bar['verdict']}")
     record |= {f"{name}_version": importlib.metadata.version(name) for name in LIBRARIES}
-    out = arguments.out or OUT / (
-        "aggregation.json" if device == "cpu" else "aggregation-cuda.json"
-    )
-    write_text(out, json.dumps({**record, **versions()}, indent=1) + "\n")
+    write(json.dumps({**record, **versions()}, indent=1) + "\n")
     print(f"wrote {out}")
 
 

@@ -13,10 +13,10 @@ import torch
 
 from benchmarks.timing import hardware, side_by_side
 from fedlora_sim import Scenario, parse_ranks, simulate
-from fedlora_sim.datasets import versions
 from fedlora_sim.reference.spectral import spectral_reference
-from fedlora_sim.run_store import write_text
+from fedlora_sim.storage import result_file
 from fedlora_sim.tolerances import relative
+from fedlora_sim.version import versions
 
 OUT = Path("results/bench/spectral.json")
 SCENARIO = Scenario(parse_ranks("4x40,8x30,16x30"), cohort_size=10, rounds=200)
@@ -40,7 +40,7 @@ def measure(scenario: Scenario, rule: str) -> dict[str, float]:
 
 def main() -> None:
     """Equality first, then the times, for every rule and for one and two threads."""
-    rows = []
+    write, rows = result_file(OUT, "benchmarks.spectral"), []
     for rule in RULES:
         difference = largest_difference(rule)
         if difference > relative("reduction"):
@@ -61,7 +61,7 @@ def main() -> None:
         "hardware": hardware(),
         **versions(),
     }
-    write_text(OUT, json.dumps(record, indent=1, default=int) + "\n")
+    write(json.dumps(record, indent=1, default=int) + "\n")
     print(f"wrote {OUT}")
 
 

@@ -20,14 +20,14 @@ import numpy as np
 
 from benchmarks.timing import hardware, side_by_side
 from fedlora_sim import simulate
-from fedlora_sim.datasets import versions
-from fedlora_sim.run_store import write_text
+from fedlora_sim.storage import result_file
 from fedlora_sim.sweep import open_sweep, read_grid, run_sweep
 from fedlora_sim.sweep.driver import Engine
 from fedlora_sim.sweep.grid import Grid
 from fedlora_sim.sweep.plan import plan
 from fedlora_sim.sweep.work import task_dataset
 from fedlora_sim.threads import blas_threads, one_thread
+from fedlora_sim.version import versions
 
 OUT = Path("results/bench/sweep.json")
 FEDERATION = {"ranks": "4x40,8x30,16x30", "cohort_size": 10, "rounds": 200}
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    write = result_file(options.out, "benchmarks.sweep")
     with tempfile.TemporaryDirectory() as scratch:
         rows = [
             measure(name, tables, options.repeats, Path(scratch) / name)
@@ -139,7 +140,7 @@ def main() -> None:
         "hardware": hardware(),
         **versions(),
     }
-    write_text(options.out, json.dumps(record, indent=1) + "\n")
+    write(json.dumps(record, indent=1) + "\n")
     print(f"wrote {options.out}")
 
 

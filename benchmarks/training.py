@@ -33,9 +33,9 @@ from benchmarks.training_lanes import (
     make_case,
     trained,
 )
-from fedlora_sim.datasets import versions
-from fedlora_sim.run_store import write_text
+from fedlora_sim.storage import result_file
 from fedlora_sim.tolerances import relative
+from fedlora_sim.version import versions
 
 OUT = Path("results/bench")
 PATCHES = {64: (4, 4), 256: (2, 2)}
@@ -172,13 +172,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     device = arguments.device
+    out = arguments.out or OUT / ("training.json" if device == "cpu" else "training-cuda.json")
+    write = result_file(out, "benchmarks.training")
     record = measure(arguments.sizes, arguments.clients, device, arguments.repeats)
     record |= {"hardware": hardware(device), "bars": training_bars(record)}
     for bar in record["bars"]:
         print(f"{bar['what']}: {bar['measured']:.3g}, wanted {bar['wanted']}: {bar['verdict']}")
     record |= {f"{name}_version": importlib.metadata.version(name) for name in LIBRARIES}
-    out = arguments.out or OUT / ("training.json" if device == "cpu" else "training-cuda.json")
-    write_text(out, json.dumps({**record, **versions()}, indent=1) + "\n")
+    write(json.dumps({**record, **versions()}, indent=1) + "\n")
     print(f"wrote {out}")
 
 

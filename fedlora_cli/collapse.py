@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from analysis.collapse import SCENARIOS, CollapseReport, collapse_report
-from fedlora_cli.options import check_folder, load_rule
+from fedlora_cli.options import FORCE_HELP, check_folder, load_rule
 from fedlora_cli.tables import wide_console
 from fedlora_sim.errors import expected
+from fedlora_sim.storage import check_file, write_bytes
 
 FAILED = 1
 KINDS = ("png", "pdf")
@@ -38,6 +39,7 @@ def collapse(
     figure: Annotated[
         Path | None, typer.Option(help="write the figure here, as .png or .pdf")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead")] = False,
 ) -> None:
     """Tell by intervals whether a rule collapses, beside FedAvg and raFLoRA.
@@ -55,7 +57,7 @@ def collapse(
     "scenarios", with every number of every rule.
     """
     if figure is not None:
-        _check_figure(figure)
+        _check_figure(figure, force)
     report = collapse_report(
         load_rule(rule),
         seed=seed,
@@ -69,25 +71,25 @@ def collapse(
         print(report)
         wide_console().print(report.table())
     if figure is not None:
-        _draw(report, figure)
+        _draw(report, figure, force)
         if not as_json:
             print(f"energies in {figure}")
     if report.failed_controls:
         raise typer.Exit(FAILED)
 
 
-def _check_figure(figure: Path) -> None:
+def _check_figure(figure: Path, force: bool) -> None:
     if figure.suffix.lower().removeprefix(".") not in KINDS:
         raise expected("--figure", str(figure), f"a file name that ends in .{' or .'.join(KINDS)}")
     check_folder("--figure", figure, figure.parent)
+    check_file(figure, "--figure", force=force)
 
 
-def _draw(report: CollapseReport, figure: Path) -> None:
+def _draw(report: CollapseReport, figure: Path, force: bool) -> None:
     # imported late: not needed for the numbers
     from paper_figs import collapse as drawing
     from paper_figs import style
 
     style.apply()
-    kind = figure.suffix.lower().removeprefix(".")
-    (written,) = style.save(drawing.draw(report), figure.parent, figure.stem, kinds=(kind,))
-    written.replace(figure)  # an upper-case suffix stays
+    check_file(figure, "--figure", force=force)  # again: it may have come into being meanwhile
+    write_bytes(figure, style.image(drawing.draw(report), figure.suffix.lower().removeprefix(".")))

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from fedlora_cli.terminal import print_anywhere
-from fedlora_sim.errors import InputError, one_line
+from fedlora_sim.errors import FULL, InputError, one_line
 
 # The modules of this package that hold a command of their name, with the first line of its help.
 COMMANDS = {
@@ -32,7 +32,8 @@ COMMANDS = {
     "report": "Write the report of a verification or a study as one HTML page.",
     "rules": "List the aggregation rules.",
 }
-BAD_INPUT = 2
+FAILED, BAD_INPUT = 1, 2
+MAKE_ROOM = "make room and run the same command again; what is finished is kept"
 
 
 class _Commands(TyperGroup):
@@ -63,11 +64,13 @@ for _name, _help in COMMANDS.items():
 
 
 def main() -> None:
-    """Run the command line: exit code 2 and one line for bad input, 130 for Ctrl-C."""
+    """Run the command line: exit code 2 and one line for bad input, 1 for a full disk."""
     print_anywhere()
     try:
         app(standalone_mode=True)
     except (InputError, OSError, MemoryError) as error:
+        is_full = isinstance(error, OSError) and error.errno in FULL
         reason = str(error) or "not enough memory"
-        print(f"fedlora-sim: {one_line(reason)}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        remedy = f": {MAKE_ROOM}" if is_full else ""
+        print(f"fedlora-sim: {one_line(reason + remedy)}", file=sys.stderr)
+        sys.exit(FAILED if is_full else BAD_INPUT)

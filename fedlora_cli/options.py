@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # torch takes seconds, and not every command has rules
     from fedlora_sim.aggregation import AggregationRule
 
 
+FORCE_HELP = "replace results that are there; never files that fedlora-sim did not write"
+
+
 def load_rule(text: str) -> AggregationRule:
     """The rule that a text names, `raflora:canonicalize=true`, or points at, `pkg.module:Name`.
 

@@ -13,8 +13,9 @@ from analysis.predict import predict as predict_case
 from analysis.prediction_record import to_record
 from fedlora_cli.options import check_folder, parse_pair, parse_samples
 from fedlora_cli.prediction_tables import print_tables
+from fedlora_sim.storage import ResultFolder
 
-OUT = Path("results/predict")
+OUT, PICTURE = Path("results/predict"), "predict.png"
 
 
 def predict(
@@ -51,6 +52,9 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help=f"folder of the picture; {OUT} by default")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace a picture that was changed since")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="print JSON instead; a picture only with --out")
     ] = False,
@@ -86,22 +90,28 @@ def predict(
     folder = out if as_json else out or OUT
     if folder is not None:
         check_folder("--out", folder, folder)
+        _results(folder, force).check([PICTURE])
     prediction = predict_case(case)
     if as_json:
         print(json.dumps(to_record(prediction), indent=1, allow_nan=False))
     else:
         print_tables(prediction)
     if folder is not None:
-        written = _draw(prediction, folder)
+        results = _results(folder, force)
+        with results.only_writer(), results.replace() as new:
+            _draw(prediction, new)
         if not as_json:
-            print(f"predicted energies in {written}")
+            print(f"predicted energies in {folder / PICTURE}")
 
 
-def _draw(prediction: Prediction, folder: Path) -> Path:
+def _results(folder: Path, force: bool) -> ResultFolder:
+    return ResultFolder(folder, "predict", force=force)
+
+
+def _draw(prediction: Prediction, folder: Path) -> None:
     # imported late: half of what the whole command takes, and not needed for JSON
     from paper_figs import predict as figure
     from paper_figs import style
 
     style.apply()
-    (written,) = style.save(figure.draw(prediction)[0], folder, "predict", kinds=("png",))
-    return written
+    style.save(figure.draw(prediction)[0], folder, Path(PICTURE).stem, kinds=("png",))

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fedlora_cli.options import check_folder
+from fedlora_cli.options import FORCE_HELP, check_folder
 from fedlora_sim.errors import expected
-from fedlora_sim.run_store import write_text
+from fedlora_sim.storage import ResultFolder, check_file, write_text
 from paper_figs.html.render import render
 from paper_figs.html.study import as_report
 
@@ -36,6 +36,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="file to write; report.html in DIR by default")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
 ) -> None:
     """Write the report of a verification or a study as one HTML page.
 
@@ -51,7 +52,14 @@ def report(
     if target.is_dir():
         raise expected("--out", str(target), "a file (this is a folder)")
     check_folder("--out", target, target.parent)
-    write_text(target, _page(source))
+    if target.parent.resolve() == folder.resolve():  # a part of the results, replaced with them
+        command = "study" if source.name == "study.json" else "verify"
+        results = ResultFolder(folder, command, argument="DIR", force=force)
+        results.check([target.name], drop_older=False)
+        results.put(target.name, _page(source))
+    else:
+        check_file(target, "--out", force=force)
+        write_text(target, _page(source))
     print(f"report in {target}")
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
-from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import RunStore
 
 INTERRUPTED = 130
 
@@ -19,6 +19,7 @@ def resumable(store: RunStore) -> Iterator[None]:
 
     The store is cleared once the block has come to its end: by then the results are in place.
     """
+    store.remove_stale()
     if store.count():
         print(f"going on from {store.count()} finished pieces in {store.folder}", file=sys.stderr)
     try:

@@ -12,16 +12,15 @@ import typer
 import xarray as xr
 from tqdm import tqdm
 
-from fedlora_cli.options import check_folder, load_rule, parse_assignment
+from fedlora_cli.options import FORCE_HELP, check_folder, load_rule, parse_assignment
 from fedlora_cli.resume import resumable
 from fedlora_sim import Scenario
 from fedlora_sim import simulate as run
 from fedlora_sim.aggregation import AggregationRule
-from fedlora_sim.datasets import save_dataset
 from fedlora_sim.errors import check_count, expected
 from fedlora_sim.rule_code import rule_code
-from fedlora_sim.run_store import RunStore
 from fedlora_sim.scenario import load_toml
+from fedlora_sim.storage import RunStore, check_file, only_writer, remove_stale, save_dataset
 
 NO_FILE_NAME = r"[^\w.]+"  # what a rule's options bring: raflora:canonicalize=true
 # Runs kept together: a piece must be worth a file, and short enough to lose.
@@ -49,6 +48,7 @@ def simulate(
         list[str] | None, typer.Option("--set", help="any scenario field, as field=value")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps")] = None,
+    force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
 ) -> None:
     """Simulate federated LoRA under one or several rules and write the labelled dataset."""
     fields: dict[str, Any] = load_toml(scenario) if scenario else {}
@@ -77,8 +77,12 @@ def simulate(
         **_code_of_others(rules),
     }
     store = RunStore(out.with_name(f".{out.name}.parts"), described)
-    with resumable(store):
-        save_dataset(_collect(chosen, rules, numbers, store), out)
+    check_file(out, "--out", force=force)
+    with only_writer(out, "--out", inside=False), resumable(store):
+        remove_stale(out.parent)
+        dataset = _collect(chosen, rules, numbers, store)
+        check_file(out, "--out", force=force)  # again: it may have come into being meanwhile
+        save_dataset(dataset, out)
     print(f"wrote {out}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,9 +27,8 @@ from analysis.report import interval_text, number
 from fedlora_cli.options import check_folder, parse_assignment
 from fedlora_cli.resume import INTERRUPTED
 from fedlora_cli.tables import wide_console
-from fedlora_sim.datasets import save_dataset
 from fedlora_sim.errors import check_count, expected
-from fedlora_sim.run_store import write_text
+from fedlora_sim.storage import ResultFolder, save_dataset, write_json, write_text
 from paper_figs import draw_study
 
 KINDS = ("png", "pdf")
@@ -57,6 +55,9 @@ def study(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="so many of each heterogeneity alone")] = None,
     listed: Annotated[bool, typer.Option("--list", help="list the packaged studies")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace reports that were changed since")
+    ] = False,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="report on runs that are all there")
     ] = False,
@@ -74,11 +75,13 @@ def study(
     folder = Path("results") / chosen.name if out is None else out
     check_folder("--out", folder, folder)
     workers = check_count("--workers", workers, 1_024)
-    with _resumable(chosen, folder):
+    results = ResultFolder(folder, "study", force=force)
+    with results.only_writer(), _resumable(chosen, folder):
+        results.check(WRITTEN)
         if not report_only:
             _make_runs(chosen, folder, workers)
         command = _command(source, settings or [], names, heterogeneity, seeds)
-        report = _write_report(chosen, folder, workers, command)
+        report = _write_report(chosen, results, workers, command)
     _print_tables(report, folder)
 
 
@@ -114,21 +117,22 @@ def _make_runs(chosen: Study, out: Path, workers: int) -> None:
         run_study(chosen, out, workers, show)
 
 
-def _write_report(chosen: Study, out: Path, workers: int, command: str) -> dict[str, Any]:
-    """Report, data and figures; the report comes last: where it is, all it speaks of is."""
-    runs, seeds = load_runs(chosen, out), sum(map(len, chosen.seeds.values()))
+def _write_report(
+    chosen: Study, results: ResultFolder, workers: int, command: str
+) -> dict[str, Any]:
+    """Write report, data and figures in place of older ones."""
+    runs, seeds = load_runs(chosen, results.folder), sum(map(len, chosen.seeds.values()))
     with tqdm(total=seeds, desc="calibrated theory", unit="seed", disable=None) as bar:
         scores = score_runs(chosen, runs, workers, bar.update)
     report = study_report(chosen, runs, scores, command)
-    for older in WRITTEN:  # of a study with less in it, none of which must stay beside this one
-        (out / older).unlink(missing_ok=True)
-    save_dataset(curves(chosen, runs), out / "data" / "curves.nc")
-    if not why_no_scores(chosen):
-        _save_scores(chosen, runs, scores, out)
-    matplotlib.use("Agg")
-    draw_study(report, out / "data", out / "figures")
-    write_text(out / "study.md", to_markdown(report))
-    write_text(out / "study.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    with results.replace() as new:
+        save_dataset(curves(chosen, runs), new / "data" / "curves.nc")
+        if not why_no_scores(chosen):
+            _save_scores(chosen, runs, scores, new)
+        matplotlib.use("Agg")
+        draw_study(report, new / "data", new / "figures")
+        write_text(new / "study.md", to_markdown(report))
+        write_json(new / "study.json", report)
     return report
 
 

@@ -19,11 +19,11 @@ from fedlora_cli.options import check_folder, load_rule, parse_assignment
 from fedlora_cli.resume import INTERRUPTED
 from fedlora_sim import Scenario
 from fedlora_sim.aggregation import AggregationRule
-from fedlora_sim.datasets import save_dataset
 from fedlora_sim.errors import check_choice, check_seed, expected
 from fedlora_sim.metrics import energy_ratio
 from fedlora_sim.scenario import load_toml
 from fedlora_sim.simulate import check_suits, training_dataset
+from fedlora_sim.storage import ResultFolder, save_dataset
 from fedlora_sim.threads import torch_threads
 from fedlora_sim.training.checkpoints import KEEP, Checkpoints, state_rounds
 from fedlora_sim.training.measures import Row
@@ -68,10 +68,14 @@ def train(
     check_folder("--out", out, out)
     if not resume and ((out / ROUNDS).exists() or (out / DATASET).exists()):
         raise expected("--out", str(out), "a new folder, or --resume to go on")
-    with _resumable(out / ROUNDS):
-        dataset = _run(chosen, server, seed, out / ROUNDS, keep)
-    draw_split(dataset, out)
-    save_dataset(dataset, out / DATASET)
+    results = ResultFolder(out, "train")
+    with results.only_writer():
+        results.check((DATASET, "split.png"))
+        with _resumable(out / ROUNDS):
+            dataset = _run(chosen, server, seed, out / ROUNDS, keep)
+        with results.replace() as new:
+            draw_split(dataset, new)
+            save_dataset(dataset, new / DATASET)
     print(f"wrote {out / DATASET}")
 
 

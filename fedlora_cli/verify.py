@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -34,14 +33,28 @@ from analysis.verify import assemble, claim_record, finite_or_none, holds
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
 from fedlora_cli.tables import wide_console
-from fedlora_sim.datasets import save_dataset
 from fedlora_sim.devices import resolve_device
 from fedlora_sim.errors import expected
-from fedlora_sim.run_store import RunStore, source_fingerprint, write_text
+from fedlora_sim.storage import (
+    ResultFolder,
+    RunStore,
+    save_dataset,
+    source_fingerprint,
+    write_json,
+    write_text,
+)
 from paper_figs import draw_all
 from paper_figs.html.render import render
+from paper_figs.verification import FROM_DATA
 
 QUICK_HELP = "under 90 s: fewer claims, fewer runs, shorter training"
+FIGURES = (*FROM_DATA, "rates", "floors")
+WRITTEN = (
+    *("report.md", "report.html", "report.json", "data/digits.nc"),
+    *(f"data/{exhibit.name}.nc" for exhibit in EXHIBITS),
+    *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
+)
+"""All that a verification may write."""
 COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 
@@ -54,11 +67,18 @@ def verify(
     html: Annotated[
         bool, typer.Option("--html", help="write report.html too: one file, for any browser")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace results that were changed since")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="exit code 1 unless every theorem of this run holds")
     ] = False,
 ) -> None:
-    """Verify the theory: predictions against measurements, with negative controls."""
+    """Verify the theory: predictions against measurements, with negative controls.
+
+    An earlier verification in the folder stays until the new one is complete, and is then replaced.
+    Other files there are never touched.
+    """
     claims = select(claim, quick)
     resolve_device(device, torch.float64)
     if seed < 0:
@@ -67,12 +87,15 @@ def verify(
     code = source_fingerprint(Path(str(analysis.__file__)).parent)
     effort = {"seed": seed, "quick": quick, "device": device, "analysis": code}
     store = RunStore(out / ".partial", effort)
-    started, whole = time.monotonic(), not store.count()
-    with resumable(store):
-        report = _run(claims, Context(seed, quick, device, store=store), out)
-        # Of work that went on from an earlier run nobody knows how long it took.
-        report["seconds"] = round(time.monotonic() - started) if whole else None
-        _write(report, out, html)
+    results = ResultFolder(out, "verify", force=force)
+    with results.only_writer():
+        results.check(WRITTEN)
+        started, whole = time.monotonic(), not store.count()
+        with resumable(store), results.replace() as new:
+            report = _run(claims, Context(seed, quick, device, store=store), new)
+            # The time of work that continued from an earlier run is not known.
+            report["seconds"] = round(time.monotonic() - started) if whole else None
+            _write(report, new, html)
     _print_table(report, out)
     if strict and not holds(report):
         raise typer.Exit(1)
@@ -96,7 +119,6 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
                 verdict, seconds = records[-1]["verdict"], records[-1]["seconds"]
                 print(f"{claim.id}: {verdict} ({seconds:.1f} s)", file=sys.stderr, flush=True)
         report = assemble(records, context)
-        _remove_older(out)
         for exhibit in EXHIBITS:
             if exhibit.belongs_to(claims):
                 done.set_description(f"figure: {exhibit.name}")
@@ -115,18 +137,10 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
 
 
 def _write(report: dict[str, Any], out: Path, html: bool) -> None:
-    """The report comes last: where it is, everything that it speaks of is."""
     write_text(out / "report.md", to_markdown(report))
     if html:
         write_text(out / "report.html", render(report, out))
-    write_text(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-
-
-def _remove_older(out: Path) -> None:
-    """Take away the results of an earlier verification, so that none stays beside the new ones."""
-    for pattern in ("report.*", "data/*.nc", "figures/*.png", "figures/*.pdf"):
-        for path in out.glob(pattern):
-            path.unlink()
+    write_json(out / "report.json", report)
 
 
 def _print_table(report: dict[str, Any], out: Path) -> None:

@@ -1,21 +1,18 @@
-"""The labelled boundary: arrays in, `xarray.Dataset` out, and files that are whole or absent."""
+"""Labelled datasets: arrays in, `xarray.Dataset` out."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from fedlora_sim.federation import Federation
 from fedlora_sim.metrics import effective_rank, energy_ratio
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.version import __version__
+from fedlora_sim.version import versions
 
 DIMS = ("seed", "round", "direction")
 
@@ -103,27 +100,3 @@ def direction_coords(federation: Federation, allocation: str = "svd") -> dict[st
         "partition": ("direction", partition),
         "coverage": ("direction", federation.coverage(allocation)),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    return {"fedlora_sim_version": __version__, "torch_version": str(torch.__version__)}
-
-
-def save_dataset(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write netCDF under a temporary name, then move it into place: whole or absent, never half."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        dataset.to_netcdf(temporary, engine="h5netcdf")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
-
-
-def load_dataset(path: str | Path) -> xr.Dataset:
-    """Read a dataset into memory and close its file."""
-    with xr.open_dataset(path, engine="h5netcdf") as dataset:
-        return dataset.load()

@@ -7,6 +7,7 @@ can neither flood a terminal nor move its cursor.
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import reprlib
 from collections.abc import Iterable, Mapping, Set
@@ -22,6 +23,8 @@ LONGEST_NUMBER = 100
 """Digits of a whole number that a message shows."""
 MOST_ITEMS = 1_000_000
 """Most items of one list: clients, seeds, ranks. Longer ones are refused before they are made."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of the system that say: no room (a full disk, a quota, `ulimit -f`)."""
 
 
 class InputError(ValueError):

@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the data files")
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write")
+    parser.add_argument("--force", action="store_true", help="replace what was changed since")
     asked = parser.parse_args(arguments)
     try:
         names = [check_choice("NAME", name, list(FIGURES)) for name in asked.names] or list(FIGURES)
@@ -36,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing:
         parser.error(f"no data of {', '.join(missing)} in {asked.data}: run `make results`")
     mpl.use("Agg")
-    manifest = draw_paper(names, asked.data, asked.out, lambda name: print(name, file=sys.stderr))
+    manifest = draw_paper(
+        names, asked.data, asked.out, lambda name: print(name, file=sys.stderr), force=asked.force
+    )
     old = stale(manifest)
     if old:
         print(f"made by other code than there is now: {', '.join(old)}", file=sys.stderr)

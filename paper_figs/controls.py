@@ -16,7 +16,7 @@ import ipywidgets
 from analysis.closed_form import RULES
 from analysis.explorer import POLICIES, Exploration, explore
 from fedlora_sim.errors import InputError
-from paper_figs import explorer
+from paper_figs import explorer, style
 
 DPI = 110
 RANKS = ("4x8,8x6,16x4", "2x4,4x4,16x4", "4x5,8x5,16x5,32x5", "8x16,64x2", "8x18")
@@ -74,7 +74,7 @@ def png(found: Exploration) -> bytes:
     """The picture of an exploration, as a file."""
     figure, _ = explorer.draw(found)
     file = BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=DPI, metadata=style.METADATA["png"])
     return file.getvalue()
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.paper.store import ROOT, code_fingerprint, digest, read, read_record
-from fedlora_sim.datasets import versions
-from fedlora_sim.run_store import write_text
+from fedlora_sim.storage import ResultFolder, write_bytes, write_text
+from fedlora_sim.version import versions
 from paper_figs import style
 from paper_figs.catalogue import FIGURES
 
@@ -23,6 +22,8 @@ def draw_paper(
     data: Path,
     out: Path,
     on_figure: Callable[[str], object] = lambda name: None,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Draw figures of the paper, and tell of every one that is there where it is from.
 
@@ -31,7 +32,8 @@ def draw_paper(
         data: folder of the data files that `python -m analysis.paper` wrote.
         out: folder to write to: `NAME.pdf`, `NAME.png`, `NAME.csv`; the manifest and the captions
             speak of all figures that were drawn there, these and earlier ones.
-        on_figure: called with the name of each figure when it is written.
+        on_figure: called with the name of each figure when it is drawn.
+        force: whether files that were changed since they were written may be replaced.
 
     Returns:
         The manifest.
@@ -41,17 +43,21 @@ def draw_paper(
         ValueError: if a data file was changed since it was made.
     """
     style.apply()
-    path = out / MANIFEST
-    known = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else {}
-    for name in names:
-        known[name] = _draw(name, data, out)
-        on_figure(name)
-    figures = {name: known[name] for name in FIGURES if name in known}
-    made_with = {**versions(), "matplotlib": style.mpl.__version__}
-    manifest = {"made_with": made_with, "figures": figures}
-    write_text(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    write_text(out / CAPTIONS, _markdown(figures))
-    write_text(out / LATEX, _latex(figures))
+    results = ResultFolder(out, "paper_figs", force=force)
+    with results.only_writer(), results.replace(drop_older=False) as new:
+        written = (f"{name}.{kind}" for name in names for kind in (*KINDS, "csv"))
+        results.check((*written, MANIFEST, CAPTIONS, LATEX), drop_older=False)
+        path = out / MANIFEST
+        known = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else {}
+        for name in names:
+            known[name] = _draw(name, data, new)
+            on_figure(name)
+        figures = {name: known[name] for name in FIGURES if name in known}
+        made_with = {**versions(), "matplotlib": style.mpl.__version__}
+        manifest = {"made_with": made_with, "figures": figures}
+        write_text(new / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        write_text(new / CAPTIONS, _markdown(figures))
+        write_text(new / LATEX, _latex(figures))
     return manifest
 
 
@@ -61,7 +67,7 @@ def _draw(name: str, data: Path, out: Path) -> dict[str, Any]:
     figure = module.draw(dataset)[0]
     width, height = (round(float(size), 3) for size in figure.get_size_inches())
     files = style.save(figure, out, name, KINDS)
-    files.append(Path(shutil.copyfile(data / f"{name}.csv", out / f"{name}.csv")))
+    files.append(write_bytes(out / f"{name}.csv", (data / f"{name}.csv").read_bytes()))
     return {
         "caption": module.caption(dataset),
         "command": f"python -m paper_figs {name}",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from analysis.report import digits_table
 from analysis.summary import claim_tables, conjecture_table, theme_table
 from fedlora_sim.aggregation.describe import describe_all
+from fedlora_sim.storage import write_bytes, write_text
 from paper_figs.calibration import (
     coverage_table,
     family_line,
@@ -27,6 +27,7 @@ from paper_figs.calibration import (
     reach_table,
 )
 from paper_figs.conformance import broken_table, conformance_line, suite_table
+from paper_figs.faults import faults_table
 from paper_figs.rivals_speed import rivals_block
 from paper_figs.speed import (
     aggregation_table,
@@ -62,6 +63,7 @@ BENCHES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
         "calibration_reach": reach_table,
         "calibration_ranks": ranks_table,
     },
+    "faults": {"faults": faults_table},
     "conformance": {
         "conformance": conformance_line,
         "conformance_rules": suite_table,
@@ -163,7 +165,7 @@ def main() -> None:
             continue
         if arguments.check:
             sys.exit(f"{name} does not match results/recorded: run `make record`")
-        (ROOT / name).write_text(rendered, encoding="utf-8")
+        write_text(ROOT / name, rendered)
 
 
 def record(source: Path, bench: Path, studies: Sequence[str]) -> None:
@@ -182,12 +184,12 @@ def record(source: Path, bench: Path, studies: Sequence[str]) -> None:
             f"{source}: checks are built on seeds 0 to {TRIED[-1]}; record one of `verify --seed N`"
         )
     RECORD.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source / "report.json", RECORD / "report.json")
+    write_bytes(RECORD / "report.json", (source / "report.json").read_bytes())
     for name in (*BENCHES, *ON_GPU):
         if (bench / f"{name}.json").exists():
-            shutil.copy(bench / f"{name}.json", RECORD / f"{name}.json")
+            write_bytes(RECORD / f"{name}.json", (bench / f"{name}.json").read_bytes())
     for name in FIGURES:
-        shutil.copy(source / "figures" / f"{name}.png", RECORD / f"{name}.png")
+        write_bytes(RECORD / f"{name}.png", (source / "figures" / f"{name}.png").read_bytes())
     record_studies(ROOT / "results", RECORD, studies)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.paper.text import scored
-from fedlora_sim.datasets import load_dataset
+from fedlora_sim.storage import load_dataset
 from paper_figs import calibrated, study_curves, study_outcomes, style
 
 

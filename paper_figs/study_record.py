@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,10 @@ from analysis.real.study_tables import (
     premise_table,
     scores_table,
 )
+from fedlora_sim.storage import ResultFolder, write_bytes
 
 FILES = ("figures/*.png", "data/*.nc", "study.json")  # the report last: it says that all is there
+COMMAND = "paper_figs.record"
 TABLES = {
     "study_claims": claims_table,
     "study_rows": outcomes_table,
@@ -49,11 +50,11 @@ def record_studies(results: Path, record: Path, asked: Sequence[str] = ()) -> li
         if not _read(report)["study"]["complete"]:
             print(f"{source}: only a whole study is recorded", file=sys.stderr)
             continue
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        for pattern in FILES:
-            for path in sorted(source.glob(pattern)):
-                shutil.copy(path, target / path.name)
+        paths = [path for pattern in FILES for path in sorted(source.glob(pattern))]
+        recorded = ResultFolder(target, COMMAND, argument="--study")
+        with recorded.only_writer(), recorded.replace() as new:
+            for path in paths:
+                write_bytes(new / path.name, path.read_bytes())
         copied.append(source.name)
     return copied
 

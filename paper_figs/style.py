@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+from fedlora_sim.storage import write_bytes
 
 SINGLE_COLUMN, DOUBLE_COLUMN = 3.35, 6.9  # inches: a column and a page's width of two-column papers
 SMALL, SMALLEST = 7, 6  # points: labels within an axis, and where there is hardly room
@@ -59,6 +61,11 @@ RC: Any = {
     "svg.hashsalt": "fedlora-sim",
 }
 
+METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": "fedlora-sim"},
+    "pdf": {"Creator": "fedlora-sim", "CreationDate": None},
+}
+
 
 def apply() -> None:
     """Make the style current."""
@@ -79,18 +86,18 @@ def partition_colours(count: int) -> list[Any]:
 def save(
     figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("png", "pdf")
 ) -> list[Path]:
-    """Write PNG and PDF without dates, each under a temporary name first; close the figure."""
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
-    paths = []
-    for kind in kinds:
-        target = folder / f"{name}.{kind}"
-        temporary = folder / f".{name}.{os.getpid()}.{kind}"
-        try:
-            figure.savefig(temporary, format=kind, metadata=metadata[kind])
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        paths.append(target)
+    """Write PNG and PDF atomically, without dates and with our name; close the figure."""
+    paths = [
+        write_bytes(folder / f"{name}.{kind}", image(figure, kind, close=False)) for kind in kinds
+    ]
     plt.close(figure)
     return paths
+
+
+def image(figure: Figure, kind: str, *, close: bool = True) -> memoryview:
+    """A figure as a file of this kind, png or pdf."""
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, metadata=METADATA[kind])
+    if close:
+        plt.close(figure)
+    return file.getbuffer()

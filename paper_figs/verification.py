@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedlora_sim.datasets import load_dataset
+from fedlora_sim.storage import load_dataset
 from paper_figs import (
     breakdown,
     claim_floors,

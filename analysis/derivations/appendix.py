@@ -24,6 +24,7 @@ import sympy as sp
 
 from analysis.derivations import symbols
 from analysis.derivations.statement import MARK
+from fedlora_sim.storage import write_text
 
 SECTIONS = (
     "rates",
@@ -170,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     if out is None:
         print(text, end="")
     else:
-        out.write_text(text, encoding="utf-8")
+        write_text(out, text)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from analysis.claim import Context
 from analysis.paper.catalogue import RECIPES
 from analysis.paper.recipe import Recipe
-from analysis.paper.store import ROOT, code_fingerprint, is_current, make
+from analysis.paper.store import COMMAND, ROOT, code_fingerprint, is_current, make
 from fedlora_sim.errors import check_choice
-from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import ResultFolder, RunStore
 
 FOLDER = ROOT / "results" / "paper"
 
@@ -28,25 +28,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.paper", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RECIPES))
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write")
-    parser.add_argument("--force", action="store_true", help="make again what is there")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="make again what is there, also where it was changed since",
+    )
     asked = parser.parse_args(arguments)
     try:
         names = [check_choice("NAME", name, list(RECIPES)) for name in asked.names] or list(RECIPES)
     except ValueError as error:
         parser.error(str(error))
     names = list(dict.fromkeys(names))
+    with ResultFolder(asked.out, COMMAND).only_writer():
+        _make_all(names, asked.out, force=asked.force)
+
+
+def _make_all(names: Sequence[str], out: Path, *, force: bool) -> None:
     for number, name in enumerate(names, 1):
         recipe = RECIPES[name]
         context, started = Context(seed=recipe.base_seed), time.perf_counter()
         label = f"[{number}/{len(names)}] {name}"
-        if not asked.force and is_current(recipe, asked.out, context):
+        if not force and is_current(recipe, out, context):
             print(f"{label}: is there", file=sys.stderr, flush=True)
             continue
         print(f"{label} ...", file=sys.stderr, flush=True)
-        context.store = _partial(recipe, asked.out, context)
+        context.store = _partial(recipe, out, context)
+        context.store.remove_stale()
         with tqdm(unit="run", unit_scale=True, disable=None, leave=False) as runs:
             context.on_progress = runs.update
-            make(recipe, asked.out, context)
+            make(recipe, out, context, force=force)
         context.store.clear()
         print(f"{label}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
 

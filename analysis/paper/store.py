@@ -7,7 +7,6 @@ two files together give back the dataset, up to the digits written.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -21,31 +20,44 @@ import analysis
 import fedlora_sim
 from analysis.claim import Context
 from analysis.paper.recipe import Recipe
-from fedlora_sim.datasets import versions
 from fedlora_sim.errors import expected
-from fedlora_sim.run_store import source_fingerprint, write_text
+from fedlora_sim.storage import ResultFolder, digest, source_fingerprint, write_json, write_text
+from fedlora_sim.version import versions
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND = "analysis.paper"
 QUANTITY, VALUE = "quantity", "value"
 DIGITS = 9
 KINDS: dict[str, Any] = {"i": int, "f": float, "U": str}
 EMPTY: dict[str, Any] = {"i": 0, "f": np.nan, "U": " " * 64}
 
 
-def make(recipe: Recipe, folder: Path, context: Context) -> Path:
-    """Make the numbers of a recipe and write both files; the JSON file last.
+def make(recipe: Recipe, folder: Path, context: Context, *, force: bool = False) -> Path:
+    """Make the numbers of a recipe and write both files.
+
+    Args:
+        recipe: whose numbers.
+        folder: of the files.
+        context: seeds, and where finished runs are kept.
+        force: whether files that were changed since they were written may be replaced.
 
     Returns:
         The CSV file.
+
+    Raises:
+        InputError: before anything is made, if the files are there and may not be replaced.
     """
+    results = ResultFolder(folder, COMMAND, force=force)
+    results.check((f"{recipe.name}.csv", f"{recipe.name}.json"), drop_older=False)
     sources = _sources(recipe)
     found = recipe.dataset(context)
     text = to_csv(found)
-    target = write_text(folder / f"{recipe.name}.csv", text)
     record = {**_inputs(recipe, context, sources), **_form(found, recipe)}
     record |= {"sha256": digest(text.encode())}
-    write_text(_sidecar(folder, recipe.name), json.dumps(record, indent=1, allow_nan=False) + "\n")
-    return target
+    with results.replace(drop_older=False) as new:
+        write_text(new / f"{recipe.name}.csv", text)
+        write_json(_sidecar(new, recipe.name), record)
+    return folder / f"{recipe.name}.csv"
 
 
 def is_current(recipe: Recipe, folder: Path, context: Context) -> bool:
@@ -119,11 +131,6 @@ def from_csv(text: str, record: Mapping[str, Any]) -> xr.Dataset:
         },
         record["settings"] | record["attributes"],
     ).set_coords([name for name, form in forms.items() if form["coordinate"]])
-
-
-def digest(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def code_fingerprint() -> str:

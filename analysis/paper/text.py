@@ -12,7 +12,7 @@ import xarray as xr
 from analysis.claim import Context
 from analysis.paper.recipe import Recipe
 from analysis.paper.store import ROOT
-from fedlora_sim.datasets import load_dataset
+from fedlora_sim.storage import load_dataset
 
 FOLDER = "results/recorded/agnews"
 REPORT, CURVES, FORECASTS = (

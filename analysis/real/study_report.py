@@ -36,7 +36,7 @@ from analysis.real.study_scores import (
 )
 from analysis.verify import LIBRARIES, finite_or_none
 from fedlora_sim import Scenario
-from fedlora_sim.datasets import versions
+from fedlora_sim.version import versions
 
 REFERENCE, AVERAGE = "raflora", "fedavg"
 

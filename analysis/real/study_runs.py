@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from joblib import Parallel, delayed
 import fedlora_sim
 from analysis.real.study import Study, StudyRun
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.datasets import load_dataset, save_dataset
 from fedlora_sim.errors import InputError, expected
-from fedlora_sim.run_store import source_fingerprint
+from fedlora_sim.storage import load_dataset, save_dataset, source_fingerprint
 from fedlora_sim.tasks.loading import load_task
+from fedlora_sim.training.checkpoints import OtherRunError, drop_other_run
 from fedlora_sim.training.draws import split_clients
 from fedlora_sim.workers import serve
 
@@ -115,8 +116,13 @@ def _make(run: StudyRun, out: Path, code: str, owner: int) -> StudyRun:
     """Make one run, or go on with it where the same code had left it."""
     serve(owner)
     rounds = out / ROUNDS / code / run.label
+    make = partial(simulate, run.scenario, rule=run.rule, seed=run.seed, checkpoints=rounds)
     try:
-        dataset = simulate(run.scenario, rule=run.rule, seed=run.seed, checkpoints=rounds)
+        try:
+            dataset = make()
+        except OtherRunError as error:  # begun on a machine where the model has other bits
+            drop_other_run(rounds, error)
+            dataset = make()
     except InputError as error:
         raise _named(run, error) from None
     save_dataset(dataset.assign_attrs({CODE: code}), _file(run, out))

@@ -24,9 +24,9 @@ from benchmarks.rivals.exchange import Exchange, Outcome
 from benchmarks.rivals.install import ENVIRONMENTS
 from benchmarks.rivals.lanes import LANES, OURS, Lane, run_lane
 from benchmarks.timing import hardware
-from fedlora_sim.datasets import versions
 from fedlora_sim.errors import expected
-from fedlora_sim.run_store import write_text
+from fedlora_sim.storage import result_file
+from fedlora_sim.version import versions
 
 OUT = Path("results/bench/rivals.json")
 SIZES, COHORTS, THREADS = (64, 256), (1, 10, 100), (1, 2)
@@ -96,6 +96,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     """All cases, then the record."""
     given, console = parse(words), Console()
+    write = result_file(given.out, "benchmarks.rivals")
     lanes = [lane for lane in LANES if given.lanes is None or lane.name in given.lanes]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +108,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 console.print(table(found))
                 rows += found
     record: dict[str, Any] = {"hardware": hardware(), "rounds": given.rounds, "rows": rows}
-    write_text(given.out, json.dumps({**record, **versions()}, indent=1) + "\n")
+    write(json.dumps({**record, **versions()}, indent=1) + "\n")
     console.print(f"wrote {given.out}")
 
 

@@ -26,10 +26,17 @@ from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.errors import expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.scenario import Scenario
+from fedlora_sim.storage import only_writer
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.threads import torch_threads
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.checkpoints import GIVEN_TASK, Checkpoints, read_description, state_rounds
+from fedlora_sim.training.checkpoints import (
+    GIVEN_TASK,
+    MADE_WITH,
+    Checkpoints,
+    read_description,
+    state_rounds,
+)
 from fedlora_sim.training.rounds import FederatedRun
 from fedlora_sim.training.stacked import Heads
 from fedlora_sim.training.state import GlobalUpdate
@@ -93,7 +100,8 @@ class KeptRun:
         with torch_threads(self.scenario.threads):
             rule = get_rule(described["rule"]) if rule is None else rule
             self.run = FederatedRun(self.scenario, rule, described["seed"], task, self.place)
-        self.checkpoints = Checkpoints(self.place, self.run.description())
+        # Of other code: what is trained again is held against what was measured.
+        self.checkpoints = Checkpoints(self.place, self.run.description(), but_for=MADE_WITH)
 
     @property
     def keeps_state(self) -> bool:
@@ -118,8 +126,9 @@ class KeptRun:
         """
         out = Path(out)
         check_output(out, [self.place], force=force)
-        state = self.checkpoints.state(t, self.run.task.device)
-        write_adapters(out, self._global_contents(t, state), force=force)
+        with only_writer(out, inside=False):
+            state = self.checkpoints.state(t, self.run.task.device)
+            write_adapters(out, self._global_contents(t, state), force=force)
 
     def export_clients(
         self, t: int, clients: Sequence[int] | None, out: str | Path, *, force: bool = False
@@ -146,7 +155,8 @@ class KeptRun:
         for folder, slot in zip(folders, slots, strict=True):
             layers = {name: own[slot] for name, own in upload.updates.items()}
             heads = {name: tuple(x[slot] for x in own) for name, own in upload.heads.items()}
-            write_adapters(folder, [("", self._content(layers, heads))], force=force)
+            with only_writer(folder, inside=False):
+                write_adapters(folder, [("", self._content(layers, heads))], force=force)
         updates = next(iter(upload.updates.values()))
         return ExportedClients(
             folders,
@@ -212,7 +222,7 @@ class KeptRun:
     def _content(self, layers: Mapping[str, LoRAFactors], heads: Heads | None) -> AdapterContent:
         """An adapter folder; of a base correction, which has no heads, for None."""
         run = self.run
-        is_own = run.trained_on is not None
+        is_own = run.task_is_given
         options: dict[str, Any] = task_options(run.task, self.scenario, is_own=is_own)
         if heads is None:
             options |= BASE_OPTIONS

@@ -44,6 +44,7 @@ from fedlora_sim.errors import (
 )
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
+from fedlora_sim.storage import only_writer
 
 
 @dataclass(frozen=True)
@@ -152,32 +153,33 @@ def aggregate_adapters(
     check_output(out, [*paths, *([] if last is None else [last])], force=force)
     if base_model is not None and (not isinstance(base_model, str) or not base_model.strip()):
         raise expected("base_model", base_model, "a hub name or a path")
-    clients, previous_folder = _open(paths, last)
-    check_mergeable(clients[0], rule)
-    opened = [*clients, *([] if previous_folder is None else [previous_folder])]
-    model = agreed_base_model([folder.config for folder in dict.fromkeys(opened)], base_model)
-    place = resolve_device(device, _computing_dtype(clients))
-    results, layers = _aggregate(clients, previous_folder, replace(request, device=place))
-    extras = average_extras(clients, request.weights)
-    report = AggregationReport(
-        rule,
-        str(out),
-        tuple(str(path) for path in paths),
-        weights,
-        model[NAME],
-        tuple(
-            dict.fromkeys(
-                str(c.config.options[NAME]) for c in clients if c.config.options.get(NAME)
-            )
-        ),
-        client_places(clients) if client_folders else (),
-        bool(results.base),
-        seed,
-        layers,
-    )
-    contents = _contents(clients, results, extras, report, uniform_rank)
-    named = ((place, replace(own, config={**own.config, **model})) for place, own in contents)
-    write_adapters(out, named, force=force)
+    with only_writer(out, inside=False):
+        clients, previous_folder = _open(paths, last)
+        check_mergeable(clients[0], rule)
+        opened = [*clients, *([] if previous_folder is None else [previous_folder])]
+        model = agreed_base_model([folder.config for folder in dict.fromkeys(opened)], base_model)
+        place = resolve_device(device, _computing_dtype(clients))
+        results, layers = _aggregate(clients, previous_folder, replace(request, device=place))
+        extras = average_extras(clients, request.weights)
+        report = AggregationReport(
+            rule,
+            str(out),
+            tuple(str(path) for path in paths),
+            weights,
+            model[NAME],
+            tuple(
+                dict.fromkeys(
+                    str(c.config.options[NAME]) for c in clients if c.config.options.get(NAME)
+                )
+            ),
+            client_places(clients) if client_folders else (),
+            bool(results.base),
+            seed,
+            layers,
+        )
+        contents = _contents(clients, results, extras, report, uniform_rank)
+        named = ((place, replace(own, config={**own.config, **model})) for place, own in contents)
+        write_adapters(out, named, force=force)
     return report
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedlora_sim.devices import DTYPES, resolve_device
 from fedlora_sim.errors import InputError, check_count, check_positive, expected
+from fedlora_sim.storage import only_writer, remove_stale
 from fedlora_sim.sweep.axes import described
 from fedlora_sim.sweep.cluster import (
     gpu_client,
@@ -21,13 +22,12 @@ from fedlora_sim.sweep.cluster import (
     visible_gpus,
 )
 from fedlora_sim.sweep.grid import Grid, read_grid
-from fedlora_sim.sweep.lock import only_driver
 from fedlora_sim.sweep.manifest import Manifest, updated_manifest
 from fedlora_sim.sweep.plan import TASK_SECONDS, Task
 from fedlora_sim.sweep.pool import in_processes, in_this_process
 from fedlora_sim.sweep.progress import Display
 from fedlora_sim.sweep.rules import check_found_by_workers
-from fedlora_sim.sweep.store import drop_temporary, missing_tasks, prepare_folder
+from fedlora_sim.sweep.store import TASKS, missing_tasks, prepare_folder
 from fedlora_sim.sweep.work import Outcome
 from fedlora_sim.tasks.loading import load_task
 from fedlora_sim.training.draws import split_clients
@@ -141,10 +141,11 @@ def run_sweep(
     checked = grid if isinstance(grid, Grid) else read_grid(grid)
     seconds = check_positive("task_seconds", task_seconds)
     folder = prepare_folder(Path(out))
-    with only_driver(folder), ExitStack() as stack:
+    with only_writer(folder), ExitStack() as stack:
         manifest = updated_manifest(folder, checked, seconds, mix_code)
         missing = missing_tasks(folder, manifest.tasks)
-        drop_temporary(folder)
+        remove_stale(folder)
+        remove_stale(folder / TASKS)
         check_tasks(missing, checked, chosen)
         manifest.write(folder)
         display = stack.enter_context(Display(manifest.tasks, missing, progress))
@@ -154,7 +155,7 @@ def run_sweep(
         if needed > free:
             display.say(f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
         if chosen.is_local:  # workers elsewhere may outlive this driver, and go on writing
-            stack.callback(drop_temporary, folder)
+            stack.callback(remove_stale, folder / TASKS)
         make = chosen.start(stack, folder, display)
 
         def tell(task: Task, outcome: Outcome) -> None:

@@ -6,15 +6,11 @@ import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedlora_sim.datasets import versions
 from fedlora_sim.errors import expected
-from fedlora_sim.run_store import source_fingerprint, write_text
+from fedlora_sim.storage import PACKAGE, code_versions, damaged, write_json
 from fedlora_sim.sweep.axes import SEED, described, label
 from fedlora_sim.sweep.grid import Grid, Point
 from fedlora_sim.sweep.plan import Part, Task, plan
@@ -22,7 +18,6 @@ from fedlora_sim.sweep.rules import rule_version
 from fedlora_sim.sweep.store import present_tasks
 
 MANIFEST, FORMAT = "manifest.json", 1
-PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class Manifest:
                 for task in self.tasks
             ],
         }
-        write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+        write_json(folder / MANIFEST, content)
 
     def split(self, tasks: Sequence[Task]) -> Manifest:
         """With some tasks cut into their parts."""
@@ -72,13 +67,7 @@ def versions_of(tasks: Iterable[Task]) -> dict[str, str]:
     """
     rules = sorted({part.point.rule for task in tasks for part in task.parts})
     own = map(rule_version, rules)
-    return _code_versions() | {f"code of {r}": v for r, v in zip(rules, own, strict=True) if v}
-
-
-@cache
-def _code_versions() -> dict[str, str]:
-    code = source_fingerprint(PACKAGE)[:12]
-    return {**versions(), "numpy_version": np.__version__, "code": code}
+    return code_versions() | {f"code of {r}": v for r, v in zip(rules, own, strict=True) if v}
 
 
 def load_manifest(folder: Path) -> Manifest | None:
@@ -96,9 +85,10 @@ def load_manifest(folder: Path) -> Manifest | None:
         return Manifest(grid, tasks, tuple(content["made_with"]))
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        what = f"the manifest of a sweep ({type(error).__name__}: {error})"
-        raise expected("out", str(path), what) from None
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        remedy = "give another folder, or restore the file; the tasks in the folder are complete"
+        raise damaged(path, "the manifest of a sweep", reason, remedy) from None
 
 
 def updated_manifest(folder: Path, grid: Grid, seconds: float, mix_code: bool) -> Manifest:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
-import secrets
-import socket
-import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import h5netcdf
 import h5py
 import xarray as xr
-from xarray.backends import H5NetCDFStore
 
 from fedlora_sim.errors import expected
+from fedlora_sim.storage import encode_dataset, temporary_folder, write_bytes
 from fedlora_sim.sweep.plan import Task
 
-TASKS, ROUNDS, TEMPORARY = "tasks", "rounds", ".tmp"
+TASKS, ROUNDS = "tasks", "rounds"
 TASK_ATTR, COMPLETE = "sweep_task", "complete"
-_WRITING = threading.Lock()
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -36,9 +29,8 @@ def prepare_folder(folder: Path) -> Path:
     target = folder.expanduser().absolute()
     try:
         (target / TASKS).mkdir(parents=True, exist_ok=True)
-        probe = target / TASKS / f".probe.{_unique()}{TEMPORARY}"
-        probe.touch()
-        probe.unlink()
+        with temporary_folder(target / TASKS / "probe"):
+            pass
     except OSError as error:
         raise expected("out", str(folder), f"a folder that can be written to ({error})") from None
     return target
@@ -50,22 +42,13 @@ def task_path(folder: Path, task: Task | str) -> Path:
 
 
 def put_task(folder: Path, task: Task, dataset: xr.Dataset) -> None:
-    """Keep a task's runs: written under a name of its own, then moved into place.
+    """Keep a task's runs, atomically.
 
     Raises:
         OSError: if there is no room or no permission; nothing is left then.
     """
-    target = task_path(folder, task)
-    temporary = target.with_name(f".{task.id}.{_unique()}{TEMPORARY}")
-    content = _encoded(dataset.assign_attrs({TASK_ATTR: task.id, COMPLETE: 1}))
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    labelled = dataset.assign_attrs({TASK_ATTR: task.id, COMPLETE: 1})
+    write_bytes(task_path(folder, task), encode_dataset(labelled))
 
 
 def is_valid(folder: Path, task: Task) -> bool:
@@ -93,37 +76,3 @@ def present_tasks(folder: Path) -> set[str]:
         }
     except FileNotFoundError:
         return set()
-
-
-def drop_temporary(folder: Path) -> None:
-    """Remove what was being written when its writer died; for who holds the lock."""
-    for path in (folder / TASKS).glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
-
-
-def _encoded(dataset: xr.Dataset) -> memoryview:
-    """A dataset as netCDF in memory: a full disk is then an OSError of a plain write.
-
-    In a thread of its own: HDF5 lays a file out by when its objects are let go of, and the profiler
-    of a Dask worker, which looks at the worker's threads, holds on to what it sees there. The
-    bytes would be an accident of its timing.
-    """
-    with _WRITING, ThreadPoolExecutor(1) as thread:  # HDF5 writes one file at a time anyway
-        return thread.submit(_written, dataset).result()
-
-
-def _written(dataset: xr.Dataset) -> memoryview:
-    """Into a store that is open already.
-
-    `to_netcdf` would ask the scheduler of a Dask client, where there is one, for a lock on what is
-    this process's alone.
-    """
-    buffer = io.BytesIO()
-    with h5netcdf.File(buffer, "w") as file:
-        dataset.dump_to_store(H5NetCDFStore(file))
-    return buffer.getbuffer()
-
-
-def _unique() -> str:
-    """Of this process and moment, on whatever machine."""
-    return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"

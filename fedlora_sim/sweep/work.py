@@ -25,6 +25,7 @@ from fedlora_sim.sweep.manifest import MANIFEST, versions_of
 from fedlora_sim.sweep.plan import Part, Task
 from fedlora_sim.sweep.store import ROUNDS, is_valid, put_task
 from fedlora_sim.threads import blas_threads, one_thread
+from fedlora_sim.training.checkpoints import OtherRunError, drop_other_run
 
 RUN, POINT = "run", "point"
 Progress = Callable[[float], object]
@@ -76,7 +77,11 @@ def do_task(
     rounds = folder / ROUNDS / own["code"] / task.id
     try:
         with one_thread(), blas_threads(1):
-            dataset = task_dataset(task, rounds, on_progress)
+            try:
+                dataset = task_dataset(task, rounds, on_progress)
+            except OtherRunError as error:  # begun on a machine where the model has other bits
+                drop_other_run(rounds, error)
+                dataset = task_dataset(task, rounds, on_progress)
     except Exception as error:  # whatever a rule or a model raises must not end the sweep
         if is_valid(folder, task):  # the worker of a killed driver came first
             return Outcome(task.id, time.perf_counter() - started)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedlora_sim.storage import raw_bytes
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.objectives import Classification, Objective
 
@@ -28,6 +31,8 @@ class Task:
             the server averages them by samples.
         objective: loss and hits.
         class_names: of `train.skew_classes`, for plots of the split; empty if they have none.
+        content: digests of model and data as they were loaded, see `task_content`; None for a task
+            that was not loaded by a scenario.
 
     Raises:
         InputError: naming the first sample whose labels the objective has no loss for.
@@ -40,6 +45,7 @@ class Task:
     head_modules: tuple[str, ...] = ()
     objective: Objective = field(default_factory=Classification)
     class_names: tuple[str, ...] = ()
+    content: Mapping[str, str] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, part in (("train", self.train), ("test", self.test)):
@@ -64,6 +70,28 @@ class Task:
         model = copy.deepcopy(self.model).to(device, dtype)
         train, test = self.train.to(device, dtype), self.test.to(device, dtype)
         return replace(self, model=model, train=train, test=test)
+
+
+def task_content(task: Task) -> dict[str, str]:
+    """Digests of what a run is trained on, so that it does not continue with something else.
+
+    Returns:
+        `model_content`: of every parameter and buffer, and the names of what is trained.
+        `data_content`: of all inputs and labels.
+    """
+    model = hashlib.sha256(repr((task.target_modules, task.head_modules)).encode())
+    for name, x in task.model.state_dict().items():
+        _update(model, name, x)
+    data = hashlib.sha256()
+    for which, part in (("train", task.train), ("test", task.test)):
+        for name, x in (("labels", part.labels), *sorted(part.inputs.items())):
+            _update(data, f"{which} {name}", x)
+    return {"model_content": model.hexdigest(), "data_content": data.hexdigest()}
+
+
+def _update(found: Any, name: str, x: Tensor) -> None:
+    found.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
+    found.update(raw_bytes(x))
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from fedlora_sim.storage import remove_stale, write_tensors
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
@@ -37,7 +39,8 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str,
         tokens = _make(tokenizer, texts, max_length)
         # Where they cannot be kept, they are made again the next time.
         with contextlib.suppress(OSError):
-            _write(path, tokens)
+            remove_stale(path.parent)
+            write_tensors(path, tokens)
     return {name: values.long() for name, values in tokens.items()}
 
 
@@ -83,11 +86,3 @@ def _read(path: Path, shape: tuple[int, int]) -> dict[str, Tensor] | None:
         return None
     whole = {"input_ids", "attention_mask"} <= set(tokens)
     return tokens if whole and all(x.shape == shape for x in tokens.values()) else None
-
-
-def _write(path: Path, tokens: dict[str, Tensor]) -> None:
-    """Write a file whole or not at all, whoever else writes the same one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        save_file(tokens, Path(folder) / path.name)
-        (Path(folder) / path.name).replace(path)

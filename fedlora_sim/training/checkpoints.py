@@ -1,33 +1,42 @@
-"""A run on disk, round by round, so that it goes on from there to the very same end.
+"""A run on disk, round by round, so that it continues from there to the same end, bit by bit.
 
-Every random draw follows from the seed, the round and the client alone: what a round leaves behind
-is its measures and the global update, and no generator has a state to keep. A file is written
-under a temporary name and moved into place; the state comes last, and says that its round is done.
+Every random draw follows from the seed, the round and the client alone: the result of a round is
+its measures and the global update, and no generator has a state to keep. Every file is written
+atomically and holds its checksum; the state comes last, and says that its round is done.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule
-from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.errors import InputError, check_choice, expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.rule_code import rule_code
-from fedlora_sim.run_store import write_text
 from fedlora_sim.scenario import Scenario
+from fedlora_sim.storage import (
+    code_versions,
+    damaged,
+    only_writer,
+    raw_bytes,
+    remove_stale,
+    write_json,
+    write_tensors,
+)
 from fedlora_sim.training.measures import Row
 from fedlora_sim.training.state import GlobalUpdate
 
-RUN_FILE = "run.json"
+RUN_FILE, CHECKSUM = "run.json", "sha256"
 KEEP = ("all", "last")
 
 KEPT = "rule."
@@ -37,22 +46,52 @@ GIVEN_TASK = "given by the caller"
 """What a run says of a task that is not the scenario's."""
 
 
+MADE_WITH = tuple(code_versions())
+"""Entries of a description that say by what code a run was made."""
+
+
 def run_description(
-    scenario: Scenario, rule: AggregationRule, seed: int, given_task: str | None
+    scenario: Scenario,
+    rule: AggregationRule,
+    seed: int,
+    content: Mapping[str, str],
+    *,
+    is_given: bool,
 ) -> dict[str, Any]:
-    """What a run depends on.
+    """Everything that a run depends on.
 
     Args:
         scenario: its scenario.
         rule: the server rule; the code of one from outside is part of it.
         seed: its seed.
-        given_task: fingerprint of a task that the caller gave; None for the scenario's.
+        content: digests of its model and data.
+        is_given: whether the caller gave the task; it is the scenario's otherwise.
     """
-    described = {**scenario.to_attrs(), "rule": rule.label, "seed": seed}
-    if given_task is not None:
-        described |= {"task": GIVEN_TASK, "task_fingerprint": given_task}
+    described = {**scenario.to_attrs(), "rule": rule.label, "seed": seed, **code_versions()}
+    if is_given:
+        described["task"] = GIVEN_TASK
     code = rule_code(rule)
+    described.update(content)
     return described if code is None else described | {"rule_code": code}
+
+
+class OtherRunError(InputError):
+    """A folder holds another run than the one that was asked for."""
+
+
+def drop_other_run(folder: Path, error: OtherRunError) -> None:
+    """Remove unfinished runs of ours from a folder: they cannot be continued on this machine.
+
+    Raises:
+        OtherRunError: the error, if there are none.
+    """
+    runs = [path.parent for path in folder.glob(f"*/{RUN_FILE}")]
+    if not runs:
+        raise error
+    for run in runs:
+        for path in run.iterdir():
+            if re.fullmatch(r"(run\.json|(state|measures)-\d{5,}\.safetensors)", path.name):
+                path.unlink()
 
 
 class Checkpoints:
@@ -63,28 +102,36 @@ class Checkpoints:
         described: everything that the run depends on, JSON-serialisable.
         keep: states of `all` rounds, from which any client of any round can be had again, or of
             the `last` one and the start only.
+        but_for: entries of `described` that may differ.
 
     Raises:
-        InputError: if the folder holds another run, naming the first thing that differs.
+        OtherRunError: if the folder holds another run, naming the first thing that differs.
     """
 
-    def __init__(self, folder: str | Path, described: Mapping[str, Any], keep: str = "all") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        described: Mapping[str, Any],
+        keep: str = "all",
+        but_for: Collection[str] = (),
+    ) -> None:
         self.folder, self.keep = Path(folder), check_choice("keep", keep, KEEP)
         given = json.loads(json.dumps(described))
         found = read_description(self.folder)
         if found is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / RUN_FILE, json.dumps(given, indent=1) + "\n")
+            write_json(self.folder / RUN_FILE, given)
             return
         for name in {**given, **found}:
-            if given.get(name) != found.get(name):
-                where = f"{found.get(name)!r}, as in the run in {self.folder}"
-                raise expected(name, given.get(name), where)
+            if name not in but_for and given.get(name) != found.get(name):
+                where = f"{found.get(name)!r}, as in the run in {self.folder} (or another folder)"
+                raise OtherRunError(str(expected(name, given.get(name), where)))
 
-    def clear_halves(self) -> None:
-        """Drop what a process that was killed had written in part; the run is this one's now."""
-        for half in self.folder.glob(".*.tmp"):
-            half.unlink()
+    @contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Hold the folder's lock; first remove what a killed process was writing."""
+        with only_writer(self.folder, "checkpoints"):
+            remove_stale(self.folder)
+            yield
 
     def last_round(self) -> int | None:
         """The last round whose state is here, 0 for the start; None if there is none."""
@@ -93,7 +140,7 @@ class Checkpoints:
     def save(self, t: int, state: GlobalUpdate, row: Row) -> None:
         """Keep what round t has left behind."""
         tensors = {name: torch.from_numpy(values.copy()) for name, values in row.items()}
-        _write(self.folder / f"measures-{t:05d}.safetensors", tensors)
+        _write(_measures_file(self.folder, t), tensors)
         _write(_state_file(self.folder, t), *_flat(state))
         if self.keep == "last":
             for older in state_rounds(self.folder):
@@ -102,8 +149,12 @@ class Checkpoints:
 
     def rows(self, last: int) -> list[Row]:
         """Measures of the rounds 0 to `last`."""
-        files = [self.folder / f"measures-{t:05d}.safetensors" for t in range(last + 1)]
-        return [{name: x.numpy() for name, x in load_file(file).items()} for file in files]
+        return [self._row(t) for t in range(last + 1)]
+
+    def _row(self, t: int) -> Row:
+        again = f"delete {self.folder / 'state-*'} from round {t} on and go on: these rounds are "
+        tensors, _ = _read(_measures_file(self.folder, t), again + "made again")
+        return {name: x.numpy() for name, x in tensors.items()}
 
     def state(self, t: int, device: torch.device) -> GlobalUpdate:
         """The global update after round t."""
@@ -111,14 +162,28 @@ class Checkpoints:
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:
-    """What the run in a folder depends on; None if there is no run."""
+    """What the run in a folder depends on; None if there is no run.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
     path = folder / RUN_FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"{type(content).__name__} in place of a table")
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        remedy = "restore it, or start again in another folder"
+        raise damaged(path, "the description of a run", error, remedy) from None
+    return content
 
 
 def state_rounds(folder: Path) -> list[int]:
     """Rounds whose state is in a folder, ascending."""
-    return sorted(int(path.stem.split("-")[1]) for path in folder.glob("state-*.safetensors"))
+    named = (re.fullmatch(r"state-(\d{5,})\.safetensors", path.name) for path in folder.glob("*"))
+    return sorted(int(found[1]) for found in named if found)
 
 
 def load_state(folder: Path, t: int, device: torch.device) -> GlobalUpdate:
@@ -130,9 +195,9 @@ def load_state(folder: Path, t: int, device: torch.device) -> GlobalUpdate:
     path = _state_file(folder, t)
     if not path.exists():
         raise expected("round", t, f"one whose state is in {folder}: {state_rounds(folder)}")
-    with safe_open(path, framework="pt") as file:
-        scalings = json.loads(file.metadata()["scalings"])
-    tensors = load_file(path, device=str(device))
+    found, metadata = _read(path, "delete it: the run goes on from the last complete state")
+    tensors = {name: x.to(device) for name, x in found.items()}
+    scalings = json.loads(metadata["scalings"])
     adapters = {
         name: LoRAFactors(tensors[f"A.{name}"], tensors[f"B.{name}"], scaling)
         for name, scaling in scalings.items()
@@ -154,6 +219,10 @@ def load_state(folder: Path, t: int, device: torch.device) -> GlobalUpdate:
     return GlobalUpdate(adapters, base, heads, kept)
 
 
+def _measures_file(folder: Path, t: int) -> Path:
+    return folder / f"measures-{t:05d}.safetensors"
+
+
 def _state_file(folder: Path, t: int) -> Path:
     return folder / f"state-{t:05d}.safetensors"
 
@@ -173,12 +242,31 @@ def _flat(state: GlobalUpdate) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _write(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_tensors(path, tensors, {**(metadata or {}), CHECKSUM: _checksum(tensors)})
+
+
+def _read(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that `_write` wrote.
+
+    Raises:
+        InputError: if it is damaged or missing, with the remedy.
+    """
     try:
-        # Tensors that share memory are refused: every one goes as a copy of its own.
-        save_file({n: x.contiguous().clone() for n, x in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _checksum(tensors) != metadata.get(CHECKSUM):
+            raise ValueError("its content does not match its checksum")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise damaged(path, "a complete file of a run", error, remedy) from None
+    return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        found.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
+        found.update(raw_bytes(x))
+    return found.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fedlora_sim.scenario import Scenario
 from fedlora_sim.splits import add_feature_noise, split_table
 from fedlora_sim.tasks.loading import load_task, place_task
 from fedlora_sim.tasks.targets import linear_shape
-from fedlora_sim.tasks.task import Task
+from fedlora_sim.tasks.task import Task, task_content
 from fedlora_sim.threads import torch_threads
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams
@@ -30,7 +31,6 @@ from fedlora_sim.training.diagnosis import find_divergence
 from fedlora_sim.training.draws import split_clients
 from fedlora_sim.training.equivalence import check_equivalence
 from fedlora_sim.training.evaluation import evaluate
-from fedlora_sim.training.fingerprint import task_fingerprint
 from fedlora_sim.training.isolation import check_isolation
 from fedlora_sim.training.local import train_on_plan
 from fedlora_sim.training.measures import Row, angle_row, cohort_row, spectrum_row, update_row
@@ -99,8 +99,13 @@ class FederatedRun:
         folder: Path | None = None,
     ) -> None:
         self.scenario, self.rule, self.seed = scenario, rule, seed
-        self.trained_on = None if task is None else task_fingerprint(task)
-        task = load_task(scenario) if task is None else place_task(task, scenario)
+        self.task_is_given = task is not None
+        if task is None:
+            task = load_task(scenario)
+            self.content = task.content or task_content(task)
+        else:
+            self.content = task_content(task)
+            task = place_task(task, scenario)
         check_targets(task, max(scenario.ranks))
         self.samples = split_clients(scenario, task.train, seed)
         noisy = add_feature_noise(task.train, self.samples, scenario.feature_noise, seed)
@@ -121,7 +126,9 @@ class FederatedRun:
 
     def description(self) -> dict[str, Any]:
         """Everything that the run depends on."""
-        return run_description(self.scenario, self.rule, self.seed, self.trained_on)
+        return run_description(
+            self.scenario, self.rule, self.seed, self.content, is_given=self.task_is_given
+        )
 
     def _initial_state(self, folder: Path | None) -> GlobalUpdate:
         """Nothing, or what SLoRA's stage has learned, where the rule keeps it."""
@@ -142,6 +149,11 @@ class FederatedRun:
         self, on_progress: Progress = lambda runs: None, checkpoints: Checkpoints | None = None
     ) -> TrainingResult:
         """Run all rounds, from the last one that was kept."""
+        with nullcontext() if checkpoints is None else checkpoints.only_writer():
+            rows = self._rows(on_progress, checkpoints)
+        return self._result(rows)
+
+    def _rows(self, on_progress: Progress, checkpoints: Checkpoints | None) -> list[Row]:
         rows = self._resume(checkpoints)
         on_progress((len(rows) - 1) / self.scenario.rounds)
         for t in range(len(rows) - 1, self.scenario.rounds):
@@ -149,6 +161,9 @@ class FederatedRun:
             if checkpoints is not None:
                 checkpoints.save(t + 1, self.state, rows[-1])
             on_progress(1 / self.scenario.rounds)
+        return rows
+
+    def _result(self, rows: list[Row]) -> TrainingResult:
         measures = stacked_rows(rows)
         counts, names = self._split_counts()
         targets = self.task.target_modules
@@ -173,10 +188,7 @@ class FederatedRun:
 
     def _resume(self, checkpoints: Checkpoints | None) -> list[Row]:
         """Measures of the rounds that are done; the start at least."""
-        last = None
-        if checkpoints is not None:
-            checkpoints.clear_halves()
-            last = checkpoints.last_round()
+        last = None if checkpoints is None else checkpoints.last_round()
         if checkpoints is not None and last is not None:
             rows = checkpoints.rows(last)
             self.state = checkpoints.state(last, self.task.device)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from fedlora_sim.datasets import load_dataset
+from fedlora_sim.storage import load_dataset
 from paper_figs.html.charts import Line, chart
 from paper_figs.html.numbers import number_html, spoken
 from paper_figs.style import RULE_NAMES

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fedlora_sim.storage import replacing_folder
+
 
 @pytest.mark.parametrize(
     ("out", "arguments", "named"),
@@ -23,18 +25,22 @@ import pytest
         ("empty", (), "does not exist yet (or --force)"),
         ("mine", ("--force",), "it also holds thesis.tex"),
         ("deep", ("--force",), "it also holds clients/rank-2/notes"),
-        ("readme", ("--force",), "it has no adapter_config.json"),
+        ("there", ("--force",), "it also holds README.md"),
+        ("readme", ("--force",), "it also holds README.md"),
     ],
 )
 def test_outputs_that_are_in_the_way(refused, folders, out, arguments, named):
-    for name in ("last", "there", "mine", "deep"):
+    for name in ("last", "there"):
         shutil.copytree("c", name)
+    for name in ("mine", "deep"):
+        with replacing_folder(Path(name), "aggregate", force=False) as new:
+            shutil.copytree("c", new, dirs_exist_ok=True)
+            shutil.copytree("c", new / "clients" / "rank-2")
     Path("file").write_text("mine")
     Path("empty").mkdir()
     Path("readme").mkdir()
     Path("readme", "README.md").write_text("a project")
     Path("mine", "thesis.tex").write_text("years of work")
-    shutil.copytree("c", "deep/clients/rank-2")
     Path("deep/clients/rank-2/notes").mkdir()
     Path("link").symlink_to("there")
     line = refused("a", "b", "c", "--out", out, *arguments)

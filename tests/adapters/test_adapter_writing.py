@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,11 +13,14 @@ import torch
 from adapter_cases import RANKS, load, tree
 from safetensors import SafetensorError
 
-from fedlora_sim.adapters import aggregate_adapters, writing
-from fedlora_sim.adapters.writing import AdapterContent, write_adapters
+from fedlora_sim import storage
+from fedlora_sim.adapters import aggregate_adapters
+from fedlora_sim.adapters.writing import AdapterContent, check_output, write_adapters
 from fedlora_sim.errors import InputError
+from fedlora_sim.storage import MARKER
 
 SETTINGS = [{"r": r, "lora_alpha": 8} for r in RANKS]
+TOKEN = "0123456789abcdef"
 CONTENT = AdapterContent({"r": 1}, {"x": torch.ones(2)})
 
 
@@ -54,7 +53,7 @@ def test_the_command_reads_writes_and_tells(fedlora_aggregate, clients, here):
     places = ("", *(f"clients/rank-{r}" for r in RANKS))
     files = ("adapter_config.json", "adapter_model.safetensors")
     wanted = {Path(place, name) for place in places for name in files}
-    assert set(tree(here / "new" / "out")) == wanted | {Path("aggregation.json")}
+    assert set(tree(here / "new" / "out")) == wanted | {Path("aggregation.json"), Path(MARKER)}
     assert hidden(here / "new") == []
 
 
@@ -105,20 +104,23 @@ def test_a_write_that_fails_leaves_the_old_output(out, tmp_path):
 
 
 def test_a_full_disk_is_an_error_of_the_system(out, tmp_path, monkeypatch):
-    """It reaches the command line as such: one line, and the old output as it was."""
+    """It reaches the command line as such: one line, and the old output unchanged."""
 
     def full(*_, **__):
-        raise SafetensorError("No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     before = tree(out)
-    monkeypatch.setattr(writing, "save_file", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
         write_adapters(out, contents(2), force=True)
+    assert caught.value.errno == errno.ENOSPC
     assert tree(out) == before
     assert hidden(tmp_path) == []
 
 
-def test_a_swap_that_fails_in_the_middle_brings_the_old_output_back(out, tmp_path, monkeypatch):
+def test_without_an_exchange_a_swap_that_fails_brings_the_old_output_back(
+    out, tmp_path, monkeypatch
+):
     before, rename = tree(out), Path.rename
 
     def refuse_new(self, target):
@@ -126,6 +128,7 @@ def test_a_swap_that_fails_in_the_middle_brings_the_old_output_back(out, tmp_pat
             raise OSError("no space")
         return rename(self, target)
 
+    monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", refuse_new)
     with pytest.raises(OSError, match="no space"):
         write_adapters(out, contents(2), force=True)
@@ -134,7 +137,7 @@ def test_a_swap_that_fails_in_the_middle_brings_the_old_output_back(out, tmp_pat
 
 
 def test_the_old_output_is_never_deleted_while_it_is_the_only_one(out, tmp_path, monkeypatch):
-    """Neither rename works after the first: the old folder stays in the working folder."""
+    """Neither rename works after the first: the old folder stays, and the next run puts it back."""
     before, rename, done = tree(out), Path.rename, []
 
     def only_once(self, target):
@@ -143,11 +146,16 @@ def test_the_old_output_is_never_deleted_while_it_is_the_only_one(out, tmp_path,
         done.append(self)
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", only_once)
-    with pytest.raises(OSError, match="gone read-only"):
-        write_adapters(out, contents(2), force=True)
+    monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", only_once)
+        with pytest.raises(OSError, match="gone read-only"):
+            write_adapters(out, contents(2), force=True)
     (work,) = hidden(tmp_path)
     assert tree(work / "old") == before
+    check_output(out, (), force=True)
+    assert tree(out) == before
+    assert hidden(tmp_path) == []
 
 
 def test_an_output_that_came_into_being_meanwhile_is_not_replaced(tmp_path):
@@ -172,51 +180,10 @@ def test_something_put_into_the_output_meanwhile_is_not_deleted(out):
     assert (out / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="kill -9")
-@pytest.mark.parametrize("moment", ["writing", "between the renames", "before the cleaning"])
-def test_kill_9_leaves_the_old_or_the_new_output_and_the_next_run_cleans(tmp_path, moment):
-    """A process that kills itself at the worst moments."""
-    write_adapters(tmp_path / "out", contents(1), force=False)
-    script = f"""
-        import os, shutil, signal, torch
-        from pathlib import Path
-        from fedlora_sim.adapters import writing
-        die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
-        if {moment!r} == "writing":
-            writing._write_json = die
-        elif {moment!r} == "between the renames":
-            rename = Path.rename
-            Path.rename = lambda self, to: die() if self.name == "new" else rename(self, to)
-        else:
-            shutil.rmtree = die
-        content = writing.AdapterContent({{"r": 2}}, {{"x": torch.full((2,), 2.0)}})
-        writing.write_adapters(Path("out"), [("", content)], force=True)
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    ended = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    (work,) = hidden(tmp_path)
-    old, new = contents(1), contents(2)
-    for number, expected in ((1, old), (2, new)):
-        write_adapters(tmp_path / f"wanted-{number}", expected, force=False)
-    whole = {
-        "writing": lambda: tree(tmp_path / "out") == tree(tmp_path / "wanted-1"),
-        "between the renames": lambda: (
-            tree(work / "old") == tree(tmp_path / "wanted-1")
-            and tree(work / "new") == tree(tmp_path / "wanted-2")
-        ),
-        "before the cleaning": lambda: tree(tmp_path / "out") == tree(tmp_path / "wanted-2"),
-    }
-    assert whole[moment]()
-    write_adapters(tmp_path / "out", contents(3), force=True)
-    assert hidden(tmp_path) == []
-
-
 def test_the_working_folder_of_a_living_run_is_left_alone(tmp_path):
     def meanwhile():
         yield "", CONTENT
-        write_adapters(tmp_path / "out", contents(1), force=False)
+        check_output(tmp_path / "out", (), force=False)
         assert len(hidden(tmp_path)) == 1
 
     write_adapters(tmp_path / "out", meanwhile(), force=True)
@@ -224,23 +191,24 @@ def test_the_working_folder_of_a_living_run_is_left_alone(tmp_path):
 
 
 def test_folders_that_only_look_like_leftovers_stay(tmp_path):
-    for name in (".out.notes.tmp", ".out.abcdefgh.tmp", ".other.abcdefgh.tmp"):
+    for name in (".out.notes.tmp", ".out.abcdefgh.tmp", f".out.{TOKEN}.tmp"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine").write_text("mine")
-    write_adapters(tmp_path / "out", contents(1), force=False)
+    check_output(tmp_path / "out", (), force=False)
     assert len(hidden(tmp_path)) == 3
 
 
 def test_refusals_come_before_the_work(clients, tmp_path, monkeypatch):
     """An output that cannot be written is refused before any tensor is read."""
-    shutil.copytree(clients("gpt2", *SETTINGS)[0], tmp_path / "out")
+    write_adapters(tmp_path / "out", contents(1), force=False)
     monkeypatch.setattr("fedlora_sim.adapters.federated.aggregate_layer", pytest.fail)
     with pytest.raises(InputError, match="--force"):
         aggregate_adapters(clients("gpt2", *SETTINGS), None, "fedavg", tmp_path / "out")
 
 
 def test_systems_without_locks_keep_leftovers(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "fcntl", None)
-    (tmp_path / ".out.abcdefgh.tmp" / "new").mkdir(parents=True)
+    monkeypatch.setattr(storage, "fcntl", None)
+    (tmp_path / f".out.{TOKEN}.tmp" / "new").mkdir(parents=True)
+    check_output(tmp_path / "out", (), force=False)
     write_adapters(tmp_path / "out", contents(1), force=False)
-    assert [path.name for path in hidden(tmp_path)] == [".out.abcdefgh.tmp"]
+    assert [path.name for path in hidden(tmp_path)] == [f".out.{TOKEN}.tmp"]

@@ -9,8 +9,9 @@ from real_cases import LAW, linear_run, with_counterfactuals
 
 from analysis.real.study import Study, StudyRun
 from analysis.real.study_files import study_of
-from fedlora_sim.datasets import save_dataset, versions
 from fedlora_sim.metrics import effective_rank, energy_ratio
+from fedlora_sim.storage import save_dataset
+from fedlora_sim.version import versions
 
 ROUNDS = 6
 D_OUT, D_IN = 6, 5

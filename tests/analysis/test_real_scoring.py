@@ -12,8 +12,8 @@ from real_cases import EXACT, linear_run, scenario_of, turning_run
 from analysis import real
 from analysis.inference import Prediction, Verdict, judge
 from analysis.inference.intervals import mean_interval
-from fedlora_sim.datasets import load_dataset, save_dataset
 from fedlora_sim.errors import InputError
+from fedlora_sim.storage import load_dataset, save_dataset
 from fedlora_sim.tolerances import relative
 
 ITERATED = relative("iteration")

@@ -10,8 +10,8 @@ from study_cases import keep, made_up, small_study
 
 from analysis.real import study_runs
 from analysis.real.study_runs import check_data, load_runs, missing_runs, run_study
-from fedlora_sim.datasets import load_dataset, save_dataset
 from fedlora_sim.errors import InputError
+from fedlora_sim.storage import load_dataset, save_dataset
 from fedlora_sim.tasks.examples import Examples
 
 BY_WRITER = {"mild": {"split": "iid"}, "last": {"split": "by_writer"}}

@@ -16,7 +16,7 @@ from fedlora_cli.options import load_rule
 from fedlora_sim.aggregation import AggregationRule, FedAvg, RaFLoRA, get_rule
 from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.conformance import CHECKS
-from fedlora_sim.datasets import load_dataset
+from fedlora_sim.storage import load_dataset
 
 FEW = ("--examples", "4")
 LAWS = ("client_order", "partition_identity", "empty_partition_zero", "rank_bound")

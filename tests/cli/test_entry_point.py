@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from fedlora_sim.datasets import load_dataset
+from fedlora_sim.storage import load_dataset
 
 PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
 # One thread: small matrices on a busy machine spend their time waiting for the second.

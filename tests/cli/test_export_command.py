@@ -12,7 +12,7 @@ import torch
 from train_cases import RUN, use_small_task, write_scenario
 
 from fedlora_sim.adapters import AdapterFolder
-from fedlora_sim.datasets import load_dataset
+from fedlora_sim.storage import load_dataset
 from fedlora_sim.tolerances import relative
 from fedlora_sim.training.checkpoints import load_state
 

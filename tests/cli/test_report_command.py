@@ -16,6 +16,7 @@ import fedlora_cli.verify as command
 from analysis.claim import Claim, Context, Control
 from analysis.exhibits import energies
 from analysis.inference.verdict import Prediction
+from fedlora_sim.storage import MARKER
 
 RECORDED = Path(__file__).parents[2] / "results" / "recorded"
 
@@ -32,7 +33,7 @@ def kept(here: Path) -> Path:
 def test_a_page_is_written_beside_its_report(fedlora: Callable, kept: Path) -> None:
     done = fedlora("report", "kept")
     assert (done.code, done.out) == (0, "report in kept/report.html\n")
-    assert sorted(path.name for path in kept.iterdir()) == ["report.html", "report.json"]
+    assert sorted(path.name for path in kept.iterdir()) == [MARKER, "report.html", "report.json"]
     text = (kept / "report.html").read_text()
     assert text.startswith("<!DOCTYPE html>")
     assert text.count('<tbody class="claim"') == len(

@@ -11,7 +11,7 @@ import xarray as xr
 
 import fedlora_cli.simulate as command
 from fedlora_sim import Scenario, rule_names, simulate
-from fedlora_sim.datasets import load_dataset
+from fedlora_sim.storage import load_dataset
 
 SMALL = ("--ranks", "2x2,4x2", "--rounds", "3")
 TOML = 'ranks = "2x3,4x1"\nrounds = 7\ngain_std = 0.25\nempty_partition = "zero"\n'
@@ -100,9 +100,23 @@ def test_the_same_command_twice_gives_the_same_dataset(fedlora: Callable) -> Non
     xr.testing.assert_identical(first, second)
 
 
-def test_an_older_file_is_replaced_whole(fedlora: Callable, here: Path) -> None:
+def test_an_older_dataset_is_replaced_by_force_alone(fedlora: Callable, here: Path) -> None:
+    before = written(fedlora, *SMALL)
+    refused = fedlora("simulate", "--out", "x.nc", *SMALL, "--rounds", "5")
+    assert refused.code == 2
+    assert "--out='x.nc': expected a new file (or --force" in refused.err
+    xr.testing.assert_identical(load_dataset("x.nc"), before)
+    assert written(fedlora, *SMALL, "--rounds", "5", "--force").sizes["round"] == 6
+
+
+def test_a_file_of_another_program_is_never_replaced(fedlora: Callable, here: Path) -> None:
     Path("x.nc").write_text("not a dataset")
-    assert written(fedlora, *SMALL).sizes["round"] == 4
+    for options in ((), ("--force",)):
+        refused = fedlora("simulate", "--out", "x.nc", *SMALL, *options)
+        assert refused.code == 2
+        assert "fedlora-sim did not write this one" in refused.err
+        assert Path("x.nc").read_text() == "not a dataset"
+        assert [path.name for path in here.iterdir()] == ["x.nc"]
 
 
 def test_work_survives_a_file_that_could_not_be_written(

@@ -144,6 +144,6 @@ def test_a_full_disk_says_what_is_kept(
 
     monkeypatch.setattr(work, "put_task", full)
     outcome = fedlora("sweep", grid, "--out", "s")
-    assert outcome.code == 2
+    assert outcome.code == 1
     assert "stopped; 0 of 1 tasks are kept in s" in outcome.err
     assert "No space left on device" in outcome.err

@@ -16,7 +16,7 @@ from train_cases import RUN, TOML, use_small_task, write_scenario
 
 import fedlora_cli.train as command
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.datasets import load_dataset
+from fedlora_sim.storage import MARKER, load_dataset
 from fedlora_sim.training.rounds import FederatedRun
 
 PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
@@ -60,7 +60,12 @@ def test_a_run_in_its_folder(
     ]
     assert "accuracy 0." in done.err
     assert "rho 0." in done.err
-    assert sorted(path.name for path in here.glob("run/*")) == ["rounds", "run.nc", "split.png"]
+    assert sorted(path.name for path in (here / "run").iterdir()) == [
+        MARKER,
+        "rounds",
+        "run.nc",
+        "split.png",
+    ]
     assert states() == STATES
     data = load_dataset("run/run.nc")
     scenario = Scenario.from_attrs(data.attrs)

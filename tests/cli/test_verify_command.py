@@ -20,8 +20,9 @@ from analysis.claims import CLAIMS, digits
 from analysis.exhibits import Exhibit, energies
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario
-from fedlora_sim.datasets import build_dataset, load_dataset
+from fedlora_sim.datasets import build_dataset
 from fedlora_sim.errors import check_choice
+from fedlora_sim.storage import MARKER, load_dataset
 from paper_figs import digits as digits_figure
 
 
@@ -137,7 +138,8 @@ def test_names_and_verdicts_are_shown_whole_in_eighty_columns(
 
 def test_nothing_temporary_is_left(fedlora: Callable, here: Path) -> None:
     assert verify(fedlora, "true") == 0
-    assert not [p for p in here.rglob("*") if p.name.startswith(".") or "tmp" in p.suffix]
+    assert [p.name for p in here.rglob(".*")] == [MARKER]
+    assert not list(here.rglob("*tmp"))
 
 
 def test_ctrl_c_keeps_finished_claims_and_goes_on(fedlora: Callable) -> None:

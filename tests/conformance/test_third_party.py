@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
 
-from fedlora_sim.datasets import load_dataset
+from fedlora_sim.storage import load_dataset
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))

@@ -20,6 +20,7 @@ from analysis.paper.catalogue import RECIPES
 from analysis.paper.recipe import ranks_text
 from analysis.paper.store import ROOT, is_current, make, read, read_record
 from fedlora_sim import parse_ranks
+from fedlora_sim.storage import MARKER
 from fedlora_sim.tolerances import relative
 
 SHARE = 0.8  # of intervals at 95% each that hold what they measure: far from what chance leaves
@@ -176,7 +177,9 @@ def test_finished_work_is_kept_until_something_changes(tmp_path: Path) -> None:
     assert not is_current(recipe, tmp_path, context)
     with pytest.raises(ValueError, match=r"allocation\.csv.*expected the file of sha256"):
         read(tmp_path, "allocation")
-    make(recipe, tmp_path, context)
+    with pytest.raises(ValueError, match=r"allocation\.csv was changed since .* or --force"):
+        make(recipe, tmp_path, context)
+    make(recipe, tmp_path, context, force=True)
     assert path.read_bytes() == first
     (tmp_path / "allocation.json").write_text("{")  # half a file
     assert not is_current(recipe, tmp_path, context)
@@ -196,7 +199,7 @@ def test_the_command_skips_what_is_there(
     monkeypatch.setitem(command.RECIPES, "allocation", small_recipe("allocation"))
     command.main(["allocation", "scaling", "allocation", "--out", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("allocation.csv", "allocation.json", "scaling.csv", "scaling.json"),
+        *("allocation.csv", "allocation.json", "scaling.csv", "scaling.json", MARKER),
     }
     capsys.readouterr()
     command.main(["allocation", "--out", str(tmp_path)])

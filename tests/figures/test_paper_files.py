@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 
+from fedlora_sim.storage import MARKER
 from paper_figs import __main__ as command
 from paper_figs import paper
 from paper_figs.catalogue import FIGURES
@@ -31,7 +32,7 @@ def check(manifest: dict[str, Any], out: Path, data: Path) -> None:
     """Every file is there with the bytes that the manifest tells of."""
     told = {name for entry in manifest["figures"].values() for name in entry["files"]}
     there = {path.name for path in out.iterdir()}
-    assert there == told | {"manifest.json", "captions.md", "captions.tex"}
+    assert there == told | {"manifest.json", "captions.md", "captions.tex", MARKER}
     for name, entry in manifest["figures"].items():
         assert set(entry["files"]) == {f"{name}.{kind}" for kind in ("pdf", "png", "csv")}
         for file, digest in entry["files"].items():

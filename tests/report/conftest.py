@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from page_cases import RECORDED, page_report, recorded_report
 
-from fedlora_sim.datasets import save_dataset
+from fedlora_sim.storage import save_dataset
 from paper_figs.html.render import render
 
 PROGRAMS = ("chromium", "chromedriver")

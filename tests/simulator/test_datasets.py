@@ -8,8 +8,8 @@ import xarray as xr
 from simulator_cases import assert_close
 
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.datasets import load_dataset, save_dataset
 from fedlora_sim.metrics import effective_rank, energy_ratio
+from fedlora_sim.storage import load_dataset, save_dataset
 
 RUN = Scenario("2x2,3x1,5x1", rounds=4, cohort_size=2, num_samples=(1, 2, 3, 4), d_in=6, d_out=7)
 ENERGY = ("seed", "round", "direction")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -110,6 +111,14 @@ def test_no_import_goes_round_in_a_circle():
     graph = {module: dependencies(module) for module in members("fedlora_sim")}
     order = list(TopologicalSorter(graph).static_order())
     assert sorted(order) == sorted(graph)
+
+
+def test_one_module_writes_files():
+    """Atomic writes, and the policy on files that are there, are in `fedlora_sim.storage` alone."""
+    writers = r"\.(write_text|write_bytes|to_netcdf)\(|os\.(replace|rename|remove)\("
+    others = rf"{writers}|shutil\.(copy|move)|(?<!\w)save_file\(|open\([^)]*['\"][wax]"
+    found = {name for name, path in modules().items() if re.search(others, path.read_text("utf-8"))}
+    assert found == {"fedlora_sim.storage"}
 
 
 def test_every_text_file_names_its_encoding():

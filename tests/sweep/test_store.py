@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 from sweep_cases import SMALL, swept
 
+from fedlora_sim import storage
 from fedlora_sim.sweep import store
 from fedlora_sim.sweep.manifest import load_manifest
 
@@ -50,7 +51,7 @@ def test_a_profiler_does_not_change_the_bytes(
     path = store.task_path(tmp_path, task)
     dataset = xr.load_dataset(path, engine="h5netcdf")
     if not own_thread:
-        monkeypatch.setattr(store, "_encoded", store._written)
+        monkeypatch.setattr(store, "encode_dataset", storage.encode_here)
     found = {path.read_bytes()}
     with watched():
         for _ in range(60):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from sweep_cases import SMALL, changed, contents, swept
 
+from fedlora_sim import storage
 from fedlora_sim.sweep import driver, open_sweep, pool, store
 from fedlora_sim.sweep.driver import Engine
-from fedlora_sim.sweep.lock import only_driver
 from fedlora_sim.sweep.manifest import MANIFEST
 
 ROWS = 6
@@ -21,7 +21,10 @@ ROWS = 6
 
 def test_the_second_driver_is_refused(out: Path) -> None:
     store.prepare_folder(out)
-    with only_driver(out), pytest.raises(ValueError, match=rf"no other sweep.*{os.getpid()}"):
+    with (
+        storage.only_writer(out),
+        pytest.raises(ValueError, match=rf"no other process at work there .*{os.getpid()}"),
+    ):
         swept(SMALL, out)
     assert not (out / MANIFEST).exists()
     assert swept(SMALL, out).made
@@ -38,11 +41,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_is_done(
     if engine.workers > 1:
         monkeypatch.setattr(pool, "_do", _full)
     else:
-        monkeypatch.setattr(store, "_unique", lambda: "full")
-        for name in whole:  # every write goes to a device that has no room
-            (out / "tasks" / f".{Path(name).stem}.full.tmp").symlink_to("/dev/full")
-        monkeypatch.setattr(driver, "drop_temporary", lambda folder: None)
-        monkeypatch.setattr(driver, "prepare_folder", lambda folder: folder)
+        monkeypatch.setattr(store, "write_bytes", _full)
     with pytest.raises(OSError, match="No space left") as caught:
         swept(SMALL, out, engine=engine)
     assert caught.value.errno == errno.ENOSPC
@@ -117,7 +116,7 @@ def test_workers_that_are_killed_again_and_again_end_the_sweep(
 
 @pytest.mark.parametrize("engine", [Engine(), Engine(workers=2)], ids=["serial", "pool"])
 def test_a_sweep_that_is_stopped_leaves_no_unfinished_file(out: Path, engine: Engine) -> None:
-    left = out / "tasks" / ".abc.host.1.ff.tmp"
+    left = out / "tasks" / ".abc.nc.0123456789abcdef.tmp"
 
     def stop(outcome: object) -> None:
         left.write_text("what a worker was at when it was ended")

@@ -55,6 +55,9 @@ between
 <!-- sweep: generated -->
 <!-- end -->
 
+<!-- faults: generated -->
+<!-- end -->
+
 <!-- conformance: generated -->
 <!-- end -->
 
@@ -192,4 +195,16 @@ CALIBRATION = {
         ],
     },
     "ranks": [{**OF, **RATE, "counts": [3, 4], "p_uniform": 0.5}],
+}
+
+FAULTS = {
+    "command": "python faults.py",
+    "rows": [
+        {"promise": "Nothing is lost.", "kind": "kills", "count": 20, "passed": True}
+        | {"test": "test_kills.py::test_one"},
+        {"promise": "Nothing is lost.", "kind": "kills", "count": 5, "passed": True}
+        | {"test": "test_kills.py::test_two"},
+        {"promise": "Nothing is hidden.", "kind": "files", "count": 2000, "passed": False}
+        | {"test": "test_files.py::test_three"},
+    ],
 }

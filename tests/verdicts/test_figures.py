@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from fedlora_sim.datasets import save_dataset
+from fedlora_sim.storage import save_dataset
 from paper_figs import claim_floors as floors
 from paper_figs import digits, draw_all, staircase, style
 from paper_figs import energies as energies_figure

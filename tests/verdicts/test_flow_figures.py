@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from fedlora_sim.datasets import load_dataset, save_dataset
+from fedlora_sim.storage import load_dataset, save_dataset
 from paper_figs import breakdown, phase, settling, style
 
 pytestmark = pytest.mark.usefixtures("coarse_figures")

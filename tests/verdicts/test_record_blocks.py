@@ -12,6 +12,7 @@ from record_cases import (
     AGGREGATION,
     CALIBRATION,
     CONFORMANCE,
+    FAULTS,
     RIVALS,
     SPECTRAL,
     SWEEP,
@@ -23,6 +24,7 @@ from analysis.report import digits_table, verdict_table
 from analysis.summary import conjecture_table, theme_table
 from paper_figs import record
 from paper_figs.conformance import broken_table, conformance_line, suite_table
+from paper_figs.faults import faults_table
 
 SMALL = """<!-- verdicts: generated -->
 <!-- end -->
@@ -84,6 +86,12 @@ def test_the_conformance_tables_count_what_was_caught_and_hide_nothing() -> None
     assert "| Nothing much. | linear (not as named) |" in text
 
 
+def test_the_table_of_faults_sums_trials_and_hides_no_failure() -> None:
+    text = faults_table(FAULTS)
+    assert "| Nothing is lost. | `test_kills.py` | 25 kills | kept in all |" in text
+    assert "| Nothing is hidden. | `test_files.py` | 2,000 files | broken in 1 of 1 tests |" in text
+
+
 def test_a_block_without_its_end_is_refused(report: dict[str, Any]) -> None:
     unfinished = SMALL.replace("\n<!-- end -->", "", 1)
     with pytest.raises(SystemExit, match="after every generated block"):
@@ -110,6 +118,7 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     (bench / "sweep.json").write_text(json.dumps(SWEEP))
     (bench / "conformance.json").write_text(json.dumps(CONFORMANCE))
     (bench / "calibration.json").write_text(json.dumps(CALIBRATION))
+    (bench / "faults.json").write_text(json.dumps(FAULTS))
     for name in record.FIGURES:
         (figures / f"{name}.png").write_bytes(b"png")
     monkeypatch.setattr(record, "ROOT", tmp_path)
@@ -141,7 +150,7 @@ def test_a_recorded_readme_passes_its_check(
     assert record.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "calibration.json", "conformance.json"),
-        *("digits.png", "energies.png"),
+        *("digits.png", "energies.png", "faults.json"),
         *("participation.png", "phase.png", "report.json", "rivals.json", "settling.png"),
         *("spectral.json", "sweep.json", "training.json"),
     ]

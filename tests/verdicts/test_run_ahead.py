@@ -12,7 +12,7 @@ from analysis.claim import Context
 from analysis.claims import digits
 from analysis.run_ahead import Job, run_ahead, workers
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import RunStore
 
 SCENARIO = Scenario("1x2,2x1", fidelity="matrix", rounds=2, d_in=4, d_out=5, gain_std=0.2)
 JOBS = [Job(f"{rule}-{seed}", SCENARIO, rule, seed) for rule in ("fedavg", "raflora") for seed in

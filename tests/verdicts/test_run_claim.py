@@ -31,7 +31,7 @@ from analysis.verify import (
     run_claim,
 )
 from fedlora_sim import Scenario
-from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import RunStore
 
 
 def normal(mean: float, std: float = 0.1) -> Experiment:

@@ -11,10 +11,11 @@ import pytest
 from study_report_cases import study_report
 
 from analysis.real.study_tables import claims_table, outcomes_table, premise_table, scores_table
+from fedlora_sim.storage import MARKER
 from paper_figs.record import render
 from paper_figs.study_record import record_studies, study_blocks
 
-KEPT = ["calibrated.png", "curves.nc", "study.json", "study_curves.png"]
+KEPT = [MARKER, "calibrated.png", "curves.nc", "study.json", "study_curves.png"]
 DAY = 86400
 
 

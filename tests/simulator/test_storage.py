@@ -7,8 +7,8 @@ import contextlib
 import pytest
 import xarray as xr
 
-from fedlora_sim import Scenario, run_store, simulate
-from fedlora_sim.run_store import RunStore, write_text
+from fedlora_sim import Scenario, simulate, storage
+from fedlora_sim.storage import RunStore, write_text
 
 CONFIGURATION = {"ranks": [2, 3], "seed": 1, "nested": {"b": 1, "a": None}}
 DATASET = simulate(Scenario("2x2", rounds=2), seed=3)
@@ -67,14 +67,14 @@ def test_pieces_of_another_configuration_are_kept_apart(folder, change):
 
 def test_pieces_of_other_code_are_not_taken(folder, monkeypatch):
     filled(folder)
-    monkeypatch.setattr(run_store, "source_fingerprint", lambda folder: "of another day")
+    monkeypatch.setattr(storage, "code_versions", lambda: {"code": "of another day"})
     assert RunStore(folder, CONFIGURATION).get_run("fedavg-3") is None
 
 
 def test_half_written_pieces_do_not_count(folder):
     filled(folder)
     store = RunStore(folder, CONFIGURATION)
-    (store.folder / ".fedavg-4.nc.123.tmp").write_bytes(b"half")
+    (store.folder / ".fedavg-4.0123456789abcdef.nc.0123456789abcdef.tmp").write_bytes(b"half")
     assert_kept(store)
     assert store.get_run("fedavg-4") is None
 
@@ -113,7 +113,7 @@ def test_who_reads_the_old_text_reads_it_to_its_end(tmp_path):
 
 def test_the_fingerprint_is_that_of_the_sources(tmp_path):
     (tmp_path / "a.py").write_text("x = 1")
-    before = run_store.source_fingerprint(tmp_path)
-    assert before == run_store.source_fingerprint(tmp_path)
+    before = storage.source_fingerprint(tmp_path)
+    assert before == storage.source_fingerprint(tmp_path)
     (tmp_path / "a.py").write_text("x = 2")
-    assert before != run_store.source_fingerprint(tmp_path)
+    assert before != storage.source_fingerprint(tmp_path)

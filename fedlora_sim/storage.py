@@ -1,0 +1,786 @@
+"""Files on disk: atomic writes, digests, locks, result folders and finished pieces of work.
+
+Every file of the project is written here. A file is written under a temporary name, flushed to the
+disk and moved into place, so that it is complete or absent. A folder of results lists what was
+written there, with digests, in its marker `.fedlora-sim.json`: no command deletes or overwrites a
+file that is not in such a list. The policy that follows is in docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlora_sim.errors import InputError, expected
+from fedlora_sim.version import __version__, versions
+
+if TYPE_CHECKING:  # they take seconds, and commands that only write text do without
+    import xarray as xr
+    from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: no locks, and leftovers of killed runs stay
+    fcntl = None  # type: ignore[assignment]
+
+MARKER, FORMAT = ".fedlora-sim.json", 1
+LOCK = ".lock"
+PACKAGE = Path(__file__).parent
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
+
+SIGNED = {
+    ".nc": (b"\x89HDF\r\n", b"fedlora_sim_version"),
+    ".json": (b"{", b'"fedlora_sim_version"'),
+    ".html": (b"<!doctype html>", b'<meta name="generator" content="fedlora-sim">'),
+    ".png": (b"\x89PNG", b"Software\0fedlora-sim"),
+    ".pdf": (b"%PDF", b"/Creator (fedlora-sim)"),
+}
+"""How a single file begins, and what else is in it, if this project wrote it."""
+
+_ENCODING = threading.Lock()
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+# Atomic writes
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file atomically: under a temporary name that the block is given, then moved there.
+
+    The folder is made. What the block wrote is on the disk before the move, and the move before
+    this returns. If anything fails nothing is left, folders that were made included.
+
+    Raises:
+        OSError: naming the file, not the temporary one.
+    """
+    target = Path(path)
+    made = _make_folder(target.parent)
+    try:
+        with _temporary(target) as temporary:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(target)
+        _flush(target.parent)
+    except BaseException as error:
+        _remove_empty(made)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
+
+
+def write_bytes(path: str | Path, content: bytes | memoryview) -> Path:
+    """Write a file atomically."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+    return Path(path)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file atomically, in UTF-8."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, content: object) -> Path:
+    """Write a JSON file atomically."""
+    return write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write a safetensors file atomically; tensors that share memory are copied.
+
+    Raises:
+        OSError: if there is no room or no permission.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        stored = tensor.contiguous()
+        if stored.untyped_storage().data_ptr() in seen:
+            stored = stored.clone()
+        seen.add(stored.untyped_storage().data_ptr())
+        own[name] = stored
+    with replacing(path) as temporary:
+        try:
+            save_file(own, temporary, None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # it does not pass on the number of the system's error
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number) if found else str(error)) from error
+    return Path(path)
+
+
+def save_dataset(dataset: xr.Dataset, path: str | Path) -> Path:
+    """Write a netCDF file atomically.
+
+    The file is made in memory: HDF5 crashes where a disk runs full while it writes.
+    """
+    return write_bytes(path, encode_dataset(dataset))
+
+
+def load_dataset(path: str | Path) -> xr.Dataset:
+    """Read a dataset into memory and close its file.
+
+    Raises:
+        InputError: if the file is damaged, naming it.
+    """
+    import xarray as xr
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+            return dataset.load()
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise damaged(path, "a complete netCDF file", error) from None
+
+
+def encode_dataset(dataset: xr.Dataset) -> memoryview:
+    """A dataset as netCDF in memory.
+
+    In a thread of its own: HDF5 lays a file out by when its objects are released, and the profiler
+    of a Dask worker, which looks at the worker's threads, holds on to what it sees there. The
+    bytes would depend on its timing.
+    """
+    with _ENCODING, ThreadPoolExecutor(1) as thread:  # HDF5 writes one file at a time anyway
+        return thread.submit(encode_here, dataset).result()
+
+
+def encode_here(dataset: xr.Dataset) -> memoryview:
+    """A dataset as netCDF in memory, made in this thread.
+
+    Into a store that is open already: `to_netcdf` would ask the scheduler of a Dask client, where
+    there is one, for a lock on what belongs to this process alone.
+    """
+    import h5netcdf
+    from xarray.backends import H5NetCDFStore
+
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        dataset.dump_to_store(H5NetCDFStore(file))
+    return buffer.getbuffer()
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder: temporary files and folders of ours.
+
+    A living process holds a lock on its temporary file; the system releases it with the process.
+    A folder that was being replaced is put back first, see `replacing_folder`.
+    """
+    if fcntl is None or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        named = TEMPORARY.fullmatch(path.name)
+        if named is None or path.is_symlink():
+            continue
+        if path.is_dir() and not {entry.name for entry in path.iterdir()} <= {"new", "old"}:
+            continue  # not of ours
+        held = _lock(path, create=False)
+        if held is None:
+            continue
+        try:
+            if path.is_file():
+                path.unlink(missing_ok=True)
+                continue
+            if (path / "old").exists() and not (folder / named[1]).exists():
+                (path / "old").rename(folder / named[1])
+                _flush(folder)
+            shutil.rmtree(path)
+        finally:
+            os.close(held)
+
+
+def damaged(path: str | Path, wanted: str, error: object, remedy: str = "") -> InputError:
+    """The refusal of a file that cannot be read, with the remedy."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    told = remedy or "delete it and run the same command again"
+    return expected("file", str(path), f"{wanted} ({reason}): {told}")
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """An empty folder `new` in a hidden folder next to `target`, which is removed at the end.
+
+    The hidden folder is locked while this process lives. It stays if it holds `old`, what was at
+    `target`, and there is nothing at `target`.
+    """
+    work = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    work.mkdir()
+    held = _lock(work, create=False)
+    try:
+        (work / "new").mkdir()
+        yield work / "new"
+    finally:
+        if target.exists() or not (work / "old").exists():
+            shutil.rmtree(work, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A temporary file next to `target`, locked while this process lives."""
+    while True:
+        path = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # taken for a leftover before it was locked
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or folder to the disk."""
+    if os.name != "posix" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder and its parents; those that were made, innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+# Digests
+
+
+def digest(content: bytes | memoryview) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The entries of a tensor as they are in memory, for a digest."""
+    import torch
+
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_fingerprint(folder: Path) -> str:
+    """Hash of the Python sources below a folder: results of other code are not reused."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+@cache
+def code_versions() -> dict[str, str]:
+    """What results depend on besides their inputs: versions, and a hash of the simulator's code."""
+    import numpy as np
+
+    code = source_fingerprint(PACKAGE)[:12]
+    return {**versions(), "numpy_version": np.__version__, "code": code}
+
+
+# Locks
+
+
+@contextmanager
+def only_writer(target: Path, argument: str = "out", *, inside: bool = True) -> Iterator[None]:
+    """Hold the lock of an output; the system releases it with the process, however that ends.
+
+    Args:
+        target: the output. A folder is made; it is removed again if it is still empty at the end.
+        argument: what the caller calls it.
+        inside: whether the target is a folder that stays; else the lock lies next to the target.
+
+    Raises:
+        InputError: naming who holds it.
+    """
+    folder = target if inside else target.parent
+    made = _make_folder(folder)
+    path = folder / (LOCK if inside else f".{target.name}{LOCK}")
+    refused = expected(argument, str(target), f"no other process at work there ({_holder(path)})")
+    try:
+        if fcntl is None:
+            with _file_lock(path, refused):
+                yield
+            return
+        held = _lock(path, create=True)
+        if held is None:
+            raise refused
+        try:
+            with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+                os.ftruncate(held, 0)
+                os.write(held, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(held)
+    finally:
+        _remove_empty(made)
+
+
+@contextmanager
+def _file_lock(path: Path, refused: InputError) -> Iterator[None]:
+    """A lock where the system has no flock; its empty file stays."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise refused from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return f"{path.read_text(encoding='utf-8') or 'one'} is"
+    except OSError:
+        return "one has just ended"
+
+
+def _lock(path: Path, *, create: bool) -> int | None:
+    """A descriptor that locks a file or folder which is there; None if another process does."""
+    while fcntl is not None:
+        try:
+            flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+            descriptor = os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            os.close(descriptor)
+            if create:
+                raise
+            return None
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # its holder removed it between the two calls
+    return None
+
+
+# Results
+
+
+def is_signed(path: Path) -> bool:
+    """Whether a single file says in itself that this project wrote it."""
+    start, mark = SIGNED.get(path.suffix.lower(), (b"", b""))
+    if not mark or not path.is_file():
+        return False
+    content = path.read_bytes()
+    return content[: len(start)].lower() == start.lower() and mark in content
+
+
+def check_file(path: Path, argument: str, *, force: bool) -> None:
+    """Refuse a single output file that is there: without `--force`, or if it is not ours.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_dir():
+        raise expected(argument, str(path), "a file (this is a folder)")
+    if path.is_symlink() or not is_signed(path):
+        raise expected(argument, str(path), "a new file: fedlora-sim did not write this one")
+    if not force:
+        raise expected(argument, str(path), "a new file (or --force to replace the old one)")
+
+
+class ResultFolder:
+    """A folder whose results are listed, with digests, in its marker.
+
+    New results are completed in a hidden folder within it. Then the marker names them, which is
+    the moment from which they count; each is moved into place, and older ones of the same command
+    are removed. If that is stopped, the next command in this folder completes it.
+
+    Args:
+        folder: may be missing; may hold other files, which are never touched.
+        command: what writes; it replaces its own older results only.
+        argument: what the caller calls the folder.
+        force: whether results that were changed since may be replaced; None where there is no such
+            option.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        command: str,
+        *,
+        argument: str = "--out",
+        force: bool | None = None,
+    ) -> None:
+        self.folder, self.command = Path(folder), command
+        self.argument, self.force = argument, force
+
+    @contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Hold the folder's lock; first complete and remove what a killed process left.
+
+        Raises:
+            InputError: if another process is at work there.
+        """
+        with only_writer(self.folder, self.argument):
+            self._complete()
+            remove_stale(self.folder)
+            yield
+
+    def files(self) -> dict[str, dict[str, str]]:
+        """The listed files by path: `sha256` and `command`."""
+        return dict(_read_marker(self.folder).get("files", {}))
+
+    def check(self, names: Iterable[str], *, drop_older: bool = True) -> None:
+        """Refuse to write files that are there and are not unchanged results of ours.
+
+        Args:
+            names: paths within the folder that will be written.
+            drop_older: whether all other results of the command will be removed.
+
+        Raises:
+            InputError: naming the first such file.
+        """
+        listed = self.files()
+        older = [n for n, own in listed.items() if own["command"] == self.command]
+        for name in dict.fromkeys((*names, *(older if drop_older else ()))):
+            self._check_one(name, listed)
+
+    @contextmanager
+    def replace(self, *, drop_older: bool = True) -> Iterator[Path]:
+        """Replace results: those that the block writes into the folder that it is given.
+
+        Args:
+            drop_older: whether all other results of the command are removed.
+
+        Raises:
+            InputError: if a file is in the way, before anything is replaced.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(self.folder / "results") as new:
+            yield new
+            written = _digests(new)
+            self.check(written, drop_older=drop_older)
+            own, listed = {"command": self.command}, self.files()
+            found = {name: {"sha256": content, **own} for name, content in written.items()}
+            gone = [
+                name
+                for name, entry in listed.items()
+                if drop_older and entry["command"] == self.command and name not in found
+            ]
+            place = new.relative_to(self.folder).as_posix()
+            pending = {"from": place, "files": found, "drop": gone}
+            _write_marker(self.folder, {"files": listed, "pending": pending})
+            self._complete()
+
+    def put(self, name: str, text: str) -> Path:
+        """Replace one result, a text."""
+        with self.only_writer(), self.replace(drop_older=False) as new:
+            write_text(new / name, text)
+        return self.folder / name
+
+    def _check_one(self, name: str, listed: Mapping[str, Mapping[str, str]]) -> None:
+        path = self.folder / name
+        for parent in path.relative_to(self.folder).parents:
+            place = self.folder / parent
+            is_folder = place.is_dir() and not place.is_symlink()
+            if place != self.folder and place.exists() and not is_folder:
+                raise self._refusal(f"{parent} is not a folder of results")
+        if not path.exists() and not path.is_symlink():
+            return
+        if path.is_symlink() or not path.is_file() or name not in listed:
+            raise self._refusal(f"fedlora-sim did not write {name} there: move it away")
+        if not self.force and file_digest(path) != listed[name]["sha256"]:
+            remedy = "move it away" if self.force is None else "move it away, or --force"
+            raise self._refusal(f"{name} was changed since it was written: {remedy}")
+
+    def _refusal(self, reason: str) -> InputError:
+        return expected(self.argument, str(self.folder), f"a folder to write to ({reason})")
+
+    def _complete(self) -> None:
+        """Move pending results into place and remove those that they replace."""
+        content = _read_marker(self.folder)
+        pending = content.get("pending")
+        if pending is None:
+            return
+        new = self.folder / pending["from"]
+        for name in pending["files"]:
+            if (new / name).exists():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (new / name).replace(self.folder / name)
+        for name in pending["drop"]:
+            (self.folder / name).unlink(missing_ok=True)
+        for folder in {(self.folder / name).parent for name in pending["drop"]} - {self.folder}:
+            with contextlib.suppress(OSError):  # something else is there
+                folder.rmdir()
+        for folder in {(self.folder / name).parent for name in pending["files"]}:
+            _flush(folder)
+        kept = {n: own for n, own in content["files"].items() if n not in pending["drop"]}
+        _write_marker(self.folder, {"files": kept | pending["files"]})
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    """The marker of a folder; empty where there is none.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    path = folder / MARKER
+    try:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        pending = content.get("pending") or {"from": ".", "files": {}, "drop": []}
+        for entry in (*content["files"].values(), *pending["files"].values()):
+            _ = entry["sha256"] + entry["command"]
+        names = [*content["files"], *pending["files"], *pending["drop"], pending["from"]]
+        if content["format"] != FORMAT or any(_leads_out(name) for name in names):
+            raise ValueError(f"format {content['format']}")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        remedy = "move the folder away, or delete this file, and all files there count as yours"
+        raise damaged(path, "a list of results", error, remedy) from None
+    return content
+
+
+def _write_marker(folder: Path, content: Mapping[str, Any]) -> None:
+    write_json(folder / MARKER, {"format": FORMAT, "fedlora_sim_version": __version__, **content})
+
+
+def _leads_out(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Digest of every file below a folder, by its path there."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def result_file(path: Path, command: str, *, argument: str = "--out") -> Callable[[str], Path]:
+    """Check that a result may be written, before it is made.
+
+    Returns:
+        What writes its text, and lists the file in the marker of its folder.
+
+    Raises:
+        InputError: if there is a file that is not an unchanged result.
+    """
+    results = ResultFolder(path.parent, command, argument=argument)
+    results.check([path.name], drop_older=False)
+    return partial(results.put, path.name)
+
+
+# Folders that are replaced as one
+
+
+@contextmanager
+def replacing_folder(out: Path, command: str, *, force: bool) -> Iterator[Path]:
+    """Write a folder that appears, or replaces an older one, in one step.
+
+    The block writes into the folder that it is given, next to `out`. All files in it are listed in
+    its marker. What was there is removed afterwards; if anything fails it stays.
+
+    Raises:
+        InputError: if something else is there by then, see `check_folder`.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(out) as new:
+        yield new
+        files = {n: {"sha256": d, "command": command} for n, d in _digests(new).items()}
+        _write_marker(new, {"files": files})
+        for folder in (*(path for path in new.rglob("*") if path.is_dir()), new):
+            _flush(folder)
+        check_folder(out, force=force)  # again: it may have come into being, or filled, meanwhile
+        _put_in_place(new, out, new.with_name("old"), force)
+
+
+def check_folder(out: Path, argument: str = "out", *, force: bool) -> None:
+    """Refuse a folder to write as one that is there: without `--force`, or if it is not all ours.
+
+    Raises:
+        InputError: naming the folder and what is in it.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise expected(argument, str(out), "a place to write to (it is a file)")
+    if not force:
+        raise expected(argument, str(out), "a folder that does not exist yet (or --force)")
+    listed = _read_marker(out).get("files", {})
+    ours = {MARKER, *listed}
+    folders = {parent.as_posix() for name in listed for parent in Path(name).parents}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if path.is_symlink() or name not in (folders if path.is_dir() else ours):
+            what = f"a folder that fedlora-sim wrote, but it also holds {name}: move that away"
+            raise expected(argument, str(out), what)
+
+
+def _put_in_place(new: Path, out: Path, old: Path, force: bool) -> None:
+    """Put `new` at `out`; what was there is at `new` or `old` then."""
+    if not out.exists():
+        new.rename(out)
+    elif _exchange(new, out):
+        try:
+            check_folder(new, force=force)  # what came in between the check and the exchange
+        except InputError:
+            _exchange(new, out)
+            raise
+    else:
+        out.rename(old)
+        try:
+            new.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
+    _flush(out.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders atomically; False where the system or the file system cannot."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    first, second = os.fsencode(one), os.fsencode(other)
+    if call(_AT_FDCWD, first, _AT_FDCWD, second, _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+# Finished pieces of work
+
+
+class RunStore:
+    """Finished pieces of one piece of work, in a folder of its own.
+
+    The folder's name follows from everything that the work depends on: pieces of another
+    configuration, or of other code, are in other folders and are never mixed in. A piece has the
+    digest of its content in its name, so that a damaged one is noticed.
+
+    Args:
+        parent: where the folder is made, when the first piece is kept.
+        configuration: what the work depends on besides the simulator, JSON-serialisable.
+    """
+
+    def __init__(self, parent: str | Path, configuration: Mapping[str, Any]) -> None:
+        described = json.dumps({**configuration, **code_versions()}, sort_keys=True)
+        self.folder = Path(parent) / digest(described.encode())[:12]
+
+    def count(self) -> int:
+        """Pieces kept so far."""
+        return sum(1 for path in self.folder.glob("*") if path.suffix in {".json", ".nc"})
+
+    def get_run(self, label: str) -> xr.Dataset | None:
+        """A kept dataset, or None.
+
+        Raises:
+            InputError: if its file is damaged.
+        """
+        import xarray as xr
+
+        content = self._get(label, ".nc")
+        if content is None:
+            return None
+        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as dataset:
+            return dataset.load()
+
+    def put_run(self, label: str, dataset: xr.Dataset) -> None:
+        """Keep a dataset."""
+        self._put(label, ".nc", encode_dataset(dataset))
+
+    def get_record(self, label: str) -> dict[str, Any] | None:
+        """A kept record, or None.
+
+        Raises:
+            InputError: if its file is damaged.
+        """
+        content = self._get(label, ".json")
+        return None if content is None else dict(json.loads(content))
+
+    def put_record(self, label: str, record: Mapping[str, Any]) -> None:
+        """Keep a JSON record."""
+        self._put(label, ".json", json.dumps(record).encode())
+
+    def remove_stale(self) -> None:
+        """Remove what a killed process was writing."""
+        remove_stale(self.folder)
+
+    def clear(self) -> None:
+        """Drop everything: the work is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other work is kept there
+            self.folder.parent.rmdir()
+
+    def _get(self, label: str, suffix: str) -> bytes | None:
+        for path in self._paths(label, suffix):
+            content = path.read_bytes()
+            if digest(content)[:16] != path.stem.rpartition(".")[2]:
+                what = "a finished piece of work, unchanged"
+                raise damaged(path, what, "its content does not match its name")
+            return content
+        return None
+
+    def _put(self, label: str, suffix: str, content: bytes | memoryview) -> None:
+        older = self._paths(label, suffix)
+        path = self.folder / f"{label}.{digest(content)[:16]}{suffix}"
+        write_bytes(path, content)
+        for other in older:
+            if other != path:
+                other.unlink(missing_ok=True)
+
+    def _paths(self, label: str, suffix: str) -> list[Path]:
+        named = re.compile(rf"{re.escape(label)}\.[0-9a-f]{{16}}{re.escape(suffix)}")
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(path for path in found if named.fullmatch(path.name))

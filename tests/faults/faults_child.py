@@ -1,0 +1,135 @@
+"""Commands in child processes that are killed, or whose disk is full, at a chosen step.
+
+A step is a change of the file system below the working folder: a file that is opened to be written,
+a folder that is made, a file or folder that is renamed or removed. The children are forked from a
+server that has imported everything once (`faults_server`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+PATIENCE = 300
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+MAKING = {"open", "os.mkdir", "os.rename", "os.link"}
+CHANGING = {*MAKING, "os.remove", "os.rmdir", "os.truncate"}
+KILLED = -signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a command.
+
+    Args:
+        kill: number of the step before which it is killed; None for never.
+        full: number of the step from which on the disk is full.
+        limit: size in bytes that no file may exceed, as by `ulimit -f`.
+    """
+
+    kill: int | None = None
+    full: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended; `code` is -9 for one that was killed, which tells nothing else."""
+
+    code: int
+    out: str = ""
+    err: str = ""
+    steps: int = 0
+
+
+def run(words: Sequence[str], here: Path, fault: Fault = Fault()) -> Outcome:
+    """Run `fedlora-sim` with these words in a folder."""
+    return call(_command, here, fault, tuple(words))
+
+
+def call(
+    function: Callable[..., object], here: Path, fault: Fault = Fault(), *arguments: Any
+) -> Outcome:
+    """Call a function of a module that a child can import, in a child."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["faults_server"])
+    mine, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_work, args=(theirs, here, fault, function, arguments))
+    # Without the main module of this process: a child would import all of pytest.
+    with patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+        child.start()
+    theirs.close()
+    try:
+        outcome = mine.recv() if mine.poll(PATIENCE) else None
+    except EOFError:  # killed
+        outcome = None
+    child.join(PATIENCE)
+    code = child.exitcode
+    child.kill()
+    child.close()
+    if outcome is None:
+        return Outcome(PATIENCE if code is None else code)
+    return replace(outcome, code=outcome.code or code or 0)
+
+
+def _work(
+    pipe: Any, here: Path, fault: Fault, function: Callable[..., object], arguments: Any
+) -> None:
+    os.chdir(here)
+    if fault.limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fault.limit, resource.RLIM_INFINITY))
+    steps = _Steps(here, fault)
+    sys.addaudithook(steps)
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            function(*arguments)
+        except SystemExit as end:
+            code = int(end.code or 0)
+    steps.on = False
+    texts = (stream.buffer.getvalue().decode() for stream in (out, err))
+    pipe.send(Outcome(code, *texts, steps.count))
+
+
+def _command(words: Sequence[str]) -> None:
+    from faults_server import command  # what the server has imported, and this process need not
+
+    command(words)
+
+
+class _Steps:
+    """An audit hook that counts steps and brings the fault about."""
+
+    def __init__(self, here: Path, fault: Fault) -> None:
+        self.here, self.fault, self.count, self.on = f"{here}{os.sep}", fault, 0, True
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on or event not in CHANGING or not self._is_ours(event, arguments):
+            return
+        self.count += 1
+        if self.fault.kill is not None and self.count > self.fault.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        is_full = self.fault.full is not None and self.count > self.fault.full
+        if is_full and event in MAKING:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+
+    def _is_ours(self, event: str, arguments: tuple[Any, ...]) -> bool:
+        path = arguments[0]
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITING):
+            return False
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False
+        return str(Path(os.fsdecode(path)).absolute()).startswith(self.here)
