@@ -16,7 +16,7 @@ import numpy as np
 from analysis import closed_form
 from analysis.closed_form.rules import rule_form
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import check_finite, check_positive_int, expected
+from fedlora_sim.errors import MOST_ROUNDS, check_count, check_finite, check_sequence, expected
 from fedlora_sim.federation import Federation
 
 
@@ -74,16 +74,16 @@ def outcomes(
     Raises:
         ValueError: on a bad argument, such as an unknown rule.
     """
-    everybody = (1,) * check_positive_int("clients", clients)
+    everybody = (1,) * check_count("clients", clients)
     Federation(everybody, None, cohort_size, sampling)  # a bad cohort is no matter of a rule
-    check_positive_int("rounds", rounds)
+    check_count("rounds", rounds, MOST_ROUNDS)
     check_finite("gain_mean", gain_mean)
     check_finite("gain_std", gain_std, minimum=0.0)
     check_finite("drift_std", drift_std, minimum=0.0)
     cohort: dict[str, Any] = {"cohort_size": cohort_size, "sampling": sampling}
     gains: dict[str, Any] = {"gain_mean": gain_mean, "gain_std": gain_std}
     found, reasons = [], {}
-    for form in map(rule_form, rules):
+    for form in map(rule_form, check_sequence("rules", rules, "names of rules")):
         for policy in form.policies:
             asked = {**cohort, **gains, "empty_partition": policy or "carry"}
             try:

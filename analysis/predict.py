@@ -19,10 +19,11 @@ from analysis.closed_form.inputs import federation_of, is_full
 from analysis.closed_form.rules import RULES, rule_form
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import (
+    MOST_ROUNDS,
     check_choice,
+    check_count,
     check_finite,
     check_positive,
-    check_positive_int,
     check_share,
     expected,
 )
@@ -97,7 +98,7 @@ class Case:
             "federation": federation,
             "ranks": self.ranks if isinstance(self.ranks, str) else federation.ranks,
             "num_samples": samples,
-            "rounds": check_positive_int("rounds", self.rounds),
+            "rounds": check_count("rounds", self.rounds, MOST_ROUNDS),
             "allocation": check_choice("allocation", self.allocation, ("svd", "random")),
         }
         for name in ("gain_mean", "drift_mean"):

@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedlora_sim.errors import InputError, check_positive_int, expected
+from fedlora_sim.errors import MOST_ITEMS, InputError, check_count, expected
 
 if TYPE_CHECKING:  # torch takes seconds, and not every command has rules
     from fedlora_sim.aggregation import AggregationRule
@@ -132,7 +132,7 @@ def parse_samples(argument: str, text: str) -> tuple[float, ...]:
     for part in text.replace(" ", "").split(","):
         count, _, clients = part.partition("x")
         try:
-            number = check_positive_int(argument, clients or "1")
+            number = check_count(argument, clients or "1", MOST_ITEMS - len(counts))
             counts += [float(count)] * number
         except ValueError:
             raise expected(argument, text, "counts like '120,80' or '100x8,50x6'") from None

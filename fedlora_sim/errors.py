@@ -13,6 +13,7 @@ import reprlib
 from collections.abc import Iterable, Mapping, Set
 from itertools import islice
 from numbers import Integral
+from typing import Any
 
 LINE = 2_000
 """Most characters of one message."""
@@ -25,6 +26,9 @@ MOST_ITEMS = 1_000_000
 """Most items of one list: clients, seeds, ranks. Longer ones are refused before they are made."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of the system that say: no room (a full disk, a quota, `ulimit -f`)."""
+
+MOST_ROUNDS = 1_000_000
+"""Most rounds of a prediction, each of which is a row of numbers."""
 
 
 class InputError(ValueError):
@@ -45,8 +49,13 @@ def expected(argument: str, value: object, expectation: str) -> InputError:
     Returns:
         The error to raise, a `ValueError` of one line of at most `LINE` characters.
     """
-    front = f"{one_line(argument, ARGUMENT)}={one_line(_SHORT.repr(value), VALUE)}: expected "
+    front = f"{one_line(argument, ARGUMENT)}={shown(value)}: expected "
     return InputError(front + one_line(expectation, LINE - len(front)))
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it: on one line, shortened, whatever its `repr` does."""
+    return one_line(_SHORT.repr(value), VALUE)
 
 
 def one_line(text: str, limit: int = LINE) -> str:
@@ -205,6 +214,21 @@ def check_sequence(
     if len(items) > MOST_ITEMS:
         raise expected(argument, f"<{type(value).__name__}>", f"at most {MOST_ITEMS:,} items")
     return items
+
+
+def check_numbers(argument: str, value: object, expectation: str) -> Any:
+    """Return an array, a list, a tuple or a number as a float64 array.
+
+    Other iterables are refused: NumPy would unfold a range of any length.
+    """
+    import numpy as np  # late: help needs none of it
+
+    try:
+        if isinstance(value, list | tuple | int | float) or hasattr(value, "__array__"):
+            return np.asarray(value, dtype=np.float64)
+    except Exception:  # of any type, with any __array__
+        pass
+    raise expected(argument, value, expectation)
 
 
 def _whole(value: object) -> int | None:

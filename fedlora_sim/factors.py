@@ -243,10 +243,14 @@ def as_tensor(name: str, values: object) -> Tensor:
         not values.flags.writeable or min(values.strides, default=0) < 0
     ):
         values = values.copy()
+    wanted = "a tensor or an array of numbers"
+    is_array = isinstance(values, Tensor | list | tuple) or hasattr(values, "__array__")
+    if not is_array:  # torch would read any iterable, number by number
+        raise expected(name, values, wanted)
     try:
         return torch.as_tensor(values)
     except Exception:  # of any type
-        raise expected(name, values, "a tensor or an array of numbers") from None
+        raise expected(name, values, wanted) from None
 
 
 def check_matrix(name: str, tensor: Tensor) -> None:

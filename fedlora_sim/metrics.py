@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.errors import check_choice, check_numbers, check_positive_int, expected
 from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
 
@@ -25,7 +25,8 @@ def energy_ratio(energy: ArrayLike, r: int) -> NDArray[np.float64]:
     Reference:
         Wu et al., arXiv 2602.13486, Sec. 4.
     """
-    e = np.asarray(energy, dtype=np.float64)
+    e = _energies(energy)
+    check_positive_int("r", r)
     total = e.sum(axis=-1)
     with np.errstate(invalid="ignore"):
         share = np.where(total > 0, e[..., :r].sum(axis=-1), np.nan) / total
@@ -45,12 +46,20 @@ def effective_rank(energy: ArrayLike) -> NDArray[np.float64]:
     Reference:
         Roy and Vetterli 2007, "The effective rank", EUSIPCO, Eq. 3.
     """
-    sigma = np.sqrt(np.asarray(energy, dtype=np.float64))
+    sigma = np.sqrt(_energies(energy))
     total = sigma.sum(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         p = sigma / np.where(total > 0, total, np.nan)
         entropy = -np.where(p > 0, p * np.log(p), p).sum(axis=-1)
     return np.asarray(np.exp(entropy))
+
+
+def _energies(energy: ArrayLike) -> NDArray[np.float64]:
+    wanted = "energies, an array (..., direction) of numbers"
+    found: NDArray[np.float64] = check_numbers("energy", energy, wanted)
+    if found.ndim == 0:
+        raise expected("energy", energy, wanted)
+    return found
 
 
 def projected_amplitudes(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor:

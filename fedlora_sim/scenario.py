@@ -168,6 +168,8 @@ class Scenario(TrainingFields):
         Raises:
             ValueError: if a field is unknown (with the closest name), missing or wrong.
         """
+        if not isinstance(values, Mapping):
+            raise expected("values", values, "scenario fields by name")
         names = [f.name for f in fields(cls)]
         for name in values:
             if name not in names:
@@ -191,7 +193,7 @@ class Scenario(TrainingFields):
 
 def _usual(fidelity: str) -> dict[str, str]:
     """What None stands for in the fields whose default depends on the fidelity."""
-    if str(fidelity).strip().lower() == "training":
+    if isinstance(fidelity, str) and fidelity.strip().lower() == "training":
         return {"dtype": "float32", "optimizer": "adam"}
     return {"dtype": "float64", "optimizer": "sgd"}
 
@@ -232,6 +234,8 @@ def _to_attr(value: object) -> object:
 def _from_attr(value: Any) -> Any:
     if isinstance(value, str):
         return None if value.lower() == NONE else value
-    if isinstance(value, np.ndarray | list | tuple):
-        return tuple(np.asarray(value).tolist())
+    if isinstance(value, np.ndarray):
+        return tuple(np.atleast_1d(value).tolist())
+    if isinstance(value, list | tuple):
+        return tuple(item.item() if isinstance(item, np.generic) else item for item in value)
     return value.item() if isinstance(value, np.generic) else value

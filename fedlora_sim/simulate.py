@@ -59,6 +59,7 @@ def simulate(
     Raises:
         ValueError: naming the argument, its value and what was expected.
     """
+    _check_scenario("scenario", scenario)
     chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]
     check_suits(scenario, chosen)
     check_size(scenario, len(seeds))
@@ -91,6 +92,10 @@ def simulate_many(
         One dataset per scenario, in order.
     """
     chosen, seeds = get_rule(rule), check_seeds(seed)
+    scenarios = [
+        _check_scenario(f"scenarios[{k}]", scenario)
+        for k, scenario in enumerate(check_sequence("scenarios", scenarios, "a list of scenarios"))
+    ]
     for scenario in scenarios:
         check_suits(scenario, chosen)
         check_size(scenario, len(seeds))
@@ -120,6 +125,12 @@ def check_suits(scenario: Scenario, rule: AggregationRule) -> None:
     if compares and scenario.empty_partition == "error" and not rule.has_empty_partition_policy:
         wanted = f"carry or zero: {rule.label} goes on where the rules it is compared with end"
         raise expected("empty_partition", "error", wanted)
+
+
+def _check_scenario(argument: str, value: object) -> Scenario:
+    if not isinstance(value, Scenario):
+        raise expected(argument, value, "a Scenario")
+    return value
 
 
 def check_size(scenario: Scenario, runs: int) -> None:

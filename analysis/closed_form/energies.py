@@ -11,7 +11,7 @@ from analysis.closed_form.persistent import persistent_floor, persistent_traject
 from analysis.closed_form.round_map import Clients, MomentMap, round_map
 from analysis.closed_form.setting import Setting
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import check_positive_int
+from fedlora_sim.errors import MOST_ROUNDS, check_count
 
 
 def moment_map(setting: Setting, clients: Clients) -> MomentMap:
@@ -38,7 +38,7 @@ def trajectory(
     initial_amplitude: ArrayLike,
 ) -> tuple[Array, Array]:
     """Mean amplitudes and energies for t = 0..rounds, each (rounds + 1, r_max)."""
-    count = check_positive_int("rounds", rounds)
+    count = check_count("rounds", rounds, MOST_ROUNDS)
     start = per_direction("initial_amplitude", initial_amplitude, setting.r_max)
     if stays(heterogeneity, clients):
         return persistent_trajectory(setting, clients, start, count)

@@ -34,7 +34,7 @@ from analysis.closed_form.targets import (
     shared_targets,
 )
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import check_finite, check_positive_int, expected
+from fedlora_sim.errors import MOST_ROUNDS, check_count, check_finite, expected
 
 
 def flow_trajectory(
@@ -79,7 +79,7 @@ def flow_trajectory(
     setting = setting_of(
         rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
     )
-    count = check_positive_int("rounds", rounds)
+    count = check_count("rounds", rounds, MOST_ROUNDS)
     time = check_finite("local_time", local_time, minimum=0.0)
     start = per_direction("initial_amplitude", initial_amplitude, setting.r_max, minimum=0.0)
     _refuse_other_factors(setting)

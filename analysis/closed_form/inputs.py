@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import expected
+from fedlora_sim.errors import check_numbers, expected
 from fedlora_sim.federation import Federation, check_num_samples, parse_ranks
 
 Ranks = str | Sequence[int]
@@ -42,8 +42,8 @@ def per_direction(
     bound = "" if minimum is None else f" of at least {minimum:g}"
     expectation = f"finite numbers{bound}, a scalar or one per direction ({r_max})"
     try:
-        array = np.broadcast_to(np.asarray(value, dtype=np.float64), (r_max,))
-    except Exception:  # of any type, with any __array__
+        array = np.broadcast_to(check_numbers(argument, value, expectation), (r_max,))
+    except ValueError:
         raise expected(argument, value, expectation) from None
     if not np.isfinite(array).all() or (minimum is not None and array.min() < minimum):
         raise expected(argument, value, expectation)

@@ -18,7 +18,7 @@ from analysis.closed_form.setting import setting_of
 from analysis.cohorts.clients import allocation_of
 from analysis.cohorts.law import Array
 from analysis.cohorts.moments import empty_probability
-from fedlora_sim.errors import check_positive_int, expected
+from fedlora_sim.errors import MOST_ROUNDS, check_count, expected
 
 
 def coverage(ranks: Ranks, num_samples: Samples = None, *, allocation: str = "svd") -> Array:
@@ -193,7 +193,7 @@ def collapse_bound(
         Wu et al., arXiv 2602.13486, App. A; the constants: our derivation.
     """
     federation = federation_of(ranks, num_samples, None, None)
-    times = np.arange(check_positive_int("rounds", rounds) + 1)
+    times = np.arange(check_count("rounds", rounds, MOST_ROUNDS) + 1)
     energy = per_direction("initial_energy", initial_energy, federation.r_max, minimum=0.0)
     lowest = federation.levels[0]
     shared, high = float(energy[:lowest].sum()), float(energy[lowest:].sum())

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.errors import check_choice, check_numbers, expected
 from fedlora_sim.tolerances import relative
 
 Space = Literal["product", "factor", "base", "residual"]
@@ -153,10 +153,7 @@ def base_share(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
 
 def _shares(coverage: ArrayLike) -> NDArray[np.float64]:
     """Return checked shares; a sum of the caller's own may pass 0 or 1 by its rounding."""
-    try:
-        share = np.asarray(coverage, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise expected("coverage", coverage, "numbers in [0, 1]") from None
+    share: NDArray[np.float64] = check_numbers("coverage", coverage, "numbers in [0, 1]")
     rounding = relative("reduction")
     if not ((share >= -rounding) & (share <= 1 + rounding)).all():
         raise expected("coverage", coverage, "numbers in [0, 1]")

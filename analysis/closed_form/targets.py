@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from analysis.closed_form.setting import Setting
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import expected
+from fedlora_sim.errors import check_numbers, expected
 
 
 def flow_map(amplitude: ArrayLike, target: ArrayLike, local_time: ArrayLike) -> Array:
@@ -78,10 +78,7 @@ def client_targets(setting: Setting, target: ArrayLike) -> Array:
     """
     K, r_max = setting.federation.num_clients, setting.r_max
     shapes = f"a scalar, ({r_max},) per direction, or ({K},) or ({K}, {r_max}) per client"
-    try:
-        values = np.asarray(target, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise expected("target", target, f"finite numbers: {shapes}") from None
+    values: Array = check_numbers("target", target, f"finite numbers: {shapes}")
     if not np.isfinite(values).all():
         raise expected("target", target, f"finite numbers: {shapes}")
     if r_max == K and values.shape == (K,) and np.ptp(values) > 0:
@@ -152,10 +149,7 @@ def need_equal(setting: Setting, target: ArrayLike) -> None:
 
 def _checked(argument: str, value: ArrayLike, minimum: float | None = None) -> Array:
     bound = "" if minimum is None else f" of at least {minimum:g}"
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise expected(argument, value, f"finite numbers{bound}") from None
+    array: Array = check_numbers(argument, value, f"finite numbers{bound}")
     if not np.isfinite(array).all() or (minimum is not None and (array < minimum).any()):
         raise expected(argument, value, f"finite numbers{bound}")
     return array

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from analysis.closed_form.inputs import Ranks, Samples, per_direction
 from analysis.closed_form.setting import Setting, setting_of
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import check_positive_int, expected
+from fedlora_sim.errors import MOST_ROUNDS, check_count, check_numbers, expected
 from fedlora_sim.tolerances import relative
 
 
@@ -57,7 +57,7 @@ def survival(
     setting = setting_of(
         rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
     )
-    times = np.arange(check_positive_int("rounds", rounds) + 1)[:, None]
+    times = np.arange(check_count("rounds", rounds, MOST_ROUNDS) + 1)[:, None]
     if setting.carries or setting.form.space == "base":
         return np.ones((times.size, setting.r_max))
     if setting.form.space != "residual":
@@ -158,7 +158,7 @@ def log_energy_std(
         rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
     )
     g = per_direction("gain_mean", gain_mean, setting.r_max)
-    times = np.arange(check_positive_int("rounds", rounds) + 1)[:, None]
+    times = np.arange(check_count("rounds", rounds, MOST_ROUNDS) + 1)[:, None]
     if setting.form.space == "residual":
         if not setting.is_full:
             raise _needs_full(setting, "the log of its total is no random walk")
@@ -180,10 +180,7 @@ def half_life(rate: ArrayLike) -> Array:
     Raises:
         ValueError: on a negative or undefined rate.
     """
-    try:
-        factor = np.asarray(rate, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise expected("rate", rate, "numbers of at least 0") from None
+    factor: Array = check_numbers("rate", rate, "numbers of at least 0")
     if not (factor >= 0).all():
         raise expected("rate", rate, "numbers of at least 0")
     falls = (factor > 0) & (factor < 1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_sim.errors import check_choice, check_count, check_seed, expected
+from fedlora_sim.errors import check_choice, check_count, check_seed, expected, shown
 from fedlora_sim.federation import parse_ranks
 from fedlora_sim.scenario import NONE, Scenario
 
@@ -66,7 +66,8 @@ def check_values(table: str, name: str, values: object) -> list[Any]:
     if name == SEED:
         return list(read_seeds(f"[{table}] seed", values))
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        one = f" (or {name} = {values!r} in [scenario])" if values != [] else ""
+        is_one = not isinstance(values, list)
+        one = f" (or {name} = {shown(values)} in [scenario])" if is_one else ""
         raise expected(f"[{table}] {name}", values, f"a list of one value or more{one}")
     return list(values)
 
