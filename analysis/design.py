@@ -29,12 +29,14 @@ from analysis.outcomes import Outcome, outcomes
 from analysis.predict import NO_FACTOR, check_start
 from fedlora_sim.errors import (
     InputError,
+    check_count,
     check_finite,
     check_positive_int,
     check_sequence,
     check_share,
     expected,
 )
+from fedlora_sim.federation import MOST_RANK
 
 LEVELS = (2, 4, 8, 16, 32, 64)
 LIMIT = 500_000
@@ -240,7 +242,7 @@ class _Menu:
 def _menu(levels: Sequence[int], initial_amplitude: float, spectrum_decay: float) -> _Menu:
     ranks = sorted(
         {
-            check_positive_int("levels", rank)
+            check_count("levels", rank, MOST_RANK)
             for rank in check_sequence("levels", levels, ordered=False)
         }
     )

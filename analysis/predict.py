@@ -24,6 +24,7 @@ from fedlora_sim.errors import (
     check_count,
     check_finite,
     check_positive,
+    check_sequence,
     check_share,
     expected,
 )
@@ -224,6 +225,9 @@ def predict(case: Case, rules: Sequence[str] = RULES) -> Prediction:
     Raises:
         ValueError: on an unknown rule.
     """
+    if not isinstance(case, Case):
+        raise expected("case", case, "a Case")
+    names = check_sequence("rules", rules, "names of rules")
     notes: list[str] = []
     # an energy beyond the range of numbers is infinite, which tables and records can say
     with _noted(notes), np.errstate(over="ignore"):
@@ -233,7 +237,7 @@ def predict(case: Case, rules: Sequence[str] = RULES) -> Prediction:
         )
         found = tuple(
             _predict_rule(case, form.name, policy)
-            for form in map(rule_form, rules)
+            for form in map(rule_form, names)
             for policy in form.policies
         )
     if case.local_time is not None and not case.is_full:
