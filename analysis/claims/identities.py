@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from analysis.claim import Claim, Context, Control
-from analysis.claims.predicted import IDENTICAL
+from analysis.claims.predicted import EXACT, IDENTICAL
 from analysis.inference.intervals import every_run
 from analysis.inference.verdict import Prediction
-from fedlora_sim import LoRAFactors, aggregate
+from fedlora_sim import LoRAFactors, Scenario, aggregate
 from fedlora_sim.devices import resolve_device
+from fedlora_sim.matrix.descent import Targets, descend
 from fedlora_sim.randomness import stream
 
 Array = NDArray[np.float64]
@@ -23,6 +24,16 @@ Array = NDArray[np.float64]
 EQUAL, UNEQUAL = (6, 6, 6, 6), (2, 4, 6, 6)
 FEDERATION = (2, 2, 4, 4, 4, 7, 7, 7)
 D_OUT, D_IN = 20, 24
+ADAM = Scenario(
+    ranks=(3,),
+    fidelity="matrix",
+    local_loss="quadratic",
+    optimizer="adam",
+    local_steps=5,
+    local_time=0.05,
+    d_in=D_IN,
+    d_out=D_OUT,
+)
 FORMS = ("raflora", "raflora:canonicalize=true")
 
 
@@ -106,7 +117,62 @@ def partition_distance(
     return np.array(distances)[:, None]
 
 
+def adam_distance(off: float, numbers: Sequence[int], context: Context) -> Array:
+    """Relative distance of a client's factors after local steps of Adam from PyTorch's Adam.
+
+    The loss is `0.5 ||B A - M||_F**2`, on random factors of full size; the distance is that of
+    what the steps moved.
+
+    Args:
+        off: share by which PyTorch's learning rate is larger, for the near control.
+        numbers: of the runs.
+        context: seeds and device.
+    """
+    rank, steps = 3, ADAM.local_steps
+    assert steps is not None
+    distances = []
+    for seed in context.seeds(numbers):
+        rng = stream(seed, "adam")
+        a, b, left, right = (
+            torch.from_numpy(rng.standard_normal((1, 1, *shape)))
+            for shape in ((rank, D_IN), (D_OUT, rank), (D_OUT, rank), (D_IN, rank))
+        )
+        ours = descend(ADAM, a, b, Targets(left, right), None, frozen_a=False)
+        theirs = [x[0, 0].clone().requires_grad_() for x in (a, b)]
+        rate = ADAM.local_time / steps * (1 + off)
+        optimizer = torch.optim.Adam(theirs, lr=rate)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = (theirs[1] @ theirs[0] - left[0, 0] @ right[0, 0].mT).square().sum() / 2
+            torch.autograd.backward(loss)
+            optimizer.step()
+        moved, apart = (
+            torch.stack([(x.detach() - y[0, 0]).norm() for x, y in zip(theirs, other, strict=True)])
+            for other in ((a, b), ours)
+        )
+        distances.append(float(apart.norm() / moved.norm()))
+        context.on_progress(1)
+    return np.array(distances)[:, None]
+
+
 CLAIMS = (
+    Claim(
+        id="adam-identity",
+        statement="Clients that train by Adam at matrix fidelity take the steps of PyTorch's Adam, "
+        "its bias correction included.",
+        source="Kingma and Ba, arXiv 1412.6980",
+        assumptions=f"quadratic loss, random factors and targets, {ADAM.local_steps} local steps",
+        fidelity="matrix",
+        statistic="distance of the factors after a round over what the round moved",
+        quantities=("relative distance of the factors",),
+        predict=partial(Prediction.near, 0.0, EXACT),
+        experiment=partial(adam_distance, 0.0),
+        control=Control("a learning rate larger by 1%", experiment=partial(adam_distance, 0.01)),
+        near=Control("a learning rate larger by 3.4e-9", experiment=partial(adam_distance, 3.4e-9)),
+        estimator=every_run,
+        first=20,
+        cap=20,
+    ),
     Claim(
         id="equal-ranks-identity",
         statement="With equal ranks raFLoRA and FedAvg are the same rule.",

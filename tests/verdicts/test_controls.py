@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis.claim import NEAR, Claim, Control
-from analysis.claims import CLAIMS, THEMES, select
+from analysis.claims import CLAIMS, select
 from analysis.inference import Prediction, every_run, median_interval
 from analysis.inference.thresholds import bracketed
 
@@ -17,12 +17,7 @@ from analysis.inference.thresholds import bracketed
 STATISTIC, EXACT = 0.05, 1e-9
 # Runs from which an estimator may rest on the central limit theorem.
 MANY_RUNS = 30
-MISSING: set[str] = {
-    "Real fine-tuning",
-}
-"""Themes whose claims do not have near controls yet; shrinks to nothing."""
-HARD = [claim for name, claims in THEMES.items() if name not in MISSING for claim in claims]
-every_claim = pytest.mark.parametrize("claim", HARD, ids=lambda claim: claim.id)
+every_claim = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 
 
 def too_wide(claim: Claim) -> bool:
@@ -54,10 +49,6 @@ def far_or_vacuous(claim: Claim) -> bool:
         return False
     distance = np.abs(wrong.value - right.value) / wrong.width
     return not bool(((distance >= NEAR[0]) & (distance <= NEAR[1])).all())
-
-
-def test_themes_that_are_not_done_are_named() -> None:
-    assert set(THEMES) >= MISSING
 
 
 @every_claim

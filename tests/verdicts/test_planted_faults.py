@@ -1,0 +1,76 @@
+"""Faults planted in the product, which quick claims must not let pass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.claim import Context
+from analysis.claims import select
+from analysis.closed_form import persistent, round_map
+from analysis.verify import run_claim
+from fedlora_sim import LoRAFactors
+from fedlora_sim.matrix import descent
+from fedlora_sim.randomness import stream
+from fedlora_sim.spectral import run as spectral
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def verdict(name: str) -> str:
+    (claim,) = select([name], quick=True)
+    return str(run_claim(claim, Context(quick=True))["verdict"])
+
+
+def test_half_a_cross_term_in_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = round_map.affine_map
+
+    def wrong(*args: object) -> round_map.RoundMap:
+        found = right(*args)  # type: ignore[arg-type]
+        return dataclasses.replace(found, cross=found.cross / 2)
+
+    monkeypatch.setattr(round_map, "affine_map", wrong)
+    assert verdict("floor-drift-mean") == "refuted"
+
+
+def test_noise_that_neighbouring_runs_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shared(seed: int, *purpose: str | int) -> np.random.Generator:
+        return stream(seed // 2, *purpose)
+
+    monkeypatch.setattr(spectral, "stream", shared)
+    assert verdict("independent-runs") == "refuted"
+
+
+def test_adam_without_bias_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    def uncorrected(gradient: torch.Tensor, moments: list[torch.Tensor], step: int) -> torch.Tensor:
+        first, second = moments
+        first.lerp_(gradient, 1 - descent.BETAS[0])
+        second.mul_(descent.BETAS[1]).addcmul_(gradient, gradient, value=1 - descent.BETAS[1])
+        return first / (second.sqrt() + descent.EPSILON)
+
+    monkeypatch.setattr(descent, "_adam", uncorrected)
+    assert verdict("adam-identity") == "refuted"
+
+
+def test_wrong_moments_of_gains_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = persistent._full_trajectory
+
+    def wrong(setting, clients, start, rounds):  # type: ignore[no-untyped-def]
+        fewer = dataclasses.replace(clients, gain_std=0.9 * clients.gain_std)
+        return right(setting, fewer, start, rounds)
+
+    monkeypatch.setattr(persistent, "_full_trajectory", wrong)
+    assert verdict("persistent-full") == "refuted"
+
+
+def test_canonical_factors_that_lose_their_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = LoRAFactors.canonical
+
+    def wrong(factors: LoRAFactors) -> LoRAFactors:
+        return right(dataclasses.replace(factors, scaling=1.0))
+
+    monkeypatch.setattr(LoRAFactors, "canonical", wrong)
+    assert verdict("equal-ranks-identity") == "refuted"
