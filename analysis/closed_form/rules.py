@@ -83,7 +83,7 @@ RULES = tuple(_FORMS)
 ALIASES = {"flexlora": "fedavg", "fedit": "zero_pad"}
 
 
-def check_rule(rule: str) -> str:
+def check_rule(rule: object) -> str:
     """The rule's name, lower-cased and with aliases resolved.
 
     Raises:
@@ -93,7 +93,7 @@ def check_rule(rule: str) -> str:
     return ALIASES.get(name, name)
 
 
-def rule_form(rule: str) -> RuleForm:
+def rule_form(rule: object) -> RuleForm:
     """What the closed forms need to know of a rule.
 
     Raises:
