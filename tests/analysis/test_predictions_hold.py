@@ -16,6 +16,7 @@ from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.closed_form.rules import RULES, rule_form
+from analysis.design import Design, design
 from analysis.predict import Case, predict
 from fedlora_sim import Scenario
 from fedlora_sim.aggregation import get_rule
@@ -25,6 +26,7 @@ from fedlora_sim.spectral.run import run_spectral
 from fedlora_sim.tolerances import relative
 
 RUNS, SIGMAS, FEW = 2_000, 6.0, 30
+LEVELS, TOP = (1, 2, 4), 12  # of designs
 LONG = 2_000  # rounds after which closed forms have settled
 TINY = 1e-7  # amplitude at which training grows exponentially
 SETTLED = relative("training") ** 0.5
@@ -274,3 +276,83 @@ def check_all(case: Case, rules=RULES) -> None:
 def test_every_value_of_a_prediction_agrees_with_runs(number):
     rules = stream(number, "rules").choice(RULES, size=3, replace=False)
     check_all(random_case(number), rules.tolist())
+
+
+@pytest.mark.parametrize("wrong", [{"gain_mean": 0.97}, {"drift_mean": 0.03}, {"cohort_size": 2}])
+def test_runs_of_a_slightly_different_scenario_refute_a_prediction(wrong):
+    case = Case((1, 2, 2), rounds=3, cohort_size=3, gain_mean=1.0, gain_std=0.1, drift_std=0.1)
+    (row,) = predict(case, ["fedavg"]).rules
+    check_energy(Runs(case, "fedavg", None), row.values)
+    with pytest.raises(AssertionError, match="energy"):
+        check_energy(Runs(replace(case, **wrong), "fedavg", None), row.values)
+
+
+def designed(number: int) -> tuple[dict, list[Design]]:
+    """Draw a budget and the law of the clients, and return what was asked and the designs."""
+    rng = stream(number, "random_design")
+    clients = int(rng.integers(2, 7))
+    sampling = str(rng.choice(SAMPLINGS))
+    some = rng.random(2) < 0.5
+    asked = {
+        "rounds": int(rng.integers(2, 6)),
+        "cohort_size": None if sampling == "full" else int(rng.integers(1, clients + 1)),
+        "sampling": sampling,
+        "gain_mean": float(rng.choice([1.0, rng.uniform(0.7, 1.1)])),
+        "gain_std": float(some[0] * rng.uniform(0.05, 0.3)),
+        "drift_std": float(some[1] * rng.uniform(0.02, 0.2)),
+        "initial_amplitude": float(rng.uniform(0.5, 2.0)),
+        "spectrum_decay": float(rng.uniform(0.6, 1.0)),
+    }
+    designs = design(clients, total_rank=4 * clients, levels=LEVELS, distinct=2, top=TOP, **asked)
+    return asked, designs
+
+
+def check_design(asked: dict, found: Design) -> None:
+    """Hold signal, noise, score, loss and rate of a design against runs."""
+    fields = {k: v for k, v in asked.items() if k not in ("initial_amplitude", "spectrum_decay")}
+    # A direction that no client carries is lost: it is not simulated.
+    start = asked["initial_amplitude"] * asked["spectrum_decay"] ** np.arange(max(LEVELS))
+    scenario = Scenario(
+        found.ranks,
+        empty_partition=found.empty_partition or "carry",
+        initial_amplitude=asked["initial_amplitude"],
+        spectrum_decay=asked["spectrum_decay"],
+        **fields,
+    )
+    rule = get_rule(found.rule)
+    x = run_spectral([scenario], rule, range(RUNS))[0]
+    whole = (start**2).sum()
+    first = x[:, -1]
+    mean, energy = first.mean(0), (first**2).sum(1) / whole
+    # E[x]^2 and its error, from the error of each mean; directions share cohorts, so errors add up.
+    signal, error = (mean**2).sum() / whole, first.std(0, ddof=1) / np.sqrt(RUNS)
+    spread = (2 * np.abs(mean) * error + SIGMAS * error**2).sum() / whole
+    rounding = relative("iteration")
+    assert abs(signal - found.signal) <= SIGMAS * spread + rounding, ("signal", found)
+    assert_mean(energy, found.signal + found.noise, ("noise", found))
+    assert found.score == found.signal - found.noise
+    carried = scenario.federation.r_max
+    assert found.lost == pytest.approx((start[carried:] ** 2).sum() / whole, rel=rounding)
+    assert found.top_coverage == scenario.ranks.count(carried) / len(scenario.ranks)
+    assert found.total_rank == sum(scenario.ranks)
+    if found.worst_rate is None:
+        assert found.reasons["worst_rate"]
+        return
+    still = run_spectral([scenario.replace(drift_std=0.0)], rule, range(RUNS))[0]
+    kept = (still[:, -1] / still[:, 0]) ** 2
+    worst = kept[:, int(kept.mean(0).argmin())]
+    assert_mean(worst, found.worst_rate**scenario.rounds, ("worst_rate", found))
+
+
+@pytest.mark.parametrize("number", range(examples(3)))
+def test_every_value_of_a_design_agrees_with_runs(number):
+    asked, designs = designed(number)
+    for found in designs:
+        check_design(asked, found)
+
+
+def test_runs_of_a_slightly_different_design_refute_it():
+    asked, (found, *_) = designed(0)
+    check_design(asked, found)
+    with pytest.raises(AssertionError):
+        check_design({**asked, "gain_mean": 0.97 * asked["gain_mean"]}, found)
