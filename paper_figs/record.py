@@ -28,6 +28,7 @@ from paper_figs.calibration import (
 )
 from paper_figs.conformance import broken_table, conformance_line, suite_table
 from paper_figs.faults import faults_table
+from paper_figs.mutation import mutation_table
 from paper_figs.rivals_speed import rivals_block
 from paper_figs.speed import (
     aggregation_table,
@@ -69,6 +70,7 @@ BENCHES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
         "conformance_rules": suite_table,
         "conformance_broken": broken_table,
     },
+    "mutation": {"mutation": mutation_table},
 }
 TRIED = range(10)
 """Base seeds on which scenarios and margins are chosen: a record of them would be no test."""

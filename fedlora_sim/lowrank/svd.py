@@ -139,12 +139,7 @@ def _gram_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_
     """The Gram path: layers in one batch on a GPU, spread over the threads on a CPU."""
     batch, device = blocks[0][0].shape[:-2], blocks[0][0].device.type
     if not batch or device != "cpu":
-        core = gram_core(blocks, weights, r, dtype)
-        if not fall_back or bool(core.trusted.all()):
-            return core.lift(blocks, dtype)
-        if not batch or not bool(core.trusted.any()):
-            return _careful_svd(blocks, weights, r, dtype)
-        return _mend(core.lift(blocks, dtype), ~core.trusted, blocks, weights, r, dtype)
+        return _gram_svd_together(blocks, weights, r, dtype, fall_back)
     flat = [(B.flatten(0, -3), A.flatten(0, -3)) for B, A in blocks]
     flat_weights = weights.reshape(-1, weights.shape[-1])
 
@@ -155,6 +150,18 @@ def _gram_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_
     parts = map_on_threads(solve, range(len(flat_weights)))
     u, s, vh = (torch.stack(x).unflatten(0, batch) for x in zip(*parts, strict=True))
     return u, s, vh
+
+
+def _gram_svd_together(
+    blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_back: bool
+) -> SVD:
+    """Solve all layers of a batch at once; those that the Gram path cannot hold again, by QR."""
+    core = gram_core(blocks, weights, r, dtype)
+    if not fall_back or bool(core.trusted.all()):
+        return core.lift(blocks, dtype)
+    if not core.trusted.ndim or not bool(core.trusted.any()):
+        return _careful_svd(blocks, weights, r, dtype)
+    return _mend(core.lift(blocks, dtype), ~core.trusted, blocks, weights, r, dtype)
 
 
 def _careful_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:

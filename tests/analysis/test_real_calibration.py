@@ -11,6 +11,7 @@ from real_cases import EXACT, LAW, linear_run, scenario_of
 from analysis import real
 from analysis.inference import Prediction, Verdict, judge
 from analysis.inference.intervals import proportion_interval
+from analysis.real.least_squares import fit_linear
 from fedlora_sim.errors import InputError
 from fedlora_sim.tolerances import relative
 
@@ -79,6 +80,13 @@ def test_constant_amplitudes_do_not_tell_gain_from_drift():
     # Two directions of unlike amplitudes do.
     unlike = linear_run("raflora", law=EXACT, start=np.array([4.0, 2.0, 1.0]))
     assert real.calibrate(unlike, ALL).identified.sel(partition=2).all()
+
+
+def test_the_variance_of_few_clients_is_unbiased():
+    """Of a constant amplitude it is the sample variance: the fit has taken one freedom of it."""
+    s = np.random.default_rng(6).normal(0.9, 0.2, 5)
+    fit = fit_linear(np.ones((1, 1, 1, 1, 1)), s.reshape(1, 1, 1, 5, 1), np.zeros(1, np.int64))
+    assert fit.variance[0, 0, 0].tolist() == pytest.approx([s.var(ddof=1), 0.0])
 
 
 def test_deviations_are_never_negative():

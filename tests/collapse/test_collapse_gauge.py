@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from analysis.collapse import collapse_report
-from analysis.collapse.gauge import extinct_round, measure, series_of, versus
+from analysis.collapse.gauge import KINDS, extinct_round, measure, series_of, versus
 from analysis.collapse.scenarios import standards
 from analysis.collapse.verdict import Collapse, by_partition, of_partitions
 from analysis.collapse.walk import Walk
+from analysis.inference import proportion_interval
 from analysis.inference.measurement import Measurement
+from fedlora_sim.tolerances import relative
 
 ERROR = 0.05
 FULL, COHORTS = standards()["full"], standards()["cohorts"]
@@ -30,6 +32,18 @@ def test_geometric_decays_are_measured_exactly() -> None:
     np.testing.assert_array_equal(found["extinct"].value, [0, 0, 1])
     assert np.isnan(found["floor"].value[1])  # it still falls
     assert found["floor"].value[0] == pytest.approx(1.0)
+
+
+def test_the_numbers_of_a_scenario_share_its_error() -> None:
+    """Each has an equal part, and the three partitions have equal parts of that."""
+    energy = energies(1.0, 0.9, 0.8, runs=40)
+    energy[:, -1, 1:] = np.where(np.arange(40)[:, None] < 15, 1e-9, energy[:, -1, 1:])
+    found = measure(energy, COHORTS, ERROR)["extinct"]
+    wanted = proportion_interval(np.arange(40)[:, None] < 15, ERROR / (len(KINDS) * 3))
+    np.testing.assert_allclose(found.value, [0, 0.375, 0.375])
+    for name in ("low", "high"):
+        ends = getattr(found, name)[1:]
+        np.testing.assert_allclose(ends, getattr(wanted, name)[0], rtol=relative("reduction"))
 
 
 def test_rates_are_relative_to_the_shared_partition() -> None:
@@ -145,13 +159,28 @@ def test_rho_is_the_share_of_the_shared_partition_at_the_end() -> None:
     assert found["rho"].value[0] == pytest.approx(0.75)
 
 
-def test_undecided_where_intervals_reach_both_sides() -> None:
+KEPT = {"extinct": (0.0, 0.1), "relative_late": (0.99, 1.0), "left": (0.9, 1.0)}
+"""Ends of the intervals of a partition that keeps its energy."""
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({}, Collapse.KEEPS),
+        ({"extinct": (0.4, 0.6)}, Collapse.UNDECIDED),
+        ({"relative_late": (0.9, 1.1)}, Collapse.UNDECIDED),
+        ({"left": (0.001, 0.5)}, Collapse.UNDECIDED),
+        ({"extinct": (0.6, 0.7)}, Collapse.COLLAPSES),
+        ({"relative_late": (0.9, 0.97)}, Collapse.COLLAPSES),
+        ({"left": (0.001, 0.009)}, Collapse.COLLAPSES),
+    ],
+)
+def test_undecided_where_intervals_reach_both_sides(changed, verdict) -> None:
     numbers = {
-        "extinct": Measurement(np.zeros(2), np.zeros(2), np.full(2, 0.1), 9),
-        "relative_late": Measurement(np.ones(2), np.full(2, 0.9), np.full(2, 1.1), 9),
-        "left": Measurement(np.ones(2), np.ones(2), np.ones(2), 9),
+        name: Measurement(*(np.full(2, x) for x in (low, low, high)), 9)
+        for name, (low, high) in {**KEPT, **changed}.items()
     }
-    assert of_partitions(numbers) is Collapse.UNDECIDED
+    assert of_partitions(numbers) is verdict
 
 
 def test_a_walk_of_one_outcome_is_a_geometric_decay() -> None:

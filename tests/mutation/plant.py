@@ -20,14 +20,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pytest
 from faults import FAULTS, Fault
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "results/recorded/mutation.json"
 TIMEOUT = 900  # seconds; a fault that makes its tests hang is caught
+LIBRARIES = (
+    "torch",
+    "scipy.stats",
+    "xarray",
+    "h5netcdf",
+    "hypothesis",
+    "matplotlib.pyplot",
+    "sympy",
+)
+IGNORED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # plugins that are imported already
 Results = dict[str, dict[str, Any]]
 
 
@@ -67,38 +80,53 @@ def failures(output: str) -> list[str]:
     return sorted({name.split("::", 1)[-1].partition("[")[0] for name in found})
 
 
+def run_tests(tests: tuple[str, ...], copy: Path, log: Path) -> None:
+    """Run pytest on the copy and end this process with its exit code; its output goes to a file."""
+    with log.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)  # of the processes that tests start
+    sys.path[:] = [str(copy), *(path for path in sys.path if Path(path) != Path(__file__).parent)]
+    code = pytest.main(["-rfE", "--maxfail=20", "-p", "no:cacheprovider", *IGNORED, *tests])
+    sys.stdout.flush()
+    os._exit(int(code))
+
+
 def try_fault(fault: Fault, copy: Path) -> dict[str, Any]:
-    """Plant one fault, run its tests and return what they found; the copy is restored."""
-    target = copy / fault.path
+    """Plant one fault, run its tests and return what they found; the copy is restored.
+
+    The tests run in a fork of this process, which has imported the libraries and nothing of the
+    project.
+
+    Raises:
+        RuntimeError: if pytest could not run the tests.
+    """
+    target, log = copy / fault.path, copy / "pytest.log"
     source = target.read_text(encoding="utf-8")
     target.write_text(planted(source, fault), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-rfE", "--maxfail=20", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    stamp = int(fingerprint(fault)[:7], 16)
+    os.utime(target, (stamp, stamp))  # so that bytecode of another fault does not fit it
     started = time.monotonic()
+    child = get_context("fork").Process(target=run_tests, args=(fault.tests, copy, log))
     try:
-        done = subprocess.run(
-            [*command, *fault.tests],
-            cwd=copy,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
-        output, failed = done.stdout, done.returncode != 0
-        if done.returncode not in (0, 1):  # pytest itself could not run the tests
-            failed = bool(failures(output))
-            if not failed:
-                raise RuntimeError(f"{fault.name}: {output[-2000:]}{done.stderr[-2000:]}")
-    except subprocess.TimeoutExpired:
-        output, failed = "", True
+        child.start()
+        child.join(TIMEOUT)
+        hangs = child.is_alive()
+        if hangs:
+            child.kill()
+            child.join()
     finally:
         target.write_text(source, encoding="utf-8")
+    output = log.read_text(encoding="utf-8")
     names = failures(output)
+    if not hangs and child.exitcode != 0 and not names:
+        raise RuntimeError(f"{fault.name}: {output[-2000:]}")
     return {
         "fault": fault.name,
         "path": fault.path,
-        "result": "caught" if failed else "survived",
+        "result": "caught" if hangs or names else "survived",
         "as_expected": fault.catcher in names,
         "catcher": fault.catcher,
         "failed": names,
@@ -138,8 +166,12 @@ def main() -> int:
         if fault.name in chosen
         or (not chosen and results.get(fault.name, {}).get("fingerprint") != fingerprint(fault))
     ]
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         copy_project(Path(folder))
+        sys.pycache_prefix, sys.dont_write_bytecode = f"{folder}/bytecode", False
+        for library in LIBRARIES if waiting else ():
+            import_module(library)
         for number, fault in enumerate(waiting, 1):
             row = results[fault.name] = try_fault(fault, Path(folder))
             write_record(results)

@@ -13,7 +13,7 @@ from simulator_cases import ALL_RULES, CANONICAL, assert_close, quick
 from fedlora_sim import Federation, Scenario, simulate
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.allocation import carried_directions, leading_directions
-from fedlora_sim.draws import allocation_scores
+from fedlora_sim.draws import allocation_scores, client_draws
 from fedlora_sim.reference.allocation import held_reference
 from fedlora_sim.simulate import simulate_many
 from fedlora_sim.spectral import cohorts
@@ -142,6 +142,9 @@ def test_importance_of_the_spectral_fidelity_is_how_far_a_client_would_move():
     drops = simulate(scenario, rule="fedavg", seed=range(40)).energy.values
     kept = (drops[:, 1] > 0).sum(-1)
     assert set(kept.tolist()) == {1, 3}
+    for seed in np.flatnonzero(kept == 1).tolist():
+        moved = np.abs(client_draws(scenario, seed).gain[0, 0] - 1) * scenario.initial_amplitudes
+        assert drops[seed, 1].argmax() == moved.argmax()
     sizes = simulate(scenario.replace(ranks="3x2"), rule="fedavg", seed=range(40)).energy.values
     assert (sizes[:, 1] > 0).all()
 

@@ -16,7 +16,7 @@ from simulator_cases import assert_close
 
 from fedlora_sim.lowrank import METHODS, LowRankProduct
 from fedlora_sim.lowrank.gram import gram_core
-from fedlora_sim.lowrank.svd import _mend
+from fedlora_sim.lowrank.svd import _gram_svd_together
 from fedlora_sim.tolerances import relative
 
 
@@ -57,14 +57,13 @@ def test_layers_that_are_solved_together_are_mended_one_by_one():
     blocks, weights = given.blocks, given.weights
     core = gram_core(blocks, weights, 6, torch.float32)
     assert core.trusted.tolist() == [[True, False, True], [False, True, False]]
-    svd = core.lift(blocks, torch.float32)
-    before = [x.clone() for x in svd]
-    u, s, vh = _mend(svd, ~core.trusted, blocks, weights, 6, torch.float32)
+    lifted = core.lift(blocks, torch.float32)
+    u, s, vh = _gram_svd_together(blocks, weights, 6, torch.float32, fall_back=True)
     for i, j in np.ndindex(2, 3):
         one = layer(given, i, j)
         scale = max(Truth.of(one).summed, torch.tensor(1e-30))
         assert_right((u[i, j], s[i, j], vh[i, j]), one, 6, scale)
-    for x, old in zip((u, s, vh), before, strict=True):
+    for x, old in zip((u, s, vh), lifted, strict=True):
         assert torch.equal(x[core.trusted], old[core.trusted])
 
 

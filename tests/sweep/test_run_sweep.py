@@ -164,6 +164,14 @@ def test_other_code_is_refused_unless_it_is_asked_for(
         open_sweep(out)
 
 
+def test_other_libraries_are_refused_by_name(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept(SMALL, out)
+    other = {**manifest._code_versions(), "torch_version": "0.1"}
+    monkeypatch.setattr(manifest, "_code_versions", lambda: other)
+    with pytest.raises(ValueError, match=r"torch_version='0\.1'.*expected .*which made"):
+        swept(SMALL, out)
+
+
 def test_the_manifest_says_what_made_the_sweep(out: Path) -> None:
     swept(SMALL, out)
     written = json.loads((out / MANIFEST).read_text())

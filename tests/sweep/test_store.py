@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -39,6 +40,15 @@ def watched() -> Iterator[None]:
         done.set()
         watcher.join()
         sys.setswitchinterval(before)
+
+
+def test_a_file_of_another_task_is_made_again(tmp_path: Path) -> None:
+    swept(SMALL, tmp_path)
+    first, second = load_manifest(tmp_path).tasks[:2]
+    assert store.missing_tasks(tmp_path, [first, second]) == []
+    shutil.copy(store.task_path(tmp_path, second), store.task_path(tmp_path, first))
+    assert store.missing_tasks(tmp_path, [first, second]) == [first]
+    assert not store.task_path(tmp_path, first).exists()
 
 
 @pytest.mark.parametrize("own_thread", [True, False], ids=["own thread", "control"])

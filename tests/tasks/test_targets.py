@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from fedlora_sim.errors import InputError
 from fedlora_sim.tasks.targets import (
@@ -18,6 +19,7 @@ from fedlora_sim.tasks.targets import (
     usual_targets,
 )
 from fedlora_sim.tasks.transformer import TinyTransformer
+from fedlora_sim.training.attach import add_deltas
 
 
 def adapted_by_peft(model, names):
@@ -87,6 +89,17 @@ def test_shapes_of_both_kinds_of_linear_map(tiny_model):
     assert is_linear(linear)
     assert not is_linear(nn.Conv1d(2, 3, 1))
     assert not is_linear(nn.Embedding(2, 3))
+
+
+def test_an_update_is_merged_into_both_kinds_of_square_maps():
+    """No shape tells how a square map stores its weight."""
+    maps = nn.ModuleDict({"conv1d": Conv1D(3, 3), "linear": nn.Linear(3, 3)}).double()
+    delta = torch.arange(9, dtype=torch.float64).reshape(3, 3)
+    x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    for name, module in maps.items():
+        wanted = module(x) + x @ delta.mT
+        module.weight.data = add_deltas(maps, {name: delta})[f"{name}.weight"]
+        torch.testing.assert_close(module(x), wanted)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ def test_epochs_cover_every_sample_once():
     assert [len(batch) for batch in drawn(plan, 0)] == [4, 1, 4, 1]
 
 
+def test_epochs_are_shuffled_anew():
+    plan = plan_batches([np.arange(99)], client_streams(0, 0, [0]), batch_size=99, local_epochs=3)
+    orders = set(map(tuple, drawn(plan, 0)))
+    assert len(orders) == 3
+
+
 def test_steps_cycle_over_epochs():
     plan = plan_batches(SAMPLES, client_streams(0, 0, range(3)), batch_size=4, local_steps=5)
     assert plan.num_steps.tolist() == [5, 5, 5]

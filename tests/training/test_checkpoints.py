@@ -146,6 +146,15 @@ def test_another_run_is_refused_and_nothing_written(tiny_task, folder, changes, 
     assert {path: path.read_bytes() for path in (folder / "seed-5").iterdir()} == before
 
 
+def test_a_folder_that_does_not_know_what_made_its_run_is_refused(tiny_task, folder):
+    simulate(TINY, seed=5, task=tiny_task, checkpoints=folder)
+    described = json.loads((folder / "seed-5" / "run.json").read_text(encoding="utf-8"))
+    del described["numpy_version"]
+    (folder / "seed-5" / "run.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"numpy_version='.*': expected None, as in the run in"):
+        simulate(TINY, seed=5, task=tiny_task, checkpoints=folder)
+
+
 def test_a_task_of_ones_own_is_not_the_scenarios(make_run, tiny_task, folder):
     """`make_run` loads the tiny task as the scenario's."""
     simulate(make_run().scenario, seed=5, checkpoints=folder)

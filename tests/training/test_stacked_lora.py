@@ -10,7 +10,7 @@ from torch import nn
 
 from fedlora_sim.tolerances import relative
 from fedlora_sim.training.attach import attach, find_linear, stacked_modules
-from fedlora_sim.training.stacked import StackedLoRALinear
+from fedlora_sim.training.stacked import StackedLoRALinear, _Adapted
 
 RANKS = [1, 3, 4, 2]
 SCALING = [1.0, 0.5, 4.0, 16.0]
@@ -47,6 +47,20 @@ def test_one_backward_pass_gives_every_client_its_own_gradient(tiny_task, make_a
             together, alone = stacked.get_submodule(name), single.get_submodule(name)
             assert_same(together.lora_A.grad[k, :rank], alone.lora_A.grad[0], "factorization")
             assert_same(together.lora_B.grad[k, :, :rank], alone.lora_B.grad[0], "factorization")
+
+
+def test_gradients_are_those_of_finite_differences():
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"x": (2, 3, 5), "weight": (4, 5), "bias": (4,), "lora_A": (2, 2, 5)}
+    shapes |= {"lora_B": (2, 4, 2)}
+    values = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+    for name in ("x", "lora_A", "lora_B"):
+        values[name].requires_grad_()
+    scaling = torch.tensor([0.5, 16.0], dtype=torch.float64)[:, None, None]
+    assert torch.autograd.gradcheck(_Adapted.apply, (*values.values(), scaling))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -67,6 +67,9 @@ between
 <!-- conformance_broken: generated -->
 <!-- end -->
 
+<!-- mutation: generated -->
+<!-- end -->
+
 <!-- calibration_coverage: generated -->
 <!-- end -->
 
@@ -173,6 +176,20 @@ CONFORMANCE = {
         "Forgetful": {"bug": "`a | b` forgotten.", "fails": ["exact"], "as_named": True},
         "Lucky": {"bug": "Nothing much.", "fails": ["linear"], "as_named": False},
     },
+}
+
+MUTATION = {
+    "command": "python plant.py",
+    "faults": [
+        {"fault": f"fault {k}", "path": path, "result": result, "as_expected": as_expected}
+        for k, (path, result, as_expected) in enumerate(
+            (
+                ("a/one.py", "caught", True),
+                ("a/two.py", "caught", False),
+                ("b/c/one.py", "survived", False),
+            )
+        )
+    ],
 }
 
 RATE = {"ratio": 1.25, "ratio_interval": [1.0, 1.5], "resolved": True, "calibrated": True}

@@ -40,6 +40,18 @@ def test_an_interval_ends_where_the_mean_of_its_remainder_just_holds_zero() -> N
     assert m.samples == 20
 
 
+def test_a_negative_denominator_turns_the_interval_round() -> None:
+    """Also where a skewed remainder makes one side longer than the other."""
+    rng = np.random.default_rng(8)
+    runs = np.stack([rng.exponential(1.0, (60, 1)), rng.uniform(1.0, 2.0, (60, 1))], axis=-1)
+    found, turned = fieller_ratio(runs, ERROR), fieller_ratio(runs * [1.0, -1.0], ERROR)
+    assert found.high - found.value > 1.1 * (found.value - found.low)
+    for name, other in (("value", "value"), ("low", "high"), ("high", "low")):
+        np.testing.assert_allclose(
+            getattr(turned, name), -getattr(found, other), rtol=relative("reduction")
+        )
+
+
 def test_pairing_shortens_the_interval() -> None:
     rng = np.random.default_rng(5)
     alone, paired = (fieller_ratio(pairs(rng, 400, 0.5, s), ERROR) for s in (0.0, 0.9))

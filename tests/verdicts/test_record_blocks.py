@@ -13,6 +13,7 @@ from record_cases import (
     CALIBRATION,
     CONFORMANCE,
     FAULTS,
+    MUTATION,
     RIVALS,
     SPECTRAL,
     SWEEP,
@@ -25,6 +26,7 @@ from analysis.summary import conjecture_table, theme_table
 from paper_figs import record
 from paper_figs.conformance import broken_table, conformance_line, suite_table
 from paper_figs.faults import faults_table
+from paper_figs.mutation import mutation_table
 
 SMALL = """<!-- verdicts: generated -->
 <!-- end -->
@@ -92,6 +94,12 @@ def test_the_table_of_faults_sums_trials_and_hides_no_failure() -> None:
     assert "| Nothing is hidden. | `test_files.py` | 2,000 files | broken in 1 of 1 tests |" in text
 
 
+def test_the_table_of_planted_faults_counts_by_folder_and_names_survivors() -> None:
+    text = mutation_table(MUTATION)
+    assert "| `a` | 2 | 2 | 1 |\n| `b/c` | 1 | 0 | 0 |\n| all | 3 | 2 | 1 |" in text
+    assert text.endswith("Survivors: fault 2. Repeat: `python plant.py`.")
+
+
 def test_a_block_without_its_end_is_refused(report: dict[str, Any]) -> None:
     unfinished = SMALL.replace("\n<!-- end -->", "", 1)
     with pytest.raises(SystemExit, match="after every generated block"):
@@ -117,6 +125,7 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     (bench / "rivals.json").write_text(json.dumps(RIVALS))
     (bench / "sweep.json").write_text(json.dumps(SWEEP))
     (bench / "conformance.json").write_text(json.dumps(CONFORMANCE))
+    (bench / "mutation.json").write_text(json.dumps(MUTATION))
     (bench / "calibration.json").write_text(json.dumps(CALIBRATION))
     (bench / "faults.json").write_text(json.dumps(FAULTS))
     for name in record.FIGURES:
@@ -150,7 +159,7 @@ def test_a_recorded_readme_passes_its_check(
     assert record.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "calibration.json", "conformance.json"),
-        *("digits.png", "energies.png", "faults.json"),
+        *("digits.png", "energies.png", "faults.json", "mutation.json"),
         *("participation.png", "phase.png", "report.json", "rivals.json", "settling.png"),
         *("spectral.json", "sweep.json", "training.json"),
     ]

@@ -35,6 +35,15 @@ def test_every_quantity_is_estimated_over_its_own_survivors() -> None:
     assert found.samples == len(kept) < len(samples)
 
 
+def test_survivors_share_the_error_over_quantities() -> None:
+    samples = with_losses(np.random.default_rng(5), 0.4)
+    found = over_survivors(mean_interval)(samples, ERROR)
+    for j, column in enumerate(samples.T):
+        alone = mean_interval(column[~np.isnan(column)][:, None], ERROR / 2)
+        np.testing.assert_allclose([found.low[j]], alone.low, rtol=CLOSE)
+        np.testing.assert_allclose([found.high[j]], alone.high, rtol=CLOSE)
+
+
 def test_intervals_hold_the_means_together() -> None:
     covered = coverage(
         over_survivors(mean_interval), lambda rng: with_losses(rng, 0.4), [1.0, -2.0], ERROR
