@@ -39,11 +39,15 @@ from analysis.inference.bootstrap import bootstrap_interval
 from analysis.inference.distributions import cdf_distance
 from analysis.inference.family import claim_error
 from analysis.inference.fieller import fieller_ratio
-from analysis.inference.intervals import log_odds_interval, mean_interval, proportion_interval
+from analysis.inference.intervals import (
+    log_odds_interval,
+    mean_interval,
+    median_interval,
+    proportion_interval,
+)
 from analysis.inference.measurement import Array, Estimator
 from analysis.inference.sequential import measure_until_decided, number_of_looks
 from analysis.inference.stationary import stationary_mean
-from analysis.inference.thresholds import bracketed
 from analysis.inference.verdict import Prediction, Verdict
 from analysis.verify import family_size
 from fedlora_sim.randomness import stream
@@ -134,12 +138,6 @@ def _series(rounds: int, phi: float, rng: Generator, n: int, q: int) -> Array:
     return np.asarray(lfilter([1.0], [1.0, -phi], noise, axis=-1, zi=phi * first)[0] ** 2)
 
 
-def _brackets(rng: Generator, n: int, q: int) -> Array:
-    """Brackets of skewed thresholds, of a tenth of their spread."""
-    low = rng.standard_exponential((n, q)) - 0.1 * rng.random((n, q))
-    return np.stack([low, low + 0.1], axis=-1)
-
-
 NORMAL = Law("normal", _normal, 0.0, 0.0)
 EXPONENTIAL = Law("exponential", _exponential, 1.0, 2.0)
 FEW, MANY = (
@@ -153,7 +151,7 @@ LONG, SHORT = (
     Law(f"autocorrelated energy, {rounds:,} rounds", partial(_series, rounds, phi), 1.0)
     for rounds, phi in ((4_000, 0.9), (40, 0.8))
 )
-BRACKETS = Law("bracket, exponential", _brackets, 1.0, 2.0)
+MEDIAN = Law("exponential, median", _exponential, float(np.log(2.0)))
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ CASES = (
     Case(("ratio (Fieller)", fieller_ratio), RATIO, (8, 100, 1_000, 4_000)),
     Case(("stationary mean", stationary_mean(0)), LONG, (1, 4, 16), 2_000, (0.1, 0.01)),
     Case(("stationary mean", stationary_mean(0)), SHORT, (400,), 2_000, (0.1, 0.01)),
-    Case(("threshold", bracketed), BRACKETS, (8, 100)),
+    Case(("median", median_interval), MEDIAN, (12, 17, 30), errors=ERRORS[:3]),
     Case(
         ("largest distance of a law", cdf_distance(stats.norm.cdf)),
         Law("normal, distance 0", _normal, 0.0),
