@@ -257,7 +257,12 @@ def test_raflora_carry_equals_the_numbers(case, gain, spread):
     assert rate[TOP] == pytest.approx(wanted, rel=CLOSE)
     assert floors.carry_excess() == 0
     under_zero = closed_form.energy_rate(
-        "raflora", ranks, cohort_size=size, gain_mean=gain, gain_std=spread
+        "raflora",
+        ranks,
+        cohort_size=size,
+        gain_mean=gain,
+        gain_std=spread,
+        empty_partition="zero",
     )
     wanted = evaluate(floors.raflora_rate(), values)
     assert under_zero[TOP] == pytest.approx(wanted, rel=CLOSE)

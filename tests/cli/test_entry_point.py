@@ -59,6 +59,7 @@ def test_verify_one_claim(tmp_path: Path) -> None:
     assert "staircase" in done.stdout
     assert "supported" in done.stdout
     assert files(tmp_path / "results") == {
+        ".fedlora-sim.json",
         "report.json",
         "report.md",
         "data/energies.nc",

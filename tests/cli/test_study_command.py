@@ -113,7 +113,8 @@ def test_a_tiny_study_from_end_to_end(fedlora: Callable, tiny: Path) -> None:
     made = {f"runs/{path.name}" for path in Path("t/runs").iterdir()}
     assert len(made) == RUNS
     figures = {f"figures/study_{n}.{k}" for n in ("curves", "outcomes") for k in ("png", "pdf")}
-    assert files() == {*made, *figures, "data/curves.nc", "study.json", "study.md"}
+    documents = {".fedlora-sim.json", "data/curves.nc", "study.json", "study.md"}
+    assert files() == {*made, *figures, *documents}
     found = report()
     assert [claim["id"] for claim in found["claims"]] == ["collapse", "prevention", "accuracy"]
     assert [claim["id"] for claim in found["left_out"]] == ["robustness"]

@@ -178,7 +178,7 @@ def test_a_driver_that_is_told_to_stop_says_how_to_go_on(
         with driving(grid, out) as other:
             told, _ = other.communicate(timeout=PATIENCE)
             assert other.returncode == 2
-            assert f"no other sweep at work in it (process {child.pid} on" in told
+            assert f"no other process at work there (process {child.pid} on" in told
         child.send_signal(number)
         told, _ = child.communicate(timeout=PATIENCE)
     assert child.returncode == 130, told

@@ -101,7 +101,7 @@ def test_a_broken_file_is_made_again(out: Path, damage: object) -> None:
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(out: Path) -> None:
     swept(SMALL, out)
-    left, other = out / "tasks" / ".abc.host.1.ff.tmp", out / "tasks" / "notes.txt"
+    left, other = out / "tasks" / f".abc.nc.{'0f' * 8}.tmp", out / "tasks" / "notes.txt"
     left.write_text("half")
     other.write_text("mine")
     swept(SMALL, out)
@@ -154,8 +154,8 @@ def test_other_code_is_refused_unless_it_is_asked_for(
     with pytest.raises(KeyboardInterrupt):
         swept(SMALL, out)
     monkeypatch.undo()
-    other = {**manifest._code_versions(), "code": "0123456789ab"}
-    monkeypatch.setattr(manifest, "_code_versions", lambda: other)
+    other = {**manifest.code_versions(), "code": "0123456789ab"}
+    monkeypatch.setattr(manifest, "code_versions", lambda: other)
     with pytest.raises(ValueError, match=r"code='0123456789ab'.*which made 1 tasks.*--mix-code"):
         swept(SMALL, out)
     swept(SMALL, out, mix_code=True)
@@ -166,8 +166,8 @@ def test_other_code_is_refused_unless_it_is_asked_for(
 
 def test_other_libraries_are_refused_by_name(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept(SMALL, out)
-    other = {**manifest._code_versions(), "torch_version": "0.1"}
-    monkeypatch.setattr(manifest, "_code_versions", lambda: other)
+    other = {**manifest.code_versions(), "torch_version": "0.1"}
+    monkeypatch.setattr(manifest, "code_versions", lambda: other)
     with pytest.raises(ValueError, match=r"torch_version='0\.1'.*expected .*which made"):
         swept(SMALL, out)
 

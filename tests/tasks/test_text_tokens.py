@@ -89,7 +89,7 @@ def test_nothing_of_a_write_that_failed_stays(tiny_tokenizer, monkeypatch, cache
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokens, "save_file", full)
+    monkeypatch.setattr(tokens, "write_tensors", full)
     found = tokenize(tiny_tokenizer(), TEXTS, 8)
     assert len(found["input_ids"]) == len(TEXTS)
     assert not kept(cache_folder)

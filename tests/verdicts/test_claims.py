@@ -17,7 +17,7 @@ from analysis.claims import CLAIMS, THEMES, select, theme_of
 from analysis.inference.verdict import Prediction
 from analysis.verify import KINDS, run_claim
 
-SIMULATORS = ("simulate", "simulate_many", "aggregate", "run_spectral", "run_matrix")
+SIMULATORS = ("simulate", "simulate_many", "aggregate", "run_spectral", "run_matrix", "descend")
 # Conjectures that measurement refutes: results, kept as such.
 REFUTED = {
     "review-participation-mean",
