@@ -46,7 +46,7 @@ def test_trained_tensors_are_averaged_by_samples(clients, tmp_path, settings):
     load("bert", tmp_path / "out")
 
 
-@pytest.mark.parametrize("unit", [5e-324, 1.7e308])
+@pytest.mark.parametrize("unit", [5e-324, 5e307])
 def test_sample_counts_are_relative(clients, tmp_path, unit):
     folders = clients("bert", *TRAINED)
     aggregate_adapters(folders, [1, 1, 1], "fedavg", tmp_path / "one")
