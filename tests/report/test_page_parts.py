@@ -22,6 +22,8 @@ from paper_figs.html.trajectories import sweep
 
 # Identities of factors and comparisons on real data, of which no derivation speaks.
 WITHOUT = {
+    "adam-identity",
+    "independent-runs",
     *("canonical-gauge", "adam-floor", "digits-canonical-no-collapse", "digits-accuracy"),
     "digits-accuracy-two-high",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,8 @@ def test_another_process_gives_the_same_bytes(
 def test_a_figure_that_could_not_be_finished_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(figure: Figure, path: Path, **options: object) -> None:
-        Path(path).write_bytes(b"half")
+    def half(figure: Figure, file: BytesIO, **options: object) -> None:
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Figure, "savefig", half)
