@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from simulator_cases import assert_close
 
-from fedlora_sim import Scenario, simulate
+from fedlora_sim import Scenario, simulate, storage
 from fedlora_sim.metrics import effective_rank, energy_ratio
 from fedlora_sim.storage import load_dataset, save_dataset
 
@@ -85,11 +85,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     if existing:
         save_dataset(old, path)
 
-    def half_written(self, target, **options):
-        target.write_bytes(b"half")
+    def half_written(written):
+        written.write_bytes(b"half")
         raise stop
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", half_written)
+    monkeypatch.setattr(storage, "_flush", half_written)
     with pytest.raises(type(stop)):
         save_dataset(simulate(RUN, seed=1), path)
     assert [p.name for p in tmp_path.iterdir()] == (["run.nc"] if existing else [])
@@ -99,13 +99,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
 def test_the_target_is_untouched_until_the_new_file_is_whole(tmp_path, monkeypatch):
     path, seen = tmp_path / "run.nc", []
-    write = xr.Dataset.to_netcdf
+    flush = storage._flush
 
-    def watched(self, target, **options):
-        write(self, target, **options)
-        seen.append(path.exists())
+    def watched(written):
+        flush(written)
+        seen.append((written.is_file(), path.exists()))
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", watched)
+    monkeypatch.setattr(storage, "_flush", watched)
     save_dataset(simulate(RUN), path)
-    assert seen == [False]
+    assert seen == [(True, False), (False, True)]  # the file, then its folder
     assert path.exists()
