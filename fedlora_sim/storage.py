@@ -198,6 +198,8 @@ def remove_stale(folder: Path) -> None:
             continue
         if path.is_dir() and not {entry.name for entry in path.iterdir()} <= {"new", "old"}:
             continue  # not of ours
+        if _is_pending(path):
+            continue  # complete results, which the next command of a `ResultFolder` moves
         held = _lock(path, create=False)
         if held is None:
             continue
@@ -225,7 +227,8 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     """An empty folder `new` in a hidden folder next to `target`, which is removed at the end.
 
     The hidden folder is locked while this process lives. It stays if it holds `old`, what was at
-    `target`, and there is nothing at `target`.
+    `target`, and there is nothing at `target`; and if the marker next to it says that its results
+    are still to be moved.
     """
     work = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     work.mkdir()
@@ -234,10 +237,20 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         (work / "new").mkdir()
         yield work / "new"
     finally:
-        if target.exists() or not (work / "old").exists():
+        is_needed = (work / "old").exists() and not target.exists()
+        if not is_needed and not _is_pending(work):
             shutil.rmtree(work, ignore_errors=True)
         if held is not None:
             os.close(held)
+
+
+def _is_pending(work: Path) -> bool:
+    """Whether the marker of a folder says that results are still to be moved from this one."""
+    try:
+        pending = _read_marker(work.parent).get("pending")
+    except InputError:
+        return True  # a damaged marker: nobody knows
+    return pending is not None and Path(pending["from"]).parts[0] == work.name
 
 
 @contextmanager

@@ -244,7 +244,8 @@ def _flat(state: GlobalUpdate) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _write(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    write_tensors(path, tensors, {**(metadata or {}), CHECKSUM: _checksum(tensors)})
+    more = dict(metadata or {})
+    write_tensors(path, tensors, {**more, CHECKSUM: _checksum(tensors, more)})
 
 
 def _read(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -257,15 +258,16 @@ def _read(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _checksum(tensors) != metadata.get(CHECKSUM):
+        if _checksum(tensors, metadata) != metadata.get(CHECKSUM):
             raise ValueError("its content does not match its checksum")
     except (OSError, SafetensorError, ValueError) as error:
         raise damaged(path, "a complete file of a run", error, remedy) from None
     return tensors, metadata
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    more = {name: value for name, value in metadata.items() if name != CHECKSUM}
+    found = hashlib.sha256(json.dumps(more, sort_keys=True).encode())
     for name, x in sorted(tensors.items()):
         found.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
         found.update(raw_bytes(x))

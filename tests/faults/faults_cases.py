@@ -76,7 +76,7 @@ class Command:
 
 
 SIMULATE = ("simulate", "--ranks", "2x2,4x1", "--rounds", "3", "--out", "x.nc")
-VERIFY = ("verify", "--quick", "--claim", "raflora-flat", "--html", "--out", "v")
+VERIFY = ("verify", "--quick", "--claim", "raflora-flat", "--out", "v")
 AGGREGATE = ("aggregate", "client-0", "client-1", "--out", "out", "--client-folders")
 TRAIN = ("train", "--scenario", "s.toml", "--out", "run")
 SWEEP = ("sweep", "grid.toml", "--out", "sweep", "--task-seconds", "0.001")

@@ -67,8 +67,13 @@ def call(
     context.set_forkserver_preload(["faults_server"])
     mine, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_work, args=(theirs, here, fault, function, arguments))
-    # Without the main module of this process: a child would import all of pytest.
-    with patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+    # Without the main module of this process, or a child would import all of pytest; the server
+    # finds what it imports by PYTHONPATH alone.
+    places = os.pathsep.join(sys.path)
+    with (
+        patch.dict(sys.modules, {"__main__": ModuleType("__main__")}),
+        patch.dict(os.environ, {"PYTHONPATH": places}),
+    ):
         child.start()
     theirs.close()
     try:

@@ -1,11 +1,20 @@
-"""What the server of child processes imports once: all commands; and a small task for `train`."""
+"""What the server of child processes does once: it imports, and runs, every command.
+
+Most of what a command takes is imports, many of them late: children find them done.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from io import StringIO
+from pathlib import Path
 
 import torch
+from faults_cases import COMMANDS, write_inputs
 
 import fedlora_cli.aggregate
 import fedlora_cli.predict
@@ -43,3 +52,18 @@ def small_task() -> Task:
         ("blocks.0.attention.q_proj", "blocks.0.fc1"),
         class_names=tuple("0123456789"),
     )
+
+
+def warm_up() -> None:
+    """Run every command once, in a folder of its own."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+        os.chdir(folder)
+        write_inputs(Path(folder))
+        for one in COMMANDS.values():
+            with redirect_stderr(StringIO()), suppress(SystemExit):
+                command(one.again)
+        os.chdir(before)
+
+
+warm_up()

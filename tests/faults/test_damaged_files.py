@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faults_cases import TRAIN, Prepared, results, succeed, write_inputs
+from faults_child import Fault, run
 from hypothesis_profiles import is_random
 
 from fedlora_sim import Scenario, simulate
@@ -142,3 +145,96 @@ def test_damaged_texts_are_named(kind: str, tmp_path: Path, promise: Promise) ->
         path.write_bytes(content)
         assert_named(path, read)
         count()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs, and a run of `fedlora-sim train`; to be copied."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_inputs(folder)
+    succeed(run(TRAIN, folder))
+    return folder
+
+
+@pytest.fixture
+def here(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "here"))
+
+
+def test_the_remedy_helps(here: Path, promise: Promise) -> None:
+    """A run goes on from the round before, with the same bits."""
+    count = promise(TEXT, "damaged files")
+    wanted = results(here / "run")
+    path = here / "run/rounds/state-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    outcome = run([*TRAIN, "--resume"], here)
+    assert outcome.code == 2
+    assert f"file='{path.relative_to(here)}'" in outcome.err.splitlines()[-1]
+    assert "delete it" in outcome.err
+    path.unlink()
+    succeed(run([*TRAIN, "--resume"], here))
+    assert results(here / "run") == wanted
+    count()
+
+
+def test_a_damaged_piece_of_a_killed_command_is_named(
+    prepared_command: Callable[[str], Prepared], tmp_path: Path, promise: Promise
+) -> None:
+    count, case = promise(TEXT, "damaged files"), prepared_command("simulate")
+    command, step = case.command, 0
+    case.copy(tmp_path)
+    while not list(tmp_path.glob(".x.nc.parts/*/fedavg-*.nc")):
+        run(command.again, tmp_path, Fault(kill=step))
+        step += 1
+    (path,) = tmp_path.glob(".x.nc.parts/*/fedavg-*.nc")
+    path.write_bytes(path.read_bytes()[:-9])
+    outcome = run(command.again, tmp_path)
+    assert outcome.code == 2
+    assert path.name in outcome.err.splitlines()[-1]
+    assert "delete it and run the same command again" in outcome.err
+    path.unlink()
+    succeed(run(command.again, tmp_path))
+    count()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--seed", "1"), "seed"),
+        (("--rule", "fedavg"), "rule"),
+        (("--set", "learning_rate=0.5"), "learning_rate"),
+    ],
+)
+def test_train_does_not_go_on_with_another_run(
+    words: tuple[str, ...], named: str, here: Path, promise: Promise
+) -> None:
+    count = promise(
+        "`train --resume` with other code, scenario, model or data is refused by name.",
+        "other runs",
+    )
+    before = results(here / "run")
+    outcome = run([*TRAIN, "--resume", *words], here)
+    assert outcome.code == 2
+    assert f"fedlora-sim: {named}=" in outcome.err
+    assert results(here / "run") == before
+    count()
+
+
+@pytest.mark.parametrize(
+    "name", ["fedlora_sim_version", "torch_version", "code", "model_content", "data_content"]
+)
+def test_train_names_what_differs_in_a_kept_run(name: str, here: Path, promise: Promise) -> None:
+    """The record says another version, code, model or data than there is now."""
+    count = promise(
+        "`train --resume` with other code, scenario, model or data is refused by name.",
+        "other runs",
+    )
+    path = here / "run/rounds/run.json"
+    described = read_description(path.parent)
+    assert described is not None
+    text = path.read_text("utf-8")
+    path.write_text(text.replace(f'"{described[name]}"', '"of another day"'), "utf-8")
+    outcome = run([*TRAIN, "--resume"], here)
+    assert outcome.code == 2
+    assert f"fedlora-sim: {name}=" in outcome.err
+    count()
