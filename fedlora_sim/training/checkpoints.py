@@ -36,7 +36,7 @@ from fedlora_sim.storage import (
 from fedlora_sim.training.measures import Row
 from fedlora_sim.training.state import GlobalUpdate
 
-RUN_FILE, CHECKSUM = "run.json", "sha256"
+RUN_FILE, CHECKSUM, ENTRY = "run.json", "sha256", "fedlora-sim"
 KEEP = ("all", "last")
 
 KEPT = "rule."
@@ -245,7 +245,9 @@ def _write(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     more = dict(metadata or {})
-    write_tensors(path, tensors, {**more, CHECKSUM: _checksum(tensors, more)})
+    told = {**more, CHECKSUM: _checksum(tensors, more)}
+    # One entry: safetensors writes several in any order, and files would differ from run to run.
+    write_tensors(path, tensors, {ENTRY: json.dumps(told, sort_keys=True)})
 
 
 def _read(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -256,11 +258,11 @@ def _read(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
+            metadata = dict(json.loads((file.metadata() or {})[ENTRY]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if _checksum(tensors, metadata) != metadata.get(CHECKSUM):
             raise ValueError("its content does not match its checksum")
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise damaged(path, "a complete file of a run", error, remedy) from None
     return tensors, metadata
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+from pathlib import Path
 
 import pytest
 import xarray as xr
 
 from fedlora_sim import Scenario, simulate, storage
-from fedlora_sim.storage import RunStore, write_text
+from fedlora_sim.storage import ResultFolder, RunStore, write_text
 
 CONFIGURATION = {"ranks": [2, 3], "seed": 1, "nested": {"b": 1, "a": None}}
+RESULTS = ("report.md", "report.json", "data/a.nc")
 DATASET = simulate(Scenario("2x2", rounds=2), seed=3)
 
 
@@ -117,3 +120,37 @@ def test_the_fingerprint_is_that_of_the_sources(tmp_path):
     assert before == storage.source_fingerprint(tmp_path)
     (tmp_path / "a.py").write_text("x = 2")
     assert before != storage.source_fingerprint(tmp_path)
+
+
+def write_results(folder, number):
+    """What a command does with three results."""
+    results = ResultFolder(folder, "test", force=False)
+    with results.only_writer():
+        results.check(RESULTS)
+        with results.replace() as new:
+            for name in RESULTS:
+                write_text(new / name, f"{name} {number}")
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_results_that_count_already_survive_a_disk_that_runs_full(tmp_path, step, monkeypatch):
+    """At every move of a file, also after the marker names the new results."""
+    write_results(tmp_path, 0)
+    (tmp_path / "mine.txt").write_text("mine")
+    done, replace = [], Path.replace
+
+    def full(self, target):
+        done.append(target)
+        if len(done) >= step:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_results(tmp_path, 1)
+    storage.remove_stale(tmp_path)  # by another command in the same folder
+    write_results(tmp_path, 2)
+    found = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {tmp_path / name for name in (*RESULTS, "mine.txt", storage.MARKER)}
+    assert all((tmp_path / name).read_text() == f"{name} 2" for name in RESULTS)
