@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from faults_cases import COMMANDS, write_inputs
+from matplotlib.figure import Figure
 
 import fedlora_cli.aggregate
 import fedlora_cli.predict
@@ -24,19 +25,29 @@ import fedlora_cli.train
 import fedlora_cli.verify  # noqa: F401
 from fedlora_cli.main import main
 from fedlora_sim.devices import DTYPES
+from fedlora_sim.storage import digest
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.tasks.transformer import TinyTransformer
 from fedlora_sim.training import rounds
+from paper_figs import style
 
 
 def command(words: Sequence[str]) -> None:
     """Run `fedlora-sim` with these words in this process, on one thread."""
     torch.set_num_threads(1)
     task = small_task()
+    style.image = picture
     rounds.load_task = lambda s: task.to(torch.device("cpu"), DTYPES[str(s.dtype)])
     sys.argv = ["fedlora-sim", *words]
     main()
+
+
+def picture(figure: Figure, kind: str, *, close: bool = True) -> memoryview:
+    """In place of a picture, whose drawing takes seconds: its numbers, as large as a picture."""
+    lines = [line.get_xydata().tolist() for axes in figure.axes for line in axes.lines]
+    told = f"{kind} {digest(repr(lines).encode())}".encode()
+    return memoryview(told.ljust(20_000))
 
 
 def small_task() -> Task:
