@@ -502,10 +502,9 @@ class ResultFolder:
         Raises:
             InputError: naming the first such file.
         """
-        listed = self.files()
-        older = [n for n, own in listed.items() if own["command"] == self.command]
+        older = [n for n, own in self.files().items() if own["command"] == self.command]
         for name in dict.fromkeys((*names, *(older if drop_older else ()))):
-            self._check_one(name, listed)
+            self._check_one(name)
 
     @contextmanager
     def replace(self, *, drop_older: bool = True) -> Iterator[Path]:
@@ -540,8 +539,11 @@ class ResultFolder:
             write_text(new / name, text)
         return self.folder / name
 
-    def _check_one(self, name: str, listed: Mapping[str, Mapping[str, str]]) -> None:
-        path = self.folder / name
+    def _check_one(self, name: str) -> None:
+        path, content = self.folder / name, _read_marker(self.folder)
+        # Of results that are still to be moved some may be in place already.
+        lists = (content.get("files", {}), (content.get("pending") or {}).get("files", {}))
+        known = [listed[name]["sha256"] for listed in lists if name in listed]
         for parent in path.relative_to(self.folder).parents:
             place = self.folder / parent
             is_folder = place.is_dir() and not place.is_symlink()
@@ -549,9 +551,12 @@ class ResultFolder:
                 raise self._refusal(f"{parent} is not a folder of results")
         if not path.exists() and not path.is_symlink():
             return
-        if path.is_symlink() or not path.is_file() or name not in listed:
+        is_file = path.is_file() and not path.is_symlink()
+        if is_file and file_digest(path) in known:
+            return
+        if not is_file or name not in lists[0]:
             raise self._refusal(f"fedlora-sim did not write {name} there: move it away")
-        if not self.force and file_digest(path) != listed[name]["sha256"]:
+        if not self.force:
             remedy = "move it away" if self.force is None else "move it away, or --force"
             raise self._refusal(f"{name} was changed since it was written: {remedy}")
 
@@ -565,6 +570,8 @@ class ResultFolder:
         if pending is None:
             return
         new = self.folder / pending["from"]
+        for name in (*pending["files"], *pending["drop"]):
+            self._check_one(name)  # again: it may have come into being, or changed, meanwhile
         for name in pending["files"]:
             if (new / name).exists():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)

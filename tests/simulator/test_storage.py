@@ -154,3 +154,39 @@ def test_results_that_count_already_survive_a_disk_that_runs_full(tmp_path, step
     found = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {tmp_path / name for name in (*RESULTS, "mine.txt", storage.MARKER)}
     assert all((tmp_path / name).read_text() == f"{name} 2" for name in RESULTS)
+
+
+def stopped(folder, monkeypatch):
+    """A folder whose new results count, and of which one alone is in place."""
+    write_results(folder, 0)
+    done, replace = [], Path.replace
+
+    def full(self, target):
+        done.append(target)
+        if len(done) > 5:  # three results, the marker, and the first move
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_results(folder, 1)
+
+
+def test_a_check_knows_results_that_are_half_in_place(tmp_path, monkeypatch):
+    stopped(tmp_path, monkeypatch)
+    texts = {(tmp_path / name).read_text().split()[1] for name in RESULTS}
+    assert texts == {"0", "1"}
+    ResultFolder(tmp_path, "test", force=False).check(RESULTS)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_file_that_came_into_being_meanwhile_is_not_moved_over(tmp_path, name, monkeypatch):
+    stopped(tmp_path, monkeypatch)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} was changed since it was written"):
+        write_results(tmp_path, 2)
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / name).unlink()
+    write_results(tmp_path, 2)
+    assert all((tmp_path / name).read_text() == f"{name} 2" for name in RESULTS)
