@@ -198,6 +198,7 @@ figure = collapse.draw(report)
 #
 # Some servers keep something from round to round. What `step` returns beside the result is handed
 # to it in the next round. Here is server momentum: a velocity that the global update moves on with.
+# A rule whose earlier rounds matter declares `stateless=False`.
 
 
 # %%
@@ -205,7 +206,9 @@ class Momentum:
     """FedAvg with server momentum."""
 
     name, source = "momentum_lesson", "FedAvgM, arXiv 1909.06335, Sec. 4.3"
-    properties = Properties(linear=True, transpose=True, gauge="full", low_rank_client="dilutes")
+    properties = Properties(
+        stateless=False, linear=True, transpose=True, gauge="full", low_rank_client="dilutes"
+    )
 
     def step(self, updates, weights, context, state):
         """One round: the velocity gains the step that FedAvg would make."""

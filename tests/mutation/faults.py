@@ -703,7 +703,7 @@ FAULTS = (
     Fault(
         "a state file's content is not held against its checksum",
         "fedlora_sim/training/checkpoints.py",
-        "if _checksum(tensors) != metadata.get(CHECKSUM):",
+        "if _checksum(tensors, metadata) != metadata.get(CHECKSUM):",
         "if CHECKSUM not in metadata:",
         ("tests/faults/test_damaged_files.py", "-k", "damaged_files_are_named"),
         "test_damaged_files_are_named",
