@@ -39,7 +39,7 @@ class Context:
     device: str = "auto"
     on_progress: Callable[[float], object] = lambda runs: None
     store: RunStore | None = None
-    _runs: dict[str, xr.Dataset] = field(default_factory=dict, repr=False)
+    _runs: dict[str, xr.Dataset] = field(default_factory=dict, init=False, repr=False)
 
     def run_once(self, label: str, simulate: Callable[[], xr.Dataset]) -> xr.Dataset:
         """A run that several claims share: from memory, else from the store, else simulated."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
-from joblib import cpu_count
+from joblib import Parallel, cpu_count, delayed
 
 from analysis.claim import Claim, Context, Control
 from analysis.claims import CLAIMS, theme_of
@@ -23,6 +24,7 @@ from analysis.inference.verdict import Prediction, Verdict, judge, judge_near_co
 from analysis.report import WANTED
 from fedlora_sim import Scenario
 from fedlora_sim.version import versions
+from fedlora_sim.workers import serve
 
 Record = dict[str, Any]
 KINDS = ("theorem", "conjecture")
@@ -220,6 +222,34 @@ def claim_record(claim: Claim, context: Context) -> Record:
         if context.store:
             context.store.put_record(claim.id, record)
     return record
+
+
+def claim_records(
+    claims: Sequence[Claim], context: Context, processes: int = 1
+) -> Iterator[Record]:
+    """Judge claims and yield their entries, each as soon as it is there.
+
+    Args:
+        claims: what is claimed.
+        context: seed, effort and device. Its store, if any, keeps every entry at once.
+        processes: claims judged at a time, each on one thread of a process of its own; 1 judges
+            them here, in order. The entries are the same.
+    """
+    if processes == 1:
+        yield from (claim_record(claim, context) for claim in claims)
+        return
+    apart = replace(context, on_progress=lambda runs: None)
+    records = Parallel(n_jobs=processes, return_as="generator_unordered")(
+        delayed(_record_apart)(claim, apart, os.getpid()) for claim in claims
+    )
+    for record in records:
+        context.on_progress(record["runs"])
+        yield record
+
+
+def _record_apart(claim: Claim, context: Context, owner: int) -> Record:
+    serve(owner)
+    return claim_record(claim, context)
 
 
 def assemble(records: Sequence[Record], context: Context) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ from analysis.report import (
     worst,
 )
 from analysis.run_ahead import run_ahead, workers
-from analysis.verify import assemble, claim_record, finite_or_none, holds
+from analysis.verify import assemble, claim_records, finite_or_none, holds
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
 from fedlora_cli.tables import wide_console
@@ -55,6 +55,8 @@ WRITTEN = (
     *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
 )
 """All that a verification may write."""
+CLAIMS_EACH = 4
+"""Fewer claims than that are judged sooner than a process has started."""
 COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 
@@ -102,7 +104,8 @@ def verify(
 
 
 def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]:
-    records, data = [], out / "data"
+    found, data = {}, out / "data"
+    at_once = workers(context.device)
     with (
         tqdm(total=len(claims), unit="claim", disable=None, position=0) as done,
         tqdm(unit="run", unit_scale=True, disable=None, position=1, leave=False) as runs,
@@ -110,14 +113,15 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
         context.on_progress = runs.update
         if any(claim in digits.CLAIMS for claim in claims):
             done.set_description("fine-tuning on digits")
-            run_ahead(digits.first_look(context), context, workers(context.device))
-        for claim in claims:
-            done.set_description(claim.id)
-            records.append(claim_record(claim, context))
+            run_ahead(digits.first_look(context), context, at_once)
+        done.set_description("claims")
+        for record in _judged(claims, context, at_once):
+            found[record["id"]] = record
             done.update()
             if done.disable:  # no terminal: a line per claim instead of a bar
-                verdict, seconds = records[-1]["verdict"], records[-1]["seconds"]
-                print(f"{claim.id}: {verdict} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+                line = f"{record['id']}: {record['verdict']} ({record['seconds']:.1f} s)"
+                print(line, file=sys.stderr, flush=True)
+        records = [found[claim.id] for claim in claims]
         report = assemble(records, context)
         for exhibit in EXHIBITS:
             if exhibit.belongs_to(claims):
@@ -134,6 +138,14 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
     matplotlib.use("Agg")
     draw_all(report, data, out / "figures")
     return report
+
+
+def _judged(claims: Sequence[Claim], context: Context, at_once: int) -> Iterator[dict[str, Any]]:
+    here = [claim for claim in claims if claim in digits.CLAIMS]  # where the runs they share are
+    others = [claim for claim in claims if claim not in here]
+    processes = max(1, min(at_once, len(others) // CLAIMS_EACH))
+    yield from claim_records(others, context, processes)
+    yield from claim_records(here, context)
 
 
 def _write(report: dict[str, Any], out: Path, html: bool) -> None:

@@ -53,7 +53,8 @@ CLAIMS: tuple[Claim, ...] = tuple(claim for claims in THEMES.values() for claim 
 
 def theme_of(claim: Claim) -> str:
     """The theme that a claim stands in."""
-    return next((name for name, claims in THEMES.items() if claim in claims), "")
+    themes = (name for name, claims in THEMES.items() if claim.id in {c.id for c in claims})
+    return next(themes, "")
 
 
 def select(ids: Sequence[str] | None, quick: bool = False) -> tuple[Claim, ...]:

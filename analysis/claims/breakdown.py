@@ -319,6 +319,7 @@ CLAIMS = (
         assumptions=f"full participation, quadratic loss, {ADAM_STEPS} steps of Adam a round, "
         "common target",
         kind="conjecture",
+        in_quick=False,
         positive=Control(
             f"{PLAIN_STEPS} plain steps in place of Adam's",
             experiment=partial(deviation, "adam", range(USUAL, len(TIMES)), plain=True),

@@ -255,7 +255,7 @@ def _critical_claim(rule: str) -> Claim:
             experiment=critical_slope(rule, 1.0, CRITICAL_LARGER),
         ),
         scenario=partial(critical, 1.0, rule),
-        in_quick=rule != "zero_pad",
+        in_quick=False,
         **{**_COMMON, "assumptions": assumptions, "wide_because": CRITICAL_DISCRETE},
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import analysis.verify as verification
 import fedlora_cli.verify as command
 from analysis.claim import Claim, Context, Control
 from analysis.claims import CLAIMS, digits
@@ -74,6 +75,7 @@ def small_house(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "select", select)
     monkeypatch.setattr(command, "draw_all", lambda report, data, out: [])
     monkeypatch.setattr(command, "run_ahead", lambda jobs, context, processes: None)
+    monkeypatch.setattr(command, "workers", lambda device: 1)
     small = energies.ENERGIES.replace(ranks="1,2,3", rounds=2, d_in=6, d_out=5)
     monkeypatch.setattr(energies, "ENERGIES", small)
 
@@ -229,7 +231,7 @@ def test_digits_are_tabled_and_can_be_drawn(fedlora: Callable, digits_ids: list[
 def test_an_interrupted_digits_run_reports_on_as_many_runs(
     fedlora: Callable, digits_ids: list[str], monkeypatch: pytest.MonkeyPatch, finished: int
 ) -> None:
-    measure, left = command.claim_record, iter(range(finished))
+    measure, left = verification.claim_record, iter(range(finished))
 
     def stop_later(made: Claim, context: Context) -> dict:
         if next(left, None) is None:
@@ -240,7 +242,7 @@ def test_an_interrupted_digits_run_reports_on_as_many_runs(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "claim_record", stop_later)
+        patch.setattr(verification, "claim_record", stop_later)
         patch.setattr(command, "EXHIBITS", [Exhibit("energies", stop)])
         assert verify_digits(fedlora, digits_ids).code == 130
     again = verify_digits(fedlora, digits_ids)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from analysis.claim import Claim, Context, Control, Experiment
-from analysis.claims import CLAIMS
+from analysis.claims import CLAIMS, select
 from analysis.inference import (
     FAMILY_ERROR,
     Measurement,
@@ -25,6 +25,7 @@ from analysis.verify import (
     LIBRARIES,
     assemble,
     claim_record,
+    claim_records,
     environment,
     family_size,
     holds,
@@ -332,6 +333,20 @@ def test_a_stored_record_is_not_measured_again(tmp_path: Path) -> None:
         raise AssertionError("measured again")
 
     assert claim_record(replace(TOY, experiment=refuse), context) == json.loads(json.dumps(record))
+
+
+@pytest.mark.slow
+def test_other_processes_give_the_same_records(tmp_path: Path) -> None:
+    chosen = select(["staircase", "cohort-rate", "flow-rate-above-raflora"])
+    done: list[float] = []
+    kept = Context(quick=True, store=RunStore(tmp_path / "store", {"seed": 0}))
+    kept.on_progress = done.append
+    apart = {record["id"]: record for record in claim_records(chosen, kept, processes=2)}
+    assert done == [record["runs"] for record in apart.values()]
+    for record in claim_records(chosen, Context(quick=True)):
+        stored = kept.store.get_record(record["id"])
+        assert stored == apart[record["id"]]
+        assert {**stored, "seconds": 0} == {**record, "seconds": 0}
 
 
 def claims(*pairs: tuple[str, str]) -> dict[str, object]:
