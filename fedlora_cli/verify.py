@@ -47,7 +47,7 @@ from paper_figs import draw_all
 from paper_figs.html.render import render
 from paper_figs.verification import FROM_DATA
 
-QUICK_HELP = "under 90 s: fewer claims, fewer runs, shorter training"
+QUICK_HELP = "about 3 minutes on 2 cores: fewer claims, fewer runs, shorter training"
 FIGURES = (*FROM_DATA, "rates", "floors")
 WRITTEN = (
     *("report.md", "report.html", "report.json", "data/digits.nc"),

@@ -167,6 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="All derivations as LaTeX.")
     parser.add_argument("--out", type=Path, help="file to write; standard output when not given")
     out = parser.parse_args(arguments).out
+    if out is not None and out.exists():
+        parser.error(f"--out={out}: expected a new file")
     text = appendix()
     if out is None:
         print(text, end="")

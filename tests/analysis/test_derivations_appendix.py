@@ -133,6 +133,8 @@ def test_module_prints_or_writes(tmp_path, capsys):
     assert capsys.readouterr().out == text()
     appendix.main(["--out", str(tmp_path / "appendix.tex")])
     assert (tmp_path / "appendix.tex").read_text() == text()
+    with pytest.raises(SystemExit):
+        appendix.main(["--out", str(tmp_path / "appendix.tex")])
 
 
 def test_results_are_remembered():

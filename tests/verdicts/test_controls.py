@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +13,12 @@ import pytest
 from analysis.claim import NEAR, Claim, Control
 from analysis.claims import CLAIMS, select
 from analysis.inference import Prediction, every_run, median_interval
+from analysis.inference.intervals import MEAN_RUNS
 from analysis.inference.thresholds import bracketed
 
 # The widest margins: of means and other statistics over runs, and of what holds in every run.
 STATISTIC, EXACT = 0.05, 1e-9
-# Runs from which an estimator may rest on the central limit theorem.
-MANY_RUNS = 30
+RECORDED = Path(__file__).parents[2] / "results/recorded/report.json"
 every_claim = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 
 
@@ -69,12 +71,21 @@ def test_what_may_fall_has_a_positive_control_if_it_falls(claim: Claim) -> None:
     assert claim.positive is None or claim.kind == "conjecture"
 
 
+def test_every_refuted_conjecture_has_a_supported_positive_control() -> None:
+    report = json.loads(RECORDED.read_text(encoding="utf-8"))
+    refuted = [c for c in report["claims"] if c["verdict"] == "refuted"]
+    assert refuted
+    for claim in refuted:
+        assert claim["kind"] == "conjecture"
+        assert claim["positive_control"]["verdict"] == "supported", claim["id"]
+
+
 @every_claim
 def test_few_runs_are_judged_without_a_normal_law(claim: Claim) -> None:
     free = claim.estimator in (every_run, median_interval, bracketed)
     series = claim.estimator.__qualname__.startswith("stationary_mean")
     for quick in (False, True):
-        assert free or series or claim.runs(quick)[0] >= MANY_RUNS
+        assert free or series or claim.runs(quick)[0] >= MEAN_RUNS
 
 
 def widened(prediction: Prediction, factor: float) -> Prediction:
