@@ -12,8 +12,7 @@ from joblib import Parallel, cpu_count, delayed
 
 from analysis.claim import Context
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.devices import resolve_device
-from fedlora_sim.workers import serve
+from fedlora_sim.runtime import resolve_device, serve
 
 MOST_WORKERS = 8
 """A worker holds a model and its libraries: about half a gigabyte."""

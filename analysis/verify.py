@@ -23,8 +23,8 @@ from analysis.inference.sequential import measure_until_decided, number_of_looks
 from analysis.inference.verdict import Prediction, Verdict, judge, judge_near_control
 from analysis.report import WANTED
 from fedlora_sim import Scenario
+from fedlora_sim.runtime import serve
 from fedlora_sim.version import versions
-from fedlora_sim.workers import serve
 
 Record = dict[str, Any]
 KINDS = ("theorem", "conjecture")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.training_lanes import Case, make_case
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 from fedlora_sim.tasks import Examples, Task
 from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.targets import resolve_targets, usual_targets

@@ -15,7 +15,7 @@ from fedlora_sim.conformance import CHECKS, CheckResult, check_aggregator
 from fedlora_sim.conformance.report import Report, failure, summary, table, to_json
 from fedlora_sim.conformance.suite import check_examples, check_named
 from fedlora_sim.errors import check_seed
-from fedlora_sim.threads import one_thread
+from fedlora_sim.runtime import one_thread
 
 FAILED = 1
 

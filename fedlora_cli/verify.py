@@ -33,8 +33,8 @@ from analysis.verify import assemble, claim_records, finite_or_none, holds
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
 from fedlora_cli.tables import wide_console
-from fedlora_sim.devices import resolve_device
 from fedlora_sim.errors import expected
+from fedlora_sim.runtime import resolve_device
 from fedlora_sim.storage import (
     ResultFolder,
     RunStore,

@@ -1,6 +1,6 @@
 from .aggregation import aggregate as aggregate
 from .aggregation import rule_names as rule_names
-from .factors import LoRAFactors as LoRAFactors
+from .lora import LoRAFactors as LoRAFactors
 from .federation import Federation as Federation
 from .federation import parse_ranks as parse_ranks
 from .scenario import Scenario as Scenario

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fedlora_sim.errors import check_choice, check_numbers, check_positive_int, expected
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
 
 

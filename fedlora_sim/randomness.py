@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 
 def stream(seed: int, *purpose: str | int) -> np.random.Generator:
@@ -23,3 +26,21 @@ def stream(seed: int, *purpose: str | int) -> np.random.Generator:
     words = [zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in purpose]
     # The count keeps ("a",) apart from ("a", 0): a seed sequence takes no note of trailing zeros.
     return np.random.default_rng(np.random.SeedSequence([int(seed), len(words), *words]))
+
+
+# Draws of libraries that know torch's global generator only
+
+
+@contextmanager
+def library_draws(seed: int) -> Iterator[None]:
+    """Run the block with torch's global CPU generator at a seed, then leave it as it was.
+
+    The block depends on the seed alone, and the caller's own draws do not notice it. Generators of
+    accelerators are neither used nor touched: models are made on the CPU.
+
+    Args:
+        seed: non-negative integer below 2**63.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import hypothesis_profiles
 import pytest
 
-from fedlora_sim import threads
+from fedlora_sim import runtime
 
 hypothesis_profiles.load()
 
@@ -15,5 +15,5 @@ hypothesis_profiles.load()
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Torch on one thread, as in a run: sums in the same order, whatever the machine."""
-    with threads.one_thread():
+    with runtime.one_thread():
         yield

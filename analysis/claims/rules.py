@@ -16,8 +16,8 @@ from analysis.inference.intervals import every_run
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Federation, LoRAFactors, aggregate
 from fedlora_sim.aggregation import AggregationRule, get_rule
-from fedlora_sim.devices import resolve_device
 from fedlora_sim.randomness import stream
+from fedlora_sim.runtime import resolve_device
 
 Array = NDArray[np.float64]
 

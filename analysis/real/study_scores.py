@@ -16,7 +16,7 @@ from analysis.real.failures import failures, summarise
 from analysis.real.scoring import predict_every_rule, score
 from analysis.real.study import MIXED, Study
 from analysis.real.updates import by_partition
-from fedlora_sim.threads import one_thread
+from fedlora_sim.runtime import one_thread
 
 OWN, CALIBRATING = "own", "fedavg"
 FIRST_UPDATE = 2  # the first round starts from nothing and tells nothing of gains

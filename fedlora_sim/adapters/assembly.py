@@ -15,7 +15,7 @@ from fedlora_sim.adapters.reading import AdapterFolder
 from fedlora_sim.adapters.restart import restarted
 from fedlora_sim.adapters.writing import AdapterContent
 from fedlora_sim.errors import expected
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
 
 # What the base correction's folder must not promise: it holds LoRA factors and nothing else.

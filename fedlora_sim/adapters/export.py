@@ -24,11 +24,11 @@ from fedlora_sim.adapters.task_content import (
 from fedlora_sim.adapters.writing import AdapterContent, check_output, write_adapters
 from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.errors import expected
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.runtime import torch_threads
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.storage import only_writer
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.threads import torch_threads
 from fedlora_sim.tolerances import relative
 from fedlora_sim.training.checkpoints import (
     GIVEN_TASK,

@@ -34,7 +34,6 @@ from fedlora_sim.adapters.reading import AdapterFolder
 from fedlora_sim.adapters.restart import restarted
 from fedlora_sim.adapters.writing import AdapterContent, check_output, write_adapters
 from fedlora_sim.aggregation import get_rule
-from fedlora_sim.devices import resolve_device
 from fedlora_sim.errors import (
     check_choice,
     check_positive_int,
@@ -42,8 +41,9 @@ from fedlora_sim.errors import (
     check_sequence,
     expected,
 )
-from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
+from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.runtime import resolve_device
 from fedlora_sim.storage import only_writer
 
 

@@ -17,7 +17,7 @@ import torch
 from fedlora_sim.adapters.reading import AdapterFolder
 from fedlora_sim.aggregation import Aggregated, aggregate, get_rule
 from fedlora_sim.errors import InputError, expected
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import compute_dtype
 from fedlora_sim.metrics import energy_ratio
 

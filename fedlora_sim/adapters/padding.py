@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import pad_last
 
 

@@ -23,7 +23,7 @@ from fedlora_sim.adapters.config import AdapterConfig, check_no_pointer, read_co
 from fedlora_sim.adapters.matching import check_time
 from fedlora_sim.adapters.padding import wide_factors
 from fedlora_sim.errors import expected
-from fedlora_sim.factors import LoRAFactors, check_tensor_finite
+from fedlora_sim.lora import LoRAFactors, check_tensor_finite
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")

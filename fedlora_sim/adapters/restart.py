@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedlora_sim.adapters.reading import AdapterFolder, Layer
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import pad_last
 from fedlora_sim.randomness import stream
 from fedlora_sim.tolerances import relative

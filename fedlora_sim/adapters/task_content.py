@@ -13,7 +13,7 @@ from fedlora_sim.adapters.padding import resized
 from fedlora_sim.adapters.reading import PREFIX
 from fedlora_sim.adapters.writing import AdapterContent
 from fedlora_sim.errors import expected
-from fedlora_sim.factors import LoRAFactors, from_svd
+from fedlora_sim.lora import LoRAFactors, from_svd
 from fedlora_sim.lowrank import sign_fixed_svd
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.objectives import Classification

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedlora_sim.aggregation.cohort import Cohort
 from fedlora_sim.errors import expected
-from fedlora_sim.factors import LoRAFactors, best_factors
+from fedlora_sim.lora import LoRAFactors, best_factors
 from fedlora_sim.lowrank import LowRankProduct
 
 

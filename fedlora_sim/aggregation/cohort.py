@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedlora_sim.factors import LoRAFactors
-from fedlora_sim.lazy import LazySequence
-from fedlora_sim.lowrank import LowRankProduct, compute_dtype, is_safe, times_power
+from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.lowrank import LazySequence, LowRankProduct, compute_dtype, is_safe, times_power
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from fedlora_sim.aggregation.registry import register
 from fedlora_sim.aggregation.rule import Space
 from fedlora_sim.aggregation.weights import DataWeightedRule
 from fedlora_sim.errors import check_positive_int
-from fedlora_sim.factors import best_factors
+from fedlora_sim.lora import best_factors
 from fedlora_sim.lowrank import LowRankProduct
 
 

@@ -25,7 +25,7 @@ from fedlora_sim.aggregation.result import Aggregated
 from fedlora_sim.aggregation.rule import Finish, Space
 from fedlora_sim.aggregation.weights import DataWeightedRule
 from fedlora_sim.errors import expected
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct, largest
 from fedlora_sim.tolerances import relative
 

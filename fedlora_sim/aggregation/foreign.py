@@ -18,7 +18,7 @@ from fedlora_sim.aggregation.protocol import NO_STATE, Aggregator, Context, Stat
 from fedlora_sim.aggregation.result import Aggregated
 from fedlora_sim.aggregation.rule import AggregationRule, Finish, Space
 from fedlora_sim.errors import check_choice, expected
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct, pad_last
 
 Index = tuple[int, ...]

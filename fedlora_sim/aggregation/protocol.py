@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedlora_sim.aggregation.properties import Properties
 from fedlora_sim.aggregation.result import Aggregated
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 
 State = Mapping[str, Tensor]
 """What a rule keeps from round to round, by name; a name has no `/`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedlora_sim.errors import check_positive_int, expected
-from fedlora_sim.factors import LoRAFactors, best_factors
+from fedlora_sim.lora import LoRAFactors, best_factors
 from fedlora_sim.lowrank import LowRankProduct, pad_last
 
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from fedlora_sim.aggregation.cohort import Cohort
 from fedlora_sim.aggregation.result import Aggregated
 from fedlora_sim.errors import check_choice, check_positive_int, check_sequence, expected
-from fedlora_sim.factors import LoRAFactors, check_tensor_finite
 from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
-from fedlora_sim.lazy import LazySequence
-from fedlora_sim.lowrank import compute_dtype
+from fedlora_sim.lora import LoRAFactors, check_tensor_finite
+from fedlora_sim.lowrank import LazySequence, compute_dtype
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from fedlora_sim.aggregation.protocol import NO_STATE, Context, State
 from fedlora_sim.aggregation.result import Aggregated
 from fedlora_sim.aggregation.round import check_result, check_round
 from fedlora_sim.errors import expected
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
 
 Space = Literal["product", "factor", "none"]

@@ -12,7 +12,7 @@ from fedlora_sim.aggregation.result import Aggregated
 from fedlora_sim.aggregation.round import check_result, check_round
 from fedlora_sim.aggregation.rule import AggregationRule
 from fedlora_sim.errors import check_finite, check_positive_int, expected
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 
 
 @torch.no_grad()

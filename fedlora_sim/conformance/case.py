@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedlora_sim.aggregation import NO_STATE, Aggregated, Aggregator, Context, State
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 
 Change = Callable[[LoRAFactors], LoRAFactors]
 

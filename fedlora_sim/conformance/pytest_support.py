@@ -14,7 +14,7 @@ from fedlora_sim.conformance.report import failure
 from fedlora_sim.conformance.result import CheckResult
 from fedlora_sim.conformance.suite import check_examples, run_check
 from fedlora_sim.errors import check_positive_int, check_seed, expected
-from fedlora_sim.threads import one_thread
+from fedlora_sim.runtime import one_thread
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.conformance.case import EARLIER, Case
 from fedlora_sim.conformance.result import CheckResult, Status
 from fedlora_sim.errors import InputError
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 
 WORDS: dict[Status, str] = {
     "passed": "passed",

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedlora_sim.aggregation import Properties
 from fedlora_sim.conformance.case import Case
 from fedlora_sim.conformance.spectra import lie_apart
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 
 UNIT, STEPS = 4, 8
 """Entries of factors are whole multiples of 1/4 up to 2: short to paste, exact in every dtype."""

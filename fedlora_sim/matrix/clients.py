@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedlora_sim.allocation import carried_directions
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 
 
 def split_directions(

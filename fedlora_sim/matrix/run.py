@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule, Cohort, State
 from fedlora_sim.allocation import carried_directions, leading_directions
-from fedlora_sim.devices import DTYPES, leaves_range, resolve_device
 from fedlora_sim.draws import (
     allocation_scores,
     basis_rotation,
@@ -22,13 +21,13 @@ from fedlora_sim.draws import (
     subspace_mixing,
 )
 from fedlora_sim.errors import InputError, expected
-from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import cohort_slots
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.matrix.clients import local_factors, split_directions
 from fedlora_sim.matrix.descent import Targets, descend
 from fedlora_sim.metrics import projected_amplitudes
+from fedlora_sim.runtime import DTYPES, leaves_range, one_thread, resolve_device
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.threads import one_thread
 
 # Numbers held at once by the largest arrays of a batch: 40 MB in float64.
 BATCH_ELEMENTS = 5_000_000

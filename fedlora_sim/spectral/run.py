@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule
-from fedlora_sim.devices import DTYPES, leaves_range, resolve_device
 from fedlora_sim.draws import client_draws, client_targets
 from fedlora_sim.randomness import stream
+from fedlora_sim.runtime import DTYPES, leaves_range, resolve_device
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.spectral.clients import AffineClients, FittingClients, Local, run_clients
 from fedlora_sim.spectral.cohorts import Cohorts, draw

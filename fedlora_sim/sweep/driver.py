@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora_sim.devices import DTYPES, resolve_device
 from fedlora_sim.errors import InputError, check_count, check_positive, expected
+from fedlora_sim.runtime import DTYPES, resolve_device
 from fedlora_sim.storage import only_writer, remove_stale
 from fedlora_sim.sweep.axes import described
 from fedlora_sim.sweep.cluster import (

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedlora_sim.runtime import blas_threads, one_thread
 from fedlora_sim.sweep.driver import Engine, check_tasks
 from fedlora_sim.sweep.grid import Grid, Point, read_grid
 from fedlora_sim.sweep.manifest import updated_manifest
 from fedlora_sim.sweep.plan import TASK_SECONDS, Part, Task
 from fedlora_sim.sweep.store import is_valid
 from fedlora_sim.sweep.work import task_dataset
-from fedlora_sim.threads import blas_threads, one_thread
 
 PROBE_SECONDS = 1.0
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from joblib import Parallel, delayed
 
+from fedlora_sim.runtime import serve
 from fedlora_sim.sweep.manifest import versions_of
 from fedlora_sim.sweep.plan import Task
 from fedlora_sim.sweep.work import Outcome, Progress, do_task, use_one_thread
-from fedlora_sim.workers import serve
 
 MOST_BREAKS = 3
 """Times in a row that workers may be killed with no task finished between."""

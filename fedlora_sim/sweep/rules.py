@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.aggregation.registry import ENTRY_POINTS
 from fedlora_sim.errors import expected
-from fedlora_sim.rule_code import rule_class, rule_code
+from fedlora_sim.storage import rule_class, rule_code
 
 
 @cache

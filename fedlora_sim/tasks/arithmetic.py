@@ -16,15 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from fedlora_sim.errors import expected
-from fedlora_sim.library_draws import library_draws
-from fedlora_sim.randomness import stream
+from fedlora_sim.randomness import library_draws, stream
+from fedlora_sim.runtime import one_thread
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.objectives import IGNORED, Completion
 from fedlora_sim.tasks.options import TaskOptions
 from fedlora_sim.tasks.pretrained import INSTALL
 from fedlora_sim.tasks.targets import resolve_targets
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.threads import one_thread
 
 if TYPE_CHECKING:  # takes seconds to import, and is needed by none of the other tasks
     from transformers import LlamaForCausalLM

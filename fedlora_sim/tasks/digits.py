@@ -19,13 +19,13 @@ from torch.nn import functional
 
 from fedlora_sim.errors import check_choice, check_finite, expected
 from fedlora_sim.randomness import stream
+from fedlora_sim.runtime import one_thread
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.options import TaskOptions
 from fedlora_sim.tasks.subsets import stratified_sample
 from fedlora_sim.tasks.targets import resolve_targets
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.tasks.transformer import IMAGE_SIDE, TinyTransformer
-from fedlora_sim.threads import one_thread
 
 SHIFTS = ("rotated", "unseen")
 NUM_LAYERS = 2

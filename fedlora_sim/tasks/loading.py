@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from fedlora_sim.devices import DTYPES, resolve_device
+from fedlora_sim.runtime import DTYPES, resolve_device
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.options import TaskOptions
 from fedlora_sim.tasks.prefix import cache_prefix

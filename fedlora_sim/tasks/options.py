@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from fedlora_sim.scenario import Scenario
-from fedlora_sim.training_fields import TaskFields
+from fedlora_sim.scenario import Scenario, TaskFields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from fedlora_sim.errors import expected
-from fedlora_sim.library_draws import library_draws
-from fedlora_sim.randomness import stream
+from fedlora_sim.randomness import library_draws, stream
 from fedlora_sim.tasks.silence import silent_transformers
 from fedlora_sim.tasks.untrusted import reason_of, tensors_only
 

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.errors import InputError, check_choice, expected
-from fedlora_sim.factors import LoRAFactors
-from fedlora_sim.rule_code import rule_code
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.storage import (
     code_versions,
@@ -30,6 +29,7 @@ from fedlora_sim.storage import (
     only_writer,
     raw_bytes,
     remove_stale,
+    rule_code,
     write_json,
     write_tensors,
 )

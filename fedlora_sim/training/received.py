@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import pad_last
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.targets import linear_shape

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from fedlora_sim.aggregation import NO_STATE, Aggregated, AggregationRule, aggregate
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
 from fedlora_sim.randomness import stream
+from fedlora_sim.runtime import torch_threads
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.splits import add_feature_noise, split_table
 from fedlora_sim.tasks.loading import load_task, place_task
 from fedlora_sim.tasks.targets import linear_shape
 from fedlora_sim.tasks.task import Task, task_content
-from fedlora_sim.threads import torch_threads
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.batches import client_streams
 from fedlora_sim.training.checkpoints import Checkpoints, load_state, run_description, state_rounds

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.task import Task

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from fedlora_sim.aggregation import NO_STATE, Aggregated, State
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import sign_fixed_svd
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.training.attach import merged_copy

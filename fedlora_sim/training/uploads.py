@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.training.directions import Positions
 from fedlora_sim.training.local import Trained
 from fedlora_sim.training.stacked import Heads

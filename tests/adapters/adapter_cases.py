@@ -26,7 +26,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 from fedlora_sim.tolerances import relative
 
 VOCABULARY = 24

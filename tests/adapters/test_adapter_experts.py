@@ -35,7 +35,7 @@ from transformers import (
 from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
 from fedlora_sim.aggregation import rule_names
 from fedlora_sim.errors import InputError
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 
 # PEFT warns that patterns for parameters, its own too, are ignored, and uses them.
 pytestmark = pytest.mark.filterwarnings(

@@ -32,7 +32,7 @@ from fedlora_sim.adapters.variants import (
     WRITTEN,
 )
 from fedlora_sim.errors import InputError
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 
 TOKENS = [3, 7, 1]
 # What PEFT says of tied layers; the tests look at what comes out.

@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
 from fedlora_sim.adapters.patterns import most_common, write_patterns
 from fedlora_sim.errors import InputError
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 
 WEIGHTS = "adapter_model.safetensors"
 TOWERS, ENDS = ("a", "b.a", "c.q"), ("q", "k", "a.q", "q+")

@@ -23,8 +23,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from fedlora_sim.adapters import aggregate_adapters, restart
 from fedlora_sim.aggregation import rule_names
-from fedlora_sim.factors import LoRAFactors
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.randomness import library_draws
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
 from fedlora_sim.errors import InputError
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 
 WEIGHTS = "adapter_model.safetensors"
 TARGETS = {"target_modules": ["q_proj", "down_proj"]}

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedlora_sim.adapters import aggregate_adapters
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 from fedlora_sim.reference.aggregation import aggregate_reference
 
 VOCABULARY, WIDTH, SAMPLES = 24, 16, (3, 1)

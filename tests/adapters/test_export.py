@@ -21,8 +21,8 @@ from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
 from fedlora_sim.adapters.export import KeptRun
 from fedlora_sim.adapters.task_content import task_options
 from fedlora_sim.aggregation import get_rule
+from fedlora_sim.runtime import one_thread
 from fedlora_sim.tasks.silence import silent_transformers
-from fedlora_sim.threads import one_thread
 from fedlora_sim.training.checkpoints import load_state
 from fedlora_sim.training.rounds import FederatedRun, run_training
 

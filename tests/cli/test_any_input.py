@@ -40,7 +40,7 @@ from fedlora_sim.adapters.reading import MOST_TENSORS
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import LINE, InputError
 from fedlora_sim.federation import MOST_CARRIED, MOST_RANK
-from fedlora_sim.scenario_checks import LEAST_ALPHA, MOST_ALPHA
+from fedlora_sim.scenario import LEAST_ALPHA, MOST_ALPHA
 from fedlora_sim.simulate import MOST_NUMBERS
 from fedlora_sim.strict_json import DEEPEST
 from fedlora_sim.strict_json import MOST_BYTES as MOST_JSON

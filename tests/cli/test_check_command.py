@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedlora_sim.aggregation import FedAvg, Aggregated, Properties
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 
 
 @dataclass(frozen=True)

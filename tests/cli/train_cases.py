@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedlora_cli import train
-from fedlora_sim.devices import DTYPES
+from fedlora_sim.runtime import DTYPES
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.tasks.transformer import TinyTransformer

@@ -14,7 +14,7 @@ from fedlora_sim.aggregation import Aggregated, Context, Properties, State, get_
 from fedlora_sim.aggregation.fedavg import FedAvg
 from fedlora_sim.aggregation.raflora import RaFLoRA
 from fedlora_sim.aggregation.weights import DataWeightedRule
-from fedlora_sim.factors import LoRAFactors, from_svd
+from fedlora_sim.lora import LoRAFactors, from_svd
 
 Reports = Callable[..., CollapseReport]
 

@@ -18,7 +18,7 @@ from fedlora_sim.conformance.case import EARLIER
 from fedlora_sim.conformance.runner import drawn
 from fedlora_sim.conformance.spectra import lie_apart
 from fedlora_sim.conformance.strategies import MOST_RANK, cases, random_factors, suitable
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.tolerances import relative
 
 pytest_plugins = ["pytester"]

@@ -24,7 +24,7 @@ import fedlora_cli.sweep
 import fedlora_cli.train
 import fedlora_cli.verify  # noqa: F401
 from fedlora_cli.main import main
-from fedlora_sim.devices import DTYPES
+from fedlora_sim.runtime import DTYPES
 from fedlora_sim.storage import digest
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.task import Task

@@ -16,7 +16,7 @@ from hypothesis_profiles import is_random
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.randomness import stream
 from fedlora_sim.storage import MARKER, ResultFolder, RunStore, load_dataset, save_dataset
 from fedlora_sim.sweep import run_sweep

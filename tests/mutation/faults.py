@@ -162,7 +162,7 @@ FAULTS = (
     # Singular values.
     Fault(
         "one layer that the Gram path holds is enough to trust a batch's singular values",
-        "fedlora_sim/lowrank/svd.py",
+        "fedlora_sim/lowrank.py",
         'if path == "gram" or bool(core.trusted.all()):',
         'if path == "gram" or bool(core.trusted.any()):',
         BATCHES,
@@ -170,7 +170,7 @@ FAULTS = (
     ),
     Fault(
         "one layer that the Gram path holds is enough to trust a batch's vectors",
-        "fedlora_sim/lowrank/svd.py",
+        "fedlora_sim/lowrank.py",
         "if not fall_back or bool(core.trusted.all()):",
         "if not fall_back or bool(core.trusted.any()):",
         BATCHES,
@@ -178,7 +178,7 @@ FAULTS = (
     ),
     Fault(
         "vectors of the Gram path are trusted with a thousand times the rounding",
-        "fedlora_sim/lowrank/gram.py",
+        "fedlora_sim/lowrank.py",
         'torch.finfo(dtype).eps * summed <= relative("factorization", dtype) / 4',
         'torch.finfo(dtype).eps * summed <= relative("factorization", dtype) * 250',
         ("tests/simulator/test_lowrank_paths.py", "-k", "knows or orthonormal"),
@@ -186,7 +186,7 @@ FAULTS = (
     ),
     Fault(
         "a product that was rescaled is put back by half of its exponent",
-        "fedlora_sim/lowrank/in_range.py",
+        "fedlora_sim/lowrank.py",
         "found = times_power(values, 2 * m.reshape(",
         "found = times_power(values, m.reshape(",
         ("tests/simulator/test_range.py", "-k", "power or single_precision_of_every"),
@@ -350,7 +350,7 @@ FAULTS = (
     # Splits and tasks.
     Fault(
         "all classes are split by the same shares",
-        "fedlora_sim/splits/dirichlet.py",
+        "fedlora_sim/splits.py",
         "dirichlet_cuts(own, alpha, num_clients, rng)",
         "dirichlet_cuts(own, alpha, num_clients, np.random.default_rng(0))",
         ("tests/splits/test_label_splits.py",),
@@ -358,7 +358,7 @@ FAULTS = (
     ),
     Fault(
         "the first client has no noise on its inputs",
-        "fedlora_sim/splits/feature_shift.py",
+        "fedlora_sim/splits.py",
         "np.arange(1, clients + 1) / clients",
         "np.arange(clients) / clients",
         ("tests/splits/test_feature_shift.py",),

@@ -14,7 +14,7 @@ from fedlora_sim.aggregation import (
     Aggregated,
     Properties,
 )
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
 
 

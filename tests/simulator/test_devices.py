@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.devices import resolve_device
+from fedlora_sim.runtime import resolve_device
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from simulator_cases import assert_close, quick, random_factors
 
 from fedlora_sim import LoRAFactors
-from fedlora_sim.factors import from_svd
+from fedlora_sim.lora import from_svd
 from fedlora_sim.metrics import direction_preservation
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -20,7 +20,7 @@ from fedlora_sim.aggregation import (
     rule_names,
 )
 from fedlora_sim.aggregation.describe import describe
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 
 
 def test_names_options_and_listings():

@@ -17,7 +17,7 @@ from fedlora_sim.aggregation import (
     Context,
     as_rule,
 )
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
 
 

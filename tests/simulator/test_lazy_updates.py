@@ -12,7 +12,7 @@ import torch
 from simulator_cases import ALL_RULES, FACTOR_RULES, assert_close
 
 from fedlora_sim import LoRAFactors, aggregate
-from fedlora_sim.lazy import LazySequence
+from fedlora_sim.lowrank import LazySequence
 from fedlora_sim.reference.aggregation import aggregate_reference
 
 D_OUT, D_IN, RANK = 24, 16, 4

@@ -14,9 +14,7 @@ from lowrank_cases import (
 )
 from simulator_cases import assert_close
 
-from fedlora_sim.lowrank import METHODS, LowRankProduct
-from fedlora_sim.lowrank.gram import gram_core
-from fedlora_sim.lowrank.svd import _gram_svd_together
+from fedlora_sim.lowrank import METHODS, LowRankProduct, _gram_svd_together, gram_core
 from fedlora_sim.tolerances import relative
 
 

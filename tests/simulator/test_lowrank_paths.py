@@ -26,8 +26,7 @@ from lowrank_cases import (
 )
 from simulator_cases import assert_close, quick
 
-from fedlora_sim.lowrank import METHODS, LowRankProduct, compute_dtype, low_rank_svd
-from fedlora_sim.lowrank.gram import gram_core
+from fedlora_sim.lowrank import METHODS, LowRankProduct, compute_dtype, gram_core, low_rank_svd
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 
 CHARACTERS = "0123456789 #+-=?:\nabcdefghijklmnopqrstuvwxyzQA$,."
 START, END = "<s>", "</s>"

@@ -28,8 +28,8 @@ from transformers import (
 )
 from wordpiece_cases import wordpiece
 
-from fedlora_sim.library_draws import library_draws
-from fedlora_sim.threads import one_thread
+from fedlora_sim.randomness import library_draws
+from fedlora_sim.runtime import one_thread
 
 WORDS = "the a cat dog sat ran on mat road ball goal team match bank stock price fell rose ##s ##ed"
 SHARED = {"num_hidden_layers": 4, "hidden_size": 16, "num_attention_heads": 2}

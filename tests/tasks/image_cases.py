@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTForImageClassification
 
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 from fedlora_sim.tasks.options import TaskOptions
 from fedlora_sim.tasks.silence import silent_transformers
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from training_cases import RANKS, SCALING, causal_task, classification_task, cohort, samples
 
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.objectives import IGNORED, Completion
 from fedlora_sim.tasks.task import Task, logits_of

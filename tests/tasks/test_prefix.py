@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlora_sim.errors import InputError
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 from fedlora_sim.tasks import Examples, Task
 from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.targets import resolve_targets, target_blocks, usual_targets

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedlora_sim.errors import InputError
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained
 
 CLASSIFIER = "AutoModelForSequenceClassification"

@@ -11,9 +11,9 @@ from run_cases import TARGETS, TINY, make_tiny_task
 
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.randomness import stream
+from fedlora_sim.runtime import one_thread
 from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.threads import one_thread
 from fedlora_sim.training import rounds
 from fedlora_sim.training.attach import find_linear
 from fedlora_sim.training.stacked import Adapters

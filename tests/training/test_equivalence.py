@@ -7,7 +7,7 @@ import torch
 from network_cases import CLASSES, WIDTH, network_task, random_network
 from torch import Tensor, nn
 
-from fedlora_sim.library_draws import library_draws
+from fedlora_sim.randomness import library_draws
 from fedlora_sim.tasks.examples import MASK, Examples
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.training.equivalence import check_equivalence

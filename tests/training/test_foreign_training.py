@@ -12,7 +12,7 @@ from run_cases import TINY
 
 from fedlora_sim import simulate
 from fedlora_sim.aggregation import Aggregated, Properties, registry
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.tolerances import relative
 from fedlora_sim.training.checkpoints import load_state
 

@@ -23,7 +23,7 @@ from benchmarks.training_lanes import (
     make_case,
     trained,
 )
-from fedlora_sim.threads import one_thread
+from fedlora_sim.runtime import one_thread
 from fedlora_sim.tolerances import relative
 from paper_figs.speed import training_bars_block, training_table
 

@@ -14,7 +14,7 @@ from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.conformance.case import Case
 from fedlora_sim.conformance.law import Check, by_property, require_close, universal
 from fedlora_sim.conformance.result import NotApplicable, Violation
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.shares import share
 from fedlora_sim.tolerances import relative
 

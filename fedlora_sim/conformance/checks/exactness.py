@@ -11,8 +11,8 @@ from fedlora_sim.aggregation import Aggregator
 from fedlora_sim.conformance.case import Case
 from fedlora_sim.conformance.law import Check, by_property, require_close
 from fedlora_sim.conformance.result import Violation
-from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import partition_slices
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.tolerances import relative
 
 

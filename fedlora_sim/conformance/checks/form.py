@@ -15,7 +15,7 @@ from fedlora_sim.aggregation import NO_STATE, Aggregated, Aggregator, State
 from fedlora_sim.conformance.case import Case, copied
 from fedlora_sim.conformance.law import Check, by_property, require_close, universal
 from fedlora_sim.conformance.result import Violation
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 
 LATER = 3
 """Rounds in which form and purity are checked: a first one, and two that have a state."""

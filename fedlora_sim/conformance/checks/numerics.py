@@ -14,7 +14,7 @@ from fedlora_sim.conformance.case import Case
 from fedlora_sim.conformance.law import Check, by_property, require_close, universal
 from fedlora_sim.conformance.result import NotApplicable, Violation
 from fedlora_sim.conformance.spectra import gap_at, lie_apart
-from fedlora_sim.factors import LoRAFactors
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.tolerances import LARGEST_SLOPE, SMALL_STEP, narrow_error
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -10,8 +10,8 @@ from fedlora_sim.aggregation import Aggregator, get_rule
 from fedlora_sim.conformance.case import Case, only
 from fedlora_sim.conformance.law import Check, by_property, require_close
 from fedlora_sim.conformance.result import NotApplicable, Violation
-from fedlora_sim.factors import LoRAFactors
 from fedlora_sim.federation import partition_slices
+from fedlora_sim.lora import LoRAFactors
 
 
 def _partition_identity(rule: Aggregator, case: Case) -> None:

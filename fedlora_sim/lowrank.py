@@ -1,0 +1,713 @@
+"""SVDs of low-rank products `sum_k B_k diag(w_k) A_k`: Gram path, QR path and dense path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg.blas import dsyrk
+from torch import Tensor
+
+from fedlora_sim.errors import check_choice, check_positive_int, expected
+from fedlora_sim.runtime import blas_threads, map_on_threads, one_thread
+from fedlora_sim.tolerances import relative
+
+# A low-rank product as blocks of columns, one block per client, and what is done block by block
+
+Blocks = Sequence[tuple[Tensor, Tensor]]
+"""Pairs `B_k` (..., d_out, r_k) and `A_k` (..., r_k, d_in) of one dtype and device."""
+
+
+def ranks_of(blocks: Blocks) -> list[int]:
+    """Columns of every block."""
+    return [B.shape[-1] for B, _ in blocks]
+
+
+def stack_left(blocks: Blocks) -> Tensor:
+    """All columns side by side, (..., d_out, R)."""
+    return blocks[0][0] if len(blocks) == 1 else torch.cat([B for B, _ in blocks], dim=-1)
+
+
+def stack_right(blocks: Blocks) -> Tensor:
+    """All rows one under the other, (..., R, d_in)."""
+    return blocks[0][1] if len(blocks) == 1 else torch.cat([A for _, A in blocks], dim=-2)
+
+
+def project_left(blocks: Blocks, coefficients: Tensor) -> Tensor:
+    """`B C` for coefficients (..., R, r), in their dtype: (..., d_out, r)."""
+    parts = coefficients.split(ranks_of(blocks), dim=-2)
+    return _sum_of_products([(B.to(c.dtype), c) for (B, _), c in zip(blocks, parts, strict=True)])
+
+
+def project_right(blocks: Blocks, coefficients: Tensor) -> Tensor:
+    """`C^T A` for coefficients (..., R, r), in their dtype: (..., r, d_in)."""
+    parts = coefficients.split(ranks_of(blocks), dim=-2)
+    return _sum_of_products(
+        [(c.mT, A.to(c.dtype)) for (_, A), c in zip(blocks, parts, strict=True)]
+    )
+
+
+def dense_product(blocks: Blocks, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """`sum_k B_k diag(w_k) A_k`, (..., d_out, d_in), one block in memory at a time."""
+    total, start = None, 0
+    for k in range(len(blocks)):  # by index: a loop variable would hold one block too many
+        total, start = _add_block(total, blocks[k], weights, start, dtype)
+    assert total is not None  # a product has at least one block
+    return total
+
+
+def _add_block(
+    total: Tensor | None,
+    block: tuple[Tensor, Tensor],
+    weights: Tensor,
+    start: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, int]:
+    B, A = block
+    end = start + B.shape[-1]
+    w = weights[..., start:end].to(dtype)
+    return _add_product(total, B.to(dtype) * w.unsqueeze(-2), A.to(dtype)), end
+
+
+def _sum_of_products(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    total = pairs[0][0] @ pairs[0][1]
+    for left, right in pairs[1:]:
+        total = _add_product(total, left, right)
+    return total
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """`total + left @ right`, in place where torch has it fused."""
+    if total is None:
+        return left @ right
+    if total.ndim == 2:
+        return total.addmm_(left, right)
+    return total.add_(left @ right)
+
+
+# The dtype to compute in, and padding
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Half-precision inputs are computed in float32; float32 and float64 in themselves."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def pad_last(x: Tensor, size: int) -> Tensor:
+    """Append zeros to the last dimension up to `size`."""
+    return torch.nn.functional.pad(x, (0, size - x.shape[-1]))
+
+
+# The SVD of a dense matrix, with the sign of every pair of singular vectors fixed
+
+SVD = tuple[Tensor, Tensor, Tensor]
+"""U (..., d_out, r), S (..., r) in descending order and Vh (..., r, d_in)."""
+
+
+def check_svd(W: Tensor) -> Tensor:
+    """The matrix, if all of it is finite: LAPACK writes its own messages about others.
+
+    Raises:
+        LinAlgError: if it is not.
+    """
+    if not bool(torch.isfinite(torch.linalg.vector_norm(W, float("inf"), (-2, -1))).all()):
+        raise torch.linalg.LinAlgError("a matrix with entries that are not finite has no SVD")
+    return W
+
+
+@torch.no_grad()
+def sign_fixed_svd(W: Tensor) -> SVD:
+    """Thin SVD of a dense matrix with the signs of `low_rank_svd`."""
+    u, s, vh = fix_signs(*torch.linalg.svd(W.to(compute_dtype(W.dtype)), full_matrices=False))
+    return u.to(W.dtype), s.to(W.dtype), vh.to(W.dtype)
+
+
+def fix_signs(u: Tensor, s: Tensor, vh: Tensor) -> SVD:
+    """Make the entry of largest magnitude of every left singular vector positive, in place.
+
+    An SVD fixes each pair (u, v) up to a common sign; optimisers and noise act on the factors, so
+    a sign left to the library would make a run depend on the machine.
+    """
+    # The larger of the two extremes, without the copy that abs() would make.
+    negative = -u.amin(dim=-2, keepdim=True) > u.amax(dim=-2, keepdim=True)
+    sign = torch.where(negative, -1.0, 1.0).to(u.dtype)
+    return u.mul_(sign), s, vh.mul_(sign.mT)
+
+
+# The SVD of a low-rank product from its two Gram matrices: half the work of the QR path
+
+# Rows turned to float64 at a time: with some hundred columns they stay in a core's own cache.
+ROWS = 1024
+# Multiplications from which two threads on one layer gain more than they wait: a tenth of a second.
+SHARED_FROM = 4_000_000_000
+EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True, eq=False)
+class GramCore:
+    """What is left of a product once its long dimensions are summed over, all in float64.
+
+    Args:
+        left: coefficients of U in the columns of B, (..., R, r).
+        values: singular values, (..., r), descending.
+        right: coefficients of V in the rows of A, (..., R, r).
+        trusted: whether rounding left every value its digits, boolean (...).
+    """
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    trusted: Tensor
+
+    def lift(self, blocks: Blocks, dtype: torch.dtype) -> SVD:
+        """Singular vectors from coefficients, in the given dtype."""
+        u = project_left(blocks, self.left.to(dtype))
+        return u, self.values.to(dtype), project_right(blocks, self.right.to(dtype))
+
+
+def gram_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> GramCore:
+    """Solve the core of `sum_k B_k diag(w_k) A_k` for its leading `r` triplets.
+
+    Args:
+        blocks: factors in any floating-point dtype.
+        weights: column weights, (..., R).
+        r: triplets wanted, at most R.
+        dtype: dtype of the result; sets how clear of rounding the values must stand.
+
+    Returns:
+        The core; where it is not `trusted`, take the QR path.
+    """
+    if blocks[0][0].device.type != "cpu":
+        grams = _gram(blocks, left=True), _gram(blocks, left=False)
+        return _solve(*grams, weights.double(), r, dtype)
+    with one_thread() if _is_small(blocks, weights.shape[-1]) else nullcontext():
+        grams = _gram(blocks, left=True), _gram(blocks, left=False)
+    # Some hundred columns: threads that share one such factorisation mostly wait for each other.
+    with one_thread():
+        return _solve(*grams, weights.double(), r, dtype)
+
+
+def _solve(g_b: Tensor, g_a: Tensor, w: Tensor, r: int, dtype: torch.dtype) -> GramCore:
+    """The core of two Gram matrices, which are overwritten, and the column weights."""
+    # Columns brought to equal norms on both sides: unbalanced pairs are not ill-conditioned ones.
+    square_b, square_a = (g.diagonal(dim1=-2, dim2=-1).clone() for g in (g_b, g_a))
+    norm_b, norm_a = square_b.sqrt() * w.abs(), square_a.sqrt()
+    live = (norm_b > 0) & (norm_a > 0)
+    t = torch.where(live, (norm_a / torch.where(live, norm_b, 1.0)).sqrt(), 0.0)
+    on_a, on_b = torch.where(live, 1.0 / torch.where(live, t, 1.0), 0.0), w * t
+    for g, scale in ((g_b, on_b), (g_a, on_a)):
+        g.mul_(scale.unsqueeze(-1)).mul_(scale.unsqueeze(-2))
+
+    diagonal = g_b.diagonal(dim1=-2, dim2=-1)
+    shift = EPS * diagonal.sum(-1)
+    shift = torch.where(shift > 0, shift, 1.0)
+    diagonal += shift.unsqueeze(-1)
+    lower, failed = torch.linalg.cholesky_ex(g_b)
+    lower = torch.nan_to_num(lower) if bool(failed.any()) else lower
+    in_a = g_a @ lower
+    values, x = torch.linalg.eigh(lower.mT @ in_a)
+    values, x = values[..., -r:].flip(-1), x[..., -r:].flip(-1)
+
+    norms = [torch.linalg.matrix_norm(g) for g in (g_b, g_a)]
+    rounding = (shift + 4 * EPS * norms[0]) * norms[1]
+    clear = rounding <= relative("factorization", dtype) / 4 * values[..., -1]
+    trusted = clear & (failed == 0) & (values[..., -1] > 0)
+    safe = torch.where(values > 0, values, 1.0).unsqueeze(-2)
+    left = on_b.unsqueeze(-1) * (in_a @ (x / safe))
+    right = on_a.unsqueeze(-1) * (lower @ (x / safe.sqrt()))
+    summed = torch.maximum(_largest_sum(left, square_b), _largest_sum(right, square_a))
+    trusted &= torch.finfo(dtype).eps * summed <= relative("factorization", dtype) / 4
+    return GramCore(left, values.clamp_min(0).sqrt(), right, trusted)
+
+
+def _is_small(blocks: Blocks, columns: int) -> bool:
+    """Whether the Gram matrices of one layer are too little work to share between threads."""
+    B, A = blocks[0]
+    return (B.shape[-2] + A.shape[-1]) * columns**2 < SHARED_FROM
+
+
+def _largest_sum(coefficients: Tensor, squares: Tensor) -> Tensor:
+    """Largest size of what is summed into one singular vector, itself of norm 1: (...)."""
+    return (squares.unsqueeze(-1) * coefficients.square()).sum(-2).amax(-1).sqrt()
+
+
+def _gram(blocks: Blocks, left: bool) -> Tensor:
+    """`B^T B` of all columns, or `A A^T` of all rows, (..., R, R) in float64."""
+    first = blocks[0][0]
+    if first.ndim == 2 and first.device.type == "cpu":
+        with blas_threads(torch.get_num_threads()):
+            return _symmetric_gram(blocks, left)
+    stacked = (stack_left(blocks).mT if left else stack_right(blocks)).double()
+    return stacked @ stacked.mT
+
+
+def _symmetric_gram(blocks: Blocks, left: bool) -> Tensor:
+    """One layer on the CPU: BLAS's symmetric update, half the work of a product, row by row."""
+    total = sum(ranks_of(blocks))
+    axis = 1 if left else 0
+    factors = [_as_array(B if left else A) for B, A in blocks]
+    length = factors[0].shape[1 - axis]
+    gram = np.zeros((total, total), order="F")
+    # One buffer for all parts: fresh memory would cost a third of the time in page faults.
+    buffer = np.empty((min(ROWS, length), total) if left else (total, min(ROWS, length)))
+    for start in range(0, length, ROWS):
+        size = min(ROWS, length - start)
+        rows = slice(start, start + size)
+        part = buffer[:size] if left else buffer[:, :size]
+        np.concatenate([f[rows] if left else f[:, rows] for f in factors], axis=axis, out=part)
+        gram = dsyrk(1.0, part.T, 1.0, gram, trans=1 - axis, lower=1, overwrite_c=1)
+    lower = torch.from_numpy(gram)  # BLAS leaves the other half as it was: zero
+    full = lower + lower.mT
+    full.diagonal().mul_(0.5)
+    return full
+
+
+def _as_array(x: Tensor) -> NDArray[np.floating]:
+    """NumPy knows float16, not bfloat16; both are exact in float32."""
+    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).detach().numpy()
+
+
+# The safe path: Householder QR of both stacks, then the SVD of their small core
+
+
+def qr_core(blocks: Blocks, weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """`B W = Q_B R_B` and `A^T = Q_A R_A`: Q_B, the core `R_B R_A^T` and Q_A."""
+    q_b, r_b = torch.linalg.qr(stack_left(blocks).to(dtype) * weights.to(dtype).unsqueeze(-2))
+    q_a, r_a = torch.linalg.qr(stack_right(blocks).to(dtype).mT)
+    return q_b, r_b @ r_a.mT, q_a
+
+
+def qr_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:
+    """Leading `r` triplets of `B W A`, backward stable whatever the conditioning.
+
+    O((d_out + d_in) R^2), twice to three times the work of the Gram path.
+    """
+    q_b, core, q_a = qr_core(blocks, weights, dtype)
+    u, s, vh = torch.linalg.svd(check_svd(core), full_matrices=False)
+    return q_b @ u[..., :r], s[..., :r], vh[..., :r, :] @ q_a.mT
+
+
+# A sequence whose items are made when they are asked for
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class LazySequence(Sequence[T], Generic[T]):
+    """`length` items, item k made by `get(k)` every time: thousands of clients, one in memory.
+
+    Args:
+        length: number of items.
+        get: makes item k, for k from 0 to length - 1.
+    """
+
+    length: int
+    get: Callable[[int], T]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, k: Any) -> Any:
+        indices = range(self.length)[k]  # refuses what lies outside, and resolves -1
+        if isinstance(k, slice):
+            return LazySequence(len(indices), lambda i: self.get(indices[i]))
+        return self.get(indices)
+
+    def __iter__(self) -> Iterator[T]:
+        """Items in order, none of them held while the next one is made."""
+        return map(self.get, range(self.length))
+
+
+# Products outside the range of their dtype: computed at another scale, and put back exactly
+
+SAFE = {torch.float32: 2.0**38, torch.float64: 2.0**400}
+"""Largest amplitude, and one over the smallest, at which no sum or square leaves the range.
+
+Beyond 2**39 and 2**457 LAPACK's SVD rescales by itself, by other numbers than powers of two.
+"""
+_NOTHING = -(2**20)  # exponent of zero, below all others
+
+
+def exponent(x: Tensor) -> Tensor:
+    """The e with `2**(e-1) <= |x| < 2**e`, int64; far below all others for zero."""
+    _, e = torch.frexp(x.double() if x.device.type != "mps" else x)
+    return torch.where(x == 0, _NOTHING, e.long())
+
+
+def times_power(x: Tensor, e: Tensor) -> Tensor:
+    """`x * 2**e`, exact unless the result leaves the range; e broadcasts against x."""
+    half = torch.div(e, 2, rounding_mode="floor")
+    two = torch.tensor(2.0, dtype=torch.float64 if x.device.type != "mps" else torch.float32)
+    first, second = (torch.pow(two.to(x.device), part).to(x.dtype) for part in (half, e - half))
+    return x * first * second
+
+
+def largest(x: Tensor) -> Tensor:
+    """The largest `|x|` of each matrix, (...); NaN if there is one."""
+    return torch.linalg.vector_norm(x, float("inf"), (-2, -1))
+
+
+def is_safe(amplitude: Tensor, dtype: torch.dtype) -> bool:
+    """Whether amplitudes are so far from the limits of the dtype that nothing got lost."""
+    limit = SAFE[dtype]
+    return bool(((amplitude <= limit) & (amplitude >= 1 / limit)).all())  # NaN is not
+
+
+def solve_in_range(
+    blocks: Blocks,
+    weights: Tensor,
+    solve: Callable[[Blocks, Tensor], T],
+    amplitude_of: Callable[[T], Tensor],
+) -> tuple[T, Tensor | None]:
+    """Solve a product, at another scale if it leaves the safe range.
+
+    Args:
+        blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in).
+        weights: column weights, (..., R).
+        solve: what is computed of blocks and weights.
+        amplitude_of: largest amplitude of a result, (...), to tell whether it stayed in range.
+
+    Returns:
+        The result, and the m, (...), of the scale `2**-(2 m)` at which it is; None for 1.
+    """
+    dtype = compute_dtype(blocks[0][0].dtype)
+    found = None
+    try:
+        found = solve(blocks, weights)
+        if is_safe(amplitude_of(found), dtype):
+            return found, None
+    except torch.linalg.LinAlgError:  # infinities and NaN have no SVD
+        pass
+    own = _exponents(blocks, weights)
+    live = own > _NOTHING // 2
+    m = torch.where(live, torch.div(own, 2, rounding_mode="floor"), 0)
+    if found is not None and not bool(m.any()):  # zero, or as large as it looks
+        return found, None
+    of_weights = exponent(weights).amax(-1)
+    of_weights = torch.where(of_weights > _NOTHING // 2, of_weights, 0)
+    to_b, to_a = (e[..., None, None] for e in (of_weights - m, -m))
+
+    def scaled(k: int) -> tuple[Tensor, Tensor]:
+        B, A = blocks[k]
+        return times_power(B.to(dtype), to_b), times_power(A.to(dtype), to_a)
+
+    within = LazySequence(len(blocks), scaled)
+    return solve(within, times_power(weights, -of_weights.unsqueeze(-1))), m
+
+
+def at_full_scale(values: Tensor, m: Tensor | None, what: str) -> Tensor:
+    """Amplitudes put back, `values * 2**(2 m)`, m broadcast from the left.
+
+    Raises:
+        InputError: if the dtype does not hold them.
+    """
+    if m is None:
+        return values
+    found = times_power(values, 2 * m.reshape(m.shape + (1,) * (values.ndim - m.ndim)))
+    if not bool(torch.isfinite(found).all()):
+        largest = float(exponent(values).amax() + 2 * m.amax())
+        limit = torch.finfo(values.dtype).max
+        raise expected(what, f"about 2**{largest:.0f}", f"at most {limit:.2g}, for {values.dtype}")
+    return found
+
+
+def _exponents(blocks: Blocks, weights: Tensor) -> Tensor:
+    """Exponent of the largest column `|b| |w| |a|` of a product, (...)."""
+    largest, start = None, 0
+    for k in range(len(blocks)):  # by index: a loop variable would hold one block too many
+        B, A = blocks[k]
+        end = start + B.shape[-1]
+        columns = [B.abs().amax(-2), weights[..., start:end], A.abs().amax(-1)]
+        e = sum(exponent(x) for x in columns)
+        own = torch.as_tensor(e).clamp_min(_NOTHING).amax(-1)
+        largest = own if largest is None else torch.maximum(largest, own)
+        start = end
+        del B, A, columns
+    assert largest is not None  # a product has at least one block
+    return largest
+
+
+# `low_rank_svd`: the leading triplets of a low-rank product, by whichever path is right
+
+METHODS = ("auto", "gram", "qr", "dense")
+
+
+def low_rank_svd(B: Tensor, A: Tensor, r: int, method: str = "auto") -> SVD:
+    """Leading `r` singular triplets of `B @ A`, which is formed only where that is cheaper.
+
+    Args:
+        B: (..., d_out, R).
+        A: (..., R, d_in).
+        r: triplets wanted; capped at min(R, d_out, d_in).
+        method: `auto`, or one path: `gram`, `qr` or `dense` (see `blocks_svd`).
+
+    Returns:
+        U (..., d_out, r), S (..., r) in descending order and Vh (..., r, d_in), the sign of each
+        pair fixed so that the same product gives the same vectors.
+
+    Raises:
+        ValueError: if the method is unknown, or r no whole number of at least 1.
+    """
+    u, s, vh, m = scaled_svd([(B, A)], B.new_ones(B.shape[-1]), r, method)
+    s = at_full_scale(s, m, "largest singular value of the product")
+    return u.to(B.dtype), s.to(B.dtype), vh.to(B.dtype)
+
+
+@torch.no_grad()
+def scaled_svd(
+    blocks: Blocks, weights: Tensor, r: int, method: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Leading triplets as of `blocks_svd`, of a product of any size.
+
+    Returns:
+        U, S, Vh and m, (...): the singular values are `S * 2**(2 m)`, and the balanced factors
+        `U sqrt(S) * 2**m` and `2**m * sqrt(S) Vh`. None stands for m = 0: in the usual range
+        nothing is rescaled.
+    """
+    (u, s, vh), m = solve_in_range(
+        blocks,
+        weights,
+        lambda own, w: blocks_svd(own, w, r, method),
+        lambda found: found[1].amax(-1),
+    )
+    return u, s, vh, m
+
+
+@torch.no_grad()
+def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") -> SVD:
+    """Leading triplets of `sum_k B_k diag(w_k) A_k` in the compute dtype, signs fixed.
+
+    `auto` forms the product where R >= min(d_out, d_in); else it takes the Gram path for inputs
+    up to float32, falling back to QR in float64 where rounding would show, layer by layer, and the
+    QR path for float64, whose last digits the Gram path would lose.
+
+    Args:
+        blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in).
+        weights: column weights, broadcastable to (..., R).
+        r: triplets wanted; capped at min(R, d_out, d_in).
+        method: `auto | gram | qr | dense`; a path that is named is taken without a fallback.
+
+    Returns:
+        U (..., d_out, r), S (..., r) and Vh (..., r, d_in).
+    """
+    path, r, dtype = _choose(blocks, weights, r, method)
+    if path == "dense":
+        dense = dense_product(blocks, weights, dtype)
+        u, s, vh = torch.linalg.svd(check_svd(dense), full_matrices=False)
+        return fix_signs(u[..., :r], s[..., :r], vh[..., :r, :])
+    blocks, weights = _gather(blocks, weights)
+    if path == "qr":
+        return fix_signs(*qr_svd(blocks, weights, r, dtype))
+    return fix_signs(*_gram_svd(blocks, weights, r, dtype, fall_back=path == "auto"))
+
+
+@torch.no_grad()
+def blocks_singular_values(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") -> Tensor:
+    """Leading `r` singular values alone, (..., r): from the core, no singular vector is formed.
+
+    Args and paths as for `blocks_svd`.
+    """
+    path, r, dtype = _choose(blocks, weights, r, method)
+    if path == "dense":
+        return torch.linalg.svdvals(check_svd(dense_product(blocks, weights, dtype)))[..., :r]
+    blocks, weights = _gather(blocks, weights)
+    if path != "qr":
+        core = gram_core(blocks, weights, r, dtype)
+        if path == "gram" or bool(core.trusted.all()):
+            return core.values.to(dtype)
+    careful = dtype if path == "qr" else torch.float64
+    core_matrix = check_svd(qr_core(blocks, weights, careful)[1])
+    return torch.linalg.svdvals(core_matrix)[..., :r].to(dtype)
+
+
+def _choose(blocks: Blocks, weights: Tensor, r: int, method: str) -> tuple[str, int, torch.dtype]:
+    """The path, the triplets that there are, and the compute dtype."""
+    limit, dtype, device = _form(*blocks[0])
+    total = weights.shape[-1]
+    path, r = check_choice("method", method, METHODS), check_positive_int("r", r)
+    if path == "auto":
+        if total >= limit:
+            path = "dense"
+        elif dtype == torch.float64 or device.type == "mps":  # MPS has no float64
+            path = "qr"
+    return path, min(r, total, limit), dtype
+
+
+def _gather(blocks: Blocks, weights: Tensor) -> tuple[Blocks, Tensor]:
+    """All blocks at hand, since the core's paths pass over them more than once, in one batch."""
+    held = list(blocks)
+    batch = torch.broadcast_shapes(held[0][0].shape[:-2], weights.shape[:-1])
+    pairs = [(_expand(B, batch), _expand(A, batch)) for B, A in held]
+    return pairs, weights.expand(*batch, -1)
+
+
+def _form(B: Tensor, A: Tensor) -> tuple[int, torch.dtype, torch.device]:
+    """min(d_out, d_in), compute dtype and device, without holding on to the factors."""
+    return min(B.shape[-2], A.shape[-1]), compute_dtype(B.dtype), B.device
+
+
+def _expand(x: Tensor, batch: torch.Size) -> Tensor:
+    return x.expand(*batch, *x.shape[-2:])
+
+
+def _gram_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_back: bool) -> SVD:
+    """The Gram path: layers in one batch on a GPU, spread over the threads on a CPU."""
+    batch, device = blocks[0][0].shape[:-2], blocks[0][0].device.type
+    if not batch or device != "cpu":
+        return _gram_svd_together(blocks, weights, r, dtype, fall_back)
+    flat = [(B.flatten(0, -3), A.flatten(0, -3)) for B, A in blocks]
+    flat_weights = weights.reshape(-1, weights.shape[-1])
+
+    def solve(i: int) -> SVD:
+        layer = [(B[i], A[i]) for B, A in flat]
+        return _gram_svd(layer, flat_weights[i], r, dtype, fall_back)
+
+    parts = map_on_threads(solve, range(len(flat_weights)))
+    u, s, vh = (torch.stack(x).unflatten(0, batch) for x in zip(*parts, strict=True))
+    return u, s, vh
+
+
+def _gram_svd_together(
+    blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_back: bool
+) -> SVD:
+    """Solve all layers of a batch at once; those that the Gram path cannot hold again, by QR."""
+    core = gram_core(blocks, weights, r, dtype)
+    if not fall_back or bool(core.trusted.all()):
+        return core.lift(blocks, dtype)
+    if not core.trusted.ndim or not bool(core.trusted.any()):
+        return _careful_svd(blocks, weights, r, dtype)
+    return _mend(core.lift(blocks, dtype), ~core.trusted, blocks, weights, r, dtype)
+
+
+def _careful_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:
+    """QR in float64: what the Gram path declines has lost its digits to cancellation already."""
+    u, s, vh = qr_svd(blocks, weights, r, torch.float64)
+    return u.to(dtype), s.to(dtype), vh.to(dtype)
+
+
+def _mend(
+    svd: SVD, bad: Tensor, blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype
+) -> SVD:
+    """Solve the layers of a batch that the Gram path could not be trusted with again, by QR."""
+    again = _careful_svd([(B[bad], A[bad]) for B, A in blocks], weights[bad], r, dtype)
+    for whole, part in zip(svd, again, strict=True):
+        whole[bad] = part
+    return svd
+
+
+# `LowRankProduct`: a weighted sum of low-rank products that is not formed until somebody asks
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankProduct:
+    """`sum_k B_k diag(w_k) A_k`, kept as its blocks; its rank may exceed min(d_out, d_in).
+
+    Args:
+        blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in); any sequence, also one that
+            loads a pair when it is indexed.
+        weights: weight of every column, (..., R) or (R,), R the sum of the r_k.
+    """
+
+    blocks: Blocks
+    weights: Tensor
+
+    @property
+    def columns(self) -> int:
+        """Columns R of all blocks together, which bound the rank."""
+        return self.weights.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the product is computed in."""
+        return compute_dtype(self.blocks[0][0].dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the product, (d_out, d_in)."""
+        return self.blocks[0][0].shape[-2], self.blocks[0][1].shape[-1]
+
+    @property
+    def B(self) -> Tensor:
+        """All weighted columns side by side, (..., d_out, R)."""
+        return stack_left(self.blocks).to(self.dtype) * self.weights.to(self.dtype).unsqueeze(-2)
+
+    @property
+    def A(self) -> Tensor:
+        """All rows one under the other, (..., R, d_in)."""
+        return stack_right(self.blocks).to(self.dtype)
+
+    def plus(self, B: Tensor, A: Tensor, weights: Tensor) -> LowRankProduct:
+        """This product and `B diag(weights) A`.
+
+        Args:
+            B: (..., d_out, q).
+            A: (..., q, d_in).
+            weights: (..., q) or (q,).
+        """
+        batch = torch.broadcast_shapes(self.weights.shape[:-1], weights.shape[:-1])
+        both = (w.to(self.weights.dtype).expand(*batch, -1) for w in (self.weights, weights))
+        own, count = self.blocks, len(self.blocks)
+        blocks = LazySequence(count + 1, lambda k: own[k] if k < count else (B, A))
+        return LowRankProduct(blocks, torch.cat(list(both), dim=-1))
+
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """Return the product itself, (..., d_out, d_in), summed block by block.
+
+        Raises:
+            InputError: if its dtype does not hold an entry.
+        """
+        found, m = solve_in_range(
+            self.blocks,
+            self.weights,
+            lambda blocks, weights: dense_product(blocks, weights, self.dtype),
+            largest,
+        )
+        return at_full_scale(found, m, "largest entry of the product")
+
+    def svd(self, r: int | None = None, method: str = "auto") -> SVD:
+        """Return the leading `r` triplets (all of them when None), U, S and Vh; see `blocks_svd`.
+
+        Raises:
+            InputError: if its dtype does not hold a singular value; its factors it may hold, see
+                `scaled_svd`.
+        """
+        u, s, vh, m = self.scaled_svd(r, method)
+        return u, at_full_scale(s, m, "largest singular value of the product"), vh
+
+    def scaled_svd(
+        self, r: int | None = None, method: str = "auto"
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return the triplets and the power of two that S is to be multiplied with."""
+        return scaled_svd(self.blocks, self.weights, self._wanted(r), method)
+
+    def singular_values(self, r: int | None = None, method: str = "auto") -> Tensor:
+        """Return the leading `r` singular values, (..., r), from the core: cheaper than `svd`.
+
+        Raises:
+            InputError: if its dtype does not hold one.
+        """
+        values, m = self._singular_values(r, method)
+        return at_full_scale(values, m, "largest singular value of the product")
+
+    def amplitudes(self, r: int | None = None) -> Tensor:
+        """Return the leading `r` singular values in float64, which holds those of any float32."""
+        values, m = self._singular_values(r, "auto")
+        return at_full_scale(values.double(), m, "largest singular value of the product")
+
+    @torch.no_grad()
+    def _singular_values(self, r: int | None, method: str) -> tuple[Tensor, Tensor | None]:
+        return solve_in_range(
+            self.blocks,
+            self.weights,
+            lambda own, w: blocks_singular_values(own, w, self._wanted(r), method),
+            lambda values: values.amax(-1),
+        )
+
+    def _wanted(self, r: int | None) -> int:
+        return min(self.columns, *self.shape) if r is None else r

@@ -1,0 +1,144 @@
+"""Devices, CPU threads and worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from fedlora_sim.errors import check_choice, expected
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+MOST, LEAST = 2.0**62, 2.0**-120
+"""Amplitudes that float32 can be trusted with: squares of the largest are numbers, and what stands
+above the smallest has all its digits."""
+
+
+def leaves_range(amplitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which runs have amplitudes that float32 does not hold, or could not compute with.
+
+    Args:
+        amplitudes: of every run, round and direction, (S, T + 1, r).
+
+    Returns:
+        Shape (S,).
+    """
+    size = np.abs(amplitudes)
+    lost = ~(size <= MOST) | ((size > 0) & (size < LEAST))  # NaN is not below anything
+    return np.asarray(lost.any(axis=(1, 2)))
+
+
+def resolve_device(device: str, dtype: torch.dtype) -> torch.device:
+    """The torch device of a name; `auto` takes CUDA, then MPS (float32 only), then the CPU.
+
+    Raises:
+        ValueError: if the device is unknown, absent, or cannot compute in this dtype.
+    """
+    name = check_choice("device", device, DEVICES)
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        mps = has_mps and dtype == torch.float32
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise expected("device", device, "a device of this machine (no CUDA device is available)")
+    if name == "mps" and not has_mps:
+        raise expected("device", device, "a device of this machine (no MPS device is available)")
+    if name == "mps" and dtype == torch.float64:
+        raise expected("dtype", "float64", "float32, the only dtype that MPS computes in")
+    return torch.device(name)
+
+
+# CPU threads: one for arithmetic too small to share, one per layer where layers are many
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Run the block with so many torch threads, then restore the number that was set."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """Run the block with one torch thread.
+
+    The products of a tiny model or a small factor take microseconds. Shared between threads they
+    gain little on an idle machine and lose a factor of ten on a busy one, where threads wait for
+    each other; and their sums, hence the bits of a run, would depend on the number of threads.
+    """
+    return torch_threads(1)
+
+
+def map_on_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Apply a function to every item, items spread over torch's threads, one thread to an item.
+
+    Layers are independent and of equal size: a thread to a layer loses nothing to waiting, where
+    threads that share one small factorisation mostly wait for each other. Results do not depend on
+    the number of threads.
+    """
+    workers = min(torch.get_num_threads(), len(items))
+    with one_thread(), blas_threads(1):
+        if workers <= 1:
+            return [function(item) for item in items]
+        # A new thread starts with the machine's default number of threads of its own.
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, items))
+
+
+def blas_threads(number: int) -> AbstractContextManager[object]:
+    """Let NumPy's and SciPy's BLAS, which do not listen to torch, use so many threads."""
+    return _blas().limit(limits=number, user_api="blas")
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """The BLAS libraries that are loaded, looked up once."""
+    return ThreadpoolController()
+
+
+# Processes that work for another one: deaf to Ctrl-C, and gone when it is
+
+OWNER_SECONDS = 0.5
+
+
+def serve(owner: int) -> None:
+    """Settle this process as a worker of its parent; nothing happens where it is the owner itself.
+
+    Args:
+        owner: process id of the driver, which hears Ctrl-C and ends its workers. Killed by force
+            it tells nobody: its workers then end by themselves, in the midst of their work, lest
+            they meet those of the next one.
+    """
+    if os.getpid() != owner:
+        _settle(owner)
+
+
+@cache
+def _settle(owner: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch, args=(owner,), daemon=True).start()
+
+
+def _watch(owner: int) -> None:
+    while os.getppid() == owner:
+        time.sleep(OWNER_SECONDS)
+    os._exit(1)
