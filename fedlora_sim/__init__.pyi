@@ -1,8 +1,8 @@
 from .aggregation import aggregate as aggregate
 from .aggregation import rule_names as rule_names
-from .lora import LoRAFactors as LoRAFactors
 from .federation import Federation as Federation
 from .federation import parse_ranks as parse_ranks
+from .lora import LoRAFactors as LoRAFactors
 from .scenario import Scenario as Scenario
 from .simulate import simulate as simulate
 from .simulate import simulate_many as simulate_many

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fedlora_sim.conformance.case import Case as Case
-from fedlora_sim.conformance.catalogue import CHECKS as CHECKS
-from fedlora_sim.conformance.result import CheckResult as CheckResult
-from fedlora_sim.conformance.suite import check_aggregator as check_aggregator
+from fedlora_sim.conformance.case import CheckResult as CheckResult
+from fedlora_sim.conformance.check import CHECKS as CHECKS
+from fedlora_sim.conformance.check import check_aggregator as check_aggregator
 
 if TYPE_CHECKING:
     from fedlora_sim.conformance.pytest_support import (

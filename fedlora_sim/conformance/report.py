@@ -12,8 +12,7 @@ from rich.table import Table
 
 from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.aggregation.foreign import ForeignRule
-from fedlora_sim.conformance.case import EARLIER, Case
-from fedlora_sim.conformance.result import CheckResult, Status
+from fedlora_sim.conformance.case import EARLIER, Case, CheckResult, Status
 from fedlora_sim.errors import InputError
 from fedlora_sim.lora import LoRAFactors
 

@@ -11,10 +11,8 @@ from healthy_rules import FEDAVG, HEALTHY_RULES, DenseFedAvg, ServerMomentum
 from hypothesis_profiles import examples
 
 from fedlora_sim.aggregation import FedAvg, RaFLoRA, get_rule
-from fedlora_sim.conformance import CHECKS, check_aggregator
-from fedlora_sim.conformance.checks import numerics
-from fedlora_sim.conformance.runner import MOST_KEPT
-from fedlora_sim.conformance.suite import check_named
+from fedlora_sim.conformance import CHECKS, check_aggregator, laws_of_arithmetic
+from fedlora_sim.conformance.check import MOST_KEPT, check_named
 
 pytestmark = pytest.mark.hypothesis  # a search of its own, see `make test-deep`
 BROKEN_RULES = (*AVERAGES, *ROUNDS, *CASES)
@@ -72,13 +70,13 @@ def test_a_broken_rule_says_what_its_bug_is_and_declares_what_a_healthy_rule_dec
 )
 def test_results_elsewhere_than_the_updates_are_found(monkeypatch, rule, status):
     """Without a GPU the check has the CPU for one: who leaves it is found all the same."""
-    monkeypatch.setattr(numerics, "_accelerator", lambda: "cpu")
+    monkeypatch.setattr(laws_of_arithmetic, "_accelerator", lambda: "cpu")
     (result,) = check_aggregator(rule(), examples=5, checks=["device"])
     assert (result.status, result.examples) == (status, 5 if status == "passed" else 1)
     assert status == "passed" or "come back on meta" in result.reason
 
 
 def test_without_an_accelerator_the_device_is_not_tested(monkeypatch):
-    monkeypatch.setattr(numerics, "_accelerator", lambda: None)
+    monkeypatch.setattr(laws_of_arithmetic, "_accelerator", lambda: None)
     (result,) = check_aggregator(DenseFedAvg(), examples=5, checks=["device"])
     assert (result.status, result.reason) == ("skipped", "not available: no GPU")

@@ -11,11 +11,9 @@ from healthy_rules import FEDAVG, DenseFedAvg, DenseZeroPad
 from hypothesis import settings
 
 from fedlora_sim.aggregation import Properties, get_rule
-from fedlora_sim.conformance import CHECKS, check_aggregator, runner
-from fedlora_sim.conformance.law import Check, universal
-from fedlora_sim.conformance.result import NotApplicable
-from fedlora_sim.conformance.runner import MOST_KEPT
-from fedlora_sim.conformance.suite import LEAST_FOR_ABSENT, run_check
+from fedlora_sim.conformance import CHECKS, check, check_aggregator
+from fedlora_sim.conformance.case import Check, NotApplicable, universal
+from fedlora_sim.conformance.check import LEAST_FOR_ABSENT, MOST_KEPT, run_check
 
 FEW = 20
 # What is declared of a rule that declares nothing.
@@ -134,7 +132,7 @@ def test_the_same_seed_finds_the_same_case(shrink, examples):
 def test_what_is_kept_of_the_cases_changes_nothing(monkeypatch, rule):
     """Searches of few examples go through cases that were drawn before: they find the same."""
     found = [one(rule(), "exact")]
-    monkeypatch.setattr(runner, "MOST_KEPT", 0)
+    monkeypatch.setattr(check, "MOST_KEPT", 0)
     found.append(one(rule(), "exact"))
     kept, drawn = ((r.counterexample.code(), r.reason, r.examples) for r in found)
     assert kept == drawn

@@ -15,9 +15,8 @@ from hypothesis_profiles import CI
 from fedlora_sim.aggregation import Aggregated, FedAvg, Properties, RaFLoRA, get_rule
 from fedlora_sim.conformance import CHECKS, Case, CheckResult, parametrize_with_checks
 from fedlora_sim.conformance.case import EARLIER
-from fedlora_sim.conformance.runner import drawn
-from fedlora_sim.conformance.spectra import lie_apart
-from fedlora_sim.conformance.strategies import MOST_RANK, cases, random_factors, suitable
+from fedlora_sim.conformance.check import drawn
+from fedlora_sim.conformance.strategies import MOST_RANK, cases, lie_apart, random_factors, suitable
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.tolerances import relative
 

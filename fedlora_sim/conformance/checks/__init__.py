@@ -1,1 +1,0 @@
-"""The laws, by what they are about."""
