@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.datasets import DIMS, build_dataset
+from fedlora_sim.engines.matrix import run_matrix
+from fedlora_sim.engines.spectral import run_spectral
 from fedlora_sim.errors import check_seed, check_sequence, expected
-from fedlora_sim.matrix import run_matrix
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.spectral import run_spectral
 from fedlora_sim.tasks import Task
 from fedlora_sim.training import run_training
 from fedlora_sim.training.result import TrainingResult, labelled

@@ -24,7 +24,7 @@ from analysis.claims.predicted import per_partition
 from analysis.inference.intervals import every_run
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
-from fedlora_sim.draws import client_targets
+from fedlora_sim.engines.draws import client_targets
 
 Array = NDArray[np.float64]
 

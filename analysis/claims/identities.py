@@ -15,7 +15,7 @@ from analysis.claims.predicted import EXACT, IDENTICAL
 from analysis.inference.intervals import every_run
 from analysis.inference.verdict import Prediction
 from fedlora_sim import LoRAFactors, Scenario, aggregate
-from fedlora_sim.matrix.descent import Targets, descend
+from fedlora_sim.engines.matrix import Targets, descend
 from fedlora_sim.randomness import stream
 from fedlora_sim.runtime import resolve_device
 

@@ -22,7 +22,7 @@ from analysis.inference.fieller import fieller_ratio
 from analysis.inference.intervals import mean_interval, over_survivors
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, parse_ranks
-from fedlora_sim.draws import cohort_counts
+from fedlora_sim.engines.draws import cohort_counts
 
 Array = NDArray[np.float64]
 

@@ -39,7 +39,7 @@ from analysis.claims.predicted import per_partition
 from analysis.inference.thresholds import bisect, bracketed
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.draws import client_targets
+from fedlora_sim.engines.draws import client_targets
 
 Array = NDArray[np.float64]
 Predicted = Callable[[Scenario, str, int], Array]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedlora_sim.draws import (
+from fedlora_sim.engines.draws import (
     allocation_scores,
     basis_rotation,
     client_draws,

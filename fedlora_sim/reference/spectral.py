@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlora_sim.draws import allocation_scores, client_draws, client_targets, cohort_counts
+from fedlora_sim.engines.draws import allocation_scores, client_draws, client_targets, cohort_counts
 from fedlora_sim.reference.aggregation import Array
 from fedlora_sim.reference.allocation import held_reference
 from fedlora_sim.scenario import Scenario

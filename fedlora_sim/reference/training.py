@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedlora_sim.draws import allocation_scores
+from fedlora_sim.engines.draws import allocation_scores
 from fedlora_sim.federation import Federation, draw_cohorts
 from fedlora_sim.randomness import stream
 from fedlora_sim.reference.aggregation import Array, Factors, aggregate_reference

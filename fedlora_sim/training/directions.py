@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_sim.allocation import carried_directions, leading_directions
-from fedlora_sim.draws import allocation_scores
+from fedlora_sim.engines.draws import allocation_scores, carried_directions, leading_directions
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.training.batches import BatchPlan, every_sample

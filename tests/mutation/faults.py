@@ -63,7 +63,7 @@ FAULTS = (
     ),
     Fault(
         "drifts are drawn from the stream of the gains",
-        "fedlora_sim/draws.py",
+        "fedlora_sim/engines/draws.py",
         'draw("drifts", ',
         'draw("gains", ',
         DRAWS,
@@ -104,7 +104,7 @@ FAULTS = (
     ),
     Fault(
         "bases keep the signs of the QR factorization",
-        "fedlora_sim/draws.py",
+        "fedlora_sim/engines/draws.py",
         "return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)",
         "return q",
         DRAWS,
@@ -211,7 +211,7 @@ FAULTS = (
     # Spectral runs.
     Fault(
         "a cohort's noise has the variance of its weights as deviation",
-        "fedlora_sim/spectral/run.py",
+        "fedlora_sim/engines/spectral.py",
         "norm = shares.squares().sqrt()",
         "norm = shares.squares()",
         ("tests/simulator/test_spectral.py", "-k", "agrees_in_law"),
@@ -219,7 +219,7 @@ FAULTS = (
     ),
     Fault(
         "pairs of runs share their noise",
-        "fedlora_sim/spectral/run.py",
+        "fedlora_sim/engines/spectral.py",
         'stream(seed, "aggregate_noise")',
         'stream(seed // 2, "aggregate_noise")',
         ("tests/simulator/test_spectral.py", "-k", "noise_of_their_own"),
@@ -227,7 +227,7 @@ FAULTS = (
     ),
     Fault(
         "importance ranks directions by where a client ends, not by how far it moves",
-        "fedlora_sim/spectral/clients.py",
+        "fedlora_sim/engines/spectral.py",
         "(reached - total).abs())",
         "reached.abs())",
         ("tests/simulator/test_allocation.py", "-k", "importance"),
@@ -235,7 +235,7 @@ FAULTS = (
     ),
     Fault(
         "clients send what the base holds already",
-        "fedlora_sim/spectral/clients.py",
+        "fedlora_sim/engines/spectral.py",
         "y = (reached - z.unsqueeze(1)) * members",
         "y = reached * members",
         ("tests/simulator/test_spectral_rules.py", "-k", "reference and fedex"),
@@ -244,7 +244,7 @@ FAULTS = (
     # Matrix runs.
     Fault(
         "Adam's first moment is not corrected for its start",
-        "fedlora_sim/matrix/descent.py",
+        "fedlora_sim/engines/matrix.py",
         "return first / (1 - BETAS[0] ** step) / spread",
         "return first / spread",
         (*DESCENT, "-k", "every_optimiser"),
@@ -252,7 +252,7 @@ FAULTS = (
     ),
     Fault(
         "Adam's epsilon stands under the root",
-        "fedlora_sim/matrix/descent.py",
+        "fedlora_sim/engines/matrix.py",
         ".sqrt_().add_(EPSILON)",
         ".add_(EPSILON).sqrt_()",
         (*DESCENT, "-k", "every_optimiser"),
@@ -260,7 +260,7 @@ FAULTS = (
     ),
     Fault(
         "B descends at the place that A has reached already",
-        "fedlora_sim/matrix/descent.py",
+        "fedlora_sim/engines/matrix.py",
         "b = b.add(move(gradient_b, on_b, step), alpha=-rate)",
         "b = b.add(move(_gradient(b, a, left, right, base), on_b, step), alpha=-rate)",
         (*DESCENT, "-k", "test_it_is_the_reference"),
@@ -268,7 +268,7 @@ FAULTS = (
     ),
     Fault(
         "the input basis drifts to the other side",
-        "fedlora_sim/matrix/run.py",
+        "fedlora_sim/engines/matrix.py",
         "lora_a = lora_a @ inner.mT if moves_a else lora_a",
         "lora_a = lora_a @ inner if moves_a else lora_a",
         ("tests/simulator/test_matrix.py", "-k", "every_disturbance"),

@@ -12,11 +12,15 @@ from simulator_cases import ALL_RULES, CANONICAL, assert_close, quick
 
 from fedlora_sim import Federation, Scenario, simulate
 from fedlora_sim.aggregation import get_rule
-from fedlora_sim.allocation import carried_directions, leading_directions
-from fedlora_sim.draws import allocation_scores, client_draws
+from fedlora_sim.engines import spectral
+from fedlora_sim.engines.draws import (
+    allocation_scores,
+    carried_directions,
+    client_draws,
+    leading_directions,
+)
 from fedlora_sim.reference.allocation import held_reference
 from fedlora_sim.simulate import simulate_many
-from fedlora_sim.spectral import cohorts
 from fedlora_sim.training.directions import Directions
 from fedlora_sim.training.stack import Stack
 
@@ -95,7 +99,7 @@ def test_fidelities_meet_the_same_directions():
     """Rounds, cohort and directions are those of the draws, whoever looks at them."""
     small = RANDOM.replace(rounds=6, cohort_size=2)
     seeds = (3, 8)
-    drawn = cohorts.draw(small, seeds, torch.float64, torch.device("cpu"))
+    drawn = spectral.draw(small, seeds, torch.float64, torch.device("cpu"))
     wanted = np.stack([random_masks(small, seed) for seed in seeds])
     for t in range(small.rounds):
         clients, _, members = drawn.round(t)

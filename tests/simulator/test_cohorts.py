@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simulator_cases import LAWS, SIGMAS, quick
 
 from fedlora_sim import Federation, Scenario
-from fedlora_sim.draws import cohort_counts
+from fedlora_sim.engines.draws import cohort_counts
 from fedlora_sim.federation import cohort_slots, draw_cohorts
 from fedlora_sim.randomness import stream
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedlora_sim import Federation, Scenario, draws
+from fedlora_sim import Federation, Scenario
+from fedlora_sim.engines import draws
 from fedlora_sim.federation import draw_cohorts
 from fedlora_sim.randomness import stream
 from fedlora_sim.training.draws import initial_lora_a

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from simulator_cases import LAWS, RULES, SIGMAS, assert_close, quick
 
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.draws import basis_rotation, initial_basis, subspace_mixing
-from fedlora_sim.matrix import run as matrix_run
+from fedlora_sim.engines import matrix as matrix_run
+from fedlora_sim.engines.draws import basis_rotation, initial_basis, subspace_mixing
 from fedlora_sim.reference.matrix import matrix_reference
 
 SAMPLES = (5, 1, 2, 7, 3)

@@ -8,7 +8,7 @@ import torch
 from simulator_cases import LAWS, RULES, SIGMAS, assert_close
 
 from fedlora_sim import Federation, Scenario, simulate
-from fedlora_sim.draws import cohort_counts
+from fedlora_sim.engines.draws import cohort_counts
 from fedlora_sim.federation import draw_cohorts
 from fedlora_sim.reference.spectral import spectral_reference
 

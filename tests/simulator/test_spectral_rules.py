@@ -11,9 +11,9 @@ from simulator_cases import ALL_RULES, CANONICAL, FACTOR_RULES, LAWS, SIGMAS, as
 
 from fedlora_sim import Federation, LoRAFactors, Scenario, simulate
 from fedlora_sim.aggregation import FedAvg
+from fedlora_sim.engines import spectral as spectral_run
 from fedlora_sim.reference.spectral import spectral_reference
 from fedlora_sim.simulate import simulate_many
-from fedlora_sim.spectral import run as spectral_run
 from fedlora_sim.tolerances import relative
 
 RANKS, SAMPLES = "1x3,3x2,4x2", (5, 1, 2, 7, 3, 3, 1)

@@ -11,7 +11,7 @@ from analysis.claims import fitting, flow, flow_cohorts, thresholds
 from analysis.claims.fitting import dilution, flow_floor, threshold
 from analysis.exhibits.phase import COLLAPSED, PHASE, gather
 from fedlora_sim import Scenario
-from fedlora_sim.draws import client_targets
+from fedlora_sim.engines.draws import client_targets
 from fedlora_sim.tolerances import relative
 
 SEEDS = range(8)

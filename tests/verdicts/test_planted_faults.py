@@ -13,9 +13,9 @@ from analysis.claims import select
 from analysis.closed_form import persistent, round_map
 from analysis.verify import run_claim
 from fedlora_sim import LoRAFactors
-from fedlora_sim.matrix import descent
+from fedlora_sim.engines import matrix
+from fedlora_sim.engines import spectral as spectral
 from fedlora_sim.randomness import stream
-from fedlora_sim.spectral import run as spectral
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,11 +47,11 @@ def test_noise_that_neighbouring_runs_share(monkeypatch: pytest.MonkeyPatch) -> 
 def test_adam_without_bias_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     def uncorrected(gradient: torch.Tensor, moments: list[torch.Tensor], step: int) -> torch.Tensor:
         first, second = moments
-        first.lerp_(gradient, 1 - descent.BETAS[0])
-        second.mul_(descent.BETAS[1]).addcmul_(gradient, gradient, value=1 - descent.BETAS[1])
-        return first / (second.sqrt() + descent.EPSILON)
+        first.lerp_(gradient, 1 - matrix.BETAS[0])
+        second.mul_(matrix.BETAS[1]).addcmul_(gradient, gradient, value=1 - matrix.BETAS[1])
+        return first / (second.sqrt() + matrix.EPSILON)
 
-    monkeypatch.setattr(descent, "_adam", uncorrected)
+    monkeypatch.setattr(matrix, "_adam", uncorrected)
     assert verdict("adam-identity") == "refuted"
 
 

@@ -22,7 +22,7 @@ from analysis.claims import (
 from analysis.claims.predicted import per_partition
 from analysis.inference.verdict import Prediction
 from analysis.verify import run_claim
-from fedlora_sim.draws import cohort_counts
+from fedlora_sim.engines.draws import cohort_counts
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("iteration")

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedlora_sim.federation import draw_cohorts
 from fedlora_sim.randomness import stream
@@ -133,3 +135,30 @@ def _turn(rng: np.random.Generator, d: int, angle: float) -> NDArray[np.float64]
     plane = second @ first.T - first @ second.T
     kept = q[:, : 2 * half] @ q[:, : 2 * half].T
     return np.eye(d) + (np.cos(angle) - 1) * kept + np.sin(angle) * plane
+
+
+# Rank allocation: which directions of the global update a client of rank r_k receives
+
+
+def carried_directions(ranks: Tensor, scores: Tensor) -> Tensor:
+    """Mark the `ranks` directions of highest score; of equal scores the lower index.
+
+    Args:
+        ranks: whole numbers, (...).
+        scores: (..., r_max).
+
+    Returns:
+        Boolean (..., r_max), with `ranks` entries true along the last dimension.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    place = torch.empty_like(order).scatter_(-1, order, _index_like(order))
+    return place < ranks.unsqueeze(-1)
+
+
+def leading_directions(ranks: Tensor, r_max: int) -> Tensor:
+    """Mark the first `ranks` of r_max directions: SVD allocation. Boolean (..., r_max)."""
+    return ranks.unsqueeze(-1) > torch.arange(r_max, device=ranks.device)
+
+
+def _index_like(order: Tensor) -> Tensor:
+    return torch.arange(order.shape[-1], device=order.device).expand_as(order)

@@ -11,23 +11,223 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule, Cohort, State
-from fedlora_sim.allocation import carried_directions, leading_directions
-from fedlora_sim.draws import (
+from fedlora_sim.engines.draws import (
     allocation_scores,
     basis_rotation,
+    carried_directions,
     client_draws,
+    client_targets,
     cohort_counts,
     initial_basis,
+    leading_directions,
     subspace_mixing,
+    target_rotation,
 )
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.federation import cohort_slots
 from fedlora_sim.lora import LoRAFactors
-from fedlora_sim.matrix.clients import local_factors, split_directions
-from fedlora_sim.matrix.descent import Targets, descend
 from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.runtime import DTYPES, leaves_range, one_thread, resolve_device
 from fedlora_sim.scenario import Scenario
+
+# LoRA's own training at matrix fidelity: gradient descent of every client on its two factors
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The targets of a batch's clients, `M = left right^T`, the amplitudes on the left.
+
+    Args:
+        left: (S, K, d_out, r_max).
+        right: (S, K, d_in, r_max).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def draw(
+        cls,
+        scenario: Scenario,
+        seeds: Sequence[int],
+        u0: NDArray[np.float64],
+        v0: NDArray[np.float64],
+    ) -> Targets:
+        """Targets in float64 on the initial bases u0 (S, d_out, r_max) and v0 (S, d_in, r_max)."""
+        amplitudes = np.stack([client_targets(scenario, seed) for seed in seeds])
+        shape = amplitudes.shape[:2]
+        left, right = (
+            np.broadcast_to(side[:, None], (*shape, *side.shape[1:])).copy() for side in (u0, v0)
+        )
+        if scenario.target_angle != 0:
+            for s, k in np.ndindex(shape):
+                out, inner = target_rotation(scenario, seeds[s], k)
+                left[s, k], right[s, k] = out @ left[s, k], inner @ right[s, k]
+        return cls(torch.from_numpy(left * amplitudes[:, :, None]), torch.from_numpy(right))
+
+    def to(self, like: Tensor) -> Targets:
+        """The same targets in the dtype and on the device of a tensor."""
+        return Targets(*(x.to(like.dtype).to(like.device) for x in (self.left, self.right)))
+
+    def of(self, slots: NDArray[np.int64]) -> Targets:
+        """Those of the cohort, slots (S, m): (S, m, ...)."""
+        runs, clients = np.arange(len(slots))[:, None], torch.from_numpy(slots)
+        return Targets(self.left[runs, clients], self.right[runs, clients])
+
+    def on(self, u: Tensor, v: Tensor) -> Tensor:
+        """Amplitudes on given directions (S, 1, d, r): `u_i^T M v_i`, (S, m, r)."""
+        return ((u.mT @ self.left) * (v.mT @ self.right)).sum(-1)
+
+
+def descend(
+    scenario: Scenario,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    targets: Targets,
+    base: Tensor | None,
+    *,
+    frozen_a: bool,
+) -> tuple[Tensor, Tensor]:
+    """The factors of every client after its local steps.
+
+    Args:
+        scenario: `local_time`, `local_steps` and `optimizer` apply.
+        lora_a: (S, m, r, d_in).
+        lora_b: (S, m, d_out, r).
+        targets: those of the cohort.
+        base: what the base has of the update, Z (S, d_out, d_in); None where it has nothing.
+        frozen_a: B alone moves.
+
+    Returns:
+        lora_A and lora_B of the same shapes.
+
+    Raises:
+        ValueError: if a step is too long for descent and the factors leave all bounds.
+    """
+    assert scenario.local_steps is not None  # the scenario's own check
+    rate = scenario.local_time / scenario.local_steps
+    move = _adam if scenario.optimizer == "adam" else _sgd
+    batch = lora_a.shape[:2]
+    b, a, left, right = (
+        x.flatten(0, 1) for x in (lora_b, lora_a.mT, targets.left, targets.right)
+    )  # all (S m, d, r)
+    base_t = None if base is None else base.mT
+    on_b, on_a = _moments(b), _moments(a)
+    for step in range(1, scenario.local_steps + 1):
+        gradient_b = _gradient(b, a, left, right, base)
+        if not frozen_a:
+            gradient_a = _gradient(a, b, right, left, base_t)
+            a = a.add(move(gradient_a, on_a, step), alpha=-rate)
+        b = b.add(move(gradient_b, on_b, step), alpha=-rate)
+    if not bool(torch.isfinite(a.sum() + b.sum())):
+        bound = "a step local_time / local_steps that descent survives (take more local_steps)"
+        raise expected("local_time", scenario.local_time, bound)
+    return a.mT.unflatten(0, batch), b.unflatten(0, batch)
+
+
+def _gradient(
+    own: Tensor, other: Tensor, own_side: Tensor, other_side: Tensor, base: Tensor | None
+) -> Tensor:
+    """Gradient on one factor, the other one held: `(own other^T + Z - M) other`, (S m, d, r)."""
+    gradient = torch.bmm(own, torch.bmm(other.mT, other))
+    gradient.baddbmm_(own_side, torch.bmm(other_side.mT, other), alpha=-1)
+    if base is None:
+        return gradient
+    several = other.unflatten(0, (len(base), -1))
+    return gradient + torch.einsum("spd,smdr->smpr", base, several).flatten(0, 1)
+
+
+Moments = list[Tensor]
+
+
+def _moments(factor: Tensor) -> Moments:
+    return [torch.zeros_like(factor), torch.zeros_like(factor)]
+
+
+def _sgd(gradient: Tensor, moments: Moments, step: int) -> Tensor:
+    return gradient
+
+
+def _adam(gradient: Tensor, moments: Moments, step: int) -> Tensor:
+    """Adam's direction; the moments are brought up to date."""
+    first, second = moments
+    first.lerp_(gradient, 1 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    spread = (second / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)
+    return first / (1 - BETAS[0] ** step) / spread
+
+
+# The client model of the matrix fidelity: what a client makes of the factors it received
+
+
+def split_directions(
+    state: LoRAFactors, u0: Tensor, v0: Tensor, *, sorted_columns: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit directions and amplitudes of factor columns.
+
+    A lost column has zero factors and no direction of its own for a drift to act along: it falls
+    back on an initial one. Where columns keep their place that is its own. Where an SVD sorts them
+    it is one that no living column has taken: the initial directions that the living ones have
+    least of, in their order.
+
+    Args:
+        state: global factors, batch dimension S.
+        u0: initial left basis, (S, d_out, r).
+        v0: initial right basis, (S, d_in, r).
+        sorted_columns: whether aggregation sorts the columns.
+
+    Returns:
+        u (S, d_out, r), v (S, d_in, r) and amplitudes x (S, r), non-negative.
+    """
+    lost = state.lost_columns()
+    norm_b = torch.where(lost, 1.0, state.lora_B.norm(dim=-2))
+    norm_a = torch.where(lost, 1.0, state.lora_A.norm(dim=-1))
+    u, v = state.lora_B / norm_b.unsqueeze(-2), state.lora_A.mT / norm_a.unsqueeze(-2)
+    gone = lost.unsqueeze(-2)
+    if sorted_columns and bool(lost.any()):
+        taken = (u0.mT @ torch.where(gone, 0.0, u)).square().sum(-1)
+        free = carried_directions(lost.sum(-1), -taken)
+        source = _matched(lost, free).unsqueeze(-2)
+        u0, v0 = (side.gather(-1, source.expand_as(side)) for side in (u0, v0))
+    u, v = torch.where(gone, u0, u), torch.where(gone, v0, v)
+    return u, v, torch.where(lost, 0.0, state.column_amplitudes())
+
+
+def _matched(lost: Tensor, free: Tensor) -> Tensor:
+    """For the n-th true entry of `lost` the index of the n-th of `free`, (S, r)."""
+    one, other = ((~mask).to(torch.int8).argsort(dim=-1, stable=True) for mask in (lost, free))
+    return torch.empty_like(one).scatter_(-1, one, other)
+
+
+def local_factors(
+    u: Tensor, v: Tensor, amplitude: Tensor, carried: Tensor, *, frozen_a: bool
+) -> tuple[Tensor, Tensor]:
+    """Local factors of given amplitudes, zero in directions that the client does not carry.
+
+    Args:
+        u: left directions, (S, 1, d_out, r).
+        v: right directions, (S, 1, d_in, r).
+        amplitude: signed local amplitudes, (S, m, r).
+        carried: which directions each client slot carries, boolean (S, m, r).
+        frozen_a: A stays the unit directions, common to all clients, and B has the amplitude;
+            else the two share it evenly.
+
+    Returns:
+        lora_A (S, m, r, d_in) and lora_B (S, m, d_out, r), the sign on B.
+    """
+    if frozen_a:
+        own = carried.to(amplitude.dtype)
+        return (v * own.unsqueeze(-2)).mT, u * (own * amplitude).unsqueeze(-2)
+    root = torch.where(carried, amplitude.abs().sqrt(), 0.0)
+    lora_b = u * (root * amplitude.sign()).unsqueeze(-2)
+    lora_a = (v * root.unsqueeze(-2)).mT
+    return lora_a, lora_b
+
+
+# The round loop of the matrix fidelity, batched over seeds
 
 # Numbers held at once by the largest arrays of a batch: 40 MB in float64.
 BATCH_ELEMENTS = 5_000_000

@@ -1,0 +1,1 @@
+"""Engines: spectral and matrix fidelity, and what both draw."""

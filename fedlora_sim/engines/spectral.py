@@ -1,0 +1,617 @@
+"""Runs of the spectral fidelity: many seeds and many scenarios in one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from fedlora_sim.aggregation import AggregationRule
+from fedlora_sim.engines.draws import (
+    allocation_scores,
+    carried_directions,
+    client_draws,
+    client_targets,
+    cohort_counts,
+    leading_directions,
+)
+from fedlora_sim.errors import expected
+from fedlora_sim.federation import cohort_slots
+from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.randomness import stream
+from fedlora_sim.runtime import DTYPES, leaves_range, resolve_device
+from fedlora_sim.scenario import Scenario
+
+# LoRA's own training at the spectral fidelity: the gradient flow of the quadratic loss, exactly
+
+
+@dataclass(frozen=True, eq=False)
+class LocalMap:
+    """`f(x) = (scale x + shift) / (rise x + decay)`, what local training makes of an amplitude.
+
+    Args:
+        scale, shift, rise, decay: coefficients, one shape (...) that broadcasts against the
+            amplitudes; for x >= 0 the denominator is positive.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    rise: Tensor
+    decay: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Amplitudes after the round's local training."""
+        return (self.scale * x + self.shift) / (self.rise * x + self.decay)
+
+    def of(self, runs: Tensor, clients: Tensor) -> LocalMap:
+        """The maps of chosen clients, (S, m, r_max), of maps (S, K, r_max)."""
+        return LocalMap(*(c[runs, clients] for c in self._coefficients()))
+
+    def _coefficients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.scale, self.shift, self.rise, self.decay
+
+    @classmethod
+    def fitting(cls, target: Tensor, local_time: float, *, frozen_a: bool) -> LocalMap:
+        """The map of a client who fits these amplitudes for this time.
+
+        Args:
+            target: signed amplitudes m, (...).
+            local_time: T > 0.
+            frozen_a: B alone is trained.
+        """
+        one, zero = torch.ones_like(target), torch.zeros_like(target)
+        if frozen_a:
+            scale = one * math.exp(-local_time)
+            return cls(scale, -math.expm1(-local_time) * target, zero, one)
+        # Divided by G, which may be beyond all numbers where its inverse is next to nothing: kept
+        # above zero, so that an amplitude of zero stays zero. A small G (a target far below zero)
+        # has an inverse that is kept a number: the result is next to nothing anyway.
+        limit = math.log(torch.finfo(target.dtype).max) / 2
+        exponent = (2 * local_time * target).clamp_min(-limit)
+        safe = torch.where(exponent == 0, 1.0, exponent)
+        ratio = torch.where(exponent == 0, 1.0, -torch.expm1(-safe) / safe)
+        decay = torch.exp(-exponent).clamp_min(torch.finfo(target.dtype).tiny)
+        return cls(one, zero, 2 * local_time * ratio, decay)
+
+
+@dataclass(frozen=True, eq=False)
+class FlowRecursion:
+    """`x' = factor f(x)`, or x where it is kept.
+
+    Args:
+        initial: amplitudes at round 0, (S, r_max).
+        local: the map that all clients have in common, coefficients (r_max,).
+        factor: of each run, round and direction, (S or 1, T or 1, r_max).
+        kept: where the last amplitude stays, boolean of the same shape; None keeps nothing.
+        rounds: T.
+    """
+
+    initial: Tensor
+    local: LocalMap
+    factor: Tensor
+    kept: Tensor | None
+    rounds: int
+
+    def run(self) -> Tensor:
+        """Amplitudes of every round, (S, T + 1, r_max)."""
+        x = self.initial
+        states = [x]
+        for t in range(self.rounds):
+            row = t % self.factor.shape[1]
+            moved = self.factor[:, row] * self.local(x)
+            x = moved if self.kept is None else torch.where(self.kept[:, row], x, moved)
+            states.append(x)
+        return torch.stack(states, dim=1)
+
+
+def refuse_flow(rule: AggregationRule) -> None:
+    """Refuse rules whose round under the quadratic loss is no map of balanced amplitudes.
+
+    Raises:
+        ValueError: naming the rule and why.
+    """
+    reason = None
+    if rule.space == "none":
+        reason = "clients start from a fresh adapter, whose factors are not balanced"
+    elif rule.residual_in_base:
+        reason = "the base moves, and with it what is left to fit"
+    if reason is not None:
+        options = f"a rule other than {rule.label} at fidelity='spectral' with"
+        raise expected("rule", rule.label, f"{options} local_loss='quadratic': {reason}")
+
+
+# Who takes part in a batch of spectral runs, with which weight and which directions
+
+
+@dataclass(frozen=True, eq=False)
+class Cohorts:
+    """The drawn cohorts; a dimension of 1 stands for runs or rounds that are all alike.
+
+    Args:
+        clients: client in each cohort slot, (S or 1, T or 1, m).
+        weights: unnormalised weight of each slot, same shape.
+        ranks: rank of every client, (K,).
+        groups: which rank indices belong together, (r_max,): the partition of each, or, where
+            clients carry other directions than the first ones, the index itself.
+        members: which groups each slot carries, boolean (S or 1, T or 1, m, groups).
+    """
+
+    clients: Tensor
+    weights: Tensor
+    ranks: Tensor
+    groups: Tensor
+    members: Tensor
+
+    def round(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Clients (S or 1, m), weights and directions carried (S or 1, m, r_max) of round t."""
+        members = self.members[:, t % self.members.shape[1]][..., self.groups]
+        row = t % self.clients.shape[1]
+        return self.clients[:, row], self.weights[:, row], members
+
+
+def draw(
+    scenario: Scenario, seeds: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Cohorts:
+    """The cohorts of one run per seed."""
+    federation = scenario.federation
+    if federation.sampling == "full":  # every round alike: one row stands for all
+        counts = np.ones((1, 1, federation.num_clients), dtype=np.int64)
+    else:
+        counts = np.stack([cohort_counts(scenario, seed) for seed in seeds])
+    slots, drawn = cohort_slots(counts, federation.max_cohort)
+    weights = torch.from_numpy(federation.cohort_weights(slots, drawn)).to(dtype).to(device)
+    clients = torch.from_numpy(slots).to(device)
+    ranks = torch.tensor(federation.ranks, device=device)
+    if scenario.allocation == "random":
+        groups = torch.arange(federation.r_max, device=device)
+        members = _random_members(scenario, seeds, ranks, clients)
+    else:
+        levels = torch.tensor(federation.levels, device=device)
+        groups = torch.searchsorted(levels, torch.arange(federation.r_max, device=device) + 1)
+        members = leading_directions(ranks[clients], federation.r_max)[..., levels - 1]
+    return Cohorts(clients, weights, ranks, groups, members)
+
+
+def _random_members(
+    scenario: Scenario, seeds: Sequence[int], ranks: Tensor, clients: Tensor
+) -> Tensor:
+    """Directions of every slot under random allocation, (S, T, m, r_max)."""
+    scores = torch.from_numpy(np.stack([allocation_scores(scenario, seed) for seed in seeds]))
+    slots = clients.expand(*scores.shape[:2], -1)
+    index = slots.unsqueeze(-1).expand(*slots.shape, scores.shape[-1])
+    # Only who takes part is sorted.
+    return carried_directions(ranks[slots], scores.to(clients.device).gather(2, index))
+
+
+# The spectral round client by client, for what has no shortcut through the cohort's sum
+
+# What clients make of the total: round, runs (S, 1), clients (S or 1, m) and the total (S, 1,
+# r_max) to (S, m, r_max).
+Local = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class AffineClients:
+    """Clients who bring the total to `a x + b`.
+
+    Args:
+        gains: (S, T or 1, K, r_max).
+        drifts: (S, T or 1, K, r_max), in units of the amplitude.
+    """
+
+    gains: Tensor
+    drifts: Tensor
+
+    def __call__(self, t: int, runs: Tensor, clients: Tensor, total: Tensor) -> Tensor:
+        """Amplitudes that the clients of round t reach."""
+        gain = self.gains[:, t % self.gains.shape[1]][runs, clients]
+        return gain * total + self.drifts[:, t % self.drifts.shape[1]][runs, clients]
+
+
+@dataclass(frozen=True, eq=False)
+class FittingClients:
+    """Clients who follow the flow to targets of their own, alike in every round.
+
+    Args:
+        local: coefficients (S, K, r_max).
+    """
+
+    local: LocalMap
+
+    def __call__(self, t: int, runs: Tensor, clients: Tensor, total: Tensor) -> Tensor:
+        """Amplitudes that the clients of round t reach."""
+        return self.local.of(runs, clients)(total)
+
+
+def run_clients(
+    scenario: Scenario,
+    rule: AggregationRule,
+    initial: Tensor,
+    cohorts: Cohorts,
+    local: Local,
+) -> Tensor:
+    """Amplitudes of the whole update, round by round.
+
+    Args:
+        scenario: the federation, its allocation and its policy.
+        rule: the server rule.
+        initial: (S, r_max).
+        cohorts: who takes part, with which weight and which directions.
+        local: what every client brings the total to.
+
+    Returns:
+        (S, T + 1, r_max).
+
+    Raises:
+        ValueError: if a direction stays without contributors under `empty_partition='error'`.
+    """
+    zero = torch.zeros_like(initial)
+    x, z = (zero, initial) if rule.space == "none" else (initial, zero)
+    states = [initial]
+    runs = torch.arange(len(initial), device=initial.device).unsqueeze(1)
+    for t in range(scenario.rounds):
+        clients, weights, members = cohorts.round(t)
+        total = (x + z).unsqueeze(1)
+        reached = local(t, runs, clients, total)
+        if scenario.allocation == "importance":
+            members = carried_directions(cohorts.ranks[clients], (reached - total).abs())
+        y = (reached - z.unsqueeze(1)) * members
+        norms = y.square().sum(-1).sqrt() if rule.weights_from_norms else None
+        shares = rule.direction_weights(weights, members, norms)
+        new_x, more = average_amplitudes(rule, y, shares)
+        if rule.has_empty_partition_policy:
+            empty = ~(members & (weights > 0).unsqueeze(-1)).any(-2)
+            _refuse_empty(scenario, empty, t)
+            new_x = torch.where(empty & (scenario.empty_partition == "carry"), x, new_x)
+        x, z = new_x, z + more
+        states.append(x + z)
+    return torch.stack(states, dim=1)
+
+
+def average_amplitudes(rule: AggregationRule, y: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """What the server makes of adapters that share a basis.
+
+    Args:
+        rule: the server rule.
+        y: amplitudes of the clients' adapters, (S, m, r_max), zero where a client has none.
+        shares: the rule's weights, (S, m, r_max).
+
+    Returns:
+        The new adapter and what the base gains, each (S, r_max).
+    """
+    exact = (shares * y).sum(1)
+    adapter = exact
+    if rule.space == "none":
+        adapter = torch.zeros_like(exact)
+    elif rule.space == "factor" and not rule.frozen_a:
+        root = y.abs().sqrt()
+        adapter = (shares * root).sum(1) * (shares * root * y.sign()).sum(1)
+    if not rule.residual_in_base:
+        return adapter, torch.zeros_like(exact)
+    return adapter, _kept_residual(rule, exact - adapter)
+
+
+def _kept_residual(rule: AggregationRule, residual: Tensor) -> Tensor:
+    """What the rule keeps of a residual that is diagonal in the basis, (S, r_max)."""
+    ones = torch.ones_like(residual)
+    exact = LowRankProduct([(torch.diag_embed(residual), torch.diag_embed(ones))], ones)
+    kept = rule.compress(exact)
+    return residual if kept is exact else kept.dense().diagonal(dim1=-2, dim2=-1)
+
+
+def _refuse_empty(scenario: Scenario, empty: Tensor, t: int) -> None:
+    if scenario.empty_partition == "error" and bool(empty.any()):
+        run, direction = empty.nonzero()[0].tolist()
+        raise expected(
+            "empty_partition",
+            "error",
+            f"a contributor to every direction; direction {direction + 1} has none in round "
+            f"{t + 1} of run {run} (choose zero or carry)",
+        )
+
+
+# One round of one direction as a random affine map, and the loop that applies it to a batch
+
+
+@dataclass(frozen=True, eq=False)
+class Recursion:
+    """`x' = alpha x + beta + hypot(gamma x, delta) z`, per run, round and direction.
+
+    Args:
+        initial: amplitudes at round 0, (S, r_max).
+        alpha, beta, gamma, delta: coefficients, (S, T, r_max).
+        noise: standard normal z, (S, T, r_max).
+    """
+
+    initial: Tensor
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
+    delta: Tensor
+    noise: Tensor
+
+    def run(self) -> Tensor:
+        """Amplitudes of every round, (S, T + 1, r_max)."""
+        x = self.initial
+        states = [x]
+        for t in range(self.alpha.shape[1]):
+            spread = torch.hypot(self.gamma[:, t] * x, self.delta[:, t])
+            x = torch.addcmul(self.beta[:, t], self.alpha[:, t], x).addcmul_(
+                spread, self.noise[:, t]
+            )
+            states.append(x)
+        return torch.stack(states, dim=1)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Recursion]) -> Recursion:
+        """One batch of several, along the first dimension."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [f.name for f in fields(cls)]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+@dataclass(frozen=True, eq=False)
+class CohortShares:
+    """The rule's weights of drawn cohorts.
+
+    Args:
+        clients: client in each cohort slot, (S or 1, T or 1, m).
+        shares: normalised weight of each slot in each group of directions, (S, T, m, groups).
+        groups: group of each direction, (r_max,).
+    """
+
+    clients: Tensor
+    shares: Tensor
+    groups: Tensor
+
+    @classmethod
+    def of(cls, scenario: Scenario, rule: AggregationRule, cohorts: Cohorts) -> CohortShares:
+        """Ask the rule for its weights of drawn cohorts.
+
+        Raises:
+            ValueError: if a partition stays without contributors under `empty_partition='error'`.
+        """
+        shares = rule.direction_weights(cohorts.weights, cohorts.members)
+        result = cls(cohorts.clients, shares, cohorts.groups)
+        if rule.has_empty_partition_policy and scenario.empty_partition == "error":
+            result._refuse_empty()
+        return result
+
+    def _refuse_empty(self) -> None:
+        empty = (self.shares.sum(-2) == 0).nonzero()
+        if len(empty):
+            run, t, h = empty[0].tolist()
+            direction = int((self.groups == h).nonzero()[0])
+            raise expected(
+                "empty_partition",
+                "error",
+                f"a contributor to every direction; direction {direction + 1} has none in round "
+                f"{t + 1} of run {run} (choose zero or carry)",
+            )
+
+    def total(self) -> Tensor:
+        """`sum_k w_k`, (S, T, r_max)."""
+        return self.shares.sum(-2)[..., self.groups]
+
+    def squares(self) -> Tensor:
+        """`sum_k w_k**2`, (S, T, r_max)."""
+        return self.shares.square().sum(-2)[..., self.groups]
+
+    def mean_of(self, values: Tensor) -> Tensor:
+        """`sum_k w_k y_k`, (S, T, r_max), for values (S, K, r_max) that stay every round."""
+        runs = torch.arange(len(values), device=values.device)[:, None, None]
+        return torch.cat(
+            [
+                torch.einsum(
+                    "stm,stmd->std",
+                    self.shares[..., h].expand(len(values), -1, -1),
+                    values[..., self.groups == h][runs, self.clients],
+                )
+                for h in range(self.shares.shape[-1])
+            ],
+            dim=-1,
+        )
+
+
+# Runs of the spectral fidelity: many seeds and many scenarios in one batch
+
+# Numbers held at once by the largest array of a batch: 160 MB in float64.
+BATCH_ELEMENTS = 20_000_000
+
+
+def run_spectral(
+    scenarios: Sequence[Scenario],
+    rule: AggregationRule,
+    seeds: Sequence[int],
+    on_progress: Callable[[float], object] = lambda runs: None,
+) -> list[NDArray[np.float64]]:
+    """Amplitudes of every scenario, seed, round and direction.
+
+    A run whose amplitudes leave the range of float32 is computed in float64.
+
+    Runs that share rounds, r_max, dtype and device advance together; batching never changes a
+    run, whose draws come from its own seed.
+
+    Args:
+        scenarios: any number of spectral scenarios.
+        rule: the server rule.
+        seeds: one run per scenario and seed.
+        on_progress: called with the number of runs finished since the last call.
+
+    Returns:
+        For each scenario an array (S, T + 1, r_max), signed amplitudes.
+
+    Raises:
+        ValueError: for the quadratic loss under a rule that has no exact map.
+    """
+    found = _run_all(scenarios, rule, seeds, on_progress)
+    for index, scenario in enumerate(scenarios):
+        if scenario.dtype == "float64":
+            continue
+        lost = np.flatnonzero(leaves_range(found[index])).tolist()
+        if lost:  # those runs again, in a dtype that holds them
+            again = [seeds[k] for k in lost]
+            (found[index][lost],) = _run_all([scenario.replace(dtype="float64")], rule, again)
+    return found
+
+
+def _run_all(
+    scenarios: Sequence[Scenario],
+    rule: AggregationRule,
+    seeds: Sequence[int],
+    on_progress: Callable[[float], object] = lambda runs: None,
+) -> list[NDArray[np.float64]]:
+    """All runs, each in its scenario's dtype."""
+    if any(map(_fits, scenarios)):
+        refuse_flow(rule)
+    results: list[list[NDArray[np.float64]]] = [[] for _ in scenarios]
+    waiting: list[tuple[int, Recursion]] = []
+
+    def flush() -> None:
+        if not waiting:
+            return
+        states = Recursion.concatenate([part for _, part in waiting]).run().cpu().double().numpy()
+        sizes = [len(part.initial) for _, part in waiting]
+        for (index, _), block in zip(waiting, np.split(states, np.cumsum(sizes)[:-1]), strict=True):
+            results[index].append(block)
+        on_progress(len(states))
+        waiting.clear()
+
+    held, key = 0, None
+    for index, scenario in enumerate(scenarios):
+        for chunk in _chunks(scenario, rule, seeds):
+            if _fits(scenario) or _needs_clients(scenario, rule):
+                alone = _run_flow if _has_common_flow(scenario, rule) else _run_clients
+                results[index].append(alone(scenario, rule, chunk).cpu().double().numpy())
+                on_progress(len(chunk))
+                continue
+            part = _recursion(scenario, rule, chunk)
+            this_key = (part.alpha.shape[1:], part.alpha.dtype, part.alpha.device)
+            if waiting and (this_key != key or held + part.alpha.numel() > BATCH_ELEMENTS):
+                flush()
+                held = 0
+            waiting.append((index, part))
+            held, key = held + part.alpha.numel(), this_key
+    flush()
+    return [np.concatenate(blocks) for blocks in results]
+
+
+def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> list[Sequence[int]]:
+    federation, r_max = scenario.federation, scenario.federation.r_max
+    if scenario.allocation == "random":  # scores of every client, the cohort's sorted
+        per_round = (federation.num_clients + 6 * federation.max_cohort) * r_max
+    else:
+        per_round = max(federation.max_cohort * r_max, federation.num_clients)
+    per_run = scenario.rounds * per_round
+    if _needs_clients(scenario, rule):  # gains and drifts, drawn, stacked and moved
+        fresh = _is_noisy(scenario) and scenario.heterogeneity == "fresh"
+        per_run += 6 * (scenario.rounds if fresh else 1) * federation.num_clients * r_max
+    size = max(1, BATCH_ELEMENTS // per_run)
+    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
+
+
+def _needs_clients(scenario: Scenario, rule: AggregationRule) -> bool:
+    """Whether a round is no affine map of the amplitude that the cohort's sum would give.
+
+    Factor averages of unlike clients are nonlinear in them; weights from norms and clients' own
+    choice of directions depend on the state; and a residual in the base is a state of its own.
+    """
+    if _fits(scenario):
+        return not _has_common_flow(scenario, rule)
+    if rule.is_linear or scenario.allocation == "importance":
+        return scenario.allocation == "importance"
+    return rule.weights_from_norms or rule.residual_in_base or _is_noisy(scenario)
+
+
+def _fits(scenario: Scenario) -> bool:
+    """Whether clients train on a target, which makes them no affine map."""
+    return scenario.local_loss == "quadratic"
+
+
+def _has_common_flow(scenario: Scenario, rule: AggregationRule) -> bool:
+    """Whether all clients of a round return one amplitude, and only weights tell them apart."""
+    alike = scenario.target_std == 0 and scenario.allocation != "importance"
+    return _fits(scenario) and alike and not rule.weights_from_norms
+
+
+def _is_noisy(scenario: Scenario) -> bool:
+    return scenario.gain_std > 0 or scenario.drift_std > 0
+
+
+def _put(scenario: Scenario, values: ArrayLike) -> Tensor:
+    """Arrays stacked, in the run's dtype and on its device, which may know no float64."""
+    dtype = DTYPES[str(scenario.dtype)]
+    return torch.from_numpy(np.asarray(values)).to(dtype).to(resolve_device(scenario.device, dtype))
+
+
+def _draws(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Gains and drifts of every client, each (S, T or 1, K, r_max)."""
+    draws = [client_draws(scenario, seed) for seed in seeds]
+    return _put(scenario, [d.gain for d in draws]), _put(scenario, [d.drift for d in draws])
+
+
+def _cohorts(scenario: Scenario, seeds: Sequence[int]) -> Cohorts:
+    dtype = DTYPES[str(scenario.dtype)]
+    return draw(scenario, seeds, dtype, resolve_device(scenario.device, dtype))
+
+
+def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
+    shares = CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
+    total = shares.total()
+    zero = torch.zeros((), dtype=total.dtype, device=total.device)
+    noise = zero
+    if scenario.heterogeneity == "persistent" and _is_noisy(scenario):
+        gains, drifts = (draw[:, 0] for draw in _draws(scenario, seeds))
+        alpha, beta, gamma, delta = shares.mean_of(gains), shares.mean_of(drifts), zero, zero
+    else:
+        multiplier = total if rule.is_linear else total.square()
+        norm = shares.squares().sqrt()
+        alpha, beta = scenario.gain_mean * multiplier, scenario.drift_mean * multiplier
+        gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
+        if _is_noisy(scenario):
+            size = (scenario.rounds, max(scenario.ranks))
+            draws = [stream(seed, "aggregate_noise").standard_normal(size) for seed in seeds]
+            noise = _put(scenario, draws)
+    if rule.space == "none":  # the base keeps what it has, and only the increment is averaged
+        alpha = alpha + (1 - total)
+    if rule.has_empty_partition_policy and scenario.empty_partition == "carry":
+        empty = total == 0
+        alpha, beta = torch.where(empty, 1.0, alpha), torch.where(empty, 0.0, beta)
+    shape = (len(seeds), scenario.rounds, max(scenario.ranks))
+    initial = _initial(scenario, seeds)
+    return Recursion(initial, *(c.expand(shape) for c in (alpha, beta, gamma, delta, noise)))
+
+
+def _initial(scenario: Scenario, seeds: Sequence[int]) -> Tensor:
+    return _put(scenario, [scenario.initial_amplitudes]).expand(len(seeds), -1)
+
+
+def _run_clients(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Tensor:
+    local: Local
+    if _fits(scenario):
+        targets = _put(scenario, [client_targets(scenario, seed) for seed in seeds])
+        local = FittingClients(_local_map(scenario, rule, targets))
+    else:
+        local = AffineClients(*_draws(scenario, seeds))
+    cohorts = _cohorts(scenario, seeds)
+    return run_clients(scenario, rule, _initial(scenario, seeds), cohorts, local)
+
+
+def _run_flow(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Tensor:
+    """Runs of clients with equal targets."""
+    total = CohortShares.of(scenario, rule, _cohorts(scenario, seeds)).total()
+    carries = rule.has_empty_partition_policy and scenario.empty_partition == "carry"
+    local = _local_map(scenario, rule, _put(scenario, scenario.target_amplitudes))
+    factor = total if rule.is_linear else total.square()
+    kept = total == 0 if carries else None
+    return FlowRecursion(_initial(scenario, seeds), local, factor, kept, scenario.rounds).run()
+
+
+def _local_map(scenario: Scenario, rule: AggregationRule, targets: Tensor) -> LocalMap:
+    return LocalMap.fitting(targets, scenario.local_time, frozen_a=rule.frozen_a)
