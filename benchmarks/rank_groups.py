@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.training_lanes import ALPHA, RATE, Case, Stacked, padded, with_modules
-from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.descent import StackDescent
-from fedlora_sim.training.stacked import Adapters
+from fedlora_sim.finetune.batches import LocalConfig
+from fedlora_sim.finetune.local import StackDescent
+from fedlora_sim.finetune.stacked import Adapters
 
 
 class Grouped(Stacked):

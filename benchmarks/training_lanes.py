@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.rivals.plain_torch import LoRALinear
+from fedlora_sim.finetune.batches import LocalConfig
+from fedlora_sim.finetune.local import Stack, StackDescent, client_losses
+from fedlora_sim.finetune.stacked import Adapters, stacked_modules
 from fedlora_sim.tasks import Examples, Task
 from fedlora_sim.tasks.targets import resolve_targets
 from fedlora_sim.tasks.task import logits_of
 from fedlora_sim.tasks.transformer import TinyTransformer
-from fedlora_sim.training.attach import stacked_modules
-from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.descent import StackDescent
-from fedlora_sim.training.stack import Stack, client_losses
-from fedlora_sim.training.stacked import Adapters
 
 BATCH = 8  # samples of a client's step
 ALPHA = 16.0  # scaling alpha / r

@@ -20,15 +20,15 @@ from fedlora_cli.resume import INTERRUPTED
 from fedlora_sim import Scenario
 from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.errors import check_choice, check_seed, expected
+from fedlora_sim.finetune.checkpoints import KEEP, Checkpoints, state_rounds
+from fedlora_sim.finetune.exchange import GlobalUpdate
+from fedlora_sim.finetune.measures import Row
+from fedlora_sim.finetune.run import FederatedRun
 from fedlora_sim.metrics import energy_ratio
 from fedlora_sim.runtime import torch_threads
 from fedlora_sim.scenario import load_toml
 from fedlora_sim.simulate import check_suits, training_dataset
 from fedlora_sim.storage import ResultFolder, save_dataset
-from fedlora_sim.training.checkpoints import KEEP, Checkpoints, state_rounds
-from fedlora_sim.training.measures import Row
-from fedlora_sim.training.rounds import FederatedRun
-from fedlora_sim.training.state import GlobalUpdate
 from paper_figs import split, style
 
 ROUNDS, DATASET = "rounds", "run.nc"

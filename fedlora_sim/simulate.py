@@ -16,10 +16,10 @@ from fedlora_sim.datasets import DIMS, build_dataset
 from fedlora_sim.engines.matrix import run_matrix
 from fedlora_sim.engines.spectral import run_spectral
 from fedlora_sim.errors import check_seed, check_sequence, expected
+from fedlora_sim.finetune.measures import TrainingResult, labelled
+from fedlora_sim.finetune.run import run_training
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks import Task
-from fedlora_sim.training import run_training
-from fedlora_sim.training.result import TrainingResult, labelled
 
 Progress = Callable[[float], object]
 MOST_NUMBERS = 500_000_000

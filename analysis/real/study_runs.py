@@ -17,11 +17,11 @@ import fedlora_sim
 from analysis.real.study import Study, StudyRun
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError, expected
+from fedlora_sim.finetune.batches import split_clients
+from fedlora_sim.finetune.checkpoints import OtherRunError, drop_other_run
 from fedlora_sim.runtime import serve
 from fedlora_sim.storage import load_dataset, save_dataset, source_fingerprint
 from fedlora_sim.tasks.loading import load_task
-from fedlora_sim.training.checkpoints import OtherRunError, drop_other_run
-from fedlora_sim.training.draws import split_clients
 
 RUNS, ROUNDS = "runs", "rounds"
 CODE = "code"

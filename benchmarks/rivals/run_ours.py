@@ -8,12 +8,10 @@ import torch
 from benchmarks.rivals.exchange import Exchange, Outcome, Stopwatch, serve
 from benchmarks.rivals.task import build_model
 from fedlora_sim import LoRAFactors, aggregate
+from fedlora_sim.finetune.batches import BatchPlan, LocalConfig
+from fedlora_sim.finetune.local import Stack, train_on_plan
+from fedlora_sim.finetune.stacked import Adapters
 from fedlora_sim.tasks import Examples, Task
-from fedlora_sim.training.batches import BatchPlan
-from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.local import train_on_plan
-from fedlora_sim.training.stack import Stack
-from fedlora_sim.training.stacked import Adapters
 
 Global = dict[str, LoRAFactors]
 

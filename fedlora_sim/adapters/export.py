@@ -24,23 +24,22 @@ from fedlora_sim.adapters.task_content import (
 from fedlora_sim.adapters.writing import AdapterContent, check_output, write_adapters
 from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.errors import expected
-from fedlora_sim.lora import LoRAFactors
-from fedlora_sim.runtime import torch_threads
-from fedlora_sim.scenario import Scenario
-from fedlora_sim.storage import only_writer
-from fedlora_sim.tasks.task import Task
-from fedlora_sim.tolerances import relative
-from fedlora_sim.training.checkpoints import (
+from fedlora_sim.finetune.checkpoints import (
     GIVEN_TASK,
     MADE_WITH,
     Checkpoints,
     read_description,
     state_rounds,
 )
-from fedlora_sim.training.rounds import FederatedRun
-from fedlora_sim.training.stacked import Heads
-from fedlora_sim.training.state import GlobalUpdate
-from fedlora_sim.training.uploads import Upload
+from fedlora_sim.finetune.exchange import GlobalUpdate, Upload
+from fedlora_sim.finetune.run import FederatedRun
+from fedlora_sim.finetune.stacked import Heads
+from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.runtime import torch_threads
+from fedlora_sim.scenario import Scenario
+from fedlora_sim.storage import only_writer
+from fedlora_sim.tasks.task import Task
+from fedlora_sim.tolerances import relative
 
 
 @dataclass(frozen=True)

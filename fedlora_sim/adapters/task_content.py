@@ -13,14 +13,13 @@ from fedlora_sim.adapters.padding import resized
 from fedlora_sim.adapters.reading import PREFIX
 from fedlora_sim.adapters.writing import AdapterContent
 from fedlora_sim.errors import expected
+from fedlora_sim.finetune.stacked import Heads, find_linear
 from fedlora_sim.lora import LoRAFactors, from_svd
 from fedlora_sim.lowrank import sign_fixed_svd
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.objectives import Classification
 from fedlora_sim.tasks.targets import inside
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.training.attach import find_linear
-from fedlora_sim.training.stacked import Heads
 
 TASK_TYPES = {"text": "SEQ_CLS", "causal": "CAUSAL_LM", "arithmetic": "CAUSAL_LM"}
 """What PEFT calls the tasks for which it wraps the model in a class of its own."""

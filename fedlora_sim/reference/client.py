@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
+from fedlora_sim.finetune.batches import client_streams, plan_batches
 from fedlora_sim.reference.aggregation import Array, Factors
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.digits import DigitsTask
-from fedlora_sim.training.batches import client_streams, plan_batches
 
 Weights = dict[str, Tensor]
 Leaves = dict[tuple[str, str], Tensor]

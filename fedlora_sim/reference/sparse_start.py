@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_sim.federation import Federation, draw_cohorts
+from fedlora_sim.finetune.batches import sparse_batches_seed, sparse_entries
 from fedlora_sim.randomness import stream
 from fedlora_sim.reference.aggregation import Factors, split_reference
 from fedlora_sim.reference.client import Descent, Weights, local_batches, loss_of
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.digits import DigitsTask
-from fedlora_sim.training.draws import sparse_batches_seed, sparse_entries
 
 
 def sparse_start_reference(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedlora_sim.engines.draws import allocation_scores
 from fedlora_sim.federation import Federation, draw_cohorts
+from fedlora_sim.finetune.batches import initial_lora_a, split_clients
 from fedlora_sim.randomness import stream
 from fedlora_sim.reference.aggregation import Array, Factors, aggregate_reference
 from fedlora_sim.reference.allocation import held_reference
@@ -21,7 +22,6 @@ from fedlora_sim.reference.client import Weights, importance_reference, local_ba
 from fedlora_sim.reference.sparse_start import sparse_start_reference
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.digits import DigitsTask
-from fedlora_sim.training.draws import initial_lora_a, split_clients
 
 Held = dict[str, list[int]]
 

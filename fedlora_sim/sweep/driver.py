@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_sim.errors import InputError, check_count, check_positive, expected
+from fedlora_sim.finetune.batches import split_clients
 from fedlora_sim.runtime import DTYPES, resolve_device
 from fedlora_sim.storage import only_writer, remove_stale
 from fedlora_sim.sweep.axes import described
@@ -30,7 +31,6 @@ from fedlora_sim.sweep.rules import check_found_by_workers
 from fedlora_sim.sweep.store import TASKS, missing_tasks, prepare_folder
 from fedlora_sim.sweep.work import Outcome
 from fedlora_sim.tasks.loading import load_task
-from fedlora_sim.training.draws import split_clients
 
 MOST_WORKERS = 1_024
 """Processes of one machine."""

@@ -18,13 +18,13 @@ import xarray as xr
 from threadpoolctl import threadpool_limits
 
 from fedlora_sim.errors import expected
+from fedlora_sim.finetune.checkpoints import OtherRunError, drop_other_run
 from fedlora_sim.runtime import DTYPES, blas_threads, one_thread, resolve_device
 from fedlora_sim.simulate import simulate, simulate_many
 from fedlora_sim.sweep.axes import SEED, labels
 from fedlora_sim.sweep.manifest import MANIFEST, versions_of
 from fedlora_sim.sweep.plan import Part, Task
 from fedlora_sim.sweep.store import ROUNDS, is_valid, put_task
-from fedlora_sim.training.checkpoints import OtherRunError, drop_other_run
 
 RUN, POINT = "run", "point"
 Progress = Callable[[float], object]

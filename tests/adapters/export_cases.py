@@ -13,11 +13,11 @@ from wordpiece_cases import wordpiece
 from fedlora_sim import Scenario
 from fedlora_sim.adapters.export import KeptRun
 from fedlora_sim.aggregation import get_rule
+from fedlora_sim.finetune.run import run_training
+from fedlora_sim.finetune.stacked import add_deltas
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.objectives import Completion
 from fedlora_sim.tasks.task import Task, logits_of
-from fedlora_sim.training.attach import add_deltas
-from fedlora_sim.training.rounds import run_training
 
 TINY = Scenario(
     "2x3,4x2,8x1",

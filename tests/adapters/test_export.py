@@ -21,10 +21,10 @@ from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
 from fedlora_sim.adapters.export import KeptRun
 from fedlora_sim.adapters.task_content import task_options
 from fedlora_sim.aggregation import get_rule
+from fedlora_sim.finetune.checkpoints import load_state
+from fedlora_sim.finetune.run import FederatedRun, run_training
 from fedlora_sim.runtime import one_thread
 from fedlora_sim.tasks.silence import silent_transformers
-from fedlora_sim.training.checkpoints import load_state
-from fedlora_sim.training.rounds import FederatedRun, run_training
 
 PRUNING = {"pruning_decay": 0.6, "pruning_penalty": 5.0, "local_steps": 8, "lora_alpha": 4.0}
 RULES = ("fedavg", "raflora", "zero_pad", "hetlora", "rbla", "ffa", "flora", "fedex")

@@ -12,8 +12,8 @@ from fedlora_sim.adapters import AdapterFolder
 from fedlora_sim.adapters.export import KeptRun
 from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import InputError
+from fedlora_sim.finetune.run import run_training
 from fedlora_sim.runtime import one_thread
-from fedlora_sim.training.rounds import run_training
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -16,8 +16,8 @@ from train_cases import RUN, TOML, use_small_task, write_scenario
 
 import fedlora_cli.train as command
 from fedlora_sim import Scenario, simulate
+from fedlora_sim.finetune.run import FederatedRun
 from fedlora_sim.storage import MARKER, load_dataset
-from fedlora_sim.training.rounds import FederatedRun
 
 PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
 draw_split = command.draw_split

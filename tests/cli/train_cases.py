@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fedlora_cli import train
+from fedlora_sim.finetune import run
 from fedlora_sim.runtime import DTYPES
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.tasks.transformer import TinyTransformer
-from fedlora_sim.training import rounds
 
 TOML = """\
 ranks = "2x3,4x2,8x1"
@@ -40,7 +40,7 @@ def use_small_task(monkeypatch: pytest.MonkeyPatch) -> None:
         class_names=tuple("0123456789"),
     )
     cpu = torch.device("cpu")
-    monkeypatch.setattr(rounds, "load_task", lambda s: task.to(cpu, DTYPES[s.dtype]))
+    monkeypatch.setattr(run, "load_task", lambda s: task.to(cpu, DTYPES[s.dtype]))
     monkeypatch.setattr(train, "draw_split", lambda dataset, out: None)
 
 

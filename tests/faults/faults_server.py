@@ -24,12 +24,12 @@ import fedlora_cli.sweep
 import fedlora_cli.train
 import fedlora_cli.verify  # noqa: F401
 from fedlora_cli.main import main
+from fedlora_sim.finetune import run
 from fedlora_sim.runtime import DTYPES
 from fedlora_sim.storage import digest
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.task import Task
 from fedlora_sim.tasks.transformer import TinyTransformer
-from fedlora_sim.training import rounds
 from paper_figs import style
 
 
@@ -38,7 +38,7 @@ def command(words: Sequence[str]) -> None:
     torch.set_num_threads(1)
     task = small_task()
     style.image = picture
-    rounds.load_task = lambda s: task.to(torch.device("cpu"), DTYPES[str(s.dtype)])
+    run.load_task = lambda s: task.to(torch.device("cpu"), DTYPES[str(s.dtype)])
     sys.argv = ["fedlora-sim", *words]
     main()
 

@@ -16,13 +16,13 @@ from hypothesis_profiles import is_random
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError
+from fedlora_sim.finetune.checkpoints import Checkpoints, load_state, read_description
+from fedlora_sim.finetune.exchange import GlobalUpdate
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.randomness import stream
 from fedlora_sim.storage import MARKER, ResultFolder, RunStore, load_dataset, save_dataset
 from fedlora_sim.sweep import run_sweep
 from fedlora_sim.sweep.manifest import load_manifest
-from fedlora_sim.training.checkpoints import Checkpoints, load_state, read_description
-from fedlora_sim.training.state import GlobalUpdate
 
 Promise = Callable[[str, str], Callable[..., None]]
 TEXT = "A damaged state file ends a command with one line that names the file and the remedy."

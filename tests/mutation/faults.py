@@ -71,7 +71,7 @@ FAULTS = (
     ),
     Fault(
         "the initial A is 1.2 times too wide",
-        "fedlora_sim/training/draws.py",
+        "fedlora_sim/finetune/batches.py",
         "bound = d_in**-0.5",
         "bound = 1.2 * d_in**-0.5",
         DRAWS,
@@ -277,7 +277,7 @@ FAULTS = (
     # Training.
     Fault(
         "gradients are clipped over all clients of a stack",
-        "fedlora_sim/training/descent.py",
+        "fedlora_sim/finetune/local.py",
         "for g in gradients]).sum(0)\n",
         "for g in gradients]).sum(0).sum().expand(len(gradients[0]))\n",
         ("tests/training/test_client_descent.py", "-k", "clipping"),
@@ -285,7 +285,7 @@ FAULTS = (
     ),
     Fault(
         "samples that fill a batch up count in its mean loss",
-        "fedlora_sim/training/stack.py",
+        "fedlora_sim/finetune/local.py",
         "return total / count\n",
         "return total / real.shape[1]\n",
         (*LOCAL, "-k", "plain_loop"),
@@ -293,7 +293,7 @@ FAULTS = (
     ),
     Fault(
         "moments of the optimiser are lost when a client leaves the stack",
-        "fedlora_sim/training/descent.py",
+        "fedlora_sim/finetune/local.py",
         "state = self.optimizer.state.pop(before, {})",
         "self.optimizer.state.pop(before, {})\n            state: dict[str, Tensor] = {}",
         (*LOCAL, "-k", "plain_loop or finished"),
@@ -301,7 +301,7 @@ FAULTS = (
     ),
     Fault(
         "every epoch has the order of the first",
-        "fedlora_sim/training/batches.py",
+        "fedlora_sim/finetune/batches.py",
         "shuffled = (np.split(rng.permutation(samples), cuts) for _ in range(epochs))",
         "shuffled = [np.split(rng.permutation(samples), cuts)] * epochs",
         BATCH_PLANS,
@@ -309,7 +309,7 @@ FAULTS = (
     ),
     Fault(
         "the penalty starts one rank too late",
-        "fedlora_sim/training/pruning.py",
+        "fedlora_sim/finetune/local.py",
         "(index >= start.unsqueeze(1))",
         "(index > start.unsqueeze(1))",
         ("tests/training/test_self_pruning.py", "-k", "tail"),
@@ -317,7 +317,7 @@ FAULTS = (
     ),
     Fault(
         "SLoRA's sparse stage counts every client alike",
-        "fedlora_sim/training/slora.py",
+        "fedlora_sim/finetune/slora.py",
         "p = torch.as_tensor(share / share.sum())",
         "p = torch.as_tensor(np.full(len(share), 1 / len(share)))",
         ("tests/training/test_rules_and_allocations.py", "-k", "start_sparse"),
@@ -325,7 +325,7 @@ FAULTS = (
     ),
     Fault(
         "the gradient of A forgets the LoRA scaling",
-        "fedlora_sim/training/stacked.py",
+        "fedlora_sim/finetune/stacked.py",
         "back = torch.bmm(grad, lora_B).mul_(scaling)",
         "back = torch.bmm(grad, lora_B)",
         ("tests/training/test_stacked_lora.py", "-k", "backward or finite"),
@@ -333,7 +333,7 @@ FAULTS = (
     ),
     Fault(
         "a square map that stores its weight transposed gets its update as it is",
-        "fedlora_sim/training/attach.py",
+        "fedlora_sim/finetune/stacked.py",
         "change = delta if isinstance(module, nn.Linear) else delta.mT",
         "change = delta if delta.shape == weight.shape else delta.mT",
         ("tests/tasks/test_targets.py",),
@@ -702,7 +702,7 @@ FAULTS = (
     ),
     Fault(
         "a state file's content is not held against its checksum",
-        "fedlora_sim/training/checkpoints.py",
+        "fedlora_sim/finetune/checkpoints.py",
         "if _checksum(tensors, metadata) != metadata.get(CHECKSUM):",
         "if CHECKSUM not in metadata:",
         ("tests/faults/test_damaged_files.py", "-k", "damaged_files_are_named"),
@@ -718,7 +718,7 @@ FAULTS = (
     ),
     Fault(
         "a run goes on in a folder that does not know all of its description",
-        "fedlora_sim/training/checkpoints.py",
+        "fedlora_sim/finetune/checkpoints.py",
         "for name in {**given, **found}:",
         "for name in found:",
         ("tests/training/test_checkpoints.py", "-k", "refused or does_not_know"),

@@ -19,10 +19,10 @@ from fedlora_sim.engines.draws import (
     client_draws,
     leading_directions,
 )
+from fedlora_sim.finetune.exchange import Directions
+from fedlora_sim.finetune.local import Stack
 from fedlora_sim.reference.allocation import held_reference
 from fedlora_sim.simulate import simulate_many
-from fedlora_sim.training.directions import Directions
-from fedlora_sim.training.stack import Stack
 
 ONCE_IN_TWO_MILLION = 5e-7
 

@@ -16,8 +16,8 @@ from scipy import stats
 from fedlora_sim import Federation, Scenario
 from fedlora_sim.engines import draws
 from fedlora_sim.federation import draw_cohorts
+from fedlora_sim.finetune.batches import initial_lora_a
 from fedlora_sim.randomness import stream
-from fedlora_sim.training.draws import initial_lora_a
 
 SIGNIFICANCE = 1e-6  # of every test: draws are seeded, so a failure is a changed law
 NOISY = Scenario(

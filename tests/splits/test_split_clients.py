@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from split_cases import LABELS, assert_partition, labels_and_clients
 
+from fedlora_sim.finetune.batches import split_clients
 from fedlora_sim.randomness import stream
 from fedlora_sim.splits import (
     dirichlet_split,
@@ -22,7 +23,6 @@ from fedlora_sim.splits import (
     writer_split,
 )
 from fedlora_sim.tasks import Examples
-from fedlora_sim.training.draws import split_clients
 
 WRITERS = np.arange(len(LABELS)) // 7
 CLASSES = Examples({"x": torch.zeros(len(LABELS), 2)}, torch.from_numpy(LABELS), groups=WRITERS)

@@ -9,6 +9,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from fedlora_sim.finetune.batches import LocalConfig, client_streams
+from fedlora_sim.finetune.local import Stack, train_cohort
+from fedlora_sim.finetune.run import evaluate
+from fedlora_sim.finetune.stacked import find_linear
 from fedlora_sim.randomness import stream
 from fedlora_sim.tasks import digits
 from fedlora_sim.tasks.digits import (
@@ -19,12 +23,6 @@ from fedlora_sim.tasks.digits import (
 )
 from fedlora_sim.tasks.options import TaskOptions
 from fedlora_sim.tasks.transformer import TinyTransformer
-from fedlora_sim.training.attach import find_linear
-from fedlora_sim.training.batches import client_streams
-from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.evaluation import evaluate
-from fedlora_sim.training.local import train_cohort
-from fedlora_sim.training.stack import Stack
 
 
 def source_accuracy(task: DigitsTask) -> float:

@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from training_cases import RANKS, SCALING, causal_task, classification_task, cohort, samples
 
+from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
+from fedlora_sim.finetune.local import Stack, train_on_plan
 from fedlora_sim.randomness import library_draws
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.objectives import IGNORED, Completion
 from fedlora_sim.tasks.task import Task, logits_of
 from fedlora_sim.tasks.transformer import TinyTransformer
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.local import train_on_plan
-from fedlora_sim.training.stack import Stack
 
 RATES = (2e-3, 8e-3, 1e-3, 4e-3)
 BATCHES = {"batch_size": 4, "local_epochs": 2}

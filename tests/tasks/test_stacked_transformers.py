@@ -11,14 +11,12 @@ import pytest
 import torch
 from training_cases import causal_task, classification_task, cohort, samples
 
+from fedlora_sim.finetune.batches import LocalConfig, client_streams, every_sample
+from fedlora_sim.finetune.exchange import gradient_norms
+from fedlora_sim.finetune.local import Trained, activation_bytes, train_cohort
+from fedlora_sim.finetune.run import evaluate
+from fedlora_sim.finetune.stacked import attach, stacked_modules
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.attach import attach, stacked_modules
-from fedlora_sim.training.batches import client_streams, every_sample
-from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.directions import gradient_norms
-from fedlora_sim.training.evaluation import evaluate
-from fedlora_sim.training.local import Trained, train_cohort
-from fedlora_sim.training.memory import activation_bytes
 
 CONFIGS = {
     "sgd": LocalConfig("sgd", 0.05, momentum=0.9, weight_decay=0.01, local_epochs=2, batch_size=4),

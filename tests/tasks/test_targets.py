@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedlora_sim.errors import InputError
+from fedlora_sim.finetune.stacked import add_deltas
 from fedlora_sim.tasks.targets import (
     USUAL_TARGETS,
     is_linear,
@@ -19,7 +20,6 @@ from fedlora_sim.tasks.targets import (
     usual_targets,
 )
 from fedlora_sim.tasks.transformer import TinyTransformer
-from fedlora_sim.training.attach import add_deltas
 
 
 def adapted_by_peft(model, names):

@@ -10,16 +10,15 @@ import torch
 from run_cases import TARGETS, TINY, make_tiny_task
 
 from fedlora_sim.aggregation import get_rule
+from fedlora_sim.finetune import run
+from fedlora_sim.finetune.stacked import Adapters, find_linear
 from fedlora_sim.randomness import stream
 from fedlora_sim.runtime import one_thread
 from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.training import rounds
-from fedlora_sim.training.attach import find_linear
-from fedlora_sim.training.stacked import Adapters
 
 MakeAdapters = Callable[..., Adapters]
-MakeRun = Callable[..., rounds.FederatedRun]
+MakeRun = Callable[..., run.FederatedRun]
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +62,11 @@ def cohort_samples() -> list[np.ndarray]:
 @pytest.fixture
 def make_run(tiny_task: DigitsTask, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
     """Runs of seven clients on the tiny task, in milliseconds; `TINY` with some fields changed."""
-    monkeypatch.setattr(rounds, "load_task", lambda scenario: tiny_task)
+    monkeypatch.setattr(run, "load_task", lambda scenario: tiny_task)
 
     def make(
         rule: str = "raflora", seed: int = 5, task: Task | None = None, **changes: object
-    ) -> rounds.FederatedRun:
-        return rounds.FederatedRun(TINY.replace(**changes), get_rule(rule), seed, task)
+    ) -> run.FederatedRun:
+        return run.FederatedRun(TINY.replace(**changes), get_rule(rule), seed, task)
 
     return make

@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from fedlora_sim.training.batches import client_streams, every_sample, plan_batches
+from fedlora_sim.finetune.batches import client_streams, every_sample, plan_batches
 
 SAMPLES = [np.arange(5), np.arange(100, 112), np.array([7])]
 

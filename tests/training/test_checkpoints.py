@@ -14,9 +14,9 @@ from run_cases import TINY
 
 from fedlora_sim import simulate
 from fedlora_sim.aggregation import get_rule
-from fedlora_sim.training import rounds
-from fedlora_sim.training.checkpoints import Checkpoints, load_state, read_description, state_rounds
-from fedlora_sim.training.rounds import FederatedRun, run_training
+from fedlora_sim.finetune import run as finetune_run
+from fedlora_sim.finetune.checkpoints import Checkpoints, load_state, read_description, state_rounds
+from fedlora_sim.finetune.run import FederatedRun, run_training
 
 CASES = {
     "fedavg": ("fedavg", {}),
@@ -185,7 +185,7 @@ def test_a_start_that_took_training_is_not_trained_again(
         run_training(
             scenario, rule, [5], stop_after(2), task=tiny_task, checkpoints=folder, keep=keep
         )
-    monkeypatch.delattr(rounds, "sparse_stage")
+    monkeypatch.delattr(finetune_run, "sparse_stage")
     found = run_training(scenario, rule, [5], task=tiny_task, checkpoints=folder, keep=keep)[0]
     assert np.array_equal(found.singular_values, wanted.singular_values)
 

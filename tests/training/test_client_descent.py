@@ -9,13 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from fedlora_sim.finetune.batches import LocalConfig, client_rates, client_streams, plan_batches
+from fedlora_sim.finetune.local import Stack, clip_per_client, train_on_plan
+from fedlora_sim.finetune.slora import sparse_stage
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.config import LocalConfig, client_rates
-from fedlora_sim.training.descent import clip_per_client
-from fedlora_sim.training.local import train_on_plan
-from fedlora_sim.training.slora import sparse_stage
-from fedlora_sim.training.stack import Stack
 
 RANKS = [3, 1, 4, 2, 4]
 RATES = [1e-3, 2e-2, 5e-3, 1e-2, 3e-3]

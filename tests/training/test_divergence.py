@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedlora_sim.finetune import slora
+from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
+from fedlora_sim.finetune.local import Stack, find_divergence, train_on_plan
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training import slora
-from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.diagnosis import find_divergence
-from fedlora_sim.training.local import train_on_plan
-from fedlora_sim.training.stack import Stack
 
 RANKS = [3, 1, 4, 2, 4]
 BAD = 2

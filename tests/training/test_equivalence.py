@@ -7,11 +7,10 @@ import torch
 from network_cases import CLASSES, WIDTH, network_task, random_network
 from torch import Tensor, nn
 
+from fedlora_sim.finetune.model_checks import check_equivalence, check_isolation
 from fedlora_sim.randomness import library_draws
 from fedlora_sim.tasks.examples import MASK, Examples
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.training.equivalence import check_equivalence
-from fedlora_sim.training.isolation import check_isolation
 
 LENGTH, WORDS = 6, 9
 

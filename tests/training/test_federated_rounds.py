@@ -8,11 +8,11 @@ import torch
 
 from fedlora_sim import Scenario, parse_ranks, simulate
 from fedlora_sim.aggregation import get_rule
+from fedlora_sim.finetune.run import FederatedRun
 from fedlora_sim.metrics import energy_ratio
 from fedlora_sim.reference.training import training_reference
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.rounds import FederatedRun
 
 SMALL = Scenario(
     ranks=parse_ranks("2x3,4x2,8x2"),

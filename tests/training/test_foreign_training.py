@@ -12,9 +12,9 @@ from run_cases import TINY
 
 from fedlora_sim import simulate
 from fedlora_sim.aggregation import Aggregated, Properties, registry
+from fedlora_sim.finetune.checkpoints import load_state
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.checkpoints import load_state
 
 SEEN: list[tuple[str, dict[str, torch.Tensor]]] = []
 

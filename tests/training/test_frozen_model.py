@@ -10,10 +10,9 @@ import torch
 from network_cases import network_task, random_network
 from torch import nn
 
+from fedlora_sim.finetune.run import FederatedRun, evaluate
+from fedlora_sim.finetune.stacked import attach, find_linear, frozen_copy
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.attach import attach, find_linear, frozen_copy
-from fedlora_sim.training.evaluation import evaluate
-from fedlora_sim.training.rounds import FederatedRun
 
 MIDDLES = {
     "dropout": lambda: nn.Dropout(0.5),

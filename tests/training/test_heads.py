@@ -12,15 +12,12 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
+from fedlora_sim.finetune.exchange import averaged_heads, initial_heads
+from fedlora_sim.finetune.local import Stack, train_on_plan
+from fedlora_sim.finetune.run import evaluate
+from fedlora_sim.finetune.stacked import StackedLinear, attach
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.attach import attach
-from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.evaluation import evaluate
-from fedlora_sim.training.local import train_on_plan
-from fedlora_sim.training.received import averaged_heads, initial_heads
-from fedlora_sim.training.stack import Stack
-from fedlora_sim.training.stacked import StackedLinear
 
 CONFIG = LocalConfig("adamw", 0.02, weight_decay=0.1, local_steps=4, batch_size=4)
 

@@ -10,9 +10,9 @@ from network_cases import WIDTH, Function, Network, network_task, random_network
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedlora_sim.finetune.model_checks import check_isolation
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.training.isolation import check_isolation
 
 
 class BatchAttention(nn.Module):

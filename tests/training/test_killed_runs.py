@@ -13,8 +13,8 @@ import pytest
 from run_cases import TINY, make_tiny_task
 
 from fedlora_sim import simulate
+from fedlora_sim.finetune.checkpoints import state_rounds
 from fedlora_sim.randomness import stream
-from fedlora_sim.training.checkpoints import state_rounds
 
 ROUNDS, KILLS, PATIENCE = 60, 4, 120
 """Rounds of the run, times that it is killed, and seconds in which it must get on."""

@@ -10,14 +10,11 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
+from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
+from fedlora_sim.finetune.local import Stack, find_divergence, train_cohort, train_on_plan
+from fedlora_sim.finetune.run import evaluate
+from fedlora_sim.finetune.stacked import Adapters
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.diagnosis import find_divergence
-from fedlora_sim.training.evaluation import evaluate
-from fedlora_sim.training.local import train_cohort, train_on_plan
-from fedlora_sim.training.stack import Stack
-from fedlora_sim.training.stacked import Adapters
 
 RANKS = [3, 1, 4, 2, 4]
 SCALING = [0.5, 2.0, 1.0, 8.0, 1 / 3]

@@ -11,10 +11,9 @@ from scipy.linalg import subspace_angles
 
 from fedlora_sim import simulate
 from fedlora_sim.aggregation import get_rule
+from fedlora_sim.finetune.run import FederatedRun, evaluate
 from fedlora_sim.runtime import one_thread
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.evaluation import evaluate
-from fedlora_sim.training.rounds import FederatedRun
 
 CASES = {
     "raflora": {},

@@ -10,15 +10,19 @@ import torch
 from network_cases import WIDTH, random_network
 from torch.profiler import ProfilerActivity, profile
 
+from fedlora_sim.finetune import local
+from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
+from fedlora_sim.finetune.local import (
+    GIB,
+    Stack,
+    activation_bytes,
+    client_losses,
+    clients_at_a_time,
+    train_on_plan,
+)
+from fedlora_sim.finetune.stacked import attach
 from fedlora_sim.tasks.transformer import TinyTransformer
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training import local
-from fedlora_sim.training.attach import attach
-from fedlora_sim.training.batches import client_streams, plan_batches
-from fedlora_sim.training.config import LocalConfig
-from fedlora_sim.training.local import train_on_plan
-from fedlora_sim.training.memory import GIB, activation_bytes, clients_at_a_time
-from fedlora_sim.training.stack import Stack, client_losses
 
 RANKS = [3, 1, 4, 2, 4]
 CONFIG = LocalConfig(local_epochs=1, batch_size=4)

@@ -12,9 +12,8 @@ from run_cases import TINY
 from fedlora_sim import simulate
 from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.aggregation.raflora import RaFLoRA
+from fedlora_sim.finetune.run import FederatedRun, compared_rules
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.counterfactuals import compared_rules
-from fedlora_sim.training.rounds import FederatedRun
 
 ASKED = {"counterfactuals": True}
 TOGETHER = ("fedavg", "fedex", "hetlora", "raflora", "rbla", "zero_pad")
@@ -37,7 +36,7 @@ def test_rules_that_need_svd_allocation_are_not_asked_about_others(monkeypatch):
     def rule_of(name: str) -> AggregationRule:
         return get_rule("raflora:canonicalize=true" if name == "raflora" else name)
 
-    monkeypatch.setattr("fedlora_sim.training.counterfactuals.get_rule", rule_of)
+    monkeypatch.setattr("fedlora_sim.finetune.run.get_rule", rule_of)
     assert "raflora:canonicalize=true" in labels("fedavg")
     assert labels("fedavg", "random") == ["fedavg", "fedex", "hetlora", "rbla", "zero_pad"]
 

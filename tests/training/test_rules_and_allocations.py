@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from fedlora_sim import Scenario, simulate
+from fedlora_sim.finetune import run as finetune_run
+from fedlora_sim.finetune.exchange import gradient_norms
+from fedlora_sim.finetune.run import evaluate
+from fedlora_sim.finetune.stacked import find_linear
 from fedlora_sim.reference.client import importance_reference, loss_of
 from fedlora_sim.reference.training import training_reference
 from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training import rounds
-from fedlora_sim.training.attach import find_linear
-from fedlora_sim.training.directions import gradient_norms
-from fedlora_sim.training.evaluation import evaluate
 
 CANONICAL = "raflora:canonicalize=true"
 RULES = (
@@ -111,14 +111,14 @@ class Watch:
 
     def __init__(self, monkeypatch):
         self.calls = []
-        original = rounds.train_on_plan
+        original = finetune_run.train_on_plan
 
         def train_on_plan(task, stack, *args):
             trained = original(task, stack, *args)
             self.calls.append((task, stack.adapters, trained.adapters))
             return trained
 
-        monkeypatch.setattr(rounds, "train_on_plan", train_on_plan)
+        monkeypatch.setattr(finetune_run, "train_on_plan", train_on_plan)
 
 
 @pytest.mark.parametrize("rule", ["flora", "fedex", "fedex:residual_rank=1"])

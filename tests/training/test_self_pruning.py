@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedlora_sim import simulate
+from fedlora_sim.finetune import run as finetune_run
+from fedlora_sim.finetune.local import TailPenalty, pruned_rank
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training import rounds
-from fedlora_sim.training.pruning import TailPenalty, pruned_rank
 
 STRONG = {"pruning_decay": 0.5, "pruning_penalty": 50.0, "rounds": 6, "learning_rate": 0.02}
 
@@ -81,13 +81,13 @@ def test_a_decay_that_leaves_every_rank_changes_nothing(make_run):
 @pytest.mark.parametrize("allocation", ["svd", "random", "importance"])
 def test_what_is_sent_has_the_new_rank(make_run, monkeypatch, allocation):
     """In its old scaling, on the first of its old directions; the server knows the new levels."""
-    calls, original = [], rounds.aggregate
+    calls, original = [], finetune_run.aggregate
 
     def aggregate(updates, weights, rule, **options):
         calls.append((updates, options))
         return original(updates, weights, rule, **options)
 
-    monkeypatch.setattr(rounds, "aggregate", aggregate)
+    monkeypatch.setattr(finetune_run, "aggregate", aggregate)
     run = make_run(allocation=allocation, lora_alpha=6.0, cohort_size=5, **STRONG)
     received, positions = [], run.received.positions
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from fedlora_sim import Scenario, simulate
+from fedlora_sim.finetune.batches import client_streams, sparse_batches_seed, sparse_entries
+from fedlora_sim.finetune.run import evaluate
+from fedlora_sim.finetune.slora import sparse_stage, sparse_start
+from fedlora_sim.finetune.stacked import find_linear
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.attach import find_linear
-from fedlora_sim.training.batches import client_streams
-from fedlora_sim.training.draws import sparse_batches_seed, sparse_entries
-from fedlora_sim.training.evaluation import evaluate
-from fedlora_sim.training.slora import sparse_stage, sparse_start
 
 SLORA = {"initializer": "slora"}
 LAWS = {

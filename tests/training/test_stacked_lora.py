@@ -8,9 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from fedlora_sim.finetune.stacked import (
+    StackedLoRALinear,
+    _Adapted,
+    attach,
+    find_linear,
+    stacked_modules,
+)
 from fedlora_sim.tolerances import relative
-from fedlora_sim.training.attach import attach, find_linear, stacked_modules
-from fedlora_sim.training.stacked import StackedLoRALinear, _Adapted
 
 RANKS = [1, 3, 4, 2]
 SCALING = [1.0, 0.5, 4.0, 16.0]

@@ -20,18 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
+from fedlora_sim.finetune.batches import (
+    LocalConfig,
+    client_rates,
+    client_streams,
+    sparse_batches_seed,
+    sparse_entries,
+)
+from fedlora_sim.finetune.local import Stack, find_divergence, train_on_plan
+from fedlora_sim.finetune.stacked import Adapters, Frozen, find_linear, weight_of
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.task import Task
-from fedlora_sim.training.attach import find_linear
-from fedlora_sim.training.batches import client_streams
-from fedlora_sim.training.config import LocalConfig, client_rates
-from fedlora_sim.training.diagnosis import find_divergence
-from fedlora_sim.training.draws import sparse_batches_seed, sparse_entries
-from fedlora_sim.training.local import train_on_plan
-from fedlora_sim.training.stack import Stack
-from fedlora_sim.training.stacked import Adapters, Frozen, weight_of
 
 
 def sparse_stage(

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.errors import InputError, check_choice, expected
+from fedlora_sim.finetune.exchange import GlobalUpdate
+from fedlora_sim.finetune.measures import Row
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.storage import (
@@ -33,8 +35,6 @@ from fedlora_sim.storage import (
     write_json,
     write_tensors,
 )
-from fedlora_sim.training.measures import Row
-from fedlora_sim.training.state import GlobalUpdate
 
 RUN_FILE, CHECKSUM, ENTRY = "run.json", "sha256", "fedlora-sim"
 KEEP = ("all", "last")

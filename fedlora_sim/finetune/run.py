@@ -1,4 +1,4 @@
-"""The federated round loop on a real task: allocate, train the cohort, aggregate, measure."""
+"""One federated fine-tuning run: rounds, evaluation, and counterfactual rules."""
 
 from __future__ import annotations
 
@@ -11,35 +11,149 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fedlora_sim.aggregation import NO_STATE, Aggregated, AggregationRule, aggregate
+from fedlora_sim.aggregation import (
+    NO_STATE,
+    Aggregated,
+    AggregationRule,
+    aggregate,
+    get_rule,
+    rule_names,
+)
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
+from fedlora_sim.finetune.batches import LocalConfig, client_rates, client_streams, split_clients
+from fedlora_sim.finetune.checkpoints import Checkpoints, load_state, run_description, state_rounds
+from fedlora_sim.finetune.exchange import (
+    SVD,
+    GlobalUpdate,
+    Received,
+    Upload,
+    averaged_heads,
+    initial_heads,
+)
+from fedlora_sim.finetune.local import (
+    TailPenalty,
+    check_targets,
+    find_divergence,
+    pruned_rank,
+    train_on_plan,
+)
+from fedlora_sim.finetune.measures import (
+    Row,
+    TrainingResult,
+    angle_row,
+    cohort_row,
+    spectrum_row,
+    stacked_rows,
+    update_row,
+)
+from fedlora_sim.finetune.model_checks import check_equivalence, check_isolation
+from fedlora_sim.finetune.slora import sparse_stage, sparse_start
+from fedlora_sim.finetune.stacked import Heads, find_linear, merged_copy
+from fedlora_sim.lowrank import pad_last
 from fedlora_sim.randomness import stream
 from fedlora_sim.runtime import torch_threads
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.splits import add_feature_noise, split_table
 from fedlora_sim.tasks.loading import load_task, place_task
 from fedlora_sim.tasks.targets import linear_shape
-from fedlora_sim.tasks.task import Task, task_content
-from fedlora_sim.training.attach import find_linear
-from fedlora_sim.training.batches import client_streams
-from fedlora_sim.training.checkpoints import Checkpoints, load_state, run_description, state_rounds
-from fedlora_sim.training.checks import check_targets
-from fedlora_sim.training.config import LocalConfig, client_rates
-from fedlora_sim.training.counterfactuals import compared_rules, counterfactual_row
-from fedlora_sim.training.diagnosis import find_divergence
-from fedlora_sim.training.draws import split_clients
-from fedlora_sim.training.equivalence import check_equivalence
-from fedlora_sim.training.evaluation import evaluate
-from fedlora_sim.training.isolation import check_isolation
-from fedlora_sim.training.local import train_on_plan
-from fedlora_sim.training.measures import Row, angle_row, cohort_row, spectrum_row, update_row
-from fedlora_sim.training.pruning import TailPenalty, pruned_rank
-from fedlora_sim.training.received import Received, averaged_heads, initial_heads
-from fedlora_sim.training.result import TrainingResult, stacked_rows
-from fedlora_sim.training.slora import sparse_stage, sparse_start
-from fedlora_sim.training.state import SVD, GlobalUpdate
-from fedlora_sim.training.uploads import Upload
+from fedlora_sim.tasks.task import Task, logits_of, task_content
+
+# One round, every rule: what the others would have made of the very same trained cohort
+
+
+def compared_rules(rule: AggregationRule, allocation: str) -> tuple[AggregationRule, ...]:
+    """The rules that can be asked: the run's own, and all that train what it trains.
+
+    A rule that freezes A has another local training than one that does not, and a rule whose
+    clients start from fresh adapters returns increments: neither can stand in for the other.
+
+    Args:
+        rule: the run's own.
+        allocation: of the run; some rules suit `svd` only.
+    """
+    kind = (rule.frozen_a, rule.space == "none")
+    others = [
+        other
+        for other in map(get_rule, rule_names())
+        if other.label != rule.label
+        and (other.frozen_a, other.space == "none") == kind
+        and (allocation == "svd" or not other.needs_svd_allocation)
+    ]
+    return (rule, *others)
+
+
+def counterfactual_row(
+    rules: tuple[AggregationRule, ...],
+    aggregate_by: Callable[[AggregationRule], Mapping[str, Aggregated]],
+    state: GlobalUpdate,
+    evaluate: Callable[[GlobalUpdate], float],
+    r_max: int,
+) -> Row:
+    """Energies and accuracy after the round under every rule.
+
+    Args:
+        rules: R of them.
+        aggregate_by: aggregates the round's cohort by a rule, per layer.
+        state: the global update before the round.
+        evaluate: accuracy of a global update; NaN in rounds that are not judged.
+        r_max: rank of the global update.
+
+    Returns:
+        `counterfactual_energy` (R, L, r_max) and `counterfactual_accuracy` (R,).
+    """
+    energy, accuracy = [], []
+    for rule in rules:
+        after = state.after(aggregate_by(rule))
+        values = torch.stack([pad_last(s, r_max) for _, s, _ in after.svd(r_max).values()])
+        energy.append(values.cpu().double().numpy() ** 2)
+        accuracy.append(evaluate(after))
+    return {
+        "counterfactual_energy": np.stack(energy),
+        "counterfactual_accuracy": np.array(accuracy),
+    }
+
+
+# The global model judged on the test part, its update merged into the weights
+
+BATCH = 64
+"""Test samples at a time: enough for full speed, and a bound on memory."""
+
+
+def evaluate(
+    task: Task,
+    deltas: Mapping[str, Tensor] | None = None,
+    heads: Heads | None = None,
+) -> tuple[float, float]:
+    """Test accuracy and mean loss of the model with an update merged into its weights.
+
+    Args:
+        task: frozen model and test data.
+        deltas: module name -> update dW of its weight, shape (d_out, d_in), scaling included;
+            modules not named keep their weight. None: the pretrained model.
+        heads: module name -> the weight (d_out, d_in) and, if any, bias (d_out,) in place of its
+            own.
+
+    Returns:
+        Accuracy in [0, 1] and loss in nats per sample or token.
+
+    Raises:
+        ValueError: on a name that is no linear module, or a shape that is not its weight's.
+    """
+    model = merged_copy(task.model, deltas or {}, heads)
+    hits, total, count = 0, 0.0, 0.0
+    with torch.inference_mode():
+        for index in torch.arange(len(task.test), device=task.device).split(BATCH):
+            batch = task.test.take(index)
+            logits = logits_of(model, batch.inputs)
+            losses, counts = task.objective.losses(logits, batch.labels)
+            hits += int(task.objective.hits(logits, batch.labels).sum())
+            total, count = total + float(losses.sum()), count + float(counts.sum())
+    return hits / len(task.test), total / count
+
+
+# The federated round loop on a real task: allocate, train the cohort, aggregate, measure
 
 Progress = Callable[[float], object]
 

@@ -1,0 +1,303 @@
+"""Local configuration, batches and their random draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_sim.errors import (
+    check_choice,
+    check_finite,
+    check_positive,
+    check_positive_int,
+    expected,
+)
+from fedlora_sim.randomness import stream
+from fedlora_sim.scenario import OPTIMIZERS, Scenario
+from fedlora_sim.splits import (
+    dirichlet_split,
+    iid_split,
+    pathological_split,
+    quantity_split,
+    writer_split,
+)
+from fedlora_sim.tasks.examples import Examples
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which samples every client sees at every step.
+
+    Args:
+        index: sample indices, int64 of shape (steps, K, b).
+        real: whether a sample is one of its client's batch, or a filler; boolean (steps, K, b).
+        num_steps: steps of every client, int64 of shape (K,); beyond it everything is filler.
+    """
+
+    index: np.ndarray
+    real: np.ndarray
+    num_steps: np.ndarray
+
+    def take(self, order: np.ndarray) -> BatchPlan:
+        """The plan of the clients `order`, in that order, without steps and places that none has.
+
+        Args:
+            order: their places, (K',).
+        """
+        num_steps = self.num_steps[order]
+        steps = int(num_steps.max())
+        real = self.real[:steps, order]
+        width = int(real.sum(axis=2).max())
+        return BatchPlan(self.index[:steps, order, :width], real[..., :width], num_steps)
+
+
+def client_streams(
+    seed: int, round_index: int, clients: Sequence[int]
+) -> tuple[np.random.Generator, ...]:
+    """One generator per client of a round, the same whoever else takes part.
+
+    Args:
+        seed: the run's seed.
+        round_index: the round, counted from 0.
+        clients: identifiers of the clients.
+
+    Returns:
+        One generator per client.
+    """
+    return tuple(stream(seed, "local batches", round_index, client) for client in clients)
+
+
+def plan_batches(
+    samples: Sequence[np.ndarray],
+    rngs: Sequence[np.random.Generator],
+    *,
+    batch_size: int,
+    local_steps: int | None = None,
+    local_epochs: int | None = None,
+) -> BatchPlan:
+    """Draw the batches of one round.
+
+    Args:
+        samples: for every client, its sample indices, shape (n_k,), not empty.
+        rngs: one generator per client; advanced by whole epochs.
+        batch_size: samples per batch.
+        local_steps: steps of every client, over as many epochs as that takes; or
+        local_epochs: epochs of every client. Exactly one of the two is given.
+
+    Returns:
+        The plan; b is the longest batch that occurs.
+
+    Raises:
+        ValueError: unless exactly one of `local_steps` and `local_epochs` is given, or if there is
+            not one generator per client.
+    """
+    if (local_steps is None) == (local_epochs is None):
+        given = (local_steps, local_epochs)
+        raise expected("(local_steps, local_epochs)", given, "exactly one of the two")
+    if len(samples) != len(rngs):
+        raise expected("rngs", len(rngs), f"{len(samples)} generators, one per client")
+    batches = [
+        list(_batches(own, rng, batch_size, local_steps, local_epochs))
+        for own, rng in zip(samples, rngs, strict=True)
+    ]
+    num_steps = np.array([len(own) for own in batches], dtype=np.int64)
+    width = max(len(batch) for own in batches for batch in own)
+    shape = (int(num_steps.max()), len(batches), width)
+    index, real = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+    for client, own in enumerate(batches):
+        for step, batch in enumerate(own):
+            index[step, client] = batch[0]
+            index[step, client, : len(batch)] = batch
+            real[step, client, : len(batch)] = True
+    return BatchPlan(index, real, num_steps)
+
+
+def every_sample(samples: Sequence[np.ndarray], batch_size: int) -> BatchPlan:
+    """A plan that meets every sample once, in order.
+
+    Args:
+        samples: for every client, its sample indices, shape (n_k,), not empty.
+        batch_size: samples per batch.
+    """
+    sizes = np.array([len(own) for own in samples])
+    width = min(batch_size, int(sizes.max()))
+    steps = -(-sizes // width)
+    places = int(steps.max()) * width
+    index = np.stack([np.resize(own, places) for own in samples])
+    real = np.arange(places) < sizes[:, None]
+    index, real = (x.reshape(len(samples), -1, width).swapaxes(0, 1) for x in (index, real))
+    return BatchPlan(index, real, steps)
+
+
+def _batches(
+    samples: np.ndarray,
+    rng: np.random.Generator,
+    batch_size: int,
+    local_steps: int | None,
+    local_epochs: int | None,
+) -> Iterator[np.ndarray]:
+    """One client's batches: whole epochs of them, or the first `local_steps`."""
+    per_epoch = -(-len(samples) // batch_size)
+    epochs = -(-local_steps // per_epoch) if local_steps is not None else local_epochs or 0
+    cuts = range(batch_size, len(samples), batch_size)
+    shuffled = (np.split(rng.permutation(samples), cuts) for _ in range(epochs))
+    return islice((batch for epoch in shuffled for batch in epoch), local_steps)
+
+
+# How clients train in one round
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """How a client trains in one round.
+
+    Args:
+        optimizer: `adam`, `adamw` or `sgd`; starts anew every round.
+        learning_rate: constant over the round.
+        momentum: of `sgd`.
+        weight_decay: added to the gradient (`adam`, `sgd`) or decoupled (`adamw`); acts on the
+            factors `lora_A` and `lora_B`, and on heads.
+        batch_size: samples per step; the last batch of an epoch may be shorter.
+        local_steps: steps per round, over as many epochs as that takes; or
+        local_epochs: passes over the client's samples. Exactly one of the two is given.
+        max_grad_norm: a client's gradient, over everything that it trains, is shortened to this
+            norm where it is longer; None leaves it.
+        stack_size: clients trained side by side at most; None for all of the cohort, or as many
+            as `memory_budget` allows. The adapters do not depend on it, up to rounding.
+        memory_budget: GiB that the activations of a stack may take, as measured on one client;
+            None sets no bound.
+        gradient_checkpointing: see `attach`.
+
+    Raises:
+        ValueError: naming the argument, its value and what was expected.
+    """
+
+    optimizer: str = "adam"
+    learning_rate: float = 5e-3
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 16
+    local_steps: int | None = None
+    local_epochs: int | None = None
+    max_grad_norm: float | None = None
+    stack_size: int | None = None
+    memory_budget: float | None = None
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        optimizer = check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        object.__setattr__(self, "optimizer", optimizer)
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            object.__setattr__(self, name, check_finite(name, getattr(self, name), minimum=0.0))
+        if self.momentum and optimizer != "sgd":
+            raise expected("momentum", self.momentum, f"0 with optimizer={optimizer!r}")
+        if (self.local_steps is None) == (self.local_epochs is None):
+            given = (self.local_steps, self.local_epochs)
+            raise expected("(local_steps, local_epochs)", given, "exactly one of the two")
+        for name in ("batch_size", "local_steps", "local_epochs", "stack_size"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_positive_int(name, getattr(self, name)))
+        for name in ("max_grad_norm", "memory_budget"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_positive(name, getattr(self, name)))
+
+    def plan(
+        self, samples: Sequence[NDArray[np.int64]], rngs: Sequence[np.random.Generator]
+    ) -> BatchPlan:
+        """Draw the batches of one round.
+
+        Args:
+            samples: for every client, its sample indices, shape (n_k,), not empty.
+            rngs: one generator per client; advanced by whole epochs.
+        """
+        return plan_batches(
+            samples,
+            rngs,
+            batch_size=self.batch_size,
+            local_steps=self.local_steps,
+            local_epochs=self.local_epochs,
+        )
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> LocalConfig:
+        """As the scenario has it: `local_steps` where given, else `local_epochs`.
+
+        Where clients have rates of their own the highest of them: steps are then only ever
+        shortened, which loses no digits.
+        """
+        rates = scenario.client_learning_rates or (scenario.learning_rate,)
+        epochs = scenario.local_epochs if scenario.local_steps is None else None
+        return cls(
+            optimizer=str(scenario.optimizer),
+            learning_rate=max(rates),
+            momentum=scenario.momentum,
+            weight_decay=scenario.weight_decay,
+            batch_size=scenario.batch_size,
+            local_steps=scenario.local_steps,
+            local_epochs=epochs,
+            max_grad_norm=scenario.max_grad_norm,
+            stack_size=scenario.stack_size,
+            memory_budget=scenario.memory_budget,
+            gradient_checkpointing=scenario.gradient_checkpointing,
+        )
+
+
+def client_rates(scenario: Scenario, clients: NDArray[np.int64]) -> Tensor | None:
+    """Learning rates of these clients, (m,), where the scenario gives clients their own."""
+    rates = scenario.client_learning_rates
+    if rates is None:
+        return None
+    return torch.tensor([rates[k] for k in clients], dtype=torch.float64)
+
+
+def check_rates(rates: Sequence[float], num_clients: int) -> tuple[float, ...]:
+    """Learning rates of single clients: one per client, positive and finite."""
+    values = tuple(check_positive("learning_rates", rate) for rate in rates)
+    if len(values) != num_clients:
+        raise expected("learning_rates", list(values), f"{num_clients} rates, one per client")
+    return values
+
+
+# The random draws of a training run besides cohorts and batches: split, initial A, masks
+
+
+def split_clients(scenario: Scenario, examples: Examples, seed: int) -> list[np.ndarray]:
+    """Sample indices of every client."""
+    rng, clients = stream(seed, "split"), len(scenario.ranks)
+    if scenario.split == "dirichlet":
+        return dirichlet_split(examples.skew_classes, clients, scenario.dirichlet_alpha, rng)
+    if scenario.split == "pathological":
+        return pathological_split(examples.skew_classes, clients, scenario.classes_per_client, rng)
+    if scenario.split == "by_writer":
+        return writer_split(examples.groups, clients, rng)
+    any_class = np.zeros(len(examples), dtype=np.int64)  # these two look at no class
+    if scenario.split == "quantity":
+        return quantity_split(any_class, clients, scenario.quantity_alpha, rng)
+    return iid_split(any_class, clients, rng)
+
+
+def initial_lora_a(seed: int, layer: str, rank: int, d_in: int, t: int = 0) -> NDArray[np.float64]:
+    """LoRA's initial A, (rank, d_in): uniform within 1/sqrt(d_in), as PEFT's Kaiming draw is.
+
+    Rounds t beyond the first draw another one, for rules whose clients start afresh every round.
+    """
+    bound = d_in**-0.5
+    purpose = ("lora_A", layer, t) if t else ("lora_A", layer)
+    return stream(seed, *purpose).uniform(-bound, bound, size=(rank, d_in))
+
+
+def sparse_entries(seed: int, layer: str, size: int, density: float) -> NDArray[np.int64]:
+    """Entries of a flattened weight that SLoRA's first stage trains: exactly the share, or one."""
+    count = max(1, round(density * size))
+    return stream(seed, "slora mask", layer).permutation(size)[:count]
+
+
+def sparse_batches_seed(seed: int) -> int:
+    """Seed of the sparse stage's batches, which must not be those of the LoRA rounds."""
+    return int(stream(seed, "slora batches").integers(2**62))
