@@ -17,7 +17,10 @@ from fedlora_sim.errors import check_choice, check_positive_int, expected
 from fedlora_sim.runtime import blas_threads, map_on_threads, one_thread
 from fedlora_sim.tolerances import relative
 
-# A low-rank product as blocks of columns, one block per client, and what is done block by block
+# A low-rank product as blocks of columns, one block per client, and what is done block by block.
+#
+# `sum_k B_k diag(w_k) A_k`: the clients' factors stay where they are; their column weights are
+# applied in the small core, so that no weighted copy of a factor is ever made.
 
 Blocks = Sequence[tuple[Tensor, Tensor]]
 """Pairs `B_k` (..., d_out, r_k) and `A_k` (..., r_k, d_in) of one dtype and device."""
@@ -139,7 +142,22 @@ def fix_signs(u: Tensor, s: Tensor, vh: Tensor) -> SVD:
     return u.mul_(sign), s, vh.mul_(sign.mT)
 
 
-# The SVD of a low-rank product from its two Gram matrices: half the work of the QR path
+# The SVD of a low-rank product from its two Gram matrices: half the work of the QR path.
+#
+# With `G_B = B^T B = L L^T` (Cholesky) and `G_A = A A^T`, both R x R, the one symmetric
+# eigenproblem `L^T G_A L = X Lambda X^T` holds everything: the singular values are
+# `sqrt(Lambda)`,
+#
+# V = A^T (L X Lambda^{-1/2}), U = B (G_A L X Lambda^{-1}),
+#
+# without inverting L. Squaring halves the digits, so the Grams of half- and single-precision
+# factors are accumulated in float64, where their products of 24-bit numbers are exact; and the
+# result is trusted only where every wanted singular value stands clear of the rounding of the
+# Gram matrices, and no singular vector is a small difference of large columns, which `B` and `A`
+# in their own precision could not hold.
+#
+# Source: our derivation; for the loss of digits, Golub and Van Loan, Matrix Computations, Sec.
+# 8.6.
 
 # Rows turned to float64 at a time: with some hundred columns they stay in a core's own cache.
 ROWS = 1024
@@ -323,7 +341,15 @@ class LazySequence(Sequence[T], Generic[T]):
         return map(self.get, range(self.length))
 
 
-# Products outside the range of their dtype: computed at another scale, and put back exactly
+# Products outside the range of their dtype: computed at another scale, and put back exactly.
+#
+# A float32 holds entries of 1e19, and their product's amplitude has 38 digits: sums of it
+# overflow, though the balanced factors of the result are numbers like any others. Multiplying by
+# a power of two is exact, and every step of an SVD or a sum commutes with it. So a product that
+# leaves the safe range is multiplied by `2**-(2 m)`, half of it on either side, solved, and put
+# back: its factors by `2**m` each, its singular values by `2**(2 m)`. Nothing is rescaled that
+# stayed in range, and what is rescaled has the bits that it would have without limits of the
+# range.
 
 SAFE = {torch.float32: 2.0**38, torch.float64: 2.0**400}
 """Largest amplitude, and one over the smallest, at which no sum or square leaves the range.

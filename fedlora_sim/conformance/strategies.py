@@ -39,7 +39,9 @@ def _gaps(values: Tensor) -> Tensor:
     return values - torch.cat([values[1:], values.new_zeros(1)])
 
 
-# Hypothesis strategies for cohorts: public, and to be composed with one's own
+# Hypothesis strategies for cohorts: public, and to be composed with one's own.
+#
+# Hypothesis is imported with this module, which nothing else imports before a check runs.
 
 UNIT, STEPS = 4, 8
 """Entries of factors are whole multiples of 1/4 up to 2: short to paste, exact in every dtype."""

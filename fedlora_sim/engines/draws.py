@@ -137,7 +137,15 @@ def _turn(rng: np.random.Generator, d: int, angle: float) -> NDArray[np.float64]
     return np.eye(d) + (np.cos(angle) - 1) * kept + np.sin(angle) * plane
 
 
-# Rank allocation: which directions of the global update a client of rank r_k receives
+# Rank allocation: which directions of the global update a client of rank r_k receives.
+#
+# svd the r_k strongest, as the paper has it (Wu et al., arXiv 2602.13486, Sec. 3) random a fresh
+# uniform subset of r_k of the r_max directions, every client and round importance the r_k along
+# which the client's own gradient is longest; where nothing is trained, the r_k whose amplitude
+# the client is about to change most
+#
+# All three are "the r_k directions of highest score", with scores that fall with the index, that
+# are random, or that the client computes.
 
 
 def carried_directions(ranks: Tensor, scores: Tensor) -> Tensor:

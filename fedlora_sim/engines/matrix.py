@@ -30,7 +30,19 @@ from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.runtime import DTYPES, leaves_range, one_thread, resolve_device
 from fedlora_sim.scenario import Scenario
 
-# LoRA's own training at matrix fidelity: gradient descent of every client on its two factors
+# LoRA's own training at matrix fidelity: gradient descent of every client on its two factors.
+#
+# Client k descends `0.5 ||B A + Z - M_k||_F**2`, with Z what the base has of the update and
+#
+# M_k = (R_k U0) diag(m_k) (Q_k V0)^T,
+#
+# the initial basis turned by the client's own rotations. With `E = B A + Z - M_k` the gradients
+# are `E A^T` on B and `B^T E` on A, both taken before either moves; the products are small, since
+# M_k is of low rank, and no (d_out, d_in) matrix is formed. A component whose factors are both
+# zero has no gradient: what is lost, or was not received, stays zero.
+#
+# Adam is Kingma and Ba 2015 (arXiv 1412.6980), with bias correction, its moments new every round.
+# Our derivation; as the steps shrink the amplitudes follow `fedlora_sim.spectral.flow`.
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -160,7 +172,12 @@ def _adam(gradient: Tensor, moments: Moments, step: int) -> Tensor:
     return first / (1 - BETAS[0] ** step) / spread
 
 
-# The client model of the matrix fidelity: what a client makes of the factors it received
+# The client model of the matrix fidelity: what a client makes of the factors it received.
+#
+# A client takes every received column pair as one direction `(u_i, v_i)` with amplitude `x_i =
+# |b_i| |a_i|` in the adapter and `z_i = u_i^T Z v_i` in a base that the server has corrected by
+# Z. It brings the whole to `a_{k,i} (x_i + z_i) + b_{k,i}`, so that its adapter returns with that
+# less z_i, optionally mixes directions within its subspace, and optionally turns its basis away.
 
 
 def split_directions(

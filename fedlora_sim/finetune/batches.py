@@ -1,4 +1,10 @@
-"""Local configuration, batches and their random draws."""
+"""Local configuration, batches and their random draws.
+
+A client shuffles its samples anew every epoch, with its own generator, and cuts each epoch into
+batches; the last one may be short. The plan of a cohort is rectangular: a short batch is filled
+up with a sample of its own that does not count. Another client's would not do: were it not finite,
+zero times infinity would reach this one's gradient.
+"""
 
 from __future__ import annotations
 

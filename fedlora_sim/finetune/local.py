@@ -116,7 +116,15 @@ def _optimizer(config: LocalConfig, parameters: list[nn.Parameter]) -> torch.opt
     return rule(parameters, lr=rate, weight_decay=decay, fused=fused)
 
 
-# HetLoRA's rank self-pruning: a client gives up the rank components that it does not need
+# HetLoRA's rank self-pruning: a client gives up the rank components that it does not need.
+#
+# The tail of a client of rank r is its components from `ceil(decay r)` on. Its size, the product
+# `||B_tail||_F ||A_tail||_F` summed over the adapted layers, is penalised in the local loss;
+# where local training leaves it smaller than it was, the client goes on with rank `ceil(decay
+# r)`.
+#
+# Source: Cho et al. 2024, arXiv 2401.06432, Sec. 3.2 (rank self-pruning). The paper speaks of one
+# layer; the sum over layers, which keeps one rank per client, is ours.
 
 
 def pruned_rank(rank: int, decay: float) -> int:
@@ -362,7 +370,12 @@ def check_sizes(
             raise expected(argument, f"{size} clients", f"{num_clients}, as many as samples")
 
 
-# Local training of a cohort: every client's adapters and heads, all clients in one batched run
+# Local training of a cohort: every client's adapters and heads, all clients in one batched run.
+#
+# A client minimises the mean loss of its own batches, starting from what it was handed; its
+# batches come from its own random stream. Nothing of one client enters another's arithmetic, so
+# training one by one, in chunks or all stacked gives the same adapters up to the order of sums. A
+# client with fewer steps than the others leaves the stack after its last one.
 
 Watch = Callable[[int, Tensor], None]
 """Called after every step with its number and the losses of its clients."""

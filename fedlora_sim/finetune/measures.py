@@ -1,4 +1,10 @@
-"""What is measured after every round, and the dataset of a run."""
+"""What is measured after every round, and the dataset of a run.
+
+The theory takes the singular basis for fixed and client updates for direction-preserving (Wu et
+al., arXiv 2602.13486, App. A). Both are measured: client k's update dW_k on the basis (U, V) of the
+global update that it started from, `s_{k,i} = u_i^T dW_k v_i`, the share of its energy that stays
+there, and the angles by which that basis turns from one round to the next.
+"""
 
 from __future__ import annotations
 

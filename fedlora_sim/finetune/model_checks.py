@@ -1,4 +1,9 @@
-"""Checks of a model: samples do not see each other, and a stack trains as one client does."""
+"""Checks of a model: samples do not see each other, and a stack trains as one client does.
+
+Clients share a batch. Where a sample's output depends on another sample (statistics of the batch,
+attention across it), or on a random number, a client trained beside others would not be the client
+trained alone.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +138,13 @@ def _same_part(x: Tensor, y: Tensor, where: tuple[int, int], tolerance: float) -
     return bool(torch.isclose(x, y, rtol=0.0, atol=tolerance * scale, equal_nan=True).all())
 
 
-# Whether what clients train is what the run judges: adapters beside each other, and merged
+# Whether what clients train is what the run judges: adapters beside each other, and merged.
+#
+# A cohort trains with its adapters in modules of their own; the global model is judged with the
+# update merged into the weights. Both are the same where a target is a plain linear map that the
+# model calls on its samples. They are not where its weight is read without a call, where it has a
+# forward or hooks of its own, where what it is applied to is not one row per sample, or where a
+# sample's output depends on how far it is padded.
 
 CLIENTS, EACH = 3, 2
 """Clients of the trial, and samples of each."""

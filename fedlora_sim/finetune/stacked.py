@@ -1,4 +1,17 @@
-"""LoRA of many clients stacked on one frozen model."""
+"""LoRA of many clients stacked on one frozen model.
+
+Convention, everywhere: `dW = scaling * lora_B @ lora_A` (Hu et al. 2021, arXiv 2106.09685),
+`lora_A` (r, d_in), `lora_B` (d_out, r). The inputs of K clients are stacked client-major along the
+first axis: the frozen product runs once over all of them, the adapters as batched products. Client
+k's output depends on client k's adapter alone, so the backward pass of the *sum* of the clients'
+losses gives every client exactly its own gradient.
+
+Clients of lower rank are padded with zeros to the cohort's highest rank. With G the gradient of
+the loss with respect to the output and x the input of a client, row i of `lora_A` has gradient
+`scaling * B[:, i]^T G^T x` and column i of `lora_B` has `scaling * G^T x A[i]^T`: each is zero
+because the *other* factor's padding is zero. SGD (with momentum), Adam and AdamW leave a parameter
+that is zero and has only ever had zero gradients at zero, so no mask is needed.
+"""
 
 from __future__ import annotations
 

@@ -282,9 +282,9 @@ def test_nothing_of_peft_is_needed_to_read(monkeypatch):
     import ast
     from pathlib import Path
 
-    import fedlora_sim.adapters
+    import fedlora_sim.peft
 
-    for path in Path(fedlora_sim.adapters.__file__).parent.glob("*.py"):
+    for path in Path(fedlora_sim.peft.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
