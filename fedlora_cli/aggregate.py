@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedlora_sim.adapters import AggregationReport, LayerReport, aggregate_adapters
 from fedlora_sim.errors import InputError, expected
+from fedlora_sim.peft import AggregationReport, LayerReport, aggregate_adapters
 
 SHOWN = 6
 WIDTH = 120

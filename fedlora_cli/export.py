@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from fedlora_cli.options import load_rule
-from fedlora_sim.adapters.export import ExportedClients, KeptRun
-from fedlora_sim.adapters.writing import check_output
 from fedlora_sim.errors import expected
+from fedlora_sim.peft.export import ExportedClients, KeptRun
+from fedlora_sim.peft.write import check_output
 
 
 def export(

@@ -10,10 +10,9 @@ import pytest
 from peft import LoraConfig, PeftType
 from peft.utils.other import get_pattern_key
 
-from fedlora_sim.adapters.config import read_config, written_config
-from fedlora_sim.adapters.patterns import pattern_key
-from fedlora_sim.adapters.variants import REFUSED, REFUSED_INITIALISATIONS
 from fedlora_sim.errors import InputError
+from fedlora_sim.peft.config import REFUSED, REFUSED_INITIALISATIONS, read_config, written_config
+from fedlora_sim.peft.patterns import pattern_key
 from fedlora_sim.tolerances import relative
 
 PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}

@@ -32,9 +32,9 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
 from fedlora_sim.aggregation import rule_names
 from fedlora_sim.errors import InputError
+from fedlora_sim.peft import AdapterFolder, aggregate_adapters
 from fedlora_sim.randomness import library_draws
 
 # PEFT warns that patterns for parameters, its own too, are ignored, and uses them.

@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
 from fedlora_sim.errors import InputError
+from fedlora_sim.peft import AdapterFolder, aggregate_adapters
 from fedlora_sim.randomness import library_draws
 from fedlora_sim.tolerances import relative
 

@@ -23,15 +23,9 @@ from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lo
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedlora_sim.adapters import aggregate_adapters
-from fedlora_sim.adapters.variants import (
-    CARRIED,
-    PLAIN_INITIALISATIONS,
-    REFUSED,
-    SHARED,
-    WRITTEN,
-)
 from fedlora_sim.errors import InputError
+from fedlora_sim.peft import aggregate_adapters
+from fedlora_sim.peft.config import CARRIED, PLAIN_INITIALISATIONS, REFUSED, SHARED, WRITTEN
 from fedlora_sim.randomness import library_draws
 
 TOKENS = [3, 7, 1]

@@ -16,9 +16,9 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from fedlora_sim.adapters import AdapterFolder, aggregate_adapters
-from fedlora_sim.adapters.patterns import most_common, write_patterns
 from fedlora_sim.errors import InputError
+from fedlora_sim.peft import AdapterFolder, aggregate_adapters
+from fedlora_sim.peft.patterns import most_common, write_patterns
 from fedlora_sim.randomness import library_draws
 
 WEIGHTS = "adapter_model.safetensors"

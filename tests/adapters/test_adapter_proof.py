@@ -21,8 +21,8 @@ from adapter_cases import (
 )
 from peft import PeftModel
 
-from fedlora_sim.adapters import aggregate_adapters
 from fedlora_sim.aggregation import rule_names
+from fedlora_sim.peft import aggregate_adapters
 from fedlora_sim.reference.aggregation import aggregate_reference, split_reference
 
 pytestmark = pytest.mark.slow

@@ -21,9 +21,9 @@ from adapter_cases import (
 )
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from fedlora_sim.adapters import aggregate_adapters, restart
 from fedlora_sim.aggregation import rule_names
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.peft import aggregate_adapters, write
 from fedlora_sim.randomness import library_draws
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def test_every_received_component_moves(clients, tmp_path, architecture, rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_the_update_is_the_same_as_without_a_draw(clients, tmp_path, monkeypatch, rule):
     drawn = low_cohort(clients, "llama", rule, tmp_path, "drawn")
-    monkeypatch.setattr(restart, "_lost", lambda update: torch.zeros(update.rank).bool())
+    monkeypatch.setattr(write, "_lost", lambda update: torch.zeros(update.rank).bool())
     bare = low_cohort(clients, "llama", rule, tmp_path, "bare")
     for with_draw, without in zip(drawn, bare, strict=True):
         assert_same(outputs(load("llama", with_draw)), outputs(load("llama", without)))
@@ -149,7 +149,7 @@ def test_a_small_component_is_nobodys_to_take():
     assert update.lost_columns().tolist() == [False, True, True, True]
     layer = SimpleNamespace(is_embedding=False, d_in=update.d_in)
     client = SimpleNamespace(layers={"m": layer})
-    kept = restart.restarted([client], {"m": update}, seed=0)["m"]
+    kept = write.restarted([client], {"m": update}, seed=0)["m"]
     assert torch.equal(kept.lora_A[:2], lora_a[:2])
     assert torch.equal(kept.lora_B[:, :2], lora_b[:, :2])
     assert not kept.lora_B[:, 2:].any()

@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fedlora_sim.adapters import aggregate_adapters
+from fedlora_sim.peft import aggregate_adapters
 from fedlora_sim.randomness import library_draws
 from fedlora_sim.reference.aggregation import aggregate_reference
 

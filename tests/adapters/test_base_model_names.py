@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from fedlora_sim.adapters import aggregate_adapters
-from fedlora_sim.adapters.base_model import NAME, REVISION
 from fedlora_sim.errors import InputError
+from fedlora_sim.peft import aggregate_adapters
+from fedlora_sim.peft.config import NAME, REVISION
 
 CONFIG = "adapter_config.json"
 CACHE = "/root/.cache/huggingface/hub/models--org--llama/snapshots"

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis_profiles import examples
 from safetensors.torch import save_file
 
-from fedlora_sim.adapters import AdapterFolder, matching, reading
-from fedlora_sim.adapters.matching import check_time, fits_end, fits_whole
 from fedlora_sim.errors import LINE, InputError
+from fedlora_sim.peft import AdapterFolder, patterns, read
+from fedlora_sim.peft.patterns import check_time, fits_end, fits_whole
 from fedlora_sim.strict_json import DEEPEST, MOST_BYTES, read_json
 
 SECONDS = 3.0
@@ -55,7 +55,7 @@ def refusal(call) -> str:
 
 @pytest.mark.parametrize("pattern", REDOS)
 def test_target_modules_that_take_years(tmp_path, pattern, monkeypatch):
-    monkeypatch.setattr(matching, "SECONDS", 0.2)
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
     folder = write_folder(tmp_path, LONG, target_modules=pattern)
     message = refusal(partial(AdapterFolder, folder))
     assert f"adapter_config.json: pattern={pattern!r}: expected patterns that" in message
@@ -63,7 +63,7 @@ def test_target_modules_that_take_years(tmp_path, pattern, monkeypatch):
 
 @pytest.mark.parametrize("where", ["rank_pattern", "alpha_pattern"])
 def test_patterns_that_take_years(tmp_path, where, monkeypatch):
-    monkeypatch.setattr(matching, "SECONDS", 0.2)
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
     folder = write_folder(tmp_path, LONG, **{where: {"q": 1, "(q|k)_proj": 1, "(a+)+$": 2}})
     message = refusal(partial(AdapterFolder, folder))
     assert "pattern='(a+)+$': expected patterns that" in message
@@ -126,7 +126,7 @@ def test_errors_are_short_however_long_the_option(tmp_path):
 
 
 def test_more_tensors_than_a_model_has(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "MOST_TENSORS", 10)
+    monkeypatch.setattr(read, "MOST_TENSORS", 10)
     keys = tuple(f"base_model.model.m{k}.lora_{x}.weight" for k in range(6) for x in "AB")
     folder = write_folder(tmp_path, keys=keys)
     assert "12 tensors" in refusal(partial(AdapterFolder, folder))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from train_cases import RUN, use_small_task, write_scenario
 
-from fedlora_sim.adapters import AdapterFolder
 from fedlora_sim.finetune.checkpoints import load_state
+from fedlora_sim.peft import AdapterFolder
 from fedlora_sim.storage import load_dataset
 from fedlora_sim.tolerances import relative
 

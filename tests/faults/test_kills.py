@@ -12,7 +12,7 @@ from faults_cases import COMMANDS, Prepared, leftovers, moments, results, succee
 from faults_child import KILLED, Fault, call, run
 
 from fedlora_sim import storage
-from fedlora_sim.adapters.writing import AdapterContent, check_output, write_adapters
+from fedlora_sim.peft.write import AdapterContent, check_output, write_adapters
 
 Promise = Callable[[str, str], Callable[..., None]]
 FOREIGN = {"notes.txt": b"mine", "data/mine.nc": b"\x89HDF mine"}

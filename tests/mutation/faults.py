@@ -391,7 +391,7 @@ FAULTS = (
     # Adapters.
     Fault(
         "the scaling of a module with a rank of its own is that of the usual rank",
-        "fedlora_sim/adapters/config.py",
+        "fedlora_sim/peft/config.py",
         "        rank = self.rank_of(module)\n        return alpha",
         "        rank = self.rank\n        return alpha",
         ("tests/adapters/test_adapter_outputs.py", "-k", "pattern"),
@@ -399,7 +399,7 @@ FAULTS = (
     ),
     Fault(
         "the last pattern that fits a module wins",
-        "fedlora_sim/adapters/patterns.py",
+        "fedlora_sim/peft/patterns.py",
         "next((pattern for pattern in patterns if",
         "next((pattern for pattern in reversed([*patterns]) if",
         ("tests/adapters/test_adapter_config.py", "-k", "patterns_match"),
@@ -407,7 +407,7 @@ FAULTS = (
     ),
     Fault(
         "heads and norms are averaged without regard to samples",
-        "fedlora_sim/adapters/extras.py",
+        "fedlora_sim/peft/aggregate.py",
         "present.append((client, weight / total))",
         "present.append((client, 1 / len(clients)))",
         ("tests/adapters/test_adapter_extras.py", "-k", "averaged_by_samples"),
@@ -415,7 +415,7 @@ FAULTS = (
     ),
     Fault(
         "rows of trained tokens are reordered by the inverse permutation",
-        "fedlora_sim/adapters/extras.py",
+        "fedlora_sim/peft/aggregate.py",
         "[tokens.index(token) for token in order]",
         "[order.index(token) for token in tokens]",
         ("tests/adapters/test_adapter_options.py", "-k", "row_by_row"),
@@ -423,7 +423,7 @@ FAULTS = (
     ),
     Fault(
         "the B of stacked experts is read expert by expert",
-        "fedlora_sim/adapters/reading.py",
+        "fedlora_sim/peft/read.py",
         "lora_b.unflatten(1, (-1, self.experts)).permute(2, 0, 1)",
         "lora_b.unflatten(1, (self.experts, -1)).permute(1, 0, 2)",
         ("tests/adapters/test_adapter_experts.py", "-k", "one_by_one"),
@@ -431,7 +431,7 @@ FAULTS = (
     ),
     Fault(
         "components that start anew are drawn 2.4 times as wide as PEFT's",
-        "fedlora_sim/adapters/restart.py",
+        "fedlora_sim/peft/write.py",
         "bound = 1 / np.sqrt(layer.d_in)",
         "bound = np.sqrt(6 / layer.d_in)",
         ("tests/adapters/test_adapter_restart.py", "-k", "fresh"),
@@ -439,7 +439,7 @@ FAULTS = (
     ),
     Fault(
         "names of tensors may hold control characters",
-        "fedlora_sim/adapters/reading.py",
+        "fedlora_sim/peft/read.py",
         "if not key.isprintable() or _PATTERN_SIGNS",
         "if _PATTERN_SIGNS",
         ("tests/adapters/test_hostile_folders.py", "-k", "names"),

@@ -16,8 +16,8 @@ import pytest
 import torch
 from image_cases import digit_images, write_cifar
 
-from fedlora_sim.adapters import AdapterFolder
 from fedlora_sim.errors import LINE, InputError
+from fedlora_sim.peft import AdapterFolder
 from fedlora_sim.tasks.hub import load_hub_parts
 from fedlora_sim.tasks.image_data import load_image_data
 from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained

@@ -1,8 +1,4 @@
-"""A PEFT LoRA folder, opened: which layers and other tensors it holds, each read when asked for.
-
-A and B are told apart by name, never by shape. Every key of the file must be understood: what PEFT
-would not find its way back to, or would drop without a word, is refused here.
-"""
+"""Read the adapter folders of clients, and check that they belong together."""
 
 from __future__ import annotations
 
@@ -19,11 +15,65 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedlora_sim.adapters.config import AdapterConfig, check_no_pointer, read_config
-from fedlora_sim.adapters.matching import check_time
-from fedlora_sim.adapters.padding import wide_factors
+from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import expected
 from fedlora_sim.lora import LoRAFactors, check_tensor_finite
+from fedlora_sim.lowrank import pad_last
+from fedlora_sim.peft.config import (
+    SHARED,
+    UNMERGEABLE,
+    AdapterConfig,
+    check_no_pointer,
+    read_config,
+)
+from fedlora_sim.peft.patterns import check_time
+
+# Factors padded with zeros.
+#
+# PEFT allows a rank above min(d_in, d_out): the one rank of a federation is above that of its
+# narrow modules, such as a router or a value head. The engine computes with matrices that can
+# have the rank. Rows of zeros that are appended to B, and columns to A, change no rule's result:
+# they stay zero, and are left out when the factors are written.
+
+
+def wide_factors(lora_a: Tensor, lora_b: Tensor, scaling: float, width: int = 0) -> LoRAFactors:
+    """Return factors whose dimensions are at least `width` and at least their rank.
+
+    Args:
+        lora_a: (..., r, d_in).
+        lora_b: (..., d_out, r).
+        scaling: the LoRA scaling.
+        width: least d_in and d_out.
+    """
+    width = max(width, lora_a.shape[-2])
+    if lora_a.shape[-1] < width:
+        lora_a = pad_last(lora_a, width)
+    if lora_b.shape[-2] < width:
+        lora_b = pad_last(lora_b.mT, width).mT
+    return LoRAFactors(lora_a, lora_b, scaling)
+
+
+def resized(update: LoRAFactors, rank: int, scaling: float, *, frozen_a: bool) -> LoRAFactors:
+    """Return the leading components of an update in another rank and scaling.
+
+    Args:
+        update: of any rank; components of zeros are appended where it is below the one wanted.
+        rank: rank wanted.
+        scaling: scaling to write it with.
+        frozen_a: whether the change of scaling goes to B alone, and is not shared by A and B.
+    """
+    lora_a = pad_last(update.lora_A.mT, max(rank, update.rank)).mT[..., :rank, :]
+    lora_b = pad_last(update.lora_B, max(rank, update.rank))[..., :rank]
+    if frozen_a:
+        return wide_factors(lora_a, lora_b * (update.scaling / scaling), scaling)
+    cut = wide_factors(lora_a, lora_b, update.scaling)
+    return cut if scaling == update.scaling else cut.rescale(scaling)
+
+
+# A PEFT LoRA folder, opened: which layers and other tensors it holds, each read when asked for.
+#
+# A and B are told apart by name, never by shape. Every key of the file must be understood: what
+# PEFT would not find its way back to, or would drop without a word, is refused here.
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
@@ -454,3 +504,127 @@ def _open(folder: Path) -> Any:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise expected("weights", str(path), f"a whole safetensors file ({error})") from None
+
+
+# Whether adapter folders can be aggregated: one set of tensors, of one form each
+
+# What says how the update is stored in the model; absent means the default. See `base_model`, too.
+SHARED_OPTIONS: dict[str, Any] = {
+    **SHARED,
+}
+SHOWN = 8
+
+
+def check_agreement(folders: Sequence[AdapterFolder]) -> None:
+    """Refuse folders that are not adapters of the same modules.
+
+    Ranks, scalings and their conventions may differ, and so may the name of the base model.
+
+    Raises:
+        InputError: naming the file, what differs in it and from which file.
+    """
+    for folder in folders[1:]:
+        _check_shared_options(folder, folders[0])
+        _check_keys(folder, folders[0])
+        _check_forms(folder, folders[0])
+
+
+def check_previous(previous: AdapterFolder, client: AdapterFolder) -> None:
+    """Refuse a last global adapter that does not belong to the clients' modules."""
+    _check_shared_options(previous, client)
+    _check_names(previous, set(previous.layers), set(client.layers), client)
+    _check_layers(previous, client)
+
+
+def check_mergeable(client: AdapterFolder, rule: str) -> None:
+    """Refuse a rule that merges a correction into base weights that no adapter can be merged into.
+
+    Raises:
+        InputError: naming the option that rules it out, and why.
+    """
+    if not get_rule(rule).residual_in_base:
+        return
+    reasons = {n: why for n, why in UNMERGEABLE.items() if client.config.options.get(n)}
+    if client.tied:
+        names = ", ".join(client.tied)
+        reasons["ensure_weight_tying"] = f"PEFT adds LoRA on tied layers ({names}) to them twice"
+    for name, reason in reasons.items():
+        expectation = (
+            f"a rule that leaves the base weights unchanged: {reason}, so no correction can be "
+            f"merged into them ({client.config.source}: {name})"
+        )
+        raise expected("rule", rule, expectation)
+
+
+def _check_shared_options(folder: AdapterFolder, first: AdapterFolder) -> None:
+    for name, default in SHARED_OPTIONS.items():
+        given = folder.config.options.get(name, default)
+        wanted = first.config.options.get(name, default)
+        if given != wanted:
+            where = f"{folder.config.source}: {name}"
+            raise expected(where, given, f"{wanted!r}, as in {first.config.source}")
+
+
+def _check_keys(folder: AdapterFolder, first: AdapterFolder) -> None:
+    _check_names(folder, set(folder.layers), set(first.layers), first)
+    _check_names(folder, set(folder.keys), set(first.keys), first)
+
+
+def _check_names(
+    folder: AdapterFolder, given: set[str], wanted: set[str], first: AdapterFolder
+) -> None:
+    missing, unknown = sorted(wanted - given), sorted(given - wanted)
+    if missing or unknown:
+        differences = [
+            f"{count} {what} ({', '.join(names[:SHOWN])}{', ...' if count > SHOWN else ''})"
+            for what, names in (("missing", missing), ("unexpected", unknown))
+            if (count := len(names))
+        ]
+        expectation = f"the modules and keys of {first.path}: {' and '.join(differences)}"
+        raise expected("folder", str(folder.path), expectation)
+
+
+def _check_forms(folder: AdapterFolder, first: AdapterFolder) -> None:
+    _check_layers(folder, first)
+    for key in first.extras:
+        given, wanted = (sorted(f.token_indices(key) or ()) for f in (folder, first))
+        if given != wanted:
+            where = f"{folder.config.source}: trainable_token_indices"
+            expectation = (
+                f"the tokens {wanted}, as in {first.config.source}: a client's rows of tokens that "
+                "it did not train are not in its file"
+            )
+            raise expected(where, given, expectation)
+        if folder.shape(key) != first.shape(key):
+            where = f"shape of {key} in {folder.path}"
+            raise expected(where, folder.shape(key), f"{first.shape(key)}, as in {first.path}")
+
+
+def _check_layers(folder: AdapterFolder, first: AdapterFolder) -> None:
+    for module, layer in first.layers.items():
+        given = folder.layers[module]
+        if given.form != layer.form:
+            expectation = f"(inputs, outputs) = {layer.form}, as in {first.path}"
+            raise expected(f"shape of {module} in {folder.path}", given.form, expectation)
+        if layer.experts > 1 and layer.shape_A[1] == layer.shape_B[0]:
+            _check_orientation(module, folder, first)
+
+
+def _check_orientation(module: str, folder: AdapterFolder, first: AdapterFolder) -> None:
+    """Refuse stacks of square experts that two versions of PEFT may store transposed.
+
+    PEFT exchanged inputs and outputs of most stacked experts in version 0.19; where both have one
+    size the shapes do not show it.
+    """
+    given, wanted = (f.config.options.get("peft_version") for f in (folder, first))
+    if _minor_version(given) != _minor_version(wanted):
+        where = f"{folder.config.source}: peft_version"
+        expectation = (
+            f"version {wanted} as in {first.config.source}: {module} stacks square matrices, which "
+            "versions of PEFT store transposed to each other"
+        )
+        raise expected(where, given, expectation)
+
+
+def _minor_version(version: object) -> list[str]:
+    return str(version).split(".")[:2]

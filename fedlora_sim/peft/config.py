@@ -1,19 +1,146 @@
-"""`adapter_config.json`: read, checked, and what it says about every module's rank and scaling."""
+"""A PEFT adapter's configuration: its fields, variants of LoRA, and the base model's name."""
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora_sim.adapters.matching import check_pattern, fits_whole
-from fedlora_sim.adapters.patterns import most_common, pattern_key, write_patterns
-from fedlora_sim.adapters.variants import check_plain_lora
 from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.peft.patterns import (
+    check_pattern,
+    fits_whole,
+    most_common,
+    pattern_key,
+    write_patterns,
+)
 from fedlora_sim.strict_json import read_json
+
+# What every option of a PEFT configuration means for an aggregation, and which are refused.
+#
+# The rules average `scaling * B @ A` on the weights of one base model. An option under which a
+# layer's update is anything else, or under which a client's base weights are no longer the
+# model's own, is refused by name; so is an option that this version does not know, unless it is
+# off.
+
+# Options that change the update, what it is added to, or where it acts; off when empty.
+REFUSED = {
+    "arrow_config": "Arrow routes every token to its own mixture of adapters",
+    "kasa_config": "KaSA changes the base weights and puts a diagonal between B and A",
+    "lora_bias": "a bias on lora_B is outside of B @ A",
+    "megatron_config": "Megatron shards the factors",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "use_bdlora": "BD-LoRA's factors are block-diagonal, and an average of products is not",
+    "use_dora": "DoRA's magnitudes are outside of B @ A",
+    "use_qalora": "QALoRA multiplies pooled inputs, so its update is not B @ A",
+    "velora_config": "VeLoRA keeps a random projection of every client beside the factors",
+}
+
+# Initialisations that leave the base weights unchanged and train both factors.
+PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+REFUSED_INITIALISATIONS = {
+    "pissa": "PiSSA takes the leading singular vectors out of the base weights",
+    "olora": "OLoRA takes its first update out of the base weights",
+    "corda": "CorDA takes singular vectors out of the base weights",
+    "lora_ga": "LoRA-GA takes its first update out of the base weights",
+    "loftq": "LoftQ quantises the base weights",
+    "mica": "MiCA freezes B, which the aggregated adapter would not keep",
+}
+
+# Options that say which model the update belongs to, how it is stored and where it acts: clients
+# must agree on them; with the value that an absent option means.
+SHARED: dict[str, Any] = {
+    "alora_invocation_tokens": None,
+    "bias": "none",
+    "ensure_weight_tying": False,
+    "fan_in_fan_out": False,
+    "layer_replication": None,
+    "task_type": None,
+}
+
+# Options under which nothing can be merged into the base weights, and why.
+UNMERGEABLE = {
+    "alora_invocation_tokens": "aLoRA acts on a part of the tokens only",
+    "layer_replication": "replicated layers share their base weights",
+}
+
+# Options that are read and written anew: base model, ranks, scalings, and how an adapter starts.
+WRITTEN = {
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "lora_alpha",
+    "lora_ga_config",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "revision",
+    "use_rslora",
+}
+
+# Options that the output takes from the first client. They select modules, on which the files must
+# agree, act in training only, or do nothing without an option that is refused.
+CARRIED = {
+    "auto_mapping",
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_dropout",
+    "megatron_core",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
+    "runtime_config",
+    "target_modules",
+    "target_parameters",
+    "trainable_token_indices",  # the same tokens, in any order
+}
+
+KNOWN = WRITTEN | CARRIED | set(SHARED)
+
+
+def check_plain_lora(source: str, options: Mapping[str, Any]) -> None:
+    """Refuse every variant whose weights the rules do not cover.
+
+    Args:
+        source: the file that the options come from, for the message.
+        options: a configuration as PEFT writes it.
+
+    Raises:
+        InputError: naming the file, the option and why it is refused.
+    """
+    peft_type = options.get("peft_type")
+    if peft_type != "LORA":
+        raise expected(
+            f"{source}: peft_type", peft_type, "'LORA', the only type that is aggregated"
+        )
+    for name, reason in REFUSED.items():
+        if options.get(name):
+            raise expected(f"{source}: {name}", options[name], f"plain LoRA ({reason})")
+    initialisation = options.get("init_lora_weights", True)
+    if initialisation not in PLAIN_INITIALISATIONS:
+        kind = str(initialisation).lower()
+        reasons = [why for name, why in REFUSED_INITIALISATIONS.items() if kind.startswith(name)]
+        expectation = (
+            "an initialisation that leaves the base weights unchanged and trains both factors: "
+            "true, false, 'gaussian', 'orthogonal' or 'eva'" + "".join(f" ({w})" for w in reasons)
+        )
+        raise expected(f"{source}: init_lora_weights", initialisation, expectation)
+    for name in sorted(set(options) - KNOWN - set(REFUSED)):
+        if options[name]:
+            reason = "the option left off (it is not known here, so its weights may not be B @ A)"
+            raise expected(f"{source}: {name}", options[name], reason)
+
+
+# `adapter_config.json`: read, checked, and what it says about every module's rank and scaling
 
 CONFIG_FILE = "adapter_config.json"
 # What `peft.utils.transformers_weight_conversion` writes for experts whose projections are fused.
@@ -257,3 +384,111 @@ def _alpha(argument: str, value: object) -> float:
 
 def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+# Whether clients name one base model, each in the words of its own machine
+
+NAME, REVISION = "base_model_name_or_path", "revision"
+
+# A snapshot in the cache of the Hugging Face hub, wherever the cache is.
+_CACHED = re.compile(r"(?:.*/)?models--(?P<repo>[^/]+)/snapshots/(?P<commit>[^/]+)(?P<rest>/.*)?")
+_ABSOLUTE = re.compile(r"[/~]|[A-Za-z]:[/\\]")
+# Last parts of paths that say nothing of the model.
+_ANY_MODEL = re.compile(
+    r"(checkpoint|step|epoch|run|v)?[-_.]?\d*|(base|final|merged|best|last|latest|hf|output|pretrained"
+    r"|weights|snapshot)?[-_.]?(model)?s?",
+    flags=re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model as a configuration names it.
+
+    Args:
+        name: hub name or path, without a slash at the end; of a snapshot in the hub's cache the
+            hub name. None if there is no name.
+        revision: as given; None for `main`, which is the default.
+        commit: the snapshot's, if the name was a path into the hub's cache.
+    """
+
+    name: str | None
+    revision: str | None
+    commit: str | None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> BaseModel:
+        """Read a configuration's options."""
+        name, revision = options.get(NAME) or None, options.get(REVISION)
+        revision = None if revision in (None, "", "main") else revision
+        if name is None:
+            return cls(None, revision, None)
+        path = name.replace("\\", "/")
+        found = _CACHED.fullmatch(path.rstrip("/"))
+        if found is None:
+            return cls(name.rstrip("/\\") or name, revision, None)
+        repo = found["repo"].replace("--", "/") + (found["rest"] or "")
+        return cls(repo, revision, found["commit"])
+
+    @property
+    def version(self) -> str | None:
+        """The revision, or else the snapshot's commit."""
+        return self.revision or self.commit
+
+    def may_be(self, other: BaseModel) -> bool:
+        """Return whether the two can be one model, as far as their names say.
+
+        A snapshot may be that of the default revision. Folders on different machines may be one
+        model if they have the same name, unless both are here, or the name could be any model's.
+        """
+        if self.name != other.name:
+            return self.version == other.version and _same_folder(self.name, other.name)
+        return self.version == other.version or (
+            not (self.revision or other.revision) and (None in (self.commit, other.commit))
+        )
+
+
+def agreed_base_model(configs: Sequence[AdapterConfig], given: str | None) -> dict[str, str | None]:
+    """Return the name and the revision of the base model, to be written.
+
+    Args:
+        configs: of all folders.
+        given: the name of the one model, if the caller says that it is one.
+
+    Raises:
+        InputError: naming the file whose model is not that of another file, and what to do.
+    """
+    options = [config.options for config in configs]
+    models = [BaseModel.of(own) for own in options]
+    versions = {model.version for model in models}
+    agreed = versions.pop() if len(versions) == 1 else None
+    if given is not None:
+        return {NAME: given, REVISION: agreed}
+    for k, model in enumerate(models):
+        for config, earlier in zip(configs, models[:k], strict=False):
+            if not model.may_be(earlier):
+                option = NAME if model.name != earlier.name or model.commit else REVISION
+                expectation = (
+                    f"{config.options.get(option)!r}, as in {config.source} (if it is the same "
+                    "model, pass base_model='NAME' with the name to write, or edit the file)"
+                )
+                raise expected(
+                    f"{configs[k].source}: {option}", options[k].get(option), expectation
+                )
+    first = {name: options[0].get(name) for name in (NAME, REVISION)}
+    if len({(own.get(NAME), own.get(REVISION)) for own in options}) == 1:
+        return first
+    # A snapshot's commit is not written where a client has the default revision, so that this
+    # client agrees with the adapter in the next round, too.
+    revision = next((model.revision for model in models if model.revision), agreed)
+    return {NAME: models[0].name, REVISION: revision}
+
+
+def _same_folder(one: str | None, other: str | None) -> bool:
+    """Whether two paths, each of its own machine, end in one name that tells a model."""
+    if one is None or other is None or not (_ABSOLUTE.match(one) and _ABSOLUTE.match(other)):
+        return False
+    last = [re.split(r"[/\\]", name)[-1] for name in (one, other)]
+    if last[0] != last[1] or _ANY_MODEL.fullmatch(last[0]):
+        return False
+    return not all(Path(name).exists() for name in (one, other))

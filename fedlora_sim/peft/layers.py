@@ -1,7 +1,4 @@
-"""Aggregation of one module's updates, and the report of their energies.
-
-The experts that a parameter stacks are aggregated one by one, as a batch.
-"""
+"""Layers of a federation of adapters, and embeddings of unequal length."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedlora_sim.adapters.reading import AdapterFolder
 from fedlora_sim.aggregation import Aggregated, aggregate, get_rule
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import compute_dtype
 from fedlora_sim.metrics import energy_ratio
+from fedlora_sim.peft.read import AdapterFolder
 
 
 @dataclass(frozen=True)

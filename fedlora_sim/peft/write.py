@@ -1,0 +1,296 @@
+"""Assemble adapters, write them as PEFT folders, and restart from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora_sim.errors import expected
+from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.lowrank import LowRankProduct, pad_last
+from fedlora_sim.peft.config import CONFIG_FILE, written_config
+from fedlora_sim.peft.layers import kept_dtype
+from fedlora_sim.peft.read import WEIGHTS_FILE, AdapterFolder, Layer, resized
+from fedlora_sim.randomness import stream
+from fedlora_sim.storage import (
+    check_folder,
+    remove_stale,
+    replacing_folder,
+    write_tensors,
+    write_text,
+)
+from fedlora_sim.tolerances import relative
+
+# Adapter folders on disk, complete or absent.
+#
+# An output folder appears, or replaces an older one, in one step: at every moment there is the
+# old output or the new one. `fedlora_sim.storage` does it.
+
+REPORT_FILE = "aggregation.json"
+COMMAND = "aggregate"
+"""What the marker of an adapter folder names as its writer, whichever command it was."""
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterContent:
+    """What an adapter folder holds.
+
+    Args:
+        config: the configuration, as PEFT writes it.
+        tensors: tensors by key, as PEFT names them.
+        report: how the adapter came about; not a part of what PEFT reads.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    report: Mapping[str, Any] | None = None
+
+
+def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    """Refuse an output folder that cannot be written, or whose writing would destroy something.
+
+    Args:
+        out: folder to write.
+        inputs: folders that are read; the output must not be one of them, in one, or around one.
+        force: whether an adapter folder that is there may be replaced.
+
+    Raises:
+        InputError: naming the folder and what was expected.
+    """
+    for path in (out, *out.absolute().parents):
+        if path.is_symlink() if path == out else (path.exists() and not path.is_dir()):
+            kind = "a link" if path == out else "a file"
+            raise expected("out", str(out), f"a place to write to ({path} is {kind})")
+    place = out.resolve()
+    for folder in inputs:
+        other = folder.resolve()
+        if place == other or place in other.parents or other in place.parents:
+            raise expected("out", str(out), f"a folder apart from the input folder {folder}")
+    remove_stale(out.absolute().parent)
+    check_folder(out, force=force)
+
+
+def write_adapters(
+    out: Path, contents: Iterable[tuple[str, AdapterContent]], *, force: bool
+) -> None:
+    """Write a folder of adapters, in one step.
+
+    Args:
+        out: folder to write, checked by `check_output`.
+        contents: adapters by their place in the folder, "" for the folder itself; drawn one by
+            one, so that only one has to be in memory.
+        force: whether to replace an adapter folder that is there.
+    """
+    with replacing_folder(out.resolve(), COMMAND, force=force) as new:
+        for place, content in contents:
+            _write_adapter(new / place, content)
+
+
+def _write_adapter(folder: Path, content: AdapterContent) -> None:
+    write_tensors(folder / WEIGHTS_FILE, content.tensors, {"format": "pt"})
+    _write_json(folder / CONFIG_FILE, content.config)
+    if content.report is not None:
+        _write_json(folder / REPORT_FILE, content.report)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+# Rank components that carry nothing, written as LoRA starts them.
+#
+# FLoRA hands out an adapter of zeros, and a cohort of low ranks leaves the higher components
+# empty. With A and B both zero no gradient would ever lead out: a client that went on from there
+# could not train them. One of the two factors is drawn as PEFT draws it and the other one is
+# zero, so the update stays as it is.
+
+
+def restarted(
+    clients: Sequence[AdapterFolder], factors: Mapping[str, LoRAFactors], seed: int
+) -> dict[str, LoRAFactors]:
+    """The same updates, their lost components started again.
+
+    A module's draw depends on the seed and its name alone, and its first rows are the same whatever
+    the rank, so that all folders of one aggregation start alike.
+    """
+    return {
+        module: _restart(update, module, seed, clients[0].layers[module])
+        for module, update in factors.items()
+    }
+
+
+def _restart(update: LoRAFactors, module: str, seed: int, layer: Layer) -> LoRAFactors:
+    lost = _lost(update)
+    if not bool(lost.any()):
+        return update
+    lora_a, lora_b = update.lora_A, update.lora_B
+    if layer.is_embedding:  # PEFT starts these the other way round
+        drawn = stream(seed, "lora_B", module).standard_normal((update.rank, layer.d_out))
+        start = pad_last(torch.from_numpy(drawn), update.d_out)
+        lora_a = torch.where(lost.unsqueeze(-1), 0.0, lora_a)
+        lora_b = torch.where(lost, start.to(lora_b).mT, lora_b)
+    else:  # of a convolution d_in counts the kernel too, as Kaiming's fan does
+        bound = 1 / np.sqrt(layer.d_in)
+        experts = [(e,) for e in range(lora_a.shape[0])] if lora_a.ndim > 2 else [()]
+        rows = [
+            stream(seed, "lora_A", module, *e).uniform(-bound, bound, (update.rank, layer.d_in))
+            for e in experts
+        ]
+        stacked = np.stack(rows).reshape(*lora_a.shape[:-1], layer.d_in)
+        start = pad_last(torch.from_numpy(stacked), update.d_in)
+        lora_a = torch.where(lost.unsqueeze(-1), start.to(lora_a), lora_a)
+        lora_b = torch.where(lost.unsqueeze(-2), 0.0, lora_b)
+    return LoRAFactors(lora_a, lora_b, update.scaling)
+
+
+def _lost(update: LoRAFactors) -> Tensor:
+    """Components that are zero up to rounding, boolean (..., r).
+
+    In single precision `lost_columns` of a wide module takes more than what a factorisation blurs,
+    and a small component that has been averaged down is not to be taken from anybody.
+    """
+    amplitude = update.column_amplitudes()
+    blurred = relative("factorization", update.dtype) * amplitude.amax(dim=-1, keepdim=True)
+    return update.lost_columns() & (amplitude <= blurred)
+
+
+# The folders that an aggregation writes: their tensors and configurations
+
+# What the base correction's folder must not promise: it holds LoRA factors and nothing else.
+BASE_OPTIONS = {
+    "task_type": None,
+    "modules_to_save": None,
+    "bias": "none",
+    "trainable_token_indices": None,
+}
+TOKENS = "trainable_token_indices"
+
+Factors = Mapping[str, LoRAFactors]
+
+
+def global_content(
+    clients: Sequence[AdapterFolder],
+    factors: Factors,
+    extras: Mapping[str, Tensor],
+    report: Mapping[str, Any] | None = None,
+    *,
+    start: Callable[[Factors], Factors] = lambda factors: factors,
+    frozen_a: bool = False,
+    uniform_rank: bool = False,
+) -> AdapterContent:
+    """The adapter of all clients: the first client's options, the ranks and scalings of `factors`.
+
+    It is written in rsLoRA's convention if every client is, in alpha/r otherwise.
+
+    Args:
+        clients: the folders that were aggregated.
+        factors: update of every module.
+        extras: other tensors by key.
+        report: how the adapter came about.
+        start: what to do with components that carry nothing, once the ranks are those written.
+        frozen_a: whether a change of scaling goes to B alone.
+        uniform_rank: write one rank and one alpha, and no patterns.
+    """
+    use_rslora = all(client.config.use_rslora for client in clients)
+    layers = {module: (update.rank, update.scaling) for module, update in factors.items()}
+    tied = {name: module for name, (_, module) in clients[0].tied.items()}
+    layers |= {name: layers[module] for name, module in tied.items()}
+    options = clients[0].config.options
+    configs = [] if uniform_rank else [client.config for client in clients]
+    config, sizes = written_config(options, layers, use_rslora, clients=configs)
+    while uneven := [name for name, module in tied.items() if sizes[name][0] != sizes[module][0]]:
+        for name in uneven:  # factors that are tied have one rank, the higher one
+            module = tied[name]
+            rank = max(sizes[name][0], sizes[module][0])
+            layers |= {one: (rank, layers[one][1]) for one in (name, module)}
+        config, sizes = written_config(options, layers, use_rslora, clients=configs)
+    written = {m: resized(own, *sizes[m], frozen_a=frozen_a) for m, own in factors.items()}
+    return AdapterContent(config, {**_stored(clients, start(written)), **extras}, report)
+
+
+def base_content(
+    clients: Sequence[AdapterFolder], factors: Factors, *, uniform_rank: bool = False
+) -> AdapterContent:
+    """The correction that is merged into the base weights, as an adapter of its own."""
+    content = global_content(clients, factors, {}, uniform_rank=uniform_rank)
+    return AdapterContent({**content.config, **BASE_OPTIONS}, content.tensors)
+
+
+def client_content(
+    client: AdapterFolder,
+    clients: Sequence[AdapterFolder],
+    adapter: Factors,
+    extras: Mapping[str, Tensor],
+    *,
+    frozen_a: bool,
+    seed: int,
+) -> AdapterContent:
+    """What a client receives: the adapter cut to its ranks, with its scalings and options.
+
+    Components that carry nothing start afresh, in the client's own scaling. Under a rule that
+    freezes A they stay, and the change of scaling goes to B alone.
+    """
+    config = client.config
+    cut = {
+        m: resized(update, config.rank_of(m), config.scaling_of(m), frozen_a=frozen_a)
+        for m, update in adapter.items()
+    }
+    if not frozen_a:
+        cut = restarted(clients, cut, seed)
+    options = dict(client.config.options)
+    if options.get(TOKENS) is not None:  # the rows are in the first client's order
+        options[TOKENS] = clients[0].config.options[TOKENS]
+    return AdapterContent(options, {**_stored(clients, cut), **extras})
+
+
+def client_places(clients: Sequence[AdapterFolder]) -> tuple[str, ...]:
+    """Where in the output each client's folder stands; clients who receive the same share one."""
+    places: dict[tuple[tuple[int, float], ...], str] = {}
+    result = []
+    for number, client in enumerate(clients, start=1):
+        config = client.config
+        form = tuple((config.rank_of(m), config.scaling_of(m)) for m in clients[0].layers)
+        place = f"clients/rank-{config.rank}"
+        if form not in places:
+            taken = place in places.values()
+            places[form] = f"{place}-client-{number}" if taken else place
+        result.append(places[form])
+    return tuple(result)
+
+
+def base_factors(product: LowRankProduct) -> LoRAFactors:
+    """A base correction as factors with scaling 1, of no more columns than a matrix can need."""
+    if product.columns <= min(product.shape):
+        return LoRAFactors(product.A, product.B)
+    u, s, vh = product.svd()
+    return LoRAFactors(s.unsqueeze(-1) * vh, u)
+
+
+def _stored(clients: Sequence[AdapterFolder], factors: Factors) -> dict[str, Tensor]:
+    """Tensors by key, in the shapes and the dtype that the clients store them in."""
+    tensors = {}
+    for module, update in factors.items():
+        layer, dtype = clients[0].layers[module], kept_dtype(clients, module)
+        lora_a, lora_b = layer.packed(update.lora_A, update.lora_B)
+        for key, tensor in ((layer.key_A, lora_a), (layer.key_B, lora_b)):
+            tensors[key] = _as_dtype(key, tensor, dtype)
+    for layer, module in clients[0].tied.values():
+        own = clients[0].layers[module]
+        tensors |= {layer.key_A: tensors[own.key_B].mT, layer.key_B: tensors[own.key_A].mT}
+    return tensors
+
+
+def _as_dtype(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    written = tensor.to("cpu", dtype)
+    if not bool(torch.isfinite(written).all()):
+        largest = float(tensor.abs().max())
+        limit = torch.finfo(dtype).max
+        raise expected(f"largest entry of {key}", largest, f"at most {limit:g}, to fit {dtype}")
+    return written
