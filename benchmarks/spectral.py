@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.timing import hardware, side_by_side
 from fedlora_sim import Scenario, parse_ranks, simulate
-from fedlora_sim.reference.spectral import spectral_reference
+from fedlora_sim.reference.simulators import spectral_reference
 from fedlora_sim.storage import result_file
 from fedlora_sim.tolerances import relative
 from fedlora_sim.version import versions

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from fedlora_sim.scenario import Scenario
 
 Array = NDArray[np.float64]
 Factors = tuple[Array, Array]  # lora_A (r, d_in), lora_B (d_out, r), scaling 1
@@ -170,3 +172,25 @@ def split_reference(dense: Array, r: int) -> Factors:
         lora_b[:, i] = sign * np.sqrt(s[i]) * u[:, i]
         lora_a[i] = sign * np.sqrt(s[i]) * vh[i]
     return lora_a, lora_b
+
+
+# Which directions a client receives, by sorting
+
+
+def held_reference(
+    scenario: Scenario, rank: int, random: ArrayLike, importance: ArrayLike
+) -> list[int]:
+    """Rank indices of one client in one round, ascending.
+
+    Args:
+        scenario: its `allocation` decides which scores count.
+        rank: how many the client receives.
+        random: its uniform scores, (r_max,).
+        importance: how much every direction matters to it, (r_max,).
+    """
+    if scenario.allocation == "svd":
+        return list(range(rank))
+    given = random if scenario.allocation == "random" else importance
+    scores: Sequence[float] | NDArray[np.float64] = np.asarray(given, dtype=np.float64)
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    return sorted(order[:rank])

@@ -21,7 +21,7 @@ from fedlora_sim.engines.draws import (
 )
 from fedlora_sim.finetune.exchange import Directions
 from fedlora_sim.finetune.local import Stack
-from fedlora_sim.reference.allocation import held_reference
+from fedlora_sim.reference.aggregation import held_reference
 from fedlora_sim.simulate import simulate_many
 
 ONCE_IN_TWO_MILLION = 5e-7

@@ -10,7 +10,7 @@ from simulator_cases import LAWS, assert_close, differs
 from fedlora_sim import Scenario, simulate, simulate_many
 from fedlora_sim.engines import matrix as matrix_run
 from fedlora_sim.engines.draws import cohort_counts, target_rotation
-from fedlora_sim.reference.matrix import matrix_reference
+from fedlora_sim.reference.simulators import matrix_reference
 from fedlora_sim.storage import load_dataset, save_dataset
 from fedlora_sim.tolerances import relative
 

@@ -12,7 +12,7 @@ from simulator_cases import LAWS, RULES, SIGMAS, assert_close, quick
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.engines import matrix as matrix_run
 from fedlora_sim.engines.draws import basis_rotation, initial_basis, subspace_mixing
-from fedlora_sim.reference.matrix import matrix_reference
+from fedlora_sim.reference.simulators import matrix_reference
 
 SAMPLES = (5, 1, 2, 7, 3)
 NOISE = {"gain_std": 0.2, "drift_std": 0.1}

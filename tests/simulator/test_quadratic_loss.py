@@ -13,7 +13,7 @@ from simulator_cases import LAWS, SIGMAS, assert_close, quick
 from fedlora_sim import Federation, Scenario, simulate
 from fedlora_sim.engines.draws import client_targets, cohort_counts
 from fedlora_sim.engines.spectral import LocalMap
-from fedlora_sim.reference.spectral import spectral_reference
+from fedlora_sim.reference.simulators import spectral_reference
 from fedlora_sim.tolerances import relative
 
 SAMPLES = (5, 1, 2, 7, 3, 3, 1)

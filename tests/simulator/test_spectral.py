@@ -10,7 +10,7 @@ from simulator_cases import LAWS, RULES, SIGMAS, assert_close
 from fedlora_sim import Federation, Scenario, simulate
 from fedlora_sim.engines.draws import cohort_counts
 from fedlora_sim.federation import draw_cohorts
-from fedlora_sim.reference.spectral import spectral_reference
+from fedlora_sim.reference.simulators import spectral_reference
 
 SAMPLES = (5, 1, 2, 7, 3, 3, 1)
 RANKS = "1x3,3x2,4x2"

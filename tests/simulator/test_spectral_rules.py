@@ -12,7 +12,7 @@ from simulator_cases import ALL_RULES, CANONICAL, FACTOR_RULES, LAWS, SIGMAS, as
 from fedlora_sim import Federation, LoRAFactors, Scenario, simulate
 from fedlora_sim.aggregation import FedAvg
 from fedlora_sim.engines import spectral as spectral_run
-from fedlora_sim.reference.spectral import spectral_reference
+from fedlora_sim.reference.simulators import spectral_reference
 from fedlora_sim.simulate import simulate_many
 from fedlora_sim.tolerances import relative
 

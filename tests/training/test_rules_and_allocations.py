@@ -13,7 +13,7 @@ from fedlora_sim.finetune import run as finetune_run
 from fedlora_sim.finetune.exchange import gradient_norms
 from fedlora_sim.finetune.run import evaluate
 from fedlora_sim.finetune.stacked import find_linear
-from fedlora_sim.reference.client import importance_reference, loss_of
+from fedlora_sim.reference.simulators import importance_reference, loss_of
 from fedlora_sim.reference.training import training_reference
 from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.tolerances import relative

@@ -1,0 +1,481 @@
+"""The reference simulators at spectral and at matrix fidelity: float64, one client at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from fedlora_sim.engines.draws import (
+    allocation_scores,
+    basis_rotation,
+    client_draws,
+    client_targets,
+    cohort_counts,
+    initial_basis,
+    subspace_mixing,
+    target_rotation,
+)
+from fedlora_sim.finetune.batches import client_streams, plan_batches
+from fedlora_sim.reference.aggregation import Array, Factors, aggregate_reference, held_reference
+from fedlora_sim.scenario import Scenario
+from fedlora_sim.tasks.digits import DigitsTask
+
+# The spectral fidelity, one client and one direction at a time
+
+DILUTED = ("fedavg", "ffa", "flora", "fedex", "zero_pad")
+
+
+@dataclass(frozen=True, eq=False)
+class _Client:
+    """Amplitudes that a client returns, which directions those are, its weight and draws."""
+
+    y: Array
+    held: list[int]
+    weight: float
+
+
+def spectral_reference(scenario: Scenario, rule: str, seed: int) -> Array:
+    """Amplitudes of one run, (T + 1, r_max).
+
+    Gains and drifts are drawn client by client; where the fast path draws their sum instead (fresh
+    noise in product space) the two agree in law, elsewhere number by number.
+    """
+    counts, draws = cohort_counts(scenario, seed), client_draws(scenario, seed)
+    scores = allocation_scores(scenario, seed)
+    nothing, targets = np.zeros(scenario.federation.r_max), client_targets(scenario, seed)
+    adapter, base = scenario.initial_amplitudes.copy(), nothing
+    if rule == "flora":
+        adapter, base = base, adapter
+    states = [adapter + base]
+    for t in range(scenario.rounds):
+        gain, drift = draws.round(t)
+        cohort = []
+        for k in np.flatnonzero(counts[t]).tolist():
+            reached = [
+                _trained(scenario, rule, adapter[i], targets[k, i])
+                if scenario.local_loss == "quadratic"
+                else gain[k, i] * (adapter[i] + base[i]) + drift[k, i]
+                for i in range(len(nothing))
+            ]
+            cohort.append(_client(scenario, k, counts[t, k], reached, scores[t, k], adapter, base))
+        adapter, more = _server(rule, cohort, adapter, scenario.empty_partition)
+        base = base + more
+        states.append(adapter + base)
+    return np.stack(states)
+
+
+def _trained(scenario: Scenario, rule: str, x: float, m: float) -> float:
+    """The flow of `0.5 (b a - m)**2`, from balanced factors or with a = 1 frozen."""
+    time = scenario.local_time
+    if rule == "ffa":
+        return m + (x - m) * math.exp(-time)
+    if m == 0:
+        return x / (1 + 2 * time * x)
+    growth = math.exp(2 * m * time)
+    return m * growth * x / (m + x * (growth - 1))
+
+
+def _client(
+    scenario: Scenario,
+    k: int,
+    count: int,
+    reached: list[float],
+    scores: Array,
+    adapter: Array,
+    base: Array,
+) -> _Client:
+    federation, y = scenario.federation, np.zeros(len(adapter))
+    assert federation.num_samples is not None  # resolved when the federation was made
+    samples = 1.0 if federation.sampling == "size_weighted" else federation.num_samples[k]
+    moved = [abs(reached[i] - (adapter[i] + base[i])) for i in range(len(y))]
+    held = held_reference(scenario, federation.ranks[k], scores, moved)
+    for i in held:
+        y[i] = reached[i] - base[i]
+    return _Client(y, held, samples * count)
+
+
+def _server(
+    rule: str, cohort: list[_Client], last: Array, empty_partition: str
+) -> tuple[Array, Array]:
+    """The new adapter, and what goes into the base."""
+    name, _, option = rule.partition(":")
+    adapter, exact = np.zeros(len(last)), np.zeros(len(last))
+    for i in range(len(last)):
+        shares = _shares(name, option, cohort, i)
+        exact[i] = sum(share * c.y[i] for share, c in zip(shares, cohort, strict=True))
+        left, right = 0.0, 0.0
+        for share, c in zip(shares, cohort, strict=True):
+            left += share * math.sqrt(abs(c.y[i]))
+            right += share * math.copysign(math.sqrt(abs(c.y[i])), c.y[i])
+        adapter[i] = left * right if name in ("fedex", "hetlora", "rbla", "zero_pad") else exact[i]
+        if name in ("raflora", "rbla") and not any(i in c.held for c in cohort):
+            adapter[i] = last[i] if empty_partition == "carry" else 0.0
+    if name == "flora":
+        return np.zeros(len(last)), exact
+    if name != "fedex":
+        return adapter, np.zeros(len(last))
+    residual = exact - adapter
+    if option:
+        weakest_first = np.argsort(np.abs(residual), kind="stable")
+        residual[weakest_first[: -int(option.removeprefix("residual_rank="))]] = 0.0
+    return adapter, residual
+
+
+def _shares(name: str, option: str, cohort: list[_Client], i: int) -> list[float]:
+    """Weight of every client's amplitude in direction i; of those without it, zero."""
+    weights = [c.weight for c in cohort]
+    if name == "hetlora":
+        counted = weights if option == "data_weighted=true" else [1.0] * len(cohort)
+        norms = [math.sqrt(sum(y * y for y in c.y)) for c in cohort]
+        weights = [n * norm for n, norm in zip(counted, norms, strict=True)]
+        weights = weights if sum(weights) > 0 else counted
+    elif name in ("raflora", "rbla"):
+        weights = [w if i in c.held else 0.0 for w, c in zip(weights, cohort, strict=True)]
+    else:
+        assert name in DILUTED
+    total = sum(weights)
+    return [w / total if i in c.held else 0.0 for w, c in zip(weights, cohort, strict=True)]
+
+
+# One client's part of federated fine-tuning, its gradients taken through the merged weights.
+#
+# The client differentiates through `W + s B A` itself, and its optimiser is written out.
+
+Weights = dict[str, Tensor]
+Leaves = dict[tuple[str, str], Tensor]
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba 2015, arXiv 1412.6980)
+
+
+def local_batches(
+    scenario: Scenario, samples: NDArray[np.int64], seed: int, t: int, k: int
+) -> list[NDArray[np.int64]]:
+    """Sample indices of every step of client k in round t."""
+    plan = plan_batches(
+        [samples],
+        client_streams(seed, t, [k]),
+        batch_size=scenario.batch_size,
+        local_steps=scenario.local_steps,
+    )
+    return [index[0][real[0]] for index, real in zip(plan.index, plan.real, strict=True)]
+
+
+def loss_of(task: DigitsTask, weights: Weights, batch: NDArray[np.int64]) -> Tensor:
+    """Mean cross-entropy on a batch, with these weights in place of the model's."""
+    chosen = torch.from_numpy(batch)
+    replaced = {f"{name}.weight": weight for name, weight in weights.items()}
+    logits = functional_call(task.model, replaced, (task.train.inputs["images"][chosen],))
+    return functional.cross_entropy(logits, task.train.labels[chosen])
+
+
+def merged(weights: Weights, leaves: Leaves, scaling: float) -> Weights:
+    """`W + s B A` of every module."""
+    return {
+        name: w + scaling * (leaves[name, "B"] @ leaves[name, "A"]) for name, w in weights.items()
+    }
+
+
+def tail_size(leaves: Leaves, start: int) -> Tensor:
+    """`sum ||B_tail||_F ||A_tail||_F` over the modules, the tail from component `start` on."""
+    size = torch.zeros((), dtype=torch.float64)
+    for name, side in leaves:
+        if side == "A":
+            tail_b, tail_a = leaves[name, "B"][:, start:], leaves[name, "A"][start:]
+            size = size + torch.linalg.vector_norm(tail_b) * torch.linalg.vector_norm(tail_a)
+    return size
+
+
+def train_client(
+    scenario: Scenario,
+    task: DigitsTask,
+    weights: Weights,
+    received: Mapping[str, Factors],
+    scaling: float,
+    batches: list[NDArray[np.int64]],
+    *,
+    frozen_a: bool,
+) -> tuple[dict[str, Factors], int]:
+    """Local steps of one client, its optimiser starting anew.
+
+    Args:
+        scenario: optimiser, rate and self-pruning; Adam or plain SGD.
+        task: model and data.
+        weights: of the adapted modules, corrections of the base included.
+        received: the factors it starts from.
+        scaling: its LoRA scaling.
+        batches: sample indices of every step.
+        frozen_a: train B alone.
+
+    Returns:
+        Its factors, cut to the rank that it goes on with, and that rank.
+    """
+    leaves = {
+        (name, side): torch.from_numpy(factor)
+        for name, pair in received.items()
+        for side, factor in zip("AB", pair, strict=True)
+    }
+    rank = len(next(iter(received.values()))[0])
+    decay = scenario.pruning_decay
+    keep = rank if decay is None else max(1, math.ceil(decay * rank))
+
+    def objective(now: Leaves, batch: NDArray[np.int64]) -> Tensor:
+        loss = loss_of(task, merged(weights, now, scaling), batch)
+        return loss + scenario.pruning_penalty * tail_size(now, keep) if keep < rank else loss
+
+    moving = [key for key in leaves if key[1] == "B" or not frozen_a]
+    before, trained = tail_size(leaves, keep), leaves
+    descent = Descent(scenario)
+    for batch in batches:
+        wanted = {key: trained[key].clone().requires_grad_(True) for key in moving}
+        loss = objective({**trained, **wanted}, batch)
+        gradients = torch.autograd.grad(loss, list(wanted.values()))
+        trained = {**trained, **descent.step(trained, dict(zip(moving, gradients, strict=True)))}
+    if not tail_size(trained, keep) < before:
+        keep = rank
+    sent = {
+        name: (trained[name, "A"][:keep].numpy(), trained[name, "B"][:, :keep].numpy())
+        for name in received
+    }
+    return sent, keep
+
+
+class Descent:
+    """Adam or SGD, as their papers write them, over tensors by name."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario, self.count = scenario, 0
+        self.moments: dict[object, tuple[Tensor, Tensor]] = {}
+
+    def step(
+        self, values: Mapping[tuple[str, str], Tensor], gradients: Mapping[tuple[str, str], Tensor]
+    ) -> Leaves:
+        """New values of whatever has a gradient."""
+        self.count += 1
+        rate = self.scenario.learning_rate
+        return {key: values[key] - rate * self._move(key, g) for key, g in gradients.items()}
+
+    def _move(self, key: object, gradient: Tensor) -> Tensor:
+        if self.scenario.optimizer == "sgd":
+            return gradient
+        zero = torch.zeros_like(gradient)
+        first, second = self.moments.get(key, (zero, zero))
+        first = BETA_1 * first + (1 - BETA_1) * gradient
+        second = BETA_2 * second + (1 - BETA_2) * gradient**2
+        self.moments[key] = (first, second)
+        corrected = (second / (1 - BETA_2**self.count)).sqrt() + EPSILON
+        return first / (1 - BETA_1**self.count) / corrected
+
+
+def importance_reference(
+    task: DigitsTask,
+    weights: Weights,
+    received: Mapping[str, Factors],
+    samples: NDArray[np.int64],
+    *,
+    frozen_a: bool,
+) -> dict[str, Array]:
+    """Norm of one client's gradient along every direction of the global adapter, by module."""
+    leaves = {
+        (name, side): torch.from_numpy(factor).clone().requires_grad_(True)
+        for name, pair in received.items()
+        for side, factor in zip("AB", pair, strict=True)
+    }
+    loss_of(task, merged(weights, leaves, 1.0), samples).backward()
+    norms = {}
+    for name, (lora_a, _) in received.items():
+        on_a, on_b = leaves[name, "A"].grad, leaves[name, "B"].grad
+        assert on_a is not None  # both are leaves of the loss
+        assert on_b is not None
+        square = [
+            float(on_b[:, i].square().sum() + (0.0 if frozen_a else on_a[i].square().sum()))
+            for i in range(len(lora_a))
+        ]
+        norms[name] = np.sqrt(square)
+    return norms
+
+
+# The matrix fidelity, one client at a time, on dense matrices
+
+Direction = tuple[Array, Array, float, float]  # u, v, amplitude in the adapter, and in the base
+
+
+def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, Array]:
+    """Singular values and amplitudes on the initial basis of one run, each (T + 1, r_max)."""
+    federation, counts = scenario.federation, cohort_counts(scenario, seed)
+    draws, basis = client_draws(scenario, seed), initial_basis(scenario, seed)
+    scores = allocation_scores(scenario, seed)
+    state, base = _initial(scenario, rule, basis)
+    rows = [_measure(state, base, basis)]
+    for t in range(scenario.rounds):
+        gain, drift = draws.round(t)
+        directions = _directions(state, base, basis, rule)
+        cohort, updates, positions = np.flatnonzero(counts[t]), [], []
+        for k in cohort.tolist():
+            if scenario.local_loss == "quadratic":
+                target = _target(scenario, seed, k, basis)
+                held, factors = _fitted(
+                    scenario, federation.ranks[k], scores[t, k], directions, target - base, rule
+                )
+            else:
+                held, factors = _returned(
+                    scenario, federation.ranks[k], scores[t, k], directions, gain[k], drift[k], rule
+                )
+            updates.append((*_disturbed(scenario, seed, t, k, factors, rule), 1.0))
+            positions.append(held)
+        weights = federation.cohort_weights(cohort, counts[t, cohort]).tolist()
+        lora_a, lora_b, more = aggregate_reference(
+            updates, weights, rule, federation.levels, state, scenario.empty_partition, positions
+        )
+        state, base = (lora_a, lora_b), base + more
+        rows.append(_measure(state, base, basis))
+    values, projected = zip(*rows, strict=True)
+    return np.stack(values), np.stack(projected)
+
+
+def _initial(scenario: Scenario, rule: str, basis: tuple[Array, Array]) -> tuple[Factors, Array]:
+    """Adapter and base at round 0: FLoRA has merged everything, FFA-LoRA's A is a basis."""
+    (u0, v0), x = basis, scenario.initial_amplitudes
+    nothing = np.zeros((scenario.d_out, scenario.d_in))
+    if rule == "flora":
+        return (np.zeros_like(v0.T), np.zeros_like(u0)), u0 * x @ v0.T
+    if rule == "ffa":
+        return (v0.T.copy(), u0 * x), nothing
+    return ((v0 * np.sqrt(x)).T, u0 * np.sqrt(x)), nothing
+
+
+def _directions(
+    state: Factors, base: Array, basis: tuple[Array, Array], rule: str
+) -> list[Direction]:
+    """Every column pair. A lost one stands for an initial direction that no other one has taken.
+
+    Columns that an SVD has sorted are no longer at the place of their initial direction; those of
+    the other rules are.
+    """
+    lora_a, lora_b = state
+    amplitudes = np.linalg.norm(lora_b, axis=0) * np.linalg.norm(lora_a, axis=1)
+    rounding = np.finfo(float).eps * max(base.shape)
+    living = [i for i, x in enumerate(amplitudes) if x > rounding * amplitudes.max()]
+    free = [i for i in range(len(amplitudes)) if i not in living]
+    if rule.startswith(("fedavg", "raflora")):
+        units = [lora_b[:, i] / np.linalg.norm(lora_b[:, i]) for i in living]
+        taken = [sum(float(u0 @ u) ** 2 for u in units) for u0 in basis[0].T]
+        free = sorted(sorted(range(len(taken)), key=lambda j: taken[j])[: len(free)])
+    found = []
+    for i, x in enumerate(amplitudes):
+        if i in living:
+            u = lora_b[:, i] / np.linalg.norm(lora_b[:, i])
+            v = lora_a[i] / np.linalg.norm(lora_a[i])
+        else:
+            place = free.pop(0)
+            u, v = basis[0][:, place], basis[1][:, place]
+        found.append((u, v, float(x) if i in living else 0.0, float(u @ base @ v)))
+    return found
+
+
+def _returned(
+    scenario: Scenario,
+    rank: int,
+    scores: Array,
+    directions: list[Direction],
+    gain: Array,
+    drift: Array,
+    rule: str,
+) -> tuple[list[int], Factors]:
+    """What a client carries who brings every amplitude to `a x + b`, and its factors."""
+    reached = [gain[i] * (x + z) + drift[i] for i, (*_, x, z) in enumerate(directions)]
+    moved = [abs(y - x - z) for y, (*_, x, z) in zip(reached, directions, strict=True)]
+    held = held_reference(scenario, rank, scores, moved)
+    return held, _factors([directions[i] for i in held], [reached[i] for i in held], rule)
+
+
+def _target(scenario: Scenario, seed: int, k: int, basis: tuple[Array, Array]) -> Array:
+    """`M_k`, dense: the common directions, turned by the client's own rotations."""
+    out, inner = target_rotation(scenario, seed, k)
+    dense = np.zeros((scenario.d_out, scenario.d_in))
+    for i, m in enumerate(client_targets(scenario, seed)[k]):
+        dense += m * np.outer(out @ basis[0][:, i], inner @ basis[1][:, i])
+    return dense
+
+
+def _fitted(
+    scenario: Scenario,
+    rank: int,
+    scores: Array,
+    directions: list[Direction],
+    target: Array,
+    rule: str,
+) -> tuple[list[int], Factors]:
+    """What a client carries who descends to a dense target, and its factors."""
+    moved = []
+    if scenario.allocation == "importance":
+        lora_a, lora_b = _descent(scenario, directions, target, rule)
+        moved = [abs(float(u @ lora_b @ lora_a @ v) - x) for u, v, x, _ in directions]
+    held = held_reference(scenario, rank, scores, moved)
+    return held, _descent(scenario, [directions[i] for i in held], target, rule)
+
+
+def _descent(scenario: Scenario, received: list[Direction], target: Array, rule: str) -> Factors:
+    """Gradient descent on `0.5 ||B A - target||_F**2`, the residual formed in every step."""
+    rows = [v if rule in ("ffa", "flora") else np.sqrt(x) * v for _, v, x, _ in received]
+    columns = [(x if rule in ("ffa", "flora") else np.sqrt(x)) * u for u, _, x, _ in received]
+    lora_a, lora_b = np.stack(rows), np.stack(columns, axis=1)
+    assert scenario.local_steps is not None  # the scenario's own check
+    history_a, history_b = [], []
+    for _ in range(scenario.local_steps):
+        residual = lora_b @ lora_a - target
+        history_a.append(lora_b.T @ residual)
+        history_b.append(residual @ lora_a.T)
+        if rule != "ffa":
+            lora_a = lora_a - _step(scenario, history_a)
+        lora_b = lora_b - _step(scenario, history_b)
+    return lora_a, lora_b
+
+
+def _step(scenario: Scenario, gradients: list[Array]) -> Array:
+    """SGD's or Adam's step after these gradients; Adam's moments are sums over all of them."""
+    assert scenario.local_steps is not None
+    rate, count = scenario.local_time / scenario.local_steps, len(gradients)
+    if scenario.optimizer == "sgd":
+        return rate * gradients[-1]
+    ages = np.arange(count - 1, -1, -1)
+    past = np.stack(gradients)
+    first = np.tensordot((1 - BETA_1) * BETA_1**ages, past, 1) / (1 - BETA_1**count)
+    second = np.tensordot((1 - BETA_2) * BETA_2**ages, past**2, 1) / (1 - BETA_2**count)
+    return np.asarray(rate * first / (np.sqrt(second) + EPSILON))
+
+
+def _factors(held: list[Direction], reached: list[float], rule: str) -> Factors:
+    """What the client returns: all that it has reached, less what the base has already."""
+    rows, columns = [], []
+    for (u, v, _, z), total in zip(held, reached, strict=True):
+        y = total - z
+        rows.append(v if rule == "ffa" else np.sqrt(abs(y)) * v)
+        columns.append(y * u if rule == "ffa" else np.sign(y) * np.sqrt(abs(y)) * u)
+    return np.stack(rows), np.stack(columns, axis=1)
+
+
+def _disturbed(
+    scenario: Scenario, seed: int, t: int, k: int, factors: Factors, rule: str
+) -> Factors:
+    """Directions mixed within the client's subspace, then the basis turned; a frozen A stays."""
+    lora_a, lora_b = factors
+    if scenario.subspace_noise > 0:
+        on_b, on_a = subspace_mixing(scenario, seed, t, scenario.ranks[k], k)
+        lora_a, lora_b = on_a @ lora_a, lora_b @ on_b
+    if scenario.basis_drift != 0:
+        out, inner = basis_rotation(scenario, seed, t, k)
+        lora_a, lora_b = lora_a @ inner.T, out @ lora_b
+    return (factors[0] if rule == "ffa" else lora_a), lora_b
+
+
+def _measure(state: Factors, base: Array, basis: tuple[Array, Array]) -> tuple[Array, Array]:
+    dense = state[1] @ state[0] + base
+    values = np.linalg.svd(dense, compute_uv=False)[: len(state[0])]
+    return np.asarray(values, dtype=np.float64), np.diag(basis[0].T @ dense @ basis[1]).copy()
