@@ -21,8 +21,8 @@ from torch import Tensor
 from benchmarks.aggregation_bars import aggregation_bars
 from benchmarks.timing import hardware, side_by_side
 from fedlora_sim import LoRAFactors, aggregate, rule_names
-from fedlora_sim.aggregation import Cohort, get_rule
 from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.rules import Cohort, get_rule
 from fedlora_sim.storage import result_file
 from fedlora_sim.tolerances import relative
 from fedlora_sim.version import versions

@@ -41,7 +41,7 @@ API = {
             *("aggregate", "AggregationRule", "Aggregator", "Context", "Properties"),
             *("Aggregated", "get_rule", "register"),
         ),
-        "fedlora_sim.aggregation",
+        "fedlora_sim.rules",
     ),
     "check": (
         "Check a rule",

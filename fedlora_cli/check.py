@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from fedlora_cli.options import load_rule
 from fedlora_cli.tables import wide_console
-from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.conformance import CHECKS, CheckResult, check_aggregator
 from fedlora_sim.conformance.check import check_examples, check_named
 from fedlora_sim.conformance.report import Report, failure, summary, table, to_json
 from fedlora_sim.errors import check_seed
+from fedlora_sim.rules import AggregationRule
 from fedlora_sim.runtime import one_thread
 
 FAILED = 1

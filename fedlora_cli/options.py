@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fedlora_sim.errors import MOST_ITEMS, InputError, check_count, expected
 
 if TYPE_CHECKING:  # torch takes seconds, and not every command has rules
-    from fedlora_sim.aggregation import AggregationRule
+    from fedlora_sim.rules import AggregationRule
 
 
 FORCE_HELP = "replace results that are there; never files that fedlora-sim did not write"
@@ -29,7 +29,7 @@ def load_rule(text: str) -> AggregationRule:
     Raises:
         InputError: if there is no such rule, or it is none; and if its module does not import.
     """
-    from fedlora_sim.aggregation import get_rule, rule_aliases, rule_names
+    from fedlora_sim.rules import get_rule, rule_aliases, rule_names
 
     module, *behind = (part.strip() for part in text.split(":"))
     named = module.lower() in {*rule_names(), *rule_aliases()}
@@ -60,8 +60,8 @@ def _imported(text: str, module: str, name: str) -> object:
 
 
 def _made(text: str, found: object, options: list[str]) -> AggregationRule:
-    from fedlora_sim.aggregation import get_rule
-    from fedlora_sim.aggregation.registry import check_rule_class, make_rule
+    from fedlora_sim.rules import get_rule
+    from fedlora_sim.rules.registry import check_rule_class, make_rule
 
     if not hasattr(found, "step"):
         kind = type(found).__name__

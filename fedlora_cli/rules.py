@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fedlora_sim.aggregation.describe import describe_all
+from fedlora_sim.rules.registry import describe_all
 
 
 def rules() -> None:

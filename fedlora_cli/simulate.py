@@ -16,8 +16,8 @@ from fedlora_cli.options import FORCE_HELP, check_folder, load_rule, parse_assig
 from fedlora_cli.resume import resumable
 from fedlora_sim import Scenario
 from fedlora_sim import simulate as run
-from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.errors import check_count, expected
+from fedlora_sim.rules import AggregationRule
 from fedlora_sim.scenario import load_toml
 from fedlora_sim.storage import (
     RunStore,

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from fedlora_cli.options import check_folder, load_rule, parse_assignment
 from fedlora_cli.resume import INTERRUPTED
 from fedlora_sim import Scenario
-from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.errors import check_choice, check_seed, expected
 from fedlora_sim.finetune.checkpoints import KEEP, Checkpoints, state_rounds
 from fedlora_sim.finetune.exchange import GlobalUpdate
 from fedlora_sim.finetune.measures import Row
 from fedlora_sim.finetune.run import FederatedRun
 from fedlora_sim.metrics import energy_ratio
+from fedlora_sim.rules import AggregationRule
 from fedlora_sim.runtime import torch_threads
 from fedlora_sim.scenario import load_toml
 from fedlora_sim.simulate import check_suits, training_dataset

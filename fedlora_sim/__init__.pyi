@@ -1,8 +1,8 @@
-from .aggregation import aggregate as aggregate
-from .aggregation import rule_names as rule_names
 from .federation import Federation as Federation
 from .federation import parse_ranks as parse_ranks
 from .lora import LoRAFactors as LoRAFactors
+from .rules import aggregate as aggregate
+from .rules import rule_names as rule_names
 from .scenario import Scenario as Scenario
 from .simulate import simulate as simulate
 from .simulate import simulate_many as simulate_many

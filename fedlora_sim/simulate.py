@@ -11,13 +11,13 @@ import xarray as xr
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.datasets import DIMS, build_dataset
 from fedlora_sim.engines.matrix import run_matrix
 from fedlora_sim.engines.spectral import run_spectral
 from fedlora_sim.errors import check_seed, check_sequence, expected
 from fedlora_sim.finetune.measures import TrainingResult, labelled
 from fedlora_sim.finetune.run import run_training
+from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks import Task
 

@@ -29,9 +29,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora_sim.aggregation import AggregationRule
-from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.errors import InputError, expected
+from fedlora_sim.rules import AggregationRule
+from fedlora_sim.rules.external import ForeignRule
 from fedlora_sim.version import __version__, versions
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ import torch
 
 from analysis.collapse import collapse_report
 from fedlora_sim import LoRAFactors
-from fedlora_sim.aggregation import Aggregated, AggregationRule, Properties, get_rule
-from fedlora_sim.aggregation.weights import data_shares
 from fedlora_sim.conformance import check_aggregator
 from fedlora_sim.conformance.report import Report, failure, summary
+from fedlora_sim.rules import Aggregated, AggregationRule, Properties, get_rule
+from fedlora_sim.rules.base import data_shares
 from paper_figs import collapse
 from paper_figs.lessons import prepare
 
@@ -236,8 +236,8 @@ from typing import ClassVar
 
 import torch
 
-from fedlora_sim.aggregation import AggregationRule
-from fedlora_sim.aggregation.weights import data_shares
+from fedlora_sim.rules import AggregationRule
+from fedlora_sim.rules.base import data_shares
 
 
 @dataclass(frozen=True)

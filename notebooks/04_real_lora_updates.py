@@ -17,10 +17,10 @@ import torch
 
 from analysis import real
 from fedlora_sim import Scenario
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.finetune.run import run_training
 from fedlora_sim.peft import AdapterFolder, aggregate_adapters
 from fedlora_sim.peft.export import KeptRun
+from fedlora_sim.rules import get_rule
 from fedlora_sim.simulate import training_dataset
 from fedlora_sim.tasks.digits import load_digits_task
 from paper_figs.lessons import forecasts, images, over_rounds, prepare, spectra

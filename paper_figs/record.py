@@ -17,7 +17,7 @@ from typing import Any
 
 from analysis.report import digits_table
 from analysis.summary import claim_tables, conjecture_table, theme_table
-from fedlora_sim.aggregation.describe import describe_all
+from fedlora_sim.rules.registry import describe_all
 from fedlora_sim.storage import write_bytes, write_text
 from paper_figs.calibration import (
     coverage_table,

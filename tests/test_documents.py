@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedlora_cli.main import COMMANDS
-from fedlora_sim.aggregation import registry
+from fedlora_sim.rules import registry
 from paper_figs.record import documents
 
 ROOT = Path(__file__).parents[1]

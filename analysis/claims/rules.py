@@ -15,8 +15,8 @@ from analysis.claims.predicted import IDENTICAL
 from analysis.inference.intervals import every_run
 from analysis.inference.verdict import Prediction
 from fedlora_sim import Federation, LoRAFactors, aggregate
-from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.randomness import stream
+from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.runtime import resolve_device
 
 Array = NDArray[np.float64]

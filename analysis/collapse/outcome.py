@@ -18,7 +18,7 @@ from analysis.inference.measurement import Array, Measurement
 from analysis.inference.verdict import Prediction as Region
 from analysis.inference.verdict import Verdict, judge
 from fedlora_sim import simulate
-from fedlora_sim.aggregation import AggregationRule
+from fedlora_sim.rules import AggregationRule
 
 BAND = (0.1, 0.9)
 """Quantiles over runs between which figures draw a band."""

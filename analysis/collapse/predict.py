@@ -26,9 +26,9 @@ from analysis.collapse.verdict import Collapse, of_partitions
 from analysis.collapse.walk import Walk, walks
 from analysis.inference.family import FAMILY_ERROR
 from analysis.inference.measurement import Measurement
-from fedlora_sim.aggregation import AggregationRule, get_rule
-from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.errors import InputError
+from fedlora_sim.rules import AggregationRule, get_rule
+from fedlora_sim.rules.external import ForeignRule
 
 NONE_DECLARED = "no closed form declared"
 NOT_APPLICABLE = "the declared multiplier is not applicable here: "

@@ -15,8 +15,8 @@ from analysis.collapse.predict import Prediction, predict
 from analysis.collapse.scenarios import SCENARIOS, Standard, chosen
 from analysis.collapse.verdict import Collapse, together
 from analysis.inference.family import FAMILY_ERROR
-from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.errors import check_count, check_seed, expected
+from fedlora_sim.rules import AggregationRule, get_rule
 
 if TYPE_CHECKING:
     import pandas as pd

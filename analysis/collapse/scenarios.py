@@ -16,9 +16,9 @@ import numpy as np
 
 from analysis import closed_form
 from fedlora_sim import Scenario, parse_ranks
-from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.errors import check_choice, check_sequence, expected
 from fedlora_sim.randomness import stream
+from fedlora_sim.rules import AggregationRule
 
 RANKS = "2x8,4x6,8x6"
 MANY_RANKS = "2x16,4x12,8x12"

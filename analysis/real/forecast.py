@@ -27,12 +27,12 @@ from torch import Tensor
 
 from analysis.real.calibration import Calibration, Draws
 from analysis.real.updates import by_partition, slot_ranks, slot_weights
-from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.engines.draws import leading_directions
 from fedlora_sim.engines.spectral import Cohorts, run_clients
 from fedlora_sim.errors import check_positive_int, check_share, expected
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
 from fedlora_sim.randomness import stream
+from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.scenario import Scenario
 
 Array = NDArray[np.float64]

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedlora_sim import Scenario
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import check_positive_int, expected
+from fedlora_sim.rules import get_rule
 
 MIXED, LOWEST, HIGHEST = "mixed", "equal_lowest", "equal_highest"
 PATHS = ("model", "data", "test_data")

@@ -10,8 +10,8 @@ from typing import Any
 
 from analysis.real.study import HIGHEST, LOWEST, MIXED, PATHS, Study, check_rules
 from fedlora_sim import Scenario, parse_ranks
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import check_choice, check_positive_int, check_seed, check_share, expected
+from fedlora_sim.rules import get_rule
 
 PACKAGED = "analysis.real.studies"
 FIELDS = {

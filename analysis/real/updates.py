@@ -13,8 +13,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.errors import expected
+from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.tolerances import relative
 
 UPDATES = (

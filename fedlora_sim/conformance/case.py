@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation import (
+from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules import (
     NO_STATE,
     Aggregated,
     AggregationRule,
@@ -19,7 +20,6 @@ from fedlora_sim.aggregation import (
     Properties,
     State,
 )
-from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.tolerances import relative
 
 Change = Callable[[LoRAFactors], LoRAFactors]
@@ -178,7 +178,7 @@ class Case:
         lines = [
             "import torch",
             "from fedlora_sim import LoRAFactors",
-            "from fedlora_sim.aggregation import Context",
+            "from fedlora_sim.rules import Context",
             "",
             "updates = [",
             *(f"    {_code(update)}," for update in self.updates),

@@ -8,10 +8,10 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from fedlora_sim.aggregation import AggregationRule, Aggregator, get_rule
 from fedlora_sim.conformance import laws_of_arithmetic, laws_of_clients
 from fedlora_sim.conformance.case import Case, Check, CheckResult, NotApplicable, Status, Violation
 from fedlora_sim.errors import InputError, check_choice, check_count, check_seed
+from fedlora_sim.rules import AggregationRule, Aggregator, get_rule
 
 if TYPE_CHECKING:
     from hypothesis import Phase

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation import NO_STATE, Aggregated, Aggregator, State, as_rule
-from fedlora_sim.aggregation.round import check_round
 from fedlora_sim.conformance.case import (
     Case,
     Check,
@@ -26,6 +24,8 @@ from fedlora_sim.conformance.case import (
 from fedlora_sim.conformance.strategies import gap_at, lie_apart
 from fedlora_sim.federation import partition_slices
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules import NO_STATE, Aggregated, Aggregator, State, as_rule
+from fedlora_sim.rules.cohort import check_round
 from fedlora_sim.tolerances import LARGEST_SLOPE, SMALL_STEP, narrow_error, relative
 
 LATER = 3

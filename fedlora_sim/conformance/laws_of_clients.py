@@ -9,16 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation import (
-    NO_STATE,
-    AggregationRule,
-    Aggregator,
-    Cohort,
-    Properties,
-    State,
-    get_rule,
-)
-from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.conformance.case import (
     Case,
     Check,
@@ -31,6 +21,16 @@ from fedlora_sim.conformance.case import (
 )
 from fedlora_sim.federation import partition_slices
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules import (
+    NO_STATE,
+    AggregationRule,
+    Aggregator,
+    Cohort,
+    Properties,
+    State,
+    get_rule,
+)
+from fedlora_sim.rules.external import ForeignRule
 from fedlora_sim.shares import share
 from fedlora_sim.tolerances import relative
 

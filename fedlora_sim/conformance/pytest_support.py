@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from fedlora_sim.aggregation import AggregationRule, Aggregator, get_rule
 from fedlora_sim.conformance.case import Check, CheckResult
 from fedlora_sim.conformance.check import CHECKS, check_examples, run_check
 from fedlora_sim.conformance.report import failure
 from fedlora_sim.errors import check_positive_int, check_seed, expected
+from fedlora_sim.rules import AggregationRule, Aggregator, get_rule
 from fedlora_sim.runtime import one_thread
 
 

@@ -10,11 +10,11 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from fedlora_sim.aggregation import AggregationRule, get_rule
-from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.conformance.case import EARLIER, Case, CheckResult, Status
 from fedlora_sim.errors import InputError
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules import AggregationRule, get_rule
+from fedlora_sim.rules.external import ForeignRule
 
 WORDS: dict[Status, str] = {
     "passed": "passed",
@@ -130,7 +130,7 @@ def _rule_code(rule: AggregationRule) -> str:
     inner = _inner(rule)
     kind = type(inner)
     if _is_registered(rule):
-        return f"from fedlora_sim.aggregation import get_rule\n\nrule = get_rule({rule.label!r})"
+        return f"from fedlora_sim.rules import get_rule\n\nrule = get_rule({rule.label!r})"
     if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
         return f"# rule = {kind.__qualname__}, which is written where no import reaches it"
     made = repr(inner) if is_dataclass(inner) else f"{kind.__qualname__}()"

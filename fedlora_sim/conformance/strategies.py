@@ -13,9 +13,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedlora_sim.aggregation import Properties
 from fedlora_sim.conformance.case import Case
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules import Properties
 from fedlora_sim.tolerances import SPECTRAL_GAP
 
 # Where singular vectors are well defined: singular values that lie apart

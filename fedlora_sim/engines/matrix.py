@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_sim.aggregation import AggregationRule, Cohort, State
 from fedlora_sim.engines.draws import (
     allocation_scores,
     basis_rotation,
@@ -27,6 +26,7 @@ from fedlora_sim.errors import InputError, expected
 from fedlora_sim.federation import cohort_slots
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.metrics import projected_amplitudes
+from fedlora_sim.rules import AggregationRule, Cohort, State
 from fedlora_sim.runtime import DTYPES, leaves_range, one_thread, resolve_device
 from fedlora_sim.scenario import Scenario
 

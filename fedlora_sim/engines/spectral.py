@@ -11,7 +11,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.engines.draws import (
     allocation_scores,
     carried_directions,
@@ -24,6 +23,7 @@ from fedlora_sim.errors import expected
 from fedlora_sim.federation import cohort_slots
 from fedlora_sim.lowrank import LowRankProduct
 from fedlora_sim.randomness import stream
+from fedlora_sim.rules import AggregationRule
 from fedlora_sim.runtime import DTYPES, leaves_range, resolve_device
 from fedlora_sim.scenario import Scenario
 

@@ -19,11 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedlora_sim.aggregation import AggregationRule
 from fedlora_sim.errors import InputError, check_choice, expected
 from fedlora_sim.finetune.exchange import GlobalUpdate
 from fedlora_sim.finetune.measures import Row
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules import AggregationRule
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.storage import (
     code_versions,

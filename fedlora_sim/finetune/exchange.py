@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_sim.aggregation import NO_STATE, Aggregated, AggregationRule, State
 from fedlora_sim.engines.draws import allocation_scores, carried_directions, leading_directions
 from fedlora_sim.finetune.batches import BatchPlan, LocalConfig, every_sample, initial_lora_a
 from fedlora_sim.finetune.local import Stack, Trained, client_totals, stacks_of
@@ -25,6 +24,7 @@ from fedlora_sim.finetune.stacked import (
 )
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import pad_last, sign_fixed_svd
+from fedlora_sim.rules import NO_STATE, Aggregated, AggregationRule, State
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.targets import linear_shape
 from fedlora_sim.tasks.task import Task

@@ -13,14 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_sim.aggregation import (
-    NO_STATE,
-    Aggregated,
-    AggregationRule,
-    aggregate,
-    get_rule,
-    rule_names,
-)
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
 from fedlora_sim.finetune.batches import LocalConfig, client_rates, client_streams, split_clients
 from fedlora_sim.finetune.checkpoints import Checkpoints, load_state, run_description, state_rounds
@@ -53,6 +45,7 @@ from fedlora_sim.finetune.slora import sparse_stage, sparse_start
 from fedlora_sim.finetune.stacked import Heads, find_linear, merged_copy
 from fedlora_sim.lowrank import pad_last
 from fedlora_sim.randomness import stream
+from fedlora_sim.rules import NO_STATE, Aggregated, AggregationRule, aggregate, get_rule, rule_names
 from fedlora_sim.runtime import torch_threads
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.splits import add_feature_noise, split_table

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import (
     check_choice,
     check_positive_int,
@@ -44,6 +43,7 @@ from fedlora_sim.peft.write import (
     restarted,
     write_adapters,
 )
+from fedlora_sim.rules import get_rule
 from fedlora_sim.runtime import resolve_device
 from fedlora_sim.storage import only_writer
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.errors import expected
 from fedlora_sim.finetune.checkpoints import (
     GIVEN_TASK,
@@ -33,6 +32,7 @@ from fedlora_sim.lowrank import sign_fixed_svd
 from fedlora_sim.peft.config import written_config
 from fedlora_sim.peft.read import PREFIX, resized
 from fedlora_sim.peft.write import BASE_OPTIONS, AdapterContent, check_output, write_adapters
+from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.runtime import torch_threads
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.storage import only_writer

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedlora_sim.aggregation import Aggregated, aggregate, get_rule
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import compute_dtype
 from fedlora_sim.metrics import energy_ratio
 from fedlora_sim.peft.read import AdapterFolder
+from fedlora_sim.rules import Aggregated, aggregate, get_rule
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import expected
 from fedlora_sim.lora import LoRAFactors, check_tensor_finite
 from fedlora_sim.lowrank import pad_last
@@ -27,6 +26,7 @@ from fedlora_sim.peft.config import (
     read_config,
 )
 from fedlora_sim.peft.patterns import check_time
+from fedlora_sim.rules import get_rule
 
 # Factors padded with zeros.
 #

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedlora_sim.aggregation import get_rule
+from fedlora_sim.rules import get_rule
 from fedlora_sim.scenario import Scenario
 
 MICRO = 1e-6

@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from fedlora_sim.aggregation import get_rule, rule_names
 from fedlora_sim.engines.spectral import refuse_flow
 from fedlora_sim.errors import InputError, check_choice, expected
+from fedlora_sim.rules import get_rule, rule_names
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.simulate import check_suits
 from fedlora_sim.sweep.axes import (

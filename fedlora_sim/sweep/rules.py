@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import entry_points
 
-from fedlora_sim.aggregation import get_rule
-from fedlora_sim.aggregation.registry import ENTRY_POINTS
 from fedlora_sim.errors import expected
+from fedlora_sim.rules import get_rule
+from fedlora_sim.rules.registry import ENTRY_POINTS
 from fedlora_sim.storage import rule_class, rule_code
 
 

@@ -11,10 +11,10 @@ from torch.func import functional_call
 from wordpiece_cases import wordpiece
 
 from fedlora_sim import Scenario
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.finetune.run import run_training
 from fedlora_sim.finetune.stacked import add_deltas
 from fedlora_sim.peft.export import KeptRun
+from fedlora_sim.rules import get_rule
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.objectives import Completion
 from fedlora_sim.tasks.task import Task, logits_of

@@ -32,10 +32,10 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from fedlora_sim.aggregation import rule_names
 from fedlora_sim.errors import InputError
 from fedlora_sim.peft import AdapterFolder, aggregate_adapters
 from fedlora_sim.randomness import library_draws
+from fedlora_sim.rules import rule_names
 
 # PEFT warns that patterns for parameters, its own too, are ignored, and uses them.
 pytestmark = pytest.mark.filterwarnings(

@@ -24,8 +24,8 @@ from adapter_cases import (
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from fedlora_sim.aggregation import rule_names
 from fedlora_sim.peft import AdapterFolder, aggregate_adapters
+from fedlora_sim.rules import rule_names
 
 CONVENTIONS = {
     "alpha_over_r": [{"r": r, "lora_alpha": 12} for r in RANKS],

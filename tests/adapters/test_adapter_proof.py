@@ -21,9 +21,9 @@ from adapter_cases import (
 )
 from peft import PeftModel
 
-from fedlora_sim.aggregation import rule_names
 from fedlora_sim.peft import aggregate_adapters
 from fedlora_sim.reference.aggregation import aggregate_reference, split_reference
+from fedlora_sim.rules import rule_names
 
 pytestmark = pytest.mark.slow
 

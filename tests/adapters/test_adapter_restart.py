@@ -21,10 +21,10 @@ from adapter_cases import (
 )
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from fedlora_sim.aggregation import rule_names
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.peft import aggregate_adapters, write
 from fedlora_sim.randomness import library_draws
+from fedlora_sim.rules import rule_names
 
 pytestmark = pytest.mark.slow
 

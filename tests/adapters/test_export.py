@@ -17,11 +17,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.finetune.checkpoints import load_state
 from fedlora_sim.finetune.run import FederatedRun, run_training
 from fedlora_sim.peft import AdapterFolder, aggregate_adapters
 from fedlora_sim.peft.export import KeptRun, task_options
+from fedlora_sim.rules import get_rule
 from fedlora_sim.runtime import one_thread
 from fedlora_sim.tasks.silence import silent_transformers
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 from export_cases import TINY, keep_run, tiny_task
 
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import InputError
 from fedlora_sim.finetune.run import run_training
 from fedlora_sim.peft import AdapterFolder
 from fedlora_sim.peft.export import KeptRun
+from fedlora_sim.rules import get_rule
 from fedlora_sim.runtime import one_thread
 
 WEIGHTS = "adapter_model.safetensors"

@@ -8,7 +8,7 @@ import torch
 from closed_form_cases import RANKS, SAMPLES
 
 from analysis import closed_form
-from fedlora_sim.aggregation import get_rule
+from fedlora_sim.rules import get_rule
 from fedlora_sim.tolerances import relative
 
 SHARES = np.linspace(0, 1, 9)

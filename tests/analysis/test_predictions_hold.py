@@ -19,10 +19,10 @@ from analysis.closed_form.rules import RULES, rule_form
 from analysis.design import Design, design
 from analysis.predict import Case, predict
 from fedlora_sim import Scenario
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.engines.spectral import run_spectral
 from fedlora_sim.federation import SAMPLINGS
 from fedlora_sim.randomness import stream
+from fedlora_sim.rules import get_rule
 from fedlora_sim.tolerances import relative
 
 RUNS, SIGMAS, FEW = 2_000, 6.0, 30

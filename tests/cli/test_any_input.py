@@ -34,12 +34,12 @@ from fedlora_sim import (
     simulate,
     simulate_many,
 )
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import LINE, InputError
 from fedlora_sim.federation import MOST_CARRIED, MOST_RANK
 from fedlora_sim.peft.patterns import LONGEST, MOST_MATCHES
 from fedlora_sim.peft.patterns import SECONDS as SECONDS_OF_PATTERNS
 from fedlora_sim.peft.read import MOST_TENSORS
+from fedlora_sim.rules import get_rule
 from fedlora_sim.scenario import LEAST_ALPHA, MOST_ALPHA
 from fedlora_sim.simulate import MOST_NUMBERS
 from fedlora_sim.strict_json import DEEPEST

@@ -13,9 +13,9 @@ import torch
 from train_cases import RUN, use_small_task, write_scenario
 
 from fedlora_cli.options import load_rule
-from fedlora_sim.aggregation import AggregationRule, FedAvg, RaFLoRA, get_rule
-from fedlora_sim.aggregation.foreign import ForeignRule
 from fedlora_sim.conformance import CHECKS
+from fedlora_sim.rules import AggregationRule, FedAvg, RaFLoRA, get_rule
+from fedlora_sim.rules.external import ForeignRule
 from fedlora_sim.storage import load_dataset
 
 FEW = ("--examples", "4")
@@ -24,7 +24,7 @@ OWN = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedlora_sim.aggregation import FedAvg, Aggregated, Properties
+from fedlora_sim.rules import FedAvg, Aggregated, Properties
 from fedlora_sim.lora import LoRAFactors
 
 

@@ -76,7 +76,7 @@ def test_the_printed_command_makes_the_round(
 
 STATEFUL = """
 import torch
-from fedlora_sim.aggregation import Properties, get_rule
+from fedlora_sim.rules import Properties, get_rule
 
 
 class Counting:

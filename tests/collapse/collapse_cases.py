@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from analysis.collapse import CollapseReport
-from fedlora_sim.aggregation import Aggregated, Context, Properties, State, get_rule
-from fedlora_sim.aggregation.fedavg import FedAvg
-from fedlora_sim.aggregation.raflora import RaFLoRA
-from fedlora_sim.aggregation.weights import DataWeightedRule
 from fedlora_sim.lora import LoRAFactors, from_svd
+from fedlora_sim.rules import Aggregated, Context, Properties, State, get_rule
+from fedlora_sim.rules.base import DataWeightedRule
+from fedlora_sim.rules.fedavg import FedAvg
+from fedlora_sim.rules.raflora import RaFLoRA
 
 Reports = Callable[..., CollapseReport]
 

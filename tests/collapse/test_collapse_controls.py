@@ -9,8 +9,8 @@ from collapse_cases import Halving, Impostor, Momentum
 
 from analysis.collapse import Collapse, collapse_report, report
 from analysis.collapse.sentences import UNTRUSTED
-from fedlora_sim.aggregation import AggregationRule, get_rule
-from fedlora_sim.aggregation.fedavg import FedAvg
+from fedlora_sim.rules import AggregationRule, get_rule
+from fedlora_sim.rules.fedavg import FedAvg
 
 
 class _Disguised(Halving):

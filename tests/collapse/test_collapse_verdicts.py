@@ -25,7 +25,7 @@ from analysis.collapse import SCENARIOS, Collapse, CollapseReport, collapse_repo
 from analysis.collapse.outcome import Agreement
 from analysis.collapse.predict import predict
 from analysis.collapse.scenarios import standards
-from fedlora_sim.aggregation import Aggregator, get_rule
+from fedlora_sim.rules import Aggregator, get_rule
 
 C, K = Collapse.COLLAPSES, Collapse.KEEPS
 # In the order of `SCENARIOS`: above FedAvg's threshold training holds what FedAvg dilutes once.

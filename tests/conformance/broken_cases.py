@@ -19,7 +19,7 @@ from healthy_rules import (
 )
 
 from fedlora_sim import LoRAFactors
-from fedlora_sim.aggregation import Aggregated, FedAvg, RaFLoRA
+from fedlora_sim.rules import Aggregated, FedAvg, RaFLoRA
 
 
 class ThreeLevels(DenseRaFLoRA):

@@ -11,7 +11,7 @@ import torch
 from healthy_rules import DenseFedAvg, DenseRaFLoRA, DenseZeroPad, ServerMomentum
 
 from fedlora_sim import LoRAFactors
-from fedlora_sim.aggregation import Aggregated, FedAvg
+from fedlora_sim.rules import Aggregated, FedAvg
 
 
 class RMaxFromCohort(DenseZeroPad):

@@ -12,9 +12,9 @@ import torch
 from hypothesis_profiles import is_random
 
 from fedlora_sim import LoRAFactors
-from fedlora_sim.aggregation import Context, get_rule
 from fedlora_sim.conformance import CHECKS, Case, CheckResult, check_aggregator
 from fedlora_sim.conformance.check import MOST_KEPT
+from fedlora_sim.rules import Context, get_rule
 
 NAMES = tuple(check.name for check in CHECKS)
 # More than are kept for other searches: it draws no more than it needs.

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedlora_sim import LoRAFactors
-from fedlora_sim.aggregation import Aggregated, Properties
 from fedlora_sim.errors import expected
 from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.rules import Aggregated, Properties
 
 FEDAVG = Properties(
     transpose=True,

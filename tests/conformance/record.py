@@ -28,8 +28,8 @@ from test_own_rules import OPTIONS
 from tqdm import tqdm
 
 from fedlora_sim import __version__
-from fedlora_sim.aggregation import get_rule, rule_names
 from fedlora_sim.conformance import CHECKS
+from fedlora_sim.rules import get_rule, rule_names
 
 OUT = Path(__file__).parents[2] / "results" / "recorded" / "conformance.json"
 

@@ -10,9 +10,9 @@ from conformance_cases import NAMES, by_status, outcomes, pasted, reasons, searc
 from healthy_rules import FEDAVG, HEALTHY_RULES, DenseFedAvg, ServerMomentum
 from hypothesis_profiles import examples
 
-from fedlora_sim.aggregation import FedAvg, RaFLoRA, get_rule
 from fedlora_sim.conformance import CHECKS, check_aggregator, laws_of_arithmetic
 from fedlora_sim.conformance.check import MOST_KEPT, check_named
+from fedlora_sim.rules import FedAvg, RaFLoRA, get_rule
 
 pytestmark = pytest.mark.hypothesis  # a search of its own, see `make test-deep`
 BROKEN_RULES = (*AVERAGES, *ROUNDS, *CASES)

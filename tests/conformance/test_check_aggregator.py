@@ -10,10 +10,10 @@ from conformance_cases import NAMES, pasted
 from healthy_rules import FEDAVG, DenseFedAvg, DenseZeroPad
 from hypothesis import settings
 
-from fedlora_sim.aggregation import Properties, get_rule
 from fedlora_sim.conformance import CHECKS, check, check_aggregator
 from fedlora_sim.conformance.case import Check, NotApplicable, universal
 from fedlora_sim.conformance.check import LEAST_FOR_ABSENT, MOST_KEPT, run_check
+from fedlora_sim.rules import Properties, get_rule
 
 FEW = 20
 # What is declared of a rule that declares nothing.

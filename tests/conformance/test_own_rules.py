@@ -6,8 +6,8 @@ import pytest
 from conformance_cases import by_status, has_accelerator, outcomes, reasons, search_seed
 from hypothesis_profiles import examples
 
-from fedlora_sim.aggregation import get_rule, rule_names
 from fedlora_sim.conformance import CHECKS
+from fedlora_sim.rules import get_rule, rule_names
 
 OPTIONS = ("raflora:canonicalize=true", "fedex:residual_rank=1", "hetlora:data_weighted=true")
 pytestmark = pytest.mark.hypothesis  # a search of its own, see `make test-deep`

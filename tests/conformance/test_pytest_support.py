@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.vendor.pretty import pretty
 from hypothesis_profiles import CI
 
-from fedlora_sim.aggregation import Aggregated, FedAvg, Properties, RaFLoRA, get_rule
 from fedlora_sim.conformance import CHECKS, Case, CheckResult, parametrize_with_checks
 from fedlora_sim.conformance.case import EARLIER
 from fedlora_sim.conformance.check import drawn
 from fedlora_sim.conformance.strategies import MOST_RANK, cases, lie_apart, random_factors, suitable
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules import Aggregated, FedAvg, Properties, RaFLoRA, get_rule
 from fedlora_sim.tolerances import relative
 
 pytest_plugins = ["pytester"]
@@ -26,7 +26,7 @@ OWN_TESTS = """
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedlora_sim.aggregation import FedAvg
+from fedlora_sim.rules import FedAvg
 from fedlora_sim.conformance import parametrize_with_checks
 
 

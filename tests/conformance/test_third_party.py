@@ -29,7 +29,7 @@ TRAIN = """
 from run_cases import make_tiny_task
 from fedlora_cli import train
 from fedlora_cli.main import main
-from fedlora_sim.training import rounds
+from fedlora_sim.finetune import rounds
 
 rounds.load_task = lambda scenario: make_tiny_task()
 train.draw_split = lambda dataset, out: None

@@ -113,7 +113,7 @@ FAULTS = (
     # Aggregation.
     Fault(
         "contributors to a partition are weighted by their squared sample counts",
-        "fedlora_sim/aggregation/weights.py",
+        "fedlora_sim/rules/base.py",
         "contributing = weights.unsqueeze(-1) * members",
         "contributing = weights.square().unsqueeze(-1) * members",
         (*FORMULAS, "-k", "formula and raflora"),
@@ -121,7 +121,7 @@ FAULTS = (
     ),
     Fault(
         "canonical factors hold the LoRA scaling, which is applied again",
-        "fedlora_sim/aggregation/cohort.py",
+        "fedlora_sim/rules/cohort.py",
         "scaling = torch.ones_like(self.scaling)",
         "scaling = self.scaling",
         (*FORMULAS, "-k", "formula and canonicalize"),
@@ -129,7 +129,7 @@ FAULTS = (
     ),
     Fault(
         "unequal scalings go to B alone where A and B are averaged",
-        "fedlora_sim/aggregation/averages.py",
+        "fedlora_sim/rules/base.py",
         "return 1.0, root, root",
         "return 1.0, scalings.unsqueeze(-1), one",
         (*FORMULAS, "-k", "formula and zero_pad"),
@@ -137,7 +137,7 @@ FAULTS = (
     ),
     Fault(
         "the last adapter's scaling is forgotten where partitions are carried",
-        "fedlora_sim/aggregation/averages.py",
+        "fedlora_sim/rules/base.py",
         "scaling = mask * factors.scaling",
         "scaling = mask",
         (*POLICIES, "-k", "carry"),
@@ -145,7 +145,7 @@ FAULTS = (
     ),
     Fault(
         "factors that rbla carries keep the scaling of the last adapter",
-        "fedlora_sim/aggregation/averages.py",
+        "fedlora_sim/rules/base.py",
         "last = kept.rescale(scaling)",
         "last = kept",
         (*POLICIES, "-k", "carries"),

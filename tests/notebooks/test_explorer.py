@@ -14,8 +14,8 @@ from analysis.collapse.predict import predict as predicted_outcome
 from analysis.collapse.scenarios import chosen
 from analysis.collapse.verdict import Collapse
 from analysis.explorer import explore
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.errors import InputError
+from fedlora_sim.rules import get_rule
 from paper_figs import explorer
 from paper_figs.controls import Explorer
 

@@ -10,12 +10,9 @@ import torch
 from simulator_cases import random_factors
 
 from fedlora_sim import Scenario
-from fedlora_sim.aggregation import (
-    Aggregated,
-    Properties,
-)
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.rules import Aggregated, Properties
 
 
 def mean_of(updates, weights):

@@ -8,7 +8,7 @@ import torch
 from simulator_cases import ALL_RULES, assert_close, orthogonal, random_factors
 
 from fedlora_sim import LoRAFactors, aggregate
-from fedlora_sim.aggregation import get_rule
+from fedlora_sim.rules import get_rule
 
 every_rule = pytest.mark.parametrize("rule", ALL_RULES)
 

@@ -17,7 +17,7 @@ from simulator_cases import (
 )
 
 from fedlora_sim import LoRAFactors, aggregate
-from fedlora_sim.aggregation import FedAvg, get_rule
+from fedlora_sim.rules import FedAvg, get_rule
 
 D = 6
 LEVELS = (2, 4, 6)

@@ -10,7 +10,7 @@ import pytest
 from simulator_cases import ALL_RULES, assert_close, random_factors
 
 from fedlora_sim import aggregate, rule_names
-from fedlora_sim.aggregation import (
+from fedlora_sim.rules import (
     FFA,
     RBLA,
     AggregationRule,
@@ -32,8 +32,8 @@ OUTSIDE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedlora_sim.aggregation import AggregationRule
-from fedlora_sim.aggregation.weights import data_shares
+from fedlora_sim.rules import AggregationRule
+from fedlora_sim.rules.base import data_shares
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from simulator_cases import (
 )
 
 from fedlora_sim import LoRAFactors, aggregate
-from fedlora_sim.aggregation import get_rule
+from fedlora_sim.rules import get_rule
 
 
 def norm(x):

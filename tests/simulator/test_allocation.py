@@ -11,7 +11,6 @@ from scipy.stats import chi2
 from simulator_cases import ALL_RULES, CANONICAL, assert_close, quick
 
 from fedlora_sim import Federation, Scenario, simulate
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.engines import spectral
 from fedlora_sim.engines.draws import (
     allocation_scores,
@@ -22,6 +21,7 @@ from fedlora_sim.engines.draws import (
 from fedlora_sim.finetune.exchange import Directions
 from fedlora_sim.finetune.local import Stack
 from fedlora_sim.reference.aggregation import held_reference
+from fedlora_sim.rules import get_rule
 from fedlora_sim.simulate import simulate_many
 
 ONCE_IN_TWO_MILLION = 5e-7

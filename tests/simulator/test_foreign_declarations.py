@@ -10,7 +10,8 @@ import torch
 from foreign_cases import DenseFedAvg, DenseFedEx, Moving, cohort, scenario
 
 from fedlora_sim import aggregate, simulate
-from fedlora_sim.aggregation import (
+from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules import (
     Aggregated,
     Properties,
     as_rule,
@@ -19,8 +20,7 @@ from fedlora_sim.aggregation import (
     registry,
     rule_names,
 )
-from fedlora_sim.aggregation.describe import describe
-from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules.registry import describe
 
 
 def test_names_options_and_listings():

@@ -12,13 +12,9 @@ from foreign_cases import DenseFedAvg, DenseFedEx, Moving, cohort, mean_of, scen
 from simulator_cases import assert_close, random_factors
 
 from fedlora_sim import aggregate, simulate
-from fedlora_sim.aggregation import (
-    Aggregated,
-    Context,
-    as_rule,
-)
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.rules import Aggregated, Context, as_rule
 
 
 def same_runs(found, wanted) -> None:
@@ -153,7 +149,7 @@ def test_a_base_that_needs_nothing_made_up_for_is_handed_on_as_it_is():
     result = simulate(scenario(rounds=1), rule=DenseFedEx(), seed=0)
     assert np.isfinite(result.energy).all()
     rule = as_rule(DenseFedEx())
-    from fedlora_sim.aggregation import Cohort
+    from fedlora_sim.rules import Cohort
 
     own = Cohort.from_updates(cohort(), torch.ones(3), (1, 2, 3))
     base = rule.aggregate(own).base

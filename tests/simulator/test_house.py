@@ -16,7 +16,7 @@ FAST_PATH = ("allocation", "aggregation", "spectral", "matrix", "lowrank")
 DRAWS = ("__init__", "batches", "draws")
 FAST_TRAINING = tuple(
     f"training.{path.stem}"
-    for path in (ROOT / "fedlora_sim/training").glob("*.py")
+    for path in (ROOT / "fedlora_sim/finetune").glob("*.py")
     if path.stem not in DRAWS
 )
 

@@ -8,11 +8,11 @@ import torch
 from simulator_cases import ALL_RULES, CANONICAL, FACTOR_RULES, LAWS, assert_close
 
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.aggregation import AggregationRule, get_rule
 from fedlora_sim.engines import matrix as matrix_run
 from fedlora_sim.engines.draws import allocation_scores, client_draws, cohort_counts, initial_basis
 from fedlora_sim.reference.aggregation import held_reference
 from fedlora_sim.reference.simulators import matrix_reference
+from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.tolerances import relative
 
 SAMPLES = (5, 1, 2, 7, 3)

@@ -8,8 +8,8 @@ import xarray as xr
 from simulator_cases import RULES, differs
 
 from fedlora_sim import Scenario, simulate, simulate_many
-from fedlora_sim.aggregation import FedAvg
 from fedlora_sim.engines import spectral as spectral_run
+from fedlora_sim.rules import FedAvg
 
 NOISE = {"gain_std": 0.2, "drift_std": 0.1}
 SPECTRAL = Scenario("1x3,3x2", rounds=6, cohort_size=2, num_samples=(1, 2, 3, 4, 5), **NOISE)

@@ -10,9 +10,9 @@ import torch
 from simulator_cases import ALL_RULES, CANONICAL, FACTOR_RULES, LAWS, SIGMAS, assert_close, differs
 
 from fedlora_sim import Federation, LoRAFactors, Scenario, simulate
-from fedlora_sim.aggregation import FedAvg
 from fedlora_sim.engines import spectral as spectral_run
 from fedlora_sim.reference.simulators import spectral_reference
+from fedlora_sim.rules import FedAvg
 from fedlora_sim.simulate import simulate_many
 from fedlora_sim.tolerances import relative
 

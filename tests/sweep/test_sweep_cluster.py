@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sweep_cases import QUICK, SMALL, contents, swept
 
-from fedlora_sim.aggregation.fedavg import FedAvg
-from fedlora_sim.aggregation.registry import _RULES, register
 from fedlora_sim.errors import InputError
+from fedlora_sim.rules.fedavg import FedAvg
+from fedlora_sim.rules.registry import _RULES, register
 from fedlora_sim.sweep import cluster, driver, rules, work
 from fedlora_sim.sweep.cluster import on_cluster, parse_slurm, slurm_cluster
 from fedlora_sim.sweep.driver import Engine

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedlora_sim import LoRAFactors
-from fedlora_sim.aggregation import Aggregated, AggregationRule, Context, Properties, State
+from fedlora_sim.rules import Aggregated, AggregationRule, Context, Properties, State
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from run_cases import TARGETS, TINY, make_tiny_task
 
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.finetune import run
 from fedlora_sim.finetune.stacked import Adapters, find_linear
 from fedlora_sim.randomness import stream
+from fedlora_sim.rules import get_rule
 from fedlora_sim.runtime import one_thread
 from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.tasks.task import Task

@@ -13,10 +13,10 @@ import torch
 from run_cases import TINY
 
 from fedlora_sim import simulate
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.finetune import run as finetune_run
 from fedlora_sim.finetune.checkpoints import Checkpoints, load_state, read_description, state_rounds
 from fedlora_sim.finetune.run import FederatedRun, run_training
+from fedlora_sim.rules import get_rule
 
 CASES = {
     "fedavg": ("fedavg", {}),

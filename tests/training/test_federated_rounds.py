@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from fedlora_sim import Scenario, parse_ranks, simulate
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.finetune.run import FederatedRun
 from fedlora_sim.metrics import energy_ratio
 from fedlora_sim.reference.training import training_reference
+from fedlora_sim.rules import get_rule
 from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tolerances import relative
 

@@ -11,9 +11,9 @@ import torch
 from run_cases import TINY
 
 from fedlora_sim import simulate
-from fedlora_sim.aggregation import Aggregated, Properties, registry
 from fedlora_sim.finetune.checkpoints import load_state
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules import Aggregated, Properties, registry
 from fedlora_sim.tolerances import relative
 
 SEEN: list[tuple[str, dict[str, torch.Tensor]]] = []

@@ -10,8 +10,8 @@ from run_cases import TINY
 from scipy.linalg import subspace_angles
 
 from fedlora_sim import simulate
-from fedlora_sim.aggregation import get_rule
 from fedlora_sim.finetune.run import FederatedRun, evaluate
+from fedlora_sim.rules import get_rule
 from fedlora_sim.runtime import one_thread
 from fedlora_sim.tolerances import relative
 

@@ -10,9 +10,9 @@ import pytest
 from run_cases import TINY
 
 from fedlora_sim import simulate
-from fedlora_sim.aggregation import AggregationRule, get_rule
-from fedlora_sim.aggregation.raflora import RaFLoRA
 from fedlora_sim.finetune.run import FederatedRun, compared_rules
+from fedlora_sim.rules import AggregationRule, get_rule
+from fedlora_sim.rules.raflora import RaFLoRA
 from fedlora_sim.tolerances import relative
 
 ASKED = {"counterfactuals": True}

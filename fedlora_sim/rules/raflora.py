@@ -19,11 +19,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedlora_sim.aggregation.cohort import Cohort
-from fedlora_sim.aggregation.properties import Properties
-from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.rule import AggregationRule
-from fedlora_sim.aggregation.weights import contributor_shares
+from fedlora_sim.rules.base import AggregationRule, contributor_shares
+from fedlora_sim.rules.cohort import Cohort
+from fedlora_sim.rules.properties import Properties
+from fedlora_sim.rules.registry import register
 
 
 @register

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from fedlora_sim.aggregation.protocol import NO_STATE, Aggregator, State
-from fedlora_sim.aggregation.registry import get_rule
-from fedlora_sim.aggregation.result import Aggregated
-from fedlora_sim.aggregation.round import check_result, check_round
-from fedlora_sim.aggregation.rule import AggregationRule
 from fedlora_sim.errors import check_finite, check_positive_int, expected
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.rules.base import NO_STATE, AggregationRule, Aggregator, State
+from fedlora_sim.rules.cohort import Aggregated, check_result, check_round
+from fedlora_sim.rules.registry import get_rule
 
 
 @torch.no_grad()

@@ -16,17 +16,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation.averages import average_factors
-from fedlora_sim.aggregation.cohort import Cohort
-from fedlora_sim.aggregation.properties import Properties
-from fedlora_sim.aggregation.protocol import NO_STATE, State
-from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.result import Aggregated
-from fedlora_sim.aggregation.rule import Finish, Space
-from fedlora_sim.aggregation.weights import DataWeightedRule
 from fedlora_sim.errors import expected
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct, largest
+from fedlora_sim.rules.base import NO_STATE, DataWeightedRule, Finish, Space, State, average_factors
+from fedlora_sim.rules.cohort import Aggregated, Cohort
+from fedlora_sim.rules.properties import Properties
+from fedlora_sim.rules.registry import register
 from fedlora_sim.tolerances import relative
 
 

@@ -1,31 +1,234 @@
-"""What an aggregation rule is: weights for every (client, direction), and where the average goes.
-
-A rule sees the cohort's factors as rank-one columns, `(b_j, a_j)`, each owned by a client and
-standing at a rank position. Every rule of this family gives each column a weight and sums, either
-the products (product space) or the factors position by position (factor space); some merge what
-the adapter misses of the exact sum into the frozen base.
-"""
+"""The base class of aggregation rules: protocol, weights, averages and options."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation.averages import average_factors, split, with_columns
-from fedlora_sim.aggregation.cohort import Cohort
-from fedlora_sim.aggregation.options import option_defaults, rule_label
-from fedlora_sim.aggregation.properties import Coverage, Properties
-from fedlora_sim.aggregation.protocol import NO_STATE, Context, State
-from fedlora_sim.aggregation.result import Aggregated
-from fedlora_sim.aggregation.round import check_result, check_round
 from fedlora_sim.errors import expected
-from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.lora import LoRAFactors, best_factors
 from fedlora_sim.lowrank import LowRankProduct
+from fedlora_sim.rules.cohort import Aggregated, Cohort, check_result, check_round
+from fedlora_sim.rules.properties import Coverage, Properties
+
+# The protocol that every aggregation rule meets, this package's and yours.
+#
+# A rule is a pure function of a round: updates, weights, what else the server knows, and the
+# rule's own state go in, the global update and the new state come out.
+
+State = Mapping[str, Tensor]
+"""What a rule keeps from round to round, by name; a name has no `/`."""
+
+NO_STATE: State = MappingProxyType({})
+"""The state before the first round."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a server knows of a round besides the updates.
+
+    Args:
+        rank_levels: distinct ranks of the federation, ascending; the last one is r_max.
+        previous: the last global adapter, of rank r_max.
+        empty_partition: `zero | carry | error`: what becomes of a partition that nobody carries.
+        positions: rank index of every column of every client; None: its first r_k.
+    """
+
+    rank_levels: tuple[int, ...]
+    previous: LoRAFactors | None = None
+    empty_partition: str = "carry"
+    positions: Sequence[Sequence[int]] | None = None
+
+    @property
+    def r_max(self) -> int:
+        """The highest rank level."""
+        return self.rank_levels[-1]
+
+
+class Aggregator(Protocol):
+    """An aggregation rule; `name`, `source` and `properties` may be plain class attributes.
+
+    A class of rules may be a dataclass whose fields are its options, each with a default. Two more
+    attributes are read where a rule has them: `space`, where `factor` says that columns of the
+    adapter keep their place, and `none` that clients start every round with a fresh adapter because
+    all of the update goes into the base; and `frozen_a`, that clients train B alone, which a rule
+    whose properties say `common_a` need not repeat.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the rule is called, without `:` and `,`."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Paper and place that define it."""
+        ...
+
+    @property
+    def properties(self) -> Properties:
+        """The laws that it keeps, and those that it does not."""
+        ...
+
+    def step(
+        self,
+        updates: Sequence[LoRAFactors],
+        weights: Sequence[float],
+        context: Context,
+        state: State,
+    ) -> tuple[Aggregated, State]:
+        """Aggregate one round of one layer, changing nothing that is handed in.
+
+        Args:
+            updates: of the cohort's clients, `lora_A` (r_k, d_in), `lora_B` (d_out, r_k), each with
+                its scaling, of one dtype on one device.
+            weights: of the clients: their sample counts up to a common positive factor. None is
+                negative, and one at least is positive.
+            context: what else the server knows.
+            state: what the rule returned last round; empty in the first.
+
+        Returns:
+            The global update, its adapter of rank r_max, in dtype and on the device of the updates;
+            and the state to hand in next round.
+        """
+        ...
+
+
+# The two ways to average adapters: as products, or factor by factor
+
+
+def with_columns(product: LowRankProduct, factors: LoRAFactors, mask: Tensor) -> LowRankProduct:
+    """A product plus chosen columns of a global adapter.
+
+    Args:
+        product: the cohort's weighted sum.
+        factors: factors of rank r_max.
+        mask: weight of every rank index, (..., r_max).
+    """
+    dtype = product.dtype
+    scaling = mask * factors.scaling
+    return product.plus(factors.lora_B.to(dtype), factors.lora_A.to(dtype), scaling)
+
+
+def split(product: LowRankProduct, r: int) -> LoRAFactors:
+    """Best rank-r approximation of a product, `B = U sqrt(S)`, `A = sqrt(S) V^T`."""
+    return best_factors(product, r)
+
+
+def average_factors(
+    cohort: Cohort,
+    shares_b: Tensor,
+    shares_a: Tensor,
+    *,
+    scaling_on_b: bool = False,
+    kept: LoRAFactors | None = None,
+    mask: Tensor | None = None,
+) -> LoRAFactors:
+    """Average A and B apart, position by position.
+
+    Factors can only be averaged when they are written with one scaling. Equal scalings are kept,
+    and the factors averaged as they are; otherwise each client's is split evenly, sqrt(s_k) on A
+    and on B, and the result has scaling 1.
+
+    Args:
+        cohort: the updates.
+        shares_b: weight of every (client, direction) on B, (..., K, r_max).
+        shares_a: the same on A.
+        scaling_on_b: put scalings that differ on B alone, for rules that leave A as it is.
+        kept: the last global adapter, where columns of it stay; None keeps nothing.
+        mask: 1 for every rank index that is kept, (..., r_max).
+
+    Returns:
+        Factors of rank r_max.
+
+    Raises:
+        ValueError: if scalings differ and one of them is not positive.
+    """
+    scaling, on_b, on_a = _common_scaling(cohort, scaling_on_b)
+    batch, d_out, d_in = _dims(cohort.updates[0])
+    batch = torch.broadcast_shapes(batch, shares_b.shape[:-2])
+    lora_b = shares_b.new_zeros(*batch, d_out, cohort.r_max)
+    lora_a = shares_a.new_zeros(*batch, cohort.r_max, d_in)
+    weights_b, weights_a = on_b * shares_b, on_a * shares_a
+
+    def add(k: int, update: LoRAFactors) -> None:
+        held = cohort.positions[k]
+        w_b, w_a = weights_b[..., k, held], weights_a[..., k, held]
+        lora_b.index_add_(-1, held, update.lora_B.to(cohort.dtype) * w_b.unsqueeze(-2))
+        lora_a.index_add_(-2, held, update.lora_A.to(cohort.dtype) * w_a.unsqueeze(-1))
+
+    for k in range(cohort.num_clients):
+        add(k, cohort.updates[k])
+    if kept is not None and mask is not None:
+        last = kept.rescale(scaling)
+        lora_b += last.lora_B.to(cohort.dtype) * mask.unsqueeze(-2)
+        lora_a += last.lora_A.to(cohort.dtype) * mask.unsqueeze(-1)
+    return LoRAFactors(lora_a, lora_b, scaling)
+
+
+def _dims(update: LoRAFactors) -> tuple[torch.Size, int, int]:
+    return update.lora_A.shape[:-2], update.d_out, update.d_in
+
+
+def _common_scaling(cohort: Cohort, scaling_on_b: bool) -> tuple[float, Tensor, Tensor]:
+    """The scaling of the average, and what of each client's goes to B and to A, (K, 1)."""
+    scalings = cohort.scaling
+    one = torch.ones_like(scalings).unsqueeze(-1)
+    if bool((scalings == scalings[0]).all()):
+        return cohort.updates[0].scaling, one, one
+    if scaling_on_b:
+        return 1.0, scalings.unsqueeze(-1), one
+    if bool((scalings <= 0).any()):
+        raise expected("scaling", scalings.tolist(), "positive scalings where they differ")
+    root = scalings.sqrt().unsqueeze(-1)
+    return 1.0, root, root
+
+
+# Options of a rule: the fields of its class, written behind its name
+
+
+def option_text(value: object) -> str:
+    """An option's value as it is written behind a rule's name."""
+    return str(value) if isinstance(value, str) else str(value).lower()
+
+
+def option_defaults(cls: type) -> dict[str, object]:
+    """Options of a class of rules, with their defaults.
+
+    Raises:
+        InputError: if one has no default: then no name stands for the rule.
+    """
+    known: tuple[Field[Any], ...] = fields(cls) if is_dataclass(cls) else ()
+    return {field.name: _default(cls, field) for field in known if field.init}
+
+
+def _default(cls: type, field: Field[Any]) -> object:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    if field.default is MISSING:
+        raise expected(f"{cls.__name__}.{field.name}", "no default", "options with a default")
+    return field.default
+
+
+def rule_label(rule: Any) -> str:
+    """A rule's name with the options that are not at their default, as `get_rule` reads it."""
+    usual = option_defaults(type(rule))
+    changed = [(name, getattr(rule, name)) for name in usual if getattr(rule, name) != usual[name]]
+    return ":".join([rule.name, *(f"{name}={option_text(value)}" for name, value in changed)])
+
+
+# What an aggregation rule is: weights for every (client, direction), and where the average goes.
+#
+# A rule sees the cohort's factors as rank-one columns, `(b_j, a_j)`, each owned by a client and
+# standing at a rank position. Every rule of this family gives each column a weight and sums,
+# either the products (product space) or the factors position by position (factor space); some
+# merge what the adapter misses of the exact sum into the frozen base.
 
 Space = Literal["product", "factor", "none"]
 Finish = Callable[[LoRAFactors], LoRAFactors]
@@ -279,3 +482,39 @@ class AggregationRule(ABC):
                 "cohort has no contributor (or choose empty_partition='zero')",
             )
         return previous
+
+
+# The two normalisations of client weights that the rules are made of
+
+
+def data_shares(weights: Tensor, members: Tensor) -> Tensor:
+    """Share of the whole cohort, wherever the client carries the direction: `w_k / sum_S w`.
+
+    Args:
+        weights: unnormalised client weights, (..., K).
+        members: boolean, broadcastable to (..., K, q).
+
+    Returns:
+        (..., K, q); sums to the coverage of each direction.
+    """
+    return (weights / weights.sum(-1, keepdim=True)).unsqueeze(-1) * members
+
+
+def contributor_shares(weights: Tensor, members: Tensor) -> Tensor:
+    """Share among the contributors to the direction: `w_k / sum_{S & C_h} w`.
+
+    Args and returns as for `data_shares`; sums to 1 where there is a contributor, else to 0.
+    """
+    contributing = weights.unsqueeze(-1) * members
+    total = contributing.sum(-2, keepdim=True)
+    return contributing / torch.where(total > 0, total, 1.0)
+
+
+class DataWeightedRule(AggregationRule):
+    """A rule that weighs every client by its samples, whatever the others carry."""
+
+    def direction_weights(
+        self, weights: Tensor, members: Tensor, norms: Tensor | None = None
+    ) -> Tensor:
+        """`p_k` of the cohort wherever the client carries the direction."""
+        return data_shares(weights, members)

@@ -19,10 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation.properties import Properties, of_factor_average
-from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.rule import AggregationRule, Space
-from fedlora_sim.aggregation.weights import data_shares
+from fedlora_sim.rules.base import AggregationRule, Space, data_shares
+from fedlora_sim.rules.properties import Properties, of_factor_average
+from fedlora_sim.rules.registry import register
 
 
 @register

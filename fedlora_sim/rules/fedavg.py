@@ -15,9 +15,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedlora_sim.aggregation.properties import Properties
-from fedlora_sim.aggregation.registry import register
-from fedlora_sim.aggregation.weights import DataWeightedRule
+from fedlora_sim.rules.base import DataWeightedRule
+from fedlora_sim.rules.properties import Properties
+from fedlora_sim.rules.registry import register
 
 
 @register(aliases=("flexlora",))

@@ -10,16 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_sim.aggregation.averages import with_columns
-from fedlora_sim.aggregation.cohort import Cohort
-from fedlora_sim.aggregation.options import option_defaults, rule_label
-from fedlora_sim.aggregation.properties import Properties
-from fedlora_sim.aggregation.protocol import NO_STATE, Aggregator, Context, State
-from fedlora_sim.aggregation.result import Aggregated
-from fedlora_sim.aggregation.rule import AggregationRule, Finish, Space
 from fedlora_sim.errors import check_choice, expected
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct, pad_last
+from fedlora_sim.rules.base import (
+    NO_STATE,
+    AggregationRule,
+    Aggregator,
+    Context,
+    Finish,
+    Space,
+    State,
+    option_defaults,
+    rule_label,
+    with_columns,
+)
+from fedlora_sim.rules.cohort import Aggregated, Cohort
+from fedlora_sim.rules.properties import Properties
 
 Index = tuple[int, ...]
 

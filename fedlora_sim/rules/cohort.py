@@ -1,0 +1,373 @@
+"""The input and the result of a round, and how both are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fedlora_sim.errors import check_choice, check_positive_int, check_sequence, expected
+from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
+from fedlora_sim.lora import LoRAFactors, best_factors, check_tensor_finite
+from fedlora_sim.lowrank import (
+    LazySequence,
+    LowRankProduct,
+    compute_dtype,
+    is_safe,
+    pad_last,
+    times_power,
+)
+
+# What the server sees of one round: the cohort's updates, and what it knows of their owners
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """A round's updates, with the weight of every client and the directions that it carries.
+
+    Args:
+        updates: one update per client, `lora_A` (..., r_k, d_in), `lora_B` (..., d_out, r_k); any
+            sequence, also one that loads a client when it is indexed.
+        weights: unnormalised aggregation weight of each client (its sample count), (..., K).
+        members: which rank indices each client carries, boolean (..., K, r_max).
+        positions: rank index of every column of every client, K tensors of shape (r_k,).
+        scaling: LoRA scaling of each client, (K,) in the compute dtype.
+        rank_levels: distinct ranks of the federation, ascending; the last one is r_max.
+    """
+
+    updates: Sequence[LoRAFactors]
+    weights: Tensor
+    members: Tensor
+    positions: Sequence[Tensor]
+    scaling: Tensor
+    rank_levels: tuple[int, ...]
+
+    @property
+    def num_clients(self) -> int:
+        """Clients K of the cohort."""
+        return len(self.positions)
+
+    @property
+    def r_max(self) -> int:
+        """Highest rank level of the federation."""
+        return self.members.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the round is computed in."""
+        return self.scaling.dtype
+
+    @classmethod
+    def from_updates(
+        cls,
+        updates: Sequence[LoRAFactors],
+        weights: Tensor,
+        rank_levels: tuple[int, ...],
+        positions: Sequence[Tensor] | None = None,
+    ) -> Cohort:
+        """A cohort of updates, each carrying its first r_k directions unless `positions` says else.
+
+        Args:
+            updates: as above.
+            weights: unnormalised, (..., K).
+            rank_levels: of the federation.
+            positions: rank index of every column of every client.
+        """
+        heads = list(map(_head, updates))
+        device, dtype = heads[0][2], compute_dtype(heads[0][3])
+        if positions is None:
+            positions = [torch.arange(rank, device=device) for rank, *_ in heads]
+        members = torch.zeros(len(heads), rank_levels[-1], dtype=torch.bool, device=device)
+        for k, held in enumerate(positions):
+            members[k, held] = True
+        scaling = torch.tensor([s for _, s, *_ in heads], dtype=dtype, device=device)
+        weights = weights.to(dtype).to(device)
+        return cls(updates, weights, members, positions, scaling, rank_levels)
+
+    def _column_weights(self, shares: Tensor) -> Tensor:
+        """Weight of every column, (..., R), from those of every (client, direction)."""
+        columns = [shares[..., k, held] for k, held in enumerate(self.positions)]
+        return torch.cat(columns, dim=-1)
+
+    def product(self, shares: Tensor) -> LowRankProduct:
+        """`sum_k s_k B_k diag(w_k) A_k` for shares (..., K, r_max), not yet formed."""
+        weights = self._column_weights(shares * self.scaling.unsqueeze(-1))
+        updates = self.updates
+        blocks = LazySequence(len(updates), lambda k: _block(updates[k]))
+        return LowRankProduct(blocks, weights)
+
+    def norms(self) -> Tensor:
+        """Frobenius norm `||dW_k||_F` of every update, (..., K), dW_k never formed.
+
+        Norms that the compute dtype could not hold are all divided by one power of two.
+        """
+        norms = torch.stack(list(map(LoRAFactors.norm, self.updates)), dim=-1).to(self.dtype)
+        if is_safe(norms.amax(-1), self.dtype):
+            return norms
+        parts = zip(*map(LoRAFactors.scaled_norm, self.updates), strict=True)
+        values, powers = (torch.stack(list(part), dim=-1) for part in parts)
+        powers = torch.where(values > 0, powers, powers.amin(-1, keepdim=True))
+        return times_power(values, powers - powers.amax(-1, keepdim=True)).to(self.dtype)
+
+    def canonical(self) -> Cohort:
+        """The same updates, each in its SVD gauge: columns ordered by their own energy."""
+        updates, dtype = self.updates, self.dtype
+
+        def canonical(k: int) -> LoRAFactors:
+            return updates[k].to(dtype).canonical()
+
+        scaling = torch.ones_like(self.scaling)  # it has gone into the singular values
+        return replace(self, updates=LazySequence(len(updates), canonical), scaling=scaling)
+
+
+def _head(update: LoRAFactors) -> tuple[int, float, torch.device, torch.dtype]:
+    return update.rank, update.scaling, update.device, update.dtype
+
+
+def _block(update: LoRAFactors) -> tuple[Tensor, Tensor]:
+    return update.lora_B, update.lora_A
+
+
+# What a round leaves behind: the adapter that clients get, and what the base absorbs
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregated:
+    """The server's result: `dW = adapter + base`.
+
+    Args:
+        adapter: the global adapter, rank r_max: what clients are allocated their factors from.
+        base: an exact correction that the rule merges into the frozen weights, where every client
+            has the whole of it from then on; None for rules that have none. It holds the clients'
+            factors themselves, not copies: what changes them in place changes it.
+        exact: the whole update, where the rule knows it as one product: without the columns of the
+            adapter, which the base takes back.
+        state: what the rule wants to be handed next round, by name; empty for most.
+
+    A component of the adapter that is lost has both factors zero, where no gradient leads out: who
+    sends the adapter to clients gives such components (`LoRAFactors.lost_columns`) a fresh A.
+    """
+
+    adapter: LoRAFactors
+    base: LowRankProduct | None = None
+    exact: LowRankProduct | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def product(self) -> LowRankProduct:
+        """Adapter and base correction as one low-rank product, not formed."""
+        if self.exact is not None:
+            return self.exact
+        if self.base is None:
+            return self.adapter.product
+        adapter = self.adapter.to(self.base.dtype)
+        return self.base.plus(adapter.lora_B, adapter.lora_A, adapter.product.weights)
+
+    def delta(self) -> Tensor:
+        """The whole update, dense, (..., d_out, d_in)."""
+        return self.adapter.delta() if self.base is None else self.product.dense()
+
+    def total(self, r: int | None = None) -> LoRAFactors:
+        """The whole update as one adapter.
+
+        Args:
+            r: rank; the best approximation of that rank is returned, padded with zeros where the
+                update has fewer columns. When None the update is exact: the adapter as it is where
+                there is no base correction, else of rank min(R, d_out, d_in) with R all columns,
+                in SVD gauge and scaling 1.
+
+        Returns:
+            Factors in the adapter's dtype.
+
+        Raises:
+            ValueError: if r is not a whole number of at least 1 or exceeds min(d_out, d_in).
+        """
+        if r is None and self.base is None:
+            return self.adapter
+        limit = min(self.adapter.d_out, self.adapter.d_in)
+        if r is not None and check_positive_int("r", r) > limit:
+            raise expected("r", r, f"at most min(d_out, d_in) = {limit}")
+        return best_factors(self.product, r).to(self.adapter.dtype)
+
+    def singular_values(self) -> Tensor:
+        """Leading r_max singular values of the whole update, (..., r_max), descending."""
+        return pad_last(self.product.singular_values(self.adapter.rank), self.adapter.rank)
+
+
+# One round as a server meets it: everything is checked, then the cohort is made
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """A round that has been checked.
+
+    Args:
+        cohort: the clients that take part, in the dtype that they are computed in.
+        empty_partition: `zero | carry | error`.
+        dtype: of the updates.
+    """
+
+    cohort: Cohort
+    empty_partition: str
+    dtype: torch.dtype
+
+
+def check_round(
+    updates: Sequence[LoRAFactors],
+    weights: Sequence[float] | None,
+    *,
+    rank_levels: Sequence[int] | None,
+    positions: Sequence[Sequence[int]] | None,
+    previous: LoRAFactors | None,
+    empty_partition: str,
+    svd_only: str | None,
+) -> Round:
+    """The cohort of a round, without its clients of weight zero.
+
+    Args:
+        updates: as for `aggregate`.
+        weights: unnormalised, one per client; equal when None.
+        rank_levels: as for `aggregate`.
+        positions: as for `aggregate`.
+        previous: as for `aggregate`.
+        empty_partition: as for `aggregate`.
+        svd_only: label of a rule that knows no other allocation than SVD; None for the others.
+
+    Raises:
+        InputError: naming the argument, its value and what was expected.
+    """
+    form, ranks = _check_updates(updates)
+    weights = check_num_samples((1.0,) * len(ranks) if weights is None else weights, len(ranks))
+    levels = _check_levels(rank_levels, ranks, min(form.d_in, form.d_out))
+    held = _check_positions(positions, ranks, levels[-1], svd_only)
+    _check_previous(previous, form, levels[-1])
+    empty_partition = check_choice("empty_partition", empty_partition, EMPTY_PARTITION)
+    # A client of weight zero takes no part; relative weights fit any dtype.
+    present = [k for k, weight in enumerate(weights) if weight > 0]
+    shares = torch.tensor([weights[k] for k in present], dtype=torch.float64) / max(weights)
+    kept = None if held is None else [held[k].to(form.device) for k in present]
+    cohort_updates = LazySequence(len(present), lambda k: updates[present[k]])
+    cohort = Cohort.from_updates(cohort_updates, shares, levels, kept)
+    return Round(cohort, empty_partition, form.dtype)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Everything but the rank that the updates of one cohort must share."""
+
+    batch: tuple[int, ...]
+    d_out: int
+    d_in: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, update: LoRAFactors) -> _Form:
+        batch = tuple(update.lora_A.shape[:-2])
+        return cls(batch, update.d_out, update.d_in, update.dtype, update.device)
+
+    def __str__(self) -> str:
+        dims = f"d_out={self.d_out}, d_in={self.d_in}"
+        return f"batch={self.batch}, {dims}, {self.dtype}, {self.device}"
+
+
+def _check_updates(updates: Sequence[LoRAFactors]) -> tuple[_Form, list[int]]:
+    """Refuse an empty cohort, updates that do not fit each other and values that are not finite.
+
+    Returns:
+        The form that the updates share, and the rank of every client.
+    """
+    if not isinstance(updates, Sequence):
+        raise expected("updates", type(updates).__name__, "a sequence of LoRAFactors")
+    if len(updates) == 0:
+        raise expected("updates", [], "a cohort of at least one client")
+    form, rank = _check_update(0, updates[0], None)
+    # By index: a loop variable would hold one client too many.
+    others = (_check_update(k, updates[k], form)[1] for k in range(1, len(updates)))
+    return form, [rank, *others]
+
+
+def _check_update(k: int, update: LoRAFactors, wanted: _Form | None) -> tuple[_Form, int]:
+    if not isinstance(update, LoRAFactors):
+        raise expected(f"updates[{k}]", type(update).__name__, "LoRAFactors")
+    form = _Form.of(update)
+    if wanted is not None and form != wanted:
+        raise expected(f"updates[{k}]", str(form), f"the form of updates[0], {wanted}")
+    for name, tensor in (("lora_A", update.lora_A), ("lora_B", update.lora_B)):
+        check_tensor_finite(f"updates[{k}].{name}", tensor)
+    limits = torch.finfo(compute_dtype(update.dtype))
+    if update.scaling != 0 and not limits.tiny <= abs(update.scaling) <= limits.max:
+        size = f"0, or a size from {limits.tiny:.2g} to {limits.max:.2g}, as {limits.dtype} holds"
+        raise expected(f"updates[{k}].scaling", update.scaling, size)
+    return form, update.rank
+
+
+def check_result(result: Aggregated) -> Aggregated:
+    """Refuse an aggregate that its dtype does not hold.
+
+    Raises:
+        InputError: naming the factor and the dtype.
+    """
+    for name in ("lora_A", "lora_B"):
+        tensor = getattr(result.adapter, name)
+        if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
+            first = tensor[~torch.isfinite(tensor)].flatten()[0].item()
+            wanted = f"updates whose aggregate {tensor.dtype} can hold"
+            raise expected(f"{name} of the aggregate", first, wanted)
+    return result
+
+
+def _check_levels(
+    rank_levels: Sequence[int] | None, ranks: Sequence[int], limit: int
+) -> tuple[int, ...]:
+    given = (
+        ranks
+        if rank_levels is None
+        else check_sequence("rank_levels", rank_levels, "ranks", ordered=False)
+    )
+    levels = tuple(sorted({check_positive_int("rank_levels", level) for level in given}))
+    if not levels or levels[-1] > limit:
+        raise expected("rank_levels", list(given), f"ranks from 1 to min(d_in, d_out) = {limit}")
+    for k, rank in enumerate(ranks):
+        if rank not in levels:
+            raise expected(f"updates[{k}].rank", rank, f"one of the rank levels {list(levels)}")
+    return levels
+
+
+def _check_positions(
+    positions: Sequence[Sequence[int]] | None,
+    ranks: Sequence[int],
+    r_max: int,
+    svd_only: str | None,
+) -> list[Tensor] | None:
+    if positions is None:
+        return None
+    if svd_only is not None:
+        raise expected("positions", list(positions), f"None for {svd_only}: SVD allocation only")
+    given = check_sequence("positions", positions, "one row of rank indices per client")
+    if len(given) != len(ranks):
+        raise expected("positions", f"{len(given)} rows", f"{len(ranks)}, one per client")
+    rows = []
+    for k, (row, rank) in enumerate(zip(given, ranks, strict=True)):
+        expectation = f"{rank} distinct rank indices in 0..{r_max - 1}"
+        held = check_sequence(f"positions[{k}]", row, expectation)
+        allowed = [i for i in range(r_max) if i in held]
+        if len(held) != rank or len(allowed) != rank:
+            raise expected(f"positions[{k}]", held, expectation)
+        rows.append(torch.tensor([int(i) for i in held]))  # type: ignore[call-overload]
+    return rows
+
+
+def _check_previous(previous: LoRAFactors | None, form: _Form, r_max: int) -> None:
+    if previous is None:
+        return
+    if not isinstance(previous, LoRAFactors):
+        raise expected("previous", type(previous).__name__, "LoRAFactors or None")
+    if _Form.of(previous) != form:
+        raise expected("previous", str(_Form.of(previous)), f"the form of the updates, {form}")
+    if previous.rank != r_max:
+        raise expected("previous.rank", previous.rank, f"the highest rank level, {r_max}")
+    check_tensor_finite("previous.lora_A", previous.lora_A)
+    check_tensor_finite("previous.lora_B", previous.lora_B)
