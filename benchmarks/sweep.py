@@ -23,9 +23,9 @@ from fedlora_sim import simulate
 from fedlora_sim.runtime import blas_threads, one_thread
 from fedlora_sim.storage import result_file
 from fedlora_sim.sweep import open_sweep, read_grid, run_sweep
-from fedlora_sim.sweep.driver import Engine
 from fedlora_sim.sweep.grid import Grid
 from fedlora_sim.sweep.plan import plan
+from fedlora_sim.sweep.run import Engine
 from fedlora_sim.sweep.work import task_dataset
 from fedlora_sim.version import versions
 

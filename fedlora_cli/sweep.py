@@ -16,13 +16,10 @@ from fedlora_cli.options import check_folder
 from fedlora_cli.resume import INTERRUPTED
 from fedlora_sim.errors import check_positive
 from fedlora_sim.sweep.cluster import SLURM_OPTIONS, parse_slurm
-from fedlora_sim.sweep.driver import Engine, Report, run_sweep
-from fedlora_sim.sweep.forecast import Forecast, forecast
 from fedlora_sim.sweep.grid import read_grid
-from fedlora_sim.sweep.manifest import load_manifest
 from fedlora_sim.sweep.plan import TASK_SECONDS
-from fedlora_sim.sweep.progress import duration
-from fedlora_sim.sweep.store import present_tasks
+from fedlora_sim.sweep.run import Engine, Forecast, Report, duration, forecast, run_sweep
+from fedlora_sim.sweep.store import load_manifest, present_tasks
 
 FAILED = 1
 SLURM_HELP = f"jobs of SLURM, as option=value,... of {', '.join(SLURM_OPTIONS)}"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora_sim.errors import check_choice, check_positive_int, expected
-from fedlora_sim.sweep.manifest import versions_of
 from fedlora_sim.sweep.plan import Task
+from fedlora_sim.sweep.store import versions_of
 from fedlora_sim.sweep.work import Outcome, do_task, use_one_thread
 
 if TYPE_CHECKING:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -15,16 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
 from fedlora_sim.errors import expected
 from fedlora_sim.finetune.checkpoints import OtherRunError, drop_other_run
-from fedlora_sim.runtime import DTYPES, blas_threads, one_thread, resolve_device
+from fedlora_sim.runtime import DTYPES, blas_threads, one_thread, resolve_device, serve
 from fedlora_sim.simulate import simulate, simulate_many
-from fedlora_sim.sweep.axes import SEED, labels
-from fedlora_sim.sweep.manifest import MANIFEST, versions_of
+from fedlora_sim.sweep.grid import SEED, labels
 from fedlora_sim.sweep.plan import Part, Task
-from fedlora_sim.sweep.store import ROUNDS, is_valid, put_task
+from fedlora_sim.sweep.store import MANIFEST, ROUNDS, is_valid, put_task, versions_of
 
 RUN, POINT = "run", "point"
 Progress = Callable[[float], object]
@@ -175,3 +178,58 @@ def _side_by_side(parts: Sequence[Part], made: Sequence[xr.Dataset]) -> xr.Datas
 
 def _differs(one: xr.Dataset, other: xr.Dataset, name: str) -> bool:
     return str(one.attrs[name]) != str(other.attrs[name])
+
+
+# Tasks one after another in this process, or in processes of this machine
+
+MOST_BREAKS = 3
+"""Times in a row that workers may be killed with no task finished between."""
+
+
+def in_this_process(
+    tasks: Sequence[Task], folder: Path, on_progress: Progress
+) -> Iterator[Outcome]:
+    """Make tasks in turn."""
+    for task in tasks:
+        yield do_task(task, folder, versions_of([task]), on_progress)
+
+
+def in_processes(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Outcome]:
+    """Make tasks several at a time; a killed worker is replaced, and what it was at made again.
+
+    Args:
+        tasks: what is made.
+        folder: of the sweep.
+        workers: number of processes.
+
+    Returns:
+        Outcomes as they come; when it is closed its workers are gone.
+
+    Raises:
+        BrokenProcessPool: if workers are killed again and again, and nothing is finished.
+    """
+    left, breaks = {task.id: task for task in tasks}, 0
+    owner, versions = os.getpid(), versions_of(tasks)
+    while left:
+        made = Parallel(
+            n_jobs=workers, batch_size=1, pre_dispatch=2 * workers, return_as="generator_unordered"
+        )(delayed(_do)(task, folder, versions, owner) for task in list(left.values()))
+        try:
+            for outcome in made:
+                del left[outcome.id]
+                breaks = 0
+                yield outcome
+        except BrokenProcessPool:
+            breaks += 1
+            if breaks == MOST_BREAKS:
+                raise
+        finally:
+            with warnings.catch_warnings():  # that what was not made yet is not made is no news
+                warnings.filterwarnings("ignore", ".*have been cancelled", UserWarning)
+                made.close()  # which returns when the workers are dead
+
+
+def _do(task: Task, folder: Path, versions: dict[str, str], owner: int) -> Outcome:
+    serve(owner)
+    use_one_thread()
+    return do_task(task, folder, versions)

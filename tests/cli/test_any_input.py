@@ -44,8 +44,7 @@ from fedlora_sim.scenario import LEAST_ALPHA, MOST_ALPHA
 from fedlora_sim.simulate import MOST_NUMBERS
 from fedlora_sim.strict_json import DEEPEST
 from fedlora_sim.strict_json import MOST_BYTES as MOST_JSON
-from fedlora_sim.sweep.axes import MOST_RUNS
-from fedlora_sim.sweep.grid import MOST_ROWS, read_grid
+from fedlora_sim.sweep.grid import MOST_ROWS, MOST_RUNS, read_grid
 from fedlora_sim.tasks.plain_pickle import MOST_BYTES as MOST_PICKLE
 
 SECONDS = 5.0

@@ -22,7 +22,7 @@ from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.randomness import stream
 from fedlora_sim.storage import MARKER, ResultFolder, RunStore, load_dataset, save_dataset
 from fedlora_sim.sweep import run_sweep
-from fedlora_sim.sweep.manifest import load_manifest
+from fedlora_sim.sweep.store import load_manifest
 
 Promise = Callable[[str, str], Callable[..., None]]
 TEXT = "A damaged state file ends a command with one line that names the file and the remedy."

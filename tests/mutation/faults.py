@@ -670,7 +670,7 @@ FAULTS = (
     # Sweeps, runs and commands.
     Fault(
         "the last seed of a task is lost when a manifest is read",
-        "fedlora_sim/sweep/manifest.py",
+        "fedlora_sim/sweep/store.py",
         'range(seeds["first"], seeds["last"] + 1)',
         'range(seeds["first"], seeds["last"])',
         ("tests/sweep/test_run_sweep.py", "-k", "what_is_there"),
@@ -678,7 +678,7 @@ FAULTS = (
     ),
     Fault(
         "only the simulator's own code decides whether a sweep may go on",
-        "fedlora_sim/sweep/manifest.py",
+        "fedlora_sim/sweep/store.py",
         "if mix_code or not done or last == now:",
         'if mix_code or not done or last["code"] == now["code"]:',
         ("tests/sweep/test_run_sweep.py", "-k", "other_code or other_libraries"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fedlora_sim.sweep.driver import Engine, Report, run_sweep
+from fedlora_sim.sweep.run import Engine, Report, run_sweep
 
 QUICK = 0.004
 """Estimated seconds of a task: many small ones, where a sweep would have few."""

@@ -10,8 +10,7 @@ import pytest
 from sweep_cases import SMALL, changed
 
 from fedlora_sim import Scenario
-from fedlora_sim.sweep.axes import label, labels
-from fedlora_sim.sweep.grid import Grid, read_grid
+from fedlora_sim.sweep.grid import Grid, label, labels, read_grid
 
 CANONICAL = "raflora:canonicalize=true"
 TOML = """

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from sweep_cases import contents
 
-from fedlora_sim.sweep import driver, open_sweep
-from fedlora_sim.sweep.manifest import MANIFEST, load_manifest
+from fedlora_sim.sweep import open_sweep, run
+from fedlora_sim.sweep.store import MANIFEST, load_manifest
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
@@ -46,7 +46,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serial(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run, in this process."""
     out = tmp_path_factory.mktemp("serial")
-    driver.run_sweep(grid, out, task_seconds=0.004, progress=False)
+    run.run_sweep(grid, out, task_seconds=0.004, progress=False)
     return out
 
 

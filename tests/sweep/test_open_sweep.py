@@ -11,7 +11,7 @@ import xarray as xr
 from sweep_cases import SMALL, assert_same_bits, changed, swept
 
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.sweep import arrays, open_sweep
+from fedlora_sim.sweep import dataset, open_sweep
 
 
 def test_dimensions_are_the_fields_of_the_grid(out: Path) -> None:
@@ -103,7 +103,7 @@ def test_nothing_is_read_before_it_is_looked_at(out: Path, monkeypatch: pytest.M
             opened.append(path)
             super().__init__(path, *arguments)
 
-    monkeypatch.setattr(arrays.h5py, "File", Counted)
+    monkeypatch.setattr(dataset.h5py, "File", Counted)
     data = open_sweep(out)
     repr(data)
     assert not opened

@@ -12,9 +12,9 @@ import xarray as xr
 from sweep_cases import QUICK, SMALL, assert_same_bits, changed, contents, swept
 
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.sweep import manifest, open_sweep, store, work
-from fedlora_sim.sweep.driver import Engine
-from fedlora_sim.sweep.manifest import MANIFEST, load_manifest
+from fedlora_sim.sweep import open_sweep, store, work
+from fedlora_sim.sweep.run import Engine
+from fedlora_sim.sweep.store import MANIFEST, load_manifest
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
@@ -154,8 +154,8 @@ def test_other_code_is_refused_unless_it_is_asked_for(
     with pytest.raises(KeyboardInterrupt):
         swept(SMALL, out)
     monkeypatch.undo()
-    other = {**manifest.code_versions(), "code": "0123456789ab"}
-    monkeypatch.setattr(manifest, "code_versions", lambda: other)
+    other = {**store.code_versions(), "code": "0123456789ab"}
+    monkeypatch.setattr(store, "code_versions", lambda: other)
     with pytest.raises(ValueError, match=r"code='0123456789ab'.*which made 1 tasks.*--mix-code"):
         swept(SMALL, out)
     swept(SMALL, out, mix_code=True)
@@ -166,8 +166,8 @@ def test_other_code_is_refused_unless_it_is_asked_for(
 
 def test_other_libraries_are_refused_by_name(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept(SMALL, out)
-    other = {**manifest.code_versions(), "torch_version": "0.1"}
-    monkeypatch.setattr(manifest, "code_versions", lambda: other)
+    other = {**store.code_versions(), "torch_version": "0.1"}
+    monkeypatch.setattr(store, "code_versions", lambda: other)
     with pytest.raises(ValueError, match=r"torch_version='0\.1'.*expected .*which made"):
         swept(SMALL, out)
 
@@ -209,7 +209,7 @@ def test_a_script_without_a_guard_may_use_processes(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from fedlora_sim import run_sweep, open_sweep\n"
-        "from fedlora_sim.sweep.driver import Engine\n"
+        "from fedlora_sim.sweep.run import Engine\n"
         f"tables = {SMALL!r}\n"
         f"run_sweep(tables, 'out', engine=Engine(2), task_seconds={QUICK}, progress=False)\n"
         "assert open_sweep('out').rho.notnull().all()\n"

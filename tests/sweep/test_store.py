@@ -16,7 +16,7 @@ from sweep_cases import SMALL, swept
 
 from fedlora_sim import storage
 from fedlora_sim.sweep import store
-from fedlora_sim.sweep.manifest import load_manifest
+from fedlora_sim.sweep.store import load_manifest
 
 
 @contextmanager

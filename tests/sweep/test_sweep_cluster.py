@@ -13,12 +13,12 @@ from sweep_cases import QUICK, SMALL, contents, swept
 from fedlora_sim.errors import InputError
 from fedlora_sim.rules.fedavg import FedAvg
 from fedlora_sim.rules.registry import _RULES, register
-from fedlora_sim.sweep import cluster, driver, rules, work
+from fedlora_sim.sweep import cluster, run, store, work
 from fedlora_sim.sweep.cluster import on_cluster, parse_slurm, slurm_cluster
-from fedlora_sim.sweep.driver import Engine
 from fedlora_sim.sweep.grid import read_grid
-from fedlora_sim.sweep.manifest import versions_of
 from fedlora_sim.sweep.plan import plan
+from fedlora_sim.sweep.run import Engine
+from fedlora_sim.sweep.store import versions_of
 
 distributed = pytest.importorskip("distributed")
 
@@ -95,10 +95,10 @@ def test_a_rule_that_workers_do_not_find_is_refused(
         with pytest.raises(InputError, match=r"rule='own_of_test'.*entry point"):
             swept(tables, tmp_path / "s", engine=Engine(workers=2))
         swept(tables, tmp_path / "s")
-        assert len(rules.rule_version("own_of_test")) == 12
+        assert len(store.rule_version("own_of_test")) == 12
     finally:
         del _RULES["own_of_test"]
-        rules.rule_version.cache_clear()
+        store.rule_version.cache_clear()
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_every_gpu_has_a_worker_that_sees_no_other(
         threads = connected.run(lambda dask_worker: dask_worker.state.nthreads)
     assert sorted(seen.values()) == ["3", "5"]
     assert set(threads.values()) == {1}
-    monkeypatch.setattr(driver, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(run, "visible_gpus", lambda: ["0"])
     report = swept(SMALL, tmp_path / "s", engine=Engine(gpus=True))
     assert report.made == report.tasks
 

@@ -12,9 +12,9 @@ import pytest
 from sweep_cases import SMALL, changed, contents, swept
 
 from fedlora_sim import storage
-from fedlora_sim.sweep import driver, open_sweep, pool, store
-from fedlora_sim.sweep.driver import Engine
-from fedlora_sim.sweep.manifest import MANIFEST
+from fedlora_sim.sweep import open_sweep, run, store, work
+from fedlora_sim.sweep.run import Engine
+from fedlora_sim.sweep.store import MANIFEST
 
 ROWS = 6
 
@@ -39,7 +39,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_is_done(
     for name in list(whole)[1:]:
         (out / "tasks" / name).unlink()
     if engine.workers > 1:
-        monkeypatch.setattr(pool, "_do", _full)
+        monkeypatch.setattr(work, "_do", _full)
     else:
         monkeypatch.setattr(store, "write_bytes", _full)
     with pytest.raises(OSError, match="No space left") as caught:
@@ -106,10 +106,10 @@ def test_workers_that_are_killed_again_and_again_end_the_sweep(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: object) -> None:
-        raise pool.BrokenProcessPool("killed")
+        raise work.BrokenProcessPool("killed")
         yield
 
-    monkeypatch.setattr(driver, "in_processes", broken)
+    monkeypatch.setattr(run, "in_processes", broken)
     with pytest.raises(OSError, match=r"killed again and again.*memory"):
         swept(SMALL, out, engine=Engine(workers=2))
 

@@ -1,20 +1,24 @@
-"""`run_sweep`: a grid, a folder, and whatever makes the tasks; goes on where it was stopped."""
+"""`run_sweep`: run what is missing of a sweep, show progress, and resume."""
 
 from __future__ import annotations
 
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from fedlora_sim.errors import InputError, check_count, check_positive, expected
 from fedlora_sim.finetune.batches import split_clients
-from fedlora_sim.runtime import DTYPES, resolve_device
+from fedlora_sim.runtime import DTYPES, blas_threads, one_thread, resolve_device
 from fedlora_sim.storage import only_writer, remove_stale
-from fedlora_sim.sweep.axes import described
 from fedlora_sim.sweep.cluster import (
     gpu_client,
     on_cluster,
@@ -22,15 +26,102 @@ from fedlora_sim.sweep.cluster import (
     slurm_client,
     visible_gpus,
 )
-from fedlora_sim.sweep.grid import Grid, read_grid
-from fedlora_sim.sweep.manifest import Manifest, updated_manifest
-from fedlora_sim.sweep.plan import TASK_SECONDS, Task
-from fedlora_sim.sweep.pool import in_processes, in_this_process
-from fedlora_sim.sweep.progress import Display
-from fedlora_sim.sweep.rules import check_found_by_workers
-from fedlora_sim.sweep.store import TASKS, missing_tasks, prepare_folder
-from fedlora_sim.sweep.work import Outcome
+from fedlora_sim.sweep.grid import Grid, Point, described, read_grid
+from fedlora_sim.sweep.plan import TASK_SECONDS, Part, Task
+from fedlora_sim.sweep.store import (
+    TASKS,
+    Manifest,
+    check_found_by_workers,
+    is_valid,
+    missing_tasks,
+    prepare_folder,
+    updated_manifest,
+)
+from fedlora_sim.sweep.work import Outcome, in_processes, in_this_process, task_dataset
 from fedlora_sim.tasks.loading import load_task
+
+# Live progress of a sweep: a bar with the time left on a terminal, lines elsewhere
+
+LINES, EVERY_SECONDS = 20, 30.0
+"""Lines of a sweep where there is no terminal, and seconds after which there is one anyway."""
+BAR = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
+
+
+class Display:
+    """What is done of a sweep, weighed by the time that tasks are expected to take.
+
+    Args:
+        tasks: all of the sweep.
+        missing: those that are to be made.
+        shown: whether anything is written.
+    """
+
+    def __init__(self, tasks: Sequence[Task], missing: Sequence[Task], shown: bool) -> None:
+        self.total, self.done = len(tasks), len(tasks) - len(missing)
+        self.failed, self.shown = 0, shown
+        self.terminal = shown and sys.stderr.isatty()
+        left = sum(task.seconds for task in missing)
+        self.weight, self.finished, self.started = left, 0.0, time.monotonic()
+        self.said_at, self.said = self.started, self.done
+        self.bar = tqdm(total=left, disable=not self.terminal, bar_format=BAR, file=sys.stderr)
+
+    def __enter__(self) -> Display:
+        if self.done:
+            self.say(f"going on from {self.done:,} of {self.total:,} tasks")
+        self._describe()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self.shown:
+            tqdm.write(text, file=sys.stderr) if self.terminal else print(text, file=sys.stderr)
+
+    def advance(self, runs: float) -> None:
+        """Runs of the task under way have got on: keep the clock of the bar moving."""
+        self.bar.refresh()
+
+    def finish(self, task: Task, outcome: Outcome) -> None:
+        """A task is made, or has failed."""
+        self.done += outcome.error is None
+        self.failed += outcome.error is not None
+        self.finished += task.seconds
+        self.bar.update(task.seconds)
+        self._describe()
+        if self.terminal or not self.shown:
+            return
+        now = time.monotonic()
+        some = self.done - self.said >= max(1, self.total // LINES)
+        if some or now - self.said_at >= EVERY_SECONDS or self.done == self.total:
+            self.said, self.said_at = self.done, now
+            print(f"{self._text()}, {self._left()}", file=sys.stderr, flush=True)
+
+    def _describe(self) -> None:
+        self.bar.set_description_str(self._text(), refresh=False)
+
+    def _text(self) -> str:
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        return f"{self.done:,} of {self.total:,} tasks{failed}"
+
+    def _left(self) -> str:
+        spent = time.monotonic() - self.started
+        left = spent * (self.weight - self.finished) / max(self.finished, 1e-9)
+        return f"about {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, in two digits or so."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+# `run_sweep`: a grid, a folder, and whatever makes the tasks; goes on where it was stopped
 
 MOST_WORKERS = 1_024
 """Processes of one machine."""
@@ -229,3 +320,120 @@ def _outcomes(made: Iterator[Outcome]) -> Iterator[Outcome]:
         except BrokenProcessPool as error:
             reason = "workers are killed again and again, often for lack of memory: fewer may do"
             raise OSError(f"{reason} ({error})") from None
+
+
+# What a sweep will take: tasks, time on this machine from a short probe, and disk
+
+PROBE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a sweep will take.
+
+    Args:
+        rows, runs, tasks: of the whole sweep.
+        present: tasks that are there.
+        seconds: of the missing tasks, one after another on this machine.
+        nbytes: that the missing tasks will take on disk.
+        free: bytes that are free there.
+        speed: fidelity -> measured seconds per estimated second.
+    """
+
+    rows: int
+    runs: int
+    tasks: int
+    present: int
+    seconds: float
+    nbytes: int
+    free: int
+    speed: Mapping[str, float]
+
+
+def forecast(
+    grid: str | Path | Mapping[str, Any] | Grid,
+    out: str | Path,
+    *,
+    task_seconds: float = TASK_SECONDS,
+    mix_code: bool = False,
+    engine: Engine | None = None,
+) -> Forecast:
+    """What `run_sweep` with these arguments would do; writes nothing.
+
+    Raises:
+        InputError: what `run_sweep` would refuse.
+    """
+    checked = grid if isinstance(grid, Grid) else read_grid(grid)
+    folder = Path(out).expanduser().absolute()
+    tasks = updated_manifest(folder, checked, task_seconds, mix_code).tasks
+    missing = [task for task in tasks if not is_valid(folder, task)]
+    chosen = Engine() if engine is None else engine
+    check_tasks(missing, checked, chosen)
+    by_fidelity: dict[str, list[Task]] = {}
+    for task in missing:
+        by_fidelity.setdefault(task.parts[0].point.scenario.fidelity, []).append(task)
+    speed = {
+        # models and data of other machines may not be on this one
+        fidelity: probe(own) if chosen.is_local or fidelity != "training" else 1.0
+        for fidelity, own in by_fidelity.items()
+    }
+    seconds = sum(
+        speed[fidelity] * sum(task.seconds for task in own) for fidelity, own in by_fidelity.items()
+    )
+    where = next(path for path in (folder, *folder.parents) if path.exists())
+    return Forecast(
+        rows=len(checked.rows),
+        runs=sum(task.runs for task in tasks),
+        tasks=len(tasks),
+        present=len(tasks) - len(missing),
+        seconds=seconds,
+        nbytes=sum(task.nbytes for task in missing),
+        free=shutil.disk_usage(where).free,
+        speed=speed,
+    )
+
+
+def probe(tasks: Sequence[Task]) -> float:
+    """Measured seconds per estimated second, of a small part of the task in the middle.
+
+    Args:
+        tasks: of one fidelity. Of fine-tuning it is the first rounds, without what comes before.
+    """
+    ordered = sorted(tasks, key=lambda task: task.seconds)
+    middle = ordered[len(ordered) // 2]
+    if middle.parts[0].point.scenario.fidelity == "training":
+        few, more = (_of_rounds(middle, rounds) for rounds in (1, 3))
+        return (_time(more) - _time(few)) / (_estimate(more) - _estimate(few))
+    small = _smaller(middle)
+    _time(small)  # what is loaded at first
+    return _time(small) / _estimate(small)
+
+
+def _time(task: Task) -> float:
+    with one_thread(), blas_threads(1):
+        started = time.perf_counter()
+        task_dataset(task)
+        return time.perf_counter() - started
+
+
+def _estimate(task: Task) -> float:
+    return sum(part.seconds for part in task.parts)
+
+
+def _of_rounds(task: Task, rounds: int) -> Task:
+    part = task.parts[0]
+    point = Point(part.point.scenario.replace(rounds=rounds), part.point.rule)
+    return Task((Part(point, part.seeds),))
+
+
+def _smaller(task: Task) -> Task:
+    """The first parts and seeds of a task that take a second together."""
+    kept, left = list[Part](), PROBE_SECONDS
+    for part in task.parts:
+        if left <= 0:
+            break
+        count = int((left - part.cost.call) / part.cost.run)
+        smaller = Part(part.point, part.seeds[: max(1, count)])
+        kept.append(smaller)
+        left -= smaller.seconds
+    return Task(tuple(kept))
