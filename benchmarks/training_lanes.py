@@ -16,9 +16,9 @@ from fedlora_sim.finetune.batches import LocalConfig
 from fedlora_sim.finetune.local import Stack, StackDescent, client_losses
 from fedlora_sim.finetune.stacked import Adapters, stacked_modules
 from fedlora_sim.tasks import Examples, Task
+from fedlora_sim.tasks.digits import TinyTransformer
 from fedlora_sim.tasks.targets import resolve_targets
 from fedlora_sim.tasks.task import logits_of
-from fedlora_sim.tasks.transformer import TinyTransformer
 
 BATCH = 8  # samples of a client's step
 ALPHA = 16.0  # scaling alpha / r

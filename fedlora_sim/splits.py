@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fedlora_sim.errors import check_finite, check_positive, check_positive_int, expected
 from fedlora_sim.randomness import stream
-from fedlora_sim.tasks.examples import Examples
 from fedlora_sim.tasks.prefix import PREFIX
+from fedlora_sim.tasks.task import Examples
 
 # Feature shift: clients whose inputs are noisier than others'
 

@@ -1,6 +1,6 @@
 """The task of the comparison, drawn once and written for every lane to read.
 
-A transformer classifier of `fedlora_sim.tasks.transformer`, as initialised, on all of
+A transformer classifier of `fedlora_sim.tasks.digits`, as initialised, on all of
 scikit-learn's digits; LoRA of equal rank on q and v. A client has between half and all of
 `max_steps` batches of samples, passes over them once a round, and is averaged with that weight.
 """
@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks.rivals.exchange import Adapters, Exchange, Settings
 from fedlora_sim.randomness import stream
-from fedlora_sim.tasks.transformer import TinyTransformer
+from fedlora_sim.tasks.digits import TinyTransformer
 
 RANK, BATCH_SIZE, MAX_STEPS = 8, 8, 6
 TARGETS = ("q_proj", "v_proj")

@@ -33,7 +33,7 @@ from fedlora_sim.splits import (
     quantity_split,
     writer_split,
 )
-from fedlora_sim.tasks.examples import Examples
+from fedlora_sim.tasks.task import Examples
 
 
 @dataclass(frozen=True)

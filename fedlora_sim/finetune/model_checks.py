@@ -23,8 +23,7 @@ from fedlora_sim.finetune.stacked import (
     merged_copy,
     weight_of,
 )
-from fedlora_sim.tasks.examples import MASK, Examples
-from fedlora_sim.tasks.task import Task, logits_of
+from fedlora_sim.tasks.task import MASK, Examples, Task, logits_of
 from fedlora_sim.tolerances import relative
 
 Outputs = dict[str, list[Tensor]]

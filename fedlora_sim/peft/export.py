@@ -36,9 +36,8 @@ from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.runtime import torch_threads
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.storage import only_writer
-from fedlora_sim.tasks.objectives import Classification
 from fedlora_sim.tasks.targets import inside
-from fedlora_sim.tasks.task import Task
+from fedlora_sim.tasks.task import Classification, Task
 from fedlora_sim.tolerances import relative
 
 # Adapters of a task's model as the content of PEFT folders

@@ -1,31 +1,177 @@
-"""Questions and answers for a pretrained causal language model, e.g. a LLaMA on GSM8K.
-
-The loss is the cross-entropy of the answer's tokens after the question's. A test sample counts as
-right when greedy decoding would write its whole answer, token by token; `generation` measures what
-GSM8K is usually judged by, the last number alone.
-"""
+"""Causal language modelling: texts to complete, generation, and the task."""
 
 from __future__ import annotations
 
+import copy
+import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fedlora_sim.errors import check_positive_int, expected
-from fedlora_sim.randomness import stream
-from fedlora_sim.tasks.causal_data import Question, load_questions, numbered
-from fedlora_sim.tasks.examples import MASK, Examples
-from fedlora_sim.tasks.objectives import IGNORED, Completion
-from fedlora_sim.tasks.options import TaskOptions
-from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained, text_positions
-from fedlora_sim.tasks.subsets import stratified_sample
+from fedlora_sim.randomness import library_draws, stream
+from fedlora_sim.runtime import one_thread
+from fedlora_sim.tasks.huggingface import INSTALL, from_pretrained, load_pretrained, text_positions
 from fedlora_sim.tasks.targets import linear_ends, resolve_targets
-from fedlora_sim.tasks.task import Task
+from fedlora_sim.tasks.task import (
+    IGNORED,
+    MASK,
+    Completion,
+    Examples,
+    Task,
+    TaskOptions,
+    stratified_sample,
+)
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+# Questions with worked answers, as of GSM8K, from files with one JSON object per line.
+#
+# Reference: Cobbe et al. 2021 (arXiv 2110.14168), whose files have `question` and `answer`, the
+# answer ending in `#### ` and the number.
+
+TEST_SHARE = 0.2
+TOPICS = ("class", "topic")
+"""Fields that say what label skew is counted in, the first that a file has."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its answer.
+
+    Args:
+        question: as it was asked.
+        answer: as it is to be written.
+        topic: what label skew is counted in; None if unknown.
+        writer: who wrote it; None if unknown.
+    """
+
+    question: str
+    answer: str
+    topic: str | None = None
+    writer: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """What the model is given."""
+        return f"Question: {self.question}\nAnswer:"
+
+    @property
+    def completion(self) -> str:
+        """What the model is to write after the prompt, and then to end."""
+        return f" {self.answer}"
+
+
+def load_questions(
+    data: str | None, test_data: str | None, seed: int
+) -> tuple[list[Question], list[Question]]:
+    """Read the training and the test part.
+
+    Args:
+        data: file of the training part, see `read_questions`.
+        test_data: file of the test part; when None, a fifth of `data`, topic by topic, is held out.
+        seed: draws what is held out.
+
+    Raises:
+        InputError: naming the argument, the file and the line.
+    """
+    questions = read_questions("data", data)
+    if test_data is not None:
+        return questions, read_questions("test_data", test_data)
+    size = round(TEST_SHARE * len(questions))
+    if not 0 < size < len(questions):
+        wanted = "more questions, of which a fifth can be held out, or test_data"
+        raise expected("data", f"{len(questions)} questions in {data}", wanted)
+    topics = numbered([question.topic for question in questions])
+    held_out = set(stratified_sample(topics, size, stream(seed, "held-out questions")).tolist())
+    train = [q for i, q in enumerate(questions) if i not in held_out]
+    return train, [questions[i] for i in sorted(held_out)]
+
+
+def read_questions(argument: str, file: str | None) -> list[Question]:
+    """Read lines `{"question": ..., "answer": ...}`, UTF-8; blank ones are passed over.
+
+    All or none of the lines have a topic (`class` or `topic`), and all or none a `writer`.
+
+    Args:
+        argument: what the caller calls the file.
+        file: its path.
+
+    Raises:
+        InputError: naming the argument, the file and its first line that is otherwise.
+    """
+    if not isinstance(file, str) or not Path(file).is_file():
+        raise expected(argument, file, 'a file of lines {"question": ..., "answer": ...}')
+    questions: list[Question] = []
+    for number, line in enumerate(Path(file).read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            where = f"{argument}: line {number} of {file}"
+            questions.append(_question(where, line))
+            _check_alike(where, questions)
+    if not questions:
+        raise expected(argument, file, "a file with at least one question")
+    return questions
+
+
+def numbered(names: Sequence[str | None]) -> NDArray[np.int64]:
+    """Number of every name in the sorted list of names, (n,); None is numbered as an empty one."""
+    return np.unique([name or "" for name in names], return_inverse=True)[1].astype(np.int64)
+
+
+def _question(where: str, line: bytes) -> Question:
+    try:
+        record = json.loads(line)
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise expected(where, line[:80], f"a JSON object ({error})") from None
+    if not isinstance(record, dict):
+        raise expected(where, line[:80], "a JSON object")
+    for name in ("question", "answer"):
+        if not isinstance(record.get(name), str) or not record[name].strip():
+            raise expected(f"{where}: {name}", record.get(name), "a text")
+    topic, writer = _label(where, record, TOPICS), _label(where, record, ("writer",))
+    return Question(record["question"].strip(), record["answer"].strip(), topic, writer)
+
+
+def _label(where: str, record: dict[str, Any], names: Sequence[str]) -> str | None:
+    """The first of these fields that there is: a text, or a whole number as one."""
+    name = next((name for name in names if name in record), None)
+    if name is None:
+        return None
+    value = record[name]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise expected(f"{where}: {name}", value, "a text or a whole number")
+    return str(value)
+
+
+def _check_alike(where: str, questions: Sequence[Question]) -> None:
+    """Refuse a topic or a writer of the last question where the first has none, or the reverse."""
+    first, last = questions[0], questions[-1]
+    for name, one, other in (
+        ("class or topic", first.topic, last.topic),
+        ("writer", first.writer, last.writer),
+    ):
+        if (one is None) != (other is None):
+            wanted = "one, as in the first line" if other is None else "none, as in the first line"
+            raise expected(f"{where}: {name}", other, wanted)
+
+
+# Questions and answers for a pretrained causal language model, e.g. a LLaMA on GSM8K.
+#
+# The loss is the cross-entropy of the answer's tokens after the question's. A test sample counts
+# as right when greedy decoding would write its whole answer, token by token; `generation`
+# measures what GSM8K is usually judged by, the last number alone.
 
 BLOCK_MAPS = (
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -205,3 +351,261 @@ def _examples(samples: Sequence[Sample], tokenizer: Any) -> Examples:
         classes=None if None in topics else numbered(topics),
         groups=None if None in writers else numbered(writers),
     )
+
+
+# What a language model writes, and whether the number that it ends on is right.
+#
+# Reference: Cobbe et al. 2021 (arXiv 2110.14168): GSM8K's answers end in `#### ` and a number,
+# and are judged by it alone.
+
+NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+"""A number with commas; a hyphen is a minus unless it comes right after a number or a word."""
+
+
+def answer_accuracy(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 16,
+) -> float:
+    """Share of the questions whose answer, decoded greedily, ends on the right number.
+
+    Args:
+        model: as in `generate_answers`.
+        tokenizer: the model's own.
+        questions: n of them, each with a number in its answer.
+        max_new_tokens: tokens that an answer may have.
+        batch_size: questions answered at a time.
+
+    Raises:
+        InputError: without questions, and on answers without a number.
+    """
+    if not questions:
+        raise expected("questions", questions, "at least one")
+    right = [final_answer(question.answer) for question in questions]
+    for index, number in enumerate(right):
+        if number is None:
+            answer = questions[index].answer[:80]
+            raise expected(f"questions[{index}].answer", answer, "a text with a number")
+    prompts = [question.prompt for question in questions]
+    written = generate_answers(model, tokenizer, prompts, max_new_tokens, batch_size)
+    hits = [final_answer(text) == number for text, number in zip(written, right, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def final_answer(text: str) -> Decimal | None:
+    """The number after the last `####`, else the last one in the text; None if it has none.
+
+    Commas and dollar signs do not count: "#### -$1,200.50" is -1200.5.
+    """
+    text = text.replace("$", "")
+    _, mark, end = text.rpartition("####")
+    marked = NUMBER.search(end) if mark else None
+    found = marked[0] if marked else next(reversed(NUMBER.findall(text)), None)
+    return None if found is None else Decimal(found.replace(",", ""))
+
+
+def generate_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, batch_size: int
+) -> list[str]:
+    """Greedy continuations, each up to its end-of-sequence token.
+
+    Args:
+        model: a causal language model of transformers, whole: not one resumed from a cached prefix.
+        tokenizer: the model's own.
+        prompts: n texts.
+        max_new_tokens: tokens written at most.
+        batch_size: prompts continued at a time; their order by length saves padding.
+
+    Returns:
+        n texts, without the prompts and without special tokens.
+
+    Raises:
+        InputError: if a number is not a whole one of at least 1.
+    """
+    check_positive_int("max_new_tokens", max_new_tokens)
+    check_positive_int("batch_size", batch_size)
+    tokens = encode(tokenizer, prompts)
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    written = [""] * len(tokens)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        new = continue_greedily(
+            model, [tokens[i] for i in batch], max_new_tokens, tokenizer.eos_token_id
+        )
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        for index, text in zip(batch, texts, strict=True):
+            written[index] = text
+    return written
+
+
+@torch.no_grad()
+def continue_greedily(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, end: int
+) -> list[list[int]]:
+    """Most likely next tokens, one after the other, until one of them is the end.
+
+    Args:
+        model: as in `generate_answers`.
+        prompts: n sequences of tokens.
+        max_new_tokens: tokens written at most.
+        end: token that ends a sequence.
+
+    Returns:
+        The new tokens of every sequence, without the end.
+    """
+    from transformers import GenerationConfig
+
+    length = max(len(prompt) for prompt in prompts)
+    shape = (len(prompts), length)
+    tokens, mask = torch.full(shape, end), torch.zeros(shape, dtype=torch.int64)
+    for row, real, prompt in zip(tokens, mask, prompts, strict=True):
+        # On the left, so that what is written follows the prompt at once.
+        row[length - len(prompt) :] = torch.tensor(prompt)
+        real[length - len(prompt) :] = 1
+    # Many models bring settings of their own for sampling; a shallow copy goes without them.
+    greedy = copy.copy(model)
+    greedy.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end,
+        pad_token_id=end,
+        use_cache=True,
+    )
+    device = model.device
+    made = greedy.generate(input_ids=tokens.to(device), attention_mask=mask.to(device))
+    new = made[:, length:].tolist()
+    return [row[: row.index(end)] if end in row else row for row in new]
+
+
+# A causal task of seconds: a small LLaMA that can add learns to subtract.
+#
+# Samples are equations modulo 100 of two-digit numbers, "17+95=12", in a vocabulary of
+# characters. The model has only ever seen sums; the federation's samples are differences,
+# "17-95=22", of other pairs than those it is judged on. Carrying and borrowing are learned, not
+# looked up: of the 10,000 pairs a tenth is seen neither in pretraining nor in adaptation.
+
+CHARACTERS = "0123456789+-="
+END = len(CHARACTERS)
+"""Token that closes an equation."""
+PROMPT = len("17+95=")
+MODULUS = 100
+TEST_PAIRS = 1000
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def load_arithmetic_task(options: TaskOptions) -> Task:
+    """Cut the pairs and pretrain the model, some seconds; the model is remembered by this process.
+
+    Args:
+        options: `task_seed`, of the parts and of the pretraining; `target_modules`,
+            `adapted_layers`, `max_train`, `max_test` and `dtype`.
+
+    Returns:
+        The task, on the CPU; LoRA on all seven maps of both blocks unless told otherwise. A
+        sample's skew class is the last digit of its answer.
+
+    Raises:
+        InputError: on target modules or adapted layers that the model does not have, on
+            `train_head`, or if transformers, which has the model, is not installed.
+    """
+    if options.train_head:
+        raise expected("train_head", True, "None or False: its head is not new")
+    model = _pretrained(options.task_seed)
+    train, test = _parts(options.task_seed)
+    task = Task(
+        model,
+        equations(train[: options.max_train], "-"),
+        equations(test[: options.max_test], "-"),
+        resolve_targets(model, options.target_modules or TARGETS, options.adapted_layers),
+        objective=Completion(),
+        class_names=tuple(CHARACTERS[:10]),
+    )
+    return task.to(torch.device("cpu"), getattr(torch, options.dtype))
+
+
+def equations(pairs: NDArray[np.int64], operator: str) -> Examples:
+    """Equations modulo 100, one per pair.
+
+    Args:
+        pairs: operands from 0 to 99, (n, 2).
+        operator: `+ | -`.
+
+    Returns:
+        Tokens (n, 9): "17+95=12" and the closing token. The labels are the tokens from the answer
+        on; the classes are the answers' last digits.
+    """
+    first, second = pairs.T
+    answer = (first + second if operator == "+" else first - second) % MODULUS
+    sign, equals, end = (
+        np.full_like(first, token)
+        for token in (CHARACTERS.index(operator), CHARACTERS.index("="), END)
+    )
+    columns = [*_digits(first), sign, *_digits(second), equals, *_digits(answer), end]
+    tokens = torch.as_tensor(np.stack(columns, axis=1))
+    labels = tokens.clone()
+    labels[:, :PROMPT] = IGNORED
+    return Examples({"input_ids": tokens}, labels, classes=answer % 10)
+
+
+def _digits(number: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tens and ones, each (n,)."""
+    return number // 10, number % 10
+
+
+def _parts(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All pairs of operands, shuffled, for training (9000, 2) and for test (1000, 2)."""
+    order = stream(seed, "arithmetic parts").permutation(MODULUS**2)
+    pairs = np.stack(np.divmod(order, MODULUS), axis=1)
+    return pairs[TEST_PAIRS:], pairs[:TEST_PAIRS]
+
+
+@lru_cache(maxsize=32)
+def _pretrained(
+    seed: int, *, steps: int = 550, batch_size: int = 64, rate: float = 3e-3
+) -> LlamaForCausalLM:
+    """Centralised training on the sums of the training pairs, by AdamW and one rate cycle."""
+    rng = stream(seed, "arithmetic pretraining")
+    model, objective = _untrained(rng), Completion()
+    sums = equations(_parts(seed)[0], "+")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    with one_thread():
+        for _ in range(steps):
+            batch = sums.take(torch.as_tensor(rng.integers(len(sums), size=batch_size)))
+            totals, counts = objective.losses(model(**batch.inputs).logits, batch.labels)
+            optimizer.zero_grad()
+            (totals.sum() / counts.sum()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    return model.requires_grad_(False).eval()
+
+
+def _untrained(rng: np.random.Generator) -> LlamaForCausalLM:
+    """Two blocks of width 64, weights drawn from `rng` alone."""
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ModuleNotFoundError:
+        wanted = f"transformers, which has its model: {INSTALL}"
+        raise expected("task", "arithmetic", wanted) from None
+    config = LlamaConfig(
+        vocab_size=END + 1,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        # Wider than large models start: at their 0.02 this small one learns nothing in a minute.
+        initializer_range=0.1,
+        # A base for nine positions, not for thousands: every seed then learns to add in time.
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=END,
+        use_cache=False,
+    )
+    with library_draws(int(rng.integers(2**31))):
+        return LlamaForCausalLM(config)

@@ -10,9 +10,8 @@ import torch
 
 from fedlora_sim.runtime import DTYPES, resolve_device
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.tasks.options import TaskOptions
 from fedlora_sim.tasks.prefix import cache_prefix
-from fedlora_sim.tasks.task import Task, task_content
+from fedlora_sim.tasks.task import Task, TaskOptions, task_content
 
 Loader = Callable[[TaskOptions], Task]
 
@@ -59,5 +58,5 @@ def _loader(name: str) -> Loader:
     elif name == "causal":
         from fedlora_sim.tasks.causal import load_causal_task as loader
     else:
-        from fedlora_sim.tasks.arithmetic import load_arithmetic_task as loader
+        from fedlora_sim.tasks.causal import load_arithmetic_task as loader
     return loader

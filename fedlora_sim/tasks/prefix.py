@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fedlora_sim.errors import expected
-from fedlora_sim.tasks.examples import MASK, Examples
 from fedlora_sim.tasks.targets import inside, target_blocks
-from fedlora_sim.tasks.task import Task, logits_of
+from fedlora_sim.tasks.task import MASK, Examples, Task, logits_of
 from fedlora_sim.tolerances import relative
 
 TaskT = TypeVar("TaskT", bound=Task)

@@ -1,27 +1,349 @@
-"""Text classification: a pretrained encoder or decoder, its tokens, and a classifier on top."""
+"""Text classification: texts, tokens, and the task."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from fedlora_sim.errors import expected
 from fedlora_sim.randomness import stream
-from fedlora_sim.tasks.examples import Examples
-from fedlora_sim.tasks.options import TaskOptions
-from fedlora_sim.tasks.pretrained import (
+from fedlora_sim.storage import remove_stale, write_tensors
+from fedlora_sim.tasks.huggingface import (
     Pretrained,
     from_pretrained,
+    load_hub_parts,
     load_pretrained,
     text_positions,
 )
-from fedlora_sim.tasks.subsets import stratified_sample
 from fedlora_sim.tasks.targets import inside, resolve_targets, usual_targets
-from fedlora_sim.tasks.task import Task
-from fedlora_sim.tasks.text_data import TextPart, load_text
-from fedlora_sim.tasks.tokens import tokenize
+from fedlora_sim.tasks.task import Examples, Task, TaskOptions, stratified_sample
+
+# Labelled texts as they come: from tab-separated files and scikit-learn's 20 newsgroups
+
+NEWSGROUPS = "20newsgroups"
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts, and the name of the class of each.
+
+    Args:
+        texts: n texts.
+        labels: n names of classes.
+        writers: who wrote each text, n names; None if unknown.
+        class_names: all classes in the source's own order; None if it has none.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    writers: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+def read_tsv(argument: str, path: Path) -> LabelledTexts:
+    """Read lines `text<TAB>label` or `text<TAB>label<TAB>writer`, UTF-8, without a header.
+
+    Raises:
+        InputError: naming the argument, the file and its first line that is otherwise.
+    """
+    rows: list[list[str]] = []
+    # Lines end where a file's lines end, not at every separator that Unicode knows.
+    for number, line in enumerate(path.read_bytes().rstrip().split(b"\n"), start=1):
+        where = f"{argument}: line {number} of {path}"
+        try:
+            row = line.rstrip(b"\r").decode()
+        except UnicodeDecodeError:
+            raise expected(where, line[:40], "text in UTF-8") from None
+        cells = row.split("\t")
+        if not 2 <= len(cells) <= 3 or not all(cell.strip() for cell in cells):
+            raise expected(where, row[:80], "text<TAB>label, or text<TAB>label<TAB>writer")
+        if rows and len(cells) != len(rows[0]):
+            raise expected(where, row[:80], f"{len(rows[0])} columns, as in the first line")
+        rows.append([cell.strip() for cell in cells])
+    texts, labels, *writers = zip(*rows, strict=True)
+    return LabelledTexts(texts, labels, writers[0] if writers else None)
+
+
+def read_newsgroups(argument: str) -> dict[str, LabelledTexts]:
+    """The 20 newsgroups' messages by scikit-learn, in its parts by date, `train` and `test`.
+
+    Headers, signatures and quotes are removed: they give the group away (scikit-learn's advice).
+
+    Raises:
+        InputError: if they lie in no cache and cannot be fetched.
+    """
+    from sklearn.datasets import fetch_20newsgroups
+
+    parts = {}
+    for part in ("train", "test"):
+        try:
+            bunch = fetch_20newsgroups(subset=part, remove=("headers", "footers", "quotes"))
+        except OSError as error:
+            wanted = f"scikit-learn's copy of them, or a network to fetch it ({error})"
+            raise expected(argument, NEWSGROUPS, wanted) from None
+        names = tuple(bunch.target_names)
+        labels = tuple(names[target] for target in bunch.target)
+        parts[part] = LabelledTexts(tuple(bunch.data), labels, class_names=names)
+    return parts
+
+
+# Labelled texts from Hugging Face: a data set of the hub, or one saved in a folder
+
+TEXT_COLUMNS = ("text", "sentence", "content", "question", "document", "review", "tweet")
+LABEL_COLUMNS = ("label", "labels", "class", "category", "topic", "intent")
+TEST_PARTS = ("test", "validation", "valid", "dev")
+UNLABELLED = -1
+"""What Hugging Face's benchmarks have for a label where the answer is kept secret."""
+
+
+def read_hub(argument: str, name: str) -> dict[str, LabelledTexts]:
+    """A data set of texts with one label each.
+
+    Args:
+        argument: what the caller calls the name.
+        name: hub name, as `ag_news` or `organisation/name`, or a folder by `save_to_disk`.
+
+    Returns:
+        `train`, and `test` where a part of that kind has labels.
+
+    Raises:
+        InputError: if it cannot be had, or if it is not clear what is text and what is label.
+    """
+    parts = load_hub_parts(argument, name, "a file, 20newsgroups")
+    train = parts["train"] if "train" in parts else next(iter(parts.values()))
+    if "train" not in parts and len(parts) > 1:
+        raise expected(argument, name, f"a part called train; its parts are {', '.join(parts)}")
+    found = {"train": _labelled(argument, name, train)}
+    for part in (parts[p] for p in TEST_PARTS if p in parts and parts[p] is not train):
+        label = _label_column(argument, name, part.features)
+        if UNLABELLED not in part.unique(label):
+            return {**found, "test": _labelled(argument, name, part)}
+    return found
+
+
+def _labelled(argument: str, name: str, part: Any) -> LabelledTexts:
+    label = _label_column(argument, name, part.features)
+    strings = [c for c, f in part.features.items() if c != label and f.dtype == "string"]
+    text = _column(argument, name, part.features, "texts", TEXT_COLUMNS, strings)
+    texts, labels = list(part[text]), list(part[label])
+    if None in texts or None in labels:
+        raise expected(argument, name, f"no gaps in its columns {text!r} and {label!r}")
+    names = getattr(part.features[label], "names", None)
+    if names is None:
+        return LabelledTexts(tuple(texts), tuple(str(value) for value in labels))
+    if UNLABELLED in labels:  # which would read as the last name
+        raise expected(argument, name, f"a label for every text in {label!r}, not {UNLABELLED}")
+    return LabelledTexts(tuple(texts), tuple(names[i] for i in labels), class_names=tuple(names))
+
+
+def _label_column(argument: str, name: str, features: Mapping[str, Any]) -> str:
+    classes = [column for column, feature in features.items() if hasattr(feature, "names")]
+    return _column(argument, name, features, "labels", LABEL_COLUMNS, classes)
+
+
+def _column(
+    argument: str,
+    name: str,
+    features: Mapping[str, Any],
+    content: str,
+    known: Sequence[str],
+    fitting: Sequence[str],
+) -> str:
+    """The one column by a known name; without any, the one of a fitting type."""
+    found = [column for column in known if column in features] or fitting
+    if len(found) != 1:
+        wanted = f"one column of {content}, called {' or '.join(known)}"
+        raise expected(argument, name, f"{wanted}; its columns are {', '.join(features)}")
+    return found[0]
+
+
+# Labelled texts in a training and a test part, their classes numbered
+
+TEST_SHARE = 0.2
+FILES = (".tsv", ".txt", ".csv")
+"""Ends of names that are meant as files, and are no data sets of the hub."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextPart:
+    """Texts with numbered classes.
+
+    Args:
+        texts: n texts.
+        labels: their classes, int64 (n,).
+        groups: who wrote them, int64 (n,); None if unknown.
+    """
+
+    texts: tuple[str, ...]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
+
+    def take(self, index: NDArray[np.int64]) -> TextPart:
+        """The samples at these indices."""
+        groups = None if self.groups is None else self.groups[index]
+        return TextPart(tuple(self.texts[i] for i in index), self.labels[index], groups)
+
+
+@dataclass(frozen=True, eq=False)
+class TextData:
+    """A data set: its parts, and the names of its classes by number."""
+
+    train: TextPart
+    test: TextPart
+    class_names: tuple[str, ...]
+
+
+def load_text(data: str | None, test_data: str | None, seed: int) -> TextData:
+    """Read a data set of labelled texts.
+
+    Args:
+        data: a tab-separated file (`read_tsv`), `20newsgroups`, a data set of the Hugging Face hub
+            or a folder with one (`read_hub`); its training part.
+        test_data: likewise; its test part, or all of it if it has none. When None, the test part
+            of `data`; without one, a fifth of the training part, class by class, is held out.
+        seed: draws what is held out.
+
+    Raises:
+        InputError: naming the argument, its value and what was expected.
+    """
+    parts = _read("data", data)
+    if test_data is not None:
+        other = _read("test_data", test_data)
+        parts = {"train": parts["train"], "test": other.get("test", other["train"])}
+    class_names = _class_names(parts)
+    if len(class_names) < 2:
+        raise expected("data", data, f"at least two classes, not {class_names}")
+    train = _numbered(parts["train"], class_names)
+    if "test" in parts:
+        return TextData(train, _numbered(parts["test"], class_names), class_names)
+    size = round(TEST_SHARE * len(train.labels))
+    held_out = stratified_sample(train.labels, size, stream(seed, "held-out texts"))
+    kept = np.setdiff1d(np.arange(len(train.labels)), held_out)
+    return TextData(train.take(kept), train.take(held_out), class_names)
+
+
+def _read(argument: str, source: str | None) -> dict[str, LabelledTexts]:
+    if not isinstance(source, str) or not source:
+        raise expected(argument, source, "a file, 20newsgroups, or a Hugging Face data set")
+    if source == NEWSGROUPS:
+        return read_newsgroups(argument)
+    path = Path(source)
+    if path.is_file():
+        return {"train": read_tsv(argument, path)}
+    if path.suffix in FILES:
+        raise expected(argument, source, "a file that exists")
+    return read_hub(argument, source)
+
+
+def _class_names(parts: dict[str, LabelledTexts]) -> tuple[str, ...]:
+    """The classes in the source's order, where it has one, then the others: sorted."""
+    given = [part.class_names or () for part in parts.values()]
+    used = _sorted({label for part in parts.values() for label in part.labels})
+    return tuple(dict.fromkeys([*(name for names in given for name in names), *used]))
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    """By value if all are whole numbers, else by letters."""
+    found = list(names)
+    numbers = all(name.removeprefix("-").isdecimal() for name in found)
+    return sorted(found, key=int) if numbers else sorted(found)
+
+
+def _numbered(part: LabelledTexts, class_names: tuple[str, ...]) -> TextPart:
+    number = {name: i for i, name in enumerate(class_names)}
+    labels = np.array([number[label] for label in part.labels], dtype=np.int64)
+    if part.writers is None:
+        return TextPart(part.texts, labels)
+    return TextPart(part.texts, labels, np.unique(part.writers, return_inverse=True)[1])
+
+
+# Texts as tokens, made once and kept on disk
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
+    """Tokens of every text, from the cache if they were made before.
+
+    The cache is the folder in the environment variable `FEDLORA_CACHE`, `~/.cache/fedlora-sim` by
+    default. A file's name follows from the texts, the tokenizer's own files and the length.
+
+    Args:
+        tokenizer: of transformers, with a padding token.
+        texts: n texts; cut to the length.
+        max_length: tokens T of every row, special ones and padding on the right included.
+
+    Returns:
+        The model's inputs by name (`input_ids`, `attention_mask`, ...), int64 (n, T).
+    """
+    key = _key(tokenizer, texts, max_length)
+    path = cache_folder() / "tokens" / f"{key}.safetensors"
+    tokens = _read_tokenizer(path, (len(texts), max_length))
+    if tokens is None:
+        tokens = _make(tokenizer, texts, max_length)
+        # Where they cannot be kept, they are made again the next time.
+        with contextlib.suppress(OSError):
+            remove_stale(path.parent)
+            write_tensors(path, tokens)
+    return {name: values.long() for name, values in tokens.items()}
+
+
+def cache_folder() -> Path:
+    """Where what takes long to make is kept between runs."""
+    default = Path.home() / ".cache" / "fedlora-sim"
+    return Path(os.environ.get("FEDLORA_CACHE") or default)
+
+
+def _make(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
+    made = tokenizer(
+        list(texts),
+        padding="max_length",
+        padding_side="right",
+        truncation=True,
+        max_length=max_length,
+        return_token_type_ids=False,  # of a single text all zero, which is every model's default
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    return {name: values.to(torch.int32) for name, values in made.items()}
+
+
+def _key(tokenizer: Any, texts: Sequence[str], max_length: int) -> str:
+    """Hash of all that the tokens depend on."""
+    # A tokenizer's files tell how it was last called: always the same way.
+    _make(tokenizer, [""], max_length)
+    parts = [str(max_length).encode(), *(text.encode("utf-8", "surrogatepass") for text in texts)]
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        parts += [path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _read_tokenizer(path: Path, shape: tuple[int, int]) -> dict[str, Tensor] | None:
+    """What a file holds; None if there is none, or if it is not what was written."""
+    try:
+        tokens = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    whole = {"input_ids", "attention_mask"} <= set(tokens)
+    return tokens if whole and all(x.shape == shape for x in tokens.values()) else None
+
+
+# Text classification: a pretrained encoder or decoder, its tokens, and a classifier on top
 
 
 def load_text_task(options: TaskOptions) -> Task:

@@ -15,9 +15,7 @@ from fedlora_sim.finetune.run import run_training
 from fedlora_sim.finetune.stacked import add_deltas
 from fedlora_sim.peft.export import KeptRun
 from fedlora_sim.rules import get_rule
-from fedlora_sim.tasks.examples import Examples
-from fedlora_sim.tasks.objectives import Completion
-from fedlora_sim.tasks.task import Task, logits_of
+from fedlora_sim.tasks.task import Completion, Examples, Task, logits_of
 
 TINY = Scenario(
     "2x3,4x2,8x1",

@@ -23,7 +23,7 @@ from fedlora_sim.peft import AdapterFolder, aggregate_adapters
 from fedlora_sim.peft.export import KeptRun, task_options
 from fedlora_sim.rules import get_rule
 from fedlora_sim.runtime import one_thread
-from fedlora_sim.tasks.silence import silent_transformers
+from fedlora_sim.tasks.huggingface import silent_transformers
 
 PRUNING = {"pruning_decay": 0.6, "pruning_penalty": 5.0, "local_steps": 8, "lora_alpha": 4.0}
 RULES = ("fedavg", "raflora", "zero_pad", "hetlora", "rbla", "ffa", "flora", "fedex")

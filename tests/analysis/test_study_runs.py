@@ -12,7 +12,7 @@ from analysis.real import study_runs
 from analysis.real.study_runs import check_data, load_runs, missing_runs, run_study
 from fedlora_sim.errors import InputError
 from fedlora_sim.storage import load_dataset, save_dataset
-from fedlora_sim.tasks.examples import Examples
+from fedlora_sim.tasks.task import Examples
 
 BY_WRITER = {"mild": {"split": "iid"}, "last": {"split": "by_writer"}}
 

@@ -18,7 +18,7 @@ import torch
 import fedlora_cli.study as command
 from analysis.real import study_runs
 from analysis.real.study_files import study_names
-from fedlora_sim.tasks.examples import Examples
+from fedlora_sim.tasks.task import Examples
 
 PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
 TOML = """

@@ -10,9 +10,8 @@ import torch
 from fedlora_cli import train
 from fedlora_sim.finetune import run
 from fedlora_sim.runtime import DTYPES
-from fedlora_sim.tasks.examples import Examples
-from fedlora_sim.tasks.task import Task
-from fedlora_sim.tasks.transformer import TinyTransformer
+from fedlora_sim.tasks.digits import TinyTransformer
+from fedlora_sim.tasks.task import Examples, Task
 
 TOML = """\
 ranks = "2x3,4x2,8x1"

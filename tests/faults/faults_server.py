@@ -27,9 +27,8 @@ from fedlora_cli.main import main
 from fedlora_sim.finetune import run
 from fedlora_sim.runtime import DTYPES
 from fedlora_sim.storage import digest
-from fedlora_sim.tasks.examples import Examples
-from fedlora_sim.tasks.task import Task
-from fedlora_sim.tasks.transformer import TinyTransformer
+from fedlora_sim.tasks.digits import TinyTransformer
+from fedlora_sim.tasks.task import Examples, Task
 from paper_figs import style
 
 

@@ -366,7 +366,7 @@ FAULTS = (
     ),
     Fault(
         "a sample too few or too many is taken from the wrong classes",
-        "fedlora_sim/tasks/subsets.py",
+        "fedlora_sim/tasks/task.py",
         "quota[np.argsort(-rest,",
         "quota[np.argsort(rest,",
         SUBSETS,
@@ -374,7 +374,7 @@ FAULTS = (
     ),
     Fault(
         "the loss of a completion is divided by the prompt's tokens too",
-        "fedlora_sim/tasks/objectives.py",
+        "fedlora_sim/tasks/task.py",
         "counted = shifted != IGNORED\n",
         "counted = shifted == shifted\n",
         ("tests/tasks/test_causal.py", "-k", "loss"),
@@ -382,7 +382,7 @@ FAULTS = (
     ),
     Fault(
         "the answer is the number after the first mark",
-        "fedlora_sim/tasks/generation.py",
+        "fedlora_sim/tasks/causal.py",
         '_, mark, end = text.rpartition("####")',
         '_, mark, end = text.partition("####")',
         ("tests/tasks/test_causal_generation.py", "-k", "final"),

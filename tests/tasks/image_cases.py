@@ -16,8 +16,8 @@ from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTForImageClassification
 
 from fedlora_sim.randomness import library_draws
-from fedlora_sim.tasks.options import TaskOptions
-from fedlora_sim.tasks.silence import silent_transformers
+from fedlora_sim.tasks.huggingface import silent_transformers
+from fedlora_sim.tasks.task import TaskOptions
 
 NAMES = tuple(f"digit {k}" for k in range(10))
 

@@ -12,21 +12,19 @@ from torch.func import functional_call
 
 from fedlora_sim.errors import InputError
 from fedlora_sim.randomness import stream
-from fedlora_sim.tasks import arithmetic
-from fedlora_sim.tasks.arithmetic import (
+from fedlora_sim.tasks import causal
+from fedlora_sim.tasks.causal import (
     CHARACTERS,
     END,
     _parts,
     _pretrained,
     _untrained,
+    continue_greedily,
     equations,
     load_arithmetic_task,
 )
-from fedlora_sim.tasks.generation import continue_greedily
-from fedlora_sim.tasks.objectives import IGNORED
-from fedlora_sim.tasks.options import TaskOptions
 from fedlora_sim.tasks.prefix import cache_prefix
-from fedlora_sim.tasks.task import logits_of
+from fedlora_sim.tasks.task import IGNORED, TaskOptions, logits_of
 from fedlora_sim.tolerances import relative
 
 OPTIONS = TaskOptions(task="arithmetic")
@@ -36,7 +34,7 @@ OPTIONS = TaskOptions(task="arithmetic")
 def quick(monkeypatch):
     """Pretraining of two steps."""
     pretrain = _pretrained.__wrapped__
-    monkeypatch.setattr(arithmetic, "_pretrained", lambda seed: pretrain(seed, steps=2))
+    monkeypatch.setattr(causal, "_pretrained", lambda seed: pretrain(seed, steps=2))
 
 
 def accuracy(task, part, weights=None) -> float:

@@ -10,11 +10,8 @@ from causal_cases import causal_folder, causal_model, sums, write_lines
 
 from fedlora_sim.errors import InputError
 from fedlora_sim.tasks.causal import _common, load_causal_task
-from fedlora_sim.tasks.examples import MASK
-from fedlora_sim.tasks.objectives import IGNORED
-from fedlora_sim.tasks.options import TaskOptions
 from fedlora_sim.tasks.prefix import cache_prefix
-from fedlora_sim.tasks.task import logits_of
+from fedlora_sim.tasks.task import IGNORED, MASK, TaskOptions, logits_of
 from fedlora_sim.tolerances import relative
 
 

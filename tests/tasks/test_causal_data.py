@@ -8,7 +8,7 @@ import pytest
 from causal_cases import sums, write_lines
 
 from fedlora_sim.errors import InputError
-from fedlora_sim.tasks.causal_data import Question, load_questions, numbered, read_questions
+from fedlora_sim.tasks.causal import Question, load_questions, numbered, read_questions
 
 PLAIN = {"question": "2+3?", "answer": "#### 5"}
 

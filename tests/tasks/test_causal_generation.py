@@ -10,15 +10,15 @@ from causal_cases import causal_model, causal_tokenizer
 from transformers import GenerationConfig
 
 from fedlora_sim.errors import InputError
-from fedlora_sim.tasks.causal import encode
-from fedlora_sim.tasks.causal_data import Question
-from fedlora_sim.tasks.generation import (
+from fedlora_sim.tasks.causal import (
+    Question,
     answer_accuracy,
     continue_greedily,
+    encode,
     final_answer,
     generate_answers,
 )
-from fedlora_sim.tasks.objectives import IGNORED, Completion
+from fedlora_sim.tasks.task import IGNORED, Completion
 
 END, LENGTH = 1, 8
 PROMPTS = ("Question: 2+3?\nAnswer:", "a", "Question: 1,200.5 - 7 = ?\nAnswer:", "bc #### ", "=9")

@@ -17,12 +17,12 @@ from fedlora_sim.randomness import stream
 from fedlora_sim.tasks import digits
 from fedlora_sim.tasks.digits import (
     DigitsTask,
+    TinyTransformer,
     _parts,
     load_adjusted_digits,
     load_digits_task,
 )
-from fedlora_sim.tasks.options import TaskOptions
-from fedlora_sim.tasks.transformer import TinyTransformer
+from fedlora_sim.tasks.task import TaskOptions
 
 
 def source_accuracy(task: DigitsTask) -> float:

@@ -21,8 +21,7 @@ from image_cases import (
     write_npz,
 )
 
-from fedlora_sim.tasks.image_data import load_image_data
-from fedlora_sim.tasks.images import Images
+from fedlora_sim.tasks.vision import Images, load_image_data
 
 
 def pixels(part: Images) -> np.ndarray:

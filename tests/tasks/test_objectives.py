@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from fedlora_sim.errors import InputError
-from fedlora_sim.tasks.examples import Examples
-from fedlora_sim.tasks.objectives import IGNORED, Completion
-from fedlora_sim.tasks.task import Task
+from fedlora_sim.tasks.task import IGNORED, Completion, Examples, Task
 
 
 def part(labels: list, classes: np.ndarray | None = None) -> Examples:

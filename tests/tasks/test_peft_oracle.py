@@ -15,10 +15,8 @@ from training_cases import RANKS, SCALING, causal_task, classification_task, coh
 from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
 from fedlora_sim.finetune.local import Stack, train_on_plan
 from fedlora_sim.randomness import library_draws
-from fedlora_sim.tasks.examples import Examples
-from fedlora_sim.tasks.objectives import IGNORED, Completion
-from fedlora_sim.tasks.task import Task, logits_of
-from fedlora_sim.tasks.transformer import TinyTransformer
+from fedlora_sim.tasks.digits import TinyTransformer
+from fedlora_sim.tasks.task import IGNORED, Completion, Examples, Task, logits_of
 from fedlora_sim.tolerances import relative
 
 RATES = (2e-3, 8e-3, 1e-3, 4e-3)

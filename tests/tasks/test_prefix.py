@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fedlora_sim.errors import InputError
 from fedlora_sim.randomness import library_draws
 from fedlora_sim.tasks import Examples, Task
+from fedlora_sim.tasks.digits import TinyTransformer
 from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.targets import resolve_targets, target_blocks, usual_targets
 from fedlora_sim.tasks.task import logits_of
-from fedlora_sim.tasks.transformer import TinyTransformer
 from fedlora_sim.tolerances import relative
 
 ARCHITECTURES = ["bert", "roberta", "distilbert", "gpt2", "llama"]

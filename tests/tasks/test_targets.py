@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedlora_sim.errors import InputError
 from fedlora_sim.finetune.stacked import add_deltas
+from fedlora_sim.tasks.digits import TinyTransformer
 from fedlora_sim.tasks.targets import (
     USUAL_TARGETS,
     is_linear,
@@ -19,7 +20,6 @@ from fedlora_sim.tasks.targets import (
     target_blocks,
     usual_targets,
 )
-from fedlora_sim.tasks.transformer import TinyTransformer
 
 
 def adapted_by_peft(model, names):

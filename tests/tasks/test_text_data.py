@@ -13,8 +13,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from fedlora_sim.errors import InputError
 from fedlora_sim.randomness import stream
-from fedlora_sim.tasks.subsets import stratified_sample
-from fedlora_sim.tasks.text_data import load_text
+from fedlora_sim.tasks.task import stratified_sample
+from fedlora_sim.tasks.text import load_text
 
 NAMES = ("World", "Sports", "Business")
 

@@ -10,7 +10,7 @@ import torch
 
 from fedlora_sim.errors import InputError
 from fedlora_sim.randomness import library_draws
-from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained
+from fedlora_sim.tasks.huggingface import from_pretrained, load_pretrained
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 

@@ -10,11 +10,10 @@ import torch
 from transformers import BertModel, MPNetModel, OPTModel, RobertaModel
 
 from fedlora_sim.errors import InputError
-from fedlora_sim.tasks.options import TaskOptions
+from fedlora_sim.tasks.huggingface import text_positions
 from fedlora_sim.tasks.prefix import cache_prefix
-from fedlora_sim.tasks.pretrained import text_positions
 from fedlora_sim.tasks.targets import USUAL_TARGETS
-from fedlora_sim.tasks.task import logits_of
+from fedlora_sim.tasks.task import TaskOptions, logits_of
 from fedlora_sim.tasks.text import load_text_task
 from fedlora_sim.tolerances import relative
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedlora_sim.tasks import tokens
-from fedlora_sim.tasks.tokens import cache_folder, tokenize
+from fedlora_sim.tasks import text as tasks_text
+from fedlora_sim.tasks.text import cache_folder, tokenize
 
 TEXTS = ("the cat sat", "a dog", "", "the team match goal fell rose on the road", "zebra")
 
@@ -19,11 +19,11 @@ def made(monkeypatch):
     """How many texts were tokenised, call by call."""
     calls: list[int] = []
 
-    def count(tokenizer, texts, max_length, make=tokens._make):
+    def count(tokenizer, texts, max_length, make=tasks_text._make):
         calls.append(len(texts))
         return make(tokenizer, texts, max_length)
 
-    monkeypatch.setattr(tokens, "_make", count)
+    monkeypatch.setattr(tasks_text, "_make", count)
     return calls
 
 
@@ -89,7 +89,7 @@ def test_nothing_of_a_write_that_failed_stays(tiny_tokenizer, monkeypatch, cache
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokens, "write_tensors", full)
+    monkeypatch.setattr(tasks_text, "write_tensors", full)
     found = tokenize(tiny_tokenizer(), TEXTS, 8)
     assert len(found["input_ids"]) == len(TEXTS)
     assert not kept(cache_folder)

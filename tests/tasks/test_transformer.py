@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedlora_sim.tasks.transformer import TinyTransformer, _patches
+from fedlora_sim.tasks.digits import TinyTransformer, _patches
 
 
 def build(seed: int = 0, **options) -> TinyTransformer:

@@ -18,10 +18,14 @@ from image_cases import digit_images, write_cifar
 
 from fedlora_sim.errors import LINE, InputError
 from fedlora_sim.peft import AdapterFolder
-from fedlora_sim.tasks.hub import load_hub_parts
-from fedlora_sim.tasks.image_data import load_image_data
-from fedlora_sim.tasks.pretrained import from_pretrained, load_pretrained
-from fedlora_sim.tasks.untrusted import FORBID, tensors_only
+from fedlora_sim.tasks.huggingface import (
+    FORBID,
+    from_pretrained,
+    load_hub_parts,
+    load_pretrained,
+    tensors_only,
+)
+from fedlora_sim.tasks.vision import load_image_data
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 

@@ -23,8 +23,7 @@ from torch import nn
 from fedlora_sim.tasks import vision
 from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.task import logits_of
-from fedlora_sim.tasks.vision import load_vision_task, prepare_images
-from fedlora_sim.tasks.vision_models import VisionModel
+from fedlora_sim.tasks.vision import VisionModel, load_vision_task, prepare_images
 from fedlora_sim.tolerances import relative
 
 TARGETS = tuple(f"vit.layers.{i}.attention.{name}" for i in (0, 1) for name in ("q_proj", "v_proj"))

@@ -18,10 +18,9 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from fedlora_sim.tasks.silence import silent_transformers
+from fedlora_sim.tasks.huggingface import silent_transformers
 from fedlora_sim.tasks.task import logits_of
-from fedlora_sim.tasks.vision import load_vision_task
-from fedlora_sim.tasks.vision_models import load_vision_model
+from fedlora_sim.tasks.vision import load_vision_model, load_vision_task
 
 MakeModel = Callable[..., str]
 

@@ -12,10 +12,8 @@ from fedlora_sim.finetune.exchange import initial_heads
 from fedlora_sim.finetune.local import Stack
 from fedlora_sim.finetune.stacked import find_linear
 from fedlora_sim.randomness import stream
-from fedlora_sim.tasks.examples import MASK, Examples
-from fedlora_sim.tasks.objectives import IGNORED, Completion
 from fedlora_sim.tasks.targets import linear_shape, resolve_targets
-from fedlora_sim.tasks.task import Task
+from fedlora_sim.tasks.task import IGNORED, MASK, Completion, Examples, Task
 
 RANKS = (3, 1, 4, 2)
 SCALING = (0.5, 2.0, 1.0, 1 / 3)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fedlora_sim.tasks.examples import Examples
-from fedlora_sim.tasks.task import Task
+from fedlora_sim.tasks.task import Examples, Task
 
 WIDTH, CLASSES = 6, 3
 

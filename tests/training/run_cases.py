@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from fedlora_sim import Scenario
-from fedlora_sim.tasks.digits import DigitsTask
-from fedlora_sim.tasks.examples import Examples
-from fedlora_sim.tasks.transformer import TinyTransformer
+from fedlora_sim.tasks.digits import DigitsTask, TinyTransformer
+from fedlora_sim.tasks.task import Examples
 
 TARGETS = ("blocks.0.attention.q_proj", "blocks.0.attention.v_proj", "blocks.0.fc1", "blocks.0.fc2")
 TINY = Scenario(

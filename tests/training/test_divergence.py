@@ -11,7 +11,7 @@ import torch
 from fedlora_sim.finetune import slora
 from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
 from fedlora_sim.finetune.local import Stack, find_divergence, train_on_plan
-from fedlora_sim.tasks.examples import Examples
+from fedlora_sim.tasks.task import Examples
 from fedlora_sim.tolerances import relative
 
 RANKS = [3, 1, 4, 2, 4]

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from fedlora_sim.finetune.model_checks import check_equivalence, check_isolation
 from fedlora_sim.randomness import library_draws
-from fedlora_sim.tasks.examples import MASK, Examples
-from fedlora_sim.tasks.task import Task
+from fedlora_sim.tasks.task import MASK, Examples, Task
 
 LENGTH, WORDS = 6, 9
 

@@ -11,7 +11,7 @@ from fedlora_sim.finetune.run import FederatedRun
 from fedlora_sim.metrics import energy_ratio
 from fedlora_sim.reference.training import training_reference
 from fedlora_sim.rules import get_rule
-from fedlora_sim.tasks.examples import Examples
+from fedlora_sim.tasks.task import Examples
 from fedlora_sim.tolerances import relative
 
 SMALL = Scenario(

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedlora_sim.finetune.model_checks import check_isolation
-from fedlora_sim.tasks.examples import Examples
-from fedlora_sim.tasks.task import Task
+from fedlora_sim.tasks.task import Examples, Task
 
 
 class BatchAttention(nn.Module):

@@ -21,7 +21,7 @@ from fedlora_sim.finetune.local import (
     train_on_plan,
 )
 from fedlora_sim.finetune.stacked import attach
-from fedlora_sim.tasks.transformer import TinyTransformer
+from fedlora_sim.tasks.digits import TinyTransformer
 from fedlora_sim.tolerances import relative
 
 RANKS = [3, 1, 4, 2, 4]

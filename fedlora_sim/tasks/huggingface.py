@@ -1,9 +1,14 @@
-"""Pretrained models of transformers, frozen; what a checkpoint lacks is drawn by a seed."""
+"""Models and tokenizers of Hugging Face: loaded from local files, safely, without progress bars."""
 
 from __future__ import annotations
 
 import importlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,8 +17,82 @@ from torch import nn
 
 from fedlora_sim.errors import expected
 from fedlora_sim.randomness import library_draws, stream
-from fedlora_sim.tasks.silence import silent_transformers
-from fedlora_sim.tasks.untrusted import reason_of, tensors_only
+
+# Hugging Face's libraries without progress bars and reports: a task loads, or raises
+
+
+@contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Transformers and the hub's client log errors only, then what they logged before."""
+    from transformers.utils import logging as library
+
+    bars = library.is_progress_bar_enabled()
+    library.disable_progress_bar()
+    try:
+        with _errors_only("transformers", "huggingface_hub"):
+            yield
+    finally:
+        if bars:
+            library.enable_progress_bar()
+
+
+@contextmanager
+def silent_datasets() -> Iterator[None]:
+    """Datasets and the hub's client log errors only, then what they logged before."""
+    import datasets
+
+    bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with _errors_only("datasets", "huggingface_hub"):
+            yield
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _errors_only(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+# Files of models and data that strangers wrote: read as data, whatever they ask for.
+#
+# Libraries are called with `trust_remote_code=False`, and every `torch.load` within them is held
+# to tensors, also one that says `weights_only=False`.
+
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+FORBID = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""Of `torch.load`; the first wins over what its caller asks for, and refuses beside the second."""
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Let `torch.load` build tensors and plain values only, whoever calls it within the block."""
+    before = {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
+    os.environ[FORCE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FORCE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of a library's message, or the type of an error that has none."""
+    first = " ".join(str(error).strip().partition("\n")[0].split())
+    return first or type(error).__name__
+
+
+# Pretrained models of transformers, frozen; what a checkpoint lacks is drawn by a seed
 
 INSTALL = "pip install 'fedlora-sim[lora]'"
 
@@ -127,3 +206,42 @@ def _transformers(model: str) -> ModuleType:
         return importlib.import_module("transformers")
     except ModuleNotFoundError:
         raise expected("model", model, f"transformers to load it with: {INSTALL}") from None
+
+
+# Data sets of Hugging Face: of the hub, or in a folder
+
+SAVED = ("dataset_dict.json", "state.json")
+"""Files of a folder that `save_to_disk` wrote."""
+
+
+def load_hub_parts(argument: str, name: str, otherwise: str) -> dict[str, Any]:
+    """The parts of a data set by name; `train` alone where it has none.
+
+    Args:
+        argument: what the caller calls the name.
+        name: hub name, as `cifar100` or `organisation/name`, or a folder.
+        otherwise: what else the name could have been, for the message.
+
+    Returns:
+        A `datasets.Dataset` per part.
+
+    Raises:
+        InputError: if the package datasets is not installed, or the data cannot be had.
+    """
+    try:
+        datasets = importlib.import_module("datasets")
+    except ModuleNotFoundError:
+        needed = "or, by the package datasets (pip install datasets), one of Hugging Face"
+        raise expected(argument, name, f"{otherwise}, {needed}") from None
+    saved = any((Path(name) / file).is_file() for file in SAVED)
+    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    with silent_datasets():
+        try:
+            if saved:
+                loaded = datasets.load_from_disk(name)
+            else:  # None would ask on the terminal, where datasets still knows scripts
+                loaded = datasets.load_dataset(name, trust_remote_code=False)
+        except failures as error:
+            wanted = f"{otherwise}, or a data set of Hugging Face ({reason_of(error)})"
+            raise expected(argument, name, wanted) from error
+    return dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
