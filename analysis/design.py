@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.closed_form.communication import Communication
-from analysis.closed_form.rules import RULES
+from analysis.closed_form.setting import RULES
 from analysis.cohorts.law import Array
 from analysis.outcomes import Outcome, outcomes
 from analysis.predict import NO_FACTOR, check_start

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis import closed_form
-from analysis.closed_form.rules import rule_form
+from analysis.closed_form.setting import rule_form
 from analysis.cohorts.law import Array
 from analysis.collapse.verdict import Collapse, by_partition, together
 from analysis.inference.measurement import Measurement

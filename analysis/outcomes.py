@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from analysis import closed_form
-from analysis.closed_form.rules import rule_form
+from analysis.closed_form.setting import rule_form
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import MOST_ROUNDS, check_count, check_finite, check_sequence, expected
 from fedlora_sim.federation import Federation

@@ -15,8 +15,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 
 from analysis import closed_form
-from analysis.closed_form.inputs import federation_of, is_full
-from analysis.closed_form.rules import RULES, rule_form
+from analysis.closed_form.setting import RULES, federation_of, is_full, rule_form
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import (
     MOST_ROUNDS,

@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from analysis.closed_form.rules import RULES
+from analysis.closed_form.setting import RULES
 from analysis.design import LEVELS, Design
 from analysis.design import design as find_designs
 from analysis.predict import rule_label

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.closed_form.inputs import Ranks, Samples, federation_of
-from analysis.closed_form.rules import rule_form
+from analysis.closed_form.setting import Ranks, Samples, federation_of, rule_form
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import check_choice, check_positive_int
 from fedlora_sim.federation import ALLOCATIONS, Federation

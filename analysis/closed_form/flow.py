@@ -11,30 +11,206 @@ return the mean. All of this is our derivation.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.closed_form.flow_rounds import (
-    Step,
-    hetlora_path,
-    hetlora_rest,
-    path,
-    ratio,
-    reciprocal_step,
-    rest,
-    slope,
-)
-from analysis.closed_form.inputs import Ranks, Samples, per_direction
-from analysis.closed_form.setting import Setting, setting_of
-from analysis.closed_form.targets import (
+from analysis.closed_form.nonlinear_rules import norm_weights
+from analysis.closed_form.setting import (
+    Ranks,
+    Samples,
+    Setting,
     client_targets,
+    each_direction,
     full_weights,
+    local_map,
+    missing_share,
     need_equal,
     need_full,
+    reciprocal_map,
+    setting_of,
     shared_targets,
 )
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import MOST_ROUNDS, check_count, check_finite, expected
+from fedlora_sim.tolerances import relative
+
+# One round of the flow, in the coordinates in which it is simple, and its fixed points
+
+_HALVINGS = 200
+_MOST_ROUNDS = 100_000
+
+
+@dataclass(frozen=True)
+class Step:
+    """An affine recursion `y' = slope y + shift` per direction; arrays of shape (r_max,).
+
+    Args:
+        slope: factor per round.
+        shift: what is added.
+        margin: `1 - slope`, from terms that do not cancel.
+        limit: fixed point where slope and shift say nothing (1 and 0).
+    """
+
+    slope: Array
+    shift: Array
+    margin: Array
+    limit: Array | None = None
+
+    def path(self, start: Array, rounds: int) -> Array:
+        """Values for t = 0..rounds, (rounds + 1, r_max); what overflows is `inf`."""
+        values = np.empty((rounds + 1, start.size))
+        values[0] = start
+        with np.errstate(over="ignore"):
+            for t in range(rounds):
+                values[t + 1] = self.slope * values[t] + self.shift
+        return values
+
+    def floor(self) -> Array:
+        """The fixed point of a contraction."""
+        rest = np.zeros_like(self.shift) if self.limit is None else self.limit.copy()
+        return np.divide(self.shift, self.margin, out=rest, where=self.margin > 0)
+
+
+def reciprocal_step(setting: Setting, target: Array, time: float) -> Step:
+    """The affine recursion of `E[1/x]` given a contributor, for equal targets (r_max,)."""
+    decay, pull = reciprocal_map(target, time)
+    if setting.form.normaliser == "contributors":
+        trained = 1 - setting.empty if setting.carries else np.ones_like(target)
+        with np.errstate(over="ignore"):
+            margin = trained * -np.expm1(-2 * target * time)
+        return Step(1 - trained + trained * decay, trained * pull, margin)
+    inverse = _mean_inverse(setting)
+    with np.errstate(over="ignore"):
+        margin = -np.expm1(np.log(inverse) - 2 * target * time)
+        return Step(inverse * decay, inverse * pull, margin)
+
+
+def _mean_inverse(setting: Setting) -> Array:
+    """`E[1/omega | omega > 0]`, (r_max,)."""
+    if setting.form.power == 1:
+        return setting.moments.inverse
+
+    def inverse_square(share: Array) -> Array:
+        some = share > 0
+        return np.where(some, 1 / np.where(some, share, 1.0) ** 2, 0.0)
+
+    return setting.expect(inverse_square) / (1 - setting.empty)
+
+
+def ratio(setting: Setting, targets: Array, time: float, amplitude: Array) -> Array:
+    """`x'/x` under full participation with targets (K, r_max); falls as x grows."""
+    decay, pull = reciprocal_map(targets, time)
+    weights, power = full_weights(setting), setting.form.power
+    # both coefficients may be infinite, and what nobody carries counts for nothing
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        growth = 1 / (decay + np.where(amplitude > 0, pull * amplitude, 0.0))
+        mean = np.where(weights > 0, weights * growth ** (1 / power), 0.0).sum(axis=0)
+        return np.asarray(mean**power, dtype=np.float64)
+
+
+def path(setting: Setting, targets: Array, time: float, start: Array, rounds: int) -> Array:
+    """Amplitudes for t = 0..rounds under full participation with targets (K, r_max)."""
+    values = np.empty((rounds + 1, start.size))
+    values[0] = start
+    weights, power = full_weights(setting), setting.form.power
+    for t in range(rounds):
+        trained = local_map(values[t], targets, time)
+        values[t + 1] = (weights * trained ** (1 / power)).sum(axis=0) ** power
+    return values
+
+
+def excess(setting: Setting, targets: Array, time: float, amplitude: Array) -> Array:
+    """Return `(x'/x)**(1/power) - 1` of `ratio`, without the cancellation of close numbers."""
+    decay, pull = reciprocal_map(targets, time)
+    weights = full_weights(setting)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        gain = pull * (targets - amplitude) / (decay + pull * amplitude)
+        # a client whose target is far below 0 returns nothing
+        gain = np.where(np.isfinite(decay), gain, -1.0)
+        if setting.form.power == 2:
+            gain = np.where(np.isinf(gain), gain, gain / (np.sqrt(1 + gain) + 1))
+        return np.where(weights > 0, weights * gain, 0.0).sum(axis=0) - missing_share(setting)
+
+
+def rest(setting: Setting, targets: Array, time: float) -> Array:
+    """Return the positive fixed point of `path`, 0 where there is none; at time 0 its limit."""
+    if time == 0:
+        mean = (full_weights(setting) * targets).sum(axis=0)
+        return np.where(missing_share(setting) == 0, np.maximum(mean, 0.0), 0.0)
+    grows = excess(setting, targets, time, np.zeros(setting.r_max)) > 0
+    # nobody moves beyond the largest target
+    low = np.zeros(setting.r_max)
+    high = np.where(full_weights(setting) > 0, targets, -np.inf).max(axis=0)
+    high = np.where(grows, high, 0.0)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        above = excess(setting, targets, time, middle) >= 0
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.where(grows, (low + high) / 2, 0.0)
+
+
+def slope(setting: Setting, targets: Array, time: float, amplitude: Array) -> Array:
+    """Derivative of a round under full participation at amplitudes (r_max,)."""
+    decay, pull = reciprocal_map(targets, time)
+    power, weights = setting.form.power, full_weights(setting)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        # f/x = 1/(e + k x), and x f'/f = e/(e + k x)
+        held = decay / (decay + pull * amplitude)
+        root = (1 / (decay + pull * amplitude)) ** (1 / power)
+    held = np.where(np.isfinite(decay), held, 1.0)
+    root = np.where(np.isfinite(root), root, 0.0)
+    mean = (weights * root).sum(axis=0)
+    result = (weights * root * held).sum(axis=0) * mean ** (power - 1)
+    return np.asarray(result, dtype=np.float64)
+
+
+def hetlora_path(setting: Setting, targets: Array, time: float, start: Array, rounds: int) -> Array:
+    """HetLoRA under full participation: weights are the norms of what the clients return."""
+    values = np.empty((rounds + 1, start.size))
+    values[0] = start
+    for t in range(rounds):
+        values[t + 1] = _hetlora_round(setting, targets, time, values[t])[0]
+    return values
+
+
+def hetlora_rest(setting: Setting, targets: Array, time: float) -> Array:
+    """Where `hetlora_path` settles from the targets; 0 where its last weights let x fall."""
+    members = setting.federation.members
+    x = np.where(members, np.maximum(targets, 0.0), 0.0).max(axis=0)
+    enough = 8 * np.finfo(np.float64).eps * x.max()  # a round's own roundings
+    for _ in range(_MOST_ROUNDS):
+        new, shares = _hetlora_round(setting, targets, time, x)
+        if np.abs(new - x).max() <= enough:
+            decay = reciprocal_map(targets, time)[0]
+            with np.errstate(divide="ignore"):
+                own = shares[:, None] / np.sqrt(decay)
+                growth = np.where(members, own, 0.0).sum(axis=0)
+            return np.where(growth > 1 - relative("reduction"), new, 0.0)
+        x = new
+    raise expected(
+        "local_time", time, f"another: hetlora does not settle within {_MOST_ROUNDS} rounds there"
+    )
+
+
+def _hetlora_round(setting: Setting, targets: Array, time: float, x: Array) -> tuple[Array, Array]:
+    """The next amplitudes (r_max,) and the clients' weights (K,)."""
+    trained = local_map(x, targets, time) * setting.federation.members
+    shares = norm_weights(trained)
+    return (shares[:, None] * np.sqrt(trained)).sum(axis=0) ** 2, shares
+
+
+# Training itself, as a flow: local gradient descent restores what averaging dilutes.
+#
+# Clients follow `flow_map` towards their targets for local time T, and a round is `x' = omega
+# f(x)`, omega = W (fedavg), W**2 (zero_pad) or 1 (raflora, rbla). In `y = 1/x` it is affine: `y'
+# = (y/G + (G - 1)/(M G)) / omega`. So with equal targets the mean of 1/x over cohorts is known
+# for every t, given that somebody carried the direction in every round; the functions return the
+# harmonic-mean amplitude `1/E[1/x]`. Clients with targets of their own need full participation.
+# ffa trains B alone, with A of unit length: `f(x) = M + (x - M) exp(-T)`, linear, and the
+# functions return the mean. All of this is our derivation.
 
 
 def flow_trajectory(
@@ -81,7 +257,7 @@ def flow_trajectory(
     )
     count = check_count("rounds", rounds, MOST_ROUNDS)
     time = check_finite("local_time", local_time, minimum=0.0)
-    start = per_direction("initial_amplitude", initial_amplitude, setting.r_max, minimum=0.0)
+    start = each_direction("initial_amplitude", initial_amplitude, setting.r_max, minimum=0.0)
     _refuse_other_factors(setting)
     targets = client_targets(setting, target)
     if setting.form.norm_weighted:
@@ -243,3 +419,94 @@ def _refuse_other_factors(setting: Setting) -> None:
         raise expected(
             "rule", setting.form.name, f"a rule whose clients train all there is ({reason})"
         )
+
+
+# The local time at which training just makes up for what averaging dilutes
+
+_THRESHOLD_HALVINGS = 200
+
+
+def collapse_threshold(
+    rule: str,
+    ranks: Ranks,
+    target: ArrayLike,
+    *,
+    cohort_size: int | None = None,
+    num_samples: Samples = None,
+    sampling: str | None = None,
+    allocation: str = "svd",
+    empty_partition: str = "carry",
+) -> Array:
+    """Local time T* below which a direction collapses: `omega G = 1`, `T* = ln(1/omega) / (2 M)`.
+
+    Random cohorts: for a typical run that survives, `E[log omega | omega > 0] + 2 M T = 0`. Unequal
+    targets: `sum_{C} w_k exp(2 M_k T) = 1`; in factor space `sum_{C} w_k exp(M_k T) = 1`. hetlora:
+    uniform weights, its limit when the directions above have collapsed.
+
+    Args:
+        rule: any of `RULES`.
+        ranks: client ranks.
+        target: M, a scalar, (r_max,), or per client (K,) or (K, r_max).
+        cohort_size: clients per round; all when None.
+        num_samples: samples per client; equal when None.
+        sampling: cohort law, see `Federation`.
+        allocation: which directions clients carry, `svd` or `random`.
+        empty_partition: what raflora and rbla do without a contributor.
+
+    Returns:
+        Local times, shape (r_max,). 0 where nothing is diluted; also for ffa and flora, which any
+        training pulls towards the target, and for fedex, whose base keeps what it has. `inf` where
+        no local time helps: no target above 0 (but fedex).
+
+    Raises:
+        ValueError: on a bad argument; on unequal targets without full participation, or under
+            hetlora.
+    """
+    setting = setting_of(
+        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
+    )
+    targets = client_targets(setting, target)
+    equal = shared_targets(setting, targets)
+    if setting.form.space == "residual":
+        return np.zeros(setting.r_max)
+    if equal is None:
+        need_equal(setting, target)
+        need_full(setting, "targets differ")
+    if setting.form.space == "base" or setting.form.name == "ffa":
+        pull = equal if equal is not None else (full_weights(setting) * targets).sum(axis=0)
+        return np.where(pull > 0, 0.0, np.inf)
+    if equal is None:
+        return _unequal_threshold(setting, targets)
+    dilution = np.zeros(setting.r_max)
+    if setting.form.normaliser == "cohort":
+        dilution = -setting.form.power * setting.moments.log_mean + 0.0
+    never = np.full(setting.r_max, np.inf)
+    with np.errstate(over="ignore"):
+        return np.divide(dilution, 2 * equal, out=never, where=equal > 0)
+
+
+def _unequal_threshold(setting: Setting, targets: Array) -> Array:
+    """Return the time at which the carriers' growth makes up for the weight that is missing.
+
+    `sum w_k (exp(s M_k T) - 1)` is convex in T and 0 at T = 0; it has to exceed the share of the
+    clients that do not carry the direction.
+    """
+    weights, missing = full_weights(setting), missing_share(setting)
+    scale = 2.0 / setting.form.power
+    rising = (weights > 0) & (targets > 0)
+    longest = np.finfo(np.float64).max
+    alone = np.full_like(weights, longest)  # the time at which one client carries it all
+    needed = -np.log(np.where(rising, weights, 1.0)) / scale
+    low = np.zeros(setting.r_max)
+    with np.errstate(over="ignore"):
+        np.divide(needed, targets, out=alone, where=rising)
+        high = np.minimum(alone, longest).min(axis=0)
+        for _ in range(_THRESHOLD_HALVINGS):
+            middle = low + (high - low) / 2
+            growth = np.expm1(scale * (targets * middle))
+            below = (weights * growth).sum(axis=0) <= missing
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+    pull = np.array([math.fsum(column) for column in (weights * targets).T])
+    undiluted = (missing == 0) & (pull >= 0)
+    never = ~rising.any(axis=0) | (high == longest)
+    return np.where(undiluted & rising.any(axis=0), 0.0, np.where(never, np.inf, low))

@@ -18,13 +18,71 @@ of this is our derivation.
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import eigh_tridiagonal
 
-from analysis.closed_form.quadrature import gamma_rule, normal_rule
 from analysis.closed_form.round_map import Clients, multiplier_moments, without_nan
 from analysis.closed_form.setting import Setting
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import check_choice, expected
 from fedlora_sim.federation import HETEROGENEITY
+
+# Gauss quadrature over normal and gamma laws: exact for polynomials, at any order
+
+
+def normal_rule(order: int) -> tuple[Array, Array]:
+    """Nodes and weights of the standard normal law, exact to degree `2 * order - 1`."""
+    return gauss_rule(np.zeros(order), np.sqrt(np.arange(1.0, order)))
+
+
+def gamma_rule(order: int, shape: float) -> tuple[Array, Array]:
+    """Nodes and weights of the gamma law of scale 1, exact to degree `2 * order - 1`."""
+    k = np.arange(1.0, order)
+    return gauss_rule(2 * np.arange(float(order)) + shape, np.sqrt(k * (k + shape - 1)))
+
+
+def gauss_rule(diagonal: Array, beside: Array) -> tuple[Array, Array]:
+    """Nodes and weights of a probability law from the recurrence of its orthonormal polynomials.
+
+    Nodes are the eigenvalues of the Jacobi matrix. A weight is `1 / sum_k p_k(node)**2`, a sum of
+    positive terms, taken with a running scale: tail weights keep their digits until they underflow.
+
+    Args:
+        diagonal: coefficients a_k, (order,).
+        beside: coefficients b_k between k - 1 and k, (order - 1,).
+
+    Returns:
+        Nodes and weights, which sum to 1; nodes of weight 0 are left out.
+    """
+    nodes = np.asarray(eigh_tridiagonal(diagonal, beside, eigvals_only=True), dtype=np.float64)
+    before, here = np.zeros_like(nodes), np.ones_like(nodes)
+    total, scale = np.ones_like(nodes), np.zeros_like(nodes)
+    for k in range(1, nodes.size):
+        earlier = beside[k - 2] if k > 1 else 0.0
+        after = ((nodes - diagonal[k - 1]) * here - earlier * before) / beside[k - 1]
+        total = total + after**2
+        root = np.sqrt(total)
+        before, here, total = here / root, after / root, np.ones_like(nodes)
+        scale += np.log(root)
+    weights = np.exp(-2 * scale)
+    keep = weights > 0
+    return nodes[keep], weights[keep] / weights[keep].sum()
+
+
+# Persistent heterogeneity: gains and drifts are drawn once per client and stay.
+#
+# Rounds are then not independent, but given the gains they are: the pair of moments follows an
+# affine map, and the closed forms are means of its iterates over normal gains `a_k` (mean g,
+# deviation nu) and drifts `b_k` (mean c, deviation tau).
+#
+# - Full participation, any weights: `x_{t+1} = A x_t + D` with one normal pair (A, D) for the whole
+#   run, so `E[x_t^2]` is a sum of moments of A up to order 2 t.
+# - Random cohorts of clients with equal samples: contributors' weights are exchangeable, so gains
+#   enter through their mean (normal) and their sum of squares about it (chi-square). `E[x_t^2]` is a
+#   polynomial in both, which Gauss-Hermite and generalised Gauss-Laguerre quadrature sum exactly.
+#
+# Normal gains have no bound: for nu > 0 the runs with `|A| > 1` make the mean energy grow without
+# limit and ever faster, however small nu is. So there is no rate and no finite floor in the mean.
+# All of this is our derivation.
 
 _MOST_ROUNDS = 500  # the work grows with the third power of the rounds
 

@@ -14,8 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.closed_form.inputs import per_direction
-from analysis.closed_form.setting import Setting
+from analysis.closed_form.setting import Setting, each_direction
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import expected
 
@@ -112,7 +111,7 @@ def clients_of(
     """
     spreads = {"gain_std": gain_std, "drift_std": drift_std}
     checked = {
-        name: per_direction(name, value, setting.r_max, minimum=0.0)
+        name: each_direction(name, value, setting.r_max, minimum=0.0)
         for name, value in spreads.items()
     }
     if not setting.form.takes_spread:
@@ -122,9 +121,9 @@ def clients_of(
                     name, spreads[name], f"0 for a rule that averages factors ({NO_SPREAD})"
                 )
     return Clients(
-        per_direction("gain_mean", gain_mean, setting.r_max),
+        each_direction("gain_mean", gain_mean, setting.r_max),
         checked["gain_std"],
-        per_direction("drift_mean", drift_mean, setting.r_max),
+        each_direction("drift_mean", drift_mean, setting.r_max),
         checked["drift_std"],
     )
 

@@ -2,20 +2,214 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from analysis.closed_form.inputs import Ranks, Samples, federation_of, is_full
-from analysis.closed_form.rules import RuleForm, rule_form
 from analysis.cohorts.clients import allocation_of
 from analysis.cohorts.law import Array, ShareLaw
 from analysis.cohorts.moments import WeightMoments, empty_probability, weight_moments
 from analysis.cohorts.shares import expect, per_direction, share_laws
-from fedlora_sim.errors import check_choice, expected
-from fedlora_sim.federation import EMPTY_PARTITION, Federation
+from fedlora_sim.errors import check_choice, check_numbers, expected
+from fedlora_sim.federation import EMPTY_PARTITION, Federation, check_num_samples, parse_ranks
+from fedlora_sim.tolerances import relative
+
+# Arguments that closed forms share: the federation, and values per direction
+
+Ranks = str | Sequence[int]
+Samples = Sequence[float] | None
+
+
+def federation_of(
+    ranks: Ranks, num_samples: Samples, cohort_size: int | None, sampling: str | None
+) -> Federation:
+    """The federation that the arguments of a closed form describe."""
+    clients = parse_ranks(ranks)
+    samples = None if num_samples is None else check_num_samples(num_samples, len(clients))
+    return Federation(clients, samples, cohort_size, sampling)
+
+
+def is_full(federation: Federation, allocation: str) -> bool:
+    """Whether every round is alike: everybody takes part, with the same directions."""
+    everybody = federation.cohort_size == federation.num_clients
+    repeated = federation.sampling in ("with_replacement", "size_weighted")
+    return everybody and not repeated and allocation == "svd"
+
+
+def each_direction(
+    argument: str, value: ArrayLike, r_max: int, minimum: float | None = None
+) -> Array:
+    """`value` as finite floats of at least `minimum`, broadcast to shape (r_max,).
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    bound = "" if minimum is None else f" of at least {minimum:g}"
+    expectation = f"finite numbers{bound}, a scalar or one per direction ({r_max})"
+    try:
+        array = np.broadcast_to(check_numbers(argument, value, expectation), (r_max,))
+    except ValueError:
+        raise expected(argument, value, expectation) from None
+    if not np.isfinite(array).all() or (minimum is not None and array.min() < minimum):
+        raise expected(argument, value, expectation)
+    return array
+
+
+# What each aggregation rule does to one direction: weights, space, policy and multiplier.
+#
+# fedavg, ffa x' = sum w (a x + b), weights over the cohort (`flexlora` is fedavg) raflora the
+# same, weights over the cohort's contributors zero_pad factors averaged, weights over the cohort:
+# both are diluted (`fedit`) rbla factors averaged, weights over the contributors hetlora factors
+# averaged, weights by the norm of the update: they depend on the state flora the base gains sum w
+# (a x + b - x) and keeps what it has fedex factors averaged, and what that misses of the exact
+# average goes into the base
+#
+# An amplitude sits half in A and half in B, so averaging factors dilutes it by W twice.
+#
+# Reference: Wu et al., arXiv 2602.13486, Sec. 3 and 5 (fedavg, raflora); zero_pad arXiv
+# 2305.05644, hetlora 2401.06432, rbla 2408.08699, flora 2409.05976, fedex 2410.09432, ffa
+# 2403.12313.
+
+Space = Literal["product", "factor", "base", "residual"]
+
+
+@dataclass(frozen=True)
+class RuleForm:
+    """A rule as the closed forms see it.
+
+    Args:
+        name: the rule.
+        normaliser: over whom weights are normalised, `cohort` or `contributors`.
+        space: what is averaged: `product`, `factor`, `base` (the increment, into the base) or
+            `residual` (factors, with the rest in the base).
+        has_policy: whether `empty_partition` says what happens without a contributor.
+        norm_weighted: whether weights are norms of updates.
+    """
+
+    name: str
+    normaliser: str = "cohort"
+    space: Space = "product"
+    has_policy: bool = False
+    norm_weighted: bool = False
+
+    @property
+    def policies(self) -> tuple[str, ...] | tuple[None]:
+        """Values of `empty_partition` that make a difference; None alone where none does."""
+        return ("zero", "carry") if self.has_policy else (None,)
+
+    @property
+    def power(self) -> int:
+        """How often a round multiplies an amplitude by the share W."""
+        return 2 if self.space == "factor" else 1
+
+    @property
+    def takes_spread(self) -> bool:
+        """Whether clients that differ leave the round a linear map: not in factor space."""
+        return self.space in ("product", "base")
+
+
+_FORMS = {
+    form.name: form
+    for form in (
+        RuleForm("fedavg"),
+        RuleForm("fedex", space="residual"),
+        RuleForm("ffa"),
+        RuleForm("flora", space="base"),
+        RuleForm("hetlora", space="factor", norm_weighted=True),
+        RuleForm("raflora", "contributors", has_policy=True),
+        RuleForm("rbla", "contributors", "factor", has_policy=True),
+        RuleForm("zero_pad", space="factor"),
+    )
+}
+
+RULES = tuple(_FORMS)
+"""Names of all rules that have closed forms."""
+
+ALIASES = {"flexlora": "fedavg", "fedit": "zero_pad"}
+
+
+def check_rule(rule: object) -> str:
+    """The rule's name, lower-cased and with aliases resolved.
+
+    Raises:
+        ValueError: on an unknown rule, with the closest name.
+    """
+    name = check_choice("rule", rule, (*RULES, *ALIASES))
+    return ALIASES.get(name, name)
+
+
+def rule_form(rule: object) -> RuleForm:
+    """What the closed forms need to know of a rule.
+
+    Raises:
+        ValueError: on an unknown rule, with the closest name.
+    """
+    return _FORMS[check_rule(rule)]
+
+
+def multiplier(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
+    """What a round leaves of an amplitude that all contributors return alike.
+
+    `W` for fedavg, ffa and fedex, `W**2` for zero_pad and hetlora (of the norm shares), 1 for
+    raflora and rbla wherever somebody contributes; for flora `W`, of the round's increment alone.
+
+    Args:
+        rule: any of `RULES`, or an alias.
+        coverage: share W of the contributors in the weights, in [0, 1] up to rounding, any shape.
+
+    Returns:
+        Multipliers, shape of `coverage`.
+
+    Raises:
+        ValueError: on an unknown rule, or a share outside [0, 1].
+
+    Reference:
+        Wu et al., arXiv 2602.13486, Sec. 4 and 5 (fedavg, raflora). Others: our derivation.
+    """
+    form, share = rule_form(rule), _shares(coverage)
+    if form.normaliser == "contributors":
+        return (share > 0).astype(np.float64)
+    return np.asarray(share**form.power, dtype=np.float64)
+
+
+def base_share(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
+    """The part of `multiplier` that goes into the frozen base, where no later round dilutes it.
+
+    All of it for flora, `W - W**2` for fedex, nothing for the others.
+
+    Args:
+        rule: any of `RULES`, or an alias.
+        coverage: share W of the contributors in the weights, in [0, 1] up to rounding, any shape.
+
+    Returns:
+        Shares, shape of `coverage`.
+
+    Raises:
+        ValueError: on an unknown rule, or a share outside [0, 1].
+
+    Reference:
+        Our derivation.
+    """
+    form, share = rule_form(rule), _shares(coverage)
+    if form.space == "base":
+        return share.copy()
+    return share * (1 - share) if form.space == "residual" else np.zeros_like(share)
+
+
+def _shares(coverage: ArrayLike) -> NDArray[np.float64]:
+    """Return checked shares; a sum of the caller's own may pass 0 or 1 by its rounding."""
+    share: NDArray[np.float64] = check_numbers("coverage", coverage, "numbers in [0, 1]")
+    rounding = relative("reduction")
+    if not ((share >= -rounding) & (share <= 1 + rounding)).all():
+        raise expected("coverage", coverage, "numbers in [0, 1]")
+    return np.clip(share, 0.0, 1.0)
+
+
+# A rule in a federation: the one place where closed forms ask for laws of cohorts
 
 
 @dataclass(frozen=True)
@@ -117,3 +311,151 @@ def _uniform(federation: Federation) -> Federation:
             f"full, without_replacement or bernoulli for rule='hetlora' ({reason})",
         )
     return Federation(federation.ranks, None, federation.cohort_size, federation.sampling)
+
+
+# Targets of the flow: the amplitude that each client would learn alone, and its local map
+
+
+def flow_map(amplitude: ArrayLike, target: ArrayLike, local_time: ArrayLike) -> Array:
+    """What gradient flow makes of an amplitude: `f(x) = M G x / (M + x (G - 1))`, `G = exp(2 M T)`.
+
+    The flow of `0.5 ||B A - M||_F**2` for time T from balanced factors, M sharing their basis with
+    amplitude M. `x / (1 + 2 T x)` at M = 0; 0 stays 0; all arguments broadcast.
+
+    Args:
+        amplitude: x, finite and not negative.
+        target: M, finite, of any sign.
+        local_time: T, finite and not negative.
+
+    Returns:
+        Amplitudes, in the unit of x.
+
+    Raises:
+        ValueError: on a negative or undefined amplitude or time.
+
+    Reference:
+        Our derivation (theory of LoRA's own training; the paper assumes a common gain).
+    """
+    x = _checked("amplitude", amplitude, minimum=0.0)
+    M, T = _checked("target", target), _checked("local_time", local_time, minimum=0.0)
+    try:
+        x, M, T = np.broadcast_arrays(x, M, T)
+    except ValueError:
+        shapes = f"{x.shape}, {M.shape} and {T.shape}"
+        raise expected("amplitude", amplitude, f"shapes that broadcast, not {shapes}") from None
+    return local_map(x, M, T)
+
+
+def local_map(x: Array, target: Array, local_time: Array | float) -> Array:
+    """`flow_map` of checked arguments."""
+    decay, pull = reciprocal_map(target, local_time)
+    some = x > 0
+    safe = np.where(some, x, 1.0)
+    # x / (e + k x), with e = 1/G and k = (1 - 1/G) / M: neither can overflow for M >= 0
+    with np.errstate(over="ignore"):
+        divisor = decay + pull * safe
+        grown = divisor == 0  # e and k x both below the smallest number: time enough to reach M
+        mapped = np.where(grown, target, safe / np.where(grown, 1.0, divisor))
+        return np.where(some, mapped, 0.0)
+
+
+def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Array]:
+    """Coefficients of `1/x -> e/x + k`: `e = exp(-2 M T)` and `k = (1 - e) / M`, 2 T at M = 0."""
+    with np.errstate(over="ignore"):
+        exponent = -2 * np.asarray(target, dtype=np.float64) * local_time
+        decay, drop = np.exp(exponent), -np.expm1(exponent)
+    flat = np.broadcast_to(np.asarray(2.0 * np.asarray(local_time)), exponent.shape).copy()
+    # a subnormal exponent has lost its digits, and the limit at M = 0 has not
+    curved = np.abs(exponent) >= np.finfo(np.float64).tiny
+    pull = np.divide(drop, target, out=flat, where=curved)
+    return decay, pull
+
+
+def client_targets(setting: Setting, target: ArrayLike) -> Array:
+    """Return the targets M_k of all clients, 0 where they do not carry, shape (K, r_max).
+
+    Args:
+        setting: the rule in its federation.
+        target: a scalar, (r_max,) for targets per direction, or (K,), (K, 1) or (K, r_max) for
+            targets per client. Where K = r_max, a plain list of unequal values is refused.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    K, r_max = setting.federation.num_clients, setting.r_max
+    shapes = f"a scalar, ({r_max},) per direction, or ({K},) or ({K}, {r_max}) per client"
+    values: Array = check_numbers("target", target, f"finite numbers: {shapes}")
+    if not np.isfinite(values).all():
+        raise expected("target", target, f"finite numbers: {shapes}")
+    if r_max == K and values.shape == (K,) and np.ptp(values) > 0:
+        raise expected("target", target, f"shape ({K}, 1) per client or (1, {K}) per direction")
+    if values.shape == (K,) and r_max != K:
+        values = values[:, None]
+    try:
+        own = np.broadcast_to(values, (K, r_max))
+    except ValueError:
+        raise expected("target", target, f"finite numbers: {shapes}") from None
+    # exp(2 M T) of a client that does not carry the direction may overflow: its weight is 0
+    return np.where(carriers(setting), own, 0.0)
+
+
+def shared_targets(setting: Setting, targets: Array) -> Array | None:
+    """Targets (r_max,) where all clients that carry a direction agree; None where they do not."""
+    first = np.empty(setting.r_max)
+    for i in range(setting.r_max):
+        own = targets[carriers(setting)[:, i], i]
+        if np.ptp(own) > 0:
+            return None
+        first[i] = own[0]
+    return first
+
+
+def carriers(setting: Setting) -> Array:
+    """Who may carry a direction, boolean (K, r_max)."""
+    members = setting.federation.members
+    return np.ones_like(members) if setting.allocation == "random" else members
+
+
+def full_weights(setting: Setting) -> Array:
+    """The rule's weights when everybody takes part, (K, r_max), zero where not carried."""
+    own = setting.federation.weights[:, None] * setting.federation.members
+    if setting.form.normaliser == "contributors":
+        return np.asarray(own / own.sum(axis=0), dtype=np.float64)
+    return np.asarray(own, dtype=np.float64)
+
+
+def missing_share(setting: Setting) -> Array:
+    """Return the weight share of the clients that do not carry a direction, (r_max,).
+
+    0 where the rule's weights are over the carriers alone.
+    """
+    if setting.form.normaliser == "contributors":
+        return np.zeros(setting.r_max)
+    return np.asarray(1 - setting.federation.coverage(setting.allocation), dtype=np.float64)
+
+
+def need_full(setting: Setting, reason: str) -> None:
+    """Refuse random cohorts where only rounds that are all alike have a closed form."""
+    if not setting.is_full:
+        raise expected(
+            "cohort_size",
+            setting.federation.cohort_size,
+            f"full participation and allocation='svd' ({reason}: no closed form)",
+        )
+
+
+def need_equal(setting: Setting, target: ArrayLike) -> None:
+    """Refuse unequal targets under hetlora, whose weights then have no uniform limit."""
+    if setting.form.norm_weighted:
+        reason = "norms that differ for good keep the weights from uniform: no closed form"
+        raise expected(
+            "target", target, f"targets that clients share for rule='hetlora' ({reason})"
+        )
+
+
+def _checked(argument: str, value: ArrayLike, minimum: float | None = None) -> Array:
+    bound = "" if minimum is None else f" of at least {minimum:g}"
+    array: Array = check_numbers(argument, value, f"finite numbers{bound}")
+    if not np.isfinite(array).all() or (minimum is not None and (array < minimum).any()):
+        raise expected(argument, value, f"finite numbers{bound}")
+    return array

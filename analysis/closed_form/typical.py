@@ -11,8 +11,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.closed_form.inputs import Ranks, Samples, per_direction
-from analysis.closed_form.setting import Setting, setting_of
+from analysis.closed_form.setting import Ranks, Samples, Setting, each_direction, setting_of
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import MOST_ROUNDS, check_count, check_numbers, expected
 from fedlora_sim.tolerances import relative
@@ -111,7 +110,7 @@ def typical_rate(
     setting = setting_of(
         rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
     )
-    g = per_direction("gain_mean", gain_mean, setting.r_max)
+    g = each_direction("gain_mean", gain_mean, setting.r_max)
     if setting.form.space == "residual":
         return _fedex_rate(setting, g)
     with np.errstate(divide="ignore"):  # no gain, nothing left: exp(-inf) = 0
@@ -157,7 +156,7 @@ def log_energy_std(
     setting = setting_of(
         rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
     )
-    g = per_direction("gain_mean", gain_mean, setting.r_max)
+    g = each_direction("gain_mean", gain_mean, setting.r_max)
     times = np.arange(check_count("rounds", rounds, MOST_ROUNDS) + 1)[:, None]
     if setting.form.space == "residual":
         if not setting.is_full:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from analysis import closed_form
 from analysis.claims.predicted import client_arguments, federation_arguments
-from analysis.closed_form.rules import RULES, rule_form
+from analysis.closed_form.setting import RULES, rule_form
 from analysis.cohorts.law import Array
 from analysis.collapse.gauge import Numbers, measure
 from analysis.collapse.scenarios import Standard

@@ -13,7 +13,7 @@ from cohort_cases import cohorts
 from scipy.special import roots_hermitenorm
 
 from analysis import closed_form
-from analysis.closed_form.quadrature import gamma_rule, normal_rule
+from analysis.closed_form.persistent import gamma_rule, normal_rule
 from fedlora_sim.federation import SAMPLINGS, Federation
 from fedlora_sim.tolerances import relative
 

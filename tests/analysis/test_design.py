@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis import closed_form
-from analysis.closed_form.rules import RULES
+from analysis.closed_form.setting import RULES
 from analysis.design import Design, configurations, design
 from analysis.outcomes import outcomes
 from fedlora_sim.tolerances import relative

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from analysis import closed_form
-from analysis.closed_form.rules import RULES
+from analysis.closed_form.setting import RULES
 from analysis.predict import (
     HARMONIC,
     LATE,

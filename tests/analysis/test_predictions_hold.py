@@ -15,7 +15,7 @@ import pytest
 from hypothesis_profiles import examples
 
 from analysis import closed_form
-from analysis.closed_form.rules import RULES, rule_form
+from analysis.closed_form.setting import RULES, rule_form
 from analysis.design import Design, design
 from analysis.predict import Case, predict
 from fedlora_sim import Scenario

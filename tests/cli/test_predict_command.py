@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.closed_form.rules import RULES
+from analysis.closed_form.setting import RULES
 from analysis.predict import Case, predict
 from analysis.prediction_record import to_record
 from fedlora_sim.storage import MARKER

@@ -20,7 +20,7 @@ from collapse_cases import (
     Turning,
 )
 
-from analysis.closed_form.rules import RULES
+from analysis.closed_form.setting import RULES
 from analysis.collapse import SCENARIOS, Collapse, CollapseReport, collapse_report
 from analysis.collapse.outcome import Agreement
 from analysis.collapse.predict import predict

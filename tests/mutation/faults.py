@@ -480,7 +480,7 @@ FAULTS = (
     ),
     Fault(
         "the threshold is that of the mean share, not of a typical run",
-        "analysis/closed_form/thresholds.py",
+        "analysis/closed_form/flow.py",
         "setting.moments.log_mean + 0.0",
         "np.log(setting.moments.mean) + 0.0",
         ("tests/analysis/test_closed_form_flow.py", "-k", "typical_run"),
@@ -496,7 +496,7 @@ FAULTS = (
     ),
     Fault(
         "the bound on the collapse takes the coverage of the highest level",
-        "analysis/closed_form/rates.py",
+        "analysis/closed_form/energy.py",
         "gamma = float(federation.coverage()[lowest]) ** 2",
         "gamma = float(federation.coverage()[-1]) ** 2",
         ("tests/analysis/test_closed_form.py", "-k", "collapse_bound"),
