@@ -16,9 +16,8 @@ from analysis.closed_form.setting import (
     federation_of,
     setting_of,
 )
-from analysis.cohorts.clients import allocation_of
-from analysis.cohorts.law import Array
-from analysis.cohorts.moments import empty_probability
+from analysis.cohorts.law import Array, allocation_of
+from analysis.cohorts.shares import empty_probability
 from fedlora_sim.errors import MOST_ROUNDS, check_count, expected
 
 # Which recursion of the energies is a rule's: one pair of moments, two, or all directions

@@ -15,7 +15,7 @@ import numpy as np
 from analysis.closed_form.round_map import Clients, RoundMap, without_nan
 from analysis.closed_form.setting import Setting, need_full
 from analysis.cohorts.law import Array
-from analysis.cohorts.moments import WeightMoments
+from analysis.cohorts.shares import WeightMoments
 from fedlora_sim.errors import expected
 
 

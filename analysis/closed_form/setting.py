@@ -10,10 +10,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.cohorts.clients import allocation_of
-from analysis.cohorts.law import Array, ShareLaw
-from analysis.cohorts.moments import WeightMoments, empty_probability, weight_moments
-from analysis.cohorts.shares import expect, per_direction, share_laws
+from analysis.cohorts.law import Array, ShareLaw, allocation_of
+from analysis.cohorts.shares import (
+    WeightMoments,
+    empty_probability,
+    expect,
+    per_direction,
+    share_laws,
+    weight_moments,
+)
 from fedlora_sim.errors import check_choice, check_numbers, expected
 from fedlora_sim.federation import EMPTY_PARTITION, Federation, check_num_samples, parse_ranks
 from fedlora_sim.tolerances import relative

@@ -17,18 +17,112 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from analysis.cohorts.clients import Clients, views
-from analysis.cohorts.equal import equal_sums, is_equal
-from analysis.cohorts.groups import count_cohorts, enumerate_sums, group_clients
-from analysis.cohorts.integer_sums import plan_tables, tabulate_sums
-from analysis.cohorts.law import Array, MonteCarloWarning, ShareLaw
-from analysis.cohorts.sampled import sample_laws
-from fedlora_sim.federation import Federation
+from analysis.cohorts.exact import (
+    count_cohorts,
+    enumerate_sums,
+    equal_sums,
+    group_clients,
+    is_equal,
+    plan_tables,
+    tabulate_sums,
+)
+from analysis.cohorts.law import (
+    Array,
+    Clients,
+    MonteCarloWarning,
+    ShareLaw,
+    empty_cohort,
+    sampled_law,
+    views,
+)
+from fedlora_sim.errors import expected
+from fedlora_sim.federation import Federation, draw_cohorts
+from fedlora_sim.randomness import stream
+from fedlora_sim.shares import normalized, share
+
+# Laws estimated from random cohorts, where no exact route is short enough
+
+_CHUNK_CELLS = 2_000_000  # cohorts times clients held in memory at once
+
+
+def sample_laws(
+    federation: Federation, levels: list[Clients], draws: int, seed: int
+) -> list[ShareLaw]:
+    """Estimate the laws of several rank levels from one set of random cohorts.
+
+    Args:
+        federation: the clients and the cohort law.
+        levels: the clients as each level sees them.
+        draws: number of cohorts, at least 2.
+        seed: non-negative; the same seed gives the same cohorts.
+
+    Returns:
+        One law per level; the probability of an empty cohort is exact in each.
+
+    Raises:
+        ValueError: where no random cohort holds a contributor.
+    """
+    rng = stream(seed, "weight_moments")
+    parts: list[list[Array]] = [[] for _ in levels]
+    chunk = max(1, _CHUNK_CELLS // federation.num_clients)
+    for start in range(0, draws, chunk):
+        counts = _counts(federation, levels[0], min(chunk, draws - start), rng)
+        for part, level in zip(parts, levels, strict=True):
+            part.append(_shares(level, counts, rng))
+    laws = []
+    for part, level in zip(parts, levels, strict=True):
+        share, squares = np.concatenate(part, axis=1)
+        if not share.size:
+            raise expected("cohort_size", level.size, f"a contributor in {draws} random cohorts")
+        laws.append(sampled_law(share, squares, empty_cohort(level)))
+    return laws
+
+
+def _counts(
+    federation: Federation, level: Clients, rounds: int, rng: np.random.Generator
+) -> np.ndarray:
+    """How often each client is drawn, shape (rounds, K)."""
+    if level.sampling == "bernoulli" and not level.redrawn:
+        return rng.random((rounds, level.number)) < level.size / level.number
+    return draw_cohorts(federation, rounds, rng)
+
+
+def _shares(level: Clients, counts: np.ndarray, rng: np.random.Generator) -> Array:
+    """Share and sum of squared weights of the cohorts with a contributor, shape (2, n)."""
+    # contributors and others apart, so that full coverage gives exactly own / (own + 0) = 1
+    if level.sure:
+        draws, carried = counts.astype(np.float64), level.weight * level.carry
+        sides = draws @ np.stack([carried, level.weight - carried], axis=1)
+        contributing, other = sides.T
+        squares = draws**2 @ carried**2
+    else:
+        weights = counts * level.weight
+        own = np.where(rng.random(weights.shape) < level.carry, weights, 0.0)
+        contributing, other = own.sum(axis=1), (weights - own).sum(axis=1)
+        squares = (own**2).sum(axis=1)
+    keep = contributing > 0
+    norm = level.norm(contributing[keep], other[keep])
+    return np.stack([contributing[keep] / norm, squares[keep] / norm**2])
+
+
+# The law of the weight share in one random cohort, by the cheapest exact route there is.
+#
+# With `S` the round's cohort, `C_h` the clients that carry a direction and c_k how often client k
+# is drawn, the share is `W = sum_{k in S & C_h} w_k`. Normalisers:
+#
+# cohort w_k = n_k c_k / sum_S n_j c_j: every rule that averages over the cohort contributors w_k
+# = n_k c_k / sum_{S & C_h} n_j c_j (Wu et al., arXiv 2602.13486, Eq. 8) federation w_k = p_k c_k
+# / E[c_k]: unbiased, nothing is renormalised, and W may exceed 1
+#
+# Under `size_weighted` sampling each draw has weight 1 in the first two. Under `bernoulli` the
+# first two draw an empty cohort again, as the simulator does; without renormalisation it is a
+# round of W = 0. The laws are our derivation.
 
 ENUMERATION_LIMIT = 200_000
 """Most distinct cohorts per rank level that are summed one by one."""
@@ -173,3 +267,138 @@ def _relative_error(law: ShareLaw) -> float:
     """Largest relative standard error among the moments of a law."""
     values = [law.share, law.share**2, law.share**4, law.squares]
     return max(law.standard_error(v) / law.expect(v) for v in values)
+
+
+# Moments of the aggregation weights over random cohorts, per direction.
+#
+# All that the energy recursion of Wu et al., arXiv 2602.13486, App. B needs of a cohort, and the
+# logarithms that say what a typical run does. See `analysis.cohorts.shares` for the weights.
+
+
+@dataclass(frozen=True)
+class WeightMoments:
+    """Moments of aggregation weights, `W = sum_k w_k`; every array is (r_max,) without a unit.
+
+    Args:
+        mean: `E[W]`.
+        second: `E[W^2]`.
+        fourth: `E[W^4]`.
+        sum_of_squares: `E[sum_k w_k^2]`.
+        log_mean: `E[log W | W > 0]`.
+        log_variance: `Var[log W | W > 0]`.
+        inverse: `E[1 / W | W > 0]`.
+        empty: probability that a cohort holds no contributor; always exact.
+        standard_error: standard errors of all of them, or None when all are exact.
+    """
+
+    mean: Array
+    second: Array
+    fourth: Array
+    sum_of_squares: Array
+    log_mean: Array
+    log_variance: Array
+    inverse: Array
+    empty: Array
+    standard_error: WeightMoments | None = None
+
+
+def weight_moments(
+    normaliser: str, federation: Federation, allocation: str = "svd"
+) -> WeightMoments:
+    """Moments of the weights under the federation's cohort law.
+
+    Args:
+        normaliser: `cohort`, `contributors` or `federation`, see `analysis.cohorts.shares`.
+        federation: the clients and the cohort law.
+        allocation: `svd` or `random`.
+
+    Returns:
+        The moments per direction, read-only; exact, or estimated with standard errors.
+
+    Raises:
+        ValueError: on an unknown normaliser or allocation; on `importance`.
+
+    Warns:
+        MonteCarloWarning: when estimated; it states the largest relative standard error.
+
+    Reference:
+        Weights: Wu et al., arXiv 2602.13486, Sec. 3 and Eq. 8. Moments: our derivation.
+    """
+    laws = announced(federation, normaliser, allocation, stack_level=3)
+    return _moments(laws, federation, normaliser, allocation)
+
+
+@lru_cache(maxsize=4)  # as many as there are laws kept; laws are compared by identity
+def _moments(
+    laws: tuple[ShareLaw, ...], federation: Federation, normaliser: str, allocation: str
+) -> WeightMoments:
+    levels = views(federation, normaliser, allocation)
+    pairs = [_law_moments(law, level) for law, level in zip(laws, levels, strict=True)]
+    values, errors = per_direction(federation, np.stack(pairs, axis=-1))
+    for array in (values, errors):
+        array.setflags(write=False)
+    exact = all(law.draws is None for law in laws)
+    moments = WeightMoments(*values)
+    return moments if exact else replace(moments, standard_error=WeightMoments(*errors))
+
+
+def empty_probability(
+    federation: Federation, allocation: str = "svd", normaliser: str = "cohort"
+) -> Array:
+    """Probability per round that no client of the cohort carries a direction.
+
+    Args:
+        federation: the clients and the cohort law.
+        allocation: `svd` or `random`.
+        normaliser: matters under `bernoulli` only: without renormalisation (`federation`) a cohort
+            without anybody counts, else it is drawn again.
+
+    Returns:
+        Probabilities, shape (r_max,); always exact.
+
+    Raises:
+        ValueError: on an unknown allocation or normaliser; on `importance`.
+
+    Reference:
+        Our derivation.
+    """
+    return _empty(federation, allocation, normaliser).copy()
+
+
+@lru_cache(maxsize=16)  # every rule asks
+def _empty(federation: Federation, allocation: str, normaliser: str) -> Array:
+    levels = views(federation, normaliser, allocation)
+    return per_direction(federation, np.array([empty_cohort(level) for level in levels]))
+
+
+def _law_moments(law: ShareLaw, clients: Clients) -> Array:
+    """Moments in the order of `WeightMoments` and their standard errors, shape (2, 8)."""
+    given = law.given_contributor()
+    logs = np.log(given.share)
+    log_mean = given.expect(logs)
+    plain = [law.share, law.share**2, law.share**4, law.squares]
+    conditional = [logs, (logs - log_mean) ** 2, 1.0 / given.share]
+    values = [law.expect(v) for v in plain] + [given.expect(v) for v in conditional]
+    errors = [law.standard_error(v) for v in plain]
+    errors += [given.standard_error(v) for v in conditional]
+    if law.draws is not None and clients.normaliser == "federation":
+        for place, value in zip((0, 1, 3), _unbiased(clients), strict=True):
+            values[place], errors[place] = value, 0.0
+    return np.array([[*values, law.empty], [*errors, 0.0]])
+
+
+def _unbiased(clients: Clients) -> tuple[float, float, float]:
+    """`E[W]`, `E[W^2]`, `E[sum w^2]` of `w_k = p_k c_k / E[c_k]`, which need no law of W."""
+    K, m = clients.number, clients.size
+    p = normalized(clients.weight * clients.law)
+    mean = share(p, clients.carry)
+    # E[c_k^2] / E[c_k]^2 and E[c_j c_k] / (E[c_j] E[c_k])
+    own, pair = np.full(K, K / m), 1.0
+    if clients.sampling == "without_replacement":
+        pair = (m - 1) / m * K / (K - 1)
+    elif clients.sampling == "with_replacement":
+        pair = (m - 1) / m
+        own = pair + 1.0 / (m * clients.law)
+    squares = (p**2 * own) @ clients.carry
+    second = squares + pair * (mean**2 - p**2 @ clients.carry**2)
+    return float(mean), float(second), float(squares)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis import closed_form
-from analysis.cohorts import moments, shares
+from analysis.cohorts import shares
 from fedlora_sim.federation import SAMPLINGS, Federation, draw_cohorts
 from fedlora_sim.randomness import stream
 from fedlora_sim.tolerances import relative
@@ -66,7 +66,7 @@ def test_raflora_without_spread_never_samples(monkeypatch):
     monkeypatch.setattr(shares, "CELL_LIMIT", 1)
     given = {"cohort_size": 3, "num_samples": UNEQUAL}
     closed_form.energy_rate("raflora", RANKS, **given)
-    with pytest.warns(moments.MonteCarloWarning):
+    with pytest.warns(shares.MonteCarloWarning):
         closed_form.energy_rate("raflora", RANKS, **given, gain_std=0.1)
 
 

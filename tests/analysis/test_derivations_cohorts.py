@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis_profiles import examples
 
 from analysis import closed_form
-from analysis.cohorts.moments import share_laws, weight_moments
+from analysis.cohorts.shares import share_laws, weight_moments
 from analysis.derivations import cohorts as derived
 from analysis.derivations import contributors, rates, unequal
 from analysis.derivations.symbols import K, d, m, n, pi

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis_profiles import examples
 
 from analysis import closed_form
-from analysis.cohorts.moments import weight_moments
+from analysis.cohorts.shares import weight_moments
 from analysis.derivations import floors, trajectories
 from analysis.derivations.cohorts import without_replacement
 from analysis.derivations.symbols import (

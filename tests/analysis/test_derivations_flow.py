@@ -12,7 +12,7 @@ from hypothesis_profiles import examples
 from scipy.integrate import solve_ivp
 
 from analysis import closed_form
-from analysis.cohorts.moments import weight_moments
+from analysis.cohorts.shares import weight_moments
 from analysis.derivations import flow, flow_cohorts, sensitivities
 from analysis.derivations.symbols import P0, W, t, x
 from fedlora_sim.federation import Federation

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis_profiles import examples
 
 from analysis import closed_form
-from analysis.cohorts.moments import weight_moments
+from analysis.cohorts.shares import weight_moments
 from analysis.derivations import communication, contributors, noise
 from analysis.derivations.symbols import P0, H, K, c, g, m, n, nu, pi, tau, x
 from fedlora_sim.federation import Federation

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis_profiles import examples
 
 from analysis import closed_form
-from analysis.cohorts.moments import share_laws, weight_moments
+from analysis.cohorts.shares import share_laws, weight_moments
 from analysis.derivations import base_rules, multipliers
 from analysis.derivations.symbols import S1, S2, H, Q, W, c, g, m, nu, t, tau, x
 from fedlora_sim.federation import Federation

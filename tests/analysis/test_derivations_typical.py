@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis_profiles import examples
 
 from analysis import closed_form
-from analysis.cohorts.moments import weight_moments
+from analysis.cohorts.shares import weight_moments
 from analysis.derivations import typical
 from analysis.derivations.cohorts import relative_variance
 from analysis.derivations.symbols import P0, K, m, pi, t

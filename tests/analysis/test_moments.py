@@ -10,8 +10,12 @@ import pytest
 from cohort_cases import CASES, RANKS, UNEQUAL, brute_laws, federation
 
 from analysis.cohorts import shares
-from analysis.cohorts.moments import MonteCarloWarning, empty_probability, weight_moments
-from analysis.cohorts.shares import per_direction
+from analysis.cohorts.shares import (
+    MonteCarloWarning,
+    empty_probability,
+    per_direction,
+    weight_moments,
+)
 from fedlora_sim.federation import SAMPLINGS, Federation
 from fedlora_sim.tolerances import relative
 

@@ -24,14 +24,18 @@ from hypothesis_profiles import examples
 
 from analysis import closed_form
 from analysis.cohorts import shares
-from analysis.cohorts.clients import Clients, views
-from analysis.cohorts.equal import equal_sums, hypergeometric, is_equal
-from analysis.cohorts.groups import count_cohorts, enumerate_sums, group_clients
-from analysis.cohorts.integer_sums import plan_tables, tabulate_sums
-from analysis.cohorts.law import MonteCarloWarning, ShareLaw
-from analysis.cohorts.moments import weight_moments
-from analysis.cohorts.sampled import sample_laws
-from analysis.cohorts.shares import expect, share_laws
+from analysis.cohorts.exact import (
+    count_cohorts,
+    enumerate_sums,
+    equal_sums,
+    group_clients,
+    hypergeometric,
+    is_equal,
+    plan_tables,
+    tabulate_sums,
+)
+from analysis.cohorts.law import Clients, MonteCarloWarning, ShareLaw, views
+from analysis.cohorts.shares import expect, sample_laws, share_laws, weight_moments
 from fedlora_sim.federation import SAMPLINGS, Federation
 from fedlora_sim.tolerances import relative
 

@@ -488,7 +488,7 @@ FAULTS = (
     ),
     Fault(
         "a client that is drawn twice counts as twice two clients",
-        "analysis/cohorts/equal.py",
+        "analysis/cohorts/exact.py",
         "squares = draws + draws * (draws - 1) * repeat[:, None]",
         "squares = draws + draws**2 * repeat[:, None]",
         ("tests/analysis/test_share_laws.py", "-k", "laws_equal_brute_force"),
