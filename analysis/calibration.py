@@ -35,20 +35,25 @@ from tqdm import tqdm
 import analysis
 from analysis.claim import Claim, Context
 from analysis.claims import CLAIMS
-from analysis.inference.bootstrap import bootstrap_interval
-from analysis.inference.distributions import cdf_distance
-from analysis.inference.family import claim_error
-from analysis.inference.fieller import fieller_ratio
-from analysis.inference.intervals import (
+from analysis.stats.intervals import (
+    Array,
+    Estimator,
+    bootstrap_interval,
+    cdf_distance,
+    fieller_ratio,
     log_odds_interval,
     mean_interval,
     median_interval,
     proportion_interval,
 )
-from analysis.inference.measurement import Array, Estimator
-from analysis.inference.sequential import measure_until_decided, number_of_looks
-from analysis.inference.stationary import stationary_mean
-from analysis.inference.verdict import Prediction, Verdict
+from analysis.stats.series import stationary_mean
+from analysis.stats.verdicts import (
+    Prediction,
+    Verdict,
+    claim_error,
+    measure_until_decided,
+    number_of_looks,
+)
 from analysis.verify import family_size
 from fedlora_sim.randomness import stream
 from fedlora_sim.storage import RunStore, source_fingerprint, write_text

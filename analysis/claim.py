@@ -10,9 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.inference.intervals import mean_interval
-from analysis.inference.measurement import Estimator
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import Estimator, mean_interval
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario
 from fedlora_sim.storage import RunStore
 

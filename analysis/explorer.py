@@ -18,7 +18,6 @@ from analysis import closed_form
 from analysis.closed_form.setting import rule_form
 from analysis.cohorts.law import Array
 from analysis.collapse.verdict import Collapse, by_partition, together
-from analysis.inference.measurement import Measurement
 from analysis.predict import (
     Case,
     Prediction,
@@ -27,6 +26,7 @@ from analysis.predict import (
     left_of_the_start,
     predict,
 )
+from analysis.stats.intervals import Measurement
 from fedlora_sim.errors import InputError, check_choice
 
 ROUNDS = 30

@@ -17,9 +17,8 @@ from numpy.typing import ArrayLike
 
 from analysis.cohorts.law import Array
 from analysis.derivations.statement import MARK
-from analysis.inference.intervals import root_of_mean
-from analysis.inference.measurement import Measurement
-from analysis.inference.verdict import Prediction, judge
+from analysis.stats.intervals import Measurement, root_of_mean
+from analysis.stats.verdicts import Prediction, judge
 from fedlora_sim.errors import expected
 from fedlora_sim.metrics import energy_ratio
 

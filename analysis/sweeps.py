@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from analysis.inference.intervals import mean_interval, over_survivors
-from analysis.inference.measurement import Array
-from analysis.inference.rates import log_linear_rate
+from analysis.stats.intervals import Array, mean_interval, over_survivors
+from analysis.stats.series import log_linear_rate
 from fedlora_sim.metrics import effective_rank, energy_ratio
 from fedlora_sim.sweep import open_sweep
 

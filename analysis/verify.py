@@ -16,12 +16,20 @@ from joblib import Parallel, cpu_count, delayed
 
 from analysis.claim import Claim, Context, Control
 from analysis.claims import CLAIMS, theme_of
-from analysis.inference.family import FAMILY_ERROR, claim_error, holm
-from analysis.inference.intervals import rarer_than
-from analysis.inference.measurement import Array, Measurement
-from analysis.inference.sequential import measure_until_decided, number_of_looks, p_value
-from analysis.inference.verdict import Prediction, Verdict, judge, judge_near_control
 from analysis.report import WANTED
+from analysis.stats.intervals import Array, Measurement, rarer_than
+from analysis.stats.verdicts import (
+    FAMILY_ERROR,
+    Prediction,
+    Verdict,
+    claim_error,
+    holm,
+    judge,
+    judge_near_control,
+    measure_until_decided,
+    number_of_looks,
+    p_value,
+)
 from fedlora_sim import Scenario
 from fedlora_sim.runtime import serve
 from fedlora_sim.version import versions

@@ -13,7 +13,7 @@
 # %%
 from analysis import closed_form, lessons
 from analysis.collapse import collapse_report
-from analysis.inference import Measurement
+from analysis.stats import Measurement
 from fedlora_sim import Scenario, simulate
 from paper_figs import collapse, energy_ratio, spectrum
 from paper_figs.lessons import carriers, estimates, prepare

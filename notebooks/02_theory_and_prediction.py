@@ -13,8 +13,8 @@ import sympy as sp
 from analysis import closed_form, lessons
 from analysis.derivations import cohorts, contributors, floors, flow, multipliers, rates
 from analysis.derivations.symbols import K, g, m, n, nu, pi, tau
-from analysis.inference import Measurement, mean_interval, proportion_interval
 from analysis.lessons import equations
+from analysis.stats import Measurement, mean_interval, proportion_interval
 from fedlora_sim import Scenario, simulate
 from paper_figs.lessons import estimates, paths, prepare
 

@@ -18,8 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from analysis.cohorts.law import Array
-from analysis.inference.measurement import Measurement
 from analysis.predict import directions_label
+from analysis.stats.intervals import Measurement
 from fedlora_sim import Federation
 from paper_figs import labels, style
 from paper_figs.rules import look

@@ -19,8 +19,8 @@ from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import energy_left, simulated
 from analysis.claims.names import PARTITIONS
 from analysis.claims.predicted import per_partition
-from analysis.inference.intervals import root_of_mean
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import root_of_mean
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]

@@ -14,8 +14,8 @@ from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import higher_energy_left
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import EXACT, above_shared, federation_arguments
-from analysis.inference.intervals import every_run, root_of_mean
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import every_run, root_of_mean
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from analysis.claim import Claim, Context, Control
 from analysis.claims.names import RULE_NAMES
-from analysis.inference.intervals import log_odds_interval, mean_interval, median_interval
-from analysis.inference.verdict import Prediction
 from analysis.run_ahead import Job
+from analysis.stats.intervals import log_odds_interval, mean_interval, median_interval
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
 from fedlora_sim.metrics import energy_ratio
 

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.claim import Context, Experiment
-from analysis.inference.rates import log_linear_rate
+from analysis.stats.series import log_linear_rate
 from fedlora_sim import Scenario, simulate
 
 Array = NDArray[np.float64]

@@ -13,7 +13,7 @@ from analysis import closed_form
 from analysis.claim import Context, Experiment
 from analysis.claims.experiments import by_partition
 from analysis.claims.predicted import per_partition
-from analysis.inference.intervals import every_run
+from analysis.stats.intervals import every_run
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.randomness import stream
 

@@ -14,8 +14,8 @@ from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import energy_series, relative_trajectory, simulated
 from analysis.claims.names import PARTITIONS, RULE_NAMES
 from analysis.claims.predicted import client_arguments, federation_arguments, per_partition
-from analysis.inference.stationary import stationary_mean
-from analysis.inference.verdict import Prediction
+from analysis.stats.series import stationary_mean
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]

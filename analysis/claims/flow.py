@@ -37,8 +37,8 @@ from analysis.claims.fitting import (
     with_larger_targets,
 )
 from analysis.claims.names import HIGHER, PARTITIONS, RULE_NAMES
-from analysis.inference.rates import log_linear_rate
-from analysis.inference.verdict import Prediction
+from analysis.stats.series import log_linear_rate
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario
 from fedlora_sim.randomness import stream
 

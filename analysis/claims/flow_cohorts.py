@@ -21,8 +21,8 @@ from analysis.claims.fitting import (
 )
 from analysis.claims.names import PARTITIONS, RULE_NAMES
 from analysis.claims.predicted import per_partition
-from analysis.inference.intervals import every_run
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import every_run
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 from fedlora_sim.engines.draws import client_targets
 

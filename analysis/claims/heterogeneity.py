@@ -24,8 +24,8 @@ from analysis.claims.predicted import (
     federation_arguments,
     per_partition,
 )
-from analysis.inference.intervals import root_of_mean
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import root_of_mean
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from analysis.claim import Claim, Context, Control
 from analysis.claims.predicted import EXACT, IDENTICAL
-from analysis.inference.intervals import every_run
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import every_run
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import LoRAFactors, Scenario, aggregate
 from fedlora_sim.engines.matrix import Targets, descend
 from fedlora_sim.randomness import stream

@@ -18,9 +18,9 @@ from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import by_partition, energy_series, simulated
 from analysis.claims.names import HIGHER, PARTITIONS, RULE_NAMES
 from analysis.claims.predicted import client_arguments, federation_arguments, per_partition
-from analysis.inference.fieller import fieller_ratio
-from analysis.inference.stationary import stationary_mean
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import fieller_ratio
+from analysis.stats.series import stationary_mean
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]

@@ -19,8 +19,8 @@ from analysis.claims.experiments import higher_energy_left
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import above_shared
 from analysis.claims.typical import RANKS, log_rate, typical
-from analysis.inference.intervals import mapped, mean_interval, over_survivors, proportion_interval
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import mapped, mean_interval, over_survivors, proportion_interval
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario
 
 Array = NDArray[np.float64]

@@ -14,8 +14,8 @@ from analysis.claim import Claim, Context, Control
 from analysis.claims.experiments import fitted_rates
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import EXACT, above_shared, per_partition
-from analysis.inference.intervals import every_run
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import every_run
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
 from fedlora_sim.randomness import stream
 

@@ -18,9 +18,9 @@ from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import by_partition, simulated
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import EXACT, above_shared, federation_arguments, partition_means
-from analysis.inference.intervals import every_run
-from analysis.inference.rates import log_linear_rate
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import every_run
+from analysis.stats.series import log_linear_rate
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]

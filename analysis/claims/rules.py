@@ -12,8 +12,8 @@ from torch import Tensor
 
 from analysis.claim import Claim, Context, Control
 from analysis.claims.predicted import IDENTICAL
-from analysis.inference.intervals import every_run
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import every_run
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Federation, LoRAFactors, aggregate
 from fedlora_sim.randomness import stream
 from fedlora_sim.rules import AggregationRule, get_rule

@@ -19,10 +19,8 @@ from analysis import closed_form
 from analysis.claim import Claim, Context, Control
 from analysis.claims.experiments import simulated
 from analysis.claims.names import HIGHER, PARTITIONS
-from analysis.inference.fieller import fieller_ratio
-from analysis.inference.intervals import root_of_mean
-from analysis.inference.measurement import Measurement
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import Measurement, fieller_ratio, root_of_mean
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]

@@ -18,9 +18,8 @@ from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import simulated
 from analysis.claims.names import PARTITIONS
 from analysis.claims.predicted import partition_means, per_partition
-from analysis.inference.fieller import fieller_ratio
-from analysis.inference.intervals import mean_interval, over_survivors
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import fieller_ratio, mean_interval, over_survivors
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 from fedlora_sim.engines.draws import cohort_counts
 

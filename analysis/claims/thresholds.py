@@ -36,8 +36,8 @@ from analysis.claims.fitting import (
 )
 from analysis.claims.names import HIGHER, RULE_NAMES
 from analysis.claims.predicted import per_partition
-from analysis.inference.thresholds import bisect, bracketed
-from analysis.inference.verdict import Prediction
+from analysis.stats.series import bisect, bracketed
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.engines.draws import client_targets
 

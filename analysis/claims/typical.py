@@ -20,9 +20,8 @@ from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims.experiments import by_partition, simulated
 from analysis.claims.names import HIGHER
 from analysis.claims.predicted import above_shared
-from analysis.inference.distributions import cdf_distance
-from analysis.inference.intervals import mapped, mean_interval, over_survivors
-from analysis.inference.verdict import Prediction
+from analysis.stats.intervals import cdf_distance, mapped, mean_interval, over_survivors
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]

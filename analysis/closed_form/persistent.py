@@ -7,7 +7,7 @@ and drifts `b_k` (mean c, deviation tau).
 - Full participation, any weights: `x_{t+1} = A x_t + D` with one normal pair (A, D) for the whole
   run, so `E[x_t^2]` is a sum of moments of A up to order 2 t.
 - Random cohorts of clients with equal samples: contributors' weights are exchangeable, so gains
-  enter through their mean (normal) and their sum of squares about it (chi-square). `E[x_t^2]` is a
+  enter through their mean (normal) and their sum of squares about it (chi-square). `E[x_t^2]` is
   polynomial in both, which Gauss-Hermite and generalised Gauss-Laguerre quadrature sum exactly.
 
 Normal gains have no bound: for nu > 0 the runs with `|A| > 1` make the mean energy grow without
@@ -77,8 +77,8 @@ def gauss_rule(diagonal: Array, beside: Array) -> tuple[Array, Array]:
 # - Full participation, any weights: `x_{t+1} = A x_t + D` with one normal pair (A, D) for the whole
 #   run, so `E[x_t^2]` is a sum of moments of A up to order 2 t.
 # - Random cohorts of clients with equal samples: contributors' weights are exchangeable, so gains
-#   enter through their mean (normal) and their sum of squares about it (chi-square). `E[x_t^2]` is a
-#   polynomial in both, which Gauss-Hermite and generalised Gauss-Laguerre quadrature sum exactly.
+#   enter through their mean (normal) and their sum of squares about it (chi-square). `E[x_t^2]` is
+#   a polynomial in both, which Gauss-Hermite and generalised Gauss-Laguerre quadrature sum exactly.
 #
 # Normal gains have no bound: for nu > 0 the runs with `|A| > 1` make the mean energy grow without
 # limit and ever faster, however small nu is. So there is no rate and no finite floor in the mean.

@@ -14,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.collapse.scenarios import EXACT, Standard
-from analysis.inference.fieller import fieller_ratio
-from analysis.inference.intervals import mean_interval, proportion_interval
-from analysis.inference.measurement import Array, Measurement
-from analysis.inference.rates import log_linear_rate
+from analysis.stats.intervals import (
+    Array,
+    Measurement,
+    fieller_ratio,
+    mean_interval,
+    proportion_interval,
+)
+from analysis.stats.series import log_linear_rate
 
 EXTINCT = 1e-8
 """A partition is extinct from the round on in which less than this share of its energy is left."""

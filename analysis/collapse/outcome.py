@@ -14,9 +14,9 @@ from analysis.collapse.gauge import EXTINCT, Numbers, extinct_round, measure, se
 from analysis.collapse.predict import Prediction, partition_sums
 from analysis.collapse.scenarios import Standard
 from analysis.collapse.verdict import Collapse, by_partition, together
-from analysis.inference.measurement import Array, Measurement
-from analysis.inference.verdict import Prediction as Region
-from analysis.inference.verdict import Verdict, judge
+from analysis.stats.intervals import Array, Measurement
+from analysis.stats.verdicts import Prediction as Region
+from analysis.stats.verdicts import Verdict, judge
 from fedlora_sim import simulate
 from fedlora_sim.rules import AggregationRule
 

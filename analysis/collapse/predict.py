@@ -24,8 +24,8 @@ from analysis.collapse.gauge import Numbers, measure
 from analysis.collapse.scenarios import Standard
 from analysis.collapse.verdict import Collapse, of_partitions
 from analysis.collapse.walk import Walk, walks
-from analysis.inference.family import FAMILY_ERROR
-from analysis.inference.measurement import Measurement
+from analysis.stats.intervals import Measurement
+from analysis.stats.verdicts import FAMILY_ERROR
 from fedlora_sim.errors import InputError
 from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.rules.external import ForeignRule

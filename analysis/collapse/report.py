@@ -14,7 +14,7 @@ from analysis.collapse.outcome import Outcome, Progress, Runs, outcome, run
 from analysis.collapse.predict import Prediction, predict
 from analysis.collapse.scenarios import SCENARIOS, Standard, chosen
 from analysis.collapse.verdict import Collapse, together
-from analysis.inference.family import FAMILY_ERROR
+from analysis.stats.verdicts import FAMILY_ERROR
 from fedlora_sim.errors import check_count, check_seed, expected
 from fedlora_sim.rules import AggregationRule, get_rule
 

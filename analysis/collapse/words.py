@@ -10,8 +10,8 @@ from analysis.closed_form import half_life
 from analysis.collapse.outcome import Outcome
 from analysis.collapse.scenarios import EXACT, Standard
 from analysis.collapse.verdict import Collapse
-from analysis.inference.measurement import Array, Measurement
 from analysis.predict import directions_label
+from analysis.stats.intervals import Array, Measurement
 
 ABSENT = "—"
 EXACTLY = "exactly "

@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claim import Context
 from analysis.claims.typical import LONG_WALK, RANKS, log_energy
-from analysis.inference.intervals import mapped, mean_interval, over_survivors, root_of_mean
-from analysis.inference.measurement import Measurement
+from analysis.stats.intervals import (
+    Measurement,
+    mapped,
+    mean_interval,
+    over_survivors,
+    root_of_mean,
+)
 from fedlora_sim import Scenario
 
 Array = NDArray[np.float64]

@@ -9,8 +9,8 @@ from analysis import closed_form
 from analysis.claim import Context
 from analysis.claims.allocation import SVD
 from analysis.claims.experiments import simulated
-from analysis.inference.intervals import mean_interval
 from analysis.paper.recipe import Recipe, described, stacked
+from analysis.stats.intervals import mean_interval
 
 ROUNDS = 8
 ALLOCATIONS = ("svd", "random")

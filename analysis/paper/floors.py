@@ -12,8 +12,8 @@ from analysis.claim import Context
 from analysis.claims.experiments import energy_series
 from analysis.claims.floors import BURN_IN, NON_IID
 from analysis.claims.predicted import client_arguments, federation_arguments, per_partition
-from analysis.inference.stationary import stationary_mean
 from analysis.paper.recipe import Recipe, described, stacked
+from analysis.stats.series import stationary_mean
 from fedlora_sim import Scenario
 
 RULES = ("fedavg", "raflora")

@@ -12,9 +12,9 @@ from analysis import closed_form
 from analysis.claim import Context
 from analysis.claims.experiments import simulated
 from analysis.claims.predicted import client_arguments
-from analysis.inference.fieller import fieller_ratio
 from analysis.paper.recipe import Recipe, described, stacked
 from analysis.paper.store import ROOT
+from analysis.stats.intervals import fieller_ratio
 from fedlora_sim import Scenario
 
 RULES = ("fedavg", "raflora")

@@ -9,9 +9,8 @@ from analysis import closed_form
 from analysis.claim import Context
 from analysis.claims.experiments import energy_left, fitted_rates
 from analysis.claims.predicted import federation_arguments, per_partition
-from analysis.inference.intervals import mean_interval, root_of_mean
-from analysis.inference.measurement import Measurement
 from analysis.paper.recipe import Recipe, described, stacked
+from analysis.stats.intervals import Measurement, mean_interval, root_of_mean
 from fedlora_sim import Scenario, parse_ranks
 
 RULES = ("zero_pad", "fedavg", "raflora")

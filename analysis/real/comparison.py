@@ -12,9 +12,8 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from analysis.closed_form import RULES, communication
-from analysis.inference.intervals import mean_interval
-from analysis.inference.measurement import Array
 from analysis.real.study import MIXED, Study, StudyRun
+from analysis.stats.intervals import Array, mean_interval
 from fedlora_sim.metrics import energy_ratio
 
 BYTES = 4

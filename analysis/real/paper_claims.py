@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.inference.family import claim_error
-from analysis.inference.intervals import mean_interval
-from analysis.inference.verdict import Prediction, Verdict, judge
 from analysis.real.comparison import replicate_means
 from analysis.real.study import HIGHEST, MIXED, Study
 from analysis.real.updates import energy_floor
+from analysis.stats.intervals import mean_interval
+from analysis.stats.verdicts import Prediction, Verdict, claim_error, judge
 from fedlora_sim import parse_ranks
 
 COLLAPSED = 0.1

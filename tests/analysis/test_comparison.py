@@ -7,7 +7,6 @@ import pytest
 import xarray as xr
 from study_cases import D_IN, D_OUT, ROUNDS, made_up_runs, small_study
 
-from analysis.inference.intervals import mean_interval
 from analysis.real.comparison import (
     QUANTITIES,
     SHARE,
@@ -19,6 +18,7 @@ from analysis.real.comparison import (
     with_interval,
 )
 from analysis.real.study import HIGHEST, LOWEST, MIXED
+from analysis.stats.intervals import mean_interval
 from fedlora_sim.tolerances import relative
 
 EXACT = relative("exact", "float64")

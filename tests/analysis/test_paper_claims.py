@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from study_cases import small_study
 
-from analysis.inference.family import FAMILY_ERROR
-from analysis.inference.intervals import mean_interval
 from analysis.real.comparison import replicate_means
 from analysis.real.paper_claims import PAPER_CLAIMS, claims_left_out, judge_claims
 from analysis.real.study import HIGHEST, MIXED
+from analysis.stats.intervals import mean_interval
+from analysis.stats.verdicts import FAMILY_ERROR
 from fedlora_sim.tolerances import relative
 
 IDS = [claim.id for claim in PAPER_CLAIMS]

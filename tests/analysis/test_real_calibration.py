@@ -9,9 +9,9 @@ import pytest
 from real_cases import EXACT, LAW, linear_run, scenario_of
 
 from analysis import real
-from analysis.inference import Prediction, Verdict, judge
-from analysis.inference.intervals import proportion_interval
 from analysis.real.least_squares import fit_linear
+from analysis.stats import Prediction, Verdict, judge
+from analysis.stats.intervals import proportion_interval
 from fedlora_sim.errors import InputError
 from fedlora_sim.tolerances import relative
 

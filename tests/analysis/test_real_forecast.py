@@ -8,7 +8,7 @@ import xarray as xr
 from real_cases import EXACT, LAW, linear_run, scenario_of
 
 from analysis import closed_form, real
-from analysis.inference.intervals import mean_interval
+from analysis.stats.intervals import mean_interval
 from fedlora_sim.errors import InputError
 from fedlora_sim.federation import Federation
 from fedlora_sim.tolerances import relative

@@ -10,8 +10,8 @@ import xarray as xr
 from real_cases import EXACT, linear_run, scenario_of, turning_run
 
 from analysis import real
-from analysis.inference import Prediction, Verdict, judge
-from analysis.inference.intervals import mean_interval
+from analysis.stats import Prediction, Verdict, judge
+from analysis.stats.intervals import mean_interval
 from fedlora_sim.errors import InputError
 from fedlora_sim.storage import load_dataset, save_dataset
 from fedlora_sim.tolerances import relative

@@ -15,7 +15,7 @@ import pytest
 import fedlora_cli.verify as command
 from analysis.claim import Claim, Context, Control
 from analysis.exhibits import energies
-from analysis.inference.verdict import Prediction
+from analysis.stats.verdicts import Prediction
 from fedlora_sim.storage import MARKER
 
 RECORDED = Path(__file__).parents[2] / "results" / "recorded"

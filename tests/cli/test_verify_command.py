@@ -19,7 +19,7 @@ import fedlora_cli.verify as command
 from analysis.claim import Claim, Context, Control
 from analysis.claims import CLAIMS, digits
 from analysis.exhibits import Exhibit, energies
-from analysis.inference.verdict import Prediction
+from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset
 from fedlora_sim.errors import check_choice

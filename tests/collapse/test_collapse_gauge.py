@@ -10,8 +10,8 @@ from analysis.collapse.gauge import KINDS, extinct_round, measure, series_of, ve
 from analysis.collapse.scenarios import standards
 from analysis.collapse.verdict import Collapse, by_partition, of_partitions
 from analysis.collapse.walk import Walk
-from analysis.inference import proportion_interval
-from analysis.inference.measurement import Measurement
+from analysis.stats import proportion_interval
+from analysis.stats.intervals import Measurement
 from fedlora_sim.tolerances import relative
 
 ERROR = 0.05

@@ -505,7 +505,7 @@ FAULTS = (
     # Intervals and verdicts.
     Fault(
         "the sum of correlations ends after one integrated time",
-        "analysis/inference/stationary.py",
+        "analysis/stats/series.py",
         "WINDOW = 5.0",
         "WINDOW = 1.0",
         ("tests/verdicts/test_stationary.py", "-k", "ar1 or cut_before"),
@@ -513,7 +513,7 @@ FAULTS = (
     ),
     Fault(
         "intervals are lengthened on the side away from the tail",
-        "analysis/inference/intervals.py",
+        "analysis/stats/intervals.py",
         "skewness = np.array([-1.0, 1.0])",
         "skewness = np.array([1.0, -1.0])",
         (*ESTIMATORS, "-k", "skewness"),
@@ -521,7 +521,7 @@ FAULTS = (
     ),
     Fault(
         "intervals of means are one-sided",
-        "analysis/inference/intervals.py",
+        "analysis/stats/intervals.py",
         "below, above = standard_errors(x, error / (2 * q))",
         "below, above = standard_errors(x, error / q)",
         (*ESTIMATORS, "-k", "student"),
@@ -529,7 +529,7 @@ FAULTS = (
     ),
     Fault(
         "an interval of a share ends one hit too low",
-        "analysis/inference/intervals.py",
+        "analysis/stats/intervals.py",
         "stats.beta.isf(tail, hits + 1, np.maximum(n - hits, 1))",
         "stats.beta.isf(tail, np.maximum(hits, 1), np.maximum(n - hits, 1))",
         (*ESTIMATORS, "-k", "clopper"),
@@ -537,7 +537,7 @@ FAULTS = (
     ),
     Fault(
         "an interval of a median is one order statistic too short",
-        "analysis/inference/intervals.py",
+        "analysis/stats/intervals.py",
         "return Measurement(value, x[left_out - 1], x[n - left_out], n)",
         "return Measurement(value, x[left_out - 1], x[n - left_out - 1], n)",
         (*ESTIMATORS, "-k", "median_interval"),
@@ -545,7 +545,7 @@ FAULTS = (
     ),
     Fault(
         "several columns of survivors do not share the error",
-        "analysis/inference/intervals.py",
+        "analysis/stats/intervals.py",
         "estimator(column, error / q)",
         "estimator(column, error)",
         SURVIVORS,
@@ -553,7 +553,7 @@ FAULTS = (
     ),
     Fault(
         "Fieller's interval of a negative denominator has its ends exchanged",
-        "analysis/inference/fieller.py",
+        "analysis/stats/intervals.py",
         "factors = np.where(x > 0, [below, above], [above, below])",
         "factors = np.array([below, above])",
         FIELLER,
@@ -561,7 +561,7 @@ FAULTS = (
     ),
     Fault(
         "looks at growing data are not paid for",
-        "analysis/inference/sequential.py",
+        "analysis/stats/verdicts.py",
         "measurement = estimator(samples, error / looks)",
         "measurement = estimator(samples, error)",
         ("tests/verdicts/test_sequential.py", "-k", "repeated_looks or runs_are_added"),
@@ -569,7 +569,7 @@ FAULTS = (
     ),
     Fault(
         "Holm's steps count the claims that were run, not the family",
-        "analysis/inference/family.py",
+        "analysis/stats/verdicts.py",
         "steps = np.minimum((total - np.arange(len(p)))",
         "steps = np.minimum((len(p) - np.arange(len(p)))",
         ("tests/verdicts/test_family.py", "-k", "holm"),
@@ -577,7 +577,7 @@ FAULTS = (
     ),
     Fault(
         "one quantity inside its margins supports a claim",
-        "analysis/inference/verdict.py",
+        "analysis/stats/verdicts.py",
         "if _inside(measurement, prediction).all():",
         "if _inside(measurement, prediction).any():",
         VERDICT,
@@ -585,7 +585,7 @@ FAULTS = (
     ),
     Fault(
         "one quantity outside refutes a near control",
-        "analysis/inference/verdict.py",
+        "analysis/stats/verdicts.py",
         "if _outside(measurement, prediction).all():",
         "if _outside(measurement, prediction).any():",
         VERDICT,

@@ -8,7 +8,7 @@ import pytest
 
 from analysis import closed_form, lessons
 from analysis.derivations import contributors, multipliers
-from analysis.inference import Measurement
+from analysis.stats import Measurement
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError
 from fedlora_sim.tolerances import relative

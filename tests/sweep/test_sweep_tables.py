@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sweep_cases import SMALL, changed, swept
 
-from analysis.inference.intervals import mean_interval
-from analysis.inference.rates import log_linear_rate
+from analysis.stats.intervals import mean_interval
+from analysis.stats.series import log_linear_rate
 from analysis.sweeps import QUANTITIES, summarize
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.sweep import open_sweep

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.inference import Estimator
+from analysis.stats import Estimator
 
 SIGMAS = 4.0
 

@@ -7,7 +7,7 @@ import pytest
 from interval_cases import coverage, slack
 from scipy import stats
 
-from analysis.inference import bootstrap, bootstrap_interval, mean_interval
+from analysis.stats import bootstrap_interval, intervals, mean_interval
 
 ERROR = 0.1
 REPLICATES = 200
@@ -81,7 +81,7 @@ def test_smaller_errors_take_more_resamples_once() -> None:
     for error in errors:
         measured.append(estimator(x, error))
         made.append(calls.count(100))
-    assert made[0] < made[1] < made[2] < 2 * bootstrap.BEYOND / (errors[-1] / 2) * 2
+    assert made[0] < made[1] < made[2] < 2 * intervals.BEYOND / (errors[-1] / 2) * 2
     before = calls.count(100)
     estimator(x, 0.1)
     assert calls.count(100) == before + 1  # the statistic of the runs themselves

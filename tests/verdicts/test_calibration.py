@@ -27,8 +27,8 @@ from analysis.calibration import (
     ranks,
 )
 from analysis.claims import CLAIMS
-from analysis.inference import FAMILY_ERROR, Measurement, mean_interval
-from analysis.inference.intervals import MEAN_RUNS
+from analysis.stats import FAMILY_ERROR, Measurement, mean_interval
+from analysis.stats.intervals import MEAN_RUNS
 from fedlora_sim.tolerances import relative
 from paper_figs.calibration import coverage_table, family_line, ranks_table
 

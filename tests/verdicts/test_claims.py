@@ -14,7 +14,7 @@ import pytest
 import fedlora_sim
 from analysis.claim import NEAR, Claim, Context
 from analysis.claims import CLAIMS, THEMES, select, theme_of
-from analysis.inference.verdict import Prediction
+from analysis.stats.verdicts import Prediction
 from analysis.verify import KINDS, run_claim
 
 SIMULATORS = ("simulate", "simulate_many", "aggregate", "run_spectral", "run_matrix", "descend")

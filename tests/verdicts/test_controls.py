@@ -12,9 +12,9 @@ import pytest
 
 from analysis.claim import NEAR, Claim, Control
 from analysis.claims import CLAIMS, select
-from analysis.inference import Prediction, every_run, median_interval
-from analysis.inference.intervals import MEAN_RUNS
-from analysis.inference.thresholds import bracketed
+from analysis.stats import Prediction, every_run, median_interval
+from analysis.stats.intervals import MEAN_RUNS
+from analysis.stats.series import bracketed
 
 # The widest margins: of means and other statistics over runs, and of what holds in every run.
 STATISTIC, EXACT = 0.05, 1e-9

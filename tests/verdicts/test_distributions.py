@@ -9,8 +9,8 @@ import pytest
 from interval_cases import coverage, slack
 from scipy import stats
 
-from analysis.inference import Prediction, Verdict, cdf_distance, judge
-from analysis.inference.distributions import largest_gap
+from analysis.stats import Prediction, Verdict, cdf_distance, judge
+from analysis.stats.intervals import largest_gap
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("reduction")

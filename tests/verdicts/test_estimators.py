@@ -9,7 +9,7 @@ import pytest
 from interval_cases import coverage, slack
 from scipy import special, stats
 
-from analysis.inference import (
+from analysis.stats import (
     Estimator,
     every_run,
     log_linear_rate,
@@ -19,9 +19,8 @@ from analysis.inference import (
     proportion_interval,
     root_of_mean,
 )
-from analysis.inference.fieller import fieller_ratio
-from analysis.inference.intervals import SKEWNESS_RUNS, rarer_than
-from analysis.inference.rates import ROUNDING_FLOOR
+from analysis.stats.intervals import SKEWNESS_RUNS, fieller_ratio, rarer_than
+from analysis.stats.series import ROUNDING_FLOOR
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("iteration")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interval_cases import slack
 
-from analysis.inference import (
+from analysis.stats import (
     FAMILY_ERROR,
     Prediction,
     Verdict,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from interval_cases import coverage, slack
 
-from analysis.inference import Prediction, Verdict, judge, mean_interval
-from analysis.inference.fieller import fieller_ratio
+from analysis.stats import Prediction, Verdict, judge, mean_interval
+from analysis.stats.intervals import fieller_ratio
 from fedlora_sim.tolerances import relative
 
 ERROR = 0.1

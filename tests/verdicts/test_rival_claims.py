@@ -20,7 +20,7 @@ from analysis.claims import (
     signal_to_noise,
 )
 from analysis.claims.predicted import per_partition
-from analysis.inference.verdict import Prediction
+from analysis.stats.verdicts import Prediction
 from analysis.verify import run_claim
 from fedlora_sim.engines.draws import cohort_counts
 from fedlora_sim.tolerances import relative

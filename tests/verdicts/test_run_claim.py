@@ -13,14 +13,8 @@ import pytest
 
 from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims import CLAIMS, select
-from analysis.inference import (
-    FAMILY_ERROR,
-    Measurement,
-    Prediction,
-    every_run,
-    mean_interval,
-)
 from analysis.report import to_markdown
+from analysis.stats import FAMILY_ERROR, Measurement, Prediction, every_run, mean_interval
 from analysis.verify import (
     LIBRARIES,
     assemble,

@@ -9,7 +9,7 @@ import pytest
 from interval_cases import SIGMAS
 from scipy import stats
 
-from analysis.inference import (
+from analysis.stats import (
     Estimator,
     Measurement,
     Prediction,
@@ -20,10 +20,10 @@ from analysis.inference import (
     number_of_looks,
     p_value,
     proportion_interval,
-    sequential,
+    verdicts,
 )
-from analysis.inference.intervals import SKEWNESS_RUNS
-from analysis.inference.sequential import P_FLOOR, P_RESOLUTION
+from analysis.stats.intervals import SKEWNESS_RUNS
+from analysis.stats.verdicts import P_FLOOR, P_RESOLUTION
 
 ERROR = 0.01
 
@@ -112,7 +112,7 @@ def test_repeated_looks_keep_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares[Verdict.UNDECIDED] > 0.9
 
     # The same simulation must notice looks that are not paid for.
-    monkeypatch.setattr(sequential, "number_of_looks", lambda first, cap: 1)
+    monkeypatch.setattr(verdicts, "number_of_looks", lambda first, cap: 1)
     unpaid = wrong_verdicts(replicates)
     assert unpaid[Verdict.SUPPORTED] + unpaid[Verdict.REFUTED] > bound
 

@@ -7,7 +7,7 @@ import pytest
 from interval_cases import coverage, slack
 from scipy.signal import lfilter
 
-from analysis.inference import (
+from analysis.stats import (
     Estimator,
     Measurement,
     integrated_time,
@@ -15,7 +15,7 @@ from analysis.inference import (
     mser_burn_in,
     stationary_mean,
 )
-from analysis.inference.stationary import WINDOW
+from analysis.stats.series import WINDOW
 
 ERROR = 0.1
 REPLICATES = 500

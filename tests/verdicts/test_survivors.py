@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from interval_cases import coverage, slack
 
-from analysis.inference.intervals import mapped, mean_interval, over_survivors
+from analysis.stats.intervals import mapped, mean_interval, over_survivors
 from fedlora_sim.tolerances import relative
 
 ERROR = 0.1

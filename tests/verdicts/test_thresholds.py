@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.inference import Prediction, Verdict, bisect, bracketed, judge
+from analysis.stats import Prediction, Verdict, bisect, bracketed, judge
 
 
 @given(st.floats(-0.999, 0.999), st.floats(1e-12, 3.0))

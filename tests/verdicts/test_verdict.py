@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.inference import Measurement, Prediction, Verdict, judge, judge_near_control
+from analysis.stats import Measurement, Prediction, Verdict, judge, judge_near_control
 
 
 def measured(*ends: tuple[float, float]) -> Measurement:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.inference.intervals import mean_interval
-from analysis.inference.measurement import Array, Estimator, Measurement
+from analysis.stats.intervals import Array, Estimator, Measurement, mean_interval
 from fedlora_sim.errors import expected
 
 # The window of the sum is this many integrated times long: exp(-2 * 5) of an exponential
@@ -135,3 +135,91 @@ def _series_mean(series: Array, error: float) -> tuple[float, float, float]:
         return value, -np.inf, np.inf
     runs = mean_interval(series.mean(-1)[:, None], error)
     return value, float(runs.low[0]), float(runs.high[0])
+
+
+# Rates of geometric decays from energies over rounds
+
+# Energies below this share of their start are rounding noise in float64 (squared: 1e-16**2 times
+# a margin for the sums that led there) and would bend a log-linear fit.
+ROUNDING_FLOOR = 1e-26
+
+
+def log_linear_rate(energy: ArrayLike, floor: float = ROUNDING_FLOOR) -> Array:
+    """Factor per round of a geometric decay, by least squares on the logarithm.
+
+    Args:
+        energy: (..., T + 1), positive at round 0; rounds are the last axis.
+        floor: points below this share of the initial energy are left out.
+
+    Returns:
+        Shape (...), `exp` of the slope; 0 where fewer than two points are left, NaN where an energy
+        is not finite.
+    """
+    e = np.asarray(energy, dtype=np.float64)
+    keep = np.isfinite(e) & (e > floor * e[..., :1])
+    t = np.arange(e.shape[-1], dtype=np.float64)
+    count = keep.sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log = np.where(keep, np.log(np.where(keep, e, 1.0)), 0.0)
+        mean_t, mean_log = (keep * t).sum(-1) / count, log.sum(-1) / count
+        centred = keep * (t - mean_t[..., None])
+        slope = (centred * (log - mean_log[..., None])).sum(-1) / (centred * centred).sum(-1)
+    rate = np.where(count >= 2, np.exp(slope), 0.0)
+    return np.where(np.isfinite(e).all(-1), rate, np.nan)
+
+
+# Thresholds: brackets by bisection, and intervals that hold the brackets' width
+
+
+def bisect(
+    is_above: Callable[[float], bool], low: float, high: float, tolerance: float
+) -> tuple[float, float]:
+    """Bracket of the threshold of a deterministic predicate, false below it and true above.
+
+    Args:
+        is_above: the predicate, monotone; noise must be fixed by its seed.
+        low: a value below the threshold.
+        high: a value above it.
+        tolerance: width of the bracket at most, in the same unit.
+
+    Returns:
+        The bracket: false at its low end, true at its high end.
+
+    Raises:
+        ValueError: if the ends do not hold the threshold between them.
+    """
+    if not low < high:
+        raise expected("high", high, f"a value above low={low}")
+    if not tolerance > 0:
+        raise expected("tolerance", tolerance, "a positive width")
+    if is_above(low):
+        raise expected("low", low, "a value below the threshold")
+    if not is_above(high):
+        raise expected("high", high, "a value above the threshold")
+    while high - low > tolerance:
+        middle = low + (high - low) / 2
+        if not low < middle < high:  # no float lies between them
+            break
+        low, high = (low, middle) if is_above(middle) else (middle, high)
+    return low, high
+
+
+def bracketed(samples: ArrayLike, error: float) -> Measurement:
+    """Estimator of a threshold in every single run, of which a bracket is known.
+
+    The range of all runs reaches from the lowest low end to the highest high end, so it holds the
+    brackets' width too; one run outside the region refutes the statement, as for `every_run`.
+
+    Args:
+        samples: (n, q, 2), the low and the high end for every run and quantity.
+        error: not used; a run is inside its region or it is not.
+
+    Returns:
+        Medians of the mid-points and ranges, (q,) each.
+    """
+    x = np.asarray(samples, dtype=np.float64)
+    if x.ndim != 3 or x.shape[-1] != 2:
+        raise expected("samples", x.shape, "the shape (runs, quantities, 2)")
+    low, high = x[..., 0], x[..., 1]
+    middle = np.median((low + high) / 2, axis=0)
+    return Measurement(middle, low.min(0), high.max(0), len(x), every_run=True)
