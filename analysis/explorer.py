@@ -17,7 +17,7 @@ import numpy as np
 from analysis import closed_form
 from analysis.closed_form.setting import rule_form
 from analysis.cohorts.law import Array
-from analysis.collapse.verdict import Collapse, by_partition, together
+from analysis.collapse.measure import Collapse, by_partition, together
 from analysis.predict import (
     Case,
     Prediction,

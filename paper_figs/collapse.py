@@ -11,11 +11,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis.collapse.gauge import EXTINCT
+from analysis.collapse.measure import EXTINCT, Collapse
 from analysis.collapse.outcome import BAND
-from analysis.collapse.report import CONTROLS, CollapseReport, ScenarioReport
-from analysis.collapse.verdict import Collapse
-from analysis.collapse.words import directions
+from analysis.collapse.report import CONTROLS, CollapseReport, ScenarioReport, directions
 from paper_figs.rules import look
 from paper_figs.style import DOUBLE_COLUMN, PARTITION_COLOURS, RULE_COLOURS
 

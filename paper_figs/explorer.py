@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from analysis.cohorts.law import Array
-from analysis.collapse.verdict import Collapse
+from analysis.collapse.measure import Collapse
 from analysis.explorer import Exploration, Row
 from paper_figs import labels
 from paper_figs.rules import look

@@ -10,10 +10,18 @@ from functools import partial
 import numpy as np
 import xarray as xr
 
-from analysis.collapse.gauge import EXTINCT, Numbers, extinct_round, measure, series_of
+from analysis.collapse.measure import (
+    EXTINCT,
+    Collapse,
+    Numbers,
+    by_partition,
+    extinct_round,
+    measure,
+    series_of,
+    together,
+)
 from analysis.collapse.predict import Prediction, partition_sums
 from analysis.collapse.scenarios import Standard
-from analysis.collapse.verdict import Collapse, by_partition, together
 from analysis.stats.intervals import Array, Measurement
 from analysis.stats.verdicts import Prediction as Region
 from analysis.stats.verdicts import Verdict, judge
@@ -67,7 +75,7 @@ class Outcome:
         label: the rule, with its options.
         verdict: whether it collapses here.
         partitions: the same of every partition above the shared one.
-        numbers: measurements by kind, see `analysis.collapse.gauge.KINDS`.
+        numbers: measurements by kind, see `analysis.collapse.measure.KINDS`.
         extinct_rounds: round by which half of the runs lost each partition, infinite if never.
         prediction: as made before the run.
         agreement: by kind, for every partition.

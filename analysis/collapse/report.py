@@ -2,25 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from rich.box import SIMPLE
+from rich.table import Table
 from tqdm.auto import tqdm
 
-from analysis.collapse import record, sentences, table
-from analysis.collapse.gauge import versus
-from analysis.collapse.outcome import Outcome, Progress, Runs, outcome, run
+from analysis.closed_form import half_life
+from analysis.collapse.measure import CRITERIA, MOST, Collapse, together, versus
+from analysis.collapse.outcome import Agreement, Outcome, Progress, Runs, outcome, run
 from analysis.collapse.predict import Prediction, predict
-from analysis.collapse.scenarios import SCENARIOS, Standard, chosen
-from analysis.collapse.verdict import Collapse, together
+from analysis.collapse.scenarios import EXACT, SCENARIOS, Standard, chosen
+from analysis.predict import directions_label
+from analysis.stats.intervals import Array, Measurement
 from analysis.stats.verdicts import FAMILY_ERROR
 from fedlora_sim.errors import check_count, check_seed, expected
 from fedlora_sim.rules import AggregationRule, get_rule
+from fedlora_sim.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
+
+    pass
+
+# Numbers with their intervals as text: losses, half-lives, shares
+
+ABSENT = "—"
+EXACTLY = "exactly "
+"""Before a number that every run gave, which has no interval."""
+DOUBLES = 2.0
+"""Growth by this factor and beyond is told as a factor."""
+MANY = 10.0
+"""So is a share from here on."""
+
+
+def directions(standard: Standard, partition: int) -> str:
+    """Directions of a partition, counted from 1: `5–8`."""
+    return directions_label(standard.scenario.federation.partitions[partition])
+
+
+def percent(share: float) -> str:
+    """A share as text, to three digits and no more than hundredths of a percent."""
+    if not np.isfinite(share):
+        return "∞" if share > 0 else "-∞"
+    if share >= MANY:
+        return times(share)
+    return f"{round(100 * share, 2) + 0.0:.3g}%"
+
+
+def times(factor: float) -> str:
+    """A factor as text."""
+    return f"×{number(factor)}"
+
+
+def number(value: float) -> str:
+    """A number as text, to three digits."""
+    return "∞" if np.isposinf(value) else f"{value:.3g}"
+
+
+def share_text(found: Measurement, h: int) -> str:
+    """A share with its interval; a multiple where it is beyond ten."""
+    if np.isnan(found.value[h]):
+        return "nothing"
+    return _with_ends(found, h, times if found.value[h] >= MANY else percent)
+
+
+def loss_text(found: Measurement, h: int) -> str:
+    """What a factor per round takes away, with its interval; negative where it adds.
+
+    The factor itself where it doubles the energy or more.
+    """
+    if np.isnan(found.value[h]):
+        return ABSENT
+    if found.value[h] >= DOUBLES:
+        return _with_ends(found, h, times)
+    return _with_ends(_lost(found), h, percent)
+
+
+def change_text(found: Measurement, h: int) -> str:
+    """`loses 36% [35%, 37%]`, `grows by 4% [3%, 5%]` or `grows ×18`."""
+    if np.isnan(found.value[h]):
+        return "has nothing left to lose"
+    if found.value[h] >= DOUBLES:
+        return f"grows {loss_text(found, h)}"
+    if percent(1 - found.value[h]).startswith("-"):
+        gained = Measurement(found.value - 1, found.low - 1, found.high - 1, found.samples)
+        return f"grows by {_with_ends(gained, h, percent)}"
+    return f"loses {loss_text(found, h)}"
+
+
+def half_lives(rate: Array) -> Array:
+    """Half-lives of factors per round; infinite at 1, to rounding; NaN where unknown."""
+    known = ~np.isnan(rate)
+    lives = half_life(np.where(known & (rate < 1 - EXACT), np.maximum(rate, 0.0), 1.0))
+    return np.where(known, lives, np.nan)
+
+
+def half_life_text(found: Measurement, h: int) -> str:
+    """Half-life with its interval, from a factor per round; empty where nothing falls."""
+    ends = (found.value, found.low, found.high)
+    # the two ends of an interval of factors are the ends of one of half-lives, in order
+    value, low, high = map(half_lives, ends)
+    lives = Measurement(value, low, high, found.samples)
+    if not np.isfinite(lives.value[h]):
+        return ""
+    if not np.isfinite(lives.high[h]):
+        return f"at least {number(lives.low[h])}"
+    return _with_ends(lives, h, number)
+
+
+def extinct_text(own: Outcome, h: int) -> str:
+    """In how many runs a partition was lost, and by when in half of them."""
+    by = own.extinct_rounds[h]
+    when = f", in half by round {by:.0f}" if np.isfinite(by) else ""
+    return f"{share_text(own.numbers['extinct'], h)} of runs{when}"
+
+
+def telling_partition(own: Outcome) -> int:
+    """The partition above the shared one that decided, and of those the one that lost most."""
+    wanted = [h for h, found in enumerate(own.partitions, 1) if found is own.verdict]
+    name = "left" if own.verdict is Collapse.KEEPS else "relative_rate"
+    value = np.nan_to_num(own.numbers[name].value, nan=-1.0)
+    return min(wanted or range(1, len(value)), key=lambda h: float(value[h]))
+
+
+def _lost(found: Measurement) -> Measurement:
+    return Measurement(1 - found.value, 1 - found.high, 1 - found.low, found.samples)
+
+
+def _with_ends(found: Measurement, h: int, text: Callable[[float], str]) -> str:
+    value = text(float(found.value[h]))
+    if found.low[h] == found.high[h]:
+        return f"{EXACTLY}{value}"
+    return f"{value} [{text(found.low[h])}, {text(found.high[h])}]"
+
+
+# `collapse_report`: a rule in the standard scenarios, beside FedAvg and raFLoRA
 
 CONTROLS = ("fedavg", "raflora")
 """Rules that are run beside every other one; theory knows what they do."""
@@ -52,7 +174,7 @@ class ScenarioReport:
         """Verdict on a rule here in one sentence, with numbers and intervals."""
         if label not in self.rules:
             return f"{label} is undecided: it could not be run ({self.failure})."
-        return sentences.of_scenario(self.rules, label, self.standard)
+        return of_scenario(self.rules, label, self.standard)
 
     @property
     def failed_controls(self) -> tuple[str, ...]:
@@ -94,22 +216,22 @@ class CollapseReport:
     @property
     def sentence(self) -> str:
         """The verdict in one sentence, with numbers and intervals."""
-        return sentences.of_report(self)
+        return of_report(self)
 
     def table(self) -> Table:
         """Every partition of every scenario, the rule beside FedAvg and raFLoRA (rich)."""
-        return table.of(self)
+        return of(self)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per scenario, rule, partition and number, tidy."""
-        return record.to_frame(self)
+        return to_frame(self)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain data that `json.dumps` takes; see `analysis.collapse.record`."""
-        return record.to_record(self)
+        """The report as plain data that `json.dumps` takes; see `analysis.collapse.report`."""
+        return to_record(self)
 
     def __str__(self) -> str:
-        return sentences.in_full(self)
+        return in_full(self)
 
 
 def collapse_report(
@@ -202,3 +324,298 @@ def _scenario(
         }
         found[label] = outcome(label, these, standard, fidelity, predictions[label], error, paired)
     return ScenarioReport(standard, fidelity, count, found, failure)
+
+
+# A collapse report as plain data: for JSON, and as a tidy table
+
+
+def to_record(report: CollapseReport) -> dict[str, Any]:
+    """A report as plain data for JSON; no number in it is infinite or undefined.
+
+    Keys: `rule`, `source`, `seed`, `version`, `verdict`, `sentence`, `failed_controls`, and
+    `scenarios`, each with `name`, `about`, `scenario` (its fields), `fidelity`, `runs`, `failure`,
+    `partitions` (first and last direction), `verdict` and `sentence` of the rule, and `rules`: by
+    label, `verdict`, `partitions`, `prediction` (`source`, `verdict`), `extinct_round`, `notes`
+    and `numbers`, a list of rows as in `to_frame`. A null stands for what was not measured or not
+    predicted, for an end without bound, and for a half-life or a round that never comes.
+    """
+    return {
+        "rule": report.rule,
+        "source": report.source,
+        "seed": report.seed,
+        "version": __version__,
+        "verdict": str(report.verdict),
+        "sentence": report.sentence,
+        "failed_controls": list(report.failed_controls),
+        "scenarios": [_scenario_record(part, report.rule) for part in report.scenarios],
+    }
+
+
+def to_frame(report: CollapseReport) -> pd.DataFrame:
+    """One row per scenario, rule, partition and kind of number.
+
+    Columns: `scenario`, `fidelity`, `rule`, `partition` (from 1; 1 is the shared one), `kind`,
+    `value`, `low`, `high`, `runs`, `predicted`, `agreement` and `verdict`, the rule's in the
+    scenario.
+    """
+    import pandas as pd  # nothing else here needs it
+
+    return pd.DataFrame(
+        {
+            "scenario": part.standard.name,
+            "fidelity": part.fidelity,
+            "rule": label,
+            **row,
+            "verdict": str(own.verdict),
+        }
+        for part in report.scenarios
+        for label, own in part.rules.items()
+        for row in _rows(own)
+    )
+
+
+def _rows(own: Outcome) -> list[dict[str, Any]]:
+    rows = []
+    for kind, found in own.numbers.items():
+        predicted = own.prediction.values.get(kind, np.full(len(found.value), np.nan))
+        ends = {"value": found.value, "low": found.low, "high": found.high, "predicted": predicted}
+        made = {kind: ends}
+        if kind == "rate":  # a half-life is a rate in other words
+            made["half_life"] = {name: half_lives(x) for name, x in ends.items()}
+        for name, columns in made.items():
+            rows += [
+                {
+                    "partition": h + 1,
+                    "kind": name,
+                    **{end: float(x[h]) for end, x in columns.items()},
+                    "runs": found.samples,
+                    "agreement": str(own.agreement[kind][h]),
+                }
+                for h in range(len(found.value))
+            ]
+    return rows
+
+
+def _scenario_record(part: ScenarioReport, label: str) -> dict[str, Any]:
+    standard = part.standard
+    return {
+        "name": standard.name,
+        "about": standard.about,
+        "scenario": _fields(standard, part.fidelity),
+        "fidelity": part.fidelity,
+        "runs": part.runs,
+        "failure": part.failure,
+        "window": list(standard.window),
+        "partitions": [[p.start + 1, p.stop] for p in standard.scenario.federation.partitions],
+        "verdict": str(part.verdict(label)),
+        "sentence": part.sentence(label),
+        "rules": {name: _outcome(own) for name, own in part.rules.items()},
+    }
+
+
+def _fields(standard: Standard, fidelity: str) -> dict[str, Any]:
+    attrs = standard.at(fidelity).to_attrs()
+    return {name: _plain(value) for name, value in attrs.items()}
+
+
+def _outcome(own: Outcome) -> dict[str, Any]:
+    verdict = own.prediction.verdict
+    return {
+        "verdict": str(own.verdict),
+        "partitions": [str(found) for found in own.partitions],
+        "prediction": {
+            "source": own.prediction.source,
+            "verdict": None if verdict is None else str(verdict),
+        },
+        "extinct_round": [_plain(x) for x in own.extinct_rounds],
+        "notes": list(own.notes),
+        "numbers": [{name: _plain(x) for name, x in row.items()} for row in _rows(own)],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+# Verdicts in words, every number with its interval and beside FedAvg's and raFLoRA's
+
+NAMES = {"fedavg": "FedAvg", "raflora": "raFLoRA"}
+UNTRUSTED = "The controls failed: do not trust this report."
+EVERYTHING = "it loses everything, the shared directions too"
+WIDTH = 100
+
+
+def of_scenario(rules: Mapping[str, Outcome], label: str, standard: Standard) -> str:
+    """The verdict on a rule in a scenario."""
+    return f"{label} {_verb(rules[label].verdict)}: {_evidence(rules, label, standard)}."
+
+
+def of_report(report: CollapseReport) -> str:
+    """The verdict on a rule over all scenarios, with the numbers of the first that decides."""
+    verdict = report.verdict
+    titles: dict[Collapse, list[str]] = {}
+    for part in report.scenarios:
+        titles.setdefault(part.verdict(report.rule), []).append(part.standard.title)
+    first = next(p for p in report.scenarios if p.verdict(report.rule) is verdict)
+    held, total = titles[verdict], len(report.scenarios)
+    where = f"in {len(held)} of {total} scenarios ({', '.join(held)})"
+    if len(held) == total:
+        where = f"in all {total} scenarios" if total > 1 else f"in {held[0]}"
+    text = f"{report.rule} {_verb(verdict)} {where}"
+    if report.rule in first.rules:
+        evidence = _evidence(first.rules, report.rule, first.standard)
+        text += f". At {first.standard.title}, {evidence}"
+    rest = [f"It {_verb(v)} in {', '.join(t)}" for v, t in titles.items() if v is not verdict]
+    text = ". ".join([text, *rest]) + "."
+    return f"{UNTRUSTED} {text}" if report.failed_controls else text
+
+
+def in_full(report: CollapseReport) -> str:
+    """The verdict, every scenario's, what disagrees with theory, and how it was decided."""
+    lines = [report.sentence, ""]
+    for part in report.scenarios:
+        lines.append(f"{part.standard.title} ({part.fidelity}, {part.runs:,} runs):")
+        lines.append(f"  Federation: {part.standard.federation_text}.")
+        lines.append(f"  {part.sentence(report.rule)}")
+        own = part.rules.get(report.rule)
+        lines += [f"  Note: {note}." for note in (own.notes if own else ())]
+        lines += [f"  {_against_theory(own)}"] if own else []
+    lines += ["", f"Decided by simultaneous 95% intervals; {CRITERIA}."]
+    lines += [f"Control failed: {text}." for text in report.failed_controls]
+    return "\n".join(textwrap.fill(x, WIDTH, subsequent_indent="    ") for x in lines)
+
+
+def _evidence(rules: Mapping[str, Outcome], label: str, standard: Standard) -> str:
+    own = rules[label]
+    h = telling_partition(own)
+    rate, extinct = own.numbers["relative_rate"], own.numbers["extinct"]
+    if own.verdict is Collapse.COLLAPSES and min(extinct.low[0], extinct.low[h]) > MOST:
+        return f"{EVERYTHING} (extinct in {extinct_text(own, h)})"
+    if np.isnan(rate.value[h]):
+        return f"above the shared rank {standard.levels[0]} nothing could be measured"
+    lives = half_life_text(rate, h)
+    details = [f"half-life {lives} rounds"] if lives else []
+    if own.verdict is Collapse.KEEPS:
+        left, late = share_text(own.numbers["left"], h), own.numbers["relative_late"]
+        details.append(f"late in the run it {change_text(late, h)}, at {left} of its start")
+    elif extinct.value[h] > 0:
+        details.append(f"extinct in {extinct_text(own, h)}")
+    inside = "; ".join(details)
+    others = ", ".join(
+        f"{name} {change_text(rules[key].numbers['relative_rate'], h)}"
+        for key, name in NAMES.items()
+        if key != label
+    )
+    change = change_text(rate, h)
+    said = f"it {change} of its energy" if change.startswith("loses") else f"its energy {change}"
+    place = f"above the shared rank {standard.levels[0]} (directions {directions(standard, h)})"
+    against = "relative to the shared directions" if standard.beside else "itself"
+    return f"{place} {said} a round, {against}" + (f" ({inside})" if inside else "") + f"; {others}"
+
+
+def _verb(verdict: Collapse) -> str:
+    return "is undecided" if verdict is Collapse.UNDECIDED else str(verdict)
+
+
+def _against_theory(own: Outcome) -> str:
+    """How many numbers agree with their predictions, and which do not."""
+    prediction = own.prediction
+    told = "" if prediction.verdict is None else f" Predicted: {prediction.verdict}."
+    found = [(name, a) for name, each in own.agreement.items() for a in each if a in _COMPARED]
+    if not found:
+        return f"Theory: {prediction.source}.{told}"
+    agree = sum(a is Agreement.AGREES for _, a in found)
+    others = "".join(
+        f"; {a}: {', '.join(sorted({name for name, b in found if b is a}))}"
+        for a in _COMPARED[1:]
+        if any(b is a for _, b in found)
+    )
+    return f"Theory: {prediction.source}.{told} {agree} of {len(found)} numbers agree{others}."
+
+
+_COMPARED = (Agreement.AGREES, Agreement.DISAGREES, Agreement.UNDECIDED)
+
+
+# The table of a collapse report: partitions as rows, the rule beside FedAvg and raFLoRA
+
+SIGNS = {
+    Agreement.AGREES: "✓",
+    Agreement.DISAGREES: "✗",
+    Agreement.UNDECIDED: "?",
+}
+NO_UNITS = str.maketrans("", "", "%×")
+CAPTION = (
+    "Energy lost a round by each partition itself, and relative to the shared directions of the "
+    "same run (flow: itself), which decides the verdict; FedAvg and raFLoRA relative too. "
+    "Simultaneous 95% intervals; none: the same in every run. Theory: ✓ agrees, ✗ disagrees, "
+    "? undecided. A negative loss is growth, ×3 threefold. Left: in the last quarter of "
+    "the rounds, relative to the shared directions (flow: over the start). Extinct: share of runs, "
+    "and round by which half were. ρ: share of the shared directions in the energy at the end."
+)
+
+
+def of(report: CollapseReport) -> Table:
+    """Losses per round, half-lives, what is left, extinction, and the shared-rank ratio."""
+    table = Table(
+        title="Energy lost a round, half-lives, and what is left",
+        box=SIMPLE,
+        caption=CAPTION,
+        caption_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("scenario", min_width=16, max_width=16)
+    table.add_column("dir.", no_wrap=True)
+    others = [name for key, name in NAMES.items() if key != report.rule]
+    names = ("itself", "theory", "relative", "half-life, rounds", "left", "extinct")
+    for name in (*names, *others):
+        table.add_column(name, justify="right", overflow="fold")
+    for part in report.scenarios:
+        own = part.rules.get(report.rule)
+        if own is None:
+            table.add_row(part.standard.title, "", "not run")
+            continue
+        ratio = share_text(own.numbers["rho"], 0).removeprefix(EXACTLY).partition(" [")[0]
+        heads = (part.standard.title, _verdict(own), f"ρ {ratio}")
+        for h in range(len(part.standard.levels)):
+            table.add_row(heads[h], *_row(part, own, h, report.rule))
+        table.add_section()
+    return table
+
+
+def _row(part: ScenarioReport, own: Outcome, h: int, label: str) -> list[str]:
+    rate, predicted = own.numbers["rate"], own.prediction.values.get("rate")
+    relative = own.numbers["relative_rate"]
+    sign = SIGNS.get(own.agreement["rate"][h], "")
+    told = ABSENT if predicted is None else f"{_loss(predicted[h])} {sign}".strip()
+    lives = half_life_text(relative, h) or ("never" if np.isfinite(relative.value[h]) else ABSENT)
+    others = [part.rules[key].numbers["relative_rate"].value[h] for key in NAMES if key != label]
+    extinct, by = own.numbers["extinct"], own.extinct_rounds[h]
+    lost, bracket, ends = share_text(extinct, h).partition(" [")
+    lost += (f", {by:.0f}" if np.isfinite(by) else "") + bracket + ends
+    cells = [
+        directions(part.standard, h),
+        loss_text(rate, h),
+        told,
+        loss_text(relative, h),
+        lives,
+        share_text(own.numbers["left"], h),
+        lost if extinct.value[h] > 0 else "no",
+        *(ABSENT if np.isnan(factor) else _loss(factor) for factor in others),
+    ]
+    return [_stacked(cell) for cell in cells]
+
+
+def _stacked(text: str) -> str:
+    """An interval below its value, in the same unit."""
+    value, _, ends = text.removeprefix(EXACTLY).partition(" [")
+    return f"{value}\n[{ends.translate(NO_UNITS)}" if ends else value
+
+
+def _loss(factor: float) -> str:
+    return times(factor) if factor >= DOUBLES else percent(1 - factor)
+
+
+def _verdict(own: Outcome) -> str:
+    """Return the verdict without a mark: those of the table judge theory alone."""
+    return str(own.verdict)

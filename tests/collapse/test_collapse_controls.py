@@ -8,7 +8,7 @@ import pytest
 from collapse_cases import Halving, Impostor, Momentum
 
 from analysis.collapse import Collapse, collapse_report, report
-from analysis.collapse.sentences import UNTRUSTED
+from analysis.collapse.report import UNTRUSTED
 from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.rules.fedavg import FedAvg
 

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 
 from analysis.collapse import collapse_report
-from analysis.collapse.gauge import KINDS, extinct_round, measure, series_of, versus
+from analysis.collapse.measure import (
+    KINDS,
+    Collapse,
+    by_partition,
+    extinct_round,
+    measure,
+    of_partitions,
+    series_of,
+    versus,
+)
+from analysis.collapse.predict import Walk
 from analysis.collapse.scenarios import standards
-from analysis.collapse.verdict import Collapse, by_partition, of_partitions
-from analysis.collapse.walk import Walk
 from analysis.stats import proportion_interval
 from analysis.stats.intervals import Measurement
 from fedlora_sim.tolerances import relative

@@ -13,9 +13,8 @@ from collapse_cases import Reports
 from rich.console import Console
 
 from analysis.collapse import SCENARIOS, collapse_report
+from analysis.collapse.report import _row, _stacked, change_text, loss_text, telling_partition
 from analysis.collapse.scenarios import standards
-from analysis.collapse.table import _row, _stacked
-from analysis.collapse.words import change_text, loss_text, telling_partition
 from fedlora_cli import collapse as command
 from fedlora_sim import parse_ranks
 from paper_figs import collapse as drawing

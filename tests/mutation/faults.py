@@ -619,7 +619,7 @@ FAULTS = (
     # Collapse.
     Fault(
         "a partition that may be lost in most runs is kept",
-        "analysis/collapse/verdict.py",
+        "analysis/collapse/measure.py",
         "keeps = (extinct.high < MOST)",
         "keeps = (extinct.low < MOST)",
         GAUGE,
@@ -627,7 +627,7 @@ FAULTS = (
     ),
     Fault(
         "the numbers of a scenario do not share its error",
-        "analysis/collapse/gauge.py",
+        "analysis/collapse/measure.py",
         "part, exact = error / len(KINDS), _is_exact(energy, standard)",
         "part, exact = error, _is_exact(energy, standard)",
         GAUGE,

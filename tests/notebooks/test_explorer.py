@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from analysis import closed_form
+from analysis.collapse.measure import Collapse
 from analysis.collapse.predict import predict as predicted_outcome
 from analysis.collapse.scenarios import chosen
-from analysis.collapse.verdict import Collapse
 from analysis.explorer import explore
 from fedlora_sim.errors import InputError
 from fedlora_sim.rules import get_rule
