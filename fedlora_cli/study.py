@@ -16,14 +16,21 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from analysis.real.comparison import curves
-from analysis.real.study import PATHS, Study, StudyRun
-from analysis.real.study_files import load_study, study_about, study_names
-from analysis.real.study_report import last_part, study_report
-from analysis.real.study_runs import check_data, load_runs, missing_runs, run_study
-from analysis.real.study_scores import Scores, forecasts, pooled, score_runs, why_no_scores
-from analysis.real.study_tables import to_markdown
 from analysis.report import interval_text, number
+from analysis.studies.findings import curves
+from analysis.studies.report import last_part, study_report, to_markdown
+from analysis.studies.run import (
+    Scores,
+    check_data,
+    forecasts,
+    load_runs,
+    missing_runs,
+    pooled,
+    run_study,
+    score_runs,
+    why_no_scores,
+)
+from analysis.studies.study import PATHS, Study, StudyRun, load_study, study_about, study_names
 from fedlora_cli.options import check_folder, parse_assignment
 from fedlora_cli.resume import INTERRUPTED
 from fedlora_cli.tables import wide_console

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis import real
+from analysis import studies
 from fedlora_sim import Scenario
 from fedlora_sim.finetune.run import run_training
 from fedlora_sim.peft import AdapterFolder, aggregate_adapters
@@ -156,7 +156,7 @@ pd.DataFrame(table, index=pd.Index([2, 4, 8, 16], name="round")).round(3)
 # rounds 9–16. No later number enters it.
 
 # %%
-laws = {name: real.calibrate(run, slice(4, 8)) for name, run in runs.items()}
+laws = {name: studies.calibrate(run, slice(4, 8)) for name, run in runs.items()}
 gains = {
     (name, end): law.interval("gain_mean").sel(end=end).isel(seed=0).median("layer").values
     for name, law in laws.items()
@@ -170,7 +170,7 @@ pd.DataFrame(gains, index=["directions 1–2", "3–4", "5–16"]).round(2)
 # recursion foretold from round 8 on; the grey part is what it was allowed to see.
 
 # %%
-scores = {name: real.score(run, 8, calibration=laws[name]) for name, run in runs.items()}
+scores = {name: studies.score(run, 8, calibration=laws[name]) for name, run in runs.items()}
 figure = forecasts(scores, runs)
 
 # %% [markdown]
@@ -182,7 +182,7 @@ figure = forecasts(scores, runs)
 errors = {
     (name, forecast): np.abs(score.total_error.sel(forecast=forecast)).median(["seed", "horizon"])
     for name, score in scores.items()
-    for forecast in real.FORECASTS
+    for forecast in studies.FORECASTS
 }
 pd.DataFrame(errors, index=["directions 1–2", "3–4", "5–16"]).round(2)
 

@@ -244,7 +244,7 @@ def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) 
     """What was foretold of the later rounds of a real run, beside what happened.
 
     Args:
-        scores: of `analysis.real.score`, by rule; the first seed is drawn.
+        scores: of `analysis.studies.score`, by rule; the first seed is drawn.
         runs: the runs.
 
     Returns:

@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.real.updates import energy_floor
+from analysis.studies.calibrate import energy_floor
 from paper_figs.rules import look, ranks_text
 from paper_figs.series import draw_runs
 from paper_figs.style import DOUBLE_COLUMN

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.real.study import HIGHEST, LOWEST, MIXED
+from analysis.studies.study import HIGHEST, LOWEST, MIXED
 from paper_figs.rules import look
 from paper_figs.style import DOUBLE_COLUMN
 

@@ -8,12 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.real.study_tables import (
-    claims_table,
-    outcomes_table,
-    premise_table,
-    scores_table,
-)
+from analysis.studies.report import claims_table, outcomes_table, premise_table, scores_table
 from fedlora_sim.storage import ResultFolder, write_bytes
 
 FILES = ("figures/*.png", "data/*.nc", "study.json")  # the report last: it says that all is there

@@ -54,7 +54,7 @@ def scored(forecasts: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
     """Forecasts of a study beside the scores of every rule on its own calibration.
 
     Args:
-        forecasts: `measured` and `predicted`, see `analysis.real.study_scores.forecasts`.
+        forecasts: `measured` and `predicted`, see `analysis.studies.run.forecasts`.
         report: as in `study.json`.
 
     Returns:

@@ -7,8 +7,7 @@ from pathlib import Path
 import xarray as xr
 from real_cases import LAW, linear_run, with_counterfactuals
 
-from analysis.real.study import Study, StudyRun
-from analysis.real.study_files import study_of
+from analysis.studies.study import Study, StudyRun, study_of
 from fedlora_sim.metrics import effective_rank, energy_ratio
 from fedlora_sim.storage import save_dataset
 from fedlora_sim.version import versions

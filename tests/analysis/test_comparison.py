@@ -7,7 +7,8 @@ import pytest
 import xarray as xr
 from study_cases import D_IN, D_OUT, ROUNDS, made_up_runs, small_study
 
-from analysis.real.comparison import (
+from analysis.stats.intervals import mean_interval
+from analysis.studies.findings import (
     QUANTITIES,
     SHARE,
     SIZE,
@@ -17,8 +18,7 @@ from analysis.real.comparison import (
     summary,
     with_interval,
 )
-from analysis.real.study import HIGHEST, LOWEST, MIXED
-from analysis.stats.intervals import mean_interval
+from analysis.studies.study import HIGHEST, LOWEST, MIXED
 from fedlora_sim.tolerances import relative
 
 EXACT = relative("exact", "float64")

@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 from study_cases import small_study
 
-from analysis.real.comparison import replicate_means
-from analysis.real.paper_claims import PAPER_CLAIMS, claims_left_out, judge_claims
-from analysis.real.study import HIGHEST, MIXED
 from analysis.stats.intervals import mean_interval
 from analysis.stats.verdicts import FAMILY_ERROR
+from analysis.studies.findings import PAPER_CLAIMS, claims_left_out, judge_claims, replicate_means
+from analysis.studies.study import HIGHEST, MIXED
 from fedlora_sim.tolerances import relative
 
 IDS = [claim.id for claim in PAPER_CLAIMS]

@@ -7,8 +7,8 @@ import pytest
 from real_cases import EXACT
 from study_cases import ROUNDS, made_up_runs, small_study
 
-from analysis.real.premise import premise_rows
-from analysis.real.study_tables import premise_table
+from analysis.studies.findings import premise_rows
+from analysis.studies.report import premise_table
 
 RULES = ("fedavg", "raflora")
 FIRST = 2  # round with angles

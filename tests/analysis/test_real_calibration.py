@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from real_cases import EXACT, LAW, linear_run, scenario_of
 
-from analysis import real
-from analysis.real.least_squares import fit_linear
+from analysis import studies
 from analysis.stats import Prediction, Verdict, judge
 from analysis.stats.intervals import proportion_interval
+from analysis.studies.calibrate import fit_linear
 from fedlora_sim.errors import InputError
 from fedlora_sim.tolerances import relative
 
@@ -29,7 +29,7 @@ def hits(rule):
     """Whether each interval holds the truth, (quantity, runs and layers and partitions)."""
     scenario = scenario_of("1x10,3x10", rounds=10)
     run = linear_run(rule, scenario, law=NOISY, seeds=300, start=START)
-    found = real.calibrate(run, ALL)
+    found = studies.calibrate(run, ALL)
     ends = {q: found.interval(q).transpose("end", ...).values for q in QUANTITIES}
     return {q: ((low <= NOISY[q]) & (NOISY[q] <= high)).ravel() for q, (low, high) in ends.items()}
 
@@ -45,7 +45,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(rule, quantity):
 @pytest.mark.parametrize("pool", ["partition", "direction"])
 @pytest.mark.parametrize("rule", ["fedavg", "raflora", "flora"])
 def test_without_noise_gain_and_drift_are_exact(rule, pool):
-    found = real.calibrate(linear_run(rule, law=SILENT, start=START), slice(1, 8), pool)
+    found = studies.calibrate(linear_run(rule, law=SILENT, start=START), slice(1, 8), pool)
     np.testing.assert_allclose(found.gain_mean, 0.8, rtol=ITERATED)
     np.testing.assert_allclose(found.drift_mean, 0.1, rtol=ITERATED)
     np.testing.assert_allclose(found.gain_std, 0.0, atol=ITERATED)
@@ -57,14 +57,14 @@ def test_without_noise_gain_and_drift_are_exact(rule, pool):
 def test_observations_are_counted_by_pool():
     run = linear_run("fedavg")
     for pool, counts in (("partition", [48, 48]), ("direction", [48, 24, 24])):
-        found = real.calibrate(run, slice(1, 6), pool).observations
+        found = studies.calibrate(run, slice(1, 6), pool).observations
         np.testing.assert_array_equal(found, np.broadcast_to(counts, found.shape))
 
 
 def test_units_do_not_matter():
     run = linear_run("raflora", start=START)
     small = run.assign(amplitude=run.amplitude * 1e-6, layer_energy=run.layer_energy * 1e-12)
-    first, second = (real.calibrate(r, ALL) for r in (run, small))
+    first, second = (studies.calibrate(r, ALL) for r in (run, small))
     for quantity, unit in zip(QUANTITIES, (1.0, 1.0, 1e-6, 1e-6), strict=True):
         for end in (0, 1):
             one, other = (c.interval(quantity).isel(end=end) for c in (first, second))
@@ -72,14 +72,14 @@ def test_units_do_not_matter():
 
 
 def test_constant_amplitudes_do_not_tell_gain_from_drift():
-    found = real.calibrate(linear_run("raflora", law=EXACT), ALL, "direction")
+    found = studies.calibrate(linear_run("raflora", law=EXACT), ALL, "direction")
     assert not found.identified.any()
     assert (found.drift_mean == 0).all()
     assert (found.drift_std == 0).all()
     np.testing.assert_allclose(found.gain_mean, 1.0, rtol=ITERATED)
     # Two directions of unlike amplitudes do.
     unlike = linear_run("raflora", law=EXACT, start=np.array([4.0, 2.0, 1.0]))
-    assert real.calibrate(unlike, ALL).identified.sel(partition=2).all()
+    assert studies.calibrate(unlike, ALL).identified.sel(partition=2).all()
 
 
 def test_the_variance_of_few_clients_is_unbiased():
@@ -91,7 +91,7 @@ def test_the_variance_of_few_clients_is_unbiased():
 
 def test_deviations_are_never_negative():
     law = {**NOISY, "drift_mean": 0.0, "drift_std": 0.0}
-    found = real.calibrate(linear_run("fedavg", law=law, seeds=20, start=START), ALL)
+    found = studies.calibrate(linear_run("fedavg", law=law, seeds=20, start=START), ALL)
     assert (found.drift_std >= 0).all()
     assert (found.drift_std == 0).any()
     assert (found.interval("drift_std").isel(end=0) == 0).any()
@@ -106,41 +106,41 @@ def test_who_was_dropped_leaves_no_trace():
     wild = run.assign(
         amplitude=run.amplitude.where(there, np.inf), dropped=run.dropped | (run.slot == 3)
     )
-    first, second = (real.calibrate(r, ALL).estimates for r in (gone, wild))
+    first, second = (studies.calibrate(r, ALL).estimates for r in (gone, wild))
     assert first.identical(second)
 
 
 def test_a_run_and_a_layer_stand_each_for_itself():
     run = linear_run("fedavg", seeds=2, layers=3, start=START)
-    whole = real.calibrate(run, ALL)
-    alone = real.calibrate(run.isel(seed=[1], layer=[2]), ALL)
+    whole = studies.calibrate(run, ALL)
+    alone = studies.calibrate(run.isel(seed=[1], layer=[2]), ALL)
     part = whole.of_run(1).estimates.isel(layer=[2])
     for name in ("mean", "variance", "observations"):
         np.testing.assert_allclose(alone.estimates[name][0], part[name], rtol=ITERATED)
 
 
 def test_pools_spread_over_their_directions():
-    found = real.calibrate(linear_run("fedavg", start=START), ALL)
+    found = studies.calibrate(linear_run("fedavg", start=START), ALL)
     gain = found.per_direction(found.gain_mean)
     assert gain.dims == ("seed", "layer", "direction")
     np.testing.assert_array_equal(gain.sel(direction=3), found.gain_mean.sel(partition=2))
-    updates = real.describe_updates(linear_run("fedavg", start=START))
-    assert abs(real.drifts(updates, gain).mean() - found.drift_mean.mean()) < NOISY["drift_mean"]
+    updates = studies.describe_updates(linear_run("fedavg", start=START))
+    assert abs(studies.drifts(updates, gain).mean() - found.drift_mean.mean()) < NOISY["drift_mean"]
 
 
 def test_few_observations_and_none():
     run = linear_run("fedavg", start=START)
     nobody = run.assign(client_rank=run.client_rank * 0 + 1)
-    found = real.calibrate(nobody, slice(1, 1))
+    found = studies.calibrate(nobody, slice(1, 1))
     assert found.gain_mean.sel(partition=2).isnull().all()
     assert (found.observations.sel(partition=2) == 0).all()
     assert found.gain_mean.sel(partition=1).notnull().all()
     assert not found.identified.any()
     with pytest.raises(InputError, match="not zero"):
-        real.calibrate(run.assign(layer_energy=run.layer_energy * 0), ALL)
+        studies.calibrate(run.assign(layer_energy=run.layer_energy * 0), ALL)
     with pytest.raises(InputError, match="not zero"):
-        real.calibrate(run, slice(99, 100))
+        studies.calibrate(run, slice(99, 100))
     with pytest.raises(InputError, match="pool='layer'"):
-        real.calibrate(run, ALL, "layer")
+        studies.calibrate(run, ALL, "layer")
     with pytest.raises(InputError, match="quantity='gain'"):
         found.interval("gain")

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from real_cases import linear_run, scenario_of, with_counterfactuals
 
-from analysis import real
+from analysis import studies
 from fedlora_sim.errors import InputError
 from fedlora_sim.tolerances import relative
 
@@ -21,15 +21,15 @@ def run(request) -> xr.Dataset:
 
 
 def test_raflora_is_fedavg_over_the_share(run):
-    share = real.coverage_shares(run)
+    share = studies.coverage_shares(run)
     # What FedAvg has lost altogether shows on no direction of the next round.
-    there = (share > 0) & (real.one_step_energy(run).sel(compared_rule="fedavg") > 0)
-    ratio = real.relative_to_rule(run).sel(compared_rule="fedavg")
+    there = (share > 0) & (studies.one_step_energy(run).sel(compared_rule="fedavg") > 0)
+    ratio = studies.relative_to_rule(run).sel(compared_rule="fedavg")
     np.testing.assert_allclose(ratio, (share**2).where(there.all("layer")), rtol=CLOSE)
 
 
 def test_shares_are_those_of_the_cohort(run):
-    share = real.coverage_shares(run).isel(round=slice(1, None))
+    share = studies.coverage_shares(run).isel(round=slice(1, None))
     ranks, samples = np.repeat([1, 2, 4], [4, 2, 3]), np.arange(1.0, 10.0)
     for cohort, found in zip(run.cohort.values[0, 1:], share.values[0], strict=True):
         sums = [samples[cohort[ranks[cohort] >= level]].sum() for level in (1, 2, 4)]
@@ -39,17 +39,17 @@ def test_shares_are_those_of_the_cohort(run):
 
 def test_rules_are_compared_with_the_one_that_is_asked_for(run):
     for reference in ("fedavg", "raflora"):
-        ratio = real.relative_to_rule(run, reference).sel(compared_rule=reference)
+        ratio = studies.relative_to_rule(run, reference).sel(compared_rule=reference)
         assert (ratio.where(ratio.notnull(), 1.0) == 1).all()
-        gain = real.accuracy_gain(run, reference)
+        gain = studies.accuracy_gain(run, reference)
         assert (gain.sel(compared_rule=reference).isel(round=slice(1, None)).fillna(0.0) == 0).all()
         assert gain.notnull().any()
-    energy = real.one_step_energy(run)
+    energy = studies.one_step_energy(run)
     assert energy.dims == ("seed", "round", "compared_rule", "layer", "partition")
 
 
 def test_what_is_missing_is_named(run):
     with pytest.raises(InputError, match="counterfactual_energy"):
-        real.one_step_energy(run.drop_vars("counterfactual_energy"))
+        studies.one_step_energy(run.drop_vars("counterfactual_energy"))
     with pytest.raises(InputError, match="one of fedavg, raflora"):
-        real.relative_to_rule(run, "raflor")
+        studies.relative_to_rule(run, "raflor")

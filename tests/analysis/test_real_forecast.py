@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from real_cases import EXACT, LAW, linear_run, scenario_of
 
-from analysis import closed_form, real
+from analysis import closed_form, studies
 from analysis.stats.intervals import mean_interval
 from fedlora_sim.errors import InputError
 from fedlora_sim.federation import Federation
@@ -21,17 +21,17 @@ START = np.array([2.0, 1.5, 1.0])
 ROUNDS = 4
 
 
-def known(law, layers=1) -> real.Calibration:
+def known(law, layers=1) -> studies.Calibration:
     """A calibration that holds this law for certain."""
     run = linear_run("fedavg", scenario_of(RANKS), layers=layers)
-    pure = real.pure_suppression(real.calibrate(run, slice(1, None)).of_run(0))
+    pure = studies.pure_suppression(studies.calibrate(run, slice(1, None)).of_run(0))
     moments = {"mean": ("gain_mean", "drift_mean"), "variance": ("gain_std", "drift_std")}
     given = {
         name: pure.estimates[name] * 0
         + xr.DataArray([law[q] ** (1 + (name == "variance")) for q in names], dims="moment")
         for name, names in moments.items()
     }
-    return real.Calibration(pure.pool, pure.cells, pure.rounds, pure.estimates.assign(given))
+    return studies.Calibration(pure.pool, pure.cells, pure.rounds, pure.estimates.assign(given))
 
 
 def state(layers=1) -> xr.DataArray:
@@ -40,7 +40,7 @@ def state(layers=1) -> xr.DataArray:
 
 
 def told(rule, law, federation, **options) -> xr.Dataset:
-    return real.forecast(known(law), state(), rule, federation, ROUNDS, **options)
+    return studies.forecast(known(law), state(), rule, federation, ROUNDS, **options)
 
 
 def check_mean(rule, law, policy="zero", sampling="without_replacement"):
@@ -90,11 +90,11 @@ def test_mean_energies_of_norm_weights_are_those_of_the_closed_form():
 def test_known_cohorts_and_clients_without_noise_leave_nothing_to_chance(rule):
     law = {"gain_mean": 0.9, "gain_std": 0.0, "drift_mean": 0.1, "drift_std": 0.0}
     run = linear_run(rule, scenario_of(RANKS, cohort_size=2), law=law, start=4 * START)
-    cohorts = real.actual_cohorts(run, slice(7, 12))
+    cohorts = studies.actual_cohorts(run, slice(7, 12))
     start = run.layer_energy.isel(seed=0).sel(round=6) ** 0.5
     federation, given = Federation(RANKS, cohort_size=2), {"cohorts": cohorts, "samples": 3}
-    energy = real.forecast(known(law, layers=2), start, rule, federation, 6, **given).energy
-    measured = real.by_partition(run.layer_energy).isel(seed=0).sel(round=slice(7, 12))
+    energy = studies.forecast(known(law, layers=2), start, rule, federation, 6, **given).energy
+    measured = studies.by_partition(run.layer_energy).isel(seed=0).sel(round=slice(7, 12))
     for statistic in energy.statistic.values:
         one = energy.sel(statistic=statistic).transpose("partition", "horizon", "layer")
         np.testing.assert_allclose(one, measured, rtol=ITERATED)
@@ -103,12 +103,12 @@ def test_known_cohorts_and_clients_without_noise_leave_nothing_to_chance(rule):
 def test_what_is_known_makes_intervals_shorter():
     scenario = scenario_of("1x6,3x6", cohort_size=4)
     run = linear_run("fedavg", scenario, law={**LAW, "gain_std": 0.02}, start=START)
-    calibration = real.calibrate(run, slice(1, 6)).of_run(0)
+    calibration = studies.calibrate(run, slice(1, 6)).of_run(0)
     start = run.layer_energy.isel(seed=0).sel(round=6) ** 0.5
-    cohorts = real.actual_cohorts(run, slice(7, 12))
+    cohorts = studies.actual_cohorts(run, slice(7, 12))
 
     def widths(**options):
-        told = real.forecast(calibration, start, "fedavg", scenario.federation, 6, **options)
+        told = studies.forecast(calibration, start, "fedavg", scenario.federation, 6, **options)
         ends = np.log(told.total.sel(statistic=["low", "high"]))
         return float(ends.diff("statistic").sel(partition=2).isel(horizon=-1).item())
 
@@ -126,7 +126,7 @@ def test_a_seed_gives_the_same_forecast_every_time():
 
 def test_statistics_are_in_order_and_sum_over_layers():
     federation = Federation(RANKS, cohort_size=2)
-    found = real.forecast(known(SPREAD, 2), state(2), "raflora", federation, ROUNDS)
+    found = studies.forecast(known(SPREAD, 2), state(2), "raflora", federation, ROUNDS)
     low, median, high = (found.energy.sel(statistic=s) for s in ("low", "median", "high"))
     assert (low <= median).all()
     assert (median <= high).all()
@@ -146,14 +146,14 @@ def test_rules_without_a_recursion_of_amplitudes_say_so(rule):
 def test_pools_without_calibration_stay_unknown():
     law = known(SPREAD)
     unknown = law.estimates.assign(mean=law.estimates["mean"].where(law.estimates.partition < 3))
-    holed = real.Calibration(law.pool, law.cells, law.rounds, unknown)
-    found = real.forecast(holed, state(), "fedavg", Federation(RANKS), ROUNDS)
+    holed = studies.Calibration(law.pool, law.cells, law.rounds, unknown)
+    found = studies.forecast(holed, state(), "fedavg", Federation(RANKS), ROUNDS)
     assert found.energy.sel(partition=3).isnull().all()
     assert found.energy.sel(partition=[1, 2]).notnull().all()
 
 
 def test_an_update_of_zero_grows_by_its_drift_alone():
-    found = real.forecast(known(ALIKE), state() * 0, "raflora", Federation(RANKS), 1)
+    found = studies.forecast(known(ALIKE), state() * 0, "raflora", Federation(RANKS), 1)
     drift = ALIKE["drift_mean"]
     np.testing.assert_allclose(found.energy.sel(statistic="low"), drift**2, rtol=ITERATED)
 
@@ -161,15 +161,15 @@ def test_an_update_of_zero_grows_by_its_drift_alone():
 def test_bad_arguments_are_refused():
     law, start, federation = known(SPREAD), state(), Federation(RANKS, cohort_size=1)
     with pytest.raises(InputError, match="direction"):
-        real.forecast(law, start[:, :2], "fedavg", federation, 2)
+        studies.forecast(law, start[:, :2], "fedavg", federation, 2)
     with pytest.raises(InputError, match="at least 0"):
-        real.forecast(law, start * np.nan, "fedavg", federation, 2)
+        studies.forecast(law, start * np.nan, "fedavg", federation, 2)
     with pytest.raises(InputError, match="layers"):
-        real.forecast(law, start.assign_coords(layer=["other"]), "fedavg", federation, 2)
+        studies.forecast(law, start.assign_coords(layer=["other"]), "fedavg", federation, 2)
     with pytest.raises(InputError, match="rounds=0"):
-        real.forecast(law, start, "fedavg", federation, 0)
+        studies.forecast(law, start, "fedavg", federation, 0)
     with pytest.raises(InputError, match="empty_partition='error'"):
-        real.forecast(law, start, "raflora", federation, 9, empty_partition="error")
+        studies.forecast(law, start, "raflora", federation, 9, empty_partition="error")
     run = linear_run("fedavg", scenario_of(RANKS))
     with pytest.raises(InputError, match="round 3 has none"):
-        real.actual_cohorts(run.assign(dropped=run.dropped | (run["round"] == 3)), slice(1, 9))
+        studies.actual_cohorts(run.assign(dropped=run.dropped | (run["round"] == 3)), slice(1, 9))

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from real_cases import EXACT, linear_run, scenario_of, turning_run
 
-from analysis import real
+from analysis import studies
 from analysis.stats import Prediction, Verdict, judge
 from analysis.stats.intervals import mean_interval
 from fedlora_sim.errors import InputError
@@ -37,13 +37,15 @@ def is_near_nominal(scores, margin=0.1):
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "cohorts"), [("fedavg", "random"), ("raflora", "actual")])
 def test_intervals_hold_what_the_model_makes_as_often_as_they_say(rule, cohorts):
-    assert is_near_nominal(real.score(falling_run(rule, seeds=50), 8, cohorts=cohorts, samples=100))
+    assert is_near_nominal(
+        studies.score(falling_run(rule, seeds=50), 8, cohorts=cohorts, samples=100)
+    )
 
 
 def test_the_theory_beats_both_baselines_where_it_is_true():
-    scores = real.score(falling_run("fedavg", seeds=10), 8, samples=100)
+    scores = studies.score(falling_run("fedavg", seeds=10), 8, samples=100)
     error = abs(scores.error).median(("seed", "layer", "horizon"))
-    theory, *baselines = (error.sel(forecast=name) for name in real.FORECASTS)
+    theory, *baselines = (error.sel(forecast=name) for name in studies.FORECASTS)
     for baseline in baselines:
         assert (theory < baseline).all()
     assert scores.covered.sel(forecast="persistence").isnull().all()
@@ -59,23 +61,23 @@ def test_a_forecast_does_not_see_the_rounds_on_which_it_is_scored(cohorts):
         update_energy=run.update_energy * xr.where(later, 49.0, 1.0),
     )
     options = {"cohorts": cohorts, "samples": 20}
-    told, again = (real.score(each, first, **options) for each in (run, other))
+    told, again = (studies.score(each, first, **options) for each in (run, other))
     assert again.predicted.identical(told.predicted)
     assert again.total_predicted.identical(told.total_predicted)
     np.testing.assert_allclose(again.measured, 49 * told.measured, rtol=ITERATED)
     told, again = (
-        real.predict_every_rule(each, {"fedavg": run}, first, **options)["fedavg"]
+        studies.predict_every_rule(each, {"fedavg": run}, first, **options)["fedavg"]
         for each in (run, other)
     )
     assert again.identical(told)
     # The last round of the calibration is seen.
     near = run.assign(amplitude=run.amplitude * xr.where(run["round"] == first, -7.0, 1.0))
-    assert not real.score(near, first, **options).predicted.identical(told.predicted)
+    assert not studies.score(near, first, **options).predicted.identical(told.predicted)
 
 
 def test_without_noise_errors_are_rounding():
     law = {"gain_mean": 0.9, "gain_std": 0.0, "drift_mean": 0.1, "drift_std": 0.0}
-    scores = real.score(linear_run("fedavg", scenario_of(), law=law, start=START), 8)
+    scores = studies.score(linear_run("fedavg", scenario_of(), law=law, start=START), 8)
     for prefix in ("", "total_"):
         error = scores[f"{prefix}error"].sel(forecast="theory")
         np.testing.assert_allclose(error, 0.0, atol=ITERATED)
@@ -86,24 +88,24 @@ def test_without_noise_errors_are_rounding():
 
 def test_pure_suppression_is_all_there_is_to_clients_who_agree():
     run = linear_run("fedavg", scenario_of(cohort_size=4), law=EXACT, start=START)
-    error = real.score(run, 6, cohorts="actual").error
+    error = studies.score(run, 6, cohorts="actual").error
     np.testing.assert_allclose(error.sel(forecast=["theory", "pure"]), 0.0, atol=ITERATED)
     assert (error.sel(forecast="persistence", partition=2) < 0).all()
 
 
 def test_a_turning_basis_is_reported_as_failure():
     """The update keeps its energy, but clients seem to lose some of it, every round."""
-    scores = real.score(turning_run(scenario_of(), ANGLE, since=1), 6)
+    scores = studies.score(turning_run(scenario_of(), ANGLE, since=1), 6)
     seen = np.cos(ANGLE) ** 2
     np.testing.assert_allclose(
         scores.error.sel(forecast="theory", partition=1)[0, 0],
         -2 * scores.horizon * np.log10(seen),
         rtol=ITERATED,
     )
-    row = real.summarise(scores)
+    row = studies.summarise(scores)
     assert row["theory"]["coverage"] == 0
     assert row["theory"]["error"] > row["persistence"]["error"]
-    worst, table = row["worst"], real.failures(scores).sel(forecast="theory")
+    worst, table = row["worst"], studies.failures(scores).sel(forecast="theory")
     assert worst["horizon"] == 6
     cell = table.sel(partition=worst["partition"], horizon=worst["horizon"])
     assert worst["error"] == cell.error == table.error.max()
@@ -115,11 +117,11 @@ def test_a_turning_basis_is_reported_as_failure():
 
 
 def test_a_summary_is_plain_and_tells_how_far_runs_are_apart():
-    scores = real.score(falling_run("raflora", seeds=3), 8, samples=50)
-    row = real.summarise(scores)
+    scores = studies.score(falling_run("raflora", seeds=3), 8, samples=50)
+    row = studies.summarise(scores)
     assert json.loads(json.dumps(row["theory"])) == row["theory"]
     assert row["runs"] == 3
-    alone = [real.summarise(scores.sel(seed=[seed])) for seed in scores.seed.values]
+    alone = [studies.summarise(scores.sel(seed=[seed])) for seed in scores.seed.values]
     for name in ("error", "coverage"):
         each = [one["theory"][name] for one in alone]
         assert row["theory"][f"{name}_range"] == [min(each), max(each)]
@@ -133,7 +135,7 @@ def test_a_summary_is_plain_and_tells_how_far_runs_are_apart():
 def test_one_rule_calibrates_for_all():
     """FedAvg's amplitudes fall the farthest, so that every other's were met in its calibration."""
     runs = {rule: falling_run(rule, seeds=40) for rule in ("fedavg", "raflora", "flora")}
-    scores = real.predict_every_rule(runs["fedavg"], runs, 8, samples=100)
+    scores = studies.predict_every_rule(runs["fedavg"], runs, 8, samples=100)
     assert list(scores) == list(runs)
     for rule in runs:
         assert is_near_nominal(scores[rule], margin=0.15), rule
@@ -144,7 +146,7 @@ def test_amplitudes_that_the_calibration_never_met_are_reported():
     runs = {rule: falling_run(rule) for rule in ("fedavg", "raflora")}
     outside = {
         rule: scores.outside.sel(partition=2).mean()
-        for rule, scores in real.predict_every_rule(runs["raflora"], runs, 8, samples=20).items()
+        for rule, scores in studies.predict_every_rule(runs["raflora"], runs, 8, samples=20).items()
     }
     assert outside["fedavg"] == 1
     assert outside["raflora"] < 1
@@ -152,9 +154,9 @@ def test_amplitudes_that_the_calibration_never_met_are_reported():
 
 def test_rules_without_a_recursion_are_scored_against_the_baselines_alone():
     runs = {"fedex": falling_run("fedavg").assign_attrs(rule="fedex")}
-    scores = real.predict_every_rule(falling_run("raflora"), runs, 8, samples=20)
+    scores = studies.predict_every_rule(falling_run("raflora"), runs, 8, samples=20)
     assert scores["fedex"].error.sel(forecast="theory").isnull().all()
-    summary = real.summarise(scores["fedex"])
+    summary = studies.summarise(scores["fedex"])
     assert "fedex" in summary["reason"]
     assert np.isnan([*summary["theory"]["error_range"], summary["theory"]["coverage"]]).all()
     assert summary["worst"] is None
@@ -164,7 +166,7 @@ def test_rules_without_a_recursion_are_scored_against_the_baselines_alone():
 def test_files_are_scored_like_the_runs_they_hold(tmp_path):
     run = falling_run("raflora", layers=1)
     again = load_dataset(save_dataset(run, tmp_path / "run.nc"))
-    assert real.score(again, 8, samples=20).identical(real.score(run, 8, samples=20))
+    assert studies.score(again, 8, samples=20).identical(studies.score(run, 8, samples=20))
 
 
 def test_runs_that_start_from_nothing():
@@ -176,14 +178,16 @@ def test_runs_that_start_from_nothing():
         amplitude=run.amplitude.where(~first),
         client_preservation=run.client_preservation.where(~first),
     )
-    scores = real.score(blank, 8, samples=20)
+    scores = studies.score(blank, 8, samples=20)
     assert scores.error.notnull().all()
 
 
 def test_a_layer_that_stays_zero_has_no_error_and_no_calibration():
     run = falling_run("fedavg")
     live = run.layer == "block0"
-    scores = real.score(run.assign(layer_energy=run.layer_energy.where(live, 0.0)), 8, samples=20)
+    scores = studies.score(
+        run.assign(layer_energy=run.layer_energy.where(live, 0.0)), 8, samples=20
+    )
     dead = scores.sel(layer="block1")
     assert (dead.error.sel(forecast="persistence") == 0).all()
     assert dead.error.sel(forecast="theory").isnull().all()
@@ -194,25 +198,25 @@ def test_collapse_below_rounding_is_no_error():
     run = falling_run("fedavg").assign_attrs(dtype="float32")
     high, late = run.direction > 1, run["round"] >= 8
     lost = run.assign(layer_energy=run.layer_energy * xr.where(high & late, 1e-30, 1.0))
-    error = real.score(lost, 8, samples=20).error
+    error = studies.score(lost, 8, samples=20).error
     assert (error.sel(forecast="persistence", partition=2) == 0).all()
 
 
 def test_ranks_that_clients_pruned_are_those_that_count():
     run = linear_run("fedavg", scenario_of(), law=EXACT, start=START)
     ranks = run.client_rank.where((run["round"] < 6) | (run.client < 7), 1)
-    predicted = real.score(run.assign(client_rank=ranks), 6).predicted
+    predicted = studies.score(run.assign(client_rank=ranks), 6).predicted
     pure = predicted.sel(forecast="pure", partition=2, statistic="median", horizon=1)
-    before = real.by_partition(run.layer_energy).sel(round=6, partition=2)
+    before = studies.by_partition(run.layer_energy).sel(round=6, partition=2)
     np.testing.assert_allclose(pure, before * (3 / 8) ** 2, rtol=ITERATED)
 
 
 def test_bad_arguments_are_refused():
     run = falling_run("fedavg")
     with pytest.raises(InputError, match="calibration_rounds=14"):
-        real.score(run, 14)
+        studies.score(run, 14)
     with pytest.raises(InputError, match="cohorts='future'"):
-        real.score(run, 8, cohorts="future")
+        studies.score(run, 8, cohorts="future")
     other = run.assign_coords(seed=[7])
     with pytest.raises(InputError, match=r"calibration=\[7\]"):
-        real.predict_every_rule(other, {"fedavg": run}, 8)
+        studies.predict_every_rule(other, {"fedavg": run}, 8)

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from real_cases import EXACT, linear_run, scenario_of
 
-from analysis import real
+from analysis import studies
 from fedlora_sim.errors import InputError
 from fedlora_sim.tolerances import relative
 
@@ -21,7 +21,7 @@ def run() -> xr.Dataset:
 
 @pytest.mark.parametrize("rule", ["fedavg", "raflora", "flora"])
 def test_clients_who_return_what_they_got_have_gain_one_where_they_hold(rule):
-    updates = real.describe_updates(linear_run(rule, law=EXACT))
+    updates = studies.describe_updates(linear_run(rule, law=EXACT))
     gain = updates.gain.isel(round=slice(1, None))
     for direction, holders in ((1, 8), (2, 4), (3, 4)):
         seen = gain.sel(direction=direction)
@@ -31,7 +31,7 @@ def test_clients_who_return_what_they_got_have_gain_one_where_they_hold(rule):
 
 
 def test_a_round_sets_out_from_the_row_before(run):
-    updates = real.describe_updates(run)
+    updates = studies.describe_updates(run)
     np.testing.assert_allclose(
         updates.sigma.isel(round=slice(1, None)) ** 2,
         run.layer_energy.isel(round=slice(None, -1)),
@@ -42,11 +42,11 @@ def test_a_round_sets_out_from_the_row_before(run):
 
 def test_drifts_are_what_the_mean_gain_leaves():
     law = {"gain_mean": 0.8, "gain_std": 0.0, "drift_mean": 0.3, "drift_std": 0.0}
-    updates = real.describe_updates(linear_run("raflora", law=law))
-    drift = real.drifts(updates, 0.8).values
+    updates = studies.describe_updates(linear_run("raflora", law=law))
+    drift = studies.drifts(updates, 0.8).values
     np.testing.assert_allclose(drift[np.isfinite(drift)], 0.3, rtol=CLOSE)
     labelled = xr.DataArray([0.8, 0.8], dims="layer", coords={"layer": updates.layer})
-    np.testing.assert_array_equal(real.drifts(updates, labelled).values, drift)
+    np.testing.assert_array_equal(studies.drifts(updates, labelled).values, drift)
 
 
 def test_leakage_counts_clients_by_their_weight(run):
@@ -54,8 +54,10 @@ def test_leakage_counts_clients_by_their_weight(run):
     preserved[:, :, :, 0] = 0.25
     samples = np.r_[9.0, np.ones(7)]
     weight = run.client_weight.copy(data=np.broadcast_to(samples / 16, run.client_weight.shape))
-    updates = real.describe_updates(run.assign(client_preservation=preserved, client_weight=weight))
-    leakage = real.mean_leakage(updates).isel(round=slice(1, None))
+    updates = studies.describe_updates(
+        run.assign(client_preservation=preserved, client_weight=weight)
+    )
+    leakage = studies.mean_leakage(updates).isel(round=slice(1, None))
     np.testing.assert_allclose(leakage, 0.75 * 9 / 16, rtol=CLOSE)
     np.testing.assert_allclose(
         updates.leaked_energy.isel(slot=0, round=1), 0.75 * run.update_energy.isel(slot=0, round=1)
@@ -65,7 +67,7 @@ def test_leakage_counts_clients_by_their_weight(run):
 def test_empty_slots_and_dropped_clients_say_nothing(run):
     cohort, dropped = run.cohort.copy(), run.dropped.copy()
     cohort[:, :, 0], dropped[:, :, 1] = -1, True
-    updates = real.describe_updates(run.assign(cohort=cohort, dropped=dropped))
+    updates = studies.describe_updates(run.assign(cohort=cohort, dropped=dropped))
     silent, heard = updates.isel(slot=[0, 1]), updates.isel(slot=2, round=1)
     assert silent[["gain", "leakage", "leaked_energy"]].isnull().all().to_array().all()
     assert (silent.weight == 0).all()
@@ -76,7 +78,7 @@ def test_nothing_is_said_of_directions_that_are_not_there(run):
     energy = run.layer_energy.copy()
     energy[:, 3] = 0.0
     energy[:, 5, :, 2] = energy[:, 5, :, 0] * CLOSE**2 / 2  # below rounding
-    gain = real.describe_updates(run.assign(layer_energy=energy)).gain
+    gain = studies.describe_updates(run.assign(layer_energy=energy)).gain
     assert gain.sel(round=4).isnull().all()
     assert gain.sel(round=6, direction=3).isnull().all()
     assert gain.sel(round=6, direction=2).notnull().any()
@@ -84,15 +86,15 @@ def test_nothing_is_said_of_directions_that_are_not_there(run):
 
 def test_partitions_sum_their_directions_and_hide_no_gap(run):
     energy = run.layer_energy.copy()
-    parts = real.by_partition(energy)
+    parts = studies.by_partition(energy)
     np.testing.assert_allclose(parts.sel(partition=2), energy[..., 1] + energy[..., 2])
     np.testing.assert_array_equal(parts.sel(partition=1), energy[..., 0])
     energy[0, 0, 0, 2] = np.nan
-    assert np.isnan(real.by_partition(energy).sel(partition=2)[0, 0, 0])
+    assert np.isnan(studies.by_partition(energy).sel(partition=2)[0, 0, 0])
 
 
 def test_bad_datasets_are_refused(run):
     with pytest.raises(InputError, match=r"amplitude.*client_weight"):
-        real.describe_updates(run.drop_vars(["amplitude", "client_weight"]))
+        studies.describe_updates(run.drop_vars(["amplitude", "client_weight"]))
     with pytest.raises(InputError, match="allocation='random'"):
-        real.describe_updates(linear_run("fedavg", scenario_of(allocation="random")))
+        studies.describe_updates(linear_run("fedavg", scenario_of(allocation="random")))

@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 from study_cases import keep, made_up, small_study, study_values
 
-from analysis.real.study import HIGHEST, LOWEST, MIXED
-from analysis.real.study_files import load_study, study_about, study_names, study_of
-from analysis.real.study_runs import load_runs, missing_runs
+from analysis.studies.run import load_runs, missing_runs
+from analysis.studies.study import (
+    HIGHEST,
+    LOWEST,
+    MIXED,
+    load_study,
+    study_about,
+    study_names,
+    study_of,
+)
 from fedlora_sim.errors import InputError
 
 PLACES = {"model": "a-model", "data": "train.tsv"}

@@ -10,9 +10,18 @@ import pytest
 from real_cases import EXACT, LAW
 from study_cases import ROUNDS, made_up_runs, small_study
 
-from analysis.real.study import MIXED
-from analysis.real.study_report import last_part, study_fields, study_report
-from analysis.real.study_scores import (
+from analysis.studies.report import (
+    claims_table,
+    counterfactuals_table,
+    last_part,
+    outcomes_table,
+    premise_table,
+    scores_table,
+    study_fields,
+    study_report,
+    to_markdown,
+)
+from analysis.studies.run import (
     calibration_rounds,
     forecasts,
     pooled,
@@ -20,14 +29,7 @@ from analysis.real.study_scores import (
     score_runs,
     why_no_scores,
 )
-from analysis.real.study_tables import (
-    claims_table,
-    counterfactuals_table,
-    outcomes_table,
-    premise_table,
-    scores_table,
-    to_markdown,
-)
+from analysis.studies.study import MIXED
 from fedlora_sim.tolerances import relative
 
 ITERATED = relative("iteration")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from study_cases import keep, made_up, small_study
 
-from analysis.real import study_runs
-from analysis.real.study_runs import check_data, load_runs, missing_runs, run_study
+from analysis.studies import run as studies_run
+from analysis.studies.run import check_data, load_runs, missing_runs, run_study
 from fedlora_sim.errors import InputError
 from fedlora_sim.storage import load_dataset, save_dataset
 from fedlora_sim.tasks.task import Examples
@@ -45,7 +45,7 @@ def test_only_missing_runs_are_made(tmp_path, monkeypatch):
         checkpoints.mkdir(parents=True)
         return made_up(run)
 
-    monkeypatch.setattr(study_runs, "simulate", simulate)
+    monkeypatch.setattr(studies_run, "simulate", simulate)
     first, *others = study.runs()
     keep(first, tmp_path)
     told = []
@@ -63,7 +63,7 @@ def test_a_run_that_fails_says_which_it_is(tmp_path, monkeypatch):
     def simulate(scenario, **options):
         raise InputError("update=nan: expected a finite one")
 
-    monkeypatch.setattr(study_runs, "simulate", simulate)
+    monkeypatch.setattr(studies_run, "simulate", simulate)
     with pytest.raises(InputError, match=rf"{study.runs()[0].label}: update=nan"):
         run_study(study, tmp_path)
 
@@ -71,7 +71,7 @@ def test_a_run_that_fails_says_which_it_is(tmp_path, monkeypatch):
 def test_a_split_that_the_data_do_not_allow_is_found_before_the_first_run(monkeypatch):
     labels = torch.arange(40) % 10
     task = SimpleNamespace(train=Examples({"x": torch.zeros(40, 1)}, labels))
-    monkeypatch.setattr(study_runs, "load_task", lambda scenario: task)
+    monkeypatch.setattr(studies_run, "load_task", lambda scenario: task)
     assert check_data(small_study().runs()) is None
     study = small_study(heterogeneity=BY_WRITER)
     with pytest.raises(InputError, match="last_mixed_fedavg_seed-9: groups"):
@@ -106,7 +106,7 @@ def test_a_run_says_what_code_made_it(tmp_path, monkeypatch):
     part = small_study().part(heterogeneity=["mild"], seeds=1)
     runs = {(run.rule, run.scenario): run for run in part.runs()}
     monkeypatch.setattr(
-        study_runs, "simulate", lambda scenario, rule, **_: made_up(runs[rule, scenario])
+        studies_run, "simulate", lambda scenario, rule, **_: made_up(runs[rule, scenario])
     )
     run_study(part, tmp_path)
-    assert {len(run.attrs[study_runs.CODE]) for run in load_runs(part, tmp_path).values()} == {12}
+    assert {len(run.attrs[studies_run.CODE]) for run in load_runs(part, tmp_path).values()} == {12}

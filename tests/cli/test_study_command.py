@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import fedlora_cli.study as command
-from analysis.real import study_runs
-from analysis.real.study_files import study_names
+from analysis.studies import run
+from analysis.studies.study import study_names
 from fedlora_sim.tasks.task import Examples
 
 PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
@@ -95,7 +95,7 @@ def test_bad_input(fedlora: Callable, tiny: Path, arguments: tuple[str, ...], me
 def test_what_is_wrong_in_the_last_row_is_found_before_the_first_run(
     fedlora: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch, row: str
 ) -> None:
-    monkeypatch.setattr(study_runs, "load_task", lambda scenario: FEW)
+    monkeypatch.setattr(run, "load_task", lambda scenario: FEW)
     tiny.write_text(TOML + f"last = {{ {row} }}\n")
     outcome = fedlora(*STUDY)
     assert outcome.code == 2
@@ -202,7 +202,7 @@ def test_an_interrupt_says_what_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "run_study", stop)
-    monkeypatch.setattr(study_runs, "load_task", lambda scenario: FEW)
+    monkeypatch.setattr(run, "load_task", lambda scenario: FEW)
     outcome = fedlora(*STUDY)
     assert outcome.code == 130
     assert f"0 of {RUNS} runs are kept in t" in outcome.err

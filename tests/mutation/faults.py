@@ -55,7 +55,7 @@ SWEEP_STORE = ("tests/sweep/test_store.py",)
 FAULTS = (
     Fault(
         "the forecast is calibrated on the rounds on which it is scored",
-        "analysis/real/scoring.py",
+        "analysis/studies/forecast.py",
         "calibration = calibrate(dataset, slice(1, first), pool)",
         "calibration = calibrate(dataset, slice(1, None), pool)",
         ("tests/analysis/test_real_scoring.py",),
@@ -636,7 +636,7 @@ FAULTS = (
     # Real runs.
     Fault(
         "squared residuals are not corrected for what the fit took of them",
-        "analysis/real/least_squares.py",
+        "analysis/studies/calibrate.py",
         "return np.asarray((s - gain * x - drift) ** 2 / free)",
         "return np.asarray((s - gain * x - drift) ** 2 / np.maximum(free, 1))",
         ("tests/analysis/test_real_calibration.py", "-k", "unbiased or hold_the_truth"),
@@ -644,7 +644,7 @@ FAULTS = (
     ),
     Fault(
         "bands of a forecast are one-sided",
-        "analysis/real/forecast.py",
+        "analysis/studies/forecast.py",
         "(1 - level) / 2)",
         "1 - level)",
         ("tests/analysis/test_real_scoring.py", "-k", "intervals_hold"),
@@ -652,7 +652,7 @@ FAULTS = (
     ),
     Fault(
         "replicates are compared although one of their runs is missing",
-        "analysis/real/comparison.py",
+        "analysis/studies/findings.py",
         "return grouped.mean()[complete].to_numpy",
         "return grouped.mean().to_numpy",
         ("tests/analysis/test_paper_claims.py", "-k", "replicate_without"),

@@ -17,9 +17,8 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from analysis.real.comparison import SHARE, TABLE_ERROR, with_interval
-from analysis.real.paper_claims import PAPER_CLAIMS
 from analysis.stats import Measurement, judge, mean_interval
+from analysis.studies.findings import PAPER_CLAIMS, SHARE, TABLE_ERROR, with_interval
 from fedlora_sim.tolerances import relative
 
 RECORD = Path(__file__).parents[2] / "results" / "recorded" / "agnews"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from study_report_cases import study_report
 
-from analysis.real.study_tables import claims_table, outcomes_table, premise_table, scores_table
+from analysis.studies.report import claims_table, outcomes_table, premise_table, scores_table
 from fedlora_sim.storage import MARKER
 from paper_figs.record import render
 from paper_figs.study_record import record_studies, study_blocks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from study_report_cases import claim, study_report
 
-from analysis.real.study_tables import claims_table, scores_table, to_markdown
+from analysis.studies.report import claims_table, scores_table, to_markdown
 
 
 def test_scores_stand_with_their_range_over_runs() -> None:

@@ -1,1 +1,0 @@
-"""Studies that come with the package, as TOML files."""
