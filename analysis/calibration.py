@@ -33,8 +33,9 @@ from scipy.signal import lfilter
 from tqdm import tqdm
 
 import analysis
-from analysis.claim import Claim, Context
 from analysis.claims import CLAIMS
+from analysis.claims.base import Claim, Context
+from analysis.claims.verify import family_size
 from analysis.stats.intervals import (
     Array,
     Estimator,
@@ -54,7 +55,6 @@ from analysis.stats.verdicts import (
     measure_until_decided,
     number_of_looks,
 )
-from analysis.verify import family_size
 from fedlora_sim.randomness import stream
 from fedlora_sim.storage import RunStore, source_fingerprint, write_text
 from fedlora_sim.version import versions

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from analysis.report import interval_text, number
+from analysis.claims.report import interval_text, number
 from analysis.studies.findings import curves
 from analysis.studies.report import last_part, study_report, to_markdown
 from analysis.studies.run import (

@@ -17,10 +17,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 import analysis
-from analysis.claim import Claim, Context
 from analysis.claims import digits, select
-from analysis.exhibits import EXHIBITS
-from analysis.report import (
+from analysis.claims.base import Claim, Context
+from analysis.claims.report import (
     interval_text,
     measured_head,
     number,
@@ -28,8 +27,9 @@ from analysis.report import (
     to_markdown,
     worst,
 )
-from analysis.run_ahead import run_ahead, workers
-from analysis.verify import assemble, claim_records, finite_or_none, holds
+from analysis.claims.verify import assemble, claim_records, finite_or_none, holds
+from analysis.exhibits import EXHIBITS
+from analysis.run_jobs import run_ahead, workers
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
 from fedlora_cli.tables import wide_console

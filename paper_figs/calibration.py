@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.report import number, percent, table_row
+from analysis.claims.report import number, percent, table_row
 
 Record = Mapping[str, Any]
 DIGITS = 2

@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.report import digits_table
-from analysis.summary import claim_tables, conjecture_table, theme_table
+from analysis.claims.report import claim_tables, conjecture_table, digits_table, theme_table
 from fedlora_sim.rules.registry import describe_all
 from fedlora_sim.storage import write_bytes, write_text
 from paper_figs.calibration import (

@@ -2,45 +2,37 @@
 
 from collections.abc import Sequence
 
-from analysis.claim import Claim
 from analysis.claims import (
     allocation,
     breakdown,
-    cohorts,
     digits,
-    floors,
     flow,
-    flow_cohorts,
     heterogeneity,
     identities,
     noise,
-    norm_weights,
+    other_rules,
     participation,
     rates,
-    rivals,
-    rules,
     settling,
-    signal_to_noise,
-    thresholds,
-    typical,
 )
+from analysis.claims.base import Claim
 from fedlora_sim.errors import check_choice, expected
 
 THEMES: dict[str, tuple[Claim, ...]] = {
-    "Suppression rates, full participation": rates.CLAIMS,
-    "Sampled cohorts": cohorts.CLAIMS,
-    "The typical run, extinction and survival": typical.CLAIMS,
-    "Lower participation: the review's first conjecture": participation.CLAIMS,
+    "Suppression rates, full participation": rates.RATE_CLAIMS,
+    "Sampled cohorts": rates.COHORT_CLAIMS,
+    "The typical run, extinction and survival": participation.TYPICAL_CLAIMS,
+    "Lower participation: the review's first conjecture": participation.PARTICIPATION_CLAIMS,
     "Random allocation: the review's second conjecture": allocation.CLAIMS,
-    "Non-IID floors and trajectories": floors.CLAIMS,
-    "Identities and multipliers": (*identities.CLAIMS, *rules.CLAIMS),
-    "Rival rules": (*rivals.CLAIMS, *norm_weights.CLAIMS),
+    "Non-IID floors and trajectories": rates.FLOOR_CLAIMS,
+    "Identities and multipliers": (*identities.IDENTITY_CLAIMS, *identities.MULTIPLIER_CLAIMS),
+    "Rival rules": (*other_rules.RIVAL_CLAIMS, *other_rules.NORM_WEIGHT_CLAIMS),
     "Heterogeneity": heterogeneity.CLAIMS,
-    "Noise and signal": (*noise.CLAIMS, *signal_to_noise.CLAIMS),
+    "Noise and signal": (*noise.NOISE_CLAIMS, *noise.SIGNAL_CLAIMS),
     "Phase transition of LoRA's own training": (
-        *flow.CLAIMS,
-        *thresholds.CLAIMS,
-        *flow_cohorts.CLAIMS,
+        *flow.FLOW_CLAIMS,
+        *flow.THRESHOLD_CLAIMS,
+        *flow.FLOW_COHORT_CLAIMS,
     ),
     "Where the theory stops": breakdown.CLAIMS,
     "The settling experiment that the review asks for": settling.CLAIMS,

@@ -15,10 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Control, Experiment
-from analysis.claims.experiments import energy_left, simulated
-from analysis.claims.names import PARTITIONS
-from analysis.claims.predicted import per_partition
+from analysis.claims.base import (
+    PARTITIONS,
+    Claim,
+    Context,
+    Control,
+    Experiment,
+    energy_left,
+    per_partition,
+    simulated,
+)
 from analysis.stats.intervals import root_of_mean
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks

@@ -32,10 +32,15 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Control
-from analysis.claims.experiments import by_partition, simulated
-from analysis.claims.names import HIGHER
-from analysis.claims.predicted import partition_means
+from analysis.claims.base import (
+    HIGHER,
+    Claim,
+    Context,
+    Control,
+    by_partition,
+    partition_means,
+    simulated,
+)
 from analysis.stats.intervals import mean_interval, median_interval
 from analysis.stats.series import log_linear_rate
 from analysis.stats.verdicts import Prediction

@@ -11,9 +11,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.claim import Claim, Context, Control
-from analysis.claims.names import RULE_NAMES
-from analysis.run_ahead import Job
+from analysis.claims.base import RULE_NAMES, Claim, Context, Control
+from analysis.run_jobs import Job
 from analysis.stats.intervals import log_odds_interval, mean_interval, median_interval
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate

@@ -10,6 +10,7 @@ Zero padding, which differs from FedAvg in omega alone, is left out of quick run
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,32 +18,183 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.claim import Claim, Control, Experiment
-from analysis.claims.experiments import by_partition
-from analysis.claims.fitting import (
-    DISCRETE,
-    FLOW_MARGIN,
-    LARGER,
-    RUNS,
-    STEPS,
-    TINY,
-    amplitudes,
-    dilution,
-    flow_floor,
-    flow_rate,
-    mean_inverse,
-    one_federation_per_run,
-    random_federation,
-    trained_for_growth,
-    with_larger_targets,
+from analysis import closed_form
+from analysis.claims.base import (
+    HIGHER,
+    PARTITIONS,
+    RULE_NAMES,
+    Claim,
+    Context,
+    Control,
+    Experiment,
+    by_partition,
+    per_partition,
+    simulated,
 )
-from analysis.claims.names import HIGHER, PARTITIONS, RULE_NAMES
-from analysis.stats.series import log_linear_rate
+from analysis.stats.intervals import every_run
+from analysis.stats.series import bisect, bracketed, log_linear_rate
 from analysis.stats.verdicts import Prediction
-from fedlora_sim import Scenario
+from fedlora_sim import Scenario, parse_ranks, simulate
+from fedlora_sim.engines.draws import client_targets
 from fedlora_sim.randomness import stream
 
+# Federations of clients who fit a target with their factors, drawn at random, and their runs
+
 Array = NDArray[np.float64]
+
+# Plain descent in n steps multiplies a small amplitude by (1 + M T / n)**(2 n) instead of
+# exp(2 M T), which moves the flow's threshold by the share M T / (2 n): 0.3% at 150 steps and
+# M T = 0.9, the longest training of the claims. Margins of 1% hold that and what a floor near its
+# threshold makes of it, a factor of at most 3.
+STEPS = 150
+FLOW_MARGIN = 0.01
+# Small against the target, so that training is linear in it; large against rounding.
+TINY = 1e-4
+RUNS: dict[str, Any] = {"estimator": every_run, "first": 20, "cap": 20}
+DISCRETE = (
+    f"clients descend in {STEPS} steps a round, which moves thresholds of the flow by up to 0.3% "
+    "and floors near them by up to three times that"
+)
+"""Why margins of what holds in every federation are `FLOW_MARGIN`."""
+# Targets of near controls over the true ones.
+FITTED_LARGER = 1.035
+
+
+def random_federation(seed: int, low: int, middle: int, high: int) -> Scenario:
+    """Three levels with about as many clients each, unequal samples, any target.
+
+    Args:
+        seed: of levels, samples and target.
+        low: clients of the lowest level.
+        middle: clients of the second one.
+        high: clients of the highest one.
+    """
+    rng = stream(seed, "random_fitting_federation")
+    levels = np.sort(rng.choice(np.arange(1, 7), size=3, replace=False))
+    ranks = np.repeat(levels, (low, middle, high))
+    return Scenario(
+        ranks=tuple(ranks.tolist()),
+        num_samples=tuple(rng.integers(20, 31, size=len(ranks)).tolist()),
+        fidelity="matrix",
+        local_loss="quadratic",
+        local_steps=STEPS,
+        target_amplitude=rng.uniform(0.5, 2.0),
+        d_in=12,
+        d_out=10,
+    )
+
+
+def trained_for_growth(scenario: Scenario, rule: str, partition: int, growth: float) -> Scenario:
+    """The federation with the local time at which `omega G` of a partition is `growth`."""
+    time = threshold(scenario, rule)[partition]
+    more = np.log(growth) / (2 * scenario.target_amplitude)
+    return scenario.replace(local_time=float(time + more))
+
+
+def with_larger_targets(scenario: Scenario, factor: float = FITTED_LARGER) -> Scenario:
+    """The scenario in larger units: amplitudes grow by the factor, rates and `M T` stay.
+
+    Thresholds, which are times, fall by the factor; so does the growth of 1/x.
+    """
+    return scenario.replace(
+        target_amplitude=factor * scenario.target_amplitude,
+        initial_amplitude=factor * scenario.initial_amplitude,
+        local_time=scenario.local_time / factor,
+    )
+
+
+def threshold(scenario: Scenario, rule: str) -> Array:
+    """Predicted local time below which each partition collapses."""
+    return per_partition(
+        closed_form.collapse_threshold(
+            rule,
+            scenario.ranks,
+            scenario.target_amplitude,
+            num_samples=scenario.num_samples,
+            cohort_size=scenario.cohort_size,
+        ),
+        scenario,
+    )
+
+
+def flow_rate(scenario: Scenario, rule: str) -> Array:
+    """Predicted factor per round by which each partition nears its floor."""
+    return _of_training(closed_form.flow_rate, scenario, rule)
+
+
+def flow_floor(scenario: Scenario, rule: str) -> Array:
+    """Predicted amplitude at which training holds each partition."""
+    return _of_training(closed_form.flow_floor, scenario, rule)
+
+
+def _of_training(form: Callable[..., Array], scenario: Scenario, rule: str) -> Array:
+    target, samples = scenario.target_amplitude, scenario.num_samples
+    values = form(rule, scenario.ranks, target, scenario.local_time, num_samples=samples)
+    return per_partition(values, scenario)
+
+
+def dilution(scenario: Scenario, rule: str) -> Array:
+    """What a round leaves of each partition where clients do not train: omega."""
+    coverage = closed_form.coverage(scenario.ranks, scenario.num_samples)
+    return per_partition(closed_form.multiplier(rule, coverage), scenario)
+
+
+def contributors_mean(scenario: Scenario, targets: Array) -> Array:
+    """Mean target of the clients that carry each direction, by their data, (r_max,)."""
+    weights = scenario.federation.weights[:, None] * scenario.federation.members
+    return np.asarray((weights * targets).sum(0) / weights.sum(0))
+
+
+def amplitudes(dataset: xr.Dataset) -> xr.DataArray:
+    """Singular values of the global update, without the seed of a single run."""
+    return np.sqrt(dataset.energy.isel(seed=0))
+
+
+def mean_inverse(dataset: xr.Dataset) -> Array:
+    """`1/x` of every round and partition, mean over its directions, (T + 1, M)."""
+    return by_partition(1 / amplitudes(dataset)).values
+
+
+def one_federation_per_run(
+    label: str,
+    draw: Callable[[int], Scenario],
+    rule: str,
+    measure: Callable[[Scenario, xr.Dataset], Array],
+) -> Experiment:
+    """A federation of its own for every run, simulated once for all that measure it.
+
+    Args:
+        label: name of the runs; the same one stands for the same runs.
+        draw: scenario of a seed.
+        rule: server rule.
+        measure: the scenario and its run to one row of quantities.
+    """
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        rows = []
+        for number, seed in zip(numbers, context.seeds(numbers), strict=True):
+            scenario = draw(seed).replace(device=context.device)
+            run = context.run_once(f"{label}-{number}", _simulation(scenario, rule, seed, context))
+            rows.append(measure(scenario, run))
+        return np.array(rows)
+
+    return experiment
+
+
+def _simulation(
+    scenario: Scenario, rule: str, seed: int, context: Context
+) -> Callable[[], xr.Dataset]:
+    return lambda: simulate(scenario, rule=rule, seed=seed, on_progress=context.on_progress)
+
+
+# LoRA training as a flow: floors above the threshold, decay below it, and 1/t on it.
+#
+# Clients descend the quadratic loss on their two factors. A round multiplies a small amplitude by
+# `omega G`, `G = exp(2 M T)`: the server's dilution against what training restores. Every run has
+# a federation of its own, with three partitions, whose measured values stand over their
+# predictions (floors the other way round).
+#
+# Zero padding, which differs from FedAvg in omega alone, is left out of quick runs.
 
 FLOOR_ROUNDS, RATE_ROUNDS, CRITICAL_ROUNDS = 24, 10, 12
 # At the threshold an error of the growth adds up over the rounds.
@@ -162,7 +314,7 @@ def _over(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"measured / predicted, {name}" for name in names)
 
 
-_COMMON: dict[str, Any] = {
+_FLOW: dict[str, Any] = {
     "source": "ours",
     "fidelity": "matrix",
     "assumptions": "quadratic loss with a target on the common basis, balanced factors, "
@@ -183,12 +335,12 @@ def _floor_claim(rule: str, other: str) -> Claim:
         experiment=held(rule, rule),
         control=Control(f"the floor of {RULE_NAMES[other]}", experiment=held(rule, other)),
         near=Control(
-            f"the floor of targets larger by {LARGER - 1:.1%}",
-            experiment=held(rule, rule, LARGER),
+            f"the floor of targets larger by {FITTED_LARGER - 1:.1%}",
+            experiment=held(rule, rule, FITTED_LARGER),
         ),
         scenario=partial(above, rule),
         in_quick=rule != "zero_pad",
-        **_COMMON,
+        **_FLOW,
     )
 
 
@@ -210,7 +362,7 @@ def _above_claim(rule: str) -> Claim:
         ),
         scenario=partial(above, rule),
         in_quick=rule != "zero_pad",
-        **_COMMON,
+        **_FLOW,
     )
 
 
@@ -232,12 +384,12 @@ def _below_claim(rule: str) -> Claim:
         ),
         scenario=partial(below, rule),
         in_quick=rule != "zero_pad",
-        **_COMMON,
+        **_FLOW,
     )
 
 
 def _critical_claim(rule: str) -> Claim:
-    assumptions = _COMMON["assumptions"].replace(str(STEPS), str(CRITICAL_STEPS))
+    assumptions = _FLOW["assumptions"].replace(str(STEPS), str(CRITICAL_STEPS))
     return Claim(
         id=f"flow-critical-{rule.replace('_', '-')}",
         statement=f"At omega G = 1 amplitudes under {RULE_NAMES[rule]} fall like 1/t: 1/x grows by "
@@ -256,11 +408,11 @@ def _critical_claim(rule: str) -> Claim:
         ),
         scenario=partial(critical, 1.0, rule),
         in_quick=False,
-        **{**_COMMON, "assumptions": assumptions, "wide_because": CRITICAL_DISCRETE},
+        **{**_FLOW, "assumptions": assumptions, "wide_because": CRITICAL_DISCRETE},
     )
 
 
-CLAIMS = (
+FLOW_CLAIMS = (
     _floor_claim("fedavg", "zero_pad"),
     _floor_claim("zero_pad", "fedavg"),
     _floor_claim("raflora", "fedavg"),
@@ -271,4 +423,393 @@ CLAIMS = (
     _above_claim("raflora"),
     _critical_claim("fedavg"),
     _critical_claim("zero_pad"),
+)
+
+
+# Training where clients differ: random cohorts with one target, and targets of clients' own
+
+# 8 of 12 clients carry the second partition, so that every cohort holds 3 of them or more. A cohort
+# without any would make 1/x infinite, and one with few would make its mean rest on them: the more
+# so under zero padding, which squares their share and draws 9 clients instead of 7.
+COHORT = Scenario(
+    ranks=parse_ranks("2x4,4x8"),
+    cohort_size=7,
+    rounds=6,
+    local_loss="quadratic",
+    local_time=0.4,
+    spectrum_decay=1.0,
+    initial_amplitude=0.3,
+)
+COHORTS = {"fedavg": COHORT, "zero_pad": COHORT.replace(cohort_size=9)}
+COHORT_MARGIN = 0.02
+TARGET_STD = 0.5
+# Far enough below the targets for the rounds of growth, in which they tell most.
+START = 0.01
+# Local time over the threshold of the highest partition, and at least, in units of 1/target.
+BEYOND_THRESHOLD, LEAST_TIME = 1.6, 0.9
+TARGET_ROUNDS, SHOWN_ROUNDS = 16, (2, 16)
+# Rounds of growth add up the error of the steps, (M T)**2 / n each: 0.5% a round.
+TARGET_STEPS = 200
+TARGET_MARGIN = 0.02
+# Targets of near controls over the true ones.
+LARGER = 1.065
+
+
+def harmonic_mean(rule: str, cohort_size: int | None, larger: float = 1.0) -> Array:
+    """Predicted `1/E[1/x]` of the second partition after every round but the initial one.
+
+    Args:
+        rule: the rule.
+        cohort_size: clients per round; None predicts as if every cohort held exactly the mean
+            share of contributors.
+        larger: factor on all amplitudes, targets included.
+    """
+    scenario = with_larger_targets(COHORT, larger)
+    amplitude = closed_form.flow_trajectory(
+        rule,
+        scenario.ranks,
+        scenario.rounds,
+        target=scenario.target_amplitude,
+        local_time=scenario.local_time,
+        initial_amplitude=scenario.initial_amplitudes,
+        cohort_size=cohort_size,
+    )
+    return amplitude[1:, -1]
+
+
+def inverse_over(rule: str, predicted: Array) -> Experiment:
+    """`1/x` of the second partition at every round times the predicted harmonic mean."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        energy = by_partition(simulated(COHORTS[rule], rule, numbers, context).energy).values
+        return predicted / np.sqrt(energy[:, 1:, -1])
+
+    return experiment
+
+
+def own_targets(rule: str, seed: int) -> Scenario:
+    """A random federation above the threshold, with targets of the clients' own.
+
+    Clients of lower rank get the larger targets: directions keep their order, and with it the
+    clients that an SVD sends them to.
+    """
+    scenario = random_federation(seed, 4, 4, 8)
+    scenario = scenario.replace(
+        rounds=TARGET_ROUNDS,
+        target_std=TARGET_STD,
+        initial_amplitude=START,
+        local_steps=TARGET_STEPS,
+    )
+    targets = client_targets(scenario, seed)
+    ranks = np.empty(len(targets), dtype=int)
+    ranks[np.argsort(-targets[:, 0])] = np.sort(scenario.ranks)
+    scenario = scenario.replace(ranks=tuple(ranks.tolist()))
+    longest = closed_form.collapse_threshold(
+        rule, scenario.ranks, targets, num_samples=scenario.num_samples
+    ).max()
+    shortest = LEAST_TIME / scenario.target_amplitude
+    return scenario.replace(local_time=float(max(BEYOND_THRESHOLD * longest, shortest)))
+
+
+def trajectory_of(rule: str, scenario: Scenario, targets: Array) -> Array:
+    """Predicted amplitude of every partition and round, (T + 1, M)."""
+    amplitude = closed_form.flow_trajectory(
+        rule,
+        scenario.ranks,
+        scenario.rounds,
+        target=targets,
+        local_time=scenario.local_time,
+        initial_amplitude=scenario.initial_amplitudes,
+        num_samples=scenario.num_samples,
+    )
+    return per_partition(amplitude, scenario)
+
+
+def own_trajectory(rule: str, *, mean_target: bool = False, larger: float = 1.0) -> Experiment:
+    """Predicted amplitude of every partition's last direction over the measured, some rounds.
+
+    Args:
+        rule: the rule.
+        mean_target: predict with the contributors' mean target for all.
+        larger: factor on all amplitudes of the prediction, targets included.
+    """
+
+    def measure(scenario: Scenario, run: xr.Dataset) -> Array:
+        targets = larger * client_targets(scenario, int(run.seed.values[0]))
+        if mean_target:
+            targets = contributors_mean(scenario, targets)
+        rounds = np.array(SHOWN_ROUNDS)
+        predicted = trajectory_of(rule, with_larger_targets(scenario, larger), targets)
+        return (predicted / per_partition(amplitudes(run).values, scenario))[rounds].ravel()
+
+    label = f"flow-targets-{rule}"
+    return one_federation_per_run(label, partial(own_targets, rule), rule, measure)
+
+
+def _cohort_claim(rule: str) -> Claim:
+    return Claim(
+        id=f"flow-cohorts-{rule.replace('_', '-')}",
+        statement=f"With sampled cohorts under {RULE_NAMES[rule]} the harmonic mean of the "
+        "amplitude over runs follows its closed form every round.",
+        source="ours",
+        assumptions="quadratic loss with one target on the common basis, gradient flow, uniform "
+        "cohorts that always hold a contributor",
+        fidelity="spectral",
+        statistic="mean of 1/x over runs times the predicted harmonic mean",
+        quantities=tuple(f"partition 2, round {t}" for t in range(1, COHORT.rounds + 1)),
+        predict=partial(Prediction.within, np.ones(COHORT.rounds), COHORT_MARGIN),
+        experiment=inverse_over(rule, harmonic_mean(rule, COHORTS[rule].cohort_size)),
+        control=Control(
+            "the mean share of contributors in every cohort",
+            experiment=inverse_over(rule, harmonic_mean(rule, None)),
+        ),
+        near=Control(
+            f"amplitudes and targets larger by {LARGER - 1:.1%}",
+            experiment=inverse_over(rule, harmonic_mean(rule, COHORTS[rule].cohort_size, LARGER)),
+        ),
+        first=16_000,
+        cap=64_000,
+    )
+
+
+def _targets_claim(rule: str) -> Claim:
+    quantities = tuple(f"round {t}, {name}" for t in SHOWN_ROUNDS for name in PARTITIONS)
+    return Claim(
+        id=f"flow-targets-{rule.replace('_', '-')}",
+        statement=f"Clients with targets of their own under {RULE_NAMES[rule]} take every "
+        "partition along the predicted amplitudes to the predicted floor.",
+        source="ours",
+        assumptions="quadratic loss, persistent targets on the common basis, the larger ones with "
+        f"clients of lower rank, balanced factors, {TARGET_STEPS} plain steps a round, full "
+        "participation",
+        fidelity="matrix",
+        statistic="predicted amplitude of a partition's last direction over the measured one, of "
+        "every federation",
+        quantities=quantities,
+        predict=partial(Prediction.within, np.ones(len(quantities)), TARGET_MARGIN),
+        experiment=own_trajectory(rule),
+        control=Control(
+            "one target for all, the contributors' mean",
+            experiment=own_trajectory(rule, mean_target=True),
+        ),
+        near=Control(
+            f"amplitudes and targets larger by {LARGER - 1:.1%}",
+            experiment=own_trajectory(rule, larger=LARGER),
+        ),
+        estimator=every_run,
+        first=20,
+        cap=20,
+        wide_because=f"clients descend in {TARGET_STEPS} steps a round instead of along the flow, "
+        "and rounds of growth add up the errors",
+        scenario=partial(own_targets, rule),
+        in_quick=False,  # federations large enough that clients' targets differ reliably
+    )
+
+
+FLOW_COHORT_CLAIMS = (
+    _cohort_claim("fedavg"),
+    _cohort_claim("zero_pad"),
+    _targets_claim("fedavg"),
+    _targets_claim("raflora"),
+)
+
+
+# The phase transition: the local time at which training outweighs dilution, by bisection.
+#
+# Below the threshold every start is lost, above it the smallest one grows. So a run starts from
+# an amplitude far below the target, where a round multiplies it by the same factor whatever it
+# is, and is above the threshold if one round leaves more of it than there was.
+#
+# Quick runs search for FedAvg's threshold only: searches are long.
+
+Predicted = Callable[[Scenario, str, int], Array]
+
+# The search knows nothing of the prediction: it begins with this range of M T, M the mean target,
+# and ends with a bracket of this relative width.
+SEARCHED = (0.02, 4.0)
+BRACKET = 0.004
+SEARCHED_TARGET_STD = 0.5
+# Hardly any training: a thousandth of what a target of 1 takes to be learned.
+SHORT = 1e-3
+
+
+def alike(seed: int) -> Scenario:
+    """A random federation whose clients share one target."""
+    return random_federation(seed, 2, 2, 2).replace(rounds=1, initial_amplitude=TINY)
+
+
+def unlike(seed: int) -> Scenario:
+    """A random federation, larger, whose clients have targets spread by half their mean."""
+    large = random_federation(seed, 16, 8, 8)
+    return large.replace(rounds=1, initial_amplitude=TINY, target_std=SEARCHED_TARGET_STD)
+
+
+def found_threshold(rule: str, draw: Callable[[int], Scenario], predicted: Predicted) -> Experiment:
+    """Brackets of the thresholds of partitions 2 and 3 over predicted ones, (n, 2, 2)."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        rows = []
+        for number, seed in zip(numbers, context.seeds(numbers), strict=True):
+            scenario = draw(seed).replace(device=context.device)
+            label = f"threshold-{draw.__name__}-{rule}-{number}"
+            wanted = predicted(scenario, rule, seed)[1:, None]
+            found = context.run_once(label, partial(_search, scenario, rule, seed))
+            rows.append(found.bracket.values / wanted)
+            context.on_progress(1)
+        return np.array(rows)
+
+    return experiment
+
+
+def _search(scenario: Scenario, rule: str, seed: int) -> xr.Dataset:
+    low, high = np.log(np.array(SEARCHED) / scenario.target_amplitude)
+    brackets = [
+        bisect(partial(_grows, scenario, rule, seed, h), low, high, BRACKET) for h in (1, 2)
+    ]
+    return xr.Dataset({"bracket": (("partition", "end"), np.exp(brackets))})
+
+
+def _grows(scenario: Scenario, rule: str, seed: int, partition: int, log_time: float) -> bool:
+    trained = scenario.replace(local_time=float(np.exp(log_time)))
+    x = by_partition(amplitudes(simulate(trained, rule=rule, seed=seed))).values[:, partition]
+    return bool(x[-1] > x[0])
+
+
+def threshold_of_mean(scenario: Scenario, rule: str, seed: int) -> Array:
+    """Threshold of clients who all have the mean target of a direction's contributors."""
+    mean = contributors_mean(scenario, client_targets(scenario, seed))
+    return _threshold_of_targets(scenario, rule, mean)
+
+
+def threshold_of_each(scenario: Scenario, rule: str, seed: int) -> Array:
+    """Threshold of clients with targets of their own."""
+    return _threshold_of_targets(scenario, rule, client_targets(scenario, seed))
+
+
+def threshold_of_other(scenario: Scenario, rule: str, seed: int) -> Array:
+    """Threshold of the other of the two rules that have one."""
+    return threshold(scenario, "zero_pad" if rule == "fedavg" else "fedavg")
+
+
+def _threshold_alike(scenario: Scenario, rule: str, seed: int) -> Array:
+    return threshold(scenario, rule)
+
+
+def threshold_of_larger(scenario: Scenario, rule: str, seed: int) -> Array:
+    """Threshold of clients whose one target is a little larger."""
+    return threshold(with_larger_targets(scenario), rule)
+
+
+def threshold_of_larger_each(scenario: Scenario, rule: str, seed: int) -> Array:
+    """Threshold of clients with targets of their own, each a little larger."""
+    targets = FITTED_LARGER * client_targets(scenario, seed)
+    return _threshold_of_targets(scenario, rule, targets)
+
+
+def _threshold_of_targets(scenario: Scenario, rule: str, targets: Array) -> Array:
+    found = closed_form.collapse_threshold(
+        rule, scenario.ranks, targets, num_samples=scenario.num_samples
+    )
+    return per_partition(found, scenario)
+
+
+def trained_shortly(seed: int) -> Scenario:
+    """A random federation whose clients hardly train."""
+    return alike(seed).replace(local_time=SHORT)
+
+
+def growth_of_short_training(rule: str, larger: float = 1.0) -> Experiment:
+    """Log of the amplitude factor of a round of hardly any training, over that of training.
+
+    Args:
+        rule: the rule.
+        larger: factor on the target of the prediction.
+    """
+
+    def measure(scenario: Scenario, run: xr.Dataset) -> Array:
+        x = by_partition(amplitudes(run)).values[:, 1:]
+        return np.log(x[-1] / x[0]) / (2 * larger * scenario.target_amplitude * SHORT)
+
+    return one_federation_per_run(f"short-training-{rule}", trained_shortly, rule, measure)
+
+
+_UNITY = partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN)
+_THRESHOLD: dict[str, Any] = {
+    "source": "ours",
+    "fidelity": "matrix",
+    "assumptions": f"quadratic loss, targets on the common basis, balanced factors, {STEPS} plain "
+    "steps a round, full participation",
+}
+_BRACKETS: dict[str, Any] = {
+    "statistic": "local time at which a small amplitude neither grows nor falls, by bisection to "
+    f"{BRACKET:.1%}, over the prediction, of every federation; the brackets' width included",
+    "quantities": tuple(f"measured / predicted, {name}" for name in HIGHER),
+    "predict": _UNITY,
+    **_THRESHOLD,
+    **RUNS,
+    "estimator": bracketed,
+    "wide_because": f"{DISCRETE}; a bracket has a width",
+}
+
+
+def _threshold_claim(rule: str, other: str) -> Claim:
+    return Claim(
+        id=f"flow-threshold-{rule.replace('_', '-')}",
+        statement=f"Under {RULE_NAMES[rule]} a partition collapses exactly if clients train for "
+        "less than T* = ln(1/omega) / (2 M).",
+        experiment=found_threshold(rule, alike, _threshold_alike),
+        control=Control(
+            f"the threshold of {RULE_NAMES[other]}",
+            experiment=found_threshold(rule, alike, threshold_of_other),
+        ),
+        near=Control(
+            f"the threshold of targets larger by {FITTED_LARGER - 1:.1%}",
+            experiment=found_threshold(rule, alike, threshold_of_larger),
+        ),
+        scenario=alike,
+        in_quick=rule == "fedavg",
+        **_BRACKETS,
+    )
+
+
+THRESHOLD_CLAIMS = (
+    _threshold_claim("fedavg", "zero_pad"),
+    _threshold_claim("zero_pad", "fedavg"),
+    Claim(
+        id="flow-raflora-no-threshold",
+        statement="Under raFLoRA no training is too short: small amplitudes grow by exp(2 M T) "
+        "for any T, as if nobody diluted them.",
+        statistic=f"log of the amplitude factor of a round with T = {SHORT:g}, over 2 M T, of "
+        "every federation",
+        quantities=tuple(f"measured / predicted, {name}" for name in HIGHER),
+        predict=_UNITY,
+        experiment=growth_of_short_training("raflora"),
+        control=Control("FedAvg in its place", experiment=growth_of_short_training("fedavg")),
+        near=Control(
+            f"the growth of targets larger by {FITTED_LARGER - 1:.1%}",
+            experiment=growth_of_short_training("raflora", FITTED_LARGER),
+        ),
+        scenario=trained_shortly,
+        wide_because="the amplitude's growth is linear in it only as far as it is small against "
+        "its target",
+        **_THRESHOLD,
+        **RUNS,
+    ),
+    Claim(
+        id="flow-threshold-targets",
+        statement="With targets M_k of their own FedAvg's clients need less training, as Jensen "
+        "says: T* solves sum_(k in C) p_k exp(2 M_k T) = 1.",
+        experiment=found_threshold("fedavg", unlike, threshold_of_each),
+        control=Control(
+            "the threshold of the contributors' mean target",
+            experiment=found_threshold("fedavg", unlike, threshold_of_mean),
+        ),
+        near=Control(
+            f"the threshold of targets larger by {FITTED_LARGER - 1:.1%} each",
+            experiment=found_threshold("fedavg", unlike, threshold_of_larger_each),
+        ),
+        scenario=unlike,
+        in_quick=False,  # large federations, searched one by one
+        **_BRACKETS,
+    ),
 )

@@ -15,14 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Control, Experiment
-from analysis.claims.experiments import by_partition, higher_energy_left, simulated
-from analysis.claims.names import HIGHER, PARTITIONS
-from analysis.claims.predicted import (
+from analysis.claims.base import (
+    HIGHER,
+    PARTITIONS,
+    Claim,
+    Context,
+    Control,
+    Experiment,
     above_shared,
+    by_partition,
     client_arguments,
     federation_arguments,
+    higher_energy_left,
     per_partition,
+    simulated,
 )
 from analysis.stats.intervals import root_of_mean
 from analysis.stats.verdicts import Prediction

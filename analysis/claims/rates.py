@@ -1,4 +1,4 @@
-"""Full participation: one geometric rate per partition, and the bound on the energy ratio."""
+"""Claims on suppression rates, under full participation and with sampled cohorts, and on floors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Control
-from analysis.claims.experiments import fitted_rates
-from analysis.claims.names import HIGHER
-from analysis.claims.predicted import EXACT, above_shared, per_partition
-from analysis.stats.intervals import every_run
+from analysis.claims.base import (
+    EXACT,
+    HIGHER,
+    PARTITIONS,
+    RULE_NAMES,
+    Claim,
+    Context,
+    Control,
+    Experiment,
+    above_shared,
+    client_arguments,
+    energy_series,
+    federation_arguments,
+    fitted_rates,
+    higher_energy_left,
+    per_partition,
+    relative_trajectory,
+    simulated,
+)
+from analysis.stats.intervals import every_run, root_of_mean
+from analysis.stats.series import stationary_mean
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
 from fedlora_sim.randomness import stream
+
+# Full participation: one geometric rate per partition, and the bound on the energy ratio
 
 Array = NDArray[np.float64]
 
@@ -113,7 +131,7 @@ def share_of_bound(
     return np.asarray(shares, dtype=np.float64)[:, None]
 
 
-_COMMON: dict[str, Any] = {
+_FULL_PARTICIPATION: dict[str, Any] = {
     "assumptions": "full participation, common gain, fixed basis",
     "fidelity": "matrix",
     "statistic": "energy factor per round by log-linear fit, over that of the shared partition",
@@ -123,7 +141,7 @@ _COMMON: dict[str, Any] = {
     "cap": 20,
 }
 
-CLAIMS = (
+RATE_CLAIMS = (
     Claim(
         id="staircase",
         statement="Under FedAvg every partition decays at its own rate, its coverage squared.",
@@ -135,7 +153,7 @@ CLAIMS = (
             "a client of the lowest rank lacks 1.7e-9 of all data",
             experiment=fitted_rates(with_less_data(1.7e-9), "fedavg"),
         ),
-        **_COMMON,
+        **_FULL_PARTICIPATION,
     ),
     Claim(
         id="zero-pad-fourth-power",
@@ -148,7 +166,7 @@ CLAIMS = (
             "a client of the lowest rank lacks 0.85e-9 of all data",
             experiment=fitted_rates(with_less_data(0.85e-9), "zero_pad"),
         ),
-        **_COMMON,
+        **_FULL_PARTICIPATION,
     ),
     Claim(
         id="raflora-flat",
@@ -161,7 +179,7 @@ CLAIMS = (
             "FedAvg where clients of the lower ranks hold 2.2e-9 of all data",
             experiment=fitted_rates(with_little_data_at_low_ranks(), "fedavg"),
         ),
-        **_COMMON,
+        **_FULL_PARTICIPATION,
     ),
     Claim(
         id="collapse-bound",
@@ -169,7 +187,7 @@ CLAIMS = (
         "round of every federation: 1 - rho_{l_1}(t) <= C gamma^t, gamma the squared coverage of "
         "the second level and C the energy above the shared directions over theirs at the start.",
         source="arXiv 2602.13486, App. A",
-        assumptions=_COMMON["assumptions"],
+        assumptions=_FULL_PARTICIPATION["assumptions"],
         fidelity="spectral",
         statistic="largest 1 - rho over its bound of all rounds, of every random federation",
         quantities=("largest share of the bound that is reached",),
@@ -185,4 +203,285 @@ CLAIMS = (
         cap=800,
         scenario=random_federation,
     ),
+)
+
+
+# Sampled cohorts: mean-energy rates, and what raFLoRA does with an empty partition
+
+RANKS = parse_ranks("2x8,4x6,8x6")
+# 8 of 20 clients: large enough that the mean over runs converges, small enough that the cohort
+# variance moves the rate by a fifth from its full-participation value.
+SAMPLED = Scenario(ranks=RANKS, cohort_size=8, rounds=4)
+# 12 of 20 for zero padding, whose fourth power spreads the runs further apart.
+SAMPLED_PAD = SAMPLED.replace(cohort_size=12, rounds=2)
+# 3 of 20 clients: partitions stay empty in a third of the rounds.
+SPARSE = Scenario(ranks=RANKS, cohort_size=3, rounds=5)
+MARGIN = 0.02
+
+
+def _rate(rule: str, scenario: Scenario, margin: float = MARGIN) -> Prediction:
+    rate = closed_form.energy_rate(rule, scenario.ranks, **federation_arguments(scenario))
+    return Prediction.within(above_shared(rate, scenario), margin)
+
+
+def _power_of_coverage(scenario: Scenario, power: int) -> Prediction:
+    coverage = above_shared(closed_form.coverage(scenario.ranks), scenario)
+    return Prediction.within(coverage**power, MARGIN)
+
+
+def rate_of_each_run(scenario: Scenario, rule: str) -> Experiment:
+    """T-th root of what is left of every partition's energy, run by run."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        left = higher_energy_left(scenario, rule, numbers, context)
+        return np.asarray(left ** (1 / scenario.rounds))
+
+    return experiment
+
+
+def _gain(scenario: Scenario, rule: str, gain: float) -> Control:
+    """A near control: clients multiply what they receive by a gain, which squared is the rate's."""
+    return Control(
+        f"clients with a gain of {gain:g}",
+        experiment=partial(higher_energy_left, scenario.replace(gain_mean=gain), rule),
+    )
+
+
+_COMMON: dict[str, Any] = {
+    "fidelity": "spectral",
+    "statistic": "T-th root of the mean energy after T rounds over the initial one",
+    "quantities": HIGHER,
+    "assumptions": "uniform cohorts without replacement, equal samples, common gain, fixed basis",
+}
+_STATISTICAL: dict[str, Any] = {"first": 16_000, "cap": 256_000}
+_ZERO, _CARRY = (SPARSE.replace(empty_partition=policy) for policy in ("zero", "carry"))
+
+COHORT_CLAIMS = (
+    Claim(
+        id="cohort-rate",
+        statement="With sampled cohorts FedAvg's mean-energy rate is q_h = E[W_h^2].",
+        source="ours; full participation in arXiv 2602.13486, App. A",
+        predict=partial(_rate, "fedavg", SAMPLED),
+        experiment=partial(higher_energy_left, SAMPLED, "fedavg"),
+        control=Control(
+            "coverage squared, as if the cohort did not vary",
+            partial(_power_of_coverage, SAMPLED, 2),
+        ),
+        near=_gain(SAMPLED, "fedavg", 1.035),
+        estimator=root_of_mean(SAMPLED.rounds),
+        **_STATISTICAL,
+        **_COMMON,
+    ),
+    Claim(
+        id="zero-pad-cohort-rate",
+        statement="With sampled cohorts zero padding's mean-energy rate is E[W_h^4].",
+        source="ours",
+        predict=partial(_rate, "zero_pad", SAMPLED_PAD),
+        experiment=partial(higher_energy_left, SAMPLED_PAD, "zero_pad"),
+        control=Control(
+            "coverage to the fourth, as if the cohort did not vary",
+            partial(_power_of_coverage, SAMPLED_PAD, 4),
+        ),
+        near=_gain(SAMPLED_PAD, "zero_pad", 1.035),
+        estimator=root_of_mean(SAMPLED_PAD.rounds),
+        **_STATISTICAL,
+        **_COMMON,
+    ),
+    Claim(
+        id="raflora-zero-cohort",
+        statement="raFLoRA that drops empty partitions still collapses, at rate 1 - P0_h.",
+        source="ours",
+        predict=partial(_rate, "raflora", _ZERO),
+        experiment=partial(higher_energy_left, _ZERO, "raflora"),
+        control=Control("no loss at all, as under carry", partial(_rate, "raflora", _CARRY)),
+        near=_gain(_ZERO, "raflora", 1.035),
+        estimator=root_of_mean(SPARSE.rounds),
+        **_STATISTICAL,
+        **_COMMON,
+    ),
+    Claim(
+        id="raflora-carry-flat",
+        statement="raFLoRA that carries empty partitions over does not collapse in small cohorts.",
+        source="ours",
+        predict=partial(_rate, "raflora", _CARRY, EXACT),
+        experiment=rate_of_each_run(_CARRY, "raflora"),
+        control=Control("empty partitions dropped", experiment=rate_of_each_run(_ZERO, "raflora")),
+        near=Control(
+            "clients with a gain of 1 + 1.7e-9",
+            experiment=rate_of_each_run(_CARRY.replace(gain_mean=1 + 1.7e-9), "raflora"),
+        ),
+        estimator=every_run,
+        first=500,
+        cap=500,
+        **{**_COMMON, "statistic": "T-th root of the energy after T rounds over the initial one"},
+    ),
+)
+
+
+# Non-IID clients: the floors at which drift holds the energies, and the way there
+
+BURN_IN = 60
+# Four directions per partition, all starting alike: their mean is what a partition is measured by.
+NON_IID = Scenario(
+    ranks=parse_ranks("4x8,8x6,12x6"),
+    cohort_size=8,
+    rounds=140,
+    spectrum_decay=1.0,
+    gain_mean=0.8,
+    gain_std=0.3,
+    drift_std=0.5,
+    empty_partition="carry",
+)
+TRAJECTORY = NON_IID.replace(rounds=10)
+LARGER = TRAJECTORY.replace(
+    drift_std=1.08 * TRAJECTORY.drift_std, initial_amplitude=1.08 * TRAJECTORY.initial_amplitude
+)
+# One round of noise, of gains that stay with their clients, and of the choice of a cohort.
+ONE_ROUND = Scenario(
+    ranks=parse_ranks("2x2,4x2"),
+    cohort_size=2,
+    rounds=1,
+    spectrum_decay=1.0,
+    gain_mean=0.0,
+    drift_std=0.5,
+    empty_partition="zero",
+)
+DRAWN = (
+    (ONE_ROUND, "fedavg"),
+    (
+        ONE_ROUND.replace(drift_std=0.0, gain_std=0.3, heterogeneity="persistent"),
+        "fedavg",
+    ),
+    (ONE_ROUND.replace(drift_std=0.0, gain_mean=1.0), "fedavg"),
+)
+CORRELATION = 0.05
+FLOOR_MARGIN = 0.03
+TRAJECTORY_MARGIN = 0.05
+
+PARAMETERS: dict[str, Any] = {
+    **client_arguments(NON_IID),
+    **federation_arguments(NON_IID),
+}
+
+
+def _floor(rule: str) -> Prediction:
+    floor = closed_form.energy_floor(rule, NON_IID.ranks, **PARAMETERS)
+    return Prediction.within(per_partition(floor, NON_IID), FLOOR_MARGIN)
+
+
+def predicted_trajectory(rule: str) -> Array:
+    """Predicted mean energy of each partition from round 1 on, (T, M)."""
+    energy = closed_form.energy_trajectory(
+        rule,
+        TRAJECTORY.ranks,
+        TRAJECTORY.rounds,
+        initial_amplitude=TRAJECTORY.initial_amplitudes,
+        **PARAMETERS,
+    )
+    return per_partition(energy, NON_IID)[1:]
+
+
+def _floor_claim(rule: str, other: str) -> Claim:
+    return Claim(
+        id=f"floor-{rule}",
+        statement=f"Drift holds the energies under {RULE_NAMES[rule]} at the floor "
+        "delta^2 / (1 - q').",
+        source="arXiv 2602.13486, App. B (order of the floor); ours (its value)",
+        assumptions="independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
+        fidelity="spectral",
+        statistic="mean energy of a direction over the stationary rounds",
+        quantities=PARTITIONS,
+        predict=partial(_floor, rule),
+        experiment=energy_series(NON_IID, rule),
+        estimator=stationary_mean(BURN_IN),
+        control=Control(f"the floor of {RULE_NAMES[other]}", partial(_floor, other)),
+        near=Control(
+            "drifts that are 5% larger",
+            experiment=energy_series(NON_IID.replace(drift_std=1.05 * NON_IID.drift_std), rule),
+        ),
+        first=400,
+        cap=6_400,
+    )
+
+
+def _trajectory_claim(rule: str, other: str) -> Claim:
+    quantities = tuple(
+        f"measured / predicted, round {t + 1}, {name}"
+        for t in range(TRAJECTORY.rounds)
+        for name in PARTITIONS
+    )
+    return Claim(
+        id=f"trajectory-{rule}",
+        statement=f"Under {RULE_NAMES[rule]} the mean energy follows the second-moment recursion "
+        "every round.",
+        source="arXiv 2602.13486, App. B (mean field); ours (exact second moment)",
+        assumptions="independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
+        fidelity="spectral",
+        statistic="mean energy of every round over its prediction",
+        quantities=quantities,
+        predict=partial(Prediction.within, np.ones(len(quantities)), TRAJECTORY_MARGIN),
+        experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(rule)),
+        control=Control(
+            f"the trajectory of {RULE_NAMES[other]}",
+            experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(other)),
+        ),
+        near=Control(
+            "drifts and the amplitudes at the start 8% larger",
+            experiment=relative_trajectory(LARGER, rule, predicted_trajectory(rule)),
+        ),
+        first=4_000,
+        cap=64_000,
+    )
+
+
+def neighbours_correlation(repeated: float) -> Experiment:
+    """Product of the standardised energies of runs 2i and 2i + 1, for each kind of draw.
+
+    With a gain of 0 an amplitude is the clients' noise alone. Zero padding draws it client by
+    client, the other rules direction by direction; without drifts the cohort is all that is drawn.
+
+    Args:
+        repeated: share of the pairs whose second run repeats the first one, for the near control.
+    """
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        pairs = [number for i in numbers for number in (2 * i, 2 * i + 1)]
+        columns = []
+        for scenario, rule in DRAWN:
+            energy = simulated(scenario, rule, pairs, context).energy.values[:, 1]
+            share = energy[:, -1:]  # of the highest direction, which not every cohort carries
+            mean, std = share.mean(), share.std()
+            one, two = np.moveaxis(((share - mean) / std).reshape(len(numbers), 2, -1), 1, 0)
+            same = np.array(numbers) % 100 < 100 * repeated
+            columns.append((one * np.where(same[:, None], one, two)).mean(axis=1))
+        return np.stack(columns, axis=1)
+
+    return experiment
+
+
+def _independence_claim() -> Claim:
+    return Claim(
+        id="independent-runs",
+        statement="Runs of different seeds are independent: noise, clients and cohorts of "
+        "neighbouring runs are not correlated.",
+        source="ours",
+        assumptions="one round, clients who return noise or what they received",
+        fidelity="spectral",
+        statistic="correlation of the energies of runs 2i and 2i + 1",
+        quantities=("aggregate noise", "gains of clients", "cohorts"),
+        predict=partial(Prediction.near, [0.0] * len(DRAWN), CORRELATION),
+        experiment=neighbours_correlation(0.0),
+        control=Control("every run repeated", experiment=neighbours_correlation(1.0)),
+        near=Control("17 of 100 runs repeated", experiment=neighbours_correlation(0.17)),
+        first=8_000,
+        cap=64_000,
+    )
+
+
+FLOOR_CLAIMS = (
+    _floor_claim("fedavg", "raflora"),
+    _floor_claim("raflora", "fedavg"),
+    _trajectory_claim("fedavg", "raflora"),
+    _trajectory_claim("raflora", "fedavg"),
+    _independence_claim(),
 )

@@ -16,9 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Claim, Context, Control
-from analysis.claims.experiments import simulated
-from analysis.claims.names import HIGHER, PARTITIONS
+from analysis.claims.base import HIGHER, PARTITIONS, Claim, Context, Control, simulated
 from analysis.stats.intervals import Measurement, fieller_ratio, root_of_mean
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from analysis import closed_form
-from analysis.claims.predicted import client_arguments, federation_arguments
+from analysis.claims.base import client_arguments, federation_arguments
 from analysis.closed_form.setting import RULES, rule_form
 from analysis.cohorts.law import Array, ShareLaw
 from analysis.cohorts.shares import share_laws

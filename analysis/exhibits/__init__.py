@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from analysis.claim import Claim, Context
-from analysis.claims import breakdown, flow, settling, thresholds, typical
-from analysis.claims import participation as participation_claims
+from analysis.claims import breakdown, flow, settling
+from analysis.claims.base import Claim, Context
+from analysis.claims.participation import PARTICIPATION_CLAIMS, TYPICAL_CLAIMS
 from analysis.exhibits import energies, participation, phase
 
 
@@ -34,8 +34,8 @@ class Exhibit:
 
 EXHIBITS = (
     Exhibit("energies", energies.gather),
-    Exhibit("participation", participation.gather, (*typical.CLAIMS, *participation_claims.CLAIMS)),
-    Exhibit("phase", phase.gather, (*flow.CLAIMS, *thresholds.CLAIMS)),
+    Exhibit("participation", participation.gather, (*TYPICAL_CLAIMS, *PARTICIPATION_CLAIMS)),
+    Exhibit("phase", phase.gather, (*flow.FLOW_CLAIMS, *flow.THRESHOLD_CLAIMS)),
     Exhibit("breakdown", breakdown.gather, breakdown.CLAIMS),
     Exhibit("settling", settling.gather, settling.CLAIMS),
 )

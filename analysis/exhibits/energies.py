@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analysis import closed_form
-from analysis.claim import Context
+from analysis.claims.base import Context
 from fedlora_sim import Scenario, parse_ranks, simulate
 
 RULES = ("fedavg", "zero_pad", "raflora")

@@ -9,8 +9,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Context
-from analysis.claims.typical import LONG_WALK, RANKS, log_energy
+from analysis.claims.base import Context
+from analysis.claims.participation import LONG_WALK, RANKS, log_energy
 from analysis.stats.intervals import (
     Measurement,
     mapped,

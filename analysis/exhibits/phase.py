@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claim import Context
+from analysis.claims.base import Context
 from fedlora_sim import Scenario, simulate
 
 Array = NDArray[np.float64]

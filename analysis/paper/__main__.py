@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from analysis.claim import Context
+from analysis.claims.base import Context
 from analysis.paper.catalogue import RECIPES
 from analysis.paper.recipe import Recipe
 from analysis.paper.store import COMMAND, ROOT, code_fingerprint, is_current, make

@@ -6,9 +6,8 @@ import numpy as np
 import xarray as xr
 
 from analysis import closed_form
-from analysis.claim import Context
 from analysis.claims.allocation import SVD
-from analysis.claims.experiments import simulated
+from analysis.claims.base import Context, simulated
 from analysis.paper.recipe import Recipe, described, stacked
 from analysis.stats.intervals import mean_interval
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from analysis.claim import Context
+from analysis.claims.base import Context
 from analysis.claims.digits import LEVEL, MIXED, RUNS, digits_run, job
 from analysis.paper.recipe import Recipe, described
-from analysis.run_ahead import run_ahead, workers
+from analysis.run_jobs import run_ahead, workers
 from fedlora_sim.metrics import energy_ratio
 
 LABELS = ("fedavg", "zero_pad", "raflora", "equal_rank_2", "equal_rank_16")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from analysis.claims import breakdown as breakdown_claims
 from analysis.claims import settling as settling_claims
 from analysis.claims.breakdown import AFFINE, FIGURE_ERROR, FITTING
+from analysis.claims.participation import LONG_WALK
 from analysis.claims.settling import SETTLING
-from analysis.claims.typical import LONG_WALK
 from analysis.exhibits import energies, participation, phase
 from analysis.paper.recipe import Recipe, described
 

@@ -8,10 +8,14 @@ import numpy as np
 import xarray as xr
 
 from analysis import closed_form
-from analysis.claim import Context
-from analysis.claims.experiments import energy_series
-from analysis.claims.floors import BURN_IN, NON_IID
-from analysis.claims.predicted import client_arguments, federation_arguments, per_partition
+from analysis.claims.base import (
+    Context,
+    client_arguments,
+    energy_series,
+    federation_arguments,
+    per_partition,
+)
+from analysis.claims.rates import BURN_IN, NON_IID
 from analysis.paper.recipe import Recipe, described, stacked
 from analysis.stats.series import stationary_mean
 from fedlora_sim import Scenario

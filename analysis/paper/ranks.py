@@ -9,9 +9,7 @@ import numpy as np
 import xarray as xr
 
 from analysis import closed_form
-from analysis.claim import Context
-from analysis.claims.experiments import simulated
-from analysis.claims.predicted import client_arguments
+from analysis.claims.base import Context, client_arguments, simulated
 from analysis.paper.recipe import Recipe, described, stacked
 from analysis.paper.store import ROOT
 from analysis.stats.intervals import fieller_ratio

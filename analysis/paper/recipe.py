@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analysis.claim import Context
+from analysis.claims.base import Context
 from fedlora_sim import Scenario
 from fedlora_sim.errors import expected
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analysis.claim import Context
+from analysis.claims.base import Context
 from analysis.paper.recipe import Recipe
 from analysis.paper.store import ROOT
 

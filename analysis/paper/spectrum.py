@@ -8,8 +8,7 @@ import numpy as np
 import xarray as xr
 
 from analysis import closed_form
-from analysis.claim import Context
-from analysis.claims.experiments import simulated
+from analysis.claims.base import Context, simulated
 from analysis.paper.recipe import Recipe, described, stacked
 from fedlora_sim import Scenario, parse_ranks
 

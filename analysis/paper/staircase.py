@@ -6,9 +6,13 @@ import numpy as np
 import xarray as xr
 
 from analysis import closed_form
-from analysis.claim import Context
-from analysis.claims.experiments import energy_left, fitted_rates
-from analysis.claims.predicted import federation_arguments, per_partition
+from analysis.claims.base import (
+    Context,
+    energy_left,
+    federation_arguments,
+    fitted_rates,
+    per_partition,
+)
 from analysis.paper.recipe import Recipe, described, stacked
 from analysis.stats.intervals import Measurement, mean_interval, root_of_mean
 from fedlora_sim import Scenario, parse_ranks

@@ -18,7 +18,7 @@ import xarray as xr
 
 import analysis
 import fedlora_sim
-from analysis.claim import Context
+from analysis.claims.base import Context
 from analysis.paper.recipe import Recipe
 from fedlora_sim.errors import expected
 from fedlora_sim.storage import ResultFolder, digest, source_fingerprint, write_json, write_text

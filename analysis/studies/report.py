@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from analysis.report import VERDICT_MARK, interval_text, number, percent, table_row
+from analysis.claims.report import VERDICT_MARK, interval_text, number, percent, table_row
+from analysis.claims.verify import LIBRARIES, finite_or_none
 from analysis.studies.findings import (
     DIFFERENCE,
     SIZE,
@@ -40,7 +41,6 @@ from analysis.studies.run import (
     why_no_scores,
 )
 from analysis.studies.study import HIGHEST, LOWEST, MIXED, PATHS, Study
-from analysis.verify import LIBRARIES, finite_or_none
 from fedlora_sim import Scenario
 from fedlora_sim.version import versions
 

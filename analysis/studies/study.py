@@ -164,7 +164,7 @@ def _check_among(argument: str, names: Sequence[str], known: Sequence[str]) -> N
 
 # Studies as TOML files: read, and checked to the last row before anything is run
 
-PACKAGED = "analysis.studies"
+PACKAGED = files("analysis") / "studies"
 FIELDS = {
     "name": str,
     "about": str,
@@ -192,7 +192,7 @@ MACHINE = {*PATHS, "threads", "device"}
 
 def study_names() -> list[str]:
     """Studies that come with the package."""
-    found = (Path(entry.name) for entry in files(PACKAGED).iterdir())
+    found = (Path(entry.name) for entry in PACKAGED.iterdir())
     return sorted(path.stem for path in found if path.suffix == ".toml")
 
 
@@ -220,7 +220,7 @@ def _read(source: str) -> dict[str, Any]:
         if source.endswith(".toml"):
             return tomllib.loads(Path(source).read_text(encoding="utf-8"))
         name = check_choice("study", source, study_names())
-        return tomllib.loads((files(PACKAGED) / f"{name}.toml").read_text(encoding="utf-8"))
+        return tomllib.loads((PACKAGED / f"{name}.toml").read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise expected("study", source, f"a readable TOML file ({error})") from None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.report import digits_for, number, shown
+from analysis.claims.report import digits_for, number, shown
 from paper_figs.html.numbers import spoken
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from analysis.report import digits_for
+from analysis.claims.report import digits_for
 from paper_figs.html.numbers import spoken
 
 WIDTH, HEIGHT, EDGE = 220.0, 22.0, 5.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from analysis.report import DIGITS, number, p_text
+from analysis.claims.report import DIGITS, number, p_text
 
 _POWER = re.compile(r"e([+-]?)0*(\d+)$")
 

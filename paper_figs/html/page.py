@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from analysis.report import (
+from analysis.claims.report import (
     CONTROLS,
     WANTED,
+    by_theme,
     digits_for,
     distance_text,
     families_text,
@@ -18,7 +19,6 @@ from analysis.report import (
     shown,
     worst,
 )
-from analysis.summary import by_theme
 from paper_figs.html.formulas import behind, typeset
 from paper_figs.html.intervals import interval_plot
 from paper_figs.html.numbers import interval_html, number_html, p_html

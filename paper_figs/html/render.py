@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from analysis.report import SYMBOLS, percent
+from analysis.claims.report import SYMBOLS, percent
 from fedlora_sim.version import __version__
 from paper_figs.html import page
 from paper_figs.html.figures import pictures

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fedlora_cli.verify as command
-from analysis.claim import Claim, Context, Control
+from analysis.claims.base import Claim, Context, Control
 from analysis.exhibits import energies
 from analysis.stats.verdicts import Prediction
 from fedlora_sim.storage import MARKER

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-import analysis.verify as verification
+import analysis.claims.verify as verification
 import fedlora_cli.verify as command
-from analysis.claim import Claim, Context, Control
 from analysis.claims import CLAIMS, digits
+from analysis.claims.base import Claim, Context, Control
 from analysis.exhibits import Exhibit, energies
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 from paper_cases import small_recipe
 
-from analysis.claim import Context
+from analysis.claims.base import Context
 from analysis.paper.catalogue import RECIPES
 from analysis.paper.store import make
 from paper_figs import style

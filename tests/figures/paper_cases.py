@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analysis.claim import Context
 from analysis.claims import breakdown, settling
+from analysis.claims.base import Context
 from analysis.exhibits import participation, phase
 from analysis.paper import (
     allocation,

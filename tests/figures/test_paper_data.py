@@ -13,7 +13,7 @@ import xarray as xr
 from paper_cases import small_recipe
 
 from analysis import closed_form
-from analysis.claim import Context
+from analysis.claims.base import Context
 from analysis.paper import __main__ as command
 from analysis.paper import digits, energy_ratio, spectrum
 from analysis.paper.catalogue import RECIPES

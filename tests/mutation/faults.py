@@ -594,7 +594,7 @@ FAULTS = (
     # Claims.
     Fault(
         "the margin of floors is a thousand times as wide",
-        "analysis/claims/floors.py",
+        "analysis/claims/rates.py",
         "FLOOR_MARGIN = 0.03",
         "FLOOR_MARGIN = 30.0",
         (*CONTROLS, "-k", "margins_are_narrow and floor"),
@@ -734,7 +734,7 @@ FAULTS = (
     ),
     Fault(
         "a report holds if a conjecture is supported",
-        "analysis/verify.py",
+        "analysis/claims/verify.py",
         'if c["kind"] == "theorem"\n',
         'if c["kind"] in KINDS\n',
         ("tests/verdicts/test_run_claim.py", "-k", "holds"),

@@ -47,7 +47,7 @@ def test_no_formula_of_a_claim_stays_plain_text(claim: object) -> None:
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_every_formula_is_one_of_a_claim(formula: str) -> None:
-    from analysis.report import SYMBOLS
+    from analysis.claims.report import SYMBOLS
 
     assert any(formula in text for text in (*TEXTS, SYMBOLS))
 

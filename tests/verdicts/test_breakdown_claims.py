@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from analysis import closed_form
-from analysis.claim import Context
 from analysis.claims import breakdown, settling
+from analysis.claims.base import Context
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("iteration")

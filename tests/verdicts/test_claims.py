@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import fedlora_sim
-from analysis.claim import NEAR, Claim, Context
 from analysis.claims import CLAIMS, THEMES, select, theme_of
+from analysis.claims.base import NEAR, Claim, Context
+from analysis.claims.verify import KINDS, run_claim
 from analysis.stats.verdicts import Prediction
-from analysis.verify import KINDS, run_claim
 
 SIMULATORS = ("simulate", "simulate_many", "aggregate", "run_spectral", "run_matrix", "descend")
 # Conjectures that measurement refutes: results, kept as such.

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.claim import NEAR, Claim, Control
 from analysis.claims import CLAIMS, select
+from analysis.claims.base import NEAR, Claim, Control
 from analysis.stats import Prediction, every_run, median_interval
 from analysis.stats.intervals import MEAN_RUNS
 from analysis.stats.series import bracketed

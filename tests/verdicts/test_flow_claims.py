@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from analysis import closed_form
-from analysis.claim import Context
-from analysis.claims import fitting, flow, flow_cohorts, thresholds
-from analysis.claims.fitting import dilution, flow_floor, threshold
+from analysis.claims import flow
+from analysis.claims.base import Context
+from analysis.claims.flow import dilution, flow_floor, threshold
 from analysis.exhibits.phase import COLLAPSED, PHASE, gather
 from fedlora_sim import Scenario
 from fedlora_sim.engines.draws import client_targets
@@ -56,8 +56,8 @@ def test_federations_of_runs_differ_and_stay_themselves() -> None:
 
 
 def test_the_search_finds_a_threshold_that_it_is_not_told() -> None:
-    scenario = thresholds.alike(2)
-    bracket = thresholds._search(scenario, "fedavg", 2).bracket.values
+    scenario = flow.alike(2)
+    bracket = flow._search(scenario, "fedavg", 2).bracket.values
     predicted = threshold(scenario, "fedavg")[1:]
     assert bracket.shape == (2, 2)
     assert (bracket[:, 1] / bracket[:, 0] < 1.01).all()
@@ -65,11 +65,11 @@ def test_the_search_finds_a_threshold_that_it_is_not_told() -> None:
 
 
 def test_the_search_covers_every_threshold_of_the_claims() -> None:
-    low, high = thresholds.SEARCHED
+    low, high = flow.SEARCHED
     for seed in SEEDS:
         for rule, draw, predict in (
-            ("zero_pad", thresholds.alike, thresholds._threshold_alike),
-            ("fedavg", thresholds.unlike, thresholds.threshold_of_each),
+            ("zero_pad", flow.alike, flow._threshold_alike),
+            ("fedavg", flow.unlike, flow.threshold_of_each),
         ):
             scenario = draw(seed)
             times = predict(scenario, rule, seed)[1:] * scenario.target_amplitude
@@ -79,10 +79,10 @@ def test_the_search_covers_every_threshold_of_the_claims() -> None:
 
 def test_unlike_targets_lower_the_threshold_on_the_same_mean() -> None:
     for seed in SEEDS:
-        scenario = thresholds.unlike(seed)
+        scenario = flow.unlike(seed)
         each, mean = (
             predict(scenario, "fedavg", seed)[1:]
-            for predict in (thresholds.threshold_of_each, thresholds.threshold_of_mean)
+            for predict in (flow.threshold_of_each, flow.threshold_of_mean)
         )
         assert (each < mean).all()
 
@@ -91,7 +91,7 @@ def test_a_control_takes_the_runs_of_its_claim(monkeypatch: pytest.MonkeyPatch) 
     context = Context(seed=1)
     right = flow.held("raflora", "raflora")(range(2), context)
     assert list(context._runs) == ["flow-above-raflora-0", "flow-above-raflora-1"]
-    monkeypatch.setattr(fitting, "simulate", None)
+    monkeypatch.setattr(flow, "simulate", None)
     wrong = flow.held("raflora", "fedavg")(range(2), context)
     assert (wrong[:, 1:] < right[:, 1:]).all()
 
@@ -105,23 +105,23 @@ def test_critical_runs_and_those_beside_them_have_names_of_their_own() -> None:
 
 def test_lower_ranks_get_the_larger_targets() -> None:
     for seed in SEEDS:
-        scenario = flow_cohorts.own_targets("fedavg", seed)
+        scenario = flow.own_targets("fedavg", seed)
         targets = client_targets(scenario, seed)[:, 0]
         order = np.argsort(-targets)
         assert (np.diff(np.array(scenario.ranks)[order]) >= 0).all()
 
 
 def test_no_cohort_of_the_harmonic_mean_is_without_contributor() -> None:
-    for scenario in flow_cohorts.COHORTS.values():
+    for scenario in flow.COHORTS.values():
         lost = closed_form.extinction_probability(scenario.ranks, scenario.cohort_size)
         assert lost.tolist() == [0] * len(lost)
 
 
 def test_mean_coverage_is_another_prediction() -> None:
-    right = flow_cohorts.harmonic_mean("fedavg", flow_cohorts.COHORTS["fedavg"].cohort_size)
-    wrong = flow_cohorts.harmonic_mean("fedavg", None)
+    right = flow.harmonic_mean("fedavg", flow.COHORTS["fedavg"].cohort_size)
+    wrong = flow.harmonic_mean("fedavg", None)
     # By Jensen: 1/omega is convex, so random cohorts hold the harmonic mean lower.
-    assert (right < wrong * (1 - flow_cohorts.COHORT_MARGIN)).any()
+    assert (right < wrong * (1 - flow.COHORT_MARGIN)).any()
     assert (right <= wrong).all()
 
 

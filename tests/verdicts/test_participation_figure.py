@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analysis.claim import Context
-from analysis.claims.typical import RANKS
+from analysis.claims.base import Context
+from analysis.claims.participation import RANKS
 from analysis.exhibits import participation as exhibit
 from fedlora_sim.tolerances import relative
 from paper_figs import participation

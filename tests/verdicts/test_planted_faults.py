@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.claim import Context
 from analysis.claims import select
+from analysis.claims.base import Context
+from analysis.claims.verify import run_claim
 from analysis.closed_form import persistent, round_map
-from analysis.verify import run_claim
 from fedlora_sim import LoRAFactors
 from fedlora_sim.engines import matrix
 from fedlora_sim.engines import spectral as spectral

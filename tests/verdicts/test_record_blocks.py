@@ -21,8 +21,7 @@ from record_cases import (
     TRAINING,
 )
 
-from analysis.report import digits_table, verdict_table
-from analysis.summary import conjecture_table, theme_table
+from analysis.claims.report import conjecture_table, digits_table, theme_table, verdict_table
 from paper_figs import record
 from paper_figs.conformance import broken_table, conformance_line, suite_table
 from paper_figs.faults import faults_table

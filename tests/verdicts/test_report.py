@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from analysis.report import (
+from analysis.claims.report import (
     digits_table,
     families_text,
     measurement_text,

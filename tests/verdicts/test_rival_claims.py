@@ -9,26 +9,17 @@ import numpy as np
 import pytest
 
 from analysis import closed_form
-from analysis.claim import Context
-from analysis.claims import (
-    heterogeneity,
-    identities,
-    noise,
-    norm_weights,
-    rivals,
-    select,
-    signal_to_noise,
-)
-from analysis.claims.predicted import per_partition
+from analysis.claims import heterogeneity, identities, noise, other_rules, select
+from analysis.claims.base import Context, per_partition
+from analysis.claims.verify import run_claim
 from analysis.stats.verdicts import Prediction
-from analysis.verify import run_claim
 from fedlora_sim.engines.draws import cohort_counts
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("iteration")
 CONTEXT = Context(quick=True, seed=5)
 RUNS = range(3)
-MODULES = (rivals, norm_weights, heterogeneity, noise, signal_to_noise)
+MODULES = (other_rules, other_rules, heterogeneity, noise, noise)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,29 +37,29 @@ def test_claims_are_registered(module) -> None:
 
 def test_flora_is_asked_of_directions_not_of_places_in_the_spectrum() -> None:
     # With a common gain below 1 the shared directions lose most, and singular values change places.
-    g, coverage = rivals.LOSSY.gain_mean, rivals._coverage(rivals.LOSSY)
-    rates = rivals.own_rates(rivals.LOSSY, "flora")(RUNS, CONTEXT)
+    g, coverage = other_rules.LOSSY.gain_mean, other_rules._coverage(other_rules.LOSSY)
+    rates = other_rules.own_rates(other_rules.LOSSY, "flora")(RUNS, CONTEXT)
     assert rates == pytest.approx(np.tile((1 - coverage * (1 - g)) ** 2, (3, 1)), rel=CLOSE)
 
 
 def test_fedex_settles_where_its_recursion_does() -> None:
-    coverage = rivals._coverage(rivals.SETTLED)
+    coverage = other_rules._coverage(other_rules.SETTLED)
     adapter, base = np.ones_like(coverage), np.zeros_like(coverage)
-    for _ in range(rivals.SETTLED.rounds):
+    for _ in range(other_rules.SETTLED.rounds):
         adapter, base = coverage**2 * adapter, base + (coverage - coverage**2) * adapter
-    left = rivals.left(rivals.SETTLED, "fedex")(RUNS, CONTEXT)
+    left = other_rules.left(other_rules.SETTLED, "fedex")(RUNS, CONTEXT)
     assert left == pytest.approx(np.tile(adapter + base, (3, 1)), rel=CLOSE)
     assert adapter + base == pytest.approx(coverage / (1 + coverage), rel=CLOSE)
 
 
 def test_shares_of_rounds_are_norm_shares() -> None:
     # The first round's norms can be written down: those of the initial amplitudes.
-    scenario = norm_weights.NORMS
+    scenario = other_rules.NORMS
     norms = np.sqrt(np.cumsum(scenario.initial_amplitudes**2))[np.array(scenario.ranks) - 1]
     share = np.array([norms[np.array(scenario.ranks) >= level].sum() for level in (4, 8)])
-    measured = norm_weights.share_of_round(scenario, "hetlora", 1)(RUNS, CONTEXT)
+    measured = other_rules.share_of_round(scenario, "hetlora", 1)(RUNS, CONTEXT)
     assert measured == pytest.approx(np.tile(share / norms.sum(), (3, 1)), rel=CLOSE)
-    assert (measured > norm_weights._clients_share(scenario)).all()
+    assert (measured > other_rules._clients_share(scenario)).all()
 
 
 def test_partition_identity_meets_cohorts_without_the_highest_rank() -> None:
@@ -98,8 +89,8 @@ def test_predicted_rates_grow_with_the_square_of_the_deviation() -> None:
 
 
 def test_contributors_are_counted_from_the_drawn_cohorts() -> None:
-    scenario, seeds = signal_to_noise.SIGNAL_COHORTS, CONTEXT.seeds(RUNS)
-    held = signal_to_noise.contributors(scenario, RUNS, CONTEXT)
+    scenario, seeds = noise.SIGNAL_COHORTS, CONTEXT.seeds(RUNS)
+    held = noise.contributors(scenario, RUNS, CONTEXT)
     for row, seed in zip(held, seeds, strict=True):
         drawn = np.flatnonzero(cohort_counts(scenario, seed)[0])
         ranks = np.array(scenario.ranks)[drawn]
@@ -107,10 +98,10 @@ def test_contributors_are_counted_from_the_drawn_cohorts() -> None:
 
 
 def test_clients_without_noise_have_none_over_their_signal() -> None:
-    scenario = signal_to_noise.SIGNAL_COHORTS.replace(gain_std=0.0, drift_std=0.0)
-    held = signal_to_noise.contributors(scenario, RUNS, CONTEXT)
-    for rule in signal_to_noise.RULES:
-        measured = signal_to_noise.noise_over_signal(held, scenario, rule, rule, RUNS, CONTEXT)
+    scenario = noise.SIGNAL_COHORTS.replace(gain_std=0.0, drift_std=0.0)
+    held = noise.contributors(scenario, RUNS, CONTEXT)
+    for rule in noise.SIGNAL_RULES:
+        measured = noise.noise_over_signal(held, scenario, rule, rule, RUNS, CONTEXT)
         assert measured == pytest.approx(np.zeros_like(measured), abs=CLOSE)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from analysis import run_ahead as ahead
-from analysis.claim import Context
+from analysis import run_jobs as ahead
 from analysis.claims import digits
-from analysis.run_ahead import Job, run_ahead, workers
+from analysis.claims.base import Context
+from analysis.run_jobs import Job, run_ahead, workers
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.storage import RunStore
 

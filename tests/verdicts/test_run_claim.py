@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.claim import Claim, Context, Control, Experiment
 from analysis.claims import CLAIMS, select
-from analysis.report import to_markdown
-from analysis.stats import FAMILY_ERROR, Measurement, Prediction, every_run, mean_interval
-from analysis.verify import (
+from analysis.claims.base import Claim, Context, Control, Experiment
+from analysis.claims.report import to_markdown
+from analysis.claims.verify import (
     LIBRARIES,
     assemble,
     claim_record,
@@ -25,6 +24,7 @@ from analysis.verify import (
     holds,
     run_claim,
 )
+from analysis.stats import FAMILY_ERROR, Measurement, Prediction, every_run, mean_interval
 from fedlora_sim import Scenario
 from fedlora_sim.storage import RunStore
 

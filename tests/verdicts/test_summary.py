@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 from report_cases import claim_entry
 
-from analysis.report import verdict_table
-from analysis.summary import by_theme, claim_tables, conjecture_table, theme_table
+from analysis.claims.report import (
+    by_theme,
+    claim_tables,
+    conjecture_table,
+    theme_table,
+    verdict_table,
+)
 
 
 @pytest.fixture

@@ -1,19 +1,22 @@
-"""A claim as data: statement, source, prediction, experiment, margin and controls."""
+"""A claim as data: statement, prediction, experiment, margin, controls; shared experiments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.stats.intervals import Estimator, mean_interval
+from analysis.stats.series import log_linear_rate
 from analysis.stats.verdicts import Prediction
-from fedlora_sim import Scenario
+from fedlora_sim import Scenario, simulate
 from fedlora_sim.storage import RunStore
+
+# A claim as data: statement, source, prediction, experiment, margin and controls
 
 Array = NDArray[np.float64]
 
@@ -146,3 +149,119 @@ class Claim:
     def runs(self, quick: bool) -> tuple[int, int]:
         """Return the number of runs of the first look, and the most."""
         return self.quick if quick and self.quick is not None else (self.first, self.cap)
+
+
+# Experiments that several claims share: a scenario and a rule in, one row per run out
+
+
+def simulated(
+    scenario: Scenario, rule: str, numbers: Sequence[int], context: Context
+) -> xr.Dataset:
+    """Runs of these numbers, on the context's device."""
+    return simulate(
+        scenario.replace(device=context.device),
+        rule=rule,
+        seed=context.seeds(numbers),
+        on_progress=context.on_progress,
+    )
+
+
+def by_partition(values: xr.DataArray) -> xr.DataArray:
+    """Mean over the directions of each partition, dimension `partition` last."""
+    return values.groupby("partition").mean().transpose(..., "partition")
+
+
+def fitted_rates(scenario: Scenario, rule: str) -> Experiment:
+    """Energy factor per round of each partition, relative to the shared one, by log-linear fit."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        energy = by_partition(simulated(scenario, rule, numbers, context).energy)
+        rates = log_linear_rate(energy.transpose("seed", "partition", "round").values)
+        return rates[:, 1:] / rates[:, :1]
+
+    return experiment
+
+
+def energy_left(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
+    """Final over initial energy of every partition, (n, M)."""
+    energy = by_partition(simulated(scenario, rule, numbers, context).energy).values
+    return np.asarray(energy[:, -1] / energy[:, 0])
+
+
+def higher_energy_left(
+    scenario: Scenario, rule: str, numbers: Sequence[int], context: Context
+) -> Array:
+    """The same without the shared partition."""
+    return energy_left(scenario, rule, numbers, context)[:, 1:]
+
+
+def energy_series(scenario: Scenario, rule: str) -> Experiment:
+    """Energy of each partition at every round, the start included, (n, M, T + 1)."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        energy = by_partition(simulated(scenario, rule, numbers, context).energy)
+        return energy.transpose("seed", "partition", "round").values
+
+    return experiment
+
+
+def relative_trajectory(scenario: Scenario, rule: str, predicted: Array) -> Experiment:
+    """Energy of every partition at every round from the first on, over its prediction (T, M)."""
+
+    def experiment(numbers: Sequence[int], context: Context) -> Array:
+        energy = by_partition(simulated(scenario, rule, numbers, context).energy)
+        return (energy.values[:, 1:] / predicted).reshape(len(numbers), -1)
+
+    return experiment
+
+
+# From a scenario to arguments of closed forms, and from their values to one per partition
+
+EXACT = 1e-9
+"""Relative margin of what holds in every single run, after rounds of factorizations."""
+IDENTICAL = 1e-10
+"""Largest relative distance between two ways to write one aggregation."""
+
+
+def federation_arguments(scenario: Scenario) -> dict[str, Any]:
+    """Keyword arguments that describe a scenario's federation, cohorts and empty partitions."""
+    return {
+        "num_samples": scenario.num_samples,
+        "cohort_size": scenario.cohort_size,
+        "sampling": scenario.sampling,
+        "empty_partition": scenario.empty_partition,
+    }
+
+
+def client_arguments(scenario: Scenario) -> dict[str, Any]:
+    """Keyword arguments that describe a scenario's clients: what they return is `a x + b`."""
+    return {
+        "gain_mean": scenario.gain_mean,
+        "gain_std": scenario.gain_std,
+        "drift_mean": scenario.drift_mean,
+        "drift_std": scenario.drift_std,
+    }
+
+
+def per_partition(values: Array, scenario: Scenario) -> Array:
+    """One value per partition, from values (..., r_max) that its directions share."""
+    return values[..., np.array(scenario.federation.levels) - 1]
+
+
+def above_shared(values: Array, scenario: Scenario) -> Array:
+    """The same without the shared partition, which all clients carry."""
+    return per_partition(values, scenario)[..., 1:]
+
+
+def partition_means(values: Array, scenario: Scenario) -> Array:
+    """Mean over the directions of each partition, (..., M) from (..., r_max)."""
+    parts = scenario.federation.partitions
+    return np.stack([values[..., part].mean(-1) for part in parts], axis=-1)
+
+
+# Names of rules and partitions, as claims on federations of three rank levels speak of them
+
+RULE_NAMES = {"fedavg": "FedAvg", "zero_pad": "zero padding", "raflora": "raFLoRA"}
+PARTITIONS = ("partition 1", "partition 2", "partition 3")
+HIGHER = PARTITIONS[1:]
+"""The partitions above the shared one."""

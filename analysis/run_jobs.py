@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from joblib import Parallel, cpu_count, delayed
 
-from analysis.claim import Context
+from analysis.claims.base import Context
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.runtime import resolve_device, serve
 

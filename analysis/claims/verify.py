@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from joblib import Parallel, cpu_count, delayed
 
-from analysis.claim import Claim, Context, Control
 from analysis.claims import CLAIMS, theme_of
-from analysis.report import WANTED
+from analysis.claims.base import Claim, Context, Control
+from analysis.claims.report import WANTED
 from analysis.stats.intervals import Array, Measurement, rarer_than
 from analysis.stats.verdicts import (
     FAMILY_ERROR,
