@@ -28,7 +28,7 @@ from analysis.claims.report import (
     worst,
 )
 from analysis.claims.verify import assemble, claim_records, finite_or_none, holds
-from analysis.exhibits import EXHIBITS
+from analysis.paper.catalogue import VERIFIED
 from analysis.run_jobs import run_ahead, workers
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
@@ -51,7 +51,7 @@ QUICK_HELP = "about 3 minutes on 2 cores: fewer claims, fewer runs, shorter trai
 FIGURES = (*FROM_DATA, "rates", "floors")
 WRITTEN = (
     *("report.md", "report.html", "report.json", "data/digits.nc"),
-    *(f"data/{exhibit.name}.nc" for exhibit in EXHIBITS),
+    *(f"data/{recipe.name}.nc" for recipe in VERIFIED),
     *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
 )
 """All that a verification may write."""
@@ -123,10 +123,10 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
                 print(line, file=sys.stderr, flush=True)
         records = [found[claim.id] for claim in claims]
         report = assemble(records, context)
-        for exhibit in EXHIBITS:
-            if exhibit.belongs_to(claims):
-                done.set_description(f"figure: {exhibit.name}")
-                save_dataset(exhibit.make(context), data / f"{exhibit.name}.nc")
+        for recipe in VERIFIED:
+            if recipe.illustrates(claims):
+                done.set_description(f"figure: {recipe.name}")
+                save_dataset(recipe.make(context), data / f"{recipe.name}.nc")
         real = [r for c, r in zip(claims, records, strict=True) if c in digits.CLAIMS]
         if real:
             done.set_description("digits: all runs")

@@ -28,7 +28,7 @@ def draw(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
     Args:
         data: `measured` (rule, seed, partition, round) and `predicted` (with `statistic`), of which
             the first seed is drawn; `error`, `error_low`, `error_high` (scored_rule, forecast) and
-            `coverage` (scored_rule), see `analysis.paper.text.scored`.
+            `coverage` (scored_rule), see `analysis.paper.training.scored`.
 
     Returns:
         The figure and its axes: one per rule above, the scores below.

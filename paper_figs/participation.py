@@ -30,7 +30,7 @@ def draw(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
     Args:
         data: `predicted` (factor, every_size), `measured`, `low`, `high` (factor, cohort_size) and
-            `log_energy` (run), see `analysis.exhibits.participation`.
+            `log_energy` (run), see `analysis.paper.participation`.
 
     Returns:
         The figure and its two axes.

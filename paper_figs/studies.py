@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.paper.text import scored
+from analysis.paper.training import scored
 from fedlora_sim.storage import load_dataset
 from paper_figs import calibrated, study_curves, study_outcomes, style
 

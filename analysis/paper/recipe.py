@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from analysis.claims.base import Context
+from analysis.claims.base import Claim, Context
 from fedlora_sim import Scenario
 from fedlora_sim.errors import expected
 
@@ -33,6 +33,7 @@ class Recipe:
             recorded results.
         base_seed: of these runs.
         sources: recorded files that they are taken from, relative to the project's root.
+        claims: those whose verification makes the numbers too; all if empty, none if None.
     """
 
     name: str
@@ -43,6 +44,13 @@ class Recipe:
     runs: range | None = None
     base_seed: int = BASE_SEED
     sources: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] | None = None
+
+    def illustrates(self, claims: Collection[Claim]) -> bool:
+        """Return whether a verification of these claims makes the numbers."""
+        return self.claims is not None and (
+            not self.claims or any(claim in claims for claim in self.claims)
+        )
 
     def dataset(self, context: Context) -> xr.Dataset:
         """The numbers, with the seeds of the runs among their attributes.

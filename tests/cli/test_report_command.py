@@ -14,7 +14,7 @@ import pytest
 
 import fedlora_cli.verify as command
 from analysis.claims.base import Claim, Context, Control
-from analysis.exhibits import energies
+from analysis.paper import energies
 from analysis.stats.verdicts import Prediction
 from fedlora_sim.storage import MARKER
 

@@ -18,7 +18,8 @@ import analysis.claims.verify as verification
 import fedlora_cli.verify as command
 from analysis.claims import CLAIMS, digits
 from analysis.claims.base import Claim, Context, Control
-from analysis.exhibits import Exhibit, energies
+from analysis.paper import energies
+from analysis.paper.catalogue import RECIPES
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset
@@ -243,7 +244,7 @@ def test_an_interrupted_digits_run_reports_on_as_many_runs(
 
     with monkeypatch.context() as patch:
         patch.setattr(verification, "claim_record", stop_later)
-        patch.setattr(command, "EXHIBITS", [Exhibit("energies", stop)])
+        patch.setattr(command, "VERIFIED", [replace(RECIPES["energies"], make=stop)])
         assert verify_digits(fedlora, digits_ids).code == 130
     again = verify_digits(fedlora, digits_ids)
     assert again.code == 0, again.err

@@ -12,16 +12,7 @@ import xarray as xr
 
 from analysis.claims import breakdown, settling
 from analysis.claims.base import Context
-from analysis.exhibits import participation, phase
-from analysis.paper import (
-    allocation,
-    digits,
-    energy_ratio,
-    floors,
-    ranks,
-    spectrum,
-    staircase,
-)
+from analysis.paper import energies, participation, phase, training
 from analysis.paper.catalogue import RECIPES
 from analysis.paper.recipe import Recipe, described
 
@@ -31,12 +22,12 @@ FEW = range(400)
 def made_up_digits(context: Context) -> xr.Dataset:
     """Curves as fine-tuning would give them: nothing is trained."""
     rng, rounds = np.random.default_rng(0), np.arange(6)
-    dims, size = ("run", "seed", "round"), (len(digits.LABELS), 2, len(rounds))
+    dims, size = ("run", "seed", "round"), (len(training.LABELS), 2, len(rounds))
     names = ("accuracy", "rho", "effective_rank", "preservation")
     return xr.Dataset(
         {name: (dims, np.sort(rng.uniform(0.2, 0.9, size), axis=-1)) for name in names},
-        {"run": list(digits.LABELS), "seed": context.seeds(range(2)), "round": rounds},
-        described(digits.MIXED) | {"level": digits.LEVEL},
+        {"run": list(training.LABELS), "seed": context.seeds(range(2)), "round": rounds},
+        described(training.MIXED) | {"level": training.LEVEL},
     )
 
 
@@ -54,19 +45,23 @@ def patched(module: object, **values: object) -> Callable[[Context], xr.Dataset]
 
 SMALL: dict[str, Callable[[Context], xr.Dataset]] = {
     "spectrum": partial(
-        spectrum.gather, scenario=spectrum.SCENARIO.replace(rounds=12), runs=range(1)
+        energies.gather_spectrum,
+        scenario=energies.SPECTRUM_SCENARIO.replace(rounds=12),
+        runs=range(1),
     ),
-    "staircase": partial(staircase.gather, runs=range(2_000), matrix_runs=range(2)),
+    "staircase": partial(energies.gather_staircase, runs=range(2_000), matrix_runs=range(2)),
     "energy_ratio": partial(
-        energy_ratio.gather, scenario=energy_ratio.SCENARIO.replace(rounds=8), runs=range(1)
+        energies.gather_energy_ratio,
+        scenario=energies.RATIO_SCENARIO.replace(rounds=8),
+        runs=range(1),
     ),
     "settling": partial(settling.gather, count=len(FEW)),
-    "floors": partial(floors.gather, spreads=(0.0, 0.4), runs=range(100)),
+    "floors": partial(phase.gather_floors, spreads=(0.0, 0.4), runs=range(100)),
     "participation": patched(participation, RUNS=len(FEW)),
     "phase": patched(phase, MEASURED_TIMES=np.array([0.3, 1.1])),
     "breakdown": partial(breakdown.gather, count=2),
-    "allocation": partial(allocation.gather, runs=FEW),
-    "ranks": partial(ranks.gather, sizes=(1, 10, 19), runs=FEW),
+    "allocation": partial(participation.gather_allocation, runs=FEW),
+    "ranks": partial(participation.gather_ranks, sizes=(1, 10, 19), runs=FEW),
     "digits": made_up_digits,
 }
 

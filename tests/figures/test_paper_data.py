@@ -15,7 +15,7 @@ from paper_cases import small_recipe
 from analysis import closed_form
 from analysis.claims.base import Context
 from analysis.paper import __main__ as command
-from analysis.paper import digits, energy_ratio, spectrum
+from analysis.paper import energies, training
 from analysis.paper.catalogue import RECIPES
 from analysis.paper.recipe import ranks_text
 from analysis.paper.store import ROOT, is_current, make, read, read_record
@@ -72,7 +72,7 @@ def test_the_spectrum_is_the_closed_form(paper_data: Path) -> None:
     seen = data.predicted > 1e-20  # below, rounding of the aggregation is what is measured
     off = np.abs(data.measured / data.predicted - 1).where(seen)
     assert float(off.max()) < 1e-5
-    coverage = closed_form.coverage(spectrum.SCENARIO.ranks)
+    coverage = closed_form.coverage(energies.SPECTRUM_SCENARIO.ranks)
     np.testing.assert_allclose(data.coverage.values, coverage)
     fall = data.predicted.sel(rule="fedavg", round=1) / data.predicted.sel(rule="fedavg", round=0)
     np.testing.assert_allclose(fall.values, coverage**2)
@@ -103,7 +103,7 @@ def test_the_bound_holds_for_fedavg_and_not_for_rules_that_keep(paper_data: Path
     data = read(paper_data, "energy_ratio")
     np.testing.assert_allclose(data.measured, data.predicted, rtol=1e-5)
     assert (data.measured.sel(rule="fedavg") <= data.bound).all()
-    assert set(data.rule.values) == set(energy_ratio.RULES)
+    assert set(data.rule.values) == set(energies.RATIO_RULES)
     last = data.isel(round=-1)
     assert float(last.measured.sel(rule="raflora")) > float(last.bound)
 
@@ -143,8 +143,8 @@ def test_the_rank_configuration_is_as_predicted(paper_data: Path) -> None:
 
 def test_the_digits_runs_are_those_of_the_record() -> None:
     report = json.loads((ROOT / "results/recorded/report.json").read_text())
-    assert report["environment"]["seed"] == digits.RECORDED_SEED
-    assert RECIPES["digits"].base_seed == digits.RECORDED_SEED
+    assert report["environment"]["seed"] == training.RECORDED_SEED
+    assert RECIPES["digits"].base_seed == training.RECORDED_SEED
 
 
 def test_times_are_those_of_the_record(paper_data: Path) -> None:

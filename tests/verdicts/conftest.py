@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from report_cases import claim_entry, digits_row
 
-from analysis.exhibits.energies import RULES
+from analysis.paper.energies import ENERGY_RULES
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset
 from paper_figs import digits as digits_figure
@@ -51,7 +51,7 @@ def energies() -> xr.Dataset:
     """Made-up energies of every rule, beside a prediction."""
     scenario, rng = Scenario("1x2,2x2,4x2", rounds=3), np.random.default_rng(0)
     runs = []
-    for rule in RULES:
+    for rule in ENERGY_RULES:
         run = build_dataset(scenario, rule, (0, 1), rng.uniform(0.1, 1.0, (2, 4, 4)))
         run["predicted_energy"] = (("round", "direction"), rng.uniform(0.1, 1.0, (4, 4)))
         runs.append(run.expand_dims(rule=[rule]))

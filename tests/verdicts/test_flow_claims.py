@@ -9,7 +9,7 @@ from analysis import closed_form
 from analysis.claims import flow
 from analysis.claims.base import Context
 from analysis.claims.flow import dilution, flow_floor, threshold
-from analysis.exhibits.phase import COLLAPSED, PHASE, gather
+from analysis.paper.phase import COLLAPSED, PHASE, gather_phase
 from fedlora_sim import Scenario
 from fedlora_sim.engines.draws import client_targets
 from fedlora_sim.tolerances import relative
@@ -127,7 +127,7 @@ def test_mean_coverage_is_another_prediction() -> None:
 
 @pytest.mark.slow
 def test_phase_measures_what_it_predicts_off_the_threshold() -> None:
-    data = gather(Context(seed=1))
+    data = gather_phase(Context(seed=1))
     assert data.floor.shape == (2, 50, 81)
     for rule in data.rule.values:
         for time in data.measured_time.values:

@@ -8,7 +8,7 @@ import xarray as xr
 
 from analysis.claims.base import Context
 from analysis.claims.participation import RANKS
-from analysis.exhibits import participation as exhibit
+from analysis.paper import participation as cohorts
 from fedlora_sim.tolerances import relative
 from paper_figs import participation
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("coarse_figures")
 @pytest.fixture(scope="module")
 def data() -> xr.Dataset:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exhibit, "RUNS", 2_000)
-        return exhibit.gather(Context(seed=1))
+        patch.setattr(cohorts, "RUNS", 2_000)
+        return cohorts.gather_participation(Context(seed=1))
 
 
 def test_measured_factors_lie_around_predicted_ones(data: xr.Dataset) -> None:
@@ -39,7 +39,7 @@ def test_the_figure_shows_both(data: xr.Dataset) -> None:
     assert "clients a round" in factors.get_xlabel()
     assert factors.get_yscale() == "log"
     lines = {line.get_label(): line for line in factors.lines}
-    for factor in exhibit.FACTORS:
+    for factor in cohorts.FACTORS:
         np.testing.assert_array_equal(
             lines[factor].get_ydata(), data.predicted.sel(factor=factor).values
         )

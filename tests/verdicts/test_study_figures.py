@@ -17,7 +17,7 @@ from study_report_cases import (
     study_report,
 )
 
-from analysis.paper.text import scored
+from analysis.paper.training import scored
 from fedlora_sim.storage import save_dataset
 from paper_figs import calibrated, draw_study, study_curves, study_outcomes, style
 from paper_figs.rules import look, ranks_text
