@@ -85,7 +85,7 @@ docs: $(DOCS)  ## build the documentation's site into build/docs/site, notebooks
 .PHONY: docs
 
 record: $(STAMP)  ## record results/verify; write the tables of README and docs from the record
-	$(BIN)/python -m paper_figs.record
+	$(BIN)/python -m paper_figs.documents
 
 lab: $(VENV)/.lab  ## open the notebooks in JupyterLab, which is installed the first time
 	$(BIN)/jupyter lab notebooks

@@ -87,9 +87,11 @@ def _check_figure(figure: Path, force: bool) -> None:
 
 def _draw(report: CollapseReport, figure: Path, force: bool) -> None:
     # imported late: not needed for the numbers
-    from paper_figs import collapse as drawing
     from paper_figs import style
+    from paper_figs import theory as drawing
 
     style.apply()
     check_file(figure, "--figure", force=force)  # again: it may have come into being meanwhile
-    write_bytes(figure, style.image(drawing.draw(report), figure.suffix.lower().removeprefix(".")))
+    write_bytes(
+        figure, style.image(drawing.draw_collapse(report), figure.suffix.lower().removeprefix("."))
+    )

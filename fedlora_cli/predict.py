@@ -110,8 +110,8 @@ def _results(folder: Path, force: bool) -> ResultFolder:
 
 def _draw(prediction: Prediction, folder: Path) -> None:
     # imported late: half of what the whole command takes, and not needed for JSON
-    from paper_figs import predict as figure
     from paper_figs import style
+    from paper_figs import theory as figure
 
     style.apply()
-    style.save(figure.draw(prediction)[0], folder, Path(PICTURE).stem, kinds=("png",))
+    style.save(figure.draw_predict(prediction)[0], folder, Path(PICTURE).stem, kinds=("png",))

@@ -29,7 +29,7 @@ from fedlora_sim.runtime import torch_threads
 from fedlora_sim.scenario import load_toml
 from fedlora_sim.simulate import check_suits, training_dataset
 from fedlora_sim.storage import ResultFolder, save_dataset
-from paper_figs import split, style
+from paper_figs import finetuning, style
 
 ROUNDS, DATASET = "rounds", "run.nc"
 
@@ -107,7 +107,7 @@ def draw_split(dataset: xr.Dataset, out: Path) -> None:
     """Draw who holds what, `split.png`."""
     matplotlib.use("Agg")
     style.apply()
-    style.save(split.draw(dataset)[0], out, "split", ["png"])
+    style.save(finetuning.draw_split(dataset)[0], out, "split", ["png"])
 
 
 class _ShownRounds(Checkpoints):

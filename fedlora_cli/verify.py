@@ -44,8 +44,8 @@ from fedlora_sim.storage import (
     write_text,
 )
 from paper_figs import draw_all
+from paper_figs.files import FROM_DATA
 from paper_figs.html.render import render
-from paper_figs.verification import FROM_DATA
 
 QUICK_HELP = "about 3 minutes on 2 cores: fewer claims, fewer runs, shorter training"
 FIGURES = (*FROM_DATA, "rates", "floors")

@@ -15,8 +15,8 @@ from analysis import closed_form, lessons
 from analysis.collapse import collapse_report
 from analysis.stats import Measurement
 from fedlora_sim import Scenario, simulate
-from paper_figs import collapse, energy_ratio, spectrum
-from paper_figs.lessons import carriers, estimates, prepare
+from paper_figs import spectra, theory
+from paper_figs.notebook import carriers, estimates, prepare
 
 prepare()
 
@@ -77,7 +77,7 @@ for direction in (1, 5, 9):
 # %%
 runs = {rule: simulate(scenario, rule=rule, seed=range(3)) for rule in RULES}
 data = lessons.beside(runs, predicted)
-figure, axes = spectrum.draw(data)
+figure, axes = spectra.draw_spectrum(data)
 
 # %% [markdown]
 # Under FedAvg there is a **staircase**: the lower the coverage, the faster a partition drains. In
@@ -94,7 +94,7 @@ figure, axes = spectrum.draw(data)
 bound = closed_form.collapse_bound(
     scenario.ranks, scenario.rounds, initial_energy=scenario.initial_amplitudes**2
 )
-figure, axes = energy_ratio.draw(lessons.above_shared(data, bound))
+figure, axes = spectra.draw_energy_ratio(lessons.above_shared(data, bound))
 
 # %% [markdown]
 # ## When clients are sampled
@@ -136,7 +136,7 @@ figure = estimates(
 # %%
 report = collapse_report("fedavg", seeds=400)
 print(report.sentence)
-figure = collapse.draw(report)
+figure = theory.draw_collapse(report)
 
 # %% [markdown]
 # And the rule that divides by the weight of those who carry:

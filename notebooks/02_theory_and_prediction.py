@@ -16,7 +16,7 @@ from analysis.derivations.symbols import K, g, m, n, nu, pi, tau
 from analysis.lessons import equations
 from analysis.stats import Measurement, mean_interval, proportion_interval
 from fedlora_sim import Scenario, simulate
-from paper_figs.lessons import estimates, paths, prepare
+from paper_figs.notebook import estimates, paths, prepare
 
 prepare()
 ledger = lessons.Ledger()

@@ -26,8 +26,8 @@ from fedlora_sim.conformance import check_aggregator
 from fedlora_sim.conformance.report import Report, failure, summary
 from fedlora_sim.rules import Aggregated, AggregationRule, Properties, get_rule
 from fedlora_sim.rules.base import data_shares
-from paper_figs import collapse
-from paper_figs.lessons import prepare
+from paper_figs import theory
+from paper_figs.notebook import prepare
 
 prepare()
 
@@ -188,7 +188,7 @@ assert not check(Honest())
 # %%
 report = collapse_report(Honest(), seeds=400, scenarios=("full", "cohorts", "flow_above"))
 print(report.sentence)
-figure = collapse.draw(report)
+figure = theory.draw_collapse(report)
 
 # %% [markdown]
 # So the compromise buys time: the rate is $\pi$ instead of $\pi^2$. It does not buy the rank. Any

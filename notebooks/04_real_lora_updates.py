@@ -23,7 +23,7 @@ from fedlora_sim.peft.export import KeptRun
 from fedlora_sim.rules import get_rule
 from fedlora_sim.simulate import training_dataset
 from fedlora_sim.tasks.digits import load_digits_task
-from paper_figs.lessons import forecasts, images, over_rounds, prepare, spectra
+from paper_figs.notebook import forecasts, images, over_rounds, prepare, spectra
 
 prepare()
 workplace = tempfile.TemporaryDirectory(prefix="real-lora-")

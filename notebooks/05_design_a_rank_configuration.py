@@ -15,8 +15,7 @@ import seaborn as sns
 from analysis.design import design
 from analysis.explorer import explore
 from fedlora_sim import open_sweep, run_sweep
-from paper_figs.controls import Explorer
-from paper_figs.lessons import prepare
+from paper_figs.notebook import Explorer, prepare
 from paper_figs.style import RULE_COLOURS
 
 prepare()

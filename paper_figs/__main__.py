@@ -14,8 +14,7 @@ import matplotlib as mpl
 
 from analysis.paper.store import ROOT
 from fedlora_sim.errors import check_choice
-from paper_figs.catalogue import FIGURES
-from paper_figs.paper import draw_paper, stale
+from paper_figs.files import FIGURES, draw_paper, stale
 
 DATA, OUT = ROOT / "results" / "paper", ROOT / "results" / "figures"
 

@@ -1,17 +1,26 @@
-"""One style for all figures: sizes, fonts, colours, and files that are the same every time."""
+"""The one style of all figures: sizes, colours, rule names, labels, captions and series."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
+from fedlora_sim import parse_ranks
 from fedlora_sim.storage import write_bytes
+
+# One style for all figures: sizes, fonts, colours, and files that are the same every time
 
 SINGLE_COLUMN, DOUBLE_COLUMN = 3.35, 6.9  # inches: a column and a page's width of two-column papers
 SMALL, SMALLEST = 7, 6  # points: labels within an axis, and where there is hardly room
@@ -101,3 +110,267 @@ def image(figure: Figure, kind: str, *, close: bool = True) -> memoryview:
     if close:
         plt.close(figure)
     return file.getbuffer()
+
+
+# How every rule looks and is called, in all figures
+
+
+@dataclass(frozen=True)
+class RuleLook:
+    """A rule's line.
+
+    Args:
+        name: as the legend has it.
+        colour: of its line.
+        line: matplotlib's line style: rules are told apart without colour too.
+        marker: of its dots.
+    """
+
+    name: str
+    colour: str
+    line: Any = "-"
+    marker: str = "o"
+
+
+LOOKS = {
+    "fedavg": RuleLook("FedAvg", RULE_COLOURS["fedavg"], "-", "o"),
+    "zero_pad": RuleLook("zero padding", RULE_COLOURS["zero_pad"], (0, (4, 1)), "s"),
+    "hetlora": RuleLook("HetLoRA", PURPLE, (0, (1, 1)), "v"),
+    "rbla": RuleLook("RBLA", GREEN, (0, (6, 1, 1, 1)), "D"),
+    "ffa": RuleLook("FFA-LoRA", GREY, (0, (2, 1)), "P"),
+    "flora": RuleLook("FLoRA", SKY, (0, (3, 1, 1, 1, 1, 1)), "X"),
+    "fedex": RuleLook("FedEx-LoRA", BLACK, (0, (5, 2)), "d"),
+    "raflora": RuleLook("raFLoRA", RULE_COLOURS["raflora"], "-", "^"),
+    "raflora:canonicalize=true": RuleLook(
+        "raFLoRA, canonical", RULE_COLOURS["raflora"], (0, (3, 1)), ">"
+    ),
+}
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Client ranks in short, as `2x4, 16x4`: rank 2, 4 clients; ..."""
+    return ", ".join(f"{rank}x{ranks.count(rank)}" for rank in dict.fromkeys(ranks))
+
+
+def look(rule: str) -> RuleLook:
+    """The look of a rule; of one that is not known here grey, under its own name."""
+    return LOOKS.get(rule, RuleLook(rule, "0.5", ":", "*"))
+
+
+# Words within a figure: letters of panels, and lines that are named where they end
+
+BESIDE = 3.0  # points between the end of an axis and the label of a line
+LINE = 1.2  # height of a line of text, in font sizes
+
+
+class End(NamedTuple):
+    """Where a line ends, what it is called, and its colour."""
+
+    y: float
+    text: str
+    colour: Any
+
+
+def letter(axes: Iterable[Axes], titles: Sequence[str] = ()) -> None:
+    """Name panels (a), (b), ... at their upper left, each with its title if there are any.
+
+    A panel that is alone has no letter.
+    """
+    panels = list(axes)
+    for i, axis in enumerate(panels):
+        words = [f"({string.ascii_lowercase[i]})"] if len(panels) > 1 else []
+        axis.set_title(" ".join([*words, *titles[i : i + 1]]), loc="left")
+
+
+def together(ends: Sequence[End], ratio: float = 1.02) -> list[End]:
+    """Lines that end alike, to within a factor, under one name, in black."""
+    groups: list[list[End]] = []
+    for end in sorted(ends, key=lambda end: end.y):
+        if groups and end.y <= ratio * groups[-1][0].y:
+            groups[-1].append(end)
+        else:
+            groups.append([end])
+    return [
+        own[0] if len(own) == 1 else End(own[0].y, ", ".join(end.text for end in own), "k")
+        for own in groups
+    ]
+
+
+def name_lines(
+    axes: Iterable[Axes], ends: Sequence[Sequence[End]], *, size: float = SMALL
+) -> list[Annotation]:
+    """Write beside the right end of axes what each line is called, without overlaps.
+
+    Labels stand as close to their lines as their heights allow, in the lines' order. To be called
+    when all else is drawn.
+
+    Args:
+        axes: of one figure.
+        ends: of the lines of each, in data coordinates.
+        size: of the font, in points.
+
+    Returns:
+        The labels.
+    """
+    if not any(ends):
+        return []
+    panels = list(axes)
+    figure = panels[0].get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # lays it out: heights are those of the file
+    points = 72 * figure.get_figheight()
+    return [
+        label
+        for axis, own in zip(panels, ends, strict=True)
+        for label in _name(axis, own, axis.get_position().height * points, size)
+    ]
+
+
+def _name(axis: Axes, ends: Sequence[End], height: float, size: float) -> list[Annotation]:
+    """Names of the lines of an axis that is so many points high, lowest first."""
+    if not ends:
+        return []
+    low, high = axis.transScale.transform([(1, y) for y in axis.get_ylim()])[:, 1]
+    at = axis.transScale.transform([(1, end.y) for end in ends])[:, 1]
+    wanted = np.clip((at - low) / (high - low), 0, 1) * height
+    order = np.argsort(wanted, kind="stable")
+    tall = LINE * size * np.array([1 + end.text.count("\n") for end in ends])[order]
+    placed = _within(_apart(wanted[order], tall), tall, height)
+    labels = []
+    for y, index in zip(placed, order, strict=True):
+        _, text, colour = ends[index]
+        labels.append(
+            axis.annotate(
+                text,
+                (1, y / height),
+                xycoords="axes fraction",
+                xytext=(BESIDE, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+                fontsize=size,
+                annotation_clip=False,
+            )
+        )
+    return labels
+
+
+def _within(places: np.ndarray, heights: np.ndarray, top: float) -> np.ndarray:
+    """Ascending places moved down so far that the last one ends at the top."""
+    placed, limit = places.copy(), top + heights[-1] / 2
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], limit - heights[i] / 2)
+        limit = placed[i] - heights[i] / 2
+    return placed
+
+
+def _apart(wanted: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Ascending places as close to the wanted ones as these heights allow (pools of neighbours)."""
+    gaps = np.concatenate([[0.0], np.cumsum((heights[:-1] + heights[1:]) / 2)])
+    pools: list[list[float]] = []  # mean of wanted less gaps, and how many are pooled
+    for value in wanted - gaps:
+        pools.append([float(value), 1.0])
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (last, n), (before, m) = pools.pop(), pools.pop()
+            pools.append([(last * n + before * m) / (n + m), n + m])
+    shifts = np.concatenate([np.full(int(count), value) for value, count in pools])
+    return np.asarray(shifts + gaps)
+
+
+# Words of captions, from the data: no number of a setting is typed in by hand
+
+
+def clients(data: xr.Dataset, name: str = "ranks") -> str:
+    """How many clients there are, and of which ranks."""
+    return clients_of(data.attrs[name])
+
+
+def clients_of(ranks: Any) -> str:
+    """The same of ranks, as text or one for each client."""
+    own = list(parse_ranks(ranks) if isinstance(ranks, str) else np.atleast_1d(ranks).tolist())
+    counts = {rank: own.count(rank) for rank in dict.fromkeys(own)}
+    if len(counts) > 1 and len(set(counts.values())) == 1:
+        each = next(iter(counts.values()))
+        of = f"ranks {joined(counts)}, {'one' if each == 1 else each} of each"
+    else:
+        of = "ranks " + joined(f"{rank} (×{count})" for rank, count in counts.items())
+    return f"{len(own)} clients of {of}"
+
+
+def joined(words: Any) -> str:
+    """`a, b and c`."""
+    texts = [str(word) for word in words]
+    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else "".join(texts)
+
+
+def seeds(data: xr.Dataset, each: str = "") -> str:
+    """How many runs there are (for each of what), and their seeds."""
+    first, last = int(data.attrs["first_seed"]), int(data.attrs["last_seed"])
+    if first == last:
+        return f"one run{each}, seed {first}"
+    return f"{int(data.attrs['runs']):,} runs{each}, seeds {first}–{last}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage."""
+    return f"{100 * float(share):g}%"
+
+
+def cohort(data: xr.Dataset) -> str:
+    """How many clients take part in a round."""
+    size = data.attrs.get("cohort_size")
+    return "all take part" if size in (None, "none") else f"{size} of them a round, at random"
+
+
+def study(data: xr.Dataset) -> str:
+    """A recorded study: its clients, rounds and seeds."""
+    attrs = data.attrs
+    return (
+        f"{attrs['study_model']} fine-tuned on {attrs['study']}, {clients(data, 'study_ranks')}, "
+        f"{attrs['study_cohort']} a round; {attrs['study_seeds']} seeds for each split of the "
+        f"data ({attrs['study_first_seed']}–{attrs['study_last_seed']} in all), from the record"
+    )
+
+
+def configuration(ranks: str) -> str:
+    """A rank configuration in words: `4x2,8x6` is rank 4 (×2) and 8 (×6)."""
+    own = list(parse_ranks(ranks))
+    return joined(f"{rank} (×{own.count(rank)})" for rank in dict.fromkeys(own))
+
+
+# Lines over rounds of real runs: the mean of the runs, and their range as a band
+
+
+def draw_runs(
+    axis: Axes,
+    values: xr.DataArray,
+    over: str,
+    *,
+    colour: Any,
+    line: Any = "-",
+    label: str | None = None,
+    width: float = 1.2,
+    band: float = 0.14,
+) -> float:
+    """Draw the runs of one configuration.
+
+    Args:
+        axis: to draw on.
+        values: dimensions `round` and `over`; rounds that were not judged are NaN.
+        over: the dimension of the runs.
+        colour: of the line and the band.
+        line: matplotlib's line style.
+        label: of the line.
+        width: of the line, in points.
+        band: opacity of the band; 0 draws none.
+
+    Returns:
+        The last mean.
+    """
+    judged = values.dropna("round", how="all")
+    rounds, mean = judged["round"].values, judged.mean(over)
+    axis.plot(rounds, mean, color=colour, ls=line, lw=width, label=label)
+    if band:
+        low, high = judged.min(over), judged.max(over)
+        axis.fill_between(rounds, low, high, color=colour, alpha=band, lw=0)
+    return float(mean[-1]) if mean.size else np.nan

@@ -9,7 +9,7 @@ import pytest
 
 from fedlora_cli.main import COMMANDS
 from fedlora_sim.rules import registry
-from paper_figs.record import documents
+from paper_figs.documents import documents
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = documents(ROOT)
@@ -21,7 +21,7 @@ EXAMPLES = [
 
 
 def test_tables_are_those_of_the_recorded_report():
-    check = [sys.executable, "-m", "paper_figs.record", "--check"]
+    check = [sys.executable, "-m", "paper_figs.documents", "--check"]
     done = subprocess.run(check, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
 

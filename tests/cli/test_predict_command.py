@@ -15,8 +15,8 @@ from analysis.closed_form.setting import RULES
 from analysis.predict import Case, predict
 from analysis.prediction_record import to_record
 from fedlora_sim.storage import MARKER
-from paper_figs import predict as figure
 from paper_figs import style
+from paper_figs import theory as figure
 
 EXAMPLE = (
     *("predict", "--ranks", "8x10,16x6,64x4", "--cohort", "5", "--gain", "0.98,0.1"),
@@ -131,7 +131,7 @@ def test_the_picture_shows_each_energy_once() -> None:
     case = Case("2x4,4x2", cohort_size=3, gain_mean=0.9, gain_std=0.1, drift_std=0.1, rounds=20)
     prediction = predict(case)
     style.apply()
-    drawn, axes = figure.draw(prediction)
+    drawn, axes = figure.draw_predict(prediction)
     titles = [axis.get_title().replace("\N{NO-BREAK SPACE}", " ") for axis in axes]
     assert titles == ["FedAvg, FFA", "FLoRA", "raFLoRA (zero)", "raFLoRA (carry)"]
     for axis, label in zip(axes, ("fedavg", "flora"), strict=False):

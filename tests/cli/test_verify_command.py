@@ -25,7 +25,7 @@ from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset
 from fedlora_sim.errors import check_choice
 from fedlora_sim.storage import MARKER, load_dataset
-from paper_figs import digits as digits_figure
+from paper_figs import finetuning as digits_figure
 
 
 class Measured:
@@ -222,7 +222,7 @@ def test_digits_are_tabled_and_can_be_drawn(fedlora: Callable, digits_ids: list[
     assert all(run in outcome.out and run in text for run in rows)
     data = load_dataset("v/data/digits.nc")
     assert data.rho.sizes == {"run": len(rows), "seed": 6, "round": digits.MIXED.rounds + 1}
-    figure, axes = digits_figure.draw(data)
+    figure, axes = digits_figure.draw_digits(data)
     assert len(axes) == 3  # accuracy, energy ratio, effective rank
     plt.close(figure)
 

@@ -17,8 +17,8 @@ from analysis.collapse.report import _row, _stacked, change_text, loss_text, tel
 from analysis.collapse.scenarios import standards
 from fedlora_cli import collapse as command
 from fedlora_sim import parse_ranks
-from paper_figs import collapse as drawing
 from paper_figs import style
+from paper_figs import theory as drawing
 
 
 def test_the_same_seed_gives_the_same_report() -> None:
@@ -137,7 +137,7 @@ def test_bad_input_is_named(rule: str, asked: dict[str, object], message: str) -
 def test_the_figure_draws_every_scenario(reports: Reports, tmp_path: Path) -> None:
     report = reports("fedavg")
     style.apply()
-    figure = drawing.draw(report)
+    figure = drawing.draw_collapse(report)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == [part.standard.title for part in report.scenarios]
     assert [axis.get_title(loc="right") for axis in figure.axes][-1] == "keeps its rank"
@@ -152,7 +152,7 @@ def test_the_figure_draws_every_scenario(reports: Reports, tmp_path: Path) -> No
 def test_the_figure_draws_one_scenario_and_rules_without_prediction() -> None:
     report = collapse_report("zero_pad", seeds=10, scenarios=("drift",))
     style.apply()
-    figure = drawing.draw(report)
+    figure = drawing.draw_collapse(report)
     (axis,) = figure.axes
     assert not [line for line in axis.lines if line.get_linestyle() == "--"]
     assert len(axis.lines) == 5  # three partitions, FedAvg and raFLoRA

@@ -16,9 +16,9 @@ from matplotlib.transforms import Bbox
 
 from analysis.paper.catalogue import RECIPES
 from analysis.paper.store import read, read_record
-from paper_figs import labels, style
-from paper_figs.catalogue import FIGURES
-from paper_figs.rules import LOOKS
+from paper_figs import style
+from paper_figs.files import FIGURES
+from paper_figs.style import LOOKS
 
 pytestmark = pytest.mark.usefixtures("coarse")
 
@@ -165,8 +165,8 @@ def test_rules_are_told_apart_without_colour() -> None:
 def test_names_stand_apart_in_the_order_of_their_lines(values: list[float]) -> None:
     figure, axis = style.plt.subplots(figsize=(3, 1.5))
     axis.set_ylim(0, 1)
-    ends = [labels.End(y, f"line {i}", "k") for i, y in enumerate(values)]
-    told = labels.name_lines([axis], [ends])
+    ends = [style.End(y, f"line {i}", "k") for i, y in enumerate(values)]
+    told = style.name_lines([axis], [ends])
     figure.draw_without_rendering()
     heights = [label.xy[1] for label in told]
     assert heights == sorted(heights)
@@ -182,9 +182,9 @@ def test_names_stand_apart_in_the_order_of_their_lines(values: list[float]) -> N
 
 def test_no_lines_have_no_names() -> None:
     _, axis = style.plt.subplots()
-    assert labels.name_lines([axis], [[]]) == []
+    assert style.name_lines([axis], [[]]) == []
 
 
 def test_lines_that_end_alike_are_named_together() -> None:
-    ends = [labels.End(1.0, "a", "r"), labels.End(0.1, "b", "g"), labels.End(1.01, "c", "b")]
-    assert labels.together(ends) == [labels.End(0.1, "b", "g"), labels.End(1.0, "a, c", "k")]
+    ends = [style.End(1.0, "a", "r"), style.End(0.1, "b", "g"), style.End(1.01, "c", "b")]
+    assert style.together(ends) == [style.End(0.1, "b", "g"), style.End(1.0, "a, c", "k")]

@@ -15,9 +15,8 @@ import pytest
 
 from fedlora_sim.storage import MARKER
 from paper_figs import __main__ as command
-from paper_figs import paper
-from paper_figs.catalogue import FIGURES
-from paper_figs.paper import draw_paper, stale
+from paper_figs import files as paper_figs_files
+from paper_figs.files import FIGURES, draw_paper, stale
 
 pytestmark = pytest.mark.usefixtures("coarse")
 
@@ -50,7 +49,7 @@ def test_files_and_manifest(
     paper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = json.loads((paper_data / "scaling.json").read_text())["made_with"]["code"]
-    monkeypatch.setattr(paper, "code_fingerprint", lambda: made)
+    monkeypatch.setattr(paper_figs_files, "code_fingerprint", lambda: made)
     seen: list[str] = []
     manifest = draw_paper(FEW, paper_data, tmp_path, seen.append)
     assert seen == FEW == list(manifest["figures"])
@@ -105,7 +104,7 @@ def in_another_process(names: list[str], data: Path, out: Path, monkeypatch: Any
     code = (
         "import sys, pathlib, matplotlib; matplotlib.use('Agg');"
         "from paper_figs import style; style.RC['savefig.dpi'] = 40;"
-        "from paper_figs.paper import draw_paper;"
+        "from paper_figs.files import draw_paper;"
         "draw_paper(sys.argv[3:], pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))"
     )
     monkeypatch.setenv("PYTHONHASHSEED", "7")

@@ -16,8 +16,8 @@ from analysis.collapse.scenarios import chosen
 from analysis.explorer import explore
 from fedlora_sim.errors import InputError
 from fedlora_sim.rules import get_rule
-from paper_figs import explorer
-from paper_figs.controls import Explorer
+from paper_figs import notebook
+from paper_figs.notebook import Explorer
 
 QUICK = 0.5  # seconds from the turn of a knob to the picture
 PNG = b"\x89PNG"
@@ -112,7 +112,7 @@ def test_what_has_no_closed_form_is_left_out_with_the_reason():
     assert found.energy is None
     assert found.training is None
     assert any("hetlora" in reason for reason in found.reasons)
-    _, axes = explorer.draw(found)
+    _, axes = notebook.draw(found)
     assert "no closed form here" in [text.get_text() for text in axes[0].texts]
 
 
@@ -134,7 +134,7 @@ def test_bad_questions_are_refused(wrong):
 
 def test_the_picture_has_a_row_for_every_partition_and_the_verdict_on_top():
     found = explore("zero_pad", RANKS[2], local_time=1.0)
-    figure, axes = explorer.draw(found)
+    figure, axes = notebook.draw(found)
     words = {text.get_text() for text in axes[-1].texts}
     assert {row.directions for row in found.rows} <= words
     assert {f"{row.rate:.4g}" for row in found.rows} <= words

@@ -12,7 +12,7 @@ from analysis.stats import Measurement
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError
 from fedlora_sim.tolerances import relative
-from paper_figs import lessons as pictures
+from paper_figs import notebook as pictures
 
 SCENARIO = Scenario("2x4,4x3,8x2", rounds=4)
 

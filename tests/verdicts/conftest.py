@@ -14,7 +14,7 @@ from report_cases import claim_entry, digits_row
 from analysis.paper.energies import ENERGY_RULES
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset
-from paper_figs import digits as digits_figure
+from paper_figs import finetuning as digits_figure
 from paper_figs import style
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.aggregation_bars import SIZE, aggregation_bars
 from benchmarks.timing import side_by_side
-from paper_figs.speed import aggregation_table, bars_table, layers_table
+from paper_figs.documents import aggregation_table, bars_table, layers_table
 
 ROOT = Path(__file__).parents[2]
 

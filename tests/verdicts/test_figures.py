@@ -16,9 +16,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from fedlora_sim.storage import save_dataset
-from paper_figs import claim_floors as floors
-from paper_figs import digits, draw_all, staircase, style
-from paper_figs import energies as energies_figure
+from paper_figs import draw_all, finetuning, spectra, style
+from paper_figs import floors as floors
+from paper_figs import spectra as energies_figure
 
 ALL = ("digits", "energies", "floors", "rates")
 
@@ -44,7 +44,7 @@ def names(axis: Any) -> list[str]:
 
 
 def test_energies(energies: xr.Dataset) -> None:
-    figure, axes = energies_figure.draw(energies)
+    figure, axes = energies_figure.draw_energies(energies)
     assert isinstance(figure, Figure)
     assert [axis.get_title(loc="left") for axis in axes] == [
         "(a) zero padding",
@@ -68,7 +68,7 @@ def test_energies(energies: xr.Dataset) -> None:
 
 def test_rates(report: dict[str, Any]) -> None:
     claims = {claim["id"]: claim for claim in report["claims"]}
-    figure, (axis,) = staircase.draw(staircase.from_claims(claims))
+    figure, (axis,) = spectra.draw_staircase(spectra.from_claims(claims))
     assert isinstance(figure, Figure)
     assert {name.split(",")[0] for name in names(axis)} == {"FedAvg", "zero padding", "raFLoRA"}
     assert "partition" in axis.get_xlabel()
@@ -82,13 +82,13 @@ def test_what_is_not_finite_is_left_out(report: dict[str, Any]) -> None:
         claim["measurement"][0] = None
         claim["interval"][0] = [None, None]
     claims = {claim["id"]: claim for claim in report["claims"]}
-    floors.draw(claims)[0].canvas.draw()
-    staircase.draw(staircase.from_claims(claims))[0].canvas.draw()
+    floors.draw_claim_floors(claims)[0].canvas.draw()
+    spectra.draw_staircase(spectra.from_claims(claims))[0].canvas.draw()
 
 
 def test_floors(report: dict[str, Any]) -> None:
     claims = {claim["id"]: claim for claim in report["claims"]}
-    figure, axis = floors.draw(claims)
+    figure, axis = floors.draw_claim_floors(claims)
     assert isinstance(figure, Figure)
     assert labels(axis) == [style.RULE_NAMES[rule] for rule in floors.CLAIMS.values()]
     assert "partition" in axis.get_xlabel()
@@ -97,15 +97,15 @@ def test_floors(report: dict[str, Any]) -> None:
 
 
 def test_digits(digits_runs: xr.Dataset) -> None:
-    figure, axes = digits.draw(digits_runs)
+    figure, axes = finetuning.draw_digits(digits_runs)
     assert isinstance(figure, Figure)
     assert len(axes) == 2
     assert "accuracy" in axes[0].get_ylabel()
     assert "rho" in axes[1].get_ylabel()
     assert {axis.get_xlabel() for axis in axes} == {"round $t$"}
-    assert {len(axis.lines) for axis in axes} == {len(digits.LOOK)}
+    assert {len(axis.lines) for axis in axes} == {len(finetuning.LOOK)}
     for axis in axes:
-        assert sorted(names(axis)) == sorted(look[2] for look in digits.LOOK.values())
+        assert sorted(names(axis)) == sorted(look[2] for look in finetuning.LOOK.values())
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from fedlora_sim.storage import load_dataset, save_dataset
-from paper_figs import breakdown, phase, settling, style
+from paper_figs import floors, style
 
 pytestmark = pytest.mark.usefixtures("coarse_figures")
 
@@ -30,7 +30,7 @@ def curves() -> xr.Dataset:
             "inside": (dims[:1], [3, 4, 0]),
             "label": (dims[:1], ["angle", "local steps", "local time"]),
         },
-        coords={"sweep": list(breakdown.TITLES), "partition": [2, 3]},
+        coords={"sweep": list(floors.TITLES), "partition": [2, 3]},
         attrs={"tolerance": 0.05},
     )
 
@@ -87,7 +87,7 @@ def diagram() -> xr.Dataset:
 
 
 def test_breakdown(curves: xr.Dataset) -> None:
-    figure, axes = breakdown.draw(curves)
+    figure, axes = floors.draw_breakdown(curves)
     assert isinstance(figure, Figure)
     titles = [axis.get_title(loc="left") for axis in axes]
     assert titles == ["(a) turning basis", "(b) clients with turned targets", "(c) Adam"]
@@ -104,7 +104,7 @@ def test_breakdown(curves: xr.Dataset) -> None:
 
 
 def test_settling(settled: xr.Dataset) -> None:
-    figure, axes = settling.draw(settled)
+    figure, axes = floors.draw_settling(settled)
     assert isinstance(figure, Figure)
     assert axes[0].get_xlabel() == "round $t$"
     assert "fraction of energy" in axes[0].get_ylabel()
@@ -120,7 +120,7 @@ def test_settling(settled: xr.Dataset) -> None:
 
 
 def test_phase(diagram: xr.Dataset) -> None:
-    figure, axes = phase.draw(diagram)
+    figure, axes = floors.draw_phase(diagram)
     assert isinstance(figure, Figure)
     titles = [axis.get_title(loc="left") for axis in axes]
     assert titles == ["(a) FedAvg", "(b) zero padding"]
@@ -143,7 +143,7 @@ def test_drawn_from_files_they_are_the_same_every_time(
     monkeypatch.setitem(style.RC, "savefig.dpi", 40)
     style.apply()
     made = {"breakdown": curves, "settling": settled, "phase": diagram}
-    for name, module in (("breakdown", breakdown), ("settling", settling), ("phase", phase)):
+    for name, module in (("breakdown", floors), ("settling", floors), ("phase", floors)):
         save_dataset(made[name], tmp_path / f"{name}.nc")
         first, second = (
             style.save(module.draw(load_dataset(tmp_path / f"{name}.nc"))[0], tmp_path / out, name)

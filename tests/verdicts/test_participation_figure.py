@@ -8,9 +8,9 @@ import xarray as xr
 
 from analysis.claims.base import Context
 from analysis.claims.participation import RANKS
-from analysis.paper import participation as cohorts
+from analysis.paper import participation
 from fedlora_sim.tolerances import relative
-from paper_figs import participation
+from paper_figs import cohorts
 
 pytestmark = pytest.mark.usefixtures("coarse_figures")
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("coarse_figures")
 @pytest.fixture(scope="module")
 def data() -> xr.Dataset:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cohorts, "RUNS", 2_000)
-        return cohorts.gather_participation(Context(seed=1))
+        patch.setattr(participation, "RUNS", 2_000)
+        return participation.gather_participation(Context(seed=1))
 
 
 def test_measured_factors_lie_around_predicted_ones(data: xr.Dataset) -> None:
@@ -35,11 +35,11 @@ def test_measured_factors_lie_around_predicted_ones(data: xr.Dataset) -> None:
 
 
 def test_the_figure_shows_both(data: xr.Dataset) -> None:
-    _, (factors, ends) = participation.draw(data)
+    _, (factors, ends) = cohorts.draw_participation(data)
     assert "clients a round" in factors.get_xlabel()
     assert factors.get_yscale() == "log"
     lines = {line.get_label(): line for line in factors.lines}
-    for factor in cohorts.FACTORS:
+    for factor in participation.FACTORS:
         np.testing.assert_array_equal(
             lines[factor].get_ydata(), data.predicted.sel(factor=factor).values
         )

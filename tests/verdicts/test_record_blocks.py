@@ -22,10 +22,15 @@ from record_cases import (
 )
 
 from analysis.claims.report import conjecture_table, digits_table, theme_table, verdict_table
-from paper_figs import record
-from paper_figs.conformance import broken_table, conformance_line, suite_table
-from paper_figs.faults import faults_table
-from paper_figs.mutation import mutation_table
+from paper_figs import documents
+from paper_figs.documents import (
+    broken_table,
+    conformance_line,
+    faults_table,
+    mutation_table,
+    suite_table,
+)
+from paper_figs.files import FROM_DATA
 
 SMALL = """<!-- verdicts: generated -->
 <!-- end -->
@@ -40,7 +45,7 @@ def blocks(report: dict[str, Any]) -> dict[str, str]:
 
 
 def render(text: str, report: dict[str, Any]) -> str:
-    return record.render({"page.md": text}, blocks(report))["page.md"]
+    return documents.render({"page.md": text}, blocks(report))["page.md"]
 
 
 def test_blocks_are_replaced_and_the_rest_is_kept(report: dict[str, Any]) -> None:
@@ -71,7 +76,7 @@ def test_a_block_that_nothing_generates_is_refused(report: dict[str, Any]) -> No
 
 def test_blocks_stand_in_any_document_and_in_several(report: dict[str, Any]) -> None:
     verdicts, digits = SMALL.split("\n\n")
-    made = record.render({"a": verdicts, "b": digits, "c": digits}, blocks(report))
+    made = documents.render({"a": verdicts, "b": digits, "c": digits}, blocks(report))
     assert verdict_table(report) in made["a"]
     assert made["b"] == made["c"]
     assert digits_table(report) in made["b"]
@@ -127,16 +132,16 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     (bench / "mutation.json").write_text(json.dumps(MUTATION))
     (bench / "calibration.json").write_text(json.dumps(CALIBRATION))
     (bench / "faults.json").write_text(json.dumps(FAULTS))
-    for name in record.FIGURES:
+    for name in FROM_DATA:
         (figures / f"{name}.png").write_bytes(b"png")
-    monkeypatch.setattr(record, "ROOT", tmp_path)
-    monkeypatch.setattr(record, "RECORD", tmp_path / "results" / "recorded")
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    monkeypatch.setattr(documents, "RECORD", tmp_path / "results" / "recorded")
     return tmp_path
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["record", *arguments])
-    record.main()
+    documents.main()
 
 
 def test_seeds_that_checks_are_built_on_are_not_recorded(
@@ -155,7 +160,7 @@ def test_a_recorded_readme_passes_its_check(
     text = (house / "README.md").read_text()
     for table in (verdict_table, theme_table, conjecture_table):
         assert table(report) in text
-    assert record.rules_table() in text
+    assert documents.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "calibration.json", "conformance.json"),
         *("digits.png", "energies.png", "faults.json", "mutation.json"),

@@ -12,7 +12,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from fedlora_sim.tolerances import relative
-from paper_figs import split, style
+from paper_figs import finetuning, style
 
 COUNTS = np.array([[400, 0, 25], [0, 100, 0], [225, 0, 1]])
 
@@ -34,7 +34,7 @@ def bubbles(axis: plt.Axes) -> PathCollection:
 
 
 def test_bars_are_sizes_and_bubbles_are_samples() -> None:
-    figure, axes = split.draw(dataset())
+    figure, axes = finetuning.draw_split(dataset())
     assert isinstance(figure, Figure)
     assert [bar.get_height() for bar in axes[0].patches] == [425, 100, 226]
     drawn = bubbles(axes[1])
@@ -42,14 +42,14 @@ def test_bars_are_sizes_and_bubbles_are_samples() -> None:
     areas = drawn.get_sizes()
     shares = np.array([400, 25, 100, 225]) / 400
     np.testing.assert_allclose(areas[:4] / areas[0], shares, rtol=relative("reduction"))
-    assert areas[4] == split.SMALLEST**2
-    assert np.sqrt(areas.max()) <= split.WIDEST
+    assert areas[4] == finetuning.SMALLEST**2
+    assert np.sqrt(areas.max()) <= finetuning.WIDEST
     assert (axes[0].get_ylabel(), axes[1].get_ylabel()) == ("samples", "class")
     assert "client" in axes[1].get_xlabel()
 
 
 def test_ranks_have_colours_and_a_legend() -> None:
-    _, axes = split.draw(dataset())
+    _, axes = finetuning.draw_split(dataset())
     colours = [tuple(bar.get_facecolor()) for bar in axes[0].patches]
     assert colours[0] != colours[1] == colours[2]
     drawn = [tuple(colour) for colour in bubbles(axes[1]).get_facecolors()]
@@ -59,10 +59,10 @@ def test_ranks_have_colours_and_a_legend() -> None:
 
 
 def test_classes_have_their_names_where_there_are_any() -> None:
-    _, axes = split.draw(dataset())
+    _, axes = finetuning.draw_split(dataset())
     assert [t.get_text() for t in axes[1].get_yticklabels()] == ["0", "1", "2"]
     named = dataset().assign_coords({"class": ["World", "Sports", "Business"]})
-    _, axes = split.draw(named.isel(seed=0))
+    _, axes = finetuning.draw_split(named.isel(seed=0))
     assert [t.get_text() for t in axes[1].get_yticklabels()] == ["World", "Sports", "Business"]
     assert axes[1].yaxis_inverted()
 
@@ -71,12 +71,12 @@ def test_classes_have_their_names_where_there_are_any() -> None:
 def test_it_fits_small_and_large_splits(clients: int, classes: int) -> None:
     counts = np.ones((clients, classes), dtype=np.int64)
     ranks: object = 4 if clients == 1 else [4] * clients  # netCDF keeps a list of one as a number
-    figure, axes = split.draw(dataset(counts, ranks))
+    figure, axes = finetuning.draw_split(dataset(counts, ranks))
     figure.canvas.draw()
     assert figure.get_size_inches()[1] < 7.5
-    assert len(axes[1].get_xticks()) <= split.MANY + 2
+    assert len(axes[1].get_xticks()) <= finetuning.MANY + 2
     width = axes[1].get_window_extent().width / clients
-    across = np.sqrt(bubbles(axes[1]).get_sizes().max()) * figure.dpi / split.POINTS
+    across = np.sqrt(bubbles(axes[1]).get_sizes().max()) * figure.dpi / finetuning.POINTS
     assert across <= width
     (label,) = [t.get_text() for t in axes[1].get_legend().get_texts()]
     assert label == "1"
@@ -84,7 +84,7 @@ def test_it_fits_small_and_large_splits(clients: int, classes: int) -> None:
 
 def test_the_same_split_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = (
-        style.save(split.draw(dataset())[0], tmp_path / name, "split", ("png",))[0]
+        style.save(finetuning.draw_split(dataset())[0], tmp_path / name, "split", ("png",))[0]
         for name in ("here", "there")
     )
     assert first.read_bytes().startswith(b"\x89PNG")

@@ -19,8 +19,8 @@ from study_report_cases import (
 
 from analysis.paper.training import scored
 from fedlora_sim.storage import save_dataset
-from paper_figs import calibrated, draw_study, study_curves, study_outcomes, style
-from paper_figs.rules import look, ranks_text
+from paper_figs import draw_study, finetuning, style
+from paper_figs.style import look, ranks_text
 
 NAMES = [look(rule).name for rule in RULES]
 
@@ -40,7 +40,7 @@ def test_rules_that_are_not_known_have_a_look_too() -> None:
 
 def test_curves() -> None:
     curves = made_up_curves()
-    figure, axes = study_curves.draw(curves, study_report())
+    figure, axes = finetuning.draw_study_curves(curves, study_report())
     assert axes.shape == (4, len(SPLITS))
     assert [axis.get_title() for axis in axes[0]] == SPLITS
     assert [axis.get_ylabel() for axis in axes[:, 0]] == [
@@ -62,7 +62,9 @@ def test_curves() -> None:
 
 def test_curves_of_one_seed_and_of_a_total_collapse() -> None:
     curves = made_up_curves(runs=1)
-    figure, axes = study_curves.draw(curves.assign(rho=curves.rho * 0 + 1), study_report())
+    figure, axes = finetuning.draw_study_curves(
+        curves.assign(rho=curves.rho * 0 + 1), study_report()
+    )
     assert figure.get_suptitle().endswith("one seed")
     assert (axes[1, 0].lines[0].get_ydata() > 0).all()
     figure.canvas.draw()
@@ -70,14 +72,16 @@ def test_curves_of_one_seed_and_of_a_total_collapse() -> None:
 
 def test_what_single_precision_resolves_of_an_energy_is_drawn() -> None:
     curves = made_up_curves()
-    shares = {1e-8: 1e-8, 1e-12: study_curves.LOWEST}
+    shares = {1e-8: 1e-8, 1e-12: finetuning.STUDY_CURVES_LOWEST}
     for share, drawn in shares.items():
-        _, axes = study_curves.draw(curves.assign(rho=curves.rho * 0 + 1 - share), study_report())
+        _, axes = finetuning.draw_study_curves(
+            curves.assign(rho=curves.rho * 0 + 1 - share), study_report()
+        )
         np.testing.assert_allclose(axes[1, 0].lines[0].get_ydata(), drawn, rtol=1e-6)
 
 
 def test_outcomes() -> None:
-    figure, axes = study_outcomes.draw(study_report())
+    figure, axes = finetuning.draw_study_outcomes(study_report())
     assert [axis.get_title() for axis in axes] == SPLITS
     assert [text.get_text() for text in axes[0].get_yticklabels()] == NAMES
     assert legend(figure) == ["all clients of rank 2", "all clients of rank 4"]
@@ -92,19 +96,19 @@ def test_no_interval_of_the_outcomes_is_cut() -> None:
     report = study_report()
     report["rows"][1]["accuracy_interval"] = [0.1, 0.98]
     report["rows"].append({**report["rows"][0], "configuration": "few", "accuracy": 0.01})
-    _, axes = study_outcomes.draw(report)
+    _, axes = finetuning.draw_study_outcomes(report)
     for axis in axes:
-        np.testing.assert_allclose(axis.get_xlim(), [0.1 - study_outcomes.PAD, 1.0])
+        np.testing.assert_allclose(axis.get_xlim(), [0.1 - finetuning.PAD, 1.0])
     report["rows"][1]["accuracy_interval"] = [0.0, 0.6]
-    _, axes = study_outcomes.draw(report)
-    np.testing.assert_allclose(axes[0].get_xlim(), [0.0, 0.92 + study_outcomes.PAD])
+    _, axes = finetuning.draw_study_outcomes(report)
+    np.testing.assert_allclose(axes[0].get_xlim(), [0.0, 0.92 + finetuning.PAD])
 
 
 def test_outcomes_of_one_seed() -> None:
     report = study_report()
     for row in report["rows"]:
         row |= {"runs": 1, "accuracy_interval": None}
-    figure, axes = study_outcomes.draw(report)
+    figure, axes = finetuning.draw_study_outcomes(report)
     assert figure.get_suptitle().endswith("one seed")
     assert not axes[0].patches
 
@@ -112,7 +116,7 @@ def test_outcomes_of_one_seed() -> None:
 def test_calibrated() -> None:
     found = made_up_forecasts()
     data = scored(found, study_report())
-    _, axes = calibrated.draw(data)
+    _, axes = finetuning.draw_calibrated(data)
     fedavg, raflora, bars = axes
     titles = [axis.get_title(loc="left") for axis in (fedavg, raflora)]
     assert titles == ["(a) FedAvg, seed 3", "(b) raFLoRA, seed 3"]
@@ -121,14 +125,14 @@ def test_calibrated() -> None:
     shown = [text.get_text() for text in raflora.get_legend().get_texts()]
     assert shown == ["measured", "foretold, median", "foretold, 90%", "calibration"]
     # what a forecast that explodes foretells is not what the axis is made for
-    assert fedavg.get_ylim()[1] == calibrated.BEYOND * found.measured.max()
+    assert fedavg.get_ylim()[1] == finetuning.BEYOND * found.measured.max()
     (shade,) = fedavg.patches
     assert shade.get_width() == FIRST
     heights = [patch.get_height() for patch in bars.patches]
     assert heights == [0.3, 0.2, 0.5, 0.5, 0.5, 0.3, 0.2]
     ticks = [text.get_text().replace("\n", " ") for text in bars.get_xticklabels()]
     assert ticks == ["FedAvg 80%", "raFLoRA 80%", "raFLoRA, canonical no recursion"]
-    words = calibrated.caption(data)
+    words = finetuning.caption_calibrated(data)
     assert "its range over 6 runs" in words
     assert "within the theory's 90% intervals" in words
     assert "less than persistence under FedAvg and raFLoRA, and more under no rule" in words

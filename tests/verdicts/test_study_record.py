@@ -12,8 +12,7 @@ from study_report_cases import study_report
 
 from analysis.studies.report import claims_table, outcomes_table, premise_table, scores_table
 from fedlora_sim.storage import MARKER
-from paper_figs.record import render
-from paper_figs.study_record import record_studies, study_blocks
+from paper_figs.documents import record_studies, render, study_blocks
 
 KEPT = [MARKER, "calibrated.png", "curves.nc", "study.json", "study_curves.png"]
 DAY = 86400

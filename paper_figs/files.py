@@ -3,15 +3,100 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import xarray as xr
+from matplotlib.figure import Figure
 
 from analysis.paper.store import ROOT, code_fingerprint, digest, read, read_record
-from fedlora_sim.storage import ResultFolder, write_bytes, write_text
+from analysis.paper.training import scored
+from fedlora_sim.storage import ResultFolder, load_dataset, write_bytes, write_text
 from fedlora_sim.version import versions
-from paper_figs import style
-from paper_figs.catalogue import FIGURES
+from paper_figs import cohorts, finetuning, floors, spectra, style, theory
+
+
+class Drawing(NamedTuple):
+    """How a figure is drawn from its data, and its caption."""
+
+    draw: Callable[[xr.Dataset], tuple[Figure, Any]]
+    caption: Callable[[xr.Dataset], str]
+
+
+FIGURES = {
+    "spectrum": Drawing(spectra.draw_spectrum, spectra.caption_spectrum),
+    "energies": Drawing(spectra.draw_energies, spectra.caption_energies),
+    "staircase": Drawing(spectra.draw_staircase, spectra.caption_staircase),
+    "energy_ratio": Drawing(spectra.draw_energy_ratio, spectra.caption_energy_ratio),
+    "settling": Drawing(floors.draw_settling, floors.caption_settling),
+    "floors": Drawing(floors.draw_floors, floors.caption_floors),
+    "participation": Drawing(cohorts.draw_participation, cohorts.caption_participation),
+    "phase": Drawing(floors.draw_phase, floors.caption_phase),
+    "breakdown": Drawing(floors.draw_breakdown, floors.caption_breakdown),
+    "allocation": Drawing(cohorts.draw_allocation, cohorts.caption_allocation),
+    "ranks": Drawing(cohorts.draw_ranks, cohorts.caption_ranks),
+    "digits": Drawing(finetuning.draw_digits, finetuning.caption_digits),
+    "text": Drawing(finetuning.draw_text, finetuning.caption_text),
+    "calibrated": Drawing(finetuning.draw_calibrated, finetuning.caption_calibrated),
+    "scaling": Drawing(theory.draw_scaling, theory.caption_scaling),
+}
+"""The paper's figures, in its order: each is drawn from the data file of the same name."""
+
+FROM_DATA = ("energies", "participation", "phase", "breakdown", "settling", "digits")
+"""Figures of a verification that are drawn from a data file of the same name."""
+
+
+def draw_all(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
+    """Draw every figure of a verification whose data are there, as PNG and PDF.
+
+    Args:
+        report: the report, as in `report.json`.
+        data: folder of the netCDF files beside it.
+        out: folder to write to.
+
+    Returns:
+        The files written.
+    """
+    style.apply()
+    claims = {claim["id"]: claim for claim in report["claims"]}
+    written: list[Path] = []
+    for name in FROM_DATA:
+        if (data / f"{name}.nc").exists():
+            dataset = load_dataset(data / f"{name}.nc")
+            written += style.save(FIGURES[name].draw(dataset)[0], out, name)
+    if set(spectra.CLAIMS) <= set(claims):
+        written += style.save(spectra.draw_staircase(spectra.from_claims(claims))[0], out, "rates")
+    if set(floors.CLAIMS) <= set(claims):
+        written += style.save(floors.draw_claim_floors(claims)[0], out, "floors")
+    return written
+
+
+# All figures of a study, from its report and its data files
+
+
+def draw_study(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
+    """Draw every figure of a study whose data are there, as PNG and PDF.
+
+    Args:
+        report: as in `study.json`.
+        data: folder of the netCDF files beside it.
+        out: folder to write to.
+
+    Returns:
+        The files written.
+    """
+    style.apply()
+    curves = finetuning.draw_study_curves(load_dataset(data / "curves.nc"), report)[0]
+    written = style.save(curves, out, "study_curves")
+    written += style.save(finetuning.draw_study_outcomes(report)[0], out, "study_outcomes")
+    if (data / "forecasts.nc").exists():
+        told = finetuning.draw_calibrated(scored(load_dataset(data / "forecasts.nc"), report))[0]
+        written += style.save(told, out, "calibrated")
+    return written
+
+
+# The paper's figures as files: PDF, PNG, data, captions, and a manifest of where all is from
 
 KINDS = ("pdf", "png")
 MANIFEST, CAPTIONS, LATEX = "manifest.json", "captions.md", "captions.tex"
@@ -63,13 +148,13 @@ def draw_paper(
 
 def _draw(name: str, data: Path, out: Path) -> dict[str, Any]:
     """One figure's files, and its entry of the manifest."""
-    module, dataset, record = FIGURES[name], read(data, name), read_record(data, name)
-    figure = module.draw(dataset)[0]
+    drawing, dataset, record = FIGURES[name], read(data, name), read_record(data, name)
+    figure = drawing.draw(dataset)[0]
     width, height = (round(float(size), 3) for size in figure.get_size_inches())
     files = style.save(figure, out, name, KINDS)
     files.append(write_bytes(out / f"{name}.csv", (data / f"{name}.csv").read_bytes()))
     return {
-        "caption": module.caption(dataset),
+        "caption": drawing.caption(dataset),
         "command": f"python -m paper_figs {name}",
         "inches": [width, height],
         "files": {file.name: digest(file.read_bytes()) for file in files},

@@ -1,0 +1,707 @@
+"""Record results, and write the tables of the README and of docs/ from the record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.claims.report import (
+    claim_tables,
+    conjecture_table,
+    digits_table,
+    number,
+    percent,
+    table_row,
+    theme_table,
+)
+from analysis.studies.report import claims_table, outcomes_table, premise_table, scores_table
+from fedlora_sim.rules.registry import describe_all
+from fedlora_sim.storage import ResultFolder, write_bytes, write_text
+from paper_figs.files import FROM_DATA
+
+# Speed tables, from the records of `make bench`
+
+Row = dict[str, Any]
+
+CLOCKS = {"cpu": "CPU", "wall": "wall"}
+"""What a column of times says of its clock: of several threads, CPU time counts waiting ones."""
+
+LANES = ("serial", "pool")
+RIVALS = {
+    "qr": "QR path",
+    "fallback": "collapsed",
+    "dense": "dense SVD",
+    "peft": "PEFT's merge",
+    "products": "products alone",
+}
+
+
+def spectral_table(bench: dict[str, Any]) -> str:
+    """Times of the spectral fidelity: median and range of the repeats."""
+    lines = [
+        "| rule | client noise | threads | wall time, median and range | CPU time, median |",
+        "|---|---|---|---|---|",
+    ]
+    for row in bench["rows"]:
+        noise = "gain and drift" if row["noise"] else "none"
+        wall = f"{row['wall_median']:.2f} s [{row['wall_min']:.2f}, {row['wall_max']:.2f}]"
+        cells = (row["rule"], noise, str(row["threads"]), wall, f"{row['cpu_median']:.2f} s")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+SWEEPS = {
+    "seeds": "many seeds of few rows",
+    "points": "many rows of few seeds",
+    "matrix": "real factors",
+}
+
+
+def sweep_table(bench: dict[str, Any]) -> str:
+    """Sweeps beside the serial loop of `simulate`: speed as a multiple, overhead of a task."""
+    workers = f"{bench['workers']} workers"
+    lines = [
+        f"| grid | rows, runs, tasks | serial loop | sweep / loop | {workers} / loop "
+        "| overhead of a task | largest difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in bench["rows"]:
+        times = row["times"]
+        cells = (
+            SWEEPS[row["grid"]],
+            f"{row['rows']:,}, {row['runs']:,}, {row['tasks']:,}",
+            f"{row['runs_per_second']['loop']:,.0f} runs/s",
+            *(_speed(times["loop"], times[lane]) for lane in LANES),
+            f"{row['overhead_ms_per_task']:.0f} ms ({row['overhead_share']:.1%})",
+            f"{row['largest_difference']:.0e}" if row["largest_difference"] else "none",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Measured on: {bench['hardware']}, {bench['cores']} cores."])
+
+
+def _speed(loop: dict[str, float], lane: dict[str, float]) -> str:
+    """How many times as fast as the loop's median, with the range of the repeats."""
+    median, low, high = (
+        loop["wall_median"] / lane[f"wall_{kind}"] for kind in ("median", "max", "min")
+    )
+    return f"{median:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def aggregation_table(bench: dict[str, Any]) -> str:
+    """One float32 layer by size: CPU time of the engine, and of the others as a multiple of it."""
+    lines = [
+        f"| layer | Gram path, CPU time | `aggregate` | {' | '.join(RIVALS.values())} | error |",
+        "|---|" + "---|" * (len(RIVALS) + 3),
+    ]
+    for d in sorted({row["d"] for row in bench["rows"]}):
+        rows = {
+            row["method"]: row
+            for row in bench["rows"]
+            if (row["d"], row["dtype"]) == (d, "float32")
+        }
+        own = rows["gram"]
+        cells = [f"{d} x {d}", _milliseconds(own), _speed_multiple(rows["aggregate"], own)]
+        cells += [_speed_multiple(rows.get(name), own) for name in RIVALS]
+        lines.append(f"| {' | '.join(cells)} | {own['relative_error']:.0e} |")
+    return "\n".join(lines)
+
+
+def bars_table(bench: dict[str, Any]) -> str:
+    """What the engine was built to reach, and whether this run reached it."""
+    lines = ["| bar | wanted | measured | |", "|---|---|---|---|"]
+    for bar in bench["bars"]:
+        measured = f"{bar['measured']:#.3g}".removesuffix(".")
+        cells = (bar["what"], bar["wanted"], measured, bar["verdict"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def hardware_line(bench: dict[str, Any]) -> str:
+    """Where a bench was run."""
+    libraries = ", ".join(f"{name} {bench[f'{name}_version']}" for name in ("torch", "scipy"))
+    return f"Measured on: {bench['hardware']}, {libraries}."
+
+
+def gpu_block(record: Path) -> str:
+    """The engine's table on a GPU, where one was had."""
+    path = record / "aggregation-cuda.json"
+    if not path.exists():
+        return "GPU: not measured."
+    bench = json.loads(path.read_text(encoding="utf-8"))
+    return f"{hardware_line(bench)}\n\n{aggregation_table(bench)}"
+
+
+def training_table(bench: dict[str, Any]) -> str:
+    """One local step of a cohort: its time, and the other ways as multiples; then the prefix."""
+    lines = [
+        "| model | threads | clients | stacked step | time | / one big batch "
+        "| one by one / stacked | groups of ranks / padded |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    found: dict[tuple[int, int, int], dict[str, Row]] = {}
+    for row in bench["rows"]:
+        found.setdefault((row["d"], row["threads"], row["clients"]), {})[row["lane"]] = row
+    for (d, threads, clients), lanes in found.items():
+        own, clock = lanes["stacked"], lanes["stacked"]["clock"]
+        pairs = ((own, lanes["limit"]), (lanes["loop"], own), (lanes["grouped"], lanes["padded"]))
+        cells = [f"d = {d}", str(threads), str(clients), _milliseconds(own, clock), CLOCKS[clock]]
+        cells += [_speed_multiple(over, under, clock) for over, under in pairs]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_prefix_lines(bench["prefix"])])
+
+
+def _prefix_lines(rows: list[Row]) -> list[str]:
+    """A step on a whole encoder and on a cached prefix, a sample."""
+    lines = [
+        "| threads | whole model, a sample | cached prefix | time | whole / cached |",
+        "|---|---|---|---|---|",
+    ]
+    for threads in sorted({row["threads"] for row in rows}):
+        lanes = {row["lane"]: row for row in rows if row["threads"] == threads}
+        whole, cached, clock = lanes["whole"], lanes["cached"], lanes["whole"]["clock"]
+        times = [_milliseconds(row, clock, row["samples"]) for row in (whole, cached)]
+        cells = [str(threads), *times, CLOCKS[clock], _speed_multiple(whole, cached, clock)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def training_bars_block(record: Path) -> str:
+    """The bars of stacked training, those of a GPU too where one was had."""
+    lines = [bars_table(json.loads((record / "training.json").read_text(encoding="utf-8")))]
+    gpu = record / "training-cuda.json"
+    if not gpu.exists():
+        return "\n\n".join([*lines, "GPU: not measured."])
+    bench = json.loads(gpu.read_text(encoding="utf-8"))
+    return "\n\n".join([*lines, hardware_line(bench), bars_table(bench)])
+
+
+def layers_table(bench: dict[str, Any]) -> str:
+    """Many layers at once against one after the other."""
+    lines = ["| threads | one by one, wall time | in one batch |", "|---|---|---|"]
+    for threads in sorted({row["threads"] for row in bench["layers"]}):
+        rows = {row["method"]: row for row in bench["layers"] if row["threads"] == threads}
+        cells = [_speed_seconds(rows["loop"]), _speed_seconds(rows["batched"])]
+        lines.append(f"| {threads} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _milliseconds(row: Row, clock: str = "cpu", share: int = 1) -> str:
+    """Median and range, of one of so many equal shares."""
+    low, median, high = (1e3 / share * row[f"{clock}_{kind}"] for kind in ("min", "median", "max"))
+    if high < 1e3:
+        return f"{median:.3g} ms [{low:.3g}, {high:.3g}]"
+    return f"{median:.0f} ms [{low:.0f}, {high:.0f}]"
+
+
+def _speed_seconds(row: Row) -> str:
+    return f"{row['wall_median']:.2f} s [{row['wall_min']:.2f}, {row['wall_max']:.2f}]"
+
+
+def _speed_multiple(row: Row | None, own: Row, clock: str = "cpu") -> str:
+    """A candidate's median time over another's; a single run is marked as one."""
+    if row is None:
+        return "not measured"
+    once = ", one run" if row["repeats"] == 1 else ""
+    return f"{row[f'{clock}_median'] / own[f'{clock}_median']:.3g}x{once}"
+
+
+# The table of federated frameworks side by side, from the record of the bench
+
+OURS = "fedlora-sim"
+
+
+def rivals_block(bench: dict[str, Any]) -> str:
+    """A round in every framework as a multiple of ours; then who they are, and how far off."""
+    rows: list[Row] = bench["rows"]
+    lanes = list(dict.fromkeys(row["lane"] for row in rows))
+    rivals = [lane for lane in lanes if lane != OURS]
+    lines = [
+        f"| model | clients a round | threads | {OURS}, a round | {' | '.join(rivals)} |",
+        "|---|" + "---|" * (len(rivals) + 3),
+    ]
+    cases = dict.fromkeys((row["d_model"], row["cohort"], row["threads"]) for row in rows)
+    for d, cohort, threads in cases:
+        found = {
+            row["lane"]: row
+            for row in rows
+            if (row["d_model"], row["cohort"], row["threads"]) == (d, cohort, threads)
+        }
+        own = found[OURS]
+        cells = [f"d = {d}", str(cohort), str(threads), _rivals_speed_seconds(own)]
+        cells += [_rivals_speed_multiple(found[lane], own) for lane in rivals]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_lanes(rows, lanes), "", f"Measured on: {bench['hardware']}."])
+
+
+def _lanes(rows: list[Row], lanes: list[str]) -> list[str]:
+    """Every lane's libraries, the way it ran, and its largest difference from plain PyTorch."""
+    lines = [
+        "| lane | how it runs | libraries | first round | off, float64 | off, float32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for lane in lanes:
+        own = [row for row in rows if row["lane"] == lane and row["problem"] is None]
+        if not own:
+            continue
+        last = own[-1]
+        libraries = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
+        first = [row["first_round_median"] for row in own]
+        start = f"{min(first):.2g} to {max(first):.2g} s"
+        off = [_largest(own, dtype) for dtype in ("float64", "float32")]
+        lines.append(f"| {' | '.join([lane, last['how'], libraries, start, *off])} |")
+    return lines
+
+
+def _largest(rows: list[Row], dtype: str) -> str:
+    """A lane that does not compute in a dtype has a dash."""
+    found = [row["relative_difference"].get(dtype) for row in rows]
+    values = [value for value in found if value is not None]
+    if not values:
+        return "–"
+    return f"{max(values):.0e}" if max(values) else "0"
+
+
+def _rivals_speed_seconds(row: Row) -> str:
+    if row["problem"] is not None:
+        return str(row["problem"])
+    low, median, high = (row[f"round_{kind}"] for kind in ("min", "median", "max"))
+    return f"{median:.3g} s [{low:.3g}, {high:.3g}]"
+
+
+def _rivals_speed_multiple(row: Row, own: Row) -> str:
+    """A rival's median over ours, and its range over our median; below 1 it is the faster one."""
+    if row["problem"] is not None or own["problem"] is not None:
+        return str(row["problem"] or "–")
+    low, median, high = (
+        row[f"round_{kind}"] / own["round_median"] for kind in ("min", "median", "max")
+    )
+    return f"{median:.2g}x [{low:.2g}, {high:.2g}]"
+
+
+# Studies in the record: what is copied there, and the tables of them
+
+FILES = ("figures/*.png", "data/*.nc", "study.json")  # the report last: it says that all is there
+COMMAND = "paper_figs.documents"
+TABLES = {
+    "study_claims": claims_table,
+    "study_rows": outcomes_table,
+    "study_premise": premise_table,
+    "study_scores": scores_table,
+}
+
+
+def record_studies(results: Path, record: Path, asked: Sequence[str] = ()) -> list[str]:
+    """Copy every study that is newer than its record, and those that are asked for.
+
+    Args:
+        results: folder of the studies' folders.
+        record: folder of the record.
+        asked: names of studies to copy in any case.
+
+    Returns:
+        The names of those copied; a part of a study never is.
+    """
+    copied = []
+    for name in asked:
+        if not (results / name / "study.json").exists():
+            sys.exit(f"--study {name}: expected a report, {results / name / 'study.json'}")
+    for report in sorted(results.glob("*/study.json")):
+        source, target = report.parent, record / report.parent.name
+        kept = target / "study.json"
+        newer = not kept.exists() or report.stat().st_mtime > kept.stat().st_mtime
+        if not newer and source.name not in asked:
+            continue
+        if not _read(report)["study"]["complete"]:
+            print(f"{source}: only a whole study is recorded", file=sys.stderr)
+            continue
+        paths = [path for pattern in FILES for path in sorted(source.glob(pattern))]
+        recorded = ResultFolder(target, COMMAND, argument="--study")
+        with recorded.only_writer(), recorded.replace() as new:
+            for path in paths:
+                write_bytes(new / path.name, path.read_bytes())
+        copied.append(source.name)
+    return copied
+
+
+def study_blocks(record: Path) -> dict[str, str]:
+    """The generated blocks by name, each of all studies in the record; none if there is none."""
+    reports = [_read(path) for path in sorted(record.glob("*/study.json"))]
+    if not reports:
+        return {}
+    return {
+        block: "\n\n".join(f"{_head(report)}\n\n{table(report)}" for report in reports)
+        for block, table in TABLES.items()
+    }
+
+
+def _head(report: dict[str, Any]) -> str:
+    study = report["study"]
+    seeds = max(len(own) for own in study["seeds"].values())
+    effort = f"{seeds} seeds a split, {study['rounds']} rounds"
+    return f"**{study['name']}**, {effort}: `{report['command']}`"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+# The conformance suite in the documents: what it says of every rule, and what it catches
+
+
+def conformance_line(record: dict[str, Any]) -> str:
+    """Laws, cases tried and broken rules caught, in a sentence.
+
+    Args:
+        record: what `tests/conformance/record.py` wrote.
+    """
+    broken, rules = record["broken"], record["rules"]
+    caught = sum(one["as_named"] for one in broken.values())
+    failed = sum(own.get("failed", 0) for own in rules.values())
+    return (
+        f"{record['laws']} laws, {record['tried']:,} cases tried. Of {len(broken)} deliberately "
+        f"broken rules, bugs of public code among them, {caught} fail exactly the checks named for "
+        f"their bug; {len(rules)} healthy ones fail {failed or 'none'}. Repeat: "
+        f"`{record['command']}`."
+    )
+
+
+def suite_table(record: dict[str, Any]) -> str:
+    """One row per rule of ours: laws kept, seen to break, failed, untested."""
+    lines = [
+        "| rule | laws kept | declared absent, seen to break | failed | untested | cases |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, own in record["rules"].items():
+        if own["own"]:
+            counts = (own.get(s, 0) for s in ("passed", "expected", "failed", "skipped"))
+            lines.append(f"| `{name}` | {' | '.join(map(str, counts))} | {own['examples']:,} |")
+    return "\n".join(lines)
+
+
+def broken_table(record: dict[str, Any]) -> str:
+    """One row per broken rule: its bug, and the checks that it fails."""
+    lines = ["| bug | fails |", "|---|---|"]
+    for one in record["broken"].values():
+        checks = ", ".join(one["fails"]) + ("" if one["as_named"] else " (not as named)")
+        lines.append(f"| {one['bug'].replace('|', chr(92) + '|')} | {checks} |")
+    return "\n".join(lines)
+
+
+# Tables of the recorded calibration of estimators and verdicts
+
+Record = Mapping[str, Any]
+DIGITS = 2
+NONE = "–"
+
+
+def coverage_table(record: Record) -> str:
+    """Return the rate of misses over the nominal one: a row per estimator, law and runs.
+
+    A dash stands where too few misses are expected to tell.
+    """
+    errors = sorted({row["error"] for row in record["coverage"]}, reverse=True)
+    head = ["estimator", "data", "runs", "samples", *(f"at {error:g}" for error in errors)]
+    rows: dict[tuple[Any, ...], dict[float, str]] = {}
+    for row in record["coverage"]:
+        key = (row["estimator"], row["law"], f"{row['runs']:,}", f"{row['replicates']:,}")
+        rows.setdefault(key, {})[row["error"]] = _ratio(row)
+    lines = [[*key, *(own.get(error, NONE) for error in errors)] for key, own in rows.items()]
+    return _table(head, lines)
+
+
+def margin_table(record: Record) -> str:
+    """Return how often a claim on the end of its margin is supported, over all its looks."""
+    head = ("estimator", "data", "runs", "looks", "repetitions", "supported", "over e / 2")
+    lines = [
+        (
+            row["estimator"],
+            row["law"],
+            f"{row['first']:,} to {row['cap']:,}",
+            str(row["looks"]),
+            f"{row['replicates']:,}",
+            percent(round(row["supported"] / row["replicates"], 4)),
+            _ratio(row),
+        )
+        for row in record["margin"]
+    ]
+    return _table(head, lines)
+
+
+def family_line(record: Record) -> str:
+    """Return in how many repetitions of the fast claims any interval missed, in a sentence."""
+    found = record["family"]
+    low, high = (percent(round(end * found["error"], 4)) for end in found["ratio_interval"])
+    share = percent(found["missed"] / found["repetitions"])
+    names = ", ".join(f"`{claim['claim']}` ({claim['runs']})" for claim in found["claims"])
+    allowed = percent(round(found["error"], 6))
+    return (
+        f"In {found['missed']} of {found['repetitions']} repetitions ({share}, 95% interval {low} "
+        f"to {high}) any interval of these claims missed its predicted value, where {allowed} are "
+        f"allowed. Claims, with the runs of a repetition: {names}."
+    )
+
+
+def reach_table(record: Record) -> str:
+    """Return the skewness of the fast claims' data, and how far Hall's correction has to go."""
+    head = ("claim", "skewness", "runs of its first look", "error of an interval", "reach")
+    lines = [
+        (
+            f"`{claim['claim']}`",
+            number(claim["skewness"], DIGITS),
+            f"{claim['first']:,}",
+            f"{claim['each']:.1g}",
+            number(claim["reach"], DIGITS),
+        )
+        for claim in record["family"]["claims"]
+        if claim["skewness"] is not None
+    ]
+    return _table(head, lines)
+
+
+def ranks_table(record: Record) -> str:
+    """Return the rank histograms: counts of truths by place, and whether they are flat."""
+    head = ("estimator", "data", "runs", "truths by place, 20 equal bins", "outer bins", "p, flat")
+    lines = [
+        (
+            row["estimator"],
+            row["law"],
+            f"{row['runs']:,}",
+            " ".join(map(str, row["counts"])),
+            _ratio(row),
+            f"{row['p_uniform']:.2g}",
+        )
+        for row in record["ranks"]
+    ]
+    return _table(head, lines)
+
+
+def _ratio(row: Record) -> str:
+    """Return the rate over the nominal one; marked where it is surely more than is allowed."""
+    if not row["resolved"]:
+        return NONE
+    return f"{number(row['ratio'], DIGITS)}{'' if row['calibrated'] else ' ✗'}"
+
+
+def _table(head: Any, rows: Any) -> str:
+    return "\n".join([table_row(head), "|" + "---|" * len(head), *map(table_row, rows)])
+
+
+# The tests of faults in the documents: promises, how they are tested, and what was found
+
+
+def faults_table(record: dict[str, Any]) -> str:
+    """One row per promise.
+
+    Args:
+        record: what `tests/faults/record.py` wrote.
+    """
+    lines = ["| promise | tested in `tests/faults` by | tried | result |", "|---|---|---|---|"]
+    by_promise: dict[str, list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        by_promise.setdefault(row["promise"], []).append(row)
+    for promise, rows in by_promise.items():
+        tests = dict.fromkeys(f"`{row['test'].partition('::')[0]}`" for row in rows)
+        counts: dict[str, int] = {}
+        for row in rows:
+            counts[row["kind"]] = counts.get(row["kind"], 0) + row["count"]
+        tried = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+        broken = sum(not row["passed"] for row in rows)
+        result = f"broken in {broken} of {len(rows)} tests" if broken else "kept in all"
+        lines.append(f"| {promise} | {', '.join(tests)} | {tried} | {result} |")
+    return "\n".join([*lines, "", f"Repeat: `{record['command']}`."])
+
+
+# Planted faults in the documents: how many each part of the code has, and how many were caught
+
+
+def mutation_table(record: Record) -> str:
+    """Return the counts of planted faults by folder, the survivors and the command.
+
+    Args:
+        record: what `tests/mutation/plant.py` wrote.
+    """
+    by_folder: dict[str, list[Record]] = defaultdict(list)
+    for row in record["faults"]:
+        by_folder[row["path"].rpartition("/")[0]].append(row)
+    lines = [
+        "| faults in | planted | caught | among the failed tests the expected one |",
+        "|---|---|---|---|",
+    ]
+    for folder, rows in sorted(by_folder.items()):
+        lines.append(f"| `{folder}` | {_counts(rows)} |")
+    lines.append(f"| all | {_counts(record['faults'])} |")
+    survived = [row["fault"] for row in record["faults"] if row["result"] == "survived"]
+    names = "none" if not survived else "; ".join(survived)
+    return "\n".join([*lines, "", f"Survivors: {names}. Repeat: `{record['command']}`."])
+
+
+def _counts(rows: list[Record]) -> str:
+    caught = sum(row["result"] == "caught" for row in rows)
+    return f"{len(rows)} | {caught} | {sum(row['as_expected'] for row in rows)}"
+
+
+# Record results, and write the tables of the README and of docs/ from the record.
+#
+# `python -m paper_figs.documents` takes `results/verify`, `results/bench` and the studies beside
+# them that are newer than their record; with `--check` nothing is written, and a document that
+# does not match the record is an error.
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "results" / "recorded"
+BENCHES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
+    "spectral": {"speed": spectral_table},
+    "aggregation": {
+        "aggregation": aggregation_table,
+        "layers": layers_table,
+        "bars": bars_table,
+        "hardware": hardware_line,
+    },
+    "training": {"training": training_table},
+    "rivals": {"rivals": rivals_block},
+    "sweep": {"sweep": sweep_table},
+    "calibration": {
+        "calibration_coverage": coverage_table,
+        "calibration_margin": margin_table,
+        "calibration_family": family_line,
+        "calibration_reach": reach_table,
+        "calibration_ranks": ranks_table,
+    },
+    "faults": {"faults": faults_table},
+    "conformance": {
+        "conformance": conformance_line,
+        "conformance_rules": suite_table,
+        "conformance_broken": broken_table,
+    },
+    "mutation": {"mutation": mutation_table},
+}
+TRIED = range(10)
+"""Base seeds on which scenarios and margins are chosen: a record of them would be no test."""
+ON_GPU = ("aggregation-cuda", "training-cuda")
+BLOCK = re.compile(
+    r"<!-- (\w+): generated -->\n(?:(?!: generated -->).)*?<!-- end -->", flags=re.DOTALL
+)
+
+
+def run_line(report: dict[str, Any]) -> str:
+    """The command that the recorded report comes from, and what it took if made in one go."""
+    made, seconds = report["environment"], report["seconds"]
+    took = "" if seconds is None else f" ({seconds / 60:.1f} minutes on {made['cores']} cores)"
+    return f"Recorded from: `fedlora-sim verify --seed {made['seed']}`{took}."
+
+
+def rules_table() -> str:
+    """The registered rules, from their own docstrings."""
+    lines = ["| rule | averages | multiplier | what it does | source |", "|---|---|---|---|---|"]
+    for rule in describe_all():
+        name = f"`{rule.name}`" + (f", `{rule.also}`" if rule.also else "")
+        options = f" Options: `{rule.options}`." if rule.options else ""
+        cells = (name, rule.averages, rule.multiplier, rule.summary + options, rule.source)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables(record: Path) -> dict[str, str]:
+    """The generated blocks by name, from the recorded results that are there."""
+    report = json.loads((record / "report.json").read_text(encoding="utf-8"))
+    blocks = {
+        "themes": theme_table(report),
+        "conjectures": conjecture_table(report),
+        "verdicts": claim_tables(report),
+        "digits": digits_table(report),
+        "run": run_line(report),
+        "rules": rules_table(),
+        "gpu": gpu_block(record),
+        "training_bars": training_bars_block(record),
+    }
+    for name, tables_of in BENCHES.items():
+        bench = json.loads((record / f"{name}.json").read_text(encoding="utf-8"))
+        blocks |= {block: table(bench) for block, table in tables_of.items()}
+    return blocks | study_blocks(record)
+
+
+def documents(root: Path) -> list[Path]:
+    """The texts with generated blocks."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def render(texts: Mapping[str, str], blocks: Mapping[str, str]) -> dict[str, str]:
+    """Texts by name with every generated block made anew, wherever it stands.
+
+    Raises:
+        SystemExit: for a block without its end, one that nothing generates, and one in no text.
+    """
+    shown: set[str] = set()
+    made = {}
+    for name, text in texts.items():
+        found = BLOCK.findall(text)
+        if len(found) != text.count(": generated -->"):
+            raise SystemExit(f"{name}: expected an <!-- end --> after every generated block")
+        for block in found:
+            if block not in blocks:
+                raise SystemExit(f"{name}: expected no block '<!-- {block}: generated -->'")
+        shown.update(found)
+        made[name] = BLOCK.sub(
+            lambda match: f"<!-- {match[1]}: generated -->\n{blocks[match[1]]}\n<!-- end -->", text
+        )
+    for block in blocks:
+        if block not in shown:
+            raise SystemExit(f"documents: expected a block '<!-- {block}: generated -->' in one")
+    return made
+
+
+def main() -> None:
+    """Record, then render; or only check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", type=Path, default=ROOT / "results" / "verify")
+    parser.add_argument("--bench", type=Path, default=ROOT / "results" / "bench")
+    parser.add_argument("--study", action="append", help="record this study again")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--check", action="store_true", help="fail if a document is stale")
+    chosen.add_argument("--tables", action="store_true", help="record nothing, write the tables")
+    arguments = parser.parse_args()
+    if not arguments.check and not arguments.tables:
+        record(arguments.source, arguments.bench, arguments.study or [])
+    texts = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in documents(ROOT)
+    }
+    for name, rendered in render(texts, tables(RECORD)).items():
+        if rendered == texts[name]:
+            continue
+        if arguments.check:
+            sys.exit(f"{name} does not match results/recorded: run `make record`")
+        write_text(ROOT / name, rendered)
+
+
+def record(source: Path, bench: Path, studies: Sequence[str]) -> None:
+    """Copy what the tables are made from into the record.
+
+    Args:
+        source: folder of a full verification.
+        bench: folder of the benches' results; those that are there are taken.
+        studies: names of studies to take in any case.
+    """
+    fresh = json.loads((source / "report.json").read_text(encoding="utf-8"))
+    if not fresh.get("digits") or fresh["environment"]["quick"]:
+        sys.exit(f"{source}: only a full report, the digits runs in it, is recorded")
+    if fresh["environment"]["seed"] in TRIED:
+        sys.exit(
+            f"{source}: checks are built on seeds 0 to {TRIED[-1]}; record one of `verify --seed N`"
+        )
+    RECORD.mkdir(parents=True, exist_ok=True)
+    write_bytes(RECORD / "report.json", (source / "report.json").read_bytes())
+    for name in (*BENCHES, *ON_GPU):
+        if (bench / f"{name}.json").exists():
+            write_bytes(RECORD / f"{name}.json", (bench / f"{name}.json").read_bytes())
+    for name in FROM_DATA:
+        write_bytes(RECORD / f"{name}.png", (source / "figures" / f"{name}.png").read_bytes())
+    record_studies(ROOT / "results", RECORD, studies)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,529 @@
+"""Figures of real fine-tuning: digits, text, studies, forecasts and splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from analysis.studies.calibrate import energy_floor
+from analysis.studies.study import HIGHEST, LOWEST, MIXED
+from paper_figs import style
+from paper_figs.style import (
+    BLACK,
+    BLUE,
+    DOUBLE_COLUMN,
+    GREY,
+    LINES,
+    SHADE,
+    SMALL,
+    VERMILLION,
+    draw_runs,
+    look,
+    partition_colours,
+    ranks_text,
+)
+
+# The real run on digits over rounds, by rule and rank configuration
+
+LOOK = {
+    "fedavg": (look("fedavg").colour, "-", "FedAvg"),
+    "zero_pad": (look("zero_pad").colour, look("zero_pad").line, "zero padding"),
+    "raflora": (look("raflora").colour, "-", "raFLoRA"),
+    "raflora_canonical": (look("raflora").colour, "-.", "raFLoRA, canonical"),
+    "equal_rank_2": (GREY, ":", "all rank 2"),
+    "equal_rank_16": (BLACK, (0, (5, 2)), "all rank 16"),
+}
+LABELS = {
+    "accuracy": "test accuracy",
+    "rho": r"energy ratio $\rho_2$",
+    "effective_rank": "effective rank",
+    "preservation": "directions preserved",
+}
+PER_ROW = 2
+
+
+def draw_digits(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
+    """A panel per quantity over rounds, mean over seeds and their range.
+
+    Args:
+        data: `rho`, `accuracy`, and where they are known `effective_rank` and `preservation` (mean
+            over layers), dimensions (run, seed, round).
+
+    Returns:
+        The figure and its axes, one per quantity.
+    """
+    shown = [name for name in LABELS if name in data]
+    rows = -(-len(shown) // PER_ROW)
+    figure, grid = plt.subplots(
+        *(rows, PER_ROW), figsize=(DOUBLE_COLUMN, 1.85 * rows + 0.3), sharex=True, squeeze=False
+    )
+    axes = grid.ravel()[: len(shown)]
+    runs = [run for run in data.run.values.tolist() if run in LOOK]  # not another setting's
+    ends: list[list[style.End]] = []
+    for axis, name in zip(axes, shown, strict=True):
+        values, own = data[name], []
+        if "layer" in values.dims:
+            values = values.mean("layer")
+        for run in runs:
+            colour, line, text = LOOK[run]
+            last = draw_runs(axis, values.sel(run=run), "seed", colour=colour, line=line)
+            own.append(style.End(last, text, colour))
+        ends.append(own)
+        axis.set_ylabel(LABELS[name])
+        axis.set_xlim(0, int(data["round"].max()))
+    for axis in grid.ravel()[len(shown) :]:
+        axis.remove()
+    for axis in axes[-PER_ROW:]:  # the last of every column
+        axis.set_xlabel("round $t$")
+        axis.tick_params("x", labelbottom=True)
+    style.letter(axes)
+    style.name_lines(axes, ends)
+    return figure, axes
+
+
+def caption_digits(data: xr.Dataset) -> str:
+    """Setting and seeds."""
+    attrs = data.attrs
+    return (
+        "Real fine-tuning: a small transformer pretrained on upright digits, adapted to rotated "
+        f"ones by {style.clients(data)}, Dirichlet({attrs['dirichlet_alpha']:g}) labels, "
+        f"{attrs['local_steps']} local steps at learning rate {attrs['learning_rate']:g}; beside "
+        "the mixed ranks, as many clients of equal ones under FedAvg. Mean of "
+        f"{style.seeds(data)}, the first of the recorded verification's, and their range. "
+        f"$\\rho_2$: share of the energy in the first {attrs['level']} directions, the mixed "
+        "federation's lowest rank; directions preserved: share of a client's update on the "
+        "directions that it started from. FedAvg and zero padding collapse; raFLoRA keeps the "
+        "rank of a federation of equal high ranks. Its gain in accuracy holds in this setting, "
+        "and not in all that were tried."
+    )
+
+
+# A study over its rounds: accuracy, energy above the lowest rank, effective rank, premise
+
+STUDY_CURVES_LOWEST = energy_floor("float32")
+"""Models train in single precision: a lower share of the energy is rounding, and drawn as this."""
+
+
+def quantities(curves: xr.Dataset, level: int) -> dict[str, xr.DataArray]:
+    """What is shown, by label: the second on a logarithmic axis."""
+    return {
+        "test accuracy": curves.accuracy,
+        f"energy above rank {level}": (1 - curves.rho).clip(min=STUDY_CURVES_LOWEST),
+        "effective rank": curves.effective_rank,
+        "directions preserved": curves.preservation,
+    }
+
+
+def log_row(axes: Iterable[Axes]) -> None:
+    """Make the axes of energies logarithmic."""
+    for axis in axes:
+        axis.set_yscale("log")
+        axis.minorticks_off()
+
+
+def draw_study_curves(curves: xr.Dataset, report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:
+    """A column per heterogeneity, a row per quantity; mean over runs, and their range.
+
+    Args:
+        curves: `accuracy`, `rho`, `effective_rank` and `preservation`, dimensions (heterogeneity,
+            rule, run, round).
+        report: as in `study.json`; it says what was run.
+
+    Returns:
+        The figure and its axes, (quantity, heterogeneity).
+    """
+    study = report["study"]
+    shown = quantities(curves, study["levels"][0])
+    names = curves.heterogeneity.values.tolist()
+    figure, axes = plt.subplots(
+        *(len(shown), len(names)),
+        figsize=(DOUBLE_COLUMN, 1.4 * len(shown) + 0.8),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+    )
+    for row, (label, values) in zip(axes, shown.items(), strict=True):
+        row[0].set_ylabel(label)
+        for axis, name in zip(row, names, strict=True):
+            for rule in values.rule.values.tolist():
+                of, of_rule = values.sel(heterogeneity=name, rule=rule), look(rule)
+                style: dict[str, Any] = {"colour": of_rule.colour, "line": of_rule.line}
+                draw_runs(axis, of, "run", label=of_rule.name, width=1.1, band=0.12, **style)
+    log_row(axes[1])
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name)
+    for axis in axes[-1]:
+        axis.set_xlabel("round $t$")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, handlelength=2.6)
+    seeds = curves.sizes["run"]
+    runs = f"mean of {seeds} seeds, and their range" if seeds > 1 else "one seed"
+    figure.suptitle(f"{study['name']}, ranks {ranks_text(study['ranks'])}: {runs}", fontsize=8)
+    return figure, axes
+
+
+# The real run on text over rounds: what collapses and what does not, in every split
+
+NAMED = ("fedavg", "zero_pad", "flora", "raflora")
+OTHERS = "0.75"
+TEXT_ROW = 1.25  # inches
+
+
+def draw_text(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
+    """A column per split, a row per quantity; four rules by name, the others thin and grey.
+
+    Args:
+        data: `accuracy`, `rho`, `effective_rank` and `preservation`, dimensions (heterogeneity,
+            rule, run, round).
+
+    Returns:
+        The figure and its axes, (quantity, heterogeneity).
+    """
+    splits = data.heterogeneity.values.tolist()
+    shown = quantities(data, data.attrs["study_levels"][0])
+    figure, axes = plt.subplots(
+        *(len(shown), len(splits)),
+        figsize=(DOUBLE_COLUMN, TEXT_ROW * len(shown) + 0.3),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+    )
+    rules = data.rule.values.tolist()
+    ordered = [rule for rule in rules if rule not in NAMED] + [r for r in NAMED if r in rules]
+    ends: list[list[style.End]] = []
+    for row, (label, values) in zip(axes, shown.items(), strict=True):
+        words = label.replace(" above", "\nabove").replace("directions ", "directions\n")
+        row[0].set_ylabel(words, linespacing=LINES)
+        for axis, split in zip(row, splits, strict=True):
+            own = []
+            for rule in ordered:
+                of, of_rule = values.sel(heterogeneity=split, rule=rule), look(rule)
+                if rule in NAMED:
+                    last = draw_runs(axis, of, "run", colour=of_rule.colour, line=of_rule.line)
+                    own.append(style.End(last, of_rule.name, of_rule.colour))
+                else:
+                    draw_runs(axis, of, "run", colour=OTHERS, width=0.7, band=0)
+            axis.set_xlim(0, int(data["round"].max()))
+        ends.append(own)
+    log_row(axes[1])
+    style.letter(axes[0], [split.replace("dirichlet", "Dirichlet") for split in splits])
+    for axis in axes[-1]:
+        axis.set_xlabel("round $t$")
+    style.name_lines(axes[:, -1], ends)
+    return figure, axes
+
+
+def caption_text(data: xr.Dataset) -> str:
+    """Setting and seeds."""
+    others = [look(rule).name for rule in data.rule.values.tolist() if rule not in NAMED]
+    level = data.attrs["study_levels"][0]
+    return (
+        f"Real fine-tuning on text: {style.study(data)}. Columns: splits of the data. Mean of "
+        f"the seeds, and for the named rules their range; grey, {style.joined(others)}. "
+        f"Energy above rank {level}: $1-\\rho_{{{level}}}$; directions preserved: share of a "
+        "client's update on the directions that it started from (FLoRA's clients start from "
+        "fresh factors every round). FedAvg and zero padding lose the energy above the lowest "
+        "rank, raFLoRA keeps it."
+    )
+
+
+# Where a study ends: final accuracy of every rule, beside equal ranks
+
+BANDS = {LOWEST: "0.6", HIGHEST: "0.25"}
+PAD = 0.02
+
+
+def draw_study_outcomes(report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:
+    """A panel per heterogeneity, a dot per rule; equal ranks as bands with dashed lines.
+
+    Args:
+        report: as in `study.json`.
+
+    Returns:
+        The figure and its axes, one per heterogeneity.
+    """
+    names, rules = list(report["study"]["heterogeneity"]), report["study"]["rules"]
+    rows = {(r["heterogeneity"], r["configuration"], r["rule"]): r for r in report["rows"]}
+    figure, axes = plt.subplots(
+        *(1, len(names)),
+        figsize=(DOUBLE_COLUMN, 0.24 * len(rules) + 1.3),
+        sharey=True,
+        sharex=True,
+        squeeze=False,
+    )
+    levels = {LOWEST: report["study"]["levels"][0], HIGHEST: report["study"]["levels"][-1]}
+    for axis, name in zip(axes[0], names, strict=True):
+        for configuration, colour in BANDS.items():
+            row = rows[name, configuration, "fedavg"]
+            _band(axis, row, colour, f"all clients of rank {levels[configuration]}")
+        for y, rule in enumerate(rules):
+            _dot(axis, rows[name, MIXED, rule], y)
+        axis.set_title(name)
+    axes[0, 0].set_yticks(range(len(rules)), [look(rule).name for rule in rules])
+    axes[0, 0].set_ylim(len(rules) - 0.4, -0.6)  # the first rule on top
+    axes[0, 0].set_xlim(*_limits(report["rows"]))
+    figure.supxlabel("test accuracy", fontsize=8)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper right", ncols=2)
+    figure.suptitle(
+        _setting(report, rows[names[0], MIXED, rules[0]]["runs"]), fontsize=8, x=0.02, ha="left"
+    )
+    return figure, axes[0]
+
+
+def _limits(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Every mean and both ends of every interval that is drawn, within [0, 1]."""
+    drawn = [row for row in rows if row["configuration"] in (MIXED, *BANDS)]
+    ends = [x for row in drawn for x in (row["accuracy"], *(row["accuracy_interval"] or ()))]
+    return max(0.0, min(ends) - PAD), min(1.0, max(ends) + PAD)
+
+
+def _setting(report: Mapping[str, Any], seeds: int) -> str:
+    study, bars = report["study"], f"{100 * report['confidence']:g}% intervals"
+    runs = f"mean of {seeds} seeds, {bars}" if seeds > 1 else "one seed"
+    return f"{study['name']}, {study['rounds']} rounds: {runs}"
+
+
+def _band(axis: Axes, row: Mapping[str, Any], colour: str, label: str) -> None:
+    axis.axvline(row["accuracy"], color=colour, ls="--", lw=0.9, label=label)
+    if row["accuracy_interval"] is not None:
+        axis.axvspan(*row["accuracy_interval"], color=colour, alpha=0.15, lw=0)
+
+
+def _dot(axis: Axes, row: Mapping[str, Any], y: int) -> None:
+    of_rule = look(row["rule"])
+    if row["accuracy_interval"] is not None:
+        axis.hlines(y, *row["accuracy_interval"], color=of_rule.colour, lw=1)
+    axis.plot(row["accuracy"], y, marker=of_rule.marker, ms=4, color=of_rule.colour, clip_on=False)
+
+
+# The calibrated theory on real updates: what it foretold of later rounds, and how well
+
+FORECASTS = {"theory": BLUE, "persistence": "0.65", "pure": VERMILLION}
+HATCHES = {"theory": None, "persistence": None, "pure": "////"}
+NAMES = {"theory": "calibrated theory", "persistence": "persistence", "pure": "suppression alone"}
+BEYOND = 1e2
+"""Axes end so far beyond what was measured: a forecast may rise or fall without an end."""
+BAR = 0.26
+
+
+def draw_calibrated(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
+    """Energies of every partition beside what was foretold, and the errors of three forecasts.
+
+    Args:
+        data: `measured` (rule, seed, partition, round) and `predicted` (with `statistic`), of which
+            the first seed is drawn; `error`, `error_low`, `error_high` (scored_rule, forecast) and
+            `coverage` (scored_rule), see `analysis.paper.training.scored`.
+
+    Returns:
+        The figure and its axes: one per rule above, the scores below.
+    """
+    rules = data.rule.values.tolist()
+    figure = plt.figure(figsize=(DOUBLE_COLUMN, 4.3), layout="constrained")
+    grid = figure.add_gridspec(2, len(rules), height_ratios=(2.4, 2))
+    axes = [figure.add_subplot(grid[0, 0])]
+    axes += [figure.add_subplot(grid[0, j], sharey=axes[0]) for j in range(1, len(rules))]
+    scores = figure.add_subplot(grid[1, :])
+    first = data.isel(seed=0)
+    for axis, rule in zip(axes, rules, strict=True):
+        _energies(axis, first.sel(rule=rule))
+        axis.set_xlabel("round $t$")
+    for axis in axes[1:]:
+        axis.tick_params("y", labelleft=False)
+    axes[0].set_ylabel("energy of the partition")
+    seen = first.measured.where(first.measured > 0)
+    axes[0].set_ylim(float(seen.min()) / BEYOND, float(seen.max()) * BEYOND)
+    axes[-1].legend(handles=_handles(data), loc="lower right", borderaxespad=0.2)
+    _bars(scores, data)
+    titles = [f"{look(rule).name}, seed {int(first.seed)}" for rule in rules]
+    style.letter([*axes, scores], [*titles, "errors of the forecasts, all rules and seeds"])
+    style.name_lines(axes, [_ends(first.sel(rule=rule)) for rule in rules])
+    return figure, np.array([*axes, scores])
+
+
+def caption_calibrated(data: xr.Dataset) -> str:
+    """Setting and seeds."""
+    attrs = data.attrs
+    theory, still = (data.error.sel(forecast=name).values for name in ("theory", "persistence"))
+    better, worse = (
+        style.joined(look(rule).name for rule in data.scored_rule.values[which]) or "no rule"
+        for which in (theory < still, theory >= still)
+    )
+    return (
+        f"The theory, calibrated on the first {attrs['calibration_rounds']} rounds of a real "
+        f"run, against the later ones. {style.study(data)}. (a, b) Energy of every partition, "
+        f"all layers together, {attrs['heterogeneity']}: measured (solid), foretold median "
+        f"(dashed) and {style.percent(attrs['confidence'])} interval (band). (c) Median of "
+        "$|\\log_{10}$ measured over foretold$|$ over the later rounds and its range over "
+        f"{attrs['scored_runs']} runs; below the names, the share of the measurements within the "
+        f"theory's {style.percent(attrs['score_confidence'])} intervals. Persistence: all "
+        f"stays as in round {attrs['calibration_rounds']}; suppression alone: rates of coverage "
+        f"without training. The calibrated theory errs less than persistence under {better}, and "
+        f"more under {worse}."
+    )
+
+
+def _energies(axis: Axes, run: xr.Dataset) -> None:
+    axis.axvspan(0, run.attrs["calibration_rounds"], color=SHADE, lw=0)
+    for h, colour in zip(run.partition.values, partition_colours(len(run.partition)), strict=True):
+        of = run.sel(partition=h)
+        told = {str(name): of.predicted.sel(statistic=name) for name in of.statistic.values}
+        axis.fill_between(of["round"], told["low"], told["high"], color=colour, alpha=0.2, lw=0)
+        axis.plot(of["round"], told["median"], color=colour, ls="--", lw=0.9)
+        axis.plot(of["round"], of.measured.where(of.measured > 0), color=colour, lw=1.3)
+    axis.set_yscale("log")
+    axis.set_xlim(0, int(run["round"].max()))
+
+
+def _ends(run: xr.Dataset) -> list[style.End]:
+    """Partitions, named where the measured lines end."""
+    edges = [0, *run.attrs["study_levels"]]
+    last = run.measured.isel(round=-1).values
+    colours = partition_colours(len(last))
+    return [
+        style.End(float(y), f"$i=${edges[h] + 1}–{edges[h + 1]}", colour)
+        for h, (y, colour) in enumerate(zip(last, colours, strict=True))
+        if y > 0
+    ]
+
+
+def _handles(data: xr.Dataset) -> list[Line2D | Patch]:
+    return [
+        Line2D([], [], color="k", lw=1.3, label="measured"),
+        Line2D([], [], color="k", lw=0.9, ls="--", label="foretold, median"),
+        Patch(color="k", alpha=0.2, lw=0, label=f"foretold, {100 * data.attrs['confidence']:g}%"),
+        Patch(color=SHADE, lw=0, label="calibration"),
+    ]
+
+
+def _bars(axis: Axes, data: xr.Dataset) -> None:
+    """Median errors with their range over runs, and the coverage of the theory's intervals."""
+    for j, (name, colour) in enumerate(FORECASTS.items()):
+        of = data.sel(forecast=name)
+        known = np.isfinite(of.error.values)
+        x = np.flatnonzero(known) + (j - 1) * BAR
+        value = of.error.values[known]
+        ends = np.stack([value - of.error_low.values[known], of.error_high.values[known] - value])
+        axis.bar(
+            x, value, BAR, color=colour, label=NAMES[name], hatch=HATCHES[name], edgecolor="w", lw=0
+        )
+        axis.errorbar(x, value, np.abs(ends), fmt="none", ecolor="k", elinewidth=0.7)
+    names = [
+        f"{look(rule).name}\n{_coverage(float(share))}".replace(", ", ",\n")
+        for rule, share in zip(data.scored_rule.values, data.coverage.values, strict=True)
+    ]
+    axis.set_xticks(range(len(names)), names, fontsize=SMALL, linespacing=LINES)
+    axis.tick_params("x", length=0)
+    axis.set_ylabel("median error, decades")
+    axis.legend(ncols=3, loc="upper right", borderaxespad=0.2)
+    axis.set_ylim(0, 1.15 * float(np.nanmax(data.error_high.values)))
+
+
+def _coverage(share: float) -> str:
+    return "no recursion" if np.isnan(share) else f"{100 * share:.0f}%"
+
+
+# Who holds what: every client's samples of every class, and its rank
+
+POINTS = 72  # per inch
+BARS, SPLIT_ROW, SPLIT_LOWEST, SPLIT_HIGHEST = (
+    0.8,
+    0.26,
+    1.3,
+    5.5,
+)  # inches: the sizes, a class, all classes
+BESIDE, BELOW = 1.6, 0.6  # inches taken by labels and legends
+WIDEST, SMALLEST = 20.0, 1.2  # points across a bubble: the legend has room, one sample is seen
+MANY = 24  # up to so many clients or classes have a tick each
+ASIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8, "title_fontsize": 8}
+
+
+def draw_split(dataset: xr.Dataset) -> tuple[Figure, np.ndarray]:
+    """Clients' sizes as bars above, and their samples by class as bubbles below, by rank.
+
+    Args:
+        dataset: `split_counts` (client, class), or (seed, client, class), of which the first seed
+            is drawn; the clients' ranks as its attribute `ranks`.
+
+    Returns:
+        The figure and its two axes: sizes, classes. The area of a bubble is its samples, but for
+        those too few to be seen.
+    """
+    table = dataset.split_counts
+    table = table.isel(seed=0) if "seed" in table.dims else table
+    counts, ranks = table.values, np.atleast_1d(dataset.attrs["ranks"])
+    levels = np.unique(ranks)
+    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(levels)))
+    of_client = colours[np.searchsorted(levels, ranks)]
+    height = float(np.clip(SPLIT_ROW * counts.shape[1], SPLIT_LOWEST, SPLIT_HIGHEST))
+    figure, axes = plt.subplots(
+        *(2, 1),
+        figsize=(DOUBLE_COLUMN, BARS + height + BELOW),
+        sharex=True,
+        height_ratios=(BARS, height),
+    )
+    axes[0].bar(np.arange(len(ranks)), counts.sum(1), 0.7, color=of_client)
+    axes[0].set_ylabel("samples")
+    axes[0].legend(handles=_rank_handles(levels.tolist(), colours), **ASIDE)
+    cell = min((DOUBLE_COLUMN - BESIDE) / len(ranks), height / counts.shape[1])
+    scale = min(cell * POINTS, WIDEST) / np.sqrt(counts.max())
+    _bubbles(axes[1], counts, of_client, scale)
+    axes[1].legend(
+        handles=_size_handles(counts.max(), scale), title="samples", labelspacing=1, **ASIDE
+    )
+    _ticks(axes[1], len(ranks), table["class"].values)
+    return figure, axes
+
+
+def _bubbles(axis: Axes, counts: NDArray[np.int64], of_client: NDArray, scale: float) -> None:
+    """A bubble per client and class that has samples; `scale` is the width of one sample's."""
+    clients, classes = np.nonzero(counts)
+    across = _across(counts[clients, classes], scale)
+    axis.scatter(clients, classes, s=across**2, color=of_client[clients], lw=0)
+    axis.set_xlabel("client $k$")
+    axis.set_ylabel("class")
+    axis.set_xlim(-0.6, len(counts) - 0.4)
+    axis.set_ylim(counts.shape[1] - 0.4, -0.6)  # the first class on top
+    axis.set_axisbelow(True)
+    axis.grid(color="0.92", lw=0.5)
+
+
+def _across(counts: NDArray[np.int64], scale: float) -> NDArray[np.float64]:
+    return np.maximum(scale * np.sqrt(counts), SMALLEST)
+
+
+def _ticks(axis: Axes, num_clients: int, names: NDArray) -> None:
+    axis.xaxis.set_major_locator(MaxNLocator(MANY, integer=True))
+    if num_clients <= MANY:
+        axis.set_xticks(np.arange(num_clients))
+    if len(names) <= MANY:
+        axis.set_yticks(np.arange(len(names)), [str(name) for name in names])
+
+
+def _rank_handles(levels: list[int], colours: NDArray) -> list[Line2D]:
+    return [
+        Line2D([], [], ls="", marker="s", color=colour, label=f"rank {level}")
+        for level, colour in zip(levels, colours, strict=True)
+    ]
+
+
+def _size_handles(most: int, scale: float) -> list[Line2D]:
+    """The largest bubble, and one of a round number of samples, about a quarter as many."""
+    digit = 10 ** (len(str(most // 4)) - 1)
+    few = max(1, most // 4 // digit * digit)
+    shown = np.unique([few, most])
+    return [
+        Line2D([], [], ls="", marker="o", color="0.6", mew=0, ms=width, label=str(count))
+        for count, width in zip(shown, _across(shown, scale), strict=True)
+    ]

@@ -1,0 +1,619 @@
+"""What the notebooks draw: their style, figures, the explorer and its controls."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from itertools import pairwise
+from typing import Any
+
+import ipywidgets
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import ArrayLike
+
+from analysis.closed_form import RULES
+from analysis.cohorts.law import Array
+from analysis.collapse.measure import Collapse
+from analysis.explorer import POLICIES, Exploration, Row, explore
+from analysis.predict import directions_label
+from analysis.stats.intervals import Measurement
+from fedlora_sim import Federation
+from fedlora_sim.errors import InputError
+from paper_figs import style
+from paper_figs.style import RULE_COLOURS, SMALL, look, partition_colours
+
+# Pictures of the notebooks that no paper needs
+
+LESSONS_DPI = 140  # of pictures on a screen
+FAR = 100.0  # a forecast may leave the panel, which ends so far from what was measured
+HEIGHT = 2.3  # inches of a row of panels
+
+
+def prepare() -> None:
+    """Make the figures' style that of a notebook, in a size to be read on a screen."""
+    style.apply()
+    mpl.rcParams["figure.dpi"] = LESSONS_DPI
+
+
+def carriers(federation: Federation) -> Figure:
+    """Who carries what: clients over directions, and the coverage of every partition.
+
+    Args:
+        federation: any.
+
+    Returns:
+        The figure.
+    """
+    ranks = np.asarray(federation.ranks)
+    directions = np.arange(federation.r_max)
+    partition = np.searchsorted(federation.levels, directions + 1)
+    held = np.where(directions < ranks[:, None], partition, np.nan)
+    figure, axis = plt.subplots(figsize=(style.DOUBLE_COLUMN * 0.75, HEIGHT))
+    colours = style.partition_colours(len(federation.levels))
+    axis.pcolormesh(
+        directions + 1,
+        np.arange(1, len(ranks) + 1),
+        held,
+        cmap=ListedColormap(colours),
+        vmin=-0.5,
+        vmax=len(colours) - 0.5,
+        shading="nearest",
+        edgecolors="w",
+        linewidth=0.4,
+    )
+    axis.invert_yaxis()
+    axis.set_xlabel("direction $i$")
+    axis.set_ylabel("client $k$")
+    axis.set_xticks([1, *federation.levels])
+    coverage = federation.coverage()
+    for part, colour in zip(federation.partitions, colours, strict=True):
+        middle = (part.start + 1 + part.stop) / 2
+        axis.annotate(
+            rf"$\pi={coverage[part.start]:.2g}$",
+            (middle, 1),
+            xycoords=axis.get_xaxis_transform(),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            color=colour,
+        )
+    return figure
+
+
+def estimates(
+    names: Sequence[str], predicted: ArrayLike, measured: Measurement, label: str
+) -> Figure:
+    """Numbers with their intervals, and a bar where each was predicted.
+
+    Args:
+        names: of the numbers.
+        predicted: one for each.
+        measured: the same numbers, measured.
+        label: what they are, with the unit.
+
+    Returns:
+        The figure.
+    """
+    figure, axis = plt.subplots(figsize=(style.DOUBLE_COLUMN * 0.75, 0.7 + 0.28 * len(names)))
+    y = np.arange(len(names))
+    bars = np.stack([measured.value - measured.low, measured.high - measured.value])
+    told = np.asarray(predicted, dtype=float)
+    axis.plot(told, y, "|", color=style.VERMILLION, ms=11, mew=1.4, label="predicted")
+    axis.errorbar(
+        measured.value,
+        y,
+        np.abs(bars),
+        fmt="o",
+        color=style.BLUE,
+        ms=3,
+        capsize=2.5,
+        elinewidth=1,
+        label=f"measured, {measured.samples:,} runs",
+    )
+    axis.set_yticks(y, names)
+    axis.invert_yaxis()
+    axis.margins(y=0.25)
+    axis.set_xlabel(label)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def paths(
+    panels: Mapping[str, tuple[Array, Array]],
+    partitions: Sequence[slice],
+    label: str,
+    *,
+    log: bool = True,
+) -> Figure:
+    """Something of every partition over rounds, measured and predicted, in panels.
+
+    Args:
+        panels: by title, measured (rounds + 1, partitions) and predicted, the same shape.
+        partitions: their directions.
+        label: what is shown, with the unit.
+        log: whether the axis is logarithmic.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(style.DOUBLE_COLUMN, HEIGHT), sharey=True, squeeze=False
+    )
+    colours = style.partition_colours(len(partitions))
+    for axis, (measured, predicted) in zip(axes[0], panels.values(), strict=True):
+        for h, colour in enumerate(colours):
+            axis.plot(measured[:, h], color=colour)
+            axis.plot(predicted[:, h], "k--", lw=0.8)
+        _rounds(axis, len(measured) - 1)
+        if log:
+            axis.set_yscale("log")
+    if len(panels) > 1:
+        style.letter(axes[0], list(panels))
+    axes[0, 0].set_ylabel(label)
+    names = [f"$i=${directions_label(part)}" for part in partitions]
+    _beside(axes[0, -1], dict(zip(names, colours, strict=True)))
+    return figure
+
+
+def over_rounds(runs: Mapping[str, xr.Dataset], quantities: Mapping[str, str]) -> Figure:
+    """Variables of runs over rounds, mean over seeds, a line per rule and a panel per variable.
+
+    Args:
+        runs: by rule.
+        quantities: label of the axis by name of the variable.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = plt.subplots(
+        1, len(quantities), figsize=(style.DOUBLE_COLUMN, HEIGHT), squeeze=False
+    )
+    for axis, (name, label) in zip(axes[0], quantities.items(), strict=True):
+        for rule, run in runs.items():
+            values = run[name].mean([d for d in run[name].dims if d != "round"])
+            colour = look(rule).colour
+            axis.plot(run["round"], values, color=colour, ls=look(rule).line)
+        _rounds(axis, int(run["round"][-1]))
+        axis.set_ylabel(label)
+    style.letter(axes[0])
+    _beside(axes[0, -1], {look(rule).name: look(rule).colour for rule in runs})
+    return figure
+
+
+def images(rows: Mapping[str, ArrayLike]) -> Figure:
+    """Small grey pictures in rows.
+
+    Args:
+        rows: pictures (count, height, width) by name.
+
+    Returns:
+        The figure.
+    """
+    pictures = {name: np.asarray(values) for name, values in rows.items()}
+    count = max(len(values) for values in pictures.values())
+    size = (style.DOUBLE_COLUMN * 0.75, 0.6 * len(pictures))
+    figure, axes = plt.subplots(len(pictures), count, figsize=size, squeeze=False)
+    for line, (name, values) in zip(axes, pictures.items(), strict=True):
+        for axis, picture in zip(line, values, strict=False):
+            axis.imshow(picture, cmap="Greys")
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure
+
+
+def spectra(by_rule: Mapping[str, Sequence[ArrayLike]], titles: Sequence[str]) -> Figure:
+    """Singular values of updates, a marker per direction and a panel per layer.
+
+    Args:
+        by_rule: singular values of every layer, by rule.
+        titles: names of the layers.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = plt.subplots(
+        1, len(titles), figsize=(style.DOUBLE_COLUMN, HEIGHT), sharey=True, squeeze=False
+    )
+    for rule, layers in by_rule.items():
+        for axis, values in zip(axes[0], layers, strict=True):
+            shown = np.asarray(values, dtype=float)
+            of_rule = look(rule)
+            axis.plot(
+                np.arange(1, len(shown) + 1),
+                shown,
+                marker=of_rule.marker,
+                ms=3.5,
+                lw=0.8,
+                color=of_rule.colour,
+                label=of_rule.name,
+            )
+    for axis in axes[0]:
+        axis.set_yscale("log")
+        axis.set_xlabel("direction $i$")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes[0, 0].set_ylabel(r"singular value $\sigma_i$")
+    axes[0, -1].legend(loc="upper right")
+    style.letter(axes[0], titles)
+    return figure
+
+
+def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) -> Figure:
+    """What was foretold of the later rounds of a real run, beside what happened.
+
+    Args:
+        scores: of `analysis.studies.score`, by rule; the first seed is drawn.
+        runs: the runs.
+
+    Returns:
+        The figure. Solid: measured, all layers together; dashed and band: the forecast's median
+        and interval.
+    """
+    figure, axes = plt.subplots(
+        1, len(scores), figsize=(style.DOUBLE_COLUMN, 1.15 * HEIGHT), squeeze=False
+    )
+    for axis, (rule, score) in zip(axes[0], scores.items(), strict=True):
+        one, first = score.isel(seed=0), int(score.attrs["calibration_rounds"])
+        energy = runs[rule].layer_energy.isel(seed=0).sum("layer").groupby("partition").sum()
+        seen = energy.transpose("round", "partition").values[1:]
+        told = one.total_predicted.sel(forecast="theory")
+        rounds, later = np.arange(1, len(seen) + 1), first + one.horizon.values
+        colours = style.partition_colours(one.sizes["partition"])
+        for h, colour in enumerate(colours):
+            of = told.isel(partition=h)
+            low, middle, high = (of.sel(statistic=n) for n in ("low", "median", "high"))
+            axis.fill_between(later, low, high, color=colour, alpha=0.25, lw=0)
+            axis.plot(later, middle, color=colour, ls="--", lw=1)
+            axis.plot(rounds, seen[:, h], color=colour)
+        axis.axvspan(0, first, color=style.SHADE, lw=0)
+        axis.set_yscale("log")
+        axis.set_ylim(seen[seen > 0].min() / FAR, seen.max() * FAR)
+        _rounds(axis, len(seen))
+    axes[0, 0].set_ylabel("energy of the partition")
+    levels = runs[next(iter(scores))].coords["level"].values.tolist()
+    starts = [slice(low, high) for low, high in pairwise([0, *levels])]
+    names = [f"$i=${directions_label(part)}" for part in starts]
+    _beside(axes[0, -1], dict(zip(names, colours, strict=True)))
+    style.letter(axes[0], [look(rule).name for rule in scores])
+    return figure
+
+
+def _beside(axis: Axes, colours: Mapping[str, Any]) -> None:
+    """A legend beside the last panel, from the lowest colour to the highest."""
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _rounds(axis: Axes, last: int) -> None:
+    axis.set_xlim(0, last)
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_xlabel("round $t$")
+
+
+# A federation under one rule at a glance: spectrum, energies over rounds, training, verdict
+
+SIZE = (9.0, 4.6)  # inches
+LINE, GAP = 0.19, 0.45  # of the table's lines, and between it and the panels
+LOWEST, TOP = 1e-8, 20.0
+WORDS = {Collapse.KEEPS: "kept", Collapse.COLLAPSES: "lost", Collapse.UNDECIDED: "?"}
+COLOURS = {
+    Collapse.KEEPS: RULE_COLOURS["raflora"],
+    Collapse.COLLAPSES: RULE_COLOURS["fedavg"],
+    Collapse.UNDECIDED: "0.4",
+}
+ABSENT = "–"
+COLUMNS = (
+    "directions",
+    "coverage $\\pi$",
+    "$P_0$",
+    "mean rate",
+    "typical rate",
+    "half-life",
+    "alive at the end",
+    "drift floor",
+    "no training",
+    "$T^*$",
+    "held at",
+    "training",
+)
+"""Heads of the table; the verdicts stand under `no training` and `training`."""
+
+
+def draw(found: Exploration) -> tuple[Figure, np.ndarray]:
+    """Three panels over a table; all of it from closed forms.
+
+    Args:
+        found: any exploration.
+
+    Returns:
+        The figure and its axes: energies over rounds, spectrum, training, and the table's.
+    """
+    # Neither pyplot nor a layout engine: places are fixed, and a picture takes a fifth of the time.
+    figure = Figure(figsize=SIZE)
+    figure.set_layout_engine("none")
+    room = (LINE * (len(found.rows) + 1) + GAP) / SIZE[1]
+    grid = figure.add_gridspec(
+        2,
+        3,
+        height_ratios=(0.88 - room, room),
+        left=0.06,
+        right=0.99,
+        top=0.87,
+        bottom=0.01,
+        wspace=0.27,
+    )
+    panels = [figure.add_subplot(grid[0, j]) for j in range(3)]
+    _energies(panels[0], found)
+    _spectrum(panels[1], found)
+    _training(panels[2], found)
+    alive = "" if found.case.is_full else ", in runs that survive"
+    titles = ("clients that return $a x + b$", "what is left of them", f"clients that train{alive}")
+    style.letter(panels, titles)
+    table = figure.add_subplot(grid[1, :])
+    _table(table, found)
+    name = found.rule
+    figure.suptitle(found.sentence.replace(name, look(name).name, 1), fontsize=10)
+    return figure, np.array([*panels, table])
+
+
+def _energies(axis: Axes, found: Exploration) -> None:
+    _over_rounds(axis, found, found.energy, "mean energy $E[x_i^2]$")
+    if found.energy is None:
+        return
+    rounds = np.arange(len(found.energy))
+    for row, part in zip(found.rows, found.case.partitions, strict=True):
+        typical = found.energy[0, part.stop - 1] * row.typical**rounds
+        axis.plot(rounds, _shown(typical), "k--", lw=0.8)
+    dashed = Line2D([], [], color="k", ls="--", lw=0.8, label="left of the start, typical run")
+    axis.legend(handles=[dashed], loc="upper right", borderaxespad=0, fontsize=SMALL)
+
+
+def _training(axis: Axes, found: Exploration) -> None:
+    path = None if found.training is None else found.training**2
+    missing = "no local training" if found.case.local_time is None else ""
+    _over_rounds(axis, found, path, "energy over the target's", missing)
+    if path is not None:
+        for row in found.rows:
+            axis.axhline(max(row.held**2, LOWEST / 10), color="k", ls=":", lw=0.8)
+
+
+def _over_rounds(
+    axis: Axes, found: Exploration, energy: Array | None, label: str, missing: str = ""
+) -> None:
+    """Energies (rounds + 1, r_max) as lines, coloured by partition."""
+    _decades(axis)
+    axis.set_xlim(0, found.case.rounds)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.set_xlabel("round $t$")
+    axis.set_ylabel(label)
+    if energy is None:
+        _say(axis, missing or "no closed form here")
+        return
+    for part, colour in zip(found.case.partitions, _colours(found), strict=True):
+        axis.plot(_shown(energy[:, part]), color=colour, lw=0.9)
+
+
+def _spectrum(axis: Axes, found: Exploration) -> None:
+    """Energies by direction at the start and at the end."""
+    _decades(axis)
+    axis.set_xlabel("direction $i$")
+    axis.set_ylabel(f"energy after {found.case.rounds} rounds")
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if found.energy is None:
+        _say(axis, "no closed form here")
+        return
+    direction = np.arange(1, found.energy.shape[1] + 1)
+    for part, colour in zip(found.case.partitions, _colours(found), strict=True):
+        axis.bar(direction[part], _shown(found.energy[-1, part]), 0.75, color=colour)
+    axis.step(direction, found.energy[0], where="mid", color="0.4", lw=0.9, label="at the start")
+    axis.legend(loc="upper right", borderaxespad=0)
+
+
+def _table(axis: Axes, found: Exploration) -> None:
+    """Numbers by partition, in columns."""
+    axis.set_axis_off()
+    axis.set_xlim(0, len(COLUMNS))
+    axis.set_ylim(len(found.rows) + 0.6, -0.6)
+    for j, head in enumerate(COLUMNS):
+        axis.text(j + 0.5, 0, head, ha="center", va="center", fontsize=SMALL, color="0.3")
+    for i, (row, colour) in enumerate(zip(found.rows, _colours(found), strict=True), 1):
+        for j, (text, ink) in enumerate(_cells(row, shared=i == 1)):
+            axis.text(
+                j + 0.5, i, text, ha="center", va="center", fontsize=SMALL, color=ink or colour
+            )
+
+
+def _cells(row: Row, *, shared: bool) -> list[tuple[str, str]]:
+    """Texts with their colours; none for that of the partition."""
+    told = [
+        f"{row.coverage:.3g}",
+        f"{row.empty:.3g}",
+        f"{row.rate:.4g}",
+        f"{row.typical:.4g}",
+        "never" if np.isinf(row.half_life) else f"{row.half_life:.3g} rounds",
+        f"{100 * row.survival:.3g}%",
+        "none" if np.isinf(row.floor) else f"{row.floor:.3g}",
+    ]
+    trains = [f"{row.threshold:.3g}", f"{row.held:.3g}"]
+    black = "k"
+    return [
+        (row.directions, ""),
+        *((_known(text), black) for text in told),
+        _verdict(None if shared else row.passive),
+        *((_known(text), black) for text in trains),
+        _verdict(None if shared else row.trained),
+    ]
+
+
+def _known(text: str) -> str:
+    return ABSENT if text.startswith("nan") else text
+
+
+def _verdict(verdict: Collapse | None) -> tuple[str, str]:
+    return (ABSENT, "0.4") if verdict is None else (WORDS[verdict], COLOURS[verdict])
+
+
+def _colours(found: Exploration) -> list[Any]:
+    return partition_colours(len(found.rows))
+
+
+def _decades(axis: Axes) -> None:
+    axis.set_yscale("log")
+    axis.set_ylim(LOWEST, TOP)
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
+def _shown(energy: Array) -> Array:
+    """What is gone is drawn below the axis, so that a line is seen to leave it."""
+    return np.maximum(energy, LOWEST / 10)
+
+
+def _say(axis: Axes, text: str) -> None:
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", color="0.4")
+
+
+# Knobs for the explorer, in a notebook: every turn is answered from closed forms, at once.
+#
+# Where no widgets can be shown, on a page that was made from a notebook, its last picture stands.
+# Needs ipywidgets, `pip install 'fedlora-sim[notebooks]'`.
+
+CONTROLS_DPI = 110
+RANKS = ("4x8,8x6,16x4", "2x4,4x4,16x4", "4x5,8x5,16x5,32x5", "8x16,64x2", "8x18")
+EVERYBODY = "all"
+WIDE = {"width": "31%", "min_width": "240px"}
+
+
+class Explorer(ipywidgets.VBox):
+    """Controls over a picture.
+
+    Args:
+        **start: settings to start with, by argument of `analysis.explorer.explore`.
+    """
+
+    def __init__(self, **start: Any) -> None:
+        self.knobs: dict[str, Any] = _knobs(start)
+        self.picture = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self.message = ipywidgets.HTML()
+        self.found: Exploration | None = None
+        for knob in self.knobs.values():
+            knob.observe(self._turned, names="value")
+        self.update()
+        row = {"flex_flow": "row wrap", "width": "100%"}
+        panel = ipywidgets.Box(list(self.knobs.values()), layout=row)
+        super().__init__([panel, self.message, self.picture])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `explore`, as the knobs stand."""
+        values = {name: knob.value for name, knob in self.knobs.items()}
+        return {**values, "cohort_size": _cohort(values["cohort_size"])}
+
+    def update(self) -> None:
+        """Ask the closed forms, and draw; where they refuse, say why and leave the picture."""
+        try:
+            self.found = explore(**self.settings)
+        except InputError as error:
+            self.message.value = f"<b>{_plain(str(error))}</b>"
+            return
+        self.message.value = "<br>".join(_plain(reason) for reason in self.found.reasons)
+        self.picture.value = png(self.found)
+
+    def _turned(self, change: Any) -> None:
+        self.update()
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        """The widget, with its picture for pages without widgets."""
+        bundle: dict[str, str] = dict(super()._repr_mimebundle_(**options) or {})
+        told = "explorer" if self.found is None else self.found.sentence
+        picture = base64.b64encode(self.picture.value).decode()
+        return {**bundle, "image/png": picture, "text/plain": told}
+
+
+def png(found: Exploration) -> bytes:
+    """The picture of an exploration, as a file."""
+    figure, _ = draw(found)
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=CONTROLS_DPI, metadata=style.METADATA["png"])
+    return file.getvalue()
+
+
+def _knobs(start: dict[str, Any]) -> dict[str, Any]:
+    """The controls by argument of `explore`."""
+    unknown = sorted(start.keys() - _MAKERS.keys())
+    if unknown:
+        raise InputError(f"{unknown[0]}: expected one of {', '.join(_MAKERS)}")
+    return {name: make(start.get(name, usual)) for name, (make, usual) in _MAKERS.items()}
+
+
+def _slider(text: str, least: float, most: float, step: float) -> Callable[[Any], Any]:
+    def make(value: float) -> Any:
+        return ipywidgets.FloatSlider(
+            value=value,
+            min=least,
+            max=most,
+            step=step,
+            description=text,
+            continuous_update=False,
+            readout_format=".2f",
+            layout=WIDE,
+        )
+
+    return make
+
+
+def _rules(value: str) -> Any:
+    return ipywidgets.Dropdown(options=RULES, value=value, description="rule", layout=WIDE)
+
+
+def _policies(value: str) -> Any:
+    return ipywidgets.Dropdown(options=POLICIES, value=value, description="if nobody", layout=WIDE)
+
+
+def _ranks(value: str) -> Any:
+    return ipywidgets.Combobox(
+        options=RANKS, value=value, description="ranks", continuous_update=False, layout=WIDE
+    )
+
+
+def _cohorts(value: int | str | None) -> Any:
+    return ipywidgets.Text(
+        value=EVERYBODY if value is None else str(value),
+        description="cohort",
+        continuous_update=False,
+        layout=WIDE,
+    )
+
+
+def _cohort(text: str) -> Any:
+    """Clients per round: a number where it is one, and what was written where it is not."""
+    words = text.strip().lower()
+    if words in ("", EVERYBODY):
+        return None
+    return int(words) if words.isdecimal() else text
+
+
+def _plain(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+_MAKERS: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "rule": (_rules, "fedavg"),
+    "ranks": (_ranks, RANKS[0]),
+    "cohort_size": (_cohorts, None),
+    "gain_mean": (_slider("gain, mean", 0.5, 1.2, 0.01), 1.0),
+    "gain_std": (_slider("gain, std", 0.0, 1.0, 0.01), 0.0),
+    "drift_std": (_slider("drift, std", 0.0, 0.5, 0.01), 0.0),
+    "local_time": (_slider("local time", 0.0, 3.0, 0.05), 0.0),
+    "empty_partition": (_policies, "carry"),
+}

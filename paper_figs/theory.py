@@ -1,0 +1,373 @@
+"""Figures of predictions: `predict`, `collapse`, and scaling."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from analysis.collapse.measure import EXTINCT, Collapse
+from analysis.collapse.outcome import BAND
+from analysis.collapse.report import CONTROLS, CollapseReport, ScenarioReport, directions
+from analysis.predict import Prediction, RulePrediction, directions_label
+from paper_figs import style
+from paper_figs.style import (
+    BLACK,
+    BLUE,
+    DOUBLE_COLUMN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PARTITION_COLOURS,
+    PURPLE,
+    RULE_COLOURS,
+    VERMILLION,
+    look,
+)
+
+# Predicted energies of every partition under every rule, before anything is simulated
+
+PER_ROW = 4
+PREDICT_LOWEST = 1e-8  # of the highest energy: what falls below has long collapsed
+HIGHEST = 1e150  # axes must stay far from the largest number there is
+NAMES = {
+    "fedavg": "FedAvg",
+    "fedex": "FedEx",
+    "ffa": "FFA",
+    "flora": "FLoRA",
+    "hetlora": "HetLoRA",
+    "raflora": "raFLoRA",
+    "rbla": "RBLA",
+    "zero_pad": "zero padding",
+}
+
+
+def draw_predict(prediction: Prediction) -> tuple[Figure, np.ndarray]:
+    """One panel per rule, or per set of rules that do the same: mean energy of a direction.
+
+    Args:
+        prediction: what `analysis.predict.predict` returned.
+
+    Returns:
+        The figure and its axes, one per panel; a floor is a dashed line, a rule without a closed
+        form is named below.
+    """
+    panels = _panels(prediction)
+    rows = max(1, -(-len(panels) // PER_ROW))
+    columns = max(1, -(-len(panels) // rows))
+    size = (DOUBLE_COLUMN, 0.9 + 1.5 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(prediction.case.partitions)))
+    axes = grid.ravel()
+    for axis, same in zip(axes, panels, strict=False):
+        _predict_panel(axis, same[0], colours)
+        title = ", ".join(_name(row) for row in same)
+        axis.set_title("\n".join(textwrap.wrap(title, 30)), fontsize=8)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    _limit(axes[0], panels)
+    for axis in grid[:, 0]:
+        axis.set_ylabel(r"energy $E[\sigma_i^2]$")
+    handles = _predict_handles(prediction, colours)
+    if any(line.get_linestyle() == "--" for axis in axes for line in axis.lines):
+        handles.append(Line2D([], [], color="0.3", ls="--", lw=0.8, label="floor"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
+    figure.supxlabel("\n".join(["round $t$", *_missing(prediction)]), fontsize=8)
+    # laid out once, not again for each file: that is half of the time that drawing takes
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure, axes[: len(panels)]
+
+
+def _panels(prediction: Prediction) -> list[list[RulePrediction]]:
+    """Rules that have energies, those of equal energies together."""
+    panels: list[list[RulePrediction]] = []
+    for row in prediction.rules:
+        if "energy" not in row.values:
+            continue
+        for same in panels:
+            if np.array_equal(same[0].values["energy"], row.values["energy"]):
+                same.append(row)
+                break
+        else:
+            panels.append([row])
+    return panels
+
+
+def _predict_panel(axis: Axes, row: RulePrediction, colours: np.ndarray) -> None:
+    energy = row.values["energy"]
+    floor = row.values.get("energy_floor")
+    axis.set_yscale("log")
+    axis.minorticks_off()
+    for h, colour in enumerate(colours):
+        shown = (energy[:, h] > 0) & (energy[:, h] < HIGHEST)
+        axis.plot(np.where(shown, energy[:, h], np.nan), color=colour, lw=1.2)
+        if floor is not None and np.isfinite(floor[h]) and floor[h] > 0:
+            axis.axhline(floor[h], color=colour, ls="--", lw=0.8)
+
+
+def _limit(axis: Axes, panels: list[list[RulePrediction]]) -> None:
+    shown = np.concatenate([same[0].values["energy"].ravel() for same in panels])
+    shown = shown[(shown > 0) & (shown < HIGHEST)]
+    if shown.size:
+        axis.set_ylim(max(shown.min() / 2, PREDICT_LOWEST * shown.max()), shown.max() * 2)
+
+
+def _predict_handles(prediction: Prediction, colours: np.ndarray) -> list[Line2D]:
+    return [
+        Line2D([], [], color=colour, label=f"$i=$ {directions_label(part)}, coverage {c:.2g}")
+        for colour, part, c in zip(
+            colours, prediction.case.partitions, prediction.coverage, strict=True
+        )
+    ]
+
+
+def _missing(prediction: Prediction) -> list[str]:
+    names = [_name(row) for row in prediction.rules if "energy" not in row.values]
+    return [f"no closed form here: {', '.join(names)}"] if names else []
+
+
+def _name(row: RulePrediction) -> str:
+    name = NAMES.get(row.rule, row.rule)
+    return (
+        name if row.empty_partition is None else f"{name}\N{NO-BREAK SPACE}({row.empty_partition})"
+    )
+
+
+# Does a rule collapse? Energies of its partitions in every standard scenario
+
+Array = NDArray[np.float64]
+
+COLUMNS = 3
+HEIGHT = 2.1  # inches a row
+COLLAPSE_LOWEST = EXTINCT / 10
+BELOW = COLLAPSE_LOWEST / 100
+"""What is gone is drawn here, out of sight, so that a line is seen to leave the panel."""
+TOP = 10.0
+MARKED = 4  # rounds between markers
+COLOURS = {
+    Collapse.COLLAPSES: RULE_COLOURS["fedavg"],
+    Collapse.KEEPS: RULE_COLOURS["raflora"],
+    Collapse.UNDECIDED: "0.4",
+}
+MARKERS = {"fedavg": "v", "raflora": "^"}
+
+
+def draw_collapse(report: CollapseReport) -> Figure:
+    """One panel per scenario: the rule's partitions, and the highest one of FedAvg and raFLoRA.
+
+    Args:
+        report: any collapse report.
+
+    Returns:
+        The figure. Lines are medians over runs, bands hold 80% of the runs, predictions are dashed.
+    """
+    count = len(report.scenarios)
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(DOUBLE_COLUMN * max(columns, 2) / COLUMNS, HEIGHT * rows + 0.9),
+        squeeze=False,
+    )
+    for axis, part in zip(axes.flat, report.scenarios, strict=False):
+        _collapse_panel(axis, part, report.rule)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    for row in axes:
+        row[0].set_ylabel("energy / energy at the start")
+    for axis in axes.flat[max(0, count - columns) : count]:
+        axis.set_xlabel("round $t$")
+    handles = _collapse_handles(report)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(4, columns + 1), fontsize=7
+    )
+    trust = "; THE CONTROLS FAILED" if report.failed_controls else ""
+    figure.suptitle(f"{look(report.rule).name}: {report.verdict}{trust}", fontsize=10)
+    return figure
+
+
+def _collapse_panel(axis: Axes, part: ScenarioReport, label: str) -> None:
+    axis.axhspan(BELOW, EXTINCT, fc="none", ec="0.75", hatch="////", lw=0)
+    for name in CONTROLS:
+        if name != label:
+            _reference(axis, part.rules[name].curves[..., -1], name)
+    drawn = [part.rules[name].curves for name in {label, *CONTROLS} if name in part.rules]
+    if label in part.rules:
+        own = part.rules[label]
+        for h, colour in enumerate(PARTITION_COLOURS):
+            _line(axis, own.curves[..., h], colour)
+        if own.prediction.path is not None:
+            axis.plot(_shown(own.prediction.path), "k--", lw=0.9, dashes=(3, 2), zorder=4)
+    else:
+        axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center")
+    axis.set_yscale("log")
+    highest = max(float(np.nanmax(curves[0], initial=1.0)) for curves in drawn)
+    axis.set_ylim(COLLAPSE_LOWEST, max(TOP, TOP * highest))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.set_xlim(0, part.standard.scenario.rounds)
+    verdict = part.verdict(label)
+    axis.set_title(part.standard.title, loc="left", fontsize=8)
+    axis.set_title(verdict, loc="right", fontsize=8, fontweight="bold", color=COLOURS[verdict])
+
+
+def _line(axis: Axes, curves: Array, colour: str) -> None:
+    """Median and band of the rule's own partition, (3, T + 1)."""
+    median, low, high = (_shown(x) for x in curves)
+    axis.fill_between(range(len(median)), low, high, color=colour, alpha=0.25, lw=0)
+    axis.plot(median, color=colour, lw=1.8, zorder=3)
+
+
+def _reference(axis: Axes, curves: Array, name: str) -> None:
+    """Median and band of another rule's highest partition."""
+    median, low, high = (_shown(x) for x in curves)
+    of_rule = look(name)
+    axis.fill_between(range(len(median)), low, high, color=of_rule.colour, alpha=0.12, lw=0)
+    axis.plot(
+        median,
+        color=of_rule.colour,
+        lw=0.8,
+        marker=MARKERS[name],
+        ms=3.5,
+        markevery=MARKED,
+        zorder=2,
+    )
+
+
+def _shown(energy: Array) -> Array:
+    return np.where(np.isfinite(energy), np.maximum(energy, BELOW), np.nan)
+
+
+def _collapse_handles(report: CollapseReport) -> list[Line2D | Patch]:
+    standard = report.scenarios[0].standard
+    names = [directions(standard, h) for h in range(len(standard.levels))]
+    shared = [" (shared)", *[""] * (len(names) - 1)]
+    own = [
+        Line2D([], [], color=colour, lw=1.8, label=f"{look(report.rule).name}, $i=${name}{note}")
+        for colour, name, note in zip(PARTITION_COLOURS, names, shared, strict=True)
+    ]
+    others = [
+        Line2D(
+            *([], []),
+            color=look(name).colour,
+            lw=0.8,
+            marker=MARKERS[name],
+            ms=3.5,
+            label=f"{look(name).name}, $i=${names[-1]}",
+        )
+        for name in CONTROLS
+        if name != report.rule
+    ]
+    share = f"{100 * (BAND[1] - BAND[0]):.0f}% of runs"
+    found = [part.rules[report.rule] for part in report.scenarios if report.rule in part.rules]
+    dashed = [Line2D([], [], color="k", ls="--", lw=0.9, label="predicted")]
+    return [
+        *own,
+        *(dashed if any(outcome.prediction.path is not None for outcome in found) else []),
+        *others,
+        Patch(color="0.4", alpha=0.25, lw=0, label=share),
+        Patch(fc="none", ec="0.75", hatch="////", lw=0, label="extinct"),
+    ]
+
+
+# Speed and scaling: an aggregation, a local step, and a round beside other frameworks
+
+OURS = (BLUE, "-", "^")
+METHODS = {
+    "aggregate": ("fedlora-sim", *OURS),
+    "products": ("products alone", GREY, ":", "o"),
+    "qr": ("QR", GREEN, "--", "D"),
+    "dense": ("dense SVD", VERMILLION, "-", "s"),
+    "peft": ("PEFT", ORANGE, "-.", "v"),
+}
+LANES = {"stacked": ("fedlora-sim,\nstacked", *OURS), "loop": ("one by one", VERMILLION, "-", "s")}
+OTHERS = ((BLACK, "--", "o"), (VERMILLION, "-", "s"), (GREEN, "-.", "D"), (PURPLE, ":", "v"))
+
+
+def draw_scaling(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
+    """Three panels of times, median and range of the repeats, on logarithmic axes.
+
+    Args:
+        data: `aggregation` (method, width, kind), `step` (lane, clients, kind), `round` (framework,
+            cohort, kind), seconds.
+
+    Returns:
+        The figure and its three axes.
+    """
+    figure, axes = plt.subplots(
+        1, 3, figsize=(DOUBLE_COLUMN, 2.35), layout="constrained", gridspec_kw={"wspace": 0.04}
+    )
+    frameworks = [str(name) for name in data.framework.values]
+    own = str(data.attrs["ours"])
+    styles = {own: (own, *OURS)}
+    others = [name for name in frameworks if name != own]
+    styles |= {name: (name, *OTHERS[j % len(OTHERS)]) for j, name in enumerate(others)}
+    ends = [
+        _lines(axes[0], data.aggregation, "method", "width", METHODS),
+        _lines(axes[1], data.step, "lane", "clients", LANES),
+        _lines(axes[2], data["round"], "framework", "cohort", styles),
+    ]
+    axes[0].set_xlabel("width of the layer $d$")
+    axes[1].set_xlabel("clients")
+    axes[2].set_xlabel("clients a round")
+    axes[0].set_ylabel("time, s")
+    style.letter(axes, ["one aggregation", "one local step", "one round"])
+    style.name_lines(axes, ends)
+    return figure, axes
+
+
+def caption_scaling(data: xr.Dataset) -> str:
+    """Setting: nothing in it is random but the clock."""
+    attrs = data.attrs
+    return (
+        "Median times and their range over repeats, from the recorded benchmarks "
+        f"({attrs['hardware']}, PyTorch {attrs['torch']}; timings have no seed). (a) One "
+        "aggregation of a $d\\times d$ layer in float32, CPU time on one thread, against a "
+        "dense SVD, PEFT's merge, a QR path and the matrix products alone. (b) One local step "
+        f"of all clients of a model of width {attrs['model_width']}, CPU time on one thread. (c) "
+        f"One round of a model of width {attrs['model_width']} in other frameworks, wall time on "
+        f"{attrs['threads']} threads."
+    )
+
+
+def _lines(
+    axis: Axes, times: xr.DataArray, dim: str, over: str, styles: Mapping[str, Sequence[Any]]
+) -> list[style.End]:
+    ends = []
+    for name, (text, colour, line, marker) in styles.items():
+        if name not in times[dim].values:
+            continue
+        of = times.sel({dim: name}).dropna(over)
+        median, low, high = (of.sel(kind=kind).values for kind in ("median", "min", "max"))
+        axis.errorbar(
+            of[over],
+            median,
+            np.stack([median - low, high - median]),
+            fmt=marker,
+            ls=line,
+            ms=3.5,
+            lw=1.1,
+            color=colour,
+            elinewidth=0.7,
+            capsize=1.5,
+        )
+        ends.append(style.End(float(median[-1]), text, colour))
+    places = times[over].values
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlim(places[0] / 1.25, places[-1] * 1.25)
+    axis.set_xticks(places, [str(place) for place in places])
+    axis.xaxis.set_minor_locator(NullLocator())
+    return ends
