@@ -11,8 +11,8 @@ import typer
 from fedlora_cli.options import FORCE_HELP, check_folder
 from fedlora_sim.errors import expected
 from fedlora_sim.storage import ResultFolder, check_file, write_text
+from paper_figs.html.page import as_report
 from paper_figs.html.render import render
-from paper_figs.html.study import as_report
 
 KNOWN = {"report.json": "report.html", "study.json": "study.html"}
 """What a folder's report is called, and the page that is made of it."""

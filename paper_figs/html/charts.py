@@ -3,12 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from markupsafe import Markup
+import numpy as np
+from markupsafe import Markup, escape
 
-from paper_figs.html.numbers import spoken
+from analysis.claims.report import DIGITS, digits_for, number, p_text
+from fedlora_sim.storage import load_dataset
+from paper_figs.style import RULE_NAMES
+
+# Numbers as a page writes them: a true minus sign, powers of ten, digits of one width
+
+_POWER = re.compile(r"e([+-]?)0*(\d+)$")
+
+
+def number_html(value: float | None, digits: int = DIGITS) -> Markup:
+    """A number to this many significant digits."""
+    return _html(number(value, digits))
+
+
+def interval_html(ends: Sequence[float | None], digits: int = DIGITS) -> Markup:
+    """Both ends of an interval."""
+    low, high = (number_html(end, digits) for end in ends)
+    return Markup('<span class="n">[{},</span> <span class="n">{}]</span>').format(low, high)
+
+
+def p_html(p: float) -> Markup:
+    """A p-value, or the bound below which it lies."""
+    text = p_text(p)
+    if not text.startswith("<"):
+        return _html(text)
+    return Markup('<span class="n">&lt;&thinsp;{}</span>').format(_html(text[1:]))
+
+
+def spoken(value: float | None, digits: int = DIGITS) -> str:
+    """A number in plain characters, for a text alternative."""
+    return number(value, digits).replace("-", "−")
+
+
+def _html(text: str) -> Markup:
+    power = _POWER.search(text)
+    if not power:
+        return escape(text.replace("-", "−"))
+    mantissa = text[: power.start()].replace("-", "−")
+    sign = "−" if power[1] == "-" else ""
+    factor = "" if mantissa == "1" else f"{mantissa}&thinsp;×&thinsp;"
+    return Markup(f'<span class="n">{factor}10<sup>{sign}{power[2]}</sup></span>')
+
+
+# Small line charts as inline SVG: measured points, their intervals, the prediction dashed
 
 LEFT, RIGHT, TOP, BOTTOM = 54.0, 88.0, 26.0, 40.0
 MOST_RULES = 6
@@ -216,4 +263,268 @@ def _names(lines: Sequence[Line], axes: Axes) -> str:
             i % len(_MARKS), f"{x:g}", f"{place:.1f}", lines[i].name
         )
         for i, place in zip(order, places, strict=True)
+    )
+
+
+# A measured interval against the margin of its prediction, drawn on one line
+
+WIDTH, HEIGHT, EDGE = 220.0, 22.0, 5.0
+_ROOM = 2.0  # half the line shows so many widths of the margin, if the interval lies within
+_BEYOND = 1.15  # room beyond what is drawn, of its distance from the prediction
+
+
+def region(prediction: float, margin: str) -> tuple[float, float]:
+    """Values that agree with a prediction: `±2%`, `±0.05`, `at least` or `at most` it."""
+    if margin == "at least":
+        return prediction, math.inf
+    if margin == "at most":
+        return -math.inf, prediction
+    width = float(margin.strip("±%"))
+    if margin.endswith("%"):
+        width *= abs(prediction) / 100
+    return prediction - width, prediction + width
+
+
+def interval_plot(
+    prediction: float | None,
+    measurement: float | None,
+    interval: Sequence[float | None],
+    margin: str,
+    quantity: str,
+) -> Markup:
+    """An inline SVG of the margin as a band, the prediction as a tick, the measurement as a dot.
+
+    Args:
+        prediction: the predicted value, or None where it is not finite.
+        measurement: the measured value, or None.
+        interval: ends of its interval, or None.
+        margin: as in a report.
+        quantity: name of what is measured, for the text alternative.
+
+    Returns:
+        The drawing, which says the same in words; the words alone if a value is not finite.
+    """
+    said = words(prediction, measurement, interval, margin, quantity)
+    low, high = interval
+    if prediction is None or measurement is None or low is None or high is None:
+        return Markup('<span class="muted">{}</span>').format(said)
+    band = region(prediction, margin)
+    start, end = _range(prediction, (low, high), band)
+
+    def at(value: float) -> float:
+        share = (min(max(value, start), end) - start) / (end - start)
+        return round(EDGE + share * (WIDTH - 2 * EDGE), 1)
+
+    left = at(band[0]) if math.isfinite(band[0]) else 0.0
+    right = at(band[1]) if math.isfinite(band[1]) else WIDTH
+    middle = HEIGHT / 2
+    shapes = [
+        f'<rect class="band" x="{left}" y="3" width="{round(max(right - left, 1.0), 1)}" '
+        f'height="{HEIGHT - 6:g}"/>',
+        f'<line class="axis" x1="0" y1="{middle:g}" x2="{WIDTH:g}" y2="{middle:g}"/>',
+        f'<line class="tick" x1="{at(prediction)}" y1="1" x2="{at(prediction)}" y2="21"/>',
+        f'<line class="whisker" x1="{at(low)}" y1="{middle:g}" x2="{at(high)}" y2="{middle:g}"/>',
+        f'<circle class="dot" cx="{at(measurement)}" cy="{middle:g}" r="3.2"/>',
+    ]
+    return Markup(
+        '<svg class="interval" role="img" viewBox="0 0 {} {}" aria-label="{}">{}</svg>'
+    ).format(int(WIDTH), int(HEIGHT), said, Markup("".join(shapes)))
+
+
+def _range(
+    prediction: float, interval: tuple[float, float], band: tuple[float, float]
+) -> tuple[float, float]:
+    """Ends of the line: the prediction in the middle, all of the interval within."""
+    widths = [_ROOM * abs(end - prediction) for end in band if math.isfinite(end)]
+    reach = [_BEYOND * abs(end - prediction) for end in interval]
+    room = max(*widths, *reach) or abs(prediction) or 1.0
+    return prediction - room, prediction + room
+
+
+def words(
+    prediction: float | None,
+    measurement: float | None,
+    interval: Sequence[float | None],
+    margin: str,
+    quantity: str,
+) -> str:
+    """What the drawing shows, in words."""
+    digits = digits_for(margin)
+    low, high = interval
+    measured = (
+        f"measured {spoken(measurement, digits)}, interval from {spoken(low, digits)} to "
+        f"{spoken(high, digits)}"
+    )
+    if prediction is None or low is None or high is None:
+        return f"{quantity}: predicted {spoken(prediction, digits)}; {measured}."
+    least, most = region(prediction, margin)
+    if least <= low and high <= most:
+        where = "inside the margin"
+    elif high < least or low > most:
+        where = "outside the margin"
+    else:
+        where = "across the end of the margin"
+    if margin.startswith("±"):
+        said = f"{spoken(prediction, digits)} {margin}"
+    else:
+        said = f"{margin} {spoken(prediction, digits)}"
+    return f"{quantity}: predicted {said}; {measured}, {where}."
+
+
+# What happens over rounds, drawn: energies of a verification, and claims on many rounds
+
+FLOOR = 1e-10
+"""Energies below are drawn there: what is left is rounding."""
+
+FEWEST = 3
+"""Points from which on a line is drawn."""
+
+DECADES = 100
+"""Values of which the largest is so many times the smallest are drawn on a logarithmic axis."""
+
+_SWEEP = re.compile(r"(?P<what>[^0-9]*\D\s)(?P<x>\d+(?:\.\d+)?)(?P<rest>(?:,.*)?)$")
+_PARTITION = re.compile(r"(?:,\s*)?(partition \d+)(?:,\s*)?")
+
+
+@dataclass(frozen=True)
+class Energies:
+    """Energies by rule, partition and round, as drawings and as numbers.
+
+    Args:
+        panels: one drawing per rule.
+        rules: names of the rules, for readers.
+        partitions: names of the partitions.
+        rounds: the rounds.
+        measured, predicted: mean energies, [rule][partition][round].
+        runs: seeds behind every mean.
+    """
+
+    panels: list[Markup]
+    rules: list[str]
+    partitions: list[str]
+    rounds: list[int]
+    measured: list[list[list[float]]]
+    predicted: list[list[list[float]]]
+    runs: int
+
+    def written(self) -> dict[str, Any]:
+        """The same numbers as HTML, for a page that shows one round at a time."""
+        nested = {"measured": self.measured, "predicted": self.predicted}
+        return {
+            "rounds": self.rounds,
+            **{
+                name: [[[number_html(v) for v in part] for part in rule] for rule in values]
+                for name, values in nested.items()
+            },
+        }
+
+
+def energies(folder: Path) -> Energies | None:
+    """The energies that lie beside a report, mean over seeds and over a partition's directions.
+
+    Args:
+        folder: of the report; the data are `data/energies.nc` in it.
+
+    Returns:
+        The energies, or None where there are none.
+    """
+    path = folder / "data" / "energies.nc"
+    if not path.is_file():
+        return None
+    data = load_dataset(path)
+    partition = data.partition.values
+    parts = [np.flatnonzero(partition == h) for h in np.unique(partition)]
+    rounds = [int(t) for t in data["round"].values]
+    names = [f"partition {h + 1}" for h in range(len(parts))]
+    measured, predicted, panels = [], [], []
+    rules = [RULE_NAMES.get(str(rule), str(rule)) for rule in data.rule.values]
+    for rule, label in zip(data.rule.values, rules, strict=True):
+        run = data.sel(rule=rule)
+        mean = run.energy.mean("seed").values
+        told = run.predicted_energy.values
+        measured.append([mean[:, part].mean(-1).tolist() for part in parts])
+        predicted.append([told[:, part].mean(-1).tolist() for part in parts])
+        lines = [
+            Line(name, rounds, found, said)
+            for name, found, said in zip(names, measured[-1], predicted[-1], strict=True)
+        ]
+        words = _panel_words(label, lines, rounds[-1])
+        panels.append(
+            chart(lines, words, ("round", "mean energy"), size=(400, 270), floor=FLOOR, panel=label)
+        )
+    return Energies(panels, rules, names, rounds, measured, predicted, data.sizes["seed"])
+
+
+def _panel_words(rule: str, lines: list[Line], last: int) -> str:
+    said = ", ".join(
+        f"{line.name} goes from {spoken(line.y[0])} to {spoken(line.y[-1])}, predicted "
+        f"{spoken(line.predicted[-1])}"
+        for line in lines
+    )
+    return f"Mean energy under {rule} over {last} rounds, logarithmic: {said}."
+
+
+def sweep(claim: Mapping[str, Any]) -> Markup | None:
+    """A claim's quantities drawn over what varies in their names, such as the round.
+
+    Args:
+        claim: an entry of a report, with quantities named like `..., round 3, partition 2`.
+
+    Returns:
+        A drawing with a line per partition, or None where fewer than three points make a line.
+    """
+    lines: dict[str, list[int]] = {}
+    found: dict[int, tuple[str, float]] = {}
+    for i, quantity in enumerate(claim["quantities"]):
+        match = _SWEEP.match(_PARTITION.sub(", ", quantity).strip(", "))
+        if match is None or None in (claim["measurement"][i], *claim["interval"][i]):
+            return None
+        partition = _PARTITION.search(quantity)
+        name = partition[1] if partition else "measured"
+        found[i] = (match["what"].strip(" =,"), float(match["x"]))
+        lines.setdefault(name + match["rest"], []).append(i)
+    what = {name for name, _ in found.values()}
+    if len(what) != 1 or any(len({found[i][1] for i in own}) < FEWEST for own in lines.values()):
+        return None
+    x_name, y_name = _axis_names(what.pop(), claim["margin"])
+    drawn = [_sweep_line(claim, name, own, found) for name, own in lines.items()]
+    first, last = drawn[0].x[0], drawn[0].x[-1]
+    said = "; ".join(
+        f"{line.name} from {spoken(line.y[0])} to {spoken(line.y[-1])}, predicted "
+        f"{spoken(line.predicted[0])} to {spoken(line.predicted[-1])}"
+        for line in drawn
+    )
+    words = f"{y_name} against {x_name}, {spoken(first)} to {spoken(last)}: {said}."
+    return chart(drawn, words, (x_name, y_name), floor=_floor(drawn))
+
+
+def _floor(lines: list[Line]) -> float | None:
+    """The power of ten below all values, where they span decades; None for a linear axis."""
+    values = [v for line in lines for v in (*line.y, *line.predicted)]
+    values += [end for line in lines for pair in line.intervals for end in pair]
+    if min(values) <= 0 or max(values) < DECADES * min(values):
+        return None
+    return float(10.0 ** math.floor(math.log10(min(values))))
+
+
+def _axis_names(what: str, margin: str) -> tuple[str, str]:
+    """Names of the axes: `W, round` is W over rounds, `q' at nu` is q' over nu."""
+    measured = "deviation" if margin == "at most" else "measured"
+    for between in (", round", " at "):
+        before, found, after = what.partition(between)
+        if found:
+            return f"{between.strip(' ,at')}{after}", before or measured
+    return what, measured
+
+
+def _sweep_line(
+    claim: Mapping[str, Any], name: str, own: list[int], found: dict[int, tuple[str, float]]
+) -> Line:
+    own = sorted(own, key=lambda i: found[i][1])
+    return Line(
+        name,
+        [found[i][1] for i in own],
+        [claim["measurement"][i] for i in own],
+        [claim["prediction"][i] for i in own],
+        [claim["interval"][i] for i in own],
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.claims.report import digits_for, number, shown
-from paper_figs.html.numbers import spoken
+from paper_figs.html.charts import spoken
 
 
 @dataclass(frozen=True)

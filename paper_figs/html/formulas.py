@@ -18,7 +18,111 @@ from markupsafe import Markup, escape
 
 from analysis.derivations.appendix import equation
 from analysis.derivations.statement import MARK
-from paper_figs.html.derived import DERIVED
+
+# Which derivations stand behind which claim.
+#
+# `module.function` of `analysis.derivations`; with `:1,3`, those alone of its equations. A claim
+# that no derivation speaks of (an identity of factors, a comparison on real data) is not listed.
+
+_SHARES = "cohorts.without_replacement"
+_RANDOM_RATE = "allocation.share_moments:1"
+_TYPICAL = ("typical.typical_rate", "typical.opposite_corrections:1")
+_FLOOR = "floors.floor"
+
+DERIVED: dict[str, tuple[str, ...]] = {
+    "staircase": ("rates.staircase_rate",),
+    "zero-pad-fourth-power": ("multipliers.zero_pad",),
+    "raflora-flat": ("multipliers.raflora",),
+    "collapse-bound": ("rates.collapse_bound:0,1", "rates.collapse_bound_gap"),
+    "cohort-rate": (f"{_SHARES}:1",),
+    "zero-pad-cohort-rate": (f"{_SHARES}:3",),
+    "raflora-zero-cohort": ("floors.raflora_rate", "contributors.extinction:0"),
+    "raflora-carry-flat": ("floors.carry_excess",),
+    "typical-rate-fedavg": ("typical.typical_rate",),
+    "typical-rate-zero-pad": ("typical.typical_rate", "multipliers.zero_pad"),
+    "log-energy-spread": ("typical.log_energy:1",),
+    "log-normal": ("typical.log_energy", "typical.log_normal:1"),
+    "extinction-law": ("typical.survival", "contributors.extinction:0"),
+    "participation-mean-milder": ("sensitivities.participation_effect",),
+    "review-participation-mean": ("sensitivities.participation_effect",),
+    "review-participation-typical-moderate": _TYPICAL,
+    "review-participation-typical-tiny": _TYPICAL,
+    "participation-median": ("typical.log_normal",),
+    "random-allocation-rate": (_RANDOM_RATE,),
+    "random-allocation-variance": (_RANDOM_RATE, "allocation.excess_over_svd"),
+    "review-random-concentration": ("allocation.concentration",),
+    "review-random-removes-loss": (_RANDOM_RATE,),
+    "review-random-slows-loss": (_RANDOM_RATE,),
+    "review-random-highest": (_RANDOM_RATE,),
+    "floor-fedavg": (_FLOOR,),
+    "floor-raflora": (_FLOOR,),
+    "trajectory-fedavg": ("floors.energy_after",),
+    "trajectory-raflora": ("floors.energy_after",),
+    "equal-ranks-identity": ("multipliers.raflora_identity",),
+    "partition-identity": ("multipliers.raflora_identity",),
+    "declared-multipliers": tuple(
+        f"multipliers.{rule}"
+        for rule in ("fedavg", "zero_pad", "hetlora_weight", "flora", "ffa", "raflora", "rbla")
+    ),
+    "flora-no-compounding": ("multipliers.flora",),
+    "flora-dilutes-loss": ("multipliers.flora",),
+    "flora-linear-growth": ("multipliers.flora",),
+    "flora-cohort-growth": ("base_rules.flora_moments:1",),
+    "fedex-settles": ("base_rules.fedex_total_limit",),
+    "fedex-approach": ("base_rules.fedex_total_after",),
+    "ffa-is-fedavg": ("multipliers.ffa", "multipliers.fedavg"),
+    "rbla-is-raflora": ("multipliers.rbla", "multipliers.raflora"),
+    "hetlora-recursion": ("multipliers.hetlora_weight",),
+    "hetlora-first-round": ("multipliers.hetlora_weight",),
+    "hetlora-uniform": ("multipliers.hetlora_limit",),
+    "hetlora-uniform-cohorts": ("multipliers.hetlora_limit",),
+    "heterogeneity-slows": ("floors.rate",),
+    "heterogeneity-critical": ("floors.critical_gain_std",),
+    "persistent-full": ("persistent.aggregate_law", "persistent.energy_after"),
+    "persistent-cohorts": ("persistent_cohorts.energy_after",),
+    "persistent-outgrows-fresh": ("persistent.gain_power",),
+    "noise-gain": ("noise.one_round:1", "contributors.inverse_contributors"),
+    "raflora-noise-amplification": ("noise.amplification",),
+    "raflora-floor-ratio": (_FLOOR,),
+    "long-run-fedavg": (_FLOOR,),
+    "long-run-raflora": (_FLOOR,),
+    "floor-drift-mean": ("floors.floor_with_drift",),
+    "equal-signal-to-noise": ("noise.ratio_difference",),
+    "signal-to-noise-cohorts": ("noise.fedavg_round", "noise.raflora_round"),
+    "flow-floor-fedavg": ("flow.floor",),
+    "flow-floor-zero-pad": ("flow.floor",),
+    "flow-floor-raflora": ("flow.floor",),
+    "flow-rate-below-fedavg": ("flow.approach:0",),
+    "flow-rate-below-zero-pad": ("flow.approach:0",),
+    "flow-rate-above-fedavg": ("flow.approach:1",),
+    "flow-rate-above-zero-pad": ("flow.approach:1",),
+    "flow-rate-above-raflora": ("flow.approach:1",),
+    "flow-critical-fedavg": ("flow.critical_amplitude",),
+    "flow-critical-zero-pad": ("flow.critical_amplitude",),
+    "flow-threshold-fedavg": ("flow.critical_time",),
+    "flow-threshold-zero-pad": ("flow.critical_time",),
+    "flow-raflora-no-threshold": ("flow.local_gain",),
+    "flow-threshold-targets": ("flow_cohorts.threshold_product",),
+    "flow-cohorts-fedavg": ("flow_cohorts.harmonic_amplitude_after",),
+    "flow-cohorts-zero-pad": ("flow_cohorts.harmonic_amplitude_after",),
+    "flow-targets-fedavg": ("flow.local_map", "flow_cohorts.threshold_product"),
+    "flow-targets-raflora": ("flow.local_map", "flow_cohorts.threshold_product"),
+    "breakdown-drift": ("rates.staircase_energy", "alignment.small_angle_loss"),
+    "breakdown-steps": ("flow.amplitude_after",),
+    "breakdown-adam": ("flow.amplitude_after",),
+    "review-settling-fractions": ("floors.rate", f"{_SHARES}:1"),
+    "review-settling-speed": ("floors.rate", f"{_SHARES}:1"),
+    "digits-collapse-fedavg": ("rates.collapse_bound:0,1",),
+    "digits-collapse-zero-pad": ("multipliers.zero_pad",),
+    "digits-raflora-no-collapse": ("multipliers.raflora",),
+}
+
+
+# Mathematics as MathML: formulas within plain sentences, and the derivations behind a claim.
+#
+# Derivations are expressions of sympy whose left sides are written in LaTeX; both sides become
+# LaTeX, as in the appendix, and latex2mathml makes the MathML that browsers and screen readers
+# know.
 
 FORMULAS = {
     "1 - rho_{l_1}(t) <= C gamma^t": r"1 - \rho_{l_1}(t) \le C \gamma^t",

@@ -12,10 +12,9 @@ from markupsafe import Markup
 from analysis.claims.report import SYMBOLS, percent
 from fedlora_sim.version import __version__
 from paper_figs.html import page
+from paper_figs.html.charts import energies, interval_html, number_html
 from paper_figs.html.figures import pictures
 from paper_figs.html.formulas import curly, typeset
-from paper_figs.html.numbers import interval_html, number_html
-from paper_figs.html.trajectories import energies
 
 KINDS_TEXT = (
     "A theorem must hold. A conjecture is reported, whichever way it falls; a refuted one is a "

@@ -11,8 +11,8 @@ from page_cases import Element, Page, page_claim, page_report, recorded_report
 
 from fedlora_cli.verify import verify
 from paper_figs.html import page as views
+from paper_figs.html.page import as_report
 from paper_figs.html.render import render
-from paper_figs.html.study import as_report
 
 LARGEST = 3_000_000  # bytes
 AA = 4.5  # contrast of text, WCAG 2.2

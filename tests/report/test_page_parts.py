@@ -12,13 +12,9 @@ import pytest
 from page_cases import page_claim, page_report, recorded_report
 
 from analysis.claims import CLAIMS
-from paper_figs.html.charts import Line, chart
-from paper_figs.html.derived import DERIVED
+from paper_figs.html.charts import Line, chart, interval_plot, number_html, p_html, region, sweep
 from paper_figs.html.figures import pictures
-from paper_figs.html.formulas import FORMULAS, behind, derivation, typeset
-from paper_figs.html.intervals import interval_plot, region
-from paper_figs.html.numbers import number_html, p_html
-from paper_figs.html.trajectories import sweep
+from paper_figs.html.formulas import DERIVED, FORMULAS, behind, derivation, typeset
 
 # Identities of factors and comparisons on real data, of which no derivation speaks.
 WITHOUT = {
