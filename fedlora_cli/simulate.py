@@ -18,15 +18,9 @@ from fedlora_sim import Scenario
 from fedlora_sim import simulate as run
 from fedlora_sim.errors import check_count, expected
 from fedlora_sim.rules import AggregationRule
+from fedlora_sim.rules.external import rule_code
 from fedlora_sim.scenario import load_toml
-from fedlora_sim.storage import (
-    RunStore,
-    check_file,
-    only_writer,
-    remove_stale,
-    rule_code,
-    save_dataset,
-)
+from fedlora_sim.storage import RunStore, check_file, only_writer, remove_stale, save_dataset
 
 NO_FILE_NAME = r"[^\w.]+"  # what a rule's options bring: raflora:canonicalize=true
 # Runs kept together: a piece must be worth a file, and short enough to lose.

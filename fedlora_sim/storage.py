@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import inspect
 import io
 import json
 import os
@@ -20,7 +19,6 @@ import re
 import secrets
 import shutil
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora_sim.errors import InputError, expected
-from fedlora_sim.rules import AggregationRule
-from fedlora_sim.rules.external import ForeignRule
 from fedlora_sim.version import __version__, versions
 
 if TYPE_CHECKING:
@@ -808,53 +804,3 @@ class RunStore:
         named = re.compile(rf"{re.escape(label)}\.[0-9a-f]{{16}}{re.escape(suffix)}")
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(path for path in found if named.fullmatch(path.name))
-
-
-# The code of rules from outside this package: what tells their versions apart
-
-OWN = __name__.partition(".")[0]
-UNKNOWN = "unknown"
-
-
-def rule_class(rule: AggregationRule) -> type:
-    """The class that a rule was written as."""
-    return type(rule.inner if isinstance(rule, ForeignRule) else rule)
-
-
-def rule_code(rule: AggregationRule) -> str | None:
-    """Hash of the sources of a rule from outside; None for the package's own.
-
-    A rule in a package: of all the package's modules. Another one: of its file. The same for
-    classes from outside that it derives from.
-
-    Returns:
-        The hash; `unknown` where there is no file, as in a notebook.
-    """
-    kind = rule_class(rule)
-    if _top(kind) == OWN:
-        return None
-    own = [_sources(base) for base in kind.__mro__ if _is_outside(base)]
-    if UNKNOWN in own:
-        return UNKNOWN
-    return digest("".join(dict.fromkeys(own)).encode())
-
-
-def _top(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
-
-
-def _is_outside(kind: type) -> bool:
-    return _top(kind) not in {OWN, "builtins"} and _top(kind) not in sys.stdlib_module_names
-
-
-def _sources(kind: type) -> str:
-    """Hash of the package or file of a class."""
-    package = sys.modules.get(_top(kind))
-    places = [Path(place) for place in getattr(package, "__path__", ())]
-    if places:
-        return digest("".join(source_fingerprint(place) for place in places).encode())
-    try:
-        path = inspect.getsourcefile(kind)
-    except (TypeError, OSError):
-        path = None
-    return UNKNOWN if path is None else file_digest(Path(path))

@@ -24,6 +24,7 @@ from fedlora_sim.finetune.exchange import GlobalUpdate
 from fedlora_sim.finetune.measures import Row
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.rules import AggregationRule
+from fedlora_sim.rules.external import rule_code
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.storage import (
     code_versions,
@@ -31,7 +32,6 @@ from fedlora_sim.storage import (
     only_writer,
     raw_bytes,
     remove_stale,
-    rule_code,
     write_json,
     write_tensors,
 )

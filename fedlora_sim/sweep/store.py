@@ -17,14 +17,13 @@ import xarray as xr
 
 from fedlora_sim.errors import expected
 from fedlora_sim.rules import get_rule
+from fedlora_sim.rules.external import rule_class, rule_code
 from fedlora_sim.rules.registry import ENTRY_POINTS
 from fedlora_sim.storage import (
     PACKAGE,
     code_versions,
     damaged,
     encode_dataset,
-    rule_class,
-    rule_code,
     temporary_folder,
     write_bytes,
     write_json,

@@ -31,24 +31,24 @@ class Fault:
         return tuple(name for name in self.tests if name.endswith(".py"))
 
 
-DRAWS = ("tests/simulator/test_draws.py",)
-FORMULAS = ("tests/simulator/test_aggregation_reference.py",)
-POLICIES = ("tests/simulator/test_aggregation_policies.py",)
-FEDERATION = ("tests/simulator/test_federation.py",)
-BATCHES = ("tests/simulator/test_lowrank_batches.py",)
-TOLERANCES = ("tests/simulator/test_tolerances.py",)
-DESCENT = ("tests/simulator/test_descent.py",)
-LOCAL = ("tests/training/test_local_training.py",)
-BATCH_PLANS = ("tests/training/test_batches.py",)
+DRAWS = ("tests/engines/test_draws.py",)
+FORMULAS = ("tests/rules/test_aggregation_reference.py",)
+POLICIES = ("tests/rules/test_aggregation_policies.py",)
+FEDERATION = ("tests/core/test_federation.py",)
+BATCHES = ("tests/core/test_lowrank_batches.py",)
+TOLERANCES = ("tests/core/test_tolerances.py",)
+DESCENT = ("tests/engines/test_descent.py",)
+LOCAL = ("tests/finetune/test_local_training.py",)
+BATCH_PLANS = ("tests/finetune/test_batches.py",)
 SUBSETS = ("tests/tasks/test_text_data.py", "-k", "shares or samples")
-ENERGIES = ("tests/analysis/test_closed_form_energies.py",)
-PERSISTENT = ("tests/analysis/test_closed_form_persistent.py",)
-ESTIMATORS = ("tests/verdicts/test_estimators.py",)
-SURVIVORS = ("tests/verdicts/test_survivors.py",)
-FIELLER = ("tests/verdicts/test_fieller.py",)
-VERDICT = ("tests/verdicts/test_verdict.py",)
-CONTROLS = ("tests/verdicts/test_controls.py",)
-CLAIM_RUNS = ("tests/verdicts/test_claims.py",)
+ENERGIES = ("tests/closed_form/test_closed_form_energies.py",)
+PERSISTENT = ("tests/closed_form/test_closed_form_persistent.py",)
+ESTIMATORS = ("tests/stats/test_estimators.py",)
+SURVIVORS = ("tests/claims/test_survivors.py",)
+FIELLER = ("tests/stats/test_fieller.py",)
+VERDICT = ("tests/stats/test_verdict.py",)
+CONTROLS = ("tests/claims/test_controls.py",)
+CLAIM_RUNS = ("tests/claims/test_claims.py",)
 GAUGE = ("tests/collapse/test_collapse_gauge.py",)
 SWEEP_STORE = ("tests/sweep/test_store.py",)
 
@@ -58,7 +58,7 @@ FAULTS = (
         "analysis/studies/forecast.py",
         "calibration = calibrate(dataset, slice(1, first), pool)",
         "calibration = calibrate(dataset, slice(1, None), pool)",
-        ("tests/analysis/test_real_scoring.py",),
+        ("tests/studies/test_real_scoring.py",),
         "test_a_forecast_does_not_see_the_rounds_on_which_it_is_scored",
     ),
     Fault(
@@ -181,7 +181,7 @@ FAULTS = (
         "fedlora_sim/lowrank.py",
         'torch.finfo(dtype).eps * summed <= relative("factorization", dtype) / 4',
         'torch.finfo(dtype).eps * summed <= relative("factorization", dtype) * 250',
-        ("tests/simulator/test_lowrank_paths.py", "-k", "knows or orthonormal"),
+        ("tests/core/test_lowrank_paths.py", "-k", "knows or orthonormal"),
         "test_vectors_stay_orthonormal_where_one_factor_is_nearly_dependent",
     ),
     Fault(
@@ -189,7 +189,7 @@ FAULTS = (
         "fedlora_sim/lowrank.py",
         "found = times_power(values, 2 * m.reshape(",
         "found = times_power(values, m.reshape(",
-        ("tests/simulator/test_range.py", "-k", "power or single_precision_of_every"),
+        ("tests/core/test_range.py", "-k", "power or single_precision_of_every"),
         "test_aggregation_commutes_with_powers_of_two",
     ),
     Fault(
@@ -205,7 +205,7 @@ FAULTS = (
         "fedlora_sim/metrics.py",
         "sigma = np.sqrt(_energies(energy))",
         "sigma = _energies(energy)",
-        ("tests/simulator/test_metrics.py", "-k", "effective"),
+        ("tests/core/test_metrics.py", "-k", "effective"),
         "test_effective_rank_by_hand",
     ),
     # Spectral runs.
@@ -214,7 +214,7 @@ FAULTS = (
         "fedlora_sim/engines/spectral.py",
         "norm = shares.squares().sqrt()",
         "norm = shares.squares()",
-        ("tests/simulator/test_spectral.py", "-k", "agrees_in_law"),
+        ("tests/engines/test_spectral.py", "-k", "agrees_in_law"),
         "test_fresh_noise_in_product_space_agrees_in_law",
     ),
     Fault(
@@ -222,7 +222,7 @@ FAULTS = (
         "fedlora_sim/engines/spectral.py",
         'stream(seed, "aggregate_noise")',
         'stream(seed // 2, "aggregate_noise")',
-        ("tests/simulator/test_spectral.py", "-k", "noise_of_their_own"),
+        ("tests/engines/test_spectral.py", "-k", "noise_of_their_own"),
         "test_rounds_directions_and_seeds_have_noise_of_their_own",
     ),
     Fault(
@@ -230,7 +230,7 @@ FAULTS = (
         "fedlora_sim/engines/spectral.py",
         "(reached - total).abs())",
         "reached.abs())",
-        ("tests/simulator/test_allocation.py", "-k", "importance"),
+        ("tests/engines/test_allocation.py", "-k", "importance"),
         "test_importance_of_the_spectral_fidelity_is_how_far_a_client_would_move",
     ),
     Fault(
@@ -238,7 +238,7 @@ FAULTS = (
         "fedlora_sim/engines/spectral.py",
         "y = (reached - z.unsqueeze(1)) * members",
         "y = reached * members",
-        ("tests/simulator/test_spectral_rules.py", "-k", "reference and fedex"),
+        ("tests/engines/test_spectral_rules.py", "-k", "reference and fedex"),
         "test_persistent_clients_are_the_reference",
     ),
     # Matrix runs.
@@ -271,7 +271,7 @@ FAULTS = (
         "fedlora_sim/engines/matrix.py",
         "lora_a = lora_a @ inner.mT if moves_a else lora_a",
         "lora_a = lora_a @ inner if moves_a else lora_a",
-        ("tests/simulator/test_matrix.py", "-k", "every_disturbance"),
+        ("tests/engines/test_matrix.py", "-k", "every_disturbance"),
         "test_every_disturbance_alone_is_the_reference",
     ),
     # Training.
@@ -280,7 +280,7 @@ FAULTS = (
         "fedlora_sim/finetune/local.py",
         "for g in gradients]).sum(0)\n",
         "for g in gradients]).sum(0).sum().expand(len(gradients[0]))\n",
-        ("tests/training/test_client_descent.py", "-k", "clipping"),
+        ("tests/finetune/test_client_descent.py", "-k", "clipping"),
         "test_clipping_is_pytorchs_client_by_client",
     ),
     Fault(
@@ -312,7 +312,7 @@ FAULTS = (
         "fedlora_sim/finetune/local.py",
         "(index >= start.unsqueeze(1))",
         "(index > start.unsqueeze(1))",
-        ("tests/training/test_self_pruning.py", "-k", "tail"),
+        ("tests/finetune/test_self_pruning.py", "-k", "tail"),
         "test_the_size_of_a_tail_is_the_product_of_its_norms",
     ),
     Fault(
@@ -320,7 +320,7 @@ FAULTS = (
         "fedlora_sim/finetune/slora.py",
         "p = torch.as_tensor(share / share.sum())",
         "p = torch.as_tensor(np.full(len(share), 1 / len(share)))",
-        ("tests/training/test_rules_and_allocations.py", "-k", "start_sparse"),
+        ("tests/finetune/test_rules_and_allocations.py", "-k", "start_sparse"),
         "test_runs_that_start_sparse_are_the_reference",
     ),
     Fault(
@@ -328,7 +328,7 @@ FAULTS = (
         "fedlora_sim/finetune/stacked.py",
         "back = torch.bmm(grad, lora_B).mul_(scaling)",
         "back = torch.bmm(grad, lora_B)",
-        ("tests/training/test_stacked_lora.py", "-k", "backward or finite"),
+        ("tests/finetune/test_stacked_lora.py", "-k", "backward or finite"),
         "test_gradients_are_those_of_finite_differences",
     ),
     Fault(
@@ -344,7 +344,7 @@ FAULTS = (
         "fedlora_sim/scenario.py",
         "return self.lora_alpha / (rank**0.5 if self.use_rslora else rank)",
         "return self.lora_alpha / rank",
-        ("tests/simulator/test_scenario.py", "-k", "scaling"),
+        ("tests/core/test_scenario.py", "-k", "scaling"),
         "test_client_scaling",
     ),
     # Splits and tasks.
@@ -394,7 +394,7 @@ FAULTS = (
         "fedlora_sim/peft/config.py",
         "        rank = self.rank_of(module)\n        return alpha",
         "        rank = self.rank\n        return alpha",
-        ("tests/adapters/test_adapter_outputs.py", "-k", "pattern"),
+        ("tests/peft/test_adapter_outputs.py", "-k", "pattern"),
         "test_ranks_by_pattern",
     ),
     Fault(
@@ -402,7 +402,7 @@ FAULTS = (
         "fedlora_sim/peft/patterns.py",
         "next((pattern for pattern in patterns if",
         "next((pattern for pattern in reversed([*patterns]) if",
-        ("tests/adapters/test_adapter_config.py", "-k", "patterns_match"),
+        ("tests/peft/test_adapter_config.py", "-k", "patterns_match"),
         "test_patterns_match_as_in_peft",
     ),
     Fault(
@@ -410,7 +410,7 @@ FAULTS = (
         "fedlora_sim/peft/aggregate.py",
         "present.append((client, weight / total))",
         "present.append((client, 1 / len(clients)))",
-        ("tests/adapters/test_adapter_extras.py", "-k", "averaged_by_samples"),
+        ("tests/peft/test_adapter_extras.py", "-k", "averaged_by_samples"),
         "test_trained_tensors_are_averaged_by_samples",
     ),
     Fault(
@@ -418,7 +418,7 @@ FAULTS = (
         "fedlora_sim/peft/aggregate.py",
         "[tokens.index(token) for token in order]",
         "[order.index(token) for token in tokens]",
-        ("tests/adapters/test_adapter_options.py", "-k", "row_by_row"),
+        ("tests/peft/test_adapter_options.py", "-k", "row_by_row"),
         "test_trained_tokens_are_averaged_row_by_row",
     ),
     Fault(
@@ -426,7 +426,7 @@ FAULTS = (
         "fedlora_sim/peft/read.py",
         "lora_b.unflatten(1, (-1, self.experts)).permute(2, 0, 1)",
         "lora_b.unflatten(1, (self.experts, -1)).permute(1, 0, 2)",
-        ("tests/adapters/test_adapter_experts.py", "-k", "one_by_one"),
+        ("tests/peft/test_adapter_experts.py", "-k", "one_by_one"),
         "test_experts_are_averaged_one_by_one",
     ),
     Fault(
@@ -434,7 +434,7 @@ FAULTS = (
         "fedlora_sim/peft/write.py",
         "bound = 1 / np.sqrt(layer.d_in)",
         "bound = np.sqrt(6 / layer.d_in)",
-        ("tests/adapters/test_adapter_restart.py", "-k", "fresh"),
+        ("tests/peft/test_adapter_restart.py", "-k", "fresh"),
         "test_a_fresh_adapter_looks_like_one_of_pefts",
     ),
     Fault(
@@ -442,7 +442,7 @@ FAULTS = (
         "fedlora_sim/peft/read.py",
         "if not key.isprintable() or _PATTERN_SIGNS",
         "if _PATTERN_SIGNS",
-        ("tests/adapters/test_hostile_folders.py", "-k", "names"),
+        ("tests/peft/test_hostile_folders.py", "-k", "names"),
         "test_names_that_cannot_be_a_modules",
     ),
     # Closed forms and laws of cohorts.
@@ -475,7 +475,7 @@ FAULTS = (
         "analysis/closed_form/typical.py",
         "power**2 * moments.log_variance",
         "power * moments.log_variance",
-        ("tests/analysis/test_closed_form_typical.py", "-k", "few_rounds"),
+        ("tests/closed_form/test_closed_form_typical.py", "-k", "few_rounds"),
         "test_a_few_rounds",
     ),
     Fault(
@@ -483,7 +483,7 @@ FAULTS = (
         "analysis/closed_form/flow.py",
         "setting.moments.log_mean + 0.0",
         "np.log(setting.moments.mean) + 0.0",
-        ("tests/analysis/test_closed_form_flow.py", "-k", "typical_run"),
+        ("tests/closed_form/test_closed_form_flow.py", "-k", "typical_run"),
         "test_a_typical_run_survives_above_its_threshold_only",
     ),
     Fault(
@@ -491,7 +491,7 @@ FAULTS = (
         "analysis/cohorts/exact.py",
         "squares = draws + draws * (draws - 1) * repeat[:, None]",
         "squares = draws + draws**2 * repeat[:, None]",
-        ("tests/analysis/test_share_laws.py", "-k", "laws_equal_brute_force"),
+        ("tests/closed_form/test_share_laws.py", "-k", "laws_equal_brute_force"),
         "test_laws_equal_brute_force",
     ),
     Fault(
@@ -499,7 +499,7 @@ FAULTS = (
         "analysis/closed_form/energy.py",
         "gamma = float(federation.coverage()[lowest]) ** 2",
         "gamma = float(federation.coverage()[-1]) ** 2",
-        ("tests/analysis/test_closed_form.py", "-k", "collapse_bound"),
+        ("tests/closed_form/test_closed_form.py", "-k", "collapse_bound"),
         "test_collapse_bound_holds_and_is_tight_at_the_start",
     ),
     # Intervals and verdicts.
@@ -508,7 +508,7 @@ FAULTS = (
         "analysis/stats/series.py",
         "WINDOW = 5.0",
         "WINDOW = 1.0",
-        ("tests/verdicts/test_stationary.py", "-k", "ar1 or cut_before"),
+        ("tests/stats/test_stationary.py", "-k", "ar1 or cut_before"),
         "test_the_sum_is_not_cut_before_the_correlation_has_ended",
     ),
     Fault(
@@ -564,7 +564,7 @@ FAULTS = (
         "analysis/stats/verdicts.py",
         "measurement = estimator(samples, error / looks)",
         "measurement = estimator(samples, error)",
-        ("tests/verdicts/test_sequential.py", "-k", "repeated_looks or runs_are_added"),
+        ("tests/stats/test_sequential.py", "-k", "repeated_looks or runs_are_added"),
         "test_repeated_looks_keep_the_error",
     ),
     Fault(
@@ -572,7 +572,7 @@ FAULTS = (
         "analysis/stats/verdicts.py",
         "steps = np.minimum((total - np.arange(len(p)))",
         "steps = np.minimum((len(p) - np.arange(len(p)))",
-        ("tests/verdicts/test_family.py", "-k", "holm"),
+        ("tests/stats/test_family.py", "-k", "holm"),
         "test_holm_lies_between_the_p_value_and_bonferronis",
     ),
     Fault(
@@ -639,7 +639,7 @@ FAULTS = (
         "analysis/studies/calibrate.py",
         "return np.asarray((s - gain * x - drift) ** 2 / free)",
         "return np.asarray((s - gain * x - drift) ** 2 / np.maximum(free, 1))",
-        ("tests/analysis/test_real_calibration.py", "-k", "unbiased or hold_the_truth"),
+        ("tests/studies/test_real_calibration.py", "-k", "unbiased or hold_the_truth"),
         "test_the_variance_of_few_clients_is_unbiased",
     ),
     Fault(
@@ -647,7 +647,7 @@ FAULTS = (
         "analysis/studies/forecast.py",
         "(1 - level) / 2)",
         "1 - level)",
-        ("tests/analysis/test_real_scoring.py", "-k", "intervals_hold"),
+        ("tests/studies/test_real_scoring.py", "-k", "intervals_hold"),
         "test_intervals_hold_what_the_model_makes_as_often_as_they_say",
     ),
     Fault(
@@ -655,7 +655,7 @@ FAULTS = (
         "analysis/studies/findings.py",
         "return grouped.mean()[complete].to_numpy",
         "return grouped.mean().to_numpy",
-        ("tests/analysis/test_paper_claims.py", "-k", "replicate_without"),
+        ("tests/studies/test_paper_claims.py", "-k", "replicate_without"),
         "test_a_replicate_without_one_of_its_runs_is_left_out",
     ),
     # Conformance.
@@ -721,7 +721,7 @@ FAULTS = (
         "fedlora_sim/finetune/checkpoints.py",
         "for name in {**given, **found}:",
         "for name in found:",
-        ("tests/training/test_checkpoints.py", "-k", "refused or does_not_know"),
+        ("tests/finetune/test_checkpoints.py", "-k", "refused or does_not_know"),
         "test_a_folder_that_does_not_know_what_made_its_run_is_refused",
     ),
     Fault(
@@ -737,7 +737,7 @@ FAULTS = (
         "analysis/claims/verify.py",
         'if c["kind"] == "theorem"\n',
         'if c["kind"] in KINDS\n',
-        ("tests/verdicts/test_run_claim.py", "-k", "holds"),
+        ("tests/claims/test_run_claim.py", "-k", "holds"),
         "test_holds_asks_every_theorem",
     ),
 )
