@@ -11,6 +11,7 @@ import xarray as xr
 
 from analysis.stats.intervals import Array, mean_interval, over_survivors
 from analysis.stats.series import log_linear_rate
+from fedlora_sim.errors import check_confidence
 from fedlora_sim.metrics import effective_rank, energy_ratio
 from fedlora_sim.sweep import open_sweep
 
@@ -18,12 +19,12 @@ QUANTITIES = ("rho", "energy_left", "effective_rank", "rate")
 INNER = ("seed", "round", "direction")
 
 
-def summarize(sweep: xr.Dataset | str | Path, *, error: float = 0.05) -> pd.DataFrame:
-    """Means over seeds at every point of a sweep's grid.
+def summarize(sweep: xr.Dataset | str | Path, *, confidence: float = 0.95) -> pd.DataFrame:
+    """Return means over seeds, with intervals, at every point of a sweep's grid.
 
     Args:
         sweep: what `open_sweep` returns, or a part of it; or the folder of a sweep.
-        error: probability that an interval misses its mean, of each by itself.
+        confidence: of each interval by itself, in (0, 1).
 
     Returns:
         One row per point, with its fields, `runs` (seeds that are made) and, each with the ends of
@@ -34,7 +35,11 @@ def summarize(sweep: xr.Dataset | str | Path, *, error: float = 0.05) -> pd.Data
         `effective_rank`: after the last round.
         `rate`: factor per round of the energy beyond the first l_1 directions, fitted to all
         rounds; NaN where there is none beyond.
+
+    Raises:
+        InputError: if there is no sweep in the folder, or the confidence is out of range.
     """
+    error = 1.0 - check_confidence("confidence", confidence)
     dataset = sweep if isinstance(sweep, xr.Dataset) else open_sweep(sweep)
     outer = [dim for dim in dataset.energy.dims if dim not in INNER]
     tables = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,9 +27,8 @@ from analysis.claims.report import (
     to_markdown,
     worst,
 )
-from analysis.claims.verify import assemble, claim_records, finite_or_none, holds
+from analysis.claims.verify import assemble, digits_runs, holds, judge_claims
 from analysis.paper.catalogue import VERIFIED
-from analysis.run_jobs import run_ahead, workers
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
 from fedlora_cli.tables import wide_console
@@ -55,8 +54,6 @@ WRITTEN = (
     *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
 )
 """All that a verification may write."""
-CLAIMS_EACH = 4
-"""Fewer claims than that are judged sooner than a process has started."""
 COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 
@@ -105,47 +102,33 @@ def verify(
 
 def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]:
     found, data = {}, out / "data"
-    at_once = workers(context.device)
     with (
         tqdm(total=len(claims), unit="claim", disable=None, position=0) as done,
         tqdm(unit="run", unit_scale=True, disable=None, position=1, leave=False) as runs,
     ):
         context.on_progress = runs.update
-        if any(claim in digits.CLAIMS for claim in claims):
-            done.set_description("fine-tuning on digits")
-            run_ahead(digits.first_look(context), context, at_once)
-        done.set_description("claims")
-        for record in _judged(claims, context, at_once):
+        real = any(claim in digits.CLAIMS for claim in claims)
+        done.set_description("fine-tuning on digits" if real else "claims")
+        for record in judge_claims(claims, context):
+            done.set_description("claims")
             found[record["id"]] = record
             done.update()
             if done.disable:  # no terminal: a line per claim instead of a bar
                 line = f"{record['id']}: {record['verdict']} ({record['seconds']:.1f} s)"
                 print(line, file=sys.stderr, flush=True)
+        if real:
+            done.set_description("digits: all runs")
         records = [found[claim.id] for claim in claims]
         report = assemble(records, context)
+        if real:
+            save_dataset(digits.gather(context, digits_runs(records)), data / "digits.nc")
         for recipe in VERIFIED:
             if recipe.illustrates(claims):
                 done.set_description(f"figure: {recipe.name}")
                 save_dataset(recipe.make(context), data / f"{recipe.name}.nc")
-        real = [r for c, r in zip(claims, records, strict=True) if c in digits.CLAIMS]
-        if real:
-            done.set_description("digits: all runs")
-            most = max(max(r["runs"], r["negative_control"]["runs"]) for r in real)
-            # one claim on two of the labels may have gone on for longer
-            count = min(most, digits.RUNS_EACH)
-            report["digits"] = finite_or_none(digits.summarise(context, count))
-            save_dataset(digits.gather(context, count), data / "digits.nc")
     matplotlib.use("Agg")
     draw_all(report, data, out / "figures")
     return report
-
-
-def _judged(claims: Sequence[Claim], context: Context, at_once: int) -> Iterator[dict[str, Any]]:
-    here = [claim for claim in claims if claim in digits.CLAIMS]  # where the runs they share are
-    others = [claim for claim in claims if claim not in here]
-    processes = max(1, min(at_once, len(others) // CLAIMS_EACH))
-    yield from claim_records(others, context, processes)
-    yield from claim_records(here, context)
 
 
 def _write(report: dict[str, Any], out: Path, html: bool) -> None:

@@ -2,5 +2,7 @@
 
 import lazy_loader
 
-# A name is imported when it is asked for: torch takes seconds. Which there are is in __init__.pyi.
+# Names are imported on first use, as listed in __init__.pyi: torch takes seconds. `simulate` is a
+# function in a module of the same name: lazy_loader keeps the import of the module from replacing
+# the function.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,7 +1,14 @@
+from .conformance import check_aggregator as check_aggregator
+from .errors import InputError as InputError
 from .federation import Federation as Federation
 from .federation import parse_ranks as parse_ranks
 from .lora import LoRAFactors as LoRAFactors
+from .rules import Aggregated as Aggregated
+from .rules import AggregationRule as AggregationRule
+from .rules import Context as Context
+from .rules import Properties as Properties
 from .rules import aggregate as aggregate
+from .rules import register as register
 from .rules import rule_names as rule_names
 from .scenario import Scenario as Scenario
 from .simulate import simulate as simulate

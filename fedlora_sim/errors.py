@@ -181,6 +181,14 @@ def check_share(argument: str, value: object) -> float:
     return number
 
 
+def check_confidence(argument: str, value: object) -> float:
+    """Return `value` as a float if it is in (0, 1): an interval of confidence 1 has no ends."""
+    number = check_finite(argument, value)
+    if not 0 < number < 1:
+        raise expected(argument, value, "a number in (0, 1)")
+    return number
+
+
 def check_seed(argument: str, value: object) -> int:
     """Return `value` as an int if it is a whole number from 0 to 2**63 - 1."""
     number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else -1

@@ -11,8 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.claims.base import RULE_NAMES, Claim, Context, Control
-from analysis.run_jobs import Job
+from analysis.claims.base import RULE_NAMES, Claim, Context, Control, Job
 from analysis.stats.intervals import log_odds_interval, mean_interval, median_interval
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
@@ -167,7 +166,7 @@ def untrained_gain(baseline: str, numbers: Sequence[int], context: Context) -> A
     return np.array([[float(run.accuracy.values[0, 0]) - final_accuracy(run)] for run in finished])
 
 
-def summarise(context: Context, count: int) -> list[dict[str, Any]]:
+def summarize(context: Context, count: int) -> list[dict[str, Any]]:
     """Final accuracy, energy ratio and effective rank of every run label, with intervals.
 
     Args:

@@ -1,4 +1,4 @@
-"""Run a claim with its controls, and describe what it was run with."""
+"""Verify claims: run each with its controls, decide, and put the report together."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from joblib import Parallel, cpu_count, delayed
 
-from analysis.claims import CLAIMS, theme_of
-from analysis.claims.base import Claim, Context, Control
+from analysis.claims import CLAIMS, digits, select, theme_of
+from analysis.claims.base import Claim, Context, Control, run_jobs, workers
 from analysis.claims.report import WANTED
 from analysis.stats.intervals import Array, Measurement, rarer_than
 from analysis.stats.verdicts import (
@@ -31,12 +31,65 @@ from analysis.stats.verdicts import (
     p_value,
 )
 from fedlora_sim import Scenario
-from fedlora_sim.runtime import serve
+from fedlora_sim.errors import check_seed
+from fedlora_sim.runtime import resolve_device, serve
 from fedlora_sim.version import versions
 
 Record = dict[str, Any]
 KINDS = ("theorem", "conjecture")
 LIBRARIES = ("numpy", "scipy", "sympy", "xarray", "scikit-learn")
+CLAIMS_EACH = 4
+"""Fewer claims than that are judged sooner than a process has started."""
+
+
+def verify(
+    claims: str | Sequence[str] | None = None,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+) -> Record:
+    """Verify the theory: predictions against measurements, with negative controls.
+
+    Args:
+        claims: id of one claim, or several ids; None verifies all.
+        quick: verify fewer claims with fewer runs and shorter training; margins are the same.
+        seed: base seed of all runs.
+        device: `auto | cpu | cuda | mps`.
+
+    Returns:
+        The report that `fedlora-sim verify` writes as report.json: `claims` (a dict each, with
+        `id`, `statement`, `prediction`, `measurement`, `interval`, `verdict`, controls), `families`
+        by kind, `environment`, `seconds`, and `digits` (final values of the fine-tuning runs) if
+        a claim on fine-tuning is among them. Numbers that are not finite are None.
+
+    Raises:
+        InputError: if a claim is unknown or not part of quick runs, or an argument is out of range.
+    """
+    started = time.monotonic()
+    chosen = select([claims] if isinstance(claims, str) else claims, quick)
+    resolve_device(device, torch.float64)
+    context = Context(check_seed("seed", seed), quick, device)
+    found = {record["id"]: record for record in judge_claims(chosen, context)}
+    report = assemble([found[claim.id] for claim in chosen], context)
+    return {**report, "seconds": round(time.monotonic() - started)}
+
+
+def judge_claims(claims: Sequence[Claim], context: Context) -> Iterator[Record]:
+    """Judge claims in several processes and yield their entries as they are finished.
+
+    Args:
+        claims: what is claimed. Fine-tuning that several claims share is run first.
+        context: seed, effort and device. Its store, if any, keeps every entry at once.
+    """
+    at_once = workers(context.device)
+    here = [claim for claim in claims if claim in digits.CLAIMS]  # where the runs they share are
+    if here:
+        run_jobs(digits.first_look(context), context, at_once)
+    others = [claim for claim in claims if claim not in here]
+    processes = max(1, min(at_once, len(others) // CLAIMS_EACH))
+    yield from claim_records(others, context, processes)
+    yield from claim_records(here, context)
 
 
 def family_size(kind: str) -> int:
@@ -261,15 +314,15 @@ def _record_apart(claim: Claim, context: Context, owner: int) -> Record:
 
 
 def assemble(records: Sequence[Record], context: Context) -> Record:
-    """The report on these claims: their entries, what holds over them together, and with what.
+    """Return the report on these claims: their entries, what holds over them together, and how.
 
     Args:
         records: entries as `run_claim` makes them; each gets its Holm-adjusted p-value, in which
             claims of its family that were not run count as undecided.
-        context: seed, effort and device.
+        context: seed, effort and device, and the fine-tuning runs.
 
     Returns:
-        `claims`, `families` by kind and `environment`.
+        `claims`, `families` by kind, `environment`, and `digits` if any claim is on fine-tuning.
     """
     families = {}
     for kind in KINDS:
@@ -281,11 +334,20 @@ def assemble(records: Sequence[Record], context: Context) -> Record:
         for record in members:
             record["p_holm"] = None if record["p_value"] is None else float(next(adjusted))
         families[kind] = {"claims": size, "run": len(members), "error": FAMILY_ERROR}
-    return {
-        "claims": list(records),
-        "families": families,
-        "environment": environment(context),
-    }
+    report = {"claims": list(records), "families": families, "environment": environment(context)}
+    count = digits_runs(records)
+    if count:
+        report["digits"] = finite_or_none(digits.summarize(context, count))
+    return report
+
+
+def digits_runs(records: Sequence[Record]) -> int:
+    """Return the seeds per run of the table on digits; 0 if no claim is on fine-tuning."""
+    ids = {claim.id for claim in digits.CLAIMS}
+    real = [record for record in records if record["id"] in ids]
+    most = max((max(r["runs"], r["negative_control"]["runs"]) for r in real), default=0)
+    # one claim on two of the labels may have gone on for longer
+    return min(most, digits.RUNS_EACH)
 
 
 def environment(context: Context) -> Record:

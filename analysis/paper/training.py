@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analysis.claims.base import Context
+from analysis.claims.base import Context, run_jobs, workers
 from analysis.claims.digits import LEVEL, MIXED, RUNS, digits_run, job
 from analysis.paper.recipe import Recipe, described
 from analysis.paper.store import ROOT
-from analysis.run_jobs import run_ahead, workers
 from fedlora_sim.metrics import energy_ratio
 from fedlora_sim.storage import load_dataset
 
@@ -33,7 +32,7 @@ def gather_digits(
     Preservation is the mean over layers.
     """
     jobs = [job(label, number, context) for label in labels for number in numbers]
-    run_ahead(jobs, context, workers(context.device))
+    run_jobs(jobs, context, workers(context.device))
     parts = []
     for label in labels:
         runs = [digits_run(label, number, context) for number in numbers]

@@ -5,12 +5,27 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
+import analysis
 import fedlora_sim
 from fedlora_cli.main import COMMANDS, load_command
 
+PUBLIC = {
+    "fedlora_sim": (
+        *("Scenario", "Federation", "LoRAFactors", "simulate", "simulate_many", "aggregate"),
+        *("run_sweep", "open_sweep", "InputError", "register", "AggregationRule", "Properties"),
+        *("Context", "Aggregated", "check_aggregator", "rule_names"),
+        *("parse_ranks", "__version__"),
+    ),
+    "analysis": (
+        *("predict", "design", "verify", "collapse_report", "calibrate", "forecast"),
+        *("summarize", "closed_form"),
+    ),
+}
+"""Names that scripts of users rely on."""
 HEAVY = (
     "torch",
     "sklearn",
@@ -47,22 +62,32 @@ def test_what_needs_numpy_alone_imports_nothing_heavy(statement: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "order", ["from fedlora_sim.simulate import simulate as other", "other = None"]
-)
-def test_the_package_gives_the_function_and_not_the_module_of_its_name(order: str) -> None:
-    used = (
-        "from fedlora_sim import simulate\nassert callable(simulate) and other in (None, simulate)"
+def test_functions_are_given_and_not_the_modules_of_their_names() -> None:
+    """In whichever order they are imported, in one process per package and order."""
+    modules_first = (
+        "import fedlora_sim.simulate, analysis.predict, analysis.design\n"
+        "from analysis.predict import predict as other\n"
+        "assert other is analysis.predict"
     )
-    assert "torch" in imported_by(f"{order}\n{used}")
+    functions_first = (
+        "from analysis import predict, design\nfrom fedlora_sim import simulate\n"
+        "import fedlora_sim.simulate, analysis.predict, analysis.design"
+    )
+    used = (
+        "import fedlora_sim, analysis, types\n"
+        "used = fedlora_sim.simulate, analysis.predict, analysis.design\n"
+        "assert all(isinstance(one, types.FunctionType) for one in used)"
+    )
+    for order in (modules_first, functions_first, "pass"):
+        assert "torch" in imported_by(f"{order}\n{used}")
 
 
-def test_every_public_name_is_there() -> None:
-    names = dir(fedlora_sim)
-    assert {"simulate", "simulate_many", "Scenario", "LoRAFactors", "aggregate"} <= set(names)
-    assert all(getattr(fedlora_sim, name) is not None for name in names)
+@pytest.mark.parametrize("package", [fedlora_sim, analysis], ids=lambda package: package.__name__)
+def test_every_public_name_is_there_and_no_other(package: ModuleType) -> None:
+    assert dir(package) == sorted(PUBLIC[package.__name__])
+    assert all(getattr(package, name) is not None for name in dir(package))
     with pytest.raises(AttributeError, match="simulation"):
-        fedlora_sim.simulation  # type: ignore[attr-defined]  # noqa: B018
+        package.simulation  # noqa: B018
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import analysis
 import analysis.claims.verify as verification
 import fedlora_cli.verify as command
 from analysis.claims import CLAIMS, digits
@@ -23,7 +24,7 @@ from analysis.paper.catalogue import RECIPES
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset
-from fedlora_sim.errors import check_choice
+from fedlora_sim.errors import InputError, check_choice
 from fedlora_sim.storage import MARKER, load_dataset
 from paper_figs import finetuning as digits_figure
 
@@ -74,9 +75,10 @@ def small_house(monkeypatch: pytest.MonkeyPatch) -> None:
         return tuple(CASES[check_choice("claim", name, CASES)] for name in names or CASES)
 
     monkeypatch.setattr(command, "select", select)
+    monkeypatch.setattr(verification, "select", select)
     monkeypatch.setattr(command, "draw_all", lambda report, data, out: [])
-    monkeypatch.setattr(command, "run_ahead", lambda jobs, context, processes: None)
-    monkeypatch.setattr(command, "workers", lambda device: 1)
+    monkeypatch.setattr(verification, "run_jobs", lambda jobs, context, processes: None)
+    monkeypatch.setattr(verification, "workers", lambda device: 1)
     small = energies.ENERGIES.replace(ranks="1,2,3", rounds=2, d_in=6, d_out=5)
     monkeypatch.setattr(energies, "ENERGIES", small)
 
@@ -137,6 +139,24 @@ def test_names_and_verdicts_are_shown_whole_in_eighty_columns(
     shown = fedlora("verify", "--out", "v", "--claim", name).out
     for text in (name, "supported", "refuted"):
         assert text in shown
+
+
+def test_the_function_returns_the_report_that_the_command_writes(
+    fedlora: Callable, here: Path
+) -> None:
+    assert verify(fedlora, "false", "true") == 0
+    made, written = analysis.verify(["false", "true"]), report()
+    assert [c["verdict"] for c in made["claims"]] == ["refuted", "supported"]
+    for each in (made, written):
+        assert each.pop("seconds") >= 0
+        for entry in each["claims"]:
+            assert entry.pop("seconds") >= 0
+    assert json.loads(json.dumps(made, allow_nan=False)) == written
+    assert [c["id"] for c in analysis.verify("true", seed=5)["claims"]] == ["true"]
+    for wrong in ({"claims": "tru"}, {"seed": -1}, {"device": "moon"}):
+        with pytest.raises(InputError, match=next(iter(wrong))[:5]):
+            analysis.verify(**wrong)
+    assert sorted(p.name for p in here.iterdir()) == ["v"]
 
 
 def test_nothing_temporary_is_left(fedlora: Callable, here: Path) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from sweep_cases import SMALL, changed, swept
 
+from analysis import summarize
 from analysis.stats.intervals import mean_interval
 from analysis.stats.series import log_linear_rate
-from analysis.sweeps import QUANTITIES, summarize
+from analysis.sweeps import QUANTITIES
 from fedlora_sim import Scenario, simulate
+from fedlora_sim.errors import InputError
 from fedlora_sim.sweep import open_sweep
 
 
@@ -75,3 +77,13 @@ def test_zipped_seeds_are_put_together(out: Path) -> None:
     assert table.runs.tolist() == [2] * 4
     assert "seed" not in table
     assert len(summarize(open_sweep(out).isel(rule=0, zip=[0, 1]))) == 1
+
+
+def test_a_higher_confidence_gives_wider_intervals(out: Path) -> None:
+    swept(changed(SMALL, scenario={"cohort_size": 2, "drift_std": 0.1}), out)
+    usual, wide = summarize(out), summarize(out, confidence=0.99)
+    assert (wide.rate_low < usual.rate_low).all()
+    np.testing.assert_array_equal(wide.rate, usual.rate)
+    for wrong in (0.0, 1.0, 95):
+        with pytest.raises(InputError, match="confidence"):
+            summarize(out, confidence=wrong)

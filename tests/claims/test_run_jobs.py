@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from analysis import run_jobs as ahead
-from analysis.claims import digits
-from analysis.claims.base import Context
-from analysis.run_jobs import Job, run_ahead, workers
+from analysis.claims import base, digits
+from analysis.claims.base import Context, Job, run_jobs, workers
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.storage import RunStore
 
@@ -27,7 +25,7 @@ def test_runs_are_kept_as_they_would_be_made(tmp_path: Path) -> None:
     done = []
     kept = context(tmp_path)
     kept.on_progress = done.append
-    run_ahead(JOBS, kept, processes=1)
+    run_jobs(JOBS, kept, processes=1)
     assert sum(done) == len(JOBS)
     for job in JOBS:
         wanted = simulate(SCENARIO, rule=job.rule, seed=job.seed)
@@ -36,15 +34,15 @@ def test_runs_are_kept_as_they_would_be_made(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_ahead(JOBS[:3], context(tmp_path), processes=1)
+    run_jobs(JOBS[:3], context(tmp_path), processes=1)
     made: list[str] = []
 
     def count(scenario: Scenario, *, rule: str, seed: int) -> xr.Dataset:
         made.append(f"{rule}-{seed}")
         return simulate(scenario, rule=rule, seed=seed)
 
-    monkeypatch.setattr(ahead, "simulate", count)
-    run_ahead(JOBS, context(tmp_path), processes=1)
+    monkeypatch.setattr(base, "simulate", count)
+    run_jobs(JOBS, context(tmp_path), processes=1)
     assert made == [JOBS[3].label]
 
 
@@ -58,9 +56,9 @@ def test_a_stopped_run_keeps_what_is_finished(
             raise KeyboardInterrupt
         return simulate(scenario, rule=rule, seed=seed)
 
-    monkeypatch.setattr(ahead, "simulate", stop_later)
+    monkeypatch.setattr(base, "simulate", stop_later)
     with pytest.raises(KeyboardInterrupt):
-        run_ahead(JOBS, context(tmp_path), processes=1)
+        run_jobs(JOBS, context(tmp_path), processes=1)
     again = context(tmp_path)
     assert [again.known_run(job.label) is not None for job in JOBS] == [True, True, False, False]
 
@@ -68,8 +66,8 @@ def test_a_stopped_run_keeps_what_is_finished(
 @pytest.mark.slow
 def test_other_processes_give_the_same_bits(tmp_path: Path) -> None:
     apart, here = context(tmp_path / "apart"), context(tmp_path / "here")
-    run_ahead(JOBS, apart, processes=2)
-    run_ahead(JOBS, here, processes=1)
+    run_jobs(JOBS, apart, processes=2)
+    run_jobs(JOBS, here, processes=1)
     for job in JOBS:
         first, second = (c.known_run(job.label) for c in (apart, here))
         assert first is not None
@@ -77,7 +75,7 @@ def test_other_processes_give_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_there_is_a_worker_and_the_first_look_names_every_run() -> None:
-    assert 1 <= workers("cpu") <= ahead.MOST_WORKERS
+    assert 1 <= workers("cpu") <= base.MOST_WORKERS
     labels = [job.label for job in digits.first_look(Context(quick=True))]
     assert len(set(labels)) == len(labels) == digits.RUNS_EACH * len(digits.QUICK_RUNS)
     assert len(digits.first_look(Context())) == sum(map(digits.count_of, digits.RUNS))
