@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 
 def stream(seed: int, *purpose: str | int) -> np.random.Generator:
@@ -41,6 +40,8 @@ def library_draws(seed: int) -> Iterator[None]:
     Args:
         seed: non-negative integer below 2**63.
     """
+    import torch  # it takes seconds, and most streams do without
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from fedlora_sim.errors import check_choice, expected
 
+if TYPE_CHECKING:  # it takes seconds, and a scenario needs the names alone
+    import torch
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = ("float32", "float64")
 
 MOST, LEAST = 2.0**62, 2.0**-120
 """Amplitudes that float32 can be trusted with: squares of the largest are numbers, and what stands
@@ -41,12 +43,21 @@ def leaves_range(amplitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(lost.any(axis=(1, 2)))
 
 
+def torch_dtype(name: str | None) -> torch.dtype:
+    """Return the torch dtype of one of the names in `DTYPES`."""
+    import torch
+
+    return {"float32": torch.float32, "float64": torch.float64}[str(name)]
+
+
 def resolve_device(device: str, dtype: torch.dtype) -> torch.device:
     """The torch device of a name; `auto` takes CUDA, then MPS (float32 only), then the CPU.
 
     Raises:
         ValueError: if the device is unknown, absent, or cannot compute in this dtype.
     """
+    import torch
+
     name = check_choice("device", device, DEVICES)
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -70,6 +81,8 @@ R = TypeVar("R")
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
     """Run the block with so many torch threads, then restore the number that was set."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -95,6 +108,8 @@ def map_on_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     threads that share one small factorisation mostly wait for each other. Results do not depend on
     the number of threads.
     """
+    import torch
+
     workers = min(torch.get_num_threads(), len(items))
     with one_thread(), blas_threads(1):
         if workers <= 1:

@@ -18,10 +18,11 @@ from fedlora_sim.conformance.case import (
     Violation,
     by_property,
     copied,
+    gap_at,
+    lie_apart,
     require_close,
     universal,
 )
-from fedlora_sim.conformance.strategies import gap_at, lie_apart
 from fedlora_sim.federation import partition_slices
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.rules import NO_STATE, Aggregated, Aggregator, State, as_rule

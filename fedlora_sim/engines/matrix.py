@@ -27,7 +27,7 @@ from fedlora_sim.federation import cohort_slots
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.rules import AggregationRule, Cohort, State
-from fedlora_sim.runtime import DTYPES, leaves_range, one_thread, resolve_device
+from fedlora_sim.runtime import leaves_range, one_thread, resolve_device, torch_dtype
 from fedlora_sim.scenario import Scenario
 
 # LoRA's own training at matrix fidelity: gradient descent of every client on its two factors.
@@ -348,7 +348,7 @@ class _Batch:
 
     def __init__(self, scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> None:
         self.scenario, self.rule, self.seeds = scenario, rule, seeds
-        self.dtype = DTYPES[str(scenario.dtype)]
+        self.dtype = torch_dtype(scenario.dtype)
         self.device = resolve_device(scenario.device, self.dtype)
         self.counts = np.stack([cohort_counts(scenario, s) for s in seeds])
         self.draws = [client_draws(scenario, s) for s in seeds]

@@ -24,7 +24,7 @@ from fedlora_sim.federation import cohort_slots
 from fedlora_sim.lowrank import LowRankProduct
 from fedlora_sim.randomness import stream
 from fedlora_sim.rules import AggregationRule
-from fedlora_sim.runtime import DTYPES, leaves_range, resolve_device
+from fedlora_sim.runtime import leaves_range, resolve_device, torch_dtype
 from fedlora_sim.scenario import Scenario
 
 # LoRA's own training at the spectral fidelity: the gradient flow of the quadratic loss, exactly.
@@ -566,7 +566,7 @@ def _is_noisy(scenario: Scenario) -> bool:
 
 def _put(scenario: Scenario, values: ArrayLike) -> Tensor:
     """Arrays stacked, in the run's dtype and on its device, which may know no float64."""
-    dtype = DTYPES[str(scenario.dtype)]
+    dtype = torch_dtype(scenario.dtype)
     return torch.from_numpy(np.asarray(values)).to(dtype).to(resolve_device(scenario.device, dtype))
 
 
@@ -577,7 +577,7 @@ def _draws(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def _cohorts(scenario: Scenario, seeds: Sequence[int]) -> Cohorts:
-    dtype = DTYPES[str(scenario.dtype)]
+    dtype = torch_dtype(scenario.dtype)
     return draw(scenario, seeds, dtype, resolve_device(scenario.device, dtype))
 
 

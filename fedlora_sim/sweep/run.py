@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from fedlora_sim.errors import InputError, check_count, check_positive, expected
 from fedlora_sim.finetune.batches import split_clients
-from fedlora_sim.runtime import DTYPES, blas_threads, one_thread, resolve_device
+from fedlora_sim.runtime import blas_threads, one_thread, resolve_device, torch_dtype
 from fedlora_sim.storage import only_writer, remove_stale
 from fedlora_sim.sweep.cluster import (
     gpu_client,
@@ -278,7 +278,7 @@ def check_tasks(tasks: Sequence[Task], grid: Grid, engine: Engine) -> None:
     for own, point in points.items() if engine.is_local else ():
         try:
             scenario = point.scenario
-            resolve_device(scenario.device, DTYPES[str(scenario.dtype)])
+            resolve_device(scenario.device, torch_dtype(scenario.dtype))
             if scenario.fidelity == "training":
                 # a prefix takes time and memory, and says nothing of the split
                 data = load_task(scenario.replace(cache_prefix=False)).train

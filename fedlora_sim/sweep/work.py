@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from fedlora_sim.errors import expected
 from fedlora_sim.finetune.checkpoints import OtherRunError, drop_other_run
-from fedlora_sim.runtime import DTYPES, blas_threads, one_thread, resolve_device, serve
+from fedlora_sim.runtime import blas_threads, one_thread, resolve_device, serve, torch_dtype
 from fedlora_sim.simulate import simulate, simulate_many
 from fedlora_sim.sweep.grid import SEED, labels
 from fedlora_sim.sweep.plan import Part, Task
@@ -127,7 +127,7 @@ def task_dataset(
         on_progress(task.runs)
     device = {part.point.scenario.device for part in task.parts}
     dtype = {part.point.scenario.dtype for part in task.parts}
-    used = {str(resolve_device(x, DTYPES[str(y)]).type) for x in device for y in dtype}
+    used = {str(resolve_device(x, torch_dtype(y)).type) for x in device for y in dtype}
     return _side_by_side(task.parts, made).assign_attrs({"devices_used": ",".join(sorted(used))})
 
 

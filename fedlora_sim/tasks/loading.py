@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from fedlora_sim.runtime import DTYPES, resolve_device
+from fedlora_sim.runtime import resolve_device, torch_dtype
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.task import Task, TaskOptions, task_content
@@ -35,7 +35,7 @@ def place_task(task: Task, scenario: Scenario) -> Task:
 
 
 def _place(scenario: Scenario) -> tuple[torch.device, torch.dtype]:
-    dtype = DTYPES[str(scenario.dtype)]
+    dtype = torch_dtype(scenario.dtype)
     return resolve_device(scenario.device, dtype), dtype
 
 

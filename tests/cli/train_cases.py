@@ -9,7 +9,7 @@ import torch
 
 from fedlora_cli import train
 from fedlora_sim.finetune import run
-from fedlora_sim.runtime import DTYPES
+from fedlora_sim.runtime import torch_dtype
 from fedlora_sim.tasks.digits import TinyTransformer
 from fedlora_sim.tasks.task import Examples, Task
 
@@ -39,7 +39,7 @@ def use_small_task(monkeypatch: pytest.MonkeyPatch) -> None:
         class_names=tuple("0123456789"),
     )
     cpu = torch.device("cpu")
-    monkeypatch.setattr(run, "load_task", lambda s: task.to(cpu, DTYPES[s.dtype]))
+    monkeypatch.setattr(run, "load_task", lambda s: task.to(cpu, torch_dtype(s.dtype)))
     monkeypatch.setattr(train, "draw_split", lambda dataset, out: None)
 
 

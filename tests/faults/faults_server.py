@@ -25,7 +25,7 @@ import fedlora_cli.train
 import fedlora_cli.verify  # noqa: F401
 from fedlora_cli.main import main
 from fedlora_sim.finetune import run
-from fedlora_sim.runtime import DTYPES
+from fedlora_sim.runtime import torch_dtype
 from fedlora_sim.storage import digest
 from fedlora_sim.tasks.digits import TinyTransformer
 from fedlora_sim.tasks.task import Examples, Task
@@ -37,7 +37,7 @@ def command(words: Sequence[str]) -> None:
     torch.set_num_threads(1)
     task = small_task()
     style.image = picture
-    run.load_task = lambda s: task.to(torch.device("cpu"), DTYPES[str(s.dtype)])
+    run.load_task = lambda s: task.to(torch.device("cpu"), torch_dtype(s.dtype))
     sys.argv = ["fedlora-sim", *words]
     main()
 

@@ -31,14 +31,15 @@ def made_up_digits(context: Context) -> xr.Dataset:
     )
 
 
-def patched(module: object, **values: object) -> Callable[[Context], xr.Dataset]:
-    """A module's `gather` with smaller constants."""
+def patched(module: object, name: str, **values: object) -> Callable[[Context], xr.Dataset]:
+    """A function of a module with smaller constants in the module."""
 
     def gather(context: Context) -> xr.Dataset:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in values.items():
-                patch.setattr(module, name, value)
-            return module.gather(context)  # type: ignore[attr-defined,no-any-return]
+            for constant, value in values.items():
+                patch.setattr(module, constant, value)
+            found: xr.Dataset = getattr(module, name)(context)
+            return found
 
     return gather
 
@@ -57,8 +58,8 @@ SMALL: dict[str, Callable[[Context], xr.Dataset]] = {
     ),
     "settling": partial(settling.gather, count=len(FEW)),
     "floors": partial(phase.gather_floors, spreads=(0.0, 0.4), runs=range(100)),
-    "participation": patched(participation, RUNS=len(FEW)),
-    "phase": patched(phase, MEASURED_TIMES=np.array([0.3, 1.1])),
+    "participation": patched(participation, "gather_participation", RUNS=len(FEW)),
+    "phase": patched(phase, "gather_phase", MEASURED_TIMES=np.array([0.3, 1.1])),
     "breakdown": partial(breakdown.gather, count=2),
     "allocation": partial(participation.gather_allocation, runs=FEW),
     "ranks": partial(participation.gather_ranks, sizes=(1, 10, 19), runs=FEW),
