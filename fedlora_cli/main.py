@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from fedlora_cli.terminal import print_anywhere
 from fedlora_sim.errors import FULL, InputError, one_line
+from fedlora_sim.import_path import prefer_own_packages
+from fedlora_sim.version import __version__
 
 # The modules of this package that hold a command of their name, with the first line of its help.
 COMMANDS = {
@@ -54,7 +56,6 @@ def load_command(name: str) -> Any:
 app = typer.Typer(
     name="fedlora-sim",
     cls=_Commands,
-    help="Simulate, predict and verify rank collapse in federated LoRA.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -63,8 +64,24 @@ for _name, _help in COMMANDS.items():
     app.command(_name, help=_help)(lambda: None)  # what help lists
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"fedlora-sim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="the version")
+    ] = False,
+) -> None:
+    """Simulate, predict and verify rank collapse in federated LoRA."""
+
+
 def main() -> None:
     """Run the command line: exit code 2 and one line for bad input, 1 for a full disk."""
+    prefer_own_packages()
     print_anywhere()
     try:
         app(standalone_mode=True)

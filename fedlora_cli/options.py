@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedlora_sim.errors import MOST_ITEMS, InputError, check_count, expected
+from fedlora_sim.import_path import prefer_own_packages
 
 if TYPE_CHECKING:  # torch takes seconds, and not every command has rules
     from fedlora_sim.rules import AggregationRule
@@ -43,6 +44,7 @@ def _imported(text: str, module: str, name: str) -> object:
     here = str(Path.cwd())
     if here not in sys.path:  # first, as with `python -m`; an installed program looks elsewhere
         sys.path.insert(0, here)
+        prefer_own_packages()  # where the folder has an `analysis` as well
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -85,7 +87,7 @@ def parse_assignment(text: str) -> tuple[str, object]:
     """A scenario field and its value, from `field=value`; the value as TOML, else as plain text.
 
     Raises:
-        ValueError: if there is no `=`.
+        InputError: if there is no `=`.
     """
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
@@ -100,7 +102,7 @@ def check_folder(argument: str, value: Path, folder: Path) -> None:
     """Refuse a folder that cannot be made because a file stands in its way.
 
     Raises:
-        ValueError: naming the argument and the value that was given for it.
+        InputError: naming the argument and the value that was given for it.
     """
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
@@ -111,7 +113,7 @@ def parse_pair(argument: str, text: str, mean: float | None = None) -> tuple[flo
     """Mean and standard deviation, from `mean,std`, or from `std` alone where a mean is given.
 
     Raises:
-        ValueError: naming the argument.
+        InputError: naming the argument.
     """
     try:
         *before, std = (float(number) for number in text.split(","))
@@ -126,7 +128,7 @@ def parse_samples(argument: str, text: str) -> tuple[float, ...]:
     """Sample counts per client, from text such as `100x8,50x6`: 100 samples, 8 clients; ...
 
     Raises:
-        ValueError: naming the argument.
+        InputError: naming the argument.
     """
     counts: list[float] = []
     for part in text.replace(" ", "").split(","):

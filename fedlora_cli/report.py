@@ -67,7 +67,7 @@ def _source(folder: Path) -> Path:
     """The report in a folder.
 
     Raises:
-        ValueError: if there is none.
+        InputError: if there is none.
     """
     for name in KNOWN:
         if (folder / name).is_file():
@@ -79,7 +79,7 @@ def _page(source: Path) -> str:
     """The page made of a report.
 
     Raises:
-        ValueError: if the file is no report, or that of an older version.
+        InputError: if the file is no report, or that of an older version.
     """
     try:
         read: Any = json.loads(source.read_text(encoding="utf-8"))

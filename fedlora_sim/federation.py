@@ -48,7 +48,7 @@ def parse_ranks(ranks: str | Sequence[int]) -> tuple[int, ...]:
         One rank per client, in the order given.
 
     Raises:
-        ValueError: on an empty federation, a rank below 1 or text that cannot be read.
+        InputError: on an empty federation, a rank below 1 or text that cannot be read.
     """
     if isinstance(ranks, str):
         clients: list[int] = []
@@ -99,7 +99,7 @@ class Federation:
             `cohort_size`, else `without_replacement`.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected.
+        InputError: naming the argument, its value and what was expected.
     """
 
     ranks: tuple[int, ...]

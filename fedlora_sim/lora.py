@@ -40,7 +40,7 @@ class LoRAFactors:
         scaling: the LoRA scaling, finite; part of the update, never ignored.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit, or r is 0 or above min(d_in, d_out).
+        InputError: if shapes, dtypes or devices do not fit, or r is 0 or above min(d_in, d_out).
     """
 
     lora_A: Tensor
@@ -149,7 +149,7 @@ class LoRAFactors:
         product-space rules return) this is the best rank-r approximation (Eckart-Young).
 
         Raises:
-            ValueError: unless 1 <= r <= rank.
+            InputError: unless 1 <= r <= rank.
         """
         if check_positive_int("r", r) > self.rank:
             raise expected("r", r, f"at most the rank {self.rank}")
@@ -217,7 +217,7 @@ class LoRAFactors:
             Factors of rank r.
 
         Raises:
-            ValueError: if r is out of range.
+            InputError: if r is out of range.
         """
         W = as_tensor("W", W)
         check_matrix("W", W)

@@ -477,7 +477,7 @@ def low_rank_svd(B: Tensor, A: Tensor, r: int, method: str = "auto") -> SVD:
         pair fixed so that the same product gives the same vectors.
 
     Raises:
-        ValueError: if the method is unknown, or r no whole number of at least 1.
+        InputError: if the method is unknown, or r no whole number of at least 1.
     """
     u, s, vh, m = scaled_svd([(B, A)], B.new_ones(B.shape[-1]), r, method)
     s = at_full_scale(s, m, "largest singular value of the product")

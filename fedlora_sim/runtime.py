@@ -54,7 +54,7 @@ def resolve_device(device: str, dtype: torch.dtype) -> torch.device:
     """The torch device of a name; `auto` takes CUDA, then MPS (float32 only), then the CPU.
 
     Raises:
-        ValueError: if the device is unknown, absent, or cannot compute in this dtype.
+        InputError: if the device is unknown, absent, or cannot compute in this dtype.
     """
     import torch
 

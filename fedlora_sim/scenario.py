@@ -101,7 +101,7 @@ def check_fields(given: Mapping[str, Any]) -> dict[str, Any]:
         given: every field of a scenario, defaults resolved.
 
     Raises:
-        ValueError: naming the field, its value and what was expected.
+        InputError: naming the field, its value and what was expected.
     """
     kept: dict[str, Any] = {
         name: check_choice(name, given[name], choices) for name, choices in CHOICES.items()
@@ -148,7 +148,7 @@ def check_training(checked: Mapping[str, Any]) -> None:
         checked: every field of a scenario, after `check_fields`.
 
     Raises:
-        ValueError: naming the field, its value and what was expected.
+        InputError: naming the field, its value and what was expected.
     """
     rates = checked["client_learning_rates"]
     if rates is not None and len(rates) != len(checked["ranks"]):
@@ -173,7 +173,7 @@ def check_local_loss(checked: Mapping[str, Any]) -> None:
         checked: every field of a scenario, after `check_fields`.
 
     Raises:
-        ValueError: naming the field, its value and what was expected.
+        InputError: naming the field, its value and what was expected.
     """
     if checked["local_loss"] != "quadratic":
         return
@@ -361,7 +361,7 @@ class Scenario(TrainingFields):
             client's update is turned away, each client and round in a random direction.
 
     Raises:
-        ValueError: naming the field, its value and what was expected.
+        InputError: naming the field, its value and what was expected.
     """
 
     ranks: tuple[int, ...]
@@ -457,7 +457,7 @@ class Scenario(TrainingFields):
         """A scenario from field names and values; "none" reads None.
 
         Raises:
-            ValueError: if a field is unknown (with the closest name), missing or wrong.
+            InputError: if a field is unknown (with the closest name), missing or wrong.
         """
         if not isinstance(values, Mapping):
             raise expected("values", values, "scenario fields by name")
@@ -493,7 +493,7 @@ def load_toml(path: str | Path) -> dict[str, Any]:
     """Scenario fields of a TOML file, at its top level or in a `[scenario]` table.
 
     Raises:
-        ValueError: if the file cannot be read as TOML.
+        InputError: if the file cannot be read as TOML.
     """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))

@@ -57,7 +57,7 @@ def simulate(
         Round 0 is the initial state. Attributes hold the full configuration.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected.
+        InputError: naming the argument, its value and what was expected.
     """
     _check_scenario("scenario", scenario)
     chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]

@@ -28,7 +28,7 @@ def feature_noise_levels(num_clients: int, level: float) -> NDArray[np.float64]:
         The deviations, shape (K,).
 
     Raises:
-        ValueError: naming the argument, its value and what was expected.
+        InputError: naming the argument, its value and what was expected.
 
     Reference:
         Li et al. 2022 (arXiv 2102.02079), Sec. IV-C, "Noise-based feature imbalance": party i's
@@ -56,7 +56,7 @@ def add_feature_noise(
         A copy with noise; the examples themselves where the level is 0.
 
     Raises:
-        ValueError: if the level is negative, an input is not of floating point, as tokens are, or
+        InputError: if the level is negative, an input is not of floating point, as tokens are, or
             the first blocks were computed already, of inputs without noise.
     """
     levels = feature_noise_levels(len(samples), level)
@@ -94,7 +94,7 @@ def split_table(
         Counts, shape (K, C).
 
     Raises:
-        ValueError: if a class is out of range.
+        InputError: if a class is out of range.
     """
     limit = check_positive_int("num_classes", num_classes)
     classes = np.asarray(classes)
@@ -120,7 +120,7 @@ def check_split(name: str, values: object, num_clients: int, min_samples: int) -
         The values as an array.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected.
+        InputError: naming the argument, its value and what was expected.
     """
     found = np.asarray(values)
     if found.ndim != 1:
@@ -136,7 +136,7 @@ def check_smallest(clients: list[np.ndarray], min_samples: int) -> None:
     """Refuse a finished split in which some client has fewer than `min_samples` samples.
 
     Raises:
-        ValueError: naming the smallest client's size.
+        InputError: naming the smallest client's size.
     """
     smallest = min(len(own) for own in clients)
     if smallest < min_samples:
@@ -206,7 +206,7 @@ def dirichlet_split(
         K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
 
     Raises:
-        ValueError: if alpha is not positive, or there are fewer than K * min_samples samples.
+        InputError: if alpha is not positive, or there are fewer than K * min_samples samples.
 
     Reference:
         Yurochkin et al. 2019 (arXiv 1905.12022), Sec. 4; Li et al. 2022 (arXiv 2102.02079).
@@ -251,7 +251,7 @@ def pathological_split(
         K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
 
     Raises:
-        ValueError: if c exceeds the number of classes, if K * c is below it (a class would have no
+        InputError: if c exceeds the number of classes, if K * c is below it (a class would have no
             owner), or if a class has too few samples for its owners.
 
     Reference:
@@ -317,7 +317,7 @@ def writer_split(
         K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
 
     Raises:
-        ValueError: if the data do not say who wrote what, if there are fewer groups than clients,
+        InputError: if the data do not say who wrote what, if there are fewer groups than clients,
             or if a client is left with fewer than `min_samples` samples.
 
     Reference:
@@ -368,7 +368,7 @@ def quantity_split(
         K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
 
     Raises:
-        ValueError: if alpha is not positive, or there are fewer than K * min_samples samples.
+        InputError: if alpha is not positive, or there are fewer than K * min_samples samples.
 
     Reference:
         Li et al. 2022 (arXiv 2102.02079), Sec. IV, "Quantity Skew".
@@ -398,7 +398,7 @@ def iid_split(
         K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
 
     Raises:
-        ValueError: if there are fewer than K * min_samples samples.
+        InputError: if there are fewer than K * min_samples samples.
     """
     labels = check_split("labels", labels, num_clients, min_samples)
     return in_order(np.array_split(rng.permutation(len(labels)), num_clients))

@@ -125,7 +125,7 @@ def draw_paper(
 
     Raises:
         FileNotFoundError: if the data of a figure are not there.
-        ValueError: if a data file was changed since it was made.
+        InputError: if a data file was changed since it was made.
     """
     style.apply()
     results = ResultFolder(out, "paper_figs", force=force)

@@ -53,7 +53,7 @@ def select(ids: Sequence[str] | None, quick: bool = False) -> tuple[Claim, ...]:
     """Claims of these ids, in report order; when none is named all, or all that quick runs hold.
 
     Raises:
-        ValueError: if an id is unknown, with the closest one, or not to be had in a quick run.
+        InputError: if an id is unknown, with the closest one, or not to be had in a quick run.
     """
     if not ids:
         return tuple(claim for claim in CLAIMS if claim.in_quick or not quick)

@@ -151,7 +151,7 @@ def allocation_of(allocation: str) -> str:
     """`svd` or `random`: what clients carry must not depend on the state.
 
     Raises:
-        ValueError: on anything else.
+        InputError: on anything else.
     """
     choice = check_choice("allocation", allocation, ALLOCATIONS)
     if choice == "importance":
@@ -224,7 +224,7 @@ def views(federation: Federation, normaliser: str, allocation: str) -> list[Clie
         One view per rank level (`svd`), or a single one (`random`).
 
     Raises:
-        ValueError: on an unknown normaliser or allocation; on `importance`, which depends on the
+        InputError: on an unknown normaliser or allocation; on `importance`, which depends on the
             state and has no closed form.
     """
     normaliser = check_choice("normaliser", normaliser, NORMALISERS)

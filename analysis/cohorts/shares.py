@@ -66,7 +66,7 @@ def sample_laws(
         One law per level; the probability of an empty cohort is exact in each.
 
     Raises:
-        ValueError: where no random cohort holds a contributor.
+        InputError: where no random cohort holds a contributor.
     """
     rng = stream(seed, "weight_moments")
     parts: list[list[Array]] = [[] for _ in levels]
@@ -159,7 +159,7 @@ def share_laws(
         One law per rank level (`svd`), or one that holds for every direction (`random`).
 
     Raises:
-        ValueError: on an unknown normaliser or allocation; on `importance`, where who carries a
+        InputError: on an unknown normaliser or allocation; on `importance`, where who carries a
             direction depends on the state; where no random cohort holds a contributor.
 
     Warns:
@@ -190,7 +190,7 @@ def expect(
         `E[function(W)]` per direction, shape (r_max,).
 
     Raises:
-        ValueError: as `share_laws`.
+        InputError: as `share_laws`.
 
     Warns:
         MonteCarloWarning: as `share_laws`.
@@ -316,7 +316,7 @@ def weight_moments(
         The moments per direction, read-only; exact, or estimated with standard errors.
 
     Raises:
-        ValueError: on an unknown normaliser or allocation; on `importance`.
+        InputError: on an unknown normaliser or allocation; on `importance`.
 
     Warns:
         MonteCarloWarning: when estimated; it states the largest relative standard error.
@@ -357,7 +357,7 @@ def empty_probability(
         Probabilities, shape (r_max,); always exact.
 
     Raises:
-        ValueError: on an unknown allocation or normaliser; on `importance`.
+        InputError: on an unknown allocation or normaliser; on `importance`.
 
     Reference:
         Our derivation.

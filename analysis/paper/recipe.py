@@ -56,7 +56,7 @@ class Recipe:
         """The numbers, with the seeds of the runs among their attributes.
 
         Raises:
-            ValueError: if a variable or a coordinate has no unit.
+            InputError: if a variable or a coordinate has no unit.
         """
         found = self.make(context)
         bare = [dim for dim in found.dims if dim not in found.coords]

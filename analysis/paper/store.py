@@ -81,7 +81,7 @@ def read(folder: Path, name: str) -> xr.Dataset:
     """The dataset of a figure, from its two files.
 
     Raises:
-        ValueError: if the CSV file is not the one that the JSON file speaks of.
+        InputError: if the CSV file is not the one that the JSON file speaks of.
     """
     record = read_record(folder, name)
     text = (folder / f"{name}.csv").read_bytes()

@@ -69,7 +69,7 @@ def mean_interval(samples: ArrayLike, error: float) -> Measurement:
         Means and intervals, (q,) each.
 
     Raises:
-        ValueError: for a single run, which says nothing of its own spread.
+        InputError: for a single run, which says nothing of its own spread.
     """
     x = np.asarray(samples, dtype=np.float64)
     n, q = x.shape
@@ -408,7 +408,7 @@ def cdf_distance(
         The estimator; intervals within [0, 1], together over the q quantities (Bonferroni).
 
     Raises:
-        ValueError: by the estimator, if samples said to be whole numbers are not.
+        InputError: by the estimator, if samples said to be whole numbers are not.
 
     Reference: Massart, The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality.
     """

@@ -186,7 +186,7 @@ def bisect(
         The bracket: false at its low end, true at its high end.
 
     Raises:
-        ValueError: if the ends do not hold the threshold between them.
+        InputError: if the ends do not hold the threshold between them.
     """
     if not low < high:
         raise expected("high", high, f"a value above low={low}")

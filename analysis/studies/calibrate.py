@@ -248,7 +248,7 @@ def describe_updates(dataset: xr.Dataset) -> xr.Dataset:
         (seed, round, slot), zero where the slot is empty or its client was dropped.
 
     Raises:
-        ValueError: if a variable is missing; on an allocation other than `svd`, whose held
+        InputError: if a variable is missing; on an allocation other than `svd`, whose held
             directions the dataset does not tell.
     """
     check_has(dataset, UPDATES)
@@ -362,7 +362,7 @@ def check_has(dataset: xr.Dataset, names: tuple[str, ...]) -> None:
     """Refuse a dataset that lacks a variable.
 
     Raises:
-        ValueError: naming what is missing.
+        InputError: naming what is missing.
     """
     missing = [name for name in names if name not in dataset]
     if missing:
@@ -546,7 +546,7 @@ def calibrate(dataset: xr.Dataset, rounds: slice, pool: str = "partition") -> Ca
         One law per run (seed), layer and pool.
 
     Raises:
-        ValueError: on a dataset without the clients' amplitudes, an unknown pool, or rounds in
+        InputError: on a dataset without the clients' amplitudes, an unknown pool, or rounds in
             which no client returns anything on a direction that is there.
 
     Reference:

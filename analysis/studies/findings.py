@@ -455,7 +455,7 @@ def one_step_energy(dataset: xr.Dataset) -> xr.DataArray:
         (seed, round, compared_rule, layer, partition).
 
     Raises:
-        ValueError: if it has none.
+        InputError: if it has none.
     """
     check_has(dataset, COUNTERFACTUALS)
     energy = dataset.counterfactual_energy
@@ -475,7 +475,7 @@ def relative_to_rule(dataset: xr.Dataset, reference: str = "raflora") -> xr.Data
         Ratios (seed, round, compared_rule, partition); NaN where the reference leaves nothing.
 
     Raises:
-        ValueError: if the dataset lacks counterfactuals, or the reference among them.
+        InputError: if the dataset lacks counterfactuals, or the reference among them.
     """
     energy = one_step_energy(dataset).sum("layer")
     base = energy.sel(compared_rule=_rule(dataset, reference), drop=True)
@@ -493,7 +493,7 @@ def accuracy_gain(dataset: xr.Dataset, reference: str = "raflora") -> xr.DataArr
         (seed, round, compared_rule); NaN in rounds that were not evaluated.
 
     Raises:
-        ValueError: if the dataset lacks counterfactuals, or the reference among them.
+        InputError: if the dataset lacks counterfactuals, or the reference among them.
     """
     check_has(dataset, COUNTERFACTUALS)
     accuracy = dataset.counterfactual_accuracy

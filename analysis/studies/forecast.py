@@ -116,7 +116,7 @@ def forecast(
         without calibration.
 
     Raises:
-        ValueError: on a bad argument, or if a direction stays without a contributor under
+        InputError: on a bad argument, or if a direction stays without a contributor under
             `empty_partition="error"`.
     """
     chosen, horizon = get_rule(rule), check_positive_int("rounds", rounds)
@@ -183,7 +183,7 @@ def actual_cohorts(dataset: xr.Dataset, rounds: slice) -> Cohorts:
         rounds: labels of the rounds, both ends included.
 
     Raises:
-        ValueError: if nobody returned anything in one of the rounds.
+        InputError: if nobody returned anything in one of the rounds.
     """
     run = dataset.sel(round=rounds)
     weights = slot_weights(run).values
@@ -304,7 +304,7 @@ def score(
         the round.
 
     Raises:
-        ValueError: on a bad argument, or where nothing can be calibrated.
+        InputError: on a bad argument, or where nothing can be calibrated.
     """
     first = check_positive_int("calibration_rounds", calibration_rounds)
     choice, last = check_choice("cohorts", cohorts, COHORTS), int(dataset["round"].values[-1])

@@ -75,7 +75,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line.
 
     Raises:
-        ValueError: if there would be nothing to time.
+        InputError: if there would be nothing to time.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rivals", description=__doc__)
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)

@@ -117,7 +117,7 @@ def descend(
         lora_A and lora_B of the same shapes.
 
     Raises:
-        ValueError: if a step is too long for descent and the factors leave all bounds.
+        InputError: if a step is too long for descent and the factors leave all bounds.
     """
     assert scenario.local_steps is not None  # the scenario's own check
     rate = scenario.local_time / scenario.local_steps

@@ -122,7 +122,7 @@ def refuse_flow(rule: AggregationRule) -> None:
     """Refuse rules whose round under the quadratic loss is no map of balanced amplitudes.
 
     Raises:
-        ValueError: naming the rule and why.
+        InputError: naming the rule and why.
     """
     reason = None
     if rule.space == "none":
@@ -263,7 +263,7 @@ def run_clients(
         (S, T + 1, r_max).
 
     Raises:
-        ValueError: if a direction stays without contributors under `empty_partition='error'`.
+        InputError: if a direction stays without contributors under `empty_partition='error'`.
     """
     zero = torch.zeros_like(initial)
     x, z = (zero, initial) if rule.space == "none" else (initial, zero)
@@ -395,7 +395,7 @@ class CohortShares:
         """Ask the rule for its weights of drawn cohorts.
 
         Raises:
-            ValueError: if a partition stays without contributors under `empty_partition='error'`.
+            InputError: if a partition stays without contributors under `empty_partition='error'`.
         """
         shares = rule.direction_weights(cohorts.weights, cohorts.members)
         result = cls(cohorts.clients, shares, cohorts.groups)
@@ -468,7 +468,7 @@ def run_spectral(
         For each scenario an array (S, T + 1, r_max), signed amplitudes.
 
     Raises:
-        ValueError: for the quadratic loss under a rule that has no exact map.
+        InputError: for the quadratic loss under a rule that has no exact map.
     """
     found = _run_all(scenarios, rule, seeds, on_progress)
     for index, scenario in enumerate(scenarios):

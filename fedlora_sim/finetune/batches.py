@@ -100,7 +100,7 @@ def plan_batches(
         The plan; b is the longest batch that occurs.
 
     Raises:
-        ValueError: unless exactly one of `local_steps` and `local_epochs` is given, or if there is
+        InputError: unless exactly one of `local_steps` and `local_epochs` is given, or if there is
             not one generator per client.
     """
     if (local_steps is None) == (local_epochs is None):
@@ -181,7 +181,7 @@ class LocalConfig:
         gradient_checkpointing: see `attach`.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected.
+        InputError: naming the argument, its value and what was expected.
     """
 
     optimizer: str = "adam"

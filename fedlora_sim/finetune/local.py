@@ -418,7 +418,7 @@ def train_cohort(
         What became of every client; that one diverged is told by `finite`, not raised.
 
     Raises:
-        ValueError: on arguments that do not fit each other.
+        InputError: on arguments that do not fit each other.
     """
     check_samples(samples, len(task.train))
     check_sizes(len(samples), stack.adapters, stack.heads, scaling=stack.scaling, rngs=rngs)

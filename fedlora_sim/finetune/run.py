@@ -132,7 +132,7 @@ def evaluate(
         Accuracy in [0, 1] and loss in nats per sample or token.
 
     Raises:
-        ValueError: on a name that is no linear module, or a shape that is not its weight's.
+        InputError: on a name that is no linear module, or a shape that is not its weight's.
     """
     model = merged_copy(task.model, deltas or {}, heads)
     hits, total, count = 0, 0.0, 0.0

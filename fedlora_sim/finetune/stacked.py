@@ -66,7 +66,7 @@ class StackedModule(nn.Module):
             x: shape (K * b, ..., d_in), client-major.
 
         Raises:
-            ValueError: if the first axis is not a multiple of K.
+            InputError: if the first axis is not a multiple of K.
         """
         clients = self.num_clients
         if x.shape[0] % clients:
@@ -98,7 +98,7 @@ class StackedLoRALinear(StackedModule):
         frozen: what does not move.
 
     Raises:
-        ValueError: if the shapes do not fit each other or `base`.
+        InputError: if the shapes do not fit each other or `base`.
     """
 
     weight: Tensor
@@ -265,7 +265,7 @@ def attach(
         The copy; its input is client-major, (K * b, ...). Only adapters and heads want gradients.
 
     Raises:
-        ValueError: on a target that the model lacks (with the closest name) or that is no linear
+        InputError: on a target that the model lacks (with the closest name) or that is no linear
             map, on a head that is a target, on shapes that differ, and on
             `gradient_checkpointing` of a model without blocks.
     """
@@ -320,7 +320,7 @@ def merged_copy(model: ModelT, deltas: Mapping[str, Tensor], heads: Heads | None
         heads: module name -> weight (d_out, d_in) and, if any, bias (d_out,).
 
     Raises:
-        ValueError: as `add_deltas`.
+        InputError: as `add_deltas`.
     """
     replaced = add_deltas(model, deltas)
     for name, own in (heads or {}).items():
@@ -342,7 +342,7 @@ def find_linear(model: nn.Module, name: str, argument: str = "target_modules") -
         argument: what errors call it.
 
     Raises:
-        ValueError: if there is none; the message has the closest name, or the module's type. Also
+        InputError: if there is none; the message has the closest name, or the module's type. Also
             of a module that the model holds twice: adapted in one place, merged in both.
     """
     module = dict(model.named_modules()).get(name)
@@ -368,7 +368,7 @@ def add_deltas(model: nn.Module, deltas: Mapping[str, Tensor]) -> dict[str, Tens
         Parameter name -> weight as the module keeps it, a new tensor.
 
     Raises:
-        ValueError: on a name that is no linear map, or a shape that is not its own.
+        InputError: on a name that is no linear map, or a shape that is not its own.
     """
     merged = {}
     for name, delta in deltas.items():

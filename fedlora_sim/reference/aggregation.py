@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedlora_sim.errors import expected
 from fedlora_sim.scenario import Scenario
 
 Array = NDArray[np.float64]
@@ -73,7 +74,7 @@ def aggregate_reference(
             return (*_common_a(clients), nothing)
         case "rbla":
             return (*_owners(clients, kept), nothing)
-    raise ValueError(rule)
+    raise expected("rule", rule, "a rule that the reference writes out")
 
 
 def _padded(a: Array, b: Array, s: float, held: list[int], n: float, r_max: int) -> Client:

@@ -55,7 +55,7 @@ def aggregate(
         inputs are computed in float32 and their adapter returned in their own dtype.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected.
+        InputError: naming the argument, its value and what was expected.
 
     Reference:
         Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1, for `raflora`; each rule names its own.

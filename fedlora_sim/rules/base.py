@@ -148,7 +148,7 @@ def average_factors(
         Factors of rank r_max.
 
     Raises:
-        ValueError: if scalings differ and one of them is not positive.
+        InputError: if scalings differ and one of them is not positive.
     """
     scaling, on_b, on_a = _common_scaling(cohort, scaling_on_b)
     batch, d_out, d_in = _dims(cohort.updates[0])
@@ -360,7 +360,7 @@ class AggregationRule(ABC):
         """Aggregate one round, checked; see `Aggregator.step`.
 
         Raises:
-            ValueError: naming the argument, its value and what was expected.
+            InputError: naming the argument, its value and what was expected.
         """
         checked = check_round(
             updates,
@@ -402,7 +402,7 @@ class AggregationRule(ABC):
             The global adapter, rank r_max, and the base correction if the rule has one.
 
         Raises:
-            ValueError: if a partition is empty under `error`, or under `carry` without `previous`.
+            InputError: if a partition is empty under `error`, or under `carry` without `previous`.
         """
         cohort = self.prepare(cohort)
         norms = cohort.norms() if self.weights_from_norms else None

@@ -182,7 +182,7 @@ class Aggregated:
             Factors in the adapter's dtype.
 
         Raises:
-            ValueError: if r is not a whole number of at least 1 or exceeds min(d_out, d_in).
+            InputError: if r is not a whole number of at least 1 or exceeds min(d_out, d_in).
         """
         if r is None and self.base is None:
             return self.adapter

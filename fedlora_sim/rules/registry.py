@@ -40,7 +40,7 @@ def register(rule: Any = None, *, aliases: Sequence[str] = ()) -> Any:
     """Class decorator: make a rule known under its `name`, and under other names that it goes by.
 
     Raises:
-        ValueError: if a name is taken by another rule.
+        InputError: if a name is taken by another rule.
     """
     if rule is None:
         return lambda cls: _register(cls, aliases)
@@ -55,7 +55,7 @@ def get_rule(rule: str | AggregationRule | Aggregator, **options: object) -> Agg
         **options: options of the rule, beside those in the text.
 
     Raises:
-        ValueError: if the name or an option is unknown (with the closest one), or its value wrong.
+        InputError: if the name or an option is unknown (with the closest one), or its value wrong.
     """
     if not isinstance(rule, str) and not isinstance(rule, type) and hasattr(rule, "step"):
         if options:
@@ -78,7 +78,7 @@ def make_rule(rule: RuleClass, parts: Sequence[str] = (), **options: object) -> 
         **options: options of the rule, beside those in the text.
 
     Raises:
-        ValueError: if an option is unknown (with the closest one), or its value wrong.
+        InputError: if an option is unknown (with the closest one), or its value wrong.
     """
     given = {**dict(_parse(part) for part in parts), **options}
     defaults = option_defaults(rule)

@@ -104,7 +104,7 @@ class TinyTransformer(nn.Module):
             tokens: enough for digits, and twice as fast as eight.
 
     Raises:
-        ValueError: if the heads do not divide `d_model`, or a patch side does not divide 8.
+        InputError: if the heads do not divide `d_model`, or a patch side does not divide 8.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ def load_digits_task(
         The task, on the CPU; LoRA on q, v and both MLP maps of every block.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected.
+        InputError: naming the argument, its value and what was expected.
     """
     if int(check_finite("seed", seed, minimum=0)) != seed:
         raise expected("seed", seed, "a whole number of at least 0")

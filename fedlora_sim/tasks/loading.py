@@ -20,7 +20,7 @@ def load_task(scenario: Scenario) -> Task:
     """The scenario's task, on its device.
 
     Raises:
-        ValueError: naming the field, its value and what was expected.
+        InputError: naming the field, its value and what was expected.
     """
     return _load(TaskOptions.of(scenario), *_place(scenario), scenario.cache_prefix)
 
@@ -29,7 +29,7 @@ def place_task(task: Task, scenario: Scenario) -> Task:
     """A task of the caller's, on the scenario's device and in its dtype.
 
     Raises:
-        ValueError: naming the field, its value and what was expected.
+        InputError: naming the field, its value and what was expected.
     """
     return task.to(*_place(scenario))
 

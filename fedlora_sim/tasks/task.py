@@ -36,7 +36,7 @@ class Examples:
         groups: who wrote the sample, any integers (n,), for the split by writer; None if unknown.
 
     Raises:
-        ValueError: naming the argument whose number of samples differs.
+        InputError: naming the argument whose number of samples differs.
     """
 
     inputs: Mapping[str, Tensor]
@@ -68,7 +68,7 @@ class Examples:
         """The class of every sample that splits look at, (n,).
 
         Raises:
-            ValueError: where labels are tokens and nothing says what the classes are.
+            InputError: where labels are tokens and nothing says what the classes are.
         """
         if self.classes is not None:
             return self.classes

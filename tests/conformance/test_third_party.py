@@ -29,9 +29,9 @@ TRAIN = """
 from run_cases import make_tiny_task
 from fedlora_cli import train
 from fedlora_cli.main import main
-from fedlora_sim.finetune import rounds
+from fedlora_sim.finetune import run
 
-rounds.load_task = lambda scenario: make_tiny_task()
+run.load_task = lambda scenario: make_tiny_task()
 train.draw_split = lambda dataset, out: None
 main()
 """
@@ -57,7 +57,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (wheel,) = wheels.glob("fedlora_momentum-1.0-*.whl")
     with ZipFile(wheel) as packed:
         packed.extractall(site)
-    paths = os.pathsep.join((str(site), str(TESTS / "training")))
+    paths = os.pathsep.join((str(site), str(TESTS / "finetune")))
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
