@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.training_lanes import ALPHA, RATE, Case, Stacked, padded, with_modules
-from fedlora_sim.finetune.batches import LocalConfig
+from benchmarks.training_lanes import ALPHA, TRAINING, Case, Stacked, padded, with_modules
 from fedlora_sim.finetune.local import StackDescent
 from fedlora_sim.finetune.stacked import Adapters
 
@@ -24,7 +23,7 @@ class Grouped(Stacked):
         self.sizes = list(zip(ranks.tolist(), counts.tolist(), strict=True))
         self.model = with_modules(case, self._module)
         modules: list[Any] = [self.model.get_submodule(name) for name in case.start]
-        self.descent = StackDescent(modules, LocalConfig(learning_rate=RATE, local_steps=1))
+        self.descent = StackDescent(modules, TRAINING)
 
     def _module(self, base: nn.Linear, name: str) -> nn.Module:
         lora_a, lora_b = self.case.start[name]

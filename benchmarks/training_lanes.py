@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.rivals.plain_torch import LoRALinear
-from fedlora_sim.finetune.batches import LocalConfig
+from fedlora_sim import Scenario
 from fedlora_sim.finetune.local import Stack, StackDescent, client_losses
 from fedlora_sim.finetune.stacked import Adapters, stacked_modules
 from fedlora_sim.tasks import Examples, Task
@@ -23,6 +23,7 @@ from fedlora_sim.tasks.task import logits_of
 BATCH = 8  # samples of a client's step
 ALPHA = 16.0  # scaling alpha / r
 RATE = 1e-4  # Adam moves by as much where a gradient is rounding: differences grow with the rate
+TRAINING = Scenario("1", fidelity="training", learning_rate=RATE, local_steps=1)
 SAMPLES = 2_000
 TARGETS = ("q_proj", "v_proj", "fc1", "fc2")
 
@@ -98,7 +99,7 @@ class Stacked:
         self.case = case
         self.model = Stack(case.start, case.scaling).on(case.task.model)
         modules: list[Any] = list(stacked_modules(self.model).values())
-        self.descent = StackDescent(modules, LocalConfig(learning_rate=RATE, local_steps=1))
+        self.descent = StackDescent(modules, TRAINING)
 
     def step(self, index: Tensor) -> None:
         real = torch.ones_like(index, dtype=torch.bool)

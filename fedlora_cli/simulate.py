@@ -6,20 +6,30 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import xarray as xr
 from tqdm import tqdm
 
-from fedlora_cli.options import FORCE_HELP, check_folder, load_rule, parse_assignment
+from fedlora_cli.options import FORCE_HELP, check_folder, load_rule
 from fedlora_cli.resume import resumable
+from fedlora_cli.scenario_options import (
+    Cohort,
+    Device,
+    Fidelity,
+    Ranks,
+    Rounds,
+    ScenarioFile,
+    Settings,
+    Task,
+    read_scenario,
+)
 from fedlora_sim import Scenario
 from fedlora_sim import simulate as run
 from fedlora_sim.errors import check_count, expected
 from fedlora_sim.rules import AggregationRule
 from fedlora_sim.rules.external import rule_code
-from fedlora_sim.scenario import load_toml
 from fedlora_sim.storage import RunStore, check_file, only_writer, remove_stale, save_dataset
 
 NO_FILE_NAME = r"[^\w.]+"  # what a rule's options bring: raflora:canonicalize=true
@@ -29,29 +39,22 @@ RUNS_PER_PIECE = {"spectral": 1000, "matrix": 50, "training": 1}
 
 def simulate(
     out: Annotated[Path, typer.Option(help="netCDF file to write (.nc)")],
-    fidelity: Annotated[str | None, typer.Option(help="spectral, matrix or training")] = None,
-    task: Annotated[str | None, typer.Option(help="training task: digits, text, ...")] = None,
-    ranks: Annotated[
-        str | None, typer.Option(help='client ranks; "4x8,8x6" is rank 4, 8 clients; ...')
-    ] = None,
-    cohort: Annotated[int | None, typer.Option(help="clients per round; all by default")] = None,
+    fidelity: Fidelity = None,
+    task: Task = None,
+    ranks: Ranks = None,
+    cohort: Cohort = None,
     rule: Annotated[
         str, typer.Option(help="rules or module:Name, separated by commas")
     ] = "fedavg,raflora",
-    rounds: Annotated[int | None, typer.Option(help="rounds")] = None,
+    rounds: Rounds = None,
     seeds: Annotated[int, typer.Option(help="number of seeds")] = 1,
     first_seed: Annotated[int, typer.Option("--seed", help="the first seed")] = 0,
-    scenario: Annotated[
-        Path | None, typer.Option(help="TOML file of scenario fields; options win over it")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="any scenario field, as field=value")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps")] = None,
+    scenario: ScenarioFile = None,
+    settings: Settings = None,
+    device: Device = None,
     force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
 ) -> None:
     """Simulate federated LoRA under one or several rules and write the labelled dataset."""
-    fields: dict[str, Any] = load_toml(scenario) if scenario else {}
     given = {
         "fidelity": fidelity,
         "task": task,
@@ -60,9 +63,7 @@ def simulate(
         "rounds": rounds,
         "device": device,
     }
-    fields |= {name: value for name, value in given.items() if value is not None}
-    fields |= dict(parse_assignment(text) for text in settings or [])
-    chosen = Scenario.from_mapping(fields)
+    chosen = read_scenario(scenario, settings, given)
     rules = {server.label: server for server in map(load_rule, rule.split(","))}
     if len(rules) != len(rule.split(",")):
         raise expected("--rule", rule, "each rule once")

@@ -33,6 +33,7 @@ from analysis.studies.run import (
 from analysis.studies.study import PATHS, Study, StudyRun, load_study, study_about, study_names
 from fedlora_cli.options import check_folder, parse_assignment
 from fedlora_cli.resume import INTERRUPTED
+from fedlora_cli.scenario_options import Settings
 from fedlora_cli.tables import wide_console
 from fedlora_sim.errors import check_count, expected
 from fedlora_sim.storage import ResultFolder, save_dataset, write_json, write_text
@@ -53,9 +54,7 @@ def study(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder; results/NAME by default")] = None,
     workers: Annotated[int, typer.Option(help="runs at a time, a process each")] = 1,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="any scenario field, as field=value")
-    ] = None,
+    settings: Settings = None,
     rules: Annotated[str | None, typer.Option(help="these alone, separated by commas")] = None,
     heterogeneity: Annotated[
         list[str] | None, typer.Option(help="this one alone; may be repeated")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import matplotlib
 import numpy as np
@@ -15,8 +15,9 @@ import typer
 import xarray as xr
 from tqdm import tqdm
 
-from fedlora_cli.options import check_folder, load_rule, parse_assignment
+from fedlora_cli.options import check_folder, load_rule
 from fedlora_cli.resume import INTERRUPTED
+from fedlora_cli.scenario_options import Device, ScenarioFile, Settings, Threads, read_scenario
 from fedlora_sim import Scenario
 from fedlora_sim.errors import check_choice, check_seed, expected
 from fedlora_sim.finetune.checkpoints import KEEP, Checkpoints, state_rounds
@@ -26,7 +27,6 @@ from fedlora_sim.finetune.run import FederatedRun
 from fedlora_sim.metrics import energy_ratio
 from fedlora_sim.rules import AggregationRule
 from fedlora_sim.runtime import torch_threads
-from fedlora_sim.scenario import load_toml
 from fedlora_sim.simulate import check_suits, training_dataset
 from fedlora_sim.storage import ResultFolder, save_dataset
 from paper_figs import finetuning, style
@@ -36,10 +36,8 @@ ROUNDS, DATASET = "rounds", "run.nc"
 
 def train(
     out: Annotated[Path, typer.Option(help="folder of the run")],
-    scenario: Annotated[Path | None, typer.Option(help="TOML file of scenario fields")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="any scenario field, as field=value")
-    ] = None,
+    scenario: ScenarioFile = None,
+    settings: Settings = None,
     rule: Annotated[
         str, typer.Option(help="rule, see `fedlora-sim rules`, or module:Name")
     ] = "raflora",
@@ -51,16 +49,12 @@ def train(
         str,
         typer.Option(help="global updates kept: all (what `export` reads), or the last one"),
     ] = "all",
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
+    device: Device = None,
+    threads: Threads = None,
 ) -> None:
     """Fine-tune a federation under one rule, round by round in a folder, and go on if stopped."""
-    fields: dict[str, Any] = {"fidelity": "training"}
-    fields |= load_toml(scenario) if scenario else {}
-    given = {"device": device, "threads": threads}
-    fields |= {name: value for name, value in given.items() if value is not None}
-    fields |= dict(parse_assignment(text) for text in settings or [])
-    chosen, server = Scenario.from_mapping(fields), load_rule(rule)
+    given, default = {"device": device, "threads": threads}, {"fidelity": "training"}
+    chosen, server = read_scenario(scenario, settings, given, default), load_rule(rule)
     if chosen.fidelity != "training":
         raise expected("fidelity", chosen.fidelity, "training (`simulate` takes the others too)")
     check_suits(chosen, server)

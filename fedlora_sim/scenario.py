@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +35,7 @@ from fedlora_sim.federation import (
 )
 from fedlora_sim.runtime import DEVICES, DTYPES
 
-# What a scenario's fields may be, alone and together
+# What a field may be: its type says it, or a check next to its text
 
 FIDELITIES = ("spectral", "matrix", "training")
 LOCAL_LOSSES = ("none", "quadratic")
@@ -42,48 +44,270 @@ TASKS = ("digits", "text", "vision", "causal", "arithmetic")
 SPLITS = ("dirichlet", "pathological", "iid", "quantity", "by_writer")
 INITIALIZERS = ("lora", "slora")
 NONFINITE = ("error", "drop-client")
-
-CHOICES = {
-    "fidelity": FIDELITIES,
-    "dtype": DTYPES,
-    "device": DEVICES,
-    "empty_partition": EMPTY_PARTITION,
-    "allocation": ALLOCATIONS,
-    "initializer": INITIALIZERS,
-    "heterogeneity": HETEROGENEITY,
-    "local_loss": LOCAL_LOSSES,
-    "task": TASKS,
-    "split": SPLITS,
-    "optimizer": OPTIMIZERS,
-    "nonfinite": NONFINITE,
-}
-COUNTS = (
-    *("rounds", "d_in", "d_out", "batch_size", "local_epochs", "classes_per_client"),
-    *("slora_rounds", "max_length", "threads", "evaluate_every"),
-)
-COUNTS_OR_NONE = ("local_steps", "adapted_layers", "max_train", "max_test", "stack_size")
-REALS = ("gain_mean", "drift_mean", "basis_drift", "target_angle")
-SPREADS = (
-    *("gain_std", "drift_std", "subspace_noise", "momentum", "weight_decay"),
-    *("pruning_penalty", "target_amplitude", "target_std", "feature_noise"),
-)
-POSITIVE = (
-    *("initial_amplitude", "dirichlet_alpha", "quantity_alpha", "learning_rate", "local_time"),
-)
-POSITIVE_OR_NONE = ("lora_alpha", "max_grad_norm", "memory_budget")
 LEAST_ALPHA, MOST_ALPHA = 1e-30, 1e30
 """Of `lora_alpha`: what float32 can multiply and divide by."""
 MOST_THREADS = 4_096
-TEXTS_OR_NONE = ("model", "data", "test_data")
-FLAGS = (
-    *("use_rslora", "cache_prefix", "gradient_checkpointing", "counterfactuals", "train_head"),
-)
-SHARES = ("spectrum_decay", "slora_density", "target_decay")
 
-# What a task without a model or data of its own must be told.
+T = TypeVar("T")
+Check = Callable[[str, Any], Any]
+"""Return the value of a field as the scenario keeps it, or raise `InputError`."""
+
+
+def _one_of(choices: Iterable[str]) -> Check:
+    return partial(check_choice, choices=choices)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise expected(name, value, "text")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise expected(name, value, "true or false")
+    return value
+
+
+def _rates(name: str, value: object) -> tuple[float, ...]:
+    return tuple(check_positive(name, rate) for rate in check_sequence(name, value, "rates"))
+
+
+def _modules(name: str, value: object) -> tuple[str, ...]:
+    named = check_sequence(name, value, "names of modules", ordered=False)
+    return tuple(_text(name, module) for module in named)
+
+
+def _proper_share(name: str, value: object) -> float:
+    number = check_finite(name, value)
+    if not 0 < number < 1:
+        raise expected(name, number, "a number in (0, 1) or None")
+    return number
+
+
+def _alpha(name: str, value: object) -> float:
+    number = check_positive(name, value, " or None")
+    if not LEAST_ALPHA <= number <= MOST_ALPHA:
+        raise expected(name, value, f"a number from {LEAST_ALPHA:g} to {MOST_ALPHA:g}")
+    return number
+
+
+def _by_federation(_: str, value: object) -> object:
+    """Leave the check to `Federation`, which compares these fields with each other."""
+    return value
+
+
+AT_LEAST_0 = partial(check_finite, minimum=0.0)
+POSITIVE_OR_NONE = partial(check_positive, otherwise=" or None")
+BY_TYPE: dict[object, Check] = {
+    str: _text,
+    int: check_positive_int,
+    float: check_finite,
+    bool: _flag,
+}
+
+
+class FieldInfo(NamedTuple):
+    """The description of a field; `kind` is its type without None, which `optional` fields keep."""
+
+    text: str
+    kind: object
+    optional: bool
+    check: Check
+
+
+def describe(cls: type) -> dict[str, FieldInfo]:
+    """Return what the annotations of a class say of every field, in order.
+
+    Args:
+        cls: a dataclass whose fields are `Annotated[type, text]`, with a check as third argument
+            where the type alone does not give it: a text, a whole number of at least 1, a finite
+            number, or true or false.
+    """
+    hints = get_type_hints(cls, include_extras=True)
+    found = {}
+    for field in fields(cls):
+        hint, text, *check = get_args(hints[field.name])
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kind, *none = kinds
+        found[field.name] = FieldInfo(text, kind, bool(none), check[0] if check else BY_TYPE[kind])
+    return found
+
+
+def documented(cls: type[T]) -> type[T]:
+    """Add the text of every field to the docstring of a described dataclass."""
+    wrap = partial(textwrap.fill, width=100, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    own_first = sorted(describe(cls).items(), key=lambda item: item[0] not in cls.__annotations__)
+    lines = [wrap(f"{name}: {info.text}.") for name, info in own_first]
+    head, _, rest = (cls.__doc__ or "").partition("\n\n    Raises:")
+    tail = f"\n\n    Raises:{rest}" if rest else "\n    "
+    cls.__doc__ = "\n".join([f"{head.rstrip()}\n\n    Args:", *lines]) + tail
+    return cls
+
+
+# The fields of a scenario that real fine-tuning alone uses
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class TaskFields:
+    """Model and data."""
+
+    task: Annotated[
+        str,
+        "`digits` (bundled), `text`, `vision` (pretrained models on files or named data sets), "
+        "`causal` (a language model on questions and answers) or `arithmetic` (a small one, made "
+        "on the spot)",
+        _one_of(TASKS),
+    ] = "digits"
+    task_seed: Annotated[
+        int,
+        "seed of what is random in the task: parts, subsets, new heads, small models",
+        check_seed,
+    ] = 0
+    model: Annotated[str | None, "hub name or local folder of a pretrained model"] = None
+    data: Annotated[str | None, "a file, a named data set or a hub name"] = None
+    test_data: Annotated[str | None, "the test part, where it is separate from `data`"] = None
+    max_length: Annotated[
+        int, "tokens per sample; longer texts are cut, longer completions are left out"
+    ] = 64
+    target_modules: Annotated[
+        tuple[str, ...] | None,
+        "ends of the names of the linear maps that carry LoRA, as in PEFT; None takes the task's",
+        _modules,
+    ] = None
+    adapted_layers: Annotated[
+        int | None, "adapt only the last blocks of the model, as many as this; None adapts all"
+    ] = None
+    train_head: Annotated[
+        bool | None,
+        "whether clients also train the whole classifier; None: where it is new",
+    ] = None
+    max_train: Annotated[
+        int | None, "number of training samples, drawn by `task_seed`; None uses all"
+    ] = None
+    max_test: Annotated[
+        int | None, "number of test samples, drawn by `task_seed`; None uses all"
+    ] = None
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class TrainingFields(TaskFields):
+    """Model and data, how data is split among clients, and how they train."""
+
+    cache_prefix: Annotated[
+        bool, "compute what precedes the first adapted block once per sample and keep it"
+    ] = False
+
+    split: Annotated[
+        str, "`dirichlet`, `pathological`, `iid`, `quantity` or `by_writer`", _one_of(SPLITS)
+    ] = "dirichlet"
+    dirichlet_alpha: Annotated[float, "concentration of the Dirichlet split", check_positive] = 0.5
+    classes_per_client: Annotated[int, "classes of a client in the pathological split"] = 2
+    quantity_alpha: Annotated[float, "concentration of the quantity split", check_positive] = 0.5
+    feature_noise: Annotated[
+        float,
+        "standard deviation of the noise on the last client's inputs; client k of K has k/K of it. "
+        "For inputs that are numbers, not tokens",
+        AT_LEAST_0,
+    ] = 0.0
+
+    optimizer: Annotated[
+        str | None,
+        "`adam`, `adamw` or `sgd`, started anew every round; None takes adam for training and sgd "
+        "otherwise. The quadratic loss takes sgd, and adam at matrix fidelity",
+        _one_of(OPTIMIZERS),
+    ] = None
+    learning_rate: Annotated[float, "constant over a round", check_positive] = 1e-3
+    client_learning_rates: Annotated[
+        tuple[float, ...] | None, "one per client, in place of `learning_rate`", _rates
+    ] = None
+    momentum: Annotated[float, "momentum of `sgd`", AT_LEAST_0] = 0.0
+    weight_decay: Annotated[
+        float,
+        "of LoRA factors and heads: added to the gradient (`adam`, `sgd`) or decoupled (`adamw`)",
+        AT_LEAST_0,
+    ] = 0.0
+    max_grad_norm: Annotated[
+        float | None,
+        "a client's gradient, over everything that it trains, is shortened to this norm; None "
+        "leaves it unchanged",
+        POSITIVE_OR_NONE,
+    ] = None
+    batch_size: Annotated[int, "samples per step; the last batch of an epoch may be shorter"] = 16
+    local_steps: Annotated[
+        int | None, "optimiser steps per round; None runs `local_epochs` epochs instead"
+    ] = 10
+    local_epochs: Annotated[int, "passes over a client's samples, if `local_steps` is None"] = 1
+    stack_size: Annotated[
+        int | None,
+        "most clients trained at the same time; None for as many as `memory_budget` allows. "
+        "Adapters do not depend on it, up to rounding",
+    ] = None
+    memory_budget: Annotated[
+        float | None,
+        "GiB for the activations of such a stack, as measured on one client; None sets no bound",
+        POSITIVE_OR_NONE,
+    ] = None
+    gradient_checkpointing: Annotated[bool, "use less memory for a third more time"] = False
+    threads: Annotated[
+        int,
+        "threads of the CPU; bits of a result may depend on it",
+        partial(check_count, most=MOST_THREADS),
+    ] = 1
+
+    lora_alpha: Annotated[
+        float | None,
+        "client scaling is `lora_alpha / r_k` (`/ sqrt(r_k)` with `use_rslora`); None is "
+        "`alpha = r`, scaling 1 for every client",
+        _alpha,
+    ] = None
+    use_rslora: Annotated[bool, "scale by `lora_alpha / sqrt(r_k)`"] = False
+    pruning_decay: Annotated[
+        float | None,
+        "clients prune their rank to this share of it, in (0, 1), whenever local training has made "
+        "its tail smaller (HetLoRA); None for no pruning",
+        _proper_share,
+    ] = None
+    pruning_penalty: Annotated[
+        float, "factor of the penalty on that tail in the local loss", AT_LEAST_0
+    ] = 0.0
+    initializer: Annotated[
+        str,
+        "`lora` (A random, B zero) or `slora`: rounds of sparse federated fine-tuning first, whose "
+        "result starts the adapters, by SVD",
+        _one_of(INITIALIZERS),
+    ] = "lora"
+    slora_rounds: Annotated[int, "sparse rounds of `slora`"] = 2
+    slora_density: Annotated[
+        float, "share of every adapted weight that they train, in (0, 1]", check_share
+    ] = 0.1
+
+    nonfinite: Annotated[
+        str,
+        "what happens if a client's update is not finite: `error` ends the run, `drop-client` "
+        "leaves the client out of the round",
+        _one_of(NONFINITE),
+    ] = "error"
+    evaluate_every: Annotated[
+        int, "rounds between evaluations of the global model; the last round always has one"
+    ] = 1
+    counterfactuals: Annotated[
+        bool,
+        "also aggregate every round's cohort by every other rule that trains the same parameters, "
+        "and measure the results",
+    ] = False
+
+
+# A scenario: everything that a simulation depends on, except the rule and the seed
+
+NONE = "none"
+
+# What a task without a model or data of its own must be given.
 FROM_FILES = dict.fromkeys(("text", "vision", "causal"), ("model", "data"))
 
-# What clients do who return `a x + b`, and clients who train by plain steps do not.
+# Fields of clients who return `a x + b`; clients that train by plain steps do not use them.
 UNUSED_BY_TRAINING = {
     "gain_mean": 1.0,
     "gain_std": 0.0,
@@ -94,324 +318,174 @@ UNUSED_BY_TRAINING = {
 }
 
 
-def check_fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that one check alone decides, each as the scenario keeps it.
-
-    Args:
-        given: every field of a scenario, defaults resolved.
-
-    Raises:
-        InputError: naming the field, its value and what was expected.
-    """
-    kept: dict[str, Any] = {
-        name: check_choice(name, given[name], choices) for name, choices in CHOICES.items()
-    }
-    kept |= {name: check_positive_int(name, given[name]) for name in COUNTS}
-    for names, check in ((COUNTS_OR_NONE, check_positive_int), (TEXTS_OR_NONE, _check_text)):
-        kept |= {name: check(name, given[name]) for name in names if given[name] is not None}
-    kept |= {name: check_finite(name, given[name]) for name in REALS}
-    kept |= {name: check_finite(name, given[name], minimum=0.0) for name in SPREADS}
-    kept["task_seed"] = check_seed("task_seed", given["task_seed"])
-    for name in FLAGS:
-        if not isinstance(given[name], bool) and not (name == "train_head" and given[name] is None):
-            raise expected(name, given[name], "true or false")
-    kept |= {name: check_positive(name, given[name]) for name in POSITIVE}
-    kept |= {name: check_share(name, given[name]) for name in SHARES}
-    if given["client_learning_rates"] is not None:
-        rates = check_sequence("client_learning_rates", given["client_learning_rates"], "rates")
-        kept["client_learning_rates"] = tuple(
-            check_positive("client_learning_rates", rate) for rate in rates
-        )
-    if given["pruning_decay"] is not None:
-        kept["pruning_decay"] = check_finite("pruning_decay", given["pruning_decay"])
-        if not 0 < kept["pruning_decay"] < 1:
-            raise expected("pruning_decay", kept["pruning_decay"], "a number in (0, 1) or None")
-    for name in POSITIVE_OR_NONE:
-        if given[name] is not None:
-            kept[name] = check_positive(name, given[name], " or None")
-    alpha = given["lora_alpha"]
-    if alpha is not None and not LEAST_ALPHA <= kept["lora_alpha"] <= MOST_ALPHA:
-        raise expected("lora_alpha", alpha, f"a number from {LEAST_ALPHA:g} to {MOST_ALPHA:g}")
-    check_count("threads", given["threads"], MOST_THREADS)
-    if given["target_modules"] is not None:
-        named = check_sequence(
-            "target_modules", given["target_modules"], "names of modules", ordered=False
-        )
-        kept["target_modules"] = tuple(_check_text("target_modules", name) for name in named)
-    return kept
-
-
-def check_training(checked: Mapping[str, Any]) -> None:
-    """Refuse training fields that do not fit each other.
-
-    Args:
-        checked: every field of a scenario, after `check_fields`.
-
-    Raises:
-        InputError: naming the field, its value and what was expected.
-    """
-    rates = checked["client_learning_rates"]
-    if rates is not None and len(rates) != len(checked["ranks"]):
-        wanted = f"{len(checked['ranks'])} rates, one per client"
-        raise expected("client_learning_rates", list(rates), wanted)
-    if checked["fidelity"] == "training" and checked["task"] in FROM_FILES:
-        for name in FROM_FILES[checked["task"]]:
-            if checked[name] is None:
-                raise expected(name, None, f"what task={checked['task']!r} is to load")
-
-
-def _check_text(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise expected(name, value, "text")
-    return value
-
-
-def check_local_loss(checked: Mapping[str, Any]) -> None:
-    """Refuse what makes no sense beside a local loss that clients really descend.
-
-    Args:
-        checked: every field of a scenario, after `check_fields`.
-
-    Raises:
-        InputError: naming the field, its value and what was expected.
-    """
-    if checked["local_loss"] != "quadratic":
-        return
-    beside = "with local_loss='quadratic'"
-    if checked["fidelity"] == "training":
-        other = "none at fidelity='training', where clients train on the task's own loss"
-        raise expected("local_loss", "quadratic", other)
-    for name, usual in UNUSED_BY_TRAINING.items():
-        if checked[name] != usual:
-            raise expected(name, checked[name], f"{usual:g} {beside}: clients train by plain steps")
-    if checked["optimizer"] == "adamw":
-        raise expected("optimizer", "adamw", f"sgd or adam {beside}: no weight decay")
-    if checked["fidelity"] == "matrix":
-        if checked["local_steps"] is None:
-            raise expected("local_steps", None, f"a whole number of at least 1 {beside}")
-        return
-    if checked["optimizer"] != "sgd":
-        flow = "sgd at fidelity='spectral', whose clients follow the gradient flow"
-        raise expected("optimizer", checked["optimizer"], flow)
-    if checked["target_angle"] != 0:
-        basis = "0 at fidelity='spectral', where all share one basis (or choose matrix)"
-        raise expected("target_angle", checked["target_angle"], basis)
-
-
-# The fields of a scenario that real fine-tuning alone looks at
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskFields:
-    """Model and data.
-
-    Args:
-        task: `digits` (bundled), `text`, `vision` (pretrained models on files or named data sets),
-            `causal` (a language model on questions and answers) or `arithmetic` (a small one that
-            is made on the spot).
-        task_seed: of what is random in the task: parts, subsets, new heads, small models.
-        model: hub name or local folder of a pretrained model.
-        data, test_data: a file, a named data set or a hub name; the test part where it is apart.
-        max_length: tokens per sample; longer texts are cut, longer completions left out.
-        target_modules: ends of the names of the linear maps that carry LoRA, as in PEFT; the
-            task's usual ones when None.
-        adapted_layers: adapt only the last so many blocks of the model; all when None.
-        train_head: whether clients train the classifier as a whole too; where it is new when None.
-        max_train, max_test: use so many samples, drawn by `task_seed`; all when None.
-    """
-
-    task: str = "digits"
-    task_seed: int = 0
-    model: str | None = None
-    data: str | None = None
-    test_data: str | None = None
-    max_length: int = 64
-    target_modules: tuple[str, ...] | None = None
-    adapted_layers: int | None = None
-    train_head: bool | None = None
-    max_train: int | None = None
-    max_test: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingFields(TaskFields):
-    """How data is split among clients, and how they train. Model and data: see `TaskFields`.
-
-    Args:
-        cache_prefix: compute what comes before the first adapted block once per sample and keep it.
-
-        split: `dirichlet | pathological | iid | quantity | by_writer`; `dirichlet_alpha`,
-            `classes_per_client` and `quantity_alpha` shape the first, second and fourth.
-        feature_noise: deviation of the noise on the last client's inputs; client k of K has k/K of
-            it. For inputs that are numbers, not tokens.
-
-        optimizer: `adam | adamw | sgd`; None takes adam for training, and sgd else. It starts anew
-            every round. The quadratic loss knows sgd, and adam at matrix fidelity.
-        learning_rate, momentum, weight_decay, batch_size: local training.
-        client_learning_rates: one per client, in place of `learning_rate`.
-        max_grad_norm: a client's gradient is shortened to this norm; None leaves it.
-        local_steps: optimiser steps per round; None runs `local_epochs` epochs instead.
-        stack_size: clients trained side by side at most; None for as many as `memory_budget`, in
-            GiB of activations, has room for.
-        gradient_checkpointing: less memory for a third more time.
-        threads: of the CPU; bits of a result may depend on it.
-
-        lora_alpha: client scaling is `lora_alpha / r_k` (`/ sqrt(r_k)` with `use_rslora`); None is
-            `alpha = r`, scaling 1 for every client.
-        pruning_decay: clients prune their own rank, to this share of it, in (0, 1), whenever local
-            training leaves its tail smaller than it was (HetLoRA); None for no pruning.
-        pruning_penalty: factor of the penalty on that tail in the local loss.
-        initializer: `lora` (A random, B zero) or `slora`: `slora_rounds` rounds of sparse federated
-            fine-tuning first, of this `slora_density` of every adapted weight, whose result is
-            handed to the adapters by SVD.
-
-        nonfinite: what a client whose update is not finite means: the end (`error`), or a round
-            without it (`drop-client`).
-        evaluate_every: rounds from one judgement of the global model to the next; the last round
-            is always judged.
-        counterfactuals: also aggregate every round's cohort by every other rule that trains what
-            the run's own trains, and measure.
-    """
-
-    cache_prefix: bool = False
-
-    split: str = "dirichlet"
-    dirichlet_alpha: float = 0.5
-    classes_per_client: int = 2
-    quantity_alpha: float = 0.5
-    feature_noise: float = 0.0
-
-    optimizer: str | None = None
-    learning_rate: float = 1e-3
-    client_learning_rates: tuple[float, ...] | None = None
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = None
-    batch_size: int = 16
-    local_steps: int | None = 10
-    local_epochs: int = 1
-    stack_size: int | None = None
-    memory_budget: float | None = None
-    gradient_checkpointing: bool = False
-    threads: int = 1
-
-    lora_alpha: float | None = None
-    use_rslora: bool = False
-    pruning_decay: float | None = None
-    pruning_penalty: float = 0.0
-    initializer: str = "lora"
-    slora_rounds: int = 2
-    slora_density: float = 0.1
-
-    nonfinite: str = "error"
-    evaluate_every: int = 1
-    counterfactuals: bool = False
-
-
-# A scenario: everything that a simulation depends on, except the rule and the seed
-
-NONE = "none"
-
-
+@documented
 @dataclass(frozen=True)
 class Scenario(TrainingFields):
     """What is simulated. Fields that a fidelity does not use are ignored by it.
 
-    The fields of real fine-tuning are those of `TrainingFields`.
-
-    Args:
-        ranks: client ranks `r_k`, a sequence or text (`"4x8,8x6,16x4"`: rank 4, 8 clients; ...).
-        fidelity: `spectral` (one amplitude per direction, fixed basis), `matrix` (real factors and
-            real aggregation) or `training` (real federated fine-tuning).
-        rounds: number of rounds T; results hold T + 1 states, the initial one first.
-        num_samples: samples `n_k` per client; equal when None. Training takes them from the split.
-        cohort_size: clients per round; all when None.
-        sampling: see `Federation`.
-        empty_partition: `zero | carry | error`, for rules with such a policy.
-        allocation: `svd | random | importance`: which directions a client receives. Importance is
-            the norm of the client's gradient along each direction when fine-tuning, and how far
-            it would move each amplitude at the other fidelities.
-        dtype: `float64 | float32`; None takes float64, and float32 for training. Runs whose
-            amplitudes leave the range of float32 are computed in float64.
-        device: `auto | cpu | cuda | mps`.
-
-        initial_amplitude: amplitude of the first direction at round 0.
-        spectrum_decay: each direction starts with this share of the one before, in (0, 1].
-        gain_mean, gain_std: mean `g` and deviation `nu` of a client's gain `a_{k,i}`.
-        drift_mean, drift_std: mean `c` and deviation `tau` of a client's drift `b_{k,i}`.
-        heterogeneity: gains and drifts drawn anew every round (`fresh`) or once per client
-            (`persistent`).
-
-        local_loss: what clients do. `none`: they return `a x + b`. `quadratic`: they fit a target,
-            `0.5 ||B A + Z - M_k||_F**2` with Z what the base has of the update, by gradient
-            descent on their factors (`matrix`) or its limit of small steps, the flow
-            (`spectral`). A component whose factors are zero has no gradient and stays zero.
-        local_time: total step length of a round, T; a step at matrix fidelity is T / local_steps.
-        target_amplitude, target_decay: amplitude of the targets in the first direction, and the
-            share of the one before in each further one, in (0, 1].
-        target_std: spread of the targets among clients, persistent: client k's are
-            `1 + target_std z_k` times the common ones, z_k standard normal.
-        target_angle: matrix fidelity; angle in radians by which every singular vector of a
-            client's target is turned from the common basis, once per client.
-
-        d_in, d_out: layer shape of the matrix fidelity.
-        subspace_noise: matrix fidelity; each local factor is multiplied by `I + eps E`, `E` with
-            independent entries of variance 1/r_k: mixes directions within the client's subspace.
-        basis_drift: matrix fidelity; angle in radians by which every singular vector of every
-            client's update is turned away, each client and round in a random direction.
-
     Raises:
         InputError: naming the field, its value and what was expected.
     """
 
-    ranks: tuple[int, ...]
-    fidelity: str = "spectral"
-    rounds: int = 50
-    num_samples: tuple[float, ...] | None = None
-    cohort_size: int | None = None
-    sampling: str | None = None
-    empty_partition: str = "carry"
-    allocation: str = "svd"
-    dtype: str | None = None
-    device: str = "auto"
+    ranks: Annotated[
+        tuple[int, ...],
+        'client ranks `r_k`, a sequence or text; "4x8,8x6" is rank 4, 8 clients; rank 8, 6 clients',
+        _by_federation,
+    ]
+    fidelity: Annotated[
+        str,
+        "`spectral` (one amplitude per direction, fixed basis), `matrix` (real factors and real "
+        "aggregation) or `training` (real federated fine-tuning)",
+        _one_of(FIDELITIES),
+    ] = "spectral"
+    rounds: Annotated[
+        int, "number of rounds T; results hold T + 1 states, the initial one first"
+    ] = 50
+    num_samples: Annotated[
+        tuple[float, ...] | None,
+        "samples `n_k` per client; equal when None. Training takes them from the split",
+        _by_federation,
+    ] = None
+    cohort_size: Annotated[int | None, "clients per round; all by default", _by_federation] = None
+    sampling: Annotated[str | None, "cohort law, see `Federation`", _by_federation] = None
+    empty_partition: Annotated[
+        str, "`zero`, `carry` or `error`, for rules with such a policy", _one_of(EMPTY_PARTITION)
+    ] = "carry"
+    allocation: Annotated[
+        str,
+        "`svd`, `random` or `importance`: which directions a client receives. Importance is the "
+        "norm of the client's gradient along each direction when fine-tuning, and how far it would "
+        "move each amplitude at the other fidelities",
+        _one_of(ALLOCATIONS),
+    ] = "svd"
+    dtype: Annotated[
+        str | None,
+        "`float64` or `float32`; None takes float64, and float32 for training. Runs whose "
+        "amplitudes leave the range of float32 are computed in float64",
+        _one_of(DTYPES),
+    ] = None
+    device: Annotated[str, "`auto`, `cpu`, `cuda` or `mps`", _one_of(DEVICES)] = "auto"
 
-    initial_amplitude: float = 1.0
-    spectrum_decay: float = 0.9
-    gain_mean: float = 1.0
-    gain_std: float = 0.0
-    drift_mean: float = 0.0
-    drift_std: float = 0.0
-    heterogeneity: str = "fresh"
+    initial_amplitude: Annotated[
+        float, "amplitude of the first direction at round 0", check_positive
+    ] = 1.0
+    spectrum_decay: Annotated[
+        float, "each direction starts with this share of the previous one, in (0, 1]", check_share
+    ] = 0.9
+    gain_mean: Annotated[float, "mean `g` of a client's gain `a_{k,i}`"] = 1.0
+    gain_std: Annotated[float, "standard deviation `nu` of a client's gain", AT_LEAST_0] = 0.0
+    drift_mean: Annotated[float, "mean `c` of a client's drift `b_{k,i}`"] = 0.0
+    drift_std: Annotated[float, "standard deviation `tau` of a client's drift", AT_LEAST_0] = 0.0
+    heterogeneity: Annotated[
+        str,
+        "gains and drifts are drawn anew every round (`fresh`) or once per client (`persistent`)",
+        _one_of(HETEROGENEITY),
+    ] = "fresh"
 
-    local_loss: str = "none"
-    local_time: float = 0.5
-    target_amplitude: float = 1.0
-    target_decay: float = 1.0
-    target_std: float = 0.0
-    target_angle: float = 0.0
+    local_loss: Annotated[
+        str,
+        "what clients do. `none`: they return `a x + b`. `quadratic`: they fit a target, "
+        "`0.5 ||B A + Z - M_k||_F**2` with Z what the base has of the update, by gradient descent "
+        "on their factors (`matrix`) or its limit of small steps, the flow (`spectral`). A "
+        "component whose factors are zero has no gradient and stays zero",
+        _one_of(LOCAL_LOSSES),
+    ] = "none"
+    local_time: Annotated[
+        float,
+        "total step length of a round, T; a step at matrix fidelity is T / local_steps",
+        check_positive,
+    ] = 0.5
+    target_amplitude: Annotated[
+        float, "amplitude of the targets in the first direction", AT_LEAST_0
+    ] = 1.0
+    target_decay: Annotated[
+        float,
+        "each further direction of the targets has this share of the previous one, in (0, 1]",
+        check_share,
+    ] = 1.0
+    target_std: Annotated[
+        float,
+        "spread of the targets among clients, persistent: client k's are `1 + target_std z_k` "
+        "times the common ones, z_k standard normal",
+        AT_LEAST_0,
+    ] = 0.0
+    target_angle: Annotated[
+        float,
+        "matrix fidelity; angle in radians by which every singular vector of a client's target is "
+        "turned from the common basis, once per client",
+    ] = 0.0
 
-    d_in: int = 64
-    d_out: int = 64
-    subspace_noise: float = 0.0
-    basis_drift: float = 0.0
+    d_in: Annotated[int, "input width of the layer at matrix fidelity"] = 64
+    d_out: Annotated[int, "output width of the layer at matrix fidelity"] = 64
+    subspace_noise: Annotated[
+        float,
+        "matrix fidelity; each local factor is multiplied by `I + eps E`, `E` with independent "
+        "entries of variance 1/r_k: mixes directions within the client's subspace",
+        AT_LEAST_0,
+    ] = 0.0
+    basis_drift: Annotated[
+        float,
+        "matrix fidelity; angle in radians by which every singular vector of every client's update "
+        "is turned away, each client and round in a random direction",
+    ] = 0.0
 
     def __post_init__(self) -> None:
         self._set("ranks", parse_ranks(self.ranks))
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
         # local_loss: attributes and TOML files have None for none
         for name, default in {**_usual(self.fidelity), "local_loss": NONE}.items():
-            given[name] = default if given[name] is None else given[name]
-        for name, value in check_fields(given).items():
-            self._set(name, value)
-        checked = {f.name: getattr(self, f.name) for f in fields(self)}
-        check_local_loss(checked)
-        check_training(checked)
+            if getattr(self, name) is None:
+                self._set(name, default)
+        for name, info in FIELDS.items():
+            value = getattr(self, name)
+            if value is not None or not info.optional:
+                self._set(name, info.check(name, value))
+        self._check_local_loss()
+        self._check_training()
         federation = self.federation
         if self.num_samples is not None:
             self._set("num_samples", federation.num_samples)
         limit = min(self.d_in, self.d_out)
         if self.fidelity == "matrix" and federation.r_max > limit:
             raise expected("ranks", max(self.ranks), f"ranks up to min(d_in, d_out) = {limit}")
+
+    def _check_training(self) -> None:
+        """Refuse training fields that do not fit each other."""
+        rates = self.client_learning_rates
+        if rates is not None and len(rates) != len(self.ranks):
+            wanted = f"{len(self.ranks)} rates, one per client"
+            raise expected("client_learning_rates", list(rates), wanted)
+        if self.fidelity != "training":
+            return
+        for name in FROM_FILES.get(self.task, ()):
+            if getattr(self, name) is None:
+                raise expected(name, None, f"what task={self.task!r} is to load")
+        if self.momentum and self.optimizer != "sgd":
+            raise expected("momentum", self.momentum, f"0 with optimizer={self.optimizer!r}")
+
+    def _check_local_loss(self) -> None:
+        """Refuse fields that clients who descend the quadratic loss do not use."""
+        if self.local_loss != "quadratic":
+            return
+        also = "with local_loss='quadratic'"
+        if self.fidelity == "training":
+            other = "none at fidelity='training', where clients train on the task's own loss"
+            raise expected("local_loss", "quadratic", other)
+        for name, usual in UNUSED_BY_TRAINING.items():
+            if getattr(self, name) != usual:
+                wanted = f"{usual:g} {also}: clients train by plain steps"
+                raise expected(name, getattr(self, name), wanted)
+        if self.optimizer == "adamw":
+            raise expected("optimizer", "adamw", f"sgd or adam {also}: no weight decay")
+        if self.fidelity == "matrix":
+            if self.local_steps is None:
+                raise expected("local_steps", None, f"a whole number of at least 1 {also}")
+            return
+        if self.optimizer != "sgd":
+            flow = "sgd at fidelity='spectral', whose clients follow the gradient flow"
+            raise expected("optimizer", self.optimizer, flow)
+        if self.target_angle != 0:
+            basis = "0 at fidelity='spectral', where all share one basis (or choose matrix)"
+            raise expected("target_angle", self.target_angle, basis)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -475,11 +549,16 @@ class Scenario(TrainingFields):
         """The scenario that a dataset was made with, from its attributes."""
         values = {f.name: _from_attr(attrs[f.name]) for f in fields(cls)}
         # netCDF stores a list of one as a number, and has no booleans.
-        for name in ("ranks", "num_samples", "target_modules", "client_learning_rates"):
-            if values[name] is not None:
+        for name, info in FIELDS.items():
+            if values[name] is not None and get_origin(info.kind) is tuple:
                 values[name] = tuple(np.atleast_1d(values[name]).tolist())
-        flags = {n: None if values[n] is None else bool(values[n]) for n in FLAGS}
-        return cls(**{**values, **flags})
+            if values[name] is not None and info.kind is bool:
+                values[name] = bool(values[name])
+        return cls(**values)
+
+
+FIELDS = describe(Scenario)
+"""The description of every field: for the checks, the documentation and the command line."""
 
 
 def _usual(fidelity: str) -> dict[str, str]:

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.rivals.exchange import Exchange, Outcome, Stopwatch, serve
 from benchmarks.rivals.task import build_model
-from fedlora_sim import LoRAFactors, aggregate
-from fedlora_sim.finetune.batches import BatchPlan, LocalConfig
+from fedlora_sim import LoRAFactors, Scenario, aggregate
+from fedlora_sim.finetune.batches import BatchPlan
 from fedlora_sim.finetune.local import Stack, train_on_plan
 from fedlora_sim.finetune.stacked import Adapters
 from fedlora_sim.tasks import Examples, Task
@@ -21,12 +21,14 @@ def run(exchange: Exchange, threads: int) -> Outcome:
     torch.set_num_threads(threads)
     watch = Stopwatch()
     task, settings = build_task(exchange), exchange.settings
-    config = LocalConfig(
+    scenario = Scenario(
+        "1",
+        fidelity="training",
         optimizer="sgd",
         learning_rate=settings.learning_rate,
         momentum=settings.momentum,
         batch_size=exchange.batch_size,
-        local_epochs=1,
+        local_steps=None,
     )
     state = {
         name: LoRAFactors(torch.from_numpy(a), torch.from_numpy(b), settings.scaling)
@@ -34,7 +36,7 @@ def run(exchange: Exchange, threads: int) -> Outcome:
     }
     for t in range(exchange.rounds):
         start = _stack(state, exchange.cohort)
-        trained = train_on_plan(task, start, plan_of(exchange, t), config)
+        trained = train_on_plan(task, start, plan_of(exchange, t), scenario)
         state = _average(trained.adapters, settings.scaling, exchange.num_samples(t).tolist())
         watch.lap()
     found = {name: (f.lora_A.numpy(), f.lora_B.numpy()) for name, f in state.items()}

@@ -1,4 +1,4 @@
-"""Local configuration, batches and their random draws.
+"""Batches of local training, and the random draws of a training run.
 
 A client shuffles its samples anew every epoch, with its own generator, and cuts each epoch into
 batches; the last one may be short. The plan of a cohort is rectangular: a short batch is filled
@@ -17,15 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_sim.errors import (
-    check_choice,
-    check_finite,
-    check_positive,
-    check_positive_int,
-    expected,
-)
+from fedlora_sim.errors import check_positive, expected
 from fedlora_sim.randomness import stream
-from fedlora_sim.scenario import OPTIMIZERS, Scenario
+from fedlora_sim.scenario import Scenario
 from fedlora_sim.splits import (
     dirichlet_split,
     iid_split,
@@ -156,102 +150,37 @@ def _batches(
     return islice((batch for epoch in shuffled for batch in epoch), local_steps)
 
 
-# How clients train in one round
+# What the scenario says of local training
 
 
-@dataclass(frozen=True)
-class LocalConfig:
-    """How a client trains in one round.
+def plan_round(
+    scenario: Scenario,
+    samples: Sequence[NDArray[np.int64]],
+    rngs: Sequence[np.random.Generator],
+) -> BatchPlan:
+    """Draw the batches of one round: `local_steps` steps where given, else `local_epochs` epochs.
 
     Args:
-        optimizer: `adam`, `adamw` or `sgd`; starts anew every round.
-        learning_rate: constant over the round.
-        momentum: of `sgd`.
-        weight_decay: added to the gradient (`adam`, `sgd`) or decoupled (`adamw`); acts on the
-            factors `lora_A` and `lora_B`, and on heads.
-        batch_size: samples per step; the last batch of an epoch may be shorter.
-        local_steps: steps per round, over as many epochs as that takes; or
-        local_epochs: passes over the client's samples. Exactly one of the two is given.
-        max_grad_norm: a client's gradient, over everything that it trains, is shortened to this
-            norm where it is longer; None leaves it.
-        stack_size: clients trained side by side at most; None for all of the cohort, or as many
-            as `memory_budget` allows. The adapters do not depend on it, up to rounding.
-        memory_budget: GiB that the activations of a stack may take, as measured on one client;
-            None sets no bound.
-        gradient_checkpointing: see `attach`.
-
-    Raises:
-        InputError: naming the argument, its value and what was expected.
+        scenario: `batch_size`, `local_steps` and `local_epochs` apply.
+        samples: for every client, its sample indices, shape (n_k,), not empty.
+        rngs: one generator per client; advanced by whole epochs.
     """
+    steps = scenario.local_steps
+    return plan_batches(
+        samples,
+        rngs,
+        batch_size=scenario.batch_size,
+        local_steps=steps,
+        local_epochs=scenario.local_epochs if steps is None else None,
+    )
 
-    optimizer: str = "adam"
-    learning_rate: float = 5e-3
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    batch_size: int = 16
-    local_steps: int | None = None
-    local_epochs: int | None = None
-    max_grad_norm: float | None = None
-    stack_size: int | None = None
-    memory_budget: float | None = None
-    gradient_checkpointing: bool = False
 
-    def __post_init__(self) -> None:
-        optimizer = check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        object.__setattr__(self, "optimizer", optimizer)
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            object.__setattr__(self, name, check_finite(name, getattr(self, name), minimum=0.0))
-        if self.momentum and optimizer != "sgd":
-            raise expected("momentum", self.momentum, f"0 with optimizer={optimizer!r}")
-        if (self.local_steps is None) == (self.local_epochs is None):
-            given = (self.local_steps, self.local_epochs)
-            raise expected("(local_steps, local_epochs)", given, "exactly one of the two")
-        for name in ("batch_size", "local_steps", "local_epochs", "stack_size"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_positive_int(name, getattr(self, name)))
-        for name in ("max_grad_norm", "memory_budget"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_positive(name, getattr(self, name)))
+def highest_rate(scenario: Scenario) -> float:
+    """Return the learning rate of the optimiser, the highest of any client.
 
-    def plan(
-        self, samples: Sequence[NDArray[np.int64]], rngs: Sequence[np.random.Generator]
-    ) -> BatchPlan:
-        """Draw the batches of one round.
-
-        Args:
-            samples: for every client, its sample indices, shape (n_k,), not empty.
-            rngs: one generator per client; advanced by whole epochs.
-        """
-        return plan_batches(
-            samples,
-            rngs,
-            batch_size=self.batch_size,
-            local_steps=self.local_steps,
-            local_epochs=self.local_epochs,
-        )
-
-    @classmethod
-    def of(cls, scenario: Scenario) -> LocalConfig:
-        """As the scenario has it: `local_steps` where given, else `local_epochs`.
-
-        Where clients have rates of their own the highest of them: steps are then only ever
-        shortened, which loses no digits.
-        """
-        rates = scenario.client_learning_rates or (scenario.learning_rate,)
-        epochs = scenario.local_epochs if scenario.local_steps is None else None
-        return cls(
-            optimizer=str(scenario.optimizer),
-            learning_rate=max(rates),
-            momentum=scenario.momentum,
-            weight_decay=scenario.weight_decay,
-            batch_size=scenario.batch_size,
-            local_steps=scenario.local_steps,
-            local_epochs=epochs,
-            max_grad_norm=scenario.max_grad_norm,
-            stack_size=scenario.stack_size,
-            memory_budget=scenario.memory_budget,
-            gradient_checkpointing=scenario.gradient_checkpointing,
-        )
+    Steps of clients with a lower rate are shortened from it, which loses no digits.
+    """
+    return max(scenario.client_learning_rates or (scenario.learning_rate,))
 
 
 def client_rates(scenario: Scenario, clients: NDArray[np.int64]) -> Tensor | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_sim.engines.draws import allocation_scores, carried_directions, leading_directions
-from fedlora_sim.finetune.batches import BatchPlan, LocalConfig, every_sample, initial_lora_a
+from fedlora_sim.finetune.batches import BatchPlan, every_sample, initial_lora_a
 from fedlora_sim.finetune.local import Stack, Trained, client_totals, stacks_of
 from fedlora_sim.finetune.stacked import (
     Adapters,
@@ -153,7 +153,7 @@ class Directions:
             scores = torch.from_numpy(self._scores[t, clients])
             held = dict.fromkeys(start.adapters, carried_directions(own, scores))
         else:
-            norms = gradient_norms(task, start, samples, LocalConfig.of(self.scenario))
+            norms = gradient_norms(task, start, samples, self.scenario)
             held = {name: carried_directions(own, score.cpu()) for name, score in norms.items()}
         device = task.device
         return {
@@ -163,7 +163,7 @@ class Directions:
 
 
 def gradient_norms(
-    task: Task, start: Stack, samples: Sequence[NDArray[np.int64]], config: LocalConfig
+    task: Task, start: Stack, samples: Sequence[NDArray[np.int64]], scenario: Scenario
 ) -> dict[str, Tensor]:
     """Norm of every client's gradient along every direction of the global adapter.
 
@@ -174,22 +174,22 @@ def gradient_norms(
         task: model and data.
         start: the global adapter of every module, all r_max components, once per client.
         samples: sample indices of the K clients.
-        config: no more samples and clients at a time than in training.
+        scenario: no more samples and clients at a time than in training.
 
     Returns:
         Module name to (K, r_max).
     """
-    plan = every_sample(samples, config.batch_size)
-    chunks = stacks_of(task, start, plan, config)
-    parts = [_stack_norms(task, start.take(own), plan.take(own), config) for own in chunks]
+    plan = every_sample(samples, scenario.batch_size)
+    chunks = stacks_of(task, start, plan, scenario)
+    parts = [_stack_norms(task, start.take(own), plan.take(own), scenario) for own in chunks]
     back = torch.as_tensor(np.argsort(np.concatenate(chunks)))
     return {name: torch.cat([part[name] for part in parts])[back] for name in start.adapters}
 
 
 def _stack_norms(
-    task: Task, start: Stack, plan: BatchPlan, config: LocalConfig
+    task: Task, start: Stack, plan: BatchPlan, scenario: Scenario
 ) -> dict[str, Tensor]:
-    model = start.on(task.model, gradient_checkpointing=config.gradient_checkpointing)
+    model = start.on(task.model, gradient_checkpointing=scenario.gradient_checkpointing)
     counts = torch.zeros((), device=task.device)
     for index, real in zip(plan.index, plan.real, strict=True):
         batch = (torch.as_tensor(x, device=task.device) for x in (index, real))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fedlora_sim.errors import InputError, check_positive, expected
-from fedlora_sim.finetune.batches import BatchPlan, LocalConfig, check_rates
+from fedlora_sim.errors import InputError, expected
+from fedlora_sim.finetune.batches import BatchPlan, check_rates, highest_rate, plan_round
 from fedlora_sim.finetune.stacked import (
     Adapters,
     Frozen,
@@ -25,6 +25,7 @@ from fedlora_sim.finetune.stacked import (
     find_linear,
     stacked_modules,
 )
+from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.targets import linear_shape, target_blocks
 from fedlora_sim.tasks.task import Task, logits_of
 
@@ -36,25 +37,25 @@ class StackDescent:
 
     Args:
         modules: what the stack trains; parameters (K, ...).
-        config: optimiser, rate, decay and clipping.
-        rates: learning rate of every client, (K,); None for the configuration's.
+        scenario: optimiser, rate, decay and clipping.
+        rates: learning rate of every client, (K,); None for the scenario's.
     """
 
     def __init__(
-        self, modules: Sequence[StackedModule], config: LocalConfig, rates: Tensor | None = None
+        self, modules: Sequence[StackedModule], scenario: Scenario, rates: Tensor | None = None
     ) -> None:
-        self.modules, self.config = modules, config
-        self.optimizer = _optimizer(config, self._parameters())
+        self.modules, self.scenario = modules, scenario
+        self.optimizer = _optimizer(scenario, self._parameters())
         # Every optimiser here moves by the rate times something that does not depend on the rate.
-        self.share = None if rates is None else rates / config.learning_rate
+        self.share = None if rates is None else rates / highest_rate(scenario)
 
     def step(self, objective: Tensor) -> None:
         """Move every client down the gradient of the summed objective."""
         self.optimizer.zero_grad()
         objective.backward()
         parameters = self.optimizer.param_groups[0]["params"]
-        if self.config.max_grad_norm is not None:
-            clip_per_client(parameters, self.config.max_grad_norm)
+        if self.scenario.max_grad_norm is not None:
+            clip_per_client(parameters, self.scenario.max_grad_norm)
         before = None if self.share is None else [p.detach().clone() for p in parameters]
         self.optimizer.step()
         if before is not None and self.share is not None:
@@ -104,15 +105,15 @@ def _per_client(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like).view(-1, *(1,) * (like.dim() - 1))
 
 
-def _optimizer(config: LocalConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    rate, decay = config.learning_rate, config.weight_decay
+def _optimizer(scenario: Scenario, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    rate, decay = highest_rate(scenario), scenario.weight_decay
     # One kernel for all factors where torch has it; elsewhere torch chooses.
     fused = True if parameters[0].device.type in ("cpu", "cuda") else None
-    if config.optimizer == "sgd":
+    if scenario.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=fused
+            parameters, lr=rate, momentum=scenario.momentum, weight_decay=decay, fused=fused
         )
-    rule = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    rule = torch.optim.Adam if scenario.optimizer == "adam" else torch.optim.AdamW
     return rule(parameters, lr=rate, weight_decay=decay, fused=fused)
 
 
@@ -186,7 +187,7 @@ class Stack:
         heads: for every head module, weight (K, d_out, d_in) and bias (K, d_out), if any.
         frozen: for modules of whose adapters something stays as it is, what.
         tail: penalty on the clients' last rank components, added to their losses.
-        rates: learning rate of every client, (K,); None takes the configuration's for all.
+        rates: learning rate of every client, (K,); None takes the scenario's for all.
     """
 
     adapters: Adapters
@@ -253,7 +254,7 @@ GIB = 2**30
 
 
 def stacks_of(
-    task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig
+    task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario
 ) -> list[NDArray[np.int64]]:
     """The places of the clients of every stack that a cohort is trained in.
 
@@ -264,17 +265,17 @@ def stacks_of(
         task: model and data.
         stack: what the K clients start from.
         plan: their batches.
-        config: see `clients_at_a_time`.
+        scenario: see `clients_at_a_time`.
     """
     order = np.argsort(-plan.num_steps, kind="stable")
     # In a stack everybody's batches are filled up to the widest.
     widest = plan.real.sum(axis=2).max(axis=0).argmax(keepdims=True)
-    size = clients_at_a_time(task, stack.take(widest), plan.take(widest), config, len(order))
+    size = clients_at_a_time(task, stack.take(widest), plan.take(widest), scenario, len(order))
     return np.split(order, range(size, len(order), size))
 
 
 def clients_at_a_time(
-    task: Task, one: Stack, plan: BatchPlan, config: LocalConfig, clients: int
+    task: Task, one: Stack, plan: BatchPlan, scenario: Scenario, clients: int
 ) -> int:
     """Clients per stack: `stack_size`, and no more than the memory budget has room for.
 
@@ -282,20 +283,20 @@ def clients_at_a_time(
         task: model and data.
         one: the client of the cohort's widest batch, alone.
         plan: its batches.
-        config: `stack_size` and `memory_budget` apply.
+        scenario: `stack_size` and `memory_budget` apply.
         clients: the cohort's, K.
 
     Returns:
         From 1 to K: one client is trained however small the budget.
     """
-    size = clients if config.stack_size is None else min(config.stack_size, clients)
-    if config.memory_budget is None:
+    size = clients if scenario.stack_size is None else min(scenario.stack_size, clients)
+    if scenario.memory_budget is None:
         return size
-    each = activation_bytes(task, one, plan, config)
-    return max(1, min(size, int(config.memory_budget * GIB / each)))
+    each = activation_bytes(task, one, plan, scenario)
+    return max(1, min(size, int(scenario.memory_budget * GIB / each)))
 
 
-def activation_bytes(task: Task, one: Stack, plan: BatchPlan, config: LocalConfig) -> int:
+def activation_bytes(task: Task, one: Stack, plan: BatchPlan, scenario: Scenario) -> int:
     """Bytes that autograd needs for one client's widest batch, at the length of the longest sample.
 
     What it keeps between the passes; with gradient checkpointing also a block's share of what it
@@ -306,7 +307,7 @@ def activation_bytes(task: Task, one: Stack, plan: BatchPlan, config: LocalConfi
     index[:, 0] = task.train.longest  # any client of a stack may bring it, and pads all others
     real = torch.as_tensor(plan.real[widest], device=task.device)
     plain = one.on(task.model)
-    if not config.gradient_checkpointing:
+    if not scenario.gradient_checkpointing:
         return _kept_bytes(task, plain, index, real)
     blocks = max(1, len(target_blocks(task.model, list(one.adapters))))
     checkpointed = one.on(task.model, gradient_checkpointing=True)
@@ -403,7 +404,7 @@ def train_cohort(
     stack: Stack,
     samples: Sequence[np.ndarray],
     rngs: Sequence[np.random.Generator],
-    config: LocalConfig,
+    scenario: Scenario,
 ) -> Trained:
     """Train all clients of a cohort, each from its own start on its own samples.
 
@@ -412,7 +413,7 @@ def train_cohort(
         stack: what the clients start from; not changed.
         samples: for every client, indices into `task.train`, shape (n_k,), not empty.
         rngs: one generator per client, for the order of its samples; advanced by the call.
-        config: optimiser, rate, batches.
+        scenario: optimiser, rate, batches.
 
     Returns:
         What became of every client; that one diverged is told by `finite`, not raised.
@@ -422,17 +423,17 @@ def train_cohort(
     """
     check_samples(samples, len(task.train))
     check_sizes(len(samples), stack.adapters, stack.heads, scaling=stack.scaling, rngs=rngs)
-    return train_on_plan(task, stack, config.plan(samples, rngs), config)
+    return train_on_plan(task, stack, plan_round(scenario, samples, rngs), scenario)
 
 
-def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig) -> Trained:
+def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario) -> Trained:
     """Train all clients of a cohort on batches that are given.
 
     Args:
         task: frozen model and data.
         stack: what the K clients start from; not changed.
         plan: which samples every client sees at every step.
-        config: optimiser and rate; its batches are not looked at.
+        scenario: optimiser and rate; its batches are not looked at.
 
     Returns:
         As `train_cohort`.
@@ -441,18 +442,17 @@ def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig
     check_sizes(clients, stack.adapters, stack.heads, scaling=stack.scaling)
     if stack.rates is not None:
         check_rates(stack.rates.tolist(), clients)
-        check_positive("learning_rate", config.learning_rate)  # the clients' are shares of it
-    chunks = stacks_of(task, stack, plan, config)
-    parts = [train_stack(task, stack.take(own), plan.take(own), config) for own in chunks]
+    chunks = stacks_of(task, stack, plan, scenario)
+    parts = [train_stack(task, stack.take(own), plan.take(own), scenario) for own in chunks]
     return _joined(parts, np.argsort(np.concatenate(chunks)), plan)
 
 
-def train_stack(task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig) -> Trained:
+def train_stack(task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario) -> Trained:
     """Train one stack, clients sorted by falling number of steps; otherwise as `train_on_plan`."""
-    model = stack.on(task.model, gradient_checkpointing=config.gradient_checkpointing)
+    model = stack.on(task.model, gradient_checkpointing=scenario.gradient_checkpointing)
     modules = stacked_modules(model)
     ends = {n: {key: p.detach() for key, p in m.named_parameters()} for n, m in modules.items()}
-    losses = descend(task, model, stack, plan, config)
+    losses = descend(task, model, stack, plan, scenario)
     adapters = {name: (ends[name]["lora_A"], ends[name]["lora_B"]) for name in stack.adapters}
     heads = {name: tuple(ends[name].values()) for name in stack.heads}
     finite = torch.isfinite(losses).all(0)
@@ -467,7 +467,7 @@ def descend(
     model: nn.Module,
     stack: Stack,
     plan: BatchPlan,
-    config: LocalConfig,
+    scenario: Scenario,
     watch: Watch | None = None,
 ) -> Tensor:
     """Run the plan of a stack; the model's adapters and heads move.
@@ -477,7 +477,7 @@ def descend(
         model: the stack on the task's model.
         stack: what its clients start from, sorted by falling number of steps.
         plan: their batches.
-        config: optimiser and rate.
+        scenario: optimiser and rate.
         watch: called after every step.
 
     Returns:
@@ -486,7 +486,7 @@ def descend(
     index = torch.as_tensor(plan.index, device=task.device)
     real = torch.as_tensor(plan.real, device=task.device)
     remaining = (plan.num_steps > np.arange(index.shape[0])[:, None]).sum(axis=1)
-    descent = StackDescent(list(stacked_modules(model).values()), config, stack.rates)
+    descent = StackDescent(list(stacked_modules(model).values()), scenario, stack.rates)
     losses = torch.zeros(index.shape[:2], dtype=task.dtype, device=task.device)
     active = index.shape[1]
     layers = [model.get_submodule(name) for name in stack.adapters]
@@ -555,7 +555,7 @@ class Divergence:
 
 
 def find_divergence(
-    task: Task, stack: Stack, plan: BatchPlan, config: LocalConfig, slot: int, client: int
+    task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario, slot: int, client: int
 ) -> Divergence:
     """Train one client of a cohort again and see where it stops being finite.
 
@@ -563,7 +563,7 @@ def find_divergence(
         task: as for `train_on_plan`, and so are the others.
         stack: what the cohort started from.
         plan: its batches.
-        config: optimiser and rate.
+        scenario: optimiser and rate.
         slot: place of the client in the cohort.
         client: its number.
 
@@ -573,10 +573,10 @@ def find_divergence(
     only = np.array([slot])
     own = stack.take(only)
     model = own.on(task.model)
-    rate = config.learning_rate if own.rates is None else float(own.rates[0])
+    rate = highest_rate(scenario) if own.rates is None else float(own.rates[0])
     lookout = _Lookout(model)
     try:
-        descend(task, model, own, plan.take(only), config, lookout.after_step)
+        descend(task, model, own, plan.take(only), scenario, lookout.after_step)
     except _FoundError as found:
         return Divergence(client, lookout.step, str(found), rate)
     return Divergence(client, lookout.step - 1, "loss", rate)

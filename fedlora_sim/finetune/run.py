@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
-from fedlora_sim.finetune.batches import LocalConfig, client_rates, client_streams, split_clients
+from fedlora_sim.finetune.batches import client_rates, client_streams, plan_round, split_clients
 from fedlora_sim.finetune.checkpoints import Checkpoints, load_state, run_description, state_rounds
 from fedlora_sim.finetune.exchange import (
     SVD,
@@ -216,7 +216,7 @@ class FederatedRun:
         check_targets(task, max(scenario.ranks))
         self.samples = split_clients(scenario, task.train, seed)
         noisy = add_feature_noise(task.train, self.samples, scenario.feature_noise, seed)
-        self.task, self.config = replace(task, train=noisy), LocalConfig.of(scenario)
+        self.task = replace(task, train=noisy)
         check_isolation(self.task)
         check_equivalence(self.task)
         sizes = tuple(len(own) for own in self.samples)
@@ -244,9 +244,7 @@ class FederatedRun:
             return GlobalUpdate(fresh, heads=heads)
         if folder is not None and 0 in state_rounds(folder):
             return load_state(folder, 0, self.task.device)
-        total = sparse_stage(
-            self.scenario, self.task, self.federation, self.samples, self.config, self.seed
-        )
+        total = sparse_stage(self.scenario, self.task, self.federation, self.samples, self.seed)
         start = sparse_start(total, self.federation.r_max)
         if self.rule.space == "none":
             return GlobalUpdate(fresh, {name: f.delta() for name, f in start.items()}, heads)
@@ -345,12 +343,12 @@ class FederatedRun:
         stack = self.received.stack(self.state, positions, scalings)
         rates = client_rates(self.scenario, clients)
         stack = replace(stack, tail=self._tail(ranks), rates=rates)
-        plan = self.config.plan(samples, client_streams(self.seed, t, clients.tolist()))
-        trained = train_on_plan(task, stack, plan, self.config)
+        plan = plan_round(self.scenario, samples, client_streams(self.seed, t, clients.tolist()))
+        trained = train_on_plan(task, stack, plan, self.scenario)
         lost, nobody = np.flatnonzero(~trained.finite.cpu()), not bool(trained.finite.any())
         if len(lost) and (self.scenario.nonfinite == "error" or nobody):
             slot, client = int(lost[0]), int(clients[lost[0]])
-            found = find_divergence(task, stack, plan, self.config, slot, client)
+            found = find_divergence(task, stack, plan, self.scenario, slot, client)
             raise found.error(t + 1, nobody=nobody)
         if stack.tail is not None:
             ranks = self._prune(clients, ranks, stack.tail.shrank(stack.adapters, trained.adapters))

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
 from fedlora_sim.finetune.batches import (
-    LocalConfig,
     client_rates,
     client_streams,
+    plan_round,
     sparse_batches_seed,
     sparse_entries,
 )
@@ -40,17 +40,16 @@ def sparse_stage(
     task: Task,
     federation: Federation,
     samples: Sequence[NDArray[np.int64]],
-    config: LocalConfig,
     seed: int,
 ) -> dict[str, Tensor]:
     """Run the sparse rounds.
 
     Args:
-        scenario: `slora_rounds`, `slora_density` and `nonfinite` apply.
+        scenario: `slora_rounds`, `slora_density`, `nonfinite`, and local training as in the
+            rounds that follow.
         task: model, data and modules.
         federation: clients, sample counts and sampling.
         samples: sample indices of every client.
-        config: local training, as in the rounds that follow.
         seed: of the masks, the cohorts and the batches, apart from those of the later rounds.
 
     Returns:
@@ -80,12 +79,12 @@ def sparse_stage(
         rngs = client_streams(stage, t, clients.tolist())
         ones, rates = torch.ones(len(clients), dtype=torch.float64), client_rates(scenario, clients)
         cohort = Stack(start, ones, frozen=frozen, rates=rates)
-        plan = config.plan(own, rngs)
-        trained = train_on_plan(task, cohort, plan, config)
+        plan = plan_round(scenario, own, rngs)
+        trained = train_on_plan(task, cohort, plan, scenario)
         kept = trained.finite.cpu().numpy()
         if not kept.all() and (scenario.nonfinite == "error" or not kept.any()):
             slot = int(kept.argmin())
-            found = find_divergence(task, cohort, plan, config, slot, int(clients[slot]))
+            found = find_divergence(task, cohort, plan, scenario, slot, int(clients[slot]))
             where = f"{found.layer}, in SLoRA's sparse stage"
             raise replace(found, layer=where).error(t + 1, nobody=not kept.any())
         # Those that are not finite are left out, not weighted by zero: zero times NaN is NaN.

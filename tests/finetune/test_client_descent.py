@@ -7,9 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from local_training_cases import local_training
 from torch import nn
 
-from fedlora_sim.finetune.batches import LocalConfig, client_rates, client_streams, plan_batches
+from fedlora_sim.finetune.batches import (
+    client_rates,
+    client_streams,
+    highest_rate,
+    plan_batches,
+    plan_round,
+)
 from fedlora_sim.finetune.local import Stack, clip_per_client, train_on_plan
 from fedlora_sim.finetune.slora import sparse_stage
 from fedlora_sim.tolerances import relative
@@ -17,9 +24,11 @@ from fedlora_sim.tolerances import relative
 RANKS = [3, 1, 4, 2, 4]
 RATES = [1e-3, 2e-2, 5e-3, 1e-2, 3e-3]
 CONFIGS = {
-    "sgd": LocalConfig("sgd", 0.02, momentum=0.9, weight_decay=0.1, local_epochs=2, batch_size=4),
-    "adam": LocalConfig("adam", 0.02, weight_decay=0.1, local_epochs=2, batch_size=4),
-    "adamw": LocalConfig("adamw", 0.02, weight_decay=0.1, local_epochs=2, batch_size=4),
+    "sgd": local_training(
+        "sgd", 0.02, momentum=0.9, weight_decay=0.1, local_epochs=2, batch_size=4
+    ),
+    "adam": local_training("adam", 0.02, weight_decay=0.1, local_epochs=2, batch_size=4),
+    "adamw": local_training("adamw", 0.02, weight_decay=0.1, local_epochs=2, batch_size=4),
 }
 
 
@@ -88,7 +97,7 @@ def test_a_scenario_gives_every_client_its_rate(make_run):
     """Whoever else is in the cohort; the optimiser's own rate is the highest of all."""
     rates = (1e-3, 4e-3, 2e-3, 1e-2, 3e-3, 5e-3, 6e-3)
     run = make_run(client_learning_rates=rates, cohort_size=3)
-    assert run.config.learning_rate == max(rates)
+    assert highest_rate(run.scenario) == max(rates)
     found = client_rates(run.scenario, np.array([6, 0, 3]))
     assert found.tolist() == [6e-3, 1e-3, 1e-2]
     assert client_rates(run.scenario.replace(client_learning_rates=None), np.array([0])) is None
@@ -111,7 +120,7 @@ def test_the_sparse_stage_knows_the_rates_too(make_run):
     totals = []
     for rates in ((0.1, 1e-12), (0.1, 0.1)):
         run = make_run(client_learning_rates=rates, **changes)
-        options = (run.scenario, run.task, run.federation, run.samples, run.config, run.seed)
+        options = (run.scenario, run.task, run.federation, run.samples, run.seed)
         totals.append(sparse_stage(*options))
     for name, both in totals[1].items():
         assert 0 < totals[0][name].norm() < both.norm()
@@ -127,19 +136,9 @@ def test_bad_rates(tiny_task, make_adapters, cohort_samples, rates):
         train_on_plan(tiny_task, stack, plan, CONFIGS["adam"])
 
 
-def test_rates_of_ones_own_are_shares_of_a_rate_above_zero(
-    tiny_task, make_adapters, cohort_samples
-):
-    config = LocalConfig(batch_size=4, local_steps=1, learning_rate=0.0)
-    plan = config.plan(cohort_samples[:1], client_streams(0, 0, (0,)))
-    stack = Stack(make_adapters([2]), torch.ones(1), rates=torch.tensor([1e-3]))
-    with pytest.raises(ValueError, match="learning_rate=0"):
-        train_on_plan(tiny_task, stack, plan, config)
-
-
 def test_heads_are_of_as_many_clients(tiny_task, make_adapters, cohort_samples):
-    config = LocalConfig(batch_size=4, local_steps=1)
-    plan = config.plan(cohort_samples[:1], client_streams(0, 0, (0,)))
+    config = local_training(batch_size=4, local_steps=1)
+    plan = plan_round(config, cohort_samples[:1], client_streams(0, 0, (0,)))
     head = tiny_task.model.get_submodule("head")
     heads = {"head": tuple(p.detach().expand(3, *p.shape) for p in head.parameters())}
     stack = Stack(make_adapters([2]), torch.ones(1), heads)

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from local_training_cases import local_training
 
 from fedlora_sim.finetune import slora
-from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
+from fedlora_sim.finetune.batches import client_streams, plan_batches
 from fedlora_sim.finetune.local import Stack, find_divergence, train_on_plan
 from fedlora_sim.tasks.task import Examples
 from fedlora_sim.tolerances import relative
@@ -19,8 +20,8 @@ BAD = 2
 """The client whose data are spoilt."""
 DROP = {"nonfinite": "drop-client", "batch_size": 16}
 CONFIGS = {
-    "sgd": LocalConfig("sgd", 0.02, momentum=0.9, local_epochs=2, batch_size=16),
-    "adam": LocalConfig("adam", 0.02, local_epochs=2, batch_size=16, max_grad_norm=0.5),
+    "sgd": local_training("sgd", 0.02, momentum=0.9, local_epochs=2, batch_size=16),
+    "adam": local_training("adam", 0.02, local_epochs=2, batch_size=16, max_grad_norm=0.5),
 }
 
 

@@ -7,19 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from local_training_cases import local_training
 from network_cases import network_task, random_network
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
+from fedlora_sim.finetune.batches import client_streams, plan_batches
 from fedlora_sim.finetune.exchange import averaged_heads, initial_heads
 from fedlora_sim.finetune.local import Stack, train_on_plan
 from fedlora_sim.finetune.run import evaluate
 from fedlora_sim.finetune.stacked import StackedLinear, attach
 from fedlora_sim.tolerances import relative
 
-CONFIG = LocalConfig("adamw", 0.02, weight_decay=0.1, local_steps=4, batch_size=4)
+CONFIG = local_training("adamw", 0.02, weight_decay=0.1, local_steps=4, batch_size=4)
 
 
 def start_of(task, clients: int = 3) -> Stack:

@@ -7,10 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from local_training_cases import local_training
 from torch.func import functional_call
 from torch.nn import functional
 
-from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
+from fedlora_sim import Scenario
+from fedlora_sim.finetune.batches import client_streams, plan_batches, plan_round
 from fedlora_sim.finetune.local import Stack, find_divergence, train_cohort, train_on_plan
 from fedlora_sim.finetune.run import evaluate
 from fedlora_sim.finetune.stacked import Adapters
@@ -19,19 +21,19 @@ from fedlora_sim.tolerances import relative
 RANKS = [3, 1, 4, 2, 4]
 SCALING = [0.5, 2.0, 1.0, 8.0, 1 / 3]
 CONFIGS = {
-    "adam steps": LocalConfig(local_steps=6, batch_size=4),
-    "adam epochs": LocalConfig(local_epochs=2, batch_size=4, weight_decay=0.01),
-    "adamw epochs": LocalConfig("adamw", local_epochs=2, batch_size=4, weight_decay=0.01),
-    "sgd epochs": LocalConfig("sgd", 0.05, momentum=0.9, local_epochs=2, batch_size=4),
+    "adam steps": local_training(local_steps=6, batch_size=4),
+    "adam epochs": local_training(local_epochs=2, batch_size=4, weight_decay=0.01),
+    "adamw epochs": local_training("adamw", local_epochs=2, batch_size=4, weight_decay=0.01),
+    "sgd epochs": local_training("sgd", 0.05, momentum=0.9, local_epochs=2, batch_size=4),
 }
 
 
 @pytest.fixture(params=CONFIGS, ids=str)
-def config(request: pytest.FixtureRequest) -> LocalConfig:
+def config(request: pytest.FixtureRequest) -> Scenario:
     return CONFIGS[request.param]
 
 
-def train(task, adapters: Adapters, samples, config: LocalConfig, clients) -> Adapters:
+def train(task, adapters: Adapters, samples, config: Scenario, clients) -> Adapters:
     """Train these clients of the cohort of five."""
     stack = Stack(adapters, torch.tensor(SCALING)).take(np.array(clients))
     rngs = client_streams(1, 4, clients)
@@ -44,7 +46,7 @@ def assert_same(actual: Adapters, expected: Adapters) -> None:
             assert (one - other).norm() <= relative("training") * other.norm()
 
 
-def plain_loop(task, adapters: Adapters, samples, config: LocalConfig, k: int) -> Adapters:
+def plain_loop(task, adapters: Adapters, samples, config: Scenario, k: int) -> Adapters:
     """Client k trained as a textbook would, with dense weights and torch's plain optimisers."""
     rank = RANKS[k]
     factors = {
@@ -58,8 +60,7 @@ def plain_loop(task, adapters: Adapters, samples, config: LocalConfig, k: int) -
         optimizer = torch.optim.SGD(parameters, momentum=config.momentum, **options)
     else:
         optimizer = rule(parameters, **options)
-    kinds = {n: getattr(config, n) for n in ("batch_size", "local_steps", "local_epochs")}
-    plan = plan_batches([samples[k]], client_streams(1, 4, [k]), **kinds)
+    plan = plan_round(config, [samples[k]], client_streams(1, 4, [k]))
     for step in range(plan.num_steps[0]):
         batch = plan.index[step, 0][plan.real[step, 0]]
         weights = {
@@ -97,7 +98,7 @@ def test_a_finished_client_rests(tiny_task, make_adapters, cohort_samples):
     client that was only given zero gradients would move on.
     """
     adapters = make_adapters(RANKS)
-    config = LocalConfig(local_epochs=1, batch_size=4)
+    config = local_training(local_epochs=1, batch_size=4)
     runs = []
     for last in (cohort_samples[4][:4], cohort_samples[4]):
         samples = [*cohort_samples[:2], *cohort_samples[:2], last]
@@ -131,7 +132,7 @@ def test_same_seed_same_bits(tiny_task, make_adapters, cohort_samples, config):
 
 @pytest.mark.parametrize(("rate", "step"), [(1e150, 1), (1e308, 0)])
 def test_divergence_names_client_and_step(tiny_task, make_adapters, cohort_samples, rate, step):
-    config = LocalConfig("sgd", learning_rate=rate, local_steps=step + 1, batch_size=4)
+    config = local_training("sgd", learning_rate=rate, local_steps=step + 1, batch_size=4)
     stack = Stack(make_adapters(RANKS), torch.tensor([0.0, 0.0, 0.0, 5e4, 0.0]))
     rngs = client_streams(0, 0, range(5))
     plan = plan_batches(cohort_samples, rngs, batch_size=4, local_steps=step + 1)
@@ -146,8 +147,8 @@ def test_divergence_names_client_and_step(tiny_task, make_adapters, cohort_sampl
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "exactly one of the two"),
-        ({"local_steps": 1, "local_epochs": 1}, "exactly one of the two"),
+        ({"local_epochs": 0}, "local_epochs=0"),
+        ({"local_steps": 1, "learning_rate": 0.0}, "learning_rate=0"),
         ({"local_steps": 0}, "local_steps=0"),
         ({"local_steps": 1.5}, "local_steps=1.5"),
         ({"local_epochs": 1, "batch_size": 0}, "batch_size=0"),
@@ -162,7 +163,7 @@ def test_divergence_names_client_and_step(tiny_task, make_adapters, cohort_sampl
 )
 def test_bad_config(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        LocalConfig(**options)
+        local_training(**options)
 
 
 @pytest.mark.parametrize(
@@ -184,13 +185,13 @@ def test_bad_samples(tiny_task, make_adapters, samples, message: str):
             Stack(make_adapters([1] * max(len(samples), 1)), torch.ones(len(samples))),
             samples,
             rngs,
-            LocalConfig(local_steps=1),
+            local_training(local_steps=1),
         )
 
 
 def test_cohort_sizes_must_agree(tiny_task, make_adapters):
     samples, rngs = [np.arange(3)] * 2, client_streams(0, 0, range(2))
-    config = LocalConfig(local_steps=1)
+    config = local_training(local_steps=1)
     for ranks, scaling, rates, message in (
         ([1, 2, 3], [1, 1], None, "adapters"),
         ([1], [1, 1], None, "adapters"),
@@ -209,7 +210,7 @@ def test_thread_count_changes_no_bit_and_is_restored(tiny_task, make_adapters, c
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            config = LocalConfig(local_steps=2)
+            config = local_training(local_steps=2)
             results.append(train(tiny_task, make_adapters(RANKS), cohort_samples, config, [2, 4]))
             assert torch.get_num_threads() == threads
     finally:

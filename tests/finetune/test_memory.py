@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from local_training_cases import local_training
 from network_cases import WIDTH, random_network
 from torch.profiler import ProfilerActivity, profile
 
 from fedlora_sim.finetune import local
-from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
+from fedlora_sim.finetune.batches import client_streams, plan_batches
 from fedlora_sim.finetune.local import (
     GIB,
     Stack,
@@ -25,7 +26,7 @@ from fedlora_sim.tasks.digits import TinyTransformer
 from fedlora_sim.tolerances import relative
 
 RANKS = [3, 1, 4, 2, 4]
-CONFIG = LocalConfig(local_epochs=1, batch_size=4)
+CONFIG = local_training(local_epochs=1, batch_size=4)
 KIB = 1024
 
 

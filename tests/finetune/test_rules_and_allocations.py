@@ -206,7 +206,7 @@ def test_importance_is_each_clients_own_gradient(make_run, tiny_task: DigitsTask
     run.run()
     received = run.received.whole(run.state)
     everything = run.received.everything(run.state, len(run.samples))
-    norms = gradient_norms(tiny_task, everything, run.samples, run.config)
+    norms = gradient_norms(tiny_task, everything, run.samples, run.scenario)
     weights = {n: find_linear(tiny_task.model, n).weight for n in received}
     pairs = {n: (f.lora_A.numpy(), f.lora_B.numpy()) for n, f in received.items()}
     for k, own in enumerate(run.samples):

@@ -26,7 +26,7 @@ def stage(run, seed=None, **changes):
     """The sparse stage of a run, with other fields or another seed."""
     scenario = run.scenario.replace(**changes)
     seed = run.seed if seed is None else seed
-    return sparse_stage(scenario, run.task, run.federation, run.samples, run.config, seed)
+    return sparse_stage(scenario, run.task, run.federation, run.samples, seed)
 
 
 @pytest.mark.parametrize("law", LAWS)

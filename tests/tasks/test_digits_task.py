@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from local_training_cases import local_training
 from sklearn.datasets import load_digits
 
-from fedlora_sim.finetune.batches import LocalConfig, client_streams
+from fedlora_sim.finetune.batches import client_streams
 from fedlora_sim.finetune.local import Stack, train_cohort
 from fedlora_sim.finetune.run import evaluate
 from fedlora_sim.finetune.stacked import find_linear
@@ -106,7 +107,7 @@ def test_lora_learns_the_shifted_domain(shift: str):
         d_out, d_in = find_linear(task.model, name).weight.shape
         lora_A = torch.as_tensor(rng.uniform(-1, 1, (1, 8, d_in)) / d_in**0.5).float()
         adapters[name] = (lora_A, torch.zeros(1, d_out, 8))
-    config = LocalConfig(local_epochs=10, batch_size=32)
+    config = local_training(local_epochs=10, batch_size=32)
     samples = [np.arange(len(task.train))]
     stack, rngs = Stack(adapters, torch.ones(1)), client_streams(0, 0, [0])
     trained = train_cohort(task, stack, samples, rngs, config).adapters

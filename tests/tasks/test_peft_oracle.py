@@ -7,12 +7,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from local_training_cases import local_training
 from peft import LoraConfig, LoraModel
 from torch import Tensor, nn
 from torch.nn import functional
-from training_cases import RANKS, SCALING, causal_task, classification_task, cohort, samples
+from training_cases import (
+    RANKS,
+    SCALING,
+    causal_task,
+    classification_task,
+    cohort,
+    samples,
+)
 
-from fedlora_sim.finetune.batches import LocalConfig, client_streams, plan_batches
+from fedlora_sim import Scenario
+from fedlora_sim.finetune.batches import client_streams, plan_batches
 from fedlora_sim.finetune.local import Stack, train_on_plan
 from fedlora_sim.randomness import library_draws
 from fedlora_sim.tasks.digits import TinyTransformer
@@ -22,9 +31,9 @@ from fedlora_sim.tolerances import relative
 RATES = (2e-3, 8e-3, 1e-3, 4e-3)
 BATCHES = {"batch_size": 4, "local_epochs": 2}
 CONFIGS = {
-    "sgd": LocalConfig("sgd", 8e-3, momentum=0.9, weight_decay=0.1, **BATCHES),
-    "adam": LocalConfig("adam", 8e-3, weight_decay=0.1, max_grad_norm=0.4, **BATCHES),
-    "adamw": LocalConfig("adamw", 8e-3, weight_decay=0.1, max_grad_norm=2.0, **BATCHES),
+    "sgd": local_training("sgd", 8e-3, momentum=0.9, weight_decay=0.1, **BATCHES),
+    "adam": local_training("adam", 8e-3, weight_decay=0.1, max_grad_norm=0.4, **BATCHES),
+    "adamw": local_training("adamw", 8e-3, weight_decay=0.1, max_grad_norm=2.0, **BATCHES),
 }
 OPTIMIZERS = {
     "sgd": lambda p, c, rate: torch.optim.SGD(p, rate, c.momentum, weight_decay=c.weight_decay),
@@ -83,7 +92,7 @@ def plain_loss(task: Task, model: nn.Module, batch: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, ignore_index=IGNORED)
 
 
-def train_plainly(task: Task, model: nn.Module, config: LocalConfig, plan, k: int) -> list[float]:
+def train_plainly(task: Task, model: nn.Module, config: Scenario, plan, k: int) -> list[float]:
     """Client k's steps, one by one; returns its losses."""
     moving, losses = [p for p in model.parameters() if p.requires_grad], []
     descent = OPTIMIZERS[config.optimizer](moving, config, RATES[k])

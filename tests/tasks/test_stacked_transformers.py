@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from local_training_cases import local_training
 from training_cases import causal_task, classification_task, cohort, samples
 
-from fedlora_sim.finetune.batches import LocalConfig, client_streams, every_sample
+from fedlora_sim import Scenario
+from fedlora_sim.finetune.batches import client_streams, every_sample
 from fedlora_sim.finetune.exchange import gradient_norms
 from fedlora_sim.finetune.local import Trained, activation_bytes, train_cohort
 from fedlora_sim.finetune.run import evaluate
@@ -19,12 +21,14 @@ from fedlora_sim.finetune.stacked import attach, stacked_modules
 from fedlora_sim.tolerances import relative
 
 CONFIGS = {
-    "sgd": LocalConfig("sgd", 0.05, momentum=0.9, weight_decay=0.01, local_epochs=2, batch_size=4),
-    "adam": LocalConfig("adam", 2e-3, local_epochs=2, batch_size=4),
-    "adam clipped": LocalConfig(
+    "sgd": local_training(
+        "sgd", 0.05, momentum=0.9, weight_decay=0.01, local_epochs=2, batch_size=4
+    ),
+    "adam": local_training("adam", 2e-3, local_epochs=2, batch_size=4),
+    "adam clipped": local_training(
         "adam", 2e-3, weight_decay=0.01, local_steps=3, batch_size=4, max_grad_norm=0.5
     ),
-    "adamw": LocalConfig("adamw", 2e-3, weight_decay=0.01, local_epochs=2, batch_size=4),
+    "adamw": local_training("adamw", 2e-3, weight_decay=0.01, local_epochs=2, batch_size=4),
 }
 CASES = [(name, config, "float64") for name in ("bert", "gpt2") for config in CONFIGS]
 # Not Adam: it divides by the size of the gradient, so rounding near zero becomes a whole step.
@@ -43,7 +47,7 @@ def make_task(tiny_model):
     return make
 
 
-def train(task, config: LocalConfig, **changes: object) -> Trained:
+def train(task, config: Scenario, **changes: object) -> Trained:
     rngs = client_streams(0, 0, range(4))
     return train_cohort(task, cohort(task), samples(), rngs, replace(config, **changes))
 
