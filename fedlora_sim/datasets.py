@@ -1,4 +1,4 @@
-"""Labelled datasets: arrays in, `xarray.Dataset` out."""
+"""Labelled datasets: convert result arrays to `xarray.Dataset`."""
 
 from __future__ import annotations
 
@@ -56,16 +56,17 @@ def build_dataset(
     """Label a run's energies and derive its energy ratio and effective rank.
 
     Args:
-        scenario: what was simulated; becomes the attributes.
+        scenario: the simulated scenario; becomes the attributes.
         rule: name of the server rule.
-        seeds: the seeds, S of them.
+        seeds: the S seeds.
         energy: (S, T + 1, r_max), non-negative; round 0 is the initial state.
         extra: further variables by name, as (dims, values).
         coords: further coordinates.
 
     Returns:
-        Dimensions (seed, round, direction); directions count from 1, as in the paper, and carry
-        their partition and their coverage; attributes hold the full configuration.
+        Dataset with dimensions (seed, round, direction). Directions count from 1, as in the paper,
+            and
+        have their partition and coverage as coordinates; attributes hold the full configuration.
     """
     federation = scenario.federation
     level = federation.levels[0]
@@ -92,7 +93,7 @@ def build_dataset(
 
 
 def direction_coords(federation: Federation, allocation: str = "svd") -> dict[str, Any]:
-    """Coordinates of the direction axis: its number from 1, partition from 1, and coverage."""
+    """Return coordinates of the direction axis: number from 1, partition from 1, and coverage."""
     directions = np.arange(1, federation.r_max + 1)
     partition = np.searchsorted(federation.levels, directions) + 1
     return {

@@ -1,7 +1,7 @@
-"""Argument checks: every refusal names the argument, its value and what was expected.
+"""Argument checks: every error message names the argument, its value and what was expected.
 
-A message is one printable line of bounded length, whatever the value: a file that a stranger sent
-can neither flood a terminal nor move its cursor.
+A message is one printable line of bounded length for every value, so that an untrusted file can
+neither flood a terminal nor move its cursor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 LINE = 2_000
 """Most characters of one message."""
-ARGUMENT, VALUE = 500, 600  # what is left is for the expectation
+ARGUMENT, VALUE = 500, 600  # the remainder is for the expectation
 SHOWN_ITEMS = 64
 """Items of a collection that a message shows; the rest are dots."""
 LONGEST_NUMBER = 100
@@ -32,18 +32,18 @@ MOST_ROUNDS = 1_000_000
 
 
 class InputError(ValueError):
-    """Bad input: the message names the argument, its value and what was expected."""
+    """Invalid input: the message names the argument, its value and what was expected."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
 
 def expected(argument: str, value: object, expectation: str) -> InputError:
-    """The one form of error message: argument, value, expectation.
+    """Return the error for an invalid argument, with a message of the project's common form.
 
     Args:
         argument: name of the argument as the caller wrote it.
-        value: the value that was given; one that is long is shortened.
+        value: the given value; long values are shortened.
         expectation: what would have been accepted, as the end of "expected ...".
 
     Returns:
@@ -54,20 +54,21 @@ def expected(argument: str, value: object, expectation: str) -> InputError:
 
 
 def shown(value: object) -> str:
-    """Return a value as messages show it: on one line, shortened, whatever its `repr` does."""
+    """Return the text of a value for messages: one line, shortened, even if its `repr` fails."""
     return one_line(_SHORT.repr(value), VALUE)
 
 
 def one_line(text: str, limit: int = LINE) -> str:
-    r"""Return a text as one printable line: for terminals and for messages.
+    r"""Return a text as one printable line for terminals and messages.
 
     Args:
-        text: any text, also one that a stranger wrote.
-        limit: most characters of the result. Of a longer text the middle is left out.
+        text: any text, including untrusted text.
+        limit: maximum number of characters; the middle of a longer text is left out.
 
     Returns:
-        The text, with control characters (escape sequences, line ends, marks that change the
-        direction of writing) written as Python escapes, such as `\x1b`.
+        The text, with control characters (escape sequences, line ends, bidirectional marks) written
+            as
+        Python escapes, such as `\x1b`.
     """
     if len(text) > limit:
         text = _shortened(text, limit)
@@ -78,14 +79,14 @@ def one_line(text: str, limit: int = LINE) -> str:
 
 
 def _shortened(text: str, limit: int) -> str:
-    """The start and the end of a text, and how many characters are left out between."""
+    """Return the start and the end of a text and the number of characters left out between them."""
     gap = f" ... [{len(text):,} characters] ... "
     kept = limit - len(gap)
     return text[: kept - kept // 3] + gap + text[len(text) - kept // 3 :]
 
 
 class _Short(reprlib.Repr):
-    """`repr` in bounded time and length, of values of any size."""
+    """`repr` in bounded time and length for values of any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,11 +98,14 @@ class _Short(reprlib.Repr):
         """Return the text of a value, or its type where `__repr__` fails."""
         try:
             return super().repr(x)
-        except Exception:  # the code of an unknown class
+        except Exception:  # __repr__ may raise anything
             return f"<{type(x).__name__}>"
 
     def repr_int(self, x: int, level: int) -> str:
-        """Return a number in full, or its size: Python refuses to write thousands of digits."""
+        """Return a number in full, or its size.
+
+        Because Python limits the digits of a conversion.
+        """
         digits = math.floor(x.bit_length() * math.log10(2)) + 1
         if digits <= LONGEST_NUMBER:
             return repr(x)
@@ -122,7 +126,7 @@ _SHORT = _Short()
 
 
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> str:
-    """Return `value` lower-cased if it is one of `choices`; else say which is closest."""
+    """Return `value` in lower case if it is one of `choices`; the error names the closest one."""
     options = sorted(choices)
     name = value.strip().lower() if isinstance(value, str) else ""
     if name in options:
@@ -145,7 +149,7 @@ def check_positive_int(argument: str, value: object) -> int:
 def check_count(argument: str, value: object, most: int = MOST_ITEMS) -> int:
     """Return `value` as an int if it is a whole number of at least 1 and at most `most`.
 
-    For what is made as often as the number says: checked before anything is made.
+    For numbers of objects: the check runs before any object is created.
     """
     number = check_positive_int(argument, value)
     if number > most:
@@ -158,7 +162,7 @@ def check_finite(argument: str, value: object, *, minimum: float | None = None) 
     bound = "" if minimum is None else f" of at least {minimum:g}"
     try:
         number = float(value)  # type: ignore[arg-type]
-    except Exception:  # of any type, with any __float__
+    except Exception:  # __float__ may raise anything
         raise expected(argument, value, f"a finite number{bound}") from None
     if not math.isfinite(number) or (minimum is not None and number < minimum):
         raise expected(argument, value, f"a finite number{bound}")
@@ -210,7 +214,7 @@ def check_sequence(
         argument: name of the argument.
         value: at most `MOST_ITEMS` items. Text and mappings are refused.
         expectation: what would have been accepted.
-        ordered: whether the order counts; a set has none and is refused then.
+        ordered: whether the order matters; if so, sets are refused.
     """
     unfit = str | bytes | bytearray | Mapping
     if isinstance(value, unfit) or (ordered and isinstance(value, Set)):
@@ -227,20 +231,20 @@ def check_sequence(
 def check_numbers(argument: str, value: object, expectation: str) -> Any:
     """Return an array, a list, a tuple or a number as a float64 array.
 
-    Other iterables are refused: NumPy would unfold a range of any length.
+    Other iterables are refused, because NumPy would expand a range of any length.
     """
-    import numpy as np  # late: help needs none of it
+    import numpy as np  # imported late: help texts do not need it
 
     try:
         if isinstance(value, list | tuple | int | float) or hasattr(value, "__array__"):
             return np.asarray(value, dtype=np.float64)
-    except Exception:  # of any type, with any __array__
+    except Exception:  # __array__ may raise anything
         pass
     raise expected(argument, value, expectation)
 
 
 def _whole(value: object) -> int | None:
-    """The whole number that a value is equal to; None if it is none."""
+    """Return the whole number that equals a value, or None."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -248,5 +252,5 @@ def _whole(value: object) -> int | None:
     try:
         number = int(value)  # type: ignore[call-overload]
         return number if float(value) == number else None  # type: ignore[arg-type]
-    except Exception:  # of any type, with any __int__
+    except Exception:  # __int__ may raise anything
         return None

@@ -1,4 +1,4 @@
-"""The federation: client ranks, sample counts, rank levels, partitions and coverage.
+"""The federation: client ranks, sample counts, rank levels, partitions, coverage and cohorts.
 
 Notation follows Wu et al., arXiv 2602.13486, Sec. 3-4: client `k` has LoRA rank `r_k` and `n_k`
 samples; the rank levels `l_1 < ... < l_M` are the distinct ranks of the federation; partition `h`
@@ -37,18 +37,18 @@ MOST_CARRIED = 1 << 28
 
 
 def parse_ranks(ranks: str | Sequence[int]) -> tuple[int, ...]:
-    """Client ranks, one per client, from a sequence or from text.
+    """Return the client ranks, one per client, from a sequence or from text.
 
-    In text, `4x8` reads "rank 4, 8 clients", and `4x8,8x6,16x4` is a federation of 18 clients.
+    In text, `4x8` means "rank 4, 8 clients"; `4x8,8x6,16x4` is a federation of 18 clients.
 
     Args:
         ranks: text, or a sequence of whole numbers of at least 1.
 
     Returns:
-        One rank per client, in the order given.
+        One rank per client, in the given order.
 
     Raises:
-        InputError: on an empty federation, a rank below 1 or text that cannot be read.
+        InputError: if the federation is empty, a rank is below 1 or the text cannot be read.
     """
     if isinstance(ranks, str):
         clients: list[int] = []
@@ -71,7 +71,7 @@ def parse_ranks(ranks: str | Sequence[int]) -> tuple[int, ...]:
 
 
 def check_num_samples(num_samples: Sequence[float], num_clients: int) -> tuple[float, ...]:
-    """Sample counts as floats: one per client, finite, non-negative and not all zero."""
+    """Return the sample counts as floats: one per client, finite, non-negative and not all zero."""
     given = check_sequence("num_samples", num_samples)
     values = tuple(check_finite("num_samples", n, minimum=0.0) for n in given)
     if len(values) != num_clients:
@@ -85,13 +85,13 @@ def check_num_samples(num_samples: Sequence[float], num_clients: int) -> tuple[f
 
 @dataclass(frozen=True)
 class Federation:
-    """Clients with their LoRA ranks and sample counts, and how a round's cohort is drawn.
+    """Clients with their LoRA ranks and sample counts, and the sampling of cohorts.
 
     Args:
-        ranks: rank `r_k` of every client, as a sequence or as text (`"4x8,8x6"`).
-        num_samples: samples `n_k` of every client; equal when not given.
-        cohort_size: clients `m` per round; all of them when not given. Under `bernoulli` it is the
-            expected number: every client takes part with probability `m / K`.
+        ranks: rank `r_k` of each client, as a sequence or as text (`"4x8,8x6"`).
+        num_samples: sample count `n_k` of each client; equal when None.
+        cohort_size: clients `m` per round; all when None. Under `bernoulli` it is the expected
+            number: each client takes part with probability `m / K`.
         sampling: `full`, `without_replacement` (uniform), `with_replacement` (uniform; a client
             drawn twice counts twice), `bernoulli` (independent; an empty draw is repeated) or
             `size_weighted` (`m` draws with replacement, probability `p_k`, each of equal weight:
@@ -99,7 +99,7 @@ class Federation:
             `cohort_size`, else `without_replacement`.
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: if an argument is invalid; names the argument, its value and what was expected.
     """
 
     ranks: tuple[int, ...]
@@ -139,7 +139,7 @@ class Federation:
 
     @property
     def max_cohort(self) -> int:
-        """Most distinct clients that a cohort can hold."""
+        """Largest number of distinct clients in a cohort."""
         assert self.cohort_size is not None  # resolved in __post_init__
         return self.num_clients if self.sampling == "bernoulli" else self.cohort_size
 
@@ -165,18 +165,19 @@ class Federation:
 
     @property
     def members(self) -> np.ndarray:
-        """Which client carries which direction, `r_k > i`: boolean, shape (K, r_max)."""
+        """Which directions each client carries, `r_k > i`: boolean, shape (K, r_max)."""
         return np.asarray(self.ranks)[:, None] > np.arange(self.r_max)
 
     def coverage(self, allocation: str = "svd") -> np.ndarray:
-        """Return the coverage of every direction, the expected weight share of its carriers.
+        """Return the coverage of each direction, the expected weight share of its carriers.
 
-        The values are in [0, 1], fall with the direction, are exactly 1 where every client carries
-        it, and do not depend on the machine or on the order of the clients (`fedlora_sim.shares`).
+        The values are in [0, 1] and do not increase with the direction. They are exactly 1 where
+        every client carries the direction, and do not depend on the machine or on the order of the
+        clients (see `fedlora_sim.shares`).
 
         Args:
-            allocation: `svd`: `pi_h = sum_{k in C_h} p_k`; `random`: `sum_k p_k r_k / r_max`, the
-                same for all; `importance`: NaN, since it depends on the state.
+            allocation: `svd`: `pi_h = sum_{k in C_h} p_k`; `random`: `sum_k p_k r_k / r_max`, equal
+                for all directions; `importance`: NaN, because it depends on the state.
 
         Returns:
             Coverages, shape (r_max,).
@@ -189,10 +190,10 @@ class Federation:
         return self.carried_shares(self._samples)
 
     def carried_shares(self, weights: ArrayLike) -> np.ndarray:
-        """Return the share of the clients' total weight that carries each direction.
+        """Return the weight share of the carriers of each direction for the given weights.
 
         Args:
-            weights: of all clients, finite, not negative, not all zero, shape (K,).
+            weights: weights of all clients, finite, non-negative, not all zero, shape (K,).
 
         Returns:
             Shares in [0, 1], shape (r_max,); see `fedlora_sim.shares`.
@@ -202,15 +203,16 @@ class Federation:
         return np.repeat(by_level, np.diff((0, *self.levels)))
 
     def cohort_weights(self, clients: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Unnormalised aggregation weights of drawn clients.
+        """Return the unnormalised aggregation weights of drawn clients.
 
         Args:
             clients: client numbers, any shape.
-            counts: how often each was drawn, same shape.
+            counts: how often each client was drawn, same shape.
 
         Returns:
-            `n_k` times the count; the count alone under `size_weighted`, where the sample counts
-            have already acted through the drawing probabilities.
+            `n_k` times the count. Under `size_weighted` only the count, because the sample counts
+                already
+            determine the drawing probabilities.
         """
         if self.sampling == "size_weighted":
             return counts.astype(np.float64)
@@ -218,7 +220,7 @@ class Federation:
 
 
 def partition_slices(levels: Sequence[int]) -> tuple[slice, ...]:
-    """Half-open slices of the rank axis between consecutive levels, `l_0 = 0`."""
+    """Return half-open slices of the rank axis between consecutive levels, `l_0 = 0`."""
     edges = (0, *levels)
     return tuple(slice(low, high) for low, high in pairwise(edges))
 
@@ -232,7 +234,7 @@ def draw_cohorts(federation: Federation, rounds: int, rng: np.random.Generator) 
         rng: source of randomness.
 
     Returns:
-        How often each client was drawn in each round, int64 of shape (T, K); never an empty row.
+        How often each client was drawn in each round, int64, shape (T, K); no row is zero.
     """
     num_clients, size = federation.num_clients, federation.cohort_size
     assert size is not None  # resolved in __post_init__
@@ -251,7 +253,7 @@ def draw_cohorts(federation: Federation, rounds: int, rng: np.random.Generator) 
 
 
 def _subsets(rng: np.random.Generator, shape: tuple[int, int], size: int) -> np.ndarray:
-    """Uniform subsets of exactly `size` clients: the `size` smallest of K uniform keys."""
+    """Return uniform subsets of exactly `size` clients: the `size` smallest of K uniform keys."""
     if size == shape[1]:
         return np.ones(shape, dtype=np.int64)
     keys = rng.random(shape)
@@ -261,7 +263,7 @@ def _subsets(rng: np.random.Generator, shape: tuple[int, int], size: int) -> np.
 
 
 def _bernoulli(rng: np.random.Generator, shape: tuple[int, int], probability: float) -> np.ndarray:
-    """Independent participation; rounds in which nobody shows up are drawn again."""
+    """Return independent participation; rounds without a participant are drawn again."""
     counts = (rng.random(shape) < probability).astype(np.int64)
     while (empty := np.flatnonzero(counts.sum(axis=1) == 0)).size:
         counts[empty] = rng.random((empty.size, shape[1])) < probability
@@ -269,15 +271,16 @@ def _bernoulli(rng: np.random.Generator, shape: tuple[int, int], probability: fl
 
 
 def cohort_slots(counts: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The clients of every cohort, side by side.
+    """Return the clients of each cohort as slots of equal number.
 
     Args:
         counts: how often each client was drawn, shape (..., K).
-        size: number of slots m, at least that of the largest cohort.
+        size: number of slots m, at least the size of the largest cohort.
 
     Returns:
-        Client numbers in ascending order and their counts, both (..., m); cohorts of fewer clients
-        are filled up with client 0 at count 0, which weighs nothing.
+        Client numbers in ascending order and their counts, both (..., m). Smaller cohorts are
+            padded
+        with client 0 at count 0, which has no weight.
     """
     rows = counts.reshape(-1, counts.shape[-1])
     row, client = np.nonzero(rows)

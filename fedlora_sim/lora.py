@@ -1,7 +1,7 @@
 """LoRA factors: the pair (A, B) with its scaling, and the product `dW = scaling * B @ A`.
 
 `lora_A` has shape (..., r, d_in) and `lora_B` (..., d_out, r), as in PEFT; leading dimensions are
-batches (layers, seeds). A and B are told apart by name, never by shape. Source of the notation:
+batches (layers, seeds). A and B are distinguished by name, never by shape. Source of the notation:
 Hu et al. 2021 (arXiv 2106.09685, Sec. 4.1); `scaling` is `alpha / r`, or `alpha / sqrt(r)` under
 rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
 """
@@ -35,12 +35,12 @@ class LoRAFactors:
     """A low-rank update `dW = scaling * lora_B @ lora_A`.
 
     Args:
-        lora_A: (..., r, d_in), floating point; NumPy arrays are taken as tensors.
+        lora_A: (..., r, d_in), floating point; NumPy arrays are converted to tensors.
         lora_B: (..., d_out, r), same dtype, device and leading dimensions.
-        scaling: the LoRA scaling, finite; part of the update, never ignored.
+        scaling: the LoRA scaling, finite; it is part of the update.
 
     Raises:
-        InputError: if shapes, dtypes or devices do not fit, or r is 0 or above min(d_in, d_out).
+        InputError: if shapes, dtypes or devices do not match, or r is 0 or above min(d_in, d_out).
     """
 
     lora_A: Tensor
@@ -96,14 +96,14 @@ class LoRAFactors:
         """Return the update `dW = scaling * lora_B @ lora_A`, shape (..., d_out, d_in).
 
         Raises:
-            InputError: if its dtype does not hold an entry.
+            InputError: if an entry overflows the dtype.
         """
         found = self.scaling * (self.lora_B @ self.lora_A)
         with torch.no_grad():
             size = largest(found).to(compute_dtype(self.dtype))
         if self.dtype != size.dtype or is_safe(size, size.dtype):
             return found
-        # Out of the range of products, or zero: brought to 1 by powers of two, and put back.
+        # Products overflow or underflow: scale by powers of two, and scale the result back.
         powers = [_largest_exponent(x)[..., None, None] for x in (self.lora_B, self.lora_A)]
         lora_b, lora_a = (
             times_power(x, -e) for x, e in zip((self.lora_B, self.lora_A), powers, strict=True)
@@ -115,20 +115,24 @@ class LoRAFactors:
 
     @property
     def product(self) -> LowRankProduct:
-        """The update as a low-rank product, not formed."""
-        dtype = compute_dtype(self.dtype)  # a scaling of 1/3 is no number in half precision
+        """The update as a lazy low-rank product."""
+        dtype = compute_dtype(self.dtype)  # half precision rounds a scaling of 1/3
         weights = self.lora_A.new_full((self.rank,), self.scaling, dtype=dtype)
         return LowRankProduct([(self.lora_B, self.lora_A)], weights)
 
     def norm(self) -> Tensor:
-        """Frobenius norm `||dW||_F`, (...), from the factors' Gram matrices in float64."""
+        """Return Frobenius norm `||dW||_F`, (...), from the factors' Gram matrices in float64."""
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         a, b = self.lora_A.to(wide), self.lora_B.to(wide)
         norm = abs(self.scaling) * _norm(a, b)
         return norm if is_safe(norm, wide) else times_power(*self.scaled_norm())
 
     def scaled_norm(self) -> tuple[Tensor, Tensor]:
-        """Norm of an update of any size, as x and e with `||dW||_F = x 2**e`, each (...)."""
+        """Return the norm of an update of any size.
+
+        Returns:
+            x and e with `||dW||_F = x 2**e`, each (...).
+        """
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         a, b = self.lora_A.to(wide), self.lora_B.to(wide)
         powers = [_largest_exponent(x) for x in (a, b)]
@@ -137,16 +141,16 @@ class LoRAFactors:
         return factor * _norm(a, b), powers[0] + powers[1] + power
 
     def to(self, dtype: torch.dtype) -> LoRAFactors:
-        """The same factors in another dtype."""
+        """Return the same factors in another dtype."""
         if dtype == self.dtype:
             return self
         return LoRAFactors(self.lora_A.to(dtype), self.lora_B.to(dtype), self.scaling)
 
     def truncate(self, r: int) -> LoRAFactors:
-        """The first `r` rank components, scaling unchanged.
+        """Return the first `r` rank components, with the same scaling.
 
-        On factors in their SVD gauge (`from_delta`, `canonical`, and everything that the
-        product-space rules return) this is the best rank-r approximation (Eckart-Young).
+        For factors in their SVD gauge (from `from_delta`, `canonical` and all product-space rules)
+        this is the best rank-r approximation (Eckart-Young).
 
         Raises:
             InputError: unless 1 <= r <= rank.
@@ -156,12 +160,15 @@ class LoRAFactors:
         return LoRAFactors(self.lora_A[..., :r, :], self.lora_B[..., :, :r], self.scaling)
 
     def select(self, positions: Tensor) -> LoRAFactors:
-        """The rank components at these positions, (q,), in their order; scaling unchanged."""
+        """Return the rank components at the given positions, (q,), with the same scaling."""
         a, b = self.lora_A[..., positions, :], self.lora_B[..., positions]
         return LoRAFactors(a, b, self.scaling)
 
     def rescale(self, scaling: float) -> LoRAFactors:
-        """The same update written with another positive scaling, the change shared by A and B."""
+        """Return the same update written with another positive scaling.
+
+        The factor is split evenly between A and B.
+        """
         if check_finite("scaling", scaling) <= 0 or self.scaling <= 0:
             raise expected("scaling", (self.scaling, scaling), "positive scalings, old and new")
         ratio = self.scaling / scaling
@@ -172,10 +179,13 @@ class LoRAFactors:
         return LoRAFactors(self.lora_A * share, self.lora_B * share, scaling)
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Thin SVD, update never formed: U (..., d_out, r), S (..., r), Vh (..., r, d_in).
+        """Return the thin SVD of the update without forming it.
+
+        Returns:
+            U (..., d_out, r), S (..., r) and Vh (..., r, d_in).
 
         Raises:
-            InputError: if its dtype does not hold a singular value.
+            InputError: if a singular value overflows the dtype.
         """
         scaled = self.scaling * self.lora_B
         if bool(torch.isfinite(scaled.sum())):
@@ -184,7 +194,10 @@ class LoRAFactors:
         return u.to(self.dtype), s.to(self.dtype), vh.to(self.dtype)
 
     def canonical(self, r: int | None = None) -> LoRAFactors:
-        """The same update in its SVD gauge, `B = U sqrt(S)`, `A = sqrt(S) V^T`, cut to rank `r`."""
+        """Return the update in its SVD gauge, truncated to rank `r`.
+
+        `B = U sqrt(S)`, `A = sqrt(S) V^T`.
+        """
         scaled = LowRankProduct(
             [(self.scaling * self.lora_B, self.lora_A)], self.lora_B.new_ones(self.rank)
         )
@@ -193,25 +206,28 @@ class LoRAFactors:
         return result.truncate(self.rank if r is None else r)
 
     def column_amplitudes(self) -> Tensor:
-        """Amplitude `|scaling| |b_i| |a_i|` of each component, (..., r): `S` in the SVD gauge."""
+        """Return the amplitude `|scaling| |b_i| |a_i|` of each component, (..., r).
+
+        In the SVD gauge these are the singular values.
+        """
         return abs(self.scaling) * self.lora_B.norm(dim=-2) * self.lora_A.norm(dim=-1)
 
     def lost_columns(self) -> Tensor:
-        """Which rank components are zero up to rounding, boolean (..., r)."""
+        """Return which rank components are zero up to rounding, boolean (..., r)."""
         amplitude = self.column_amplitudes()
         rounding = torch.finfo(self.dtype).eps * max(self.d_in, self.d_out)
         return amplitude <= rounding * amplitude.amax(dim=-1, keepdim=True)
 
     @classmethod
     def from_delta(cls, W: Tensor, r: int, scaling: float = 1.0) -> LoRAFactors:
-        """Best rank-r approximation of a dense update, split evenly between the factors.
+        """Return the best rank-r approximation of a dense update, split evenly between the factors.
 
-        `B = U sqrt(S)`, `A = sqrt(S) V^T`, divided by the root of the scaling.
+        `B = U sqrt(S)`, `A = sqrt(S) V^T`, both divided by the square root of the scaling.
 
         Args:
             W: dense update, (..., d_out, d_in).
             r: rank, 1 <= r <= min(d_in, d_out).
-            scaling: scaling to write the factors with; `delta()` approximates W whatever it is.
+            scaling: LoRA scaling of the result; `delta()` does not depend on it.
 
         Returns:
             Factors of rank r.
@@ -234,10 +250,10 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def as_tensor(name: str, values: object) -> Tensor:
-    """A tensor of tensors or NumPy arrays; arrays that torch cannot share are copied.
+    """Return a tensor from a tensor or NumPy array; arrays that torch cannot share are copied.
 
     Raises:
-        InputError: naming the argument, if it is neither.
+        InputError: if `values` is neither; names the argument.
     """
     if isinstance(values, np.ndarray) and (
         not values.flags.writeable or min(values.strides, default=0) < 0
@@ -245,16 +261,16 @@ def as_tensor(name: str, values: object) -> Tensor:
         values = values.copy()
     wanted = "a tensor or an array of numbers"
     is_array = isinstance(values, Tensor | list | tuple) or hasattr(values, "__array__")
-    if not is_array:  # torch would read any iterable, number by number
+    if not is_array:  # torch would read any iterable number by number
         raise expected(name, values, wanted)
     try:
         return torch.as_tensor(values)
-    except Exception:  # of any type
+    except Exception:  # __array__ may raise anything
         raise expected(name, values, wanted) from None
 
 
 def check_matrix(name: str, tensor: Tensor) -> None:
-    """Refuse what is not a dense floating-point matrix with values, or a batch of them."""
+    """Refuse anything but a non-empty dense floating-point matrix or a batch of them."""
     wanted = "a floating-point matrix, batch dimensions leading"
     if tensor.is_nested:
         raise expected(name, "a nested tensor", wanted)
@@ -270,8 +286,8 @@ def check_matrix(name: str, tensor: Tensor) -> None:
 
 
 def check_tensor_finite(name: str, tensor: Tensor) -> None:
-    """Refuse NaN and Inf, naming the tensor and how many entries are not finite."""
-    # One pass and no mask for the usual case: a sum of finite numbers is finite or has overflowed.
+    """Refuse NaN and infinity; the error names the tensor and the number of such entries."""
+    # One pass without a mask for the usual case: a sum of finite numbers is finite or overflows.
     if bool(torch.isfinite(tensor.sum())):
         return
     finite = torch.isfinite(tensor)
@@ -284,15 +300,15 @@ def check_tensor_finite(name: str, tensor: Tensor) -> None:
 def best_factors(
     product: LowRankProduct, r: int | None, dtype: torch.dtype | None = None
 ) -> LoRAFactors:
-    """Best rank-r approximation of a product of any size, `B = U sqrt(S)` and `A = sqrt(S) V^T`.
+    """Return the best rank-r approximation of a product of any size.
 
-    The factors may be numbers where the singular values are not: 1e25 is one in float32, its square
-    is none.
+    `B = U sqrt(S)` and `A = sqrt(S) V^T`. The factors can be finite where the singular values
+    overflow: 1e25 is finite in float32, its square is not.
 
     Args:
-        product: of (..., d_out, d_in).
-        r: rank; padded with zeros where the product has fewer columns. None: all columns.
-        dtype: of the factors before the split; the product's when None.
+        product: a low-rank product of shape (..., d_out, d_in).
+        r: rank; padded with zeros if the product has fewer columns. None: all columns.
+        dtype: dtype of the factors before the split; the product's when None.
     """
     u, s, vh, m = product.scaled_svd(r)
     if dtype is not None:
@@ -305,18 +321,21 @@ def best_factors(
 
 
 def _norm(a: Tensor, b: Tensor) -> Tensor:
-    """`||b a||_F` from the Gram matrices."""
+    """Return `||b a||_F` from the Gram matrices."""
     return ((b.mT @ b) * (a @ a.mT)).sum((-2, -1)).clamp_min(0).sqrt()
 
 
 def _largest_exponent(x: Tensor) -> Tensor:
-    """Exponent of the largest entry of each matrix; 0 for zero."""
+    """Return the exponent of the largest entry of each matrix; 0 for a zero matrix."""
     size = largest(x)
     return torch.where(size > 0, exponent(size), 0)
 
 
 def from_svd(u: Tensor, s: Tensor, vh: Tensor, r: int | None = None) -> LoRAFactors:
-    """Balanced split of an SVD, `B = U sqrt(S)` and `A = sqrt(S) V^T`, zero-padded up to rank r."""
+    """Return the balanced split of an SVD, zero-padded to rank r.
+
+    `B = U sqrt(S)` and `A = sqrt(S) V^T`.
+    """
     root = s.clamp_min(0).sqrt()
     lora_b, lora_a = u * root.unsqueeze(-2), vh * root.unsqueeze(-1)
     if r is not None and r > s.shape[-1]:

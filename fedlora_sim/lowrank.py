@@ -1,4 +1,4 @@
-"""SVDs of low-rank products `sum_k B_k diag(w_k) A_k`: Gram path, QR path and dense path."""
+"""Low-rank products `sum_k B_k diag(w_k) A_k` and their SVDs by Gram, QR or dense computation."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from fedlora_sim.errors import check_choice, check_positive_int, expected
 from fedlora_sim.runtime import blas_threads, map_on_threads, one_thread
 from fedlora_sim.tolerances import relative
 
-# A low-rank product as blocks of columns, one block per client, and what is done block by block.
+# Blocks: a low-rank product as one pair of factors per client.
 #
-# `sum_k B_k diag(w_k) A_k`: the clients' factors stay where they are; their column weights are
-# applied in the small core, so that no weighted copy of a factor is ever made.
+# `sum_k B_k diag(w_k) A_k`. The clients' factors are not copied; the column weights are applied in
+# the small core, so that no weighted copy of a factor is made.
 
 Blocks = Sequence[tuple[Tensor, Tensor]]
 """Pairs `B_k` (..., d_out, r_k) and `A_k` (..., r_k, d_in) of one dtype and device."""
 
 
 def ranks_of(blocks: Blocks) -> list[int]:
-    """Columns of every block."""
+    """Return the number of columns of each block."""
     return [B.shape[-1] for B, _ in blocks]
 
 
 def stack_left(blocks: Blocks) -> Tensor:
-    """All columns side by side, (..., d_out, R)."""
+    """Return all columns next to each other, (..., d_out, R)."""
     return blocks[0][0] if len(blocks) == 1 else torch.cat([B for B, _ in blocks], dim=-1)
 
 
 def stack_right(blocks: Blocks) -> Tensor:
-    """All rows one under the other, (..., R, d_in)."""
+    """Return all rows below each other, (..., R, d_in)."""
     return blocks[0][1] if len(blocks) == 1 else torch.cat([A for _, A in blocks], dim=-2)
 
 
 def project_left(blocks: Blocks, coefficients: Tensor) -> Tensor:
-    """`B C` for coefficients (..., R, r), in their dtype: (..., d_out, r)."""
+    """Return `B C` for coefficients (..., R, r), in their dtype: (..., d_out, r)."""
     parts = coefficients.split(ranks_of(blocks), dim=-2)
     return _sum_of_products([(B.to(c.dtype), c) for (B, _), c in zip(blocks, parts, strict=True)])
 
 
 def project_right(blocks: Blocks, coefficients: Tensor) -> Tensor:
-    """`C^T A` for coefficients (..., R, r), in their dtype: (..., r, d_in)."""
+    """Return `C^T A` for coefficients (..., R, r), in their dtype: (..., r, d_in)."""
     parts = coefficients.split(ranks_of(blocks), dim=-2)
     return _sum_of_products(
         [(c.mT, A.to(c.dtype)) for (_, A), c in zip(blocks, parts, strict=True)]
@@ -56,7 +56,10 @@ def project_right(blocks: Blocks, coefficients: Tensor) -> Tensor:
 
 
 def dense_product(blocks: Blocks, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """`sum_k B_k diag(w_k) A_k`, (..., d_out, d_in), one block in memory at a time."""
+    """Return `sum_k B_k diag(w_k) A_k`, (..., d_out, d_in).
+
+    Holding one block in memory at a time.
+    """
     total, start = None, 0
     for k in range(len(blocks)):  # by index: a loop variable would hold one block too many
         total, start = _add_block(total, blocks[k], weights, start, dtype)
@@ -85,7 +88,7 @@ def _sum_of_products(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """`total + left @ right`, in place where torch has it fused."""
+    """Return `total + left @ right`, in place if torch has a fused operation."""
     if total is None:
         return left @ right
     if total.ndim == 2:
@@ -93,11 +96,11 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     return total.add_(left @ right)
 
 
-# The dtype to compute in, and padding
+# Compute dtype and padding
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Half-precision inputs are computed in float32; float32 and float64 in themselves."""
+    """Return the compute dtype: float32 for half precision, else the dtype itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
@@ -106,17 +109,17 @@ def pad_last(x: Tensor, size: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, size - x.shape[-1]))
 
 
-# The SVD of a dense matrix, with the sign of every pair of singular vectors fixed
+# Dense SVD with fixed signs
 
 SVD = tuple[Tensor, Tensor, Tensor]
 """U (..., d_out, r), S (..., r) in descending order and Vh (..., r, d_in)."""
 
 
 def check_svd(W: Tensor) -> Tensor:
-    """The matrix, if all of it is finite: LAPACK writes its own messages about others.
+    """Return the matrix if all entries are finite; LAPACK prints its own messages otherwise.
 
     Raises:
-        LinAlgError: if it is not.
+        LinAlgError: if an entry is not finite.
     """
     if not bool(torch.isfinite(torch.linalg.vector_norm(W, float("inf"), (-2, -1))).all()):
         raise torch.linalg.LinAlgError("a matrix with entries that are not finite has no SVD")
@@ -125,56 +128,54 @@ def check_svd(W: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sign_fixed_svd(W: Tensor) -> SVD:
-    """Thin SVD of a dense matrix with the signs of `low_rank_svd`."""
+    """Return the thin SVD of a dense matrix, with the signs of `low_rank_svd`."""
     u, s, vh = fix_signs(*torch.linalg.svd(W.to(compute_dtype(W.dtype)), full_matrices=False))
     return u.to(W.dtype), s.to(W.dtype), vh.to(W.dtype)
 
 
 def fix_signs(u: Tensor, s: Tensor, vh: Tensor) -> SVD:
-    """Make the entry of largest magnitude of every left singular vector positive, in place.
+    """Make the entry of largest magnitude of each left singular vector positive, in place.
 
-    An SVD fixes each pair (u, v) up to a common sign; optimisers and noise act on the factors, so
-    a sign left to the library would make a run depend on the machine.
+    An SVD determines each pair (u, v) up to a common sign. Optimizers and noise act on the factors,
+    so a sign chosen by the library would make a run depend on the machine.
     """
-    # The larger of the two extremes, without the copy that abs() would make.
+    # The larger of the two extremes avoids the copy that abs() would make.
     negative = -u.amin(dim=-2, keepdim=True) > u.amax(dim=-2, keepdim=True)
     sign = torch.where(negative, -1.0, 1.0).to(u.dtype)
     return u.mul_(sign), s, vh.mul_(sign.mT)
 
 
-# The SVD of a low-rank product from its two Gram matrices: half the work of the QR path.
+# Gram path: the SVD of a low-rank product from its two Gram matrices, at half the cost of QR.
 #
-# With `G_B = B^T B = L L^T` (Cholesky) and `G_A = A A^T`, both R x R, the one symmetric
-# eigenproblem `L^T G_A L = X Lambda X^T` holds everything: the singular values are
-# `sqrt(Lambda)`,
+# With `G_B = B^T B = L L^T` (Cholesky) and `G_A = A A^T`, both R x R, the symmetric eigenproblem
+# `L^T G_A L = X Lambda X^T` gives the singular values `sqrt(Lambda)` and
 #
-# V = A^T (L X Lambda^{-1/2}), U = B (G_A L X Lambda^{-1}),
+#     V = A^T (L X Lambda^{-1/2}), U = B (G_A L X Lambda^{-1}),
 #
-# without inverting L. Squaring halves the digits, so the Grams of half- and single-precision
-# factors are accumulated in float64, where their products of 24-bit numbers are exact; and the
-# result is trusted only where every wanted singular value stands clear of the rounding of the
-# Gram matrices, and no singular vector is a small difference of large columns, which `B` and `A`
-# in their own precision could not hold.
+# without inverting L. Gram matrices halve the number of correct digits. The Gram matrices of half-
+# and single-precision factors are therefore accumulated in float64, where the products of 24-bit
+# numbers are exact. The result is trusted only if every requested singular value is well above the
+# rounding error of the Gram matrices and no singular vector is a small difference of large columns,
+# which `B` and `A` could not represent in their own precision.
 #
-# Source: our derivation; for the loss of digits, Golub and Van Loan, Matrix Computations, Sec.
-# 8.6.
+# Source: our derivation; for the loss of digits, Golub and Van Loan, Matrix Computations, Sec. 8.6.
 
-# Rows turned to float64 at a time: with some hundred columns they stay in a core's own cache.
+# Rows converted to float64 at a time: with a few hundred columns they fit in a core's own cache.
 ROWS = 1024
-# Multiplications from which two threads on one layer gain more than they wait: a tenth of a second.
+# Multiplications above which two threads on one layer are faster than one: 0.1 seconds.
 SHARED_FROM = 4_000_000_000
 EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, eq=False)
 class GramCore:
-    """What is left of a product once its long dimensions are summed over, all in float64.
+    """The small core of a product after summing over its long dimensions, in float64.
 
     Args:
         left: coefficients of U in the columns of B, (..., R, r).
         values: singular values, (..., r), descending.
         right: coefficients of V in the rows of A, (..., R, r).
-        trusted: whether rounding left every value its digits, boolean (...).
+        trusted: whether every value is accurate despite rounding, boolean (...).
     """
 
     left: Tensor
@@ -183,7 +184,7 @@ class GramCore:
     trusted: Tensor
 
     def lift(self, blocks: Blocks, dtype: torch.dtype) -> SVD:
-        """Singular vectors from coefficients, in the given dtype."""
+        """Return the singular vectors in the given dtype."""
         u = project_left(blocks, self.left.to(dtype))
         return u, self.values.to(dtype), project_right(blocks, self.right.to(dtype))
 
@@ -194,25 +195,25 @@ def gram_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> Gr
     Args:
         blocks: factors in any floating-point dtype.
         weights: column weights, (..., R).
-        r: triplets wanted, at most R.
-        dtype: dtype of the result; sets how clear of rounding the values must stand.
+        r: number of triplets, at most R.
+        dtype: dtype of the result; determines the required accuracy.
 
     Returns:
-        The core; where it is not `trusted`, take the QR path.
+        The core; use the QR path where it is not `trusted`.
     """
     if blocks[0][0].device.type != "cpu":
         grams = _gram(blocks, left=True), _gram(blocks, left=False)
         return _solve(*grams, weights.double(), r, dtype)
     with one_thread() if _is_small(blocks, weights.shape[-1]) else nullcontext():
         grams = _gram(blocks, left=True), _gram(blocks, left=False)
-    # Some hundred columns: threads that share one such factorisation mostly wait for each other.
+    # A few hundred columns: threads that share one such factorization mostly wait for each other.
     with one_thread():
         return _solve(*grams, weights.double(), r, dtype)
 
 
 def _solve(g_b: Tensor, g_a: Tensor, w: Tensor, r: int, dtype: torch.dtype) -> GramCore:
-    """The core of two Gram matrices, which are overwritten, and the column weights."""
-    # Columns brought to equal norms on both sides: unbalanced pairs are not ill-conditioned ones.
+    """Return the core of two Gram matrices and the column weights; overwrites the matrices."""
+    # Scale columns to equal norms on both sides: unbalanced pairs are not ill-conditioned.
     square_b, square_a = (g.diagonal(dim1=-2, dim2=-1).clone() for g in (g_b, g_a))
     norm_b, norm_a = square_b.sqrt() * w.abs(), square_a.sqrt()
     live = (norm_b > 0) & (norm_a > 0)
@@ -244,18 +245,21 @@ def _solve(g_b: Tensor, g_a: Tensor, w: Tensor, r: int, dtype: torch.dtype) -> G
 
 
 def _is_small(blocks: Blocks, columns: int) -> bool:
-    """Whether the Gram matrices of one layer are too little work to share between threads."""
+    """Return True if the Gram matrices of one layer are too small to share between threads."""
     B, A = blocks[0]
     return (B.shape[-2] + A.shape[-1]) * columns**2 < SHARED_FROM
 
 
 def _largest_sum(coefficients: Tensor, squares: Tensor) -> Tensor:
-    """Largest size of what is summed into one singular vector, itself of norm 1: (...)."""
+    """Return the largest magnitude among the terms that are summed into a unit singular vector.
+
+    Shape (...).
+    """
     return (squares.unsqueeze(-1) * coefficients.square()).sum(-2).amax(-1).sqrt()
 
 
 def _gram(blocks: Blocks, left: bool) -> Tensor:
-    """`B^T B` of all columns, or `A A^T` of all rows, (..., R, R) in float64."""
+    """Return `B^T B` of all columns or `A A^T` of all rows, (..., R, R) in float64."""
     first = blocks[0][0]
     if first.ndim == 2 and first.device.type == "cpu":
         with blas_threads(torch.get_num_threads()):
@@ -265,7 +269,10 @@ def _gram(blocks: Blocks, left: bool) -> Tensor:
 
 
 def _symmetric_gram(blocks: Blocks, left: bool) -> Tensor:
-    """One layer on the CPU: BLAS's symmetric update, half the work of a product, row by row."""
+    """Return the Gram matrix of one layer on the CPU.
+
+    Uses the symmetric update of BLAS, at half the cost of a product, row by row.
+    """
     total = sum(ranks_of(blocks))
     axis = 1 if left else 0
     factors = [_as_array(B if left else A) for B, A in blocks]
@@ -279,45 +286,47 @@ def _symmetric_gram(blocks: Blocks, left: bool) -> Tensor:
         part = buffer[:size] if left else buffer[:, :size]
         np.concatenate([f[rows] if left else f[:, rows] for f in factors], axis=axis, out=part)
         gram = dsyrk(1.0, part.T, 1.0, gram, trans=1 - axis, lower=1, overwrite_c=1)
-    lower = torch.from_numpy(gram)  # BLAS leaves the other half as it was: zero
+    lower = torch.from_numpy(gram)  # BLAS does not write the other half, which is zero
     full = lower + lower.mT
     full.diagonal().mul_(0.5)
     return full
 
 
 def _as_array(x: Tensor) -> NDArray[np.floating]:
-    """NumPy knows float16, not bfloat16; both are exact in float32."""
+    """Return a NumPy array; NumPy has float16 but not bfloat16, and both are exact in float32."""
     return (x if x.dtype in (torch.float32, torch.float64) else x.float()).detach().numpy()
 
 
-# The safe path: Householder QR of both stacks, then the SVD of their small core
+# QR path: Householder QR of both stacks, then the SVD of their small core
 
 
 def qr_core(blocks: Blocks, weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """`B W = Q_B R_B` and `A^T = Q_A R_A`: Q_B, the core `R_B R_A^T` and Q_A."""
+    """Return Q_B, the core `R_B R_A^T` and Q_A of `B W = Q_B R_B` and `A^T = Q_A R_A`."""
     q_b, r_b = torch.linalg.qr(stack_left(blocks).to(dtype) * weights.to(dtype).unsqueeze(-2))
     q_a, r_a = torch.linalg.qr(stack_right(blocks).to(dtype).mT)
     return q_b, r_b @ r_a.mT, q_a
 
 
 def qr_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:
-    """Leading `r` triplets of `B W A`, backward stable whatever the conditioning.
+    """Return the leading `r` triplets of `B W A`, backward stable for every condition number.
 
-    O((d_out + d_in) R^2), twice to three times the work of the Gram path.
+    O((d_out + d_in) R^2), two to three times the work of the Gram path.
     """
     q_b, core, q_a = qr_core(blocks, weights, dtype)
     u, s, vh = torch.linalg.svd(check_svd(core), full_matrices=False)
     return q_b @ u[..., :r], s[..., :r], vh[..., :r, :] @ q_a.mT
 
 
-# A sequence whose items are made when they are asked for
+# Lazy sequence
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class LazySequence(Sequence[T], Generic[T]):
-    """`length` items, item k made by `get(k)` every time: thousands of clients, one in memory.
+    """A sequence of `length` items, made by `get(k)` on each access.
+
+    It makes thousands of clients available with only one in memory.
 
     Args:
         length: number of items.
@@ -331,42 +340,41 @@ class LazySequence(Sequence[T], Generic[T]):
         return self.length
 
     def __getitem__(self, k: Any) -> Any:
-        indices = range(self.length)[k]  # refuses what lies outside, and resolves -1
+        indices = range(self.length)[k]  # checks the bounds and resolves negative indices
         if isinstance(k, slice):
             return LazySequence(len(indices), lambda i: self.get(indices[i]))
         return self.get(indices)
 
     def __iter__(self) -> Iterator[T]:
-        """Items in order, none of them held while the next one is made."""
+        """Yield the items in order, without keeping an item while the next one is made."""
         return map(self.get, range(self.length))
 
 
-# Products outside the range of their dtype: computed at another scale, and put back exactly.
+# Range: products that overflow their dtype are computed at another scale.
 #
-# A float32 holds entries of 1e19, and their product's amplitude has 38 digits: sums of it
-# overflow, though the balanced factors of the result are numbers like any others. Multiplying by
-# a power of two is exact, and every step of an SVD or a sum commutes with it. So a product that
-# leaves the safe range is multiplied by `2**-(2 m)`, half of it on either side, solved, and put
-# back: its factors by `2**m` each, its singular values by `2**(2 m)`. Nothing is rescaled that
-# stayed in range, and what is rescaled has the bits that it would have without limits of the
-# range.
+# float32 factors with entries of 1e19 have a product of amplitude 1e38. Sums of such products
+# overflow, although the balanced factors of the result are representable. Multiplication by a power
+# of two is exact and commutes with every step of an SVD or a sum. A product that leaves the safe
+# range is therefore multiplied by `2**-(2 m)`, half on either side, and solved; then its factors
+# are multiplied by `2**m` each and its singular values by `2**(2 m)`. Products in the safe range
+# are not rescaled, and rescaling does not change any bit of a result.
 
 SAFE = {torch.float32: 2.0**38, torch.float64: 2.0**400}
 """Largest amplitude, and one over the smallest, at which no sum or square leaves the range.
 
 Beyond 2**39 and 2**457 LAPACK's SVD rescales by itself, by other numbers than powers of two.
 """
-_NOTHING = -(2**20)  # exponent of zero, below all others
+_NOTHING = -(2**20)  # exponent of zero: below all others
 
 
 def exponent(x: Tensor) -> Tensor:
-    """The e with `2**(e-1) <= |x| < 2**e`, int64; far below all others for zero."""
+    """Return the e with `2**(e-1) <= |x| < 2**e`, int64; a very small number for zero."""
     _, e = torch.frexp(x.double() if x.device.type != "mps" else x)
     return torch.where(x == 0, _NOTHING, e.long())
 
 
 def times_power(x: Tensor, e: Tensor) -> Tensor:
-    """`x * 2**e`, exact unless the result leaves the range; e broadcasts against x."""
+    """Return `x * 2**e`, exact unless the result leaves the range; e broadcasts against x."""
     half = torch.div(e, 2, rounding_mode="floor")
     two = torch.tensor(2.0, dtype=torch.float64 if x.device.type != "mps" else torch.float32)
     first, second = (torch.pow(two.to(x.device), part).to(x.dtype) for part in (half, e - half))
@@ -374,14 +382,14 @@ def times_power(x: Tensor, e: Tensor) -> Tensor:
 
 
 def largest(x: Tensor) -> Tensor:
-    """The largest `|x|` of each matrix, (...); NaN if there is one."""
+    """Return the largest `|x|` of each matrix, (...); NaN if an entry is NaN."""
     return torch.linalg.vector_norm(x, float("inf"), (-2, -1))
 
 
 def is_safe(amplitude: Tensor, dtype: torch.dtype) -> bool:
-    """Whether amplitudes are so far from the limits of the dtype that nothing got lost."""
+    """Return True if amplitudes are far enough from the limits of the dtype to be accurate."""
     limit = SAFE[dtype]
-    return bool(((amplitude <= limit) & (amplitude >= 1 / limit)).all())  # NaN is not
+    return bool(((amplitude <= limit) & (amplitude >= 1 / limit)).all())  # False for NaN
 
 
 def solve_in_range(
@@ -395,11 +403,11 @@ def solve_in_range(
     Args:
         blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in).
         weights: column weights, (..., R).
-        solve: what is computed of blocks and weights.
-        amplitude_of: largest amplitude of a result, (...), to tell whether it stayed in range.
+        solve: function of blocks and weights.
+        amplitude_of: largest amplitude of a result, (...), to check whether it stayed in range.
 
     Returns:
-        The result, and the m, (...), of the scale `2**-(2 m)` at which it is; None for 1.
+        The result at scale `2**-(2 m)`, and m, (...); None for m = 0.
     """
     dtype = compute_dtype(blocks[0][0].dtype)
     found = None
@@ -407,12 +415,12 @@ def solve_in_range(
         found = solve(blocks, weights)
         if is_safe(amplitude_of(found), dtype):
             return found, None
-    except torch.linalg.LinAlgError:  # infinities and NaN have no SVD
+    except torch.linalg.LinAlgError:  # infinity and NaN have no SVD
         pass
     own = _exponents(blocks, weights)
     live = own > _NOTHING // 2
     m = torch.where(live, torch.div(own, 2, rounding_mode="floor"), 0)
-    if found is not None and not bool(m.any()):  # zero, or as large as it looks
+    if found is not None and not bool(m.any()):  # zero, or in range
         return found, None
     of_weights = exponent(weights).amax(-1)
     of_weights = torch.where(of_weights > _NOTHING // 2, of_weights, 0)
@@ -427,10 +435,10 @@ def solve_in_range(
 
 
 def at_full_scale(values: Tensor, m: Tensor | None, what: str) -> Tensor:
-    """Amplitudes put back, `values * 2**(2 m)`, m broadcast from the left.
+    """Return scaled amplitudes at full scale, `values * 2**(2 m)`, m broadcast from the left.
 
     Raises:
-        InputError: if the dtype does not hold them.
+        InputError: if they overflow the dtype.
     """
     if m is None:
         return values
@@ -443,7 +451,7 @@ def at_full_scale(values: Tensor, m: Tensor | None, what: str) -> Tensor:
 
 
 def _exponents(blocks: Blocks, weights: Tensor) -> Tensor:
-    """Exponent of the largest column `|b| |w| |a|` of a product, (...)."""
+    """Return the exponent of the largest column `|b| |w| |a|` of a product, (...)."""
     largest, start = None, 0
     for k in range(len(blocks)):  # by index: a loop variable would hold one block too many
         B, A = blocks[k]
@@ -458,26 +466,29 @@ def _exponents(blocks: Blocks, weights: Tensor) -> Tensor:
     return largest
 
 
-# `low_rank_svd`: the leading triplets of a low-rank product, by whichever path is right
+# `low_rank_svd` and `blocks_svd`: the leading triplets by the most suitable path
 
 METHODS = ("auto", "gram", "qr", "dense")
 
 
 def low_rank_svd(B: Tensor, A: Tensor, r: int, method: str = "auto") -> SVD:
-    """Leading `r` singular triplets of `B @ A`, which is formed only where that is cheaper.
+    """Return the leading `r` singular triplets of `B @ A`.
+
+    The product is formed only if that is cheaper.
 
     Args:
         B: (..., d_out, R).
         A: (..., R, d_in).
-        r: triplets wanted; capped at min(R, d_out, d_in).
+        r: number of triplets; capped at min(R, d_out, d_in).
         method: `auto`, or one path: `gram`, `qr` or `dense` (see `blocks_svd`).
 
     Returns:
-        U (..., d_out, r), S (..., r) in descending order and Vh (..., r, d_in), the sign of each
-        pair fixed so that the same product gives the same vectors.
+        U (..., d_out, r), S (..., r) in descending order and Vh (..., r, d_in). The sign of each
+            pair
+        is fixed, so that equal products give equal vectors.
 
     Raises:
-        InputError: if the method is unknown, or r no whole number of at least 1.
+        InputError: if the method is unknown, or r is not a whole number of at least 1.
     """
     u, s, vh, m = scaled_svd([(B, A)], B.new_ones(B.shape[-1]), r, method)
     s = at_full_scale(s, m, "largest singular value of the product")
@@ -488,12 +499,13 @@ def low_rank_svd(B: Tensor, A: Tensor, r: int, method: str = "auto") -> SVD:
 def scaled_svd(
     blocks: Blocks, weights: Tensor, r: int, method: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Leading triplets as of `blocks_svd`, of a product of any size.
+    """Return the leading triplets of a product of any size, as `blocks_svd`.
 
     Returns:
         U, S, Vh and m, (...): the singular values are `S * 2**(2 m)`, and the balanced factors
-        `U sqrt(S) * 2**m` and `2**m * sqrt(S) Vh`. None stands for m = 0: in the usual range
-        nothing is rescaled.
+        `U sqrt(S) * 2**m` and `2**m * sqrt(S) Vh`. None means m = 0: nothing is rescaled in the
+            usual
+        range.
     """
     (u, s, vh), m = solve_in_range(
         blocks,
@@ -506,17 +518,17 @@ def scaled_svd(
 
 @torch.no_grad()
 def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") -> SVD:
-    """Leading triplets of `sum_k B_k diag(w_k) A_k` in the compute dtype, signs fixed.
+    """Return leading triplets of `sum_k B_k diag(w_k) A_k` in the compute dtype, with fixed signs.
 
-    `auto` forms the product where R >= min(d_out, d_in); else it takes the Gram path for inputs
-    up to float32, falling back to QR in float64 where rounding would show, layer by layer, and the
-    QR path for float64, whose last digits the Gram path would lose.
+    `auto` forms the product if R >= min(d_out, d_in). Otherwise it takes the Gram path for inputs
+    up to float32, with a fallback to QR in float64 for layers where rounding would be visible, and
+    the QR path for float64, because the Gram path would lose the last digits.
 
     Args:
         blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in).
         weights: column weights, broadcastable to (..., R).
-        r: triplets wanted; capped at min(R, d_out, d_in).
-        method: `auto | gram | qr | dense`; a path that is named is taken without a fallback.
+        r: number of triplets; capped at min(R, d_out, d_in).
+        method: `auto | gram | qr | dense`; a named path is taken without a fallback.
 
     Returns:
         U (..., d_out, r), S (..., r) and Vh (..., r, d_in).
@@ -534,9 +546,9 @@ def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") ->
 
 @torch.no_grad()
 def blocks_singular_values(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") -> Tensor:
-    """Leading `r` singular values alone, (..., r): from the core, no singular vector is formed.
+    """Return the leading `r` singular values, (..., r), without forming singular vectors.
 
-    Args and paths as for `blocks_svd`.
+    Arguments and paths as for `blocks_svd`.
     """
     path, r, dtype = _choose(blocks, weights, r, method)
     if path == "dense":
@@ -552,7 +564,7 @@ def blocks_singular_values(blocks: Blocks, weights: Tensor, r: int, method: str 
 
 
 def _choose(blocks: Blocks, weights: Tensor, r: int, method: str) -> tuple[str, int, torch.dtype]:
-    """The path, the triplets that there are, and the compute dtype."""
+    """Return the path, the number of triplets and the compute dtype."""
     limit, dtype, device = _form(*blocks[0])
     total = weights.shape[-1]
     path, r = check_choice("method", method, METHODS), check_positive_int("r", r)
@@ -565,7 +577,7 @@ def _choose(blocks: Blocks, weights: Tensor, r: int, method: str) -> tuple[str, 
 
 
 def _gather(blocks: Blocks, weights: Tensor) -> tuple[Blocks, Tensor]:
-    """All blocks at hand, since the core's paths pass over them more than once, in one batch."""
+    """Return all blocks in memory and in one batch, because the core reads them more than once."""
     held = list(blocks)
     batch = torch.broadcast_shapes(held[0][0].shape[:-2], weights.shape[:-1])
     pairs = [(_expand(B, batch), _expand(A, batch)) for B, A in held]
@@ -573,7 +585,10 @@ def _gather(blocks: Blocks, weights: Tensor) -> tuple[Blocks, Tensor]:
 
 
 def _form(B: Tensor, A: Tensor) -> tuple[int, torch.dtype, torch.device]:
-    """min(d_out, d_in), compute dtype and device, without holding on to the factors."""
+    """Return min(d_out, d_in), compute dtype and device.
+
+    Without keeping references to the factors.
+    """
     return min(B.shape[-2], A.shape[-1]), compute_dtype(B.dtype), B.device
 
 
@@ -582,7 +597,7 @@ def _expand(x: Tensor, batch: torch.Size) -> Tensor:
 
 
 def _gram_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_back: bool) -> SVD:
-    """The Gram path: layers in one batch on a GPU, spread over the threads on a CPU."""
+    """Return the SVD by the Gram path: one batch on a GPU, layers spread over threads on a CPU."""
     batch, device = blocks[0][0].shape[:-2], blocks[0][0].device.type
     if not batch or device != "cpu":
         return _gram_svd_together(blocks, weights, r, dtype, fall_back)
@@ -601,7 +616,7 @@ def _gram_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_
 def _gram_svd_together(
     blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype, fall_back: bool
 ) -> SVD:
-    """Solve all layers of a batch at once; those that the Gram path cannot hold again, by QR."""
+    """Solve all layers of a batch at once; repeat those that the Gram path cannot resolve by QR."""
     core = gram_core(blocks, weights, r, dtype)
     if not fall_back or bool(core.trusted.all()):
         return core.lift(blocks, dtype)
@@ -611,7 +626,10 @@ def _gram_svd_together(
 
 
 def _careful_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:
-    """QR in float64: what the Gram path declines has lost its digits to cancellation already."""
+    """Return the SVD by QR in float64.
+
+    Products that the Gram path declines have already lost digits to cancellation.
+    """
     u, s, vh = qr_svd(blocks, weights, r, torch.float64)
     return u.to(dtype), s.to(dtype), vh.to(dtype)
 
@@ -619,24 +637,24 @@ def _careful_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) ->
 def _mend(
     svd: SVD, bad: Tensor, blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype
 ) -> SVD:
-    """Solve the layers of a batch that the Gram path could not be trusted with again, by QR."""
+    """Solve the layers that the Gram path could not resolve again by QR."""
     again = _careful_svd([(B[bad], A[bad]) for B, A in blocks], weights[bad], r, dtype)
     for whole, part in zip(svd, again, strict=True):
         whole[bad] = part
     return svd
 
 
-# `LowRankProduct`: a weighted sum of low-rank products that is not formed until somebody asks
+# `LowRankProduct`: a lazy weighted sum of low-rank products
 
 
 @dataclass(frozen=True, eq=False)
 class LowRankProduct:
-    """`sum_k B_k diag(w_k) A_k`, kept as its blocks; its rank may exceed min(d_out, d_in).
+    """`sum_k B_k diag(w_k) A_k` in blocks; its rank may exceed min(d_out, d_in).
 
     Args:
-        blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in); any sequence, also one that
-            loads a pair when it is indexed.
-        weights: weight of every column, (..., R) or (R,), R the sum of the r_k.
+        blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in); any sequence, including one
+            that loads a pair when it is indexed.
+        weights: weight of each column, (..., R) or (R,), R the sum of the r_k.
     """
 
     blocks: Blocks
@@ -644,12 +662,12 @@ class LowRankProduct:
 
     @property
     def columns(self) -> int:
-        """Columns R of all blocks together, which bound the rank."""
+        """Number of columns R of all blocks together, an upper bound of the rank."""
         return self.weights.shape[-1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the product is computed in."""
+        """Compute dtype of the product."""
         return compute_dtype(self.blocks[0][0].dtype)
 
     @property
@@ -659,16 +677,16 @@ class LowRankProduct:
 
     @property
     def B(self) -> Tensor:
-        """All weighted columns side by side, (..., d_out, R)."""
+        """All weighted columns next to each other, (..., d_out, R)."""
         return stack_left(self.blocks).to(self.dtype) * self.weights.to(self.dtype).unsqueeze(-2)
 
     @property
     def A(self) -> Tensor:
-        """All rows one under the other, (..., R, d_in)."""
+        """All rows below each other, (..., R, d_in)."""
         return stack_right(self.blocks).to(self.dtype)
 
     def plus(self, B: Tensor, A: Tensor, weights: Tensor) -> LowRankProduct:
-        """This product and `B diag(weights) A`.
+        """Return the sum of this product and `B diag(weights) A`.
 
         Args:
             B: (..., d_out, q).
@@ -683,10 +701,10 @@ class LowRankProduct:
 
     @torch.no_grad()
     def dense(self) -> Tensor:
-        """Return the product itself, (..., d_out, d_in), summed block by block.
+        """Return the dense product, (..., d_out, d_in), summed block by block.
 
         Raises:
-            InputError: if its dtype does not hold an entry.
+            InputError: if an entry overflows the dtype.
         """
         found, m = solve_in_range(
             self.blocks,
@@ -697,11 +715,11 @@ class LowRankProduct:
         return at_full_scale(found, m, "largest entry of the product")
 
     def svd(self, r: int | None = None, method: str = "auto") -> SVD:
-        """Return the leading `r` triplets (all of them when None), U, S and Vh; see `blocks_svd`.
+        """Return U, S and Vh of the leading `r` triplets (all when None); see `blocks_svd`.
 
         Raises:
-            InputError: if its dtype does not hold a singular value; its factors it may hold, see
-                `scaled_svd`.
+            InputError: if a singular value overflows the dtype; `scaled_svd` returns the factors
+                even then.
         """
         u, s, vh, m = self.scaled_svd(r, method)
         return u, at_full_scale(s, m, "largest singular value of the product"), vh
@@ -709,14 +727,14 @@ class LowRankProduct:
     def scaled_svd(
         self, r: int | None = None, method: str = "auto"
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return the triplets and the power of two that S is to be multiplied with."""
+        """Return the triplets and the power of two by which to multiply S; see `scaled_svd`."""
         return scaled_svd(self.blocks, self.weights, self._wanted(r), method)
 
     def singular_values(self, r: int | None = None, method: str = "auto") -> Tensor:
-        """Return the leading `r` singular values, (..., r), from the core: cheaper than `svd`.
+        """Return the leading `r` singular values, (..., r), from the core; cheaper than `svd`.
 
         Raises:
-            InputError: if its dtype does not hold one.
+            InputError: if one overflows the dtype.
         """
         values, m = self._singular_values(r, method)
         return at_full_scale(values, m, "largest singular value of the product")

@@ -13,14 +13,16 @@ from fedlora_sim.lowrank import LowRankProduct
 
 
 def energy_ratio(energy: ArrayLike, r: int) -> NDArray[np.float64]:
-    """Share of the energy in the first r directions, `rho_r = sum_{i<=r} E_i / sum_i E_i`.
+    """Return the share of the energy in the first r directions.
+
+    `rho_r = sum_{i<=r} E_i / sum_i E_i`.
 
     Args:
         energy: energies `sigma_i**2`, shape (..., direction), non-negative.
         r: number of leading directions; rank collapse means `rho_{l_1} -> 1`.
 
     Returns:
-        Shape (...), in [0, 1]; NaN where the update is zero and has no direction at all.
+        Shape (...), in [0, 1]; NaN if the update is zero and has no direction.
 
     Reference:
         Wu et al., arXiv 2602.13486, Sec. 4.
@@ -30,18 +32,18 @@ def energy_ratio(energy: ArrayLike, r: int) -> NDArray[np.float64]:
     total = e.sum(axis=-1)
     with np.errstate(invalid="ignore"):
         share = np.where(total > 0, e[..., :r].sum(axis=-1), np.nan) / total
-    # Two sums of one row may differ by a rounding; a share is never above one.
+    # Two sums of one row may differ by a rounding error; a share is never above one.
     return np.asarray(np.minimum(share, 1.0))
 
 
 def effective_rank(energy: ArrayLike) -> NDArray[np.float64]:
-    """Effective rank `exp(-sum_i p_i ln p_i)` with `p_i = sigma_i / sum sigma`.
+    """Return the effective rank `exp(-sum_i p_i ln p_i)` with `p_i = sigma_i / sum sigma`.
 
     Args:
         energy: energies `sigma_i**2`, shape (..., direction), non-negative.
 
     Returns:
-        Shape (...), between 1 and the number of directions; NaN where the update is zero.
+        Shape (...), between 1 and the number of directions; NaN if the update is zero.
 
     Reference:
         Roy and Vetterli 2007, "The effective rank", EUSIPCO, Eq. 3.
@@ -63,7 +65,9 @@ def _energies(energy: ArrayLike) -> NDArray[np.float64]:
 
 
 def projected_amplitudes(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor:
-    """Amplitudes of an update on given directions, `s_i = u_i^T dW v_i`, without forming dW.
+    """Return the amplitudes of an update on given directions, without forming dW.
+
+    `s_i = u_i^T dW v_i`.
 
     Args:
         u: left directions, (..., d_out, q).
@@ -81,11 +85,11 @@ def projected_amplitudes(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor:
 def principal_angles(
     first: LowRankProduct, second: LowRankProduct, r: int, side: str = "left"
 ) -> Tensor:
-    """Angles between the leading singular subspaces of two updates, without forming either.
+    """Return the angles between the leading singular subspaces of two updates, forming neither.
 
     Args:
         first: a low-rank product, as `Aggregated.product` or `LoRAFactors.product`.
-        second: another of the same shape.
+        second: another product of the same shape.
         r: dimension of the subspaces, at most the rank of either.
         side: `left` (output space, U) or `right` (input space, V).
 
@@ -94,14 +98,14 @@ def principal_angles(
 
     Reference:
         Bjorck and Golub 1973, "Numerical methods for computing angles between linear subspaces",
-        Math. Comp. 27: cosines lose small angles to rounding, so those come from the sines.
+        Math. Comp. 27. Cosines lose small angles to rounding, so small angles come from the sines.
     """
     chosen = check_choice("side", side, ("left", "right"))
     return subspace_angles(*(_basis(product, r, chosen) for product in (first, second)))
 
 
 def subspace_angles(q1: Tensor, q2: Tensor) -> Tensor:
-    """Principal angles between the spans of orthonormal columns; see `principal_angles`.
+    """Return the principal angles between the spans of orthonormal columns; see `principal_angles`.
 
     Args:
         q1: (..., d, r).
@@ -124,7 +128,9 @@ def _basis(product: LowRankProduct, r: int, side: str) -> Tensor:
 
 
 def direction_preservation(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor:
-    """Share of an update's energy that stays on given directions, `sum_i s_i**2 / ||dW||_F**2`.
+    """Return the share of an update's energy that stays on given directions.
+
+    `sum_i s_i**2 / ||dW||_F**2`.
 
     Args:
         u: left directions, (..., d_out, q), orthonormal columns.
@@ -135,7 +141,8 @@ def direction_preservation(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor
         Shape (...), in [0, 1]: 1 means that the paper's premise of direction-preserving local
         training (App. A) holds exactly; NaN for a zero update.
     """
-    # A share does not depend on scale; brought to one, tiny factors do not underflow when squared.
+    # The share does not depend on scale: normalise, so that tiny factors do not underflow when
+    # squared.
     lora_b, lora_a = (
         x / x.abs().amax((-2, -1), keepdim=True) for x in (update.lora_B, update.lora_A)
     )

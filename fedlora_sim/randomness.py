@@ -10,10 +10,10 @@ import numpy as np
 
 
 def stream(seed: int, *purpose: str | int) -> np.random.Generator:
-    """A generator that depends on the seed and on what the draws are for, and on nothing else.
+    """Return a generator that depends only on the seed and on the purpose of the draws.
 
-    Streams of different purposes are independent, so adding a draw to one part of a simulation
-    leaves every other part as it was; a seed gives the same run alone or among a thousand others.
+    Streams of different purposes are independent, so adding a draw to one part of a simulation does
+    not change any other part. A seed gives the same run alone or among others.
 
     Args:
         seed: non-negative integer.
@@ -23,19 +23,19 @@ def stream(seed: int, *purpose: str | int) -> np.random.Generator:
         A NumPy generator (PCG64).
     """
     words = [zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in purpose]
-    # The count keeps ("a",) apart from ("a", 0): a seed sequence takes no note of trailing zeros.
+    # The count distinguishes ("a",) from ("a", 0): a seed sequence ignores trailing zeros.
     return np.random.default_rng(np.random.SeedSequence([int(seed), len(words), *words]))
 
 
-# Draws of libraries that know torch's global generator only
+# Draws of libraries that use torch's global generator
 
 
 @contextmanager
 def library_draws(seed: int) -> Iterator[None]:
-    """Run the block with torch's global CPU generator at a seed, then leave it as it was.
+    """Run the block with torch's global CPU generator at a seed, then restore its state.
 
-    The block depends on the seed alone, and the caller's own draws do not notice it. Generators of
-    accelerators are neither used nor touched: models are made on the CPU.
+    The block depends on the seed alone, and the caller's own draws are not affected. Generators of
+    accelerators are not used: models are created on the CPU.
 
     Args:
         seed: non-negative integer below 2**63.

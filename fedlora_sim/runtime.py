@@ -30,16 +30,16 @@ above the smallest has all its digits."""
 
 
 def leaves_range(amplitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which runs have amplitudes that float32 does not hold, or could not compute with.
+    """Return which runs have amplitudes that float32 cannot hold or compute with.
 
     Args:
-        amplitudes: of every run, round and direction, (S, T + 1, r).
+        amplitudes: amplitudes of each run, round and direction, (S, T + 1, r).
 
     Returns:
         Shape (S,).
     """
     size = np.abs(amplitudes)
-    lost = ~(size <= MOST) | ((size > 0) & (size < LEAST))  # NaN is not below anything
+    lost = ~(size <= MOST) | ((size > 0) & (size < LEAST))  # comparisons with NaN are False
     return np.asarray(lost.any(axis=(1, 2)))
 
 
@@ -51,10 +51,10 @@ def torch_dtype(name: str | None) -> torch.dtype:
 
 
 def resolve_device(device: str, dtype: torch.dtype) -> torch.device:
-    """The torch device of a name; `auto` takes CUDA, then MPS (float32 only), then the CPU.
+    """Return the torch device of a name; `auto` takes CUDA, then MPS (float32 only), then the CPU.
 
     Raises:
-        InputError: if the device is unknown, absent, or cannot compute in this dtype.
+        InputError: if the device is unknown, absent, or does not support this dtype.
     """
     import torch
 
@@ -72,7 +72,7 @@ def resolve_device(device: str, dtype: torch.dtype) -> torch.device:
     return torch.device(name)
 
 
-# CPU threads: one for arithmetic too small to share, one per layer where layers are many
+# CPU threads: one for small operations, one per layer for many layers
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -80,7 +80,7 @@ R = TypeVar("R")
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Run the block with so many torch threads, then restore the number that was set."""
+    """Run the block with the given number of torch threads, then restore the previous number."""
     import torch
 
     before = torch.get_num_threads()
@@ -94,18 +94,18 @@ def torch_threads(number: int) -> Iterator[None]:
 def one_thread() -> AbstractContextManager[None]:
     """Run the block with one torch thread.
 
-    The products of a tiny model or a small factor take microseconds. Shared between threads they
-    gain little on an idle machine and lose a factor of ten on a busy one, where threads wait for
-    each other; and their sums, hence the bits of a run, would depend on the number of threads.
+    The products of a tiny model or a small factor take microseconds. Several threads gain little on
+    an idle machine and are ten times slower on a busy one, where they wait for each other. Their
+    sums, and so the bits of a run, would also depend on the number of threads.
     """
     return torch_threads(1)
 
 
 def map_on_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Apply a function to every item, items spread over torch's threads, one thread to an item.
+    """Apply a function to each item in parallel, with one thread per item.
 
-    Layers are independent and of equal size: a thread to a layer loses nothing to waiting, where
-    threads that share one small factorisation mostly wait for each other. Results do not depend on
+    Layers are independent and of equal size, so that one thread per layer rarely waits, whereas
+    threads that share one small factorization mostly wait for each other. Results do not depend on
     the number of threads.
     """
     import torch
@@ -114,34 +114,34 @@ def map_on_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     with one_thread(), blas_threads(1):
         if workers <= 1:
             return [function(item) for item in items]
-        # A new thread starts with the machine's default number of threads of its own.
+        # A new thread starts with the machine's default number of threads.
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(function, items))
 
 
 def blas_threads(number: int) -> AbstractContextManager[object]:
-    """Let NumPy's and SciPy's BLAS, which do not listen to torch, use so many threads."""
+    """Limit the threads of NumPy's and SciPy's BLAS, which torch's setting does not change."""
     return _blas().limit(limits=number, user_api="blas")
 
 
 @cache
 def _blas() -> ThreadpoolController:
-    """The BLAS libraries that are loaded, looked up once."""
+    """Return the loaded BLAS libraries, looked up once."""
     return ThreadpoolController()
 
 
-# Processes that work for another one: deaf to Ctrl-C, and gone when it is
+# Worker processes that ignore SIGINT and exit with their parent
 
 OWNER_SECONDS = 0.5
 
 
 def serve(owner: int) -> None:
-    """Settle this process as a worker of its parent; nothing happens where it is the owner itself.
+    """Configure this process as a worker of its parent; do nothing if it is the owner itself.
 
     Args:
-        owner: process id of the driver, which hears Ctrl-C and ends its workers. Killed by force
-            it tells nobody: its workers then end by themselves, in the midst of their work, lest
-            they meet those of the next one.
+        owner: process id of the driver, which handles SIGINT and stops its workers. If the driver
+            is killed, its workers exit by themselves, even during a job, so that they do not
+            interfere with the workers of a new driver.
     """
     if os.getpid() != owner:
         _settle(owner)

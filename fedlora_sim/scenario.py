@@ -1,4 +1,4 @@
-"""A scenario: everything that a simulation depends on, except the rule and the seed."""
+"""`Scenario`: everything that a simulation depends on, except the rule and the seed."""
 
 from __future__ import annotations
 
@@ -117,11 +117,11 @@ class FieldInfo(NamedTuple):
 
 
 def describe(cls: type) -> dict[str, FieldInfo]:
-    """Return what the annotations of a class say of every field, in order.
+    """Return the description of each field of a class, in order.
 
     Args:
-        cls: a dataclass whose fields are `Annotated[type, text]`, with a check as third argument
-            where the type alone does not give it: a text, a whole number of at least 1, a finite
+        cls: a dataclass whose fields are `Annotated[type, text]`. A check is the third argument if
+            the type alone does not determine it: a text, a whole number of at least 1, a finite
             number, or true or false.
     """
     hints = get_type_hints(cls, include_extras=True)
@@ -135,7 +135,7 @@ def describe(cls: type) -> dict[str, FieldInfo]:
 
 
 def documented(cls: type[T]) -> type[T]:
-    """Add the text of every field to the docstring of a described dataclass."""
+    """Add the text of each field to the docstring of a described dataclass."""
     wrap = partial(textwrap.fill, width=100, initial_indent=" " * 8, subsequent_indent=" " * 12)
     own_first = sorted(describe(cls).items(), key=lambda item: item[0] not in cls.__annotations__)
     lines = [wrap(f"{name}: {info.text}.") for name, info in own_first]
@@ -151,7 +151,7 @@ def documented(cls: type[T]) -> type[T]:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TaskFields:
-    """Model and data."""
+    """Model and data of real fine-tuning."""
 
     task: Annotated[
         str,
@@ -162,7 +162,7 @@ class TaskFields:
     ] = "digits"
     task_seed: Annotated[
         int,
-        "seed of what is random in the task: parts, subsets, new heads, small models",
+        "seed of the random parts of the task: splits, subsets, new heads, small models",
         check_seed,
     ] = 0
     model: Annotated[str | None, "hub name or local folder of a pretrained model"] = None
@@ -173,7 +173,7 @@ class TaskFields:
     ] = 64
     target_modules: Annotated[
         tuple[str, ...] | None,
-        "ends of the names of the linear maps that carry LoRA, as in PEFT; None takes the task's",
+        "name suffixes of the linear maps that carry LoRA, as in PEFT; None takes the task's",
         _modules,
     ] = None
     adapted_layers: Annotated[
@@ -194,7 +194,7 @@ class TaskFields:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TrainingFields(TaskFields):
-    """Model and data, how data is split among clients, and how they train."""
+    """Model and data, their split among clients, and local training."""
 
     cache_prefix: Annotated[
         bool, "compute what precedes the first adapted block once per sample and keep it"
@@ -215,7 +215,7 @@ class TrainingFields(TaskFields):
 
     optimizer: Annotated[
         str | None,
-        "`adam`, `adamw` or `sgd`, started anew every round; None takes adam for training and sgd "
+        "`adam`, `adamw` or `sgd`, restarted every round; None takes adam for training and sgd "
         "otherwise. The quadratic loss takes sgd, and adam at matrix fidelity",
         _one_of(OPTIMIZERS),
     ] = None
@@ -231,13 +231,13 @@ class TrainingFields(TaskFields):
     ] = 0.0
     max_grad_norm: Annotated[
         float | None,
-        "a client's gradient, over everything that it trains, is shortened to this norm; None "
-        "leaves it unchanged",
+        "a client's gradient, over everything that it trains, is clipped to this norm; None "
+        "does not clip",
         POSITIVE_OR_NONE,
     ] = None
     batch_size: Annotated[int, "samples per step; the last batch of an epoch may be shorter"] = 16
     local_steps: Annotated[
-        int | None, "optimiser steps per round; None runs `local_epochs` epochs instead"
+        int | None, "optimizer steps per round; None runs `local_epochs` epochs instead"
     ] = 10
     local_epochs: Annotated[int, "passes over a client's samples, if `local_steps` is None"] = 1
     stack_size: Annotated[
@@ -300,14 +300,14 @@ class TrainingFields(TaskFields):
     ] = False
 
 
-# A scenario: everything that a simulation depends on, except the rule and the seed
+# The scenario
 
 NONE = "none"
 
-# What a task without a model or data of its own must be given.
+# Fields that a task without its own model or data requires.
 FROM_FILES = dict.fromkeys(("text", "vision", "causal"), ("model", "data"))
 
-# Fields of clients who return `a x + b`; clients that train by plain steps do not use them.
+# Fields of clients that return `a x + b`; clients that train by plain steps do not use them.
 UNUSED_BY_TRAINING = {
     "gain_mean": 1.0,
     "gain_std": 0.0,
@@ -321,10 +321,12 @@ UNUSED_BY_TRAINING = {
 @documented
 @dataclass(frozen=True)
 class Scenario(TrainingFields):
-    """What is simulated. Fields that a fidelity does not use are ignored by it.
+    """A federation, its clients' behaviour and the simulation fidelity.
+
+    A fidelity ignores the fields that it does not use.
 
     Raises:
-        InputError: naming the field, its value and what was expected.
+        InputError: if a field is invalid; names the field, its value and what was expected.
     """
 
     ranks: Annotated[
@@ -343,7 +345,7 @@ class Scenario(TrainingFields):
     ] = 50
     num_samples: Annotated[
         tuple[float, ...] | None,
-        "samples `n_k` per client; equal when None. Training takes them from the split",
+        "sample count `n_k` per client; equal when None. Training counts the samples of the split",
         _by_federation,
     ] = None
     cohort_size: Annotated[int | None, "clients per round; all by default", _by_federation] = None
@@ -384,10 +386,10 @@ class Scenario(TrainingFields):
 
     local_loss: Annotated[
         str,
-        "what clients do. `none`: they return `a x + b`. `quadratic`: they fit a target, "
-        "`0.5 ||B A + Z - M_k||_F**2` with Z what the base has of the update, by gradient descent "
-        "on their factors (`matrix`) or its limit of small steps, the flow (`spectral`). A "
-        "component whose factors are zero has no gradient and stays zero",
+        "local training of the clients. `none`: they return `a x + b`. `quadratic`: they fit a "
+        "target, `0.5 ||B A + Z - M_k||_F**2` with Z the part of the update in the base, by "
+        "gradient descent on their factors (`matrix`) or its limit of small steps, the flow "
+        "(`spectral`). A component whose factors are zero has no gradient and stays zero",
         _one_of(LOCAL_LOSSES),
     ] = "none"
     local_time: Annotated[
@@ -431,7 +433,7 @@ class Scenario(TrainingFields):
 
     def __post_init__(self) -> None:
         self._set("ranks", parse_ranks(self.ranks))
-        # local_loss: attributes and TOML files have None for none
+        # local_loss: attributes and TOML files use None for "none"
         for name, default in {**_usual(self.fidelity), "local_loss": NONE}.items():
             if getattr(self, name) is None:
                 self._set(name, default)
@@ -492,7 +494,7 @@ class Scenario(TrainingFields):
 
     @cached_property
     def federation(self) -> Federation:
-        """The clients and how cohorts are drawn."""
+        """The clients and the sampling of cohorts."""
         return Federation(self.ranks, self.num_samples, self.cohort_size, self.sampling)
 
     @property
@@ -502,19 +504,20 @@ class Scenario(TrainingFields):
 
     @property
     def target_amplitudes(self) -> NDArray[np.float64]:
-        """Amplitudes of the target that clients have in common, shape (r_max,), descending."""
+        """Amplitudes of the common target of the clients, shape (r_max,), descending."""
         return _geometric(self.target_amplitude, self.target_decay, max(self.ranks))
 
     def client_scaling(self, rank: int) -> float:
-        """LoRA scaling of a client of this rank: alpha/r, or alpha/sqrt(r) under rsLoRA."""
+        """Return LoRA scaling of a client of this rank: alpha/r, or alpha/sqrt(r) under rsLoRA."""
         if self.lora_alpha is None:
             return 1.0
         return self.lora_alpha / (rank**0.5 if self.use_rslora else rank)
 
     def replace(self, **changes: Any) -> Scenario:
-        """A copy with some fields changed, checked again.
+        """Return a copy with some fields changed and checked.
 
-        Where the fidelity changes, what stood at the default of the old one takes that of the new.
+        If the fidelity changes, fields at the default of the old fidelity take the default of the
+        new one.
         """
         if changes.get("fidelity", self.fidelity) != self.fidelity:
             usual = _usual(self.fidelity)
@@ -523,15 +526,15 @@ class Scenario(TrainingFields):
         return dataclasses.replace(self, **changes)
 
     def to_attrs(self) -> dict[str, Any]:
-        """All fields as netCDF-safe attributes; None becomes the word "none"."""
+        """Return all fields as netCDF-safe attributes; None becomes the word "none"."""
         return {f.name: _to_attr(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Scenario:
-        """A scenario from field names and values; "none" reads None.
+        """Return a scenario from field names and values; the text "none" means None.
 
         Raises:
-            InputError: if a field is unknown (with the closest name), missing or wrong.
+            InputError: if a field is unknown (names the closest one), missing or invalid.
         """
         if not isinstance(values, Mapping):
             raise expected("values", values, "scenario fields by name")
@@ -546,9 +549,9 @@ class Scenario(TrainingFields):
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[Any, Any]) -> Scenario:
-        """The scenario that a dataset was made with, from its attributes."""
+        """Return the scenario of a dataset from its attributes."""
         values = {f.name: _from_attr(attrs[f.name]) for f in fields(cls)}
-        # netCDF stores a list of one as a number, and has no booleans.
+        # netCDF stores a list of one item as a number, and has no booleans.
         for name, info in FIELDS.items():
             if values[name] is not None and get_origin(info.kind) is tuple:
                 values[name] = tuple(np.atleast_1d(values[name]).tolist())
@@ -562,17 +565,17 @@ FIELDS = describe(Scenario)
 
 
 def _usual(fidelity: str) -> dict[str, str]:
-    """What None stands for in the fields whose default depends on the fidelity."""
+    """Return the values that None stands for in fields whose default depends on the fidelity."""
     if isinstance(fidelity, str) and fidelity.strip().lower() == "training":
         return {"dtype": "float32", "optimizer": "adam"}
     return {"dtype": "float64", "optimizer": "sgd"}
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
-    """Scenario fields of a TOML file, at its top level or in a `[scenario]` table.
+    """Return the scenario fields of a TOML file, at its top level or in a `[scenario]` table.
 
     Raises:
-        InputError: if the file cannot be read as TOML.
+        InputError: if the file is not valid TOML.
     """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
-"""Shares of a total weight, the same on every machine and in every order of the items.
+"""Shares of a total weight that do not depend on the machine or on the order of the items.
 
-Each sum is rounded once (`math.fsum`) and divided last. So a share is exactly 1 if everything is
-chosen, exactly 0 if nothing is, never outside [0, 1], and never smaller for a larger choice. A
-matrix product of normalised weights has none of these properties: its rounding depends on the BLAS
-kernel.
+Each sum is rounded once (`math.fsum`) and divided last. A share is therefore exactly 1 if
+everything is chosen, exactly 0 if nothing is, always in [0, 1], and monotone in the chosen set. A
+matrix product of normalised weights has none of these properties, because its rounding depends on
+the BLAS kernel.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def normalized(weights: ArrayLike) -> NDArray[np.float64]:
     """Return weights divided by their sum.
 
     Args:
-        weights: finite, not negative, not all zero, shape (n,); any scale, subnormal included.
+        weights: finite, non-negative, not all zero, shape (n,); any scale, including subnormal.
 
     Returns:
-        Shares in [0, 1], shape (n,); each is off by at most two roundings.
+        Shares in [0, 1], shape (n,); each is accurate to two roundings.
     """
     scaled = _scaled(weights)
     return scaled / math.fsum(scaled)
@@ -31,17 +31,17 @@ def share(weights: ArrayLike, chosen: ArrayLike) -> float:
     """Return the share of the chosen items in the total weight.
 
     Args:
-        weights: finite, not negative, not all zero, shape (n,).
+        weights: finite, non-negative, not all zero, shape (n,).
         chosen: which items count, shape (n,): boolean, or the fraction of each item, in [0, 1].
 
     Returns:
-        `sum w * chosen / sum w`, in [0, 1]; exactly 1 where all of every item is chosen.
+        `sum w * chosen / sum w`, in [0, 1]; exactly 1 if all of every item is chosen.
     """
     scaled = _scaled(weights)
     return math.fsum(scaled * np.asarray(chosen, dtype=np.float64)) / math.fsum(scaled)
 
 
 def _scaled(weights: ArrayLike) -> NDArray[np.float64]:
-    """Weights times a power of two, which rounds nothing and keeps sums in range."""
+    """Return the weights times a power of two, which keeps sums in range without rounding."""
     array = np.asarray(weights, dtype=np.float64)
     return np.ldexp(array, -math.frexp(float(array.max()))[1])

@@ -39,25 +39,26 @@ def simulate(
     """Simulate a federation under one server rule.
 
     Args:
-        scenario: what to simulate, at which fidelity.
+        scenario: the scenario, including its fidelity.
         rule: name of the server rule, or an `AggregationRule`.
-        seed: one seed or several; a seed's run is the same alone or among others (to rounding
+        seed: one seed or several. The run of a seed is the same alone or among others (to rounding
             where matrices are batched), and a call gives the same bits on the CPU every time.
         progress: show a progress bar, one step per run.
         on_progress: called with the number of runs finished since the last call.
-        task: a model and data of one's own to fine-tune, in place of the scenario's task.
-        checkpoints: folder in which every round of fine-tuning is kept: the same call goes on from
-            there, to the very same result.
+        task: a custom model and data set to fine-tune, instead of the scenario's task.
+        checkpoints: folder that stores each round of fine-tuning. The same call resumes from there
+            and gives the same result.
 
     Returns:
         Dataset with dimensions (seed, round, direction): `energy`, `rho` (at the lowest rank level
-        of the federation) and `effective_rank`; `projected_energy` too at matrix fidelity;
-        at training fidelity accuracy, loss and `layer_energy`, and of every client of a cohort
-        what its update does to the directions (`amplitude`, `client_preservation`, `angle`, ...).
-        Round 0 is the initial state. Attributes hold the full configuration.
+        of the federation) and `effective_rank`. Matrix fidelity adds `projected_energy`. Training
+        fidelity adds accuracy, loss, `layer_energy`, and the effect of each cohort client's update
+            on
+        the directions (`amplitude`, `client_preservation`, `angle`, ...). Round 0 is the initial
+        state. Attributes hold the full configuration.
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: if an argument is invalid; names the argument, its value and what was expected.
     """
     _check_scenario("scenario", scenario)
     chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]
@@ -80,10 +81,10 @@ def simulate_many(
     seed: int | Iterable[int] = 0,
     progress: bool = False,
 ) -> list[xr.Dataset]:
-    """Simulate several scenarios under one rule; spectral ones advance in one batch.
+    """Simulate several scenarios under one rule; spectral scenarios run in one batch.
 
     Args:
-        scenarios: any scenarios; each gives what `simulate` gives for it.
+        scenarios: any scenarios; each result equals that of `simulate`.
         rule: as for `simulate`.
         seed: as for `simulate`.
         progress: show a progress bar, one step per run.
@@ -112,7 +113,10 @@ def simulate_many(
 
 
 def check_suits(scenario: Scenario, rule: AggregationRule) -> None:
-    """Refuse what the rule has no form for, and comparisons that other rules would refuse."""
+    """Refuse scenarios without a form for the rule.
+
+    And comparisons that other rules would refuse.
+    """
     if scenario.fidelity == "spectral" and not rule.has_spectral_form:
         reason = f"matrix or training: {rule.label} is more than weights on amplitudes"
         raise expected("fidelity", "spectral", reason)
@@ -134,10 +138,10 @@ def _check_scenario(argument: str, value: object) -> Scenario:
 
 
 def check_size(scenario: Scenario, runs: int) -> None:
-    """Refuse what no memory holds, before anything is made.
+    """Refuse scenarios that do not fit in memory, before anything is allocated.
 
     Args:
-        scenario: what is simulated.
+        scenario: the scenario to simulate.
         runs: number of seeds.
 
     Raises:
@@ -162,7 +166,7 @@ def check_size(scenario: Scenario, runs: int) -> None:
 
 
 def check_seeds(seed: int | Iterable[int]) -> tuple[int, ...]:
-    """Seeds as a tuple of distinct non-negative integers."""
+    """Return the seeds as a tuple of distinct non-negative integers."""
     several = isinstance(seed, Iterable) and not isinstance(seed, str)
     wanted = "one or more distinct seeds"
     given = check_sequence("seed", seed, wanted, ordered=False) if several else [seed]
@@ -175,10 +179,10 @@ def check_seeds(seed: int | Iterable[int]) -> tuple[int, ...]:
 def energies(
     scenario: Scenario, seeds: Sequence[int], amplitudes: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Squares of amplitudes (S, T + 1, r_max).
+    """Return the squares of amplitudes (S, T + 1, r_max).
 
     Raises:
-        InputError: naming the first round whose energy no float64 holds.
+        InputError: if an energy overflows float64; names the first such round.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.square(amplitudes)
@@ -224,7 +228,7 @@ def training_dataset(
     seeds: Sequence[int],
     results: Sequence[TrainingResult],
 ) -> xr.Dataset:
-    """The labelled form of fine-tuning runs, one per seed; as `simulate` returns it."""
+    """Return the labelled dataset of fine-tuning runs, one per seed, as `simulate` returns it."""
     variables, coords = labelled(results)
     energy = variables["layer_energy"][1].sum(2)
     return build_dataset(scenario, rule.label, seeds, energy, variables, coords)

@@ -14,21 +14,21 @@ from fedlora_sim.randomness import stream
 from fedlora_sim.tasks.prefix import PREFIX
 from fedlora_sim.tasks.task import Examples
 
-# Feature shift: clients whose inputs are noisier than others'
+# Feature shift: noise on the inputs that grows with the client number
 
 
 def feature_noise_levels(num_clients: int, level: float) -> NDArray[np.float64]:
-    """Standard deviation of every client's input noise, `level * k / K` for k = 1..K.
+    """Return the standard deviation of each client's input noise, `level * k / K` for k = 1..K.
 
     Args:
         num_clients: number of clients K.
-        level: that of the last client, at least 0, in units of the inputs.
+        level: standard deviation for the last client, at least 0, in units of the inputs.
 
     Returns:
-        The deviations, shape (K,).
+        The standard deviations, shape (K,).
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: if an argument is invalid; names the argument, its value and what was expected.
 
     Reference:
         Li et al. 2022 (arXiv 2102.02079), Sec. IV-C, "Noise-based feature imbalance": party i's
@@ -42,22 +42,22 @@ def feature_noise_levels(num_clients: int, level: float) -> NDArray[np.float64]:
 def add_feature_noise(
     examples: Examples, samples: Sequence[NDArray[np.int64]], level: float, seed: int
 ) -> Examples:
-    """Add Gaussian noise to every client's inputs, more for clients of higher number.
+    """Add Gaussian noise to each client's inputs, more for clients of higher number.
 
-    A client's noise depends on the seed, its number and its number of samples, on nothing else.
+    A client's noise depends only on the seed, its number and its number of samples.
 
     Args:
         examples: the training data; every input continuous.
-        samples: sample indices of every client, K arrays.
+        samples: sample indices of each client, K arrays.
         level: standard deviation of the last client's noise; see `feature_noise_levels`.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Returns:
-        A copy with noise; the examples themselves where the level is 0.
+        A copy with noise; the examples themselves if the level is 0.
 
     Raises:
-        InputError: if the level is negative, an input is not of floating point, as tokens are, or
-            the first blocks were computed already, of inputs without noise.
+        InputError: if the level is negative, an input is not floating point (tokens), or the first
+            blocks were already computed from inputs without noise.
     """
     levels = feature_noise_levels(len(samples), level)
     if level == 0:
@@ -77,17 +77,17 @@ def add_feature_noise(
     return replace(examples, inputs=noisy)
 
 
-# A split as a table: who holds how many samples of what
+# Table of a split: number of samples per client and class
 
 
 def split_table(
     samples: Sequence[NDArray[np.int64]], classes: NDArray[np.int64], num_classes: int
 ) -> NDArray[np.int64]:
-    """Count every client's samples of every class.
+    """Count each client's samples of each class.
 
     Args:
-        samples: sample indices of every client, K arrays.
-        classes: class of every sample, 0 to C - 1, shape (n,).
+        samples: sample indices of each client, K arrays.
+        classes: class of each sample, 0 to C - 1, shape (n,).
         num_classes: number of classes C.
 
     Returns:
@@ -104,23 +104,23 @@ def split_table(
     return np.stack([np.bincount(classes[own], minlength=limit) for own in samples])
 
 
-# What several splits need: checks, Dirichlet shares, a least number of samples, one order
+# Helpers of several splits: checks, Dirichlet shares, minimum sizes, order
 
 
 def check_split(name: str, values: object, num_clients: int, min_samples: int) -> np.ndarray:
-    """Refuse values that are not one per sample, and clients that cannot all be served.
+    """Refuse values that are not one per sample, and clients that cannot all get enough samples.
 
     Args:
-        name: what the caller calls the values.
+        name: the caller's name of the values.
         values: one per sample, (n,).
         num_clients: number of clients K.
-        min_samples: least number of samples per client.
+        min_samples: minimum number of samples per client.
 
     Returns:
         The values as an array.
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: if an argument is invalid; names the argument, its value and what was expected.
     """
     found = np.asarray(values)
     if found.ndim != 1:
@@ -133,10 +133,10 @@ def check_split(name: str, values: object, num_clients: int, min_samples: int) -
 
 
 def check_smallest(clients: list[np.ndarray], min_samples: int) -> None:
-    """Refuse a finished split in which some client has fewer than `min_samples` samples.
+    """Refuse a finished split in which a client has fewer than `min_samples` samples.
 
     Raises:
-        InputError: naming the smallest client's size.
+        InputError: names the smallest client's size.
     """
     smallest = min(len(own) for own in clients)
     if smallest < min_samples:
@@ -146,7 +146,7 @@ def check_smallest(clients: list[np.ndarray], min_samples: int) -> None:
 def dirichlet_cuts(
     samples: np.ndarray, alpha: float, num_clients: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Cut a row of samples into K pieces in symmetric Dirichlet(alpha) proportions."""
+    """Cut a sequence of samples into K pieces in symmetric Dirichlet(alpha) proportions."""
     shares = _dirichlet(alpha, num_clients, rng)
     cuts = np.rint(np.cumsum(shares)[:-1] * len(samples)).astype(np.int64)
     return np.split(samples, cuts)
@@ -164,12 +164,12 @@ def fill_up(clients: list[np.ndarray], min_samples: int, rng: np.random.Generato
 
 
 def in_order(clients: list[np.ndarray]) -> list[NDArray[np.int64]]:
-    """Every client's sample indices ascending, int64."""
+    """Return each client's sample indices in ascending order, int64."""
     return [np.sort(own).astype(np.int64) for own in clients]
 
 
 def _dirichlet(alpha: float, num_clients: int, rng: np.random.Generator) -> np.ndarray:
-    """Symmetric Dirichlet shares, shape (K,), for any positive alpha."""
+    """Return symmetric Dirichlet shares, shape (K,), for any positive alpha."""
     shares = rng.dirichlet(np.full(num_clients, alpha))
     if np.isfinite(shares).all() and shares.sum() > 0.5:
         return shares
@@ -177,7 +177,7 @@ def _dirichlet(alpha: float, num_clients: int, rng: np.random.Generator) -> np.n
     return np.eye(num_clients)[rng.integers(num_clients)]
 
 
-# Label skew: every class in Dirichlet proportions
+# Label skew: each class in Dirichlet proportions
 
 
 def dirichlet_split(
@@ -188,19 +188,19 @@ def dirichlet_split(
     *,
     min_samples: int = 1,
 ) -> list[np.ndarray]:
-    """Hand every class out in Dirichlet(alpha) proportions: label skew and unequal sizes.
+    """Distribute each class in Dirichlet(alpha) proportions: label skew and unequal sizes.
 
     For each class the shares of the K clients are drawn from a symmetric Dirichlet distribution;
     alpha -> infinity is IID, alpha -> 0 gives each class to one client. A client left with fewer
-    than `min_samples` then receives random samples from whichever client has most at that moment;
-    no draw is repeated, so the call always ends and the other clients' shares stay as drawn.
+    than `min_samples` then receives random samples from the client that has most at that moment. No
+    draw is repeated, so the call always ends and the other clients' shares do not change.
 
     Args:
-        labels: class of every sample, shape (n,).
+        labels: class of each sample, shape (n,).
         num_clients: number of clients K.
         alpha: concentration, positive.
         rng: source of randomness.
-        min_samples: least number of samples per client.
+        min_samples: minimum number of samples per client.
 
     Returns:
         K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
@@ -223,7 +223,7 @@ def dirichlet_split(
     return in_order(clients)
 
 
-# Pathological label skew: every client sees a few classes only
+# Pathological label skew: a few classes per client
 
 
 def pathological_split(
@@ -234,18 +234,18 @@ def pathological_split(
     *,
     min_samples: int = 1,
 ) -> list[np.ndarray]:
-    """Give every client samples of exactly `classes_per_client` classes.
+    """Give each client samples of exactly `classes_per_client` classes.
 
-    Each client in turn takes the classes with the fewest owners so far, ties broken at random, so
-    the numbers of owners differ by at most one; a class is then divided equally among its owners.
-    (The shards of McMahan et al. can straddle two classes; these cannot.)
+    Each client in turn takes the classes with the fewest owners so far, with random tie-breaking,
+    so that the numbers of owners differ by at most one. Each class is then divided equally among
+    its owners. (The shards of McMahan et al. can contain two classes; these cannot.)
 
     Args:
-        labels: class of every sample, shape (n,).
+        labels: class of each sample, shape (n,).
         num_clients: number of clients K.
         classes_per_client: number c of classes per client.
         rng: source of randomness.
-        min_samples: least number of samples per client.
+        min_samples: minimum number of samples per client.
 
     Returns:
         K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
@@ -281,18 +281,18 @@ def pathological_split(
 def _deal_classes(
     num_classes: int, num_clients: int, per_client: int, rng: np.random.Generator
 ) -> list[list[int]]:
-    """The clients that own each class, in random order."""
+    """Return the clients that own each class, in random order."""
     owners: list[list[int]] = [[] for _ in range(num_classes)]
     for client in range(num_clients):
         counts = np.array([len(clients) for clients in owners])
         # lexsort's last key comes first: fewest owners, then a random tie-break.
         for label in np.lexsort((rng.random(num_classes), counts))[:per_client]:
             owners[label].append(client)
-    # array_split gives the earlier parts the spare samples: do not always favour client 0.
+    # array_split gives the spare samples to the earlier parts: do not always favour client 0.
     return [rng.permutation(clients).tolist() for clients in owners]
 
 
-# Natural skew: all that one writer wrote stays with one client
+# Natural skew: all samples of a writer go to one client
 
 
 def writer_split(
@@ -302,23 +302,23 @@ def writer_split(
     *,
     min_samples: int = 1,
 ) -> list[np.ndarray]:
-    """Give every group of samples whole to one client, and the clients sizes as equal as that lets.
+    """Give each group of samples to one client as a whole, with client sizes as equal as possible.
 
-    The largest group goes first, each to the client with the fewest samples so far; groups and
-    clients that tie are taken in random order. With as many clients as groups, each has one.
+    The largest group goes first, each to the client with the fewest samples so far; ties are broken
+    at random. With as many clients as groups, each client has one group.
 
     Args:
-        groups: who wrote every sample, any integers, shape (n,).
+        groups: writer of each sample, any integers, shape (n,).
         num_clients: number of clients K, at most the number of groups.
         rng: source of randomness.
-        min_samples: least number of samples per client.
+        min_samples: minimum number of samples per client.
 
     Returns:
         K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
 
     Raises:
-        InputError: if the data do not say who wrote what, if there are fewer groups than clients,
-            or if a client is left with fewer than `min_samples` samples.
+        InputError: if the data do not name the writers, if there are fewer groups than clients, or
+            if a client is left with fewer than `min_samples` samples.
 
     Reference:
         Li et al. 2022 (arXiv 2102.02079), Sec. IV, "Real-world Feature Imbalance" (FEMNIST by
@@ -341,7 +341,7 @@ def writer_split(
     return in_order(split)
 
 
-# Quantity skew: clients of very different sizes, each a fair sample of the data
+# Quantity skew: clients of unequal size, each a random sample of the data
 
 
 def quantity_split(
@@ -352,17 +352,18 @@ def quantity_split(
     *,
     min_samples: int = 1,
 ) -> list[np.ndarray]:
-    """Draw the clients' sizes from Dirichlet(alpha) and fill them with samples at random.
+    """Draw client sizes from Dirichlet(alpha) and fill them with random samples.
 
-    alpha -> infinity is equal sizes, alpha -> 0 gives all samples to one client. A client left
-    with fewer than `min_samples` receives random samples from whichever has most at that moment.
+    alpha -> infinity gives equal sizes, alpha -> 0 gives all samples to one client. A client left
+    with fewer than `min_samples` receives random samples from the client that has most at that
+    moment.
 
     Args:
-        labels: class of every sample, shape (n,); only their number matters.
+        labels: class of each sample, shape (n,); only their number matters.
         num_clients: number of clients K.
         alpha: concentration, positive.
         rng: source of randomness.
-        min_samples: least number of samples per client.
+        min_samples: minimum number of samples per client.
 
     Returns:
         K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
@@ -380,19 +381,19 @@ def quantity_split(
     return in_order(clients)
 
 
-# IID: samples at random, in equal parts
+# IID: random samples in equal parts
 
 
 def iid_split(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, *, min_samples: int = 1
 ) -> list[np.ndarray]:
-    """Hand the samples out at random, in parts that differ by at most one sample.
+    """Distribute the samples at random, in parts that differ by at most one sample.
 
     Args:
-        labels: class of every sample, shape (n,); only their number matters.
+        labels: class of each sample, shape (n,); only their number matters.
         num_clients: number of clients K.
         rng: source of randomness.
-        min_samples: least number of samples per client.
+        min_samples: minimum number of samples per client.
 
     Returns:
         K sorted arrays of sample indices, int64, disjoint and together 0..n-1.

@@ -1,9 +1,9 @@
-"""Files on disk: atomic writes, digests, locks, result folders and finished pieces of work.
+"""Files on disk: atomic writes, digests, locks, result folders and stored intermediate results.
 
 Every file of the project is written here. A file is written under a temporary name, flushed to the
-disk and moved into place, so that it is complete or absent. A folder of results lists what was
-written there, with digests, in its marker `.fedlora-sim.json`: no command deletes or overwrites a
-file that is not in such a list. The policy that follows is in docs/reliability.md.
+disk and moved into place, so that it is complete or absent. A folder of results lists the files
+that were written there, with digests, in its marker `.fedlora-sim.json`. No command deletes or
+overwrites a file that is not in such a list. docs/reliability.md describes the policy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: no locks, and leftovers of killed runs stay
+except ImportError:  # not a POSIX system: no locks, and leftovers of killed runs remain
     fcntl = None  # type: ignore[assignment]
 
 MARKER, FORMAT = ".fedlora-sim.json", 1
@@ -62,13 +62,13 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file atomically: under a temporary name that the block is given, then moved there.
+    """Yield a temporary name to write to, then move the file to its final name atomically.
 
-    The folder is made. What the block wrote is on the disk before the move, and the move before
-    this returns. If anything fails nothing is left, folders that were made included.
+    Missing folders are created. The file is flushed to the disk before the move, and the move
+    before this returns. On an error nothing remains, including the folders that were created.
 
     Raises:
-        OSError: naming the file, not the temporary one.
+        OSError: names the file, not the temporary one.
     """
     target = Path(path)
     made = _make_folder(target.parent)
@@ -108,7 +108,7 @@ def write_tensors(
     """Write a safetensors file atomically; tensors that share memory are copied.
 
     Raises:
-        OSError: if there is no room or no permission.
+        OSError: if there is no space or no permission.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -124,7 +124,7 @@ def write_tensors(
     with replacing(path) as temporary:
         try:
             save_file(own, temporary, None if metadata is None else dict(metadata))
-        except SafetensorError as error:  # it does not pass on the number of the system's error
+        except SafetensorError as error:  # it does not report the system's error number
             found = re.search(r"os error (\d+)", str(error))
             number = int(found[1]) if found else errno.EIO
             raise OSError(number, os.strerror(number) if found else str(error)) from error
@@ -134,7 +134,7 @@ def write_tensors(
 def save_dataset(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write a netCDF file atomically.
 
-    The file is made in memory: HDF5 crashes where a disk runs full while it writes.
+    The file is built in memory, because HDF5 crashes if the disk is full.
     """
     return write_bytes(path, encode_dataset(dataset))
 
@@ -143,7 +143,7 @@ def load_dataset(path: str | Path) -> xr.Dataset:
     """Read a dataset into memory and close its file.
 
     Raises:
-        InputError: if the file is damaged, naming it.
+        InputError: if the file is damaged; names it.
     """
     import xarray as xr
 
@@ -159,21 +159,21 @@ def load_dataset(path: str | Path) -> xr.Dataset:
 
 
 def encode_dataset(dataset: xr.Dataset) -> memoryview:
-    """A dataset as netCDF in memory.
+    """Return a dataset as netCDF in memory, encoded in a separate thread.
 
-    In a thread of its own: HDF5 lays a file out by when its objects are released, and the profiler
-    of a Dask worker, which looks at the worker's threads, holds on to what it sees there. The
-    bytes would depend on its timing.
+    The layout of an HDF5 file depends on when its objects are released. The profiler of a Dask
+    worker keeps references to objects of the threads that it observes, so that encoding in a worker
+    thread would make the bytes depend on the profiler's timing.
     """
-    with _ENCODING, ThreadPoolExecutor(1) as thread:  # HDF5 writes one file at a time anyway
+    with _ENCODING, ThreadPoolExecutor(1) as thread:  # HDF5 writes one file at a time
         return thread.submit(encode_here, dataset).result()
 
 
 def encode_here(dataset: xr.Dataset) -> memoryview:
-    """A dataset as netCDF in memory, made in this thread.
+    """Return a dataset as netCDF in memory, encoded in this thread.
 
-    Into a store that is open already: `to_netcdf` would ask the scheduler of a Dask client, where
-    there is one, for a lock on what belongs to this process alone.
+    It writes to an open store, because `to_netcdf` would request a lock from the scheduler of a
+    Dask client if there is one, although the data belong to this process alone.
     """
     import h5netcdf
     from xarray.backends import H5NetCDFStore
@@ -185,10 +185,10 @@ def encode_here(dataset: xr.Dataset) -> memoryview:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what killed processes were writing in a folder: temporary files and folders of ours.
+    """Remove temporary files and folders that killed processes left in a folder.
 
-    A living process holds a lock on its temporary file; the system releases it with the process.
-    A folder that was being replaced is put back first, see `replacing_folder`.
+    A running process holds a lock on its temporary file; the system releases it when the process
+    ends. A folder that was being replaced is restored first, see `replacing_folder`.
     """
     if fcntl is None or not folder.is_dir():
         return
@@ -197,7 +197,7 @@ def remove_stale(folder: Path) -> None:
         if named is None or path.is_symlink():
             continue
         if path.is_dir() and not {entry.name for entry in path.iterdir()} <= {"new", "old"}:
-            continue  # not of ours
+            continue  # not written by this project
         if _is_pending(path):
             continue  # complete results, which the next command of a `ResultFolder` moves
         held = _lock(path, create=False)
@@ -216,7 +216,7 @@ def remove_stale(folder: Path) -> None:
 
 
 def damaged(path: str | Path, wanted: str, error: object, remedy: str = "") -> InputError:
-    """The refusal of a file that cannot be read, with the remedy."""
+    """Return the error for a file that cannot be read, with the remedy."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     told = remedy or "delete it and run the same command again"
     return expected("file", str(path), f"{wanted} ({reason}): {told}")
@@ -224,11 +224,11 @@ def damaged(path: str | Path, wanted: str, error: object, remedy: str = "") -> I
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """An empty folder `new` in a hidden folder next to `target`, which is removed at the end.
+    """Yield an empty folder `new` in a hidden folder next to `target`, removed at the end.
 
-    The hidden folder is locked while this process lives. It stays if it holds `old`, what was at
-    `target`, and there is nothing at `target`; and if the marker next to it says that its results
-    are still to be moved.
+    The hidden folder is locked while this process runs. It remains if it holds `old`, the previous
+    content of `target`, while `target` is missing, and if the marker next to it says that its
+    results must still be moved.
     """
     work = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     work.mkdir()
@@ -245,17 +245,17 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 
 def _is_pending(work: Path) -> bool:
-    """Whether the marker of a folder says that results are still to be moved from this one."""
+    """Return True if the marker of a folder says that results must still be moved from this one."""
     try:
         pending = _read_marker(work.parent).get("pending")
     except InputError:
-        return True  # a damaged marker: nobody knows
+        return True  # a damaged marker: assume so
     return pending is not None and Path(pending["from"]).parts[0] == work.name
 
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A temporary file next to `target`, locked while this process lives."""
+    """Yield a temporary file next to `target`, locked while this process runs."""
     while True:
         path = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.tmp")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -264,7 +264,7 @@ def _temporary(target: Path) -> Iterator[Path]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             break
-        os.close(descriptor)  # taken for a leftover before it was locked
+        os.close(descriptor)  # removed as a leftover before it was locked
     try:
         yield path
     finally:
@@ -273,7 +273,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file or folder to the disk."""
+    """Flush a file or folder to the disk."""
     if os.name != "posix" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -284,7 +284,7 @@ def _flush(path: Path) -> None:
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder and its parents; those that were made, innermost first."""
+    """Create a folder and its parents, and return those created, innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
@@ -302,25 +302,28 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 
 def digest(content: bytes | memoryview) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 digest in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The entries of a tensor as they are in memory, for a digest."""
+    """Return the bytes of a tensor as they are in memory, for a digest."""
     import torch
 
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 digest of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def source_fingerprint(folder: Path) -> str:
-    """Hash of the Python sources below a folder: results of other code are not reused."""
+    """Return a hash of the Python sources below a folder.
+
+    So that results of other code are not reused.
+    """
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         found.update(path.read_bytes())
@@ -329,7 +332,7 @@ def source_fingerprint(folder: Path) -> str:
 
 @cache
 def code_versions() -> dict[str, str]:
-    """What results depend on besides their inputs: versions, and a hash of the simulator's code."""
+    """Return package versions and a hash of the simulator's code, on which results depend."""
     import numpy as np
 
     code = source_fingerprint(PACKAGE)[:12]
@@ -341,15 +344,16 @@ def code_versions() -> dict[str, str]:
 
 @contextmanager
 def only_writer(target: Path, argument: str = "out", *, inside: bool = True) -> Iterator[None]:
-    """Hold the lock of an output; the system releases it with the process, however that ends.
+    """Hold the lock of an output; the system releases it when the process ends.
 
     Args:
-        target: the output. A folder is made; it is removed again if it is still empty at the end.
-        argument: what the caller calls it.
-        inside: whether the target is a folder that stays; else the lock lies next to the target.
+        target: the output. A folder is created, and removed again if it is still empty at the end.
+        argument: the caller's name of the output.
+        inside: whether the target is a folder that stays; otherwise the lock lies next to the
+            target.
 
     Raises:
-        InputError: naming who holds it.
+        InputError: if another process holds the lock; names the process.
     """
     folder = target if inside else target.parent
     made = _make_folder(folder)
@@ -364,7 +368,7 @@ def only_writer(target: Path, argument: str = "out", *, inside: bool = True) -> 
         if held is None:
             raise refused
         try:
-            with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+            with contextlib.suppress(OSError):  # a full disk: the lock is valid without a name
                 os.ftruncate(held, 0)
                 os.write(held, f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
@@ -377,7 +381,7 @@ def only_writer(target: Path, argument: str = "out", *, inside: bool = True) -> 
 
 @contextmanager
 def _file_lock(path: Path, refused: InputError) -> Iterator[None]:
-    """A lock where the system has no flock; its empty file stays."""
+    """Yield a lock on systems without flock; its empty file remains."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
@@ -399,7 +403,10 @@ def _holder(path: Path) -> str:
 
 
 def _lock(path: Path, *, create: bool) -> int | None:
-    """A descriptor that locks a file or folder which is there; None if another process does."""
+    """Return a descriptor that locks an existing file or folder.
+
+    None if another process holds it.
+    """
     while fcntl is not None:
         try:
             flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
@@ -418,15 +425,15 @@ def _lock(path: Path, *, create: bool) -> int | None:
             return None
         if os.fstat(descriptor).st_nlink:
             return descriptor
-        os.close(descriptor)  # its holder removed it between the two calls
+        os.close(descriptor)  # the holder removed it between the two calls
     return None
 
 
-# Results
+# Result folders
 
 
 def is_signed(path: Path) -> bool:
-    """Whether a single file says in itself that this project wrote it."""
+    """Return True if a single file states that this project wrote it."""
     start, mark = SIGNED.get(path.suffix.lower(), (b"", b""))
     if not mark or not path.is_file():
         return False
@@ -435,10 +442,10 @@ def is_signed(path: Path) -> bool:
 
 
 def check_file(path: Path, argument: str, *, force: bool) -> None:
-    """Refuse a single output file that is there: without `--force`, or if it is not ours.
+    """Refuse to overwrite a file without `--force`, or one that this project did not write.
 
     Raises:
-        InputError: naming the file.
+        InputError: names the file.
     """
     if not path.exists() and not path.is_symlink():
         return
@@ -451,17 +458,17 @@ def check_file(path: Path, argument: str, *, force: bool) -> None:
 
 
 class ResultFolder:
-    """A folder whose results are listed, with digests, in its marker.
+    """A folder whose marker lists its results with digests.
 
-    New results are completed in a hidden folder within it. Then the marker names them, which is
-    the moment from which they count; each is moved into place, and older ones of the same command
-    are removed. If that is stopped, the next command in this folder completes it.
+    New results are completed in a hidden folder inside it. Then the marker names them, which makes
+    them valid; each is moved into place, and older results of the same command are removed. If the
+    process is stopped meanwhile, the next command in this folder completes the move.
 
     Args:
-        folder: may be missing; may hold other files, which are never touched.
-        command: what writes; it replaces its own older results only.
-        argument: what the caller calls the folder.
-        force: whether results that were changed since may be replaced; None where there is no such
+        folder: may be missing; may hold other files, which are never changed.
+        command: the writing command; it replaces only its own older results.
+        argument: the caller's name of the folder.
+        force: whether results that were edited since may be replaced; None if there is no such
             option.
     """
 
@@ -481,7 +488,7 @@ class ResultFolder:
         """Hold the folder's lock; first complete and remove what a killed process left.
 
         Raises:
-            InputError: if another process is at work there.
+            InputError: if another process writes there.
         """
         with only_writer(self.folder, self.argument):
             self._complete()
@@ -489,18 +496,18 @@ class ResultFolder:
             yield
 
     def files(self) -> dict[str, dict[str, str]]:
-        """The listed files by path: `sha256` and `command`."""
+        """Return the listed files by path: `sha256` and `command`."""
         return dict(_read_marker(self.folder).get("files", {}))
 
     def check(self, names: Iterable[str], *, drop_older: bool = True) -> None:
-        """Refuse to write files that are there and are not unchanged results of ours.
+        """Refuse to overwrite files that are not unchanged results of this project.
 
         Args:
             names: paths within the folder that will be written.
             drop_older: whether all other results of the command will be removed.
 
         Raises:
-            InputError: naming the first such file.
+            InputError: names the first such file.
         """
         older = [n for n, own in self.files().items() if own["command"] == self.command]
         for name in dict.fromkeys((*names, *(older if drop_older else ()))):
@@ -508,13 +515,13 @@ class ResultFolder:
 
     @contextmanager
     def replace(self, *, drop_older: bool = True) -> Iterator[Path]:
-        """Replace results: those that the block writes into the folder that it is given.
+        """Yield a folder whose content then replaces the results of the command.
 
         Args:
             drop_older: whether all other results of the command are removed.
 
         Raises:
-            InputError: if a file is in the way, before anything is replaced.
+            InputError: if a file prevents it, before anything is replaced.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with temporary_folder(self.folder / "results") as new:
@@ -534,14 +541,14 @@ class ResultFolder:
             self._complete()
 
     def put(self, name: str, text: str) -> Path:
-        """Replace one result, a text."""
+        """Replace one text result."""
         with self.only_writer(), self.replace(drop_older=False) as new:
             write_text(new / name, text)
         return self.folder / name
 
     def _check_one(self, name: str) -> None:
         path, content = self.folder / name, _read_marker(self.folder)
-        # Of results that are still to be moved some may be in place already.
+        # Some pending results may already be in place.
         lists = (content.get("files", {}), (content.get("pending") or {}).get("files", {}))
         known = [listed[name]["sha256"] for listed in lists if name in listed]
         for parent in path.relative_to(self.folder).parents:
@@ -571,7 +578,7 @@ class ResultFolder:
             return
         new = self.folder / pending["from"]
         for name in (*pending["files"], *pending["drop"]):
-            self._check_one(name)  # again: it may have come into being, or changed, meanwhile
+            self._check_one(name)  # checked again: it may have been created or changed meanwhile
         for name in pending["files"]:
             if (new / name).exists():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -579,7 +586,7 @@ class ResultFolder:
         for name in pending["drop"]:
             (self.folder / name).unlink(missing_ok=True)
         for folder in {(self.folder / name).parent for name in pending["drop"]} - {self.folder}:
-            with contextlib.suppress(OSError):  # something else is there
+            with contextlib.suppress(OSError):  # the folder is not empty
                 folder.rmdir()
         for folder in {(self.folder / name).parent for name in pending["files"]}:
             _flush(folder)
@@ -588,7 +595,7 @@ class ResultFolder:
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:
-    """The marker of a folder; empty where there is none.
+    """Return the marker of a folder; empty if there is none.
 
     Raises:
         InputError: if it is damaged.
@@ -619,16 +626,16 @@ def _leads_out(name: str) -> bool:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Digest of every file below a folder, by its path there."""
+    """Return the digest of each file below a folder, by its relative path."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
 def result_file(path: Path, command: str, *, argument: str = "--out") -> Callable[[str], Path]:
-    """Check that a result may be written, before it is made.
+    """Check that a result may be written, before it is computed.
 
     Returns:
-        What writes its text, and lists the file in the marker of its folder.
+        A function that writes its text and lists the file in the marker of its folder.
 
     Raises:
         InputError: if there is a file that is not an unchanged result.
@@ -638,18 +645,18 @@ def result_file(path: Path, command: str, *, argument: str = "--out") -> Callabl
     return partial(results.put, path.name)
 
 
-# Folders that are replaced as one
+# Folders that are replaced as a whole
 
 
 @contextmanager
 def replacing_folder(out: Path, command: str, *, force: bool) -> Iterator[Path]:
-    """Write a folder that appears, or replaces an older one, in one step.
+    """Yield a folder next to `out` to write to, then put it at `out` in one step.
 
-    The block writes into the folder that it is given, next to `out`. All files in it are listed in
-    its marker. What was there is removed afterwards; if anything fails it stays.
+    The marker lists all its files. The previous folder is removed afterwards; on an error it is
+    kept.
 
     Raises:
-        InputError: if something else is there by then, see `check_folder`.
+        InputError: if something else was created at `out` meanwhile, see `check_folder`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(out) as new:
@@ -658,15 +665,15 @@ def replacing_folder(out: Path, command: str, *, force: bool) -> Iterator[Path]:
         _write_marker(new, {"files": files})
         for folder in (*(path for path in new.rglob("*") if path.is_dir()), new):
             _flush(folder)
-        check_folder(out, force=force)  # again: it may have come into being, or filled, meanwhile
+        check_folder(out, force=force)  # checked again: it may have changed
         _put_in_place(new, out, new.with_name("old"), force)
 
 
 def check_folder(out: Path, argument: str = "out", *, force: bool) -> None:
-    """Refuse a folder to write as one that is there: without `--force`, or if it is not all ours.
+    """Refuse to replace a folder without `--force`, or one with files of others.
 
     Raises:
-        InputError: naming the folder and what is in it.
+        InputError: names the folder and its files.
     """
     if not out.exists():
         return
@@ -685,12 +692,12 @@ def check_folder(out: Path, argument: str = "out", *, force: bool) -> None:
 
 
 def _put_in_place(new: Path, out: Path, old: Path, force: bool) -> None:
-    """Put `new` at `out`; what was there is at `new` or `old` then."""
+    """Move `new` to `out`; the previous content is at `new` or `old` afterwards."""
     if not out.exists():
         new.rename(out)
     elif _exchange(new, out):
         try:
-            check_folder(new, force=force)  # what came in between the check and the exchange
+            check_folder(new, force=force)  # files created between the check and the exchange
         except InputError:
             _exchange(new, out)
             raise
@@ -705,7 +712,10 @@ def _put_in_place(new: Path, out: Path, old: Path, force: bool) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders atomically; False where the system or the file system cannot."""
+    """Exchange two folders atomically.
+
+    Return False if the system or file system does not support it.
+    """
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -719,19 +729,19 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), str(other))
 
 
-# Finished pieces of work
+# Stored intermediate results
 
 
 class RunStore:
-    """Finished pieces of one piece of work, in a folder of its own.
+    """Intermediate results of one job, in their own folder.
 
-    The folder's name follows from everything that the work depends on: pieces of another
-    configuration, or of other code, are in other folders and are never mixed in. A piece has the
-    digest of its content in its name, so that a damaged one is noticed.
+    The folder's name is derived from everything that the job depends on, so that results of another
+    configuration or of other code are in other folders and never mixed. Each result has the digest
+    of its content in its name, which reveals damage.
 
     Args:
-        parent: where the folder is made, when the first piece is kept.
-        configuration: what the work depends on besides the simulator, JSON-serialisable.
+        parent: where the folder is created when the first result is stored.
+        configuration: what the job depends on besides the simulator, JSON-serialisable.
     """
 
     def __init__(self, parent: str | Path, configuration: Mapping[str, Any]) -> None:
@@ -739,11 +749,11 @@ class RunStore:
         self.folder = Path(parent) / digest(described.encode())[:12]
 
     def count(self) -> int:
-        """Pieces kept so far."""
+        """Return the number of stored results."""
         return sum(1 for path in self.folder.glob("*") if path.suffix in {".json", ".nc"})
 
     def get_run(self, label: str) -> xr.Dataset | None:
-        """A kept dataset, or None.
+        """Return a stored dataset, or None.
 
         Raises:
             InputError: if its file is damaged.
@@ -757,11 +767,11 @@ class RunStore:
             return dataset.load()
 
     def put_run(self, label: str, dataset: xr.Dataset) -> None:
-        """Keep a dataset."""
+        """Store a dataset."""
         self._put(label, ".nc", encode_dataset(dataset))
 
     def get_record(self, label: str) -> dict[str, Any] | None:
-        """A kept record, or None.
+        """Return a stored record, or None.
 
         Raises:
             InputError: if its file is damaged.
@@ -770,17 +780,17 @@ class RunStore:
         return None if content is None else dict(json.loads(content))
 
     def put_record(self, label: str, record: Mapping[str, Any]) -> None:
-        """Keep a JSON record."""
+        """Store a JSON record."""
         self._put(label, ".json", json.dumps(record).encode())
 
     def remove_stale(self) -> None:
-        """Remove what a killed process was writing."""
+        """Remove temporary files of killed processes."""
         remove_stale(self.folder)
 
     def clear(self) -> None:
-        """Drop everything: the work is done."""
+        """Remove everything, after the job is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # other work is kept there
+        with contextlib.suppress(OSError):  # results of other jobs are stored there
             self.folder.parent.rmdir()
 
     def _get(self, label: str, suffix: str) -> bytes | None:

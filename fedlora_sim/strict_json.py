@@ -1,4 +1,4 @@
-"""Read JSON that a stranger wrote: of bounded size and depth, every name once."""
+"""Read untrusted JSON, with bounded size and depth and without duplicate names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_json(path: Path) -> Any:
         path: a file of at most `MOST_BYTES`.
 
     Raises:
-        ValueError: saying what is wrong, without the path.
+        ValueError: says what is wrong, without the path.
         OSError: if it cannot be read.
     """
     size = path.stat().st_size
@@ -41,7 +41,7 @@ _TOO_DEEP = f"more than {DEEPEST} objects or lists within each other"
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    if len(found) < len(pairs):  # readers differ in which one they take
+    if len(found) < len(pairs):  # parsers differ in which duplicate they use
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
         raise ValueError(f"the name {twice!r} twice in one object")

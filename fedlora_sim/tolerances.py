@@ -1,18 +1,18 @@
 """The project's one table of numerical tolerances, by kind of comparison and dtype.
 
 Kinds:
-    exact: same arithmetic in the same order; only bit-equality is allowed to pass.
+    exact: same arithmetic in the same order; results must be equal bit by bit.
     reduction: sums and products in another order.
-    factorization: results that went through a QR, SVD or eigenvalue problem.
-    iteration: results of many rounds, each of which went through a factorization.
-    training: parameters after tens of optimiser steps computed in another order.
+    factorization: results of a QR, SVD or eigenvalue decomposition.
+    iteration: results of many rounds with a factorization in each.
+    training: parameters after tens of optimizer steps computed in another order.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the closed forms need the table and no torch
+if TYPE_CHECKING:  # the closed forms use the table without torch
     import torch
 
 RELATIVE: dict[str, dict[str, float]] = {
@@ -42,21 +42,21 @@ and room for ill-conditioned factors. A jump makes 1e6 of it and more."""
 
 
 def relative(kind: str, dtype: str | torch.dtype = "float64") -> float:
-    """Largest relative difference (in norm) that two equal results of this kind may show."""
+    """Return the largest relative difference (in norm) of two equal results of this kind."""
     return RELATIVE[kind][str(dtype).removeprefix("torch.")]
 
 
 def narrow_error(dtype: str | torch.dtype, size: float, change: float) -> float:
-    """Largest norm of the difference between a call in a dtype and the same call in float64.
+    """Return the largest error norm of a call in a dtype, relative to the same call in float64.
 
-    A stable computation gives a rounded result of rounded inputs (Higham 2002, Sec. 1.5), so that
-    its error is a few roundings of the result's size plus what a rounding of the inputs does to the
-    result, which is measured: that is the conditioning of this case.
+    A stable computation gives a rounded result of rounded inputs (Higham 2002, Sec. 1.5). Its error
+    is a few roundings of the result's size plus the effect of rounding the inputs. That effect is
+    measured: it is the conditioning of the case.
 
     Args:
-        dtype: of the call.
-        size: norm that the result's own rounding is relative to.
-        change: norm of the change of the result in float64 when every entry of the inputs moves by
-            `EPS[dtype]` of itself, up or down at random.
+        dtype: dtype of the call.
+        size: norm to which the result's own rounding is relative.
+        change: norm of the change of the result in float64 when each entry of the inputs changes by
+            `EPS[dtype]` relative to itself, with random sign.
     """
     return ROUNDING_UNITS * (EPS[str(dtype).removeprefix("torch.")] * size + change)

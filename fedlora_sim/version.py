@@ -1,10 +1,10 @@
-"""The version, apart from the package so that every module can name it."""
+"""The version, separate from the package so that every module can import it."""
 
 __version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    import torch  # late: it takes seconds, and the version alone does not need it
+    """Return the versions that a result depends on."""
+    import torch  # imported late: it takes seconds, and the version alone does not need it
 
     return {"fedlora_sim_version": __version__, "torch_version": str(torch.__version__)}

@@ -1,4 +1,4 @@
-"""Is a rule a correct aggregator? Laws, searched for counterexamples on cohorts of all kinds."""
+"""Conformance suite: laws of correct aggregators, tested by search for counterexamples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`parametrize_with_checks` when it is asked for: it alone needs pytest."""
+    """Return `parametrize_with_checks`, imported on first access because only it needs pytest."""
     if name == "parametrize_with_checks":
         from fedlora_sim.conformance.pytest_support import parametrize_with_checks
 

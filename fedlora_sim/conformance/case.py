@@ -1,4 +1,4 @@
-"""A cohort as data: what every check runs a rule on, and what it prints when a rule fails."""
+"""The input of a check (a cohort as data), the result of a check, and the check itself."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ Positions = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Case:
-    """One round as a server meets it, and the rounds before it.
+    """One round of a server, and the rounds before it.
 
     Args:
-        updates: `lora_A` (r_k, d_in), `lora_B` (d_out, r_k) and scaling of every client.
-        weights: of the clients, not normalised; one at least is positive.
+        updates: `lora_A` (r_k, d_in), `lora_B` (d_out, r_k) and scaling of each client.
+        weights: client weights, not normalised; at least one is positive.
         rank_levels: distinct ranks of the federation, ascending; the last one is r_max.
         previous: the last global adapter, of rank r_max.
         empty_partition: `zero | carry`.
-        seed: of what a check draws besides: an order, a rotation, a change of gauge.
-        positions: rank index of every column of every client; None: its first r_k.
-        earlier: rounds that `delta` runs before this one, for the state that they leave.
+        seed: seed for further draws of a check: an order, a rotation, a gauge.
+        positions: rank index of each column of each client; None means the first r_k.
+        earlier: rounds that `delta` runs before this one, which determine the state.
     """
 
     updates: tuple[LoRAFactors, ...]
@@ -57,24 +57,25 @@ class Case:
     earlier: int = 0
 
     def __repr__(self) -> str:
-        """Ranks and weights; `code` has all numbers."""
+        """Return the ranks and weights; `code` returns all numbers."""
         ranks = [update.rank for update in self.updates]
         layer = f"{self.previous.d_out} x {self.previous.d_in}"
         return f"Case({layer}, ranks={ranks}, weights={list(self.weights)}, seed={self.seed})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """As Hypothesis writes it, which prints every number of a dataclass otherwise."""
+        """Print as `repr` does; Hypothesis would print every number of a dataclass."""
         printer.text(repr(self))
 
     @property
     def context(self) -> Context:
-        """What the server knows besides the updates."""
+        """The server's knowledge besides the updates."""
         return Context(self.rank_levels, self.previous, self.empty_partition, self.positions)
 
     def step(self, rule: Aggregator, state: State = NO_STATE) -> tuple[Aggregated, State]:
-        """What the rule makes of the round, and what it keeps.
+        """Return the rule's result of the round and its new state.
 
-        It works on copies: a rule that changes its inputs breaks the law on that, and no other.
+        The rule gets copies, so that a rule that changes its inputs breaks only the law about
+        inputs.
         """
         own = self.map(copied)
         with torch.no_grad():
@@ -82,68 +83,68 @@ class Case:
             return rule.step(own.updates, own.weights, own.context, handed)
 
     def delta(self, rule: Aggregator) -> Tensor:
-        """The whole update of the last round, (d_out, d_in), with what goes into the base."""
+        """Return whole update of the last round, (d_out, d_in), including the base correction."""
         return self.run(rule)[0].delta()
 
     def run(self, rule: Aggregator) -> tuple[Aggregated, State]:
-        """The result and the state of the last round, after the earlier ones."""
+        """Return the result and the state of the last round, after the earlier ones."""
         return self.step(rule, self.state_before(rule))
 
     def state_before(self, rule: Aggregator) -> State:
-        """What the earlier rounds leave."""
+        """Return the state after the earlier rounds."""
         state = NO_STATE
         for number in range(self.earlier):
             state = self.louder(EARLIER + number).step(rule, state)[1]
         return state
 
     def louder(self, times: float) -> Case:
-        """The round with every client's update times a number."""
+        """Return the round with each client's update multiplied by a number."""
         updates = [replace(u, lora_B=times * u.lora_B) for u in self.updates]
         return replace(self, updates=tuple(updates))
 
     @cached_property
     def size(self) -> float:
-        """Summed norms of all that goes in: what errors are relative to."""
+        """Sum of the norms of all inputs, to which errors are relative."""
         parts = (*self.updates, self.previous)
         return sum(float(torch.linalg.matrix_norm(u.delta().double())) for u in parts)
 
     @property
     def generator(self) -> torch.Generator:
-        """A new generator at the case's seed."""
+        """A new generator with the case's seed."""
         return torch.Generator().manual_seed(self.seed)
 
     @property
     def taking_part(self) -> list[LoRAFactors]:
-        """Updates of the clients whose weight is positive."""
+        """Updates of the clients with positive weight."""
         return [u for u, w in zip(self.updates, self.weights, strict=True) if w > 0]
 
     def coverage(self, i: int) -> float:
-        """Weight share `W` of the clients that carry rank index i, counted from 0."""
+        """Return the weight share `W` of the clients that carry rank index i, counted from 0."""
         pairs = zip(self.held, self.weights, strict=True)
         return sum(w for held, w in pairs if i in held) / sum(self.weights)
 
     def map(self, change: Change) -> Case:
-        """The round after a change that every update and the last adapter go through."""
+        """Return the round with a function applied to every update and to the last adapter."""
         updates = tuple(map(change, self.updates))
         return replace(self, updates=updates, previous=change(self.previous))
 
     def to(self, dtype: torch.dtype) -> Case:
-        """The round in another dtype."""
+        """Return the round in another dtype."""
         return self.map(lambda update: update.to(dtype))
 
     def in_partition(self, part: slice) -> Case:
-        """The round with every rank component outside the part set to zero."""
+        """Return the round with all rank components outside the part set to zero."""
         return self.map(lambda update: only(update, part))
 
     @property
     def held(self) -> Positions:
-        """Rank index of every column of every client, also where it is the usual one."""
+        """Rank index of each column of each client, including the default."""
         if self.positions is not None:
             return self.positions
         return tuple(tuple(range(update.rank)) for update in self.updates)
 
     def take(self, clients: Sequence[int], weights: Sequence[float] | None = None) -> Case:
-        """The round of these clients, by index and in this order, some perhaps more than once.
+        """Return the round of the given clients, in this order, possibly with repetitions.
 
         Args:
             clients: indices.
@@ -157,10 +158,10 @@ class Case:
     def inserted(
         self, place: int, update: LoRAFactors, weight: float, held: Sequence[int] | None = None
     ) -> Case:
-        """The round with one more client.
+        """Return the round with one more client.
 
         Args:
-            place: index that it gets.
+            place: its index.
             update: its update.
             weight: its weight.
             held: rank index of its columns; the first ones when None.
@@ -173,7 +174,7 @@ class Case:
         return replace(self, updates=tuple(updates), weights=tuple(weights), positions=kept)
 
     def code(self) -> str:
-        """The round as Python to paste: `updates`, `weights`, the `context` of a step, `seed`."""
+        """Return round as Python code: `updates`, `weights`, the `context` of a step, `seed`."""
         held = "" if self.positions is None else f", {self.positions}"
         lines = [
             "import torch",
@@ -194,12 +195,12 @@ class Case:
 
 
 def copied(update: LoRAFactors) -> LoRAFactors:
-    """The update, in memory of its own."""
+    """Return a copy of the update."""
     return LoRAFactors(update.lora_A.clone(), update.lora_B.clone(), update.scaling)
 
 
 def only(update: LoRAFactors, part: slice) -> LoRAFactors:
-    """The update with every rank component outside the part set to zero."""
+    """Return the update with all rank components outside the part set to zero."""
     mask = torch.zeros(update.rank).to(update.lora_B)
     mask[part] = 1
     return replace(update, lora_B=update.lora_B * mask)
@@ -211,7 +212,7 @@ def _code(update: LoRAFactors) -> str:
     return f"LoRAFactors({a}, {b}, {update.scaling!r})"
 
 
-# What came of a check
+# Results of checks
 
 Status = Literal["passed", "failed", "skipped", "expected"]
 
@@ -221,22 +222,23 @@ class Violation(AssertionError):  # noqa: N818 - no error of the program
 
 
 class NotApplicable(Exception):  # noqa: N818 - no error
-    """A case of which a law says nothing."""
+    """A case to which a law does not apply."""
 
 
 @dataclass(frozen=True, eq=False)
 class CheckResult:
-    """What came of one check of one rule.
+    """Result of one check of one rule.
 
     Args:
-        check: its name.
-        status: `passed`: no counterexample to a law that is universal or declared; `failed`: one,
-            or none to a law that is declared absent; `expected`: one, to a law declared absent;
-            `skipped`: not declared, hence untested, or not available.
-        reason: what was found, in a line.
+        check: name of the check.
+        status: `passed`: no counterexample to a law that is universal or declared to hold;
+            `failed`: a counterexample, or none to a law declared not to hold;
+            `expected`: a counterexample to a law declared not to hold;
+            `skipped`: not declared and therefore not tested, or not available.
+        reason: the finding, in one line.
         statement: the law.
-        examples: cases of which the law speaks that were tried, up to the first that breaks it.
-        counterexample: the smallest case found that breaks the law; `code()` is Python to paste.
+        examples: number of applicable cases tried, up to the first counterexample.
+        counterexample: the smallest case found that breaks the law; `code()` returns Python code.
     """
 
     check: str
@@ -247,7 +249,7 @@ class CheckResult:
     counterexample: Case | None = None
 
 
-# What a check is: a law, the cohorts that it speaks of, and the property that declares it
+# Checks: a law, the cohorts to which it applies, and the property that declares it
 
 Test = Callable[[Aggregator, Case], None]
 Wanted = Callable[[Properties], bool | None]
@@ -262,14 +264,14 @@ class Check:
     """One law.
 
     Args:
-        name: short, as reported.
-        statement: the law in a sentence.
-        test: raises `Violation` where a rule breaks the law on a case, `NotApplicable` where the
-            law says nothing of the case.
-        declared: what a rule's properties say of it: True, False (a counterexample is wanted) or
-            None (untested); always True for laws that hold of every aggregator.
-        options: of the cases, see `strategies.cases`.
-        missing: what the rule or this machine lacks for it, None where nothing is missing.
+        name: short name for reports.
+        statement: the law in one sentence.
+        test: raises `Violation` if a rule breaks the law on a case, and `NotApplicable` if the law
+            does not apply to the case.
+        declared: returns a rule's declaration: True, False (a counterexample is expected) or None
+            (not tested); always True for laws that every aggregator must satisfy.
+        options: options of the cases, see `strategies.cases`.
+        missing: returns what the rule or this machine lacks for the check, or None.
     """
 
     name: str
@@ -281,12 +283,15 @@ class Check:
 
 
 def universal(_: Properties) -> bool:
-    """Laws that hold of every aggregator."""
+    """Return True for every rule: the declaration of laws that all aggregators must satisfy."""
     return True
 
 
 def by_property(name: str, *values: object) -> Wanted:
-    """A law that a property of this name declares: by True, or by one of these values."""
+    """Return a function that reads a law's declaration from a property of this name.
+
+    The law is declared by True or by one of the given values.
+    """
     present = values or (True,)
 
     def declared(properties: Properties) -> bool | None:
@@ -303,34 +308,34 @@ def require_close(
 
     Args:
         found: a result.
-        wanted: what it must be, same shape.
-        what: the two, as a violation is worded.
-        scale: norm that the difference is relative to, where that of `wanted` is not larger.
-        kind: of the tolerance, see `fedlora_sim.tolerances`; that of float64.
+        wanted: the expected result, same shape.
+        what: description of the two, for the message.
+        scale: norm to which the difference is relative, if it exceeds that of `wanted`.
+        kind: kind of tolerance in float64, see `fedlora_sim.tolerances`.
 
     Raises:
-        Violation: saying by how much.
+        Violation: states the difference.
     """
     if found.shape != wanted.shape:
         raise Violation(f"{what}: shapes {tuple(found.shape)} and {tuple(wanted.shape)}")
     off = float(torch.linalg.vector_norm((found - wanted).double()))
-    # The result may be more than what goes in, where weights are not normalised.
+    # The result may exceed the inputs if weights are not normalised.
     bound = relative(kind) * max(scale, float(torch.linalg.vector_norm(wanted.double())))
     if not off <= bound:
         raise Violation(f"{what} differ by {off:.3g} in norm, {bound:.1g} is rounding")
 
 
-# Where singular vectors are well defined: singular values that lie apart
+# Separation of singular values, which makes singular vectors well defined
 
 
 def lie_apart(update: LoRAFactors) -> bool:
-    """Whether all singular values of an update, zero after its rank, lie apart."""
+    """Return True if all singular values of an update, zero beyond its rank, are separated."""
     values = torch.linalg.svdvals(update.delta())[: update.rank]
     return bool((_gaps(values) >= SPECTRAL_GAP * values[0]).all()) and bool(values[0] > 0)
 
 
 def gap_at(matrix: Tensor, r: int) -> bool:
-    """Whether a matrix has a gap after its r-th singular value, or none beyond it."""
+    """Return True if a matrix has a gap after its r-th singular value, or no further one."""
     values = torch.linalg.svdvals(matrix)
     if r >= len(values):
         return True

@@ -1,4 +1,4 @@
-"""`check_aggregator`: every law, held against one rule."""
+"""`check_aggregator`: test a rule against all laws by searching for counterexamples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hypothesis import Phase
     from hypothesis.strategies import SearchStrategy
 
-# Search for a counterexample to a law, by Hypothesis, and make it small
+# Search for a counterexample to a law by Hypothesis, and shrink it
 
 Law = Callable[[Case], None]
 """Raises `Violation` on a case that breaks it, `NotApplicable` on one of which it says nothing."""
@@ -31,19 +31,19 @@ class Search:
     """A search for a case that breaks a law.
 
     Attributes:
-        tried: cases of which the law speaks, up to the first that breaks it.
-        counterexample: the smallest case that breaks it; None if none was found.
-        reason: how it does.
-        raised: whether the rule raised an error there, in place of an answer.
+        tried: number of applicable cases, up to the first counterexample.
+        counterexample: the smallest case that breaks the law; None if none was found.
+        reason: how it breaks the law.
+        raised: whether the rule raised an error there.
 
     Args:
-        law: what is held against every case.
-        strategy: where cases come from.
-        examples: cases to try, besides those that make a counterexample smaller.
-        seed: of the search; the same one finds the same cases.
-        shrink: make the counterexample small; else it is the first one found.
-        absent: the law is said not to hold, which an error does not show: one counts only where
-            nothing else was found.
+        law: the law to test on each case.
+        strategy: source of the cases.
+        examples: number of cases to try, not counting those of shrinking.
+        seed: seed of the search; equal seeds find equal cases.
+        shrink: shrink the counterexample; otherwise it is the first one found.
+        absent: the law is declared not to hold. An error does not demonstrate that, so it counts
+            only if no other counterexample was found.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Search:
             self.counterexample, self.reason, self.raised = self._failing, self._error, True
 
     def _find(self, strategy: SearchStrategy[Case], examples: int, seed: int, shrink: bool) -> None:
-        """The last case that broke the law is the smallest: it is kept, whatever comes after."""
+        """Search, and keep the last case that broke the law, which is the smallest."""
         from hypothesis import Phase
         from hypothesis.errors import Flaky
 
@@ -73,12 +73,12 @@ class Search:
         if examples <= MOST_KEPT and not shrink:
             return
         phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
-        # A rule that draws numbers may keep the law on a case that it has just broken it on.
+        # A rule that draws random numbers may satisfy the law on a case that has just broken it.
         with suppress(Flaky):
             search(strategy, self._breaks, examples, seed, phases)
 
     def _breaks(self, case: Case) -> bool:
-        """Whether a rule breaks the law on a case, or raises, which breaks it too."""
+        """Return True if a rule breaks the law on a case, or raises an error there."""
         error = ""
         try:
             self.law(case)
@@ -86,7 +86,7 @@ class Search:
             return False
         except Violation as violation:
             reason = str(violation)
-        except Exception as raised:  # whatever a rule that is under test may raise
+        except Exception as raised:  # the tested rule may raise anything
             reason = error = f"raised {type(raised).__name__}: {raised}"
         else:
             self.tried += self.counterexample is None
@@ -102,7 +102,7 @@ class Search:
 
 @lru_cache(maxsize=32)
 def drawn(strategy: SearchStrategy[Case], examples: int, seed: int) -> tuple[Case, ...]:
-    """The cases that a search of a law that always holds would try, in their order."""
+    """Return the cases, in order, that a search of a law without counterexamples tries."""
     from hypothesis import Phase
 
     cases: list[Case] = []
@@ -122,7 +122,7 @@ def search(
     seed: int,
     phases: Sequence[Phase],
 ) -> None:
-    """Draw cases, at most so many, until one is wanted; then smaller ones."""
+    """Draw at most so many cases until one satisfies the condition, then shrink it."""
     from hypothesis import HealthCheck, find, settings
     from hypothesis.errors import NoSuchExample
 
@@ -141,7 +141,7 @@ def check_hypothesis() -> None:
     """Refuse to search without Hypothesis.
 
     Raises:
-        InputError: saying how to install it.
+        InputError: says how to install it.
     """
     try:
         import hypothesis  # noqa: F401
@@ -150,7 +150,7 @@ def check_hypothesis() -> None:
         raise InputError(f"hypothesis, which searches for counterexamples: {install}") from None
 
 
-# All checks, in the order in which they are run and reported
+# All checks, in the order of execution and of reports
 
 CHECKS: tuple[Check, ...] = (
     *laws_of_arithmetic.FORM_LAWS,
@@ -164,7 +164,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-# `check_aggregator`: every law, held against one rule
+# `check_aggregator`
 
 LEAST_FOR_ABSENT = 300
 """Cases that are tried for a counterexample that a rule declares: the first one ends the search."""
@@ -179,25 +179,26 @@ def check_aggregator(
     shrink: bool = True,
     on_result: Callable[[CheckResult], Any] = lambda result: None,
 ) -> list[CheckResult]:
-    """Hold every law against a rule.
+    """Test a rule against all laws.
 
-    A law that the rule declares is searched for a counterexample, and so is one that it declares
-    absent, where one must be found. What it leaves open is reported as untested.
+    The suite searches for a counterexample to each law that the rule declares. For a law that the
+    rule declares not to hold, it must find one. Laws that the rule leaves open are reported as not
+    tested.
 
     Args:
-        rule: name of a registered rule, or a rule.
-        examples: cases to try per law; that of the Hypothesis profile in force when None. For the
-            counterexample to a law that is declared absent more are tried, if need be.
-        seed: of the search: the same one tries the same cases.
+        rule: name of a registered rule, or a rule object.
+        examples: cases to try per law; the number of the active Hypothesis profile when None. More
+            cases are tried if necessary to find the counterexample to a law declared not to hold.
+        seed: seed of the search; equal seeds try equal cases.
         checks: names of the checks to run; all when None.
-        shrink: make counterexamples small, which takes most of the time where there are some.
-        on_result: called with every result as soon as it is there.
+        shrink: shrink counterexamples, which takes most of the time if there are any.
+        on_result: called with each result as soon as it is available.
 
     Returns:
         One result per check, in the order of the catalogue.
 
     Raises:
-        InputError: on an unknown rule or check, or without Hypothesis.
+        InputError: if a rule or check is unknown, or Hypothesis is not installed.
     """
     chosen = get_rule(rule)
     wanted = list(CHECKS) if checks is None else [check_named(name) for name in checks]
@@ -210,17 +211,17 @@ def check_aggregator(
 
 
 def check_named(name: str) -> Check:
-    """The check of a name.
+    """Return the check of the given name.
 
     Raises:
-        InputError: with the closest name.
+        InputError: names the closest name.
     """
     by_name = {check.name: check for check in CHECKS}
     return by_name[check_choice("check", name, by_name)]
 
 
 def check_examples(examples: int | None) -> int:
-    """Cases to try per law: as given, or as the Hypothesis profile in force has it."""
+    """Return the number of cases per law: as given, or of the active Hypothesis profile."""
     check_hypothesis()
     if examples is not None:
         return check_count("examples", examples)
@@ -232,14 +233,14 @@ def check_examples(examples: int | None) -> int:
 def run_check(
     rule: AggregationRule, check: Check, examples: int, seed: int, shrink: bool = True
 ) -> CheckResult:
-    """Hold one law against a rule.
+    """Test a rule against one law.
 
     Args:
         rule: the rule, as `get_rule` returns it.
         check: the law.
-        examples: cases to try.
-        seed: of the search.
-        shrink: make a counterexample small.
+        examples: number of cases to try.
+        seed: seed of the search.
+        shrink: shrink a counterexample.
     """
     from fedlora_sim.conformance.strategies import suitable
 
@@ -252,7 +253,7 @@ def run_check(
     if missing is not None:
         return result("skipped", f"not available: {missing}")
     strategy = suitable(properties, **check.options)
-    # Who says that a law is broken must not fail because few cases happened to keep it.
+    # A rule that declares a law not to hold must not fail because few cases happened to satisfy it.
     count = examples if declared else max(examples, LEAST_FOR_ABSENT)
     search = Search(partial(check.test, rule), strategy, count, seed, shrink, absent=not declared)
     status, reason = _judge(search, declared)

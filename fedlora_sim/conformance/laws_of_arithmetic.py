@@ -34,7 +34,7 @@ LATER = 3
 
 
 def _rounds(rule: Aggregator, case: Case) -> Iterator[Aggregated]:
-    """Results of the first rounds, each with the state of the one before."""
+    """Yield the results of the first rounds, each with the state of the previous one."""
     state = NO_STATE
     for _ in range(LATER):
         result, state = case.step(rule, state)
@@ -74,7 +74,7 @@ def _finite(rule: Aggregator, case: Case) -> None:
 
 
 def _nonfinite(rule: Aggregator, case: Case) -> None:
-    """Refused, or visible in the result: a number that is none must not vanish."""
+    """Check that values that are not finite are refused or visible in the result."""
     k, name = case.seed % len(case.updates), "lora_A" if case.seed % 4 > 1 else "lora_B"
     for value in (float("nan"), float("inf")):
         spoilt = getattr(case.updates[k], name).clone()
@@ -91,7 +91,7 @@ def _nonfinite(rule: Aggregator, case: Case) -> None:
 
 
 def _inputs_untouched(rule: Aggregator, case: Case) -> None:
-    """The updates, the last adapter, and the state that the rule is handed, round by round."""
+    """Check that updates, last adapter and state are not modified, round by round."""
     own, state = case.map(copied), NO_STATE
     for _ in range(LATER):
         before = {name: x.clone() for name, x in state.items()}
@@ -108,7 +108,7 @@ def _inputs_untouched(rule: Aggregator, case: Case) -> None:
 
 
 def _determinism(rule: Aggregator, case: Case) -> None:
-    """Whatever the global generators were at; and they are left as they were."""
+    """Check that the result does not depend on global generators, nor change them."""
     _, state = case.step(rule)
     for kept in ({}, state):
         first, second = (_seeded(rule, case, kept, seed) for seed in (0, 1))
@@ -118,7 +118,10 @@ def _determinism(rule: Aggregator, case: Case) -> None:
 
 
 def _layout(rule: Aggregator, case: Case) -> None:
-    """Every other row of longer transposed tensors, and tensors that are trained."""
+    """Check non-contiguous tensors and tensors that require gradients.
+
+    The tensors are every other row of longer transposed tensors.
+    """
 
     def spread(x: Tensor) -> Tensor:
         rows, columns = x.shape
@@ -147,7 +150,7 @@ def _seeded(rule: Aggregator, case: Case, state: State, seed: int) -> tuple[Aggr
 
 @contextmanager
 def _global_generators(seed: int) -> Iterator[None]:
-    """The global generators of torch, NumPy and Python at a seed, for a while."""
+    """Set the global generators of torch, NumPy and Python to a seed for a block."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global generator is what is looked for
@@ -161,7 +164,7 @@ def _global_generators(seed: int) -> Iterator[None]:
 
 
 def _places() -> tuple[object, ...]:
-    """Where the global generators stand."""
+    """Return the states of the global generators."""
     numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
     torch_bytes = torch.get_rng_state().numpy().tobytes()
     return torch_bytes, numpy["key"].tobytes(), numpy["pos"], random.getstate()
@@ -209,7 +212,7 @@ FORM_LAWS = (
 )
 
 
-# Laws on how a round is computed: dtypes, devices, batches, and small changes
+# Laws on the computation of a round: dtypes, devices, batches, and small changes
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYERS, SHAPES = 3, ((3,), (1, 3), (3, 1))
@@ -237,7 +240,7 @@ def _dtypes(rule: Aggregator, case: Case) -> None:
 
 
 def _rounding(rule: Aggregator, wide: Case, result: Tensor, dtype: torch.dtype) -> float:
-    """Norm of what rounding to a dtype may do to the result of a case in float64."""
+    """Return the norm of the change that rounding the inputs to a dtype may cause."""
     eps, generator = torch.finfo(dtype).eps, wide.generator
 
     def moved(x: Tensor) -> Tensor:
@@ -245,12 +248,12 @@ def _rounding(rule: Aggregator, wide: Case, result: Tensor, dtype: torch.dtype) 
         return x * (1 + eps * signs)
 
     def rounded(update: LoRAFactors) -> LoRAFactors:
-        # clients who share one A share its rounding
+        # clients that share one A share its rounding
         own = update.lora_A if rule.properties.common_a else moved(update.lora_A)
         return replace(update, lora_A=own, lora_B=moved(update.lora_B))
 
     change = float(torch.linalg.vector_norm(wide.map(rounded).delta(rule) - result))
-    size = float(torch.linalg.vector_norm(result))  # which is more, where weights are no shares
+    size = float(torch.linalg.vector_norm(result))  # this is larger if weights are not shares
     return narrow_error(dtype, max(wide.size, size), change)
 
 
@@ -262,7 +265,7 @@ def _require_within(found: Tensor, wanted: Tensor, what: str, bound: float) -> N
 
 def _device(rule: Aggregator, case: Case) -> None:
     place = _accelerator()
-    assert place is not None  # else the check is skipped
+    assert place is not None  # otherwise the check is skipped
     narrow = case.to(torch.float32)
     wide = narrow.to(torch.float64)
     moved = narrow.map(lambda u: _changed(u, lambda x: x.to(place)))
@@ -281,9 +284,9 @@ def _accelerator() -> str | None:
 
 
 def _batched(rule: Aggregator, case: Case) -> None:
-    """Three layers at once, of which in each other clients are large and all is turned.
+    """Check three layers at once with different large clients and different rotations.
 
-    Engines hand in weights up to a common factor, so that only such are compared.
+    Engines pass weights up to a common factor, so only such weights are compared.
     """
     case = replace(case, weights=tuple(w / max(case.weights) for w in case.weights))
     shape = SHAPES[case.seed % len(SHAPES)]
@@ -321,7 +324,10 @@ def _batched(rule: Aggregator, case: Case) -> None:
 
 
 def _continuous(rule: Aggregator, case: Case) -> None:
-    """A small step of all B at once; at times also where on a long way the result moves fastest."""
+    """Check a small step of all B.
+
+    In some cases also where a long path changes the result fastest.
+    """
     case, generator = replace(case, empty_partition="zero"), case.generator
     factors = (*case.updates, case.previous)
     drawn = [torch.randn(u.lora_B.shape, generator=generator, dtype=torch.float64) for u in factors]
@@ -346,10 +352,10 @@ def _continuous(rule: Aggregator, case: Case) -> None:
 
 
 def _steepest(result: Callable[[float], Tensor]) -> tuple[float, float]:
-    """A small step between 0 and 1 with a jump of the result in it, if there is one on the way."""
+    """Return a small step between 0 and 1 that contains a jump of the result, if there is one."""
     near, far = 0.0, 1.0
     first, last = result(near), result(far)
-    for _ in range(HALVINGS):  # a jump stays as large as it is, while all else halves
+    for _ in range(HALVINGS):  # a jump keeps its size while all other changes halve
         middle = (near + far) / 2
         between = result(middle)
         if torch.linalg.vector_norm(between - first) > torch.linalg.vector_norm(last - between):
@@ -360,7 +366,10 @@ def _steepest(result: Callable[[float], Tensor]) -> tuple[float, float]:
 
 
 def _apart(rule: Aggregator, case: Case) -> bool:
-    """Whether what is cut away lies apart from what is kept, and directions that a rule tells."""
+    """Return True if truncated and kept directions, and those the rule distinguishes.
+
+    Are separated.
+    """
     if rule.properties.gap_needed and not all(map(lie_apart, case.updates)):
         return False
     r_max, limit = case.rank_levels[-1], min(case.previous.d_out, case.previous.d_in)
@@ -409,11 +418,11 @@ NUMERICS_LAWS = (
 )
 
 
-# Laws on what the average is: exact, best of its rank, linear, bounded
+# Laws on the average: exact, best of its rank, linear, bounded
 
 
 def weighted_mean(case: Case) -> Tensor:
-    """`sum_k w_k dW_k / sum_k w_k`, dense."""
+    """Return `sum_k w_k dW_k / sum_k w_k`, dense."""
     pairs = zip(case.weights, case.updates, strict=True)
     total = torch.stack([w * update.delta() for w, update in pairs]).sum(0)
     return total / sum(case.weights)
@@ -425,7 +434,7 @@ def _exact(rule: Aggregator, case: Case) -> None:
 
 
 def _best_approximation(rule: Aggregator, case: Case) -> None:
-    """Compared by distance, not by matrices: where singular values tie, the best is not one."""
+    """Compare distances, not matrices: with tied singular values there are several best ones."""
     mean, r = weighted_mean(case), case.rank_levels[-1]
     least = float(torch.linalg.vector_norm(torch.linalg.svdvals(mean)[r:]))
     found = float(torch.linalg.matrix_norm(mean - case.delta(rule)))
@@ -441,7 +450,7 @@ def _rank_bound(rule: Aggregator, case: Case) -> None:
 
 
 def _linear(rule: Aggregator, case: Case) -> None:
-    """Client by client, so that cross terms of A and B show; then in all B, the A being given."""
+    """Check linearity client by client, so that cross terms of A and B show; then in all B."""
     whole = replace(case, empty_partition="zero")
     found, parts = whole.delta(rule), []
     for k in range(len(case.updates)):
@@ -471,7 +480,7 @@ def _partition_hull(rule: Aggregator, case: Case) -> None:
 
 
 def _require_hull(rule: Aggregator, case: Case, what: str) -> None:
-    """All updates are made as large as the largest: that is where most is there to exceed it."""
+    """Check the bound with all updates scaled to the largest, where it is easiest to exceed."""
     most = max(float(u.norm()) for u in case.taking_part)
 
     def stretched(update: LoRAFactors) -> LoRAFactors:

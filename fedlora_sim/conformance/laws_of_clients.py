@@ -45,7 +45,7 @@ ALONE = 3.0
 
 def _client_order(rule: Aggregator, case: Case) -> None:
     order = torch.randperm(len(case.updates), generator=case.generator).tolist()
-    other, state = case.take(order), case.state_before(rule)  # earlier rounds had another order
+    other, state = case.take(order), case.state_before(rule)  # earlier rounds are permuted too
     found, wanted = (one.step(rule, state)[0].delta() for one in (other, case))
     require_close(found, wanted, f"clients in the order {order}", case.size)
 
@@ -65,7 +65,7 @@ def _weight_repetition(rule: Aggregator, case: Case) -> None:
 
 
 def _zero_weight(rule: Aggregator, case: Case) -> None:
-    """One that is like the first client, or one of the highest rank, which perhaps no other has."""
+    """Check a copy of the first client, or a client of the highest rank, with zero weight."""
     own, held = case.updates[0], case.held[0]
     if case.seed % 2:
         own, held = case.previous, tuple(range(case.previous.rank))
@@ -135,7 +135,7 @@ CLIENTS_LAWS = (
 )
 
 
-# Laws on how a cohort is written down: units, scalings, bases, sides, gauges
+# Laws on the representation of a cohort: units, scalings, bases, sides, gauges
 
 RESCALED = 3.0
 
@@ -147,7 +147,7 @@ def _homogeneous(rule: Aggregator, case: Case) -> None:
 
 
 def _scaling_convention(rule: Aggregator, case: Case) -> None:
-    """The change is shared by A and B, as the average of factors has it; a frozen A stays."""
+    """Split the change between A and B, as factor averages require; keep a frozen A."""
 
     def rewritten(update: LoRAFactors, times: float) -> LoRAFactors:
         scaling = update.scaling * times
@@ -198,7 +198,7 @@ def _column_order(rule: Aggregator, case: Case) -> None:
 
 
 def _rank_indices(rule: Aggregator, case: Case) -> None:
-    """Column i stands at index `new[i]`: what the last adapter has at i, it has there too."""
+    """Move column i to index `new[i]`, in the updates and in the last adapter."""
     new = torch.randperm(case.rank_levels[-1], generator=case.generator)
     positions = tuple(tuple(new[: u.rank].tolist()) for u in case.updates)
     previous = case.previous.select(torch.argsort(new))
@@ -208,12 +208,15 @@ def _rank_indices(rule: Aggregator, case: Case) -> None:
 
 
 def _rounding(rule: Aggregator) -> str:
-    """Kind of the tolerance: a singular value near its neighbour turns the directions of both."""
+    """Return the kind of tolerance.
+
+    Close singular values make both directions sensitive to rounding.
+    """
     return "iteration" if rule.properties.gap_needed else "factorization"
 
 
 def _in_gauge(case: Case, parts: Sequence[slice]) -> Case:
-    """Every client in a gauge of its own that mixes within each of these parts."""
+    """Return round with each client in its own gauge, which mixes within each of these parts."""
     generator = case.generator
 
     def change(update: LoRAFactors) -> LoRAFactors:
@@ -233,7 +236,7 @@ def _rotation(d: int, generator: torch.Generator) -> Tensor:
 
 
 def _mixing(d: int, generator: torch.Generator) -> Tensor:
-    """An invertible matrix of condition at most 4."""
+    """Return an invertible matrix with a condition number of at most 4."""
     stretch = 0.5 + 1.5 * torch.rand(d, generator=generator, dtype=torch.float64)
     return _rotation(d, generator) * stretch @ _rotation(d, generator)
 
@@ -298,7 +301,7 @@ SYMMETRY_LAWS = (
 )
 
 
-# Laws on the partitions of the rank axis, and on those that nobody in the cohort carries
+# Laws on partitions, including empty ones
 
 
 def _partition_identity(rule: Aggregator, case: Case) -> None:
@@ -318,7 +321,7 @@ def _equal_ranks_fedavg(rule: Aggregator, case: Case) -> None:
 
 
 def _empty_partition_zero(rule: Aggregator, case: Case) -> None:
-    """Rank indices that nobody carries come back as nothing, whatever the last adapter was."""
+    """Check that rank indices without contributors are zero, whatever the last adapter was."""
     alone = replace(_without_top(case), empty_partition="zero")
     silent = replace(alone, updates=tuple(map(_silent, alone.updates)))
     nothing = torch.zeros_like(case.previous.delta())
@@ -331,7 +334,7 @@ def _empty_partition_zero(rule: Aggregator, case: Case) -> None:
 
 
 def _empty_partition_carry(rule: Aggregator, case: Case) -> None:
-    """Rank indices that nobody carries come back as the last adapter has them."""
+    """Check that rank indices without contributors equal those of the last adapter."""
     silent = replace(_without_top(case), empty_partition="carry")
     empty = slice(max(u.rank for u in silent.taking_part), None)
     dropped = replace(silent, empty_partition="zero").delta(rule)
@@ -345,7 +348,7 @@ def _silent(update: LoRAFactors) -> LoRAFactors:
 
 
 def _empty_partition_error(rule: Aggregator, case: Case) -> None:
-    """Refused where nobody carries a partition; where somebody carries each, as under `zero`."""
+    """Check for an error if a partition is empty, and for the result of `zero` if none is."""
     covered = case.inserted(len(case.updates), case.previous, 1.0)
     under_error, under_zero = (
         replace(covered, empty_partition=policy).delta(rule) for policy in ("error", "zero")
@@ -360,10 +363,10 @@ def _empty_partition_error(rule: Aggregator, case: Case) -> None:
 
 
 def _unknown_level(rule: Aggregator, case: Case) -> None:
-    """A client of a rank between the levels of the federation."""
+    """Check that a client with a rank between the levels of the federation is refused."""
     rank = case.taking_part[0].rank
     if rank == case.rank_levels[-1]:
-        raise NotApplicable  # without the highest level the last adapter would not fit
+        raise NotApplicable  # the last adapter requires the highest level
     levels = tuple(level for level in case.rank_levels if level != rank)
     try:
         replace(case, rank_levels=levels).step(rule)
@@ -373,7 +376,7 @@ def _unknown_level(rule: Aggregator, case: Case) -> None:
 
 
 def _without_top(case: Case) -> Case:
-    """The round in which nobody has the highest level."""
+    """Return the round without the clients of the highest level."""
     if len(case.rank_levels) == 1:
         raise NotApplicable
     lower, top = case.rank_levels[-2:]
@@ -427,18 +430,20 @@ PARTITIONS_LAWS = (
 )
 
 
-# Laws on single directions, which every client returns alike: what becomes of their amplitudes
+# Laws on the amplitudes of single directions, which all clients return alike
 
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """A round in which all clients return those directions of one basis that they carry, alike.
+    """A round in which all clients return the same directions of one basis.
+
+    As far as they carry them.
 
     Args:
-        case: the round; ranks, weights, scalings and levels are those of the case it was made of.
+        case: the round; ranks, weights, scalings and levels are those of the original case.
         u: left directions, (d_out, r_max).
         v: right directions, (d_in, r_max).
-        amplitudes: what clients return, (r_max,), descending.
+        amplitudes: amplitudes that clients return, (r_max,), descending.
     """
 
     case: Case
@@ -448,11 +453,11 @@ class Shared:
 
     @classmethod
     def of(cls, case: Case, *, frozen_a: bool) -> Shared:
-        """The case with the basis in place of its updates.
+        """Return the case with the basis in place of its updates.
 
         Args:
             case: any case.
-            frozen_a: A is the directions and B has the amplitudes; else the two share them.
+            frozen_a: A holds the directions and B the amplitudes; otherwise these are split evenly.
         """
         r_max, generator = case.rank_levels[-1], case.generator
         u, v = (_directions(d, r_max, generator) for d in (case.previous.d_out, case.previous.d_in))
@@ -471,17 +476,17 @@ class Shared:
         return cls(alike, u, v, amplitudes)
 
     def after(self, rule: Aggregator) -> Tensor:
-        """Amplitudes of the result, (r_max,)."""
+        """Return the amplitudes of the result, (r_max,)."""
         return torch.diag(self.u.mT @ self.case.delta(rule) @ self.v)
 
     def with_client(self, rank: int) -> Shared:
-        """The round with one more client, of this rank and the largest weight."""
+        """Return the round with one more client of this rank and the largest weight."""
         case, more = self.case, self.case.previous.truncate(rank)
         return replace(self, case=case.inserted(len(case.updates), more, max(case.weights)))
 
 
 def coverage(case: Case, properties: Properties) -> Tensor:
-    """Share of the contributors to every rank index, (r_max,), as the properties count it."""
+    """Return share of the contributors to each rank index, as the properties count it, (r_max,)."""
     weights = torch.tensor(case.weights, dtype=torch.float64)
     norms = torch.stack([u.norm() for u in case.updates])
     counted = {
@@ -503,7 +508,7 @@ def _directions(d: int, r: int, generator: torch.Generator) -> Tensor:
 
 def _multiplier(rule: Aggregator, case: Case) -> None:
     declared = rule.properties.multiplier
-    assert declared is not None  # else the check is skipped
+    assert declared is not None  # otherwise the check is skipped
     shared = Shared.of(case, frozen_a=rule.properties.common_a)
     covered = coverage(shared.case, rule.properties)
     wanted = declared(covered) * shared.amplitudes
@@ -512,7 +517,10 @@ def _multiplier(rule: Aggregator, case: Case) -> None:
 
 
 def _around_a_low_rank_client(rule: Aggregator, case: Case) -> tuple[Tensor, Tensor, float]:
-    """Amplitudes above the lowest level before and after such a client came, and rounding."""
+    """Return the amplitudes above the lowest level before and after adding such a client.
+
+    The third value is the rounding error.
+    """
     lowest = case.rank_levels[0]
     shared = Shared.of(case, frozen_a=rule.properties.common_a)
     highest = max(u.rank for u in case.taking_part)
@@ -537,8 +545,8 @@ def _low_rank_client_dilutes(rule: Aggregator, case: Case) -> None:
 
 
 def _direction_weights(rule: Aggregator, case: Case) -> None:
-    """In a batch of two cohorts, of which the second has other weights; as engines ask for them."""
-    assert isinstance(rule, AggregationRule)  # else the check is skipped
+    """Compare a batch of two cohorts with different weights, as engines pass them."""
+    assert isinstance(rule, AggregationRule)  # otherwise the check is skipped
     levels = case.rank_levels
     cohort = Cohort.from_updates(
         case.updates, torch.tensor(case.weights), levels, list(map(torch.tensor, case.held))
@@ -595,7 +603,7 @@ DIRECTIONS_LAWS = (
 )
 
 
-# Laws on what one round leaves for the next, and one run for another
+# Laws on state: between rounds and between runs
 
 ROUNDS = (1, 2, 3, 12)
 """Rounds that go before: the last number is beyond the warm-up of most schedules."""
@@ -609,7 +617,7 @@ def _stateless(rule: Aggregator, case: Case) -> None:
 
 
 def _independent_runs(rule: Aggregator, case: Case) -> None:
-    """Nothing is kept in the rule itself, by which a second run would depend on the first."""
+    """Check that a second run does not depend on the first through the rule object."""
     before = case.step(rule)[0]
     _state_after(rule, case, 2)
     after = case.step(rule)[0]
@@ -621,7 +629,7 @@ def _independent_runs(rule: Aggregator, case: Case) -> None:
 
 
 def _state_after(rule: Aggregator, case: Case, rounds: int) -> State:
-    """What rounds of other updates and weights leave."""
+    """Return the state after rounds of other updates and weights."""
     state = NO_STATE
     other = replace(case, weights=case.weights[::-1])
     for number in range(rounds):

@@ -1,4 +1,4 @@
-"""The checks as tests of one's own, one per rule and law."""
+"""pytest support: the checks as parametrized tests, one per rule and law."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fedlora_sim.runtime import one_thread
 
 @dataclass(frozen=True)
 class RuleCheck:
-    """One law, to be called in a test with the rule that it is held against.
+    """One law, to be called in a test with a rule.
 
     Args:
-        law: what is checked.
-        examples: cases to try; that of the Hypothesis profile in force when None.
-        seed: of the search.
+        law: the law to check.
+        examples: number of cases; that of the active Hypothesis profile when None.
+        seed: seed of the search.
     """
 
     law: Check
@@ -30,10 +30,10 @@ class RuleCheck:
     seed: int = 0
 
     def __call__(self, rule: str | AggregationRule | Aggregator) -> CheckResult:
-        """What came of it, where the rule keeps the law, or breaks it as declared.
+        """Return the result if the rule satisfies the law, or breaks it as declared.
 
         Raises:
-            AssertionError: where the check failed, with the smallest case as Python to paste.
+            AssertionError: if the check failed; contains the smallest case as Python code.
         """
         __tracebackhide__ = True
         chosen = get_rule(rule)
@@ -52,21 +52,21 @@ def parametrize_with_checks(
     examples: int | None = None,
     seed: int = 0,
 ) -> pytest.MarkDecorator:
-    """Decorator: a test for every rule and law, `test_rule[raflora-client_order]` and so on.
+    """Parametrize a test over all rules and laws, as `test_rule[raflora-client_order]`.
 
         @parametrize_with_checks(["raflora", MyRule()])
         def test_rule(rule, check):
             check(rule)
 
-    A law that a rule says nothing of, or that cannot be tested here, is a skipped test.
+    Laws that a rule leaves open, or that cannot be tested here, are skipped tests.
 
     Args:
-        rules: names of registered rules, or rules.
-        examples: cases to try per law; that of the Hypothesis profile in force when None.
-        seed: of the search for counterexamples.
+        rules: names of registered rules, or rule objects.
+        examples: number of cases per law; that of the active Hypothesis profile when None.
+        seed: seed of the search for counterexamples.
 
     Raises:
-        InputError: on an unknown name, on what is no rule, and on bad numbers.
+        InputError: for unknown names, objects that are not rules, and invalid numbers.
     """
     if isinstance(rules, str):
         raise expected("rules", rules, "a list of rules")

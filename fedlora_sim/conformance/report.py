@@ -1,4 +1,4 @@
-"""What came of the checks of a rule, as a table, as text to paste, and as JSON."""
+"""Reports of the checks of a rule: a table, Python code of counterexamples, and JSON."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Report:
     """The checks of one rule.
 
     Args:
-        rule: as `get_rule` returns it.
-        results: of `check_aggregator`.
-        seed: of the search.
-        examples: cases that were to be tried per law.
+        rule: the rule, as `get_rule` returns it.
+        results: results of `check_aggregator`.
+        seed: seed of the search.
+        examples: intended number of cases per law.
     """
 
     rule: AggregationRule
@@ -54,24 +54,24 @@ class Report:
 
     @property
     def counts(self) -> dict[Status, int]:
-        """How many checks ended how, every status named."""
+        """Number of checks per status, including zeros."""
         found = [result.status for result in self.results]
         return {status: found.count(status) for status in WORDS}
 
     @property
     def failures(self) -> list[CheckResult]:
-        """The checks that failed."""
+        """The failed checks."""
         return [result for result in self.results if result.status == "failed"]
 
 
 def summary(report: Report) -> str:
-    """One line: how many checks ended how, also where it is none, and how hard it was looked."""
+    """Return one line: the number of checks per status, including zeros, and the search effort."""
     counted = ", ".join(f"{n} {WORDS[status]}" for status, n in report.counts.items())
     return f"{report.rule.label}: {counted}; {report.examples} examples, seed {report.seed}"
 
 
 def table(report: Report) -> Table:
-    """All checks, grouped by how they ended."""
+    """Return all checks, grouped by status."""
     found = Table("status", "check", "law, and what was found", "cases", box=SIMPLE)
     for column in found.columns:
         column.overflow = "fold"
@@ -94,7 +94,7 @@ def _row(result: CheckResult) -> tuple[str, str, str]:
 
 
 def _skipped_rows(results: Sequence[CheckResult]) -> Iterator[tuple[str, str, str]]:
-    """One row per reason: what is not tested is named, and takes no room."""
+    """Yield one row per reason, with the names of the checks that were not tested."""
     for reason in dict.fromkeys(result.reason for result in results):
         names = [result.check for result in results if result.reason == reason]
         count = "1 check" if len(names) == 1 else f"{len(names)} checks"
@@ -102,7 +102,7 @@ def _skipped_rows(results: Sequence[CheckResult]) -> Iterator[tuple[str, str, st
 
 
 def failure(result: CheckResult, rule: AggregationRule) -> str:
-    """What a failed check found, with the smallest case to paste."""
+    """Return the finding of a failed check, with the smallest case as Python code."""
     lines = [f"{result.check}: {result.statement}", result.reason]
     if result.counterexample is not None:
         lines += ["The smallest case that was found:", "", code(result.counterexample, rule)]
@@ -110,7 +110,7 @@ def failure(result: CheckResult, rule: AggregationRule) -> str:
 
 
 def code(case: Case, rule: AggregationRule) -> str:
-    """A case as Python to paste, with what runs the rule on it."""
+    """Return a case as Python code that runs the rule on it."""
     lines = [case.code(), "", _rule_code(rule), "state = {}"]
     if case.earlier:
         lines += [
@@ -126,7 +126,7 @@ def code(case: Case, rule: AggregationRule) -> str:
 
 
 def _rule_code(rule: AggregationRule) -> str:
-    """Python that makes the rule as `rule`, by its name or from its class."""
+    """Return Python code that creates the rule as `rule`, by its name or from its class."""
     inner = _inner(rule)
     kind = type(inner)
     if _is_registered(rule):
@@ -142,7 +142,7 @@ def _inner(rule: AggregationRule) -> object:
 
 
 def _is_registered(rule: AggregationRule) -> bool:
-    """Whether its label stands for it."""
+    """Return True if `get_rule` returns an equal rule for its label."""
     try:
         return type(_inner(get_rule(rule.label))) is type(_inner(rule))
     except InputError:
@@ -150,7 +150,7 @@ def _is_registered(rule: AggregationRule) -> bool:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as JSON has it: counterexamples as nested lists, and as code."""
+    """Return the report for JSON, with counterexamples as nested lists and as code."""
     return {
         "rule": report.rule.label,
         "seed": report.seed,

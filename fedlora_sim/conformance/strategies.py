@@ -1,6 +1,6 @@
-"""Hypothesis strategies for cohorts: public, and to be composed with one's own.
+"""Hypothesis strategies for cohorts, public for use in other tests.
 
-Hypothesis is imported with this module, which nothing else imports before a check runs.
+This module imports Hypothesis; no other module does so before a check runs.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ def cases(
     positions: bool = False,
     earlier: bool = False,
 ) -> Case:
-    """Rounds of one to twelve clients: unequal ranks, levels that no client has, any scaling.
+    """Draw rounds of one to twelve clients of unequal ranks, with levels without a client.
 
     Four of five cases are small (up to 5 clients, 3 levels and rank 7), one is large (up to 12
-    clients, 6 levels and rank 40). Half of the layers are square. In a quarter of the rounds no
-    client has the highest level; in half of them the weights differ by decades; in an eighth of
-    them one client returns a zero A or B.
+    clients, 6 levels and rank 40). Scalings are arbitrary. Half of the layers are square. In a
+    quarter of the rounds no client has the highest level; in half of them the weights differ by
+    orders of magnitude; in an eighth of them one client returns a zero A or B.
 
     Args:
-        draw: Hypothesis's own.
-        full_rank: the highest level is min(d_in, d_out), so that no rule cuts anything off.
+        draw: Hypothesis's draw function.
+        full_rank: the highest level is min(d_in, d_out), so that no rule truncates.
         min_clients: smallest cohort.
-        min_levels: fewest rank levels.
+        min_levels: smallest number of rank levels.
         equal_ranks: all clients have the highest rank, the only level.
         common_a: clients share the rows of one A, that of the last adapter.
-        gap: singular values of every update lie apart, see `tolerances.SPECTRAL_GAP`.
-        tilted: A is up to four times as long or as short, and B as short or long; and the first
-            client may outweigh the others.
-        decades: weights may differ by up to six decades.
-        positions: at times clients carry any directions, listed in any order.
-        earlier: at times up to three rounds go before.
+        gap: the singular values of every update are separated, see `tolerances.SPECTRAL_GAP`.
+        tilted: A is scaled by up to 4 or 1/4 and B by the inverse; the first client may outweigh
+            the others.
+        decades: weights may differ by up to six orders of magnitude.
+        positions: in some cases clients carry arbitrary directions, in any order.
+        earlier: in some cases up to three rounds precede this one.
     """
     whole = st.integers
     large = draw(whole(0, LARGE_IN - 1)) == LARGE_IN - 1
@@ -79,12 +79,12 @@ def cases(
     )
 
     def number(least: int, most: int) -> int:
-        """A number that is mostly high in a large case, and shrinks to the least in every one."""
+        """Draw a number that is usually high in a large case and shrinks to the minimum."""
         return max(draw(whole(least, most)) for _ in range(3 if large else 1))
 
     side = max(2, min_levels)
     d_out, d_in = number(side, most_dims), number(side, most_dims)
-    d_in = d_out if draw(st.booleans()) else d_in  # where A and B cannot be told by shape
+    d_in = d_out if draw(st.booleans()) else d_in  # A and B cannot be distinguished by shape
     limit = min(d_in, d_out, MOST_RANK)
     if full_rank and limit == MOST_RANK:
         d_in = MOST_RANK
@@ -148,12 +148,12 @@ def cases(
 
 
 def suitable(properties: Properties, **options: Any) -> st.SearchStrategy[Case]:
-    """Cases that a rule of these properties can meet.
+    """Return the strategy of cases that a rule with these properties accepts.
 
     Args:
-        properties: what the rule declares.
-        **options: of `cases`; `positions` unless they are switched off here, and `earlier` where it
-            is switched on, as far as the rule's properties go.
+        properties: the rule's declarations.
+        **options: options of `cases`. `positions` is on by default and `earlier` is off; both are
+            limited to what the rule declares.
     """
     own = {
         "equal_ranks": properties.equal_ranks_only,
@@ -178,7 +178,7 @@ def random_factors(
     scaling: float = 1.0,
     steps: int = STEPS,
 ) -> LoRAFactors:
-    """Random factors, float64; entries are multiples of 1/4 up to `steps` of them."""
+    """Return random float64 factors whose entries are multiples of 1/4, at most `steps` of them."""
 
     def entries(rows: int, columns: int) -> Tensor:
         drawn = torch.randint(-steps, steps + 1, (rows, columns), generator=generator)
@@ -190,7 +190,10 @@ def random_factors(
 def factors_with_gaps(
     generator: torch.Generator, d_out: int, d_in: int, r: int, scaling: float = 1.0
 ) -> LoRAFactors:
-    """Random factors, float64, whose singular values fall in equal steps, in a random gauge."""
+    """Return random float64 factors whose singular values fall in equal steps.
+
+    In a random gauge.
+    """
 
     def directions(d: int, q: int) -> Tensor:
         return torch.linalg.qr(torch.randn(d, q, generator=generator, dtype=torch.float64))[0]

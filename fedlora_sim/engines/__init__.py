@@ -1,1 +1,1 @@
-"""Engines: spectral and matrix fidelity, and what both draw."""
+"""Simulation engines of the spectral and the matrix fidelity, and their common random draws."""

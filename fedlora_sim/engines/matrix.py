@@ -1,4 +1,7 @@
-"""The round loop of the matrix fidelity, batched over seeds."""
+"""Matrix fidelity: real factors, trained or perturbed by clients and aggregated.
+
+Batched over seeds.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +33,19 @@ from fedlora_sim.rules import AggregationRule, Cohort, State
 from fedlora_sim.runtime import leaves_range, one_thread, resolve_device, torch_dtype
 from fedlora_sim.scenario import Scenario
 
-# LoRA's own training at matrix fidelity: gradient descent of every client on its two factors.
+# Local training under the quadratic loss: gradient descent of each client on its two factors.
 #
-# Client k descends `0.5 ||B A + Z - M_k||_F**2`, with Z what the base has of the update and
+# Client k minimizes `0.5 ||B A + Z - M_k||_F**2`, where Z is the part of the update in the base and
 #
-# M_k = (R_k U0) diag(m_k) (Q_k V0)^T,
+#     M_k = (R_k U0) diag(m_k) (Q_k V0)^T,
 #
-# the initial basis turned by the client's own rotations. With `E = B A + Z - M_k` the gradients
-# are `E A^T` on B and `B^T E` on A, both taken before either moves; the products are small, since
-# M_k is of low rank, and no (d_out, d_in) matrix is formed. A component whose factors are both
-# zero has no gradient: what is lost, or was not received, stays zero.
+# the initial basis rotated by the client's own rotations. With `E = B A + Z - M_k` the gradients
+# are `E A^T` for B and `B^T E` for A, both computed before either factor changes. The products are
+# small because M_k has low rank; no (d_out, d_in) matrix is formed. A component whose factors are
+# both zero has no gradient and stays zero.
 #
-# Adam is Kingma and Ba 2015 (arXiv 1412.6980), with bias correction, its moments new every round.
-# Our derivation; as the steps shrink the amplitudes follow `fedlora_sim.spectral.flow`.
+# Adam is Kingma and Ba 2015 (arXiv 1412.6980), with bias correction; its moments are reset every
+# round. Our derivation; for small steps the amplitudes follow the flow of `engines.spectral`.
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -50,7 +53,7 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The targets of a batch's clients, `M = left right^T`, the amplitudes on the left.
+    """Targets of a batch's clients, `M = left right^T`, with the amplitudes in `left`.
 
     Args:
         left: (S, K, d_out, r_max).
@@ -68,7 +71,7 @@ class Targets:
         u0: NDArray[np.float64],
         v0: NDArray[np.float64],
     ) -> Targets:
-        """Targets in float64 on the initial bases u0 (S, d_out, r_max) and v0 (S, d_in, r_max)."""
+        """Return float64 targets on the initial bases u0 (S, d_out, r_max), v0 (S, d_in, r_max)."""
         amplitudes = np.stack([client_targets(scenario, seed) for seed in seeds])
         shape = amplitudes.shape[:2]
         left, right = (
@@ -81,16 +84,16 @@ class Targets:
         return cls(torch.from_numpy(left * amplitudes[:, :, None]), torch.from_numpy(right))
 
     def to(self, like: Tensor) -> Targets:
-        """The same targets in the dtype and on the device of a tensor."""
+        """Return the same targets in the dtype and on the device of a tensor."""
         return Targets(*(x.to(like.dtype).to(like.device) for x in (self.left, self.right)))
 
     def of(self, slots: NDArray[np.int64]) -> Targets:
-        """Those of the cohort, slots (S, m): (S, m, ...)."""
+        """Return the targets of a cohort with slots (S, m), (S, m, ...)."""
         runs, clients = np.arange(len(slots))[:, None], torch.from_numpy(slots)
         return Targets(self.left[runs, clients], self.right[runs, clients])
 
     def on(self, u: Tensor, v: Tensor) -> Tensor:
-        """Amplitudes on given directions (S, 1, d, r): `u_i^T M v_i`, (S, m, r)."""
+        """Return the amplitudes on given directions (S, 1, d, r), `u_i^T M v_i`, (S, m, r)."""
         return ((u.mT @ self.left) * (v.mT @ self.right)).sum(-1)
 
 
@@ -103,23 +106,23 @@ def descend(
     *,
     frozen_a: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The factors of every client after its local steps.
+    """Return the factors of each client after its local steps.
 
     Args:
         scenario: `local_time`, `local_steps` and `optimizer` apply.
         lora_a: (S, m, r, d_in).
         lora_b: (S, m, d_out, r).
-        targets: those of the cohort.
-        base: what the base has of the update, Z (S, d_out, d_in); None where it has nothing.
-        frozen_a: B alone moves.
+        targets: targets of the cohort.
+        base: part of the update in the base, Z (S, d_out, d_in); None if there is none.
+        frozen_a: train B only.
 
     Returns:
         lora_A and lora_B of the same shapes.
 
     Raises:
-        InputError: if a step is too long for descent and the factors leave all bounds.
+        InputError: if the steps are too long and the factors diverge.
     """
-    assert scenario.local_steps is not None  # the scenario's own check
+    assert scenario.local_steps is not None  # checked by the scenario
     rate = scenario.local_time / scenario.local_steps
     move = _adam if scenario.optimizer == "adam" else _sgd
     batch = lora_a.shape[:2]
@@ -143,7 +146,7 @@ def descend(
 def _gradient(
     own: Tensor, other: Tensor, own_side: Tensor, other_side: Tensor, base: Tensor | None
 ) -> Tensor:
-    """Gradient on one factor, the other one held: `(own other^T + Z - M) other`, (S m, d, r)."""
+    """Return the gradient for one factor, `(own other^T + Z - M) other`, (S m, d, r)."""
     gradient = torch.bmm(own, torch.bmm(other.mT, other))
     gradient.baddbmm_(own_side, torch.bmm(other_side.mT, other), alpha=-1)
     if base is None:
@@ -164,7 +167,7 @@ def _sgd(gradient: Tensor, moments: Moments, step: int) -> Tensor:
 
 
 def _adam(gradient: Tensor, moments: Moments, step: int) -> Tensor:
-    """Adam's direction; the moments are brought up to date."""
+    """Return Adam's direction and update the moments."""
     first, second = moments
     first.lerp_(gradient, 1 - BETAS[0])
     second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
@@ -172,23 +175,23 @@ def _adam(gradient: Tensor, moments: Moments, step: int) -> Tensor:
     return first / (1 - BETAS[0] ** step) / spread
 
 
-# The client model of the matrix fidelity: what a client makes of the factors it received.
+# The client model: how a client changes the factors that it received.
 #
-# A client takes every received column pair as one direction `(u_i, v_i)` with amplitude `x_i =
-# |b_i| |a_i|` in the adapter and `z_i = u_i^T Z v_i` in a base that the server has corrected by
-# Z. It brings the whole to `a_{k,i} (x_i + z_i) + b_{k,i}`, so that its adapter returns with that
-# less z_i, optionally mixes directions within its subspace, and optionally turns its basis away.
+# A received column pair is one direction `(u_i, v_i)` with amplitude `x_i = |b_i| |a_i|` in the
+# adapter and `z_i = u_i^T Z v_i` in a base that the server corrected by Z. The client changes the
+# total to `a_{k,i} (x_i + z_i) + b_{k,i}`, so that its adapter has that value minus z_i. Optionally
+# it mixes directions within its subspace and rotates its basis.
 
 
 def split_directions(
     state: LoRAFactors, u0: Tensor, v0: Tensor, *, sorted_columns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit directions and amplitudes of factor columns.
+    """Return the unit directions and amplitudes of factor columns.
 
-    A lost column has zero factors and no direction of its own for a drift to act along: it falls
-    back on an initial one. Where columns keep their place that is its own. Where an SVD sorts them
-    it is one that no living column has taken: the initial directions that the living ones have
-    least of, in their order.
+    A lost column has zero factors and no direction on which a drift could act, so it takes an
+    initial direction. If columns keep their position, it takes its own. If an SVD sorts the
+    columns, it takes one that no nonzero column occupies: the initial directions with the smallest
+    projection on the nonzero columns, in order.
 
     Args:
         state: global factors, batch dimension S.
@@ -214,7 +217,7 @@ def split_directions(
 
 
 def _matched(lost: Tensor, free: Tensor) -> Tensor:
-    """For the n-th true entry of `lost` the index of the n-th of `free`, (S, r)."""
+    """Return, for the n-th true entry of `lost`, the index of the n-th of `free`, (S, r)."""
     one, other = ((~mask).to(torch.int8).argsort(dim=-1, stable=True) for mask in (lost, free))
     return torch.empty_like(one).scatter_(-1, one, other)
 
@@ -222,18 +225,18 @@ def _matched(lost: Tensor, free: Tensor) -> Tensor:
 def local_factors(
     u: Tensor, v: Tensor, amplitude: Tensor, carried: Tensor, *, frozen_a: bool
 ) -> tuple[Tensor, Tensor]:
-    """Local factors of given amplitudes, zero in directions that the client does not carry.
+    """Return local factors with given amplitudes, zero in directions that are not carried.
 
     Args:
         u: left directions, (S, 1, d_out, r).
         v: right directions, (S, 1, d_in, r).
         amplitude: signed local amplitudes, (S, m, r).
         carried: which directions each client slot carries, boolean (S, m, r).
-        frozen_a: A stays the unit directions, common to all clients, and B has the amplitude;
-            else the two share it evenly.
+        frozen_a: A is the unit directions, common to all clients, and B has the amplitude;
+            otherwise the amplitude is split evenly.
 
     Returns:
-        lora_A (S, m, r, d_in) and lora_B (S, m, d_out, r), the sign on B.
+        lora_A (S, m, r, d_in) and lora_B (S, m, d_out, r), with the sign in B.
     """
     if frozen_a:
         own = carried.to(amplitude.dtype)
@@ -246,16 +249,16 @@ def local_factors(
 
 # The round loop of the matrix fidelity, batched over seeds
 
-# Numbers held at once by the largest arrays of a batch: 40 MB in float64.
+# Most numbers in the largest arrays of a batch: 40 MB in float64.
 BATCH_ELEMENTS = 5_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class MatrixResult:
-    """Amplitudes of every seed and round.
+    """Amplitudes of each seed and round.
 
     Args:
-        singular_values: of the global update, (S, T + 1, r_max), descending.
+        singular_values: singular values of the global update, (S, T + 1, r_max), descending.
         projected: amplitudes on the initial basis, (S, T + 1, r_max), signed.
     """
 
@@ -264,7 +267,7 @@ class MatrixResult:
 
     @classmethod
     def joined(cls, parts: Sequence[MatrixResult]) -> MatrixResult:
-        """Results of several batches as one."""
+        """Return the results of several batches as one."""
         return cls(
             np.concatenate([p.singular_values for p in parts]),
             np.concatenate([p.projected for p in parts]),
@@ -277,18 +280,18 @@ def run_matrix(
     seeds: Sequence[int],
     on_progress: Callable[[float], object] = lambda runs: None,
 ) -> MatrixResult:
-    """Run real factors through real aggregation.
+    """Simulate real factors under real aggregation.
 
     Args:
         scenario: a scenario; `d_in`, `d_out`, `subspace_noise` and `basis_drift` apply.
         rule: the server rule.
-        seeds: one run per seed; batching never changes a run.
+        seeds: one run per seed; the result of a run does not depend on batching.
         on_progress: called with the number of runs finished since the last call.
 
     Returns:
         Singular values and amplitudes projected on the initial basis.
     """
-    # Local factors, or, in a long run of small layers, the gains and drifts of all rounds.
+    # Local factors or, in a long run of small layers, gains and drifts of all rounds.
     widest = max(scenario.d_in + scenario.d_out, 2 * scenario.rounds)
     per_run = scenario.federation.num_clients * max(scenario.ranks) * widest
     size = max(1, BATCH_ELEMENTS // per_run)
@@ -305,11 +308,11 @@ def run_matrix(
 
 
 def _in_range(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> MatrixResult:
-    """One batch; runs whose amplitudes leave the range of float32 are computed in float64."""
+    """Run one batch; runs whose amplitudes leave the range of float32 are repeated in float64."""
     try:
         found = _Batch(scenario, rule, seeds).run()
     except (InputError, torch.linalg.LinAlgError) as error:
-        if len(seeds) > 1:  # which run it was shows when each is alone
+        if len(seeds) > 1:  # run each seed alone to find the failing one
             return MatrixResult.joined([_in_range(scenario, rule, [seed]) for seed in seeds])
         if scenario.dtype == "float64":
             if isinstance(error, InputError):
@@ -327,9 +330,9 @@ def _in_range(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """The global update: the adapter, and what the base has absorbed, (S, d_out, d_in).
+    """State of the global update: the adapter, and the base correction (S, d_out, d_in).
 
-    And what the rule keeps, every tensor led by the seeds.
+    It also holds the rule's own state. Every tensor has a leading seed dimension.
     """
 
     adapter: LoRAFactors
@@ -337,14 +340,14 @@ class _State:
     kept: State = field(default_factory=dict)
 
     def on(self, u: Tensor, v: Tensor) -> Tensor:
-        """Amplitudes of the base's correction, `u_i^T Z v_i`, (S, r)."""
+        """Return the amplitudes of the base correction, `u_i^T Z v_i`, (S, r)."""
         if self.base is None:
             return torch.zeros_like(u[:, 0])
         return (u * (self.base @ v)).sum(-2)
 
 
 class _Batch:
-    """The seeds that advance together; every tensor leads with the seed dimension S."""
+    """Seeds that advance together; every tensor has the leading seed dimension S."""
 
     def __init__(self, scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> None:
         self.scenario, self.rule, self.seeds = scenario, rule, seeds
@@ -373,7 +376,7 @@ class _Batch:
         return MatrixResult(values.numpy(), projected.numpy())
 
     def _initial_state(self) -> _State:
-        """The initial update, where the rule keeps it: in the adapter, or all of it in the base."""
+        """Return the initial update, in the adapter or in the base, depending on the rule."""
         x = self._tensor(self.scenario.initial_amplitudes)
         if self.rule.frozen_a:
             return _State(LoRAFactors(self.v0.mT.clone(), self.u0 * x))
@@ -385,7 +388,7 @@ class _Batch:
         return _State(empty, adapter.delta())
 
     def _measure(self, state: _State) -> tuple[Tensor, Tensor]:
-        """Singular values of the whole update, and its amplitudes on the initial basis."""
+        """Return singular values of the whole update and its amplitudes on the initial basis."""
         projected = projected_amplitudes(self.u0, self.v0.mT, state.adapter)
         if state.base is None:
             return state.adapter.svd()[1], projected
@@ -414,7 +417,7 @@ class _Batch:
     def _returned(
         self, t: int, slots: NDArray[np.int64], state: _State, u: Tensor, v: Tensor, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What clients carry, and their A and B, who bring every amplitude to `a x + b`."""
+        """Return carried directions, A and B of clients that change each amplitude to `a x + b`."""
         z = state.on(u, v)
         total = (x + z).unsqueeze(1)
         gain, drift = self._local_draws(t, slots)
@@ -426,11 +429,12 @@ class _Batch:
     def _fitted(
         self, t: int, slots: NDArray[np.int64], state: _State, u: Tensor, v: Tensor, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What clients carry, and their A and B, who descend to targets of their own."""
+        """Return carried directions, A and B of clients that descend to their own targets."""
         u, v, x = (y.unsqueeze(1) for y in (u, v, x))
         x = x.expand(-1, slots.shape[1], -1)
         targets = self.targets.of(slots)
-        # A fresh adapter is as a frozen A has it: A is the directions, and B zero where x is.
+        # A fresh adapter is like one with a frozen A: A holds the directions, and B is zero where x
+        # is.
         fresh = self.rule.frozen_a or self.rule.space == "none"
 
         def descended(carried: Tensor) -> tuple[Tensor, Tensor]:
@@ -439,14 +443,14 @@ class _Batch:
             return descend(self.scenario, lora_a, lora_b, targets, state.base, frozen_a=frozen)
 
         movement = x
-        if self.scenario.allocation == "importance":  # what all directions would do decides
+        if self.scenario.allocation == "importance":  # the movement of all directions decides
             lora_a, lora_b = descended(torch.ones_like(x, dtype=torch.bool))
             movement = (((u.mT @ lora_b) * (lora_a @ v).mT).sum(-1) - x).abs()
         carried = self._carried(t, slots, movement)
         return carried, *descended(carried)
 
     def _carried(self, t: int, slots: NDArray[np.int64], movement: Tensor) -> Tensor:
-        """Which directions each client slot carries, boolean (S, m, r_max)."""
+        """Return which directions each client slot carries, boolean (S, m, r_max)."""
         ranks = torch.tensor(self.scenario.ranks, device=self.device)[torch.from_numpy(slots)]
         if self.scenario.allocation == "svd":
             return leading_directions(ranks, movement.shape[-1])
@@ -457,7 +461,7 @@ class _Batch:
         return carried_directions(ranks, torch.from_numpy(scores).to(self.device))
 
     def _slots(self, t: int) -> tuple[NDArray[np.int64], Tensor]:
-        """Clients of each seed's cohort, padded to one length with clients of weight zero."""
+        """Return each seed's cohort, padded to one length with zero-weight clients."""
         slots, drawn = cohort_slots(self.counts[:, t], self.scenario.federation.max_cohort)
         return slots, self._tensor(self.scenario.federation.cohort_weights(slots, drawn))
 
@@ -477,7 +481,10 @@ class _Batch:
         lora_a: Tensor,
         lora_b: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Mix directions within each client's subspace, then turn its basis; A if it may move."""
+        """Mix directions within each client's subspace, then rotate its basis.
+
+        A only if it is trained.
+        """
         scenario, moves_a = self.scenario, not self.rule.frozen_a
         if scenario.subspace_noise > 0:
             on_b = np.tile(np.eye(lora_a.shape[-2]), (*slots.shape, 1, 1))
@@ -507,7 +514,7 @@ class _Batch:
 def _cohort(
     lora_a: Tensor, lora_b: Tensor, weights: Tensor, carried: Tensor, rank_levels: tuple[int, ...]
 ) -> Cohort:
-    """Client slots (S, m, ...), each padded to rank r_max, as the cohorts of S servers."""
+    """Return client slots (S, m, ...), each padded to rank r_max, as the cohorts of S servers."""
     slots, rank = lora_a.shape[1:3]
     return Cohort(
         updates=[LoRAFactors(lora_a[:, k], lora_b[:, k]) for k in range(slots)],

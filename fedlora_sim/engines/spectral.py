@@ -1,4 +1,4 @@
-"""Runs of the spectral fidelity: many seeds and many scenarios in one batch."""
+"""Spectral fidelity: one amplitude per direction; many seeds and scenarios in one batch."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from fedlora_sim.rules import AggregationRule
 from fedlora_sim.runtime import leaves_range, resolve_device, torch_dtype
 from fedlora_sim.scenario import Scenario
 
-# LoRA's own training at the spectral fidelity: the gradient flow of the quadratic loss, exactly.
+# Local training under the quadratic loss: its exact gradient flow.
 #
-# A client that fits the amplitude m from balanced factors of amplitude x, `B = sqrt(x) u` and `A
-# = sqrt(x) v^T`, follows `dx/dt = 2 x (m - x)` and is after time T at
+# A client that fits the amplitude m from balanced factors of amplitude x, `B = sqrt(x) u` and
+# `A = sqrt(x) v^T`, follows `dx/dt = 2 x (m - x)` and reaches after time T
 #
-# f(x) = m G x / (m + x (G - 1)), G = exp(2 m T) (m = 0: x / (1 + 2 T x)).
+#     f(x) = m G x / (m + x (G - 1)), G = exp(2 m T) (m = 0: x / (1 + 2 T x)).
 #
-# Where A stays frozen at unit rows it is `dx/dt = m - x`, `f(x) = m + (x - m) exp(-T)`. Both are
-# Moebius maps. Clients with equal targets have one map in common, so that the server's round is a
-# factor of the cohort times it. Our derivation.
+# With A frozen at unit rows the flow is `dx/dt = m - x`, `f(x) = m + (x - m) exp(-T)`. Both are
+# Moebius maps. Clients with equal targets have the same map, so that the server's round is this map
+# times a factor of the cohort. Our derivation.
 
 
 @dataclass(frozen=True, eq=False)
 class LocalMap:
-    """`f(x) = (scale x + shift) / (rise x + decay)`, what local training makes of an amplitude.
+    """Effect of local training on an amplitude, `f(x) = (scale x + shift) / (rise x + decay)`.
 
     Args:
-        scale, shift, rise, decay: coefficients, one shape (...) that broadcasts against the
+        scale, shift, rise, decay: coefficients of one shape (...) that broadcasts against the
             amplitudes; for x >= 0 the denominator is positive.
     """
 
@@ -54,11 +54,11 @@ class LocalMap:
     decay: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Amplitudes after the round's local training."""
+        """Return the amplitudes after the round's local training."""
         return (self.scale * x + self.shift) / (self.rise * x + self.decay)
 
     def of(self, runs: Tensor, clients: Tensor) -> LocalMap:
-        """The maps of chosen clients, (S, m, r_max), of maps (S, K, r_max)."""
+        """Return the maps of selected clients, (S, m, r_max), from maps (S, K, r_max)."""
         return LocalMap(*(c[runs, clients] for c in self._coefficients()))
 
     def _coefficients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -66,20 +66,20 @@ class LocalMap:
 
     @classmethod
     def fitting(cls, target: Tensor, local_time: float, *, frozen_a: bool) -> LocalMap:
-        """The map of a client who fits these amplitudes for this time.
+        """Return the map of a client that fits these amplitudes for the given time.
 
         Args:
             target: signed amplitudes m, (...).
             local_time: T > 0.
-            frozen_a: B alone is trained.
+            frozen_a: train B only.
         """
         one, zero = torch.ones_like(target), torch.zeros_like(target)
         if frozen_a:
             scale = one * math.exp(-local_time)
             return cls(scale, -math.expm1(-local_time) * target, zero, one)
-        # Divided by G, which may be beyond all numbers where its inverse is next to nothing: kept
-        # above zero, so that an amplitude of zero stays zero. A small G (a target far below zero)
-        # has an inverse that is kept a number: the result is next to nothing anyway.
+        # Divided by G, which may overflow. Its inverse is kept above zero, so that an amplitude of
+        # zero stays zero. A small G (a target far below zero) has an inverse that is kept finite;
+        # the result is close to zero in that case.
         limit = math.log(torch.finfo(target.dtype).max) / 2
         exponent = (2 * local_time * target).clamp_min(-limit)
         safe = torch.where(exponent == 0, 1.0, exponent)
@@ -90,13 +90,13 @@ class LocalMap:
 
 @dataclass(frozen=True, eq=False)
 class FlowRecursion:
-    """`x' = factor f(x)`, or x where it is kept.
+    """Recursion `x' = factor f(x)`, or x where the amplitude is kept.
 
     Args:
         initial: amplitudes at round 0, (S, r_max).
-        local: the map that all clients have in common, coefficients (r_max,).
-        factor: of each run, round and direction, (S or 1, T or 1, r_max).
-        kept: where the last amplitude stays, boolean of the same shape; None keeps nothing.
+        local: the map of all clients, coefficients (r_max,).
+        factor: factor of each run, round and direction, (S or 1, T or 1, r_max).
+        kept: where the last amplitude is kept, boolean of the same shape; None keeps nothing.
         rounds: T.
     """
 
@@ -107,7 +107,7 @@ class FlowRecursion:
     rounds: int
 
     def run(self) -> Tensor:
-        """Amplitudes of every round, (S, T + 1, r_max)."""
+        """Return the amplitudes of each round, (S, T + 1, r_max)."""
         x = self.initial
         states = [x]
         for t in range(self.rounds):
@@ -119,10 +119,10 @@ class FlowRecursion:
 
 
 def refuse_flow(rule: AggregationRule) -> None:
-    """Refuse rules whose round under the quadratic loss is no map of balanced amplitudes.
+    """Refuse rules whose round under the quadratic loss is not a map of balanced amplitudes.
 
     Raises:
-        InputError: naming the rule and why.
+        InputError: names the rule and the reason.
     """
     reason = None
     if rule.space == "none":
@@ -134,19 +134,19 @@ def refuse_flow(rule: AggregationRule) -> None:
         raise expected("rule", rule.label, f"{options} local_loss='quadratic': {reason}")
 
 
-# Who takes part in a batch of spectral runs, with which weight and which directions
+# Cohorts of a batch: participants, weights and carried directions
 
 
 @dataclass(frozen=True, eq=False)
 class Cohorts:
-    """The drawn cohorts; a dimension of 1 stands for runs or rounds that are all alike.
+    """Drawn cohorts; a dimension of size 1 means that all runs or rounds are equal.
 
     Args:
         clients: client in each cohort slot, (S or 1, T or 1, m).
         weights: unnormalised weight of each slot, same shape.
-        ranks: rank of every client, (K,).
-        groups: which rank indices belong together, (r_max,): the partition of each, or, where
-            clients carry other directions than the first ones, the index itself.
+        ranks: rank of each client, (K,).
+        groups: group of each rank index, (r_max,): its partition or, if clients carry other
+            directions than the first ones, the index itself.
         members: which groups each slot carries, boolean (S or 1, T or 1, m, groups).
     """
 
@@ -157,7 +157,10 @@ class Cohorts:
     members: Tensor
 
     def round(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Clients (S or 1, m), weights and directions carried (S or 1, m, r_max) of round t."""
+        """Return the clients, weights and carried directions of round t.
+
+        Shapes (S or 1, m), (S or 1, m) and (S or 1, m, r_max).
+        """
         members = self.members[:, t % self.members.shape[1]][..., self.groups]
         row = t % self.clients.shape[1]
         return self.clients[:, row], self.weights[:, row], members
@@ -166,9 +169,9 @@ class Cohorts:
 def draw(
     scenario: Scenario, seeds: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> Cohorts:
-    """The cohorts of one run per seed."""
+    """Return the cohorts of one run per seed."""
     federation = scenario.federation
-    if federation.sampling == "full":  # every round alike: one row stands for all
+    if federation.sampling == "full":  # all rounds are equal: one row represents them
         counts = np.ones((1, 1, federation.num_clients), dtype=np.int64)
     else:
         counts = np.stack([cohort_counts(scenario, seed) for seed in seeds])
@@ -189,30 +192,29 @@ def draw(
 def _random_members(
     scenario: Scenario, seeds: Sequence[int], ranks: Tensor, clients: Tensor
 ) -> Tensor:
-    """Directions of every slot under random allocation, (S, T, m, r_max)."""
+    """Return the directions of each slot under random allocation, (S, T, m, r_max)."""
     scores = torch.from_numpy(np.stack([allocation_scores(scenario, seed) for seed in seeds]))
     slots = clients.expand(*scores.shape[:2], -1)
     index = slots.unsqueeze(-1).expand(*slots.shape, scores.shape[-1])
-    # Only who takes part is sorted.
+    # Sort participants only.
     return carried_directions(ranks[slots], scores.to(clients.device).gather(2, index))
 
 
-# The spectral round client by client, for what has no shortcut through the cohort's sum.
+# The round client by client, for rules that are not a function of the cohort's sum.
 #
-# The global update is `x + z` in every direction: x in the adapter, z in the base. A client
-# brings the total to `a (x + z) + b`, or where its own training takes it, and returns its
-# adapter, that less z: y. Averaged as products the adapters give `sum w y`; averaged factor by
-# factor, where an amplitude sits half in A, `sqrt|y|`, and half in B, `sgn(y) sqrt|y|`, they give
-# the product of the two averages.
+# The global update is `x + z` in every direction: x in the adapter, z in the base. A client changes
+# the total to `a (x + z) + b`, or to the result of its training, and returns y, that value minus z.
+# Product-space averaging of the adapters gives `sum w y`. Factor-space averaging, where A holds
+# `sqrt|y|` and B holds `sgn(y) sqrt|y|`, gives the product of the two averages.
 
-# What clients make of the total: round, runs (S, 1), clients (S or 1, m) and the total (S, 1,
-# r_max) to (S, m, r_max).
+# Local change of the total. Arguments: round, runs (S, 1), clients (S or 1, m), total (S, 1,
+# r_max); result: (S, m, r_max).
 Local = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class AffineClients:
-    """Clients who bring the total to `a x + b`.
+    """Clients that change the total to `a x + b`.
 
     Args:
         gains: (S, T or 1, K, r_max).
@@ -223,14 +225,14 @@ class AffineClients:
     drifts: Tensor
 
     def __call__(self, t: int, runs: Tensor, clients: Tensor, total: Tensor) -> Tensor:
-        """Amplitudes that the clients of round t reach."""
+        """Return the amplitudes that the clients of round t reach."""
         gain = self.gains[:, t % self.gains.shape[1]][runs, clients]
         return gain * total + self.drifts[:, t % self.drifts.shape[1]][runs, clients]
 
 
 @dataclass(frozen=True, eq=False)
 class FittingClients:
-    """Clients who follow the flow to targets of their own, alike in every round.
+    """Clients that follow the flow to their own targets, the same in every round.
 
     Args:
         local: coefficients (S, K, r_max).
@@ -239,7 +241,7 @@ class FittingClients:
     local: LocalMap
 
     def __call__(self, t: int, runs: Tensor, clients: Tensor, total: Tensor) -> Tensor:
-        """Amplitudes that the clients of round t reach."""
+        """Return the amplitudes that the clients of round t reach."""
         return self.local.of(runs, clients)(total)
 
 
@@ -250,20 +252,20 @@ def run_clients(
     cohorts: Cohorts,
     local: Local,
 ) -> Tensor:
-    """Amplitudes of the whole update, round by round.
+    """Return the amplitudes of the whole update, computed client by client.
 
     Args:
         scenario: the federation, its allocation and its policy.
         rule: the server rule.
         initial: (S, r_max).
-        cohorts: who takes part, with which weight and which directions.
-        local: what every client brings the total to.
+        cohorts: participants with their weights and directions.
+        local: the local change of each client.
 
     Returns:
         (S, T + 1, r_max).
 
     Raises:
-        InputError: if a direction stays without contributors under `empty_partition='error'`.
+        InputError: if a direction has no contributors under `empty_partition='error'`.
     """
     zero = torch.zeros_like(initial)
     x, z = (zero, initial) if rule.space == "none" else (initial, zero)
@@ -289,15 +291,15 @@ def run_clients(
 
 
 def average_amplitudes(rule: AggregationRule, y: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """What the server makes of adapters that share a basis.
+    """Return the server's average of adapters that share a basis.
 
     Args:
         rule: the server rule.
-        y: amplitudes of the clients' adapters, (S, m, r_max), zero where a client has none.
+        y: amplitudes of the clients' adapters, (S, m, r_max), zero where not carried.
         shares: the rule's weights, (S, m, r_max).
 
     Returns:
-        The new adapter and what the base gains, each (S, r_max).
+        The new adapter and the increment of the base, each (S, r_max).
     """
     exact = (shares * y).sum(1)
     adapter = exact
@@ -312,7 +314,7 @@ def average_amplitudes(rule: AggregationRule, y: Tensor, shares: Tensor) -> tupl
 
 
 def _kept_residual(rule: AggregationRule, residual: Tensor) -> Tensor:
-    """What the rule keeps of a residual that is diagonal in the basis, (S, r_max)."""
+    """Return the part of a residual, diagonal in the basis, that the rule keeps, (S, r_max)."""
     ones = torch.ones_like(residual)
     exact = LowRankProduct([(torch.diag_embed(residual), torch.diag_embed(ones))], ones)
     kept = rule.compress(exact)
@@ -330,17 +332,17 @@ def _refuse_empty(scenario: Scenario, empty: Tensor, t: int) -> None:
         )
 
 
-# One round of one direction as a random affine map, and the loop that applies it to a batch.
+# The round as a random affine map of each amplitude, and the loop that applies it to a batch.
 #
 # The clients of a cohort return `a_k x + b_k`; in product space the server forms their weighted
 # sum. With fresh independent Gaussian gains and drifts that sum is itself Gaussian given the
-# cohort, with mean `(g x + c) sum w` and variance `(nu**2 x**2 + tau**2) sum w**2`, so that one
-# normal draw per direction replaces one per client: exact in law, and K times cheaper.
+# cohort, with mean `(g x + c) sum w` and variance `(nu**2 x**2 + tau**2) sum w**2`. One normal draw
+# per direction therefore replaces one per client: the distribution is exact, at 1/K of the cost.
 
 
 @dataclass(frozen=True, eq=False)
 class Recursion:
-    """`x' = alpha x + beta + hypot(gamma x, delta) z`, per run, round and direction.
+    """Recursion `x' = alpha x + beta + hypot(gamma x, delta) z`, per run, round and direction.
 
     Args:
         initial: amplitudes at round 0, (S, r_max).
@@ -356,7 +358,7 @@ class Recursion:
     noise: Tensor
 
     def run(self) -> Tensor:
-        """Amplitudes of every round, (S, T + 1, r_max)."""
+        """Return the amplitudes of each round, (S, T + 1, r_max)."""
         x = self.initial
         states = [x]
         for t in range(self.alpha.shape[1]):
@@ -369,7 +371,7 @@ class Recursion:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Recursion]) -> Recursion:
-        """One batch of several, along the first dimension."""
+        """Return several batches as one, concatenated along the first dimension."""
         if len(parts) == 1:
             return parts[0]
         names = [f.name for f in fields(cls)]
@@ -378,7 +380,7 @@ class Recursion:
 
 @dataclass(frozen=True, eq=False)
 class CohortShares:
-    """The rule's weights of drawn cohorts.
+    """A rule's weights of drawn cohorts.
 
     Args:
         clients: client in each cohort slot, (S or 1, T or 1, m).
@@ -392,10 +394,10 @@ class CohortShares:
 
     @classmethod
     def of(cls, scenario: Scenario, rule: AggregationRule, cohorts: Cohorts) -> CohortShares:
-        """Ask the rule for its weights of drawn cohorts.
+        """Return the rule's weights of drawn cohorts.
 
         Raises:
-            InputError: if a partition stays without contributors under `empty_partition='error'`.
+            InputError: if a partition has no contributors under `empty_partition='error'`.
         """
         shares = rule.direction_weights(cohorts.weights, cohorts.members)
         result = cls(cohorts.clients, shares, cohorts.groups)
@@ -416,15 +418,18 @@ class CohortShares:
             )
 
     def total(self) -> Tensor:
-        """`sum_k w_k`, (S, T, r_max)."""
+        """Return `sum_k w_k`, (S, T, r_max)."""
         return self.shares.sum(-2)[..., self.groups]
 
     def squares(self) -> Tensor:
-        """`sum_k w_k**2`, (S, T, r_max)."""
+        """Return `sum_k w_k**2`, (S, T, r_max)."""
         return self.shares.square().sum(-2)[..., self.groups]
 
     def mean_of(self, values: Tensor) -> Tensor:
-        """`sum_k w_k y_k`, (S, T, r_max), for values (S, K, r_max) that stay every round."""
+        """Return `sum_k w_k y_k`, (S, T, r_max).
+
+        For values (S, K, r_max) that are equal in all rounds.
+        """
         runs = torch.arange(len(values), device=values.device)[:, None, None]
         return torch.cat(
             [
@@ -439,9 +444,9 @@ class CohortShares:
         )
 
 
-# Runs of the spectral fidelity: many seeds and many scenarios in one batch
+# Batched runs
 
-# Numbers held at once by the largest array of a batch: 160 MB in float64.
+# Most numbers in the largest array of a batch: 160 MB in float64.
 BATCH_ELEMENTS = 20_000_000
 
 
@@ -451,12 +456,12 @@ def run_spectral(
     seeds: Sequence[int],
     on_progress: Callable[[float], object] = lambda runs: None,
 ) -> list[NDArray[np.float64]]:
-    """Amplitudes of every scenario, seed, round and direction.
+    """Return the amplitudes of each scenario, seed, round and direction.
 
     A run whose amplitudes leave the range of float32 is computed in float64.
 
-    Runs that share rounds, r_max, dtype and device advance together; batching never changes a
-    run, whose draws come from its own seed.
+    Runs with equal rounds, r_max, dtype and device advance together. Batching does not change the
+    result of a run, whose draws follow from its own seed.
 
     Args:
         scenarios: any number of spectral scenarios.
@@ -465,17 +470,17 @@ def run_spectral(
         on_progress: called with the number of runs finished since the last call.
 
     Returns:
-        For each scenario an array (S, T + 1, r_max), signed amplitudes.
+        For each scenario an array (S, T + 1, r_max) of signed amplitudes.
 
     Raises:
-        InputError: for the quadratic loss under a rule that has no exact map.
+        InputError: for the quadratic loss under a rule without an exact map.
     """
     found = _run_all(scenarios, rule, seeds, on_progress)
     for index, scenario in enumerate(scenarios):
         if scenario.dtype == "float64":
             continue
         lost = np.flatnonzero(leaves_range(found[index])).tolist()
-        if lost:  # those runs again, in a dtype that holds them
+        if lost:  # repeat those runs in float64
             again = [seeds[k] for k in lost]
             (found[index][lost],) = _run_all([scenario.replace(dtype="float64")], rule, again)
     return found
@@ -487,7 +492,7 @@ def _run_all(
     seeds: Sequence[int],
     on_progress: Callable[[float], object] = lambda runs: None,
 ) -> list[NDArray[np.float64]]:
-    """All runs, each in its scenario's dtype."""
+    """Return the amplitudes of all runs, each in its scenario's dtype."""
     if any(map(_fits, scenarios)):
         refuse_flow(rule)
     results: list[list[NDArray[np.float64]]] = [[] for _ in scenarios]
@@ -524,12 +529,12 @@ def _run_all(
 
 def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> list[Sequence[int]]:
     federation, r_max = scenario.federation, scenario.federation.r_max
-    if scenario.allocation == "random":  # scores of every client, the cohort's sorted
+    if scenario.allocation == "random":  # scores of all clients, those of the cohort sorted
         per_round = (federation.num_clients + 6 * federation.max_cohort) * r_max
     else:
         per_round = max(federation.max_cohort * r_max, federation.num_clients)
     per_run = scenario.rounds * per_round
-    if _needs_clients(scenario, rule):  # gains and drifts, drawn, stacked and moved
+    if _needs_clients(scenario, rule):  # gains and drifts: drawn, stacked and moved
         fresh = _is_noisy(scenario) and scenario.heterogeneity == "fresh"
         per_run += 6 * (scenario.rounds if fresh else 1) * federation.num_clients * r_max
     size = max(1, BATCH_ELEMENTS // per_run)
@@ -537,10 +542,10 @@ def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> 
 
 
 def _needs_clients(scenario: Scenario, rule: AggregationRule) -> bool:
-    """Whether a round is no affine map of the amplitude that the cohort's sum would give.
+    """Return True if a round is not an affine map of the amplitude of the cohort's sum.
 
-    Factor averages of unlike clients are nonlinear in them; weights from norms and clients' own
-    choice of directions depend on the state; and a residual in the base is a state of its own.
+    Factor-space averages of unequal clients are nonlinear. Weights from norms, and directions that
+    the clients choose, depend on the state. A residual in the base is a further state.
     """
     if _fits(scenario):
         return not _has_common_flow(scenario, rule)
@@ -550,12 +555,12 @@ def _needs_clients(scenario: Scenario, rule: AggregationRule) -> bool:
 
 
 def _fits(scenario: Scenario) -> bool:
-    """Whether clients train on a target, which makes them no affine map."""
+    """Return True if clients train on a target, so that they are not an affine map."""
     return scenario.local_loss == "quadratic"
 
 
 def _has_common_flow(scenario: Scenario, rule: AggregationRule) -> bool:
-    """Whether all clients of a round return one amplitude, and only weights tell them apart."""
+    """Return True if all clients of a round return the same amplitude and differ in weight only."""
     alike = scenario.target_std == 0 and scenario.allocation != "importance"
     return _fits(scenario) and alike and not rule.weights_from_norms
 
@@ -565,13 +570,13 @@ def _is_noisy(scenario: Scenario) -> bool:
 
 
 def _put(scenario: Scenario, values: ArrayLike) -> Tensor:
-    """Arrays stacked, in the run's dtype and on its device, which may know no float64."""
+    """Return stacked arrays in the run's dtype on its device, which may not support float64."""
     dtype = torch_dtype(scenario.dtype)
     return torch.from_numpy(np.asarray(values)).to(dtype).to(resolve_device(scenario.device, dtype))
 
 
 def _draws(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Gains and drifts of every client, each (S, T or 1, K, r_max)."""
+    """Return gains and drifts of all clients, each (S, T or 1, K, r_max)."""
     draws = [client_draws(scenario, seed) for seed in seeds]
     return _put(scenario, [d.gain for d in draws]), _put(scenario, [d.drift for d in draws])
 
@@ -598,7 +603,7 @@ def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) 
             size = (scenario.rounds, max(scenario.ranks))
             draws = [stream(seed, "aggregate_noise").standard_normal(size) for seed in seeds]
             noise = _put(scenario, draws)
-    if rule.space == "none":  # the base keeps what it has, and only the increment is averaged
+    if rule.space == "none":  # the base keeps its value; only the increment is averaged
         alpha = alpha + (1 - total)
     if rule.has_empty_partition_policy and scenario.empty_partition == "carry":
         empty = total == 0
@@ -624,7 +629,7 @@ def _run_clients(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
 
 
 def _run_flow(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Tensor:
-    """Runs of clients with equal targets."""
+    """Return the amplitudes of runs whose clients have equal targets."""
     total = CohortShares.of(scenario, rule, _cohorts(scenario, seeds)).total()
     carries = rule.has_empty_partition_policy and scenario.empty_partition == "carry"
     local = _local_map(scenario, rule, _put(scenario, scenario.target_amplitudes))

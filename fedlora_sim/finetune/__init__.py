@@ -1,3 +1,3 @@
-"""Training fidelity: federated LoRA fine-tuning, all clients of a cohort in one pass."""
+"""Training fidelity: federated LoRA fine-tuning, with all clients of a cohort in one pass."""
 
 from __future__ import annotations

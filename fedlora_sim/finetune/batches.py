@@ -1,9 +1,9 @@
-"""Batches of local training, and the random draws of a training run.
+"""Batches of local training, and the other random draws of a training run.
 
-A client shuffles its samples anew every epoch, with its own generator, and cuts each epoch into
-batches; the last one may be short. The plan of a cohort is rectangular: a short batch is filled
-up with a sample of its own that does not count. Another client's would not do: were it not finite,
-zero times infinity would reach this one's gradient.
+A client shuffles its samples every epoch with its own generator and divides each epoch into
+batches; the last one may be short. The plan of a cohort is rectangular: short batches are padded
+with one of the client's own samples, which does not count. A sample of another client could be
+non-finite, and zero times infinity would reach this client's gradient.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from fedlora_sim.tasks.task import Examples
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which samples every client sees at every step.
+    """The samples of each client at each step.
 
     Args:
         index: sample indices, int64 of shape (steps, K, b).
-        real: whether a sample is one of its client's batch, or a filler; boolean (steps, K, b).
-        num_steps: steps of every client, int64 of shape (K,); beyond it everything is filler.
+        real: whether a sample belongs to its client's batch or is padding; boolean (steps, K, b).
+        num_steps: steps of each client, int64 of shape (K,); later entries are padding.
     """
 
     index: np.ndarray
@@ -45,10 +45,10 @@ class BatchPlan:
     num_steps: np.ndarray
 
     def take(self, order: np.ndarray) -> BatchPlan:
-        """The plan of the clients `order`, in that order, without steps and places that none has.
+        """Return the plan of the clients `order`, in that order, without unused steps and places.
 
         Args:
-            order: their places, (K',).
+            order: positions of the clients, (K',).
         """
         num_steps = self.num_steps[order]
         steps = int(num_steps.max())
@@ -60,7 +60,7 @@ class BatchPlan:
 def client_streams(
     seed: int, round_index: int, clients: Sequence[int]
 ) -> tuple[np.random.Generator, ...]:
-    """One generator per client of a round, the same whoever else takes part.
+    """Return one generator per client of a round, independent of the other participants.
 
     Args:
         seed: the run's seed.
@@ -84,14 +84,14 @@ def plan_batches(
     """Draw the batches of one round.
 
     Args:
-        samples: for every client, its sample indices, shape (n_k,), not empty.
+        samples: sample indices of each client, shape (n_k,), not empty.
         rngs: one generator per client; advanced by whole epochs.
         batch_size: samples per batch.
-        local_steps: steps of every client, over as many epochs as that takes; or
-        local_epochs: epochs of every client. Exactly one of the two is given.
+        local_steps: steps of each client, over as many epochs as necessary; or
+        local_epochs: epochs of each client. Exactly one of the two is given.
 
     Returns:
-        The plan; b is the longest batch that occurs.
+        The plan; b is the length of the longest batch.
 
     Raises:
         InputError: unless exactly one of `local_steps` and `local_epochs` is given, or if there is
@@ -119,10 +119,10 @@ def plan_batches(
 
 
 def every_sample(samples: Sequence[np.ndarray], batch_size: int) -> BatchPlan:
-    """A plan that meets every sample once, in order.
+    """Return a plan that visits each sample once, in order.
 
     Args:
-        samples: for every client, its sample indices, shape (n_k,), not empty.
+        samples: sample indices of each client, shape (n_k,), not empty.
         batch_size: samples per batch.
     """
     sizes = np.array([len(own) for own in samples])
@@ -142,7 +142,7 @@ def _batches(
     local_steps: int | None,
     local_epochs: int | None,
 ) -> Iterator[np.ndarray]:
-    """One client's batches: whole epochs of them, or the first `local_steps`."""
+    """Yield one client's batches: of whole epochs, or the first `local_steps`."""
     per_epoch = -(-len(samples) // batch_size)
     epochs = -(-local_steps // per_epoch) if local_steps is not None else local_epochs or 0
     cuts = range(batch_size, len(samples), batch_size)
@@ -184,7 +184,7 @@ def highest_rate(scenario: Scenario) -> float:
 
 
 def client_rates(scenario: Scenario, clients: NDArray[np.int64]) -> Tensor | None:
-    """Learning rates of these clients, (m,), where the scenario gives clients their own."""
+    """Return the learning rates of these clients, (m,), if the scenario sets them per client."""
     rates = scenario.client_learning_rates
     if rates is None:
         return None
@@ -192,18 +192,18 @@ def client_rates(scenario: Scenario, clients: NDArray[np.int64]) -> Tensor | Non
 
 
 def check_rates(rates: Sequence[float], num_clients: int) -> tuple[float, ...]:
-    """Learning rates of single clients: one per client, positive and finite."""
+    """Return the learning rates per client: one per client, positive and finite."""
     values = tuple(check_positive("learning_rates", rate) for rate in rates)
     if len(values) != num_clients:
         raise expected("learning_rates", list(values), f"{num_clients} rates, one per client")
     return values
 
 
-# The random draws of a training run besides cohorts and batches: split, initial A, masks
+# Other random draws of a training run: split, initial A, masks
 
 
 def split_clients(scenario: Scenario, examples: Examples, seed: int) -> list[np.ndarray]:
-    """Sample indices of every client."""
+    """Return the sample indices of each client."""
     rng, clients = stream(seed, "split"), len(scenario.ranks)
     if scenario.split == "dirichlet":
         return dirichlet_split(examples.skew_classes, clients, scenario.dirichlet_alpha, rng)
@@ -211,16 +211,17 @@ def split_clients(scenario: Scenario, examples: Examples, seed: int) -> list[np.
         return pathological_split(examples.skew_classes, clients, scenario.classes_per_client, rng)
     if scenario.split == "by_writer":
         return writer_split(examples.groups, clients, rng)
-    any_class = np.zeros(len(examples), dtype=np.int64)  # these two look at no class
+    any_class = np.zeros(len(examples), dtype=np.int64)  # these two ignore classes
     if scenario.split == "quantity":
         return quantity_split(any_class, clients, scenario.quantity_alpha, rng)
     return iid_split(any_class, clients, rng)
 
 
 def initial_lora_a(seed: int, layer: str, rank: int, d_in: int, t: int = 0) -> NDArray[np.float64]:
-    """LoRA's initial A, (rank, d_in): uniform within 1/sqrt(d_in), as PEFT's Kaiming draw is.
+    """Return LoRA's initial A, (rank, d_in), uniform within 1/sqrt(d_in) as PEFT's Kaiming draw.
 
-    Rounds t beyond the first draw another one, for rules whose clients start afresh every round.
+    Rounds t after the first give other draws, for rules whose clients start every round with a
+    fresh adapter.
     """
     bound = d_in**-0.5
     purpose = ("lora_A", layer, t) if t else ("lora_A", layer)
@@ -228,11 +229,14 @@ def initial_lora_a(seed: int, layer: str, rank: int, d_in: int, t: int = 0) -> N
 
 
 def sparse_entries(seed: int, layer: str, size: int, density: float) -> NDArray[np.int64]:
-    """Entries of a flattened weight that SLoRA's first stage trains: exactly the share, or one."""
+    """Return the entries of a flattened weight that SLoRA's first stage trains.
+
+    Exactly the given share of them, at least one.
+    """
     count = max(1, round(density * size))
     return stream(seed, "slora mask", layer).permutation(size)[:count]
 
 
 def sparse_batches_seed(seed: int) -> int:
-    """Seed of the sparse stage's batches, which must not be those of the LoRA rounds."""
+    """Return the seed of the sparse stage's batches, which differs from that of the LoRA rounds."""
     return int(stream(seed, "slora batches").integers(2**62))

@@ -1,8 +1,8 @@
-"""A run on disk, round by round, so that it continues from there to the same end, bit by bit.
+"""Checkpoints of a run, from which it continues to the same result, bit by bit.
 
-Every random draw follows from the seed, the round and the client alone: the result of a round is
-its measures and the global update, and no generator has a state to keep. Every file is written
-atomically and holds its checksum; the state comes last, and says that its round is done.
+Every random draw follows from the seed, the round and the client, so that the state of a round is
+its metrics and the global update, without generator states. Every file is written atomically with
+its checksum. The state is written last and marks its round as complete.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def run_description(
     *,
     is_given: bool,
 ) -> dict[str, Any]:
-    """Everything that a run depends on.
+    """Return everything on which a run depends.
 
     Args:
         scenario: its scenario.
-        rule: the server rule; the code of one from outside is part of it.
+        rule: the server rule; for an external rule its code is included.
         seed: its seed.
         content: digests of its model and data.
-        is_given: whether the caller gave the task; it is the scenario's otherwise.
+        is_given: whether the caller passed the task; otherwise it is the scenario's.
     """
     described = {**scenario.to_attrs(), "rule": rule.label, "seed": seed, **code_versions()}
     if is_given:
@@ -76,14 +76,14 @@ def run_description(
 
 
 class OtherRunError(InputError):
-    """A folder holds another run than the one that was asked for."""
+    """The folder contains another run than the requested one."""
 
 
 def drop_other_run(folder: Path, error: OtherRunError) -> None:
-    """Remove unfinished runs of ours from a folder: they cannot be continued on this machine.
+    """Remove unfinished runs of this project that cannot be continued on this machine.
 
     Raises:
-        OtherRunError: the error, if there are none.
+        OtherRunError: the given error, if there are none.
     """
     runs = [path.parent for path in folder.glob(f"*/{RUN_FILE}")]
     if not runs:
@@ -98,14 +98,14 @@ class Checkpoints:
     """The folder of one run.
 
     Args:
-        folder: made when the run starts.
-        described: everything that the run depends on, JSON-serialisable.
-        keep: states of `all` rounds, from which any client of any round can be had again, or of
-            the `last` one and the start only.
+        folder: created when the run starts.
+        described: everything on which the run depends, JSON-serialisable.
+        keep: store the states of `all` rounds, from which any client of any round can be
+            recomputed, or only the `last` one and the start.
         but_for: entries of `described` that may differ.
 
     Raises:
-        OtherRunError: if the folder holds another run, naming the first thing that differs.
+        OtherRunError: if the folder contains another run; names the first difference.
     """
 
     def __init__(
@@ -128,17 +128,17 @@ class Checkpoints:
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
-        """Hold the folder's lock; first remove what a killed process was writing."""
+        """Hold the folder's lock; first remove temporary files of killed processes."""
         with only_writer(self.folder, "checkpoints"):
             remove_stale(self.folder)
             yield
 
     def last_round(self) -> int | None:
-        """The last round whose state is here, 0 for the start; None if there is none."""
+        """Return the last round with a stored state, 0 for the start; None if there is none."""
         return max(state_rounds(self.folder), default=None)
 
     def save(self, t: int, state: GlobalUpdate, row: Row) -> None:
-        """Keep what round t has left behind."""
+        """Store the result of round t."""
         tensors = {name: torch.from_numpy(values.copy()) for name, values in row.items()}
         _write(_measures_file(self.folder, t), tensors)
         _write(_state_file(self.folder, t), *_flat(state))
@@ -148,7 +148,7 @@ class Checkpoints:
                     _state_file(self.folder, older).unlink()
 
     def rows(self, last: int) -> list[Row]:
-        """Measures of the rounds 0 to `last`."""
+        """Return the metrics of rounds 0 to `last`."""
         return [self._row(t) for t in range(last + 1)]
 
     def _row(self, t: int) -> Row:
@@ -157,12 +157,12 @@ class Checkpoints:
         return {name: x.numpy() for name, x in tensors.items()}
 
     def state(self, t: int, device: torch.device) -> GlobalUpdate:
-        """The global update after round t."""
+        """Return the global update after round t."""
         return load_state(self.folder, t, device)
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:
-    """What the run in a folder depends on; None if there is no run.
+    """Return the description of the run in a folder; None if there is no run.
 
     Raises:
         InputError: if the file is damaged.
@@ -181,16 +181,16 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 
 def state_rounds(folder: Path) -> list[int]:
-    """Rounds whose state is in a folder, ascending."""
+    """Return the rounds with a stored state, ascending."""
     named = (re.fullmatch(r"state-(\d{5,})\.safetensors", path.name) for path in folder.glob("*"))
     return sorted(int(found[1]) for found in named if found)
 
 
 def load_state(folder: Path, t: int, device: torch.device) -> GlobalUpdate:
-    """The global update after round t.
+    """Return the global update after round t.
 
     Raises:
-        InputError: if that state is not there, with those that are.
+        InputError: if that state is not stored; names those that are.
     """
     path = _state_file(folder, t)
     if not path.exists():
@@ -228,7 +228,7 @@ def _state_file(folder: Path, t: int) -> Path:
 
 
 def _flat(state: GlobalUpdate) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by key, and what is no tensor."""
+    """Return the tensors by key, and all other values."""
     tensors: dict[str, Tensor] = {}
     for name, factors in state.adapters.items():
         tensors |= {f"A.{name}": factors.lora_A, f"B.{name}": factors.lora_B}
@@ -246,15 +246,16 @@ def _write(
 ) -> None:
     more = dict(metadata or {})
     told = {**more, CHECKSUM: _checksum(tensors, more)}
-    # One entry: safetensors writes several in any order, and files would differ from run to run.
+    # One entry: safetensors writes several in arbitrary order, so that files would differ between
+    # runs.
     write_tensors(path, tensors, {ENTRY: json.dumps(told, sort_keys=True)})
 
 
 def _read(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `_write` wrote.
+    """Return the tensors and metadata of a file that `_write` wrote.
 
     Raises:
-        InputError: if it is damaged or missing, with the remedy.
+        InputError: if it is damaged or missing; includes the remedy.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""What clients and server exchange: received adapters, uploads and the global update."""
+"""Exchange between clients and server: received adapters, uploads and the global update."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ SVD = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class GlobalUpdate:
-    """`dW = adapter + base` of every adapted module; every tensor contiguous.
+    """`dW = adapter + base` of all adapted modules; all tensors are contiguous.
 
     Args:
         adapters: module name to the global adapter, rank r_max.
         base: module name to the accumulated correction of the frozen weight, (d_out, d_in); empty
-            under rules that leave the base alone.
-        heads: name of every module that clients train whole to its weight and bias.
-        kept: module name to what the rule keeps for it from round to round.
+            under rules without a base correction.
+        heads: name of each module that clients train as a whole to its weight and bias.
+        kept: module name to the rule's state for it.
     """
 
     adapters: Mapping[str, LoRAFactors]
@@ -50,7 +50,8 @@ class GlobalUpdate:
     kept: Mapping[str, State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # As a file gives them back: other strides are other sums, hence other last digits.
+        # Contiguous, as when read from a file: other strides change the order of sums, hence the
+        # last bits.
         adapters = {
             name: LoRAFactors(f.lora_A.contiguous(), f.lora_B.contiguous(), f.scaling)
             for name, f in self.adapters.items()
@@ -67,7 +68,7 @@ class GlobalUpdate:
             object.__setattr__(self, name, values)
 
     def rule_state(self, module: str) -> State:
-        """What the rule keeps for a module."""
+        """Return the rule's state for a module."""
         return self.kept.get(module, NO_STATE)
 
     def after(
@@ -75,7 +76,7 @@ class GlobalUpdate:
         results: Mapping[str, Aggregated],
         heads: Heads | None = None,
     ) -> GlobalUpdate:
-        """The global update after a round with these results, and with these heads."""
+        """Return the global update after a round with these results and heads."""
         base = dict(self.base)
         for name, result in results.items():
             if result.base is not None:
@@ -86,14 +87,14 @@ class GlobalUpdate:
         return GlobalUpdate(adapters, base, self.heads if heads is None else heads, kept)
 
     def deltas(self) -> dict[str, Tensor]:
-        """The whole update of every module, dense."""
+        """Return the whole update of each module as a dense matrix."""
         return {
             name: f.delta() + self.base[name] if name in self.base else f.delta()
             for name, f in self.adapters.items()
         }
 
     def svd(self, r: int) -> dict[str, SVD]:
-        """Leading r triplets of the whole update of every module."""
+        """Return the leading r triplets of the whole update of each module."""
         found = {}
         for name, factors in self.adapters.items():
             if name in self.base:
@@ -104,21 +105,21 @@ class GlobalUpdate:
         return found
 
     def merged(self, task: Task) -> Task:
-        """The task with the corrections in its model's weights: what clients train on."""
+        """Return the task with the base corrections merged, on which clients train."""
         if not self.base:
             return task
         model = merged_copy(task.model, self.base)
         return replace(task, model=model)
 
 
-# Which directions every client of a cohort receives, layer by layer
+# Allocation: the directions that each client receives, layer by layer
 
 Positions = dict[str, list[Tensor]]
 """Module name -> for every client of the cohort the rank indices that it receives, (r_k,)."""
 
 
 class Directions:
-    """The scenario's allocation for one run."""
+    """Allocation of directions in one run."""
 
     def __init__(self, scenario: Scenario, seed: int, r_max: int) -> None:
         self.scenario, self.seed, self.r_max = scenario, seed, r_max
@@ -136,15 +137,15 @@ class Directions:
         start: Stack,
         samples: Sequence[NDArray[np.int64]],
     ) -> Positions:
-        """Rank indices of every client, ascending.
+        """Return the rank indices of each client, ascending.
 
         Args:
             t: the round.
             clients: the cohort, (m,).
             ranks: their ranks.
             task: model and data, for `importance`.
-            start: what they would start from with all r_max components.
-            samples: sample indices of every client.
+            start: starting point of the clients with all r_max components.
+            samples: sample indices of each client.
         """
         own = torch.tensor(ranks)
         if self.scenario.allocation == "svd":
@@ -165,16 +166,16 @@ class Directions:
 def gradient_norms(
     task: Task, start: Stack, samples: Sequence[NDArray[np.int64]], scenario: Scenario
 ) -> dict[str, Tensor]:
-    """Norm of every client's gradient along every direction of the global adapter.
+    """Return the norm of each client's gradient along each direction of the global adapter.
 
-    A direction is the pair `(b_i, a_i)`: its gradient is that of the client's mean loss over all
-    of its samples with respect to the two vectors together.
+    A direction is the pair `(b_i, a_i)`. Its gradient is that of the client's mean loss over all of
+    its samples with respect to both vectors together.
 
     Args:
         task: model and data.
-        start: the global adapter of every module, all r_max components, once per client.
+        start: the global adapter of each module, all r_max components, once per client.
         samples: sample indices of the K clients.
-        scenario: no more samples and clients at a time than in training.
+        scenario: limits samples and clients in memory, as in training.
 
     Returns:
         Module name to (K, r_max).
@@ -200,7 +201,7 @@ def _stack_norms(
 
 
 def _norms(layer: torch.nn.Module) -> Tensor:
-    assert isinstance(layer, StackedLoRALinear)  # attach put it there
+    assert isinstance(layer, StackedLoRALinear)  # placed there by attach
     assert layer.lora_B.grad is not None  # always trained
     square = layer.lora_B.grad.square().sum(1)
     if layer.lora_A.grad is not None:
@@ -208,17 +209,17 @@ def _norms(layer: torch.nn.Module) -> Tensor:
     return square.sqrt()
 
 
-# What the clients of a round receive: their directions of the global adapter, and the heads
+# Download: the clients' directions of the global adapter, and the heads
 
 
 class Received:
-    """The server's side of a download, for one run.
+    """The server's download in one run.
 
     Args:
         scenario: allocation and scalings.
         rule: the server rule.
         task: the frozen model.
-        seed: of the run.
+        seed: seed of the run.
         r_max: rank of the global adapter.
     """
 
@@ -232,21 +233,21 @@ class Received:
         self.fresh = self._fresh_factors(0)
 
     def start_round(self, t: int) -> None:
-        """Draw the adapters of round t (from 0) where clients start every round afresh."""
+        """Draw fresh adapters for round t (from 0) if clients start every round with them."""
         if self.rule.space == "none":
             self.fresh = self._fresh_factors(t)
 
     def keep_frozen_a(self, state: GlobalUpdate) -> None:
-        """Under a rule that freezes A, a row that nobody sent back is still everybody's."""
+        """Keep rows of A that no client returned, under a rule that freezes A."""
         if self.rule.frozen_a:
             self.fresh = self.whole(state)
 
     def whole(self, state: GlobalUpdate, scaling: float = 1.0) -> dict[str, LoRAFactors]:
-        """The global adapter with all of its components, as a client would start from it.
+        """Return the global adapter with all components, as a client would start from it.
 
         Args:
             state: the global update.
-            scaling: of that client; the product is the same at all.
+            scaling: scaling of that client; the product does not depend on the scaling.
         """
         every = torch.arange(self.r_max, device=self.task.device)
         return {name: self.of_module(state, name, every, scaling) for name in state.adapters}
@@ -254,10 +255,10 @@ class Received:
     def of_module(
         self, state: GlobalUpdate, name: str, held: Tensor, scaling: float
     ) -> LoRAFactors:
-        """These components of a module's global adapter, in a client's scaling.
+        """Return the given components of a module's global adapter, in a client's scaling.
 
-        A direction of no energy would have both factors zero, where no gradient ever leads out; it
-        is sent as LoRA starts every direction, A random and B zero: the update stays as it is.
+        A direction without energy has two zero factors and therefore no gradient. It is sent as
+        LoRA initialises directions, A random and B zero, which does not change the update.
         """
         whole = state.adapters[name]
         own, lost = whole.select(held), whole.lost_columns()[held]
@@ -274,7 +275,7 @@ class Received:
         state: GlobalUpdate,
         task: Task,
     ) -> Positions:
-        """Rank indices that every client of the cohort receives, per layer.
+        """Return the rank indices that each client of the cohort receives, per layer.
 
         Args:
             t: the round, from 0.
@@ -282,13 +283,13 @@ class Received:
             ranks: their ranks.
             samples: their samples.
             state: the global update.
-            task: with the state's corrections in its weights.
+            task: model with the state's base corrections merged.
         """
         start = self.everything(state, len(clients))
         return self.directions.of(t, clients, ranks, task, start, samples)
 
     def everything(self, state: GlobalUpdate, clients: int) -> Stack:
-        """All components of the global adapter at scaling 1, once per client."""
+        """Return all components of the global adapter at scaling 1, once per client."""
         adapters: Adapters = {
             name: (f.lora_A.expand(clients, -1, -1), f.lora_B.expand(clients, -1, -1))
             for name, f in self.whole(state).items()
@@ -297,12 +298,12 @@ class Received:
         return Stack(adapters, ones, self.heads(state, clients), self.frozen)
 
     def stack(self, state: GlobalUpdate, positions: Positions, scalings: Sequence[float]) -> Stack:
-        """What a cohort starts from, padded to its highest rank.
+        """Return the starting point of a cohort, padded to its highest rank.
 
         Args:
             state: the global update.
-            positions: rank indices of every client, per layer.
-            scalings: LoRA scaling of every client.
+            positions: rank indices of each client, per layer.
+            scalings: LoRA scaling of each client.
         """
         adapters: Adapters = {}
         for name, held in positions.items():
@@ -317,14 +318,14 @@ class Received:
         return Stack(adapters, scaling, self.heads(state, len(scalings)), self.frozen)
 
     def heads(self, state: GlobalUpdate, clients: int) -> Heads:
-        """The server's heads, one copy per client."""
+        """Return the server's heads, one copy per client."""
         return {
             name: tuple(x.expand(clients, *x.shape) for x in own)
             for name, own in state.heads.items()
         }
 
     def _fresh_factors(self, t: int) -> dict[str, LoRAFactors]:
-        """What LoRA starts from, A random and B zero, per layer; its draw in round t."""
+        """Return LoRA's initial factors, A random and B zero, per layer, as drawn in round t."""
         fresh = {}
         for name in self.task.target_modules:
             d_out, d_in = linear_shape(find_linear(self.task.model, name))
@@ -335,16 +336,16 @@ class Received:
 
 
 def initial_heads(task: Task) -> Heads:
-    """The model's own heads, before anybody has trained them."""
+    """Return the model's own heads before training."""
     modules = {name: find_linear(task.model, name, "head_modules") for name in task.head_modules}
     return {name: tuple(p.detach() for p in m.parameters()) for name, m in modules.items()}
 
 
 def averaged_heads(trained: Heads, weights: NDArray[np.float64]) -> Heads:
-    """Mean of the clients' heads, weighted as their updates are.
+    """Return the mean of the clients' heads with the weights of their updates.
 
     Args:
-        trained: of the clients that take part, first axis K.
+        trained: heads of the participating clients, first axis K.
         weights: unnormalised, (K,).
     """
     share = torch.as_tensor(weights / weights.sum())
@@ -354,20 +355,20 @@ def averaged_heads(trained: Heads, weights: NDArray[np.float64]) -> Heads:
     }
 
 
-# What the clients of a round send back
+# Upload: the clients' updates
 
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """The updates of a cohort of m clients, of which some may have been dropped.
+    """Updates of a cohort of m clients, of which some may have been dropped.
 
     Args:
         clients: the cohort, (m,).
         weights: unnormalised aggregation weights, (m,); zero for dropped clients.
         kept: which clients were not dropped, boolean (m,).
-        updates: module name to the updates of the clients that were kept.
-        positions: module name to the rank indices that they stand at.
-        heads: theirs, first axis the clients that were kept.
+        updates: module name to the updates of the remaining clients.
+        positions: module name to the rank indices of their columns.
+        heads: their heads, first axis the remaining clients.
     """
 
     clients: NDArray[np.int64]
@@ -379,7 +380,7 @@ class Upload:
 
     @classmethod
     def nobody(cls, layers: Sequence[str]) -> Upload:
-        """Of the state before the first round."""
+        """Return the empty upload of the state before the first round."""
         none = np.zeros(0)
         return cls(none.astype(np.int64), none, none.astype(bool), {name: [] for name in layers})
 
@@ -393,13 +394,13 @@ class Upload:
         scalings: Sequence[float],
         positions: Positions,
     ) -> Upload:
-        """What is left of local training: the finite updates, cut to their clients' ranks.
+        """Return the finite updates of local training, truncated to their clients' ranks.
 
         Args:
             clients: the cohort, (m,).
             weights: unnormalised aggregation weights, (m,).
-            trained: what local training left behind.
-            ranks: with which the clients go on.
+            trained: result of local training.
+            ranks: ranks with which the clients continue.
             scalings: their LoRA scalings.
             positions: rank indices that they received, per layer.
         """

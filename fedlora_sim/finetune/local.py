@@ -1,4 +1,4 @@
-"""Local training: all clients of a cohort in one pass, and the checks before and after it."""
+"""Local training: all clients of a cohort in one pass, with checks before and after."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.targets import linear_shape, target_blocks
 from fedlora_sim.tasks.task import Task, logits_of
 
-# The optimiser of a stack: PyTorch's, elementwise and therefore each client's own
+# The optimizer of a stack: PyTorch's, which is elementwise and so independent per client
 
 
 class StackDescent:
-    """Steps of all clients of a stack at once, every client by its own gradient.
+    """Optimizer steps of all clients of a stack at once, each with its own gradient.
 
     Args:
-        modules: what the stack trains; parameters (K, ...).
-        scenario: optimiser, rate, decay and clipping.
-        rates: learning rate of every client, (K,); None for the scenario's.
+        modules: modules that the stack trains; parameters (K, ...).
+        scenario: optimizer, rate, decay and clipping.
+        rates: learning rate of each client, (K,); None for the scenario's.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class StackDescent:
     ) -> None:
         self.modules, self.scenario = modules, scenario
         self.optimizer = _optimizer(scenario, self._parameters())
-        # Every optimiser here moves by the rate times something that does not depend on the rate.
+        # Every step is the rate times a term that does not depend on the rate.
         self.share = None if rates is None else rates / highest_rate(scenario)
 
     def step(self, objective: Tensor) -> None:
-        """Move every client down the gradient of the summed objective."""
+        """Take one step of every client on the summed objective."""
         self.optimizer.zero_grad()
         objective.backward()
         parameters = self.optimizer.param_groups[0]["params"]
@@ -64,9 +64,9 @@ class StackDescent:
                     p.copy_(start + _per_client(self.share[: len(p)], p) * (p - start))
 
     def keep_first(self, num_clients: int) -> None:
-        """Let all but the first clients leave, with their share of the optimiser's state.
+        """Remove all but the first clients, with their part of the optimizer's state.
 
-        Setting their gradients to zero would not do: momentum would move them on.
+        Zero gradients would not suffice, because momentum would continue to move the parameters.
         """
         old = self._parameters()
         for module in self.modules:
@@ -85,17 +85,17 @@ class StackDescent:
 
 
 def clip_per_client(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
-    """Shorten every client's gradient to a norm, over all of its parameters together.
+    """Clip each client's gradient to a norm over all of its parameters.
 
-    As `torch.nn.utils.clip_grad_norm_` would for each client alone.
+    Equivalent to `torch.nn.utils.clip_grad_norm_` for each client separately.
 
     Args:
         parameters: (K, ...) each, with gradients; changed in place.
-        max_norm: the longest norm that is left as it is.
+        max_norm: largest norm that is not clipped.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     square = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
-    # The small term is PyTorch's own.
+    # The small term is PyTorch's.
     share = (max_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(_per_client(share, gradient))
@@ -107,7 +107,7 @@ def _per_client(values: Tensor, like: Tensor) -> Tensor:
 
 def _optimizer(scenario: Scenario, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     rate, decay = highest_rate(scenario), scenario.weight_decay
-    # One kernel for all factors where torch has it; elsewhere torch chooses.
+    # One kernel for all factors if torch has it; otherwise torch chooses.
     fused = True if parameters[0].device.type in ("cpu", "cuda") else None
     if scenario.optimizer == "sgd":
         return torch.optim.SGD(
@@ -117,19 +117,18 @@ def _optimizer(scenario: Scenario, parameters: list[nn.Parameter]) -> torch.opti
     return rule(parameters, lr=rate, weight_decay=decay, fused=fused)
 
 
-# HetLoRA's rank self-pruning: a client gives up the rank components that it does not need.
+# HetLoRA's rank self-pruning: a client gives up rank components that it does not need.
 #
 # The tail of a client of rank r is its components from `ceil(decay r)` on. Its size, the product
-# `||B_tail||_F ||A_tail||_F` summed over the adapted layers, is penalised in the local loss;
-# where local training leaves it smaller than it was, the client goes on with rank `ceil(decay
-# r)`.
+# `||B_tail||_F ||A_tail||_F` summed over the adapted layers, is penalised in the local loss. If
+# local training shrinks it, the client continues with rank `ceil(decay r)`.
 #
-# Source: Cho et al. 2024, arXiv 2401.06432, Sec. 3.2 (rank self-pruning). The paper speaks of one
+# Source: Cho et al. 2024, arXiv 2401.06432, Sec. 3.2 (rank self-pruning). The paper describes one
 # layer; the sum over layers, which keeps one rank per client, is ours.
 
 
 def pruned_rank(rank: int, decay: float) -> int:
-    """Rank that is left when the tail goes, at least 1."""
+    """Return the rank without the tail, at least 1."""
     return max(1, math.ceil(decay * rank))
 
 
@@ -138,8 +137,8 @@ class TailPenalty:
     """The tails of a cohort.
 
     Args:
-        mask: which padded rank components are a client's tail, (K, r).
-        factor: of the penalty.
+        mask: which padded rank components form a client's tail, (K, r).
+        factor: factor of the penalty.
     """
 
     mask: Tensor
@@ -147,18 +146,18 @@ class TailPenalty:
 
     @classmethod
     def of(cls, ranks: Sequence[int], decay: float, factor: float, like: Tensor) -> TailPenalty:
-        """Tails of clients of these ranks, in the dtype and on the device of `like`."""
+        """Return tails of clients with these ranks, in the dtype and on the device of `like`."""
         index = torch.arange(max(ranks), device=like.device)
         own = torch.tensor(ranks, device=like.device).unsqueeze(1)
         start = torch.tensor([pruned_rank(r, decay) for r in ranks], device=like.device)
         return cls(((index >= start.unsqueeze(1)) & (index < own)).to(like.dtype), factor)
 
     def take(self, order: np.ndarray) -> TailPenalty:
-        """The tails of the clients `order`, in that order."""
+        """Return the tails of the clients `order`, in that order."""
         return replace(self, mask=self.mask[torch.as_tensor(order)])
 
     def size(self, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Size of every client's tail, (K',), given stacked A and B of the first K' clients."""
+        """Return size of each client's tail, (K',), for stacked A and B of the first K' clients."""
         mask = self.mask[: len(layers[0][0])]
         total = mask.new_zeros(len(mask))
         for lora_a, lora_b in layers:
@@ -168,26 +167,26 @@ class TailPenalty:
         return total
 
     def shrank(self, before: Adapters, after: Adapters) -> list[bool]:
-        """Whether every client's tail is smaller after local training than before."""
+        """Return which clients' tails are smaller after local training than before."""
         sizes = [self.size(list(adapters.values())) for adapters in (before, after)]
         return (sizes[1] < sizes[0]).tolist()
 
 
-# What the clients of a cohort start local training from, and the loss of every one of them
+# The starting point of local training, and the loss of each client
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """What a cohort starts local training from, one slice of every tensor per client.
+    """The starting point of local training, one slice of every tensor per client.
 
     Args:
-        adapters: for every target module, `lora_A` (K, r, d_in) and `lora_B` (K, d_out, r),
+        adapters: for each target module, `lora_A` (K, r, d_in) and `lora_B` (K, d_out, r),
             zero-padded to the cohort's highest rank r.
-        scaling: LoRA scaling of every client, (K,).
-        heads: for every head module, weight (K, d_out, d_in) and bias (K, d_out), if any.
-        frozen: for modules of whose adapters something stays as it is, what.
+        scaling: LoRA scaling of each client, (K,).
+        heads: for each head module, weight (K, d_out, d_in) and bias (K, d_out), if any.
+        frozen: for modules with partly frozen adapters, the frozen part.
         tail: penalty on the clients' last rank components, added to their losses.
-        rates: learning rate of every client, (K,); None takes the scenario's for all.
+        rates: learning rate of each client, (K,); None uses the scenario's for all.
     """
 
     adapters: Adapters
@@ -198,7 +197,7 @@ class Stack:
     rates: Tensor | None = None
 
     def take(self, order: np.ndarray) -> Stack:
-        """The clients `order`, in that order."""
+        """Return the clients `order`, in that order."""
         at = torch.as_tensor(order)
         return replace(
             self,
@@ -210,7 +209,7 @@ class Stack:
         )
 
     def on(self, model: nn.Module, *, gradient_checkpointing: bool = False) -> nn.Module:
-        """The model with all of this in place; see `attach`."""
+        """Return the model with these adapters and heads in place; see `attach`."""
         return attach(
             model,
             self.adapters,
@@ -222,7 +221,10 @@ class Stack:
 
 
 def client_losses(task: Task, model: nn.Module, index: Tensor, real: Tensor) -> Tensor:
-    """Mean loss of every client on its own batch, (K,), in nats; arguments as `client_totals`."""
+    """Return the mean loss of each client on its own batch, (K,), in nats.
+
+    Arguments as for `client_totals`.
+    """
     total, count = client_totals(task, model, index, real)
     return total / count
 
@@ -230,25 +232,25 @@ def client_losses(task: Task, model: nn.Module, index: Tensor, real: Tensor) -> 
 def client_totals(
     task: Task, model: nn.Module, index: Tensor, real: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss of every client on its own batch, and what it is a sum over.
+    """Return the summed loss of each client on its own batch, and the number of terms.
 
     Args:
         task: data and objective.
         model: takes the K clients' samples client-major.
-        index: samples of every client, (K, b).
+        index: samples of each client, (K, b).
         real: which of them count, boolean (K, b).
 
     Returns:
-        Loss in nats, and samples or tokens, each (K,).
+        Loss in nats, and number of samples or tokens, each (K,).
     """
     batch = task.train.take(index.flatten())
     total, count = task.objective.losses(logits_of(model, batch.inputs), batch.labels)
-    # A filler is a sample too: `where` keeps it out even when its loss is not finite.
+    # A padding sample is a sample too: `where` excludes it even if its loss is not finite.
     total, count = (torch.where(real, x.view(real.shape), 0.0).sum(1) for x in (total, count))
     return total, count
 
 
-# How many clients fit side by side: the memory that one client's activations take, measured
+# Clients per stack: limited by the measured memory of one client's activations
 
 GIB = 2**30
 
@@ -256,19 +258,19 @@ GIB = 2**30
 def stacks_of(
     task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario
 ) -> list[NDArray[np.int64]]:
-    """The places of the clients of every stack that a cohort is trained in.
+    """Return the positions of the clients of each stack in which a cohort is trained.
 
-    Clients of the most steps come first: those that are still training are then always the first
-    ones of a stack.
+    Clients with most steps come first, so that those still training are always the first of a
+    stack.
 
     Args:
         task: model and data.
-        stack: what the K clients start from.
+        stack: starting point of the K clients.
         plan: their batches.
         scenario: see `clients_at_a_time`.
     """
     order = np.argsort(-plan.num_steps, kind="stable")
-    # In a stack everybody's batches are filled up to the widest.
+    # In a stack all batches are padded to the widest.
     widest = plan.real.sum(axis=2).max(axis=0).argmax(keepdims=True)
     size = clients_at_a_time(task, stack.take(widest), plan.take(widest), scenario, len(order))
     return np.split(order, range(size, len(order), size))
@@ -277,17 +279,17 @@ def stacks_of(
 def clients_at_a_time(
     task: Task, one: Stack, plan: BatchPlan, scenario: Scenario, clients: int
 ) -> int:
-    """Clients per stack: `stack_size`, and no more than the memory budget has room for.
+    """Return the clients per stack: at most `stack_size`, and as many as fit in the memory budget.
 
     Args:
         task: model and data.
-        one: the client of the cohort's widest batch, alone.
+        one: the client with the cohort's widest batch, as a stack of its own.
         plan: its batches.
         scenario: `stack_size` and `memory_budget` apply.
-        clients: the cohort's, K.
+        clients: number of clients in the cohort, K.
 
     Returns:
-        From 1 to K: one client is trained however small the budget.
+        From 1 to K: a single client is trained even if it exceeds the budget.
     """
     size = clients if scenario.stack_size is None else min(scenario.stack_size, clients)
     if scenario.memory_budget is None:
@@ -297,14 +299,15 @@ def clients_at_a_time(
 
 
 def activation_bytes(task: Task, one: Stack, plan: BatchPlan, scenario: Scenario) -> int:
-    """Bytes that autograd needs for one client's widest batch, at the length of the longest sample.
+    """Return the bytes that autograd needs for one client's widest batch.
 
-    What it keeps between the passes; with gradient checkpointing also a block's share of what it
-    would keep without, since one block at a time is computed again.
+    Measured at the length of the longest sample. It counts the tensors kept between the passes and,
+    with gradient checkpointing, one block's recomputed tensors, because one block at a time is
+    recomputed.
     """
     widest = int(plan.real.sum(axis=2).max(axis=1).argmax())
     index = torch.as_tensor(plan.index[widest], device=task.device).clone()
-    index[:, 0] = task.train.longest  # any client of a stack may bring it, and pads all others
+    index[:, 0] = task.train.longest  # it may occur in any batch of a stack, and sets the padding
     real = torch.as_tensor(plan.real[widest], device=task.device)
     plain = one.on(task.model)
     if not scenario.gradient_checkpointing:
@@ -316,26 +319,29 @@ def activation_bytes(task: Task, one: Stack, plan: BatchPlan, scenario: Scenario
 
 
 def _kept_bytes(task: Task, model: nn.Module, index: Tensor, real: Tensor) -> int:
-    """Bytes of the tensors that a forward pass saves, each memory once, the model's own apart."""
+    """Return the bytes of the tensors that a forward pass saves, without the model's own.
+
+    Shared memory counts once.
+    """
     constant = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept: dict[StorageWeakRef, int] = {}
 
     def note(x: Tensor) -> None:
-        # Nothing is kept alive here: a weak reference tells memory that is used again apart.
+        # Nothing is kept alive here: a weak reference detects memory that is reused.
         storage = x.untyped_storage()
         if storage.data_ptr() not in constant:
             kept[StorageWeakRef(storage)] = storage.nbytes()
 
-    with saved_tensors_hooks(note, torch.as_tensor):  # no backward pass asks for them
+    with saved_tensors_hooks(note, torch.as_tensor):  # there is no backward pass
         client_losses(task, model, index, real)
     return max(1, sum(kept.values()))
 
 
-# What local training refuses: arguments that do not fit each other
+# Checks of arguments
 
 
 def check_samples(samples: Sequence[np.ndarray], num_samples: int) -> None:
-    """Refuse an empty cohort, empty clients, and indices that are not indices."""
+    """Refuse an empty cohort, empty clients, and invalid indices."""
     if not len(samples):
         raise expected("samples", samples, "at least one client")
     for client, own in enumerate(samples):
@@ -349,7 +355,7 @@ def check_samples(samples: Sequence[np.ndarray], num_samples: int) -> None:
 
 
 def check_targets(task: Task, r_max: int) -> None:
-    """Refuse a task without targets, and a rank that one of them has no room for."""
+    """Refuse a task without targets, and a rank above the limit of one of them."""
     if not task.target_modules:
         raise expected("target_modules", (), "at least one linear map")
     for name in task.target_modules:
@@ -362,7 +368,7 @@ def check_targets(task: Task, r_max: int) -> None:
 def check_sizes(
     num_clients: int, adapters: Adapters, heads: Heads, **others: Sequence[Any] | Tensor
 ) -> None:
-    """Refuse arguments that speak of more or fewer clients than `samples` does."""
+    """Refuse arguments for another number of clients than `samples`."""
     sizes = {argument: len(value) for argument, value in others.items()}
     sizes |= {f"adapters[{name!r}]": len(lora_A) for name, (lora_A, _) in adapters.items()}
     sizes |= {f"heads[{name!r}]": len(own[0]) for name, own in heads.items()}
@@ -371,12 +377,12 @@ def check_sizes(
             raise expected(argument, f"{size} clients", f"{num_clients}, as many as samples")
 
 
-# Local training of a cohort: every client's adapters and heads, all clients in one batched run.
+# Local training of a cohort: all clients' adapters and heads in one batched run.
 #
-# A client minimises the mean loss of its own batches, starting from what it was handed; its
-# batches come from its own random stream. Nothing of one client enters another's arithmetic, so
-# training one by one, in chunks or all stacked gives the same adapters up to the order of sums. A
-# client with fewer steps than the others leaves the stack after its last one.
+# A client minimises the mean loss of its own batches from its own starting point; its batches come
+# from its own random stream. Clients do not share arithmetic, so training them one by one, in
+# chunks or in one stack gives the same adapters up to the order of sums. A client with fewer steps
+# than the others leaves the stack after its last one.
 
 Watch = Callable[[int, Tensor], None]
 """Called after every step with its number and the losses of its clients."""
@@ -384,12 +390,12 @@ Watch = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What local training leaves behind, new tensors in the layout of the stack.
+    """Result of local training, as new tensors in the layout of the stack.
 
     Args:
-        adapters: padding is still zero.
-        heads: as the clients left them.
-        losses: of every step and client in nats, (steps, K); zero after a client's last step.
+        adapters: trained adapters; padding is still zero.
+        heads: trained heads.
+        losses: losses of each step and client in nats, (steps, K); zero after a client's last step.
         finite: whether a client's losses, adapters and heads are all finite, boolean (K,).
     """
 
@@ -410,16 +416,16 @@ def train_cohort(
 
     Args:
         task: frozen model and data.
-        stack: what the clients start from; not changed.
-        samples: for every client, indices into `task.train`, shape (n_k,), not empty.
+        stack: starting point of the clients; not changed.
+        samples: for each client, indices into `task.train`, shape (n_k,), not empty.
         rngs: one generator per client, for the order of its samples; advanced by the call.
-        scenario: optimiser, rate, batches.
+        scenario: optimizer, rate, batches.
 
     Returns:
-        What became of every client; that one diverged is told by `finite`, not raised.
+        The result of each client. A diverged client is marked in `finite`; no error is raised.
 
     Raises:
-        InputError: on arguments that do not fit each other.
+        InputError: if arguments do not match each other.
     """
     check_samples(samples, len(task.train))
     check_sizes(len(samples), stack.adapters, stack.heads, scaling=stack.scaling, rngs=rngs)
@@ -427,13 +433,13 @@ def train_cohort(
 
 
 def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario) -> Trained:
-    """Train all clients of a cohort on batches that are given.
+    """Train all clients of a cohort on given batches.
 
     Args:
         task: frozen model and data.
-        stack: what the K clients start from; not changed.
-        plan: which samples every client sees at every step.
-        scenario: optimiser and rate; its batches are not looked at.
+        stack: starting point of the K clients; not changed.
+        plan: the samples of each client at each step.
+        scenario: optimizer and rate; its batch settings are ignored.
 
     Returns:
         As `train_cohort`.
@@ -448,7 +454,10 @@ def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario)
 
 
 def train_stack(task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario) -> Trained:
-    """Train one stack, clients sorted by falling number of steps; otherwise as `train_on_plan`."""
+    """Train one stack whose clients are sorted by decreasing number of steps.
+
+    See `train_on_plan`.
+    """
     model = stack.on(task.model, gradient_checkpointing=scenario.gradient_checkpointing)
     modules = stacked_modules(model)
     ends = {n: {key: p.detach() for key, p in m.named_parameters()} for n, m in modules.items()}
@@ -470,14 +479,14 @@ def descend(
     scenario: Scenario,
     watch: Watch | None = None,
 ) -> Tensor:
-    """Run the plan of a stack; the model's adapters and heads move.
+    """Run the plan of a stack, changing the model's adapters and heads.
 
     Args:
         task: as for `train_on_plan`.
         model: the stack on the task's model.
-        stack: what its clients start from, sorted by falling number of steps.
+        stack: starting point of its clients, sorted by decreasing number of steps.
         plan: their batches.
-        scenario: optimiser and rate.
+        scenario: optimizer and rate.
         watch: called after every step.
 
     Returns:
@@ -507,7 +516,7 @@ def descend(
 
 
 def _joined(parts: Sequence[Trained], back: np.ndarray, plan: BatchPlan) -> Trained:
-    """The chunks of a cohort as one, its clients in their order of before."""
+    """Return the chunks of a cohort as one, with the clients in their original order."""
     at = torch.as_tensor(back)
 
     def gathered(found: Sequence[Heads]) -> dict[str, tuple[Tensor, ...]]:
@@ -522,7 +531,7 @@ def _joined(parts: Sequence[Trained], back: np.ndarray, plan: BatchPlan) -> Trai
     return Trained(adapters, gathered([p.heads for p in parts]), losses, finite)
 
 
-# Where a client stopped being finite: its training once more, alone, looked at step by step
+# Diagnosis of divergence: repeat the training of one client and watch every step
 
 
 @dataclass(frozen=True)
@@ -532,8 +541,8 @@ class Divergence:
     Args:
         client: its number.
         step: its local step, counted from 0.
-        layer: module in which the first number that is not finite showed; `loss` if in none.
-        learning_rate: at which it trained.
+        layer: module in which the first non-finite value occurred; `loss` if in none.
+        learning_rate: its learning rate.
     """
 
     client: int
@@ -542,11 +551,11 @@ class Divergence:
     learning_rate: float
 
     def error(self, t: int, *, nobody: bool = False) -> InputError:
-        """The refusal of a run.
+        """Return the error of the run.
 
         Args:
             t: the round in which this happened, from 1.
-            nobody: whether it happened to the whole cohort, and dropping clients is no way out.
+            nobody: whether it happened to all clients, so that dropping clients does not help.
         """
         where = f"client {self.client} diverged in round {t} at step {self.step} in {self.layer}"
         ways = ", and all the others too)" if nobody else "), or nonfinite='drop-client'"
@@ -557,18 +566,18 @@ class Divergence:
 def find_divergence(
     task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario, slot: int, client: int
 ) -> Divergence:
-    """Train one client of a cohort again and see where it stops being finite.
+    """Train one client of a cohort again and find where it becomes non-finite.
 
     Args:
-        task: as for `train_on_plan`, and so are the others.
-        stack: what the cohort started from.
+        task: as for `train_on_plan`.
+        stack: starting point of the cohort.
         plan: its batches.
-        scenario: optimiser and rate.
-        slot: place of the client in the cohort.
+        scenario: optimizer and rate.
+        slot: position of the client in the cohort.
         client: its number.
 
     Returns:
-        The first step and layer; the last step and `loss` where the client is finite when alone.
+        The first such step and layer; the last step and `loss` if the client alone stays finite.
     """
     only = np.array([slot])
     own = stack.take(only)
@@ -587,7 +596,7 @@ class _FoundError(Exception):
 
 
 class _Lookout:
-    """Looks at all that a client's model computes, in its order: forward, loss, backward, step."""
+    """Watches all computations of a client's model in order: forward, loss, backward, step."""
 
     def __init__(self, model: nn.Module) -> None:
         self.step, self.modules = 0, stacked_modules(model)

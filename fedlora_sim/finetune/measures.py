@@ -1,9 +1,9 @@
-"""What is measured after every round, and the dataset of a run.
+"""Metrics of each round, and the dataset of a run.
 
-The theory takes the singular basis for fixed and client updates for direction-preserving (Wu et
-al., arXiv 2602.13486, App. A). Both are measured: client k's update dW_k on the basis (U, V) of the
-global update that it started from, `s_{k,i} = u_i^T dW_k v_i`, the share of its energy that stays
-there, and the angles by which that basis turns from one round to the next.
+The theory assumes a fixed singular basis and direction-preserving client updates (Wu et al., arXiv
+2602.13486, App. A). Both are measured: client k's update dW_k on the basis (U, V) of the global
+update at the start of the round, `s_{k,i} = u_i^T dW_k v_i`, the share of its energy on that basis,
+and the angles by which the basis turns from one round to the next.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Row = dict[str, NDArray[np.generic]]
 
 
 def cohort_row(federation: Federation, upload: Upload) -> Row:
-    """Who took part: `cohort`, `dropped` and `client_weight`, each (M,).
+    """Return the participants: `cohort`, `dropped` and `client_weight`, each (M,).
 
     Slots without a client hold client -1 and weight 0.
 
     Args:
-        federation: gives the number of slots, M: the largest cohort there can be.
-        upload: of the round.
+        federation: gives the number of slots M, the size of the largest possible cohort.
+        upload: upload of the round.
     """
     share = upload.weights / max(upload.weights.sum(), np.finfo(float).tiny)
     slots = federation.max_cohort
@@ -44,12 +44,12 @@ def cohort_row(federation: Federation, upload: Upload) -> Row:
 
 
 def update_row(bases: Mapping[str, SVD], upload: Upload, slots: int, r_max: int) -> Row:
-    """Amplitudes, energies and preservation of the clients' updates.
+    """Return the amplitudes, energies and preservation of the clients' updates.
 
     Args:
-        bases: SVD of the global update that the cohort started from, per layer.
-        upload: of the round.
-        slots: of a row, M.
+        bases: SVD of the global update at the start of the round, per layer.
+        upload: upload of the round.
+        slots: slots of a row, M.
         r_max: rank of the global update.
 
     Returns:
@@ -72,11 +72,11 @@ def update_row(bases: Mapping[str, SVD], upload: Upload, slots: int, r_max: int)
 
 
 def angle_row(before: Mapping[str, SVD], after: Mapping[str, SVD], levels: Sequence[int]) -> Row:
-    """Principal angles between the leading subspaces of two global updates.
+    """Return the principal angles between the leading subspaces of two global updates.
 
     Args:
-        before: SVD of every layer at the start of the round.
-        after: at its end.
+        before: SVD of each layer at the start of the round.
+        after: SVD of each layer at its end.
         levels: rank levels l_1 < ... < l_M, the dimensions of the subspaces.
 
     Returns:
@@ -96,7 +96,7 @@ def angle_row(before: Mapping[str, SVD], after: Mapping[str, SVD], levels: Seque
 
 
 def spectrum_row(bases: Mapping[str, SVD]) -> Row:
-    """Singular values of the global update, `singular_values` (L, r_max)."""
+    """Return the singular values of the global update, `singular_values` (L, r_max)."""
     values = torch.stack([s for _, s, _ in bases.values()])
     return {"singular_values": values.cpu().double().numpy()}
 
@@ -107,7 +107,7 @@ def _sides(svd: SVD) -> tuple[Tensor, Tensor]:
 
 
 def _rank(s: Tensor) -> int:
-    """Directions whose singular vectors are more than rounding."""
+    """Return the number of directions whose singular vectors are more than rounding."""
     return int((s > s[0] * len(s) * torch.finfo(s.dtype).eps).sum()) if s.numel() else 0
 
 
@@ -117,7 +117,7 @@ def _padded(values: NDArray[np.generic], slots: int, filler: object) -> NDArray[
     return row
 
 
-# What a federated fine-tuning run leaves behind, and its labelled form
+# The result of a run and its labelled form
 
 PER_ROUND: dict[str, tuple[str, ...]] = {
     "accuracy": (),
@@ -139,18 +139,18 @@ PER_ROUND: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
-    """One run, round 0 being the untouched model.
+    """Result of one run; round 0 is the pretrained model.
 
     Args:
-        layers: names of the adapted modules, L of them.
+        layers: names of the L adapted modules.
         shapes: their (d_out, d_in).
-        singular_values: of the global update, (T + 1, L, r_max).
-        measures: everything else that is measured every round, (T + 1, ...); see `PER_ROUND`.
-        coverage: data coverage of every direction under this run's split, (r_max,).
+        singular_values: singular values of the global update, (T + 1, L, r_max).
+        measures: all other metrics per round, (T + 1, ...); see `PER_ROUND`.
+        coverage: coverage of each direction under this run's split, (r_max,).
         levels: rank levels, ascending.
         compared: rules of the counterfactuals; empty without.
-        split_counts: samples of every client and class, (K, C).
-        class_names: of the classes.
+        split_counts: samples of each client and class, (K, C).
+        class_names: names of the classes.
     """
 
     layers: tuple[str, ...]
@@ -164,16 +164,16 @@ class TrainingResult:
     class_names: tuple[str, ...]
 
     def __getattr__(self, name: str) -> NDArray[Any]:
-        """A measure by its name."""
+        """Return a metric by its name."""
         if name in PER_ROUND:
             return self.measures[name]
         raise AttributeError(name)
 
 
 def stacked_rows(rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
-    """Measures of all rounds, first axis the round; the cohort's mean preservation among them."""
+    """Return metrics of all rounds, first axis the round, with the cohort's mean preservation."""
     measures = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    for name in rows[-1].keys() - measures.keys():  # the start has no counterfactuals
+    for name in rows[-1].keys() - measures.keys():  # round 0 has no counterfactuals
         later = np.stack([row[name] for row in rows[1:]])
         measures[name] = np.concatenate([np.full_like(later[:1], np.nan), later])
     share = measures["client_preservation"]
@@ -186,7 +186,7 @@ def stacked_rows(rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
 def labelled(
     results: Sequence[TrainingResult],
 ) -> tuple[dict[str, tuple[tuple[str, ...], NDArray[Any]]], dict[str, Any]]:
-    """Variables and coordinates of several runs, beside the energies.
+    """Return the variables and coordinates of several runs, without the energies.
 
     Args:
         results: one per seed.

@@ -1,8 +1,8 @@
-"""Checks of a model: samples do not see each other, and a stack trains as one client does.
+"""Checks of a model: samples are independent, and a stack trains as single clients do.
 
-Clients share a batch. Where a sample's output depends on another sample (statistics of the batch,
-attention across it), or on a random number, a client trained beside others would not be the client
-trained alone.
+Clients share a batch. If the output of a sample depended on another sample (batch statistics,
+attention across samples) or on a random number, training a client in a stack would differ from
+training it alone.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ BESIDE, CANDIDATES = 7, 64
 
 
 def check_isolation(task: Task) -> None:
-    """Refuse a model in which samples mix, or that is random in evaluation mode.
+    """Refuse a model in which samples interact, or that is random in evaluation mode.
 
-    A sample runs beside copies of itself, twice, before others and after them: its logits, and its
-    part of what the target and head modules return, must stay the same up to rounding.
+    A sample is run among copies of itself, twice, and before and after other samples. Its logits,
+    and its part of the outputs of target and head modules, must be equal up to rounding.
 
     Args:
-        task: model and data; a task whose samples are all the same is not judged.
+        task: model and data; a task with identical samples is not checked.
 
     Raises:
-        InputError: naming the first module in which it shows.
+        InputError: names the first module in which a difference occurs.
     """
     first, others = _samples(task.train)
     if not others:
@@ -67,7 +67,7 @@ def check_isolation(task: Task) -> None:
 
 
 def _samples(examples: Examples) -> tuple[int, list[int]]:
-    """The longest sample, which gives a batch its width whatever is beside it, and others."""
+    """Return the longest sample, which sets the width of every batch with it, and others."""
     first = examples.longest
     others = [
         other
@@ -94,7 +94,7 @@ def _outputs(model: nn.Module, task: Task, samples: list[int]) -> Outputs:
 
 
 def _tensors(output: object) -> Iterator[Tensor]:
-    """The tensors of what a module returns, first to last, without single numbers."""
+    """Yield the tensors in a module's output in order, without scalars."""
     if isinstance(output, Tensor):
         if output.ndim:
             yield output
@@ -104,13 +104,13 @@ def _tensors(output: object) -> Iterator[Tensor]:
 
 
 def _changed(task: Task, alone: Outputs, other: Outputs, where: tuple[int, int]) -> str | None:
-    """The module in which a part of the output changes first; None if none does.
+    """Return the first module in which a part of the output changes, or None.
 
     Args:
         task: model and modules.
         alone: outputs of a batch of copies.
-        other: outputs of another batch of as many samples.
-        where: the part of the batch that is compared, its number from 0 and the number of parts.
+        other: outputs of another batch of the same size.
+        where: the compared part of the batch: its number from 0 and the number of parts.
     """
     tolerance = relative("iteration", task.dtype)
 
@@ -121,7 +121,8 @@ def _changed(task: Task, alone: Outputs, other: Outputs, where: tuple[int, int])
     judged = [name for name in (*task.target_modules, *task.head_modules, "") if name in alone]
     if all(map(same, judged)):
         return None
-    # Inside, what is not one row per sample says nothing: routed tokens, sequences first.
+    # Inner outputs that are not one row per sample are not comparable: routed tokens, sequences
+    # first.
     samples = len(alone[""][0])
     rows = [name for name, values in alone.items() if all(len(x) == samples for x in values)]
     return next(name for name in alone if name in {*rows, *judged} and not same(name))
@@ -137,13 +138,13 @@ def _same_part(x: Tensor, y: Tensor, where: tuple[int, int], tolerance: float) -
     return bool(torch.isclose(x, y, rtol=0.0, atol=tolerance * scale, equal_nan=True).all())
 
 
-# Whether what clients train is what the run judges: adapters beside each other, and merged.
+# Equivalence of training and evaluation: stacked adapters and merged weights.
 #
-# A cohort trains with its adapters in modules of their own; the global model is judged with the
-# update merged into the weights. Both are the same where a target is a plain linear map that the
-# model calls on its samples. They are not where its weight is read without a call, where it has a
-# forward or hooks of its own, where what it is applied to is not one row per sample, or where a
-# sample's output depends on how far it is padded.
+# A cohort trains with its adapters in modules of their own; the global model is evaluated with the
+# update merged into the weights. Both agree if a target is a plain linear map that the model calls
+# on its samples. They differ if its weight is read without a call, if it has its own forward or
+# hooks, if its input is not one row per sample, or if the output of a sample depends on its
+# padding.
 
 CLIENTS, EACH = 3, 2
 """Clients of the trial, and samples of each."""
@@ -154,17 +155,16 @@ Trial = tuple[Adapters, Heads]
 
 
 def check_equivalence(task: Task) -> None:
-    """Refuse a model in which adapters beside each other are not their merged weights.
+    """Refuse a model in which stacked adapters differ from merged weights.
 
-    Three clients with random adapters and heads run beside each other, as they train, and each
-    alone with its update merged, as it is judged: every sample's loss must be the same up to
-    rounding.
+    Three clients with random adapters and heads run in one stack, as in training, and each alone
+    with its update merged, as in evaluation. Every sample's loss must be equal up to rounding.
 
     Args:
         task: model and data.
 
     Raises:
-        InputError: naming the model, and the first target or head alone in which it shows.
+        InputError: names the model, and the first target or head in which the difference occurs.
     """
     samples = _some_samples(task.train)
     _check_padding(task, samples)
@@ -181,7 +181,7 @@ def check_equivalence(task: Task) -> None:
 
 
 def _some_samples(examples: Examples) -> list[Tensor]:
-    """Samples of every client; the longest is the first one's, the shortest the second's."""
+    """Return samples of each client; the first client has the longest, the second the shortest."""
     mask = examples.inputs.get(MASK)
     shortest = len(examples) - 1 if mask is None else int(mask.sum(1).argmin())
     rest = torch.arange(CLIENTS * EACH - 2) % len(examples)
@@ -190,7 +190,7 @@ def _some_samples(examples: Examples) -> list[Tensor]:
 
 
 def _check_padding(task: Task, samples: Sequence[Tensor]) -> None:
-    """Refuse a model that makes something else of a sample beside a longer one."""
+    """Refuse a model whose output of a sample changes next to a longer one."""
     model = frozen_copy(task.model)
     with torch.no_grad():
         alone = _losses(task, model, samples[1])
@@ -201,7 +201,7 @@ def _check_padding(task: Task, samples: Sequence[Tensor]) -> None:
 
 
 def _random_trial(task: Task) -> Trial:
-    """Adapters and heads of every client, the same every time."""
+    """Return adapters and heads of each client, equal in every call."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(like: Tensor, *shape: int) -> Tensor:
@@ -228,12 +228,12 @@ def _random_trial(task: Task) -> Trial:
 
 
 def _same(task: Task, samples: Sequence[Tensor], trial: Trial) -> bool:
-    """Whether a trial has the same losses beside each other and merged, client by client."""
+    """Return True if stacked and merged evaluation give each client the same losses."""
     adapters, heads = trial
     try:
         model = attach(task.model, adapters, [1.0] * CLIENTS, heads=heads)
-        beside = _losses(task, model, torch.cat(list(samples)))  # as in training, with gradients
-    except InputError:  # a first axis that the clients cannot share
+        beside = _losses(task, model, torch.cat(list(samples)))  # with gradients, as in training
+    except InputError:  # a first axis that clients cannot share
         return False
     for k, own in enumerate(beside.detach().split(EACH)):
         deltas = {name: b[k] @ a[k] for name, (a, b) in adapters.items()}
@@ -246,7 +246,7 @@ def _same(task: Task, samples: Sequence[Tensor], trial: Trial) -> bool:
 
 
 def _losses(task: Task, model: torch.nn.Module, index: Tensor) -> Tensor:
-    """Summed loss of every sample."""
+    """Return the summed loss of each sample."""
     batch = task.train.take(index)
     return task.objective.losses(logits_of(model, batch.inputs), batch.labels)[0]
 

@@ -1,4 +1,4 @@
-"""One federated fine-tuning run: rounds, evaluation, and counterfactual rules."""
+"""A federated fine-tuning run: rounds, evaluation, and counterfactual rules."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ from fedlora_sim.tasks.loading import load_task, place_task
 from fedlora_sim.tasks.targets import linear_shape
 from fedlora_sim.tasks.task import Task, logits_of, task_content
 
-# One round, every rule: what the others would have made of the very same trained cohort
+# Counterfactuals: the same trained cohort aggregated by other rules
 
 
 def compared_rules(rule: AggregationRule, allocation: str) -> tuple[AggregationRule, ...]:
-    """The rules that can be asked: the run's own, and all that train what it trains.
+    """Return the comparable rules: the run's own, and all that train the same factors.
 
-    A rule that freezes A has another local training than one that does not, and a rule whose
-    clients start from fresh adapters returns increments: neither can stand in for the other.
+    A rule that freezes A, and a rule whose clients start every round with fresh adapters and return
+    increments, require other local training, so that their updates are not comparable.
 
     Args:
-        rule: the run's own.
-        allocation: of the run; some rules suit `svd` only.
+        rule: the run's own rule.
+        allocation: allocation of the run; some rules support `svd` only.
     """
     kind = (rule.frozen_a, rule.space == "none")
     others = [
@@ -84,13 +84,13 @@ def counterfactual_row(
     evaluate: Callable[[GlobalUpdate], float],
     r_max: int,
 ) -> Row:
-    """Energies and accuracy after the round under every rule.
+    """Return the energies and the accuracy after the round under each rule.
 
     Args:
-        rules: R of them.
+        rules: the R rules.
         aggregate_by: aggregates the round's cohort by a rule, per layer.
         state: the global update before the round.
-        evaluate: accuracy of a global update; NaN in rounds that are not judged.
+        evaluate: accuracy of a global update; NaN in rounds without evaluation.
         r_max: rank of the global update.
 
     Returns:
@@ -108,7 +108,7 @@ def counterfactual_row(
     }
 
 
-# The global model judged on the test part, its update merged into the weights
+# Evaluation of the global model on the test part, with the update merged into the weights
 
 BATCH = 64
 """Test samples at a time: enough for full speed, and a bound on memory."""
@@ -119,20 +119,19 @@ def evaluate(
     deltas: Mapping[str, Tensor] | None = None,
     heads: Heads | None = None,
 ) -> tuple[float, float]:
-    """Test accuracy and mean loss of the model with an update merged into its weights.
+    """Return accuracy and mean loss on the test part with an update merged into the weights.
 
     Args:
         task: frozen model and test data.
-        deltas: module name -> update dW of its weight, shape (d_out, d_in), scaling included;
-            modules not named keep their weight. None: the pretrained model.
-        heads: module name -> the weight (d_out, d_in) and, if any, bias (d_out,) in place of its
-            own.
+        deltas: module name to dense update; modules not named keep their weight. None: the
+            pretrained model.
+        heads: module name to weight and bias; None: the model's own.
 
     Returns:
         Accuracy in [0, 1] and loss in nats per sample or token.
 
     Raises:
-        InputError: on a name that is no linear module, or a shape that is not its weight's.
+        InputError: if a name is not a linear module, or a shape is not its weight's.
     """
     model = merged_copy(task.model, deltas or {}, heads)
     hits, total, count = 0, 0.0, 0.0
@@ -146,7 +145,7 @@ def evaluate(
     return hits / len(task.test), total / count
 
 
-# The federated round loop on a real task: allocate, train the cohort, aggregate, measure
+# The round loop: allocate, train the cohort, aggregate, measure
 
 Progress = Callable[[float], object]
 
@@ -161,17 +160,17 @@ def run_training(
     checkpoints: Path | None = None,
     keep: str = "last",
 ) -> list[TrainingResult]:
-    """Federated LoRA fine-tuning, one run per seed.
+    """Run federated LoRA fine-tuning, once per seed.
 
     Args:
         scenario: a scenario; its training fields apply. Sample counts come from the split.
         rule: the server rule.
         seeds: split, cohorts, initial adapters and batches of a run follow from its seed; the
             task is that of the scenario's `task_seed` in every run.
-        on_progress: called after every round with the fraction of a run that it makes.
-        task: model and data of one's own, in place of the scenario's.
-        checkpoints: folder in which every run keeps its rounds, and goes on from them.
-        keep: states that stay there, `all | last`.
+        on_progress: called after each round with its fraction of a run.
+        task: custom model and data, instead of the scenario's.
+        checkpoints: folder in which each run stores its rounds and from which it continues.
+        keep: states to store, `all | last`.
 
     Returns:
         One result per seed.
@@ -187,14 +186,14 @@ def run_training(
 
 
 class FederatedRun:
-    """One run: its clients, its global update and what is measured of it.
+    """One run: its clients, its global update and its metrics.
 
     Args:
         scenario: a scenario; its training fields apply.
         rule: the server rule.
-        seed: of everything random in the run.
+        seed: seed of all random draws of the run.
         task: model and data; the scenario's when None. Moved to the scenario's device and dtype.
-        folder: where the run may have been kept; a start that took training is taken from there.
+        folder: checkpoints of the run, from which a trained starting point is loaded.
     """
 
     def __init__(
@@ -232,13 +231,13 @@ class FederatedRun:
         )
 
     def description(self) -> dict[str, Any]:
-        """Everything that the run depends on."""
+        """Return everything on which the run depends."""
         return run_description(
             self.scenario, self.rule, self.seed, self.content, is_given=self.task_is_given
         )
 
     def _initial_state(self, folder: Path | None) -> GlobalUpdate:
-        """Nothing, or what SLoRA's stage has learned, where the rule keeps it."""
+        """Return the zero update, or the result of SLoRA's stage, where the rule keeps it."""
         heads, fresh = initial_heads(self.task), self.received.fresh
         if self.scenario.initializer == "lora":
             return GlobalUpdate(fresh, heads=heads)
@@ -253,7 +252,7 @@ class FederatedRun:
     def run(
         self, on_progress: Progress = lambda runs: None, checkpoints: Checkpoints | None = None
     ) -> TrainingResult:
-        """Run all rounds, from the last one that was kept."""
+        """Run all rounds, starting after the last stored one."""
         with nullcontext() if checkpoints is None else checkpoints.only_writer():
             rows = self._rows(on_progress, checkpoints)
         return self._result(rows)
@@ -285,14 +284,14 @@ class FederatedRun:
         )
 
     def _split_counts(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        """Samples of every client and class, (K, C), and the names of the classes."""
+        """Return the samples of each client and class, (K, C), and the class names."""
         names = self.task.class_names
         if not names:
             return np.array([[len(own)] for own in self.samples]), ("all",)
         return split_table(self.samples, self.task.train.skew_classes, len(names)), names
 
     def _resume(self, checkpoints: Checkpoints | None) -> list[Row]:
-        """Measures of the rounds that are done; the start at least."""
+        """Return the metrics of the finished rounds, at least of the start."""
         last = None if checkpoints is None else checkpoints.last_round()
         if checkpoints is not None and last is not None:
             rows = checkpoints.rows(last)
@@ -326,11 +325,11 @@ class FederatedRun:
         return row
 
     def train(self, t: int) -> Upload:
-        """What the cohort of round t, counted from 0, sends back.
+        """Return the upload of the cohort of round t, counted from 0.
 
         Raises:
             InputError: if a client's update is not finite and the scenario does not drop it, or if
-                nobody's is.
+                no client's update is finite.
         """
         clients, drawn = self.cohorts[t]
         self.received.start_round(t)
@@ -338,7 +337,7 @@ class FederatedRun:
         ranks = [self.ranks[k] for k in clients]
         samples = [self.samples[k] for k in clients]
         positions = self.received.positions(t, clients, ranks, samples, self.state, task)
-        # A client that has pruned itself keeps its scaling: its update must not jump.
+        # A client that has pruned itself keeps its scaling, so that its update does not jump.
         scalings = [self.scenario.client_scaling(self.federation.ranks[k]) for k in clients]
         stack = self.received.stack(self.state, positions, scalings)
         rates = client_rates(self.scenario, clients)
@@ -363,8 +362,8 @@ class FederatedRun:
         return TailPenalty.of(ranks, scenario.pruning_decay, scenario.pruning_penalty, like)
 
     def _prune(self, clients: NDArray[np.int64], ranks: list[int], shrank: list[bool]) -> list[int]:
-        """New ranks of the cohort, for this round's update and from now on."""
-        assert self.scenario.pruning_decay is not None  # only then is anything pruned
+        """Return the new ranks of the cohort, valid from this round's update on."""
+        assert self.scenario.pruning_decay is not None  # otherwise nothing is pruned
         decay = self.scenario.pruning_decay
         new = [pruned_rank(r, decay) if less else r for r, less in zip(ranks, shrank, strict=True)]
         for k, rank in zip(clients.tolist(), new, strict=True):
@@ -374,7 +373,7 @@ class FederatedRun:
     def _aggregate(
         self, upload: Upload, rule: AggregationRule, before: GlobalUpdate
     ) -> dict[str, Aggregated]:
-        """The round's result by a rule, per layer."""
+        """Return the round's result under a rule, per layer."""
         subset = self.scenario.allocation != "svd"
         return {
             name: aggregate(
@@ -392,7 +391,7 @@ class FederatedRun:
         }
 
     def _measure(self, t: int, upload: Upload, before: Mapping[str, SVD]) -> Row:
-        """The row of round t, from 1; of the start, 0, with nobody's upload."""
+        """Return the metrics of round t, from 1; for the start, 0, with an empty upload."""
         federation = self.federation
         r_max, slots = federation.r_max, federation.max_cohort
         after = self.state.svd(r_max)
@@ -408,7 +407,7 @@ class FederatedRun:
         }
 
     def _judge(self, t: int, state: GlobalUpdate) -> tuple[float, float]:
-        """Accuracy and loss after round t; NaN in rounds that are not judged."""
+        """Return accuracy and loss after round t; NaN in rounds without evaluation."""
         if t % self.scenario.evaluate_every and t != self.scenario.rounds:
             return float("nan"), float("nan")
         return evaluate(self.task, state.deltas(), state.heads)

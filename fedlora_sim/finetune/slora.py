@@ -1,9 +1,9 @@
-"""SLoRA's first stage: federated fine-tuning of a sparse part of the weights, handed to LoRA.
+"""SLoRA's first stage: federated fine-tuning of a sparse part of the weights, converted to LoRA.
 
-All clients train the same random entries of every adapted weight, a fixed share of them, and the
+All clients train the same random entries of each adapted weight, a fixed share of them, and the
 server averages: `dW = sum_k p_k dW_k`. After some rounds the accumulated dW is decomposed, and its
-leading components become the initial adapters, `B = U sqrt(S)`, `A = sqrt(S) V^T`, on the weights
-as they were before.
+leading components become the initial adapters, `B = U sqrt(S)`, `A = sqrt(S) V^T`, on the original
+weights.
 
 Source: Babakniya et al. 2023, arXiv 2308.06522, Sec. 3 (sparse fine-tuning, then LoRA from the SVD
 of its update).
@@ -45,19 +45,19 @@ def sparse_stage(
     """Run the sparse rounds.
 
     Args:
-        scenario: `slora_rounds`, `slora_density`, `nonfinite`, and local training as in the
-            rounds that follow.
+        scenario: `slora_rounds`, `slora_density`, `nonfinite`, and the local training of the later
+            rounds.
         task: model, data and modules.
         federation: clients, sample counts and sampling.
-        samples: sample indices of every client.
-        seed: of the masks, the cohorts and the batches, apart from those of the later rounds.
+        samples: sample indices of each client.
+        seed: seed of the masks, the cohorts and the batches, separate from the later rounds.
 
     Returns:
         Module name to the accumulated dW, (d_out, d_in), zero outside the mask.
 
     Raises:
-        InputError: if a client's update is not finite and the scenario does not drop it, or if
-            nobody's is.
+        InputError: if a client's update is not finite and the scenario does not drop it, or if no
+            client's update is finite.
     """
     weights = {name: weight_of(find_linear(task.model, name)) for name in task.target_modules}
     masks = {name: _mask(w, scenario.slora_density, seed, name) for name, w in weights.items()}
@@ -67,7 +67,7 @@ def sparse_stage(
     counts = draw_cohorts(federation, scenario.slora_rounds, stream(seed, "slora cohorts"))
     for t, row in enumerate(counts):
         clients, drawn = cohort_slots(row, int(np.count_nonzero(row)))
-        # A weight that moves as a whole is an adapter whose A is the identity.
+        # A dense weight change is an adapter whose A is the identity.
         start: Adapters = {
             name: (
                 torch.eye(w.shape[1], dtype=w.dtype, device=w.device).expand(len(clients), -1, -1),
@@ -87,7 +87,7 @@ def sparse_stage(
             found = find_divergence(task, cohort, plan, scenario, slot, int(clients[slot]))
             where = f"{found.layer}, in SLoRA's sparse stage"
             raise replace(found, layer=where).error(t + 1, nobody=not kept.any())
-        # Those that are not finite are left out, not weighted by zero: zero times NaN is NaN.
+        # Non-finite updates are left out, not weighted by zero: zero times NaN is NaN.
         share = federation.cohort_weights(clients, drawn)[kept]
         p = torch.as_tensor(share / share.sum())
         for name, (_, lora_b) in trained.adapters.items():
@@ -97,12 +97,12 @@ def sparse_stage(
 
 
 def sparse_start(total: dict[str, Tensor], r: int) -> dict[str, LoRAFactors]:
-    """The adapters that LoRA goes on with: best rank-r approximation of every module's dW."""
+    """Return the initial adapters: the best rank-r approximation of each module's dW."""
     return {name: LoRAFactors.from_delta(dense, r) for name, dense in total.items()}
 
 
 def _mask(weight: Tensor, density: float, seed: int, name: str) -> Tensor:
-    """A random mask with exactly `density` of the entries, at least one."""
+    """Return a random mask with exactly `density` of the entries, at least one."""
     chosen = sparse_entries(seed, name, weight.numel(), density)
     mask = torch.zeros(weight.numel(), dtype=weight.dtype, device=weight.device)
     mask[torch.as_tensor(chosen, device=weight.device)] = 1

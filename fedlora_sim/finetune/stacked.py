@@ -4,13 +4,13 @@ Convention, everywhere: `dW = scaling * lora_B @ lora_A` (Hu et al. 2021, arXiv 
 `lora_A` (r, d_in), `lora_B` (d_out, r). The inputs of K clients are stacked client-major along the
 first axis: the frozen product runs once over all of them, the adapters as batched products. Client
 k's output depends on client k's adapter alone, so the backward pass of the *sum* of the clients'
-losses gives every client exactly its own gradient.
+losses gives each client exactly its own gradient.
 
-Clients of lower rank are padded with zeros to the cohort's highest rank. With G the gradient of
-the loss with respect to the output and x the input of a client, row i of `lora_A` has gradient
+Clients of lower rank are padded with zeros to the cohort's highest rank. With G the gradient of the
+loss with respect to the output and x the input of a client, row i of `lora_A` has gradient
 `scaling * B[:, i]^T G^T x` and column i of `lora_B` has `scaling * G^T x A[i]^T`: each is zero
-because the *other* factor's padding is zero. SGD (with momentum), Adam and AdamW leave a parameter
-that is zero and has only ever had zero gradients at zero, so no mask is needed.
+because the *other* factor's padding is zero. SGD (with momentum), Adam and AdamW keep a parameter
+at zero if it is zero and all its gradients were zero, so no mask is needed.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ train whole; without the first axis the server's."""
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """What of a layer's adapters stays as it is.
+    """The frozen part of a layer's adapters.
 
     Args:
-        lora_a: A as a whole (FFA-LoRA).
-        mask: entries of B that move, 0 or 1, (d_out, r), for all clients alike; the others are
-            taken for zero (SLoRA's sparse stage). None: all of them.
+        lora_a: freeze all of A (FFA-LoRA).
+        mask: entries of B to train, 0 or 1, (d_out, r), equal for all clients; the others are zero
+            (SLoRA's sparse stage). None: all of them.
     """
 
     lora_a: bool = False
@@ -52,15 +52,15 @@ class Frozen:
 
 
 class StackedModule(nn.Module):
-    """What the modules of a cohort have in common: parameters (K, ...), one slice per client."""
+    """Base class of a cohort's modules: parameters (K, ...), one slice per client."""
 
     @property
     def num_clients(self) -> int:
-        """Clients that still train."""
+        """Number of clients that still train."""
         return next(len(p) for p in self._parameters.values() if p is not None)
 
     def clients_first(self, x: Tensor) -> Tensor:
-        """The input of every client by itself, (K, n, d_in).
+        """Return the input with a client axis, (K, n, d_in).
 
         Args:
             x: shape (K * b, ..., d_in), client-major.
@@ -74,9 +74,9 @@ class StackedModule(nn.Module):
         return x.reshape(clients, -1, x.shape[-1])
 
     def keep_first(self, num_clients: int) -> None:
-        """Go on with the first clients only; the others' parameters stay where they are.
+        """Continue with the first clients only; the others' parameters do not change any more.
 
-        The new parameters are views of the old ones' memory: whoever holds the old ones sees the
+        The new parameters are views of the old ones' memory: a holder of the old ones sees the
         updates of the first clients, and the last state of the others.
         """
         for name, old in list(self.named_parameters(recurse=False)):
@@ -90,15 +90,15 @@ class StackedLoRALinear(StackedModule):
     `y_k = x_k W^T + bias + scaling_k * (x_k lora_A_k^T) lora_B_k^T` for client k.
 
     Args:
-        base: the linear map, `nn.Linear` or transformers' `Conv1D`; used as it is, and frozen here
+        base: the linear map, `nn.Linear` or transformers' `Conv1D`; used without a copy, and frozen
             by detaching its parameters.
         lora_A: shape (K, r, d_in); copied.
         lora_B: shape (K, d_out, r); copied.
         scaling: shape (K,).
-        frozen: what does not move.
+        frozen: the frozen part.
 
     Raises:
-        InputError: if the shapes do not fit each other or `base`.
+        InputError: if the shapes do not match each other or `base`.
     """
 
     weight: Tensor
@@ -140,7 +140,7 @@ class StackedLoRALinear(StackedModule):
         return adapted.view(*x.shape[:-1], len(self.weight))
 
     def keep_first(self, num_clients: int) -> None:
-        """Go on with the first clients only."""
+        """Continue with the first clients only."""
         super().keep_first(num_clients)
         self.scaling = self.scaling[:num_clients]
 
@@ -148,8 +148,8 @@ class StackedLoRALinear(StackedModule):
 class _Adapted(torch.autograd.Function):
     """`y_k = x_k W^T + bias + scaling_k * (x_k A_k^T) B_k^T`, differentiated by x, A and B.
 
-    As autograd would, but with fewer passes over memory: the adapters' share is added in place,
-    and every gradient comes out once, in the layout of its parameter.
+    Equivalent to autograd with fewer passes over memory: the adapters' part is added in place, and
+    every gradient is computed once, in the layout of its parameter.
     """
 
     @staticmethod
@@ -162,7 +162,7 @@ class _Adapted(torch.autograd.Function):
         lora_B: Tensor,
         scaling: Tensor,
     ) -> Tensor:
-        """Shapes: x (K, n, d_in), lora_A (K, r, d_in), lora_B (K, d_out, r), scaling (K, 1, 1)."""
+        """Return output for x (K, n, d_in), A (K, r, d_in), B (K, d_out, r), scaling (K, 1, 1)."""
         inner = torch.bmm(x, lora_A.mT).mul_(scaling)
         ctx.save_for_backward(x, weight, lora_A, lora_B, scaling, inner)
         return functional.linear(x, weight, bias).baddbmm_(inner, lora_B.mT)
@@ -170,7 +170,7 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, lora_A and lora_B, where they are wanted."""
+        """Return the gradients of x, lora_A and lora_B, if required."""
         x, weight, lora_A, lora_B, scaling, inner = ctx.saved_tensors
         of_x, _, _, of_a, of_b, _ = ctx.needs_input_grad
         back = torch.bmm(grad, lora_B).mul_(scaling)
@@ -185,11 +185,11 @@ class _Adapted(torch.autograd.Function):
 
 
 class StackedLinear(StackedModule):
-    """A linear map of which every client has its own: `y_k = x_k W_k^T + bias_k`.
+    """A linear map with separate weights per client: `y_k = x_k W_k^T + bias_k`.
 
     Args:
         weight: shape (K, d_out, d_in); copied.
-        bias: shape (K, d_out), copied; None for a map without.
+        bias: shape (K, d_out), copied; None for a map without bias.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -207,14 +207,14 @@ class StackedLinear(StackedModule):
 
 
 def weight_of(base: nn.Module) -> Tensor:
-    """The weight of a linear map, (d_out, d_in); a view of a `Conv1D`'s, which is transposed."""
+    """Return the weight of a linear map, (d_out, d_in); for `Conv1D` a transposed view."""
     weight = base.weight
-    assert isinstance(weight, Tensor)  # of every linear map
+    assert isinstance(weight, Tensor)  # true of every linear map
     return weight if isinstance(base, nn.Linear) else weight.mT
 
 
 def _check_adapter(base: nn.Module, lora_A: Tensor, lora_B: Tensor, scaling: Tensor) -> None:
-    """Refuse factors that do not fit the linear map or each other."""
+    """Refuse factors that do not match the linear map or each other."""
     d_out, d_in = linear_shape(base)
     if lora_A.dim() != 3 or lora_A.shape[0] < 1 or lora_A.shape[2] != d_in:
         raise expected("lora_A", tuple(lora_A.shape), f"shape (K, r, {d_in})")
@@ -231,7 +231,7 @@ def _check_adapter(base: nn.Module, lora_A: Tensor, lora_B: Tensor, scaling: Ten
             raise expected(argument, factor.dtype, f"dtype {weight.dtype}, as the model")
 
 
-# A model with the adapters of a whole cohort in place of the linear maps that they adapt
+# A model with the adapters of a cohort in place of its linear maps
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -245,29 +245,30 @@ def attach(
     *,
     gradient_checkpointing: bool = False,
 ) -> ModelT:
-    """Copy a model with its target modules replaced by those of a cohort.
+    """Copy a model, replacing its target modules by those of a cohort.
 
     The copy shares the frozen parameters with `model`, which is not changed, and is in evaluation
-    mode: dropout would give a client another mask in another stack.
+    mode, because dropout would give a client different masks in different stacks.
 
     Args:
         model: any module; its targets are `nn.Linear` or transformers' `Conv1D`.
-        adapters: for every target by its full name, `lora_A` (K, r, d_in) and `lora_B`
+        adapters: for each target by its full name, `lora_A` (K, r, d_in) and `lora_B`
             (K, d_out, r); copied.
-        scaling: LoRA scaling of every client, shape (K,).
-        frozen: for targets of which something stays as it is, what.
-        heads: for every map that clients train whole, weight (K, d_out, d_in) and, if it has one,
-            bias (K, d_out).
-        gradient_checkpointing: keep only the inputs of the model's blocks and compute the rest
-            again in the backward pass: less memory for a third more time.
+        scaling: LoRA scaling of each client, shape (K,).
+        frozen: for targets with partly frozen adapters, the frozen part.
+        heads: for each map that clients train as a whole, weight (K, d_out, d_in) and, if it has
+            one, bias (K, d_out).
+        gradient_checkpointing: keep only the inputs of the model's blocks and recompute the rest in
+            the backward pass: less memory for a third more time.
 
     Returns:
-        The copy; its input is client-major, (K * b, ...). Only adapters and heads want gradients.
+        The copy; its input is client-major, (K * b, ...). Only adapters and heads require
+            gradients.
 
     Raises:
-        InputError: on a target that the model lacks (with the closest name) or that is no linear
-            map, on a head that is a target, on shapes that differ, and on
-            `gradient_checkpointing` of a model without blocks.
+        InputError: if the model lacks a target (names the closest one), a target is not a linear
+            map, a head is a target, shapes differ, or `gradient_checkpointing` is requested for a
+            model without blocks.
     """
     clone = frozen_copy(model)
     scales = torch.as_tensor(scaling, dtype=torch.float64)
@@ -290,14 +291,14 @@ def attach(
 
 
 def frozen_copy(model: ModelT, replaced: Mapping[str, Tensor] | None = None) -> ModelT:
-    """The model in evaluation mode, wanting no gradients; `model` itself is not changed.
+    """Return the model in evaluation mode without gradients; `model` itself is not changed.
 
     Args:
         model: any module; the copy shares the memory of its parameters and buffers.
-        replaced: parameter name -> what the copy has in its place. Where another module has the
-            same parameter (tied weights), that one keeps it, as it does beside an adapter.
+        replaced: parameter name to new tensor. If another module holds the same parameter (tied
+            weights), that module keeps the old one, as it does next to an adapter.
     """
-    # deepcopy takes what its memo holds for copied already.
+    # deepcopy treats the entries of its memo as already copied.
     shared: dict[int, Any] = {
         id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
     }
@@ -305,19 +306,19 @@ def frozen_copy(model: ModelT, replaced: Mapping[str, Tensor] | None = None) -> 
     clone = copy.deepcopy(model, shared).eval()
     config: Any = getattr(clone, "config", None)
     if hasattr(config, "use_cache"):
-        config.use_cache = False  # of use in generation only; blocks could not be computed again
+        config.use_cache = False  # used in generation only; blocks could not be recomputed
     for name, value in (replaced or {}).items():
         _put(clone, name, nn.Parameter(value.detach(), requires_grad=False))
     return clone
 
 
 def merged_copy(model: ModelT, deltas: Mapping[str, Tensor], heads: Heads | None = None) -> ModelT:
-    """A frozen copy with updates merged into its weights, and heads in place of its own.
+    """Return a frozen copy with updates merged into its weights, and with the given heads.
 
     Args:
         model: any module; not changed.
-        deltas: module name -> dW (d_out, d_in), scaling included.
-        heads: module name -> weight (d_out, d_in) and, if any, bias (d_out,).
+        deltas: module name to dense update.
+        heads: module name to weight and bias.
 
     Raises:
         InputError: as `add_deltas`.
@@ -329,25 +330,25 @@ def merged_copy(model: ModelT, deltas: Mapping[str, Tensor], heads: Heads | None
 
 
 def stacked_modules(model: nn.Module) -> dict[str, StackedModule]:
-    """The modules that hold what a cohort trains, by name."""
+    """Return the modules that hold a cohort's trained parameters, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, StackedModule)}
 
 
 def find_linear(model: nn.Module, name: str, argument: str = "target_modules") -> nn.Module:
-    """The linear map of that full name, itself and not a copy.
+    """Return the linear map of the given full name, without a copy.
 
     Args:
         model: any module.
         name: full name.
-        argument: what errors call it.
+        argument: the caller's name of the argument, for errors.
 
     Raises:
-        InputError: if there is none; the message has the closest name, or the module's type. Also
-            of a module that the model holds twice: adapted in one place, merged in both.
+        InputError: if there is none; names the closest name, or the module's type. Also if the
+            model holds the module twice: it would be adapted in one place and merged in both.
     """
     module = dict(model.named_modules()).get(name)
     if module is None:
-        close = resolve_targets(model, [name])  # refuses what is no end of a name either
+        close = resolve_targets(model, [name])  # also refuses a name that is no suffix
         raise expected(argument, name, f"a full name; the closest is {close[0]!r}")
     if not is_linear(module):
         raise expected(argument, name, f"a linear map, not {type(module).__name__}")
@@ -358,17 +359,17 @@ def find_linear(model: nn.Module, name: str, argument: str = "target_modules") -
 
 
 def add_deltas(model: nn.Module, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of linear maps with an update merged into them.
+    """Return the weights of linear maps with an update merged into them.
 
     Args:
-        model: has the maps.
-        deltas: module name -> dW (d_out, d_in), scaling included.
+        model: the model with the maps.
+        deltas: module name to dense update, (d_out, d_in).
 
     Returns:
-        Parameter name -> weight as the module keeps it, a new tensor.
+        Parameter name to new weight.
 
     Raises:
-        InputError: on a name that is no linear map, or a shape that is not its own.
+        InputError: if a name is not a linear map, or a shape is not its own.
     """
     merged = {}
     for name, delta in deltas.items():
@@ -391,7 +392,7 @@ def _checkpoint(block: nn.Module) -> None:
     forward = block.forward
 
     def recomputed(*args: Any, **kwargs: Any) -> Any:
-        # Nothing in it is random, so no generator has to be put back for the second pass.
+        # Nothing in it is random, so no generator must be restored for the second pass.
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     block.forward = recomputed

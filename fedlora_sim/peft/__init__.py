@@ -1,4 +1,4 @@
-"""PEFT LoRA adapter folders: read, checked, aggregated and written."""
+"""PEFT LoRA adapter folders: read, check, aggregate and write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aggregate_adapters`: one round over PEFT folders, and what they hold besides LoRA."""
+"""`aggregate_adapters`: aggregate one round of PEFT folders, including tensors besides LoRA."""
 
 from __future__ import annotations
 
@@ -47,24 +47,26 @@ from fedlora_sim.rules import get_rule
 from fedlora_sim.runtime import resolve_device
 from fedlora_sim.storage import only_writer
 
-# Tensors next to the LoRA factors: trained ones are averaged, the base model's own must agree
+# Tensors besides the LoRA factors: trained ones are averaged, frozen ones must agree
 
 
 def average_extras(clients: Sequence[AdapterFolder], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Average `modules_to_save`, trained biases and resized embeddings by sample count.
+    """Return the average of `modules_to_save`, trained biases and resized embeddings.
 
     Args:
-        clients: folders that agree in their keys and shapes.
-        weights: sample count of every client. Those without samples take no part.
+        clients: folders with equal keys and shapes.
+        weights: sample count of each client. Clients without samples take no part.
 
     Returns:
-        Tensors by key, in the clients' dtype, or the one that holds all of theirs. A tensor that is
-        the same everywhere stays unchanged. Of a counter, such as the `num_batches_tracked` of
-        BatchNorm, the largest is returned: it is no weight.
+        Tensors by key, in the clients' dtype, or in the one that can hold all of theirs. A tensor
+            that
+        is equal in all folders is unchanged. Of a counter, such as `num_batches_tracked` of
+            BatchNorm,
+        the largest value is returned.
 
     Raises:
-        InputError: if frozen weights differ by more than their precision, or whole numbers differ
-            that are no counters.
+        InputError: if frozen weights differ by more than their precision, or integers differ that
+            are not counters.
     """
     total = sum(weights)
     present = []
@@ -109,7 +111,7 @@ def _average(key: str, clients: Sequence[tuple[AdapterFolder, float]]) -> Tensor
 
 
 def _same_but_for_precision(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same numbers, each rounded to its own floating-point type."""
+    """Return True if two tensors are equal after rounding to the less precise dtype."""
     if one.dtype == other.dtype or not one.is_floating_point():
         return False
     types = [torch.finfo(x.dtype) for x in (one, other)]
@@ -125,36 +127,38 @@ def _digits(tensor: Tensor) -> float:
 
 
 def _in_order(rows: Tensor, tokens: list[int] | None, order: list[int] | None) -> Tensor:
-    """Rows of single tokens in another order of the same tokens; anything else unchanged."""
+    """Return rows of single tokens in another order of the same tokens; other tensors unchanged."""
     if tokens is None or order is None or tokens == order:
         return rows
     return rows[[tokens.index(token) for token in order]]
 
 
 def _summed_in(tensor: Tensor) -> torch.dtype:
-    """Single precision for halves, whose whole embeddings would not fit in double."""
+    """Return the dtype of sums: float32 for half precision.
+
+    Whose embeddings would not fit in float64.
+    """
     return torch.float32 if tensor.element_size() <= 2 else torch.float64
 
 
-# `aggregate_adapters`: the PEFT folders of one round in, the aggregated PEFT folder out
+# `aggregate_adapters`
 
 
 @dataclass(frozen=True)
 class AggregationReport:
-    """What an aggregation of adapter folders read, did and wrote.
+    """Inputs, operations and outputs of an aggregation of adapter folders.
 
     Args:
         rule: the rule, with its options.
-        out: the folder that was written.
+        out: the output folder.
         folders: the clients' folders.
         num_samples: their sample counts.
-        base_model: name of the base model that was written.
-        base_models: every name that the clients have for it.
-        client_folders: the folder that each client receives, within `out`; empty if none was asked
-            for.
+        base_model: the base model's name in the output.
+        base_models: all names that the clients use for it.
+        client_folders: the folder that each client receives, within `out`; empty if not requested.
         has_base: whether `out` is the sum of `out/adapter` and `out/base`.
-        seed: seed of the draws that empty components start from.
-        layers: what became of every module.
+        seed: seed of the draws for empty components.
+        layers: one report per module.
     """
 
     rule: str
@@ -171,7 +175,7 @@ class AggregationReport:
 
 @dataclass(frozen=True, eq=False)
 class _Results:
-    """By module: the update written, the adapter clients are allotted from, the correction."""
+    """The written update, the adapter for the clients and the base correction, by module."""
 
     total: dict[str, LoRAFactors]
     adapter: dict[str, LoRAFactors]
@@ -199,39 +203,41 @@ def aggregate_adapters(
 
     Args:
         folders: one adapter folder per client, `adapter_config.json` and
-            `adapter_model.safetensors`; ranks and scalings may differ, base model and modules not.
-            A folder may be listed more than once.
-        num_samples: sample count of every client; equal when None.
-        rule: name of a rule, options after a colon.
-        out: folder to write. Under a rule that merges a correction into the base weights it holds
-            adapter and correction in one, and `out/adapter` and `out/base` hold them apart.
-        base_model: name of the base model, to be written to every configuration. It says that the
-            clients' models are one, whatever they call it. When None the names must agree: up to a
-            slash at the end, the path of a snapshot in the hub's cache, and the place of a folder
-            of the same name on another machine; no revision is `main`.
-        rank_levels: ranks of the federation, for modules whose rank no client's rank_pattern sets;
-            elsewhere, and when None, the distinct ranks of the clients (and of `previous`).
-        previous: the last global adapter, of the highest rank level: what `carry` keeps. A first
-            round has none, and takes `empty_partition="zero"` where it needs one.
-        target_rank: cut `out` to this rank, by its best approximation.
-        uniform_rank: write `out`, and `out/adapter` and `out/base`, with one rank and one alpha for
-            all modules and without patterns, as serving engines want it. Factors of lower rank are
-            padded with zeros; no update changes.
-        client_folders: also write what each client receives, `out/clients/rank-*`: the adapter cut
-            to its ranks, in its own scaling and configuration.
+            `adapter_model.safetensors`. Ranks and scalings may differ, base model and modules may
+            not. A folder may be listed more than once.
+        num_samples: sample count of each client; equal when None.
+        rule: name of a rule, with options after a colon.
+        out: output folder. Under a rule that merges a correction into the base weights it holds the
+            sum of adapter and correction; `out/adapter` and `out/base` hold them separately.
+        base_model: name of the base model, written to every configuration. It declares that all
+            clients use this model, whatever name they give. When None the names must agree,
+            ignoring trailing slashes, the snapshot path in the hub's cache, and the location of
+            folders of the same name on other machines; a missing revision means `main`.
+        rank_levels: ranks of the federation, for modules whose rank is not set by a client's
+            rank_pattern. For the others, and when None, the distinct ranks of the clients (and of
+            `previous`).
+        previous: the last global adapter, of the highest rank level, from which `carry` keeps
+            partitions. In the first round there is no previous adapter: pass
+            `empty_partition="zero"` if the cohort leaves a partition empty.
+        target_rank: truncate `out` to this rank (best approximation).
+        uniform_rank: write `out`, `out/adapter` and `out/base` with one rank and one alpha for all
+            modules and without patterns, as serving engines require. Factors of lower rank are
+            padded with zeros; the updates do not change.
+        client_folders: also write what each client receives, `out/clients/rank-*`: the adapter
+            truncated to its ranks, in its own scaling and configuration.
         empty_partition: `zero | carry | error`, see `aggregate`.
-        device: where to compute: `auto | cpu | cuda | mps`.
-        seed: components that carry nothing (all of them under `flora`, those above the cohort's
-            ranks elsewhere) are written as LoRA starts them, A drawn with this seed and B zero, or
-            no client could train them; give every round another one. The update does not depend on
-            it, and where a rule freezes A nothing is drawn.
-        force: replace an adapter folder that is there.
+        device: compute device: `auto | cpu | cuda | mps`.
+        seed: seed for components without energy (all of them under `flora`, those above the
+            cohort's ranks under other rules). They are written as LoRA initialises them, A random
+            and B zero, because clients could not train two zero factors. Use a new seed every
+            round. The update does not depend on it, and a rule that freezes A draws nothing.
+        force: replace an existing adapter folder.
 
     Returns:
-        What was done; the same is written to `out/aggregation.json`.
+        A report of the aggregation, also written to `out/aggregation.json`.
 
     Raises:
-        InputError: before anything is written, naming the argument or file, its value and what was
+        InputError: before anything is written; names the argument or file, its value and what was
             expected.
     """
     paths = [Path(str(path)) for path in check_sequence("folders", folders, "adapter folders")]
@@ -282,13 +288,16 @@ def _check_request(
     empty_partition: str,
     target_rank: int | None,
 ) -> Request:
-    """What is asked of every module, checked; the device is not known before the dtype."""
+    """Return the checked request for all modules; the device is resolved later.
+
+    When the dtype is known.
+    """
     if not isinstance(rule, str):
         raise expected("rule", rule, "the name of a rule, which the report can tell")
     get_rule(rule)
     return Request(
         rule,
-        tuple(weight / max(weights) for weight in weights),  # their sum is always finite
+        tuple(weight / max(weights) for weight in weights),  # the sum is always finite
         _check_levels(rank_levels),
         check_choice("empty_partition", empty_partition, EMPTY_PARTITION),
         None if target_rank is None else check_positive_int("target_rank", target_rank),
@@ -308,7 +317,7 @@ def _check_levels(rank_levels: Sequence[int] | None) -> tuple[int, ...] | None:
 def _open(
     paths: Sequence[Path], previous: Path | None
 ) -> tuple[list[AdapterFolder], AdapterFolder | None]:
-    """Open and check every folder; a folder that is listed twice is opened once."""
+    """Open and check all folders; a folder that is listed twice is opened once."""
     opened = {path: AdapterFolder(path) for path in dict.fromkeys(paths)}
     check_agreement(list(opened.values()))
     clients = [opened[path] for path in paths]
@@ -327,11 +336,11 @@ def _computing_dtype(clients: Sequence[AdapterFolder]) -> torch.dtype:
 def _aggregate(
     clients: Sequence[AdapterFolder], previous: AdapterFolder | None, request: Request
 ) -> tuple[_Results, tuple[LayerReport, ...]]:
-    """Aggregate module by module, so that the clients' factors of one are in memory at a time."""
+    """Aggregate module by module, so that only one module's factors are in memory at a time."""
     results, reports = _Results({}, {}, {}), []
     modules = list(clients[0].layers)
     _check_highest_level(clients, request.rank_levels)
-    for module in modules:  # all of these checks before the first, possibly long, computation
+    for module in modules:  # run all checks before the first, possibly long, computation
         levels = rank_levels_of(module, clients, previous, request.rank_levels)
         if previous is None:
             check_nothing_to_keep(module, clients, levels, request)
@@ -350,7 +359,7 @@ def _aggregate(
 
 
 def _check_some_trained(clients: Sequence[AdapterFolder], reports: Sequence[LayerReport]) -> None:
-    """Refuse a round in which no update moves the model, and nothing else was trained either."""
+    """Refuse a round in which all updates are zero and no other tensor was trained."""
     first = clients[0]
     if any(any(report.energy_before) for report in reports):
         return
@@ -363,7 +372,10 @@ def _check_some_trained(clients: Sequence[AdapterFolder], reports: Sequence[Laye
 
 
 def _check_highest_level(clients: Sequence[AdapterFolder], levels: tuple[int, ...] | None) -> None:
-    """Refuse levels above every module's limit; the federation's rank may be above some."""
+    """Refuse levels above the limit of all modules.
+
+    The federation's rank may exceed that of some.
+    """
     limits = [layer.limit for layer in clients[0].layers.values()]
     limit = max(*limits, *(client.config.rank for client in clients))
     if levels is not None and levels[-1] > limit:
@@ -390,12 +402,13 @@ def _contents(
 
     yield "", content(results.total, extras, described)
     if results.base:
-        # These go on top of the corrected base, whose embeddings PEFT would put back to the old.
+        # These are applied to the corrected base; PEFT would restore its embeddings to the old
+        # ones.
         extras = {key: x for key, x in extras.items() if not clients[0].is_frozen(key)}
         yield "adapter", content(results.adapter, extras)
         yield "base", base_content(clients, results.base, uniform_rank=uniform_rank)
     receivers = dict(zip(reversed(report.client_folders), reversed(clients), strict=False))
-    for place, client in receivers.items():  # the first client of each folder
+    for place, client in receivers.items():  # by the first client of each folder
         yield (
             place,
             client_content(client, clients, results.adapter, extras, frozen_a=frozen_a, seed=seed),

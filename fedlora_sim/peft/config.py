@@ -1,4 +1,4 @@
-"""A PEFT adapter's configuration: its fields, variants of LoRA, and the base model's name."""
+"""The configuration of a PEFT adapter: options, LoRA variants, and the base model's name."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from fedlora_sim.peft.patterns import (
 )
 from fedlora_sim.strict_json import read_json
 
-# What every option of a PEFT configuration means for an aggregation, and which are refused.
+# Options of a PEFT configuration: their meaning for an aggregation, and which are refused.
 #
-# The rules average `scaling * B @ A` on the weights of one base model. An option under which a
-# layer's update is anything else, or under which a client's base weights are no longer the
-# model's own, is refused by name; so is an option that this version does not know, unless it is
-# off.
+# The rules average `scaling * B @ A` on the weights of one base model. Options under which the
+# update of a layer is something else, or the client's base weights differ from the model's, are
+# refused by name. Unknown options are refused unless they are off.
 
 # Options that change the update, what it is added to, or where it acts; off when empty.
 REFUSED = {
@@ -40,7 +39,7 @@ REFUSED = {
     "velora_config": "VeLoRA keeps a random projection of every client beside the factors",
 }
 
-# Initialisations that leave the base weights unchanged and train both factors.
+# Initialisations that keep the base weights and train both factors.
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 REFUSED_INITIALISATIONS = {
     "pissa": "PiSSA takes the leading singular vectors out of the base weights",
@@ -51,8 +50,8 @@ REFUSED_INITIALISATIONS = {
     "mica": "MiCA freezes B, which the aggregated adapter would not keep",
 }
 
-# Options that say which model the update belongs to, how it is stored and where it acts: clients
-# must agree on them; with the value that an absent option means.
+# Options that define the model, the storage and the location of the update, with their defaults.
+# Clients must agree on them.
 SHARED: dict[str, Any] = {
     "alora_invocation_tokens": None,
     "bias": "none",
@@ -62,13 +61,13 @@ SHARED: dict[str, Any] = {
     "task_type": None,
 }
 
-# Options under which nothing can be merged into the base weights, and why.
+# Options under which nothing can be merged into the base weights, with the reason.
 UNMERGEABLE = {
     "alora_invocation_tokens": "aLoRA acts on a part of the tokens only",
     "layer_replication": "replicated layers share their base weights",
 }
 
-# Options that are read and written anew: base model, ranks, scalings, and how an adapter starts.
+# Options that the output sets: base model, ranks, scalings, and initialisation.
 WRITTEN = {
     "alpha_pattern",
     "base_model_name_or_path",
@@ -87,7 +86,7 @@ WRITTEN = {
 }
 
 # Options that the output takes from the first client. They select modules, on which the files must
-# agree, act in training only, or do nothing without an option that is refused.
+# agree, apply to training only, or have no effect without an option that is refused.
 CARRIED = {
     "auto_mapping",
     "exclude_modules",
@@ -101,21 +100,21 @@ CARRIED = {
     "runtime_config",
     "target_modules",
     "target_parameters",
-    "trainable_token_indices",  # the same tokens, in any order
+    "trainable_token_indices",  # equal tokens, in any order
 }
 
 KNOWN = WRITTEN | CARRIED | set(SHARED)
 
 
 def check_plain_lora(source: str, options: Mapping[str, Any]) -> None:
-    """Refuse every variant whose weights the rules do not cover.
+    """Refuse LoRA variants whose weights the rules do not support.
 
     Args:
-        source: the file that the options come from, for the message.
+        source: file of the options, for the message.
         options: a configuration as PEFT writes it.
 
     Raises:
-        InputError: naming the file, the option and why it is refused.
+        InputError: names the file, the option and the reason.
     """
     peft_type = options.get("peft_type")
     if peft_type != "LORA":
@@ -140,12 +139,13 @@ def check_plain_lora(source: str, options: Mapping[str, Any]) -> None:
             raise expected(f"{source}: {name}", options[name], reason)
 
 
-# `adapter_config.json`: read, checked, and what it says about every module's rank and scaling
+# `adapter_config.json`: options, and the rank and scaling of each module
 
 CONFIG_FILE = "adapter_config.json"
-# What `peft.utils.transformers_weight_conversion` writes for experts whose projections are fused.
+# Pattern that `peft.utils.transformers_weight_conversion` writes for experts with fused
+# projections.
 FUSED_PATTERNS = (r".*\.gate_up_proj",)
-# Options of initialisations, which an adapter that is written has behind it.
+# Options of the initialisation, which do not apply to a written adapter.
 NO_INITIALISATION: dict[str, Any] = {
     "corda_config": None,
     "eva_config": None,
@@ -162,8 +162,8 @@ class AdapterConfig:
     """The configuration of one plain LoRA adapter.
 
     Args:
-        source: the file it was read from, for messages.
-        options: everything that the file says, as PEFT wrote it.
+        source: file of the configuration, for messages.
+        options: all options as PEFT wrote them.
         rank: default rank `r`.
         alpha: default `lora_alpha`.
         use_rslora: whether the scaling is `alpha / sqrt(r)` instead of `alpha / r`.
@@ -180,14 +180,14 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float]
 
     def rank_of(self, module: str) -> int:
-        """Rank of a module, named as in the base model."""
+        """Return the rank of a module, named as in the base model."""
         return self.rank_pattern.get(pattern_key(self.rank_pattern, module), self.rank)
 
     def rank_multiple(self, module: str) -> int | None:
-        """How many times `r` the rank of a module always is; None if a pattern gives it its own.
+        """Return the factor between `r` and the rank of a module; None if a pattern sets its rank.
 
-        PEFT writes a pattern itself where transformers has fused several projections into one
-        parameter: their ranks add up.
+        PEFT writes such a pattern itself if transformers fused several projections into one
+        parameter; their ranks add up.
         """
         key = pattern_key(self.rank_pattern, module)
         if key not in self.rank_pattern:
@@ -196,25 +196,31 @@ class AdapterConfig:
         return multiple if key in FUSED_PATTERNS and rest == 0 else None
 
     def scaling_of(self, module: str) -> float:
-        """Scaling of a module's update: `alpha / r`, or `alpha / sqrt(r)` under rsLoRA."""
+        """Return scaling of a module's update: `alpha / r`, or `alpha / sqrt(r)` under rsLoRA."""
         alpha = self.alpha_pattern.get(pattern_key(self.alpha_pattern, module), self.alpha)
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, module: str) -> bool:
-        """Whether PEFT would put LoRA on a module of this name; what it would not, it drops."""
+        """Return True if PEFT would apply LoRA to a module of this name.
+
+        PEFT drops other modules.
+        """
         wanted = self.options.get("target_modules") or ()
         if isinstance(wanted, str):
             return wanted == "all-linear" or fits_whole(wanted, module)
         return any(module == name or module.endswith(f".{name}") for name in wanted)
 
     def targeted_parameters(self, module: str, count: int = 1) -> tuple[str, ...]:
-        """Names of a module's own parameters that PEFT may have put LoRA on (target_parameters).
+        """Return the names of a module's own parameters that PEFT may have applied LoRA to.
+
+        These are its target_parameters.
 
         Args:
             module: name of the module that holds the parameters.
-            count: how many of them have LoRA. Names that are targeted together with the end of the
-                module's name are enough if there are so many: a bare name may be of any module.
+            count: number of parameters with LoRA. If that many parameters are targeted together
+                with the end of the module's name, only these are returned, because a bare name may
+                belong to any module.
         """
         split = [name.rpartition(".") for name in self.options.get("target_parameters") or ()]
         own = {name for end, _, name in split if end and f".{module}".endswith(f".{end}")}
@@ -223,12 +229,12 @@ class AdapterConfig:
 
     @property
     def modules_to_save(self) -> tuple[str, ...]:
-        """Names of the modules that are trained and saved whole."""
+        """Names of the modules that are trained and saved as a whole."""
         return tuple(self.options.get("modules_to_save") or ())
 
     @property
     def trains_biases(self) -> bool:
-        """Whether biases of the base model were trained along."""
+        """True if biases of the base model were trained too."""
         return self.options.get("bias", "none") != "none"
 
 
@@ -236,7 +242,7 @@ def read_config(folder: Path) -> AdapterConfig:
     """Read and check the configuration of an adapter folder.
 
     Raises:
-        InputError: naming the file, the option, its value and what was expected.
+        InputError: names the file, the option, its value and what was expected.
     """
     path = folder / CONFIG_FILE
     source = str(path)
@@ -264,7 +270,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 
 def check_no_pointer(argument: str, path: Path) -> None:
-    """Refuse the pointer that git leaves where git-lfs has not fetched the file itself."""
+    """Refuse a Git LFS pointer in place of the file."""
     with path.open("rb") as file:
         is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
     if is_pointer:
@@ -273,7 +279,7 @@ def check_no_pointer(argument: str, path: Path) -> None:
 
 
 def _elsewhere(folder: Path) -> str:
-    """Where the adapter may be instead, as the end of a sentence."""
+    """Return a hint where the adapter may be instead, as the end of a sentence."""
     found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
     if len(found) == 1:
         return f"; PEFT saves an adapter that has a name in a subfolder: give {found[0]}"
@@ -294,18 +300,18 @@ def written_config(
     clients: Sequence[AdapterConfig] = (),
     names: Iterable[str] = (),
 ) -> tuple[dict[str, Any], dict[str, tuple[int, float]]]:
-    """Write the configuration of an adapter whose layers have these ranks and scalings.
+    """Return the configuration of an adapter whose layers have the given ranks and scalings.
 
     Args:
-        options: what all of the adapter's other options are taken from.
-        layers: rank and scaling of every module.
-        use_rslora: the convention to write the scalings in.
+        options: source of the adapter's other options.
+        layers: rank and scaling of each module.
+        use_rslora: convention of the written scalings.
         clients: configurations whose patterns may be written, see `write_patterns`.
-        names: modules whose names are those of the model, and may be written as patterns.
+        names: modules whose names are those of the model, which may be written as patterns.
 
     Returns:
-        A configuration as PEFT writes it, and the rank and scaling that it gives every module:
-        ranks are those asked for or higher, scalings may differ where no pattern separates modules.
+        A configuration as PEFT writes it, and the rank and scaling that it gives each module. Ranks
+        are at least those requested; scalings may differ if no pattern separates two modules.
     """
     rank_keys = {key for client in clients for key in client.rank_pattern}
     alpha_keys = {key for client in clients for key in client.alpha_pattern}
@@ -332,7 +338,7 @@ def written_config(
 
 
 def _tidy(alpha: float) -> float:
-    """An alpha that is whole up to rounding as a whole number."""
+    """Return an alpha as an integer if it is integral up to rounding."""
     return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
 
 
@@ -386,14 +392,14 @@ def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
-# Whether clients name one base model, each in the words of its own machine
+# The base model: whether the names of all clients mean the same one
 
 NAME, REVISION = "base_model_name_or_path", "revision"
 
-# A snapshot in the cache of the Hugging Face hub, wherever the cache is.
+# A snapshot in the cache of the Hugging Face hub, at any location.
 _CACHED = re.compile(r"(?:.*/)?models--(?P<repo>[^/]+)/snapshots/(?P<commit>[^/]+)(?P<rest>/.*)?")
 _ABSOLUTE = re.compile(r"[/~]|[A-Za-z]:[/\\]")
-# Last parts of paths that say nothing of the model.
+# Last parts of paths that do not identify a model.
 _ANY_MODEL = re.compile(
     r"(checkpoint|step|epoch|run|v)?[-_.]?\d*|(base|final|merged|best|last|latest|hf|output|pretrained"
     r"|weights|snapshot)?[-_.]?(model)?s?",
@@ -406,10 +412,10 @@ class BaseModel:
     """A base model as a configuration names it.
 
     Args:
-        name: hub name or path, without a slash at the end; of a snapshot in the hub's cache the
-            hub name. None if there is no name.
-        revision: as given; None for `main`, which is the default.
-        commit: the snapshot's, if the name was a path into the hub's cache.
+        name: hub name or path, without a trailing slash; the hub name of a snapshot in the hub's
+            cache. None if there is no name.
+        revision: as given; None for `main`, the default.
+        commit: the snapshot's commit, if the name was a path into the hub's cache.
     """
 
     name: str | None
@@ -418,7 +424,7 @@ class BaseModel:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> BaseModel:
-        """Read a configuration's options."""
+        """Return the base model of a configuration's options."""
         name, revision = options.get(NAME) or None, options.get(REVISION)
         revision = None if revision in (None, "", "main") else revision
         if name is None:
@@ -432,14 +438,14 @@ class BaseModel:
 
     @property
     def version(self) -> str | None:
-        """The revision, or else the snapshot's commit."""
+        """The revision, or the snapshot's commit if there is none."""
         return self.revision or self.commit
 
     def may_be(self, other: BaseModel) -> bool:
-        """Return whether the two can be one model, as far as their names say.
+        """Return True if the two names may mean the same model.
 
-        A snapshot may be that of the default revision. Folders on different machines may be one
-        model if they have the same name, unless both are here, or the name could be any model's.
+        A snapshot may be that of the default revision. Folders of the same name may be one model on
+        different machines, unless both exist on this machine or the name is generic.
         """
         if self.name != other.name:
             return self.version == other.version and _same_folder(self.name, other.name)
@@ -449,14 +455,14 @@ class BaseModel:
 
 
 def agreed_base_model(configs: Sequence[AdapterConfig], given: str | None) -> dict[str, str | None]:
-    """Return the name and the revision of the base model, to be written.
+    """Return the name and the revision of the base model, for the output.
 
     Args:
-        configs: of all folders.
-        given: the name of the one model, if the caller says that it is one.
+        configs: configurations of all folders.
+        given: the name of the model, if the caller declares that there is only one.
 
     Raises:
-        InputError: naming the file whose model is not that of another file, and what to do.
+        InputError: names the file whose model differs from that of another file, and the remedy.
     """
     options = [config.options for config in configs]
     models = [BaseModel.of(own) for own in options]
@@ -478,14 +484,14 @@ def agreed_base_model(configs: Sequence[AdapterConfig], given: str | None) -> di
     first = {name: options[0].get(name) for name in (NAME, REVISION)}
     if len({(own.get(NAME), own.get(REVISION)) for own in options}) == 1:
         return first
-    # A snapshot's commit is not written where a client has the default revision, so that this
-    # client agrees with the adapter in the next round, too.
+    # The commit of a snapshot is not written if a client has the default revision, so that this
+    # client also agrees with the adapter in the next round.
     revision = next((model.revision for model in models if model.revision), agreed)
     return {NAME: models[0].name, REVISION: revision}
 
 
 def _same_folder(one: str | None, other: str | None) -> bool:
-    """Whether two paths, each of its own machine, end in one name that tells a model."""
+    """Return True if two paths, possibly on different machines, end in the same specific name."""
     if one is None or other is None or not (_ABSOLUTE.match(one) and _ABSOLUTE.match(other)):
         return False
     last = [re.split(r"[/\\]", name)[-1] for name in (one, other)]

@@ -1,8 +1,8 @@
-"""Adapters of a fine-tuning run as PEFT folders: what a client sent back, or the global one.
+"""Export adapters of a fine-tuning run as PEFT folders: clients' updates or the global adapter.
 
-What clients send back is not kept. A round's cohort is trained again, from the global update that
-it started from: every draw follows from the seed, the round and the client, so that on the same
-machine its adapters come out bit for bit. Their energies are held against those that were measured.
+Clients' updates are not stored. They are computed again from the global update at the start of the
+round. Every draw follows from the seed, the round and the client, so that on the same machine the
+adapters are equal bit by bit. Their energies are compared with the recorded ones.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ from fedlora_sim.tasks.targets import inside
 from fedlora_sim.tasks.task import Classification, Task
 from fedlora_sim.tolerances import relative
 
-# Adapters of a task's model as the content of PEFT folders
+# Content of PEFT folders for a task's model
 
 TASK_TYPES = {"text": "SEQ_CLS", "causal": "CAUSAL_LM", "arithmetic": "CAUSAL_LM"}
 """What PEFT calls the tasks for which it wraps the model in a class of its own."""
 
 
 def task_options(task: Task, scenario: Scenario, *, is_own: bool) -> dict[str, Any]:
-    """What a configuration says besides ranks and scalings.
+    """Return the options of a configuration except ranks and scalings.
 
     Args:
         task: model and modules.
         scenario: names the model.
-        is_own: whether the task was given, and is not the scenario's.
+        is_own: whether the task is a custom one, not the scenario's.
 
     Raises:
-        InputError: if LoRA is on what PEFT would save whole.
+        InputError: if LoRA is on a module that PEFT would save as a whole.
     """
     linear = [find_linear(task.model, name) for name in task.target_modules]
     return {
@@ -77,13 +77,13 @@ def adapter_content(
     *,
     use_rslora: bool,
 ) -> AdapterContent:
-    """An adapter folder.
+    """Return the content of an adapter folder.
 
     Args:
         options: see `task_options`.
         layers: module name to its update.
-        whole: tensors besides, see `whole_modules`.
-        use_rslora: the convention to write the scalings in.
+        whole: further tensors, see `whole_modules`.
+        use_rslora: convention of the written scalings.
     """
     wanted = {name: (f.rank, f.scaling) for name, f in layers.items()}
     config, sizes = written_config(options, wanted, use_rslora, names=wanted)
@@ -96,11 +96,11 @@ def adapter_content(
 
 
 def whole_modules(task: Task, heads: Heads) -> dict[str, Tensor]:
-    """Tensors of the modules that go into a folder whole, by name.
+    """Return the tensors of the modules that are saved as a whole, by name.
 
     Args:
         task: model and modules.
-        heads: the trained ones: name to weight and bias, if any.
+        heads: trained heads: name to weight and bias, if any.
     """
     tensors: dict[str, Tensor] = {}
     for name in _saved_whole(task):
@@ -113,7 +113,7 @@ def whole_modules(task: Task, heads: Heads) -> dict[str, Tensor]:
 
 
 def exact_factors(dense: Tensor) -> LoRAFactors:
-    """A dense update, (d_out, d_in), as factors of the rank that it has, at least 1."""
+    """Return a dense update, (d_out, d_in), as factors of its own rank, at least 1."""
     u, s, vh = sign_fixed_svd(dense)
     rounding = torch.finfo(s.dtype).eps * max(dense.shape) * s[0]
     rank = max(1, int((s > rounding).sum()))
@@ -121,10 +121,10 @@ def exact_factors(dense: Tensor) -> LoRAFactors:
 
 
 def _saved_whole(task: Task) -> tuple[str, ...]:
-    """Names of the modules that go into a folder whole: trained ones, and transformers' classifier.
+    """Return the names of modules that are saved as a whole: trained ones and the classifier.
 
-    PEFT saves a classifier even when it is frozen. So must we: one that the checkpoint lacked was
-    drawn when the task was loaded, and nobody else has it.
+    PEFT saves a classifier of transformers even when it is frozen. This is necessary: a classifier
+    that the checkpoint lacked was drawn when the task was loaded and exists nowhere else.
     """
     trunk = getattr(task.model, "base_model_prefix", "")
     if not trunk or not isinstance(task.objective, Classification):
@@ -138,25 +138,20 @@ def _saved_whole(task: Task) -> tuple[str, ...]:
     return (*outside, *within)
 
 
-# Adapters of a fine-tuning run as PEFT folders: what a client sent back, or the global one.
-#
-# What clients send back is not kept. A round's cohort is trained again, from the global update
-# that it started from: every draw follows from the seed, the round and the client, so that on the
-# same machine its adapters come out bit for bit. Their energies are held against those that were
-# measured.
+# Runs on disk: open a fine-tuning run and export adapters from it
 
 
 @dataclass(frozen=True)
 class ExportedClients:
-    """Clients of one round, in folders that can be aggregated.
+    """Clients of one round as folders that can be aggregated.
 
     Args:
         folders: one per client.
         clients: their numbers.
         ranks: their ranks.
         num_samples: their weights in the round's average.
-        rank_levels: of the federation, after the round.
-        has_base: whether they trained on a base model with a correction in its weights.
+        rank_levels: rank levels of the federation after the round.
+        has_base: whether they trained on a base model with a merged correction.
     """
 
     folders: tuple[Path, ...]
@@ -168,12 +163,12 @@ class ExportedClients:
 
 
 class KeptRun:
-    """A fine-tuning run on disk, opened.
+    """A fine-tuning run on disk.
 
     Args:
-        folder: what `fedlora-sim train` has written, or the folder of the rounds themselves.
-        task: model and data of a run that was given its own.
-        rule: that of a run under one that is not registered.
+        folder: folder that `fedlora-sim train` wrote, or the folder of the rounds themselves.
+        task: model and data, for a run on a custom task.
+        rule: rule object, for a run under a rule that is not registered.
 
     Raises:
         InputError: if there is no run that can be opened.
@@ -203,26 +198,26 @@ class KeptRun:
         with torch_threads(self.scenario.threads):
             rule = get_rule(described["rule"]) if rule is None else rule
             self.run = FederatedRun(self.scenario, rule, described["seed"], task, self.place)
-        # Of other code: what is trained again is held against what was measured.
+        # If the code changed, the repeated training is compared with the recorded energies.
         self.checkpoints = Checkpoints(self.place, self.run.description(), but_for=MADE_WITH)
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the rule keeps something from round to round, which adapter folders cannot."""
+        """True if the rule keeps state between rounds, which adapter folders cannot hold."""
         last = max(state_rounds(self.place))
         return bool(self.checkpoints.state(last, self.run.task.device).kept)
 
     def export_global(self, t: int, out: str | Path, *, force: bool = False) -> None:
         """Write the global adapter after round t, as a client of rank r_max receives it.
 
-        Its scaling is that client's, so that training it further goes on as in the run. Under a
-        rule that merges a correction into the base weights the folder holds both in one, at scaling
-        1, and `out/adapter` and `out/base` hold them apart.
+        Its scaling is that client's, so that further training continues as in the run. Under a rule
+        that merges a correction into the base weights the folder holds the sum of both, at scaling
+        1, and `out/adapter` and `out/base` hold them separately.
 
         Args:
             t: the round; 0 for the start.
-            out: folder to write.
-            force: replace an adapter folder that is there.
+            out: output folder.
+            force: replace an existing adapter folder.
 
         Raises:
             InputError: before anything is written.
@@ -236,16 +231,16 @@ class KeptRun:
     def export_clients(
         self, t: int, clients: Sequence[int] | None, out: str | Path, *, force: bool = False
     ) -> ExportedClients:
-        """Write what clients sent back in round t, each to `out/client-<k>`.
+        """Write the updates of clients in round t, each to `out/client-<k>`.
 
         Args:
-            t: the round, from 1; the global update that it started from must have been kept.
-            clients: their numbers; None for all whose updates were aggregated.
-            out: folder of the folders.
-            force: replace adapter folders that are there.
+            t: the round, from 1; the global update at its start must be stored.
+            clients: client numbers; None for all clients whose updates were aggregated.
+            out: parent of the folders.
+            force: replace existing adapter folders.
 
         Raises:
-            InputError: before anything is written; if a client did not take part, with those who
+            InputError: before anything is written; if a client did not take part, names those that
                 did.
         """
         wanted = self._check_clients(t, clients)
@@ -271,7 +266,7 @@ class KeptRun:
         )
 
     def _check_clients(self, t: int, clients: Sequence[int] | None) -> list[int]:
-        """The clients that are wanted, after everything about the request has been checked."""
+        """Check the request and return the requested clients."""
         if self.scenario.allocation != "svd":
             wanted = "svd: an adapter cannot say at which rank indices its columns stand"
             raise expected("allocation", self.scenario.allocation, wanted)
@@ -290,10 +285,10 @@ class KeptRun:
         return chosen
 
     def _train_again(self, t: int) -> Upload:
-        """What the cohort of round t sent back.
+        """Return the updates of the cohort of round t.
 
         Raises:
-            InputError: if its energies are not those that were measured.
+            InputError: if their energies differ from the recorded ones.
         """
         run, rows = self.run, self.checkpoints.rows(t)
         run.state = self.checkpoints.state(t - 1, run.task.device)
@@ -308,7 +303,7 @@ class KeptRun:
         return upload
 
     def _global_contents(self, t: int, state: GlobalUpdate) -> Iterator[tuple[str, AdapterContent]]:
-        """The global adapter; with a base correction also adapter and correction apart."""
+        """Yield global adapter and, with a base correction, adapter and correction separately."""
         run = self.run
         run.received.start_round(t)
         scaling = self.scenario.client_scaling(run.federation.r_max)
@@ -323,7 +318,7 @@ class KeptRun:
         yield "base", self._content(base, None)
 
     def _content(self, layers: Mapping[str, LoRAFactors], heads: Heads | None) -> AdapterContent:
-        """An adapter folder; of a base correction, which has no heads, for None."""
+        """Return the content of an adapter folder; heads are None for a base correction."""
         run = self.run
         is_own = run.task_is_given
         options: dict[str, Any] = task_options(run.task, self.scenario, is_own=is_own)

@@ -1,4 +1,4 @@
-"""Layers of a federation of adapters, and embeddings of unequal length."""
+"""Aggregate one module of a federation of adapters; tensors of unequal length."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from fedlora_sim.rules import Aggregated, aggregate, get_rule
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What the aggregation did to one module.
+    """Effect of the aggregation on one module.
 
     Energies of stacked experts are sums over the experts, direction by direction.
 
     Args:
-        module: name in the base model; of a parameter (target_parameters) that of the parameter.
-        client_ranks: rank of every client.
-        levels: rank levels that the rule went by.
-        rank: rank of the update that was written, without components of zeros that pad it to the
-            rank of other modules.
-        energy_before: energies `sigma_i**2`, mean over the clients' own updates by weight.
-        energy_after: energies of the update that was written.
-        rho_before: share of the energy at the lowest level, mean over the clients' own by weight;
-            None if every update is zero.
-        rho_after: the same share of the update that was written; None if it is zero.
-        experts: number of experts that the parameter stacks; 1 for everything else.
+        module: name in the base model; for target_parameters the name of the parameter.
+        client_ranks: rank of each client.
+        levels: rank levels that the rule used.
+        rank: rank of the written update, not counting components of zeros that pad it to the rank
+            of other modules.
+        energy_before: energies `sigma_i**2`, weighted mean over the clients' updates.
+        energy_after: energies of the written update.
+        rho_before: share of the energy at the lowest level, weighted mean over the clients'
+            updates; None if all updates are zero.
+        rho_after: the same share of the written update; None if it is zero.
+        experts: number of experts that the parameter stacks; 1 for other modules.
     """
 
     module: str
@@ -52,15 +52,15 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller asked of every module.
+    """Arguments of the aggregation that apply to all modules.
 
     Args:
         rule: name of the rule, with its options.
-        weights: relative sample count of every client.
+        weights: relative sample count of each client.
         rank_levels: ranks of the federation, for modules whose rank no pattern sets.
         empty_partition: `zero | carry | error`.
-        target_rank: rank to cut the written update to.
-        device: where to compute.
+        target_rank: rank to which the written update is truncated.
+        device: compute device.
     """
 
     rule: str
@@ -80,11 +80,11 @@ def aggregate_layer(
     """Aggregate one module's updates.
 
     Returns:
-        What the rule returned; the written update, adapter and base correction together, cut to
-        the target rank; and the report.
+        The rule's result; the written update (adapter plus base correction, truncated to the target
+        rank); and the report.
 
     Raises:
-        InputError: naming the module.
+        InputError: names the module.
     """
     dtype = computing_dtype(clients, module)
     levels = rank_levels_of(module, clients, previous, request.rank_levels)
@@ -97,7 +97,8 @@ def aggregate_layer(
         with without_samples(client, weight):
             updates.append(factors(client))
     last = None if previous is None else factors(previous).truncate(levels[-1])
-    # A client without samples takes no part; left out here, the engine counts as the names below.
+    # A client without samples takes no part. It is left out here, so that the engine's client
+    # numbers match the names below.
     present = [k for k, weight in enumerate(request.weights) if weight > 0]
     try:
         result = aggregate(
@@ -124,9 +125,9 @@ def aggregate_layer(
 
 @contextmanager
 def without_samples(client: AdapterFolder, weight: float) -> Iterator[None]:
-    """Say of a folder that cannot be read that it is of no use, if its client has no samples.
+    """Add to read errors that the client has no samples, so that its folder is not needed.
 
-    It is refused all the same: numbers that are not finite are never left out without a word.
+    The folder is refused nevertheless: values that are not finite are never ignored silently.
     """
     try:
         yield
@@ -138,12 +139,12 @@ def without_samples(client: AdapterFolder, weight: float) -> Iterator[None]:
 
 
 def computing_dtype(clients: Sequence[AdapterFolder], module: str) -> torch.dtype:
-    """The dtype that holds every client's factors of a module and can be computed in."""
+    """Return the compute dtype that can hold all clients' factors of a module."""
     return compute_dtype(kept_dtype(clients, module))
 
 
 def kept_dtype(clients: Sequence[AdapterFolder], module: str) -> torch.dtype:
-    """The clients' dtype of a module; the one that holds all of them where they differ."""
+    """Return the clients' dtype of a module; if they differ, the one that can hold all of them."""
     dtype = clients[0].layers[module].dtype
     for client in clients[1:]:
         dtype = torch.promote_types(dtype, client.layers[module].dtype)
@@ -156,14 +157,14 @@ def rank_levels_of(
     previous: AdapterFolder | None,
     given: Sequence[int] | None,
 ) -> tuple[int, ...]:
-    """The federation's ranks of a module, ascending.
+    """Return the federation's ranks for a module, ascending.
 
-    They are `given` where no client's rank_pattern sets the rank of the module, and twice `given`
-    where PEFT doubled r for a fused parameter. Otherwise they are the clients' ranks, and that of
-    the last global adapter, which the highest client has allotted.
+    These are `given` if no client's rank_pattern sets the rank of the module, and twice `given` if
+    PEFT doubled r for a fused parameter. Otherwise they are the clients' ranks and that of the last
+    global adapter, which the highest client received.
 
     Raises:
-        InputError: if a client's rank is none of the given levels or above the last adapter's.
+        InputError: if a client's rank is not a given level or above the last adapter's.
     """
     ranks = {client.config.rank_of(module) for client in clients}
     multiples = {client.config.rank_multiple(module) for client in clients}
@@ -185,9 +186,9 @@ def rank_levels_of(
 
 
 def _rank_carried(previous: AdapterFolder, module: str, highest: int) -> int:
-    """Rank of the last adapter, without components above `highest` if all of them are empty.
+    """Return the rank of the last adapter, ignoring components above `highest` if all are zero.
 
-    An adapter is written with such components where no pattern gives a module its own rank.
+    An adapter is written with such components if no pattern gives a module its own rank.
     """
     rank = previous.config.rank_of(module)
     if rank <= highest:
@@ -199,12 +200,12 @@ def _rank_carried(previous: AdapterFolder, module: str, highest: int) -> int:
 def check_nothing_to_keep(
     module: str, clients: Sequence[AdapterFolder], levels: Sequence[int], request: Request
 ) -> None:
-    """Refuse to carry over what nobody sent where there is no last global adapter.
+    """Refuse to carry an empty partition without a last global adapter.
 
-    Most often it is the first round of a federation that samples its clients, which has none.
+    Usually this is the first round of a federation with sampled clients.
 
     Raises:
-        InputError: naming the module, and what to do.
+        InputError: names the module and the remedy.
     """
     if request.empty_partition != "carry" or not get_rule(request.rule).has_empty_partition_policy:
         return
@@ -220,7 +221,7 @@ def check_nothing_to_keep(
 
 
 def _written(result: Aggregated, target_rank: int | None) -> LoRAFactors:
-    """Adapter and base correction as one update, cut to the target rank where it is above it."""
+    """Return the sum of adapter and base correction, truncated to the target rank."""
     total = result.total()
     if target_rank is None or target_rank >= total.rank:
         return total
@@ -228,7 +229,7 @@ def _written(result: Aggregated, target_rank: int | None) -> LoRAFactors:
 
 
 def _with_names(message: str, module: str, names: Sequence[str]) -> str:
-    """The engine's message with the client's folder where it counts the updates."""
+    """Return the engine's message with the client's folder instead of the number of the update."""
     found = re.match(r"updates\[(\d+)\]\.(.*)", message, flags=re.DOTALL)
     return f"{module}: {message}" if found is None else f"{names[int(found[1])]}: {found[2]}"
 
@@ -263,6 +264,6 @@ def _report(
 
 
 def energies(update: LoRAFactors) -> np.ndarray:
-    """Energies `sigma_i**2` of an update, descending, (r,); of stacked experts their sum."""
+    """Return energies `sigma_i**2` of an update, descending, (r,); summed over stacked experts."""
     singular = update.product.amplitudes().cpu().numpy()
     return (singular**2).reshape(-1, singular.shape[-1]).sum(axis=0)

@@ -1,4 +1,7 @@
-"""Patterns that match module names, and `rank_pattern` and `alpha_pattern` of an output."""
+"""Patterns of module names: match them in bounded time, and write `rank_pattern`.
+
+`alpha_pattern`.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,9 @@ from fedlora_sim.errors import expected
 # Match the patterns of an adapter's configuration in bounded time.
 #
 # PEFT reads `target_modules`, `rank_pattern` and `alpha_pattern` as regular expressions, and a
-# client chooses them. Python's `re` can be kept busy for years by a pattern such as `(a+)+$`, and
-# nothing but the end of its process stops it. Patterns that repeat or choose are therefore tried
-# first in a process of their own, with all modules of the folder, under a limit of processor
-# time.
+# client chooses them. A pattern such as `(a+)+$` can keep Python's `re` busy for years, and only
+# the end of its process stops it. Patterns with repetition or alternation are therefore tried first
+# in a separate process, with all modules of the folder and a limit of processor time.
 
 SECONDS = 1.0
 """Processor time for all matches of a folder, beside that of ordinary ones."""
@@ -32,7 +34,7 @@ MOST_MATCHES = 10_000_000
 LONGEST = 10_000
 """Characters of one pattern."""
 
-# Characters one after the other, each matched at one place: no repetition, no choice, no group.
+# A sequence of single characters: no repetition, no alternation, no group.
 _PLAIN = re.compile(r"(?:[\w.^$-]|\\.)*")
 _TRIAL = """
 import json, re, signal, sys
@@ -48,20 +50,20 @@ for number, form in enumerate(task["forms"]):
 
 
 def fits_end(pattern: str, name: str) -> bool:
-    """Whether a pattern matches the end of a module's name, at a dot, as PEFT matches it."""
+    """Return True if a pattern matches the end of a module's name, after a dot, as in PEFT."""
     return _compiled(_of_end(pattern)).match(name) is not None
 
 
 def fits_whole(pattern: str, name: str) -> bool:
-    """Whether a pattern matches the whole name of a module, as PEFT matches `target_modules`."""
+    """Return True if a pattern matches the whole name of a module, as PEFT's `target_modules`."""
     return _compiled(_of_whole(pattern)).match(name) is not None
 
 
 def check_pattern(argument: str, pattern: str) -> None:
-    """Refuse what is no regular expression, and what is too long.
+    """Refuse patterns that are not valid regular expressions or are too long.
 
     Raises:
-        InputError: naming the argument.
+        InputError: names the argument.
     """
     if len(pattern) > LONGEST:
         raise expected(argument, pattern, f"a pattern of at most {LONGEST:,} characters")
@@ -74,16 +76,16 @@ def check_pattern(argument: str, pattern: str) -> None:
 def check_time(
     source: str, modules: Collection[str], whole: Iterable[str], ends: Iterable[str]
 ) -> None:
-    """Refuse patterns that take long to match with the modules of a folder.
+    """Refuse patterns that take too long to match with the modules of a folder.
 
     Args:
         source: file of the patterns, for the message.
         modules: names of all modules.
-        whole: patterns of whole names.
-        ends: patterns of the ends of names.
+        whole: patterns for whole names.
+        ends: patterns for the ends of names.
 
     Raises:
-        InputError: naming the file and the pattern.
+        InputError: names the file and the pattern.
     """
     forms = {_of_whole(pattern): pattern for pattern in whole}
     forms |= {_of_end(pattern): pattern for pattern in ends}
@@ -100,7 +102,7 @@ def check_time(
 
 
 def _slow(forms: Sequence[str], names: Sequence[str], seconds: float) -> str | None:
-    """The form at which a process of its own ran out of time; None if it came to the end."""
+    """Return the form at which a separate process ran out of time, or None."""
     task = json.dumps({"forms": forms, "names": names, "seconds": seconds})
     command = [sys.executable, "-I", "-S", "-W", "ignore", "-c", _TRIAL]
     try:
@@ -109,7 +111,7 @@ def _slow(forms: Sequence[str], names: Sequence[str], seconds: float) -> str | N
             input=task.encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=30 + 10 * seconds,  # of a machine that has other things to do
+            timeout=30 + 10 * seconds,  # allow for a busy machine
             check=False,
         )
         code, output = done.returncode, done.stdout
@@ -129,28 +131,27 @@ def _of_whole(pattern: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def _compiled(form: str) -> re.Pattern[str]:
-    with warnings.catch_warnings():  # of sets that later versions of Python may read otherwise
+    with warnings.catch_warnings():  # future set syntax
         warnings.simplefilter("ignore")
         return re.compile(form)
 
 
-# `rank_pattern` and `alpha_pattern`: matched as PEFT matches them, and written so that PEFT
-# loads.
+# `rank_pattern` and `alpha_pattern`: match them as PEFT does, and write patterns that PEFT loads.
 #
-# PEFT matches a pattern with the names of the modules in the model, and these may differ from the
-# names in the file: transformers renames modules between versions, and PEFT renames the keys of
-# old files when it loads them. A pattern that spells out a name of the file may then match
-# nothing. The clients' own patterns still match wherever PEFT loads the clients' folders, so only
-# these are written. Modules that no pattern separates get one value, for ranks the highest: the
-# factors of the others are padded with zeros.
+# PEFT matches a pattern with the names of the modules in the model, which may differ from the names
+# in the file: transformers renames modules between versions, and PEFT renames the keys of old files
+# when it loads them. A pattern that spells out a name from the file may then match nothing. The
+# clients' own patterns match wherever PEFT loads the clients' folders, so only these are written.
+# Modules that no pattern separates get one value. For ranks it is the highest one, and the other
+# factors are padded with zeros.
 
 V = TypeVar("V", bound=Hashable)
 
 
 def pattern_key(patterns: Iterable[str], module: str) -> str:
-    """Return the first pattern that fits, as PEFT finds it; the module itself if there is none.
+    """Return the first pattern that matches, as PEFT does; the module itself if there is none.
 
-    A pattern is a regular expression for the end of the name, at a dot.
+    A pattern is a regular expression for the end of the name, after a dot.
 
     Source: `peft.utils.other.get_pattern_key`.
     """
@@ -162,9 +163,9 @@ class Written(Generic[V]):
     """A default and patterns, as PEFT reads them.
 
     Args:
-        default: value of the modules that no pattern fits.
-        patterns: values by pattern, in the order of their keys, which is that of PEFT's files.
-        values: value of every module.
+        default: value of the modules that no pattern matches.
+        patterns: values by pattern, in the order of PEFT's files (sorted keys).
+        values: value of each module.
     """
 
     default: V
@@ -178,18 +179,19 @@ def write_patterns(
     common: Callable[[Sequence[V]], V],
     names: Iterable[str] = (),
 ) -> Written[V]:
-    """Write the values of modules as a default and patterns.
+    """Return the values of modules as a default and patterns.
 
     Args:
-        values: the value wanted for every module.
+        values: the required value of each module.
         keys: patterns that may be written.
-        common: value for modules that no pattern separates, from their values.
-        names: modules whose names are those of the model. They are patterns too, used where the
-            keys do not separate modules with different values.
+        common: combines the values of modules that no pattern separates.
+        names: modules whose names are those of the model. Their names are also used as patterns if
+            the keys do not separate modules with different values.
 
     Returns:
-        Default and patterns, and the value that they give every module: the one wanted, or
-        `common` of all that share its pattern.
+        Default and patterns, and the value that they give each module: the required one, or
+            `common`
+        of all modules that match the same pattern.
     """
     known = functools.cache(fits_end)
     groups = _Groups(values, sorted(set(keys)), common, known)
@@ -203,19 +205,19 @@ def write_patterns(
 
 
 def most_common(values: Sequence[V]) -> V:
-    """Return the most common value, of several the first."""
+    """Return the most common value; the first one of a tie."""
     return Counter(values).most_common(1)[0][0]
 
 
 def _candidates(names: Iterable[str]) -> list[str]:
-    """Names as patterns: bare ones, which every version of PEFT reads, before anchored ones."""
+    """Return the names as patterns, bare names (which all versions of PEFT read) first."""
     found = sorted(set(names))
     bare = [name if re.fullmatch(r"[\w.-]+", name) else re.escape(name) for name in found]
     return [*bare, *(f"^{re.escape(name)}" for name in found)]
 
 
 class _Groups(Generic[V]):
-    """Modules by the first of the sorted patterns that fits them; None where none does."""
+    """Modules by the first matching pattern in sorted order; None if there is no match."""
 
     def __init__(
         self,
@@ -234,7 +236,7 @@ class _Groups(Generic[V]):
         self.changed = sum(self.values[module] != value for module, value in values.items())
 
     def written(self) -> Written[V]:
-        """Leave out every pattern without which each module has the same value."""
+        """Remove all patterns that do not change any module's value."""
         default = self.shared.get(None, most_common(list(self.values.values())))
         kept = {key: value for key, value in self.shared.items() if key is not None}
         for key in [key for key, value in kept.items() if value == default]:

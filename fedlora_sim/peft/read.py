@@ -1,4 +1,4 @@
-"""Read the adapter folders of clients, and check that they belong together."""
+"""Read adapter folders of clients, and check that they can be aggregated."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from fedlora_sim.peft.config import (
 from fedlora_sim.peft.patterns import check_time
 from fedlora_sim.rules import get_rule
 
-# Factors padded with zeros.
+# Padding of factors with zeros.
 #
-# PEFT allows a rank above min(d_in, d_out): the one rank of a federation is above that of its
-# narrow modules, such as a router or a value head. The engine computes with matrices that can
-# have the rank. Rows of zeros that are appended to B, and columns to A, change no rule's result:
-# they stay zero, and are left out when the factors are written.
+# PEFT allows a rank above min(d_in, d_out): the common rank of a federation may exceed that of
+# narrow modules, such as a router or a value head. The engine requires matrices that can have the
+# rank. Appending rows of zeros to B, or columns to A, does not change the result of any rule: they
+# stay zero, and are removed when the factors are written.
 
 
 def wide_factors(lora_a: Tensor, lora_b: Tensor, scaling: float, width: int = 0) -> LoRAFactors:
@@ -43,7 +43,7 @@ def wide_factors(lora_a: Tensor, lora_b: Tensor, scaling: float, width: int = 0)
         lora_a: (..., r, d_in).
         lora_b: (..., d_out, r).
         scaling: the LoRA scaling.
-        width: least d_in and d_out.
+        width: minimum of d_in and d_out.
     """
     width = max(width, lora_a.shape[-2])
     if lora_a.shape[-1] < width:
@@ -54,13 +54,13 @@ def wide_factors(lora_a: Tensor, lora_b: Tensor, scaling: float, width: int = 0)
 
 
 def resized(update: LoRAFactors, rank: int, scaling: float, *, frozen_a: bool) -> LoRAFactors:
-    """Return the leading components of an update in another rank and scaling.
+    """Return the leading components of an update with another rank and scaling.
 
     Args:
-        update: of any rank; components of zeros are appended where it is below the one wanted.
-        rank: rank wanted.
-        scaling: scaling to write it with.
-        frozen_a: whether the change of scaling goes to B alone, and is not shared by A and B.
+        update: an update of any rank; components of zeros are appended if its rank is too low.
+        rank: requested rank.
+        scaling: requested scaling.
+        frozen_a: whether the change of scaling goes to B only, instead of being split evenly.
     """
     lora_a = pad_last(update.lora_A.mT, max(rank, update.rank)).mT[..., :rank, :]
     lora_b = pad_last(update.lora_B, max(rank, update.rank))[..., :rank]
@@ -70,10 +70,10 @@ def resized(update: LoRAFactors, rank: int, scaling: float, *, frozen_a: bool) -
     return cut if scaling == update.scaling else cut.rescale(scaling)
 
 
-# A PEFT LoRA folder, opened: which layers and other tensors it holds, each read when asked for.
+# The adapter folder: its layers and other tensors, each read on demand.
 #
-# A and B are told apart by name, never by shape. Every key of the file must be understood: what
-# PEFT would not find its way back to, or would drop without a word, is refused here.
+# A and B are distinguished by name, never by shape. Every key of the file must be understood: keys
+# that PEFT would drop silently or could not map to a module are refused.
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
@@ -86,19 +86,19 @@ DTYPES = {
 }
 
 MOST_TENSORS, LONGEST_NAME = 200_000, 500
-# What has a meaning in a regular expression; a dot has too, but stands for itself as well.
+# Characters with a meaning in a regular expression. A dot has one too, but also matches itself.
 _PATTERN_SIGNS = set("*+?()[]{}|^$\\")
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?)(?P<factor>[AB])(?P<end>.*)")
 _NAMED = re.compile(r"\.(?!weight$|bias$)[^.]+(\.weight)?")
 _ENDS = {"lora_": ".weight", "lora_embedding_": ""}
-# PEFT wraps a layer once for each of its target_parameters, and names the inner layer so.
+# PEFT wraps a layer once for each of its target_parameters, and gives the inner layer this name.
 _WRAPPED = ".base_layer"
-# Rows of an embedding that were trained alone, in the order of their token indices.
+# Rows of an embedding that were trained separately, in the order of their token indices.
 _TOKENS = ".token_adapter.trainable_tokens_delta"
-# The order in which layers of stacked experts register their parameters, all of transformers' do.
+# The order in which layers of stacked experts register their parameters in transformers.
 _REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
-_MOST_ORDERS = 1000  # of parameters with other names, tried one by one
-# PEFT saves the input and the output embeddings whole when the vocabulary was resized.
+_MOST_ORDERS = 1000  # for parameters with other names, tried one by one
+# PEFT saves the input and the output embeddings as a whole when the vocabulary was resized.
 _MOST_WHOLE_MODULES = 2
 
 
@@ -107,12 +107,12 @@ class Layer:
     """The factors of one module, or of one parameter, in the file.
 
     Args:
-        key_A: name of the tensor A, (r, d_in); of a convolution (r, channels, *kernel), of stacked
-            experts (experts * r, d_in).
+        key_A: name of the tensor A, (r, d_in); for a convolution (r, channels, *kernel), for
+            stacked experts (experts * r, d_in).
         key_B: name of the tensor B, (d_out, r), (d_out, r, 1, ...) or (d_out, r * experts).
-        shape_A: shape of A as it is stored.
-        shape_B: shape of B as it is stored.
-        dtype: floating-point type that holds both.
+        shape_A: stored shape of A.
+        shape_B: stored shape of B.
+        dtype: floating-point type that can hold both.
         experts: number of experts that a three-dimensional parameter stacks. PEFT stores A expert
             by expert and B rank component by rank component (`peft.tuners.lora.ParamWrapper`).
     """
@@ -126,12 +126,12 @@ class Layer:
 
     @property
     def form(self) -> tuple[tuple[int, ...], ...]:
-        """Everything about the shapes that does not depend on the rank."""
+        """All information on the shapes that does not depend on the rank."""
         form = self.shape_A[1:], (self.shape_B[0], *self.shape_B[2:])
         return form if self.experts == 1 else (*form, (self.experts,))
 
     def unpacked(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Stored tensors as A (r, d_in) and B (d_out, r), with the experts in front if stacked."""
+        """Return stored tensors as A (r, d_in) and B (d_out, r), with stacked experts in front."""
         lora_a, lora_b = lora_a.flatten(1), lora_b.flatten(1)
         if self.experts == 1:
             return lora_a, lora_b
@@ -139,9 +139,9 @@ class Layer:
         return lora_a, lora_b.unflatten(1, (-1, self.experts)).permute(2, 0, 1)
 
     def packed(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        """A and B of any rank in the shapes that they are stored in; undoes `unpacked`.
+        """Return A and B of any rank in their stored shapes, the inverse of `unpacked`.
 
-        What was appended to their dimensions is left out, see `padding`.
+        Padding of their dimensions is removed.
         """
         lora_a, lora_b = lora_a[..., : self.d_in], lora_b[..., : self.d_out, :]
         if self.experts > 1:
@@ -152,7 +152,7 @@ class Layer:
 
     @property
     def d_in(self) -> int:
-        """Columns of A; of a convolution they count the kernel too."""
+        """Columns of A; for a convolution this includes the kernel."""
         return math.prod(self.shape_A[1:])
 
     @property
@@ -162,7 +162,7 @@ class Layer:
 
     @property
     def limit(self) -> int:
-        """The highest rank that the module's update can have, min(d_in, d_out)."""
+        """The highest possible rank of the module's update, min(d_in, d_out)."""
         return min(self.d_out, self.d_in)
 
     @property
@@ -172,18 +172,18 @@ class Layer:
 
     @property
     def is_embedding(self) -> bool:
-        """Whether it is an embedding, of which PEFT draws B and starts A at zero."""
+        """True for an embedding, for which PEFT draws B and sets A to zero."""
         return self.key_A.endswith(".lora_embedding_A")
 
 
 class AdapterFolder:
-    """One adapter folder, checked; the tensors stay on disk until they are asked for.
+    """One checked adapter folder; tensors stay on disk until they are needed.
 
     Args:
         folder: a folder with `adapter_config.json` and `adapter_model.safetensors`.
 
     Raises:
-        InputError: naming the folder, the file or the key and what was expected.
+        InputError: names the folder, the file or the key and what was expected.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -211,10 +211,12 @@ class AdapterFolder:
     def factors(
         self, module: str, dtype: torch.dtype, device: torch.device, width: int = 0
     ) -> LoRAFactors:
-        """A module's update: A (r, d_in) and B (d_out, r), kernels flattened, with its scaling.
+        """Return a module's update: A (r, d_in) and B (d_out, r), kernels flattened.
 
-        Of stacked experts they are (experts, r, d_in) and (experts, d_out, r). Where d_in or d_out
-        is below the rank or below `width` zeros are appended, see `padding`.
+        With its scaling.
+
+        For stacked experts the shapes are (experts, r, d_in) and (experts, d_out, r). If d_in or
+        d_out is below the rank or below `width`, zeros are appended.
         """
         layer = self.layers[module]
         lora_a = self.tensor(layer.key_A).to(device, dtype)
@@ -222,7 +224,7 @@ class AdapterFolder:
         return wide_factors(*layer.unpacked(lora_a, lora_b), self.config.scaling_of(module), width)
 
     def tensor(self, key: str) -> Tensor:
-        """A tensor of the file, as it is stored; refused when an entry is not finite."""
+        """Return a stored tensor; refuse one with an entry that is not finite."""
         try:
             tensor: Tensor = self._weights.get_tensor(key)
         except SafetensorError as error:
@@ -235,20 +237,23 @@ class AdapterFolder:
         return tensor
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the file's header."""
+        """Return the shape of a tensor, from the file's header."""
         return tuple(self._weights.get_slice(key).get_shape())
 
     def is_frozen(self, key: str) -> bool:
-        """Whether a tensor is the base model's own, saved next to the LoRA of an embedding."""
+        """Return True if a tensor is the base model's own.
+
+        Saved next to the LoRA of an embedding.
+        """
         path, _, leaf = key.rpartition(".")
         is_trained = leaf == "bias" and self.config.trains_biases
         return path.endswith(".base_layer") and not is_trained
 
     def token_indices(self, key: str) -> list[int] | None:
-        """Token of every row of a tensor, if it holds rows that were trained alone.
+        """Return the token of each row of a tensor of separately trained rows, else None.
 
         Raises:
-            InputError: if trainable_token_indices does not say which tokens they are.
+            InputError: if trainable_token_indices does not name the tokens.
         """
         if not key.endswith(_TOKENS):
             return None
@@ -266,16 +271,19 @@ class AdapterFolder:
         return tokens
 
     def _is_copy(self, key: str) -> bool:
-        """Whether a tensor is there twice: PEFT saves a whole module's bias again under bias="all".
+        """Return True if a tensor is a duplicate.
 
-        It does so under a name that it does not know when it loads.
+        With bias="all" PEFT saves the bias of a whole module a second time, under a name that it
+        does not recognise when it loads the file.
         """
         return key.replace(".modules_to_save.", ".", 1) in self.keys - {key}
 
     def _check_names(self) -> None:
-        """Refuse names that cannot be a module's, and patterns that take long to match with them.
+        """Refuse names that cannot be a module's.
 
-        A name is printed, and written as a pattern where its rank differs from that of others.
+        And patterns that take too long to match with them.
+
+        Names are printed, and written as patterns if their rank differs from that of other modules.
         """
         if len(self.keys) > MOST_TENSORS:
             raise expected(self._file, f"{len(self.keys):,} tensors", f"at most {MOST_TENSORS:,}")
@@ -294,7 +302,7 @@ class AdapterFolder:
         )
 
     def _find_layers(self) -> Iterator[tuple[str, Layer]]:
-        """Layers by the name that PEFT looks up their rank by: of a module, or of a parameter."""
+        """Yield the layers by the module or parameter name with which PEFT looks up their rank."""
         pairs: dict[tuple[str, str], set[str]] = {}
         for key in sorted(self.keys):
             if ".lora_" in key:
@@ -321,9 +329,9 @@ class AdapterFolder:
                 yield f"{module}.{name}", self._layer(f"{module}.{name}", a, b)
 
     def _find_tied(self) -> dict[str, tuple[Layer, str]]:
-        """Modules whose factors are those of an embedding, transposed, and which embedding.
+        """Return modules whose factors are those of an embedding, transposed, and the embedding.
 
-        PEFT makes them of the output layer of a model with tied weights (ensure_weight_tying).
+        PEFT creates them for the output layer of a model with tied weights (ensure_weight_tying).
         """
         tied: dict[str, tuple[Layer, str]] = {}
         for module in [name for name in self.layers if self._is_tied(name)]:
@@ -341,12 +349,15 @@ class AdapterFolder:
         return tied
 
     def _is_tied(self, module: str) -> bool:
-        """Whether a module is not targeted itself: PEFT ties its LoRA to that of the embedding."""
+        """Return True if PEFT ties a module's LoRA to that of the embedding.
+
+        And does not target it.
+        """
         ties = self.config.options.get("ensure_weight_tying") is True
         return ties and not self.config.targets(module) and not self._parameters_of(module)
 
     def _split(self, key: str) -> re.Match[str]:
-        """Module, kind and factor of a LoRA key; whatever is not exactly such a key is refused."""
+        """Return the module, kind and factor of a LoRA key; refuse anything else."""
         found = _FACTOR.fullmatch(key)
         if found is None or found["end"] != _ENDS[found["kind"]]:
             expectation = (
@@ -372,10 +383,10 @@ class AdapterFolder:
         return self.config.targeted_parameters(_unwrapped(path))
 
     def _parameters(self, module: str, paths: Sequence[str]) -> tuple[str, ...]:
-        """The parameter of a module that each of its wrapped layers adapts, innermost first.
+        """Return the parameter that each wrapped layer of a module adapts, innermost first.
 
-        The file does not name them. PEFT wraps a module once for every one of its parameters that
-        is targeted, in the order in which the module registers them.
+        The file does not name them. PEFT wraps a module once for each of its targeted parameters,
+        in the order in which the module registers them.
         """
         names = self.config.targeted_parameters(module, len(paths))
         orders: Iterator[tuple[str, ...]]
@@ -403,7 +414,10 @@ class AdapterFolder:
         return fitting[0]
 
     def _layer(self, module: str, key_a: str, key_b: str) -> Layer:
-        """Shapes of a pair of factors, after checking that they are a LoRA of the rank promised."""
+        """Return the shapes of a pair of factors.
+
+        After checking that they form a LoRA of the stated rank.
+        """
         shapes, dtypes = {}, {}
         for key in (key_a, key_b):
             shapes[key], name = self.shape(key), self._weights.get_slice(key).get_dtype()
@@ -427,10 +441,10 @@ class AdapterFolder:
         return Layer(key_a, key_b, a, b, dtype, experts)
 
     def _check_extras(self) -> None:
-        """Refuse a tensor that neither the configuration nor a resized vocabulary accounts for.
+        """Refuse a tensor that neither the configuration nor a resized vocabulary explains.
 
-        A resized vocabulary is saved as whole modules, under whatever name the model gives to its
-        embeddings: `lm_head`, `proj_out`, `cls.predictions.decoder`.
+        A resized vocabulary is saved as whole modules, under the model's name of its embeddings:
+        `lm_head`, `proj_out`, `cls.predictions.decoder`.
         """
         unknown = [key for key in self.extras if not self._is_configured(key)]
         whole = [key for key in unknown if self._is_of_whole_module(key)]
@@ -461,7 +475,7 @@ class AdapterFolder:
         )
 
     def _is_of_whole_module(self, key: str) -> bool:
-        """Whether a tensor is the weight of an embedding or of a map to words, or its bias."""
+        """Return True if a tensor is the weight or bias of an embedding or an output layer."""
         path, _, leaf = key.rpartition(".")
         weight = f"{path}.weight"
         if not key.startswith(PREFIX) or leaf not in ("weight", "bias") or weight not in self.keys:
@@ -471,19 +485,19 @@ class AdapterFolder:
 
 
 def _unwrapped(module: str) -> str:
-    """A module's name without the layers that PEFT has wrapped around it."""
+    """Return a module's name without the layers that PEFT wrapped around it."""
     while module.endswith(_WRAPPED):
         module = module.removesuffix(_WRAPPED)
     return module
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key to sort names by in which layer 2 comes before layer 10."""
+    """Return a sort key in which layer 2 comes before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 def _open(folder: Path) -> Any:
-    """The weights of a folder, opened without loading any."""
+    """Open the weights of a folder without loading any."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         pickles = [name for name in PICKLES if (folder / name).exists()]
@@ -506,9 +520,10 @@ def _open(folder: Path) -> Any:
         raise expected("weights", str(path), f"a whole safetensors file ({error})") from None
 
 
-# Whether adapter folders can be aggregated: one set of tensors, of one form each
+# Agreement of adapter folders: the same tensors with the same forms
 
-# What says how the update is stored in the model; absent means the default. See `base_model`, too.
+# Options that define how the update is stored in the model; absent means the default. See also
+# `base_model`.
 SHARED_OPTIONS: dict[str, Any] = {
     **SHARED,
 }
@@ -518,10 +533,10 @@ SHOWN = 8
 def check_agreement(folders: Sequence[AdapterFolder]) -> None:
     """Refuse folders that are not adapters of the same modules.
 
-    Ranks, scalings and their conventions may differ, and so may the name of the base model.
+    Ranks, scalings, their conventions and the name of the base model may differ.
 
     Raises:
-        InputError: naming the file, what differs in it and from which file.
+        InputError: names both files and the difference.
     """
     for folder in folders[1:]:
         _check_shared_options(folder, folders[0])
@@ -530,17 +545,17 @@ def check_agreement(folders: Sequence[AdapterFolder]) -> None:
 
 
 def check_previous(previous: AdapterFolder, client: AdapterFolder) -> None:
-    """Refuse a last global adapter that does not belong to the clients' modules."""
+    """Refuse a last global adapter that does not match the clients' modules."""
     _check_shared_options(previous, client)
     _check_names(previous, set(previous.layers), set(client.layers), client)
     _check_layers(previous, client)
 
 
 def check_mergeable(client: AdapterFolder, rule: str) -> None:
-    """Refuse a rule that merges a correction into base weights that no adapter can be merged into.
+    """Refuse a rule with a base correction if nothing can be merged into the base weights.
 
     Raises:
-        InputError: naming the option that rules it out, and why.
+        InputError: names the option that prevents it, and the reason.
     """
     if not get_rule(rule).residual_in_base:
         return
@@ -613,8 +628,8 @@ def _check_layers(folder: AdapterFolder, first: AdapterFolder) -> None:
 def _check_orientation(module: str, folder: AdapterFolder, first: AdapterFolder) -> None:
     """Refuse stacks of square experts that two versions of PEFT may store transposed.
 
-    PEFT exchanged inputs and outputs of most stacked experts in version 0.19; where both have one
-    size the shapes do not show it.
+    PEFT exchanged inputs and outputs of most stacked experts in version 0.19; equal sizes do not
+    reveal the orientation.
     """
     given, wanted = (f.config.options.get("peft_version") for f in (folder, first))
     if _minor_version(given) != _minor_version(wanted):

@@ -1,4 +1,4 @@
-"""Assemble adapters, write them as PEFT folders, and restart from them."""
+"""Assemble adapters, write them as PEFT folders, and reinitialise empty components."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from fedlora_sim.storage import (
 )
 from fedlora_sim.tolerances import relative
 
-# Adapter folders on disk, complete or absent.
+# Adapter folders on disk.
 #
-# An output folder appears, or replaces an older one, in one step: at every moment there is the
-# old output or the new one. `fedlora_sim.storage` does it.
+# An output folder appears, or replaces an older one, in one step, so that at every moment there is
+# a complete folder (see `fedlora_sim.storage`).
 
 REPORT_FILE = "aggregation.json"
 COMMAND = "aggregate"
@@ -40,12 +40,12 @@ COMMAND = "aggregate"
 
 @dataclass(frozen=True, eq=False)
 class AdapterContent:
-    """What an adapter folder holds.
+    """Content of an adapter folder.
 
     Args:
         config: the configuration, as PEFT writes it.
         tensors: tensors by key, as PEFT names them.
-        report: how the adapter came about; not a part of what PEFT reads.
+        report: how the adapter was made; PEFT does not read it.
     """
 
     config: Mapping[str, Any]
@@ -54,15 +54,15 @@ class AdapterContent:
 
 
 def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
-    """Refuse an output folder that cannot be written, or whose writing would destroy something.
+    """Refuse an output folder that cannot be written, or whose writing would destroy data.
 
     Args:
-        out: folder to write.
-        inputs: folders that are read; the output must not be one of them, in one, or around one.
-        force: whether an adapter folder that is there may be replaced.
+        out: output folder.
+        inputs: input folders; the output must not be one of them, inside one, or around one.
+        force: whether an existing adapter folder may be replaced.
 
     Raises:
-        InputError: naming the folder and what was expected.
+        InputError: names the folder and what was expected.
     """
     for path in (out, *out.absolute().parents):
         if path.is_symlink() if path == out else (path.exists() and not path.is_dir()):
@@ -80,13 +80,13 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
 def write_adapters(
     out: Path, contents: Iterable[tuple[str, AdapterContent]], *, force: bool
 ) -> None:
-    """Write a folder of adapters, in one step.
+    """Write a folder of adapters in one step.
 
     Args:
-        out: folder to write, checked by `check_output`.
-        contents: adapters by their place in the folder, "" for the folder itself; drawn one by
-            one, so that only one has to be in memory.
-        force: whether to replace an adapter folder that is there.
+        out: output folder, checked by `check_output`.
+        contents: adapters by relative path, "" for the folder itself; consumed one by one, so that
+            only one is in memory.
+        force: whether to replace an existing adapter folder.
     """
     with replacing_folder(out.resolve(), COMMAND, force=force) as new:
         for place, content in contents:
@@ -104,21 +104,20 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-# Rank components that carry nothing, written as LoRA starts them.
+# Components without energy, reinitialised as LoRA does.
 #
-# FLoRA hands out an adapter of zeros, and a cohort of low ranks leaves the higher components
-# empty. With A and B both zero no gradient would ever lead out: a client that went on from there
-# could not train them. One of the two factors is drawn as PEFT draws it and the other one is
-# zero, so the update stays as it is.
+# FLoRA sends an adapter of zeros, and a cohort of low ranks leaves the higher components empty.
+# With A and B both zero there is no gradient, and a client could not train them. One factor is
+# drawn as PEFT draws it and the other one is zero, so that the update does not change.
 
 
 def restarted(
     clients: Sequence[AdapterFolder], factors: Mapping[str, LoRAFactors], seed: int
 ) -> dict[str, LoRAFactors]:
-    """The same updates, their lost components started again.
+    """Return the same updates with lost components reinitialised.
 
-    A module's draw depends on the seed and its name alone, and its first rows are the same whatever
-    the rank, so that all folders of one aggregation start alike.
+    A module's draw depends only on the seed and its name, and its first rows do not depend on the
+    rank, so that all folders of one aggregation start alike.
     """
     return {
         module: _restart(update, module, seed, clients[0].layers[module])
@@ -131,12 +130,12 @@ def _restart(update: LoRAFactors, module: str, seed: int, layer: Layer) -> LoRAF
     if not bool(lost.any()):
         return update
     lora_a, lora_b = update.lora_A, update.lora_B
-    if layer.is_embedding:  # PEFT starts these the other way round
+    if layer.is_embedding:  # PEFT initialises these the other way round
         drawn = stream(seed, "lora_B", module).standard_normal((update.rank, layer.d_out))
         start = pad_last(torch.from_numpy(drawn), update.d_out)
         lora_a = torch.where(lost.unsqueeze(-1), 0.0, lora_a)
         lora_b = torch.where(lost, start.to(lora_b).mT, lora_b)
-    else:  # of a convolution d_in counts the kernel too, as Kaiming's fan does
+    else:  # d_in of a convolution includes the kernel, as does Kaiming's fan
         bound = 1 / np.sqrt(layer.d_in)
         experts = [(e,) for e in range(lora_a.shape[0])] if lora_a.ndim > 2 else [()]
         rows = [
@@ -151,19 +150,19 @@ def _restart(update: LoRAFactors, module: str, seed: int, layer: Layer) -> LoRAF
 
 
 def _lost(update: LoRAFactors) -> Tensor:
-    """Components that are zero up to rounding, boolean (..., r).
+    """Return the components that are zero up to rounding, boolean (..., r).
 
-    In single precision `lost_columns` of a wide module takes more than what a factorisation blurs,
-    and a small component that has been averaged down is not to be taken from anybody.
+    In single precision, `lost_columns` of a wide module uses a tolerance above the error of a
+    factorization. Small components that were only averaged down must be kept.
     """
     amplitude = update.column_amplitudes()
     blurred = relative("factorization", update.dtype) * amplitude.amax(dim=-1, keepdim=True)
     return update.lost_columns() & (amplitude <= blurred)
 
 
-# The folders that an aggregation writes: their tensors and configurations
+# Output folders of an aggregation: tensors and configurations
 
-# What the base correction's folder must not promise: it holds LoRA factors and nothing else.
+# Options that the folder of the base correction omits: it holds LoRA factors only.
 BASE_OPTIONS = {
     "task_type": None,
     "modules_to_save": None,
@@ -185,17 +184,17 @@ def global_content(
     frozen_a: bool = False,
     uniform_rank: bool = False,
 ) -> AdapterContent:
-    """The adapter of all clients: the first client's options, the ranks and scalings of `factors`.
+    """Return the global adapter with the first client's options and the ranks of `factors`.
 
-    It is written in rsLoRA's convention if every client is, in alpha/r otherwise.
+    It uses rsLoRA's convention if all clients do, otherwise alpha/r.
 
     Args:
-        clients: the folders that were aggregated.
-        factors: update of every module.
+        clients: the aggregated folders.
+        factors: update of each module.
         extras: other tensors by key.
-        report: how the adapter came about.
-        start: what to do with components that carry nothing, once the ranks are those written.
-        frozen_a: whether a change of scaling goes to B alone.
+        report: how the adapter was made.
+        start: reinitialises components without energy, after the written ranks are known.
+        frozen_a: whether a change of scaling goes to B only.
         uniform_rank: write one rank and one alpha, and no patterns.
     """
     use_rslora = all(client.config.use_rslora for client in clients)
@@ -206,7 +205,7 @@ def global_content(
     configs = [] if uniform_rank else [client.config for client in clients]
     config, sizes = written_config(options, layers, use_rslora, clients=configs)
     while uneven := [name for name, module in tied.items() if sizes[name][0] != sizes[module][0]]:
-        for name in uneven:  # factors that are tied have one rank, the higher one
+        for name in uneven:  # tied factors have one rank, the higher one
             module = tied[name]
             rank = max(sizes[name][0], sizes[module][0])
             layers |= {one: (rank, layers[one][1]) for one in (name, module)}
@@ -218,7 +217,7 @@ def global_content(
 def base_content(
     clients: Sequence[AdapterFolder], factors: Factors, *, uniform_rank: bool = False
 ) -> AdapterContent:
-    """The correction that is merged into the base weights, as an adapter of its own."""
+    """Return the base correction as a separate adapter."""
     content = global_content(clients, factors, {}, uniform_rank=uniform_rank)
     return AdapterContent({**content.config, **BASE_OPTIONS}, content.tensors)
 
@@ -232,10 +231,12 @@ def client_content(
     frozen_a: bool,
     seed: int,
 ) -> AdapterContent:
-    """What a client receives: the adapter cut to its ranks, with its scalings and options.
+    """Return what a client receives: the adapter truncated to its ranks.
 
-    Components that carry nothing start afresh, in the client's own scaling. Under a rule that
-    freezes A they stay, and the change of scaling goes to B alone.
+    In its scaling and options.
+
+    Components without energy are reinitialised in the client's own scaling. Under a rule that
+    freezes A they are kept, and the change of scaling goes to B only.
     """
     config = client.config
     cut = {
@@ -245,13 +246,13 @@ def client_content(
     if not frozen_a:
         cut = restarted(clients, cut, seed)
     options = dict(client.config.options)
-    if options.get(TOKENS) is not None:  # the rows are in the first client's order
+    if options.get(TOKENS) is not None:  # rows are in the first client's order
         options[TOKENS] = clients[0].config.options[TOKENS]
     return AdapterContent(options, {**_stored(clients, cut), **extras})
 
 
 def client_places(clients: Sequence[AdapterFolder]) -> tuple[str, ...]:
-    """Where in the output each client's folder stands; clients who receive the same share one."""
+    """Return the relative path of each client's folder; clients that receive the same share one."""
     places: dict[tuple[tuple[int, float], ...], str] = {}
     result = []
     for number, client in enumerate(clients, start=1):
@@ -266,7 +267,7 @@ def client_places(clients: Sequence[AdapterFolder]) -> tuple[str, ...]:
 
 
 def base_factors(product: LowRankProduct) -> LoRAFactors:
-    """A base correction as factors with scaling 1, of no more columns than a matrix can need."""
+    """Return a base correction as factors with scaling 1, of no more columns than necessary."""
     if product.columns <= min(product.shape):
         return LoRAFactors(product.A, product.B)
     u, s, vh = product.svd()
@@ -274,7 +275,7 @@ def base_factors(product: LowRankProduct) -> LoRAFactors:
 
 
 def _stored(clients: Sequence[AdapterFolder], factors: Factors) -> dict[str, Tensor]:
-    """Tensors by key, in the shapes and the dtype that the clients store them in."""
+    """Return the tensors by key, in the clients' shapes and dtype."""
     tensors = {}
     for module, update in factors.items():
         layer, dtype = clients[0].layers[module], kept_dtype(clients, module)

@@ -1,5 +1,7 @@
-"""The slow reference: float64, dense, one client at a time, sharing nothing with the fast path.
+"""Slow reference implementation: float64, dense, one client at a time.
 
-It takes the same random draws as the simulator and must arrive at the same numbers; it exists to
-be read and compared with, not to be used.
+Independent of the fast code.
+
+It takes the same random draws as the simulator and must give the same numbers. It is meant to be
+read and compared with, not to be used.
 """

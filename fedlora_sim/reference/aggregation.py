@@ -1,4 +1,4 @@
-"""The server rules on dense matrices, client by client, straight from their formulas."""
+"""The server rules on dense matrices, client by client, directly from their formulas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedlora_sim.scenario import Scenario
 
 Array = NDArray[np.float64]
 Factors = tuple[Array, Array]  # lora_A (r, d_in), lora_B (d_out, r), scaling 1
-Client = tuple[Array, Array, float, NDArray[np.bool_], float]  # padded A and B, s, who holds, n
+Client = tuple[Array, Array, float, NDArray[np.bool_], float]  # padded A and B, s, held indices, n
 
 
 def aggregate_reference(
@@ -27,13 +27,13 @@ def aggregate_reference(
     """Aggregate one round.
 
     Args:
-        updates: `(lora_A, lora_B, scaling)` of every client, shapes (r_k, d_in) and (d_out, r_k).
-        num_samples: `n_k` of every client.
+        updates: `(lora_A, lora_B, scaling)` of each client, shapes (r_k, d_in) and (d_out, r_k).
+        num_samples: `n_k` of each client.
         rule: name of a rule, with one option at most, as in `raflora:canonicalize=true`.
         rank_levels: distinct ranks of the federation.
         previous: last global factors at scaling 1, of rank max(rank_levels).
         empty_partition: `zero` or `carry`.
-        positions: rank indices that every client's columns stand at; the first r_k when None.
+        positions: rank indices of each client's columns; the first r_k when None.
 
     Returns:
         Global lora_A (r_max, d_in) and lora_B (d_out, r_max) at scaling 1, and the dense
@@ -84,18 +84,18 @@ def _padded(a: Array, b: Array, s: float, held: list[int], n: float, r_max: int)
 
 
 def _canonical(a: Array, b: Array, s: float) -> tuple[Array, Array, float]:
-    """The same update, `B = U sqrt(S)`, `A = sqrt(S) V^T`."""
+    """Return the same update, `B = U sqrt(S)`, `A = sqrt(S) V^T`."""
     return (*split_reference(s * b @ a, len(a)), 1.0)
 
 
 def _data_weights(clients: Sequence[Client]) -> list[float]:
-    """`p_k = n_k / sum n`."""
+    """Return `p_k = n_k / sum n`."""
     total = sum(n for *_, n in clients)
     return [n / total for *_, n in clients]
 
 
 def _norm_weights(clients: Sequence[Client], with_samples: bool) -> list[float]:
-    """`w_k = ||s_k B_k A_k||_F / sum_l ||s_l B_l A_l||_F`; equal where nobody moved."""
+    """Return `w_k = ||s_k B_k A_k||_F / sum_l ||s_l B_l A_l||_F`; equal if all updates are zero."""
     counts = [n if with_samples else 1.0 for *_, n in clients]
     norms = [float(np.linalg.norm(s * b @ a)) for a, b, s, _, _ in clients]
     sizes = [c * x for c, x in zip(counts, norms, strict=True)]
@@ -104,7 +104,7 @@ def _norm_weights(clients: Sequence[Client], with_samples: bool) -> list[float]:
 
 
 def _exact(clients: Sequence[Client]) -> Array:
-    """`sum_k p_k s_k B_k A_k`."""
+    """Return `sum_k p_k s_k B_k A_k`."""
     dense = np.zeros((len(clients[0][1]), clients[0][0].shape[1]))
     for p, (a, b, s, _, _) in zip(_data_weights(clients), clients, strict=True):
         dense += p * s * (b @ a)
@@ -112,7 +112,7 @@ def _exact(clients: Sequence[Client]) -> Array:
 
 
 def _averages(clients: Sequence[Client], weights: Sequence[float]) -> Factors:
-    """`A = sum_k w_k sqrt(s_k) [A_k; 0]`, `B = sum_k w_k sqrt(s_k) [B_k, 0]`."""
+    """Return `A = sum_k w_k sqrt(s_k) [A_k; 0]`, `B = sum_k w_k sqrt(s_k) [B_k, 0]`."""
     lora_a, lora_b = np.zeros_like(clients[0][0]), np.zeros_like(clients[0][1])
     for w, (a, b, s, _, _) in zip(weights, clients, strict=True):
         lora_a += w * np.sqrt(s) * a
@@ -121,7 +121,7 @@ def _averages(clients: Sequence[Client], weights: Sequence[float]) -> Factors:
 
 
 def _common_a(clients: Sequence[Client]) -> Factors:
-    """Every row of A from the first client who has it; `B = sum_k p_k s_k [B_k, 0]`."""
+    """Return each row of A from the first client that has it, and `B = sum_k p_k s_k [B_k, 0]`."""
     lora_a, lora_b = np.zeros_like(clients[0][0]), np.zeros_like(clients[0][1])
     for i in range(len(lora_a)):
         owners = [a[i] for a, _, _, held, _ in clients if held[i]]
@@ -132,7 +132,10 @@ def _common_a(clients: Sequence[Client]) -> Factors:
 
 
 def _owners(clients: Sequence[Client], kept: Factors | None) -> Factors:
-    """Every row of A and column of B over the clients that have it, weighted by n_k."""
+    """Return each row of A and column of B averaged over the clients that have it.
+
+    Weighted by n_k.
+    """
     lora_a, lora_b = np.zeros_like(clients[0][0]), np.zeros_like(clients[0][1])
     for i in range(len(lora_a)):
         owners = [client for client in clients if client[3][i]]
@@ -146,7 +149,7 @@ def _owners(clients: Sequence[Client], kept: Factors | None) -> Factors:
 
 
 def _partitioned(clients: Sequence[Client], kept: Factors | None) -> Array:
-    """Every direction's `sum_k (n_k / N_i) s_k b_ki a_ki` over the clients that carry it."""
+    """Return each direction's `sum_k (n_k / N_i) s_k b_ki a_ki` over the clients that carry it."""
     dense = np.zeros((len(clients[0][1]), clients[0][0].shape[1]))
     for i in range(len(clients[0][0])):
         contributors = [client for client in clients if client[3][i]]
@@ -159,13 +162,16 @@ def _partitioned(clients: Sequence[Client], kept: Factors | None) -> Array:
 
 
 def _best(dense: Array, r: int) -> Array:
-    """Best rank-r approximation (Eckart-Young)."""
+    """Return the best rank-r approximation (Eckart-Young)."""
     u, s, vh = np.linalg.svd(dense, full_matrices=False)
     return np.asarray(u[:, :r] * s[:r] @ vh[:r])
 
 
 def split_reference(dense: Array, r: int) -> Factors:
-    """Balanced split of the best rank-r approximation, the largest entry of every u_i positive."""
+    """Return the balanced split of the best rank-r approximation.
+
+    The largest entry of each u_i is positive.
+    """
     u, s, vh = np.linalg.svd(dense, full_matrices=False)
     lora_a, lora_b = np.zeros((r, dense.shape[1])), np.zeros((dense.shape[0], r))
     for i in range(min(r, len(s))):
@@ -175,19 +181,19 @@ def split_reference(dense: Array, r: int) -> Factors:
     return lora_a, lora_b
 
 
-# Which directions a client receives, by sorting
+# Rank allocation by sorting
 
 
 def held_reference(
     scenario: Scenario, rank: int, random: ArrayLike, importance: ArrayLike
 ) -> list[int]:
-    """Rank indices of one client in one round, ascending.
+    """Return the rank indices of one client in one round, ascending.
 
     Args:
         scenario: its `allocation` decides which scores count.
-        rank: how many the client receives.
+        rank: number of directions that the client receives.
         random: its uniform scores, (r_max,).
-        importance: how much every direction matters to it, (r_max,).
+        importance: its importance of each direction, (r_max,).
     """
     if scenario.allocation == "svd":
         return list(range(rank))

@@ -1,4 +1,4 @@
-"""The reference simulators at spectral and at matrix fidelity: float64, one client at a time."""
+"""Reference simulators of the spectral and the matrix fidelity: float64, one client at a time."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from fedlora_sim.reference.aggregation import Array, Factors, aggregate_referenc
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.digits import DigitsTask
 
-# The spectral fidelity, one client and one direction at a time
+# Spectral fidelity, one client and one direction at a time
 
 DILUTED = ("fedavg", "ffa", "flora", "fedex", "zero_pad")
 
 
 @dataclass(frozen=True, eq=False)
 class _Client:
-    """Amplitudes that a client returns, which directions those are, its weight and draws."""
+    """A client's amplitudes, carried directions, weight and draws."""
 
     y: Array
     held: list[int]
@@ -43,10 +43,10 @@ class _Client:
 
 
 def spectral_reference(scenario: Scenario, rule: str, seed: int) -> Array:
-    """Amplitudes of one run, (T + 1, r_max).
+    """Return the amplitudes of one run, (T + 1, r_max).
 
-    Gains and drifts are drawn client by client; where the fast path draws their sum instead (fresh
-    noise in product space) the two agree in law, elsewhere number by number.
+    Gains and drifts are drawn client by client. Where the fast code draws their sum instead (fresh
+    noise in product space) the two agree in distribution, otherwise number by number.
     """
     counts, draws = cohort_counts(scenario, seed), client_draws(scenario, seed)
     scores = allocation_scores(scenario, seed)
@@ -73,7 +73,7 @@ def spectral_reference(scenario: Scenario, rule: str, seed: int) -> Array:
 
 
 def _trained(scenario: Scenario, rule: str, x: float, m: float) -> float:
-    """The flow of `0.5 (b a - m)**2`, from balanced factors or with a = 1 frozen."""
+    """Return the flow of `0.5 (b a - m)**2` from balanced factors, or with a = 1 frozen."""
     time = scenario.local_time
     if rule == "ffa":
         return m + (x - m) * math.exp(-time)
@@ -93,7 +93,7 @@ def _client(
     base: Array,
 ) -> _Client:
     federation, y = scenario.federation, np.zeros(len(adapter))
-    assert federation.num_samples is not None  # resolved when the federation was made
+    assert federation.num_samples is not None  # resolved by the federation
     samples = 1.0 if federation.sampling == "size_weighted" else federation.num_samples[k]
     moved = [abs(reached[i] - (adapter[i] + base[i])) for i in range(len(y))]
     held = held_reference(scenario, federation.ranks[k], scores, moved)
@@ -105,7 +105,7 @@ def _client(
 def _server(
     rule: str, cohort: list[_Client], last: Array, empty_partition: str
 ) -> tuple[Array, Array]:
-    """The new adapter, and what goes into the base."""
+    """Return the new adapter and the increment of the base."""
     name, _, option = rule.partition(":")
     adapter, exact = np.zeros(len(last)), np.zeros(len(last))
     for i in range(len(last)):
@@ -130,7 +130,7 @@ def _server(
 
 
 def _shares(name: str, option: str, cohort: list[_Client], i: int) -> list[float]:
-    """Weight of every client's amplitude in direction i; of those without it, zero."""
+    """Return the weight of each client's amplitude in direction i, zero where not carried."""
     weights = [c.weight for c in cohort]
     if name == "hetlora":
         counted = weights if option == "data_weighted=true" else [1.0] * len(cohort)
@@ -145,9 +145,9 @@ def _shares(name: str, option: str, cohort: list[_Client], i: int) -> list[float
     return [w / total if i in c.held else 0.0 for w, c in zip(weights, cohort, strict=True)]
 
 
-# One client's part of federated fine-tuning, its gradients taken through the merged weights.
+# Local training of one client, with gradients through the merged weights.
 #
-# The client differentiates through `W + s B A` itself, and its optimiser is written out.
+# The client differentiates through `W + s B A`, and its optimizer is written out.
 
 Weights = dict[str, Tensor]
 Leaves = dict[tuple[str, str], Tensor]
@@ -157,7 +157,7 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba 201
 def local_batches(
     scenario: Scenario, samples: NDArray[np.int64], seed: int, t: int, k: int
 ) -> list[NDArray[np.int64]]:
-    """Sample indices of every step of client k in round t."""
+    """Return the sample indices of each step of client k in round t."""
     plan = plan_batches(
         [samples],
         client_streams(seed, t, [k]),
@@ -168,7 +168,7 @@ def local_batches(
 
 
 def loss_of(task: DigitsTask, weights: Weights, batch: NDArray[np.int64]) -> Tensor:
-    """Mean cross-entropy on a batch, with these weights in place of the model's."""
+    """Return the mean cross-entropy on a batch with the given weights."""
     chosen = torch.from_numpy(batch)
     replaced = {f"{name}.weight": weight for name, weight in weights.items()}
     logits = functional_call(task.model, replaced, (task.train.inputs["images"][chosen],))
@@ -176,14 +176,14 @@ def loss_of(task: DigitsTask, weights: Weights, batch: NDArray[np.int64]) -> Ten
 
 
 def merged(weights: Weights, leaves: Leaves, scaling: float) -> Weights:
-    """`W + s B A` of every module."""
+    """Return `W + s B A` of each module."""
     return {
         name: w + scaling * (leaves[name, "B"] @ leaves[name, "A"]) for name, w in weights.items()
     }
 
 
 def tail_size(leaves: Leaves, start: int) -> Tensor:
-    """`sum ||B_tail||_F ||A_tail||_F` over the modules, the tail from component `start` on."""
+    """Return `sum ||B_tail||_F ||A_tail||_F` over the modules, the tail starting at `start`."""
     size = torch.zeros((), dtype=torch.float64)
     for name, side in leaves:
         if side == "A":
@@ -202,19 +202,19 @@ def train_client(
     *,
     frozen_a: bool,
 ) -> tuple[dict[str, Factors], int]:
-    """Local steps of one client, its optimiser starting anew.
+    """Train one client for one round, with a new optimizer.
 
     Args:
-        scenario: optimiser, rate and self-pruning; Adam or plain SGD.
+        scenario: optimizer, rate and self-pruning; Adam or plain SGD.
         task: model and data.
-        weights: of the adapted modules, corrections of the base included.
-        received: the factors it starts from.
+        weights: weights of the adapted modules, including base corrections.
+        received: the factors at the start.
         scaling: its LoRA scaling.
-        batches: sample indices of every step.
-        frozen_a: train B alone.
+        batches: sample indices of each step.
+        frozen_a: train B only.
 
     Returns:
-        Its factors, cut to the rank that it goes on with, and that rank.
+        Its factors, truncated to the rank with which it continues, and that rank.
     """
     leaves = {
         (name, side): torch.from_numpy(factor)
@@ -247,7 +247,7 @@ def train_client(
 
 
 class Descent:
-    """Adam or SGD, as their papers write them, over tensors by name."""
+    """Adam or SGD over tensors by name, as their papers define them."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario, self.count = scenario, 0
@@ -256,7 +256,7 @@ class Descent:
     def step(
         self, values: Mapping[tuple[str, str], Tensor], gradients: Mapping[tuple[str, str], Tensor]
     ) -> Leaves:
-        """New values of whatever has a gradient."""
+        """Return the new values of all tensors that have a gradient."""
         self.count += 1
         rate = self.scenario.learning_rate
         return {key: values[key] - rate * self._move(key, g) for key, g in gradients.items()}
@@ -281,7 +281,10 @@ def importance_reference(
     *,
     frozen_a: bool,
 ) -> dict[str, Array]:
-    """Norm of one client's gradient along every direction of the global adapter, by module."""
+    """Return the norm of one client's gradient along each direction of the global adapter.
+
+    By module.
+    """
     leaves = {
         (name, side): torch.from_numpy(factor).clone().requires_grad_(True)
         for name, pair in received.items()
@@ -291,7 +294,7 @@ def importance_reference(
     norms = {}
     for name, (lora_a, _) in received.items():
         on_a, on_b = leaves[name, "A"].grad, leaves[name, "B"].grad
-        assert on_a is not None  # both are leaves of the loss
+        assert on_a is not None  # both are leaves
         assert on_b is not None
         square = [
             float(on_b[:, i].square().sum() + (0.0 if frozen_a else on_a[i].square().sum()))
@@ -301,13 +304,16 @@ def importance_reference(
     return norms
 
 
-# The matrix fidelity, one client at a time, on dense matrices
+# Matrix fidelity, one client at a time, on dense matrices
 
-Direction = tuple[Array, Array, float, float]  # u, v, amplitude in the adapter, and in the base
+Direction = tuple[Array, Array, float, float]  # u, v, amplitudes in adapter and base
 
 
 def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, Array]:
-    """Singular values and amplitudes on the initial basis of one run, each (T + 1, r_max)."""
+    """Return singular values and amplitudes on the initial basis of one run.
+
+    Shape of each (T + 1, r_max).
+    """
     federation, counts = scenario.federation, cohort_counts(scenario, seed)
     draws, basis = client_draws(scenario, seed), initial_basis(scenario, seed)
     scores = allocation_scores(scenario, seed)
@@ -340,7 +346,7 @@ def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, A
 
 
 def _initial(scenario: Scenario, rule: str, basis: tuple[Array, Array]) -> tuple[Factors, Array]:
-    """Adapter and base at round 0: FLoRA has merged everything, FFA-LoRA's A is a basis."""
+    """Return adapter and base at round 0: FLoRA has merged everything, FFA-LoRA's A is a basis."""
     (u0, v0), x = basis, scenario.initial_amplitudes
     nothing = np.zeros((scenario.d_out, scenario.d_in))
     if rule == "flora":
@@ -353,10 +359,10 @@ def _initial(scenario: Scenario, rule: str, basis: tuple[Array, Array]) -> tuple
 def _directions(
     state: Factors, base: Array, basis: tuple[Array, Array], rule: str
 ) -> list[Direction]:
-    """Every column pair. A lost one stands for an initial direction that no other one has taken.
+    """Return all column pairs.
 
-    Columns that an SVD has sorted are no longer at the place of their initial direction; those of
-    the other rules are.
+    A lost pair takes an initial direction that no other pair has. Columns that an SVD sorted are no
+    longer at the position of their initial direction; those of the other rules are.
     """
     lora_a, lora_b = state
     amplitudes = np.linalg.norm(lora_b, axis=0) * np.linalg.norm(lora_a, axis=1)
@@ -388,7 +394,7 @@ def _returned(
     drift: Array,
     rule: str,
 ) -> tuple[list[int], Factors]:
-    """What a client carries who brings every amplitude to `a x + b`, and its factors."""
+    """Return carried directions and factors of a client with new amplitudes `a x + b`."""
     reached = [gain[i] * (x + z) + drift[i] for i, (*_, x, z) in enumerate(directions)]
     moved = [abs(y - x - z) for y, (*_, x, z) in zip(reached, directions, strict=True)]
     held = held_reference(scenario, rank, scores, moved)
@@ -396,7 +402,7 @@ def _returned(
 
 
 def _target(scenario: Scenario, seed: int, k: int, basis: tuple[Array, Array]) -> Array:
-    """`M_k`, dense: the common directions, turned by the client's own rotations."""
+    """Return the dense `M_k`: the common directions, rotated by the client's own rotations."""
     out, inner = target_rotation(scenario, seed, k)
     dense = np.zeros((scenario.d_out, scenario.d_in))
     for i, m in enumerate(client_targets(scenario, seed)[k]):
@@ -412,7 +418,7 @@ def _fitted(
     target: Array,
     rule: str,
 ) -> tuple[list[int], Factors]:
-    """What a client carries who descends to a dense target, and its factors."""
+    """Return carried directions and factors of a client that fits a dense target."""
     moved = []
     if scenario.allocation == "importance":
         lora_a, lora_b = _descent(scenario, directions, target, rule)
@@ -422,11 +428,11 @@ def _fitted(
 
 
 def _descent(scenario: Scenario, received: list[Direction], target: Array, rule: str) -> Factors:
-    """Gradient descent on `0.5 ||B A - target||_F**2`, the residual formed in every step."""
+    """Run gradient descent on `0.5 ||B A - target||_F**2`, forming the residual each time."""
     rows = [v if rule in ("ffa", "flora") else np.sqrt(x) * v for _, v, x, _ in received]
     columns = [(x if rule in ("ffa", "flora") else np.sqrt(x)) * u for u, _, x, _ in received]
     lora_a, lora_b = np.stack(rows), np.stack(columns, axis=1)
-    assert scenario.local_steps is not None  # the scenario's own check
+    assert scenario.local_steps is not None  # checked by the scenario
     history_a, history_b = [], []
     for _ in range(scenario.local_steps):
         residual = lora_b @ lora_a - target
@@ -439,7 +445,10 @@ def _descent(scenario: Scenario, received: list[Direction], target: Array, rule:
 
 
 def _step(scenario: Scenario, gradients: list[Array]) -> Array:
-    """SGD's or Adam's step after these gradients; Adam's moments are sums over all of them."""
+    """Return the step of SGD or Adam for these gradients.
+
+    Adam's moments are sums over all gradients.
+    """
     assert scenario.local_steps is not None
     rate, count = scenario.local_time / scenario.local_steps, len(gradients)
     if scenario.optimizer == "sgd":
@@ -452,7 +461,7 @@ def _step(scenario: Scenario, gradients: list[Array]) -> Array:
 
 
 def _factors(held: list[Direction], reached: list[float], rule: str) -> Factors:
-    """What the client returns: all that it has reached, less what the base has already."""
+    """Return the client's factors: what it reached, minus what the base holds."""
     rows, columns = [], []
     for (u, v, _, z), total in zip(held, reached, strict=True):
         y = total - z
@@ -464,7 +473,7 @@ def _factors(held: list[Direction], reached: list[float], rule: str) -> Factors:
 def _disturbed(
     scenario: Scenario, seed: int, t: int, k: int, factors: Factors, rule: str
 ) -> Factors:
-    """Directions mixed within the client's subspace, then the basis turned; a frozen A stays."""
+    """Return the factors with mixed directions and rotated basis; a frozen A does not change."""
     lora_a, lora_b = factors
     if scenario.subspace_noise > 0:
         on_b, on_a = subspace_mixing(scenario, seed, t, scenario.ranks[k], k)

@@ -1,4 +1,4 @@
-"""Federated fine-tuning, one client and one step at a time, with the update formed densely.
+"""Reference of federated fine-tuning: one client and one step at a time, with dense updates.
 
 Only the draws (split, cohorts, initial factors, allocation, batches, masks) and the pretrained
 model are the simulator's.
@@ -40,7 +40,7 @@ from fedlora_sim.reference.simulators import (
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.digits import DigitsTask
 
-# SLoRA's first stage, one client at a time: dense weights, of which only chosen entries move
+# SLoRA's first stage, one client at a time: dense weights of which selected entries are trained
 
 
 def sparse_start_reference(
@@ -51,7 +51,7 @@ def sparse_start_reference(
     samples: list[NDArray[np.int64]],
     seed: int,
 ) -> dict[str, Factors]:
-    """Adapters of rank r_max after the sparse rounds, at scaling 1."""
+    """Return the adapters of rank r_max after the sparse rounds, at scaling 1."""
     masks = {name: _mask(w, scenario.slora_density, seed, name) for name, w in weights.items()}
     total = {name: torch.zeros_like(w) for name, w in weights.items()}
     counts = draw_cohorts(federation, scenario.slora_rounds, stream(seed, "slora cohorts"))
@@ -81,7 +81,7 @@ def _train(
     masks: dict[str, Tensor],
     batches: list[NDArray[np.int64]],
 ) -> Weights:
-    """What one client makes of the accumulated dW; gradients outside the mask are thrown away."""
+    """Return one client's change of the accumulated dW; gradients outside the mask are dropped."""
     descent, dense = Descent(scenario), total
     for batch in batches:
         leaves = {name: dw.clone().requires_grad_(True) for name, dw in dense.items()}
@@ -94,22 +94,19 @@ def _train(
     return dense
 
 
-# Federated fine-tuning, one client and one step at a time, with the update formed densely.
-#
-# Only the draws (split, cohorts, initial factors, allocation, batches, masks) and the pretrained
-# model are the simulator's.
+# The round loop
 
 Held = dict[str, list[int]]
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceState:
-    """The global update after some round.
+    """The global update after a round.
 
     Args:
         adapters: module name to lora_A (r_max, d_in) and lora_B (d_out, r_max), at scaling 1.
         base: module name to the accumulated correction of its weight, (d_out, d_in).
-        ranks: rank of every client.
+        ranks: rank of each client.
     """
 
     adapters: dict[str, Factors]
@@ -117,7 +114,7 @@ class ReferenceState:
     ranks: tuple[int, ...]
 
     def delta(self, name: str) -> Array:
-        """The whole update of a module."""
+        """Return the whole update of a module."""
         lora_a, lora_b = self.adapters[name]
         return np.asarray(lora_b @ lora_a + self.base[name])
 
@@ -125,7 +122,7 @@ class ReferenceState:
 def training_reference(
     scenario: Scenario, task: DigitsTask, rule: str, seed: int
 ) -> list[ReferenceState]:
-    """The global update at the start and after every round; for Adam and plain SGD.
+    """Return the global update at the start and after each round, for Adam and plain SGD.
 
     Args:
         scenario: a training scenario of dtype float64 with `local_steps`.
@@ -165,10 +162,10 @@ class _Run:
             adapters = sparse_start_reference(
                 self.scenario, self.task, self.weights, self.federation, self.samples, self.seed
             )
-        if self.frozen_a:  # what a lost direction falls back on is the A that is everybody's
+        if self.frozen_a:  # a lost direction takes the common A
             self.fresh = {name: self._received(adapters[name], name, 1.0) for name in adapters}
         base = {name: np.zeros(tuple(w.shape)) for name, w in self.weights.items()}
-        if self.rule == "flora":  # all that was learned is in the base, and adapters are fresh
+        if self.rule == "flora":  # the base holds the whole update, and adapters are fresh
             base = {name: b @ a for name, (a, b) in adapters.items()}
             adapters = {name: self._lora_start(name, 0) for name in self.weights}
         found = [ReferenceState(adapters, base, self.federation.ranks)]
@@ -217,7 +214,7 @@ class _Run:
         return ReferenceState(adapters, base, tuple(ranks))
 
     def _held(self, t: int, k: int, rank: int, weights: Weights, state: ReferenceState) -> Held:
-        """Rank indices that client k receives of every module."""
+        """Return the rank indices that client k receives of each module."""
         r_max = self.federation.r_max
         norms: dict[str, NDArray[np.float64]] = dict.fromkeys(weights, np.zeros(r_max))
         if self.scenario.allocation == "importance":
@@ -231,7 +228,7 @@ class _Run:
         }
 
     def _received(self, adapter: Factors, name: str, scaling: float) -> Factors:
-        """The global factors in a client's scaling; dead directions start afresh."""
+        """Return the global factors in a client's scaling; lost directions are reinitialised."""
         share = 1.0 if self.frozen_a else np.sqrt(scaling)
         lora_a, lora_b = adapter[0] / share, adapter[1] / (scaling / share)
         amplitudes = np.linalg.norm(adapter[1], axis=0) * np.linalg.norm(adapter[0], axis=1)

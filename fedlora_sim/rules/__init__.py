@@ -1,4 +1,4 @@
-"""Aggregation rules, one per file, and `aggregate`, the door to them all."""
+"""Aggregation rules, one per file, and `aggregate`, the function that applies them."""
 
 from __future__ import annotations
 

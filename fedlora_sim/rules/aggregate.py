@@ -1,4 +1,4 @@
-"""`aggregate`: the public door to the rules, which checks everything before any work."""
+"""`aggregate`: check one round of LoRA updates and apply an aggregation rule to it."""
 
 from __future__ import annotations
 
@@ -31,34 +31,38 @@ def aggregate(
 
     Args:
         updates: one update per client: `lora_A` (..., r_k, d_in), `lora_B` (..., d_out, r_k), each
-            with its own scaling; same leading dimensions (layers of one shape), dtype and device.
-            Any sequence, also one that loads a client when it is indexed: where the ranks sum to
-            more than min(d_in, d_out), no more than one client is held at a time.
-        num_samples: `n_k` of every client of the cohort; equal when None.
+            with its own scaling. All share the leading dimensions (layers of one shape), the dtype
+            and the device. Any sequence works, including one that loads a client when it is
+            indexed: if the ranks sum to more than min(d_in, d_out), only one client is in memory
+            at a time.
+        num_samples: sample count `n_k` of every client of the cohort; None gives equal weights.
         rule: name of a rule (see `rule_names`), with options as in `raflora:canonicalize=true`, or
-            a rule: an `AggregationRule` or any `Aggregator`.
-        rank_levels: distinct ranks of the *federation*. When None, the updates are taken to be the
+            a rule object: an `AggregationRule` or any `Aggregator`.
+        rank_levels: distinct ranks of the *federation*. None assumes that the updates are the
             whole federation; a server that samples clients must pass its levels.
-        positions: which rank indices every client's columns stand at, for clients that were
-            allocated other directions than the first r_k.
-        previous: the last global adapter, of rank `max(rank_levels)`: what `carry` keeps.
-        empty_partition: a partition without contributors is lost (`zero`), kept from `previous`
-            (`carry`) or refused (`error`). Only `raflora` and `rbla` have such partitions.
-        rank: cut the adapter to its first components.
-        scaling: write the adapter with this scaling.
-        state: what a rule that keeps something left in `Aggregated.state` last round.
+        positions: rank index of each column of each client, for clients that received directions
+            other than the first r_k.
+        previous: the last global adapter, of rank `max(rank_levels)`. `carry` takes the empty
+            partitions from it.
+        empty_partition: what to do with a partition that has no contributor: set it to zero
+            (`zero`), keep it from `previous` (`carry`) or raise an error (`error`). Applies to
+            `raflora` and `rbla` only.
+        rank: truncate the adapter to its first `rank` components.
+        scaling: LoRA scaling of the returned adapter.
+        state: `Aggregated.state` of the last round, for rules that keep state.
 
     Returns:
         The global adapter, of rank `max(rank_levels)`, and the correction that `flora` and `fedex`
         merge into the base. Product-space rules return the balanced split `B = U sqrt(S)`,
-        `A = sqrt(S) V^T` with scaling 1; factor-space rules their averaged factors. Half-precision
-        inputs are computed in float32 and their adapter returned in their own dtype.
+        `A = sqrt(S) V^T` with scaling 1; factor-space rules return their averaged factors.
+        Half-precision inputs are aggregated in float32; the adapter is returned in their dtype.
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: if an argument is invalid; names the argument, its value and what was expected.
 
     Reference:
-        Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1, for `raflora`; each rule names its own.
+        Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1, for `raflora`; see the other rules'
+        classes for their sources.
     """
     chosen = get_rule(rule)
     checked = check_round(

@@ -1,4 +1,4 @@
-"""The base class of aggregation rules: protocol, weights, averages and options."""
+"""The protocol of aggregation rules, their base class, weights, averages and options."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fedlora_sim.lowrank import LowRankProduct
 from fedlora_sim.rules.cohort import Aggregated, Cohort, check_result, check_round
 from fedlora_sim.rules.properties import Coverage, Properties
 
-# The protocol that every aggregation rule meets, this package's and yours.
+# The protocol of aggregation rules, built-in and external.
 #
-# A rule is a pure function of a round: updates, weights, what else the server knows, and the
-# rule's own state go in, the global update and the new state come out.
+# A rule is a pure function of one round. Its inputs are the updates, the weights, the context and
+# the rule's own state; its outputs are the global update and the new state.
 
 State = Mapping[str, Tensor]
 """What a rule keeps from round to round, by name; a name has no `/`."""
@@ -31,13 +31,13 @@ NO_STATE: State = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What a server knows of a round besides the updates.
+    """The server's knowledge of a round besides the updates.
 
     Args:
         rank_levels: distinct ranks of the federation, ascending; the last one is r_max.
         previous: the last global adapter, of rank r_max.
-        empty_partition: `zero | carry | error`: what becomes of a partition that nobody carries.
-        positions: rank index of every column of every client; None: its first r_k.
+        empty_partition: `zero | carry | error`: what to do with a partition without contributors.
+        positions: rank index of each column of each client; None means the first r_k.
     """
 
     rank_levels: tuple[int, ...]
@@ -52,28 +52,27 @@ class Context:
 
 
 class Aggregator(Protocol):
-    """An aggregation rule; `name`, `source` and `properties` may be plain class attributes.
+    """Protocol of aggregation rules; `name`, `source` and `properties` may be class attributes.
 
-    A class of rules may be a dataclass whose fields are its options, each with a default. Two more
-    attributes are read where a rule has them: `space`, where `factor` says that columns of the
-    adapter keep their place, and `none` that clients start every round with a fresh adapter because
-    all of the update goes into the base; and `frozen_a`, that clients train B alone, which a rule
-    whose properties say `common_a` need not repeat.
+    A rule class may be a dataclass whose fields are its options, each with a default. Two optional
+    attributes are read: `space` (`factor`: columns of the adapter keep their position; `none`: the
+    whole update goes into the base and clients start every round with a fresh adapter) and
+    `frozen_a` (clients train B only; implied if the rule's properties declare `common_a`).
     """
 
     @property
     def name(self) -> str:
-        """What the rule is called, without `:` and `,`."""
+        """Name of the rule, without `:` and `,`."""
         ...
 
     @property
     def source(self) -> str:
-        """Paper and place that define it."""
+        """Paper and section that define the rule."""
         ...
 
     @property
     def properties(self) -> Properties:
-        """The laws that it keeps, and those that it does not."""
+        """The laws that the rule declares to satisfy or to violate."""
         ...
 
     def step(
@@ -83,33 +82,33 @@ class Aggregator(Protocol):
         context: Context,
         state: State,
     ) -> tuple[Aggregated, State]:
-        """Aggregate one round of one layer, changing nothing that is handed in.
+        """Aggregate one round of one layer without modifying the arguments.
 
         Args:
-            updates: of the cohort's clients, `lora_A` (r_k, d_in), `lora_B` (d_out, r_k), each with
-                its scaling, of one dtype on one device.
-            weights: of the clients: their sample counts up to a common positive factor. None is
-                negative, and one at least is positive.
-            context: what else the server knows.
-            state: what the rule returned last round; empty in the first.
+            updates: updates of the cohort's clients: `lora_A` (r_k, d_in), `lora_B` (d_out, r_k),
+                each with its scaling, of one dtype and on one device.
+            weights: client weights: the sample counts up to a common positive factor. None is
+                negative and at least one is positive.
+            context: the server's other knowledge of the round.
+            state: the state that the rule returned in the last round; empty in the first round.
 
         Returns:
-            The global update, its adapter of rank r_max, in dtype and on the device of the updates;
-            and the state to hand in next round.
+            The global update, whose adapter has rank r_max and the dtype and device of the updates,
+            and the state for the next round.
         """
         ...
 
 
-# The two ways to average adapters: as products, or factor by factor
+# Averages in product space and in factor space
 
 
 def with_columns(product: LowRankProduct, factors: LoRAFactors, mask: Tensor) -> LowRankProduct:
-    """A product plus chosen columns of a global adapter.
+    """Return a product plus selected columns of a global adapter.
 
     Args:
         product: the cohort's weighted sum.
         factors: factors of rank r_max.
-        mask: weight of every rank index, (..., r_max).
+        mask: weight of each rank index, (..., r_max).
     """
     dtype = product.dtype
     scaling = mask * factors.scaling
@@ -117,7 +116,7 @@ def with_columns(product: LowRankProduct, factors: LoRAFactors, mask: Tensor) ->
 
 
 def split(product: LowRankProduct, r: int) -> LoRAFactors:
-    """Best rank-r approximation of a product, `B = U sqrt(S)`, `A = sqrt(S) V^T`."""
+    """Return the best rank-r approximation of a product, `B = U sqrt(S)`, `A = sqrt(S) V^T`."""
     return best_factors(product, r)
 
 
@@ -130,25 +129,25 @@ def average_factors(
     kept: LoRAFactors | None = None,
     mask: Tensor | None = None,
 ) -> LoRAFactors:
-    """Average A and B apart, position by position.
+    """Average A and B separately, position by position.
 
-    Factors can only be averaged when they are written with one scaling. Equal scalings are kept,
-    and the factors averaged as they are; otherwise each client's is split evenly, sqrt(s_k) on A
-    and on B, and the result has scaling 1.
+    Factors can be averaged only if all use the same scaling. Equal scalings are kept and the
+    factors are averaged unchanged. Unequal scalings are split evenly, sqrt(s_k) on A and on B, and
+    the result has scaling 1.
 
     Args:
         cohort: the updates.
-        shares_b: weight of every (client, direction) on B, (..., K, r_max).
-        shares_a: the same on A.
-        scaling_on_b: put scalings that differ on B alone, for rules that leave A as it is.
-        kept: the last global adapter, where columns of it stay; None keeps nothing.
+        shares_b: weight of each (client, direction) on B, (..., K, r_max).
+        shares_a: weight of each (client, direction) on A, same shape.
+        scaling_on_b: apply unequal scalings to B only, for rules that leave A unchanged.
+        kept: the last global adapter, from which columns are kept; None keeps nothing.
         mask: 1 for every rank index that is kept, (..., r_max).
 
     Returns:
         Factors of rank r_max.
 
     Raises:
-        InputError: if scalings differ and one of them is not positive.
+        InputError: if the scalings differ and one of them is not positive.
     """
     scaling, on_b, on_a = _common_scaling(cohort, scaling_on_b)
     batch, d_out, d_in = _dims(cohort.updates[0])
@@ -177,7 +176,7 @@ def _dims(update: LoRAFactors) -> tuple[torch.Size, int, int]:
 
 
 def _common_scaling(cohort: Cohort, scaling_on_b: bool) -> tuple[float, Tensor, Tensor]:
-    """The scaling of the average, and what of each client's goes to B and to A, (K, 1)."""
+    """Return the scaling of the average, and each client's factor on B and on A, (K, 1)."""
     scalings = cohort.scaling
     one = torch.ones_like(scalings).unsqueeze(-1)
     if bool((scalings == scalings[0]).all()):
@@ -190,19 +189,19 @@ def _common_scaling(cohort: Cohort, scaling_on_b: bool) -> tuple[float, Tensor, 
     return 1.0, root, root
 
 
-# Options of a rule: the fields of its class, written behind its name
+# Rule options: the fields of a rule class, appended to its name
 
 
 def option_text(value: object) -> str:
-    """An option's value as it is written behind a rule's name."""
+    """Return the text of an option's value as it is written after a rule's name."""
     return str(value) if isinstance(value, str) else str(value).lower()
 
 
 def option_defaults(cls: type) -> dict[str, object]:
-    """Options of a class of rules, with their defaults.
+    """Return the options of a rule class with their defaults.
 
     Raises:
-        InputError: if one has no default: then no name stands for the rule.
+        InputError: if an option has no default, so that the name alone does not define the rule.
     """
     known: tuple[Field[Any], ...] = fields(cls) if is_dataclass(cls) else ()
     return {field.name: _default(cls, field) for field in known if field.init}
@@ -217,18 +216,18 @@ def _default(cls: type, field: Field[Any]) -> object:
 
 
 def rule_label(rule: Any) -> str:
-    """A rule's name with the options that are not at their default, as `get_rule` reads it."""
+    """Return the name of a rule and its non-default options, in the form that `get_rule` reads."""
     usual = option_defaults(type(rule))
     changed = [(name, getattr(rule, name)) for name in usual if getattr(rule, name) != usual[name]]
     return ":".join([rule.name, *(f"{name}={option_text(value)}" for name, value in changed)])
 
 
-# What an aggregation rule is: weights for every (client, direction), and where the average goes.
+# The base class: weights for each (client, direction), and where the average goes.
 #
-# A rule sees the cohort's factors as rank-one columns, `(b_j, a_j)`, each owned by a client and
-# standing at a rank position. Every rule of this family gives each column a weight and sums,
-# either the products (product space) or the factors position by position (factor space); some
-# merge what the adapter misses of the exact sum into the frozen base.
+# The cohort's factors are rank-one columns `(b_j, a_j)`. Each column belongs to a client and has a
+# rank position. A rule of this family weighs the columns and sums them, either as products (product
+# space) or position by position (factor space). Some rules also merge the difference between the
+# exact weighted sum and the adapter into the frozen base.
 
 Space = Literal["product", "factor", "none"]
 Finish = Callable[[LoRAFactors], LoRAFactors]
@@ -236,21 +235,22 @@ Finish = Callable[[LoRAFactors], LoRAFactors]
 
 @dataclass(frozen=True)
 class AggregationRule(ABC):
-    """A server rule: pure, and the same on every device. Its options are its fields.
+    """Base class of server rules: stateless, and deterministic on every device.
 
-    It meets the protocol `Aggregator`, and says in `properties` which laws it keeps.
+    The dataclass fields of a subclass are the rule's options. It implements `Aggregator` and
+    declares its laws in `properties`.
 
     Class attributes:
-        name: what the rule is called in `get_rule` and on the command line.
-        source: paper and place that define it.
-        space: the adapter is averaged as products, factor by factor, or (`none`) not at all:
-            clients start every round with a fresh one.
-        residual_in_base: what the adapter misses of the exact weighted sum of products is merged
-            into the frozen base.
-        frozen_a: clients train B alone; A is theirs in common.
+        name: name of the rule for `get_rule` and the command line.
+        source: paper and section that define the rule.
+        space: the adapters are averaged as products (`product`), factor by factor (`factor`), or
+            not at all (`none`: clients start every round with a fresh adapter).
+        residual_in_base: the difference between the exact weighted sum of products and the adapter
+            is merged into the frozen base.
+        frozen_a: clients share A and train B only.
         weights_from_norms: the weights depend on the norms of the updates.
-        has_empty_partition_policy: a direction without contributors can be carried over from the
-            last round.
+        has_empty_partition_policy: a direction without contributors can be kept from the last
+            round.
     """
 
     name: ClassVar[str]
@@ -265,7 +265,7 @@ class AggregationRule(ABC):
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None
     ) -> Tensor:
-        """Normalised weight of every client in every direction.
+        """Return the normalised weight of each client in each direction.
 
         Args:
             weights: unnormalised client weights, (..., K), with a positive sum.
@@ -278,29 +278,32 @@ class AggregationRule(ABC):
 
     @abstractmethod
     def multiplier(self, coverage: Tensor) -> Tensor:
-        """Declared factor on the amplitude of a direction that every contributor returns alike.
+        """Return the declared factor on the amplitude of a direction in one round.
+
+        The factor applies to the whole update if all contributors return the same direction. Tests
+        compare it with real factors.
 
         Args:
-            coverage: weight share of the cohort's contributors to the direction, `W_h` in [0, 1];
+            coverage: weight share of the direction's contributors in the cohort, `W_h` in [0, 1];
                 with `weights_from_norms` the share of those weights.
 
         Returns:
-            Same shape, of the whole update in one round; tests measure it on real factors.
+            Same shape as `coverage`.
         """
 
     @property
     def label(self) -> str:
-        """The name with the options that are not at their default, as `get_rule` reads it."""
+        """Name and non-default options, in the form that `get_rule` reads."""
         return rule_label(self)
 
     @property
     def options(self) -> dict[str, object]:
-        """Options of the rule, with their defaults."""
+        """Options of the rule with their defaults."""
         return option_defaults(type(self))
 
     @property
     def properties(self) -> Properties:
-        """Laws that the rule keeps: those that are usual, unless it says more."""
+        """Laws that the rule satisfies; the usual ones unless a subclass declares others."""
         coverage: Coverage = "norms" if self.weights_from_norms else "weights"
         return Properties(
             batched=True,
@@ -315,15 +318,15 @@ class AggregationRule(ABC):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the adapter is a linear function of the updates, given the weights."""
+        """True if the adapter is a linear function of the updates for fixed weights."""
         return (self.space != "factor" or self.frozen_a) and not self.weights_from_norms
 
     @property
     def has_spectral_form(self) -> bool:
-        """Whether the rule does to amplitudes in a fixed basis what its declarations say.
+        """True if the rule acts on amplitudes in a fixed basis as it declares.
 
-        True unless it overrides how updates are prepared or averaged; a rule that does and still
-        keeps to its declarations says so by overriding this.
+        False if the rule overrides how updates are prepared or averaged. A rule that overrides
+        these and still acts as declared must override this property.
         """
         own, usual = type(self), AggregationRule
         steps = ("prepare", "adapter", "aggregate")
@@ -331,22 +334,22 @@ class AggregationRule(ABC):
 
     @property
     def needs_svd_allocation(self) -> bool:
-        """Whether rank index i must mean the i-th strongest direction."""
+        """True if rank index i must be the i-th strongest direction."""
         return False
 
     def prepare(self, cohort: Cohort) -> Cohort:
-        """The cohort as the rule wants it; most take it as it is."""
+        """Return the cohort in the form that the rule needs; unchanged by default."""
         return cohort
 
     def rescale(self, adapter: LoRAFactors, scaling: float) -> LoRAFactors:
-        """The adapter written with another scaling; a frozen A stays as it is."""
+        """Return the adapter with another scaling; a frozen A is not changed."""
         if not self.frozen_a:
             return adapter.rescale(scaling)
         share = adapter.scaling / scaling
         return LoRAFactors(adapter.lora_A, adapter.lora_B * share, scaling)
 
     def compress(self, base: LowRankProduct) -> LowRankProduct:
-        """The base correction as the rule keeps it; most keep it exact."""
+        """Return the base correction that the rule keeps; the exact one by default."""
         return base
 
     @torch.no_grad()
@@ -357,10 +360,11 @@ class AggregationRule(ABC):
         context: Context,
         state: State,
     ) -> tuple[Aggregated, State]:
-        """Aggregate one round, checked; see `Aggregator.step`.
+        """Check and aggregate one round; see `Aggregator.step`.
 
         Raises:
-            InputError: naming the argument, its value and what was expected.
+            InputError: if an argument is invalid; names the argument, its value and what was
+                expected.
         """
         checked = check_round(
             updates,
@@ -394,9 +398,9 @@ class AggregationRule(ABC):
             cohort: the updates.
             previous: the last global adapter, of rank r_max.
             empty_partition: `zero | carry | error`, for rules with such a policy.
-            finish: cuts, rescales or rounds the adapter before it is handed out; what that takes
-                away is part of what a base correction makes up for.
-            state: what the rule left in its last result.
+            finish: truncates, rescales or rounds the adapter. A base correction compensates what is
+                lost in this step.
+            state: the state that the rule returned in the last round.
 
         Returns:
             The global adapter, rank r_max, and the base correction if the rule has one.
@@ -430,13 +434,13 @@ class AggregationRule(ABC):
         kept: LoRAFactors | None,
         mask: Tensor,
     ) -> LoRAFactors:
-        """The global adapter of a round.
+        """Return the global adapter of a round.
 
         Args:
             cohort: the updates.
             shares: normalised weights, (..., K, r_max).
-            exact: the weighted sum of products, kept columns included.
-            kept: the last global adapter, where a policy keeps columns of it.
+            exact: the weighted sum of products, including kept columns.
+            kept: the last global adapter, if a policy keeps columns of it.
             mask: 1 for the rank indices without contributors, (..., r_max).
 
         Returns:
@@ -455,14 +459,14 @@ class AggregationRule(ABC):
         )
 
     def _empty(self, cohort: Cohort) -> Tensor:
-        """Rank indices that nobody in the cohort contributes to, boolean (..., r_max)."""
+        """Return which rank indices have no contributor in the cohort, boolean (..., r_max)."""
         taking_part = cohort.members & (cohort.weights > 0).unsqueeze(-1)
         return ~taking_part.any(dim=-2)
 
     def _kept(
         self, cohort: Cohort, empty: Tensor, previous: LoRAFactors | None, empty_partition: str
     ) -> LoRAFactors | None:
-        """The last global adapter, if columns of it stay because nobody contributed to them."""
+        """Return the last global adapter if empty columns are kept from it, else None."""
         if not self.has_empty_partition_policy:
             return None
         if empty_partition == "zero" or not bool(empty.any()):
@@ -484,26 +488,27 @@ class AggregationRule(ABC):
         return previous
 
 
-# The two normalisations of client weights that the rules are made of
+# Normalisations of client weights
 
 
 def data_shares(weights: Tensor, members: Tensor) -> Tensor:
-    """Share of the whole cohort, wherever the client carries the direction: `w_k / sum_S w`.
+    """Return the data weights `w_k / sum_S w` of the cohort, zero where not carried.
 
     Args:
         weights: unnormalised client weights, (..., K).
-        members: boolean, broadcastable to (..., K, q).
+        members: which directions each client carries, boolean, broadcastable to (..., K, q).
 
     Returns:
-        (..., K, q); sums to the coverage of each direction.
+        Shape (..., K, q). The sum over clients is the coverage of each direction.
     """
     return (weights / weights.sum(-1, keepdim=True)).unsqueeze(-1) * members
 
 
 def contributor_shares(weights: Tensor, members: Tensor) -> Tensor:
-    """Share among the contributors to the direction: `w_k / sum_{S & C_h} w`.
+    """Return the weights among the contributors to each direction, `w_k / sum_{S & C_h} w`.
 
-    Args and returns as for `data_shares`; sums to 1 where there is a contributor, else to 0.
+    Arguments and shape as for `data_shares`. The sum over clients is 1 where a direction has a
+    contributor, else 0.
     """
     contributing = weights.unsqueeze(-1) * members
     total = contributing.sum(-2, keepdim=True)
@@ -511,10 +516,10 @@ def contributor_shares(weights: Tensor, members: Tensor) -> Tensor:
 
 
 class DataWeightedRule(AggregationRule):
-    """A rule that weighs every client by its samples, whatever the others carry."""
+    """Base class of rules that weigh each client by its samples, whatever the others carry."""
 
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None
     ) -> Tensor:
-        """`p_k` of the cohort wherever the client carries the direction."""
+        """Return `p_k` in the cohort where the client carries the direction."""
         return data_shares(weights, members)

@@ -1,4 +1,4 @@
-"""The input and the result of a round, and how both are checked."""
+"""The cohort and the result of a round, and the checks of both."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fedlora_sim.lowrank import (
     times_power,
 )
 
-# What the server sees of one round: the cohort's updates, and what it knows of their owners
+# The cohort: updates, weights and carried directions of one round
 
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """A round's updates, with the weight of every client and the directions that it carries.
+    """Updates of a round with each client's weight and carried directions.
 
     Args:
         updates: one update per client, `lora_A` (..., r_k, d_in), `lora_B` (..., d_out, r_k); any
-            sequence, also one that loads a client when it is indexed.
+            sequence, including one that loads a client when it is indexed.
         weights: unnormalised aggregation weight of each client (its sample count), (..., K).
         members: which rank indices each client carries, boolean (..., K, r_max).
-        positions: rank index of every column of every client, K tensors of shape (r_k,).
+        positions: rank index of each column of each client, K tensors of shape (r_k,).
         scaling: LoRA scaling of each client, (K,) in the compute dtype.
         rank_levels: distinct ranks of the federation, ascending; the last one is r_max.
     """
@@ -46,7 +46,7 @@ class Cohort:
 
     @property
     def num_clients(self) -> int:
-        """Clients K of the cohort."""
+        """Number of clients K in the cohort."""
         return len(self.positions)
 
     @property
@@ -56,7 +56,7 @@ class Cohort:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the round is computed in."""
+        """Dtype in which the round is computed."""
         return self.scaling.dtype
 
     @classmethod
@@ -67,13 +67,13 @@ class Cohort:
         rank_levels: tuple[int, ...],
         positions: Sequence[Tensor] | None = None,
     ) -> Cohort:
-        """A cohort of updates, each carrying its first r_k directions unless `positions` says else.
+        """Return a cohort; clients carry their first r_k directions unless `positions` is given.
 
         Args:
-            updates: as above.
-            weights: unnormalised, (..., K).
-            rank_levels: of the federation.
-            positions: rank index of every column of every client.
+            updates: one update per client, as for `Cohort`.
+            weights: unnormalised client weights, (..., K).
+            rank_levels: distinct ranks of the federation.
+            positions: rank index of each column of each client.
         """
         heads = list(map(_head, updates))
         device, dtype = heads[0][2], compute_dtype(heads[0][3])
@@ -87,21 +87,21 @@ class Cohort:
         return cls(updates, weights, members, positions, scaling, rank_levels)
 
     def _column_weights(self, shares: Tensor) -> Tensor:
-        """Weight of every column, (..., R), from those of every (client, direction)."""
+        """Return the weight of each column, (..., R), from those of each (client, direction)."""
         columns = [shares[..., k, held] for k, held in enumerate(self.positions)]
         return torch.cat(columns, dim=-1)
 
     def product(self, shares: Tensor) -> LowRankProduct:
-        """`sum_k s_k B_k diag(w_k) A_k` for shares (..., K, r_max), not yet formed."""
+        """Return `sum_k s_k B_k diag(w_k) A_k` for shares (..., K, r_max), as a lazy product."""
         weights = self._column_weights(shares * self.scaling.unsqueeze(-1))
         updates = self.updates
         blocks = LazySequence(len(updates), lambda k: _block(updates[k]))
         return LowRankProduct(blocks, weights)
 
     def norms(self) -> Tensor:
-        """Frobenius norm `||dW_k||_F` of every update, (..., K), dW_k never formed.
+        """Return the Frobenius norm `||dW_k||_F` of each update, (..., K), without forming dW_k.
 
-        Norms that the compute dtype could not hold are all divided by one power of two.
+        Norms that overflow the compute dtype are all divided by one power of two.
         """
         norms = torch.stack(list(map(LoRAFactors.norm, self.updates)), dim=-1).to(self.dtype)
         if is_safe(norms.amax(-1), self.dtype):
@@ -112,13 +112,13 @@ class Cohort:
         return times_power(values, powers - powers.amax(-1, keepdim=True)).to(self.dtype)
 
     def canonical(self) -> Cohort:
-        """The same updates, each in its SVD gauge: columns ordered by their own energy."""
+        """Return the same updates in their SVD gauge, with columns sorted by energy."""
         updates, dtype = self.updates, self.dtype
 
         def canonical(k: int) -> LoRAFactors:
             return updates[k].to(dtype).canonical()
 
-        scaling = torch.ones_like(self.scaling)  # it has gone into the singular values
+        scaling = torch.ones_like(self.scaling)  # the singular values include it
         return replace(self, updates=LazySequence(len(updates), canonical), scaling=scaling)
 
 
@@ -130,24 +130,24 @@ def _block(update: LoRAFactors) -> tuple[Tensor, Tensor]:
     return update.lora_B, update.lora_A
 
 
-# What a round leaves behind: the adapter that clients get, and what the base absorbs
+# The result: the adapter for the clients, and the base correction
 
 
 @dataclass(frozen=True, eq=False)
 class Aggregated:
-    """The server's result: `dW = adapter + base`.
+    """Result of an aggregation: `dW = adapter + base`.
 
     Args:
-        adapter: the global adapter, rank r_max: what clients are allocated their factors from.
+        adapter: the global adapter, rank r_max, from which clients are allocated their factors.
         base: an exact correction that the rule merges into the frozen weights, where every client
-            has the whole of it from then on; None for rules that have none. It holds the clients'
-            factors themselves, not copies: what changes them in place changes it.
-        exact: the whole update, where the rule knows it as one product: without the columns of the
-            adapter, which the base takes back.
-        state: what the rule wants to be handed next round, by name; empty for most.
+            has all of it from then on; None for rules without one. It references the clients'
+            factors without copying them: do not modify those in place.
+        exact: the whole update as one product, if the rule has it in this form, without the columns
+            that the adapter keeps (the base subtracts them).
+        state: values by name that the rule wants to receive in the next round; usually empty.
 
-    A component of the adapter that is lost has both factors zero, where no gradient leads out: who
-    sends the adapter to clients gives such components (`LoRAFactors.lost_columns`) a fresh A.
+    A lost component of the adapter has two zero factors and therefore no gradient. Give such
+    components (`LoRAFactors.lost_columns`) a fresh A before sending the adapter to clients.
     """
 
     adapter: LoRAFactors
@@ -157,7 +157,7 @@ class Aggregated:
 
     @property
     def product(self) -> LowRankProduct:
-        """Adapter and base correction as one low-rank product, not formed."""
+        """Adapter plus base correction as one lazy low-rank product."""
         if self.exact is not None:
             return self.exact
         if self.base is None:
@@ -166,17 +166,17 @@ class Aggregated:
         return self.base.plus(adapter.lora_B, adapter.lora_A, adapter.product.weights)
 
     def delta(self) -> Tensor:
-        """The whole update, dense, (..., d_out, d_in)."""
+        """Return the whole update as a dense matrix, (..., d_out, d_in)."""
         return self.adapter.delta() if self.base is None else self.product.dense()
 
     def total(self, r: int | None = None) -> LoRAFactors:
-        """The whole update as one adapter.
+        """Return the whole update as one adapter.
 
         Args:
-            r: rank; the best approximation of that rank is returned, padded with zeros where the
-                update has fewer columns. When None the update is exact: the adapter as it is where
-                there is no base correction, else of rank min(R, d_out, d_in) with R all columns,
-                in SVD gauge and scaling 1.
+            r: rank of the best approximation to return, padded with zeros if the update has fewer
+                columns. None returns the exact update: the adapter unchanged if there is no base
+                correction, else an adapter of rank min(R, d_out, d_in), R the number of all
+                columns, in SVD gauge with scaling 1.
 
         Returns:
             Factors in the adapter's dtype.
@@ -192,21 +192,21 @@ class Aggregated:
         return best_factors(self.product, r).to(self.adapter.dtype)
 
     def singular_values(self) -> Tensor:
-        """Leading r_max singular values of the whole update, (..., r_max), descending."""
+        """Return the leading r_max singular values of the whole update, (..., r_max)."""
         return pad_last(self.product.singular_values(self.adapter.rank), self.adapter.rank)
 
 
-# One round as a server meets it: everything is checked, then the cohort is made
+# Checks of a round before it is aggregated
 
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """A round that has been checked.
+    """A checked round.
 
     Args:
-        cohort: the clients that take part, in the dtype that they are computed in.
+        cohort: the participating clients, in the compute dtype.
         empty_partition: `zero | carry | error`.
-        dtype: of the updates.
+        dtype: dtype of the updates.
     """
 
     cohort: Cohort
@@ -224,7 +224,7 @@ def check_round(
     empty_partition: str,
     svd_only: str | None,
 ) -> Round:
-    """The cohort of a round, without its clients of weight zero.
+    """Check the arguments of a round and return it without clients of weight zero.
 
     Args:
         updates: as for `aggregate`.
@@ -233,10 +233,10 @@ def check_round(
         positions: as for `aggregate`.
         previous: as for `aggregate`.
         empty_partition: as for `aggregate`.
-        svd_only: label of a rule that knows no other allocation than SVD; None for the others.
+        svd_only: label of the rule if it supports SVD allocation only, else None.
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: if an argument is invalid; names the argument, its value and what was expected.
     """
     form, ranks = _check_updates(updates)
     weights = check_num_samples((1.0,) * len(ranks) if weights is None else weights, len(ranks))
@@ -244,7 +244,7 @@ def check_round(
     held = _check_positions(positions, ranks, levels[-1], svd_only)
     _check_previous(previous, form, levels[-1])
     empty_partition = check_choice("empty_partition", empty_partition, EMPTY_PARTITION)
-    # A client of weight zero takes no part; relative weights fit any dtype.
+    # Clients of weight zero are left out. Relative weights fit every dtype.
     present = [k for k, weight in enumerate(weights) if weight > 0]
     shares = torch.tensor([weights[k] for k in present], dtype=torch.float64) / max(weights)
     kept = None if held is None else [held[k].to(form.device) for k in present]
@@ -255,7 +255,7 @@ def check_round(
 
 @dataclass(frozen=True)
 class _Form:
-    """Everything but the rank that the updates of one cohort must share."""
+    """Properties besides the rank that all updates of a cohort must share."""
 
     batch: tuple[int, ...]
     d_out: int
@@ -274,17 +274,17 @@ class _Form:
 
 
 def _check_updates(updates: Sequence[LoRAFactors]) -> tuple[_Form, list[int]]:
-    """Refuse an empty cohort, updates that do not fit each other and values that are not finite.
+    """Refuse an empty cohort, updates that do not match and values that are not finite.
 
     Returns:
-        The form that the updates share, and the rank of every client.
+        The form that the updates share, and the rank of each client.
     """
     if not isinstance(updates, Sequence):
         raise expected("updates", type(updates).__name__, "a sequence of LoRAFactors")
     if len(updates) == 0:
         raise expected("updates", [], "a cohort of at least one client")
     form, rank = _check_update(0, updates[0], None)
-    # By index: a loop variable would hold one client too many.
+    # Iterate by index: a loop variable would keep one more client in memory.
     others = (_check_update(k, updates[k], form)[1] for k in range(1, len(updates)))
     return form, [rank, *others]
 
@@ -305,10 +305,10 @@ def _check_update(k: int, update: LoRAFactors, wanted: _Form | None) -> tuple[_F
 
 
 def check_result(result: Aggregated) -> Aggregated:
-    """Refuse an aggregate that its dtype does not hold.
+    """Refuse a result that overflows its dtype.
 
     Raises:
-        InputError: naming the factor and the dtype.
+        InputError: names the factor and the dtype.
     """
     for name in ("lora_A", "lora_B"):
         tensor = getattr(result.adapter, name)

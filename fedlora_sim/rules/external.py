@@ -1,4 +1,4 @@
-"""Rules from outside the family: any `Aggregator`, as the engines take it."""
+"""External rules: adapt any `Aggregator` to the engines, and fingerprint its code."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ SEPARATORS = {":", ","}
 
 
 def as_rule(aggregator: AggregationRule | Aggregator) -> AggregationRule:
-    """A rule of any kind as the engines take it.
+    """Return any rule as an `AggregationRule`, as the engines need it.
 
     Raises:
-        InputError: naming what the rule lacks.
+        InputError: if the rule does not meet the protocol; names what is missing.
     """
     if isinstance(aggregator, AggregationRule):
         return aggregator
@@ -51,10 +51,10 @@ def as_rule(aggregator: AggregationRule | Aggregator) -> AggregationRule:
 
 
 def check_aggregator_form(aggregator: Any) -> str:
-    """The name of a rule, or of a class of rules, that meets the protocol.
+    """Check that a rule or rule class meets the protocol, and return its name.
 
     Raises:
-        InputError: naming what it lacks.
+        InputError: names what is missing.
     """
     own = aggregator.__name__ if isinstance(aggregator, type) else type(aggregator).__name__
     if not callable(getattr(aggregator, "step", None)):
@@ -101,7 +101,7 @@ class ForeignRule(AggregationRule):
 
     @property
     def options(self) -> dict[str, object]:
-        """Options of the rule, with their defaults."""
+        """Options of the rule with their defaults."""
         return option_defaults(type(self.inner))
 
     @property
@@ -141,7 +141,7 @@ class ForeignRule(AggregationRule):
         context: Context,
         state: State,
     ) -> tuple[Aggregated, State]:
-        """The rule's own step."""
+        """Return the rule's own step."""
         return self.inner.step(updates, weights, context, state)
 
     def aggregate(
@@ -167,7 +167,7 @@ class ForeignRule(AggregationRule):
         base, ones = _stacked_products(results, batch), torch.ones_like
         if adapter is whole:
             return Aggregated(adapter, base, state=kept)
-        # what cutting or rounding the adapter takes away, the base makes up for
+        # the base compensates for what truncation or rounding removed from the adapter
         for part, sign in ((whole, 1), (adapter, -1)):
             base = with_columns(base, part, sign * ones(part.lora_A[..., 0], dtype=base.dtype))
         return Aggregated(adapter, base, state=kept)
@@ -181,7 +181,7 @@ class ForeignRule(AggregationRule):
         empty_partition: str,
         state: State,
     ) -> Aggregated:
-        """The round of one layer of one seed."""
+        """Return the round of one layer of one seed."""
         weights = cohort.weights.expand(*batch, -1)[index].tolist()
         members = cohort.members.expand(*batch, -1, -1)[index]
         updates, held = [], []
@@ -203,7 +203,10 @@ class ForeignRule(AggregationRule):
         return self._checked(found, updates[0], context.r_max)
 
     def _checked(self, found: Any, update: LoRAFactors, r_max: int) -> Aggregated:
-        """What a step returned, with the state; engines would stumble over other forms later."""
+        """Return what a step returned, with the state.
+
+        Engines would stumble over other forms later.
+        """
         step = f"{self.label}.step"
         pair = isinstance(found, tuple) and len(found) == 2
         if not pair or not isinstance(found[0], Aggregated):
@@ -219,7 +222,7 @@ class ForeignRule(AggregationRule):
         return replace(result, state=after)
 
     def _stacked_states(self, states: Sequence[State], batch: Index) -> State:
-        """What is kept for every layer and seed, of one form."""
+        """Return what is kept for every layer and seed, of one form."""
         forms = [{name: tuple(x.shape) for name, x in state.items()} for state in states]
         if any(form != forms[0] for form in forms):
             other = next(form for form in forms if form != forms[0])
@@ -234,7 +237,7 @@ def _layer(factors: LoRAFactors, index: Index, batch: Index) -> LoRAFactors:
 
 
 def _stacked_factors(parts: list[LoRAFactors], batch: Index) -> LoRAFactors:
-    """Factors of one batch, written in the first one's scaling."""
+    """Return the factors of one batch, written in the first one's scaling."""
     scaling = parts[0].scaling
     same = [p if p.scaling == scaling else p.rescale(scaling) for p in parts]
     a, b = (torch.stack([getattr(p, side) for p in same]) for side in ("lora_A", "lora_B"))
@@ -243,7 +246,7 @@ def _stacked_factors(parts: list[LoRAFactors], batch: Index) -> LoRAFactors:
 
 
 def _stacked_products(results: list[Aggregated], batch: Index) -> LowRankProduct:
-    """The base corrections as one product, with columns of zeros where one has fewer."""
+    """Return the base corrections as one product, with columns of zeros where one has fewer."""
     pairs = []
     for result in results:
         like = result.adapter.product.B
@@ -257,25 +260,25 @@ def _stacked_products(results: list[Aggregated], batch: Index) -> LowRankProduct
     return LowRankProduct([(b, a)], b.new_ones(most))
 
 
-# The code of rules from outside this package: what tells their versions apart
+# Fingerprint of the code of external rules, which distinguishes their versions
 
 OWN = __name__.partition(".")[0]
 UNKNOWN = "unknown"
 
 
 def rule_class(rule: AggregationRule) -> type:
-    """The class that a rule was written as."""
+    """Return the original class of a rule."""
     return type(rule.inner if isinstance(rule, ForeignRule) else rule)
 
 
 def rule_code(rule: AggregationRule) -> str | None:
-    """Hash of the sources of a rule from outside; None for the package's own.
+    """Return a hash of the sources of an external rule; None for built-in rules.
 
-    A rule in a package: of all the package's modules. Another one: of its file. The same for
-    classes from outside that it derives from.
+    The hash covers all modules of the rule's package, or its file if it is in none, and the same
+    for external base classes.
 
     Returns:
-        The hash; `unknown` where there is no file, as in a notebook.
+        The hash; `unknown` if there is no source file, as in a notebook.
     """
     kind = rule_class(rule)
     if _top(kind) == OWN:
@@ -295,7 +298,7 @@ def _is_outside(kind: type) -> bool:
 
 
 def _sources(kind: type) -> str:
-    """Hash of the package or file of a class."""
+    """Return a hash of the package or file of a class."""
     package = sys.modules.get(_top(kind))
     places = [Path(place) for place in getattr(package, "__path__", ())]
     if places:

@@ -1,11 +1,12 @@
 """FedAvg in product space with SVD redistribution: the rank-agnostic baseline, FlexLoRA.
 
-`dW = sum_k p_k s_k B_k A_k`, `p_k = n_k / sum n`, then the best rank-r_max approximation, from
-which every client receives its first r_k directions. A direction that only some clients carry is
-divided by the weight of all: its amplitude is multiplied by its coverage, round after round.
+`dW = sum_k p_k s_k B_k A_k`, `p_k = n_k / sum n`, then the best rank-r_max approximation, of which
+each client receives the first r_k directions. Each direction is averaged over all clients,
+including those whose rank is too low to carry it, so that every round multiplies its amplitude by
+its coverage.
 
-Source: FlexLoRA (Bai et al. 2024, arXiv 2402.11505, Sec. 3); the rank-agnostic baseline of
-Wu et al., arXiv 2602.13486, Sec. 4.
+Source: FlexLoRA (Bai et al. 2024, arXiv 2402.11505, Sec. 3); the rank-agnostic baseline of Wu et
+al., arXiv 2602.13486, Sec. 4.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class FedAvg(DataWeightedRule):
 
     @property
     def properties(self) -> Properties:
-        """Linear, exact before truncation, and blind to how an update is written."""
+        """Linear, exact before truncation, and independent of the factorization of an update."""
         return replace(
             super().properties,
             transpose=True,
@@ -50,5 +51,5 @@ class FedAvg(DataWeightedRule):
         )
 
     def multiplier(self, coverage: Tensor) -> Tensor:
-        """`W`."""
+        """Return `W`."""
         return coverage

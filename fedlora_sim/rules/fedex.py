@@ -1,13 +1,13 @@
-"""FedEx-LoRA: factors are averaged; what that misses of the exact average goes into the base.
+"""FedEx-LoRA: average the factors, and merge the residual of the exact average into the base.
 
-`A = sum_k p_k [A_k; 0]`, `B = sum_k p_k [B_k, 0]`, the scaling shared between them, is the adapter,
-and the residual `sum_k p_k s_k B_k A_k - B A` is merged into the frozen weights: the round as a
-whole is the exact average. Only the adapter's share of a direction, `W**2`, is diluted again
-in the next round; the rest, `W - W**2`, is in the base and stays.
+The adapter is `A = sum_k p_k [A_k; 0]`, `B = sum_k p_k [B_k, 0]`, with the scaling shared between
+them. The residual `sum_k p_k s_k B_k A_k - B A` is merged into the frozen weights, so that adapter
+and base together are the exact average. The next round dilutes only the adapter's part of a
+direction, `W**2`; the rest, `W - W**2`, stays in the base.
 
 Source: Singhal et al. 2024, arXiv 2410.09432, Sec. 3 (exact aggregation through a residual in the
-frozen weight; its best low-rank approximation where communication is short). The paper has equal
-ranks; zero padding for unequal ones is ours, as in `ZeroPad`.
+frozen weight; its best low-rank approximation to save communication). The paper has equal ranks;
+zero padding for unequal ranks is ours, as in `ZeroPad`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fedlora_sim.rules.registry import register
 @register
 @dataclass(frozen=True)
 class FedEx(DataWeightedRule):
-    """Data-weighted average of A and of B, the residual into the base.
+    """Data-weighted average of A and of B, with the residual merged into the base.
 
     Law: adapter and base together are linear in the updates and exact, and the multiplier is as
-    declared, unless `residual_rank` cuts.
+    declared, unless `residual_rank` truncates the residual.
 
     Args:
-        residual_rank: rank that the residual is cut to (best approximation); None keeps all of it.
+        residual_rank: rank of the best approximation of the residual; None keeps all of it.
     """
 
     residual_rank: int | None = None
@@ -46,7 +46,7 @@ class FedEx(DataWeightedRule):
 
     @property
     def properties(self) -> Properties:
-        """Adapter and base together linear and exact, unless the residual is cut."""
+        """Adapter and base together are linear and exact, unless the residual is truncated."""
         whole = self.residual_rank is None
         return replace(
             super().properties,
@@ -70,11 +70,11 @@ class FedEx(DataWeightedRule):
             object.__setattr__(self, "residual_rank", rank)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
-        """`W`: `W**2` in the adapter and `W - W**2` in the base."""
+        """Return `W`: `W**2` in the adapter and `W - W**2` in the base."""
         return coverage
 
     def compress(self, base: LowRankProduct) -> LowRankProduct:
-        """The residual, cut to `residual_rank`."""
+        """Return the residual, truncated to `residual_rank`."""
         if self.residual_rank is None or self.residual_rank >= min(base.columns, *base.shape):
             return base
         cut = best_factors(base, self.residual_rank)

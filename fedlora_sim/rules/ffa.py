@@ -1,11 +1,11 @@
-"""FFA-LoRA: A is drawn once, shared and frozen; clients train and the server averages B alone.
+"""FFA-LoRA: A is drawn once, shared and frozen; clients train B and the server averages it.
 
-`B = sum_k p_k s_k [B_k, 0]` with `A` the common one, of which a client of rank r_k holds the first
-r_k rows: the average of factors is the average of products. Directions are rank positions, not
-singular directions, and one that only some clients carry is diluted by its coverage.
+`B = sum_k p_k s_k [B_k, 0]`. All clients share A; a client of rank r_k holds its first r_k rows.
+The average of factors therefore equals the average of products. Directions are rank positions, not
+singular directions, and averaging dilutes each one by its coverage.
 
 Source: Sun et al. 2024, arXiv 2403.12313, Sec. 4. The paper has equal ranks; zero padding of B for
-unequal ones is ours.
+unequal ranks is ours.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fedlora_sim.tolerances import relative
 @register
 @dataclass(frozen=True)
 class FFA(DataWeightedRule):
-    """Data-weighted average of B; A as it was sent out.
+    """Data-weighted average of B; A is unchanged.
 
-    Law: linear in the updates and exact. Updates whose A differs in a shared row are refused.
+    Law: linear in the updates and exact. Updates whose shared rows of A differ are refused.
     """
 
     name: ClassVar[str] = "ffa"
@@ -41,7 +41,7 @@ class FFA(DataWeightedRule):
 
     @property
     def properties(self) -> Properties:
-        """Linear and exact, for clients who share one frozen A: a gauge would change it."""
+        """Linear and exact for clients that share one frozen A; a gauge change would alter A."""
         return replace(
             super().properties,
             linear=True,
@@ -57,11 +57,11 @@ class FFA(DataWeightedRule):
 
     @property
     def has_spectral_form(self) -> bool:
-        """Yes: with A frozen, an average of B is an average of amplitudes."""
+        """True: with a frozen A, an average of B is an average of amplitudes."""
         return True
 
     def multiplier(self, coverage: Tensor) -> Tensor:
-        """`W`."""
+        """Return `W`."""
         return coverage
 
     def aggregate(
@@ -72,9 +72,9 @@ class FFA(DataWeightedRule):
         finish: Finish = lambda adapter: adapter,
         state: State = NO_STATE,
     ) -> Aggregated:
-        """As for every rule; rows of A that nobody in the cohort carries are those of `previous`.
+        """Aggregate one round; rows of A that no client carries come from `previous`.
 
-        Without it they come back as zero, and the server must know them from where it drew A.
+        Without `previous` these rows are zero, and the server must restore them from its own A.
         """
 
         def with_all_rows(adapter: LoRAFactors) -> LoRAFactors:
@@ -95,7 +95,7 @@ class FFA(DataWeightedRule):
         kept: LoRAFactors | None,
         mask: Tensor,
     ) -> LoRAFactors:
-        """The average of B beside the common A, which is taken from the first who carries it."""
+        """Return the averaged B with the common A, row by row from the first client that has it."""
         carried = cohort.members & (cohort.weights > 0).unsqueeze(-1)
         first = carried & (carried.cumsum(-2) == 1)
         result = average_factors(cohort, shares, first.to(cohort.dtype), scaling_on_b=True)
@@ -113,8 +113,8 @@ class FFA(DataWeightedRule):
 
 
 def _check_same(argument: str, own: Tensor, wanted: Tensor) -> None:
-    """Refuse rows of A that are not everybody's, layer by layer."""
-    # Divided by the largest entry, so that no square leaves the range.
+    """Refuse rows of A that differ between clients, layer by layer."""
+    # Divide by the largest entry, so that no square overflows or underflows.
     scale = largest(wanted).clamp_min(torch.finfo(wanted.dtype).tiny)[..., None, None]
     gap, size = (torch.linalg.matrix_norm(x / scale) for x in (own - wanted, wanted))
     if bool((gap > relative("reduction", wanted.dtype) * size).any()):

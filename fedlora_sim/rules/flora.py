@@ -1,9 +1,9 @@
-"""FLoRA: the clients' factors are stacked, and the stack is merged into the base every round.
+"""FLoRA: stack the clients' factors and merge the stack into the base every round.
 
 `dW = [p_1 s_1 B_1, ..., p_K s_K B_K] [A_1; ...; A_K] = sum_k p_k s_k B_k A_k`: exact, of rank up to
-the sum of the r_k. Everybody receives the stack, merges it into the frozen weights and starts the
-next round with a fresh adapter (A random, B zero). A direction's *increment* is diluted by its
-coverage, but what was gained stays in the base undiluted: no geometric decay.
+the sum of the r_k. Every client merges the stack into the frozen weights and starts the next round
+with a fresh adapter (A random, B zero). Coverage dilutes the *increment* of a direction, but what
+is in the base is never diluted: there is no geometric decay.
 
 Source: Wang et al. 2024, arXiv 2409.05976, Sec. 3 (stacking-based noise-free aggregation).
 """
@@ -23,7 +23,7 @@ from fedlora_sim.rules.registry import register
 @register
 @dataclass(frozen=True)
 class FLoRA(DataWeightedRule):
-    """Exact weighted sum of the products, all of it into the base.
+    """Exact weighted sum of the products, merged into the base.
 
     Law: linear in the updates, exact, and never truncated.
     """
@@ -35,7 +35,7 @@ class FLoRA(DataWeightedRule):
 
     @property
     def properties(self) -> Properties:
-        """Linear and exact, of whatever rank."""
+        """Linear and exact, without a bound on the rank."""
         return replace(
             super().properties,
             transpose=True,
@@ -52,5 +52,5 @@ class FLoRA(DataWeightedRule):
         )
 
     def multiplier(self, coverage: Tensor) -> Tensor:
-        """`W`, on the round's increment."""
+        """Return `W`, the factor on the round's increment."""
         return coverage

@@ -1,11 +1,11 @@
-"""HetLoRA: zero-padded factors, averaged with weights that grow with the norm of the update.
+"""HetLoRA: average zero-padded factors with weights proportional to the norms of the updates.
 
 `A = sum_k w_k [A_k; 0]`, `B = sum_k w_k [B_k, 0]`, `w_k = ||dW_k||_F / sum_l ||dW_l||_F`: the
-"sparsity-weighted" average. The clients' sample counts do not enter. As the directions of the
-high-rank clients drain, all norms become those of the shared directions and the weights uniform.
-A client drawn twice in a round counts once. The norms are those of one layer, as everything in
-`aggregate` is.
-Its other half, clients that prune their own rank while they train, is an option of local training
+"sparsity-weighted" average. Sample counts do not enter. While the directions of the high-rank
+clients vanish, all norms approach those of the shared directions and the weights become uniform. A
+client drawn twice in a round counts once. Norms are computed per layer.
+
+HetLoRA's second part, rank pruning by the clients during training, is an option of local training
 (`Scenario.pruning_decay`).
 
 Source: Cho et al. 2024, arXiv 2401.06432, Sec. 3.2 and Fig. 2.
@@ -30,8 +30,8 @@ class HetLoRA(AggregationRule):
     """Norm-weighted average of A and of B; not exact, as `zero_pad`.
 
     Args:
-        data_weighted: multiply the norms by the sample counts. The paper does not, so that a
-            client's samples decide only whether it takes part.
+        data_weighted: multiply the norms by the sample counts. In the paper the sample counts only
+            decide whether a client takes part.
     """
 
     data_weighted: bool = False
@@ -43,7 +43,7 @@ class HetLoRA(AggregationRule):
 
     @property
     def properties(self) -> Properties:
-        """As `ZeroPad`, but that samples count for nothing unless `data_weighted`."""
+        """As `ZeroPad`, but sample counts have no effect unless `data_weighted`."""
         return replace(
             of_factor_average(super().properties),
             weight_repetition=self.data_weighted,
@@ -54,7 +54,7 @@ class HetLoRA(AggregationRule):
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None
     ) -> Tensor:
-        """`||dW_k||_F` over that of the cohort; equal weights where every update is zero."""
+        """Return each client's share of the cohort's norms `||dW_k||_F`; equal if all are zero."""
         assert norms is not None  # weights_from_norms
         taking_part = weights if self.data_weighted else (weights > 0).to(weights.dtype)
         own = taking_part * norms
@@ -62,5 +62,5 @@ class HetLoRA(AggregationRule):
         return data_shares(torch.where(none_moved, taking_part, own), members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
-        """`W~**2`, with W~ the norm share of the contributors."""
+        """Return `W~**2`, with W~ the norm share of the contributors."""
         return coverage.square()

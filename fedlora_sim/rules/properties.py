@@ -1,4 +1,4 @@
-"""What a rule says of itself, so that it can be held to it."""
+"""Laws that a rule declares about itself, which the conformance suite checks."""
 
 from __future__ import annotations
 
@@ -20,59 +20,61 @@ Coverage = Literal["weights", "norms", "weights_and_norms"]
 
 @dataclass(frozen=True, kw_only=True)
 class Properties:
-    """Laws of aggregation, each declared present, absent or left open.
+    """Laws of aggregation, each declared to hold, not to hold, or left open (None).
 
-    `dW_k = s_k B_k A_k` is client k's update, `w_k` its weight, and the result the whole update,
-    with what goes into the base. Where nothing else is said, laws speak of cohorts whose highest
-    rank level is min(d_in, d_out), so that nothing is cut, and of a first round. Shapes, dtypes,
-    finite results and purity are checked in later rounds too; all other laws follow there for a
-    rule that is `stateless`, and those on how a cohort is written down are checked over several
-    rounds for one that is not. Clients carry their first r_k directions, or any r_k of them where
-    a rule takes `positions`; laws on partitions speak of the first r_k alone.
+    `dW_k = s_k B_k A_k` is client k's update and `w_k` its weight. The result is the whole update,
+    including what is merged into the base. Unless stated otherwise, a law applies to the first
+    round of a cohort whose highest rank level is min(d_in, d_out), so that nothing is truncated.
+    Shapes, dtypes, finite results and purity are also checked in later rounds. The other laws
+    extend to later rounds for a rule that is `stateless`; for a rule that keeps state, laws about
+    the representation of a cohort are checked over several rounds. Clients carry their first r_k
+    directions, or any r_k of them if the rule accepts `positions`; laws about partitions assume the
+    first r_k.
 
     Args:
-        client_order: the order of the clients does not matter.
-        weight_scale: all weights times a positive number change nothing. Engines hand in weights
-            up to a common factor: a rule of which this is False is another one there.
-        weight_repetition: a client of weight 2 is the client of weight 1 twice.
+        client_order: the result does not depend on the order of the clients.
+        weight_scale: multiplying all weights by a positive number changes nothing. Engines pass
+            weights up to a common factor, so a rule that declares False behaves differently there.
+        weight_repetition: a client of weight 2 equals the same client of weight 1 listed twice.
         zero_weight: a client of weight 0 changes nothing.
-        single_client: one client alone comes back as it is.
-        identical_clients: as many copies of one update come back as it is.
-        homogeneous: all updates times c > 0 give c times the result.
+        single_client: the result of a single client is its update.
+        identical_clients: the result of identical updates is that update.
+        homogeneous: multiplying all updates by c > 0 multiplies the result by c.
         scaling_convention: the same updates written with other scalings give the same result.
-        orthogonal: `P dW_k Q^T` with orthogonal P, Q give P times the result times Q^T.
+        orthogonal: `P dW_k Q^T` with orthogonal P, Q gives `P result Q^T`.
         transpose: transposed updates, A and B exchanged, give the transposed result.
-        linear: the result is a linear function of the updates, given the weights.
+        linear: the result is a linear function of the updates for fixed weights.
         exact: the result is the weighted mean of the updates.
-        best_approximation: the result is the best approximation, of the highest rank level, of the
-            weighted mean of the updates (Eckart and Young 1936).
-        rank_bound: the whole update has no more rank than the highest level.
-        energy_hull: its norm is at most the largest client's, as a `whole`, or partition by
-            partition, or neither (`none`).
-        gauge: `B G, G^-1 A` is the same update for any invertible G (`full`), for those that mix
-            within partitions alone (`partition`), or for neither (`none`).
-        partition_identity: partition h is FedAvg's, divided by its coverage `W_h`.
-        equal_ranks_fedavg: with equal ranks the rule is FedAvg.
-        nonfinite: NaN and infinity are refused or show in the result; False for rules that leave
-            out clients who send such.
-        low_rank_client: one more client of the lowest rank `keeps` the partitions above it as they
-            are, or always `dilutes` them.
-        empty_partitions: partitions without contributors are lost, carried or refused, as
-            `empty_partition` says (True); a rule without that policy says None.
-        unknown_level: a client of a rank that is no level of the federation is refused.
-        continuous: a small change of the updates is a small change of the result.
-        batched: layers in a batch are layers one by one.
-        stateless: earlier rounds change nothing except through `previous`. False for rules that
-            keep a momentum or anything else that matters.
-        positions: the rank index of every column is respected: columns may be listed in any order,
-            and rank indices may be numbered in another order. None for rules that refuse positions.
-        gap_needed: the rule looks at singular vectors of single updates: laws are of updates whose
-            singular values lie apart.
-        common_a: clients share the rows of one frozen A; other cohorts are no input of the rule.
-        equal_ranks_only: cohorts of unequal ranks are no input of the rule.
-        multiplier: factor on a direction that every contributor returns alike, of its coverage, a
-            tensor of shares in [0, 1].
-        coverage: shares of what: of the clients' `weights`, of their `norms`, or of the products.
+        best_approximation: the result is the best approximation of the weighted mean of the updates
+            at the highest rank level (Eckart and Young 1936).
+        rank_bound: the rank of the whole update is at most the highest rank level.
+        energy_hull: the norm is at most the largest client's: of the `whole` update, per
+            `partition`, or not at all (`none`).
+        gauge: the result is the same for `B G, G^-1 A` with any invertible G (`full`), with G that
+            mixes within partitions only (`partition`), or for neither (`none`).
+        partition_identity: partition h equals that of FedAvg divided by its coverage `W_h`.
+        equal_ranks_fedavg: with equal ranks the rule equals FedAvg.
+        nonfinite: NaN and infinity are refused or visible in the result; False for rules that leave
+            out the clients that send them.
+        low_rank_client: another client of the lowest rank `keeps` the partitions above that rank
+            unchanged, or always `dilutes` them.
+        empty_partitions: partitions without contributors follow `empty_partition` (True); None for
+            rules without that policy.
+        unknown_level: a client whose rank is not a level of the federation is refused.
+        continuous: a small change of the updates gives a small change of the result.
+        batched: aggregating a batch of layers equals aggregating them one by one.
+        stateless: earlier rounds have no effect except through `previous`. False for rules that
+            keep a momentum or other state.
+        positions: the rank index of each column is respected: columns may be listed in any order,
+            and rank indices may be permuted. None for rules that refuse positions.
+        gap_needed: the rule uses singular vectors of single updates: laws assume that the singular
+            values of an update are separated.
+        common_a: clients share the rows of one frozen A; the rule refuses other cohorts.
+        equal_ranks_only: the rule refuses cohorts of unequal ranks.
+        multiplier: factor on the amplitude of a direction that all contributors return alike, as a
+            function of its coverage, a tensor of shares in [0, 1].
+        coverage: quantity whose shares are the coverage: `weights` of the clients, their `norms`,
+            or `products`.
     """
 
     client_order: Declared = True
@@ -109,10 +111,10 @@ class Properties:
 
 
 def of_factor_average(usual: Properties) -> Properties:
-    """The laws of every average of A and of B apart, beside those that are usual.
+    """Return the laws of every separate average of A and of B, added to the usual laws.
 
-    Cross terms of different clients' A and B make it neither linear nor exact, and its norm may be
-    more than any client's; what it returns depends on how an update is written.
+    Cross terms of different clients' A and B make the average neither linear nor exact. Its norm
+    can exceed that of every client, and it depends on the factorization of an update.
     """
     return replace(
         usual,

@@ -1,13 +1,13 @@
 """raFLoRA: rank-partitioned aggregation.
 
-The rank axis is cut at the federation's distinct client ranks. Partition h, the rank indices
+The distinct client ranks of the federation partition the rank axis. Partition h, the rank indices
 `(l_{h-1}, l_h]`, is averaged over the clients that carry it, `C_h = {k : r_k >= l_h}`:
 
     dW_h = sum_{k in S & C_h} (n_k / N_h) s_k B_k[:, h] A_k[h, :],    N_h = sum_{k in S & C_h} n_k.
 
 The partitions are summed, decomposed by SVD and redistributed by truncation. A partition without
-contributors in the cohort is lost (`zero`), kept from the last global update (`carry`) or refused
-(`error`).
+contributors in the cohort is set to zero (`zero`), kept from the last global update (`carry`) or
+refused (`error`).
 
 Source: Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1 and Eq. 8.
 """
@@ -35,10 +35,10 @@ class RaFLoRA(AggregationRule):
 
     Args:
         canonicalize: bring every client's update to its SVD gauge before it is partitioned. The
-            same update can be written with any invertible G as `B G, G^{-1} A`, and which part of
-            it stands in which partition depends on G: the plain rule takes the factors as training
-            left them, this one does not depend on them. It presumes that rank index i means the
-            i-th strongest direction, so it knows no other allocation than SVD.
+            same update can be written as `B G, G^{-1} A` with any invertible G, and G decides which
+            part of the update is in which partition. By default the factors are used as trained;
+            with this option the result does not depend on G. It requires SVD allocation, because
+            rank index i must be the i-th strongest direction.
     """
 
     canonicalize: bool = False
@@ -49,7 +49,7 @@ class RaFLoRA(AggregationRule):
 
     @property
     def properties(self) -> Properties:
-        """Partition by partition what FedAvg is as a whole; in any gauge with `canonicalize`."""
+        """FedAvg's laws partition by partition; in any gauge with `canonicalize`."""
         plain = not self.canonicalize
         return replace(
             super().properties,
@@ -68,24 +68,24 @@ class RaFLoRA(AggregationRule):
 
     @property
     def has_spectral_form(self) -> bool:
-        """Not with `canonicalize`: which partition a direction stands in then depends on it."""
+        """False with `canonicalize`, which decides the partition of a direction."""
         return not self.canonicalize
 
     @property
     def needs_svd_allocation(self) -> bool:
-        """Yes with `canonicalize`."""
+        """True with `canonicalize`."""
         return self.canonicalize
 
     def prepare(self, cohort: Cohort) -> Cohort:
-        """The cohort as it is, or in its SVD gauge."""
+        """Return the cohort unchanged, or in its SVD gauge with `canonicalize`."""
         return cohort.canonical() if self.canonicalize else cohort
 
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None
     ) -> Tensor:
-        """`n_k / N_h` over the cohort's contributors to the direction's partition."""
+        """Return `n_k / N_h` over the cohort's contributors to the direction's partition."""
         return contributor_shares(weights, members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
-        """1 wherever somebody contributes."""
+        """Return 1 where there is a contributor."""
         return (coverage > 0).to(coverage.dtype)

@@ -1,8 +1,8 @@
-"""RBLA: A and B averaged apart, every entry over the clients that own it.
+"""RBLA: average A and B separately, each entry over the clients that hold it.
 
-`A[i] = sum_{k: r_k > i} n_k A_k[i] / sum_{k: r_k > i} n_k`, and B's columns alike: the idea of
-raFLoRA in factor space. Nothing is diluted, but the product of averages is not the average of
-products: cross terms `B_k A_l` of different clients enter.
+`A[i] = sum_{k: r_k > i} n_k A_k[i] / sum_{k: r_k > i} n_k`, and likewise the columns of B:
+raFLoRA's idea in factor space. Nothing is diluted, but the product of averages is not the average
+of products: it contains cross terms `B_k A_l` of different clients.
 
 Source: Chen et al. 2024, arXiv 2408.08699 (rank-based LoRA aggregation).
 """
@@ -22,7 +22,7 @@ from fedlora_sim.rules.registry import register
 @register
 @dataclass(frozen=True)
 class RBLA(AggregationRule):
-    """Average of A and of B over the owners of every entry.
+    """Average of A and of B, each entry over the clients that hold it.
 
     Law: with equal ranks it is `ZeroPad`.
     """
@@ -34,7 +34,7 @@ class RBLA(AggregationRule):
 
     @property
     def properties(self) -> Properties:
-        """An average of factors: neither linear nor exact, but nothing is diluted."""
+        """An average of factors: neither linear nor exact, but without dilution."""
         return replace(
             of_factor_average(super().properties),
             low_rank_client="keeps",
@@ -44,9 +44,9 @@ class RBLA(AggregationRule):
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None
     ) -> Tensor:
-        """`n_k` over that of all owners."""
+        """Return `n_k` divided by the sum over all clients that hold the entry."""
         return contributor_shares(weights, members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
-        """1 wherever somebody contributes."""
+        """Return 1 where there is a contributor."""
         return (coverage > 0).to(coverage.dtype)

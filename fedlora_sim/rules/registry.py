@@ -1,7 +1,8 @@
-"""The rules by name: case-insensitive, each name once, open to outsiders.
+"""Registry of rules by name (case-insensitive, unique), open to other packages.
 
-Another package adds a class of rules, an `AggregationRule` or any `Aggregator`, by the decorator,
-when it is imported, or by an entry point, without:
+Another package adds a rule class, an `AggregationRule` or any `Aggregator`, in one of two ways:
+with the decorator `register`, which takes effect when the package is imported, or with an entry
+point, which needs no import:
 
     [project.entry-points."fedlora_sim.rules"]
     my_rule = "my_package.my_module:MyRule"
@@ -37,7 +38,7 @@ def register(rule: RuleT) -> RuleT: ...
 @overload
 def register(*, aliases: Sequence[str]) -> Callable[[RuleT], RuleT]: ...
 def register(rule: Any = None, *, aliases: Sequence[str] = ()) -> Any:
-    """Class decorator: make a rule known under its `name`, and under other names that it goes by.
+    """Register a rule class under its `name` and optional aliases; use as a class decorator.
 
     Raises:
         InputError: if a name is taken by another rule.
@@ -48,14 +49,15 @@ def register(rule: Any = None, *, aliases: Sequence[str] = ()) -> Any:
 
 
 def get_rule(rule: str | AggregationRule | Aggregator, **options: object) -> AggregationRule:
-    """The rule of a name, with its options; a rule that is made is returned as engines take it.
+    """Return the rule with the given name and options; a rule object is adapted for the engines.
 
     Args:
-        rule: a name, or a name with options as text, `raflora:canonicalize=true`; or a rule.
-        **options: options of the rule, beside those in the text.
+        rule: a name, a name with options such as `raflora:canonicalize=true`, or a rule object.
+        **options: more options of the rule.
 
     Raises:
-        InputError: if the name or an option is unknown (with the closest one), or its value wrong.
+        InputError: if the name or an option is unknown (names the closest one), or a value is
+            wrong.
     """
     if not isinstance(rule, str) and not isinstance(rule, type) and hasattr(rule, "step"):
         if options:
@@ -70,15 +72,15 @@ def get_rule(rule: str | AggregationRule | Aggregator, **options: object) -> Agg
 
 
 def make_rule(rule: RuleClass, parts: Sequence[str] = (), **options: object) -> AggregationRule:
-    """A rule of a class, as engines take it.
+    """Return an instance of a rule class, adapted for the engines.
 
     Args:
         rule: the class.
         parts: options as text, `option=value` each.
-        **options: options of the rule, beside those in the text.
+        **options: more options of the rule.
 
     Raises:
-        InputError: if an option is unknown (with the closest one), or its value wrong.
+        InputError: if an option is unknown (names the closest one), or a value is wrong.
     """
     given = {**dict(_parse(part) for part in parts), **options}
     defaults = option_defaults(rule)
@@ -91,13 +93,13 @@ def make_rule(rule: RuleClass, parts: Sequence[str] = (), **options: object) -> 
 
 
 def rule_names() -> tuple[str, ...]:
-    """Names of all registered rules, sorted; without the other names that some go by."""
+    """Return the names of all registered rules, sorted, without aliases."""
     _load_entry_points()
     return tuple(sorted(_RULES))
 
 
 def rule_aliases() -> dict[str, str]:
-    """Other names that rules go by, each with the rule's own."""
+    """Return the aliases of the rules, each with the rule's name."""
     _load_entry_points()
     return dict(sorted(_ALIASES.items()))
 
@@ -114,10 +116,12 @@ def _register(rule: RuleT, aliases: Sequence[str]) -> RuleT:
 
 
 def check_rule_class(rule: Any) -> str:
-    """The name of a class; what would only fail when somebody lists or runs it is refused.
+    """Check a rule class and return its name.
+
+    Errors that would otherwise occur when the rule is listed or run are raised here.
 
     Raises:
-        InputError: saying what is wrong with it.
+        InputError: names what is wrong with the class.
     """
     if not isinstance(rule, type):
         raise expected("rule", rule, "a class of rules")
@@ -136,12 +140,12 @@ def check_rule_class(rule: Any) -> str:
 
 
 def _is_again(rule: RuleClass, owner: RuleClass) -> bool:
-    """Whether it is the same class once more, from a notebook cell or a module run twice."""
+    """Return True if the class is the same one again, from a notebook cell or module run twice."""
     return (rule.__module__, rule.__qualname__) == (owner.__module__, owner.__qualname__)
 
 
 def _parse(part: str) -> tuple[str, object]:
-    """Option and value of `canonicalize=true`; the value as TOML, else as plain text."""
+    """Return option and value of `canonicalize=true`; the value is TOML or else plain text."""
     name, sign, value = part.partition("=")
     if not sign or not name.strip():
         raise expected("rule option", part, "option=value, e.g. canonicalize=true")
@@ -163,8 +167,8 @@ def _refuse_option(rule: str, option: str, value: object, known: dict[str, objec
 def _load_entry_points() -> None:
     """Register the rules of other packages, once.
 
-    One that fails to load is named in a warning and left out: whatever its module does, other rules
-    still work.
+    An entry point that fails to load is reported in a warning and left out, so that a faulty
+    package does not affect other rules.
     """
     global _loaded
     if _loaded:
@@ -175,29 +179,29 @@ def _load_entry_points() -> None:
             rule = point.load()
             if rule not in _RULES.values():  # its module may have used the decorator
                 _register(rule, ())
-        except (Exception, SystemExit) as error:  # whatever another package does
+        except (Exception, SystemExit) as error:  # another package may raise anything
             reason = f"{type(error).__name__}: {error}"
             message = f"entry point {point.name} = {point.value} of {ENTRY_POINTS}: {reason}"
             warnings.warn(f"{one_line(message)} (left out)", stacklevel=2)
 
 
-# What the registered rules are, in words: for listings
+# Descriptions of the registered rules, for listings
 
 ADAPTERS = {"product": "products", "factor": "factors", "none": "a stack"}
 
 
 @dataclass(frozen=True)
 class Description:
-    """One line of a listing.
+    """One row of a listing of rules.
 
     Args:
-        name: of the rule.
-        also: other names that it goes by.
-        options: its options with their defaults.
-        averages: what it averages, and whether something goes into the base.
-        multiplier: factor on a direction whose contributors weigh W.
-        summary: what it does.
-        source: paper and place.
+        name: name of the rule.
+        also: aliases of the rule.
+        options: options with their defaults.
+        averages: what the rule averages, and whether it merges a correction into the base.
+        multiplier: factor on a direction whose contributors have weight share W.
+        summary: one sentence on the rule.
+        source: paper and section.
     """
 
     name: str
@@ -210,7 +214,7 @@ class Description:
 
 
 def describe(rule: AggregationRule) -> Description:
-    """The listing's line of a rule, from its docstrings and declarations."""
+    """Return the description of a rule, from its docstrings and declarations."""
     adapter = "B alone" if rule.frozen_a else ADAPTERS[rule.space]
     averages = f"{adapter}, into the base" if rule.residual_in_base else adapter
     declared = rule.properties.multiplier
@@ -227,14 +231,14 @@ def describe(rule: AggregationRule) -> Description:
 
 
 def describe_all() -> tuple[Description, ...]:
-    """Every registered rule, by name."""
+    """Return the descriptions of all registered rules, sorted by name."""
     return tuple(describe(get_rule(name)) for name in rule_names())
 
 
 def _told(multiplier: Callable[[Tensor], Tensor] | None) -> str:
     if multiplier is None:
         return "not declared"
-    return _first_line(multiplier).rstrip(".") or "declared, not in words"
+    return _first_line(multiplier).removeprefix("Return ").rstrip(".") or "declared, not in words"
 
 
 def _first_line(documented: object) -> str:

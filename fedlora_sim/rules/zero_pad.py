@@ -1,11 +1,11 @@
-"""FedAvg of zero-padded factors: A and B are averaged apart, short clients padded with zeros.
+"""FedAvg of zero-padded factors: average A and B separately, padding short clients with zeros.
 
 `A = sum_k p_k [A_k; 0]`, `B = sum_k p_k [B_k, 0]`, `p_k = n_k / sum n`. Both factors of a direction
-are diluted by its coverage, so its energy falls with the fourth power. The averaged factors are
-the result, and clients receive their first r_k columns.
+are diluted by its coverage, so its energy falls with the fourth power. The averaged factors are the
+result, and clients receive their first r_k columns.
 
-Source: FedIT (Zhang et al. 2023, arXiv 2305.05644) for the average of factors; HetLoRA
-(Cho et al. 2024, arXiv 2401.06432, Sec. 3.2) for zero padding and truncation, with data weights.
+Source: FedIT (Zhang et al. 2023, arXiv 2305.05644) for the average of factors; HetLoRA (Cho et al.
+2024, arXiv 2401.06432, Sec. 3.2) for zero padding and truncation, with data weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ZeroPad(DataWeightedRule):
 
     @property
     def properties(self) -> Properties:
-        """An average of factors: neither linear nor exact, and directions are diluted twice."""
+        """An average of factors: neither linear nor exact, with dilution of both factors."""
         return replace(
             of_factor_average(super().properties),
             low_rank_client="dilutes",
@@ -42,5 +42,5 @@ class ZeroPad(DataWeightedRule):
         )
 
     def multiplier(self, coverage: Tensor) -> Tensor:
-        """`W**2`: once for A and once for B."""
+        """Return `W**2`: one factor for A and one for B."""
         return coverage.square()

@@ -1,4 +1,4 @@
-"""Tasks on Dask: a scheduler that runs somewhere, jobs of SLURM, or a worker per GPU here."""
+"""Run tasks on Dask: an existing scheduler, SLURM jobs, or one worker per GPU of this machine."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ SLURM_OPTIONS = {
 
 @contextmanager
 def scheduler_client(address: str) -> Iterator[Client]:
-    """A client of a scheduler that runs already.
+    """Yield a client of a running scheduler.
 
     Raises:
-        InputError: if nothing answers there.
+        InputError: if the scheduler does not answer.
     """
     distributed = _library("scheduler", address, "distributed")
     try:
@@ -52,7 +52,7 @@ def scheduler_client(address: str) -> Iterator[Client]:
 
 @contextmanager
 def slurm_client(options: Mapping[str, str]) -> Iterator[Client]:
-    """A client of workers that SLURM starts, one per job; they end with the driver."""
+    """Yield a client of workers that SLURM starts, one per job; the jobs end with the driver."""
     distributed = _library("slurm", dict(options), "distributed")
     with slurm_cluster(options) as cluster, distributed.Client(cluster) as client:
         cluster.scale(jobs=check_positive_int("slurm jobs", options.get("jobs", "1")))
@@ -60,10 +60,10 @@ def slurm_client(options: Mapping[str, str]) -> Iterator[Client]:
 
 
 def slurm_cluster(options: Mapping[str, str]) -> Any:
-    """The cluster of `--slurm partition=...`; jobs are not submitted yet.
+    """Return the cluster of `--slurm partition=...`, without submitting jobs.
 
     Raises:
-        InputError: for an unknown option.
+        InputError: if an option is unknown.
     """
     jobqueue = _library("slurm", dict(options), "dask_jobqueue")
     for name in options:
@@ -87,7 +87,7 @@ def slurm_cluster(options: Mapping[str, str]) -> Any:
 
 @contextmanager
 def gpu_client(gpus: Sequence[str]) -> Iterator[Client]:
-    """A client of one worker per GPU of this machine, each of which sees its own alone."""
+    """Yield a client of one worker per GPU of this machine; each worker sees only its own GPU."""
     distributed = _library("gpus", list(gpus), "distributed")
     workers = {
         gpu: {
@@ -108,7 +108,7 @@ def gpu_client(gpus: Sequence[str]) -> Iterator[Client]:
 
 
 def visible_gpus() -> list[str]:
-    """Numbers of the GPUs that this process may use.
+    """Return the numbers of the GPUs that this process may use.
 
     Raises:
         InputError: if there is none.
@@ -123,10 +123,10 @@ def visible_gpus() -> list[str]:
 
 
 def parse_slurm(text: str) -> dict[str, str]:
-    """Options of `--slurm`, from `partition=gpu,jobs=8`.
+    """Return the options of `--slurm`, e.g. of `partition=gpu,jobs=8`.
 
     Raises:
-        InputError: naming the option that is wrong.
+        InputError: names the invalid option.
     """
     options = {}
     for part in text.split(","):
@@ -138,19 +138,19 @@ def parse_slurm(text: str) -> dict[str, str]:
 
 
 def on_cluster(tasks: Sequence[Task], folder: Path, client: Client) -> Iterator[Outcome]:
-    """Make tasks on a client's workers; Dask replaces killed workers and repeats what they were at.
+    """Run tasks on a client's workers; Dask replaces killed workers and repeats their tasks.
 
     Args:
-        tasks: what is made.
-        folder: of the sweep, on a file system that the workers see.
-        client: connected.
+        tasks: the tasks to run.
+        folder: folder of the sweep, on a file system that the workers share.
+        client: a connected client.
 
     Returns:
-        Outcomes as they come.
+        Outcomes in order of completion.
 
     Raises:
         InputError: if a worker has other code or does not see the folder.
-        OSError: if a file cannot be written, or the scheduler is gone.
+        OSError: if a file cannot be written, or the scheduler is lost.
     """
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
@@ -160,7 +160,7 @@ def on_cluster(tasks: Sequence[Task], folder: Path, client: Client) -> Iterator[
     known: dict[str, Task] = {}
 
     def submit(task: Task) -> Any:
-        # a key of its own: what another driver asked of the scheduler is not this one's
+        # a unique key, so that requests of other drivers on the same scheduler are not reused
         key = f"sweep-{mine}-{task.id}"
         known[key] = task
         return client.submit(_do, task, folder, versions, key=key, pure=False)

@@ -1,4 +1,4 @@
-"""`open_sweep`: a sweep's finished runs as one labelled dataset."""
+"""`open_sweep`: return the finished runs of a sweep as one labelled dataset."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from fedlora_sim.sweep.grid import SEED
 from fedlora_sim.sweep.plan import Task
 from fedlora_sim.sweep.store import MANIFEST, Manifest, load_manifest, present_tasks, task_path
 
-# One array of a sweep, in many files: read when it is looked at, NaN where nothing is yet
+# Arrays of a sweep in many files: read lazily, NaN for missing runs
 
 Key = tuple[int | slice, ...]
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where every run of a sweep is.
+    """The location of each run of a sweep.
 
     Args:
-        folder: of the sweep.
-        tasks: ids.
-        task: number of the task of every run, -1 where its file is missing; the sweep's shape.
-        offset: the run's place in the file; same shape.
+        folder: folder of the sweep.
+        tasks: task ids.
+        task: number of the task of each run, -1 if its file is missing; the sweep's shape.
+        offset: position of the run in the file; same shape.
     """
 
     folder: Path
@@ -46,13 +46,13 @@ class Places:
 
 
 class SweepArray(BackendArray):
-    """A variable over all runs, as xarray's backends have it.
+    """A variable over all runs, as an xarray backend array.
 
     Args:
-        name: of the variable.
-        places: where runs are.
-        inner: its shape in a run; a run with less is filled up with NaN.
-        dtype: of the values.
+        name: name of the variable.
+        places: locations of the runs.
+        inner: shape in one run; smaller runs are padded with NaN.
+        dtype: dtype of the values.
     """
 
     def __init__(self, name: str, places: Places, inner: tuple[int, ...], dtype: Any) -> None:
@@ -89,12 +89,12 @@ class SweepArray(BackendArray):
         runs: NDArray[np.int64],
         chosen: Sequence[NDArray[np.int64]],
     ) -> None:
-        """Read one file: the runs of it that are asked for, as far as they go."""
+        """Read the requested runs from one file."""
         path = task_path(self.places.folder, task)
         low, high = int(runs.min()), int(runs.max()) + 1
         try:
             with h5py.File(path, "r") as file:
-                if self.name not in file:  # another fidelity
+                if self.name not in file:  # a run of another fidelity
                     return
                 stored = file[self.name]
                 sizes = stored.shape[1:]
@@ -113,7 +113,7 @@ class SweepArray(BackendArray):
         found[np.ix_(rows, *have)] = block[np.ix_(runs - low, *picks)]
 
 
-# A sweep as one labelled dataset, read when it is looked at
+# The lazy dataset of a sweep
 
 STATES = {
     "energy": ("round", "direction"),
@@ -126,32 +126,32 @@ COVERED_BY = ("ranks", "num_samples", "allocation")
 
 
 def open_sweep(folder: str | Path, *, chunks: Any = None) -> xr.Dataset:
-    """The runs of a sweep as one dataset, finished or not.
+    """Return the runs of a sweep as one dataset, whether or not all are finished.
 
-    Values are read from the files when they are looked at: `.sel` what is needed first. Runs that
-    are not made yet are NaN, as is what lies beyond a run's last round or direction.
+    Values are read on access: select the needed part first (`.sel`). Missing runs are NaN, as are
+    values beyond a run's last round or direction.
 
     Args:
-        folder: that `run_sweep` was given.
-        chunks: as for `xarray.open_dataset`: `{}` makes arrays of Dask, a chunk for every point of
-            the grid; None leaves the reading to xarray alone.
+        folder: the `out` folder of `run_sweep`.
+        chunks: as for `xarray.open_dataset`: `{}` returns Dask arrays with one chunk per point of
+            the grid; None uses xarray's own lazy loading.
 
     Returns:
-        Dimensions: every field of `[grid]`, `zip` with the fields of `[zip]` as coordinates along
-        it, then seed (unless it is zipped), round, direction. Ranks are labelled `4x8,8x6`.
+        Dataset whose dimensions are all fields of `[grid]`, `zip` (with the fields of `[zip]` as
+        coordinates), seed (unless it is zipped), round and direction. Ranks are labelled `4x8,8x6`.
         Fields that do not vary are attributes.
 
     Raises:
         InputError: if the folder holds no sweep.
 
     Warns:
-        UserWarning: if tasks are missing, saying how many; or if different code made them.
+        UserWarning: if tasks are missing, with their number; or if different code computed them.
     """
     return xr.open_dataset(Path(folder), engine=SweepBackend, chunks=chunks)
 
 
 class SweepBackend(BackendEntrypoint):
-    """xarray's way in: `xr.open_dataset(folder, engine=SweepBackend)`."""
+    """xarray backend: `xr.open_dataset(folder, engine=SweepBackend)`."""
 
     description = "Open a folder of fedlora-sim sweep"
     open_dataset_parameters = ("filename_or_obj", "drop_variables")
@@ -159,7 +159,7 @@ class SweepBackend(BackendEntrypoint):
     def open_dataset(
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
     ) -> xr.Dataset:
-        """The dataset of a folder; see `open_sweep`."""
+        """Return the dataset of a folder; see `open_sweep`."""
         folder = Path(os.fspath(filename_or_obj)).expanduser().absolute()
         manifest = load_manifest(folder)
         if manifest is None:
@@ -170,12 +170,12 @@ class SweepBackend(BackendEntrypoint):
         return dataset.drop_vars(drop_variables or [], errors="ignore")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Never by itself: any folder of files might be somebody else's."""
+        """Return False: a folder of files may belong to any other program."""
         return False
 
 
 class _Collection:
-    """The parts of the dataset of one sweep."""
+    """Parts of the dataset of one sweep."""
 
     def __init__(self, folder: Path, manifest: Manifest, present: set[str]) -> None:
         self.folder, self.grid = folder, manifest.grid
@@ -219,11 +219,11 @@ class _Collection:
         return axes if self.grid.seeds is None else (*axes, SEED)
 
     def _places(self) -> Places:
-        """Where the runs of every row are, by point and seed."""
+        """Return the locations of the runs of all rows, by point and seed."""
         seeds = self.grid.seeds
         columns = 1 if seeds is None else len(seeds)
         column = {seed: number for number, seed in enumerate(seeds or ())}
-        # zipped, a point may have a row for every seed
+        # a zipped point may have a row for each seed
         starts: dict[tuple[str, int | None], int] = {
             (row.point.id, row.seeds[0] if seeds is None else None): number * columns
             for number, row in enumerate(self.rows)
@@ -244,7 +244,7 @@ class _Collection:
     def _layouts(
         self,
     ) -> tuple[dict[Any, dict[str, dict[str, int]]], dict[str, Any], dict[str, Any]]:
-        """Shapes of variables in a run, for every kind of point; and what fine-tuning labels."""
+        """Return shapes of variables for each kind of point, and the coordinates of fine-tuning."""
         layouts: dict[Any, dict[str, dict[str, int]]] = {}
         coords: dict[str, Any] = {}
         attrs = {n: {"long_name": words[0], "units": words[1]} for n, words in LABELS.items()}
@@ -266,7 +266,7 @@ class _Collection:
         return layouts, coords, attrs
 
     def _layout_of_file(self, point: str) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
-        """Shapes and coordinates of a fine-tuning run."""
+        """Return the shapes and coordinates of a fine-tuning run."""
         path = task_path(self.folder, self.of_point[point])
         with xr.open_dataset(path, engine="h5netcdf") as dataset:
             shapes = {
@@ -279,7 +279,7 @@ class _Collection:
         return shapes, coords
 
     def _dtype(self, name: str, same: bool) -> Any:
-        """Numbers of a file's own kind where nothing has to be filled up with NaN."""
+        """Return the dtype of a file if nothing has to be padded with NaN, else float64."""
         if name in STATES or name in PROJECTED:
             return np.float64
         for task in self.of_point.values():
@@ -303,7 +303,7 @@ class _Collection:
         return coords
 
     def _coverage(self, r_max: int) -> dict[str, Any]:
-        """Partition and coverage of directions, along the axes that they depend on."""
+        """Return partition and coverage of directions, along the axes on which they depend."""
         along = [
             number
             for number, axis in enumerate(self.grid.axes)
@@ -330,11 +330,11 @@ class _Collection:
             "partition": ((*dims, "direction"), _whole(partition)),
         }
         if any(row.point.scenario.fidelity == "training" for row in self.rows):
-            return known  # coverage follows from the split of every seed
+            return known  # coverage depends on the split of each seed
         return known | {"coverage": ((*dims, "direction"), coverage)}
 
     def _attrs(self) -> dict[str, Any]:
-        """Fields that all rows share, as `simulate` writes them."""
+        """Return the fields that all rows share, as `simulate` writes them."""
         first = self.rows[0].point
         own = {**first.scenario.to_attrs(), "rule": first.rule}
         return {name: value for name, value in own.items() if name not in self.grid.swept}
@@ -355,5 +355,5 @@ def _same(one: xr.Variable, other: xr.Variable) -> bool:
 
 
 def _whole(values: NDArray[np.float64]) -> NDArray[Any]:
-    """As integers, where none is unknown."""
+    """Return the values as integers if none is missing."""
     return values.astype(np.int64) if not np.isnan(values).any() else values

@@ -1,16 +1,18 @@
-"""The grid of a sweep: its TOML file, checked to the last row before anything is run.
+"""The grid of a sweep: read its TOML file and check it to the last row before anything is run.
 
-[scenario]            # fixed fields
-ranks = "4x8,8x6,16x4"
-seed = {start = 0, count = 100}
+    [scenario]            # fixed fields
+    ranks = "4x8,8x6,16x4"
+    seed = {start = 0, count = 100}
 
-[grid]                # lists to multiply
-rule = ["fedavg", "raflora"]
-gain_std = [0.0, 0.1]
+    [grid]                # all combinations of these lists
+    rule = ["fedavg", "raflora"]
+    gain_std = [0.0, 0.1]
 
-[zip]                 # lists to walk together
-d_in = [64, 128]
-d_out = [32, 64]
+    [zip]                 # lists that vary together
+    d_in = [64, 128]
+    d_out = [32, 64]
+
+All lists of `[zip]` have the same length.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from fedlora_sim.rules import get_rule, rule_names
 from fedlora_sim.scenario import NONE, Scenario
 from fedlora_sim.simulate import check_suits
 
-# The axes of a sweep: what varies, and how its values are written as labels
+# Axes of a sweep: varying fields and labels of their values
 
 MOST_RUNS = 10_000_000
 """Runs of a sweep, hence seeds of one list."""
@@ -51,9 +53,9 @@ class Axis:
     """One dimension of a sweep.
 
     Args:
-        name: of the dimension: the field's, or `zip` where several walk together.
-        fields: what changes along it.
-        values: one tuple per position, a value per field.
+        name: name of the dimension: that of the field, or `zip` for fields that vary together.
+        fields: the fields that vary along it.
+        values: one tuple per position, with a value per field.
     """
 
     name: str
@@ -64,17 +66,17 @@ class Axis:
         return len(self.values)
 
     def at(self, position: int) -> dict[str, Any]:
-        """Fields and their values at a position."""
+        """Return the fields and their values at a position."""
         return dict(zip(self.fields, self.values[position], strict=True))
 
     def coordinates(self) -> dict[str, NDArray[Any]]:
-        """Values of every field along the axis, numbers where all of them are."""
+        """Return the values of each field along the axis, as numbers if all of them are."""
         columns = zip(self.fields, zip(*self.values, strict=True), strict=True)
         return {name: labels(name, column) for name, column in columns}
 
 
 def check_field(name: str) -> str:
-    """A field that a sweep may fix or vary; unknown ones are refused with the closest."""
+    """Check and return the name of a field; the error for an unknown one names the closest."""
     if name not in FIELDS:
         check_choice("sweep field", name, FIELDS)
         raise expected("sweep field", name, f"{name.lower()!r}, in lower case")
@@ -82,10 +84,10 @@ def check_field(name: str) -> str:
 
 
 def check_values(table: str, name: str, values: object) -> list[Any]:
-    """The values of a field, at least one.
+    """Return the values of a field, at least one.
 
     Raises:
-        InputError: naming table and field.
+        InputError: names table and field.
     """
     if name == SEED:
         return list(read_seeds(f"[{table}] seed", values))
@@ -97,10 +99,10 @@ def check_values(table: str, name: str, values: object) -> list[Any]:
 
 
 def read_seeds(argument: str, value: object) -> tuple[int, ...]:
-    """Seeds from a number, a list, or `{start = 0, count = 100}`.
+    """Return the seeds of a number, a list, or `{start = 0, count = 100}`.
 
     Raises:
-        InputError: naming the argument.
+        InputError: names the argument.
     """
     if isinstance(value, Mapping):
         for key in value:
@@ -119,7 +121,7 @@ def read_seeds(argument: str, value: object) -> tuple[int, ...]:
 
 
 def label(name: str, value: Any) -> Any:
-    """A value as a label: ranks as `4x8,8x6`, lists and None as text, numbers as they are."""
+    """Return a value as a label: ranks as `4x8,8x6`, lists and None as text, numbers unchanged."""
     if name == "ranks":
         runs = ((rank, len(list(same))) for rank, same in groupby(parse_ranks(value)))
         return ",".join(f"{rank}x{count}" for rank, count in runs)
@@ -129,7 +131,7 @@ def label(name: str, value: Any) -> Any:
 
 
 def labels(name: str, values: Sequence[Any]) -> NDArray[Any]:
-    """Labels of several values, in one dtype: text where not all are numbers."""
+    """Return the labels of several values in one dtype: text unless all are numbers."""
     found = [label(name, value) for value in values]
     for kind in (bool, (int, float)):
         if all(isinstance(x, kind) and (kind is bool or not isinstance(x, bool)) for x in found):
@@ -138,17 +140,11 @@ def labels(name: str, values: Sequence[Any]) -> NDArray[Any]:
 
 
 def described(values: Mapping[str, Any]) -> str:
-    """A row's values in a line: `gain_std=0.1, rule='raflora'`."""
+    """Return a row's values in one line: `gain_std=0.1, rule='raflora'`."""
     return ", ".join(f"{name}={label(name, v)!r}" for name, v in values.items()) or "the only one"
 
 
-# The grid of a sweep: its TOML file, checked to the last row before anything is run.
-#
-# [scenario] # fixed fields ranks = "4x8,8x6,16x4" seed = {start = 0, count = 100}
-#
-# [grid] # lists to multiply rule = ["fedavg", "raflora"] gain_std = [0.0, 0.1]
-#
-# [zip] # lists to walk together d_in = [64, 128] d_out = [32, 64]
+# Points, rows and the grid
 
 TABLES = ("scenario", "grid", "zip")
 MOST_ROWS = 200_000
@@ -161,7 +157,7 @@ class Point:
     """A scenario under a rule.
 
     Args:
-        scenario: what is simulated.
+        scenario: the scenario.
         rule: label of the server rule, as `get_rule` reads it.
     """
 
@@ -170,7 +166,7 @@ class Point:
 
     @cached_property
     def id(self) -> str:
-        """Hash of the rule and of every field that is not at its default."""
+        """Hash of the rule and of all fields that are not at their default."""
         own, usual = self.scenario.to_attrs(), _usual(self.scenario.fidelity)
         changed = {n: own[n] for n in own if own[n] != usual[n] or n in ("ranks", "fidelity")}
         return fingerprint({"rule": self.rule, **changed})
@@ -181,9 +177,9 @@ class Row:
     """A row of the grid.
 
     Args:
-        position: along every axis but that of the seeds.
-        values: of the fields that vary, seeds apart.
-        point: what is simulated.
+        position: position along each axis except seeds.
+        values: values of the varying fields except seeds.
+        point: scenario and rule.
         seeds: one run each.
     """
 
@@ -195,12 +191,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a sweep consists of.
+    """All rows and seeds of a sweep.
 
     Args:
-        fixed: fields that all rows share, the rule among them.
-        axes: what varies, in the order of the dimensions; seeds apart unless they are zipped.
-        seeds: of every row; None where they are zipped, and a row has one of its own.
+        fixed: fields that all rows share, including the rule.
+        axes: varying fields in the order of the dimensions, without seeds unless they are zipped.
+        seeds: seeds of each row; None if they are zipped, so that each row has its own.
     """
 
     fixed: Mapping[str, Any]
@@ -209,20 +205,20 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Length of every axis, seeds apart."""
+        """Length of each axis except seeds."""
         return tuple(len(axis) for axis in self.axes)
 
     @property
     def swept(self) -> tuple[str, ...]:
-        """Fields that vary, seeds apart."""
+        """Fields that vary, except seeds."""
         return tuple(name for axis in self.axes for name in axis.fields if name != SEED)
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """Every row, in the order of the axes, the last one fastest.
+        """All rows in the order of the axes, the last one fastest.
 
         Raises:
-            InputError: naming the first row that cannot be run and why, or that is there twice.
+            InputError: names the first row that is invalid, with the reason, or a duplicate.
         """
         rows, seen = [], dict[tuple[object, ...], str]()
         for position in product(*map(range, self.shape)):
@@ -237,8 +233,8 @@ class Grid:
 
     @cached_property
     def runs(self) -> dict[str, frozenset[int]]:
-        """Seeds of every point, by its id."""
-        if self.seeds is not None:  # one set for all of them
+        """Seeds of each point by its id."""
+        if self.seeds is not None:  # one set for all rows
             return dict.fromkeys((row.point.id for row in self.rows), frozenset(self.seeds))
         found: dict[str, list[int]] = {}
         for row in self.rows:
@@ -246,13 +242,13 @@ class Grid:
         return {own: frozenset(seeds) for own, seeds in found.items()}
 
     def tables(self) -> dict[str, Any]:
-        """The grid as plain data, from which `Grid.of_tables` makes it again."""
+        """Return the grid as plain data, the inverse of `Grid.of_tables`."""
         axes = [{"name": a.name, "fields": a.fields, "values": a.values} for a in self.axes]
         return {"fixed": dict(self.fixed), "axes": axes, "seeds": self.seeds}
 
     @classmethod
     def of_tables(cls, tables: Mapping[str, Any]) -> Grid:
-        """The grid that `tables` described, after JSON."""
+        """Return the grid of `tables`, after a round trip through JSON."""
         axes = tuple(
             Axis(a["name"], tuple(a["fields"]), tuple(map(tuple, a["values"])))
             for a in tables["axes"]
@@ -273,13 +269,13 @@ class Grid:
 
 
 def read_grid(source: str | Path | Mapping[str, Any]) -> Grid:
-    """A grid from its TOML file or from the tables of one; every row is checked.
+    """Return a grid from its TOML file or from its tables; all rows are checked.
 
     Args:
         source: path of a TOML file, or a mapping with the tables `scenario`, `grid` and `zip`.
 
     Raises:
-        InputError: naming the table, field or row, its value and what was expected.
+        InputError: names the table, field or row, its value and what was expected.
     """
     tables = dict(source) if isinstance(source, Mapping) else _load(source)
     for name, table in tables.items():
@@ -314,19 +310,22 @@ def read_grid(source: str | Path | Mapping[str, Any]) -> Grid:
 
 
 def fingerprint(content: object) -> str:
-    """Twelve hexadecimal digits of the hash of what JSON can say."""
+    """Return twelve hexadecimal digits of the hash of a JSON-serialisable value."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @cache
 def _usual(fidelity: str) -> dict[str, Any]:
-    """Fields at their defaults: later ones, with the effect of their absence, change no hash."""
+    """Return the fields at their defaults.
+
+    Fields that are added later, with the effect of their absence as the default, change no hash.
+    """
     return Scenario((1,), fidelity=fidelity).to_attrs()
 
 
 def _plain(value: Any) -> Any:
-    """A value as TOML would have it: arrays, ranges and tuples are lists."""
+    """Return a value as TOML represents it: arrays, ranges and tuples become lists."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if not isinstance(value, range | tuple | list):
@@ -344,7 +343,7 @@ def _load(source: str | Path) -> dict[str, Any]:
 
 
 def _check_size(grid: Grid) -> None:
-    """Refuse sweeps whose rows could not be checked, or runs not be counted, in a minute."""
+    """Refuse sweeps with too many rows or runs to check within a minute."""
     rows, seeds = prod(grid.shape), len(grid.seeds or (0,))
     if rows > MOST_ROWS:
         lengths = " x ".join(map(str, grid.shape))
@@ -357,7 +356,7 @@ def _check_size(grid: Grid) -> None:
 def _check_tables(
     fixed: Mapping[str, Any], varied: Mapping[str, list[Any]], zipped: Mapping[str, list[Any]]
 ) -> None:
-    """Refuse fields that are there twice, and zipped lists that do not go together."""
+    """Refuse duplicate fields, and zipped lists of different lengths."""
     tables = (("scenario", fixed), ("grid", varied), ("zip", zipped))
     seen: dict[str, str] = {}
     for table, content in tables:
@@ -374,7 +373,7 @@ def _check_tables(
 
 
 def _point(values: dict[str, Any]) -> Point:
-    """Scenario and rule of a row's fields, checked with each other."""
+    """Return the scenario and rule of a row, checked together."""
     rule = values.pop(RULE, DEFAULT_RULE)
     if not isinstance(rule, str):
         raise expected("rule", rule, "the name of a rule")

@@ -1,4 +1,4 @@
-"""Tasks of a sweep: runs enough for a second or more, the same on every machine."""
+"""Plan of a sweep: tasks of at least a second each, the same on every machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fedlora_sim.rules import get_rule
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.sweep.grid import Point, Row, fingerprint
 
-# What a run costs, by a fixed model: the plan of a sweep must not depend on the machine.
+# Cost model of a run; it is fixed so that the plan does not depend on the machine.
 #
-# Seconds of one thread of a 2020s server core, fitted to the engines within a factor of two or
-# three; `calibrate` says what this machine makes of them.
+# Seconds of one thread of a server core of about 2020, fitted to the engines within a factor of
+# three; `probe` measures the ratio on this machine.
 
 MICRO = 1e-6
 FILE_BYTES, POINT_BYTES = 40_000, 200
@@ -28,12 +28,12 @@ POINT_SECONDS = 0.003
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of the runs of one point that advance together.
+    """Cost of runs of one point that advance together.
 
     Args:
-        call: seconds that they share.
-        run: seconds of each.
-        nbytes: of each in a file.
+        call: seconds per call, shared by the runs.
+        run: seconds per run.
+        nbytes: bytes per run in a file.
     """
 
     call: float
@@ -41,12 +41,12 @@ class Cost:
     nbytes: int
 
     def seconds(self, runs: int) -> float:
-        """Seconds of so many runs."""
+        """Return the seconds of so many runs."""
         return self.call + runs * self.run
 
 
 def cost_of(scenario: Scenario, rule: str) -> Cost:
-    """Estimated cost of a scenario's runs under a rule."""
+    """Return the estimated cost of a scenario's runs under a rule."""
     rounds, federation = scenario.rounds, scenario.federation
     states, r_max = rounds + 1, federation.r_max
     floats = states * (r_max + 2)
@@ -62,7 +62,7 @@ def cost_of(scenario: Scenario, rule: str) -> Cost:
 
 
 def _spectral(scenario: Scenario, rule: str) -> tuple[float, float]:
-    """Seconds per round of a batch and of each run in it."""
+    """Return the seconds per round of a batch and of each run in it."""
     federation, chosen = scenario.federation, get_rule(rule)
     per_round = (2.8 + 0.035 * federation.num_clients) * MICRO
     noisy = scenario.gain_std > 0 or scenario.drift_std > 0
@@ -87,12 +87,12 @@ def _matrix(scenario: Scenario) -> tuple[float, float]:
 
 
 def _training(scenario: Scenario) -> tuple[float, float]:
-    """Of the small bundled task; other models cost what only a probe can tell."""
+    """Return the cost of the small bundled task; other models require a probe."""
     steps = scenario.local_steps or 10 * scenario.local_epochs
     return 0.0, 0.03 + 1e-3 * steps * scenario.federation.max_cohort
 
 
-# Tasks of a sweep: runs enough for a second or more, the same on every machine
+# Tasks
 
 TASK_SECONDS = 2.0
 """Estimated seconds of a task: a second or more where machines are faster, and little to lose."""
@@ -114,7 +114,7 @@ class Part:
 
     @cached_property
     def cost(self) -> Cost:
-        """Of the point's runs."""
+        """Cost of the point's runs."""
         return cost_of(self.point.scenario, self.point.rule)
 
     @property
@@ -130,17 +130,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Task:
-    """Runs that are made in one go and kept in one file: seeds of a point, or several points.
+    """Runs that are computed together and stored in one file: seeds of a point, or several points.
 
     Args:
-        parts: of one fidelity, number of rounds and highest rank.
+        parts: parts of one fidelity, number of rounds and highest rank.
     """
 
     parts: tuple[Part, ...]
 
     @cached_property
     def id(self) -> str:
-        """Hash of what is run, hence the name of its file."""
+        """Hash of the runs, which is the name of the file."""
         return fingerprint([[part.point.id, part.seeds] for part in self.parts])
 
     @property
@@ -150,7 +150,7 @@ class Task:
 
     @property
     def seconds(self) -> float:
-        """Estimated time, the writing of the file included."""
+        """Estimated time, including writing the file."""
         return WRITE_SECONDS + sum(part.seconds for part in self.parts)
 
     @property
@@ -159,7 +159,7 @@ class Task:
         return FILE_BYTES + sum(part.nbytes for part in self.parts)
 
     def split(self) -> list[Task]:
-        """A task for every part."""
+        """Return one task per part."""
         return [Task((part,)) for part in self.parts]
 
 
@@ -168,15 +168,15 @@ def plan(
     seconds: float = TASK_SECONDS,
     covered: Mapping[str, Collection[int]] | None = None,
 ) -> list[Task]:
-    """Tasks of the rows' runs: a pure function of its arguments.
+    """Return the tasks of the rows' runs, a pure function of the arguments.
 
-    Seeds of a point that take long enough are cut into equal batches; points whose seeds do not
-    are put together with their neighbours. Fine-tuning is one task per seed.
+    Seeds of a point that takes long enough are divided into equal batches; shorter points are
+    combined with their neighbours. Fine-tuning has one task per seed.
 
     Args:
-        rows: what is run.
-        seconds: estimated time that a task should take at least.
-        covered: seeds of points, by their ids, that other tasks make.
+        rows: the rows to run.
+        seconds: minimum estimated time of a task.
+        covered: seeds of points, by their ids, that other tasks compute.
     """
     tasks: list[Task] = []
     waiting: dict[tuple[object, ...], list[Part]] = {}
@@ -199,7 +199,10 @@ def plan(
 
 
 def _parts(rows: Iterable[Row], covered: Mapping[str, Collection[int]]) -> list[Part]:
-    """Every point with all of its seeds that are not covered; zipped seeds come from many rows."""
+    """Return all points with their seeds that are not covered.
+
+    Zipped seeds come from several rows.
+    """
     points: dict[str, Point] = {}
     seeds: dict[str, list[int]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""`run_sweep`: run what is missing of a sweep, show progress, and resume."""
+"""`run_sweep`: run the missing tasks of a sweep, show progress, and resume."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from fedlora_sim.sweep.store import (
 from fedlora_sim.sweep.work import Outcome, in_processes, in_this_process, task_dataset
 from fedlora_sim.tasks.loading import load_task
 
-# Live progress of a sweep: a bar with the time left on a terminal, lines elsewhere
+# Progress: a bar with the remaining time on a terminal, lines elsewhere
 
 LINES, EVERY_SECONDS = 20, 30.0
 """Lines of a sweep where there is no terminal, and seconds after which there is one anyway."""
@@ -48,12 +48,12 @@ BAR = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
 
 
 class Display:
-    """What is done of a sweep, weighed by the time that tasks are expected to take.
+    """Progress of a sweep, weighted by the estimated time of the tasks.
 
     Args:
-        tasks: all of the sweep.
-        missing: those that are to be made.
-        shown: whether anything is written.
+        tasks: all tasks of the sweep.
+        missing: tasks to run.
+        shown: whether to print anything.
     """
 
     def __init__(self, tasks: Sequence[Task], missing: Sequence[Task], shown: bool) -> None:
@@ -77,16 +77,16 @@ class Display:
         self.bar.close()
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         if self.shown:
             tqdm.write(text, file=sys.stderr) if self.terminal else print(text, file=sys.stderr)
 
     def advance(self, runs: float) -> None:
-        """Runs of the task under way have got on: keep the clock of the bar moving."""
+        """Update the clock of the bar when runs of the current task have advanced."""
         self.bar.refresh()
 
     def finish(self, task: Task, outcome: Outcome) -> None:
-        """A task is made, or has failed."""
+        """Count a task that is done or has failed."""
         self.done += outcome.error is None
         self.failed += outcome.error is not None
         self.finished += task.seconds
@@ -114,14 +114,14 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, in two digits or so."""
+    """Return a duration as seconds, minutes or hours with about two digits."""
     for unit, size in (("h", 3600.0), ("min", 60.0)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
 
 
-# `run_sweep`: a grid, a folder, and whatever makes the tasks; goes on where it was stopped
+# `run_sweep`
 
 MOST_WORKERS = 1_024
 """Processes of one machine."""
@@ -129,13 +129,13 @@ MOST_WORKERS = 1_024
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a sweep.
+    """Result of a sweep.
 
     Args:
-        folder: of the sweep.
+        folder: folder of the sweep.
         tasks: number of its tasks.
-        made: those made by this call.
-        failed: row -> why its runs could not be made.
+        made: number of tasks run by this call.
+        failed: row to error message.
     """
 
     folder: Path
@@ -146,10 +146,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Engine:
-    """What makes the tasks: this process, processes of this machine, or Dask.
+    """Where tasks run: this process, processes of this machine, or Dask.
 
     Args:
-        workers: processes of this machine; 1 for this process alone.
+        workers: number of processes of this machine; 1 uses this process only.
         scheduler: address of a Dask scheduler, `tcp://host:8786`.
         slurm: options of SLURM jobs, `{"partition": "gpu", "jobs": "8"}`; see `SLURM_OPTIONS`.
         gpus: whether to start one worker for each GPU of this machine.
@@ -178,11 +178,14 @@ class Engine:
 
     @property
     def is_local(self) -> bool:
-        """Whether tasks are made on this machine."""
+        """True if tasks run on this machine."""
         return self.scheduler is None and self.slurm is None
 
     def start(self, stack: ExitStack, folder: Path, display: Display) -> Any:
-        """A function from tasks to their outcomes; what it holds is let go with the stack."""
+        """Return a function from tasks to their outcomes.
+
+        Closing the stack releases its resources.
+        """
         if self.workers > 1:
             return lambda tasks: in_processes(tasks, folder, self.workers)
         if self.is_local and not self.gpus:
@@ -207,26 +210,26 @@ def run_sweep(
     progress: bool = True,
     on_task: Callable[[Outcome], object] = lambda outcome: None,
 ) -> Report:
-    """Make every run of a grid that the folder does not hold yet.
+    """Run all runs of a grid that the folder does not contain yet.
 
-    The plan does not depend on the machine, nor do a task's bits on the worker that makes it (of
-    one kind of device): a sweep may be stopped anywhere, by force too, and go on elsewhere.
+    Neither the plan nor the bits of a task depend on the machine or worker (for one kind of
+    device). A sweep can be stopped at any time, even killed, and continued on another machine.
 
     Args:
         grid: a TOML file or its tables; see `fedlora_sim.sweep.grid`.
-        out: folder of the sweep. One that holds a sweep of fewer rows or seeds is extended.
-        engine: what makes the tasks; this process when None.
-        task_seconds: estimated time that a task takes at least; of new tasks alone.
-        mix_code: go on although other code made what is there; the manifest lists both.
+        out: folder of the sweep. A sweep with fewer rows or seeds is extended.
+        engine: where tasks run; this process when None.
+        task_seconds: minimum estimated time of a new task.
+        mix_code: continue although other code computed the existing tasks; the manifest lists both.
         progress: show a bar on a terminal, and lines elsewhere.
-        on_task: called with every outcome; what it raises ends the sweep, with what is done kept.
+        on_task: called with each outcome; an exception ends the sweep and keeps finished tasks.
 
     Returns:
-        What was made, and what could not be: a row that fails does not end the others.
+        A report of finished and failed tasks: a failing row does not stop the others.
 
     Raises:
-        InputError: before anything is run, naming the argument, field or row.
-        OSError: if the disk is full; what is done is kept.
+        InputError: before anything is run; names the argument, field or row.
+        OSError: if the disk is full; finished tasks are kept.
     """
     chosen = Engine() if engine is None else engine
     checked = grid if isinstance(grid, Grid) else read_grid(grid)
@@ -245,7 +248,7 @@ def run_sweep(
         needed, free = sum(task.nbytes for task in missing), shutil.disk_usage(folder).free
         if needed > free:
             display.say(f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-        if chosen.is_local:  # workers elsewhere may outlive this driver, and go on writing
+        if chosen.is_local:  # workers elsewhere may outlive this driver and continue writing
             stack.callback(remove_stale, folder / TASKS)
         make = chosen.start(stack, folder, display)
 
@@ -257,15 +260,15 @@ def run_sweep(
 
 
 def check_tasks(tasks: Sequence[Task], grid: Grid, engine: Engine) -> None:
-    """Refuse what the machine cannot run and what data is missing, before hours are spent.
+    """Refuse tasks that this machine cannot run, and missing data, before the sweep starts.
 
     Args:
-        tasks: that are to be made.
-        grid: whose runs they are.
-        engine: what makes them; other machines have devices and files of their own.
+        tasks: tasks to run.
+        grid: grid of their runs.
+        engine: where they run; other machines have their own devices and files.
 
     Raises:
-        InputError: naming the row.
+        InputError: names the row.
     """
     points = {part.point.id: part.point for task in tasks for part in task.parts}
     seeds: dict[str, list[int]] = {}
@@ -280,7 +283,7 @@ def check_tasks(tasks: Sequence[Task], grid: Grid, engine: Engine) -> None:
             scenario = point.scenario
             resolve_device(scenario.device, torch_dtype(scenario.dtype))
             if scenario.fidelity == "training":
-                # a prefix takes time and memory, and says nothing of the split
+                # a prefix takes time and memory, and does not affect the split
                 data = load_task(scenario.replace(cache_prefix=False)).train
                 for seed in seeds[own]:
                     split_clients(scenario, data, seed)
@@ -290,7 +293,7 @@ def check_tasks(tasks: Sequence[Task], grid: Grid, engine: Engine) -> None:
 
 
 def _run(manifest: Manifest, missing: Sequence[Task], make: Any, folder: Path, tell: Any) -> Report:
-    """Make tasks; those of several parts that fail are made again part by part."""
+    """Run tasks; tasks of several parts that fail are repeated part by part."""
     names = {row.point.id: described(row.values) for row in manifest.grid.rows}
     made, failed, waiting = 0, dict[str, str](), list(missing)
     while waiting:
@@ -322,22 +325,22 @@ def _outcomes(made: Iterator[Outcome]) -> Iterator[Outcome]:
             raise OSError(f"{reason} ({error})") from None
 
 
-# What a sweep will take: tasks, time on this machine from a short probe, and disk
+# Forecast: number of tasks, time by a short probe, and disk space
 
 PROBE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a sweep will take.
+    """Forecast of the cost of a sweep.
 
     Args:
-        rows, runs, tasks: of the whole sweep.
-        present: tasks that are there.
-        seconds: of the missing tasks, one after another on this machine.
-        nbytes: that the missing tasks will take on disk.
-        free: bytes that are free there.
-        speed: fidelity -> measured seconds per estimated second.
+        rows, runs, tasks: numbers for the whole sweep.
+        present: number of finished tasks.
+        seconds: time of the missing tasks, one after another on this machine.
+        nbytes: disk space of the missing tasks.
+        free: free disk space in bytes.
+        speed: fidelity to measured seconds per estimated second.
     """
 
     rows: int
@@ -358,10 +361,10 @@ def forecast(
     mix_code: bool = False,
     engine: Engine | None = None,
 ) -> Forecast:
-    """What `run_sweep` with these arguments would do; writes nothing.
+    """Return what `run_sweep` with these arguments would do, without writing anything.
 
     Raises:
-        InputError: what `run_sweep` would refuse.
+        InputError: in the same cases as `run_sweep`.
     """
     checked = grid if isinstance(grid, Grid) else read_grid(grid)
     folder = Path(out).expanduser().absolute()
@@ -373,7 +376,7 @@ def forecast(
     for task in missing:
         by_fidelity.setdefault(task.parts[0].point.scenario.fidelity, []).append(task)
     speed = {
-        # models and data of other machines may not be on this one
+        # models and data may be missing on this machine
         fidelity: probe(own) if chosen.is_local or fidelity != "training" else 1.0
         for fidelity, own in by_fidelity.items()
     }
@@ -394,10 +397,11 @@ def forecast(
 
 
 def probe(tasks: Sequence[Task]) -> float:
-    """Measured seconds per estimated second, of a small part of the task in the middle.
+    """Return the measured seconds per estimated second of a small part of the median task.
 
     Args:
-        tasks: of one fidelity. Of fine-tuning it is the first rounds, without what comes before.
+        tasks: tasks of one fidelity. For fine-tuning the probe runs the first rounds and excludes
+            the setup.
     """
     ordered = sorted(tasks, key=lambda task: task.seconds)
     middle = ordered[len(ordered) // 2]
@@ -405,7 +409,7 @@ def probe(tasks: Sequence[Task]) -> float:
         few, more = (_of_rounds(middle, rounds) for rounds in (1, 3))
         return (_time(more) - _time(few)) / (_estimate(more) - _estimate(few))
     small = _smaller(middle)
-    _time(small)  # what is loaded at first
+    _time(small)  # warm up
     return _time(small) / _estimate(small)
 
 
@@ -427,7 +431,7 @@ def _of_rounds(task: Task, rounds: int) -> Task:
 
 
 def _smaller(task: Task) -> Task:
-    """The first parts and seeds of a task that take a second together."""
+    """Return the first parts and seeds of a task that together take a second."""
     kept, left = list[Part](), PROBE_SECONDS
     for part in task.parts:
         if left <= 0:

@@ -1,4 +1,4 @@
-"""Files of a sweep: one per task, whole or absent, whoever is killed while writing it."""
+"""Files of a sweep: one per task, complete or absent, even if a writer is killed."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ TASK_ATTR, COMPLETE = "sweep_task", "complete"
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Make the folder of a sweep, and see that it can be written to.
+    """Create the folder of a sweep and check that it is writable.
 
     Returns:
-        Its absolute path, which workers elsewhere know it by.
+        Its absolute path, under which remote workers find it.
 
     Raises:
-        InputError: if it cannot be made or written to.
+        InputError: if it cannot be created or written to.
     """
     target = folder.expanduser().absolute()
     try:
@@ -55,22 +55,22 @@ def prepare_folder(folder: Path) -> Path:
 
 
 def task_path(folder: Path, task: Task | str) -> Path:
-    """The file of a task."""
+    """Return the file of a task."""
     return folder / TASKS / f"{task if isinstance(task, str) else task.id}.nc"
 
 
 def put_task(folder: Path, task: Task, dataset: xr.Dataset) -> None:
-    """Keep a task's runs, atomically.
+    """Store a task's runs atomically.
 
     Raises:
-        OSError: if there is no room or no permission; nothing is left then.
+        OSError: if there is no space or no permission; nothing remains in this case.
     """
     labelled = dataset.assign_attrs({TASK_ATTR: task.id, COMPLETE: 1})
     write_bytes(task_path(folder, task), encode_dataset(labelled))
 
 
 def is_valid(folder: Path, task: Task) -> bool:
-    """Whether the task's file is there, can be opened, and is what it should be."""
+    """Return True if the task's file exists, can be opened, and has the expected content."""
     try:
         with h5py.File(task_path(folder, task), "r") as file:
             return file.attrs.get(TASK_ATTR) == task.id and file.attrs.get(COMPLETE) == 1
@@ -79,7 +79,7 @@ def is_valid(folder: Path, task: Task) -> bool:
 
 
 def missing_tasks(folder: Path, tasks: Iterable[Task]) -> list[Task]:
-    """Tasks without a valid file; what is broken in their place is removed."""
+    """Return the tasks without a valid file; damaged files are removed."""
     missing = [task for task in tasks if not is_valid(folder, task)]
     for task in missing:
         task_path(folder, task).unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def missing_tasks(folder: Path, tasks: Iterable[Task]) -> list[Task]:
 
 
 def present_tasks(folder: Path) -> set[str]:
-    """Ids of the tasks whose file is there, which by then is whole."""
+    """Return the ids of the tasks whose file exists; files appear only when complete."""
     try:
         return {
             Path(entry.name).stem for entry in os.scandir(folder / TASKS) if entry.name[0] != "."
@@ -96,12 +96,12 @@ def present_tasks(folder: Path) -> set[str]:
         return set()
 
 
-# Rules from outside the package: what tells their versions apart, and who finds them
+# External rules: versions of their code, and whether workers can import them
 
 
 @cache
 def rule_version(rule: str) -> str | None:
-    """Hash of the file of a rule from outside; None for the rules of the package."""
+    """Return the hash of the file of an external rule; None for built-in rules."""
     code = rule_code(get_rule(rule))
     return None if code is None else code[:12]
 
@@ -110,7 +110,7 @@ def check_found_by_workers(rule: str) -> None:
     """Refuse a rule that only this process has registered.
 
     Raises:
-        InputError: naming the rule.
+        InputError: names the rule.
     """
     chosen = get_rule(rule)
     kind = rule_class(chosen)
@@ -120,19 +120,19 @@ def check_found_by_workers(rule: str) -> None:
         raise expected("rule", rule, f"{wanted} (or one process alone)")
 
 
-# The manifest of a sweep: its grid, its tasks and the code that makes them
+# The manifest of a sweep: its grid, its tasks and the code that computed them
 
 MANIFEST, FORMAT = "manifest.json", 1
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a sweep's folder holds or will hold.
+    """Content of a sweep's folder, present and planned.
 
     Args:
         grid: rows and seeds.
-        tasks: whose runs are all of the grid's, each once.
-        made_with: versions of the code that made them, the last one now at work.
+        tasks: tasks that cover all runs of the grid, each once.
+        made_with: versions of the code that computed them, the current one last.
     """
 
     grid: Grid
@@ -140,7 +140,7 @@ class Manifest:
     made_with: tuple[Mapping[str, str], ...]
 
     def write(self, folder: Path) -> None:
-        """Write it whole."""
+        """Write the manifest atomically."""
         content = {
             "format": FORMAT,
             "grid": self.grid.tables(),
@@ -158,14 +158,14 @@ class Manifest:
         write_json(folder / MANIFEST, content)
 
     def split(self, tasks: Sequence[Task]) -> Manifest:
-        """With some tasks cut into their parts."""
+        """Return the manifest with some tasks divided into their parts."""
         cut = {task.id for task in tasks}
         kept = (task for task in self.tasks if task.id not in cut)
         return replace(self, tasks=(*kept, *(part for task in tasks for part in task.split())))
 
 
 def versions_of(tasks: Iterable[Task]) -> dict[str, str]:
-    """What the bits of the tasks depend on besides themselves, as far as a process can tell.
+    """Return the versions of everything on which the bits of the tasks depend, as far as known.
 
     Raises:
         InputError: for a rule that this process does not know.
@@ -176,7 +176,7 @@ def versions_of(tasks: Iterable[Task]) -> dict[str, str]:
 
 
 def load_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder; None where there is none.
+    """Return the manifest of a folder, or None.
 
     Raises:
         InputError: if it cannot be read.
@@ -197,19 +197,19 @@ def load_manifest(folder: Path) -> Manifest | None:
 
 
 def updated_manifest(folder: Path, grid: Grid, seconds: float, mix_code: bool) -> Manifest:
-    """The manifest of a folder for this grid: a new one, that which is there, or a larger one.
+    """Return the manifest of a folder for this grid: a new, the existing, or an extended one.
 
-    A sweep may grow: every row and seed that the folder's has must be in the new grid, and keeps
-    its task; the others are planned beside.
+    A sweep can grow: all rows and seeds of the folder must be in the new grid, and keep their task;
+    the others are planned in addition.
 
     Args:
-        folder: of the sweep.
-        grid: what is asked for.
-        seconds: estimated time that a new task should take at least.
-        mix_code: whether tasks that other code made may stay beside those of this one.
+        folder: folder of the sweep.
+        grid: the requested grid.
+        seconds: minimum estimated time of a new task.
+        mix_code: whether tasks of other code may remain.
 
     Raises:
-        InputError: naming what the folder has and the grid has not, or what code differs.
+        InputError: names what the folder contains and the grid lacks, or which code differs.
     """
     before = load_manifest(folder)
     if before is None:
@@ -218,14 +218,14 @@ def updated_manifest(folder: Path, grid: Grid, seconds: float, mix_code: bool) -
     _check_contains(folder, before.grid, grid)
     now = versions_of(before.tasks)
     _check_code(folder, before, now, mix_code)
-    covered = before.grid.runs  # of which every one is in a task
+    covered = before.grid.runs  # each of them is in a task
     known = [v for v in before.made_with if v != now] if present_tasks(folder) else []
     tasks = (*before.tasks, *plan(grid.rows, seconds, covered))
     return Manifest(grid, tasks, (*known, versions_of(tasks)))
 
 
 def _check_contains(folder: Path, old: Grid, new: Grid) -> None:
-    """Refuse a grid without some row or seed of the folder's: name the field that differs."""
+    """Refuse a grid without a row or seed of the folder; name the field that differs."""
     as_before = f"as in the sweep in {folder} (or another folder)"
     nothing = frozenset[int]()
     for row in old.rows:
@@ -245,7 +245,7 @@ def _shown(name: str, value: Any) -> Any:
 
 
 def _check_code(folder: Path, before: Manifest, now: Mapping[str, str], mix_code: bool) -> None:
-    """Refuse to go on with other code, unless that is asked for."""
+    """Refuse to continue with other code unless requested."""
     last = before.made_with[-1]
     done = len(present_tasks(folder))
     if mix_code or not done or last == now:
@@ -260,7 +260,7 @@ def _parts(listed: Sequence[Any], points: Mapping[str, Point]) -> tuple[Part, ..
 
 
 def _packed(seeds: Sequence[int]) -> Any:
-    """A list of seeds, or its ends where none is left out between them."""
+    """Return a list of seeds, or its ends if it is contiguous."""
     dense = len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
     return {"first": seeds[0], "last": seeds[-1]} if dense else list(seeds)
 
@@ -272,7 +272,7 @@ def _unpacked(seeds: Any) -> tuple[int, ...]:
 
 
 def _commit() -> str | None:
-    """The commit that the sources are at, where they are a checkout; marked if they differ."""
+    """Return the commit of the sources if they are a checkout, marked if they were changed."""
     command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

@@ -1,4 +1,4 @@
-"""One task, made and kept, in whatever process."""
+"""Run one task and store it, in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ Progress = Callable[[float], object]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task.
+    """Result of a task.
 
     Args:
-        id: of the task.
-        seconds: that it took.
-        error: why it could not be made; None if it is kept.
+        id: id of the task.
+        seconds: duration.
+        error: why it failed; None if it is stored.
     """
 
     id: str
@@ -54,16 +54,16 @@ def do_task(
     versions: dict[str, str],
     on_progress: Progress = lambda runs: None,
 ) -> Outcome:
-    """Make the runs of a task on one thread and keep them.
+    """Run a task on one thread and store its result.
 
     Args:
-        task: what is run.
-        folder: of the sweep, which this process must see.
-        versions: of the code that the driver has, and this process must have.
+        task: the task.
+        folder: folder of the sweep, which this process must see.
+        versions: code versions of the driver, which must equal those of this process.
         on_progress: called with the number of runs finished since the last call.
 
     Returns:
-        How it went; an error of the run itself is told and not raised.
+        The outcome; an error of the run itself is reported, not raised.
 
     Raises:
         InputError: if this process has other code, or does not see the folder.
@@ -81,11 +81,11 @@ def do_task(
         with one_thread(), blas_threads(1):
             try:
                 dataset = task_dataset(task, rounds, on_progress)
-            except OtherRunError as error:  # begun on a machine where the model has other bits
+            except OtherRunError as error:  # started on a machine where the model has other bits
                 drop_other_run(rounds, error)
                 dataset = task_dataset(task, rounds, on_progress)
-    except Exception as error:  # whatever a rule or a model raises must not end the sweep
-        if is_valid(folder, task):  # the worker of a killed driver came first
+    except Exception as error:  # an error of a rule or a model must not end the sweep
+        if is_valid(folder, task):  # a worker of a killed driver was faster
             return Outcome(task.id, time.perf_counter() - started)
         told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return Outcome(task.id, time.perf_counter() - started, told)
@@ -99,11 +99,11 @@ def do_task(
 def task_dataset(
     task: Task, rounds: Path | None = None, on_progress: Progress = lambda runs: None
 ) -> xr.Dataset:
-    """The runs of a task, side by side along `run`, labelled by seed and by what differs.
+    """Return the runs of a task along `run`, labelled by seed and by what varies.
 
     Args:
-        task: what is run.
-        rounds: where fine-tuning keeps its rounds until it has ended.
+        task: the task.
+        rounds: where fine-tuning stores its rounds until it is done.
         on_progress: called with the number of runs finished since the last call.
     """
     first = task.parts[0]
@@ -133,16 +133,16 @@ def task_dataset(
 
 @cache
 def use_one_thread() -> None:
-    """Have this process work on one thread.
+    """Limit this process to one thread permanently.
 
-    For good: contexts that restore the number would meet each other in threads of one worker.
+    Contexts that restore the number would interfere in threads of one worker.
     """
     torch.set_num_threads(1)
     threadpool_limits(1)
 
 
 def _many(parts: Sequence[Part]) -> list[xr.Dataset]:
-    """Datasets of the parts; those of one rule and the same seeds advance together."""
+    """Return the datasets of the parts; parts of one rule with equal seeds advance together."""
     together: dict[tuple[Any, ...], list[int]] = {}
     for index, part in enumerate(parts):
         together.setdefault((part.point.rule, part.seeds), []).append(index)
@@ -154,7 +154,7 @@ def _many(parts: Sequence[Part]) -> list[xr.Dataset]:
 
 
 def _side_by_side(parts: Sequence[Part], made: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Datasets of several points along one dimension; attributes are those that all share."""
+    """Return the datasets of several points along one dimension, with their common attributes."""
     first, runs = made[0], [len(part.seeds) for part in parts]
     variables: dict[str, Any] = {}
     for name, variable in first.variables.items():
@@ -180,7 +180,7 @@ def _differs(one: xr.Dataset, other: xr.Dataset, name: str) -> bool:
     return str(one.attrs[name]) != str(other.attrs[name])
 
 
-# Tasks one after another in this process, or in processes of this machine
+# Execution in this process or in local processes
 
 MOST_BREAKS = 3
 """Times in a row that workers may be killed with no task finished between."""
@@ -189,24 +189,24 @@ MOST_BREAKS = 3
 def in_this_process(
     tasks: Sequence[Task], folder: Path, on_progress: Progress
 ) -> Iterator[Outcome]:
-    """Make tasks in turn."""
+    """Run tasks one after another."""
     for task in tasks:
         yield do_task(task, folder, versions_of([task]), on_progress)
 
 
 def in_processes(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Outcome]:
-    """Make tasks several at a time; a killed worker is replaced, and what it was at made again.
+    """Run tasks in parallel; killed workers are replaced, and their tasks repeated.
 
     Args:
-        tasks: what is made.
-        folder: of the sweep.
+        tasks: the tasks to run.
+        folder: folder of the sweep.
         workers: number of processes.
 
     Returns:
-        Outcomes as they come; when it is closed its workers are gone.
+        Outcomes in order of completion; closing the iterator stops the workers.
 
     Raises:
-        BrokenProcessPool: if workers are killed again and again, and nothing is finished.
+        BrokenProcessPool: if workers are killed repeatedly without finishing a task.
     """
     left, breaks = {task.id: task for task in tasks}, 0
     owner, versions = os.getpid(), versions_of(tasks)
@@ -224,9 +224,9 @@ def in_processes(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[
             if breaks == MOST_BREAKS:
                 raise
         finally:
-            with warnings.catch_warnings():  # that what was not made yet is not made is no news
+            with warnings.catch_warnings():  # unfinished tasks are expected here
                 warnings.filterwarnings("ignore", ".*have been cancelled", UserWarning)
-                made.close()  # which returns when the workers are dead
+                made.close()  # returns after the workers have ended
 
 
 def _do(task: Task, folder: Path, versions: dict[str, str], owner: int) -> Outcome:

@@ -1,4 +1,4 @@
-"""What clients learn: a frozen model, its data and its loss, behind one interface."""
+"""Fine-tuning tasks: a frozen model, its data and its loss, behind one interface."""
 
 from fedlora_sim.tasks.task import Classification as Classification
 from fedlora_sim.tasks.task import Completion as Completion

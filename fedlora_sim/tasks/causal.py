@@ -1,4 +1,4 @@
-"""Causal language modelling: texts to complete, generation, and the task."""
+"""Causal language modelling: questions and answers, generation, and the tasks."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from fedlora_sim.tasks.task import (
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-# Questions with worked answers, as of GSM8K, from files with one JSON object per line.
+# Questions with worked answers, as in GSM8K, from files with one JSON object per line.
 #
-# Reference: Cobbe et al. 2021 (arXiv 2110.14168), whose files have `question` and `answer`, the
-# answer ending in `#### ` and the number.
+# Reference: Cobbe et al. 2021 (arXiv 2110.14168), whose files have `question` and `answer`; the
+# answer ends in `#### ` and the number.
 
 TEST_SHARE = 0.2
 TOPICS = ("class", "topic")
@@ -52,10 +52,10 @@ class Question:
     """A question and its answer.
 
     Args:
-        question: as it was asked.
-        answer: as it is to be written.
-        topic: what label skew is counted in; None if unknown.
-        writer: who wrote it; None if unknown.
+        question: text of the question.
+        answer: text of the answer.
+        topic: class for label skew; None if unknown.
+        writer: author; None if unknown.
     """
 
     question: str
@@ -65,12 +65,12 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """What the model is given."""
+        """The input of the model."""
         return f"Question: {self.question}\nAnswer:"
 
     @property
     def completion(self) -> str:
-        """What the model is to write after the prompt, and then to end."""
+        """The expected output after the prompt, before the end-of-sequence token."""
         return f" {self.answer}"
 
 
@@ -81,11 +81,11 @@ def load_questions(
 
     Args:
         data: file of the training part, see `read_questions`.
-        test_data: file of the test part; when None, a fifth of `data`, topic by topic, is held out.
-        seed: draws what is held out.
+        test_data: file of the test part; None holds out a fifth of `data`, topic by topic.
+        seed: seed of the held-out part.
 
     Raises:
-        InputError: naming the argument, the file and the line.
+        InputError: names the argument, the file and the line.
     """
     questions = read_questions("data", data)
     if test_data is not None:
@@ -101,16 +101,16 @@ def load_questions(
 
 
 def read_questions(argument: str, file: str | None) -> list[Question]:
-    """Read lines `{"question": ..., "answer": ...}`, UTF-8; blank ones are passed over.
+    """Read lines `{"question": ..., "answer": ...}`, UTF-8; blank lines are skipped.
 
-    All or none of the lines have a topic (`class` or `topic`), and all or none a `writer`.
+    Either all lines or none have a topic (`class` or `topic`), and likewise a `writer`.
 
     Args:
-        argument: what the caller calls the file.
+        argument: the caller's name of the file.
         file: its path.
 
     Raises:
-        InputError: naming the argument, the file and its first line that is otherwise.
+        InputError: names the argument, the file and its first invalid line.
     """
     if not isinstance(file, str) or not Path(file).is_file():
         raise expected(argument, file, 'a file of lines {"question": ..., "answer": ...}')
@@ -126,14 +126,14 @@ def read_questions(argument: str, file: str | None) -> list[Question]:
 
 
 def numbered(names: Sequence[str | None]) -> NDArray[np.int64]:
-    """Number of every name in the sorted list of names, (n,); None is numbered as an empty one."""
+    """Return the number of each name in the sorted list of names, (n,); None counts as empty."""
     return np.unique([name or "" for name in names], return_inverse=True)[1].astype(np.int64)
 
 
 def _question(where: str, line: bytes) -> Question:
     try:
         record = json.loads(line)
-    except ValueError as error:  # of JSON, or of UTF-8
+    except ValueError as error:  # invalid JSON or UTF-8
         raise expected(where, line[:80], f"a JSON object ({error})") from None
     if not isinstance(record, dict):
         raise expected(where, line[:80], "a JSON object")
@@ -145,7 +145,7 @@ def _question(where: str, line: bytes) -> Question:
 
 
 def _label(where: str, record: dict[str, Any], names: Sequence[str]) -> str | None:
-    """The first of these fields that there is: a text, or a whole number as one."""
+    """Return the first of these fields that exists: a text, or a whole number as text."""
     name = next((name for name in names if name in record), None)
     if name is None:
         return None
@@ -156,7 +156,7 @@ def _label(where: str, record: dict[str, Any], names: Sequence[str]) -> str | No
 
 
 def _check_alike(where: str, questions: Sequence[Question]) -> None:
-    """Refuse a topic or a writer of the last question where the first has none, or the reverse."""
+    """Refuse a topic or a writer in the last question if the first has none, and vice versa."""
     first, last = questions[0], questions[-1]
     for name, one, other in (
         ("class or topic", first.topic, last.topic),
@@ -169,9 +169,9 @@ def _check_alike(where: str, questions: Sequence[Question]) -> None:
 
 # Questions and answers for a pretrained causal language model, e.g. a LLaMA on GSM8K.
 #
-# The loss is the cross-entropy of the answer's tokens after the question's. A test sample counts
-# as right when greedy decoding would write its whole answer, token by token; `generation`
-# measures what GSM8K is usually judged by, the last number alone.
+# The loss is the cross-entropy of the answer's tokens after the question's. A test sample is
+# correct if greedy decoding would write its whole answer, token by token; `answer_accuracy`
+# computes the usual metric of GSM8K, which compares the last number only.
 
 BLOCK_MAPS = (
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -185,8 +185,8 @@ class CausalTask(Task):
     """A language model, and questions as tokens.
 
     Args:
-        tokenizer: of transformers, the model's own.
-        test_questions: the samples of `test`, in their order.
+        tokenizer: the model's tokenizer of transformers.
+        test_questions: the samples of `test`, in order.
     """
 
     tokenizer: Any = field(kw_only=True)
@@ -198,9 +198,9 @@ class Sample:
     """A question as tokens.
 
     Args:
-        question: where they come from.
-        tokens: of prompt and completion, with the end-of-sequence token.
-        prompt_length: how many of them are prompt.
+        question: the question.
+        tokens: tokens of prompt and completion, with the end-of-sequence token.
+        prompt_length: number of tokens of the prompt.
     """
 
     question: Question
@@ -214,15 +214,16 @@ def load_causal_task(options: TaskOptions) -> CausalTask:
     Args:
         options: `model` is a hub name or a folder that transformers' `AutoModelForCausalLM` and
             `AutoTokenizer` can load; `data` and `test_data` as in `load_questions`. Samples of more
-            than `max_length` tokens are left out, since an answer cut short would be a wrong one;
-            `max_train` and `max_test` count those that are left.
+            than `max_length` tokens are left out, because a truncated answer would be wrong;
+            `max_train` and `max_test` count the remaining ones.
 
     Returns:
-        A `CausalTask`, on the CPU in `options.dtype`; LoRA on all linear maps of the blocks unless
-        told otherwise. Skew classes and groups are the data's topics and writers, if it has them.
+        A `CausalTask`, on the CPU in `options.dtype`; by default LoRA on all linear maps of the
+            blocks.
+        Skew classes and groups are the data's topics and writers, if any.
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: names the argument, its value and what was expected.
     """
     if options.train_head:
         raise expected("train_head", True, "None or False: a language model's head is not new")
@@ -247,10 +248,10 @@ def load_causal_task(options: TaskOptions) -> CausalTask:
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of every text, special ones in front included, without an end-of-sequence token.
+    """Return the tokens of each text with leading special tokens, without an end-of-sequence token.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: a tokenizer of transformers.
         texts: n texts.
     """
     found = tokenizer(list(texts), verbose=False)["input_ids"]
@@ -259,10 +260,10 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def block_maps(model: nn.Module) -> tuple[str, ...]:
-    """Ends of the names of all linear maps of a model's blocks.
+    """Return the name suffixes of all linear maps in a model's blocks.
 
     Raises:
-        InputError: if the model is built unlike LLaMA and GPT-2, with the ends that it has.
+        InputError: if the model's structure differs from LLaMA and GPT-2; names its suffixes.
     """
     ends = linear_ends(model)
     for names in BLOCK_MAPS:
@@ -280,7 +281,7 @@ def _tokenizer(model: str | None) -> Any:
 
 
 def _model(options: TaskOptions) -> nn.Module:
-    """The frozen model, refused if it is no language model or too short for the samples."""
+    """Return the frozen model; refuse other model types and models too short for the samples."""
     dtype = getattr(torch, options.dtype)
     loaded = load_pretrained("AutoModelForCausalLM", options.model, dtype, options.task_seed)
     if loaded.new_parameters:
@@ -295,7 +296,7 @@ def _model(options: TaskOptions) -> nn.Module:
 def _fitting(
     parts: Sequence[Sequence[Question]], tokenizer: Any, max_length: int
 ) -> list[list[Sample]]:
-    """The samples of every part that are short enough; a warning says how many are not."""
+    """Return the samples of each part that are short enough, and warn about the others."""
     samples = [_samples(questions, tokenizer) for questions in parts]
     fitting = [[s for s in part if len(s.tokens) <= max_length] for part in samples]
     counts = [f"{len(part)} of {len(whole)}" for part, whole in zip(fitting, samples, strict=True)]
@@ -312,7 +313,7 @@ def _fitting(
 
 def _samples(questions: Sequence[Question], tokenizer: Any) -> list[Sample]:
     prompts = encode(tokenizer, [q.prompt for q in questions])
-    # Tokenised as one text: some tokenizers would put a space of their own before the completion.
+    # Tokenised as one text, because some tokenizers would insert a space before the completion.
     wholes = encode(tokenizer, [q.prompt + q.completion for q in questions])
     return [
         Sample(question, (*whole, tokenizer.eos_token_id), _common(prompt, whole))
@@ -321,7 +322,7 @@ def _samples(questions: Sequence[Question], tokenizer: Any) -> list[Sample]:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the longest beginning that two sequences share."""
+    """Return the length of the longest common prefix of two sequences."""
     same = (a == b for a, b in zip(first, second, strict=False))
     return next((i for i, equal in enumerate(same) if not equal), min(len(first), len(second)))
 
@@ -333,12 +334,12 @@ def _drawn(samples: list[Sample], size: int | None, seed: int, part: str) -> lis
 
 
 def _examples(samples: Sequence[Sample], tokenizer: Any) -> Examples:
-    """Samples as tensors (n, T), padded on the right to the longest."""
+    """Return the samples as tensors (n, T), padded on the right to the longest."""
     tokens = [torch.tensor(sample.tokens) for sample in samples]
     labels = [row.clone() for row in tokens]
     for row, sample in zip(labels, samples, strict=True):
         row[: sample.prompt_length] = IGNORED
-    # Any token will do for padding: it is masked, and comes after all that could look at it.
+    # Any token can serve as padding: it is masked, and follows all tokens that could attend to it.
     inputs = {
         "input_ids": pad_sequence(tokens, batch_first=True, padding_value=tokenizer.eos_token_id),
         MASK: pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True),
@@ -353,10 +354,10 @@ def _examples(samples: Sequence[Sample], tokenizer: Any) -> Examples:
     )
 
 
-# What a language model writes, and whether the number that it ends on is right.
+# Generation, and the accuracy of the final number.
 #
 # Reference: Cobbe et al. 2021 (arXiv 2110.14168): GSM8K's answers end in `#### ` and a number,
-# and are judged by it alone.
+# which alone is compared.
 
 NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 """A number with commas; a hyphen is a minus unless it comes right after a number or a word."""
@@ -370,17 +371,17 @@ def answer_accuracy(
     max_new_tokens: int = 256,
     batch_size: int = 16,
 ) -> float:
-    """Share of the questions whose answer, decoded greedily, ends on the right number.
+    """Return the share of questions whose greedily decoded answer ends with the correct number.
 
     Args:
         model: as in `generate_answers`.
-        tokenizer: the model's own.
-        questions: n of them, each with a number in its answer.
-        max_new_tokens: tokens that an answer may have.
-        batch_size: questions answered at a time.
+        tokenizer: the model's own tokenizer.
+        questions: n questions, each with a number in its answer.
+        max_new_tokens: maximum number of tokens of an answer.
+        batch_size: number of questions per batch.
 
     Raises:
-        InputError: without questions, and on answers without a number.
+        InputError: if there are no questions, or an answer has no number.
     """
     if not questions:
         raise expected("questions", questions, "at least one")
@@ -396,9 +397,9 @@ def answer_accuracy(
 
 
 def final_answer(text: str) -> Decimal | None:
-    """The number after the last `####`, else the last one in the text; None if it has none.
+    """Return the number after the last `####`, else the last one in the text, else None.
 
-    Commas and dollar signs do not count: "#### -$1,200.50" is -1200.5.
+    Commas and dollar signs are ignored: "#### -$1,200.50" is -1200.5.
     """
     text = text.replace("$", "")
     _, mark, end = text.rpartition("####")
@@ -410,20 +411,21 @@ def final_answer(text: str) -> Decimal | None:
 def generate_answers(
     model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, batch_size: int
 ) -> list[str]:
-    """Greedy continuations, each up to its end-of-sequence token.
+    """Return the greedy continuations, each up to its end-of-sequence token.
 
     Args:
-        model: a causal language model of transformers, whole: not one resumed from a cached prefix.
-        tokenizer: the model's own.
+        model: a complete causal language model of transformers, not one that starts from a cached
+            prefix.
+        tokenizer: the model's own tokenizer.
         prompts: n texts.
-        max_new_tokens: tokens written at most.
-        batch_size: prompts continued at a time; their order by length saves padding.
+        max_new_tokens: maximum number of new tokens.
+        batch_size: number of prompts per batch; sorting by length reduces padding.
 
     Returns:
         n texts, without the prompts and without special tokens.
 
     Raises:
-        InputError: if a number is not a whole one of at least 1.
+        InputError: if a number is not a whole number of at least 1.
     """
     check_positive_int("max_new_tokens", max_new_tokens)
     check_positive_int("batch_size", batch_size)
@@ -445,16 +447,16 @@ def generate_answers(
 def continue_greedily(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, end: int
 ) -> list[list[int]]:
-    """Most likely next tokens, one after the other, until one of them is the end.
+    """Return the most likely next tokens, one after another, until the end token.
 
     Args:
         model: as in `generate_answers`.
         prompts: n sequences of tokens.
-        max_new_tokens: tokens written at most.
+        max_new_tokens: maximum number of new tokens.
         end: token that ends a sequence.
 
     Returns:
-        The new tokens of every sequence, without the end.
+        The new tokens of each sequence, without the end token.
     """
     from transformers import GenerationConfig
 
@@ -462,10 +464,10 @@ def continue_greedily(
     shape = (len(prompts), length)
     tokens, mask = torch.full(shape, end), torch.zeros(shape, dtype=torch.int64)
     for row, real, prompt in zip(tokens, mask, prompts, strict=True):
-        # On the left, so that what is written follows the prompt at once.
+        # Pad on the left, so that the new tokens directly follow the prompt.
         row[length - len(prompt) :] = torch.tensor(prompt)
         real[length - len(prompt) :] = 1
-    # Many models bring settings of their own for sampling; a shallow copy goes without them.
+    # Many models have their own sampling settings; a shallow copy without them is used.
     greedy = copy.copy(model)
     greedy.generation_config = GenerationConfig(
         do_sample=False,
@@ -480,12 +482,12 @@ def continue_greedily(
     return [row[: row.index(end)] if end in row else row for row in new]
 
 
-# A causal task of seconds: a small LLaMA that can add learns to subtract.
+# A causal task that takes seconds: a small LLaMA that can add learns to subtract.
 #
-# Samples are equations modulo 100 of two-digit numbers, "17+95=12", in a vocabulary of
-# characters. The model has only ever seen sums; the federation's samples are differences,
-# "17-95=22", of other pairs than those it is judged on. Carrying and borrowing are learned, not
-# looked up: of the 10,000 pairs a tenth is seen neither in pretraining nor in adaptation.
+# Samples are equations modulo 100 of two-digit numbers, "17+95=12", in a vocabulary of characters.
+# The model was pretrained on sums only; the federation's samples are differences, "17-95=22", of
+# other pairs than the test samples. Carrying and borrowing must be learned and cannot be memorised:
+# a tenth of the 10,000 pairs occurs neither in pretraining nor in adaptation.
 
 CHARACTERS = "0123456789+-="
 END = len(CHARACTERS)
@@ -497,19 +499,20 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def load_arithmetic_task(options: TaskOptions) -> Task:
-    """Cut the pairs and pretrain the model, some seconds; the model is remembered by this process.
+    """Split the pairs and pretrain the model in a few seconds; the process caches the model.
 
     Args:
-        options: `task_seed`, of the parts and of the pretraining; `target_modules`,
+        options: `task_seed`, of the split and of the pretraining; `target_modules`,
             `adapted_layers`, `max_train`, `max_test` and `dtype`.
 
     Returns:
-        The task, on the CPU; LoRA on all seven maps of both blocks unless told otherwise. A
-        sample's skew class is the last digit of its answer.
+        The task, on the CPU; by default LoRA on all seven maps of both blocks. A sample's skew
+            class is
+        the last digit of its answer.
 
     Raises:
-        InputError: on target modules or adapted layers that the model does not have, on
-            `train_head`, or if transformers, which has the model, is not installed.
+        InputError: if the model lacks the target modules or adapted layers, if `train_head` is set,
+            or if transformers is not installed.
     """
     if options.train_head:
         raise expected("train_head", True, "None or False: its head is not new")
@@ -527,15 +530,15 @@ def load_arithmetic_task(options: TaskOptions) -> Task:
 
 
 def equations(pairs: NDArray[np.int64], operator: str) -> Examples:
-    """Equations modulo 100, one per pair.
+    """Return the equations modulo 100, one per pair.
 
     Args:
         pairs: operands from 0 to 99, (n, 2).
         operator: `+ | -`.
 
     Returns:
-        Tokens (n, 9): "17+95=12" and the closing token. The labels are the tokens from the answer
-        on; the classes are the answers' last digits.
+        Tokens (n, 9): "17+95=12" and the end token. The labels are the tokens of the answer; the
+        classes are the answers' last digits.
     """
     first, second = pairs.T
     answer = (first + second if operator == "+" else first - second) % MODULUS
@@ -551,12 +554,12 @@ def equations(pairs: NDArray[np.int64], operator: str) -> Examples:
 
 
 def _digits(number: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tens and ones, each (n,)."""
+    """Return tens and ones, each (n,)."""
     return number // 10, number % 10
 
 
 def _parts(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All pairs of operands, shuffled, for training (9000, 2) and for test (1000, 2)."""
+    """Return all pairs of operands, shuffled, for training (9000, 2) and for test (1000, 2)."""
     order = stream(seed, "arithmetic parts").permutation(MODULUS**2)
     pairs = np.stack(np.divmod(order, MODULUS), axis=1)
     return pairs[TEST_PAIRS:], pairs[:TEST_PAIRS]
@@ -566,7 +569,7 @@ def _parts(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _pretrained(
     seed: int, *, steps: int = 550, batch_size: int = 64, rate: float = 3e-3
 ) -> LlamaForCausalLM:
-    """Centralised training on the sums of the training pairs, by AdamW and one rate cycle."""
+    """Train the model centrally on the sums of the training pairs, by AdamW with one rate cycle."""
     rng = stream(seed, "arithmetic pretraining")
     model, objective = _untrained(rng), Completion()
     sums = equations(_parts(seed)[0], "+")
@@ -585,7 +588,7 @@ def _pretrained(
 
 
 def _untrained(rng: np.random.Generator) -> LlamaForCausalLM:
-    """Two blocks of width 64, weights drawn from `rng` alone."""
+    """Return two blocks of width 64, with weights drawn from `rng` only."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ModuleNotFoundError:
@@ -598,9 +601,10 @@ def _untrained(rng: np.random.Generator) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=16,
-        # Wider than large models start: at their 0.02 this small one learns nothing in a minute.
+        # Larger than the initial scale of large models: at their 0.02 this small model does not
+        # learn.
         initializer_range=0.1,
-        # A base for nine positions, not for thousands: every seed then learns to add in time.
+        # A base for nine positions, not for thousands: with it every seed learns to add in time.
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         bos_token_id=None,
         eos_token_id=END,

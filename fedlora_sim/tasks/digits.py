@@ -1,8 +1,8 @@
-"""A real task of seconds: scikit-learn's digits, a model pretrained on one domain of them.
+"""A task that takes seconds: scikit-learn's digits, and a model pretrained on one domain of them.
 
 1,797 grey 8x8 images of handwritten digits (Alpaydin and Kaynak 1998, UCI "Optical Recognition of
-Handwritten Digits"), bundled with scikit-learn. The samples are cut, class by class, into disjoint
-parts: pretraining 50 %, federated training 32 %, test 18 %.
+Handwritten Digits"), bundled with scikit-learn. The samples are split, class by class, into
+disjoint parts: pretraining 50 %, federated training 32 %, test 18 %.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fedlora_sim.runtime import one_thread
 from fedlora_sim.tasks.targets import resolve_targets
 from fedlora_sim.tasks.task import Examples, Task, TaskOptions, stratified_sample
 
-# A small pre-norm transformer classifier for 8x8 images, every linear map addressable by name.
+# A small pre-norm transformer classifier for 8x8 images, with a name for every linear map.
 #
-# The block is the one of Vaswani et al. 2017 (arXiv 1706.03762) with the normalisation moved
-# before each branch (Xiong et al. 2020, arXiv 2002.04745); no dropout, so a forward pass is a
-# function.
+# The block is that of Vaswani et al. 2017 (arXiv 1706.03762) with the normalisation moved before
+# each branch (Xiong et al. 2020, arXiv 2002.04745). It has no dropout, so the forward pass is
+# deterministic.
 
 IMAGE_SIDE = 8
 
@@ -38,7 +38,7 @@ class Attention(nn.Module):
 
     Args:
         d_model: token width.
-        num_heads: heads; must divide `d_model`.
+        num_heads: number of heads; must divide `d_model`.
         generator: source of the initial weights.
     """
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         self.o_proj = _linear(d_model, d_model, generator)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (N, T, d_model) to (N, T, d_model)."""
+        """Return the attention output (N, T, d_model) of tokens (N, T, d_model)."""
         query, key, value = (
             project(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -81,7 +81,7 @@ class Block(nn.Module):
         self.fc2 = _linear(mlp_ratio * d_model, d_model, generator)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (N, T, d_model) to (N, T, d_model)."""
+        """Return the block's output (N, T, d_model) for tokens (N, T, d_model)."""
         tokens = tokens + self.attention(self.norm1(tokens))
         hidden = functional.relu(self.fc1(self.norm2(tokens)))
         return tokens + self.fc2(hidden)
@@ -149,7 +149,7 @@ class TinyTransformer(nn.Module):
 
 
 def _linear(d_in: int, d_out: int, generator: torch.Generator) -> nn.Linear:
-    """A linear map with Xavier-uniform weights and zero bias, drawn from `generator` alone."""
+    """Return a linear map with Xavier-uniform weights from `generator` only, and zero bias."""
     # nn.Linear's own initialisation would advance torch's global generator: skip it.
     layer = skip_init(nn.Linear, d_in, d_out)
     nn.init.xavier_uniform_(layer.weight, generator=generator)
@@ -158,16 +158,12 @@ def _linear(d_in: int, d_out: int, generator: torch.Generator) -> nn.Linear:
 
 
 def _patches(images: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Cut (N, 8, 8) images into tokens (N, T, pixels), row by row of patches."""
+    """Split (N, 8, 8) images into tokens (N, T, pixels), row by row of patches."""
     grid = images.unflatten(2, (-1, patch[1])).unflatten(1, (-1, patch[0]))
     return grid.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
-# A real task of seconds: scikit-learn's digits, a model pretrained on one domain of them.
-#
-# 1,797 grey 8x8 images of handwritten digits (Alpaydin and Kaynak 1998, UCI "Optical Recognition
-# of Handwritten Digits"), bundled with scikit-learn. The samples are cut, class by class, into
-# disjoint parts: pretraining 50 %, federated training 32 %, test 18 %.
+# The task: data, shifts and pretraining
 
 SHIFTS = ("rotated", "unseen")
 NUM_LAYERS = 2
@@ -178,10 +174,10 @@ HALF = 5
 
 @dataclass(frozen=True, eq=False)
 class DigitsTask(Task):
-    """A classifier of images (n, 8, 8), grey in [0, 1], and the shifted domain it is adapted to.
+    """A classifier of images (n, 8, 8), grey in [0, 1], and the shifted domain to adapt to.
 
     Args:
-        source: unseen images of the domain that the model was pretrained on.
+        source: unseen images of the domain on which the model was pretrained.
     """
 
     source: Examples = field(kw_only=True)
@@ -190,24 +186,24 @@ class DigitsTask(Task):
 def load_digits_task(
     seed: int, *, shift: str = "rotated", dtype: torch.dtype = torch.float32
 ) -> DigitsTask:
-    """Cut the data and pretrain the model, a few seconds; then remembered by this process.
+    """Split the data and pretrain the model in a few seconds; the process caches the result.
 
     Shifts:
-        rotated: pretrained on upright digits, adapted to digits turned by 90 degrees; ten classes.
-        unseen: pretrained on the digits 0-4 (all of them but the test part), adapted to 5-9. A
-            frozen head has no use for classes it never saw, so the class is the digit modulo 5:
-            the head stays, and adaptation must map 5 to where 0 was, 6 to where 1 was, ...
+        rotated: pretrained on upright digits, adapted to digits rotated by 90 degrees; ten classes.
+        unseen: pretrained on the digits 0-4 (all of them except the test part), adapted to 5-9. A
+            frozen head has no outputs for new classes, so the class is the digit modulo 5: the head
+            is unchanged, and adaptation must map 5 to the output of 0, 6 to that of 1, ...
 
     Args:
-        seed: non-negative; of the parts and of the pretraining.
+        seed: seed of the split and of the pretraining, non-negative.
         shift: `rotated | unseen`.
         dtype: `torch.float32 | torch.float64`, of images and model.
 
     Returns:
-        The task, on the CPU; LoRA on q, v and both MLP maps of every block.
+        The task, on the CPU; LoRA on q, v and both MLP maps of each block.
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: if an argument is invalid; names the argument, its value and what was expected.
     """
     if int(check_finite("seed", seed, minimum=0)) != seed:
         raise expected("seed", seed, "a whole number of at least 0")
@@ -217,7 +213,7 @@ def load_digits_task(
 
 
 def load_adjusted_digits(options: TaskOptions) -> Task:
-    """The digits as a scenario wants them: other targets, fewer samples, the head trained too."""
+    """Return the digits task with a scenario's targets, sample numbers and head training."""
     task = load_digits_task(options.task_seed, dtype=getattr(torch, options.dtype))
     targets = options.target_modules or task.target_modules
     return replace(
@@ -230,7 +226,7 @@ def load_adjusted_digits(options: TaskOptions) -> Task:
 
 
 def _subset(part: Examples, most: int | None, seed: int, which: str) -> Examples:
-    """At most so many samples; a stream for each part: neither's size changes the other."""
+    """Return at most so many samples, drawn from a separate stream for each part."""
     drawn = stratified_sample(part.skew_classes, most, stream(seed, "digits subset", which))
     return part.take(torch.from_numpy(drawn))
 
@@ -268,7 +264,7 @@ def _load(seed: int, shift: str, dtype: torch.dtype) -> DigitsTask:
 
 
 def _parts(digits: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Disjoint shuffled parts for pretraining, training and test, each with all classes alike."""
+    """Return disjoint shuffled parts for pretraining, training and test, stratified by class."""
     parts: list[list[NDArray[np.int64]]] = [[], [], []]
     for digit in np.unique(digits):
         own = rng.permutation(np.flatnonzero(digits == digit))
@@ -287,7 +283,7 @@ def _pretrain(
     batch_size: int = 128,
     rate: float = 4e-3,
 ) -> TinyTransformer:
-    """Centralised training by AdamW and one rate cycle on images moved by at most one pixel."""
+    """Train centrally by AdamW with one rate cycle, on images shifted by at most one pixel."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     model = TinyTransformer(generator, num_classes=int(labels.max()) + 1, num_layers=NUM_LAYERS).to(
         images.dtype
@@ -300,7 +296,8 @@ def _pretrain(
         order = torch.as_tensor(rng.permutation(len(labels)))
         which = torch.as_tensor(rng.integers(moved.shape[1], size=len(labels)))
         for batch in order[: steps * batch_size].split(batch_size):
-            # Smoothed labels keep the logits small, so that adaptation starts from live gradients.
+            # Label smoothing keeps the logits small, so that adaptation starts from useful
+            # gradients.
             loss = functional.cross_entropy(
                 model(moved[batch, which[batch]]), labels[batch], label_smoothing=0.1
             )
@@ -312,7 +309,7 @@ def _pretrain(
 
 
 def _shifted_copies(images: Tensor) -> Tensor:
-    """Images (n, 8, 8) moved by -1, 0 or 1 pixel along each axis: (n, 9, 8, 8)."""
+    """Return the images (n, 8, 8) shifted by -1, 0 or 1 pixel along each axis, (n, 9, 8, 8)."""
     padded = functional.pad(images, (1, 1, 1, 1))
     side = range(3)
     windows = [padded[:, i : i + IMAGE_SIDE, j : j + IMAGE_SIDE] for i in side for j in side]

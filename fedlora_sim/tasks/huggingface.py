@@ -1,4 +1,4 @@
-"""Models and tokenizers of Hugging Face: loaded from local files, safely, without progress bars."""
+"""Load models, tokenizers and data sets of Hugging Face safely and without console output."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch import nn
 from fedlora_sim.errors import expected
 from fedlora_sim.randomness import library_draws, stream
 
-# Hugging Face's libraries without progress bars and reports: a task loads, or raises
+# Silence progress bars and log messages of Hugging Face's libraries
 
 
 @contextmanager
 def silent_transformers() -> Iterator[None]:
-    """Transformers and the hub's client log errors only, then what they logged before."""
+    """Restrict the logs of transformers and the hub's client to errors for a block."""
     from transformers.utils import logging as library
 
     bars = library.is_progress_bar_enabled()
@@ -38,7 +38,7 @@ def silent_transformers() -> Iterator[None]:
 
 @contextmanager
 def silent_datasets() -> Iterator[None]:
-    """Datasets and the hub's client log errors only, then what they logged before."""
+    """Restrict the logs of datasets and the hub's client to errors for a block."""
     import datasets
 
     bars = not datasets.are_progress_bars_disabled()
@@ -64,10 +64,10 @@ def _errors_only(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-# Files of models and data that strangers wrote: read as data, whatever they ask for.
+# Untrusted model and data files, read as data only.
 #
-# Libraries are called with `trust_remote_code=False`, and every `torch.load` within them is held
-# to tensors, also one that says `weights_only=False`.
+# Libraries are called with `trust_remote_code=False`, and every `torch.load` within them is
+# restricted to tensors, including calls with `weights_only=False`.
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 FORBID = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -76,7 +76,7 @@ FORBID = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Let `torch.load` build tensors and plain values only, whoever calls it within the block."""
+    """Restrict all calls of `torch.load` within the block to tensors and plain values."""
     before = {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
     os.environ[FORCE] = "1"
     try:
@@ -87,22 +87,22 @@ def tensors_only() -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of a library's message, or the type of an error that has none."""
+    """Return the first line of a library's message, or the type of an error without a message."""
     first = " ".join(str(error).strip().partition("\n")[0].split())
     return first or type(error).__name__
 
 
-# Pretrained models of transformers, frozen; what a checkpoint lacks is drawn by a seed
+# Frozen pretrained models of transformers; parameters missing in a checkpoint are drawn by a seed
 
 INSTALL = "pip install 'fedlora-sim[lora]'"
 
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A frozen model in evaluation mode, and what of it the checkpoint did not have.
+    """A frozen model in evaluation mode, and its parameters that the checkpoint lacked.
 
     Args:
-        model: of transformers, on the CPU; no parameter wants a gradient.
+        model: a model of transformers, on the CPU; no parameter requires gradients.
         new_parameters: full names of the parameters that were drawn by the seed.
     """
 
@@ -111,7 +111,7 @@ class Pretrained:
 
     @property
     def new_linear(self) -> tuple[str, ...]:
-        """Full names of the `nn.Linear` modules that were drawn anew, in the model's order."""
+        """Full names of the `nn.Linear` modules that were newly drawn, in the model's order."""
         owners = {name.rpartition(".")[0] for name in self.new_parameters}
         modules = self.model.named_modules()
         return tuple(n for n, m in modules if n in owners and isinstance(m, nn.Linear))
@@ -129,12 +129,12 @@ def load_pretrained(
     Args:
         auto_class_name: as in transformers, e.g. `AutoModelForSequenceClassification`.
         name_or_folder: hub name, or a folder that `save_pretrained` wrote.
-        dtype: of all floating-point parameters.
-        seed: of the parameters that the checkpoint lacks, or has in another shape.
-        kwargs: of `from_pretrained`, e.g. `num_labels`.
+        dtype: dtype of all floating-point parameters.
+        seed: seed of the parameters that the checkpoint lacks, or has in another shape.
+        kwargs: arguments of `from_pretrained`, e.g. `num_labels`.
 
     Raises:
-        InputError: if transformers is not installed or the model cannot be had.
+        InputError: if transformers is not installed or the model is not available.
     """
     with library_draws(int(stream(seed, "new parameters").integers(2**31))):
         model, report = from_pretrained(
@@ -147,17 +147,17 @@ def load_pretrained(
             **kwargs,
         )
     if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False  # keys and values are of use in generation only
+        model.config.use_cache = False  # keys and values are used in generation only
     new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     return Pretrained(model.eval().requires_grad_(False), frozenset(new))
 
 
 def text_positions(model: Any) -> int | None:
-    """Return the most tokens that a model has positions for; None if it has no limit.
+    """Return the maximum number of tokens of a model; None if it has no limit.
 
-    Where a table of positions has a padding index, as RoBERTa's and MPNet's, a text's positions
-    start after it. A table that is longer than the limit says nothing: OPT's and BART's have rows
-    in front that no text counts.
+    If a table of positions has a padding index, as in RoBERTa and MPNet, a text's positions start
+    after it. Tables longer than the limit are ignored: OPT's and BART's have leading rows that
+    texts do not use.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
@@ -168,18 +168,20 @@ def text_positions(model: Any) -> int | None:
 
 
 def from_pretrained(auto_class_name: str, name_or_folder: str | None, **kwargs: object) -> Any:
-    """`from_pretrained` of a class of transformers, silent, by the local cache before the hub.
+    """Return `from_pretrained` of a class of transformers, silently.
 
-    No code of the model's is run: `trust_remote_code=False`, and pickled weights
+    From the local cache or the hub.
+
+    No code from the model is run: `trust_remote_code=False`, and pickled weights
     (`pytorch_model.bin`) are read as tensors only.
 
     Args:
         auto_class_name: as in transformers, e.g. `AutoTokenizer`.
         name_or_folder: hub name, or a folder that `save_pretrained` wrote.
-        kwargs: handed through.
+        kwargs: passed on.
 
     Raises:
-        InputError: if transformers is not installed, or what was asked for cannot be had.
+        InputError: if transformers is not installed, or the object is not available.
     """
     wanted = "a Hugging Face hub name, or a folder written by save_pretrained"
     if not isinstance(name_or_folder, str) or not name_or_folder:
@@ -187,15 +189,15 @@ def from_pretrained(auto_class_name: str, name_or_folder: str | None, **kwargs: 
     load = getattr(_transformers(name_or_folder), auto_class_name).from_pretrained
     reason = ""
     with silent_transformers(), tensors_only():
-        for only_here in (True, False):  # what the cache has not, or not whole, the hub may have
+        for only_here in (True, False):  # the hub may have what the cache lacks
             try:
                 return load(
                     name_or_folder,
                     local_files_only=only_here,
-                    trust_remote_code=False,  # None would ask on the terminal
+                    trust_remote_code=False,  # None would prompt on the terminal
                     **kwargs,
                 )
-            except Exception as error:  # a damaged or crafted file can fail anywhere in it
+            except Exception as error:  # a damaged or crafted file may raise anything
                 reason = reason_of(error)
     wanted = f"{wanted}, that {auto_class_name} can load ({reason})"
     raise expected("model", name_or_folder, wanted)
@@ -208,25 +210,25 @@ def _transformers(model: str) -> ModuleType:
         raise expected("model", model, f"transformers to load it with: {INSTALL}") from None
 
 
-# Data sets of Hugging Face: of the hub, or in a folder
+# Data sets of Hugging Face, from the hub or from a folder
 
 SAVED = ("dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` wrote."""
 
 
 def load_hub_parts(argument: str, name: str, otherwise: str) -> dict[str, Any]:
-    """The parts of a data set by name; `train` alone where it has none.
+    """Return the parts of a data set by name; only `train` if it has no parts.
 
     Args:
-        argument: what the caller calls the name.
+        argument: the caller's name of the argument.
         name: hub name, as `cifar100` or `organisation/name`, or a folder.
-        otherwise: what else the name could have been, for the message.
+        otherwise: other possible values, for the message.
 
     Returns:
         A `datasets.Dataset` per part.
 
     Raises:
-        InputError: if the package datasets is not installed, or the data cannot be had.
+        InputError: if the package datasets is not installed, or the data are not available.
     """
     try:
         datasets = importlib.import_module("datasets")
@@ -239,7 +241,7 @@ def load_hub_parts(argument: str, name: str, otherwise: str) -> dict[str, Any]:
         try:
             if saved:
                 loaded = datasets.load_from_disk(name)
-            else:  # None would ask on the terminal, where datasets still knows scripts
+            else:  # None would prompt on the terminal, where datasets still knows scripts
                 loaded = datasets.load_dataset(name, trust_remote_code=False)
         except failures as error:
             wanted = f"{otherwise}, or a data set of Hugging Face ({reason_of(error)})"

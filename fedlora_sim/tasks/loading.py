@@ -1,4 +1,4 @@
-"""The task of a scenario, loaded once by a process."""
+"""Load the task of a scenario, once per process."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Loader = Callable[[TaskOptions], Task]
 
 
 def load_task(scenario: Scenario) -> Task:
-    """The scenario's task, on its device.
+    """Return the scenario's task, on its device.
 
     Raises:
-        InputError: naming the field, its value and what was expected.
+        InputError: if a field is invalid; names the field, its value and what was expected.
     """
     return _load(TaskOptions.of(scenario), *_place(scenario), scenario.cache_prefix)
 
 
 def place_task(task: Task, scenario: Scenario) -> Task:
-    """A task of the caller's, on the scenario's device and in its dtype.
+    """Return a custom task on the scenario's device and in its dtype.
 
     Raises:
-        InputError: naming the field, its value and what was expected.
+        InputError: if a field is invalid; names the field, its value and what was expected.
     """
     return task.to(*_place(scenario))
 
@@ -42,13 +42,13 @@ def _place(scenario: Scenario) -> tuple[torch.device, torch.dtype]:
 @lru_cache(maxsize=4)
 def _load(options: TaskOptions, device: torch.device, dtype: torch.dtype, cached: bool) -> Task:
     task = _loader(options.task)(options)
-    # As loaded: what a prefix computes differs in its last bits from machine to machine.
+    # As loaded: the output of a prefix differs in its last bits between machines.
     task = replace(task, content=task_content(task)).to(device, dtype)
     return cache_prefix(task) if cached else task
 
 
 def _loader(name: str) -> Loader:
-    # Each loads only its own libraries: transformers and datasets take seconds to import.
+    # Each task imports only its own libraries: transformers and datasets take seconds.
     if name == "digits":
         from fedlora_sim.tasks.digits import load_adjusted_digits as loader
     elif name == "text":

@@ -1,10 +1,11 @@
-"""Read a pickle of plain values and numeric arrays without running anything that it asks for.
+"""Read a pickle of plain values and numeric arrays without running any of its code.
 
-A pickle is a program for a stack machine. `pickle` runs it and calls whatever it names; even an
-unpickler that allows NumPy's own functions alone builds object arrays from raw pointers, and a
-crafted file can crash or take over the process. Here the standard library's `pickletools` only
-*lists* the instructions, and this module builds dictionaries, lists, tuples, numbers, texts, bytes
-and arrays of numbers from them. No name of the file is ever looked up, imported or called.
+A pickle is a program for a stack machine. `pickle` runs it and calls any function that it names.
+Even an unpickler that allows only NumPy's own functions creates object arrays from raw pointers, so
+that a crafted file can crash or take over the process. This module uses the standard library's
+`pickletools`, which only *lists* the instructions, and builds dictionaries, lists, tuples, numbers,
+texts, bytes and arrays of numbers from them. No name in the file is ever looked up, imported or
+called.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 MOST_BYTES = 1 << 30
 """Largest file that is read; CIFAR-100's training part has 155 MB."""
 
-# What the few names stand for that arrays and bytes are pickled with, by their last part.
+# Meaning of the few names with which arrays and bytes are pickled, by their last part.
 _NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 NAMES = {
@@ -37,36 +38,37 @@ _KEYS = (str, bytes, int, float)
 
 
 class PlainPickleError(ValueError):
-    """The file is damaged, or asks for more than plain values and numeric arrays."""
+    """The file is damaged, or requires more than plain values and numeric arrays."""
 
 
 @dataclass
 class _Name:
-    """A name that the file refers to: a label, never an object."""
+    """A name in the file: a label, never an object."""
 
     name: str
 
 
 @dataclass
 class _Unfinished:
-    """An array or a type of numbers, between its creation and its state."""
+    """An array or dtype between its creation and its state."""
 
     kind: str
     value: Any = None
 
 
 def load_plain_pickle(data: bytes) -> Any:
-    """Build the value that a pickle describes.
+    """Return the value that a pickle describes.
 
     Args:
-        data: the whole file, of any protocol.
+        data: content of the file, of any protocol.
 
     Returns:
         Dictionaries, lists, tuples, numbers, texts, bytes, booleans, None, and NumPy arrays of
         booleans and numbers. Texts of Python 2 are bytes.
 
     Raises:
-        PlainPickleError: if the file is damaged, larger than `MOST_BYTES`, or holds anything else.
+        PlainPickleError: if the file is damaged, larger than `MOST_BYTES`, or contains anything
+            else.
     """
     if len(data) > MOST_BYTES:
         raise PlainPickleError(f"it has {len(data):,} bytes, more than {MOST_BYTES:,}")
@@ -81,7 +83,7 @@ def load_plain_pickle(data: bytes) -> Any:
             step(machine, argument)
     except PlainPickleError:
         raise
-    except Exception as error:  # a damaged file can fail anywhere in pickletools and NumPy
+    except Exception as error:  # pickletools and NumPy may raise anything for a damaged file
         raise PlainPickleError(f"it is damaged ({type(error).__name__}: {error})") from None
     raise PlainPickleError("it has no end")
 
@@ -161,7 +163,7 @@ class _Machine:
 
 
 def _array(raw: object, dtype: object, shape: object, order: str) -> NDArray[Any]:
-    """An array of numbers that owns its memory."""
+    """Return an array of numbers that owns its memory."""
     if not isinstance(dtype, np.dtype) or dtype.kind not in "biuf" or order not in ("C", "F"):
         raise PlainPickleError("it has an array of other things than numbers")
     lengths = [n for n in _container(shape, tuple) if isinstance(n, int) and n >= 0]
@@ -181,7 +183,7 @@ def _number_type(text: object) -> np.dtype[Any]:
 
 
 def _finished(value: Any) -> Any:
-    """A value that is whole; names and half-made arrays are none."""
+    """Return a complete value; refuse names and unfinished arrays."""
     if isinstance(value, _Unfinished):
         value = value.value
         if value is None:

@@ -1,7 +1,7 @@
-"""What a model computes before its first adapted block: once per sample, then kept as an input.
+"""Cache the output of the model's part before its first adapted block, once per sample.
 
-With adapters in the last blocks only, the blocks before them see the same input with the same
-weights in every step of every client. Their output is a constant of the sample.
+If only the last blocks have adapters, the blocks before them compute the same output in every step
+of every client: a constant of the sample.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ def cache_prefix(task: TaskT, batch_size: int = 64) -> TaskT:
     """Compute the hidden states before the first adapted block once, for all samples.
 
     Args:
-        task: has all its adapters, and all that clients train, from some block on.
-        batch_size: samples computed at a time.
+        task: a task whose adapters and other trained modules are all in the last blocks.
+        batch_size: samples per batch.
 
     Returns:
-        A task whose inputs have `prefix`, the hidden states (n, T, d) in one tensor, besides the
-        original ones; its model starts at the first adapted block, whose name is still the same.
-        The embeddings are still computed, for the positions and masks that depend on them: next to
-        a block they cost little.
+        A task whose inputs contain `prefix`, the hidden states (n, T, d) in one tensor, in addition
+            to
+        the original ones. Its model starts at the first adapted block, whose name is unchanged. The
+        embeddings are still computed, because positions and masks depend on them; compared with a
+            block
+        they cost little.
 
     Raises:
-        InputError: naming cache_prefix, if no block comes before the first adapted one, something
-            adapted or trained comes before it, or the outputs are not those of the whole model.
+        InputError: names cache_prefix, if there is no block before the first adapted one, if an
+            adapted or trained module comes before it, or if the outputs differ from those of the
+            whole model.
     """
     frozen = _frozen_blocks(task)
     train, test = task.train.trimmed(), task.test.trimmed()
@@ -54,11 +57,11 @@ def cache_prefix(task: TaskT, batch_size: int = 64) -> TaskT:
 
 
 class Passed(nn.Module):
-    """Stands where a frozen block was, and returns the hidden states that it was handed.
+    """Replaces a frozen block and returns the hidden states that it received.
 
     Args:
-        block: the frozen block; its settings, which some models look up, stay to be seen.
-        tuple_size: the block returns a tuple of this length, hidden states first; or a tensor, 0.
+        block: the frozen block; its settings, which some models read, remain available.
+        tuple_size: the block returns a tuple of this length, hidden states first; 0 for a tensor.
     """
 
     def __init__(self, block: nn.Module, tuple_size: int) -> None:
@@ -69,29 +72,29 @@ class Passed(nn.Module):
         vars(self).update({name: x for name, x in settings.items() if name not in vars(self)})
 
     def forward(self, *_: object, **__: object) -> Any:
-        """The hidden states of this batch, in the form of the block's output."""
-        # Dropped at once: a batch need not outlive its forward pass.
+        """Return the hidden states of this batch, in the form of the block's output."""
+        # Dropped at once: a batch must not outlive its forward pass.
         states, self.states = self.states, None
         return (states, *[None] * (self.tuple_size - 1)) if self.tuple_size else states
 
 
 @dataclass(frozen=True)
 class HandOver:
-    """Forward pre-hook of the model: takes `prefix` from the inputs to the passed blocks."""
+    """Forward pre-hook of the model: moves `prefix` from the inputs to the replaced blocks."""
 
     blocks: tuple[str, ...]
 
     def __call__(
         self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[object, ...], dict[str, Any]]:
-        """Hand the hidden states over; the other inputs go on to the model."""
+        """Pass the hidden states on; the other inputs go to the model."""
         for name in self.blocks:
             model.get_submodule(name).states = kwargs[PREFIX]
         return args, {name: value for name, value in kwargs.items() if name != PREFIX}
 
 
 class _Reached(BaseException):
-    """Ends a forward pass where the rest of it is of no use."""
+    """Ends a forward pass whose rest is not needed."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
@@ -99,7 +102,7 @@ class _Reached(BaseException):
 
 
 def _frozen_blocks(task: Task) -> tuple[str, ...]:
-    """Names of the blocks before the first one that holds something adapted."""
+    """Return the names of the blocks before the first one with an adapted module."""
     adapted = (*task.target_modules, *task.head_modules)
     blocks = target_blocks(task.model, task.target_modules)
     frozen = []
@@ -114,7 +117,7 @@ def _frozen_blocks(task: Task) -> tuple[str, ...]:
 
 
 def _resumed(task: Task, frozen: Sequence[str], sample: Examples) -> nn.Module:
-    """The model without its frozen blocks; all else, parameters too, is shared with the task's."""
+    """Return model without its frozen blocks; everything else is shared with the task's model."""
     runs = _runs(task.model, (*frozen, *task.target_modules, *task.head_modules), sample)
     order, outputs = [name for name, _ in runs], dict(runs)
     if any(order.count(block) != 1 for block in frozen):
@@ -123,7 +126,7 @@ def _resumed(task: Task, frozen: Sequence[str], sample: Examples) -> nn.Module:
     if early:
         raise expected("cache_prefix", True, f"nothing adapted before {frozen[-1]}, unlike {early}")
     model = task.model
-    # deepcopy takes what its memo holds for copied already.
+    # deepcopy treats the entries of its memo as already copied.
     copied: dict[int, Any] = {id(x): x for x in (*model.parameters(), *model.buffers())}
     for name in frozen:
         block, output = model.get_submodule(name), outputs[name]
@@ -135,7 +138,7 @@ def _resumed(task: Task, frozen: Sequence[str], sample: Examples) -> nn.Module:
 
 @torch.no_grad()
 def _runs(model: nn.Module, names: Sequence[str], sample: Examples) -> list[tuple[str, Any]]:
-    """Every run of the named modules on a sample, in order: the name, and what it returned."""
+    """Return all calls of the named modules on a sample, in order, with their outputs."""
     runs: list[tuple[str, Any]] = []
 
     def keep(name: str) -> Callable[..., None]:
@@ -154,7 +157,7 @@ def _runs(model: nn.Module, names: Sequence[str], sample: Examples) -> list[tupl
 
 @torch.no_grad()
 def _with_prefix(model: nn.Module, block: str, part: Examples, batch_size: int) -> Examples:
-    """The samples with what a block makes of each, (n, T, d); zero where a sample is padding."""
+    """Return samples with the output of a block, (n, T, d); zero where a sample is padding."""
     prefix: Tensor | None = None
     # From the longest on: the first batch has the tensor's length, the others their own.
     for index in _by_length(part).flip(0).split(batch_size):
@@ -168,7 +171,7 @@ def _with_prefix(model: nn.Module, block: str, part: Examples, batch_size: int) 
 
 
 def _states(model: nn.Module, block: str, batch: Examples) -> Tensor:
-    """Hidden states after a block; the model is run no further than there."""
+    """Return the hidden states after a block, without running the model further."""
 
     def stop(_: nn.Module, args: object, output: Any) -> None:
         raise _Reached(output[0] if isinstance(output, tuple) else output)
@@ -184,7 +187,7 @@ def _states(model: nn.Module, block: str, batch: Examples) -> Tensor:
 
 
 def _by_length(part: Examples) -> Tensor:
-    """Indices of all samples, (n,), the shortest first; as they are if none is padded."""
+    """Return the indices of all samples, (n,), the shortest first; unchanged if none is padded."""
     if MASK not in part.inputs:
         return torch.arange(len(part), device=part.device)
     return part.inputs[MASK].sum(1).argsort(stable=True)
@@ -192,7 +195,7 @@ def _by_length(part: Examples) -> Tensor:
 
 @torch.no_grad()
 def _check_outputs(whole: Task, resumed: Task) -> None:
-    """Refuse a model whose outputs differ, on the shortest samples or on the longest."""
+    """Refuse a model whose outputs differ on the shortest or the longest samples."""
     order = _by_length(whole.train)
     for index in (order[:PROBES], order[-PROBES:]):
         found = [_real_logits(task.model, task.train.take(index)) for task in (whole, resumed)]
@@ -203,7 +206,7 @@ def _check_outputs(whole: Task, resumed: Task) -> None:
 
 
 def _real_logits(model: nn.Module, batch: Examples) -> Tensor:
-    """The model's output, without what it makes of padding."""
+    """Return the model's output without the positions of padding."""
     logits = logits_of(model, batch.inputs)
     if logits.ndim < 3 or MASK not in batch.inputs:
         return logits

@@ -1,4 +1,4 @@
-"""Which linear maps of a model carry LoRA: names by their ends, as in PEFT, in its last blocks."""
+"""Targets: the linear maps of a model that carry LoRA, by name suffix as in PEFT."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ GPT-2 has one map for queries, keys and values.
 def resolve_targets(
     model: nn.Module, names: Iterable[str], adapted_layers: int | None = None
 ) -> tuple[str, ...]:
-    """Full names of the linear maps that a list of names means.
+    """Return the full names of the linear maps that a list of names means.
 
     Args:
         model: any module.
-        names: a name means every linear map that is called so, or whose full name ends with
-            `.name` (the rule of PEFT's `target_modules`).
-        adapted_layers: keep only what lies in the last so many of `target_blocks`; None keeps all.
+        names: a name means every linear map with this name, or whose full name ends with `.name`
+            (the rule of PEFT's `target_modules`).
+        adapted_layers: keep only those in the last so many of `target_blocks`; None keeps all.
 
     Returns:
         Names in the order of `model.named_modules()`.
 
     Raises:
-        InputError: if a name means no linear map (with the closest that does), or if the model
-            has fewer blocks, or if its last blocks hold no target.
+        InputError: if a name means no linear map (names the closest one that does), if the model
+            has fewer blocks, or if its last blocks contain no target.
     """
     ends = tuple(names)
     linear = [name for name, module in model.named_modules() if is_linear(module)]
@@ -69,13 +69,13 @@ def resolve_targets(
 
 
 def usual_targets(model: nn.Module) -> tuple[str, ...]:
-    """Ends of the names of what is usually adapted in a transformers model.
+    """Return the name suffixes of the modules that are usually adapted in a transformers model.
 
     Args:
-        model: has `config.model_type`.
+        model: a model with `config.model_type`.
 
     Raises:
-        InputError: if the type is none of `USUAL_TARGETS`, with the ends there are.
+        InputError: if the type is not in `USUAL_TARGETS`; names the suffixes of the model.
     """
     kind = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
     if kind not in USUAL_TARGETS:
@@ -85,17 +85,17 @@ def usual_targets(model: nn.Module) -> tuple[str, ...]:
 
 
 def target_blocks(model: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
-    """Names of a model's blocks, first to last.
+    """Return the names of a model's blocks, first to last.
 
-    Blocks are the children of those outermost `nn.ModuleList`s, and `nn.Sequential`s of several
-    modules of one kind, that hold a target.
+    Blocks are the children of the outermost `nn.ModuleList`s, and `nn.Sequential`s of several
+    modules of one kind, that contain a target.
 
     Args:
         model: any module.
         targets: full names of modules.
 
     Returns:
-        Full names in the order of `model.named_modules()`; empty if no list holds a target.
+        Full names in the order of `model.named_modules()`; empty if no list contains a target.
     """
     lists: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
@@ -111,28 +111,31 @@ def target_blocks(model: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is an `nn.Linear`, or the `Conv1D` that transformers' GPT-2 has instead."""
+    """Return True for an `nn.Linear` or the `Conv1D` that transformers' GPT-2 uses."""
     kind = type(module)
-    # By name: transformers takes seconds to import, and most tasks have no use for it.
+    # By name: transformers takes seconds to import, and most tasks do not need it.
     conv1d = kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
     return isinstance(module, nn.Linear) or conv1d
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """`(d_out, d_in)` of a linear map; `Conv1D` keeps its weight as (d_in, d_out)."""
+    """Return `(d_out, d_in)` of a linear map; `Conv1D` stores its weight as (d_in, d_out)."""
     weight = module.get_parameter("weight")
     rows, columns = weight.shape
     return (rows, columns) if isinstance(module, nn.Linear) else (columns, rows)
 
 
 def linear_ends(model: nn.Module) -> tuple[str, ...]:
-    """The last parts of the names of all linear maps, each once, in the model's order."""
+    """Return the last parts of the names of all linear maps, without duplicates.
+
+    In the model's order.
+    """
     names = (name for name, module in model.named_modules() if is_linear(module))
     return tuple(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
 def inside(name: str, outer: str) -> bool:
-    """Whether a module's full name is that of another, or of a module below it."""
+    """Return True if a module's full name is that of another, or of a module below it."""
     return not outer or name == outer or name.startswith(f"{outer}.")
 
 
@@ -147,7 +150,10 @@ def _means(end: str, name: str) -> bool:
 
 
 def _closest(end: str, linear: Sequence[str]) -> str:
-    """A hint: the tail of a linear map's name, as long as the one given, that is most like it."""
+    """Return a hint: the most similar suffix, of the same number of parts.
+
+    Of a linear map's name.
+    """
     parts = end.count(".") + 1
     tails = [".".join(name.split(".")[-parts:]) for name in linear]
     close = difflib.get_close_matches(end, tails, n=1, cutoff=0.0)

@@ -1,4 +1,4 @@
-"""A task: the frozen model that all clients share, the data, and what of the model they train."""
+"""Tasks: the frozen model that all clients share, the data, and the trained modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedlora_sim.errors import expected
 from fedlora_sim.scenario import Scenario, TaskFields
 from fedlora_sim.storage import raw_bytes
 
-# A labelled data set as tensors, batches of it cut to the longest sample that they hold
+# Labelled data as tensors, and batches trimmed to their longest sample
 
 MASK = "attention_mask"
 """Input that says which positions of a sample are real: 1, or 0 for padding on the right."""
@@ -29,14 +29,14 @@ class Examples:
     """Samples of a data set, or a batch of them.
 
     Args:
-        inputs: what the model takes, by argument name; every tensor has samples first, (n, ...).
+        inputs: inputs of the model by argument name; every tensor has samples first, (n, ...).
             With an `attention_mask` (n, T), every input whose second axis is T is a sequence.
         labels: int64; a class per sample (n,), or a token per position (n, T).
-        classes: what label skew is counted in, int64 (n,); the labels themselves when None.
-        groups: who wrote the sample, any integers (n,), for the split by writer; None if unknown.
+        classes: class of each sample for label skew, int64 (n,); the labels themselves when None.
+        groups: writer of each sample, any integers (n,), for the split by writer; None if unknown.
 
     Raises:
-        InputError: naming the argument whose number of samples differs.
+        InputError: names the argument whose number of samples differs.
     """
 
     inputs: Mapping[str, Tensor]
@@ -60,15 +60,15 @@ class Examples:
 
     @property
     def device(self) -> torch.device:
-        """Where the samples are."""
+        """Device of the samples."""
         return self.labels.device
 
     @property
     def skew_classes(self) -> NDArray[np.int64]:
-        """The class of every sample that splits look at, (n,).
+        """Class of each sample for splits, (n,).
 
         Raises:
-            InputError: where labels are tokens and nothing says what the classes are.
+            InputError: if labels are tokens and no classes are given.
         """
         if self.classes is not None:
             return self.classes
@@ -78,17 +78,17 @@ class Examples:
 
     @property
     def longest(self) -> int:
-        """Index of the sample with the most positions that are no padding."""
+        """Index of the sample with the most positions that are not padding."""
         mask = self.inputs.get(MASK)
         return 0 if mask is None else int(mask.sum(1).argmax())
 
     def take(self, index: Tensor) -> Examples:
-        """The samples at these indices, (m,), cut to the longest of them."""
+        """Return the samples at these indices, (m,), trimmed to the longest of them."""
         inputs = {name: x[index] for name, x in self.inputs.items()}
         return Examples(inputs, self.labels[index]).trimmed()
 
     def trimmed(self) -> Examples:
-        """The same samples without the positions that are padding in all of them."""
+        """Return the same samples without the positions that are padding in all of them."""
         mask = self.inputs.get(MASK)
         if mask is None:
             return self
@@ -104,7 +104,7 @@ class Examples:
         return replace(self, inputs=inputs, labels=cut(self.labels))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Examples:
-        """The same samples elsewhere; floating-point inputs in this dtype."""
+        """Return the samples on a device; floating-point inputs in this dtype."""
         inputs = {
             name: x.to(device, dtype if x.is_floating_point() else x.dtype)
             for name, x in self.inputs.items()
@@ -112,37 +112,37 @@ class Examples:
         return replace(self, inputs=inputs, labels=self.labels.to(device))
 
 
-# Losses and hits, sample by sample, so that clients in one stack keep to themselves.
+# Losses and hits per sample, so that clients in one stack are independent.
 #
-# A client's loss on a batch is `sum of totals / sum of counts` over its own samples: the mean
-# over samples for classes, the mean over tokens for completions, as a client alone would have it.
+# A client's loss on a batch is `sum of totals / sum of counts` over its own samples: the mean over
+# samples for classes and over tokens for completions, as for a single client.
 
 IGNORED = -100
 """Label of a position that counts for nothing, as in PyTorch's and transformers' losses."""
 
 
 class Objective(Protocol):
-    """What the model's output is held against."""
+    """Loss and accuracy of the model's output."""
 
     def check_labels(self, argument: str, labels: Tensor, num_classes: int | None) -> None:
-        """Refuse labels that no loss can be made of.
+        """Refuse labels without a loss.
 
         Args:
-            argument: what the caller calls the labels.
-            labels: of all samples of a part.
-            num_classes: how many classes there are; None if unknown or if labels are no classes.
+            argument: the caller's name of the labels.
+            labels: labels of all samples of a part.
+            num_classes: number of classes; None if unknown or if labels are not classes.
 
         Raises:
-            InputError: naming the first sample that is otherwise.
+            InputError: names the first invalid sample.
         """
         ...
 
     def losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed loss in nats and what it is a sum over, per sample, each (n,)."""
+        """Return the summed loss in nats and its number of terms, per sample, each (n,)."""
         ...
 
     def hits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Whether every sample is right, boolean (n,)."""
+        """Return whether each sample is correct, boolean (n,)."""
         ...
 
 
@@ -151,7 +151,7 @@ class Classification:
     """One class per sample: logits (n, classes), labels (n,); cross-entropy and accuracy."""
 
     def check_labels(self, argument: str, labels: Tensor, num_classes: int | None) -> None:
-        """Refuse a label that is no class: one that a loss ignores would count as a loss of 0."""
+        """Refuse a label that is not a class, which a loss function could ignore and count as 0."""
         bad, below = labels < 0, ""
         if num_classes is not None:
             bad, below = bad | (labels >= num_classes), f" and below {num_classes}"
@@ -161,12 +161,12 @@ class Classification:
             raise expected(f"{argument}[{first}]", labels[first].tolist(), wanted)
 
     def losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of every sample, each counting for one."""
+        """Return the cross-entropy of each sample, with one term per sample."""
         each = functional.cross_entropy(logits, labels, reduction="none")
         return each, each.new_ones(len(labels))
 
     def hits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Whether the largest logit is the label's."""
+        """Return whether the largest logit is that of the label."""
         return logits.argmax(-1) == labels
 
 
@@ -174,12 +174,15 @@ class Classification:
 class Completion:
     """Next tokens: logits (n, T, vocabulary), labels (n, T) with `IGNORED` for the prompt.
 
-    Position t predicts the label at t + 1. A sample is right when every token of its completion
-    is the most likely one after those before it: exactly when greedy decoding would write it.
+    Position t predicts the label at t + 1. A sample is correct if each token of its completion is
+    the most likely one after the previous ones, which means that greedy decoding would write it.
     """
 
     def check_labels(self, argument: str, labels: Tensor, num_classes: int | None) -> None:
-        """Refuse a sample of no completion: its loss is 0/0, and every output would be right."""
+        """Refuse a sample without a completion: its loss is 0/0.
+
+        And every output would be correct.
+        """
         counted = (labels[:, 1:] != IGNORED).any(1)
         if not bool(counted.all()):
             first = int(counted.logical_not().nonzero()[0, 0])
@@ -188,7 +191,7 @@ class Completion:
             raise expected(f"{argument}[{first}]", given, wanted)
 
     def losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy over every sample's completion, and its number of tokens."""
+        """Return the summed cross-entropy of each sample's completion, and its number of tokens."""
         shifted = labels[:, 1:]
         each = functional.cross_entropy(
             logits[:, :-1].flatten(0, 1), shifted.flatten(), reduction="none", ignore_index=IGNORED
@@ -197,34 +200,34 @@ class Completion:
         return each.view_as(shifted).sum(1), counted.sum(1).to(each.dtype)
 
     def hits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Whether greedy decoding would write the completion."""
+        """Return whether greedy decoding would write the completion."""
         shifted = labels[:, 1:]
         return ((logits[:, :-1].argmax(-1) == shifted) | (shifted == IGNORED)).all(1)
 
 
-# A task: the frozen model that all clients share, the data, and what of the model they train
+# Tasks
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A model and what it is to learn.
+    """A frozen model with its data and objective.
 
     Args:
-        model: any module, called as `model(**inputs)`; returns logits, or an object that has them
-            as `.logits`. In evaluation mode, its parameters frozen, and shared by all who load the
-            task: not to be changed.
+        model: any module, called as `model(**inputs)`; returns logits, or an object with `.logits`.
+            It is in evaluation mode with frozen parameters, and shared by all users of the task: do
+            not change it.
         train: samples that are split among the clients.
-        test: samples that the global model is judged on.
+        test: samples on which the global model is evaluated.
         target_modules: full names of the linear maps that carry LoRA.
-        head_modules: full names of modules that every client trains as a whole (a new classifier);
+        head_modules: full names of modules that each client trains as a whole (a new classifier);
             the server averages them by samples.
         objective: loss and hits.
-        class_names: of `train.skew_classes`, for plots of the split; empty if they have none.
-        content: digests of model and data as they were loaded, see `task_content`; None for a task
-            that was not loaded by a scenario.
+        class_names: names of `train.skew_classes`, for plots of the split; empty if there are none.
+        content: digests of the loaded model and data, see `task_content`; None for a task that was
+            not loaded by a scenario.
 
     Raises:
-        InputError: naming the first sample whose labels the objective has no loss for.
+        InputError: names the first sample whose labels have no loss under the objective.
     """
 
     model: nn.Module
@@ -238,13 +241,13 @@ class Task:
 
     def __post_init__(self) -> None:
         for name, part in (("train", self.train), ("test", self.test)):
-            named = bool(self.class_names) and part.classes is None  # then they are the labels'
+            named = bool(self.class_names) and part.classes is None  # names of the labels
             num_classes = len(self.class_names) if named else None
             self.objective.check_labels(f"{name}.labels", part.labels, num_classes)
 
     @property
     def device(self) -> torch.device:
-        """Where model and data are."""
+        """Device of model and data."""
         return self.train.device
 
     @property
@@ -253,7 +256,7 @@ class Task:
         return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Task:
-        """The task elsewhere; the same one where it is there already."""
+        """Return the task on a device in a dtype; the same object if nothing changes."""
         if (self.device, self.dtype) == (device, dtype):
             return self
         model = copy.deepcopy(self.model).to(device, dtype)
@@ -262,11 +265,11 @@ class Task:
 
 
 def task_content(task: Task) -> dict[str, str]:
-    """Digests of what a run is trained on, so that it does not continue with something else.
+    """Return digests of model and data, so that a run does not continue with others.
 
     Returns:
-        `model_content`: of every parameter and buffer, and the names of what is trained.
-        `data_content`: of all inputs and labels.
+        `model_content`: digest of all parameters and buffers, and of the names of trained modules.
+        `data_content`: digest of all inputs and labels.
     """
     model = hashlib.sha256(repr((task.target_modules, task.head_modules)).encode())
     for name, x in task.model.state_dict().items():
@@ -284,19 +287,19 @@ def _update(found: Any, name: str, x: Tensor) -> None:
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """What the model makes of a batch."""
+    """Return the model's logits of a batch."""
     output = model(**inputs)
     found = output if isinstance(output, Tensor) else output.logits
-    assert isinstance(found, Tensor)  # what Task asks of its model
+    assert isinstance(found, Tensor)  # required by Task
     return found
 
 
-# Which task is loaded, and how: what a scenario says of its task, in one hashable piece
+# The options of a task in a scenario, as one hashable object
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions(TaskFields):
-    """A task's description.
+    """Options of a task.
 
     Args:
         dtype: `float32 | float64`.
@@ -306,23 +309,23 @@ class TaskOptions(TaskFields):
 
     @classmethod
     def of(cls, scenario: Scenario) -> TaskOptions:
-        """What a scenario says of its task."""
+        """Return the task options of a scenario."""
         own = {field.name: getattr(scenario, field.name) for field in fields(TaskFields)}
         return cls(**own, dtype=str(scenario.dtype))
 
 
-# Smaller data sets with the classes of the whole one
+# Stratified subsets
 
 
 def stratified_sample(
     classes: NDArray[np.int64], size: int | None, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Draw samples so that every class keeps its share, to within one sample.
+    """Draw samples so that each class keeps its share to within one sample.
 
     Args:
-        classes: of every sample, (n,).
-        size: samples to draw; all n when None or above n.
-        rng: draws which ones.
+        classes: class of each sample, (n,).
+        size: number of samples to draw; all n when None or above n.
+        rng: source of randomness.
 
     Returns:
         Indices of the samples, ascending, (min(size, n),).
@@ -332,7 +335,7 @@ def stratified_sample(
         return np.arange(total)
     names, counts = np.unique(classes, return_counts=True)
     quota, rest = np.divmod(counts * size, total)
-    # What the division leaves goes to the classes that it cut most (largest remainders).
+    # The remainder of the division goes to the classes with the largest remainders.
     quota[np.argsort(-rest, kind="stable")[: size - quota.sum()]] += 1
     drawn = [
         rng.choice(np.flatnonzero(classes == name), number, replace=False)

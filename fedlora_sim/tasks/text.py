@@ -1,4 +1,4 @@
-"""Text classification: texts, tokens, and the task."""
+"""Text classification: labelled texts, tokens, and the task."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from fedlora_sim.tasks.huggingface import (
 from fedlora_sim.tasks.targets import inside, resolve_targets, usual_targets
 from fedlora_sim.tasks.task import Examples, Task, TaskOptions, stratified_sample
 
-# Labelled texts as they come: from tab-separated files and scikit-learn's 20 newsgroups
+# Sources of labelled texts: tab-separated files and scikit-learn's 20 newsgroups
 
 NEWSGROUPS = "20newsgroups"
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts, and the name of the class of each.
+    """Texts with class names.
 
     Args:
         texts: n texts.
-        labels: n names of classes.
-        writers: who wrote each text, n names; None if unknown.
+        labels: n class names.
+        writers: writer of each text, n names; None if unknown.
         class_names: all classes in the source's own order; None if it has none.
     """
 
@@ -57,10 +57,10 @@ def read_tsv(argument: str, path: Path) -> LabelledTexts:
     """Read lines `text<TAB>label` or `text<TAB>label<TAB>writer`, UTF-8, without a header.
 
     Raises:
-        InputError: naming the argument, the file and its first line that is otherwise.
+        InputError: names the argument, the file and its first invalid line.
     """
     rows: list[list[str]] = []
-    # Lines end where a file's lines end, not at every separator that Unicode knows.
+    # Split at line ends only, not at all separators of Unicode.
     for number, line in enumerate(path.read_bytes().rstrip().split(b"\n"), start=1):
         where = f"{argument}: line {number} of {path}"
         try:
@@ -78,12 +78,13 @@ def read_tsv(argument: str, path: Path) -> LabelledTexts:
 
 
 def read_newsgroups(argument: str) -> dict[str, LabelledTexts]:
-    """The 20 newsgroups' messages by scikit-learn, in its parts by date, `train` and `test`.
+    """Return the 20 newsgroups of scikit-learn in its parts by date, `train` and `test`.
 
-    Headers, signatures and quotes are removed: they give the group away (scikit-learn's advice).
+    Headers, signatures and quotes are removed, because they reveal the group (scikit-learn's
+    advice).
 
     Raises:
-        InputError: if they lie in no cache and cannot be fetched.
+        InputError: if they are not cached and cannot be downloaded.
     """
     from sklearn.datasets import fetch_20newsgroups
 
@@ -110,17 +111,17 @@ UNLABELLED = -1
 
 
 def read_hub(argument: str, name: str) -> dict[str, LabelledTexts]:
-    """A data set of texts with one label each.
+    """Return a data set of texts with one label each.
 
     Args:
-        argument: what the caller calls the name.
+        argument: the caller's name of the argument.
         name: hub name, as `ag_news` or `organisation/name`, or a folder by `save_to_disk`.
 
     Returns:
-        `train`, and `test` where a part of that kind has labels.
+        `train`, and `test` if a test part has labels.
 
     Raises:
-        InputError: if it cannot be had, or if it is not clear what is text and what is label.
+        InputError: if it is not available, or if the columns of texts and labels are ambiguous.
     """
     parts = load_hub_parts(argument, name, "a file, 20newsgroups")
     train = parts["train"] if "train" in parts else next(iter(parts.values()))
@@ -144,7 +145,7 @@ def _labelled(argument: str, name: str, part: Any) -> LabelledTexts:
     names = getattr(part.features[label], "names", None)
     if names is None:
         return LabelledTexts(tuple(texts), tuple(str(value) for value in labels))
-    if UNLABELLED in labels:  # which would read as the last name
+    if UNLABELLED in labels:  # which would be read as the last name
         raise expected(argument, name, f"a label for every text in {label!r}, not {UNLABELLED}")
     return LabelledTexts(tuple(texts), tuple(names[i] for i in labels), class_names=tuple(names))
 
@@ -162,7 +163,7 @@ def _column(
     known: Sequence[str],
     fitting: Sequence[str],
 ) -> str:
-    """The one column by a known name; without any, the one of a fitting type."""
+    """Return the only column with a known name, or else the only one of a suitable type."""
     found = [column for column in known if column in features] or fitting
     if len(found) != 1:
         wanted = f"one column of {content}, called {' or '.join(known)}"
@@ -170,7 +171,7 @@ def _column(
     return found[0]
 
 
-# Labelled texts in a training and a test part, their classes numbered
+# Training and test part with numbered classes
 
 TEST_SHARE = 0.2
 FILES = (".tsv", ".txt", ".csv")
@@ -184,7 +185,7 @@ class TextPart:
     Args:
         texts: n texts.
         labels: their classes, int64 (n,).
-        groups: who wrote them, int64 (n,); None if unknown.
+        groups: their writers, int64 (n,); None if unknown.
     """
 
     texts: tuple[str, ...]
@@ -192,7 +193,7 @@ class TextPart:
     groups: NDArray[np.int64] | None = None
 
     def take(self, index: NDArray[np.int64]) -> TextPart:
-        """The samples at these indices."""
+        """Return the samples at these indices."""
         groups = None if self.groups is None else self.groups[index]
         return TextPart(tuple(self.texts[i] for i in index), self.labels[index], groups)
 
@@ -210,14 +211,14 @@ def load_text(data: str | None, test_data: str | None, seed: int) -> TextData:
     """Read a data set of labelled texts.
 
     Args:
-        data: a tab-separated file (`read_tsv`), `20newsgroups`, a data set of the Hugging Face hub
-            or a folder with one (`read_hub`); its training part.
-        test_data: likewise; its test part, or all of it if it has none. When None, the test part
-            of `data`; without one, a fifth of the training part, class by class, is held out.
-        seed: draws what is held out.
+        data: source of the training part: a tab-separated file (`read_tsv`), `20newsgroups`, a data
+            set of the Hugging Face hub or a folder with one (`read_hub`).
+        test_data: source of the test part (all of it if it has no parts). None uses the test part
+            of `data`, or holds out a fifth of the training part, class by class.
+        seed: seed of the held-out part.
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: names the argument, its value and what was expected.
     """
     parts = _read("data", data)
     if test_data is not None:
@@ -249,14 +250,14 @@ def _read(argument: str, source: str | None) -> dict[str, LabelledTexts]:
 
 
 def _class_names(parts: dict[str, LabelledTexts]) -> tuple[str, ...]:
-    """The classes in the source's order, where it has one, then the others: sorted."""
+    """Return the classes in the source's order if it has one, then the others, sorted."""
     given = [part.class_names or () for part in parts.values()]
     used = _sorted({label for part in parts.values() for label in part.labels})
     return tuple(dict.fromkeys([*(name for names in given for name in names), *used]))
 
 
 def _sorted(names: Iterable[str]) -> list[str]:
-    """By value if all are whole numbers, else by letters."""
+    """Return the names sorted by value if all are whole numbers, else alphabetically."""
     found = list(names)
     numbers = all(name.removeprefix("-").isdecimal() for name in found)
     return sorted(found, key=int) if numbers else sorted(found)
@@ -270,19 +271,20 @@ def _numbered(part: LabelledTexts, class_names: tuple[str, ...]) -> TextPart:
     return TextPart(part.texts, labels, np.unique(part.writers, return_inverse=True)[1])
 
 
-# Texts as tokens, made once and kept on disk
+# Tokens, cached on disk
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
-    """Tokens of every text, from the cache if they were made before.
+    """Return the tokens of each text, from the cache if available.
 
-    The cache is the folder in the environment variable `FEDLORA_CACHE`, `~/.cache/fedlora-sim` by
-    default. A file's name follows from the texts, the tokenizer's own files and the length.
+    The cache is the folder in the environment variable `FEDLORA_CACHE`, by default
+    `~/.cache/fedlora-sim`. A file's name is derived from the texts, the tokenizer's files and the
+    length.
 
     Args:
-        tokenizer: of transformers, with a padding token.
-        texts: n texts; cut to the length.
-        max_length: tokens T of every row, special ones and padding on the right included.
+        tokenizer: a tokenizer of transformers with a padding token.
+        texts: n texts; truncated to the length.
+        max_length: tokens T of each row, including special tokens and padding on the right.
 
     Returns:
         The model's inputs by name (`input_ids`, `attention_mask`, ...), int64 (n, T).
@@ -292,7 +294,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str,
     tokens = _read_tokenizer(path, (len(texts), max_length))
     if tokens is None:
         tokens = _make(tokenizer, texts, max_length)
-        # Where they cannot be kept, they are made again the next time.
+        # If they cannot be stored, they are computed again the next time.
         with contextlib.suppress(OSError):
             remove_stale(path.parent)
             write_tensors(path, tokens)
@@ -300,7 +302,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str,
 
 
 def cache_folder() -> Path:
-    """Where what takes long to make is kept between runs."""
+    """Return the folder for expensive intermediate results that are kept between runs."""
     default = Path.home() / ".cache" / "fedlora-sim"
     return Path(os.environ.get("FEDLORA_CACHE") or default)
 
@@ -312,7 +314,7 @@ def _make(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Te
         padding_side="right",
         truncation=True,
         max_length=max_length,
-        return_token_type_ids=False,  # of a single text all zero, which is every model's default
+        return_token_type_ids=False,  # zero for single texts, which is every model's default
         return_attention_mask=True,
         return_tensors="pt",
     )
@@ -320,8 +322,8 @@ def _make(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Te
 
 
 def _key(tokenizer: Any, texts: Sequence[str], max_length: int) -> str:
-    """Hash of all that the tokens depend on."""
-    # A tokenizer's files tell how it was last called: always the same way.
+    """Return the hash of everything on which the tokens depend."""
+    # A tokenizer's files contain its last call settings: always use the same.
     _make(tokenizer, [""], max_length)
     parts = [str(max_length).encode(), *(text.encode("utf-8", "surrogatepass") for text in texts)]
     with tempfile.TemporaryDirectory() as folder:
@@ -334,7 +336,7 @@ def _key(tokenizer: Any, texts: Sequence[str], max_length: int) -> str:
 
 
 def _read_tokenizer(path: Path, shape: tuple[int, int]) -> dict[str, Tensor] | None:
-    """What a file holds; None if there is none, or if it is not what was written."""
+    """Return tokens in a file; None if there is no file, or if its content is not as written."""
     try:
         tokens = load_file(path)
     except (OSError, SafetensorError):
@@ -343,7 +345,7 @@ def _read_tokenizer(path: Path, shape: tuple[int, int]) -> dict[str, Tensor] | N
     return tokens if whole and all(x.shape == shape for x in tokens.values()) else None
 
 
-# Text classification: a pretrained encoder or decoder, its tokens, and a classifier on top
+# The task: a pretrained encoder or decoder with a classifier
 
 
 def load_text_task(options: TaskOptions) -> Task:
@@ -352,14 +354,15 @@ def load_text_task(options: TaskOptions) -> Task:
     Args:
         options: `model` is a hub name or a folder that transformers'
             `AutoModelForSequenceClassification` and `AutoTokenizer` can load; `data` and
-            `test_data` as in `text_data.load_text`.
+            `test_data` as in `load_text`.
 
     Returns:
-        The task, on the CPU in `options.dtype`. Labels are what splits go by; groups are the
-        writers in the data's third column.
+        The task, on the CPU in `options.dtype`. Splits use the labels; groups are the writers in
+            the
+        third column of the data.
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: names the argument, its value and what was expected.
     """
     tokenizer = from_pretrained("AutoTokenizer", options.model)
     data = load_text(options.data, options.test_data, options.task_seed)
@@ -386,10 +389,10 @@ def load_text_task(options: TaskOptions) -> Task:
 
 
 def _set_padding(tokenizer: Any, model: Any, name: str | None) -> None:
-    """Tell the model what its tokenizer pads with: decoders classify by the last real token.
+    """Set the model's padding token to its tokenizer's: decoders classify by the last real token.
 
     Raises:
-        InputError: if the tokenizer has no padding token, or one that the model has no row for.
+        InputError: if the tokenizer has no padding token, or one without a row in the model.
     """
     padding, rows = tokenizer.pad_token_id, model.get_input_embeddings().num_embeddings
     if padding is None or padding >= rows:
@@ -399,7 +402,7 @@ def _set_padding(tokenizer: Any, model: Any, name: str | None) -> None:
 
 
 def _check_length(max_length: int, tokenizer: Any, model: Any) -> None:
-    """Refuse samples longer than the model's positions, or without room for a word."""
+    """Refuse samples longer than the model's positions, or too short for a word."""
     positions = text_positions(model)
     least = tokenizer.num_special_tokens_to_add() + 1
     most = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
@@ -408,9 +411,9 @@ def _check_length(max_length: int, tokenizer: Any, model: Any) -> None:
 
 
 def _heads(loaded: Pretrained, train_head: bool | None) -> tuple[str, ...]:
-    """Names of the linear maps that clients train as a whole.
+    """Return the names of the linear maps that clients train as a whole.
 
-    They are the new ones; for `train_head=True` all that come after the model's trunk as well.
+    These are the new ones; with `train_head=True` also all after the model's trunk.
     """
     if train_head is False:
         return ()
@@ -423,7 +426,10 @@ def _heads(loaded: Pretrained, train_head: bool | None) -> tuple[str, ...]:
 
 
 def _targets(model: nn.Module, options: TaskOptions, heads: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the maps that carry LoRA: what is trained as a whole needs none."""
+    """Return the names of the maps that carry LoRA.
+
+    Modules that are trained as a whole are excluded.
+    """
     names = options.target_modules or usual_targets(model)
     found = resolve_targets(model, names, options.adapted_layers)
     targets = tuple(name for name in found if name not in heads)
@@ -435,7 +441,7 @@ def _targets(model: nn.Module, options: TaskOptions, heads: tuple[str, ...]) -> 
 def _examples(
     part: TextPart, options: TaskOptions, which: str, size: int | None, tokenizer: Any
 ) -> Examples:
-    """Tokens of a part, or of as many samples of it as are wanted."""
+    """Return the tokens of a part, or of the requested number of samples of it."""
     drawn = stratified_sample(part.labels, size, stream(options.task_seed, "text samples", which))
     kept = part.take(drawn)
     inputs = tokenize(tokenizer, kept.texts, options.max_length)

@@ -1,4 +1,4 @@
-"""Image classification: images, models, and the task."""
+"""Image classification: models, images, and the task."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fedlora_sim.tasks.targets import inside, linear_ends, resolve_targets
 from fedlora_sim.tasks.task import Examples, Task, TaskOptions, stratified_sample
 from fedlora_sim.tasks.text import cache_folder
 
-# Pretrained image classifiers of transformers and timm, and the images that they were made for
+# Pretrained image classifiers of transformers and timm, and their image format
 
 TIMM = "timm:"
 CHANNELS = 3
@@ -43,12 +43,12 @@ class VisionModel:
 
     Args:
         model: on the CPU, called with one tensor of images (n, 3, H, W).
-        input_name: the argument that takes the images.
-        size: H and W that the model was made for, pixels.
-        mean: of the images' channels in [0, 1]; subtracted.
-        std: divided by.
+        input_name: argument for the images.
+        size: H and W of the model's images, pixels.
+        mean: mean of the images' channels in [0, 1], which is subtracted.
+        std: standard deviation, by which they are divided.
         head: full names of the classifier's modules.
-        head_is_new: whether the checkpoint had no classifier for so many classes.
+        head_is_new: whether the checkpoint had no classifier for this number of classes.
     """
 
     model: nn.Module
@@ -61,7 +61,7 @@ class VisionModel:
 
     @property
     def query_value_maps(self) -> tuple[str, ...]:
-        """Ends of the names of the query and value maps; the most common ones if it has none."""
+        """Name suffixes of the query and value maps; the most common ones if it has none."""
         ends = linear_ends(self.model)
         found = (names for names in QUERY_VALUE_MAPS if {*names} <= {*ends})
         return next(found, QUERY_VALUE_MAPS[0])
@@ -70,17 +70,17 @@ class VisionModel:
 def load_vision_model(
     name: str | None, num_classes: int, dtype: torch.dtype, seed: int
 ) -> VisionModel:
-    """Load a classifier for so many classes.
+    """Load a classifier for a number of classes.
 
     Args:
         name: hub name or folder for transformers, or `timm:name` for timm.
-        num_classes: of the data; a classifier of another number is drawn anew.
-        dtype: of the parameters.
-        seed: of a new classifier.
+        num_classes: number of classes; a classifier for another number is newly drawn.
+        dtype: dtype of the parameters.
+        seed: seed of a new classifier.
 
     Raises:
-        InputError: if the package is not installed, the model cannot be had, or it does not say
-            for which size of colour images it was made.
+        InputError: if the package is not installed, the model is not available, or it does not
+            state its size of colour images.
     """
     if isinstance(name, str) and name.startswith(TIMM):
         return _from_timm(name, num_classes, dtype, seed)
@@ -109,7 +109,10 @@ def _from_transformers(
 
 
 def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the model's image processor; 0.5 where a folder has none."""
+    """Return mean and standard deviation of the model's image processor.
+
+    0.5 if a folder has none.
+    """
     if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file():
         return (0.5,) * CHANNELS, (0.5,) * CHANNELS
     processor = from_pretrained("AutoImageProcessor", name)
@@ -128,7 +131,7 @@ def _from_timm(name: str, num_classes: int, dtype: torch.dtype, seed: int) -> Vi
             model = timm.create_model(
                 name.removeprefix(TIMM), pretrained=True, num_classes=num_classes
             )
-        except Exception as error:  # a damaged or crafted file can fail anywhere in it
+        except Exception as error:  # a damaged or crafted file may raise anything
             wanted = f"timm:name of a model that timm can load ({reason_of(error)})"
             raise expected("model", name, wanted) from error
     wanted, classifier = timm.data.resolve_model_data_config(model), model.get_classifier()
@@ -141,25 +144,25 @@ def _from_timm(name: str, num_classes: int, dtype: torch.dtype, seed: int) -> Vi
 
 
 def _pair(side: Any) -> tuple[int, int]:
-    """Height and width, of one number or two."""
+    """Return height and width from one number or two."""
     height, width = (side, side) if isinstance(side, int) else side
     return int(height), int(width)
 
 
-# A part of an image data set: its labels, and its images when they are asked for
+# A part of an image data set: labels, and images on demand
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A part of an image data set; images are decoded when they are asked for.
+    """A part of an image data set; images are decoded on demand.
 
     Args:
-        read: images at these indices, (m,): an array (m, H, W) or (m, H, W, 3), or, where sizes
-            differ, a list of arrays (H, W, 3); uint8.
-        labels: class of every image, int64 (n,).
-        groups: who wrote the image, any integers (n,), or None.
+        read: returns the images at these indices, (m,): an array (m, H, W) or (m, H, W, 3) or, if
+            sizes differ, a list of arrays (H, W, 3); uint8.
+        labels: class of each image, int64 (n,).
+        groups: writer of each image, any integers (n,), or None.
     """
 
     read: Callable[[NDArray[np.int64]], Pixels | Sequence[Pixels]]
@@ -174,17 +177,17 @@ Read = tuple[Mapping[str, Images], tuple[str, ...]]
 def images_of(
     argument: str, data: object, pixels: object, labels: object, groups: object = None
 ) -> Images:
-    """Images in memory, checked.
+    """Return checked images in memory.
 
     Args:
-        argument: of the caller, for the message.
+        argument: the caller's argument, for the message.
         data: its value.
         pixels: uint8 (n, H, W) or (n, H, W, 3).
         labels: integers of at least 0, (n,).
         groups: integers (n,), or None.
 
     Raises:
-        InputError: naming the argument, if they are anything else.
+        InputError: names the argument, if they are anything else.
     """
     x = np.asarray(pixels)
     if x.dtype != np.uint8 or not (x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 3)):
@@ -199,7 +202,7 @@ def images_of(
 
 
 def check_labels(argument: str, data: object, labels: object, number: int) -> NDArray[np.int64]:
-    """Labels as int64, or a refusal that names what they were read from."""
+    """Return the labels as int64; an error names their source."""
     y = np.asarray(labels)
     whole = np.issubdtype(y.dtype, np.integer) and y.shape == (number,) and number > 0
     if not whole or y.min() < 0:
@@ -208,7 +211,7 @@ def check_labels(argument: str, data: object, labels: object, number: int) -> ND
     return y.astype(np.int64)
 
 
-# CIFAR-100's python version: pickles, read as data (see `plain_pickle`).
+# CIFAR-100's Python version: pickles, read as data (see `plain_pickle`).
 #
 # Reference: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 
@@ -216,18 +219,18 @@ SIDE = 32
 
 
 def read_cifar_folder(argument: str, folder: Path) -> Read:
-    """The 100 fine classes, from the files `train`, `test` and `meta`.
+    """Return the 100 fine classes, from the files `train`, `test` and `meta`.
 
     Args:
-        argument: for which the folder was given.
+        argument: the argument with the folder.
         folder: usually called `cifar-100-python`.
 
     Returns:
-        Both parts, 32x32 colour images; and the names of the classes.
+        Both parts, 32x32 colour images, and the class names.
 
     Raises:
-        InputError: naming the file, if it is not there, is no pickle of the expected contents, or
-            asks for anything but numpy arrays and plain values.
+        InputError: names a file that is missing, is not a pickle of the expected content, or
+            requires anything but NumPy arrays and plain values.
     """
     parts = {}
     for part in ("train", "test"):
@@ -237,7 +240,7 @@ def read_cifar_folder(argument: str, folder: Path) -> Read:
         if not isinstance(x, np.ndarray) or x.ndim != 2 or x.shape[1] != 3 * SIDE * SIDE:
             found = getattr(x, "shape", type(x).__name__)
             raise expected(argument, str(path), f"data of shape (n, 3072), not {found}")
-        # Checked item by item: NumPy would unfold lists of lists, and a small file can nest many.
+        # Checked item by item: NumPy would expand lists of lists, and a small file can nest many.
         if not isinstance(labels, np.ndarray) and not _is_list(labels, int):
             raise expected(argument, str(path), "fine_labels, a list of whole numbers")
         pixels = x.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
@@ -254,7 +257,7 @@ def _is_list(values: object, kind: Any) -> bool:
 
 
 def _load(argument: str, path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """A pickled dictionary that has these keys, as text or as Python 2's strings."""
+    """Return a pickled dictionary with these keys, as text or as Python 2's strings."""
     wanted = f"a file of CIFAR-100's python version with {', '.join(keys)}"
     try:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
@@ -264,7 +267,7 @@ def _load(argument: str, path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
         return {key: values[key] for key in keys}
     except InputError:
         raise
-    except Exception as error:  # what is no dictionary, or lacks a key
+    except Exception as error:  # not a dictionary, or a key is missing
         raise expected(argument, str(path), f"{wanted} ({error})") from None
 
 
@@ -272,7 +275,7 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-# Labelled images from files, folders and data sets by name, and what is common to all of them
+# Labelled images from files, folders and named data sets
 
 CIFAR_FOLDER = "cifar-100-python"
 KINDS = (
@@ -290,9 +293,9 @@ class ImageData:
     """Training and test part of an image data set.
 
     Args:
-        train: what is split among the clients.
-        test: what the global model is judged on.
-        class_names: one per class; numbers where the data have no names.
+        train: part that is split among the clients.
+        test: part on which the global model is evaluated.
+        class_names: one per class; numbers if the data have no names.
     """
 
     train: Images
@@ -301,19 +304,19 @@ class ImageData:
 
 
 def load_image_data(data: str | None, test_data: str | None = None) -> ImageData:
-    """Find an image data set by the kind of its name.
+    """Return an image data set; the kind of its name determines the source.
 
     Args:
-        data: path of an `.npz` file; a folder with CIFAR-100's `train`, `test` and `meta`, or the
-            one around it; `cifar100`; or, by the package datasets, a hub name or local folder.
-        test_data: the like, whose test part, or else its only part, replaces that of `data`.
+        data: path of an `.npz` file; a folder with CIFAR-100's `train`, `test` and `meta`, or its
+            parent; `cifar100`; or, with the package datasets, a hub name or local folder.
+        test_data: a further source, whose test part, or else only part, replaces that of `data`.
 
     Returns:
         Both parts.
 
     Raises:
-        InputError: naming the argument, where nothing can be read from it, a package for it is
-            missing, or no part is left for the test.
+        InputError: names the argument, if nothing can be read from it, a package is missing, or
+            there is no test part.
     """
     parts, names = _read("data", data)
     parts = dict(parts)
@@ -332,7 +335,7 @@ def load_image_data(data: str | None, test_data: str | None = None) -> ImageData
 
 
 def _read(argument: str, data: str | None) -> Read:
-    """The parts of a data set, from whichever source its name means."""
+    """Return the parts of a data set from the source that its name means."""
     if not isinstance(data, str) or not data:
         raise expected(argument, data, f"{KINDS}, or a data set of Hugging Face")
     path = Path(data)
@@ -350,7 +353,7 @@ def _read_npz(argument: str, path: Path) -> Read:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except Exception as error:  # a damaged or crafted archive can fail anywhere in NumPy
+    except Exception as error:  # a damaged or crafted archive may raise anything
         raise expected(
             argument, str(path), f"a readable .npz file of numbers ({reason_of(error)})"
         ) from None
@@ -369,7 +372,7 @@ def _read_npz(argument: str, path: Path) -> Read:
 
 
 def _download_cifar(argument: str, data: str) -> Read:
-    """CIFAR-100 by torchvision, kept in the cache."""
+    """Return CIFAR-100 by torchvision, cached."""
     try:
         datasets = importlib.import_module("torchvision.datasets")
     except ImportError:
@@ -388,7 +391,7 @@ def _download_cifar(argument: str, data: str) -> Read:
 
 
 def _read_hub(argument: str, data: str) -> Read:
-    """A data set of Hugging Face, with columns of images and of labels."""
+    """Return a data set of Hugging Face, with columns of images and of labels."""
     splits = load_hub_parts(argument, data, KINDS)
     test = next((name for name in TEST_SPLITS if name in splits), None)
     train = "train" if "train" in splits else next(iter(splits))
@@ -400,7 +403,7 @@ def _read_hub(argument: str, data: str) -> Read:
 
 
 def _columns(argument: str, data: str, split: Any) -> Images:
-    """The images, labels and, if there are any, writers of one split."""
+    """Return images, labels and writers (if any) of one split."""
     image = _column(argument, data, split, IMAGE_COLUMNS)
     label = _column(argument, data, split, LABEL_COLUMNS)
     writer = next((name for name in WRITER_COLUMNS if name in split.column_names), None)
@@ -411,7 +414,7 @@ def _columns(argument: str, data: str, split: Any) -> Images:
 
     labels = check_labels(argument, data, list(split[label]), len(split))
     groups = None
-    if writer is not None:  # names of writers, or their numbers
+    if writer is not None:  # names or numbers of writers
         groups = np.unique(np.asarray(list(split[writer])), return_inverse=True)[1]
     return Images(read, labels, groups)
 
@@ -423,11 +426,11 @@ def _column(argument: str, data: str, split: Any, names: Sequence[str]) -> str:
     raise expected(argument, data, f"a column {' or '.join(names)}, not {split.column_names}")
 
 
-# Images by class for a pretrained vision transformer, e.g. a ViT on CIFAR-100.
+# The task: images by class for a pretrained vision transformer, e.g. a ViT on CIFAR-100.
 #
-# Images are scaled to what the model was made for once, before the first round. That costs
-# memory: an image of 224x224 in float32 takes 0.6 MB, CIFAR-100's 60,000 of them 36 GB;
-# `max_train` and `max_test` take fewer.
+# Images are scaled to the model's size once, before the first round. This requires memory: an image
+# of 224x224 in float32 takes 0.6 MB, CIFAR-100's 60,000 images take 36 GB. `max_train` and
+# `max_test` reduce their number.
 #
 # Reference: Dosovitskiy et al. 2021 (arXiv 2010.11929); Krizhevsky 2009 (CIFAR-100).
 
@@ -436,21 +439,21 @@ CHUNK = 256
 
 
 def load_vision_task(options: TaskOptions) -> Task:
-    """Load model and data, and scale and normalise the images as the model wants them.
+    """Load model and data, and scale and normalise the images as the model requires.
 
     Args:
         options: `model`: hub name or folder of an image classifier of transformers, or
             `timm:name` for one of timm; `data` and `test_data`: see `load_image_data`;
-            `max_train` and `max_test`: so many images, every class in its share; `target_modules`:
-            query and value maps unless told otherwise (`qkv` where a model has them in one);
+            `max_train` and `max_test`: number of images, stratified by class; `target_modules`:
+            by default query and value maps (`qkv` if a model has them in one);
             `adapted_layers`, `train_head`, `task_seed` and `dtype`.
 
     Returns:
-        The task, on the CPU. Groups are the data's writers, where it names them.
+        The task, on the CPU. Groups are the data's writers, if it names them.
 
     Raises:
-        InputError: naming the field, where model or data cannot be had or do not fit each other,
-            or where the images would take more memory than there is.
+        InputError: names the field, if model or data are not available or do not match, or if the
+            images would need more memory than the machine has.
     """
     dtype: torch.dtype = getattr(torch, options.dtype)
     data = load_image_data(options.data, options.test_data)
@@ -480,11 +483,11 @@ def load_vision_task(options: TaskOptions) -> Task:
 
 
 def prepare_images(images: Pixels | Sequence[Pixels], like: VisionModel) -> Tensor:
-    """Scale and normalise images as a model wants them.
+    """Scale and normalise images as a model requires.
 
     Args:
         images: uint8 (n, H, W) or (n, H, W, 3), or a list of (H, W, 3); grey becomes colour.
-        like: the model, for its size of images, mean and deviation.
+        like: the model, for its image size, mean and standard deviation.
 
     Returns:
         `(scaled(images / 255) - mean) / std`, float32 (n, 3, H', W'); bicubic with antialias.
@@ -494,7 +497,7 @@ def prepare_images(images: Pixels | Sequence[Pixels], like: VisionModel) -> Tens
     colour = images if images.ndim == 4 else np.repeat(images[..., None], CHANNELS, axis=3)
     x = torch.tensor(colour).permute(0, 3, 1, 2).float() / 255
     if tuple(x.shape[2:]) != like.size:
-        # A cubic overshoots at edges; pixels of a scaled image would not.
+        # Bicubic interpolation overshoots at edges; pixels of a scaled image must not.
         x = functional.interpolate(x, like.size, mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (like.mean, like.std))
     return (x - mean) / std
@@ -503,7 +506,7 @@ def prepare_images(images: Pixels | Sequence[Pixels], like: VisionModel) -> Tens
 def _examples(
     images: Images, index: NDArray[np.int64], like: VisionModel, dtype: torch.dtype
 ) -> Examples:
-    """The images at these indices, decoded and scaled a chunk at a time into one tensor."""
+    """Return the images at these indices, decoded and scaled in chunks into one tensor."""
     pixels = torch.empty(len(index), CHANNELS, *like.size, dtype=dtype)
     for start in range(0, len(index), CHUNK):
         chunk = slice(start, start + CHUNK)
@@ -516,7 +519,7 @@ def _examples(
 def _check_memory(
     max_train: int | None, number: int, size: tuple[int, int], dtype: torch.dtype
 ) -> None:
-    """Refuse images that the machine could not hold, before any is decoded."""
+    """Refuse images that do not fit in the machine's memory, before any is decoded."""
     each, there = CHANNELS * size[0] * size[1] * dtype.itemsize, _physical_memory()
     if number * each > there:
         fewer = f"together with max_test at most {there // each} images, as memory holds of"
@@ -524,5 +527,5 @@ def _check_memory(
 
 
 def _physical_memory() -> int:
-    """Memory of the machine, bytes."""
+    """Return the memory of the machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
