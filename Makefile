@@ -38,8 +38,8 @@ test test-deep check: export OMP_NUM_THREADS := 1
 test: $(STAMP)  ## run all tests, the notebooks too
 	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=120
 
-test-deep: $(STAMP)  ## run the tests that draw examples, kills or full disks on many more of them
-	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "hypothesis or faults" -n 2
+test-deep: $(STAMP)  ## run the tests that draw examples, cases, kills or full disks on many more
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "hypothesis or design or faults" -n 2
 
 test-portable: $(STAMP)  ## run the quick tests and verification as other processors would
 	$(BIN)/python tests/portable.py

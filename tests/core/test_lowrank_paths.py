@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from designs import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_cases import (
@@ -29,9 +30,7 @@ from simulator_cases import assert_close, quick
 from fedlora_sim.lowrank import METHODS, LowRankProduct, compute_dtype, gram_core, low_rank_svd
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("case", CASES)
+@pairwise(dtype=DTYPES, method=METHODS, case=CASES)
 def test_every_path_is_right_where_it_is_meant_to_be(case, method, dtype):
     pairs, weights, r = case(np.random.default_rng(0))
     given = product(pairs, weights, dtype)
@@ -42,9 +41,7 @@ def test_every_path_is_right_where_it_is_meant_to_be(case, method, dtype):
     assert_right(given.svd(r, method), given, r, kind=kind)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("columns", [1, 4, 10, 11, 12, 13, 20])
-@pytest.mark.parametrize("sizes", [(12, 17), (17, 12), (12, 12)])
+@pairwise(dtype=DTYPES, columns=[1, 4, 10, 11, 12, 13, 20], sizes=[(12, 17), (17, 12), (12, 12)])
 def test_fewer_and_more_columns_than_the_product_has_room_for(sizes, columns, dtype):
     rng = np.random.default_rng(columns)
     pairs = [client(rng, 1, *sizes) for _ in range(columns)]
@@ -102,9 +99,7 @@ def test_no_conditioning_of_the_factors_spoils_the_result(seed, columns, on_b, o
         assert_right(given.svd(), given, columns, torch.linalg.matrix_norm(Truth.of(given).dense))
 
 
-@pytest.mark.parametrize("condition", [1e2, 1e3, 1e4])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("columns", [2, 4])
+@pairwise(condition=[1e2, 1e3, 1e4], side=["left", "right"], columns=[2, 4])
 def test_vectors_stay_orthonormal_where_one_factor_is_nearly_dependent(columns, side, condition):
     rng = np.random.default_rng(3)
     on_b, on_a = (condition, 1.0) if side == "left" else (1.0, condition)
@@ -113,9 +108,7 @@ def test_vectors_stay_orthonormal_where_one_factor_is_nearly_dependent(columns, 
     assert_right(given.svd(), given, columns)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", ["auto", "qr", "dense"])
-@pytest.mark.parametrize("case", [*CASES, *HARD])
+@pairwise(dtype=DTYPES, method=["auto", "qr", "dense"], case=[*CASES, *HARD])
 def test_values_alone_are_those_of_the_whole(case, method, dtype):
     result = case(np.random.default_rng(9))
     pairs, weights, r = result if isinstance(result, tuple) else (result, None, 3)

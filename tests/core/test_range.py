@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from designs import each_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
@@ -69,8 +70,7 @@ def test_aggregation_commutes_with_powers_of_two(rule, dtype, where, seed, d_out
             found.product.amplitudes()
 
 
-@pytest.mark.parametrize("rule", ALL_RULES)
-@pytest.mark.parametrize("size", [1e19, 1e30, 3e37, 1e-19, 1e-30, 1e-37])
+@each_value(rule=ALL_RULES, size=[1e19, 1e30, 3e37, 1e-19, 1e-30, 1e-37])
 def test_single_precision_of_every_size(rule, size):
     # The case of the audit: 1e19 was NaN, 1e-30 was lost.
     big = [

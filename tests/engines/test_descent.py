@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from designs import each_value, pairwise
 from simulator_cases import LAWS, assert_close, differs
 
 from fedlora_sim import Scenario, simulate, simulate_many
@@ -58,29 +59,27 @@ def assert_reference(run, rule, kind="iteration"):
     assert_close(result.projected_energy, projected**2, kind, scale=scale)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("empty_partition", ["carry", "zero"])
+@pairwise(rule=RULES, law=LAWS, empty_partition=["carry", "zero"])
 def test_it_is_the_reference(rule, law, empty_partition):
     assert_reference(scenario(law, empty_partition=empty_partition, **UNALIKE), rule)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("changes", [{}, UNALIKE, DISTURBED, {**UNALIKE, **DISTURBED}], ids=str)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pairwise(
+    rule=RULES,
+    changes=[{}, UNALIKE, DISTURBED, {**UNALIKE, **DISTURBED}],
+    optimizer=["sgd", "adam"],
+)
 def test_every_optimiser_under_every_disturbance_is_the_reference(rule, changes, optimizer):
     kind = "training" if optimizer == "adam" else "iteration"
     assert_reference(scenario(optimizer=optimizer, **changes), rule, kind)
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if "canonicalize" not in r])
-@pytest.mark.parametrize("allocation", ["random", "importance"])
+@each_value(rule=[r for r in RULES if "canonicalize" not in r], allocation=["random", "importance"])
 def test_whatever_clients_carry_it_is_the_reference(rule, allocation):
     assert_reference(scenario(allocation=allocation, **UNALIKE), rule)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("shape", [(4, 4), (12, 4), (4, 12), (5, 5)])
+@each_value(rule=RULES, shape=[(4, 4), (12, 4), (4, 12), (5, 5)])
 def test_layers_of_any_shape_are_the_reference(rule, shape):
     assert_reference(scenario(d_out=shape[0], d_in=shape[1], **UNALIKE), rule)
 
@@ -95,9 +94,7 @@ def errors(run, rule, steps):
     return np.array(found)
 
 
-@pytest.mark.parametrize("rule", WITH_MAP)
-@pytest.mark.parametrize("law", ["full", "without_replacement", "bernoulli"])
-@pytest.mark.parametrize("target_std", [0.0, 0.2])
+@pairwise(rule=WITH_MAP, law=["full", "without_replacement", "bernoulli"], target_std=[0.0, 0.2])
 def test_the_error_against_the_flow_falls_with_the_step(rule, law, target_std):
     """Euler's method has order one; the next order bends the slope by as much as a step."""
     run = scenario(law, rounds=6, target_std=target_std)
@@ -187,8 +184,7 @@ def test_targets_are_turned_by_the_angle_once_per_client():
     assert differs(simulate(run, rule="fedavg").energy, straight)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("rule", RULES)
+@each_value(optimizer=["sgd", "adam"], rule=RULES)
 def test_a_run_is_the_same_alone_and_among_others(rule, optimizer, monkeypatch):
     run = scenario(optimizer=optimizer, **UNALIKE, **DISTURBED)
     kind = "training" if optimizer == "adam" else "iteration"

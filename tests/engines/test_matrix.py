@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from designs import each_value, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 from simulator_cases import LAWS, RULES, SIGMAS, assert_close, quick
@@ -44,23 +45,22 @@ def assert_reference(run, rule):
     assert_close(result.projected_energy, projected**2, "iteration", scale=scale)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("empty_partition", ["carry", "zero"])
+@pairwise(rule=RULES, law=LAWS, empty_partition=["carry", "zero"])
 def test_disturbed_runs_are_the_reference(rule, law, empty_partition):
     assert_reference(scenario(law, empty_partition=empty_partition, **ALL), rule)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("noise", [{}, NOISE, {"subspace_noise": 0.3}, {"basis_drift": 0.4}])
-@pytest.mark.parametrize("heterogeneity", ["fresh", "persistent"])
+@pairwise(
+    rule=RULES,
+    noise=[{}, NOISE, {"subspace_noise": 0.3}, {"basis_drift": 0.4}],
+    heterogeneity=["fresh", "persistent"],
+)
 def test_every_disturbance_alone_is_the_reference(rule, noise, heterogeneity):
     run = scenario(empty_partition="zero", heterogeneity=heterogeneity, gain_mean=0.9, **noise)
     assert_reference(run, rule)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("shape", [(4, 4), (12, 4), (4, 12), (5, 5)])
+@each_value(rule=RULES, shape=[(4, 4), (12, 4), (4, 12), (5, 5)])
 def test_layers_of_any_shape_are_the_reference(rule, shape):
     assert_reference(scenario(d_out=shape[0], d_in=shape[1], **ALL), rule)
 
@@ -73,9 +73,7 @@ def test_it_is_the_reference_where_partitions_are_lost_and_drifts_revive_them():
         assert_close(energy, values**2, "iteration")
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("empty_partition", ["carry", "zero"])
+@pairwise(rule=RULES, law=LAWS, empty_partition=["carry", "zero"])
 def test_without_noise_it_is_the_spectral_fidelity(rule, law, empty_partition):
     run = scenario(law, empty_partition=empty_partition, spectrum_decay=0.5)
     matrix = simulate(run, rule=rule, seed=SEEDS)
@@ -148,8 +146,7 @@ def test_subspace_noise_has_the_stated_variance():
     assert abs(np.mean(drawn**2) / variance - 1) <= SIGMAS * np.sqrt(2 / drawn.size)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("law", LAWS)
+@each_value(rule=RULES, law=LAWS)
 def test_a_run_is_the_same_alone_and_among_others(rule, law):
     run = scenario(law, empty_partition="zero", **ALL)
     among = simulate(run, rule=rule, seed=range(6)).energy

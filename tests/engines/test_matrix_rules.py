@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from designs import each_value, pairwise
 from simulator_cases import ALL_RULES, CANONICAL, FACTOR_RULES, LAWS, assert_close
 
 from fedlora_sim import Scenario, simulate
@@ -19,13 +20,15 @@ SAMPLES = (5, 1, 2, 7, 3)
 NOISE = {"gain_std": 0.2, "drift_std": 0.1}
 ALL = {**NOISE, "subspace_noise": 0.2, "basis_drift": 0.3}
 SEEDS = range(2)
-CASES = [
-    (rule, allocation)
-    for rule in ALL_RULES
-    for allocation in ("svd", "random", "importance")
-    if rule != CANONICAL or allocation == "svd"
-]
-every_case = pytest.mark.parametrize(("rule", "allocation"), CASES)
+ALLOCATIONS = ("svd", "random", "importance")
+
+
+def possible(rule, allocation, **others):
+    """Canonical factors have no other allocation than that by SVD."""
+    return rule != CANONICAL or allocation == "svd"
+
+
+some_cases = each_value(rule=ALL_RULES, allocation=ALLOCATIONS, only=possible)
 
 
 def scenario(law="without_replacement", **changes):
@@ -50,22 +53,24 @@ def assert_reference(run, rule, seeds=SEEDS):
     assert_close(result.projected_energy, projected**2, "iteration", scale=scale)
 
 
-@every_case
-@pytest.mark.parametrize("law", LAWS)
+@pairwise(rule=ALL_RULES, allocation=ALLOCATIONS, law=LAWS, only=possible)
 def test_disturbed_runs_are_the_reference(rule, allocation, law):
     policy = "zero" if law == "bernoulli" else "carry"
     assert_reference(scenario(law, allocation=allocation, empty_partition=policy, **ALL), rule)
 
 
-@every_case
-@pytest.mark.parametrize("disturbed", ["subspace_noise", "basis_drift"])
+@pairwise(
+    rule=ALL_RULES,
+    allocation=ALLOCATIONS,
+    disturbed=["subspace_noise", "basis_drift"],
+    only=possible,
+)
 def test_persistent_clients_are_the_reference(rule, allocation, disturbed):
     noise = {**NOISE, "heterogeneity": "persistent", disturbed: 0.3}
     assert_reference(scenario(allocation=allocation, empty_partition="zero", **noise), rule)
 
 
-@pytest.mark.parametrize("rule", ALL_RULES)
-@pytest.mark.parametrize("shape", [(4, 4), (12, 4), (4, 12)])
+@each_value(rule=ALL_RULES, shape=[(4, 4), (12, 4), (4, 12)])
 def test_layers_that_ranks_fill_are_the_reference(rule, shape):
     assert_reference(scenario(d_out=shape[0], d_in=shape[1], **ALL), rule)
 
@@ -96,19 +101,22 @@ def test_a_lost_direction_comes_back_where_nothing_lives(rule):
             assert_close(energy[seed, t + 1], np.sort(drifts**2)[::-1], "iteration")
 
 
-@pytest.mark.parametrize(
-    ("rule", "allocation"), [c for c in CASES if c[1] != "random" and c[0] != CANONICAL]
+@pairwise(
+    rule=[rule for rule in ALL_RULES if rule != CANONICAL],
+    allocation=["svd", "importance"],
+    law=LAWS,
 )
-@pytest.mark.parametrize("law", LAWS)
 def test_without_noise_it_is_the_spectral_fidelity(rule, allocation, law):
     """Amplitudes stay in their order: the columns that SVD sorts stay where they are."""
     run = scenario(law, allocation=allocation, spectrum_decay=0.5, gain_mean=0.9, rounds=5)
     assert_spectral(run, rule)
 
 
-@pytest.mark.parametrize("rule", [*FACTOR_RULES, "fedex", "ffa", "flora"])
-@pytest.mark.parametrize("allocation", ["svd", "random", "importance"])
-@pytest.mark.parametrize("law", ["full", "with_replacement", "bernoulli"])
+@pairwise(
+    rule=[*FACTOR_RULES, "fedex", "ffa", "flora"],
+    allocation=ALLOCATIONS,
+    law=["full", "with_replacement", "bernoulli"],
+)
 def test_with_gains_rules_that_keep_columns_in_place_are_the_spectral_fidelity(
     rule, allocation, law
 ):
@@ -166,7 +174,7 @@ class Watched:
         monkeypatch.setattr(AggregationRule, "aggregate", aggregate)
 
 
-@pytest.mark.parametrize("allocation", ["svd", "random", "importance"])
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_the_a_of_ffa_is_the_initial_basis_throughout(allocation, monkeypatch):
     run, watched = scenario(allocation=allocation, **ALL), Watched("ffa", monkeypatch)
     simulate(run, rule=watched.rule, seed=SEEDS)
@@ -182,7 +190,7 @@ def test_the_a_of_ffa_is_the_initial_basis_throughout(allocation, monkeypatch):
         assert_close(result.adapter.lora_A[some], v0[some])
 
 
-@every_case
+@some_cases
 def test_clients_without_weight_and_batches_change_nothing(rule, allocation, monkeypatch):
     """Cohorts of unlike size are padded to one; alone, a run has no padding but its own."""
     run = scenario("bernoulli", allocation=allocation, empty_partition="zero", **ALL)
@@ -191,7 +199,7 @@ def test_clients_without_weight_and_batches_change_nothing(rule, allocation, mon
     assert_close(simulate(run, rule=rule, seed=range(4)).energy, whole, "iteration")
 
 
-@every_case
+@some_cases
 def test_float32_follows_float64(rule, allocation):
     run = scenario(allocation=allocation, **ALL)
     double = simulate(run, rule=rule, seed=SEEDS)

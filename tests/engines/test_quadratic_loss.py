@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from designs import each_value, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
@@ -40,17 +41,12 @@ def assert_reference(run, rule):
     assert_close(simulate(run, rule=rule, seed=SEEDS).energy, wanted)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("empty_partition", ["carry", "zero"])
-@pytest.mark.parametrize("target_std", [0.0, 0.6])
+@pairwise(rule=RULES, law=LAWS, empty_partition=["carry", "zero"], target_std=[0.0, 0.6])
 def test_it_is_the_reference(rule, law, empty_partition, target_std):
     assert_reference(scenario(law, empty_partition=empty_partition, target_std=target_std), rule)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("allocation", ["random", "importance"])
-@pytest.mark.parametrize("target_std", [0.0, 0.3])
+@pairwise(rule=RULES, allocation=["random", "importance"], target_std=[0.0, 0.3])
 def test_it_is_the_reference_whatever_clients_carry(rule, allocation, target_std):
     assert_reference(scenario(allocation=allocation, target_std=target_std), rule)
 
@@ -130,9 +126,7 @@ def test_targets_are_drawn_once_per_client():
     assert abs((first**2).mean() / 0.25 - 1) <= SIGMAS * np.sqrt(2 / first.size)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("target_std", [0.0, 0.4])
+@pairwise(rule=RULES, law=LAWS, target_std=[0.0, 0.4])
 def test_a_run_is_the_same_bits_alone_and_among_others(rule, law, target_std):
     run = scenario(law, rounds=4, target_std=target_std, empty_partition="zero")
     among = simulate(run, rule=rule, seed=range(40)).energy.values
@@ -140,8 +134,7 @@ def test_a_run_is_the_same_bits_alone_and_among_others(rule, law, target_std):
         np.testing.assert_array_equal(simulate(run, rule=rule, seed=seed).energy[0], among[seed])
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("target_std", [0.0, 0.4])
+@each_value(rule=RULES, target_std=[0.0, 0.4])
 def test_float32_follows_float64(rule, target_std):
     run = scenario(target_std=target_std)
     double = simulate(run, rule=rule, seed=SEEDS).energy

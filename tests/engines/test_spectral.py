@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from designs import each_value, pairwise
 from simulator_cases import LAWS, RULES, SIGMAS, assert_close
 
 from fedlora_sim import Federation, Scenario, simulate
@@ -27,18 +28,14 @@ def reference(run, rule, seeds):
     return np.stack([spectral_reference(run, rule, seed) for seed in seeds]) ** 2
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("empty_partition", ["carry", "zero"])
+@pairwise(rule=RULES, law=LAWS, empty_partition=["carry", "zero"])
 def test_without_noise_it_is_the_reference(rule, law, empty_partition):
     run = scenario(law, empty_partition=empty_partition, gain_mean=-0.95, drift_mean=0.05)
     energy = simulate(run, rule=rule, seed=range(3)).energy
     assert_close(energy, reference(run, rule, range(3)))
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("empty_partition", ["carry", "zero"])
+@pairwise(rule=RULES, law=LAWS, empty_partition=["carry", "zero"])
 def test_persistent_heterogeneity_is_the_reference(rule, law, empty_partition):
     run = scenario(law, empty_partition=empty_partition, heterogeneity="persistent", **NOISE)
     energy = simulate(run, rule=rule, seed=range(3)).energy
@@ -101,9 +98,7 @@ def test_rounds_directions_and_seeds_have_noise_of_their_own():
     assert len(np.unique(flat)) == flat.size
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("heterogeneity", ["fresh", "persistent"])
+@pairwise(rule=RULES, law=LAWS, heterogeneity=["fresh", "persistent"])
 def test_a_run_is_the_same_bits_alone_and_among_others(rule, law, heterogeneity):
     run = Scenario(
         "2x9,5x7,7x8",
@@ -118,8 +113,7 @@ def test_a_run_is_the_same_bits_alone_and_among_others(rule, law, heterogeneity)
         np.testing.assert_array_equal(simulate(run, rule=rule, seed=seed).energy[0], among[seed])
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("heterogeneity", ["fresh", "persistent"])
+@each_value(rule=RULES, heterogeneity=["fresh", "persistent"])
 def test_float32_follows_float64(rule, heterogeneity):
     run = scenario("without_replacement", heterogeneity=heterogeneity, **NOISE)
     double = simulate(run, rule=rule, seed=range(5)).energy

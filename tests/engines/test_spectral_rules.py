@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from designs import each_value, pairwise
 from simulator_cases import ALL_RULES, CANONICAL, FACTOR_RULES, LAWS, SIGMAS, assert_close, differs
 
 from fedlora_sim import Federation, LoRAFactors, Scenario, simulate
@@ -24,13 +25,8 @@ PERSISTENT = {
     "drift_mean": 0.1,
     "drift_std": 0.2,
 }
-CASES = [
-    (rule, allocation)
-    for rule in ALL_RULES
-    for allocation in ("svd", "random", "importance")
-    if rule != CANONICAL
-]
-every_case = pytest.mark.parametrize(("rule", "allocation"), CASES)
+RULES = [rule for rule in ALL_RULES if rule != CANONICAL]
+ALLOCATIONS = ("svd", "random", "importance")
 
 
 def scenario(law="without_replacement", **changes):
@@ -48,16 +44,14 @@ def reference(run, rule, seeds=range(2)):
     return np.abs(np.stack([spectral_reference(run, rule, seed) for seed in seeds]))
 
 
-@every_case
-@pytest.mark.parametrize("law", LAWS)
+@pairwise(rule=RULES, allocation=ALLOCATIONS, law=LAWS)
 def test_persistent_clients_are_the_reference(rule, allocation, law):
     policy = "zero" if law in ("bernoulli", "without_replacement") else "carry"
     run = scenario(law, allocation=allocation, empty_partition=policy, **PERSISTENT)
     assert_close(amplitudes(run, rule), reference(run, rule))
 
 
-@every_case
-@pytest.mark.parametrize("drift", [0.0, 0.05])
+@pairwise(rule=RULES, allocation=ALLOCATIONS, drift=[0.0, 0.05])
 def test_without_noise_it_is_the_reference(rule, allocation, drift):
     """A residual that is cut to its largest entry has none where drift makes entries equal."""
     drift = 0.0 if "residual_rank" in rule else drift
@@ -65,10 +59,11 @@ def test_without_noise_it_is_the_reference(rule, allocation, drift):
     assert_close(amplitudes(run, rule), reference(run, rule))
 
 
-@pytest.mark.parametrize(
-    ("rule", "allocation"), [c for c in CASES if c[0] in FACTOR_RULES or "fedex" in c[0]]
+@pairwise(
+    rule=[rule for rule in RULES if rule in FACTOR_RULES or "fedex" in rule],
+    allocation=ALLOCATIONS,
+    law=["with_replacement", "bernoulli"],
 )
-@pytest.mark.parametrize("law", ["with_replacement", "bernoulli"])
 def test_fresh_noise_in_factor_space_is_the_reference(rule, allocation, law):
     run = scenario(law, allocation=allocation, **{**PERSISTENT, "heterogeneity": "fresh"})
     assert_close(amplitudes(run, rule), reference(run, rule))
@@ -159,8 +154,7 @@ def test_norms_and_not_samples_weigh_in_hetlora():
     assert differs(amplitudes(run, weighted), amplitudes(equal, weighted))
 
 
-@every_case
-@pytest.mark.parametrize("heterogeneity", ["fresh", "persistent"])
+@pairwise(rule=RULES, allocation=ALLOCATIONS, heterogeneity=["fresh", "persistent"])
 def test_a_run_is_the_same_bits_alone_in_chunks_and_in_a_batch(
     rule, allocation, heterogeneity, monkeypatch
 ):
@@ -174,7 +168,7 @@ def test_a_run_is_the_same_bits_alone_in_chunks_and_in_a_batch(
     np.testing.assert_array_equal(simulate(run, rule=rule, seed=3).energy[0], whole[3])
 
 
-@every_case
+@each_value(rule=RULES, allocation=ALLOCATIONS)
 def test_single_precision_meets_the_same_draws(rule, allocation):
     run = scenario(allocation=allocation, **PERSISTENT)
     single = amplitudes(run.replace(dtype="float32"), rule, range(5))

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from designs import pairwise
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.finetune import run as finetune_run
@@ -168,9 +169,9 @@ def test_flora_starts_every_round_afresh_and_moves_the_base_alone(make_run, monk
     )
 
 
-@pytest.mark.parametrize("allocation", ["svd", "random", "importance"])
-@pytest.mark.parametrize("start", [{}, SPARSE], ids=["lora", "slora"])
-@pytest.mark.parametrize("law", [{}, {"cohort_size": 2}], ids=["everybody", "sampled"])
+@pairwise(
+    allocation=["svd", "random", "importance"], start=[{}, SPARSE], law=[{}, {"cohort_size": 2}]
+)
 def test_the_a_of_ffa_never_moves_by_a_bit(make_run, monkeypatch, allocation, start, law):
     """In no client and round, whatever the scalings are, and after rows that nobody sent."""
     watch = Watch(monkeypatch)

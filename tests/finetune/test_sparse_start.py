@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from designs import pairwise
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.finetune.batches import client_streams, sparse_batches_seed, sparse_entries
@@ -29,9 +30,7 @@ def stage(run, seed=None, **changes):
     return sparse_stage(scenario, run.task, run.federation, run.samples, seed)
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("density", [1e-9, 0.1, 0.37, 1.0])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adamw"])
+@pairwise(law=LAWS, density=[1e-9, 0.1, 0.37, 1.0], optimizer=["adam", "sgd", "adamw"])
 def test_only_the_chosen_entries_move(make_run, law, density, optimizer):
     decay = {"optimizer": optimizer, "weight_decay": 0.1}
     run = make_run(slora_density=density, **decay, **LAWS[law])

@@ -21,6 +21,7 @@ from adapter_cases import (
     share_a,
     third_party_warnings_ignored,
 )
+from designs import pairwise
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -55,9 +56,7 @@ def compare(architecture, folder, deltas):
     assert_same(outputs(model), outputs(merged))
 
 
-@pytest.mark.parametrize("architecture", SETTINGS)
-@pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize("rule", ["fedavg", "raflora"])
+@pairwise(architecture=SETTINGS, convention=CONVENTIONS, rule=["fedavg", "raflora"])
 def test_different_ranks(clients, tmp_path, architecture, convention, rule):
     folders = clients(architecture, *CONVENTIONS[convention])
     aggregate_adapters(folders, SAMPLES, rule, tmp_path / "out")
@@ -86,9 +85,11 @@ def test_ranks_by_pattern(clients, tmp_path, architecture, rule):
     compare(architecture, tmp_path / "out", deltas)
 
 
-@pytest.mark.parametrize("architecture", SETTINGS)
-@pytest.mark.parametrize("convention", ["alpha_over_r", "rslora", "pattern"])
-@pytest.mark.parametrize("rule", [*rule_names(), "raflora:canonicalize=true"])
+@pairwise(
+    architecture=SETTINGS,
+    convention=["alpha_over_r", "rslora", "pattern"],
+    rule=[*rule_names(), "raflora:canonicalize=true"],
+)
 def test_one_client_is_the_identity(clients, tmp_path, architecture, convention, rule):
     if convention == "pattern":
         settings = [with_pattern(architecture, r) for r in RANKS]

@@ -19,6 +19,7 @@ from adapter_cases import (
     share_a,
     third_party_warnings_ignored,
 )
+from designs import pairwise
 from peft import PeftModel
 
 from fedlora_sim.peft import aggregate_adapters
@@ -50,14 +51,6 @@ TARGETS = {
 }
 
 
-QUICK = ("square", "wide", "embedding")
-
-
-def marks(targets):
-    """A fifth of a second each, but a hundred and more of them."""
-    return [] if targets in QUICK else [pytest.mark.slow]
-
-
 def reference(folders, architecture, rule, samples, **options):
     """Adapter and base correction of every module, dense, from PEFT's own view of the clients."""
     views = [lora_layers(load(architecture, folder)) for folder in folders]
@@ -82,9 +75,7 @@ def cohort(clients, tmp_path, architecture, rule, settings):
     return share_a(folders, tmp_path) if rule == "ffa" else folders
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize("targets", [pytest.param(t, marks=marks(t)) for t in TARGETS])
+@pairwise(rule=RULES, convention=CONVENTIONS, targets=TARGETS)
 def test_outputs_are_those_of_the_dense_reference(clients, tmp_path, targets, convention, rule):
     architecture, modules = TARGETS[targets]
     own = {**CONVENTIONS[convention], "target_modules": modules}

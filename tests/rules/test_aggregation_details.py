@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from designs import pairwise
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from simulator_cases import (
@@ -179,9 +180,8 @@ def test_half_precision_is_computed_in_float32(rule, dtype, cohort):
         assert_close(*whole, "reduction", torch.float32, scale=size(cohort.suit(rule)))
 
 
+@pairwise(empty_partition=["carry", "zero"], ranks=[(2, 4, 2), (2, 2), (2, 2, 6)])
 @every_rule
-@pytest.mark.parametrize("empty_partition", ["carry", "zero"])
-@pytest.mark.parametrize("ranks", [(2, 4, 2), (2, 2), (2, 2, 6)])
 def test_leading_dimensions_are_one_by_one(rule, empty_partition, ranks):
     rng = np.random.default_rng(1)
     updates = [random_factors(rng, 8, 7, r, 1 + r / 4, batch=(2, 3)) for r in ranks]

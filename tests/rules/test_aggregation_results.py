@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from designs import each_value
 from hypothesis import given
 from hypothesis import strategies as st
 from simulator_cases import (
@@ -147,8 +148,7 @@ def test_equal_factors_leave_no_residual():
     assert_close(result.base.dense(), torch.zeros(6, 5), scale=scale)
 
 
-@pytest.mark.parametrize("rule", ALL_RULES)
-@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+@each_value(rule=ALL_RULES, shape=[(), (2,), (2, 3)])
 def test_results_keep_the_leading_dimensions(rule, shape):
     rng = np.random.default_rng(3)
     whole = random_factors(rng, 7, 6, 3, 0.5, torch.float32, shape)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from designs import each_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -65,8 +66,10 @@ OBJECT_ARRAY = (
 """An array of pointers to whatever stands in the file: read by `pickle` it ends the process."""
 
 
-@pytest.mark.parametrize("module", ["os", "posix", "builtins", "numpy", "subprocess"])
-@pytest.mark.parametrize("name", ["system", "eval", "exec", "load", "open", "getoutput"])
+@each_value(
+    module=["os", "posix", "builtins", "numpy", "subprocess"],
+    name=["system", "eval", "exec", "load", "open", "getoutput"],
+)
 def test_no_function_is_called(tmp_path: Path, module: str, name: str) -> None:
     canary = tmp_path / "canary"
     for argument in (f"touch {canary}", f"__import__('os').mkdir({str(canary)!r})", str(canary)):
