@@ -36,6 +36,7 @@ def test_half_a_cross_term_in_the_floor(monkeypatch: pytest.MonkeyPatch) -> None
     assert verdict("floor-drift-mean") == "refuted"
 
 
+@pytest.mark.slow
 def test_noise_that_neighbouring_runs_share(monkeypatch: pytest.MonkeyPatch) -> None:
     def shared(seed: int, *purpose: str | int) -> np.random.Generator:
         return stream(seed // 2, *purpose)
@@ -44,6 +45,7 @@ def test_noise_that_neighbouring_runs_share(monkeypatch: pytest.MonkeyPatch) -> 
     assert verdict("independent-runs") == "refuted"
 
 
+@pytest.mark.slow
 def test_adam_without_bias_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     def uncorrected(gradient: torch.Tensor, moments: list[torch.Tensor], step: int) -> torch.Tensor:
         first, second = moments
@@ -55,6 +57,7 @@ def test_adam_without_bias_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verdict("adam-identity") == "refuted"
 
 
+@pytest.mark.slow
 def test_wrong_moments_of_gains_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     right = persistent._full_trajectory
 

@@ -129,6 +129,7 @@ def test_a_client_of_a_corrected_base_is_told_so(fedlora: Callable, trained: Cal
     assert "--global" not in fedlora(*EXPORT, "--round", "1", *first).out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

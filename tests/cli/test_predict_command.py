@@ -25,6 +25,7 @@ EXAMPLE = (
 BOUND = 5.0  # seconds of computing, where the promise is two on a quiet machine
 
 
+@pytest.mark.slow
 def test_a_new_process_answers_soon_and_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from fedlora_cli.main import main\n"

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from train_cases import use_small_task
 
 import fedlora_cli.study as command
 from analysis.studies import run
@@ -104,7 +105,10 @@ def test_what_is_wrong_in_the_last_row_is_found_before_the_first_run(
 
 
 @pytest.mark.slow
-def test_a_tiny_study_from_end_to_end(fedlora: Callable, tiny: Path) -> None:
+def test_a_tiny_study_from_end_to_end(
+    fedlora: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_small_task(monkeypatch)
     outcome = fedlora(*STUDY)
     assert outcome.code == 0, outcome.err
     assert [line.split(":")[0] for line in outcome.err.splitlines() if "run " in line] == [

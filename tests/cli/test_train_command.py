@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import train_cases
 import xarray as xr
 from train_cases import RUN, TOML, use_small_task, write_scenario
 
@@ -19,7 +20,6 @@ from fedlora_sim import Scenario, simulate
 from fedlora_sim.finetune.run import FederatedRun
 from fedlora_sim.storage import MARKER, load_dataset
 
-PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
 draw_split = command.draw_split
 STATES = [f"state-{t:05d}.safetensors" for t in range(4)]
 
@@ -238,18 +238,18 @@ def test_simulate_goes_on_within_a_run(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("small", "one_thread")
 def test_a_process_that_is_stopped_and_then_killed_goes_on_to_the_same_bits(
     fedlora: Callable, here: Path
 ) -> None:
-    """On the digits, in processes of their own."""
-    Path("s.toml").write_text(TOML.replace("rounds = 3", "rounds = 40"))
+    """With so many rounds that both signals meet work."""
+    Path("s.toml").write_text(TOML.replace("rounds = 3", "rounds = 300"))
     for more, finished, number, code in (
         ((), 2, signal.SIGINT, 130),
         (("--resume",), 10, signal.SIGKILL, -signal.SIGKILL),
     ):
         process = subprocess.Popen(
-            [PROGRAM, "train", *RUN, *more],
+            [sys.executable, train_cases.__file__, "train", *RUN, *more],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis.studies import run as studies
 from fedlora_cli import train
+from fedlora_cli.main import main
 from fedlora_sim.finetune import run
 from fedlora_sim.runtime import torch_dtype
 from fedlora_sim.tasks.digits import TinyTransformer
@@ -39,10 +41,16 @@ def use_small_task(monkeypatch: pytest.MonkeyPatch) -> None:
         class_names=tuple("0123456789"),
     )
     cpu = torch.device("cpu")
-    monkeypatch.setattr(run, "load_task", lambda s: task.to(cpu, torch_dtype(s.dtype)))
+    for module in (run, studies):
+        monkeypatch.setattr(module, "load_task", lambda s: task.to(cpu, torch_dtype(s.dtype)))
     monkeypatch.setattr(train, "draw_split", lambda dataset, out: None)
 
 
 def write_scenario(text: str = TOML) -> None:
     """The small federation's file in the working folder."""
     Path("s.toml").write_text(text)
+
+
+if __name__ == "__main__":  # `fedlora-sim` on the small task, in a process of its own
+    use_small_task(pytest.MonkeyPatch())
+    main()

@@ -8,15 +8,16 @@ from broken_cases import CASES
 from broken_rounds import ROUNDS, ElsewhereReturned
 from conformance_cases import NAMES, by_status, outcomes, pasted, reasons, search_seed
 from healthy_rules import FEDAVG, HEALTHY_RULES, DenseFedAvg, ServerMomentum
-from hypothesis_profiles import examples
+from hypothesis_profiles import examples, is_random
 
 from fedlora_sim.conformance import CHECKS, check_aggregator, laws_of_arithmetic
 from fedlora_sim.conformance.check import MOST_KEPT, check_named
 from fedlora_sim.rules import FedAvg, RaFLoRA, get_rule
 
-pytestmark = pytest.mark.hypothesis  # a search of its own, see `make test-deep`
+# A search of its own, see `make test-deep`: dozens of rules, a second or two each.
+pytestmark = [pytest.mark.hypothesis, pytest.mark.slow]
 BROKEN_RULES = (*AVERAGES, *ROUNDS, *CASES)
-EXAMPLES = min(examples(16), MOST_KEPT)  # of what dozens of rules pass
+EXAMPLES = min(examples(16), MOST_KEPT) if is_random() else 4  # of what dozens of rules pass
 
 
 def of(rules):
@@ -32,7 +33,7 @@ def test_a_rule_written_from_its_definition_fails_nothing(rule):
     assert by_status(results, "expected") == {check.name for check in declared}
 
 
-@of(BROKEN_RULES if EXAMPLES >= 16 else BROKEN_RULES[::4])  # a sample of them in `make check`
+@of(BROKEN_RULES)
 def test_a_broken_rule_fails_what_its_bug_breaks_on_cases_to_paste(rule):
     seed, aggregator = search_seed(), get_rule(rule())
     results = outcomes(aggregator, EXAMPLES, rule.fails, seed)
@@ -54,15 +55,15 @@ def test_every_check_can_fail():
     assert found == set(NAMES)
 
 
-@of(BROKEN_RULES)
-def test_a_broken_rule_says_what_its_bug_is_and_declares_what_a_healthy_rule_declares(rule):
+def test_a_broken_rule_says_what_its_bug_is_and_declares_what_a_healthy_rule_declares():
     healthy = (*HEALTHY_RULES, FedAvg, RaFLoRA)
-    assert rule.__doc__
-    assert rule.__base__ in healthy
-    if "properties" not in vars(rule):
-        assert rule.properties is rule.__base__.properties
-    if rule.__base__ is ServerMomentum:
-        assert rule.properties in (ServerMomentum.properties, FEDAVG)
+    for rule in BROKEN_RULES:
+        assert rule.__doc__, rule
+        assert rule.__base__ in healthy, rule
+        if "properties" not in vars(rule):
+            assert rule.properties is rule.__base__.properties, rule
+        if rule.__base__ is ServerMomentum:
+            assert rule.properties in (ServerMomentum.properties, FEDAVG), rule
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 from conformance_cases import by_status, has_accelerator, outcomes, reasons, search_seed
-from hypothesis_profiles import examples
+from hypothesis_profiles import examples, is_random
 
 from fedlora_sim.conformance import CHECKS
 from fedlora_sim.rules import get_rule, rule_names
 
 OPTIONS = ("raflora:canonicalize=true", "fedex:residual_rank=1", "hetlora:data_weighted=true")
-pytestmark = pytest.mark.hypothesis  # a search of its own, see `make test-deep`
-EXAMPLES = examples(24)
+pytestmark = [pytest.mark.hypothesis, pytest.mark.slow]  # a search of its own
+EXAMPLES = examples(24) if is_random() else 8
 
 
 @pytest.mark.parametrize("name", [*rule_names(), *OPTIONS])

@@ -16,6 +16,7 @@ from fedlora_sim.conformance import CHECKS, Case, CheckResult, parametrize_with_
 from fedlora_sim.conformance.case import EARLIER
 from fedlora_sim.conformance.check import drawn
 from fedlora_sim.conformance.strategies import MOST_RANK, cases, lie_apart, random_factors, suitable
+from fedlora_sim.errors import InputError
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.rules import Aggregated, FedAvg, Properties, RaFLoRA, get_rule
 from fedlora_sim.tolerances import relative
@@ -57,6 +58,7 @@ def test_laws_are_tests_of_their_own(pytester: pytest.Pytester) -> None:
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_who_keeps_the_laws_passes_and_the_untested_ones_are_skips(
     pytester: pytest.Pytester,
 ) -> None:
@@ -99,20 +101,21 @@ def test_a_law_is_called_with_a_rule() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"rules": "fedavg"}, "rules='fedavg': expected a list of rules"),
-        ({"rules": ["fedavgg"]}, "did you mean 'fedavg'"),
+        ({"rules": "fedavg"}, "rules='fedavg'"),
+        ({"rules": ["fedavgg"]}, "rule='fedavgg'.*'fedavg'"),
         ({"rules": [FedAvg]}, "rule="),
-        ({"rules": ["fedavg"], "examples": 0}, "examples=0: expected a whole number"),
-        ({"rules": ["fedavg"], "seed": -1}, "seed=-1: expected a whole number"),
+        ({"rules": ["fedavg"], "examples": 0}, "examples=0"),
+        ({"rules": ["fedavg"], "seed": -1}, "seed=-1"),
     ],
 )
 def test_bad_arguments_are_refused_when_the_test_is_written(
     given: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         parametrize_with_checks(**given)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_neither_pytest_nor_hypothesis_is_imported_before_it_is_needed() -> None:
     code = (
         "import sys, fedlora_sim.conformance, fedlora_cli.check\n"

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
 
+from fedlora_sim.rules import registry
 from fedlora_sim.storage import load_dataset
 
 TESTS = Path(__file__).parents[1]
@@ -36,12 +38,12 @@ train.draw_split = lambda dataset, out: None
 main()
 """
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which the package is installed: its wheel, built and unpacked."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the package is installed into: its wheel, built and unpacked."""
     place = tmp_path_factory.mktemp("third_party")
     source, wheels, site = (place / name for name in ("source", "wheels", "site"))
     skipped = shutil.ignore_patterns("__pycache__", ".*", "build", "*.egg-info")
@@ -57,30 +59,45 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (wheel,) = wheels.glob("fedlora_momentum-1.0-*.whl")
     with ZipFile(wheel) as packed:
         packed.extractall(site)
-    paths = os.pathsep.join((str(site), str(TESTS / "finetune")))
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return site
 
 
 @pytest.fixture
-def run(installed: dict[str, str], tmp_path: Path) -> Run:
-    """`fedlora-sim` with arguments, in an empty folder, beside the package."""
+def run(fedlora: Run, site: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`fedlora-sim` with arguments in this process, beside the package, of which nothing stays."""
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    monkeypatch.setattr(registry, "_loaded", False)
+    return fedlora
 
-    def call(*arguments: str, program: tuple[str, ...] = (PROGRAM,)) -> object:
+
+@pytest.fixture
+def process(site: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A program with arguments in a process of its own, beside the package, in an empty folder."""
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*program, *arguments],
+            words,
             cwd=tmp_path,
-            env=installed,
+            env=environment(site),
             capture_output=True,
             text=True,
             timeout=PATIENCE,
             check=False,
         )
 
-    return call  # type: ignore[return-value]
+    return call
 
 
-def test_its_rules_are_listed(run: Run) -> None:
-    done = run("rules")
+def environment(site: Path) -> dict[str, str]:
+    """Return the environment of a process that finds the package."""
+    paths = os.pathsep.join((str(site), str(TESTS / "finetune")))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_its_rules_are_listed(process: Run) -> None:
+    done = process(PROGRAM, "rules")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     blocks = done.stdout.split("\n")
@@ -104,7 +121,7 @@ def test_the_one_of_the_family_is_simulated(run: Run, tmp_path: Path, fidelity: 
     done = run(
         *("simulate", "--fidelity", fidelity, "--rule", rules, "--out", "x.nc", *settings),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     energy = load_dataset(tmp_path / "x.nc").energy
     assert energy.rule.values.tolist() == ["fedavg", "tempered", "tempered:beta=1.0"]
     fedavg, own, as_fedavg = (energy.sel(rule=name) for name in energy.rule.values)
@@ -119,7 +136,7 @@ def test_the_one_with_a_state_is_simulated(run: Run, tmp_path: Path) -> None:
     settings = ("--ranks", "2x2,4x2", "--rounds", "4", "--seeds", "2", "--out", "x.nc")
     rules = "fedavg,momentum:beta=0.0,momentum:beta=0.2"
     done = run("simulate", "--fidelity", "matrix", "--rule", rules, *settings)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     energy = load_dataset(tmp_path / "x.nc").energy
     fedavg, still, moving = (energy.sel(rule=name, direction=4) for name in energy.rule.values)
     xr.testing.assert_allclose(still.drop_vars("rule"), fedavg.drop_vars("rule"))
@@ -128,19 +145,20 @@ def test_the_one_with_a_state_is_simulated(run: Run, tmp_path: Path) -> None:
 
 def test_what_has_no_spectral_form_is_refused(run: Run, tmp_path: Path) -> None:
     done = run("simulate", "--ranks", "2,4", "--rule", "momentum", "--out", "x.nc")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
         "fedlora-sim: fidelity='spectral': expected matrix or training: momentum is more than "
         "weights on amplitudes\n"
     )
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tempered", "momentum:learning_rate=0.5"])
 def test_its_rules_are_checked(run: Run, name: str) -> None:
     done = run("check", name, "--examples", "8", "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
+    assert done.code == 0, done.out + done.err
+    found = json.loads(done.out)
     assert found["rule"] == name
     assert found["counts"]["failed"] == 0
     assert found["counts"]["passed"] > 15
@@ -151,8 +169,8 @@ def test_its_rules_are_checked(run: Run, name: str) -> None:
 def test_it_is_told_whether_one_with_a_state_collapses(run: Run) -> None:
     name = "momentum"
     done = run("collapse", name, "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout)
+    assert done.code == 0, done.out + done.err
+    report = json.loads(done.out)
     assert report["rule"] == name
     assert report["failed_controls"] == []
     assert report["verdict"]
@@ -170,27 +188,25 @@ def test_a_state_is_not_lost_between_folders(run: Run, tmp_path: Path) -> None:
         (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
         save_file(tensors, tmp_path / name / "adapter_model.safetensors")
     done = run("aggregate", "one", "two", "--rule", "momentum", "--out", "refused")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
         "fedlora-sim: line: --rule='momentum': expected a rule that keeps nothing from round to "
         "round, as folders cannot\n"
     )
     assert not (tmp_path / "refused").exists()
     done = run("aggregate", "one", "two", "--rule", "tempered", "--out", "taken")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert (tmp_path / "taken").exists()
 
 
 @pytest.mark.slow
-def test_a_killed_training_keeps_its_momentum(
-    run: Run, installed: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_killed_training_keeps_its_momentum(process: Run, site: Path, tmp_path: Path) -> None:
     fields = ("rounds=30", "local_steps=5", "batch_size=4", "cohort_size=4", "dtype=float64")
     settings = (word for field in ("ranks=2x3,4x2,8x2", *fields) for word in ("--set", field))
     command = ("train", "--rule", "momentum:beta=0.5", "--seed", "5", *settings, "--out")
     python = (sys.executable, "-c", TRAIN)
     child = subprocess.Popen(
-        [*python, *command, "run"], cwd=tmp_path, env=installed, stderr=subprocess.DEVNULL
+        [*python, *command, "run"], cwd=tmp_path, env=environment(site), stderr=subprocess.DEVNULL
     )
     states, deadline = tmp_path / "run" / "rounds", time.monotonic() + PATIENCE
     while len(list(states.glob("state-*.safetensors"))) < 4:
@@ -201,10 +217,10 @@ def test_a_killed_training_keeps_its_momentum(
     assert child.wait(timeout=PATIENCE) == -signal.SIGKILL
     assert not (tmp_path / "run" / "run.nc").exists()
 
-    again = run(*command, "run", "--resume", program=python)
+    again = process(*python, *command, "run", "--resume")
     assert again.returncode == 0, again.stderr
     assert "going on from round" in again.stderr
-    whole = run(*command, "whole", program=python)
+    whole = process(*python, *command, "whole")
     assert whole.returncode == 0, whole.stderr
     found, wanted = (load_dataset(tmp_path / name / "run.nc") for name in ("run", "whole"))
     xr.testing.assert_identical(found, wanted)

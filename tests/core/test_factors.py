@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from simulator_cases import assert_close, quick, random_factors
 
 from fedlora_sim import LoRAFactors
+from fedlora_sim.errors import InputError
 from fedlora_sim.lora import from_svd
 from fedlora_sim.metrics import direction_preservation
 
@@ -190,7 +191,7 @@ FINE_A, FINE_B = torch.ones(2, 5), torch.ones(4, 2)
     ],
 )
 def test_factors_that_do_not_fit_are_named(lora_a, lora_b, scaling, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         LoRAFactors(lora_a, lora_b, scaling)
 
 
@@ -198,15 +199,15 @@ def test_factors_that_do_not_fit_are_named(lora_a, lora_b, scaling, message):
 def test_ranks_out_of_range_are_named(r):
     update = LoRAFactors(FINE_A, FINE_B)
     message = f"r={r!r}: expected"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         update.truncate(r)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         LoRAFactors.from_delta(torch.ones(2, 3), r)
 
 
 @pytest.mark.parametrize("scaling", [0.0, -2.0, float("nan")])
 def test_no_rescaling_to_a_scaling_that_is_not_positive(scaling):
-    with pytest.raises(ValueError, match="scaling="):
+    with pytest.raises(InputError, match="scaling="):
         LoRAFactors(FINE_A, FINE_B).rescale(scaling)
 
 
@@ -214,5 +215,5 @@ def test_no_rescaling_to_a_scaling_that_is_not_positive(scaling):
     "dense", [torch.ones(4), torch.ones(4, 4).int(), torch.full((4, 4), float("nan"))]
 )
 def test_from_delta_names_a_dense_update_that_cannot_be_split(dense):
-    with pytest.raises(ValueError, match="W="):
+    with pytest.raises(InputError, match="W="):
         LoRAFactors.from_delta(dense, 1)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator_cases import assert_close, quick
 
 from fedlora_sim import Federation, parse_ranks
+from fedlora_sim.errors import InputError
 
 EPS = float(np.finfo(np.float64).eps)
 TINY = Fraction(5e-324)  # shares below the normal range keep fewer digits
@@ -44,7 +45,7 @@ def test_ranks_read_as_rank_x_clients(text, ranks):
     ],
 )
 def test_ranks_that_cannot_be_read_are_named(ranks):
-    with pytest.raises(ValueError, match="ranks="):
+    with pytest.raises(InputError, match="ranks="):
         parse_ranks(ranks)
 
 
@@ -130,11 +131,11 @@ def test_cohort_weights_count_samples_and_repeats():
         ({"cohort_size": -1}, "cohort_size=-1"),
         ({"cohort_size": 1.5}, "cohort_size=1.5"),
         ({"cohort_size": 4}, "cohort_size=4.*3 clients"),
-        ({"cohort_size": 2, "sampling": "full"}, "cohort_size=2.*full"),
-        ({"sampling": "bernouli"}, "sampling='bernouli'.*did you mean 'bernoulli'"),
+        ({"cohort_size": 2, "sampling": "full"}, "cohort_size=2"),
+        ({"sampling": "bernouli"}, "sampling='bernouli'.*'bernoulli'"),
         ({"sampling": ""}, "sampling=''"),
     ],
 )
 def test_bad_federations_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         Federation([1, 2, 3], **arguments)

@@ -11,6 +11,7 @@ from simulator_cases import assert_close, quick, random_factors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.lowrank import fix_signs, low_rank_svd, sign_fixed_svd
 
 SIZES = st.tuples(st.integers(1, 10), st.integers(1, 10), st.integers(1, 14))
@@ -118,5 +119,5 @@ def test_a_batch_is_its_members(columns):
 
 @pytest.mark.parametrize("r", [0, -1, 1.5, True])
 def test_a_number_of_triplets_that_is_none_is_refused(r):
-    with pytest.raises(ValueError, match=f"r={r!r}: expected a whole number"):
+    with pytest.raises(InputError, match=f"r={r!r}: expected a whole number"):
         low_rank_svd(*random_stack(0, 5, 4, 3), r)

@@ -27,6 +27,7 @@ from lowrank_cases import (
 )
 from simulator_cases import assert_close, quick
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.lowrank import METHODS, LowRankProduct, compute_dtype, gram_core, low_rank_svd
 
 
@@ -141,5 +142,5 @@ def test_factors_of_any_layout_are_taken(method):
 
 
 def test_an_unknown_path_is_named():
-    with pytest.raises(ValueError, match=r"method='grm'.*did you mean 'gram'"):
+    with pytest.raises(InputError, match=r"method='grm'.*'gram'"):
         low_rank_svd(torch.ones(3, 1), torch.ones(1, 3), 1, method="grm")

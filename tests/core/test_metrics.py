@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from simulator_cases import assert_close, orthogonal, quick, random_factors
 
 from fedlora_sim import LoRAFactors
+from fedlora_sim.errors import InputError
 from fedlora_sim.metrics import (
     direction_preservation,
     effective_rank,
@@ -124,7 +125,7 @@ def test_principal_angles_of_batches_and_of_too_few_directions():
     assert angles.shape == (3, 2)
     assert bool((angles.diff() >= 0).all())
     assert bool((angles <= np.pi / 2).all())
-    with pytest.raises(ValueError, match=r"r=3: expected at most the 2 directions"):
+    with pytest.raises(InputError, match=r"r=3: expected at most the 2 directions"):
         principal_angles(one, other, 3)
-    with pytest.raises(ValueError, match=r"side='lft': expected .*did you mean 'left'"):
+    with pytest.raises(InputError, match=r"side='lft'.*'left'"):
         principal_angles(one, other, 2, "lft")

@@ -110,7 +110,7 @@ def test_clients_far_apart(rule):
 def test_what_no_number_holds_is_an_error():
     top = torch.finfo(torch.float32).max
     full = LoRAFactors(torch.full((2, 9), top), torch.full((7, 2), top))
-    with pytest.raises(InputError, match="of the aggregate=inf: expected updates whose"):
+    with pytest.raises(InputError, match="of the aggregate=inf"):
         aggregate([full, full], None, "fedavg")
     with pytest.raises(InputError, match="update scaling"):
         full.delta()
@@ -151,6 +151,7 @@ def test_norms_and_products_of_factors_of_any_size(on_a, on_b, seed):
         assert float(largest(values.dense()[None])) == pytest.approx(float(delta.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "gain", "rounds"),
     [

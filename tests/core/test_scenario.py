@@ -9,6 +9,7 @@ import pytest
 from simulator_cases import assert_close
 
 from fedlora_sim import Scenario
+from fedlora_sim.errors import InputError
 from fedlora_sim.scenario import load_toml
 
 FULL = Scenario(
@@ -110,7 +111,7 @@ def test_client_scaling():
 def test_replace_checks_again():
     assert FULL.replace(rounds=3).rounds == 3
     assert FULL.replace(rounds=3).ranks == FULL.ranks
-    with pytest.raises(ValueError, match="rounds=0"):
+    with pytest.raises(InputError, match="rounds=0"):
         FULL.replace(rounds=0)
 
 
@@ -129,12 +130,12 @@ def test_toml_at_the_top_or_in_its_table(tmp_path, table):
 def test_toml_that_cannot_be_read_is_named(tmp_path, text):
     path = tmp_path / "broken.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=r"broken\.toml|scenario=3"):
+    with pytest.raises(InputError, match=r"broken\.toml|scenario=3"):
         load_toml(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"absent\.toml"):
+    with pytest.raises(InputError, match=r"absent\.toml"):
         load_toml(tmp_path / "absent.toml")
 
 
@@ -149,7 +150,7 @@ def test_a_missing_file_is_named(tmp_path):
     ],
 )
 def test_unknown_or_missing_fields_are_named(values, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         Scenario.from_mapping(values)
 
 
@@ -221,7 +222,7 @@ BAD = [
 @pytest.mark.parametrize("change", BAD, ids=str)
 def test_bad_fields_are_named(change):
     (name,) = change
-    with pytest.raises(ValueError, match=f"{name}="):
+    with pytest.raises(InputError, match=f"{name}="):
         Scenario(**{"ranks": "2x2,3x1", **change})
 
 
@@ -239,7 +240,7 @@ def test_bad_fields_are_named(change):
 )
 def test_what_makes_no_sense_beside_the_quadratic_loss_is_named(name, value, fidelity):
     fields = {"ranks": "2x2,3x1", "fidelity": fidelity, name: value}
-    with pytest.raises(ValueError, match=f"{name}={value!r}: expected .*(quadratic|spectral|own)"):
+    with pytest.raises(InputError, match=f"{name}={value!r}: expected .*(quadratic|spectral|own)"):
         Scenario(**{**fields, "local_loss": "quadratic"})
     if name != "local_loss":
         assert getattr(Scenario(**fields), name) == value
@@ -255,7 +256,7 @@ def test_numbers_are_kept_as_numbers(name):
 
 def test_matrices_must_hold_the_ranks():
     assert Scenario("8x2", d_in=4).ranks == (8, 8)
-    with pytest.raises(ValueError, match=r"ranks=8.*= 4"):
+    with pytest.raises(InputError, match=r"ranks=8.*= 4"):
         Scenario("8x2", fidelity="matrix", d_in=4)
 
 

@@ -9,6 +9,7 @@ from simulator_cases import RULES, differs
 
 from fedlora_sim import Scenario, simulate, simulate_many
 from fedlora_sim.engines import spectral as spectral_run
+from fedlora_sim.errors import InputError
 from fedlora_sim.rules import FedAvg
 
 NOISE = {"gain_std": 0.2, "drift_std": 0.1}
@@ -79,7 +80,7 @@ def test_a_progress_bar_changes_nothing(capsys):
 
 @pytest.mark.parametrize("run", [SPECTRAL, MATRIX], ids=["spectral", "matrix"])
 def test_an_empty_partition_can_be_refused(run):
-    with pytest.raises(ValueError, match="empty_partition='error'"):
+    with pytest.raises(InputError, match="empty_partition='error'"):
         simulate(run.replace(empty_partition="error"), rule="raflora", seed=range(5))
     full = run.replace(empty_partition="error", sampling="full", cohort_size=None)
     carried = simulate(full.replace(empty_partition="carry"), rule="raflora")
@@ -98,7 +99,7 @@ def test_the_default_rule_is_raflora():
 
 
 def test_an_unknown_rule_is_named():
-    with pytest.raises(ValueError, match=r"rule='fedvag'.*did you mean 'fedavg'"):
+    with pytest.raises(InputError, match=r"rule='fedvag'.*'fedavg'"):
         simulate(SPECTRAL, rule="fedvag")
 
 
@@ -111,7 +112,7 @@ def test_whole_numbers_of_any_kind_are_seeds(seed):
     "seed", [-1, [0, -1], [], [1, 1], 1.5, [1.5], "12", None, [None], float("nan"), 2**63]
 )
 def test_anything_else_is_refused(seed):
-    with pytest.raises(ValueError, match="seed="):
+    with pytest.raises(InputError, match="seed="):
         simulate(SPECTRAL, seed=seed)
 
 

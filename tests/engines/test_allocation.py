@@ -18,6 +18,7 @@ from fedlora_sim.engines.draws import (
     client_draws,
     leading_directions,
 )
+from fedlora_sim.errors import InputError
 from fedlora_sim.finetune.exchange import Directions
 from fedlora_sim.finetune.local import Stack
 from fedlora_sim.reference.aggregation import held_reference
@@ -162,7 +163,7 @@ def test_a_gauge_needs_svd_allocation(allocation, fidelity):
         lambda: simulate(scenario, rule=get_rule("raflora", canonicalize=True)),
         lambda: simulate_many([scenario.replace(allocation="svd"), scenario], rule=CANONICAL),
     ):
-        with pytest.raises(ValueError, match=f"allocation='{allocation}'.*svd.*canonicalize"):
+        with pytest.raises(InputError, match=f"allocation='{allocation}'.*svd.*canonicalize"):
             call()
 
 

@@ -210,6 +210,7 @@ def test_the_initial_a_is_pefts_kaiming_draw():
     assert_uncorrelated(drawn, other)
 
 
+@pytest.mark.slow
 def test_the_initial_a_is_as_wide_as_pefts_own():
     peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Linear(64, 400))

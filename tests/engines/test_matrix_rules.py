@@ -190,6 +190,7 @@ def test_the_a_of_ffa_is_the_initial_basis_throughout(allocation, monkeypatch):
         assert_close(result.adapter.lora_A[some], v0[some])
 
 
+@pytest.mark.slow
 @some_cases
 def test_clients_without_weight_and_batches_change_nothing(rule, allocation, monkeypatch):
     """Cohorts of unlike size are padded to one; alone, a run has no padding but its own."""

@@ -14,6 +14,7 @@ from simulator_cases import LAWS, SIGMAS, assert_close, quick
 from fedlora_sim import Federation, Scenario, simulate
 from fedlora_sim.engines.draws import client_targets, cohort_counts
 from fedlora_sim.engines.spectral import LocalMap
+from fedlora_sim.errors import InputError
 from fedlora_sim.reference.simulators import spectral_reference
 from fedlora_sim.tolerances import relative
 
@@ -161,11 +162,11 @@ def test_what_nobody_brought_is_lost_for_good(rule, target_std):
 def test_a_partition_without_contributors_is_refused_under_error():
     for target_std in (0.0, 0.2):
         run = scenario(empty_partition="error", cohort_size=1, target_std=target_std)
-        with pytest.raises(ValueError, match="empty_partition='error'"):
+        with pytest.raises(InputError, match="empty_partition='error'"):
             simulate(run, rule="raflora", seed=SEEDS)
 
 
 @pytest.mark.parametrize("rule", WITHOUT_MAP)
 def test_rules_without_an_exact_map_are_refused(rule):
-    with pytest.raises(ValueError, match=f"rule='{rule}'.*local_loss='quadratic'"):
+    with pytest.raises(InputError, match=f"rule='{rule}'.*local_loss='quadratic'"):
         simulate(scenario(), rule=rule)

@@ -74,6 +74,7 @@ def client_loop(run, rule, rng):
     return np.stack(states, 1) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize(
     ("rule", "empty_partition"), [("fedavg", "zero"), ("raflora", "zero"), ("raflora", "carry")]

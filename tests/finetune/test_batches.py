@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.finetune.batches import client_streams, every_sample, plan_batches
 
 SAMPLES = [np.arange(5), np.arange(100, 112), np.array([7])]
@@ -98,9 +99,9 @@ def test_rounds_and_seeds_differ():
 
 def test_bad_input():
     rngs = client_streams(0, 0, range(3))
-    with pytest.raises(ValueError, match="exactly one"):
+    with pytest.raises(InputError, match=r"\(local_steps, local_epochs\)="):
         plan_batches(SAMPLES, rngs, batch_size=4)
-    with pytest.raises(ValueError, match="exactly one"):
+    with pytest.raises(InputError, match=r"\(local_steps, local_epochs\)="):
         plan_batches(SAMPLES, rngs, batch_size=4, local_steps=1, local_epochs=1)
-    with pytest.raises(ValueError, match="rngs=2: expected 3 generators"):
+    with pytest.raises(InputError, match="rngs=2: expected 3 generators"):
         plan_batches(SAMPLES, rngs[:2], batch_size=4, local_steps=1)

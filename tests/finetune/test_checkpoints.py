@@ -13,6 +13,7 @@ import torch
 from run_cases import TINY
 
 from fedlora_sim import simulate
+from fedlora_sim.errors import InputError
 from fedlora_sim.finetune import run as finetune_run
 from fedlora_sim.finetune.checkpoints import Checkpoints, load_state, read_description, state_rounds
 from fedlora_sim.finetune.run import FederatedRun, run_training
@@ -99,7 +100,7 @@ def test_the_last_state_replaces_the_older_ones(tiny_task, folder, rule):
     assert state_rounds(folder) == [0, 3]
     assert len(list(folder.glob("measures-*"))) == 4
     assert_same_state(load_state(folder, 3, torch.device("cpu")), run.state)
-    with pytest.raises(ValueError, match=r"round=1: expected one whose state is in .*\[0, 3\]"):
+    with pytest.raises(InputError, match=r"round=1: expected one whose state is in .*\[0, 3\]"):
         load_state(folder, 1, torch.device("cpu"))
 
 
@@ -201,12 +202,12 @@ def test_what_describes_a_run(tiny_task, folder):
 
 
 def test_bad_input(tiny_task, folder):
-    with pytest.raises(ValueError, match="did you mean 'last'"):
+    with pytest.raises(InputError, match=r"keep='lest'.*'last'"):
         Checkpoints(folder, {}, "lest")
-    with pytest.raises(ValueError, match=r"checkpoints='given': expected None"):
+    with pytest.raises(InputError, match="checkpoints='given'"):
         simulate(TINY.replace(fidelity="spectral"), checkpoints=folder)
     assert not folder.exists()
-    with pytest.raises(ValueError, match="keep='some'"):
+    with pytest.raises(InputError, match="keep='some'"):
         run_training(
             TINY, get_rule("raflora"), [1], task=tiny_task, checkpoints=folder, keep="some"
         )

@@ -10,6 +10,7 @@ import torch
 from local_training_cases import local_training
 from torch import nn
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.finetune.batches import (
     client_rates,
     client_streams,
@@ -132,7 +133,7 @@ def test_bad_rates(tiny_task, make_adapters, cohort_samples, rates):
         cohort_samples[:2], client_streams(0, 0, (0, 1)), batch_size=4, local_steps=1
     )
     stack = Stack(make_adapters([1, 2]), torch.ones(2), rates=torch.tensor(rates))
-    with pytest.raises(ValueError, match="learning_rates"):
+    with pytest.raises(InputError, match="learning_rates"):
         train_on_plan(tiny_task, stack, plan, CONFIGS["adam"])
 
 
@@ -142,5 +143,5 @@ def test_heads_are_of_as_many_clients(tiny_task, make_adapters, cohort_samples):
     head = tiny_task.model.get_submodule("head")
     heads = {"head": tuple(p.detach().expand(3, *p.shape) for p in head.parameters())}
     stack = Stack(make_adapters([2]), torch.ones(1), heads)
-    with pytest.raises(ValueError, match=r"heads\['head'\]='3 clients': expected 1"):
+    with pytest.raises(InputError, match=r"heads\['head'\]='3 clients': expected 1"):
         train_on_plan(tiny_task, stack, plan, config)

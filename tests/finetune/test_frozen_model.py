@@ -10,6 +10,7 @@ import torch
 from network_cases import network_task, random_network
 from torch import nn
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.finetune.run import FederatedRun, evaluate
 from fedlora_sim.finetune.stacked import attach, find_linear, frozen_copy
 from fedlora_sim.tolerances import relative
@@ -95,7 +96,7 @@ def test_a_module_in_two_places_is_refused():
     model = random_network()
     model.middle = model.first
     adapters = {"first": (torch.zeros(1, 2, 6).double(), torch.zeros(1, 6, 2).double())}
-    with pytest.raises(ValueError, match=r"target_modules='first'.*\['first', 'middle'\]"):
+    with pytest.raises(InputError, match=r"target_modules='first'.*\['first', 'middle'\]"):
         attach(model, adapters, [1.0])
-    with pytest.raises(ValueError, match="one place, not 2"):
+    with pytest.raises(InputError, match="one place, not 2"):
         find_linear(model, "first")

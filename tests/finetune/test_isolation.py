@@ -10,6 +10,7 @@ from network_cases import WIDTH, Function, Network, network_task, random_network
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.finetune.model_checks import check_isolation
 from fedlora_sim.tasks.task import Examples, Task
 
@@ -48,7 +49,7 @@ class SequenceFirst(nn.Module):
 )
 def test_what_mixes_samples_is_named(middle, named):
     task = network_task(random_network(middle))
-    with pytest.raises(ValueError, match=f"model='Network': expected .*do not mix.*{named}"):
+    with pytest.raises(InputError, match=f"model='Network': expected .*do not mix.*{named}"):
         check_isolation(task)
 
 
@@ -58,7 +59,7 @@ def test_mixing_in_the_model_itself_is_named_too():
             return super().forward(x).softmax(0)
 
     model = Whole(nn.Identity()).double()
-    with pytest.raises(ValueError, match=r"do not mix: module '' \(Whole\)"):
+    with pytest.raises(InputError, match=r"do not mix: module '' \(Whole\)"):
         check_isolation(network_task(model))
 
 
@@ -66,7 +67,7 @@ def test_samples_that_are_not_the_first_axis_of_a_target_are_refused():
     """Its clients' adapters would meet positions instead of samples."""
     model = random_network(SequenceFirst())
     check_isolation(network_task(model))
-    with pytest.raises(ValueError, match=r"samples come first.*'middle\.inner' \(Linear\)"):
+    with pytest.raises(InputError, match=r"samples come first.*'middle\.inner' \(Linear\)"):
         check_isolation(network_task(model, ("first", "middle.inner")))
 
 
@@ -85,12 +86,12 @@ def test_modules_that_keep_samples_apart_in_evaluation_mode_pass_and_stay(middle
 def test_a_model_that_is_random_is_refused():
     noisy = Function(lambda x: functional.dropout(x, 0.5))
     task = network_task(random_network(noisy))
-    with torch.random.fork_rng(devices=[]), pytest.raises(ValueError, match="same every time"):
+    with torch.random.fork_rng(devices=[]), pytest.raises(InputError, match="model='Network'"):
         check_isolation(task)
 
 
 def test_a_run_looks_at_its_model_before_anything_is_trained(make_run):
-    with pytest.raises(ValueError, match="do not mix"):
+    with pytest.raises(InputError, match="model='Network'"):
         make_run(ranks="2x7", task=network_task(random_network(BatchAttention())))
 
 

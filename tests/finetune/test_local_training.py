@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fedlora_sim import Scenario
+from fedlora_sim.errors import InputError
 from fedlora_sim.finetune.batches import client_streams, plan_batches, plan_round
 from fedlora_sim.finetune.local import Stack, find_divergence, train_cohort, train_on_plan
 from fedlora_sim.finetune.run import evaluate
@@ -140,7 +141,7 @@ def test_divergence_names_client_and_step(tiny_task, make_adapters, cohort_sampl
     assert trained.finite.tolist() == [True, True, True, False, True]
     found = find_divergence(tiny_task, stack, plan, config, 3, 13)
     assert (found.client, found.step) == (13, step)
-    with pytest.raises(ValueError, match=f"client 13 diverged in round 7 at step {step}"):
+    with pytest.raises(InputError, match=f"client 13 diverged in round 7 at step {step}"):
         raise found.error(7)
 
 
@@ -152,7 +153,7 @@ def test_divergence_names_client_and_step(tiny_task, make_adapters, cohort_sampl
         ({"local_steps": 0}, "local_steps=0"),
         ({"local_steps": 1.5}, "local_steps=1.5"),
         ({"local_epochs": 1, "batch_size": 0}, "batch_size=0"),
-        ({"local_steps": 1, "optimizer": "adan"}, "did you mean 'adam'"),
+        ({"local_steps": 1, "optimizer": "adan"}, "optimizer='adan'.*'adam'"),
         ({"local_steps": 1, "learning_rate": float("inf")}, "learning_rate=inf"),
         ({"local_steps": 1, "weight_decay": -1}, "weight_decay=-1"),
         ({"local_steps": 1, "momentum": 0.9}, "momentum=0.9"),
@@ -162,14 +163,14 @@ def test_divergence_names_client_and_step(tiny_task, make_adapters, cohort_sampl
     ],
 )
 def test_bad_config(options: dict, message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         local_training(**options)
 
 
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ([], "at least one client"),
+        ([], r"samples=\[\]"),
         ([np.arange(3), np.arange(0)], r"samples\[1\]"),
         ([np.arange(3), np.arange(3.0)], r"samples\[1\].*integer"),
         ([np.arange(3), np.array([40])], r"indices in 0..39"),
@@ -179,7 +180,7 @@ def test_bad_config(options: dict, message: str):
 )
 def test_bad_samples(tiny_task, make_adapters, samples, message: str):
     rngs = client_streams(0, 0, range(2))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         train_cohort(
             tiny_task,
             Stack(make_adapters([1] * max(len(samples), 1)), torch.ones(len(samples))),
@@ -201,7 +202,7 @@ def test_cohort_sizes_must_agree(tiny_task, make_adapters):
     ):
         rates = None if rates is None else torch.tensor(rates)
         stack = Stack(make_adapters(ranks), torch.tensor(scaling), rates=rates)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(InputError, match=message):
             train_cohort(tiny_task, stack, samples, rngs, config)
 
 
@@ -234,7 +235,7 @@ def test_evaluate_merges_the_update(tiny_task, make_adapters):
 
 
 def test_evaluate_refuses_what_it_cannot_merge(tiny_task):
-    with pytest.raises(ValueError, match=r"closest is 'blocks\.0\.fc1'"):
+    with pytest.raises(InputError, match=r"closest is 'blocks\.0\.fc1'"):
         evaluate(tiny_task, {"block.0.fc1": torch.zeros(2, 2)})
-    with pytest.raises(ValueError, match=r"\(32, 16\) for 'blocks\.0\.fc1'"):
+    with pytest.raises(InputError, match=r"\(32, 16\) for 'blocks\.0\.fc1'"):
         evaluate(tiny_task, {"blocks.0.fc1": torch.zeros(16, 32)})

@@ -11,6 +11,7 @@ from local_training_cases import local_training
 from network_cases import WIDTH, random_network
 from torch.profiler import ProfilerActivity, profile
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.finetune import local
 from fedlora_sim.finetune.batches import client_streams, plan_batches
 from fedlora_sim.finetune.local import (
@@ -148,5 +149,5 @@ def test_checkpointing_gives_the_same_gradients_and_keeps_fewer_bytes(deep_task,
 
 def test_checkpointing_without_blocks_is_refused():
     pair = torch.zeros(1, 2, WIDTH).double(), torch.zeros(1, WIDTH, 2).double()
-    with pytest.raises(ValueError, match="gradient_checkpointing=True: expected False: no list"):
+    with pytest.raises(InputError, match="gradient_checkpointing=True"):
         attach(random_network(), {"first": pair}, [1.0], gradient_checkpointing=True)

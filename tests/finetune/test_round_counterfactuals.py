@@ -10,6 +10,7 @@ import pytest
 from run_cases import TINY
 
 from fedlora_sim import simulate
+from fedlora_sim.errors import InputError
 from fedlora_sim.finetune.run import FederatedRun, compared_rules
 from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.rules.raflora import RaFLoRA
@@ -128,5 +129,5 @@ def test_the_dataset_names_the_rules(make_run):
 
 def test_a_comparison_that_would_end_the_run_is_refused_before_it(tiny_task):
     scenario = TINY.replace(empty_partition="error", counterfactuals=True)
-    with pytest.raises(ValueError, match="empty_partition='error': expected carry or zero: fedavg"):
+    with pytest.raises(InputError, match="empty_partition='error'"):
         simulate(scenario, rule="fedavg", task=tiny_task)

@@ -20,6 +20,7 @@ from analysis.paper.catalogue import RECIPES
 from analysis.paper.recipe import ranks_text
 from analysis.paper.store import ROOT, is_current, make, read, read_record
 from fedlora_sim import parse_ranks
+from fedlora_sim.errors import InputError
 from fedlora_sim.storage import MARKER
 from fedlora_sim.tolerances import relative
 
@@ -175,9 +176,9 @@ def test_finished_work_is_kept_until_something_changes(tmp_path: Path) -> None:
     assert not is_current(dataclasses.replace(recipe, sources=("README.md",)), tmp_path, context)
     path.write_bytes(first + b"allocation,svd,0,0,1\n")
     assert not is_current(recipe, tmp_path, context)
-    with pytest.raises(ValueError, match=r"allocation\.csv.*expected the file of sha256"):
+    with pytest.raises(InputError, match=r"allocation\.csv.*expected the file of sha256"):
         read(tmp_path, "allocation")
-    with pytest.raises(ValueError, match=r"allocation\.csv was changed since .* or --force"):
+    with pytest.raises(InputError, match="--out="):
         make(recipe, tmp_path, context)
     make(recipe, tmp_path, context, force=True)
     assert path.read_bytes() == first
@@ -188,7 +189,7 @@ def test_finished_work_is_kept_until_something_changes(tmp_path: Path) -> None:
 def test_a_variable_without_a_unit_is_refused(tmp_path: Path) -> None:
     recipe = small_recipe("allocation")
     units = {name: unit for name, unit in recipe.units.items() if name != "low"}
-    with pytest.raises(ValueError, match=r"units.*\['low'\]"):
+    with pytest.raises(InputError, match=r"units.*\['low'\]"):
         make(dataclasses.replace(recipe, units=units), tmp_path, Context())
     assert not list(tmp_path.iterdir())
 

@@ -4,49 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def fedlora_aggregate(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
-    """`fedlora-sim aggregate` with arguments, through the function that its entry point names."""
-    from fedlora_cli.main import main
-
-    def run(*arguments: object) -> Outcome:
-        given = [str(argument) for argument in arguments]
-        monkeypatch.setattr(sys, "argv", ["fedlora-sim", "aggregate", *given])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Outcome(code, *capsys.readouterr())
-
-    return run
+def fedlora_aggregate(fedlora: Callable[..., Any]) -> Callable[..., Any]:
+    """`fedlora-sim aggregate` with arguments."""
+    return partial(fedlora, "aggregate")
 
 
 @pytest.fixture(scope="session")

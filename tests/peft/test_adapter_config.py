@@ -73,7 +73,7 @@ def test_variants_are_refused_by_name(tmp_path, option):
     [*REFUSED_INITIALISATIONS, "pissa_niter_4", "new", 3, {}],
 )
 def test_initialisations_that_change_the_base_are_refused(tmp_path, name):
-    with pytest.raises(InputError, match=r"init_lora_weights=.*leaves the base weights unch"):
+    with pytest.raises(InputError, match="init_lora_weights="):
         read_config(written(tmp_path, init_lora_weights=name))
 
 

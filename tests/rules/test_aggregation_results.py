@@ -19,6 +19,7 @@ from simulator_cases import (
 )
 
 from fedlora_sim import LoRAFactors, aggregate
+from fedlora_sim.errors import InputError
 from fedlora_sim.rules import get_rule
 
 
@@ -59,7 +60,7 @@ def test_one_update_seen_from_all_sides(rule, cohort, data):
 def test_a_total_of_no_possible_rank_is_refused(rule, r):
     result = aggregate([random_factors(np.random.default_rng(0), 6, 5, 2)], None, rule)
     assert result.total(5).rank == 5
-    with pytest.raises(ValueError, match=f"r={r!r}"):
+    with pytest.raises(InputError, match=f"r={r!r}"):
         result.total(r)
 
 
@@ -135,9 +136,9 @@ def test_a_common_a_is_wanted_layer_by_layer_and_of_the_last_adapter():
     first = LoRAFactors(large.lora_A * scale, large.lora_B)
     other = first.lora_A.clone()
     other[1] = other[1].flip(0)
-    with pytest.raises(ValueError, match=r"updates\[1\].lora_A.*the same A"):
+    with pytest.raises(InputError, match=r"updates\[1\].lora_A.*the same A"):
         aggregate([first, LoRAFactors(other, large.lora_B)], None, "ffa")
-    with pytest.raises(ValueError, match=r"previous.lora_A.*the same A"):
+    with pytest.raises(InputError, match=r"previous.lora_A.*the same A"):
         aggregate([first], None, "ffa", previous=LoRAFactors(other, large.lora_B))
 
 

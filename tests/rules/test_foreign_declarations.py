@@ -10,6 +10,7 @@ import torch
 from foreign_cases import DenseFedAvg, DenseFedEx, Moving, cohort, scenario
 
 from fedlora_sim import aggregate, simulate
+from fedlora_sim.errors import InputError
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.rules import (
     Aggregated,
@@ -46,9 +47,9 @@ def test_a_multiplier_is_told_and_applied_as_declared():
     rule = get_rule(Doubled())
     assert describe(rule).multiplier == "declared, not in words"
     assert float(rule.multiplier(torch.tensor(0.5))) == 1.0
-    with pytest.raises(ValueError, match="a rule that declares a multiplier"):
+    with pytest.raises(InputError, match="rule='dense_fedavg'"):
         get_rule(DenseFedAvg()).multiplier(torch.tensor(0.5))
-    with pytest.raises(ValueError, match="weights per client and direction"):
+    with pytest.raises(InputError, match="rule='dense_fedavg'"):
         rule.direction_weights(torch.ones(1), torch.ones(1, 1))
 
 
@@ -78,7 +79,7 @@ def test_the_decorator_takes_any_rule():
     register(Moving)
     assert "moving" in rule_names()
     assert get_rule("moving:beta=0.25") == get_rule(Moving(beta=0.25))
-    with pytest.raises(ValueError, match="did you mean 'beta'"):
+    with pytest.raises(InputError, match=r"option of rule 'moving'='betta'.*'beta'"):
         get_rule("moving:betta=1")
 
 
@@ -123,24 +124,24 @@ class Nowhere(DenseFedAvg):
 
 
 REFUSED = [
-    (Stepless, r"rule='Stepless': expected an AggregationRule, or an object with `step`"),
-    (Silent, r"Silent\.properties=None: expected Properties"),
-    (Nameless, r"Nameless\.name=' ': expected text"),
-    (Sourceless, r"Sourceless\.source=None: expected text"),
+    (Stepless, "rule='Stepless'"),
+    (Silent, r"Silent\.properties=None"),
+    (Nameless, r"Nameless\.name=' '"),
+    (Sourceless, r"Sourceless\.source=None"),
     (Split, r"Split\.name='a,b': expected a name without ':' and ','"),
-    (Nowhere, r"Nowhere\.space='elsewhere': expected one of factor, none, product"),
+    (Nowhere, r"Nowhere\.space='elsewhere'"),
 ]
 
 
 @pytest.mark.parametrize(("rule", "message"), REFUSED)
 @pytest.mark.usefixtures("own_registry")
 def test_what_is_no_rule_is_refused_at_every_door(rule, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         as_rule(rule())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         register(rule)
     if rule is not Stepless:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(InputError, match=message):
             aggregate(cohort(), None, rule())
     assert rule_names() == tuple(sorted(registry._RULES))
 
@@ -160,9 +161,9 @@ class NeedsMore(DenseFedAvg):
 
 @pytest.mark.usefixtures("own_registry")
 def test_a_class_of_rules_can_be_made_from_its_name_alone():
-    with pytest.raises(ValueError, match=r"Demanding\.beta='no default': expected options with"):
+    with pytest.raises(InputError, match=r"Demanding\.beta='no default'"):
         register(Demanding)
-    with pytest.raises(ValueError, match=r"rule='NeedsMore': expected .* without arguments"):
+    with pytest.raises(InputError, match="rule='NeedsMore'"):
         register(NeedsMore)
 
 
@@ -187,17 +188,17 @@ class Returning(DenseFedAvg):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (Returning("bare"), r"returning\.step='Aggregated': expected a pair"),
-        (Returning(), r"returning\.step='NoneType': expected a pair"),
-        (Returning((1, {})), r"returning\.step='tuple': expected a pair"),
+        (Returning("bare"), r"returning\.step='Aggregated'"),
+        (Returning(), r"returning\.step='NoneType'"),
+        (Returning((1, {})), r"returning\.step='tuple'"),
         (Returning("wide"), r"shapes of the adapter's B and A=\(\(6, 4\), \(4, 5\)\): .*\(6, 3\)"),
-        (Returning(state=[1]), r"returning\.step: state=\[1\]: expected tensors by name"),
-        (Returning(state={"n": 1.0}), r"returning\.step: state='n': expected tensors by name"),
+        (Returning(state=[1]), r"returning\.step: state=\[1\]"),
+        (Returning(state={"n": 1.0}), r"returning\.step: state='n'"),
         (Returning(state={"a/b": torch.ones(1)}), r"state='a/b': expected .* no '/'"),
     ],
 )
 def test_a_step_that_returns_something_else_is_refused(rule, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         aggregate(cohort(), None, rule)
 
 
@@ -212,12 +213,12 @@ def test_states_of_a_batch_have_one_form():
 
     updates = cohort(batch=(2,))
     updates[0].lora_A[:, 0, 0] = torch.tensor([1.0, -1.0])
-    with pytest.raises(ValueError, match=r"sometimes\.step: state=.*one form in a batch"):
+    with pytest.raises(InputError, match=r"sometimes\.step: state="):
         aggregate(updates, None, Sometimes())
 
 
 def test_the_spectral_fidelity_has_no_form_for_them():
-    with pytest.raises(ValueError, match=r"fidelity='spectral': expected matrix or training: mov"):
+    with pytest.raises(InputError, match="fidelity='spectral'"):
         simulate(scenario(fidelity="spectral", subspace_noise=0.0), rule=Moving())
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from split_cases import assert_partition
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.randomness import stream
 from fedlora_sim.splits import writer_split
 
@@ -69,5 +70,5 @@ def test_ties_are_broken_by_the_seed() -> None:
 def test_bad_input_names_the_argument(
     groups: np.ndarray | None, clients: int, least: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         writer_split(groups, clients, stream(0), min_samples=least)

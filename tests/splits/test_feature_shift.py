@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.randomness import stream
 from fedlora_sim.splits import add_feature_noise, feature_noise_levels, iid_split
 from fedlora_sim.tasks import Examples
@@ -103,7 +104,7 @@ def test_no_level_no_noise() -> None:
 def test_tokens_are_refused_by_name() -> None:
     tokens = replace(images(), inputs={"input_ids": torch.zeros(40, 3, dtype=torch.int64)})
     message = r"feature_noise=0.5: expected 0: inputs\['input_ids'\] are torch.int64"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         add_feature_noise(tokens, [np.arange(40)], 0.5, 0)
     assert add_feature_noise(tokens, [np.arange(40)], 0.0, 0) is tokens
 
@@ -111,7 +112,7 @@ def test_tokens_are_refused_by_name() -> None:
 def test_what_was_computed_of_clean_inputs_is_refused() -> None:
     examples = images()
     cached = replace(examples, inputs={**examples.inputs, "prefix": torch.zeros(40, 2)})
-    with pytest.raises(ValueError, match=r"feature_noise=0\.5: expected 0 with cache_prefix"):
+    with pytest.raises(InputError, match=r"feature_noise=0\.5: expected 0 with cache_prefix"):
         add_feature_noise(cached, [np.arange(40)], 0.5, 0)
 
 
@@ -124,5 +125,5 @@ def test_what_was_computed_of_clean_inputs_is_refused() -> None:
     ],
 )
 def test_bad_levels_are_refused(clients: int, level: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         feature_noise_levels(clients, level)

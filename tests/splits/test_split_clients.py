@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from split_cases import LABELS, assert_partition, labels_and_clients
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.finetune.batches import split_clients
 from fedlora_sim.randomness import stream
 from fedlora_sim.splits import (
@@ -71,7 +72,7 @@ def test_tokens_can_be_split_where_no_class_is_asked_for(split: str) -> None:
     ],
 )
 def test_what_the_data_do_not_say_is_asked_for_by_name(split: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         split_clients(scenario(split), TOKENS, 0)
 
 
@@ -101,5 +102,5 @@ def test_the_table_of_a_small_split() -> None:
     ],
 )
 def test_classes_out_of_range_are_refused(classes: list[int], number: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         split_table([np.arange(3)], np.array(classes), number)

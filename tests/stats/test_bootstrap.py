@@ -8,6 +8,7 @@ from interval_cases import coverage, slack
 from scipy import stats
 
 from analysis.stats import bootstrap_interval, intervals, mean_interval
+from fedlora_sim.errors import InputError
 
 ERROR = 0.1
 REPLICATES = 200
@@ -106,5 +107,5 @@ def test_an_estimate_outside_all_resamples_has_no_interval() -> None:
 def test_runs_that_agree_are_known_exactly_and_one_run_not() -> None:
     m = bootstrap_interval(lambda s: s.mean(0), seed=0)(np.full((20, 1), 0.5), ERROR)
     assert (m.low[0], m.value[0], m.high[0]) == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="at least two runs"):
+    with pytest.raises(InputError, match="samples=1"):
         bootstrap_interval(ratio, seed=0)(np.ones((1, 2)), ERROR)

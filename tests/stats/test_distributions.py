@@ -11,6 +11,7 @@ from scipy import stats
 
 from analysis.stats import Prediction, Verdict, cdf_distance, judge
 from analysis.stats.intervals import largest_gap
+from fedlora_sim.errors import InputError
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("reduction")
@@ -56,9 +57,9 @@ def test_a_horizon_before_every_value_still_compares() -> None:
 
 def test_values_that_are_no_numbers_have_no_gap() -> None:
     assert np.isnan(largest_gap([1.0, np.nan], GEOMETRIC))
-    with pytest.raises(ValueError, match="whole numbers"):
+    with pytest.raises(InputError, match="samples='fractions'"):
         largest_gap([1.0, 1.5], GEOMETRIC, integer=True)
-    with pytest.raises(ValueError, match="predicted=1"):
+    with pytest.raises(InputError, match="predicted=1"):
         cdf_distance([GEOMETRIC])(np.ones((3, 2)), 0.1)
 
 

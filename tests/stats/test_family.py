@@ -17,6 +17,7 @@ from analysis.stats import (
     mean_interval,
     measure_until_decided,
 )
+from fedlora_sim.errors import InputError
 
 CLAIMS, REPORTS = 40, 300
 ON_THE_EDGE = Prediction.near(1.0, 1.0)  # holds the truth, zero, as its low end
@@ -49,7 +50,7 @@ def test_claims_that_do_not_share_the_error_fail_the_same_test() -> None:
 
 def test_parts_add_up_to_the_familys_error() -> None:
     assert 17 * claim_error(17) == pytest.approx(FAMILY_ERROR)
-    with pytest.raises(ValueError, match="claims=0"):
+    with pytest.raises(InputError, match="claims=0"):
         claim_error(0)
 
 
@@ -57,7 +58,7 @@ def test_holm_on_a_textbook_example() -> None:
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(holm([0.01, 0.04], size=4), [0.04, 0.12])
     assert holm([]).shape == (0,)
-    with pytest.raises(ValueError, match="size=1"):
+    with pytest.raises(InputError, match="size=1"):
         holm([0.1, 0.2], size=1)
 
 

@@ -8,6 +8,7 @@ from interval_cases import coverage, slack
 
 from analysis.stats import Prediction, Verdict, judge, mean_interval
 from analysis.stats.intervals import fieller_ratio
+from fedlora_sim.errors import InputError
 from fedlora_sim.tolerances import relative
 
 ERROR = 0.1
@@ -83,5 +84,5 @@ def test_a_denominator_that_may_be_zero_leaves_the_ratio_open() -> None:
 
 @pytest.mark.parametrize("shape", [(5, 2), (5, 1, 3), (1, 1, 2)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="samples="):
+    with pytest.raises(InputError, match="samples="):
         fieller_ratio(np.ones(shape), ERROR)

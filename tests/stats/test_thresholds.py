@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.stats import Prediction, Verdict, bisect, bracketed, judge
+from fedlora_sim.errors import InputError
 
 
 @given(st.floats(-0.999, 0.999), st.floats(1e-12, 3.0))
@@ -32,16 +33,16 @@ def test_a_tolerance_below_resolution_ends_at_neighbouring_floats() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "tolerance", "message"),
     [
-        (0.5, 1.0, 0.1, r"low=0\.5.*below the threshold"),
-        (-1.0, 0.0, 0.1, r"high=0\.0.*above the threshold"),
-        (1.0, -1.0, 0.1, r"high=-1\.0.*above low"),
+        (0.5, 1.0, 0.1, r"low=0\.5"),
+        (-1.0, 0.0, 0.1, r"high=0\.0"),
+        (1.0, -1.0, 0.1, r"high=-1\.0"),
         (-1.0, 1.0, 0.0, r"tolerance=0\.0"),
     ],
 )
 def test_ends_that_hold_no_threshold_are_refused(
     low: float, high: float, tolerance: float, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         bisect(lambda x: x > 0.25, low, high, tolerance)
 
 
@@ -63,5 +64,5 @@ def test_runs_that_agree_give_their_bracket() -> None:
 
 
 def test_samples_that_are_no_brackets_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"samples=.*quantities, 2"):
+    with pytest.raises(InputError, match=r"samples=.*quantities, 2"):
         bracketed(np.zeros((4, 2)), 0.1)

@@ -51,5 +51,5 @@ def test_rules_are_compared_with_the_one_that_is_asked_for(run):
 def test_what_is_missing_is_named(run):
     with pytest.raises(InputError, match="counterfactual_energy"):
         studies.one_step_energy(run.drop_vars("counterfactual_energy"))
-    with pytest.raises(InputError, match="one of fedavg, raflora"):
+    with pytest.raises(InputError, match="reference='raflor'"):
         studies.relative_to_rule(run, "raflor")

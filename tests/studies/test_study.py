@@ -77,28 +77,31 @@ def test_runs_have_the_ranks_and_the_split_of_their_names():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ruels": ["fedavg"]}, "study field='ruels'.*did you mean 'rules'"),
-        ({"rules": ["fedavg", "ralfora"]}, "did you mean 'raflora'"),
+        ({"ruels": ["fedavg"]}, "study field='ruels'.*'rules'"),
+        ({"rules": ["fedavg", "ralfora"]}, "rule='ralfora'.*'raflora'"),
         ({"rules": ["fedavg", 3]}, "rule=3"),
-        ({"rules": ["fedavg", "flexlora"]}, "each rule once"),
+        ({"rules": ["fedavg", "flexlora"]}, r"rules=\['fedavg', 'flexlora'\]"),
         ({"rules": []}, r"rules=\[\]"),
         ({"seeds": 0}, "seeds=0"),
         ({"seeds": 2.0}, "seeds=2.0"),
         ({"first_seed": -1}, "first_seed=-1"),
         ({"target_accuracy": 1.5}, "target_accuracy=1.5"),
         ({"scenario": {"rounds": 2}}, "ranks=None"),
-        ({"scenario": {"ranks": "2x2", "roundz": 2}}, "did you mean 'rounds'"),
+        ({"scenario": {"ranks": "2x2", "roundz": 2}}, "scenario field='roundz'.*'rounds'"),
         ({"scenario": {"ranks": "2x2,4x2", "fidelity": "matrix"}}, "fidelity='matrix'"),
         ({"scenario": {"ranks": "2x2", "counterfactuals": True}}, "counterfactual_rules"),
         ({"scenario": {"ranks": "2x2,4x2", "allocation": "random"}, **CANONICAL}, "allocation"),
-        ({"heterogeneity": {"mild": {}, "last": {"splitt": "iid"}}}, "did you mean 'split'"),
-        ({"heterogeneity": {"mild": {}, "last": {"split": "iidd"}}}, "did you mean 'iid'"),
+        (
+            {"heterogeneity": {"mild": {}, "last": {"splitt": "iid"}}},
+            "scenario field='splitt'.*'split'",
+        ),
+        ({"heterogeneity": {"mild": {}, "last": {"split": "iidd"}}}, "split='iidd'.*'iid'"),
         ({"heterogeneity": {"mild": {}, "last": {"ranks": "2x4"}}}, "heterogeneity 'last'"),
         ({"heterogeneity": {"mild": 3}}, "heterogeneity 'mild'=3"),
         ({"rank_configurations": {"mixed": "2x4"}}, "rank_configurations='mixed'"),
         ({"rank_configurations": {"last": "2x3"}}, "4 clients"),
         ({"rank_configurations": {"a b": "2x4", "a-b": "4x4"}}, "a-b"),
-        ({"compared_rules": ["fedawg"]}, "did you mean 'fedavg'"),
+        ({"compared_rules": ["fedawg"]}, "rule='fedawg'.*'fedavg'"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_the_first_run(changes, message):
@@ -110,14 +113,14 @@ def test_what_cannot_be_run_is_refused_before_the_first_run(changes, message):
 def test_a_file_is_read_to_its_last_row(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text(TOML)
-    with pytest.raises(InputError, match="did you mean 'dirichlet_alpha'"):
+    with pytest.raises(InputError, match=r"scenario field='dirichlet_alfa'.*'dirichlet_alpha'"):
         load_study(str(path))
     path.write_text(TOML.replace("alfa", "alpha"))
     study = load_study(str(path), {"rounds": 3})
     assert study.scenario.rounds == 3
     assert study.about == ""
     path.write_text(TOML.replace("]", ""))
-    with pytest.raises(InputError, match="readable TOML"):
+    with pytest.raises(InputError, match="study="):
         load_study(str(path))
 
 
@@ -125,9 +128,9 @@ def test_a_folder_of_its_name_does_not_hide_a_packaged_study(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
     assert load_study("digits").name == "digits"
-    with pytest.raises(InputError, match="did you mean 'digits'"):
+    with pytest.raises(InputError, match=r"study='digit'.*'digits'"):
         load_study("digit")
-    with pytest.raises(InputError, match="readable TOML"):
+    with pytest.raises(InputError, match="study="):
         load_study("digits.toml")
 
 

@@ -11,6 +11,7 @@ import xarray as xr
 from sweep_cases import SMALL, assert_same_bits, changed, swept
 
 from fedlora_sim import Scenario, simulate
+from fedlora_sim.errors import InputError
 from fedlora_sim.sweep import dataset, open_sweep
 
 
@@ -151,12 +152,12 @@ def test_a_broken_file_is_named(out: Path) -> None:
     swept(SMALL, out, seconds=10.0)
     (path,) = (out / "tasks").iterdir()
     path.write_text("broken")
-    with pytest.raises(ValueError, match=rf"{path}.*run it again"):
+    with pytest.raises(InputError, match=rf"{path}.*run it again"):
         open_sweep(out).load()
 
 
 def test_what_is_no_sweep_is_named(out: Path) -> None:
-    with pytest.raises(ValueError, match=r"the folder of a sweep, with its manifest.json"):
+    with pytest.raises(InputError, match="sweep="):
         open_sweep(out)
 
 

@@ -97,13 +97,13 @@ def test_options():
 
 
 def test_a_head_that_is_not_new_is_not_trained():
-    with pytest.raises(InputError, match=r"^train_head=True: expected None or False"):
+    with pytest.raises(InputError, match=r"^train_head=True"):
         load_arithmetic_task(replace(OPTIONS, train_head=True))
 
 
 def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=r"^task='arithmetic': expected transformers, which"):
+    with pytest.raises(InputError, match=r"^task='arithmetic'"):
         _pretrained.__wrapped__(0)
 
 

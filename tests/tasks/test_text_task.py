@@ -101,7 +101,7 @@ def test_what_is_trained_whole_carries_no_adapter(options):
     task = load_text_task(options("roberta", target_modules=("dense",)))
     assert not set(task.target_modules) & set(task.head_modules)
     assert "roberta.encoder.layer.0.output.dense" in task.target_modules
-    with pytest.raises(InputError, match=r"target_modules=.'out_proj',.: expected some besides"):
+    with pytest.raises(InputError, match=r"target_modules=.'out_proj',."):
         load_text_task(options("roberta", target_modules=("out_proj",)))
 
 
@@ -133,9 +133,9 @@ def test_a_cached_prefix_changes_nothing(options, architecture):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": None}, "^model=None: expected a Hugging Face hub name"),
-        ({"model": "no-such/model"}, "^model='no-such/model': expected a Hugging Face hub name"),
-        ({"data": None}, "^data=None: expected a file"),
+        ({"model": None}, "^model=None"),
+        ({"model": "no-such/model"}, "^model='no-such/model'"),
+        ({"data": None}, "^data=None"),
         ({"max_length": 2}, "^max_length=2: expected a number of tokens from 3 to 24"),
         ({"max_length": 25}, "^max_length=25: expected a number of tokens from 3 to 24"),
         ({"adapted_layers": 9}, "^adapted_layers=9: expected at most 4"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.tasks.digits import TinyTransformer, _patches
 
 
@@ -53,9 +54,9 @@ def test_images_do_not_influence_each_other():
     [
         ({"num_heads": 3}, "num_heads=3"),
         ({"patch": (3, 2)}, "patch"),
-        ({"num_heads": 0}, "at least"),
+        ({"num_heads": 0}, "num_heads=0"),
     ],
 )
 def test_bad_input(options: dict, message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         build(**options)

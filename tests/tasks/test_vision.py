@@ -20,6 +20,7 @@ from image_cases import (
 )
 from torch import nn
 
+from fedlora_sim.errors import InputError
 from fedlora_sim.tasks import vision
 from fedlora_sim.tasks.prefix import cache_prefix
 from fedlora_sim.tasks.task import logits_of
@@ -180,7 +181,7 @@ def test_images_that_memory_cannot_hold_are_refused(
     each = 3 * 16 * 16 * 4
     monkeypatch.setattr(vision, "_physical_memory", lambda: 79 * each)
     message = "max_train=None: expected together with max_test at most 79 images, .* 16x16, not 80"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         load_vision_task(vision_options(tmp_path, tiny_vit()))
     assert len(load_vision_task(vision_options(tmp_path, tiny_vit(), max_train=59)).train) == 59
 
@@ -192,10 +193,10 @@ def test_the_memory_of_this_machine_holds_some_images() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": None}, "model=None: expected a Hugging Face hub name"),
+        ({"model": None}, "model=None"),
         ({"model": "no/such"}, "model='no/such'"),
         ({"target_modules": ("keys",)}, "target_modules='keys'"),
-        ({"target_modules": ("classifier",)}, r"target_modules=\['classifier'\]: .* besides"),
+        ({"target_modules": ("classifier",)}, r"target_modules=\['classifier'\]"),
         ({"adapted_layers": 3}, "adapted_layers=3"),
         ({"data": None}, "data=None"),
     ],
@@ -203,7 +204,7 @@ def test_the_memory_of_this_machine_holds_some_images() -> None:
 def test_what_cannot_be_had_is_named(
     tmp_path: Path, tiny_vit: MakeModel, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         load_vision_task(vision_options(tmp_path, **{"model": tiny_vit(), **changes}))
 
 

@@ -11,7 +11,7 @@ from fedlora_sim.conformance import parametrize_with_checks
 RULES = [Tempered(), Tempered(beta=1.0), Momentum(), Momentum(beta=0.5, learning_rate=0.5)]
 
 
-@parametrize_with_checks(RULES, examples=15)
+@parametrize_with_checks(RULES, examples=5)
 def test_laws(rule, check):
     check(rule)
 
