@@ -160,7 +160,7 @@ MEDIAN = Law("exponential, median", _exponential, float(np.log(2.0)))
 
 
 @dataclass(frozen=True)
-class Case:
+class CalibrationCase:
     """An estimator on a law.
 
     Args:
@@ -188,25 +188,25 @@ def _middle(samples: Array) -> Array:
 
 
 CASES = (
-    Case(MEAN, NORMAL, (7, 8, 30, 1_000)),
-    Case(MEAN, EXPONENTIAL, (7, 8, 30, 100, 1_000, 20_000)),
-    Case(MEAN, FEW, (30, 1_000, 20_000)),
-    Case(MEAN, MANY, (8, 100, 1_000, 4_000, 20_000)),
-    Case(("log-odds", log_odds_interval), ODDS, (7, 100)),
-    Case(("proportion", proportion_interval), RARE, (8, 400)),
-    Case(("proportion", proportion_interval), EVEN, (8, 400)),
-    Case(("ratio (Fieller)", fieller_ratio), RATIO, (8, 100, 1_000, 4_000)),
-    Case(("stationary mean", stationary_mean(0)), LONG, (1, 4, 16), 2_000, (0.1, 0.01)),
-    Case(("stationary mean", stationary_mean(0)), SHORT, (400,), 2_000, (0.1, 0.01)),
-    Case(("median", median_interval), MEDIAN, (12, 17, 30), errors=ERRORS[:3]),
-    Case(
+    CalibrationCase(MEAN, NORMAL, (7, 8, 30, 1_000)),
+    CalibrationCase(MEAN, EXPONENTIAL, (7, 8, 30, 100, 1_000, 20_000)),
+    CalibrationCase(MEAN, FEW, (30, 1_000, 20_000)),
+    CalibrationCase(MEAN, MANY, (8, 100, 1_000, 4_000, 20_000)),
+    CalibrationCase(("log-odds", log_odds_interval), ODDS, (7, 100)),
+    CalibrationCase(("proportion", proportion_interval), RARE, (8, 400)),
+    CalibrationCase(("proportion", proportion_interval), EVEN, (8, 400)),
+    CalibrationCase(("ratio (Fieller)", fieller_ratio), RATIO, (8, 100, 1_000, 4_000)),
+    CalibrationCase(("stationary mean", stationary_mean(0)), LONG, (1, 4, 16), 2_000, (0.1, 0.01)),
+    CalibrationCase(("stationary mean", stationary_mean(0)), SHORT, (400,), 2_000, (0.1, 0.01)),
+    CalibrationCase(("median", median_interval), MEDIAN, (12, 17, 30), errors=ERRORS[:3]),
+    CalibrationCase(
         ("largest distance of a law", cdf_distance(stats.norm.cdf)),
         Law("normal, distance 0", _normal, 0.0),
         (100, 4_000),
         2_000,
         (0.1, 0.01),
     ),
-    Case(
+    CalibrationCase(
         ("median (BCa bootstrap)", bootstrap_interval(_middle, SEED)),
         Law("normal, median", _normal, 0.0),
         (20, 100),
@@ -216,7 +216,7 @@ CASES = (
 )
 
 
-def coverage(case: Case, runs: int, seed: int) -> list[Record]:
+def coverage(case: CalibrationCase, runs: int, seed: int) -> list[Record]:
     """Return the rates of misses of one estimator on one law with n runs, one row per error.
 
     Args:

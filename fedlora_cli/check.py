@@ -12,7 +12,7 @@ from fedlora_cli.options import load_rule
 from fedlora_cli.tables import wide_console
 from fedlora_sim.conformance import CHECKS, CheckResult, check_aggregator
 from fedlora_sim.conformance.check import check_examples, check_named
-from fedlora_sim.conformance.report import Report, failure, summary, table, to_json
+from fedlora_sim.conformance.report import ConformanceReport, failure, summary, table, to_json
 from fedlora_sim.errors import check_seed
 from fedlora_sim.rules import AggregationRule
 from fedlora_sim.runtime import one_thread
@@ -53,7 +53,7 @@ def check(
     names = [law.name for law in (CHECKS if checks is None else map(check_named, checks))]
     chosen = load_rule(rule)
     results = _run(chosen, names, count, seed)
-    report = Report(chosen, results, seed, count)
+    report = ConformanceReport(chosen, results, seed, count)
     if as_json:
         print(json.dumps(to_json(report), indent=1, allow_nan=False))
     else:
@@ -72,7 +72,7 @@ def _run(rule: AggregationRule, names: list[str], examples: int, seed: int) -> l
         return check_aggregator(rule, examples=examples, seed=seed, checks=names, on_result=show)
 
 
-def _print(report: Report) -> None:
+def _print(report: ConformanceReport) -> None:
     console = wide_console()
     console.print(table(report))
     for result in report.failures:  # as it is: what is pasted has no folded lines

@@ -45,7 +45,7 @@ WRITTEN = (
     *(f"data/{name}.nc" for name in ("curves", "scores", "forecasts")),
     *(f"figures/{n}.{k}" for n in ("study_curves", "study_outcomes", "calibrated") for k in KINDS),
 )
-COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
+COLORS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 
 def study(
@@ -182,7 +182,7 @@ def _print_tables(report: dict[str, Any], out: Path) -> None:
             claim["id"],
             f"{claim['margin']} {number(claim['prediction'], 3)}",
             escape(f"{number(claim['measurement'], 3)} {interval_text(claim['interval'], 3)}"),
-            f"[{COLOURS[claim['verdict']]}]{claim['verdict']}[/]",
+            f"[{COLORS[claim['verdict']]}]{claim['verdict']}[/]",
             claim["negative_control"]["verdict"],
         )
     for claim in report["left_out"]:

@@ -18,7 +18,7 @@ from fedlora_sim.errors import check_positive
 from fedlora_sim.sweep.cluster import SLURM_OPTIONS, parse_slurm
 from fedlora_sim.sweep.grid import read_grid
 from fedlora_sim.sweep.plan import TASK_SECONDS
-from fedlora_sim.sweep.run import Engine, Forecast, Report, duration, forecast, run_sweep
+from fedlora_sim.sweep.run import Engine, Forecast, SweepReport, duration, forecast, run_sweep
 from fedlora_sim.sweep.store import load_manifest, present_tasks
 
 FAILED = 1
@@ -132,7 +132,7 @@ def _print_forecast(told: Forecast, engine: Engine) -> None:
     print(f"disk: about {_size(told.nbytes)}; {_size(told.free)} are free")
 
 
-def _print_report(report: Report, out: Path) -> None:
+def _print_report(report: SweepReport, out: Path) -> None:
     for row, why in report.failed.items():
         print(f"failed: {row}: {why}", file=sys.stderr)
     if report.failed:

@@ -54,7 +54,7 @@ WRITTEN = (
     *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
 )
 """All that a verification may write."""
-COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
+COLORS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 
 def verify(
@@ -145,7 +145,7 @@ def _print_table(report: dict[str, Any], out: Path) -> None:
     for c in report["claims"]:
         i = worst(c)
         measured = f"{number(c['measurement'][i], 3)} {interval_text(c['interval'][i], 3)}"
-        verdict = f"[{COLOURS[c['verdict']]}]{c['verdict']}[/]"
+        verdict = f"[{COLORS[c['verdict']]}]{c['verdict']}[/]"
         control = c["negative_control"]["verdict"]
         mark = control if control == "refuted" else f"[red]{control}[/]"
         predicted = prediction_text(c, [i])

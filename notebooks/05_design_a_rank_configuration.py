@@ -16,7 +16,7 @@ from analysis.design import design
 from analysis.explorer import explore
 from fedlora_sim import open_sweep, run_sweep
 from paper_figs.notebook import Explorer, prepare
-from paper_figs.style import RULE_COLOURS
+from paper_figs.style import RULE_COLORS
 
 prepare()
 
@@ -119,7 +119,7 @@ with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn lays o
         linewidth=1,
         markersize=4,
         err_kws={"linewidth": 1},
-        palette={rule: RULE_COLOURS[rule] for rule in ("fedavg", "raflora")},
+        palette={rule: RULE_COLORS[rule] for rule in ("fedavg", "raflora")},
         height=2.2,
         aspect=1,
     )

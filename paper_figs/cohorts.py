@@ -15,19 +15,19 @@ from paper_figs import style
 from paper_figs.style import (
     BLUE,
     DOUBLE_COLUMN,
-    GREY,
+    GRAY,
     LINES,
     PURPLE,
     SKY,
     SMALL,
     VERMILLION,
     look,
-    partition_colours,
+    partition_colors,
 )
 
 # Participation: with fewer clients the mean energy and the typical run go opposite ways
 
-PARTICIPATION_COLOURS = {"mean energy": VERMILLION, "typical surviving run": BLUE, "survival": GREY}
+PARTICIPATION_COLORS = {"mean energy": VERMILLION, "typical surviving run": BLUE, "survival": GRAY}
 PARTICIPATION_MARKERS = {"mean energy": "o", "typical surviving run": "^", "survival": "s"}
 PARTICIPATION_NAMES = {
     "mean energy": "mean energy",
@@ -52,14 +52,14 @@ def draw_participation(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
         1, 2, figsize=(DOUBLE_COLUMN, 2.5), layout="constrained", gridspec_kw={"wspace": 0.06}
     )
     _ends(axes[1], data)
-    style.letter(axes, ["factors per round", f"where runs end, $m={_walk(data)[1]}$"])
+    style.letter(axes, ["factors per round", f"where runs end, $m={_random_walk(data)[1]}$"])
     _factors(axes[0], data)
     return figure, axes
 
 
 def caption_participation(data: xr.Dataset) -> str:
     """Setting and seeds."""
-    attrs, (rounds, size) = data.attrs, _walk(data)
+    attrs, (rounds, size) = data.attrs, _random_walk(data)
     return (
         f"Lower participation under FedAvg, the highest partition; {style.clients(data)}. (a) "
         "Factors per round over the number of clients a round: lines predicted before, dots "
@@ -71,19 +71,19 @@ def caption_participation(data: xr.Dataset) -> str:
     )
 
 
-def _walk(data: xr.Dataset) -> tuple[int, int]:
-    return int(data.attrs["walk_rounds"]), int(data.attrs["walk_cohort"])
+def _random_walk(data: xr.Dataset) -> tuple[int, int]:
+    return int(data.attrs["random_walk_rounds"]), int(data.attrs["random_walk_cohort"])
 
 
 def _factors(axis: Axes, data: xr.Dataset) -> None:
     sizes = data.cohort_size.values
-    for factor, colour in PARTICIPATION_COLOURS.items():
+    for factor, color in PARTICIPATION_COLORS.items():
         of = data.sel(factor=factor)
-        axis.plot(of.every_size, of.predicted, color=colour, lw=1.1, label=factor)
+        axis.plot(of.every_size, of.predicted, color=color, lw=1.1, label=factor)
         bars = np.maximum(np.stack([of.measured - of.low, of.high - of.measured]), 0.0)
         marker = PARTICIPATION_MARKERS[factor]
         axis.errorbar(
-            sizes, of.measured, bars, fmt=marker, ms=3.5, color=colour, capsize=2, elinewidth=0.8
+            sizes, of.measured, bars, fmt=marker, ms=3.5, color=color, capsize=2, elinewidth=0.8
         )
     full, most = float(data.attrs["coverage"]) ** 2, int(data.every_size.max())
     axis.axhline(full, color="k", lw=0.7, ls=":")
@@ -113,13 +113,13 @@ def _note(
         PARTICIPATION_NAMES[factor],
         (size, y),
         xytext=shift,
-        color=PARTICIPATION_COLOURS[factor],
+        color=PARTICIPATION_COLORS[factor],
         **note,
     )
 
 
 def _ends(axis: Axes, data: xr.Dataset) -> None:
-    rounds, size = _walk(data)
+    rounds, size = _random_walk(data)
     walk = data.log_energy.values / np.log(10)
     alive = walk[np.isfinite(walk)]
     axis.hist(alive, BINS, density=True, color=SKY)
@@ -127,7 +127,7 @@ def _ends(axis: Axes, data: xr.Dataset) -> None:
     rates = data.predicted.sel(every_size=size)
     for factor, side in (("mean energy", "left"), ("typical surviving run", "right")):
         end = rounds * np.log10(float(rates.sel(factor=factor)))
-        axis.axvline(end, color=PARTICIPATION_COLOURS[factor], lw=1.3, label=factor)
+        axis.axvline(end, color=PARTICIPATION_COLORS[factor], lw=1.3, label=factor)
         axis.annotate(
             PARTICIPATION_NAMES[factor].replace(" ", "\n", 1),
             (end, 0.99),
@@ -137,7 +137,7 @@ def _ends(axis: Axes, data: xr.Dataset) -> None:
             ha=side,
             va="top",
             linespacing=LINES,
-            color=PARTICIPATION_COLOURS[factor],
+            color=PARTICIPATION_COLORS[factor],
             fontsize=SMALL,
         )
     axis.set_xlabel(f"$\\log_{{10}}$ of the energy left after {rounds} rounds")
@@ -148,7 +148,7 @@ def _ends(axis: Axes, data: xr.Dataset) -> None:
 # Random against SVD allocation: energy no longer concentrates, and no direction is safe
 
 ALLOCATION_NAMES = {"svd": "SVD allocation", "random": "random allocation"}
-ALLOCATION_COLOURS = {"svd": VERMILLION, "random": PURPLE}
+ALLOCATION_COLORS = {"svd": VERMILLION, "random": PURPLE}
 ALLOCATION_MARKERS = ("o", "s", "^", "D")
 
 
@@ -163,34 +163,34 @@ def draw_allocation(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
         The figure and its three axes.
     """
     figure, axes = plt.subplots(1, 3, figsize=(DOUBLE_COLUMN, 2.3), sharey=True)
-    colours, parts = partition_colours(data.sizes["part"] - 1), data.part.values[1:]
+    colors, parts = partition_colors(data.sizes["part"] - 1), data.part.values[1:]
     levels = data.level.values.tolist()
     ends: list[list[style.End]] = []
     for axis, name in zip(axes, ALLOCATION_NAMES, strict=False):
         of = data.sel(allocation=name)
-        for h, colour in zip(parts, colours, strict=True):
+        for h, color in zip(parts, colors, strict=True):
             _curve(
-                axis, of.sel(part=h), colour, ALLOCATION_MARKERS[(h - 1) % len(ALLOCATION_MARKERS)]
+                axis, of.sel(part=h), color, ALLOCATION_MARKERS[(h - 1) % len(ALLOCATION_MARKERS)]
             )
         names = [f"$i=${levels[h - 1] + 1}–{levels[h]}" for h in parts]
         last = of.predicted.isel(round=-1).values[1:]
         ends.append(
             [
-                style.End(float(y), name, colour)
-                for y, name, colour in zip(last, names, colours, strict=True)
+                style.End(float(y), name, color)
+                for y, name, color in zip(last, names, colors, strict=True)
             ]
         )
-    for name, colour in ALLOCATION_COLOURS.items():
+    for name, color in ALLOCATION_COLORS.items():
         whole = data.sel(allocation=name, part=0)
-        _curve(axes[2], whole, colour, "o" if name == "svd" else "v")
+        _curve(axes[2], whole, color, "o" if name == "svd" else "v")
     ends.append(
         [
             style.End(
                 float(data.predicted.sel(allocation=name, part=0)[-1]),
                 name.replace("svd", "SVD"),
-                colour,
+                color,
             )
-            for name, colour in ALLOCATION_COLOURS.items()
+            for name, color in ALLOCATION_COLORS.items()
         ]
     )
     for axis in axes:
@@ -220,13 +220,13 @@ def caption_allocation(data: xr.Dataset) -> str:
     )
 
 
-def _curve(axis: Axes, of: xr.Dataset, colour: object, marker: str) -> None:
+def _curve(axis: Axes, of: xr.Dataset, color: object, marker: str) -> None:
     rounds = of["round"].values
-    axis.plot(rounds, of.predicted, color=colour, lw=1.1)
+    axis.plot(rounds, of.predicted, color=color, lw=1.1)
     bars = np.maximum(np.stack([of.measured - of.low, of.high - of.measured]), 0.0)
     bars[0] = np.minimum(bars[0], of.measured.values * 0.99)  # a log axis has no zero
     axis.errorbar(
-        rounds, of.measured, bars, fmt=marker, ms=3, color=colour, capsize=1.5, elinewidth=0.7
+        rounds, of.measured, bars, fmt=marker, ms=3, color=color, capsize=1.5, elinewidth=0.7
     )
 
 
@@ -288,7 +288,7 @@ def caption_ranks(data: xr.Dataset) -> str:
 
 def _simulated(axis: Axes, of: xr.Dataset, rule: str) -> None:
     of_rule = look(rule)
-    axis.plot(of["size"], of.predicted, color=of_rule.colour, lw=1.1)
+    axis.plot(of["size"], of.predicted, color=of_rule.color, lw=1.1)
     bars = np.maximum(np.stack([of.measured - of.low, of.high - of.measured]), 0.0)
     axis.errorbar(
         of.measured_size,
@@ -296,7 +296,7 @@ def _simulated(axis: Axes, of: xr.Dataset, rule: str) -> None:
         bars,
         fmt=of_rule.marker,
         ms=3.5,
-        color=of_rule.colour,
+        color=of_rule.color,
         capsize=2,
         elinewidth=0.8,
     )
@@ -306,7 +306,7 @@ def _simulated(axis: Axes, of: xr.Dataset, rule: str) -> None:
         (float(of["size"][middle]), float(of.predicted[middle])),
         xytext=(4, -11),
         textcoords="offset points",
-        color=of_rule.colour,
+        color=of_rule.color,
         fontsize=SMALL,
     )
 
@@ -315,14 +315,14 @@ def _real(axis: Axes, of: xr.Dataset, rule: str) -> None:
     of_rule, splits = look(rule), of.sizes["split"]
     for j in range(splits):
         x = np.arange(of.sizes["configuration"]) + (j - (splits - 1) / 2) * SPREAD
-        axis.plot(x, of["real"].values[:, j], of_rule.marker, ms=3.5, color=of_rule.colour)
+        axis.plot(x, of["real"].values[:, j], of_rule.marker, ms=3.5, color=of_rule.color)
     middle = of["real"].values.mean(axis=1)
-    axis.plot(range(len(middle)), middle, color=of_rule.colour, lw=0.7, ls=":")
+    axis.plot(range(len(middle)), middle, color=of_rule.color, lw=0.7, ls=":")
     axis.annotate(
         of_rule.name,
         (1, float(middle[1])),
         xytext=(14, -12),
         textcoords="offset points",
-        color=of_rule.colour,
+        color=of_rule.color,
         fontsize=SMALL,
     )

@@ -23,25 +23,25 @@ from paper_figs.style import (
     BLACK,
     BLUE,
     DOUBLE_COLUMN,
-    GREY,
+    GRAY,
     LINES,
     SHADE,
     SMALL,
     VERMILLION,
     draw_runs,
     look,
-    partition_colours,
+    partition_colors,
     ranks_text,
 )
 
 # The real run on digits over rounds, by rule and rank configuration
 
 LOOK = {
-    "fedavg": (look("fedavg").colour, "-", "FedAvg"),
-    "zero_pad": (look("zero_pad").colour, look("zero_pad").line, "zero padding"),
-    "raflora": (look("raflora").colour, "-", "raFLoRA"),
-    "raflora_canonical": (look("raflora").colour, "-.", "raFLoRA, canonical"),
-    "equal_rank_2": (GREY, ":", "all rank 2"),
+    "fedavg": (look("fedavg").color, "-", "FedAvg"),
+    "zero_pad": (look("zero_pad").color, look("zero_pad").line, "zero padding"),
+    "raflora": (look("raflora").color, "-", "raFLoRA"),
+    "raflora_canonical": (look("raflora").color, "-.", "raFLoRA, canonical"),
+    "equal_rank_2": (GRAY, ":", "all rank 2"),
     "equal_rank_16": (BLACK, (0, (5, 2)), "all rank 16"),
 }
 LABELS = {
@@ -76,9 +76,9 @@ def draw_digits(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
         if "layer" in values.dims:
             values = values.mean("layer")
         for run in runs:
-            colour, line, text = LOOK[run]
-            last = draw_runs(axis, values.sel(run=run), "seed", colour=colour, line=line)
-            own.append(style.End(last, text, colour))
+            color, line, text = LOOK[run]
+            last = draw_runs(axis, values.sel(run=run), "seed", color=color, line=line)
+            own.append(style.End(last, text, color))
         ends.append(own)
         axis.set_ylabel(LABELS[name])
         axis.set_xlim(0, int(data["round"].max()))
@@ -158,7 +158,7 @@ def draw_study_curves(curves: xr.Dataset, report: Mapping[str, Any]) -> tuple[Fi
         for axis, name in zip(row, names, strict=True):
             for rule in values.rule.values.tolist():
                 of, of_rule = values.sel(heterogeneity=name, rule=rule), look(rule)
-                style: dict[str, Any] = {"colour": of_rule.colour, "line": of_rule.line}
+                style: dict[str, Any] = {"color": of_rule.color, "line": of_rule.line}
                 draw_runs(axis, of, "run", label=of_rule.name, width=1.1, band=0.12, **style)
     log_row(axes[1])
     for axis, name in zip(axes[0], names, strict=True):
@@ -210,10 +210,10 @@ def draw_text(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
             for rule in ordered:
                 of, of_rule = values.sel(heterogeneity=split, rule=rule), look(rule)
                 if rule in NAMED:
-                    last = draw_runs(axis, of, "run", colour=of_rule.colour, line=of_rule.line)
-                    own.append(style.End(last, of_rule.name, of_rule.colour))
+                    last = draw_runs(axis, of, "run", color=of_rule.color, line=of_rule.line)
+                    own.append(style.End(last, of_rule.name, of_rule.color))
                 else:
-                    draw_runs(axis, of, "run", colour=OTHERS, width=0.7, band=0)
+                    draw_runs(axis, of, "run", color=OTHERS, width=0.7, band=0)
             axis.set_xlim(0, int(data["round"].max()))
         ends.append(own)
     log_row(axes[1])
@@ -264,9 +264,9 @@ def draw_study_outcomes(report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:
     )
     levels = {LOWEST: report["study"]["levels"][0], HIGHEST: report["study"]["levels"][-1]}
     for axis, name in zip(axes[0], names, strict=True):
-        for configuration, colour in BANDS.items():
+        for configuration, color in BANDS.items():
             row = rows[name, configuration, "fedavg"]
-            _band(axis, row, colour, f"all clients of rank {levels[configuration]}")
+            _band(axis, row, color, f"all clients of rank {levels[configuration]}")
         for y, rule in enumerate(rules):
             _dot(axis, rows[name, MIXED, rule], y)
         axis.set_title(name)
@@ -295,20 +295,20 @@ def _setting(report: Mapping[str, Any], seeds: int) -> str:
     return f"{study['name']}, {study['rounds']} rounds: {runs}"
 
 
-def _band(axis: Axes, row: Mapping[str, Any], colour: str, label: str) -> None:
-    axis.axvline(row["accuracy"], color=colour, ls="--", lw=0.9, label=label)
+def _band(axis: Axes, row: Mapping[str, Any], color: str, label: str) -> None:
+    axis.axvline(row["accuracy"], color=color, ls="--", lw=0.9, label=label)
     if row["accuracy_interval"] is not None:
-        axis.axvspan(*row["accuracy_interval"], color=colour, alpha=0.15, lw=0)
+        axis.axvspan(*row["accuracy_interval"], color=color, alpha=0.15, lw=0)
 
 
 def _dot(axis: Axes, row: Mapping[str, Any], y: int) -> None:
     of_rule = look(row["rule"])
     if row["accuracy_interval"] is not None:
-        axis.hlines(y, *row["accuracy_interval"], color=of_rule.colour, lw=1)
-    axis.plot(row["accuracy"], y, marker=of_rule.marker, ms=4, color=of_rule.colour, clip_on=False)
+        axis.hlines(y, *row["accuracy_interval"], color=of_rule.color, lw=1)
+    axis.plot(row["accuracy"], y, marker=of_rule.marker, ms=4, color=of_rule.color, clip_on=False)
 
 
-# The calibrated theory on real updates: what it foretold of later rounds, and how well
+# The calibrated theory on real updates: what it predicted of later rounds, and how well
 
 FORECASTS = {"theory": BLUE, "persistence": "0.65", "pure": VERMILLION}
 HATCHES = {"theory": None, "persistence": None, "pure": "////"}
@@ -319,7 +319,7 @@ BAR = 0.26
 
 
 def draw_calibrated(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """Energies of every partition beside what was foretold, and the errors of three forecasts.
+    """Energies of every partition beside what was predicted, and the errors of three forecasts.
 
     Args:
         data: `measured` (rule, seed, partition, round) and `predicted` (with `statistic`), of which
@@ -363,9 +363,9 @@ def caption_calibrated(data: xr.Dataset) -> str:
     return (
         f"The theory, calibrated on the first {attrs['calibration_rounds']} rounds of a real "
         f"run, against the later ones. {style.study(data)}. (a, b) Energy of every partition, "
-        f"all layers together, {attrs['heterogeneity']}: measured (solid), foretold median "
+        f"all layers together, {attrs['heterogeneity']}: measured (solid), predicted median "
         f"(dashed) and {style.percent(attrs['confidence'])} interval (band). (c) Median of "
-        "$|\\log_{10}$ measured over foretold$|$ over the later rounds and its range over "
+        "$|\\log_{10}$ measured over predicted$|$ over the later rounds and its range over "
         f"{attrs['scored_runs']} runs; below the names, the share of the measurements within the "
         f"theory's {style.percent(attrs['score_confidence'])} intervals. Persistence: all "
         f"stays as in round {attrs['calibration_rounds']}; suppression alone: rates of coverage "
@@ -376,12 +376,12 @@ def caption_calibrated(data: xr.Dataset) -> str:
 
 def _energies(axis: Axes, run: xr.Dataset) -> None:
     axis.axvspan(0, run.attrs["calibration_rounds"], color=SHADE, lw=0)
-    for h, colour in zip(run.partition.values, partition_colours(len(run.partition)), strict=True):
+    for h, color in zip(run.partition.values, partition_colors(len(run.partition)), strict=True):
         of = run.sel(partition=h)
         told = {str(name): of.predicted.sel(statistic=name) for name in of.statistic.values}
-        axis.fill_between(of["round"], told["low"], told["high"], color=colour, alpha=0.2, lw=0)
-        axis.plot(of["round"], told["median"], color=colour, ls="--", lw=0.9)
-        axis.plot(of["round"], of.measured.where(of.measured > 0), color=colour, lw=1.3)
+        axis.fill_between(of["round"], told["low"], told["high"], color=color, alpha=0.2, lw=0)
+        axis.plot(of["round"], told["median"], color=color, ls="--", lw=0.9)
+        axis.plot(of["round"], of.measured.where(of.measured > 0), color=color, lw=1.3)
     axis.set_yscale("log")
     axis.set_xlim(0, int(run["round"].max()))
 
@@ -390,10 +390,10 @@ def _ends(run: xr.Dataset) -> list[style.End]:
     """Partitions, named where the measured lines end."""
     edges = [0, *run.attrs["study_levels"]]
     last = run.measured.isel(round=-1).values
-    colours = partition_colours(len(last))
+    colors = partition_colors(len(last))
     return [
-        style.End(float(y), f"$i=${edges[h] + 1}–{edges[h + 1]}", colour)
-        for h, (y, colour) in enumerate(zip(last, colours, strict=True))
+        style.End(float(y), f"$i=${edges[h] + 1}–{edges[h + 1]}", color)
+        for h, (y, color) in enumerate(zip(last, colors, strict=True))
         if y > 0
     ]
 
@@ -401,22 +401,22 @@ def _ends(run: xr.Dataset) -> list[style.End]:
 def _handles(data: xr.Dataset) -> list[Line2D | Patch]:
     return [
         Line2D([], [], color="k", lw=1.3, label="measured"),
-        Line2D([], [], color="k", lw=0.9, ls="--", label="foretold, median"),
-        Patch(color="k", alpha=0.2, lw=0, label=f"foretold, {100 * data.attrs['confidence']:g}%"),
+        Line2D([], [], color="k", lw=0.9, ls="--", label="predicted, median"),
+        Patch(color="k", alpha=0.2, lw=0, label=f"predicted, {100 * data.attrs['confidence']:g}%"),
         Patch(color=SHADE, lw=0, label="calibration"),
     ]
 
 
 def _bars(axis: Axes, data: xr.Dataset) -> None:
     """Median errors with their range over runs, and the coverage of the theory's intervals."""
-    for j, (name, colour) in enumerate(FORECASTS.items()):
+    for j, (name, color) in enumerate(FORECASTS.items()):
         of = data.sel(forecast=name)
         known = np.isfinite(of.error.values)
         x = np.flatnonzero(known) + (j - 1) * BAR
         value = of.error.values[known]
         ends = np.stack([value - of.error_low.values[known], of.error_high.values[known] - value])
         axis.bar(
-            x, value, BAR, color=colour, label=NAMES[name], hatch=HATCHES[name], edgecolor="w", lw=0
+            x, value, BAR, color=color, label=NAMES[name], hatch=HATCHES[name], edgecolor="w", lw=0
         )
         axis.errorbar(x, value, np.abs(ends), fmt="none", ecolor="k", elinewidth=0.7)
     names = [
@@ -464,8 +464,8 @@ def draw_split(dataset: xr.Dataset) -> tuple[Figure, np.ndarray]:
     table = table.isel(seed=0) if "seed" in table.dims else table
     counts, ranks = table.values, np.atleast_1d(dataset.attrs["ranks"])
     levels = np.unique(ranks)
-    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(levels)))
-    of_client = colours[np.searchsorted(levels, ranks)]
+    colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(levels)))
+    of_client = colors[np.searchsorted(levels, ranks)]
     height = float(np.clip(SPLIT_ROW * counts.shape[1], SPLIT_LOWEST, SPLIT_HIGHEST))
     figure, axes = plt.subplots(
         *(2, 1),
@@ -475,7 +475,7 @@ def draw_split(dataset: xr.Dataset) -> tuple[Figure, np.ndarray]:
     )
     axes[0].bar(np.arange(len(ranks)), counts.sum(1), 0.7, color=of_client)
     axes[0].set_ylabel("samples")
-    axes[0].legend(handles=_rank_handles(levels.tolist(), colours), **ASIDE)
+    axes[0].legend(handles=_rank_handles(levels.tolist(), colors), **ASIDE)
     cell = min((DOUBLE_COLUMN - BESIDE) / len(ranks), height / counts.shape[1])
     scale = min(cell * POINTS, WIDEST) / np.sqrt(counts.max())
     _bubbles(axes[1], counts, of_client, scale)
@@ -511,10 +511,10 @@ def _ticks(axis: Axes, num_clients: int, names: NDArray) -> None:
         axis.set_yticks(np.arange(len(names)), [str(name) for name in names])
 
 
-def _rank_handles(levels: list[int], colours: NDArray) -> list[Line2D]:
+def _rank_handles(levels: list[int], colors: NDArray) -> list[Line2D]:
     return [
-        Line2D([], [], ls="", marker="s", color=colour, label=f"rank {level}")
-        for level, colour in zip(levels, colours, strict=True)
+        Line2D([], [], ls="", marker="s", color=color, label=f"rank {level}")
+        for level, color in zip(levels, colors, strict=True)
     ]
 
 

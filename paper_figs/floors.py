@@ -18,14 +18,14 @@ from paper_figs import style
 from paper_figs.style import (
     DOUBLE_COLUMN,
     LINES,
-    PARTITION_COLOURS,
-    RULE_COLOURS,
+    PARTITION_COLORS,
+    RULE_COLORS,
     RULE_NAMES,
     SHADE,
     SINGLE_COLUMN,
     SMALL,
     look,
-    partition_colours,
+    partition_colors,
 )
 
 # Floors over heterogeneity: drift holds every partition at an energy that theory knows
@@ -49,11 +49,11 @@ def draw_floors(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
         _floors_panel(axis, data.sel(rule=rule))
     style.letter(axes, [look(rule).name for rule in rules])
     axes[0].set_ylabel(r"stationary energy $E[\sigma_i^2]$")
-    colours = partition_colours(data.sizes["partition"])
+    colors = partition_colors(data.sizes["partition"])
     ends = [
         [
-            style.End(float(y), _directions(data, h), colour)
-            for h, (y, colour) in enumerate(zip(last, colours, strict=True))
+            style.End(float(y), _directions(data, h), color)
+            for h, (y, color) in enumerate(zip(last, colors, strict=True))
         ]
         for last in data.predicted.isel(gain_std=-1).values
     ]
@@ -76,9 +76,9 @@ def caption_floors(data: xr.Dataset) -> str:
 
 
 def _floors_panel(axis: Axes, of: xr.Dataset) -> None:
-    for h, colour in enumerate(partition_colours(of.sizes["partition"])):
+    for h, color in enumerate(partition_colors(of.sizes["partition"])):
         own = of.isel(partition=h)
-        axis.plot(of.gain_std, own.predicted, color=colour, lw=1.1)
+        axis.plot(of.gain_std, own.predicted, color=color, lw=1.1)
         bars = np.abs(np.stack([own.measured - own.low, own.high - own.measured]))
         axis.errorbar(
             of.measured_std,
@@ -86,7 +86,7 @@ def _floors_panel(axis: Axes, of: xr.Dataset) -> None:
             bars,
             fmt=FLOORS_MARKERS[h % len(FLOORS_MARKERS)],
             ms=3.5,
-            color=colour,
+            color=color,
             capsize=2,
             elinewidth=0.8,
         )
@@ -117,14 +117,14 @@ def draw_claim_floors(claims: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, 
     """
     figure, axis = plt.subplots(figsize=(SINGLE_COLUMN, 2.4))
     for j, (claim_id, rule) in enumerate(CLAIMS.items()):
-        claim, colour = claims[claim_id], RULE_COLOURS[rule]
+        claim, color = claims[claim_id], RULE_COLORS[rule]
         measured, ends = (
             np.array(claim[name], dtype=float) for name in ("measurement", "interval")
         )
         x = np.arange(1, len(measured) + 1) + (j - 0.5) * WIDTH
-        axis.bar(x, claim["prediction"], WIDTH, color=colour, alpha=0.35, label=RULE_NAMES[rule])
+        axis.bar(x, claim["prediction"], WIDTH, color=color, alpha=0.35, label=RULE_NAMES[rule])
         error = np.abs(ends.T - measured)
-        axis.errorbar(x, measured, error, fmt="o", ms=3, color=colour, capsize=2)
+        axis.errorbar(x, measured, error, fmt="o", ms=3, color=color, capsize=2)
     axis.set_yscale("log")
     axis.set_xticks(np.arange(1, len(measured) + 1))
     axis.set_xlabel("partition $h$ (lowest rank level first)")
@@ -179,9 +179,9 @@ def caption_phase(data: xr.Dataset) -> str:
 
 
 def _phase_panel(axis: Axes, of: xr.Dataset, collapsed: float) -> QuadMesh:
-    colours: dict[str, Any] = {"vmin": 0, "vmax": 1, "cmap": "viridis"}
+    colors: dict[str, Any] = {"vmin": 0, "vmax": 1, "cmap": "viridis"}
     shades = axis.pcolormesh(
-        of.local_time, of.coverage, of.floor, shading="gouraud", rasterized=True, **colours
+        of.local_time, of.coverage, of.floor, shading="gouraud", rasterized=True, **colors
     )
     axis.plot(of.threshold, of.coverage, color="w", lw=1.8)
     time, coverage = np.meshgrid(of.measured_time.values, of.measured_coverage.values)
@@ -197,7 +197,7 @@ def _phase_panel(axis: Axes, of: xr.Dataset, collapsed: float) -> QuadMesh:
         linewidths=0.7,
         clip_on=False,
         zorder=3,
-        **colours,
+        **colors,
     )
     for where, text, side in (
         ((0.03, LOW), "collapses to 0", "left"),
@@ -240,8 +240,8 @@ def draw_settling(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
     levels = [0, *data.level.values.tolist()]
     last = data.predicted.isel(round=-1).groupby("partition").sum("direction").values
     ends = [
-        style.End(float(y), f"$i=${levels[h] + 1}–{levels[h + 1]}", colour)
-        for h, (y, colour) in enumerate(zip(last, partition_colours(len(last)), strict=True))
+        style.End(float(y), f"$i=${levels[h] + 1}–{levels[h + 1]}", color)
+        for h, (y, color) in enumerate(zip(last, partition_colors(len(last)), strict=True))
     ]
     style.name_lines(axes[:1], [ends])
     return figure, axes
@@ -270,18 +270,18 @@ def _fractions(axis: Axes, data: xr.Dataset) -> None:
     rounds = data["round"].values
     axis.semilogy(rounds, data.fraction.values, ".", ms=2.5, color="0.65")
     sums = data[["fraction", "predicted", "homogeneous"]].groupby("partition").sum("direction")
-    colours = partition_colours(sums.sizes["partition"])
-    for j, (h, colour) in enumerate(zip(sums.partition.values, colours, strict=True)):
+    colors = partition_colors(sums.sizes["partition"])
+    for j, (h, color) in enumerate(zip(sums.partition.values, colors, strict=True)):
         of = sums.sel(partition=h)
         axis.semilogy(
             rounds,
             of.fraction.values,
             SETTLING_MARKERS[j % len(SETTLING_MARKERS)],
             ms=4,
-            color=colour,
+            color=color,
         )
-        axis.semilogy(rounds, of.predicted.values, "-", lw=1, color=colour)
-        axis.semilogy(rounds, of.homogeneous.values, ":", lw=1, color=colour)
+        axis.semilogy(rounds, of.predicted.values, "-", lw=1, color=color)
+        axis.semilogy(rounds, of.homogeneous.values, ":", lw=1, color=color)
     axis.set_xticks(rounds)
     axis.set_xlabel("round $t$")
     axis.set_ylabel("fraction of energy")
@@ -300,14 +300,14 @@ def _speeds(axis: Axes, data: xr.Dataset) -> None:
     error = np.stack([measured - data.speed_low.values, data.speed_high.values - measured])
     for name, line in (("speed_predicted", "-"), ("speed_homogeneous", ":")):
         axis.hlines(data[name].values, x - WIDTH, x + WIDTH, color="k", lw=1.1, ls=line)
-    for h, colour in enumerate(partition_colours(len(x))):
+    for h, color in enumerate(partition_colors(len(x))):
         axis.errorbar(
             x[h],
             measured[h],
             error[:, h, None],
             fmt=SETTLING_MARKERS[h % len(SETTLING_MARKERS)],
             ms=4,
-            color=colour,
+            color=color,
             capsize=3,
         )
     axis.annotate(
@@ -376,7 +376,7 @@ def draw_breakdown(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
             textcoords="offset points",
             ha=side,
             fontsize=SMALL,
-            color=PARTITION_COLOURS[int(h) - 1],
+            color=PARTITION_COLORS[int(h) - 1],
         )
     tolerance = float(data.attrs["tolerance"])
     axes[0].annotate(
@@ -412,7 +412,7 @@ def _breakdown_panel(axis: Axes, curve: xr.Dataset, tolerance: float) -> None:
     axis.axhline(tolerance, color="k", ls="--", lw=0.8)
     for j, h in enumerate(curve.partition.values):
         of = curve.sel(partition=h)
-        colour = PARTITION_COLOURS[int(h) - 1]
+        color = PARTITION_COLORS[int(h) - 1]
         value = of.deviation.values
         below = np.minimum(value - of.low.values, value * (1 - LOWEST))
         error = np.stack([below, of.high.values - value])
@@ -423,7 +423,7 @@ def _breakdown_panel(axis: Axes, curve: xr.Dataset, tolerance: float) -> None:
             fmt=f"{BREAKDOWN_MARKERS[j]}-",
             ms=3.5,
             lw=1,
-            color=colour,
+            color=color,
             capsize=2,
             elinewidth=0.8,
         )

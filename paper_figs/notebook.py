@@ -29,7 +29,7 @@ from analysis.stats.intervals import Measurement
 from fedlora_sim import Federation
 from fedlora_sim.errors import InputError
 from paper_figs import style
-from paper_figs.style import RULE_COLOURS, SMALL, look, partition_colours
+from paper_figs.style import RULE_COLORS, SMALL, look, partition_colors
 
 # Pictures of the notebooks that no paper needs
 
@@ -58,14 +58,14 @@ def carriers(federation: Federation) -> Figure:
     partition = np.searchsorted(federation.levels, directions + 1)
     held = np.where(directions < ranks[:, None], partition, np.nan)
     figure, axis = plt.subplots(figsize=(style.DOUBLE_COLUMN * 0.75, HEIGHT))
-    colours = style.partition_colours(len(federation.levels))
+    colors = style.partition_colors(len(federation.levels))
     axis.pcolormesh(
         directions + 1,
         np.arange(1, len(ranks) + 1),
         held,
-        cmap=ListedColormap(colours),
+        cmap=ListedColormap(colors),
         vmin=-0.5,
-        vmax=len(colours) - 0.5,
+        vmax=len(colors) - 0.5,
         shading="nearest",
         edgecolors="w",
         linewidth=0.4,
@@ -75,7 +75,7 @@ def carriers(federation: Federation) -> Figure:
     axis.set_ylabel("client $k$")
     axis.set_xticks([1, *federation.levels])
     coverage = federation.coverage()
-    for part, colour in zip(federation.partitions, colours, strict=True):
+    for part, color in zip(federation.partitions, colors, strict=True):
         middle = (part.start + 1 + part.stop) / 2
         axis.annotate(
             rf"$\pi={coverage[part.start]:.2g}$",
@@ -84,7 +84,7 @@ def carriers(federation: Federation) -> Figure:
             xytext=(0, 3),
             textcoords="offset points",
             ha="center",
-            color=colour,
+            color=color,
         )
     return figure
 
@@ -148,10 +148,10 @@ def paths(
     figure, axes = plt.subplots(
         1, len(panels), figsize=(style.DOUBLE_COLUMN, HEIGHT), sharey=True, squeeze=False
     )
-    colours = style.partition_colours(len(partitions))
+    colors = style.partition_colors(len(partitions))
     for axis, (measured, predicted) in zip(axes[0], panels.values(), strict=True):
-        for h, colour in enumerate(colours):
-            axis.plot(measured[:, h], color=colour)
+        for h, color in enumerate(colors):
+            axis.plot(measured[:, h], color=color)
             axis.plot(predicted[:, h], "k--", lw=0.8)
         _rounds(axis, len(measured) - 1)
         if log:
@@ -160,7 +160,7 @@ def paths(
         style.letter(axes[0], list(panels))
     axes[0, 0].set_ylabel(label)
     names = [f"$i=${directions_label(part)}" for part in partitions]
-    _beside(axes[0, -1], dict(zip(names, colours, strict=True)))
+    _beside(axes[0, -1], dict(zip(names, colors, strict=True)))
     return figure
 
 
@@ -180,12 +180,12 @@ def over_rounds(runs: Mapping[str, xr.Dataset], quantities: Mapping[str, str]) -
     for axis, (name, label) in zip(axes[0], quantities.items(), strict=True):
         for rule, run in runs.items():
             values = run[name].mean([d for d in run[name].dims if d != "round"])
-            colour = look(rule).colour
-            axis.plot(run["round"], values, color=colour, ls=look(rule).line)
+            color = look(rule).color
+            axis.plot(run["round"], values, color=color, ls=look(rule).line)
         _rounds(axis, int(run["round"][-1]))
         axis.set_ylabel(label)
     style.letter(axes[0])
-    _beside(axes[0, -1], {look(rule).name: look(rule).colour for rule in runs})
+    _beside(axes[0, -1], {look(rule).name: look(rule).color for rule in runs})
     return figure
 
 
@@ -236,7 +236,7 @@ def spectra(by_rule: Mapping[str, Sequence[ArrayLike]], titles: Sequence[str]) -
                 marker=of_rule.marker,
                 ms=3.5,
                 lw=0.8,
-                color=of_rule.colour,
+                color=of_rule.color,
                 label=of_rule.name,
             )
     for axis in axes[0]:
@@ -250,7 +250,7 @@ def spectra(by_rule: Mapping[str, Sequence[ArrayLike]], titles: Sequence[str]) -
 
 
 def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) -> Figure:
-    """What was foretold of the later rounds of a real run, beside what happened.
+    """What was predicted of the later rounds of a real run, beside what happened.
 
     Args:
         scores: of `analysis.studies.score`, by rule; the first seed is drawn.
@@ -269,13 +269,13 @@ def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) 
         seen = energy.transpose("round", "partition").values[1:]
         told = one.total_predicted.sel(forecast="theory")
         rounds, later = np.arange(1, len(seen) + 1), first + one.horizon.values
-        colours = style.partition_colours(one.sizes["partition"])
-        for h, colour in enumerate(colours):
+        colors = style.partition_colors(one.sizes["partition"])
+        for h, color in enumerate(colors):
             of = told.isel(partition=h)
             low, middle, high = (of.sel(statistic=n) for n in ("low", "median", "high"))
-            axis.fill_between(later, low, high, color=colour, alpha=0.25, lw=0)
-            axis.plot(later, middle, color=colour, ls="--", lw=1)
-            axis.plot(rounds, seen[:, h], color=colour)
+            axis.fill_between(later, low, high, color=color, alpha=0.25, lw=0)
+            axis.plot(later, middle, color=color, ls="--", lw=1)
+            axis.plot(rounds, seen[:, h], color=color)
         axis.axvspan(0, first, color=style.SHADE, lw=0)
         axis.set_yscale("log")
         axis.set_ylim(seen[seen > 0].min() / FAR, seen.max() * FAR)
@@ -284,14 +284,14 @@ def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) 
     levels = runs[next(iter(scores))].coords["level"].values.tolist()
     starts = [slice(low, high) for low, high in pairwise([0, *levels])]
     names = [f"$i=${directions_label(part)}" for part in starts]
-    _beside(axes[0, -1], dict(zip(names, colours, strict=True)))
+    _beside(axes[0, -1], dict(zip(names, colors, strict=True)))
     style.letter(axes[0], [look(rule).name for rule in scores])
     return figure
 
 
-def _beside(axis: Axes, colours: Mapping[str, Any]) -> None:
+def _beside(axis: Axes, colors: Mapping[str, Any]) -> None:
     """A legend beside the last panel, from the lowest colour to the highest."""
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
@@ -307,9 +307,9 @@ SIZE = (9.0, 4.6)  # inches
 LINE, GAP = 0.19, 0.45  # of the table's lines, and between it and the panels
 LOWEST, TOP = 1e-8, 20.0
 WORDS = {Collapse.KEEPS: "kept", Collapse.COLLAPSES: "lost", Collapse.UNDECIDED: "?"}
-COLOURS = {
-    Collapse.KEEPS: RULE_COLOURS["raflora"],
-    Collapse.COLLAPSES: RULE_COLOURS["fedavg"],
+COLORS = {
+    Collapse.KEEPS: RULE_COLORS["raflora"],
+    Collapse.COLLAPSES: RULE_COLORS["fedavg"],
     Collapse.UNDECIDED: "0.4",
 }
 ABSENT = "–"
@@ -400,8 +400,8 @@ def _over_rounds(
     if energy is None:
         _say(axis, missing or "no closed form here")
         return
-    for part, colour in zip(found.case.partitions, _colours(found), strict=True):
-        axis.plot(_shown(energy[:, part]), color=colour, lw=0.9)
+    for part, color in zip(found.case.partitions, _colors(found), strict=True):
+        axis.plot(_shown(energy[:, part]), color=color, lw=0.9)
 
 
 def _spectrum(axis: Axes, found: Exploration) -> None:
@@ -414,8 +414,8 @@ def _spectrum(axis: Axes, found: Exploration) -> None:
         _say(axis, "no closed form here")
         return
     direction = np.arange(1, found.energy.shape[1] + 1)
-    for part, colour in zip(found.case.partitions, _colours(found), strict=True):
-        axis.bar(direction[part], _shown(found.energy[-1, part]), 0.75, color=colour)
+    for part, color in zip(found.case.partitions, _colors(found), strict=True):
+        axis.bar(direction[part], _shown(found.energy[-1, part]), 0.75, color=color)
     axis.step(direction, found.energy[0], where="mid", color="0.4", lw=0.9, label="at the start")
     axis.legend(loc="upper right", borderaxespad=0)
 
@@ -427,10 +427,10 @@ def _table(axis: Axes, found: Exploration) -> None:
     axis.set_ylim(len(found.rows) + 0.6, -0.6)
     for j, head in enumerate(COLUMNS):
         axis.text(j + 0.5, 0, head, ha="center", va="center", fontsize=SMALL, color="0.3")
-    for i, (row, colour) in enumerate(zip(found.rows, _colours(found), strict=True), 1):
+    for i, (row, color) in enumerate(zip(found.rows, _colors(found), strict=True), 1):
         for j, (text, ink) in enumerate(_cells(row, shared=i == 1)):
             axis.text(
-                j + 0.5, i, text, ha="center", va="center", fontsize=SMALL, color=ink or colour
+                j + 0.5, i, text, ha="center", va="center", fontsize=SMALL, color=ink or color
             )
 
 
@@ -461,11 +461,11 @@ def _known(text: str) -> str:
 
 
 def _verdict(verdict: Collapse | None) -> tuple[str, str]:
-    return (ABSENT, "0.4") if verdict is None else (WORDS[verdict], COLOURS[verdict])
+    return (ABSENT, "0.4") if verdict is None else (WORDS[verdict], COLORS[verdict])
 
 
-def _colours(found: Exploration) -> list[Any]:
-    return partition_colours(len(found.rows))
+def _colors(found: Exploration) -> list[Any]:
+    return partition_colors(len(found.rows))
 
 
 def _decades(axis: Axes) -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from paper_figs import style
-from paper_figs.style import DOUBLE_COLUMN, LINES, SINGLE_COLUMN, SMALL, look, partition_colours
+from paper_figs.style import DOUBLE_COLUMN, LINES, SINGLE_COLUMN, SMALL, look, partition_colors
 
 # Energies over rounds: FedAvg's staircase of decays beside raFLoRA's flat lines
 
@@ -56,10 +56,10 @@ def caption_energies(data: xr.Dataset) -> str:
 
 
 def _energies_panel(axis: Axes, run: xr.Dataset) -> None:
-    partition, colours = run.partition.values, partition_colours(len(np.unique(run.partition)))
+    partition, colors = run.partition.values, partition_colors(len(np.unique(run.partition)))
     for j in range(run.sizes["direction"]):
         mean = run.energy.mean("seed").values[:, j]
-        axis.semilogy(run["round"], mean, color=colours[partition[j] - 1], lw=0.9)
+        axis.semilogy(run["round"], mean, color=colors[partition[j] - 1], lw=0.9)
     last = [int(np.flatnonzero(partition == h)[-1]) for h in np.unique(partition)]
     axis.semilogy(run["round"], run.predicted_energy.values[:, last], "k--", lw=0.8)
     axis.set_xlim(0, run["round"].values[-1])
@@ -69,11 +69,11 @@ def _energies_ends(data: xr.Dataset) -> list[style.End]:
     """Partitions, named where the flat lines of the last panel end."""
     partition, run, ends = data.partition.values, data.sel(rule=RULES[-1]), []
     final = run.energy.mean("seed").values[-1]
-    for h, colour in enumerate(partition_colours(len(np.unique(partition))), 1):
+    for h, color in enumerate(partition_colors(len(np.unique(partition))), 1):
         own = np.flatnonzero(partition == h)
         first, last = (int(data.direction.values[j]) for j in (own[0], own[-1]))
         text = f"$i=${first}–{last}, $\\pi=${float(data.coverage.values[own[0]]):.2g}"
-        ends.append(style.End(float(np.median(final[own])), text, colour))
+        ends.append(style.End(float(np.median(final[own])), text, color))
     return ends
 
 
@@ -275,7 +275,7 @@ def _staircase_ends(of: xr.Dataset, setting: str) -> list[style.End]:
     """Rules with their rates, where the stairs end."""
     last = {rule: float(of.predicted.sel(rule=rule)[-1]) for rule in of.rule.values.tolist()}
     return [
-        style.End(y, f"{look(rule).name}, {POWERS[setting][rule]}", look(rule).colour)
+        style.End(y, f"{look(rule).name}, {POWERS[setting][rule]}", look(rule).color)
         for rule, y in last.items()
         if np.isfinite(y)
     ]
@@ -287,7 +287,7 @@ def _staircase_panel(axis: Axes, of: xr.Dataset) -> None:
         own, of_rule = of.sel(rule=rule), look(rule)
         predicted = own.predicted.values
         x = np.concatenate([[partition[0] - HALF], partition + HALF])
-        axis.stairs(predicted, x, baseline=None, color=of_rule.colour, lw=1.1)
+        axis.stairs(predicted, x, baseline=None, color=of_rule.color, lw=1.1)
         bars = np.abs(np.stack([own.measured - own.low, own.high - own.measured]))[:, 1:]
         axis.errorbar(
             partition[1:],
@@ -295,7 +295,7 @@ def _staircase_panel(axis: Axes, of: xr.Dataset) -> None:
             bars,
             fmt=of_rule.marker,
             ms=3.5,
-            color=of_rule.colour,
+            color=of_rule.color,
             capsize=2,
             elinewidth=0.8,
         )
@@ -330,7 +330,7 @@ def draw_energy_ratio(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
     axis.plot(rounds, data.bound, color="k", ls=":", lw=1.4)
     for j, rule in enumerate(data.rule.values.tolist()):
         own, of_rule = data.sel(rule=rule), look(rule)
-        axis.plot(rounds, own.predicted, color=of_rule.colour, ls=of_rule.line, lw=1.1)
+        axis.plot(rounds, own.predicted, color=of_rule.color, ls=of_rule.line, lw=1.1)
         shown = slice(1 + j % MARKED, None, MARKED)  # markers of lines that coincide alternate
         axis.plot(
             rounds[shown],
@@ -338,7 +338,7 @@ def draw_energy_ratio(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
             of_rule.marker,
             ms=4,
             mew=0,
-            color=of_rule.colour,
+            color=of_rule.color,
         )
     axis.set_yscale("log")
     axis.set_xlim(0, rounds[-1])
@@ -357,7 +357,7 @@ def draw_energy_ratio(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
         va="bottom",
     )
     ends = [
-        style.End(float(data.predicted.sel(rule=rule)[-1]), look(rule).name, look(rule).colour)
+        style.End(float(data.predicted.sel(rule=rule)[-1]), look(rule).name, look(rule).color)
         for rule in data.rule.values.tolist()
     ]
     style.name_lines([axis], [style.together(ends)])

@@ -27,20 +27,20 @@ SMALL, SMALLEST = 7, 6  # points: labels within an axis, and where there is hard
 
 # Okabe and Ito's colours, told apart under every kind of colour blindness, and grey.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, BLACK, YELLOW, GREY, SKY = "#CC79A7", "#000000", "#F0E442", "#8C8C8C", "#56B4E9"
-PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, BLACK, YELLOW, GREY, SKY)
+PURPLE, BLACK, YELLOW, GRAY, SKY = "#CC79A7", "#000000", "#F0E442", "#8C8C8C", "#56B4E9"
+PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, BLACK, YELLOW, GRAY, SKY)
 LINES = 1.0
 """Distance of lines of text: this font keeps more room than it needs."""
 SHADE = "0.93"
 """Regions that a figure sets apart: where a theory holds, rounds of calibration."""
 
-RULE_COLOURS = {"fedavg": VERMILLION, "zero_pad": ORANGE, "raflora": BLUE}
+RULE_COLORS = {"fedavg": VERMILLION, "zero_pad": ORANGE, "raflora": BLUE}
 RULE_NAMES = {
     "fedavg": "FedAvg (product space)",
     "zero_pad": "FedAvg (zero-padded factors)",
     "raflora": "raFLoRA",
 }
-PARTITION_COLOURS = ("#414487", "#2a788e", "#22a884")  # of viridis, evenly spaced
+PARTITION_COLORS = ("#414487", "#2a788e", "#22a884")  # of viridis, evenly spaced
 RC: Any = {
     "font.family": "serif",
     "font.serif": ["STIXGeneral", "DejaVu Serif"],
@@ -82,10 +82,10 @@ def apply() -> None:
     mpl.rcParams.update(RC)
 
 
-def partition_colours(count: int) -> list[Any]:
+def partition_colors(count: int) -> list[Any]:
     """Colours of so many partitions, the shared one darkest: they grow lighter in grey too."""
-    if count == len(PARTITION_COLOURS):
-        return list(PARTITION_COLOURS)
+    if count == len(PARTITION_COLORS):
+        return list(PARTITION_COLORS)
     low, high = 0.1, 0.78  # the ends of viridis are black and yellow, which is faint on white
     return [
         mpl.colormaps["viridis"](low + (high - low) * h / max(count - 1, 1)) for h in range(count)
@@ -121,28 +121,28 @@ class RuleLook:
 
     Args:
         name: as the legend has it.
-        colour: of its line.
+        color: of its line.
         line: matplotlib's line style: rules are told apart without colour too.
         marker: of its dots.
     """
 
     name: str
-    colour: str
+    color: str
     line: Any = "-"
     marker: str = "o"
 
 
 LOOKS = {
-    "fedavg": RuleLook("FedAvg", RULE_COLOURS["fedavg"], "-", "o"),
-    "zero_pad": RuleLook("zero padding", RULE_COLOURS["zero_pad"], (0, (4, 1)), "s"),
+    "fedavg": RuleLook("FedAvg", RULE_COLORS["fedavg"], "-", "o"),
+    "zero_pad": RuleLook("zero padding", RULE_COLORS["zero_pad"], (0, (4, 1)), "s"),
     "hetlora": RuleLook("HetLoRA", PURPLE, (0, (1, 1)), "v"),
     "rbla": RuleLook("RBLA", GREEN, (0, (6, 1, 1, 1)), "D"),
-    "ffa": RuleLook("FFA-LoRA", GREY, (0, (2, 1)), "P"),
+    "ffa": RuleLook("FFA-LoRA", GRAY, (0, (2, 1)), "P"),
     "flora": RuleLook("FLoRA", SKY, (0, (3, 1, 1, 1, 1, 1)), "X"),
     "fedex": RuleLook("FedEx-LoRA", BLACK, (0, (5, 2)), "d"),
-    "raflora": RuleLook("raFLoRA", RULE_COLOURS["raflora"], "-", "^"),
+    "raflora": RuleLook("raFLoRA", RULE_COLORS["raflora"], "-", "^"),
     "raflora:canonicalize=true": RuleLook(
-        "raFLoRA, canonical", RULE_COLOURS["raflora"], (0, (3, 1)), ">"
+        "raFLoRA, canonical", RULE_COLORS["raflora"], (0, (3, 1)), ">"
     ),
 }
 
@@ -168,7 +168,7 @@ class End(NamedTuple):
 
     y: float
     text: str
-    colour: Any
+    color: Any
 
 
 def letter(axes: Iterable[Axes], titles: Sequence[str] = ()) -> None:
@@ -238,7 +238,7 @@ def _name(axis: Axes, ends: Sequence[End], height: float, size: float) -> list[A
     placed = _within(_apart(wanted[order], tall), tall, height)
     labels = []
     for y, index in zip(placed, order, strict=True):
-        _, text, colour = ends[index]
+        _, text, color = ends[index]
         labels.append(
             axis.annotate(
                 text,
@@ -247,7 +247,7 @@ def _name(axis: Axes, ends: Sequence[End], height: float, size: float) -> list[A
                 xytext=(BESIDE, 0),
                 textcoords="offset points",
                 va="center",
-                color=colour,
+                color=color,
                 fontsize=size,
                 annotation_clip=False,
             )
@@ -346,7 +346,7 @@ def draw_runs(
     values: xr.DataArray,
     over: str,
     *,
-    colour: Any,
+    color: Any,
     line: Any = "-",
     label: str | None = None,
     width: float = 1.2,
@@ -358,7 +358,7 @@ def draw_runs(
         axis: to draw on.
         values: dimensions `round` and `over`; rounds that were not judged are NaN.
         over: the dimension of the runs.
-        colour: of the line and the band.
+        color: of the line and the band.
         line: matplotlib's line style.
         label: of the line.
         width: of the line, in points.
@@ -369,8 +369,8 @@ def draw_runs(
     """
     judged = values.dropna("round", how="all")
     rounds, mean = judged["round"].values, judged.mean(over)
-    axis.plot(rounds, mean, color=colour, ls=line, lw=width, label=label)
+    axis.plot(rounds, mean, color=color, ls=line, lw=width, label=label)
     if band:
         low, high = judged.min(over), judged.max(over)
-        axis.fill_between(rounds, low, high, color=colour, alpha=band, lw=0)
+        axis.fill_between(rounds, low, high, color=color, alpha=band, lw=0)
     return float(mean[-1]) if mean.size else np.nan

@@ -26,12 +26,12 @@ from paper_figs.style import (
     BLACK,
     BLUE,
     DOUBLE_COLUMN,
+    GRAY,
     GREEN,
-    GREY,
     ORANGE,
-    PARTITION_COLOURS,
+    PARTITION_COLORS,
     PURPLE,
-    RULE_COLOURS,
+    RULE_COLORS,
     VERMILLION,
     look,
 )
@@ -68,10 +68,10 @@ def draw_predict(prediction: Prediction) -> tuple[Figure, np.ndarray]:
     columns = max(1, -(-len(panels) // rows))
     size = (DOUBLE_COLUMN, 0.9 + 1.5 * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
-    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(prediction.case.partitions)))
+    colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(prediction.case.partitions)))
     axes = grid.ravel()
     for axis, same in zip(axes, panels, strict=False):
-        _predict_panel(axis, same[0], colours)
+        _predict_panel(axis, same[0], colors)
         title = ", ".join(_name(row) for row in same)
         axis.set_title("\n".join(textwrap.wrap(title, 30)), fontsize=8)
     for axis in axes[len(panels) :]:
@@ -79,7 +79,7 @@ def draw_predict(prediction: Prediction) -> tuple[Figure, np.ndarray]:
     _limit(axes[0], panels)
     for axis in grid[:, 0]:
         axis.set_ylabel(r"energy $E[\sigma_i^2]$")
-    handles = _predict_handles(prediction, colours)
+    handles = _predict_handles(prediction, colors)
     if any(line.get_linestyle() == "--" for axis in axes for line in axis.lines):
         handles.append(Line2D([], [], color="0.3", ls="--", lw=0.8, label="floor"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
@@ -105,16 +105,16 @@ def _panels(prediction: Prediction) -> list[list[RulePrediction]]:
     return panels
 
 
-def _predict_panel(axis: Axes, row: RulePrediction, colours: np.ndarray) -> None:
+def _predict_panel(axis: Axes, row: RulePrediction, colors: np.ndarray) -> None:
     energy = row.values["energy"]
     floor = row.values.get("energy_floor")
     axis.set_yscale("log")
     axis.minorticks_off()
-    for h, colour in enumerate(colours):
+    for h, color in enumerate(colors):
         shown = (energy[:, h] > 0) & (energy[:, h] < HIGHEST)
-        axis.plot(np.where(shown, energy[:, h], np.nan), color=colour, lw=1.2)
+        axis.plot(np.where(shown, energy[:, h], np.nan), color=color, lw=1.2)
         if floor is not None and np.isfinite(floor[h]) and floor[h] > 0:
-            axis.axhline(floor[h], color=colour, ls="--", lw=0.8)
+            axis.axhline(floor[h], color=color, ls="--", lw=0.8)
 
 
 def _limit(axis: Axes, panels: list[list[RulePrediction]]) -> None:
@@ -124,11 +124,11 @@ def _limit(axis: Axes, panels: list[list[RulePrediction]]) -> None:
         axis.set_ylim(max(shown.min() / 2, PREDICT_LOWEST * shown.max()), shown.max() * 2)
 
 
-def _predict_handles(prediction: Prediction, colours: np.ndarray) -> list[Line2D]:
+def _predict_handles(prediction: Prediction, colors: np.ndarray) -> list[Line2D]:
     return [
-        Line2D([], [], color=colour, label=f"$i=$ {directions_label(part)}, coverage {c:.2g}")
-        for colour, part, c in zip(
-            colours, prediction.case.partitions, prediction.coverage, strict=True
+        Line2D([], [], color=color, label=f"$i=$ {directions_label(part)}, coverage {c:.2g}")
+        for color, part, c in zip(
+            colors, prediction.case.partitions, prediction.coverage, strict=True
         )
     ]
 
@@ -156,9 +156,9 @@ BELOW = COLLAPSE_LOWEST / 100
 """What is gone is drawn here, out of sight, so that a line is seen to leave the panel."""
 TOP = 10.0
 MARKED = 4  # rounds between markers
-COLOURS = {
-    Collapse.COLLAPSES: RULE_COLOURS["fedavg"],
-    Collapse.KEEPS: RULE_COLOURS["raflora"],
+COLORS = {
+    Collapse.COLLAPSES: RULE_COLORS["fedavg"],
+    Collapse.KEEPS: RULE_COLORS["raflora"],
     Collapse.UNDECIDED: "0.4",
 }
 MARKERS = {"fedavg": "v", "raflora": "^"}
@@ -207,8 +207,8 @@ def _collapse_panel(axis: Axes, part: ScenarioReport, label: str) -> None:
     drawn = [part.rules[name].curves for name in {label, *CONTROLS} if name in part.rules]
     if label in part.rules:
         own = part.rules[label]
-        for h, colour in enumerate(PARTITION_COLOURS):
-            _line(axis, own.curves[..., h], colour)
+        for h, color in enumerate(PARTITION_COLORS):
+            _line(axis, own.curves[..., h], color)
         if own.prediction.path is not None:
             axis.plot(_shown(own.prediction.path), "k--", lw=0.9, dashes=(3, 2), zorder=4)
     else:
@@ -220,24 +220,24 @@ def _collapse_panel(axis: Axes, part: ScenarioReport, label: str) -> None:
     axis.set_xlim(0, part.standard.scenario.rounds)
     verdict = part.verdict(label)
     axis.set_title(part.standard.title, loc="left", fontsize=8)
-    axis.set_title(verdict, loc="right", fontsize=8, fontweight="bold", color=COLOURS[verdict])
+    axis.set_title(verdict, loc="right", fontsize=8, fontweight="bold", color=COLORS[verdict])
 
 
-def _line(axis: Axes, curves: Array, colour: str) -> None:
+def _line(axis: Axes, curves: Array, color: str) -> None:
     """Median and band of the rule's own partition, (3, T + 1)."""
     median, low, high = (_shown(x) for x in curves)
-    axis.fill_between(range(len(median)), low, high, color=colour, alpha=0.25, lw=0)
-    axis.plot(median, color=colour, lw=1.8, zorder=3)
+    axis.fill_between(range(len(median)), low, high, color=color, alpha=0.25, lw=0)
+    axis.plot(median, color=color, lw=1.8, zorder=3)
 
 
 def _reference(axis: Axes, curves: Array, name: str) -> None:
     """Median and band of another rule's highest partition."""
     median, low, high = (_shown(x) for x in curves)
     of_rule = look(name)
-    axis.fill_between(range(len(median)), low, high, color=of_rule.colour, alpha=0.12, lw=0)
+    axis.fill_between(range(len(median)), low, high, color=of_rule.color, alpha=0.12, lw=0)
     axis.plot(
         median,
-        color=of_rule.colour,
+        color=of_rule.color,
         lw=0.8,
         marker=MARKERS[name],
         ms=3.5,
@@ -255,13 +255,13 @@ def _collapse_handles(report: CollapseReport) -> list[Line2D | Patch]:
     names = [directions(standard, h) for h in range(len(standard.levels))]
     shared = [" (shared)", *[""] * (len(names) - 1)]
     own = [
-        Line2D([], [], color=colour, lw=1.8, label=f"{look(report.rule).name}, $i=${name}{note}")
-        for colour, name, note in zip(PARTITION_COLOURS, names, shared, strict=True)
+        Line2D([], [], color=color, lw=1.8, label=f"{look(report.rule).name}, $i=${name}{note}")
+        for color, name, note in zip(PARTITION_COLORS, names, shared, strict=True)
     ]
     others = [
         Line2D(
             *([], []),
-            color=look(name).colour,
+            color=look(name).color,
             lw=0.8,
             marker=MARKERS[name],
             ms=3.5,
@@ -287,7 +287,7 @@ def _collapse_handles(report: CollapseReport) -> list[Line2D | Patch]:
 OURS = (BLUE, "-", "^")
 METHODS = {
     "aggregate": ("fedlora-sim", *OURS),
-    "products": ("products alone", GREY, ":", "o"),
+    "products": ("products alone", GRAY, ":", "o"),
     "qr": ("QR", GREEN, "--", "D"),
     "dense": ("dense SVD", VERMILLION, "-", "s"),
     "peft": ("PEFT", ORANGE, "-.", "v"),
@@ -346,7 +346,7 @@ def _lines(
     axis: Axes, times: xr.DataArray, dim: str, over: str, styles: Mapping[str, Sequence[Any]]
 ) -> list[style.End]:
     ends = []
-    for name, (text, colour, line, marker) in styles.items():
+    for name, (text, color, line, marker) in styles.items():
         if name not in times[dim].values:
             continue
         of = times.sel({dim: name}).dropna(over)
@@ -359,11 +359,11 @@ def _lines(
             ls=line,
             ms=3.5,
             lw=1.1,
-            color=colour,
+            color=color,
             elinewidth=0.7,
             capsize=1.5,
         )
-        ends.append(style.End(float(median[-1]), text, colour))
+        ends.append(style.End(float(median[-1]), text, color))
     places = times[over].values
     axis.set_xscale("log")
     axis.set_yscale("log")

@@ -26,7 +26,7 @@ THEMES: dict[str, tuple[Claim, ...]] = {
     "Random allocation: the review's second conjecture": allocation.CLAIMS,
     "Non-IID floors and trajectories": rates.FLOOR_CLAIMS,
     "Identities and multipliers": (*identities.IDENTITY_CLAIMS, *identities.MULTIPLIER_CLAIMS),
-    "Rival rules": (*other_rules.RIVAL_CLAIMS, *other_rules.NORM_WEIGHT_CLAIMS),
+    "Rival rules": (*other_rules.OTHER_RULE_CLAIMS, *other_rules.NORM_WEIGHT_CLAIMS),
     "Heterogeneity": heterogeneity.CLAIMS,
     "Noise and signal": (*noise.NOISE_CLAIMS, *noise.SIGNAL_CLAIMS),
     "Phase transition of LoRA's own training": (

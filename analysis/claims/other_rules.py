@@ -205,7 +205,7 @@ _EQUAL: dict[str, Any] = {
     "assumptions": "sampled cohorts with contributors, common gain and drift, fixed basis",
 }
 
-RIVAL_CLAIMS = (
+OTHER_RULE_CLAIMS = (
     Claim(
         id="flora-no-compounding",
         statement="FLoRA does not compound: what clients leave as it is stays, at any coverage.",

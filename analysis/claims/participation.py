@@ -41,9 +41,9 @@ from fedlora_sim import Scenario, parse_ranks
 Array = NDArray[np.float64]
 
 RANKS = parse_ranks("2x8,4x6,8x6")
-WALK = Scenario(ranks=RANKS, cohort_size=8, rounds=20)
+RANDOM_WALK = Scenario(ranks=RANKS, cohort_size=8, rounds=20)
 # Long enough for the sum of the steps to look normal, short enough for a third of the runs to live.
-LONG_WALK = WALK.replace(rounds=40)
+LONG_RANDOM_WALK = RANDOM_WALK.replace(rounds=40)
 # 3 of 20 clients: the highest partition meets nobody in a third of the rounds.
 SPARSE = Scenario(ranks=RANKS, cohort_size=3, rounds=25, empty_partition="zero")
 MARGIN = 0.02
@@ -79,7 +79,7 @@ def squared_deviation(scenario: Scenario, rule: str) -> Experiment:
     return experiment
 
 
-def standardised(scenario: Scenario, rule: str, rate: Array, shift: float = 0.0) -> Experiment:
+def standardized(scenario: Scenario, rule: str, rate: Array, shift: float = 0.0) -> Experiment:
     """The walk's end in predicted standard deviations from `rounds * log(rate)`, less `shift`."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
@@ -123,15 +123,15 @@ def mean_energy(scenario: Scenario, rule: str) -> Array:
 
 
 def _typical_rate(rule: str) -> Prediction:
-    return Prediction.within(typical(WALK, rule), MARGIN)
+    return Prediction.within(typical(RANDOM_WALK, rule), MARGIN)
 
 
 def _mean_rate(rule: str) -> Prediction:
-    return Prediction.within(mean_energy(WALK, rule), MARGIN)
+    return Prediction.within(mean_energy(RANDOM_WALK, rule), MARGIN)
 
 
 def _spread(factor: float) -> Prediction:
-    return Prediction.within(factor * _std_log(WALK, "fedavg"), SPREAD_MARGIN)
+    return Prediction.within(factor * _std_log(RANDOM_WALK, "fedavg"), SPREAD_MARGIN)
 
 
 def _extinction_laws(scenario: Scenario) -> list[Callable[[Array], Array]]:
@@ -158,11 +158,11 @@ def _typical_claim(rule: str, name: str, statement: str) -> Claim:
         id=f"typical-rate-{name}",
         statement=statement,
         predict=partial(_typical_rate, rule),
-        experiment=log_rate(WALK, rule),
+        experiment=log_rate(RANDOM_WALK, rule),
         control=Control("the rate of the mean energy", partial(_mean_rate, rule)),
         near=Control(
             f"clients with a gain of {NEAR_GAIN:g}",
-            experiment=log_rate(WALK.replace(gain_mean=NEAR_GAIN), rule),
+            experiment=log_rate(RANDOM_WALK.replace(gain_mean=NEAR_GAIN), rule),
         ),
         **_RATE,
         **_RUNS,
@@ -188,10 +188,11 @@ TYPICAL_CLAIMS = (
         "deviation 2 sqrt(t Var[log W | W > 0]).",
         statistic="root mean square distance of the log energy from its predicted mean",
         predict=partial(_spread, 1.0),
-        experiment=squared_deviation(WALK, "fedavg"),
+        experiment=squared_deviation(RANDOM_WALK, "fedavg"),
         control=Control("the spread of a walk of half as many rounds", partial(_spread, 0.5**0.5)),
         near=Control(
-            f"the spread of a walk of {WALK.rounds * 5 // 4} rounds", partial(_spread, 1.25**0.5)
+            f"the spread of a walk of {RANDOM_WALK.rounds * 5 // 4} rounds",
+            partial(_spread, 1.25**0.5),
         ),
         estimator=mapped(over_survivors(mean_interval), np.sqrt),
         **_RUNS,
@@ -202,16 +203,20 @@ TYPICAL_CLAIMS = (
         statement="After many rounds the energies of surviving runs are close to log-normal around "
         "the typical rate.",
         statistic=f"largest distance of the distribution of log energies after "
-        f"{LONG_WALK.rounds} rounds from the predicted normal one",
+        f"{LONG_RANDOM_WALK.rounds} rounds from the predicted normal one",
         predict=partial(Prediction.near, [0.0] * len(HIGHER), NORMAL_DISTANCE),
-        experiment=standardised(LONG_WALK, "fedavg", typical(LONG_WALK, "fedavg")),
+        experiment=standardized(LONG_RANDOM_WALK, "fedavg", typical(LONG_RANDOM_WALK, "fedavg")),
         control=Control(
             "log-normal around the rate of the mean energy",
-            experiment=standardised(LONG_WALK, "fedavg", mean_energy(LONG_WALK, "fedavg")),
+            experiment=standardized(
+                LONG_RANDOM_WALK, "fedavg", mean_energy(LONG_RANDOM_WALK, "fedavg")
+            ),
         ),
         near=Control(
             f"log-normal around a mean that is {NEAR_SHIFT:g} standard deviations higher",
-            experiment=standardised(LONG_WALK, "fedavg", typical(LONG_WALK, "fedavg"), NEAR_SHIFT),
+            experiment=standardized(
+                LONG_RANDOM_WALK, "fedavg", typical(LONG_RANDOM_WALK, "fedavg"), NEAR_SHIFT
+            ),
         ),
         estimator=over_survivors(cdf_distance(stats.norm.cdf)),
         **_RUNS,

@@ -434,7 +434,7 @@ def _trajectory_claim(rule: str, other: str) -> Claim:
     )
 
 
-def neighbours_correlation(repeated: float) -> Experiment:
+def adjacent_correlation(repeated: float) -> Experiment:
     """Product of the standardised energies of runs 2i and 2i + 1, for each kind of draw.
 
     With a gain of 0 an amplitude is the clients' noise alone. Zero padding draws it client by
@@ -470,9 +470,9 @@ def _independence_claim() -> Claim:
         statistic="correlation of the energies of runs 2i and 2i + 1",
         quantities=("aggregate noise", "gains of clients", "cohorts"),
         predict=partial(Prediction.near, [0.0] * len(DRAWN), CORRELATION),
-        experiment=neighbours_correlation(0.0),
-        control=Control("every run repeated", experiment=neighbours_correlation(1.0)),
-        near=Control("17 of 100 runs repeated", experiment=neighbours_correlation(0.17)),
+        experiment=adjacent_correlation(0.0),
+        control=Control("every run repeated", experiment=adjacent_correlation(1.0)),
+        near=Control("17 of 100 runs repeated", experiment=adjacent_correlation(0.17)),
         first=8_000,
         cap=64_000,
     )

@@ -28,7 +28,7 @@ from analysis.stats.verdicts import FAMILY_ERROR
 from fedlora_sim.errors import InputError
 from fedlora_sim.federation import Federation
 from fedlora_sim.rules import AggregationRule, get_rule
-from fedlora_sim.rules.external import ForeignRule
+from fedlora_sim.rules.external import ExternalRule
 
 # Energies of one partition as a random walk: rounds are alike, and each multiplies by a factor
 
@@ -239,7 +239,7 @@ def _not_applicable(rule: AggregationRule, standard: Standard) -> str:
         return "it is not one of shares of the clients' weights"
     # a rule that meets the protocol alone says nothing of itself but its properties
     linear = rule.has_spectral_form and not rule.residual_in_base and rule.space != "none"
-    if not (linear or isinstance(rule, ForeignRule)):
+    if not (linear or isinstance(rule, ExternalRule)):
         return "the rule is more than weights on amplitudes"
     if standard.name not in ("full", "cohorts"):
         return "it speaks of clients that return alike"

@@ -25,7 +25,7 @@ a, b = sp.symbols("a b", real=True)
 
 
 @dataclass(frozen=True)
-class MomentMap:
+class SymbolicMoments:
     """One round's affine map of `(E[x], E[x^2])`."""
 
     gain: sp.Expr
@@ -36,7 +36,7 @@ class MomentMap:
 
 
 @derivation(r"\alpha", r"\beta", r"q'", r"\kappa", r"\delta^2")
-def flora_moments(num_clients: int = 2) -> MomentMap:
+def flora_moments(num_clients: int = 2) -> SymbolicMoments:
     """FLoRA's moment map: the base keeps x and gains `sum_k w_k ((a_k - 1) x + b_k)`.
 
     Squared for explicit clients with independent gains and drifts; sums of weights are gathered
@@ -61,7 +61,7 @@ def flora_moments(num_clients: int = 2) -> MomentMap:
     first = _gather(sp.expand(after).subs(mean), weights)
     second = _gather(sp.expand(after**2).subs(square).subs(mean), weights)
     linear, quadratic = sp.Poly(first, state), sp.Poly(second, state)
-    return MomentMap(
+    return SymbolicMoments(
         linear.coeff_monomial(state),
         linear.coeff_monomial(1),
         *[sp.expand(quadratic.coeff_monomial(state**j)) for j in (2, 1, 0)],

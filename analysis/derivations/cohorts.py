@@ -96,7 +96,7 @@ def with_replacement() -> ShareMoments:
 
 
 @derivation(*MOMENTS)
-def bernoulli_unnormalised() -> ShareMoments:
+def bernoulli_unnormalized() -> ShareMoments:
     """Share moments of independent participation with probability `m / K`, weights `1 / m` each.
 
     Weights are not divided by the cohort's size, so W is unbiased, may exceed 1, and is 0 in a
@@ -138,7 +138,7 @@ def bernoulli_given_size() -> ShareMoments:
 
 
 @derivation(r"E[W^2]_{\mathrm{Bernoulli}}")
-def bernoulli_renormalised(power: int = 2) -> sp.Expr:
+def bernoulli_renormalized(power: int = 2) -> sp.Expr:
     """Share moment of a Bernoulli cohort that is redrawn while empty, weights over its size.
 
     `sum_{s >= 1} P(|S| = s) E[W^p | s] / (1 - P(|S| = 0))` with |S| binomial.

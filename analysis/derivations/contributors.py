@@ -23,7 +23,7 @@ class Extinction:
     without_replacement: sp.Expr
     with_replacement: sp.Expr
     bernoulli: sp.Expr
-    bernoulli_renormalised: sp.Expr
+    bernoulli_renormalized: sp.Expr
 
 
 @derivation(r"E[\textstyle\sum_k c_k^2 \mid d]")

@@ -32,7 +32,7 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class Limits:
+class FlowLimits:
     """Limits of the local map and of the floor."""
 
     no_training: sp.Expr
@@ -275,7 +275,7 @@ def approach() -> Sides:
 
 
 @derivation(r"f\ (T \to 0)", r"f\ (G \to \infty)", r"x^*\ (G \to \infty)", r"x^*\ (\omega = 1)")
-def limits() -> Limits:
+def limits() -> FlowLimits:
     """Limits: no training, training to the end, and what the server then leaves of it.
 
     Returns:
@@ -284,7 +284,7 @@ def limits() -> Limits:
     Reference:
         Our derivation.
     """
-    return Limits(
+    return FlowLimits(
         sp.simplify(sp.limit(local_map(), G, 1)),
         sp.limit(local_map(), G, sp.oo),
         sp.limit(floor(), G, sp.oo),

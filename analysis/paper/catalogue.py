@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from analysis.claims import breakdown, flow, settling
 from analysis.claims.breakdown import AFFINE, FIGURE_ERROR, FITTING
-from analysis.claims.participation import LONG_WALK, PARTICIPATION_CLAIMS, TYPICAL_CLAIMS
+from analysis.claims.participation import LONG_RANDOM_WALK, PARTICIPATION_CLAIMS, TYPICAL_CLAIMS
 from analysis.claims.settling import SETTLING
 from analysis.paper import energies, participation, phase, scaling, training
 from analysis.paper.recipe import Recipe, described
@@ -40,7 +40,7 @@ PARTICIPATION = Recipe(
     name="participation",
     about="Factors of the mean energy, of a typical run and of survival over the cohort's size.",
     make=participation.gather_participation,
-    settings=described(LONG_WALK)
+    settings=described(LONG_RANDOM_WALK)
     | {
         "sizes": list(participation.COHORT_SIZES),
         "factor_rounds": participation.ROUNDS,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claims.allocation import SVD
 from analysis.claims.base import Context, client_arguments, simulated
-from analysis.claims.participation import LONG_WALK, RANKS, log_energy
+from analysis.claims.participation import LONG_RANDOM_WALK, RANKS, log_energy
 from analysis.paper.recipe import Recipe, described, stacked
 from analysis.paper.store import ROOT
 from analysis.stats.intervals import (
@@ -43,9 +43,10 @@ def gather_participation(context: Context) -> xr.Dataset:
     Returns:
         `predicted` (factor, every_size), `measured`, `low` and `high` (factor, cohort_size), each
         interval at 95% on its own, and `log_energy` (run): natural logarithm of final over initial
-        energy after `walk_rounds` rounds with `walk_cohort` clients, NaN where it is lost.
+        energy after `random_walk_rounds` rounds with `random_walk_cohort` clients, NaN where it is
+        lost.
     """
-    walk = log_energy(LONG_WALK, "fedavg", range(RUNS), context)[:, TOP]
+    walk = log_energy(LONG_RANDOM_WALK, "fedavg", range(RUNS), context)[:, TOP]
     measured = [_measure(size, context) for size in COHORT_SIZES]
     every = range(1, len(RANKS) + 1)
     coords = {"factor": list(FACTORS), "cohort_size": list(COHORT_SIZES), "every_size": list(every)}
@@ -53,8 +54,8 @@ def gather_participation(context: Context) -> xr.Dataset:
         "seed": context.seed,
         "runs": RUNS,
         "coverage": closed_form.coverage(RANKS)[TOP],
-        "walk_rounds": LONG_WALK.rounds,
-        "walk_cohort": LONG_WALK.federation.max_cohort,
+        "random_walk_rounds": LONG_RANDOM_WALK.rounds,
+        "random_walk_cohort": LONG_RANDOM_WALK.federation.max_cohort,
     }
     data = {
         "predicted": (("factor", "every_size"), np.stack([_predict(m) for m in every], axis=-1)),

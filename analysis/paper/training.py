@@ -82,7 +82,7 @@ DIGITS = Recipe(
 )
 
 
-# The recorded study on text: its curves over rounds, and what the calibrated theory foretold
+# The recorded study on text: its curves over rounds, and what the calibrated theory predicted
 
 FOLDER = "results/recorded/agnews"
 REPORT, CURVES, FORECASTS = (
@@ -129,8 +129,8 @@ def scored(forecasts: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
 
     Returns:
         The forecasts; `error`, `error_low`, `error_high` (scored_rule, forecast), median of
-        |log10(measured / foretold)| and its range over runs; `coverage` (scored_rule) of the
-        theory's intervals; NaN where nothing was foretold.
+        |log10(measured / predicted)| and its range over runs; `coverage` (scored_rule) of the
+        theory's intervals; NaN where nothing was predicted.
     """
     rows = [row for row in report["scores"]["rows"] if row["calibration"] == "own"]
     found = np.array([[_error(row[name]) for name in FORECAST_NAMES] for row in rows], dtype=float)
@@ -174,7 +174,7 @@ TEXT = Recipe(
 )
 CALIBRATED = Recipe(
     name="calibrated",
-    about="Energies of real updates beside what the theory, calibrated on early rounds, foretold.",
+    about="Energies of real updates beside what the theory, calibrated on early rounds, predicted.",
     make=calibrated,
     settings={"record": FOLDER},
     units={

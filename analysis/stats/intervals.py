@@ -100,8 +100,8 @@ def standard_errors(samples: Array, tail: float) -> Array:
     if n < SKEWNESS_RUNS:
         return np.full((2, q), factor)
     spread = samples.std(0, ddof=1)
-    centred = (samples - samples.mean(0)) / np.where(spread > 0, spread, 1.0)
-    skewness = np.array([-1.0, 1.0])[:, None] * (centred**3).mean(0)
+    centered = (samples - samples.mean(0)) / np.where(spread > 0, spread, 1.0)
+    skewness = np.array([-1.0, 1.0])[:, None] * (centered**3).mean(0)
     return np.maximum(factor, _without_skewness(factor, skewness, n))
 
 
@@ -272,13 +272,13 @@ def fieller_ratio(samples: ArrayLike, error: float) -> Measurement:
     with np.errstate(divide="ignore", invalid="ignore"):
         value = z[..., 0].mean(0) / x
         rest = z[..., 0] - value * z[..., 1]
-        centred = z[..., 1] - x
+        centered = z[..., 1] - x
         below, above = standard_errors(rest, error / (2 * q))
         # Too high a ratio leaves too low a remainder, if the denominator is positive.
         factors = np.where(x > 0, [below, above], [above, below])
         width = factors**2 / (n * (n - 1))
         # With R = value + d: d^2 x^2 <= width Var[rest - d x], a parabola in d, not above 0 at 0.
-        a, b = x**2 - width * (centred**2).sum(0), width * (rest * centred).sum(0)
+        a, b = x**2 - width * (centered**2).sum(0), width * (rest * centered).sum(0)
         root = np.sqrt(b**2 + np.maximum(a, 0.0) * width * (rest**2).sum(0))
         low, high = value - (b[0] + root[0]) / a[0], value - (b[1] - root[1]) / a[1]
     told = a > 0
@@ -377,9 +377,9 @@ def _acceleration(statistic: Statistic, x: Array) -> Array:
     """Skewness of the influence of runs on the statistic, from leaving groups of them out (q,)."""
     groups = np.array_split(np.arange(len(x)), min(len(x), JACKKNIFE_GROUPS))
     left_out = np.array([np.atleast_1d(statistic(np.delete(x, g, axis=0))) for g in groups])
-    centred = left_out.mean(0) - left_out
-    square = (centred**2).sum(0)
-    return (centred**3).sum(0) / (6 * np.where(square > 0, square, np.inf) ** 1.5)
+    centered = left_out.mean(0) - left_out
+    square = (centered**2).sum(0)
+    return (centered**3).sum(0) / (6 * np.where(square > 0, square, np.inf) ** 1.5)
 
 
 # Distribution tests: how far a measured law is from a predicted one, with a certain band

@@ -54,8 +54,8 @@ def integrated_time(series: ArrayLike) -> IntegratedTime:
     """
     x = np.asarray(series, dtype=np.float64)
     n, rounds = x.shape
-    centred = x - x.mean()
-    spectrum = np.abs(np.fft.rfft(centred, 2 * rounds)) ** 2
+    centered = x - x.mean()
+    spectrum = np.abs(np.fft.rfft(centered, 2 * rounds)) ** 2
     covariance = np.fft.irfft(spectrum.sum(0))[:rounds] / (n * (rounds - np.arange(rounds)))
     if not covariance[0] > 0:
         return IntegratedTime(1.0 if x.size > 1 else np.inf, 0)
@@ -162,8 +162,8 @@ def log_linear_rate(energy: ArrayLike, floor: float = ROUNDING_FLOOR) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         log = np.where(keep, np.log(np.where(keep, e, 1.0)), 0.0)
         mean_t, mean_log = (keep * t).sum(-1) / count, log.sum(-1) / count
-        centred = keep * (t - mean_t[..., None])
-        slope = (centred * (log - mean_log[..., None])).sum(-1) / (centred * centred).sum(-1)
+        centered = keep * (t - mean_t[..., None])
+        slope = (centered * (log - mean_log[..., None])).sum(-1) / (centered * centered).sum(-1)
     rate = np.where(count >= 2, np.exp(slope), 0.0)
     return np.where(np.isfinite(e).all(-1), rate, np.nan)
 

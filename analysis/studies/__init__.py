@@ -24,4 +24,4 @@ from analysis.studies.forecast import forecast as forecast
 from analysis.studies.forecast import no_recursion as no_recursion
 from analysis.studies.forecast import predict_every_rule as predict_every_rule
 from analysis.studies.forecast import score as score
-from analysis.studies.forecast import summarise as summarise
+from analysis.studies.forecast import summarize as summarize

@@ -565,7 +565,7 @@ def calibrate(dataset: xr.Dataset, rounds: slice, pool: str = "partition") -> Ca
     fit = fit_linear(x, reached.values, cells)
     used = updates["round"].values
     coords = {"seed": updates.seed, "layer": updates.layer, kind: names}
-    estimates = _labelled(fit, kind).assign_coords(coords)
+    estimates = _labeled(fit, kind).assign_coords(coords)
     return Calibration(kind, cells, (int(used[0]), int(used[-1])), estimates)
 
 
@@ -577,7 +577,7 @@ def pure_suppression(calibration: Calibration) -> Calibration:
     return replace(calibration, estimates=calibration.estimates.assign(certain))
 
 
-def _labelled(fit: LinearFit, pool: str) -> xr.Dataset:
+def _labeled(fit: LinearFit, pool: str) -> xr.Dataset:
     dims = ("seed", "layer", pool)
     data = {
         "mean": ((*dims, "moment"), fit.mean),

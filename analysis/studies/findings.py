@@ -130,12 +130,12 @@ def summary(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
     """
     keys = ["heterogeneity", "configuration", "rule"]
     return [
-        dict(zip(keys, key, strict=True)) | _summarised(study, own)
+        dict(zip(keys, key, strict=True)) | _summarized(study, own)
         for key, own in table.groupby(keys, sort=False)
     ]
 
 
-def _summarised(study: Study, own: pd.DataFrame) -> dict[str, Any]:
+def _summarized(study: Study, own: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"runs": len(own)}
     for name, within in QUANTITIES.items():
         row |= with_interval(name, own[name].to_numpy(dtype=np.float64), within)

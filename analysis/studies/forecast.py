@@ -137,7 +137,7 @@ def forecast(
             for j in range(len(x))
         ]
         energy = np.stack(runs)
-    return _labelled(energy, start, (1 - level) / 2).assign_attrs(
+    return _labeled(energy, start, (1 - level) / 2).assign_attrs(
         rule=chosen.label, reason=reason or "", confidence=level, samples=count
     )
 
@@ -236,7 +236,7 @@ def _checked_start(start: xr.DataArray, calibration: Calibration) -> Array:
     return x
 
 
-def _labelled(energy: Array, start: xr.DataArray, tail: float) -> xr.Dataset:
+def _labeled(energy: Array, start: xr.DataArray, tail: float) -> xr.Dataset:
     """Statistics of energies (layer, samples, horizon, direction)."""
     coords = {"layer": start.layer, "direction": start.direction, "partition": start.partition}
     dims = ("layer", "sample", "horizon", "direction")
@@ -432,7 +432,7 @@ def _compare(
         scores[f"{prefix}measured"], scores[f"{prefix}predicted"] = seen, told
         with np.errstate(divide="ignore", invalid="ignore"):
             error = xr.apply_ufunc(np.log10, fact) - xr.apply_ufunc(np.log10, median)
-        # An update of zero that was foretold as zero has no error, and no logarithm either.
+        # An update of zero that was predicted as zero has no error, and no logarithm either.
         scores[f"{prefix}error"] = error.where((fact > 0) | (median != 0), 0.0)
         scores[f"{prefix}covered"] = held
     return scores
@@ -492,7 +492,7 @@ def failures(scores: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(table, attrs=scores.attrs)
 
 
-def summarise(scores: xr.Dataset) -> dict[str, Any]:
+def summarize(scores: xr.Dataset) -> dict[str, Any]:
     """All runs of a rule in a few numbers.
 
     Args:

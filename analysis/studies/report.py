@@ -125,7 +125,7 @@ def counterfactual_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[di
 
     Returns:
         One mapping per rule that `ran` and rule `compared`: `runs`; `partitions`, the `energy` of
-        each over raFLoRA's, and for FedAvg what is `foretold` of it, `W_h(S)^2`, see
+        each over raFLoRA's, and for FedAvg what is `predicted` of it, `W_h(S)^2`, see
         `coverage_shares`; `accuracy_gain` above raFLoRA's: means over rounds, then over runs, with
         an interval over replicates of the study.
     """
@@ -162,7 +162,7 @@ def _compared(
         row["partitions"] = []
         for h in own.partition.values.tolist():
             part = own.sel(partition=h)
-            told = {"foretold": float(part.foretold.mean())} if compared == AVERAGE else {}
+            told = {"predicted": float(part.predicted.mean())} if compared == AVERAGE else {}
             energy = with_interval("energy", replicates(part.energy), SIZE)
             row["partitions"].append({"partition": h, **energy, **told})
         gain = with_interval("accuracy_gain", replicates(own.accuracy_gain), DIFFERENCE)
@@ -171,10 +171,10 @@ def _compared(
 
 
 def _one_step(run: xr.Dataset) -> xr.Dataset:
-    """Means over the rounds of a run; what is foretold of those in which it can be compared."""
+    """Means over the rounds of a run; what is predicted of those in which it can be compared."""
     energy = relative_to_rule(run, REFERENCE)
     told = (coverage_shares(run) ** 2).where(energy.notnull())
-    found = {"energy": energy, "foretold": told, "accuracy_gain": accuracy_gain(run, REFERENCE)}
+    found = {"energy": energy, "predicted": told, "accuracy_gain": accuracy_gain(run, REFERENCE)}
     return xr.Dataset(found).mean("round").isel(seed=0, drop=True)
 
 
@@ -297,7 +297,7 @@ def scores_table(report: Record) -> str:
 
 
 def counterfactuals_table(report: Record) -> str:
-    """What every rule would have made of the same cohorts, and what is foretold of FedAvg."""
+    """What every rule would have made of the same cohorts, and what is predicted of FedAvg."""
     found = report["counterfactuals"]
     partitions = [part["partition"] for part in found[0]["partitions"]]
     energies = [f"energy of partition {h}, over raFLoRA's" for h in partitions]
@@ -306,9 +306,9 @@ def counterfactuals_table(report: Record) -> str:
         ran, compared, parts = f"`{row['ran']}`", f"`{row['compared']}`", row["partitions"]
         energy = [_measured(part, "energy") for part in parts]
         rows.append((ran, compared, *energy, _measured(row, "accuracy_gain")))
-        if "foretold" in parts[0]:
-            told = [_text(part["foretold"]) for part in parts]
-            rows.append((ran, f"{compared}, foretold: `W_h^2`", *told, NONE))
+        if "predicted" in parts[0]:
+            told = [_text(part["predicted"]) for part in parts]
+            rows.append((ran, f"{compared}, predicted: `W_h^2`", *told, NONE))
     return _table(("run of", "aggregated by", *energies, "accuracy above raFLoRA's"), rows)
 
 
@@ -355,7 +355,7 @@ def to_markdown(report: Record) -> str:
         rows_table(report),
         "## Calibrated theory",
         f"Calibrated on the first {scores['calibration_rounds']} rounds; errors are medians of "
-        "|log10(measured / foretold)| of a partition's energy in a layer, in brackets with the "
+        "|log10(measured / predicted)| of a partition's energy in a layer, in brackets with the "
         "lowest and the highest run's.",
         scores_table(report),
     ]

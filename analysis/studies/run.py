@@ -16,7 +16,7 @@ from joblib import Parallel, delayed
 
 import fedlora_sim
 from analysis.studies.calibrate import by_partition
-from analysis.studies.forecast import failures, predict_every_rule, score, summarise
+from analysis.studies.forecast import failures, predict_every_rule, score, summarize
 from analysis.studies.study import MIXED, Study, StudyRun
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError, expected
@@ -153,7 +153,7 @@ def _file(run: StudyRun, out: Path) -> Path:
 
 # The calibrated theory on a study's runs: what its first rounds foretell of the later ones.
 #
-# Every run of the mixed ranks is foretold twice: calibrated on its own first rounds, and on those
+# Every run of the mixed ranks is predicted twice: calibrated on its own first rounds, and on those
 # of the FedAvg run of its heterogeneity and seed.
 
 OWN, CALIBRATING = "own", "fedavg"
@@ -170,7 +170,7 @@ def calibration_rounds(study: Study) -> int:
 
 
 def why_no_scores(study: Study) -> str:
-    """Why the runs of a study cannot be foretold; empty where they can."""
+    """Why the runs of a study cannot be predicted; empty where they can."""
     if study.scenario.rounds <= calibration_rounds(study):
         return f"{study.scenario.rounds} rounds leave none to foretell"
     if study.scenario.allocation != "svd":
@@ -194,7 +194,7 @@ def score_runs(
 
     Returns:
         Calibration (`own`, `fedavg`) -> rule -> what `score` returns of all seeds and
-        heterogeneities together, dimension `seed`; empty where nothing can be foretold.
+        heterogeneities together, dimension `seed`; empty where nothing can be predicted.
     """
     if why_no_scores(study):
         return {}
@@ -236,14 +236,14 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
         One mapping each: `rule`, `calibration`, and what `summarise` says of all its runs.
     """
     return [
-        {"rule": rule, "calibration": calibration, **summarise(of_rule)}
+        {"rule": rule, "calibration": calibration, **summarize(of_rule)}
         for calibration, rules in scores.items()
         for rule, of_rule in rules.items()
     ]
 
 
 def interval_confidence(scores: Scores) -> float | None:
-    """Of the forecasts' intervals, each for itself; None where nothing was foretold."""
+    """Of the forecasts' intervals, each for itself; None where nothing was predicted."""
     of_rules = (of_rule for rules in scores.values() for of_rule in rules.values())
     return next((float(of_rule.attrs["confidence"]) for of_rule in of_rules), None)
 
@@ -260,7 +260,7 @@ def pooled(scores: Scores) -> xr.Dataset:
 
 
 def forecasts(study: Study, runs: Mapping[str, xr.Dataset], scores: Scores) -> xr.Dataset | None:
-    """What was measured and foretold of FedAvg and raFLoRA, calibrated on themselves.
+    """What was measured and predicted of FedAvg and raFLoRA, calibrated on themselves.
 
     Args:
         study: what was compared.

@@ -30,7 +30,7 @@ from fedlora_sim.rules import (
     State,
     get_rule,
 )
-from fedlora_sim.rules.external import ForeignRule
+from fedlora_sim.rules.external import ExternalRule
 from fedlora_sim.shares import share
 from fedlora_sim.tolerances import relative
 
@@ -567,7 +567,7 @@ def _direction_weights(rule: Aggregator, case: Case) -> None:
 
 
 def _has_weights(rule: AggregationRule) -> str | None:
-    return "a rule with a step of its own" if isinstance(rule, ForeignRule) else None
+    return "a rule with a step of its own" if isinstance(rule, ExternalRule) else None
 
 
 DIRECTIONS_LAWS = (

@@ -14,7 +14,7 @@ from fedlora_sim.conformance.case import EARLIER, Case, CheckResult, Status
 from fedlora_sim.errors import InputError
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.rules import AggregationRule, get_rule
-from fedlora_sim.rules.external import ForeignRule
+from fedlora_sim.rules.external import ExternalRule
 
 WORDS: dict[Status, str] = {
     "passed": "passed",
@@ -37,7 +37,7 @@ STYLES: dict[Status, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class ConformanceReport:
     """The checks of one rule.
 
     Args:
@@ -64,13 +64,13 @@ class Report:
         return [result for result in self.results if result.status == "failed"]
 
 
-def summary(report: Report) -> str:
+def summary(report: ConformanceReport) -> str:
     """Return one line: the number of checks per status, including zeros, and the search effort."""
     counted = ", ".join(f"{n} {WORDS[status]}" for status, n in report.counts.items())
     return f"{report.rule.label}: {counted}; {report.examples} examples, seed {report.seed}"
 
 
-def table(report: Report) -> Table:
+def table(report: ConformanceReport) -> Table:
     """Return all checks, grouped by status."""
     found = Table("status", "check", "law, and what was found", "cases", box=SIMPLE)
     for column in found.columns:
@@ -138,7 +138,7 @@ def _rule_code(rule: AggregationRule) -> str:
 
 
 def _inner(rule: AggregationRule) -> object:
-    return rule.inner if isinstance(rule, ForeignRule) else rule
+    return rule.inner if isinstance(rule, ExternalRule) else rule
 
 
 def _is_registered(rule: AggregationRule) -> bool:
@@ -149,7 +149,7 @@ def _is_registered(rule: AggregationRule) -> bool:
         return False
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: ConformanceReport) -> dict[str, Any]:
     """Return the report for JSON, with counterexamples as nested lists and as code."""
     return {
         "rule": report.rule.label,

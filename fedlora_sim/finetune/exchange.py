@@ -212,7 +212,7 @@ def _norms(layer: torch.nn.Module) -> Tensor:
 # Download: the clients' directions of the global adapter, and the heads
 
 
-class Received:
+class Download:
     """The server's download in one run.
 
     Args:

@@ -18,8 +18,8 @@ from fedlora_sim.finetune.batches import client_rates, client_streams, plan_roun
 from fedlora_sim.finetune.checkpoints import Checkpoints, load_state, run_description, state_rounds
 from fedlora_sim.finetune.exchange import (
     SVD,
+    Download,
     GlobalUpdate,
-    Received,
     Upload,
     averaged_heads,
     initial_heads,
@@ -223,7 +223,7 @@ class FederatedRun:
         counts = draw_cohorts(self.federation, scenario.rounds, stream(seed, "cohorts"))
         self.cohorts = [cohort_slots(row, int(np.count_nonzero(row))) for row in counts]
         self.ranks = list(self.federation.ranks)
-        self.received = Received(scenario, rule, self.task, seed, self.federation.r_max)
+        self.received = Download(scenario, rule, self.task, seed, self.federation.r_max)
         self.start = self.state = self._initial_state(folder)
         self.received.keep_frozen_a(self.start)
         self.compared = (

@@ -40,8 +40,8 @@ REFUSED = {
 }
 
 # Initialisations that keep the base weights and train both factors.
-PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
-REFUSED_INITIALISATIONS = {
+PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+REFUSED_INITIALIZATIONS = {
     "pissa": "PiSSA takes the leading singular vectors out of the base weights",
     "olora": "OLoRA takes its first update out of the base weights",
     "corda": "CorDA takes singular vectors out of the base weights",
@@ -124,15 +124,15 @@ def check_plain_lora(source: str, options: Mapping[str, Any]) -> None:
     for name, reason in REFUSED.items():
         if options.get(name):
             raise expected(f"{source}: {name}", options[name], f"plain LoRA ({reason})")
-    initialisation = options.get("init_lora_weights", True)
-    if initialisation not in PLAIN_INITIALISATIONS:
-        kind = str(initialisation).lower()
-        reasons = [why for name, why in REFUSED_INITIALISATIONS.items() if kind.startswith(name)]
+    initialization = options.get("init_lora_weights", True)
+    if initialization not in PLAIN_INITIALIZATIONS:
+        kind = str(initialization).lower()
+        reasons = [why for name, why in REFUSED_INITIALIZATIONS.items() if kind.startswith(name)]
         expectation = (
             "an initialisation that leaves the base weights unchanged and trains both factors: "
             "true, false, 'gaussian', 'orthogonal' or 'eva'" + "".join(f" ({w})" for w in reasons)
         )
-        raise expected(f"{source}: init_lora_weights", initialisation, expectation)
+        raise expected(f"{source}: init_lora_weights", initialization, expectation)
     for name in sorted(set(options) - KNOWN - set(REFUSED)):
         if options[name]:
             reason = "the option left off (it is not known here, so its weights may not be B @ A)"
@@ -146,7 +146,7 @@ CONFIG_FILE = "adapter_config.json"
 # projections.
 FUSED_PATTERNS = (r".*\.gate_up_proj",)
 # Options of the initialisation, which do not apply to a written adapter.
-NO_INITIALISATION: dict[str, Any] = {
+NO_INITIALIZATION: dict[str, Any] = {
     "corda_config": None,
     "eva_config": None,
     "loftq_config": {},
@@ -331,7 +331,7 @@ def written_config(
         "alpha_pattern": alphas.patterns,
         "use_rslora": use_rslora,
         "init_lora_weights": True,
-        **NO_INITIALISATION,
+        **NO_INITIALIZATION,
         "inference_mode": True,
     }
     return config, {m: (ranks.values[m], alphas.values[m] / root(m)) for m in layers}

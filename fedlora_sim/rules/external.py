@@ -47,7 +47,7 @@ def as_rule(aggregator: AggregationRule | Aggregator) -> AggregationRule:
     if isinstance(aggregator, AggregationRule):
         return aggregator
     check_aggregator_form(aggregator)
-    return ForeignRule(aggregator)
+    return ExternalRule(aggregator)
 
 
 def check_aggregator_form(aggregator: Any) -> str:
@@ -73,7 +73,7 @@ def check_aggregator_form(aggregator: Any) -> str:
 
 
 @dataclass(frozen=True)
-class ForeignRule(AggregationRule):
+class ExternalRule(AggregationRule):
     """A rule that meets the protocol, client by client and layer by layer.
 
     Args:
@@ -268,7 +268,7 @@ UNKNOWN = "unknown"
 
 def rule_class(rule: AggregationRule) -> type:
     """Return the original class of a rule."""
-    return type(rule.inner if isinstance(rule, ForeignRule) else rule)
+    return type(rule.inner if isinstance(rule, ExternalRule) else rule)
 
 
 def rule_code(rule: AggregationRule) -> str | None:

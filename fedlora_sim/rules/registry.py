@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedlora_sim.errors import check_choice, expected, one_line
 from fedlora_sim.rules.base import AggregationRule, Aggregator, option_defaults, option_text
-from fedlora_sim.rules.external import ForeignRule, as_rule, check_aggregator_form
+from fedlora_sim.rules.external import ExternalRule, as_rule, check_aggregator_form
 
 ENTRY_POINTS = "fedlora_sim.rules"
 RuleClass = type[AggregationRule] | type[Aggregator]
@@ -218,7 +218,7 @@ def describe(rule: AggregationRule) -> Description:
     adapter = "B alone" if rule.frozen_a else ADAPTERS[rule.space]
     averages = f"{adapter}, into the base" if rule.residual_in_base else adapter
     declared = rule.properties.multiplier
-    inner = rule.inner if isinstance(rule, ForeignRule) else None
+    inner = rule.inner if isinstance(rule, ExternalRule) else None
     return Description(
         name=rule.name,
         also=", ".join(other for other, own in rule_aliases().items() if own == rule.name),

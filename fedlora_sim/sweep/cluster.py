@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora_sim.errors import check_choice, check_positive_int, expected
-from fedlora_sim.sweep.plan import Task
+from fedlora_sim.sweep.plan import SweepTask
 from fedlora_sim.sweep.store import versions_of
-from fedlora_sim.sweep.work import Outcome, do_task, use_one_thread
+from fedlora_sim.sweep.work import TaskResult, do_task, use_one_thread
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -137,7 +137,7 @@ def parse_slurm(text: str) -> dict[str, str]:
     return options
 
 
-def on_cluster(tasks: Sequence[Task], folder: Path, client: Client) -> Iterator[Outcome]:
+def on_cluster(tasks: Sequence[SweepTask], folder: Path, client: Client) -> Iterator[TaskResult]:
     """Run tasks on a client's workers; Dask replaces killed workers and repeats their tasks.
 
     Args:
@@ -157,9 +157,9 @@ def on_cluster(tasks: Sequence[Task], folder: Path, client: Client) -> Iterator[
 
     versions, waiting = versions_of(tasks), iter(tasks)
     mine = secrets.token_hex(4)
-    known: dict[str, Task] = {}
+    known: dict[str, SweepTask] = {}
 
-    def submit(task: Task) -> Any:
+    def submit(task: SweepTask) -> Any:
         # a unique key, so that requests of other drivers on the same scheduler are not reused
         key = f"sweep-{mine}-{task.id}"
         known[key] = task
@@ -172,7 +172,7 @@ def on_cluster(tasks: Sequence[Task], folder: Path, client: Client) -> Iterator[
             raise OSError("the Dask scheduler is gone, or dropped a task")
         error = future.exception() if future.status == "error" else None
         if isinstance(error, KilledWorker):
-            outcome = Outcome(task.id, 0.0, f"its workers were killed: {error}")
+            outcome = TaskResult(task.id, 0.0, f"its workers were killed: {error}")
         elif error is not None:
             raise error
         else:
@@ -182,7 +182,7 @@ def on_cluster(tasks: Sequence[Task], folder: Path, client: Client) -> Iterator[
         yield outcome
 
 
-def _do(task: Task, folder: Path, versions: dict[str, str]) -> Outcome:
+def _do(task: SweepTask, folder: Path, versions: dict[str, str]) -> TaskResult:
     use_one_thread()
     return do_task(task, folder, versions)
 

@@ -20,7 +20,7 @@ from xarray.core import indexing
 from fedlora_sim.datasets import LABELS
 from fedlora_sim.errors import expected
 from fedlora_sim.sweep.grid import SEED
-from fedlora_sim.sweep.plan import Task
+from fedlora_sim.sweep.plan import SweepTask
 from fedlora_sim.sweep.store import MANIFEST, Manifest, load_manifest, present_tasks, task_path
 
 # Arrays of a sweep in many files: read lazily, NaN for missing runs
@@ -181,7 +181,7 @@ class _Collection:
         self.folder, self.grid = folder, manifest.grid
         self.rows, self.present = manifest.grid.rows, present
         self.tasks = manifest.tasks
-        self.of_point: dict[str, Task] = {}
+        self.of_point: dict[str, SweepTask] = {}
         for task in self.tasks:
             if task.id in present:
                 for part in task.parts:

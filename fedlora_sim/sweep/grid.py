@@ -173,7 +173,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """A row of the grid.
 
     Args:
@@ -214,7 +214,7 @@ class Grid:
         return tuple(name for axis in self.axes for name in axis.fields if name != SEED)
 
     @cached_property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[GridRow, ...]:
         """All rows in the order of the axes, the last one fastest.
 
         Raises:
@@ -256,7 +256,7 @@ class Grid:
         seeds = tables["seeds"]
         return cls(tables["fixed"], axes, None if seeds is None else tuple(seeds))
 
-    def _row(self, position: tuple[int, ...]) -> Row:
+    def _row(self, position: tuple[int, ...]) -> GridRow:
         values: dict[str, Any] = {}
         for axis, index in zip(self.axes, position, strict=True):
             values |= axis.at(index)
@@ -265,7 +265,7 @@ class Grid:
             point = _point({**self.fixed, **values})
         except InputError as error:
             raise InputError(f"row {described(values)}: {error}") from None
-        return Row(position, values, point, seeds)
+        return GridRow(position, values, point, seeds)
 
 
 def read_grid(source: str | Path | Mapping[str, Any]) -> Grid:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedlora_sim.rules import get_rule
 from fedlora_sim.scenario import Scenario
-from fedlora_sim.sweep.grid import Point, Row, fingerprint
+from fedlora_sim.sweep.grid import GridRow, Point, fingerprint
 
 # Cost model of a run; it is fixed so that the plan does not depend on the machine.
 #
@@ -129,7 +129,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Task:
+class SweepTask:
     """Runs that are computed together and stored in one file: seeds of a point, or several points.
 
     Args:
@@ -158,16 +158,16 @@ class Task:
         """Estimated size of the file."""
         return FILE_BYTES + sum(part.nbytes for part in self.parts)
 
-    def split(self) -> list[Task]:
+    def split(self) -> list[SweepTask]:
         """Return one task per part."""
-        return [Task((part,)) for part in self.parts]
+        return [SweepTask((part,)) for part in self.parts]
 
 
 def plan(
-    rows: Iterable[Row],
+    rows: Iterable[GridRow],
     seconds: float = TASK_SECONDS,
     covered: Mapping[str, Collection[int]] | None = None,
-) -> list[Task]:
+) -> list[SweepTask]:
     """Return the tasks of the rows' runs, a pure function of the arguments.
 
     Seeds of a point that takes long enough are divided into equal batches; shorter points are
@@ -178,27 +178,27 @@ def plan(
         seconds: minimum estimated time of a task.
         covered: seeds of points, by their ids, that other tasks compute.
     """
-    tasks: list[Task] = []
+    tasks: list[SweepTask] = []
     waiting: dict[tuple[object, ...], list[Part]] = {}
     for part in _parts(rows, covered or {}):
         batches = _batches(part, seconds)
         if len(batches) > 1 or part.point.scenario.fidelity == "training":
-            tasks += [Task((batch,)) for batch in batches]
+            tasks += [SweepTask((batch,)) for batch in batches]
             continue
         scenario = part.point.scenario
         shape = (scenario.fidelity, scenario.rounds, max(scenario.ranks))
         held = waiting.setdefault(shape, [])
         if held and _is_full([*held, part]):
-            tasks.append(Task(tuple(held)))
+            tasks.append(SweepTask(tuple(held)))
             held.clear()
         held.append(part)
         if sum(p.seconds for p in held) >= seconds:
-            tasks.append(Task(tuple(held)))
+            tasks.append(SweepTask(tuple(held)))
             held.clear()
-    return tasks + [Task(tuple(held)) for held in waiting.values() if held]
+    return tasks + [SweepTask(tuple(held)) for held in waiting.values() if held]
 
 
-def _parts(rows: Iterable[Row], covered: Mapping[str, Collection[int]]) -> list[Part]:
+def _parts(rows: Iterable[GridRow], covered: Mapping[str, Collection[int]]) -> list[Part]:
     """Return all points with their seeds that are not covered.
 
     Zipped seeds come from several rows.

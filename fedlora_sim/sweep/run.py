@@ -27,7 +27,7 @@ from fedlora_sim.sweep.cluster import (
     visible_gpus,
 )
 from fedlora_sim.sweep.grid import Grid, Point, described, read_grid
-from fedlora_sim.sweep.plan import TASK_SECONDS, Part, Task
+from fedlora_sim.sweep.plan import TASK_SECONDS, Part, SweepTask
 from fedlora_sim.sweep.store import (
     TASKS,
     Manifest,
@@ -37,7 +37,7 @@ from fedlora_sim.sweep.store import (
     prepare_folder,
     updated_manifest,
 )
-from fedlora_sim.sweep.work import Outcome, in_processes, in_this_process, task_dataset
+from fedlora_sim.sweep.work import TaskResult, in_processes, in_this_process, task_dataset
 from fedlora_sim.tasks.loading import load_task
 
 # Progress: a bar with the remaining time on a terminal, lines elsewhere
@@ -56,7 +56,9 @@ class Display:
         shown: whether to print anything.
     """
 
-    def __init__(self, tasks: Sequence[Task], missing: Sequence[Task], shown: bool) -> None:
+    def __init__(
+        self, tasks: Sequence[SweepTask], missing: Sequence[SweepTask], shown: bool
+    ) -> None:
         self.total, self.done = len(tasks), len(tasks) - len(missing)
         self.failed, self.shown = 0, shown
         self.terminal = shown and sys.stderr.isatty()
@@ -85,7 +87,7 @@ class Display:
         """Update the clock of the bar when runs of the current task have advanced."""
         self.bar.refresh()
 
-    def finish(self, task: Task, outcome: Outcome) -> None:
+    def finish(self, task: SweepTask, outcome: TaskResult) -> None:
         """Count a task that is done or has failed."""
         self.done += outcome.error is None
         self.failed += outcome.error is not None
@@ -128,7 +130,7 @@ MOST_WORKERS = 1_024
 
 
 @dataclass(frozen=True)
-class Report:
+class SweepReport:
     """Result of a sweep.
 
     Args:
@@ -208,8 +210,8 @@ def run_sweep(
     task_seconds: float = TASK_SECONDS,
     mix_code: bool = False,
     progress: bool = True,
-    on_task: Callable[[Outcome], object] = lambda outcome: None,
-) -> Report:
+    on_task: Callable[[TaskResult], object] = lambda outcome: None,
+) -> SweepReport:
     """Run all runs of a grid that the folder does not contain yet.
 
     Neither the plan nor the bits of a task depend on the machine or worker (for one kind of
@@ -244,7 +246,7 @@ def run_sweep(
         manifest.write(folder)
         display = stack.enter_context(Display(manifest.tasks, missing, progress))
         if not missing:
-            return Report(folder, len(manifest.tasks), 0, {})
+            return SweepReport(folder, len(manifest.tasks), 0, {})
         needed, free = sum(task.nbytes for task in missing), shutil.disk_usage(folder).free
         if needed > free:
             display.say(f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
@@ -252,14 +254,14 @@ def run_sweep(
             stack.callback(remove_stale, folder / TASKS)
         make = chosen.start(stack, folder, display)
 
-        def tell(task: Task, outcome: Outcome) -> None:
+        def tell(task: SweepTask, outcome: TaskResult) -> None:
             display.finish(task, outcome)
             on_task(outcome)
 
         return _run(manifest, missing, make, folder, tell)
 
 
-def check_tasks(tasks: Sequence[Task], grid: Grid, engine: Engine) -> None:
+def check_tasks(tasks: Sequence[SweepTask], grid: Grid, engine: Engine) -> None:
     """Refuse tasks that this machine cannot run, and missing data, before the sweep starts.
 
     Args:
@@ -292,12 +294,14 @@ def check_tasks(tasks: Sequence[Task], grid: Grid, engine: Engine) -> None:
             raise InputError(f"row {described(row.values)}: {error}") from None
 
 
-def _run(manifest: Manifest, missing: Sequence[Task], make: Any, folder: Path, tell: Any) -> Report:
+def _run(
+    manifest: Manifest, missing: Sequence[SweepTask], make: Any, folder: Path, tell: Any
+) -> SweepReport:
     """Run tasks; tasks of several parts that fail are repeated part by part."""
     names = {row.point.id: described(row.values) for row in manifest.grid.rows}
     made, failed, waiting = 0, dict[str, str](), list(missing)
     while waiting:
-        by_id, again = {task.id: task for task in waiting}, list[Task]()
+        by_id, again = {task.id: task for task in waiting}, list[SweepTask]()
         for outcome in _outcomes(make(waiting)):
             task = by_id[outcome.id]
             if outcome.error is None:
@@ -313,10 +317,10 @@ def _run(manifest: Manifest, missing: Sequence[Task], make: Any, folder: Path, t
             manifest = manifest.split(again)
             manifest.write(folder)
         waiting = [part for task in again for part in task.split()]
-    return Report(folder, len(manifest.tasks), made, failed)
+    return SweepReport(folder, len(manifest.tasks), made, failed)
 
 
-def _outcomes(made: Iterator[Outcome]) -> Iterator[Outcome]:
+def _outcomes(made: Iterator[TaskResult]) -> Iterator[TaskResult]:
     with closing(made):  # type: ignore[type-var]  # every engine is a generator
         try:
             yield from made
@@ -372,7 +376,7 @@ def forecast(
     missing = [task for task in tasks if not is_valid(folder, task)]
     chosen = Engine() if engine is None else engine
     check_tasks(missing, checked, chosen)
-    by_fidelity: dict[str, list[Task]] = {}
+    by_fidelity: dict[str, list[SweepTask]] = {}
     for task in missing:
         by_fidelity.setdefault(task.parts[0].point.scenario.fidelity, []).append(task)
     speed = {
@@ -396,7 +400,7 @@ def forecast(
     )
 
 
-def probe(tasks: Sequence[Task]) -> float:
+def probe(tasks: Sequence[SweepTask]) -> float:
     """Return the measured seconds per estimated second of a small part of the median task.
 
     Args:
@@ -413,24 +417,24 @@ def probe(tasks: Sequence[Task]) -> float:
     return _time(small) / _estimate(small)
 
 
-def _time(task: Task) -> float:
+def _time(task: SweepTask) -> float:
     with one_thread(), blas_threads(1):
         started = time.perf_counter()
         task_dataset(task)
         return time.perf_counter() - started
 
 
-def _estimate(task: Task) -> float:
+def _estimate(task: SweepTask) -> float:
     return sum(part.seconds for part in task.parts)
 
 
-def _of_rounds(task: Task, rounds: int) -> Task:
+def _of_rounds(task: SweepTask, rounds: int) -> SweepTask:
     part = task.parts[0]
     point = Point(part.point.scenario.replace(rounds=rounds), part.point.rule)
-    return Task((Part(point, part.seeds),))
+    return SweepTask((Part(point, part.seeds),))
 
 
-def _smaller(task: Task) -> Task:
+def _smaller(task: SweepTask) -> SweepTask:
     """Return the first parts and seeds of a task that together take a second."""
     kept, left = list[Part](), PROBE_SECONDS
     for part in task.parts:
@@ -440,4 +444,4 @@ def _smaller(task: Task) -> Task:
         smaller = Part(part.point, part.seeds[: max(1, count)])
         kept.append(smaller)
         left -= smaller.seconds
-    return Task(tuple(kept))
+    return SweepTask(tuple(kept))

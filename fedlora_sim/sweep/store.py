@@ -29,7 +29,7 @@ from fedlora_sim.storage import (
     write_json,
 )
 from fedlora_sim.sweep.grid import SEED, Grid, Point, described, label
-from fedlora_sim.sweep.plan import Part, Task, plan
+from fedlora_sim.sweep.plan import Part, SweepTask, plan
 
 TASKS, ROUNDS = "tasks", "rounds"
 TASK_ATTR, COMPLETE = "sweep_task", "complete"
@@ -54,12 +54,12 @@ def prepare_folder(folder: Path) -> Path:
     return target
 
 
-def task_path(folder: Path, task: Task | str) -> Path:
+def task_path(folder: Path, task: SweepTask | str) -> Path:
     """Return the file of a task."""
     return folder / TASKS / f"{task if isinstance(task, str) else task.id}.nc"
 
 
-def put_task(folder: Path, task: Task, dataset: xr.Dataset) -> None:
+def put_task(folder: Path, task: SweepTask, dataset: xr.Dataset) -> None:
     """Store a task's runs atomically.
 
     Raises:
@@ -69,7 +69,7 @@ def put_task(folder: Path, task: Task, dataset: xr.Dataset) -> None:
     write_bytes(task_path(folder, task), encode_dataset(labelled))
 
 
-def is_valid(folder: Path, task: Task) -> bool:
+def is_valid(folder: Path, task: SweepTask) -> bool:
     """Return True if the task's file exists, can be opened, and has the expected content."""
     try:
         with h5py.File(task_path(folder, task), "r") as file:
@@ -78,7 +78,7 @@ def is_valid(folder: Path, task: Task) -> bool:
         return False
 
 
-def missing_tasks(folder: Path, tasks: Iterable[Task]) -> list[Task]:
+def missing_tasks(folder: Path, tasks: Iterable[SweepTask]) -> list[SweepTask]:
     """Return the tasks without a valid file; damaged files are removed."""
     missing = [task for task in tasks if not is_valid(folder, task)]
     for task in missing:
@@ -136,7 +136,7 @@ class Manifest:
     """
 
     grid: Grid
-    tasks: tuple[Task, ...]
+    tasks: tuple[SweepTask, ...]
     made_with: tuple[Mapping[str, str], ...]
 
     def write(self, folder: Path) -> None:
@@ -157,14 +157,14 @@ class Manifest:
         }
         write_json(folder / MANIFEST, content)
 
-    def split(self, tasks: Sequence[Task]) -> Manifest:
+    def split(self, tasks: Sequence[SweepTask]) -> Manifest:
         """Return the manifest with some tasks divided into their parts."""
         cut = {task.id for task in tasks}
         kept = (task for task in self.tasks if task.id not in cut)
         return replace(self, tasks=(*kept, *(part for task in tasks for part in task.split())))
 
 
-def versions_of(tasks: Iterable[Task]) -> dict[str, str]:
+def versions_of(tasks: Iterable[SweepTask]) -> dict[str, str]:
     """Return the versions of everything on which the bits of the tasks depend, as far as known.
 
     Raises:
@@ -186,7 +186,7 @@ def load_manifest(folder: Path) -> Manifest | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         grid = Grid.of_tables(content["grid"])
         points = {row.point.id: row.point for row in grid.rows}
-        tasks = tuple(Task(_parts(task["parts"], points)) for task in content["tasks"])
+        tasks = tuple(SweepTask(_parts(task["parts"], points)) for task in content["tasks"])
         return Manifest(grid, tasks, tuple(content["made_with"]))
     except FileNotFoundError:
         return None

@@ -26,7 +26,7 @@ from fedlora_sim.finetune.checkpoints import OtherRunError, drop_other_run
 from fedlora_sim.runtime import blas_threads, one_thread, resolve_device, serve, torch_dtype
 from fedlora_sim.simulate import simulate, simulate_many
 from fedlora_sim.sweep.grid import SEED, labels
-from fedlora_sim.sweep.plan import Part, Task
+from fedlora_sim.sweep.plan import Part, SweepTask
 from fedlora_sim.sweep.store import MANIFEST, ROUNDS, is_valid, put_task, versions_of
 
 RUN, POINT = "run", "point"
@@ -34,7 +34,7 @@ Progress = Callable[[float], object]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """Result of a task.
 
     Args:
@@ -49,11 +49,11 @@ class Outcome:
 
 
 def do_task(
-    task: Task,
+    task: SweepTask,
     folder: Path,
     versions: dict[str, str],
     on_progress: Progress = lambda runs: None,
-) -> Outcome:
+) -> TaskResult:
     """Run a task on one thread and store its result.
 
     Args:
@@ -86,18 +86,18 @@ def do_task(
                 dataset = task_dataset(task, rounds, on_progress)
     except Exception as error:  # an error of a rule or a model must not end the sweep
         if is_valid(folder, task):  # a worker of a killed driver was faster
-            return Outcome(task.id, time.perf_counter() - started)
+            return TaskResult(task.id, time.perf_counter() - started)
         told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        return Outcome(task.id, time.perf_counter() - started, told)
+        return TaskResult(task.id, time.perf_counter() - started, told)
     put_task(folder, task, dataset.assign_attrs({"code": own["code"]}))
     for path in (rounds, rounds.parent, rounds.parent.parent):
         with suppress(OSError):
             shutil.rmtree(path) if path == rounds else path.rmdir()
-    return Outcome(task.id, time.perf_counter() - started)
+    return TaskResult(task.id, time.perf_counter() - started)
 
 
 def task_dataset(
-    task: Task, rounds: Path | None = None, on_progress: Progress = lambda runs: None
+    task: SweepTask, rounds: Path | None = None, on_progress: Progress = lambda runs: None
 ) -> xr.Dataset:
     """Return the runs of a task along `run`, labelled by seed and by what varies.
 
@@ -187,14 +187,14 @@ MOST_BREAKS = 3
 
 
 def in_this_process(
-    tasks: Sequence[Task], folder: Path, on_progress: Progress
-) -> Iterator[Outcome]:
+    tasks: Sequence[SweepTask], folder: Path, on_progress: Progress
+) -> Iterator[TaskResult]:
     """Run tasks one after another."""
     for task in tasks:
         yield do_task(task, folder, versions_of([task]), on_progress)
 
 
-def in_processes(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Outcome]:
+def in_processes(tasks: Sequence[SweepTask], folder: Path, workers: int) -> Iterator[TaskResult]:
     """Run tasks in parallel; killed workers are replaced, and their tasks repeated.
 
     Args:
@@ -229,7 +229,7 @@ def in_processes(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[
                 made.close()  # returns after the workers have ended
 
 
-def _do(task: Task, folder: Path, versions: dict[str, str], owner: int) -> Outcome:
+def _do(task: SweepTask, folder: Path, versions: dict[str, str], owner: int) -> TaskResult:
     serve(owner)
     use_one_thread()
     return do_task(task, folder, versions)

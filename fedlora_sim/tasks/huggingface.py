@@ -216,7 +216,7 @@ SAVED = ("dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` wrote."""
 
 
-def load_hub_parts(argument: str, name: str, otherwise: str) -> dict[str, Any]:
+def load_huggingface_parts(argument: str, name: str, otherwise: str) -> dict[str, Any]:
     """Return the parts of a data set by name; only `train` if it has no parts.
 
     Args:

@@ -24,7 +24,7 @@ from fedlora_sim.storage import remove_stale, write_tensors
 from fedlora_sim.tasks.huggingface import (
     Pretrained,
     from_pretrained,
-    load_hub_parts,
+    load_huggingface_parts,
     load_pretrained,
     text_positions,
 )
@@ -37,7 +37,7 @@ NEWSGROUPS = "20newsgroups"
 
 
 @dataclass(frozen=True)
-class LabelledTexts:
+class LabeledTexts:
     """Texts with class names.
 
     Args:
@@ -53,7 +53,7 @@ class LabelledTexts:
     class_names: tuple[str, ...] | None = None
 
 
-def read_tsv(argument: str, path: Path) -> LabelledTexts:
+def read_tsv(argument: str, path: Path) -> LabeledTexts:
     """Read lines `text<TAB>label` or `text<TAB>label<TAB>writer`, UTF-8, without a header.
 
     Raises:
@@ -74,10 +74,10 @@ def read_tsv(argument: str, path: Path) -> LabelledTexts:
             raise expected(where, row[:80], f"{len(rows[0])} columns, as in the first line")
         rows.append([cell.strip() for cell in cells])
     texts, labels, *writers = zip(*rows, strict=True)
-    return LabelledTexts(texts, labels, writers[0] if writers else None)
+    return LabeledTexts(texts, labels, writers[0] if writers else None)
 
 
-def read_newsgroups(argument: str) -> dict[str, LabelledTexts]:
+def read_newsgroups(argument: str) -> dict[str, LabeledTexts]:
     """Return the 20 newsgroups of scikit-learn in its parts by date, `train` and `test`.
 
     Headers, signatures and quotes are removed, because they reveal the group (scikit-learn's
@@ -97,7 +97,7 @@ def read_newsgroups(argument: str) -> dict[str, LabelledTexts]:
             raise expected(argument, NEWSGROUPS, wanted) from None
         names = tuple(bunch.target_names)
         labels = tuple(names[target] for target in bunch.target)
-        parts[part] = LabelledTexts(tuple(bunch.data), labels, class_names=names)
+        parts[part] = LabeledTexts(tuple(bunch.data), labels, class_names=names)
     return parts
 
 
@@ -106,11 +106,11 @@ def read_newsgroups(argument: str) -> dict[str, LabelledTexts]:
 TEXT_COLUMNS = ("text", "sentence", "content", "question", "document", "review", "tweet")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "topic", "intent")
 TEST_PARTS = ("test", "validation", "valid", "dev")
-UNLABELLED = -1
+UNLABELED = -1
 """What Hugging Face's benchmarks have for a label where the answer is kept secret."""
 
 
-def read_hub(argument: str, name: str) -> dict[str, LabelledTexts]:
+def read_huggingface(argument: str, name: str) -> dict[str, LabeledTexts]:
     """Return a data set of texts with one label each.
 
     Args:
@@ -123,19 +123,19 @@ def read_hub(argument: str, name: str) -> dict[str, LabelledTexts]:
     Raises:
         InputError: if it is not available, or if the columns of texts and labels are ambiguous.
     """
-    parts = load_hub_parts(argument, name, "a file, 20newsgroups")
+    parts = load_huggingface_parts(argument, name, "a file, 20newsgroups")
     train = parts["train"] if "train" in parts else next(iter(parts.values()))
     if "train" not in parts and len(parts) > 1:
         raise expected(argument, name, f"a part called train; its parts are {', '.join(parts)}")
-    found = {"train": _labelled(argument, name, train)}
+    found = {"train": _labeled(argument, name, train)}
     for part in (parts[p] for p in TEST_PARTS if p in parts and parts[p] is not train):
         label = _label_column(argument, name, part.features)
-        if UNLABELLED not in part.unique(label):
-            return {**found, "test": _labelled(argument, name, part)}
+        if UNLABELED not in part.unique(label):
+            return {**found, "test": _labeled(argument, name, part)}
     return found
 
 
-def _labelled(argument: str, name: str, part: Any) -> LabelledTexts:
+def _labeled(argument: str, name: str, part: Any) -> LabeledTexts:
     label = _label_column(argument, name, part.features)
     strings = [c for c, f in part.features.items() if c != label and f.dtype == "string"]
     text = _column(argument, name, part.features, "texts", TEXT_COLUMNS, strings)
@@ -144,10 +144,10 @@ def _labelled(argument: str, name: str, part: Any) -> LabelledTexts:
         raise expected(argument, name, f"no gaps in its columns {text!r} and {label!r}")
     names = getattr(part.features[label], "names", None)
     if names is None:
-        return LabelledTexts(tuple(texts), tuple(str(value) for value in labels))
-    if UNLABELLED in labels:  # which would be read as the last name
-        raise expected(argument, name, f"a label for every text in {label!r}, not {UNLABELLED}")
-    return LabelledTexts(tuple(texts), tuple(names[i] for i in labels), class_names=tuple(names))
+        return LabeledTexts(tuple(texts), tuple(str(value) for value in labels))
+    if UNLABELED in labels:  # which would be read as the last name
+        raise expected(argument, name, f"a label for every text in {label!r}, not {UNLABELED}")
+    return LabeledTexts(tuple(texts), tuple(names[i] for i in labels), class_names=tuple(names))
 
 
 def _label_column(argument: str, name: str, features: Mapping[str, Any]) -> str:
@@ -236,7 +236,7 @@ def load_text(data: str | None, test_data: str | None, seed: int) -> TextData:
     return TextData(train.take(kept), train.take(held_out), class_names)
 
 
-def _read(argument: str, source: str | None) -> dict[str, LabelledTexts]:
+def _read(argument: str, source: str | None) -> dict[str, LabeledTexts]:
     if not isinstance(source, str) or not source:
         raise expected(argument, source, "a file, 20newsgroups, or a Hugging Face data set")
     if source == NEWSGROUPS:
@@ -246,10 +246,10 @@ def _read(argument: str, source: str | None) -> dict[str, LabelledTexts]:
         return {"train": read_tsv(argument, path)}
     if path.suffix in FILES:
         raise expected(argument, source, "a file that exists")
-    return read_hub(argument, source)
+    return read_huggingface(argument, source)
 
 
-def _class_names(parts: dict[str, LabelledTexts]) -> tuple[str, ...]:
+def _class_names(parts: dict[str, LabeledTexts]) -> tuple[str, ...]:
     """Return the classes in the source's order if it has one, then the others, sorted."""
     given = [part.class_names or () for part in parts.values()]
     used = _sorted({label for part in parts.values() for label in part.labels})
@@ -263,7 +263,7 @@ def _sorted(names: Iterable[str]) -> list[str]:
     return sorted(found, key=int) if numbers else sorted(found)
 
 
-def _numbered(part: LabelledTexts, class_names: tuple[str, ...]) -> TextPart:
+def _numbered(part: LabeledTexts, class_names: tuple[str, ...]) -> TextPart:
     number = {name: i for i, name in enumerate(class_names)}
     labels = np.array([number[label] for label in part.labels], dtype=np.int64)
     if part.writers is None:

@@ -19,7 +19,7 @@ from fedlora_sim.errors import InputError, expected
 from fedlora_sim.randomness import library_draws, stream
 from fedlora_sim.tasks.huggingface import (
     from_pretrained,
-    load_hub_parts,
+    load_huggingface_parts,
     load_pretrained,
     reason_of,
     tensors_only,
@@ -96,7 +96,7 @@ def _from_transformers(
     side = getattr(model.config, "image_size", None)
     if side is None or getattr(model.config, "num_channels", CHANNELS) != CHANNELS:
         raise expected("model", name, "a model of colour images whose config gives image_size")
-    mean, std = _normalisation(str(name))
+    mean, std = _normalization(str(name))
     head = tuple(
         module_name
         for module_name, module in model.named_modules()
@@ -108,7 +108,7 @@ def _from_transformers(
     )
 
 
-def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of the model's image processor.
 
     0.5 if a folder has none.
@@ -346,7 +346,7 @@ def _read(argument: str, data: str | None) -> Read:
             return read_cifar_folder(argument, folder)
     if data.lower() == "cifar100":
         return _download_cifar(argument, data)
-    return _read_hub(argument, data)
+    return _read_huggingface(argument, data)
 
 
 def _read_npz(argument: str, path: Path) -> Read:
@@ -390,9 +390,9 @@ def _download_cifar(argument: str, data: str) -> Read:
     return parts, tuple(sets["train"].classes)
 
 
-def _read_hub(argument: str, data: str) -> Read:
+def _read_huggingface(argument: str, data: str) -> Read:
     """Return a data set of Hugging Face, with columns of images and of labels."""
-    splits = load_hub_parts(argument, data, KINDS)
+    splits = load_huggingface_parts(argument, data, KINDS)
     test = next((name for name in TEST_SPLITS if name in splits), None)
     train = "train" if "train" in splits else next(iter(splits))
     parts = {"train": _columns(argument, data, splits[train])}
@@ -494,8 +494,8 @@ def prepare_images(images: Pixels | Sequence[Pixels], like: VisionModel) -> Tens
     """
     if not isinstance(images, np.ndarray):
         return torch.cat([prepare_images(image[None], like) for image in images])
-    colour = images if images.ndim == 4 else np.repeat(images[..., None], CHANNELS, axis=3)
-    x = torch.tensor(colour).permute(0, 3, 1, 2).float() / 255
+    color = images if images.ndim == 4 else np.repeat(images[..., None], CHANNELS, axis=3)
+    x = torch.tensor(color).permute(0, 3, 1, 2).float() / 255
     if tuple(x.shape[2:]) != like.size:
         # Bicubic interpolation overshoots at edges; pixels of a scaled image must not.
         x = functional.interpolate(x, like.size, mode="bicubic", antialias=True).clamp(0, 1)

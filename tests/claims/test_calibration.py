@@ -18,7 +18,7 @@ from analysis.calibration import (
     MEAN,
     NORMAL,
     REACH,
-    Case,
+    CalibrationCase,
     Edge,
     coverage,
     false_support,
@@ -55,7 +55,7 @@ def shifted(samples: np.ndarray, error: float) -> Measurement:
 
 
 def test_students_interval_of_normal_runs_misses_as_often_as_it_says() -> None:
-    rows = coverage(Case(MEAN, NORMAL, (8,), 40_000, (0.1, 0.01, 1e-3)), 8, SEED)
+    rows = coverage(CalibrationCase(MEAN, NORMAL, (8,), 40_000, (0.1, 0.01, 1e-3)), 8, SEED)
     assert [row["error"] for row in rows] == [0.1, 0.01, 1e-3]
     for row in rows:
         low, high = row["ratio_interval"]
@@ -67,23 +67,23 @@ def test_students_interval_of_normal_runs_misses_as_often_as_it_says() -> None:
 
 
 def test_intervals_a_tenth_too_short_are_seen() -> None:
-    case = Case(("short", shortened(0.9)), NORMAL, (30,), 40_000, (0.01,))
+    case = CalibrationCase(("short", shortened(0.9)), NORMAL, (30,), 40_000, (0.01,))
     (row,) = coverage(case, 30, SEED)
     assert row["ratio"] > ALLOWED
     assert row["calibrated"] is False
 
 
 def test_few_skewed_runs_are_seen_to_miss_on_the_side_of_their_tail() -> None:
-    (row,) = coverage(Case(MEAN, EXPONENTIAL, (8,), 40_000, (0.01,)), 8, SEED)
+    (row,) = coverage(CalibrationCase(MEAN, EXPONENTIAL, (8,), 40_000, (0.01,)), 8, SEED)
     assert row["missed_above"] > 10 * row["missed_below"]
     assert row["calibrated"] is False
-    (row,) = coverage(Case(MEAN, EXPONENTIAL, (100,), 20_000, (0.01,)), 100, SEED)
+    (row,) = coverage(CalibrationCase(MEAN, EXPONENTIAL, (100,), 20_000, (0.01,)), 100, SEED)
     assert row["calibrated"]
     assert row["reach"] < REACH
 
 
 def test_what_is_expected_too_seldom_is_not_judged() -> None:
-    (row,) = coverage(Case(MEAN, NORMAL, (8,), 100, (1e-3,)), 8, SEED)
+    (row,) = coverage(CalibrationCase(MEAN, NORMAL, (8,), 100, (1e-3,)), 8, SEED)
     assert (row["resolved"], row["calibrated"]) == (False, None)
     assert "| normal | 8 | 100 | – |" in coverage_table({"coverage": [row]})
 

@@ -16,7 +16,7 @@ from fedlora_cli.options import load_rule
 from fedlora_sim.conformance import CHECKS
 from fedlora_sim.errors import InputError
 from fedlora_sim.rules import AggregationRule, FedAvg, RaFLoRA, get_rule
-from fedlora_sim.rules.external import ForeignRule
+from fedlora_sim.rules.external import ExternalRule
 from fedlora_sim.storage import load_dataset
 
 FEW = ("--examples", "4")
@@ -246,7 +246,7 @@ def test_a_rule_is_loaded_from_where_it_is(module: str, here: Path) -> None:
     assert load_rule(f"{module}:made").label == "first:times=2.0"
     assert load_rule("pkg.deep:Outer.R").label == "first"
     last = load_rule(f"{module}:Last")
-    assert isinstance(last, ForeignRule)
+    assert isinstance(last, ExternalRule)
     assert isinstance(last, AggregationRule)
     assert get_rule(last) is last
 

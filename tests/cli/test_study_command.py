@@ -150,7 +150,7 @@ def test_a_tiny_study_from_end_to_end(
 
 
 @pytest.mark.slow
-def test_a_longer_study_is_foretold_and_drawn(fedlora: Callable, tiny: Path) -> None:
+def test_a_longer_study_is_predicted_and_drawn(fedlora: Callable, tiny: Path) -> None:
     outcome = fedlora(*ONE_SEED, "--set", "rounds=4", "--workers", "2")
     assert outcome.code == 0, outcome.err
     assert {"data/scores.nc", "data/forecasts.nc", "figures/calibrated.png"} < files()

@@ -106,7 +106,7 @@ class OnlyTheFirstFile(DenseFedAvg):
         return super().read(updates[:1], [1.0], first)
 
 
-class WeightsNotNormalised(DenseFedAvg):
+class WeightsNotNormalized(DenseFedAvg):
     """Sample counts where shares are meant."""
 
     fails = MEAN | ALONE | HULLS | DILUTION | {"weight_scale", "dtypes", "continuous"}
@@ -262,7 +262,7 @@ AVERAGES = (
     TransposedResidual,
     OnlyTheFirstClient,
     OnlyTheFirstFile,
-    WeightsNotNormalised,
+    WeightsNotNormalized,
     EqualWeights,
     WeightsTwice,
     PaddedColumnsTwice,

@@ -144,7 +144,7 @@ def test_a_missing_file_is_named(tmp_path):
     [
         ({"ranks": "4", "round": 3}, "'round'.*did you mean 'rounds'"),
         ({"ranks": "4", "Rounds": 3}, "'Rounds'"),
-        ({"ranks": "4", "colour": "red"}, "'colour'.*expected one of"),
+        ({"ranks": "4", "color": "red"}, "'color'.*expected one of"),
         ({"rounds": 3}, "ranks=None"),
         ({}, "ranks=None"),
     ],

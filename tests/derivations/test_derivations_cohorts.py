@@ -111,7 +111,7 @@ def test_share_moments_equal_the_numbers(case):
     laws = (
         ("without_replacement", "cohort", derived.without_replacement()),
         ("with_replacement", "cohort", derived.with_replacement()),
-        ("bernoulli", "federation", derived.bernoulli_unnormalised()),
+        ("bernoulli", "federation", derived.bernoulli_unnormalized()),
     )
     for sampling, normaliser, expressions in laws:
         federation = Federation(ranks_of(clients, carriers), None, size, sampling)
@@ -133,7 +133,7 @@ def test_bernoulli_with_renormalisation_equals_the_numbers(case):
     for order in (1, 2, 3, 4):
         if size == clients:
             continue  # 0^0: nobody is ever missing
-        wanted = evaluate(derived.bernoulli_renormalised(order), values)
+        wanted = evaluate(derived.bernoulli_renormalized(order), values)
         assert law.expect(law.share**order) == pytest.approx(wanted, rel=CLOSE)
     if size < clients:
         squares = evaluate(derived.bernoulli_squares(), values)
@@ -148,7 +148,7 @@ def test_extinction_equals_the_numbers(case):
     laws = {
         "without_replacement": contributors.extinction().without_replacement,
         "with_replacement": contributors.extinction().with_replacement,
-        "bernoulli": contributors.extinction().bernoulli_renormalised,
+        "bernoulli": contributors.extinction().bernoulli_renormalized,
     }
     for sampling, expression in laws.items():
         found = closed_form.extinction_probability(ranks, size, sampling=sampling)

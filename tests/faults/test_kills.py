@@ -15,7 +15,7 @@ from fedlora_sim import storage
 from fedlora_sim.peft.write import AdapterContent, check_output, write_adapters
 
 Promise = Callable[[str, str], Callable[..., None]]
-FOREIGN = {"notes.txt": b"mine", "data/mine.nc": b"\x89HDF mine"}
+OTHERS = {"notes.txt": b"mine", "data/mine.nc": b"\x89HDF mine"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -36,16 +36,16 @@ def test_a_killed_command_leaves_the_old_or_the_new_result(
     for step in moments(name, case.steps, trials):
         here = case.copy(tmp_path / str(step))
         if name == "verify":
-            for foreign, content in FOREIGN.items():
-                (here / command.out / foreign).parent.mkdir(exist_ok=True)
-                (here / command.out / foreign).write_bytes(content)
+            for other, content in OTHERS.items():
+                (here / command.out / other).parent.mkdir(exist_ok=True)
+                (here / command.out / other).write_bytes(content)
         assert run(command.again, here, Fault(kill=step)).code == KILLED
         if name in ("aggregate", "simulate"):
             assert results(here / command.out) in (old, case.new)
         succeed(run(command.again, here))
         found = results(here / command.out)
         if name == "verify":
-            assert {foreign: found.pop(foreign) for foreign in FOREIGN} == FOREIGN
+            assert {other: found.pop(other) for other in OTHERS} == OTHERS
         assert found == case.new
         assert not leftovers(here)
         count()

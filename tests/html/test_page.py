@@ -211,20 +211,20 @@ def themes_of_style() -> dict[str, dict[str, str]]:
     return found
 
 
-def luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_has_enough_contrast(theme: str) -> None:
-    colours = themes_of_style()[theme]
+    colors = themes_of_style()[theme]
     pairs = [(ink, ground) for ink in ("ink", "soft", "accent") for ground in ("paper", "raised")]
     pairs += [(f"line-{i}", ground) for i in range(4) for ground in ("paper", "raised")]
     pairs += [("accent", "tint"), ("ink", "tint"), ("paper", "ink")]
     for ink, ground in pairs:
-        low, high = sorted((luminance(colours[ink]), luminance(colours[ground])))
+        low, high = sorted((luminance(colors[ink]), luminance(colors[ground])))
         assert (high + 0.05) / (low + 0.05) >= AA, (ink, ground)
 
 

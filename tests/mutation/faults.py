@@ -247,7 +247,7 @@ FAULTS = (
         "fedlora_sim/engines/matrix.py",
         "return first / (1 - BETAS[0] ** step) / spread",
         "return first / spread",
-        (*DESCENT, "-k", "every_optimiser"),
+        (*DESCENT, "-k", "every_optimizer"),
         "test_every_optimiser_under_every_disturbance_is_the_reference",
     ),
     Fault(
@@ -255,7 +255,7 @@ FAULTS = (
         "fedlora_sim/engines/matrix.py",
         ".sqrt_().add_(EPSILON)",
         ".add_(EPSILON).sqrt_()",
-        (*DESCENT, "-k", "every_optimiser"),
+        (*DESCENT, "-k", "every_optimizer"),
         "test_every_optimiser_under_every_disturbance_is_the_reference",
     ),
     Fault(

@@ -158,7 +158,7 @@ def test_rules_are_told_apart_without_colour() -> None:
     looks = [(str(look.line), look.marker) for look in LOOKS.values()]
     assert len(set(looks)) == len(looks)
     assert len({look.marker for look in LOOKS.values()}) == len(LOOKS)
-    assert {look.colour for look in LOOKS.values()} <= set(style.PALETTE)
+    assert {look.color for look in LOOKS.values()} <= set(style.PALETTE)
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.1001, 0.9], [0.99, 1.0, 1.0, 1.0], [0.0, 0.0], [0.5]])

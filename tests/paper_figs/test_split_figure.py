@@ -50,10 +50,10 @@ def test_bars_are_sizes_and_bubbles_are_samples() -> None:
 
 def test_ranks_have_colours_and_a_legend() -> None:
     _, axes = finetuning.draw_split(dataset())
-    colours = [tuple(bar.get_facecolor()) for bar in axes[0].patches]
-    assert colours[0] != colours[1] == colours[2]
-    drawn = [tuple(colour) for colour in bubbles(axes[1]).get_facecolors()]
-    assert drawn == [colours[k] for k in (0, 0, 1, 2, 2)]
+    colors = [tuple(bar.get_facecolor()) for bar in axes[0].patches]
+    assert colors[0] != colors[1] == colors[2]
+    drawn = [tuple(color) for color in bubbles(axes[1]).get_facecolors()]
+    assert drawn == [colors[k] for k in (0, 0, 1, 2, 2)]
     texts = [[t.get_text() for t in axis.get_legend().get_texts()] for axis in axes]
     assert texts == [["rank 2", "rank 4"], ["100", "400"]]
 

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftType
 from peft.utils.other import get_pattern_key
 
 from fedlora_sim.errors import InputError
-from fedlora_sim.peft.config import REFUSED, REFUSED_INITIALISATIONS, read_config, written_config
+from fedlora_sim.peft.config import REFUSED, REFUSED_INITIALIZATIONS, read_config, written_config
 from fedlora_sim.peft.patterns import pattern_key
 from fedlora_sim.tolerances import relative
 
@@ -70,7 +70,7 @@ def test_variants_are_refused_by_name(tmp_path, option):
 
 @pytest.mark.parametrize(
     "name",
-    [*REFUSED_INITIALISATIONS, "pissa_niter_4", "new", 3, {}],
+    [*REFUSED_INITIALIZATIONS, "pissa_niter_4", "new", 3, {}],
 )
 def test_initialisations_that_change_the_base_are_refused(tmp_path, name):
     with pytest.raises(InputError, match="init_lora_weights="):

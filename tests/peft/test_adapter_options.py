@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedlora_sim.errors import InputError
 from fedlora_sim.peft import aggregate_adapters
-from fedlora_sim.peft.config import CARRIED, PLAIN_INITIALISATIONS, REFUSED, SHARED, WRITTEN
+from fedlora_sim.peft.config import CARRIED, PLAIN_INITIALIZATIONS, REFUSED, SHARED, WRITTEN
 from fedlora_sim.randomness import library_draws
 
 TOKENS = [3, 7, 1]
@@ -160,22 +160,22 @@ def test_carried_options_are_those_of_the_first_client(plain, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "initialisation",
+    "initialization",
     [True, False, "gaussian", "orthogonal", "eva", "pissa", "pissa_niter_2", "olora", "mica"],
 )
-def test_initialisations_are_refused_where_peft_changes_the_base_or_freezes(initialisation):
+def test_initialisations_are_refused_where_peft_changes_the_base_or_freezes(initialization):
     with third_party_warnings_ignored(), library_draws(0):
         base = base_model().float()
         weight = base.model.layers[0].self_attn.q_proj.weight.detach().clone()
-        own = {"eva_config": EvaConfig()} if initialisation == "eva" else {}
-        config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=initialisation, **own)
+        own = {"eva_config": EvaConfig()} if initialization == "eva" else {}
+        config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=initialization, **own)
         model = get_peft_model(base, config)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     trains_both = all(
         p.requires_grad for p in (layer.lora_A.default.weight, layer.lora_B.default.weight)
     )
     unchanged = torch.equal(layer.base_layer.weight, weight)
-    assert (unchanged and trains_both) == (initialisation in PLAIN_INITIALISATIONS)
+    assert (unchanged and trains_both) == (initialization in PLAIN_INITIALIZATIONS)
 
 
 def test_eva_is_ordinary_lora_whose_ranks_differ_by_module(tmp_path):

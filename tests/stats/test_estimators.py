@@ -190,11 +190,11 @@ def test_log_odds_interval_stays_between_zero_and_one(shares: list[float]) -> No
 
 
 def test_log_odds_interval_covers_the_median_at_the_nominal_rate() -> None:
-    error, centre = 0.1, 0.995
+    error, center = 0.1, 0.995
     share = coverage(
         log_odds_interval,
-        lambda rng: special.expit(special.logit(centre) + rng.normal(0.0, 1.0, (4, 1))),
-        centre,
+        lambda rng: special.expit(special.logit(center) + rng.normal(0.0, 1.0, (4, 1))),
+        center,
         error,
     )
     assert abs(share - (1 - error)) < slack(error)

@@ -47,13 +47,13 @@ class Sampler:
         return self.data[list(numbers)]
 
 
-def spread(count: int, centre: float, width: float) -> np.ndarray:
-    return centre + width * np.where(np.arange(count) % 2, 1.0, -1.0)[:, None]
+def spread(count: int, center: float, width: float) -> np.ndarray:
+    return center + width * np.where(np.arange(count) % 2, 1.0, -1.0)[:, None]
 
 
-@pytest.mark.parametrize(("centre", "outcome"), [(1.0, Verdict.SUPPORTED), (2.0, Verdict.REFUTED)])
-def test_a_clear_case_stops_at_the_first_look(centre: float, outcome: Verdict) -> None:
-    sampler = Sampler(spread(64, centre, 1e-3))
+@pytest.mark.parametrize(("center", "outcome"), [(1.0, Verdict.SUPPORTED), (2.0, Verdict.REFUTED)])
+def test_a_clear_case_stops_at_the_first_look(center: float, outcome: Verdict) -> None:
+    sampler = Sampler(spread(64, center, 1e-3))
     m, found, samples = measure_until_decided(
         sampler, mean_interval, Prediction.within(1.0, 0.1), 8, 64, ERROR
     )

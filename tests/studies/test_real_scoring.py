@@ -102,7 +102,7 @@ def test_a_turning_basis_is_reported_as_failure():
         -2 * scores.horizon * np.log10(seen),
         rtol=ITERATED,
     )
-    row = studies.summarise(scores)
+    row = studies.summarize(scores)
     assert row["theory"]["coverage"] == 0
     assert row["theory"]["error"] > row["persistence"]["error"]
     worst, table = row["worst"], studies.failures(scores).sel(forecast="theory")
@@ -118,10 +118,10 @@ def test_a_turning_basis_is_reported_as_failure():
 
 def test_a_summary_is_plain_and_tells_how_far_runs_are_apart():
     scores = studies.score(falling_run("raflora", seeds=3), 8, samples=50)
-    row = studies.summarise(scores)
+    row = studies.summarize(scores)
     assert json.loads(json.dumps(row["theory"])) == row["theory"]
     assert row["runs"] == 3
-    alone = [studies.summarise(scores.sel(seed=[seed])) for seed in scores.seed.values]
+    alone = [studies.summarize(scores.sel(seed=[seed])) for seed in scores.seed.values]
     for name in ("error", "coverage"):
         each = [one["theory"][name] for one in alone]
         assert row["theory"][f"{name}_range"] == [min(each), max(each)]
@@ -156,7 +156,7 @@ def test_rules_without_a_recursion_are_scored_against_the_baselines_alone():
     runs = {"fedex": falling_run("fedavg").assign_attrs(rule="fedex")}
     scores = studies.predict_every_rule(falling_run("raflora"), runs, 8, samples=20)
     assert scores["fedex"].error.sel(forecast="theory").isnull().all()
-    summary = studies.summarise(scores["fedex"])
+    summary = studies.summarize(scores["fedex"])
     assert "fedex" in summary["reason"]
     assert np.isnan([*summary["theory"]["error_range"], summary["theory"]["coverage"]]).all()
     assert summary["worst"] is None

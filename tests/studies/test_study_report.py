@@ -102,7 +102,7 @@ def test_forecasts_stand_beside_what_was_measured(study, runs, scores):
         ({"rounds": 6, "allocation": "random"}, "under random allocation"),
     ],
 )
-def test_a_study_that_cannot_be_foretold_says_so(scenario, reason):
+def test_a_study_that_cannot_be_predicted_says_so(scenario, reason):
     study = small_study(scenario={"ranks": "2x2,4x2", **scenario})
     assert reason in why_no_scores(study)
     assert score_runs(study, {}) == {}
@@ -122,11 +122,11 @@ def test_one_step_is_what_the_shares_say(study, report):
     np.testing.assert_allclose(shares, [1.0, 0.25], rtol=ITERATED)
     low, high = row["partitions"][1]["energy_interval"]
     np.testing.assert_allclose([low, high], 0.25, rtol=ITERATED)
-    told = [part["foretold"] for part in row["partitions"]]
+    told = [part["predicted"] for part in row["partitions"]]
     np.testing.assert_allclose(told, shares, rtol=ITERATED)
-    measured, foretold = counterfactuals_table(report).splitlines()[2:]
+    measured, predicted = counterfactuals_table(report).splitlines()[2:]
     assert measured.startswith("| `raflora` | `fedavg` | 1 [1, 1] | 0.25 [0.25, 0.25] |")
-    assert foretold == "| `raflora` | `fedavg`, foretold: `W_h^2` | 1 | 0.25 | – |"
+    assert predicted == "| `raflora` | `fedavg`, predicted: `W_h^2` | 1 | 0.25 | – |"
 
 
 def test_the_report_is_plain_and_complete(study, report):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fedlora_sim.sweep.run import Engine, Report, run_sweep
+from fedlora_sim.sweep.run import Engine, SweepReport, run_sweep
 
 QUICK = 0.004
 """Estimated seconds of a task: many small ones, where a sweep would have few."""
@@ -30,7 +30,7 @@ def changed(tables: Tables, **changes: dict[str, Any]) -> Tables:
 
 def swept(
     tables: Tables, out: Path, *, engine: Engine | None = None, seconds: float = QUICK, **more: Any
-) -> Report:
+) -> SweepReport:
     """Run a sweep in silence, in many small tasks."""
     return run_sweep(tables, out, engine=engine, task_seconds=seconds, progress=False, **more)
 

@@ -8,7 +8,7 @@ import pytest
 from sweep_cases import SMALL, changed
 
 from fedlora_sim.sweep.grid import read_grid
-from fedlora_sim.sweep.plan import TASK_BYTES, TASK_RUNS, TASK_SECONDS, Task, plan
+from fedlora_sim.sweep.plan import TASK_BYTES, TASK_RUNS, TASK_SECONDS, SweepTask, plan
 
 MANY_POINTS = changed(SMALL, grid={"gain_std": [i / 500 for i in range(500)]})
 MANY_SEEDS = changed(SMALL, scenario={"seed": {"count": 20_000}, "rounds": 400})
@@ -17,7 +17,7 @@ TRAINING = changed(SMALL, scenario={"fidelity": "training"}, grid={"gain_std": N
 LONG = changed(SMALL, scenario={"rounds": 300_000, "seed": {"count": 100}, "ranks": "4x2,64x2"})
 
 
-def runs(tasks: list[Task]) -> Counter:
+def runs(tasks: list[SweepTask]) -> Counter:
     return Counter((p.point.id, s) for task in tasks for p in task.parts for s in p.seeds)
 
 

@@ -21,7 +21,7 @@ from fedlora_sim.peft import AdapterFolder
 from fedlora_sim.tasks.huggingface import (
     FORBID,
     from_pretrained,
-    load_hub_parts,
+    load_huggingface_parts,
     load_pretrained,
     tensors_only,
 )
@@ -113,7 +113,7 @@ def test_code_beside_a_data_set(tmp_path, canary):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "data.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n", encoding="utf-8")
-    one_line_refusal(lambda: load_hub_parts("data", str(folder), "a file"), canary)
+    one_line_refusal(lambda: load_huggingface_parts("data", str(folder), "a file"), canary)
 
 
 def test_pickles_beside_a_data_set(tmp_path, canary):
@@ -121,7 +121,7 @@ def test_pickles_beside_a_data_set(tmp_path, canary):
     folder.mkdir()
     for name in ("train.pkl", "train.pickle", "train.pt"):
         (folder / name).write_bytes(pickle.dumps(Canary(canary)))
-    one_line_refusal(lambda: load_hub_parts("data", str(folder), "a file"), canary)
+    one_line_refusal(lambda: load_huggingface_parts("data", str(folder), "a file"), canary)
 
 
 @pytest.mark.parametrize("name", ["x_train", "y_train", "groups_train"])

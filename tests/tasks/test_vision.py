@@ -163,16 +163,16 @@ def test_images_that_may_not_be_written_to_are_taken() -> None:
     assert prepare_images(images, plain()).shape == (2, 3, 16, 16)
 
 
-def test_grey_and_lists_become_the_same_colour_images() -> None:
+def test_gray_and_lists_become_the_same_color_images() -> None:
     grey = digit_images(4)[0]
-    colour = np.repeat(grey[..., None], 3, axis=3)
-    wanted = prepare_images(colour, plain())
+    color = np.repeat(grey[..., None], 3, axis=3)
+    wanted = prepare_images(color, plain())
     assert torch.equal(prepare_images(grey, plain()), wanted)
     tolerance = relative("reduction", torch.float32)
     torch.testing.assert_close(
-        prepare_images(list(colour), plain()), wanted, rtol=tolerance, atol=tolerance
+        prepare_images(list(color), plain()), wanted, rtol=tolerance, atol=tolerance
     )
-    assert prepare_images([colour[0], colour[1][:6]], plain()).shape == (2, 3, 16, 16)
+    assert prepare_images([color[0], color[1][:6]], plain()).shape == (2, 3, 16, 16)
 
 
 def test_images_that_memory_cannot_hold_are_refused(

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from foreign_cases import DenseFedAvg, DenseFedEx, Moving, cohort, mean_of, scenario
+from external_cases import DenseFedAvg, DenseFedEx, Moving, cohort, mean_of, scenario
 from simulator_cases import assert_close, random_factors
 
 from fedlora_sim import aggregate, simulate
@@ -157,7 +157,7 @@ def test_a_base_that_needs_nothing_made_up_for_is_handed_on_as_it_is():
     assert base.columns <= 5  # no columns that cancel each other
 
 
-def test_clients_of_weight_zero_and_foreign_ranks_never_reach_the_rule():
+def test_clients_of_weight_zero_and_other_ranks_never_reach_the_rule():
     seen = []
 
     @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from foreign_cases import DenseFedAvg, DenseFedEx, Moving, cohort, scenario
+from external_cases import DenseFedAvg, DenseFedEx, Moving, cohort, scenario
 
 from fedlora_sim import aggregate, simulate
 from fedlora_sim.errors import InputError
