@@ -59,7 +59,7 @@ def report(study, runs, scores):
     return study_report(study, runs, scores, "fedlora-sim study small.toml")
 
 
-def test_what_follows_the_model_is_foretold(study, scores):
+def test_what_follows_the_model_is_predicted(study, scores):
     rows = {(row["calibration"], row["rule"]): row for row in score_rows(scores)}
     assert set(rows) == {(calibration, rule) for calibration in ("own", "fedavg") for rule in RULES}
     for row in rows.values():
