@@ -1,4 +1,4 @@
-"""All claims of the project, in the order in which the report shows them."""
+"""The registry of all claims, in the order of the report."""
 
 from collections.abc import Sequence
 
@@ -44,16 +44,18 @@ CLAIMS: tuple[Claim, ...] = tuple(claim for claims in THEMES.values() for claim 
 
 
 def theme_of(claim: Claim) -> str:
-    """The theme that a claim stands in."""
+    """Return the theme of a claim."""
     themes = (name for name, claims in THEMES.items() if claim.id in {c.id for c in claims})
     return next(themes, "")
 
 
 def select(ids: Sequence[str] | None, quick: bool = False) -> tuple[Claim, ...]:
-    """Claims of these ids, in report order; when none is named all, or all that quick runs hold.
+    """Return the claims with the given ids in report order; without ids all claims.
+
+    With `quick`, all claims of quick runs.
 
     Raises:
-        InputError: if an id is unknown, with the closest one, or not to be had in a quick run.
+        InputError: if an id is unknown (names the closest one) or not available in a quick run.
     """
     if not ids:
         return tuple(claim for claim in CLAIMS if claim.in_quick or not quick)

@@ -1,8 +1,9 @@
-"""Does random rank allocation slow or remove the collapse? Its parts, settled apart.
+"""Claims on random rank allocation: does it slow or remove the collapse?
 
 A client that receives a uniform random subset of r_k of the r_max directions covers all of them
-alike, so FedAvg shrinks all of them alike: no energy concentrates in the shared ones, and none is
-safe either. "Slow" and "remove" may mean the concentration or the loss.
+equally. FedAvg therefore shrinks all directions equally: energy does not concentrate in the shared
+ones, but none is preserved either. "Slow" and "remove" may refer to the concentration or to the
+loss, which are separate claims.
 """
 
 from __future__ import annotations
@@ -31,20 +32,21 @@ from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]
 
-# Flat spectrum, so that shares of energy are shares of directions; coverage 1, 0.6, 0.3 by SVD.
+# Flat spectrum, so that shares of energy are shares of directions; coverage 1, 0.6, 0.3 under SVD
+# allocation.
 SVD = Scenario(ranks=parse_ranks("2x8,4x6,8x6"), rounds=4, spectrum_decay=1.0)
 RANDOM = SVD.replace(allocation="random")
-# Six clients: who holds what varies enough for its variance to show.
+# Six clients: few enough that the variance of the carried directions is visible.
 FEW = RANDOM.replace(ranks="2x3,4x2,8x1")
 MARGIN = 0.02
-# Unit in which the distance from a one-sided bound is counted: a share of the bound.
+# Unit of the distance from a one-sided bound: a share of the bound.
 SCALE = 0.05
-# Of near controls: gains of clients, and how much of an energy they leave less than its bound.
+# Near controls: gain of clients, and the amount by which they leave less energy than the bound.
 GAIN, HIGHER_GAIN, NEAR_SHARE = 1.035, 1.09, 0.17
 
 
 def total_left(scenario: Scenario) -> Experiment:
-    """Final over initial energy of the whole update."""
+    """Return the final over initial energy of the whole update."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         energy = simulated(scenario, "fedavg", numbers, context).energy.sum("direction").values
@@ -54,7 +56,7 @@ def total_left(scenario: Scenario) -> Experiment:
 
 
 def concentration(scenario: Scenario) -> Experiment:
-    """`rho_{l_1}` after the last round: the share of energy in the shared partition."""
+    """Return `rho_{l_1}` after the last round: the share of energy in the shared partition."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         return simulated(scenario, "fedavg", numbers, context).rho.values[:, -1:]
@@ -63,7 +65,7 @@ def concentration(scenario: Scenario) -> Experiment:
 
 
 def top_left(numbers: Sequence[int], context: Context) -> Array:
-    """Final over initial energy of the highest partition, under random allocation."""
+    """Return the final over initial energy of the highest partition, under random allocation."""
     return energy_left(RANDOM, "fedavg", numbers, context)[:, -1:]
 
 
@@ -108,7 +110,7 @@ def _near_gain(scenario: Scenario) -> Control:
 
 
 def _leaving(share: float) -> Control:
-    """Random allocation to clients whose gain leaves this share of all energy."""
+    """Return random allocation to clients whose gain leaves this share of all energy."""
     gain = float(share ** (0.5 / RANDOM.rounds) / np.sqrt(_rates(RANDOM)[0]))
     return Control(
         f"clients with a gain of {gain:.4g}, which leaves {share:.3g} of the energy",

@@ -1,4 +1,4 @@
-"""A claim as data: statement, prediction, experiment, margin, controls; shared experiments."""
+"""The form of a claim: statement, prediction, experiment, margin, controls; shared experiments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedlora_sim import Scenario, simulate
 from fedlora_sim.runtime import resolve_device, serve
 from fedlora_sim.storage import RunStore
 
-# A claim as data: statement, source, prediction, experiment, margin and controls
+# The form of a claim
 
 Array = NDArray[np.float64]
 
@@ -30,14 +30,14 @@ NEAR = (2.0, 5.0)
 
 @dataclass
 class Context:
-    """How a verification runs: its base seed, device, and the datasets that claims share.
+    """Settings of a verification, and the datasets that claims share.
 
     Args:
         seed: base seed; run i of any experiment has seed `seed * 1_000_000 + i`.
         quick: fewer claims, fewer runs and shorter training; margins are the same.
         device: `auto | cpu | cuda | mps`.
         on_progress: called with the number of simulated runs finished since the last call.
-        store: finished work of an earlier, interrupted verification, or None.
+        store: results of an earlier, interrupted verification, or None.
     """
 
     seed: int = 0
@@ -48,7 +48,10 @@ class Context:
     _runs: dict[str, xr.Dataset] = field(default_factory=dict, init=False, repr=False)
 
     def run_once(self, label: str, simulate: Callable[[], xr.Dataset]) -> xr.Dataset:
-        """A run that several claims share: from memory, else from the store, else simulated."""
+        """Return a run that several claims share, from memory or the store.
+
+        Simulate it if necessary.
+        """
         dataset = self.known_run(label)
         if dataset is None:
             dataset = simulate()
@@ -56,7 +59,7 @@ class Context:
         return dataset
 
     def known_run(self, label: str) -> xr.Dataset | None:
-        """A run that is in memory or in the store, or None."""
+        """Return a run that is in memory or in the store, or None."""
         if label not in self._runs and self.store:
             dataset = self.store.get_run(label)
             if dataset is not None:
@@ -64,33 +67,33 @@ class Context:
         return self._runs.get(label)
 
     def keep_run(self, label: str, dataset: xr.Dataset) -> None:
-        """Keep a run, in memory and in the store."""
+        """Store a run in memory and in the store."""
         if self.store:
             self.store.put_run(label, dataset)
         self._runs[label] = dataset
 
     def seeds(self, numbers: Sequence[int]) -> list[int]:
-        """Seeds of the runs of these numbers."""
+        """Return the seeds of the runs with these numbers."""
         return [self.seed * 1_000_000 + int(i) for i in numbers]
 
 
 class Experiment(Protocol):
-    """Simulates runs of given numbers and returns one row of q quantities per run.
+    """Simulates runs with given numbers and returns one row of q quantities per run.
 
-    What a quantity is per run (a number, a series, a bracket) is between it and the estimator.
+    A quantity of a run can be a number, a series or a bracket, as the estimator requires.
     """
 
     def __call__(self, numbers: Sequence[int], context: Context) -> Array:
-        """Samples (n, q, ...)."""
+        """Return the samples (n, q, ...)."""
         ...
 
 
 @dataclass(frozen=True)
 class Control:
-    """The same check on another prediction or another simulation, whose verdict is known.
+    """The same check with another prediction or simulation, whose verdict is known.
 
     Args:
-        description: what differs from the claim, in words.
+        description: the difference to the claim.
         predict: another prediction; None keeps the claim's.
         experiment: another simulation; None keeps the claim's.
     """
@@ -108,25 +111,24 @@ class Claim:
         id: short name, unique.
         statement: the claim in one sentence.
         source: section of the paper, or "ours".
-        assumptions: under which it is claimed.
-        fidelity: of the simulation that tests it.
-        statistic: what is measured of every run and how runs are combined, in words.
+        assumptions: assumptions of the claim.
+        fidelity: fidelity of the simulation that tests it.
+        statistic: text: the measurement of each run and how runs are combined.
         quantities: names of the q measured quantities.
         predict: makes the prediction with its margin; called before anything is simulated.
         experiment: makes the samples.
-        control: the negative control: something plainly wrong, which the check must refute.
+        control: the negative control: something clearly wrong, which the check must refute.
         near: the near control: something wrong by 2 to 5 margins (`NEAR`) in every quantity, such
-            as a parameter slightly off, which the check must refute in every quantity.
+            as a slightly changed parameter, which the check must refute in every quantity.
         positive: something known to be true, which the check must support; for a conjecture that
-            is refuted, it shows that the check can also come out the other way.
-        estimator: samples and error probability to a measurement.
-        first, cap: runs of the first look and at most.
-        quick: the same for `--quick`; None takes those of a full run.
+            is refuted, it shows that the check can also support.
+        estimator: maps samples and error probability to a measurement.
+        first, cap: number of runs of the first look, and the maximum.
+        quick: the same for `--quick`; None uses those of a full run.
         in_quick: whether `--quick` can run it.
-        kind: a `theorem` must hold; a `conjecture` is reported, whichever way it falls.
-        wide_because: why the margin of what holds in every run is wider than 1e-9; empty if not.
-        scenario: what the run of a seed simulates, if it differs from run to run; printed with a
-            counterexample.
+        kind: a `theorem` must hold; a `conjecture` is reported with any verdict.
+        wide_because: for statements about every run, the reason for a margin wider than 1e-9.
+        scenario: scenario of a seed, if it differs from run to run; printed with a counterexample.
     """
 
     id: str
@@ -151,17 +153,17 @@ class Claim:
     scenario: Callable[[int], Scenario] | None = None
 
     def runs(self, quick: bool) -> tuple[int, int]:
-        """Return the number of runs of the first look, and the most."""
+        """Return the number of runs of the first look, and the maximum."""
         return self.quick if quick and self.quick is not None else (self.first, self.cap)
 
 
-# Experiments that several claims share: a scenario and a rule in, one row per run out
+# Shared experiments: map a scenario and a rule to one row per run
 
 
 def simulated(
     scenario: Scenario, rule: str, numbers: Sequence[int], context: Context
 ) -> xr.Dataset:
-    """Runs of these numbers, on the context's device."""
+    """Return the runs with these numbers, on the context's device."""
     return simulate(
         scenario.replace(device=context.device),
         rule=rule,
@@ -171,12 +173,15 @@ def simulated(
 
 
 def by_partition(values: xr.DataArray) -> xr.DataArray:
-    """Mean over the directions of each partition, dimension `partition` last."""
+    """Return the mean over the directions of each partition, dimension `partition` last."""
     return values.groupby("partition").mean().transpose(..., "partition")
 
 
 def fitted_rates(scenario: Scenario, rule: str) -> Experiment:
-    """Energy factor per round of each partition, relative to the shared one, by log-linear fit."""
+    """Return the energy factor per round of each partition relative to the shared one.
+
+    By log-linear fit.
+    """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).energy)
@@ -187,7 +192,7 @@ def fitted_rates(scenario: Scenario, rule: str) -> Experiment:
 
 
 def energy_left(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
-    """Final over initial energy of every partition, (n, M)."""
+    """Return the final over initial energy of each partition, (n, M)."""
     energy = by_partition(simulated(scenario, rule, numbers, context).energy).values
     return np.asarray(energy[:, -1] / energy[:, 0])
 
@@ -195,12 +200,12 @@ def energy_left(scenario: Scenario, rule: str, numbers: Sequence[int], context: 
 def higher_energy_left(
     scenario: Scenario, rule: str, numbers: Sequence[int], context: Context
 ) -> Array:
-    """The same without the shared partition."""
+    """Return the final over initial energy of the partitions above the shared one."""
     return energy_left(scenario, rule, numbers, context)[:, 1:]
 
 
 def energy_series(scenario: Scenario, rule: str) -> Experiment:
-    """Energy of each partition at every round, the start included, (n, M, T + 1)."""
+    """Return the energy of each partition at each round including the start, (n, M, T + 1)."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).energy)
@@ -210,7 +215,7 @@ def energy_series(scenario: Scenario, rule: str) -> Experiment:
 
 
 def relative_trajectory(scenario: Scenario, rule: str, predicted: Array) -> Experiment:
-    """Energy of every partition at every round from the first on, over its prediction (T, M)."""
+    """Return the energy of each partition from round 1 on relative to its prediction (T, M)."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).energy)
@@ -219,7 +224,7 @@ def relative_trajectory(scenario: Scenario, rule: str, predicted: Array) -> Expe
     return experiment
 
 
-# From a scenario to arguments of closed forms, and from their values to one per partition
+# Arguments of closed forms from a scenario, and one value per partition
 
 EXACT = 1e-9
 """Relative margin of what holds in every single run, after rounds of factorizations."""
@@ -228,7 +233,7 @@ IDENTICAL = 1e-10
 
 
 def federation_arguments(scenario: Scenario) -> dict[str, Any]:
-    """Keyword arguments that describe a scenario's federation, cohorts and empty partitions."""
+    """Return the keyword arguments for a scenario's federation, cohorts and empty partitions."""
     return {
         "num_samples": scenario.num_samples,
         "cohort_size": scenario.cohort_size,
@@ -238,7 +243,7 @@ def federation_arguments(scenario: Scenario) -> dict[str, Any]:
 
 
 def client_arguments(scenario: Scenario) -> dict[str, Any]:
-    """Keyword arguments that describe a scenario's clients: what they return is `a x + b`."""
+    """Return the keyword arguments for a scenario's clients, which return `a x + b`."""
     return {
         "gain_mean": scenario.gain_mean,
         "gain_std": scenario.gain_std,
@@ -248,22 +253,22 @@ def client_arguments(scenario: Scenario) -> dict[str, Any]:
 
 
 def per_partition(values: Array, scenario: Scenario) -> Array:
-    """One value per partition, from values (..., r_max) that its directions share."""
+    """Return one value per partition, from values (..., r_max) that its directions share."""
     return values[..., np.array(scenario.federation.levels) - 1]
 
 
 def above_shared(values: Array, scenario: Scenario) -> Array:
-    """The same without the shared partition, which all clients carry."""
+    """Return the values of the partitions above the shared one, which all clients carry."""
     return per_partition(values, scenario)[..., 1:]
 
 
 def partition_means(values: Array, scenario: Scenario) -> Array:
-    """Mean over the directions of each partition, (..., M) from (..., r_max)."""
+    """Return the mean over the directions of each partition, (..., M) from (..., r_max)."""
     parts = scenario.federation.partitions
     return np.stack([values[..., part].mean(-1) for part in parts], axis=-1)
 
 
-# Names of rules and partitions, as claims on federations of three rank levels speak of them
+# Names of rules and partitions in claims on federations with three rank levels
 
 RULE_NAMES = {"fedavg": "FedAvg", "zero_pad": "zero padding", "raflora": "raFLoRA"}
 PARTITIONS = ("partition 1", "partition 2", "partition 3")
@@ -271,7 +276,7 @@ HIGHER = PARTITIONS[1:]
 """The partitions above the shared one."""
 
 
-# Long runs that claims share, simulated in several processes before the claims ask for them
+# Long runs that claims share, simulated in parallel before the claims need them
 
 MOST_WORKERS = 8
 """A worker holds a model and its libraries: about half a gigabyte."""
@@ -279,13 +284,13 @@ MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class Job:
-    """One run, under the label by which a context knows it.
+    """One run with the label under which a context stores it.
 
     Args:
         label: unique in a verification.
-        scenario: what is simulated.
+        scenario: the scenario.
         rule: the server rule.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     label: str
@@ -295,22 +300,22 @@ class Job:
 
 
 def workers(device: str) -> int:
-    """Processes to use: one for each core, and one alone where they would share a GPU."""
+    """Return the number of processes: one per core, or one if they would share a GPU."""
     if resolve_device(device, torch.float32).type != "cpu":
         return 1
     return min(cpu_count(), MOST_WORKERS)
 
 
 def run_jobs(jobs: Sequence[Job], context: Context, processes: int) -> None:
-    """Simulate what is not there yet, each run on one thread of a process of its own.
+    """Simulate the missing runs, each on one thread of a separate process.
 
-    A run has the same bits wherever it is made. Every finished one is kept at once, so that a
-    stopped verification goes on from there.
+    The bits of a run do not depend on the process. Each finished run is stored at once, so that a
+    stopped verification can continue.
 
     Args:
         jobs: the runs.
-        context: where they are looked for, and kept.
-        processes: how many at a time; 1 stays in this process.
+        context: the store of runs.
+        processes: number of processes; 1 stays in this process.
     """
     missing = [job for job in jobs if context.known_run(job.label) is None]
     finished = Parallel(n_jobs=processes, return_as="generator_unordered")(

@@ -1,23 +1,24 @@
-"""Where the theory stops: how far rates leave their prediction as its assumptions are given up.
+"""Claims on the limits of the theory: deviation of rates as its assumptions are violated.
 
-Three sweeps, each from where the theory holds to where it does not. The rate is the energy factor
-per round of a partition over that of the shared one, by log-linear fit over the first rounds, in
-which the highest partition falls by four decades; its prediction is the same fit to the predicted
-energies. A sweep's regions were looked for on development seeds below 10, and fixed with slack,
-before any recorded run:
+Three sweeps start where the theory holds and end where it does not. The rate is the energy factor
+per round of a partition relative to the shared one, by log-linear fit over the first rounds, in
+which the highest partition falls by four orders of magnitude. Its prediction is the same fit to the
+predicted energies. The regions of a sweep were determined on development seeds below 10, and fixed
+with slack, before any recorded run:
 
-- `drift`: every round turns every singular vector of every client's update by an angle. What the
-  shared directions lose that way spreads over the space and holds the small ones up. Deviations
-  were 0.5% at 0.1 rad, 2.5% at 0.15 and 8% at 0.2. They grow with the rounds that are fitted, as
-  energies fall towards what holds them up: over 6 rounds instead of 4, 2% at 0.05 and 24% at 0.1.
-- `steps`: clients fit targets that are turned from one another by a fixed angle of 0.4 rad, with
-  more and more steps of one size. Each moves on to directions of its own, and the average loses
-  what they do not share. Deviations were 0.5% at 3 steps, 2.6% at 10, 8% at 20, 12.5% at 40; with
-  clients who reach their targets every round they vanish again, as then only weights matter.
-- `adam`: clients fit the common target by Adam instead of by plain steps. Its steps are as long as
-  the learning rate, however small the gradient, so that small amplitudes are not multiplied by
-  `exp(2 M T)` but rebuilt: no region was found but that of no training at all (0.7% at a local time
-  of 0.0001, 6.6% at 0.001).
+- `drift`: every round rotates each singular vector of each client's update by an angle. Energy that
+  the shared directions lose by this spreads over the space and supports the small ones. Deviations
+  were 0.5% at 0.1 rad, 2.5% at 0.15 and 8% at 0.2. They grow with the number of fitted rounds, as
+  energies approach this support: over 6 rounds instead of 4, 2% at 0.05 and 24% at 0.1.
+- `steps`: clients fit targets that are rotated against each other by a fixed angle of 0.4 rad, with
+  an increasing number of steps of one size. Each client moves towards its own directions, and the
+  average loses what they do not share. Deviations were 0.5% at 3 steps, 2.6% at 10, 8% at 20, 12.5%
+  at 40. If clients reach their targets every round the deviation vanishes, because then only
+  weights matter.
+- `adam`: clients fit the common target by Adam instead of plain steps. Its steps have the length of
+  the learning rate for any gradient, so that small amplitudes are not multiplied by `exp(2 M T)`
+  but rebuilt. The theory holds only without training (0.7% at a local time of 0.0001, 6.6% at
+  0.001).
 """
 
 from __future__ import annotations
@@ -55,36 +56,35 @@ AFFINE = Scenario(
     d_in=32,
     d_out=32,
 )
-# Learned already, so that the shared directions stay where they are and the others fall.
+# Already learned, so that the shared directions stay constant and the others fall.
 FITTING = AFFINE.replace(local_loss="quadratic", target_decay=AFFINE.spectrum_decay)
 STEP = 0.02
 TARGET_ANGLE = 0.4
 ADAM_STEPS = 10
-# So many that plain steps follow the flow.
+# Enough steps that plain descent follows the flow.
 PLAIN_STEPS = 100
 TOLERANCE = 0.05
-# Training so short that plain steps let both partitions collapse, and twice that; rounds until the
-# amplitudes stand still, and those over which they are measured.
+# Local time short enough that plain steps let both partitions collapse, and twice that; rounds
+# until the amplitudes are constant, and rounds over which they are measured.
 SHORT_TIMES = (0.002, 0.004)
 HELD_ROUNDS, HELD_FROM = 36, 26
 EXPONENT_MARGIN = 0.05
 FIGURE_RUNS, FIGURE_ERROR = 24, 0.01
-# Of near controls: samples of the lowest rank's clients over the others', and how much longer the
-# second of two local times is than is said.
+# Near controls: samples of the lowest rank's clients relative to the others', and the factor on the
+# second of two local times.
 MORE_SAMPLES = 1.2
 LONGER = 1.12
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One assumption, given up step by step.
+    """One assumption, violated step by step.
 
     Args:
-        label: what varies, with its unit.
-        values: of what varies, ascending.
-        inside: how many of them, from the first, lie in the region where the theory holds; 0
-            where there is none.
-        outside: number of the value that the negative control takes.
+        label: the varied parameter with its unit.
+        values: values of the parameter, ascending.
+        inside: number of first values in the region where the theory holds; 0 if there are none.
+        outside: index of the value that the negative control uses.
         scenarios: one per value.
     """
 
@@ -98,7 +98,7 @@ class Sweep:
 ANGLES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 STEPS = (1, 2, 5, 10, 20, 40, 80, 160)
 TIMES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-# Of the times of Adam, the usual ones: from one at which training is felt under plain steps.
+# The usual local times of Adam: from one at which training is visible under plain steps.
 USUAL = 4
 
 SWEEPS = {
@@ -133,11 +133,11 @@ SWEEPS = {
 
 
 def predicted_rates(scenario: Scenario, more_samples: float = 1.0) -> Array:
-    """Fitted rates of the predicted energies over that of the shared partition.
+    """Return the fitted rates of the predicted energies relative to the shared partition.
 
     Args:
-        scenario: what is predicted.
-        more_samples: samples of a client of the lowest rank over those of another one.
+        scenario: the scenario.
+        more_samples: samples of a client of the lowest rank relative to those of another one.
     """
     start, lowest = scenario.initial_amplitudes, min(scenario.ranks)
     samples = [more_samples if rank == lowest else 1.0 for rank in scenario.ranks]
@@ -177,15 +177,15 @@ def deviation(
     more_samples: float = 1.0,
     plain: bool = False,
 ) -> Array:
-    """`|measured / predicted - 1|` of partitions 2 and 3 at points of a sweep, one row per run.
+    """Return `|measured / predicted - 1|` of partitions 2 and 3 at points of a sweep, per run.
 
     Args:
-        name: the sweep.
-        points: numbers of its values.
-        numbers: of the runs.
+        name: name of the sweep.
+        points: indices of its values.
+        numbers: numbers of the runs.
         context: seeds and device.
-        more_samples: of the prediction, see `predicted_rates`.
-        plain: let clients take `PLAIN_STEPS` plain steps, whatever the sweep says.
+        more_samples: argument of the prediction, see `predicted_rates`.
+        plain: let clients take `PLAIN_STEPS` plain steps instead of those of the sweep.
     """
     columns = []
     for point in points:
@@ -204,13 +204,13 @@ def deviation(
 def held_exponent(
     optimizer: str, numbers: Sequence[int], context: Context, longer: float = 1.0
 ) -> Array:
-    """Power of the local time with which the late amplitudes of partitions 2 and 3 grow.
+    """Return the exponent of the late amplitudes of partitions 2 and 3 in the local time.
 
     Args:
-        optimizer: of the clients.
-        numbers: of the runs.
+        optimizer: optimizer of the clients.
+        numbers: numbers of the runs.
         context: seeds and device.
-        longer: factor on the second local time, of which the power knows nothing.
+        longer: factor on the second local time that the exponent does not account for.
     """
     levels = []
     for time in (SHORT_TIMES[0], longer * SHORT_TIMES[1]):
@@ -224,16 +224,15 @@ def held_exponent(
 
 
 def gather(context: Context, count: int = FIGURE_RUNS) -> xr.Dataset:
-    """The three curves, for the figure.
+    """Return the three curves for the figure.
 
     Args:
-        context: where finished runs are found; points of a claim's first look cost nothing.
+        context: store of finished runs; points of a claim's first look cost nothing.
         count: runs per point.
 
     Returns:
-        `deviation`, `low`, `high` (sweep, point, partition), intervals each for itself at
-        confidence 1 - `FIGURE_ERROR`; `value` (sweep, point), what varies; `inside` and `label`
-        (sweep).
+        `deviation`, `low`, `high` (sweep, point, partition), single intervals at confidence 1 -
+        `FIGURE_ERROR`; `value` (sweep, point), the varied parameter; `inside` and `label` (sweep).
     """
     estimates = []
     for name, sweep in SWEEPS.items():
@@ -272,14 +271,14 @@ def _within_tolerance(count: int) -> Prediction:
 
 
 def _region(name: str, points: Sequence[int], outside: str, *, plain: bool) -> dict[str, Any]:
-    """What the claims on a sweep's region have in common.
+    """Return the common fields of the claims on a sweep's region.
 
     Args:
-        name: the sweep.
-        points: numbers of the values in the region.
-        outside: what the negative control does, in words.
-        plain: let the clients of the near control take plain steps: rates that leave the
-            prediction for another reason have no near one.
+        name: name of the sweep.
+        points: indices of the values in the region.
+        outside: text on the negative control.
+        plain: let the clients of the near control take plain steps, because rates that deviate for
+            another reason have no near control.
     """
     wrong = [SWEEPS[name].outside] * len(points)
     quantities = _quantities(name, points)

@@ -1,4 +1,4 @@
-"""The real run: rank collapse on digits, its prevention, and what it does to accuracy."""
+"""Claims on fine-tuning on digits: rank collapse, its prevention, and the effect on accuracy."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ MIXED_RANKS = "2x4,4x4,16x4"
 MIXED = Scenario(ranks=parse_ranks(MIXED_RANKS), fidelity="training", rounds=30)
 LEVEL = MIXED.federation.levels[0]
 COLLAPSED = 0.99
-# What near controls put back: with it a collapsed run lies three margins below the bound.
+# Energy that near controls add: with it a collapsed run lies three margins below the bound.
 PUT_BACK = 0.04
 NOT_COLLAPSED = 0.9
-# The table of all runs tests nothing: its intervals stand each for itself.
+# The table of all runs is not a test: its intervals are single ones.
 TABLE_ERROR = 0.01
 
-# Fewer than 12 runs say nothing about a median at the error that a family of theorems leaves to
-# each claim: half to the power 11.
+# Fewer than 12 runs give no interval of a median at the error of each claim in a family of
+# theorems: one half to the power 11.
 RUNS_EACH = 12
-# Accuracies with few high-rank clients spread further: two of so many runs may be exceptions.
+# Accuracies with few high-rank clients vary more: two of so many runs may be exceptions.
 RUNS_TWO_HIGH = 17
-# Rounds after which FedAvg's energy has left the higher levels, but for a few percent.
+# Rounds after which only a few percent of FedAvg's energy remain in the higher levels.
 EARLY = 6
 
 FEW_RANKS, LARGE_RATE = "2x6,4x4,16x2", 5e-3
@@ -42,7 +42,10 @@ FEW_RANKS, LARGE_RATE = "2x6,4x4,16x2", 5e-3
 
 @dataclass(frozen=True)
 class Run:
-    """One line of the experiment: client ranks, server rule, and how long and fast they train."""
+    """One configuration of the experiment: client ranks, server rule.
+
+    Length and rate of training.
+    """
 
     ranks: str
     rule: str
@@ -51,8 +54,8 @@ class Run:
     local_steps: int | None = MIXED.local_steps
 
 
-# The equal-rank references hold as many clients as the mixed federation, all of its lowest or all
-# of its highest rank. The last two are the corner where raFLoRA has little to average over.
+# The equal-rank references have as many clients as the mixed federation, all of its lowest or all
+# of its highest rank. The last two are the case where raFLoRA averages over few clients.
 RUNS = {
     "fedavg": Run(MIXED_RANKS, "fedavg"),
     "zero_pad": Run(MIXED_RANKS, "zero_pad"),
@@ -71,12 +74,12 @@ QUICK_RUNS = {
 
 
 def runs(context: Context) -> dict[str, Run]:
-    """The lines of this verification's experiment."""
+    """Return the configurations of this verification's experiment."""
     return QUICK_RUNS if context.quick else RUNS
 
 
 def job(label: str, number: int, context: Context) -> Job:
-    """One fine-tuning run, and what it is known by."""
+    """Return one fine-tuning run with its label."""
     run = runs(context)[label]
     (seed,) = context.seeds([number])
     scenario = MIXED.replace(
@@ -90,19 +93,19 @@ def job(label: str, number: int, context: Context) -> Job:
 
 
 def count_of(label: str) -> int:
-    """The number of runs of a line of the experiment."""
+    """Return the number of runs of a configuration."""
     return RUNS_TWO_HIGH if label.endswith("two_high") else RUNS_EACH
 
 
 def first_look(context: Context) -> list[Job]:
-    """The runs that every claim's first look and the table of all runs need."""
+    """Return the runs that the first looks of all claims and the table of all runs require."""
     return [
         job(label, number, context) for label in runs(context) for number in range(count_of(label))
     ]
 
 
 def digits_run(label: str, number: int, context: Context) -> xr.Dataset:
-    """One fine-tuning run, shared by all claims that look at it."""
+    """Return one fine-tuning run, shared by all claims that use it."""
     one = job(label, number, context)
     return context.run_once(
         one.label,
@@ -113,32 +116,32 @@ def digits_run(label: str, number: int, context: Context) -> xr.Dataset:
 
 
 def final_rho(run: xr.Dataset) -> float:
-    """`rho_{l_1}` after the last round, always at the mixed federation's lowest level."""
+    """Return `rho_{l_1}` after the last round, always at the mixed federation's lowest level."""
     return rho_after(run, -1)
 
 
 def rho_after(run: xr.Dataset, t: int) -> float:
-    """`rho_{l_1}` after round t, at the mixed federation's lowest level."""
+    """Return `rho_{l_1}` after round t, at the mixed federation's lowest level."""
     return float(energy_ratio(run.energy.values[0, t], LEVEL))
 
 
 def final_accuracy(run: xr.Dataset) -> float:
-    """Test accuracy of the global model after the last round."""
+    """Return the test accuracy of the global model after the last round."""
     return float(run.accuracy.values[0, -1])
 
 
 def final_effective_rank(run: xr.Dataset) -> float:
-    """Effective rank of the global update's spectrum, energies summed over layers."""
+    """Return the effective rank of the global update's spectrum, energies summed over layers."""
     return float(run.effective_rank.values[0, -1])
 
 
 def rho_of(label: str, numbers: Sequence[int], context: Context, after: int = -1) -> Array:
-    """Energy ratio after a round, the last unless another is given, one row per run."""
+    """Return the energy ratio after a round, by default the last, one row per run."""
     return np.array([[rho_after(digits_run(label, i, context), after)] for i in numbers])
 
 
 def rho_put_back(label: str, numbers: Sequence[int], context: Context) -> Array:
-    """Energy ratio after the last round, had the highest direction `PUT_BACK` of all energy more.
+    """Return the final energy ratio if the highest direction had `PUT_BACK` more of all energy.
 
     One row per run.
     """
@@ -151,7 +154,7 @@ def rho_put_back(label: str, numbers: Sequence[int], context: Context) -> Array:
 
 
 def accuracy_gain(label: str, baseline: str, numbers: Sequence[int], context: Context) -> Array:
-    """Final accuracy above the baseline's under the same seed, one row per run."""
+    """Return the final accuracy minus the baseline's under the same seed, one row per run."""
     gains = [
         final_accuracy(digits_run(label, i, context))
         - final_accuracy(digits_run(baseline, i, context))
@@ -161,20 +164,20 @@ def accuracy_gain(label: str, baseline: str, numbers: Sequence[int], context: Co
 
 
 def untrained_gain(baseline: str, numbers: Sequence[int], context: Context) -> Array:
-    """Accuracy of the model before any round above the baseline's last one: never a gain."""
+    """Return the accuracy of the pretrained model minus the baseline's last one: never a gain."""
     finished = [digits_run(baseline, i, context) for i in numbers]
     return np.array([[float(run.accuracy.values[0, 0]) - final_accuracy(run)] for run in finished])
 
 
 def summarize(context: Context, count: int) -> list[dict[str, Any]]:
-    """Final accuracy, energy ratio and effective rank of every run label, with intervals.
+    """Return final accuracy, energy ratio and effective rank of each run label, with intervals.
 
     Args:
-        context: where finished runs are found, and how missing ones are made.
+        context: store of finished runs; makes missing ones.
         count: seeds per label: as many as the claim that needed most of them.
 
     Returns:
-        One row per label; each interval for itself at confidence 1 - `TABLE_ERROR`.
+        One row per label; single intervals at confidence 1 - `TABLE_ERROR`.
     """
     rows = []
     for label, run in runs(context).items():
@@ -193,9 +196,9 @@ def summarize(context: Context, count: int) -> list[dict[str, Any]]:
 
 
 def gather(context: Context, count: int) -> xr.Dataset:
-    """The same runs in one dataset, dimensions (run, seed, round, ...).
+    """Return the same runs in one dataset, dimensions (run, seed, round, ...).
 
-    Directions of the equal-rank reference of low rank that do not exist are filled with zero.
+    Missing directions of the equal-rank reference of low rank are zero.
     """
     parts = []
     for label in runs(context):
@@ -213,10 +216,10 @@ _COMMON: dict[str, Any] = {
     "source": "arXiv 2602.13486, Sec. 4 and Sec. 6, on other tasks",
     "assumptions": "digits, Dirichlet 0.5, 12 clients of mixed ranks, Adam, all take part",
     "fidelity": "training",
-    # A median needs no law of the runs, of which there are few.
+    # A median requires no assumption on the distribution of the few runs.
     "estimator": median_interval,
-    # One look: the table of all runs needs as many of each as the claim that needs most, and the
-    # part of the error that a look at fewer would take is better spent at the end.
+    # One look: the table of all runs requires as many of each as the claim that needs most, and the
+    # part of the error that an earlier look would take is better used at the end.
     "first": RUNS_EACH,
     "cap": RUNS_EACH,
 }

@@ -1,11 +1,11 @@
-"""LoRA training as a flow: floors above the threshold, decay below it, and 1/t on it.
+"""Claims on LoRA training as a gradient flow: thresholds, floors above and decay below them.
 
 Clients descend the quadratic loss on their two factors. A round multiplies a small amplitude by
-`omega G`, `G = exp(2 M T)`: the server's dilution against what training restores. Every run has a
-federation of its own, with three partitions, whose measured values stand over their predictions
-(floors the other way round).
+`omega G`, `G = exp(2 M T)`: the server's dilution times the growth by training. Each run has its
+own federation with three partitions. Measured values are divided by their predictions (floors vice
+versa).
 
-Zero padding, which differs from FedAvg in omega alone, is left out of quick runs.
+Zero padding, which differs from FedAvg in omega only, is excluded from quick runs.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from fedlora_sim import Scenario, parse_ranks, simulate
 from fedlora_sim.engines.draws import client_targets
 from fedlora_sim.randomness import stream
 
-# Federations of clients who fit a target with their factors, drawn at random, and their runs
+# Random federations of clients that fit a target with their factors, and their runs
 
 Array = NDArray[np.float64]
 
-# Plain descent in n steps multiplies a small amplitude by (1 + M T / n)**(2 n) instead of
-# exp(2 M T), which moves the flow's threshold by the share M T / (2 n): 0.3% at 150 steps and
-# M T = 0.9, the longest training of the claims. Margins of 1% hold that and what a floor near its
-# threshold makes of it, a factor of at most 3.
+# Plain descent in n steps multiplies a small amplitude by (1 + M T / n)**(2 n) instead of exp(2 M
+# T), which changes the flow's threshold by the share M T / (2 n): 0.3% at 150 steps and M T = 0.9,
+# the longest training of the claims. Margins of 1% include this and its effect on a floor near its
+# threshold, a factor of at most 3.
 STEPS = 150
 FLOW_MARGIN = 0.01
-# Small against the target, so that training is linear in it; large against rounding.
+# Small compared with the target, so that training is linear; large compared with rounding.
 TINY = 1e-4
 RUNS: dict[str, Any] = {"estimator": every_run, "first": 20, "cap": 20}
 DISCRETE = (
@@ -56,15 +56,15 @@ DISCRETE = (
     "and floors near them by up to three times that"
 )
 """Why margins of what holds in every federation are `FLOW_MARGIN`."""
-# Targets of near controls over the true ones.
+# Targets of near controls relative to the true ones.
 FITTED_LARGER = 1.035
 
 
 def random_federation(seed: int, low: int, middle: int, high: int) -> Scenario:
-    """Three levels with about as many clients each, unequal samples, any target.
+    """Return three levels with the given numbers of clients, unequal samples and a random target.
 
     Args:
-        seed: of levels, samples and target.
+        seed: seed of levels, samples and target.
         low: clients of the lowest level.
         middle: clients of the second one.
         high: clients of the highest one.
@@ -85,16 +85,16 @@ def random_federation(seed: int, low: int, middle: int, high: int) -> Scenario:
 
 
 def trained_for_growth(scenario: Scenario, rule: str, partition: int, growth: float) -> Scenario:
-    """The federation with the local time at which `omega G` of a partition is `growth`."""
+    """Return the federation with the local time at which `omega G` of a partition is `growth`."""
     time = threshold(scenario, rule)[partition]
     more = np.log(growth) / (2 * scenario.target_amplitude)
     return scenario.replace(local_time=float(time + more))
 
 
 def with_larger_targets(scenario: Scenario, factor: float = FITTED_LARGER) -> Scenario:
-    """The scenario in larger units: amplitudes grow by the factor, rates and `M T` stay.
+    """Return the scenario with larger amplitudes, at equal rates and `M T`.
 
-    Thresholds, which are times, fall by the factor; so does the growth of 1/x.
+    Thresholds, which are times, decrease by the factor, as does the growth of 1/x.
     """
     return scenario.replace(
         target_amplitude=factor * scenario.target_amplitude,
@@ -104,7 +104,7 @@ def with_larger_targets(scenario: Scenario, factor: float = FITTED_LARGER) -> Sc
 
 
 def threshold(scenario: Scenario, rule: str) -> Array:
-    """Predicted local time below which each partition collapses."""
+    """Return the predicted local time below which each partition collapses."""
     return per_partition(
         closed_form.collapse_threshold(
             rule,
@@ -118,12 +118,12 @@ def threshold(scenario: Scenario, rule: str) -> Array:
 
 
 def flow_rate(scenario: Scenario, rule: str) -> Array:
-    """Predicted factor per round by which each partition nears its floor."""
+    """Return the predicted factor per round by which each partition approaches its floor."""
     return _of_training(closed_form.flow_rate, scenario, rule)
 
 
 def flow_floor(scenario: Scenario, rule: str) -> Array:
-    """Predicted amplitude at which training holds each partition."""
+    """Return the predicted amplitude at which training holds each partition."""
     return _of_training(closed_form.flow_floor, scenario, rule)
 
 
@@ -134,24 +134,24 @@ def _of_training(form: Callable[..., Array], scenario: Scenario, rule: str) -> A
 
 
 def dilution(scenario: Scenario, rule: str) -> Array:
-    """What a round leaves of each partition where clients do not train: omega."""
+    """Return the factor of a round without training on each partition: omega."""
     coverage = closed_form.coverage(scenario.ranks, scenario.num_samples)
     return per_partition(closed_form.multiplier(rule, coverage), scenario)
 
 
 def contributors_mean(scenario: Scenario, targets: Array) -> Array:
-    """Mean target of the clients that carry each direction, by their data, (r_max,)."""
+    """Return the data-weighted mean target of the carriers of each direction, (r_max,)."""
     weights = scenario.federation.weights[:, None] * scenario.federation.members
     return np.asarray((weights * targets).sum(0) / weights.sum(0))
 
 
 def amplitudes(dataset: xr.Dataset) -> xr.DataArray:
-    """Singular values of the global update, without the seed of a single run."""
+    """Return the singular values of the global update, without the seed dimension."""
     return np.sqrt(dataset.energy.isel(seed=0))
 
 
 def mean_inverse(dataset: xr.Dataset) -> Array:
-    """`1/x` of every round and partition, mean over its directions, (T + 1, M)."""
+    """Return `1/x` of each round and partition, mean over its directions, (T + 1, M)."""
     return by_partition(1 / amplitudes(dataset)).values
 
 
@@ -161,13 +161,13 @@ def one_federation_per_run(
     rule: str,
     measure: Callable[[Scenario, xr.Dataset], Array],
 ) -> Experiment:
-    """A federation of its own for every run, simulated once for all that measure it.
+    """Return an experiment with its own federation per run, simulated once for all measurements.
 
     Args:
-        label: name of the runs; the same one stands for the same runs.
-        draw: scenario of a seed.
+        label: name of the runs; equal labels mean equal runs.
+        draw: maps a seed to a scenario.
         rule: server rule.
-        measure: the scenario and its run to one row of quantities.
+        measure: maps the scenario and its run to one row of quantities.
     """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
@@ -187,33 +187,32 @@ def _simulation(
     return lambda: simulate(scenario, rule=rule, seed=seed, on_progress=context.on_progress)
 
 
-# LoRA training as a flow: floors above the threshold, decay below it, and 1/t on it.
-#
-# Clients descend the quadratic loss on their two factors. A round multiplies a small amplitude by
-# `omega G`, `G = exp(2 M T)`: the server's dilution against what training restores. Every run has
-# a federation of its own, with three partitions, whose measured values stand over their
-# predictions (floors the other way round).
-#
-# Zero padding, which differs from FedAvg in omega alone, is left out of quick runs.
+# Floors, decay and the critical point
 
 FLOOR_ROUNDS, RATE_ROUNDS, CRITICAL_ROUNDS = 24, 10, 12
-# At the threshold an error of the growth adds up over the rounds.
+# At the threshold an error of the growth accumulates over the rounds.
 CRITICAL_STEPS = 300
 CRITICAL_MARGIN = 0.02
-# Of near controls: how much larger a growth omega G is predicted, and a target at the threshold.
+# Near controls: factors on the predicted growth omega G, and on a target at the threshold.
 MORE_GROWTH = 1.035
 CRITICAL_LARGER = 1.065
 
 
 def above(rule: str, seed: int) -> Scenario:
-    """A federation in which every partition is held: `omega G` is 1.7 to 2.2 in the highest."""
+    """Return a federation with floors in all partitions.
+
+    `omega G` is 1.7 to 2.2 in the highest.
+    """
     growth = stream(seed, "growth_above").uniform(1.7, 2.2)
     scenario = random_federation(seed, 1, 1, 4).replace(rounds=FLOOR_ROUNDS)
     return trained_for_growth(scenario, rule, 2, growth)
 
 
 def below(rule: str, seed: int) -> Scenario:
-    """A federation in which partitions 2 and 3 collapse: `omega G` is 0.7 to 0.9 in the second."""
+    """Return a federation in which partitions 2 and 3 collapse.
+
+    `omega G` is 0.7 to 0.9 in the second.
+    """
     growth = stream(seed, "growth_below").uniform(0.7, 0.9)
     scenario = random_federation(seed, 4, 2, 2)
     scenario = scenario.replace(rounds=RATE_ROUNDS, initial_amplitude=TINY)
@@ -221,7 +220,7 @@ def below(rule: str, seed: int) -> Scenario:
 
 
 def critical(share: float, rule: str, seed: int) -> Scenario:
-    """A federation whose second partition has this share of its critical local time."""
+    """Return a federation whose second partition is at this share of its critical local time."""
     scenario = random_federation(seed, 2, 2, 2)
     scenario = trained_for_growth(scenario, rule, 1, 1.0)
     return scenario.replace(
@@ -232,12 +231,12 @@ def critical(share: float, rule: str, seed: int) -> Scenario:
 
 
 def held(rule: str, instead: str, larger: float = 1.0) -> Experiment:
-    """Predicted floor of every partition over its amplitude after the last round.
+    """Return the predicted floor of each partition over its amplitude after the last round.
 
-    The other way round a rule that predicts no floor would divide by zero.
+    The inverse would divide by zero for a rule without a floor.
 
     Args:
-        rule: the rule that runs.
+        rule: the simulated rule.
         instead: the rule whose floor is predicted.
         larger: factor on the targets of the prediction.
     """
@@ -250,13 +249,13 @@ def held(rule: str, instead: str, larger: float = 1.0) -> Experiment:
 
 
 def approach(rule: str, *, swapped: bool = False, more: float = 1.0) -> Experiment:
-    """Factor by which `1/x` nears that of the floor, over the predicted one or its inverse.
+    """Return the factor by which `1/x` approaches its limit, relative to the prediction.
 
-    Differences of successive rounds shrink alike, and need no floor.
+    Differences of successive rounds decrease by the same factor, and do not require the floor.
 
     Args:
         rule: the rule.
-        swapped: predict the inverse.
+        swapped: divide by the inverse prediction.
         more: factor on the predicted growth omega G.
     """
 
@@ -269,7 +268,7 @@ def approach(rule: str, *, swapped: bool = False, more: float = 1.0) -> Experime
 
 
 def decay(rule: str, *, trained: bool = True, more: float = 1.0) -> Experiment:
-    """Amplitude factor per round of partitions 2 and 3 over the predicted one.
+    """Return the amplitude factor per round of partitions 2 and 3 relative to the prediction.
 
     Args:
         rule: the rule.
@@ -286,11 +285,13 @@ def decay(rule: str, *, trained: bool = True, more: float = 1.0) -> Experiment:
 
 
 def critical_slope(rule: str, share: float, larger: float = 1.0) -> Experiment:
-    """Growth of `1/x` per round, early and late, over `(G - 1) / M` at the critical point.
+    """Return the growth of `1/x` per round, early and late, relative to `(G - 1) / M`.
+
+    The federation is at a share of the critical point.
 
     Args:
         rule: the rule.
-        share: of the critical local time, for which clients train.
+        share: share of the critical local time for which clients train.
         larger: factor on the target M of the prediction.
     """
 
@@ -426,11 +427,11 @@ FLOW_CLAIMS = (
 )
 
 
-# Training where clients differ: random cohorts with one target, and targets of clients' own
+# Heterogeneous clients: random cohorts with one target, and different targets per client
 
-# 8 of 12 clients carry the second partition, so that every cohort holds 3 of them or more. A cohort
-# without any would make 1/x infinite, and one with few would make its mean rest on them: the more
-# so under zero padding, which squares their share and draws 9 clients instead of 7.
+# 8 of 12 clients carry the second partition, so that each cohort has at least 3 of them. A cohort
+# without carriers would make 1/x infinite, and cohorts with few would dominate its mean. This is
+# stronger under zero padding, which squares their share, so that it draws 9 clients instead of 7.
 COHORT = Scenario(
     ranks=parse_ranks("2x4,4x8"),
     cohort_size=7,
@@ -443,26 +444,27 @@ COHORT = Scenario(
 COHORTS = {"fedavg": COHORT, "zero_pad": COHORT.replace(cohort_size=9)}
 COHORT_MARGIN = 0.02
 TARGET_STD = 0.5
-# Far enough below the targets for the rounds of growth, in which they tell most.
+# Far enough below the targets for the rounds of growth, in which the targets have most effect.
 START = 0.01
-# Local time over the threshold of the highest partition, and at least, in units of 1/target.
+# Local time relative to the threshold of the highest partition, and its minimum in units of
+# 1/target.
 BEYOND_THRESHOLD, LEAST_TIME = 1.6, 0.9
 TARGET_ROUNDS, SHOWN_ROUNDS = 16, (2, 16)
-# Rounds of growth add up the error of the steps, (M T)**2 / n each: 0.5% a round.
+# Rounds of growth accumulate the error of the steps, (M T)**2 / n each: 0.5% per round.
 TARGET_STEPS = 200
 TARGET_MARGIN = 0.02
-# Targets of near controls over the true ones.
+# Targets of near controls relative to the true ones.
 LARGER = 1.065
 
 
 def harmonic_mean(rule: str, cohort_size: int | None, larger: float = 1.0) -> Array:
-    """Predicted `1/E[1/x]` of the second partition after every round but the initial one.
+    """Return the predicted `1/E[1/x]` of the second partition after each round.
 
     Args:
         rule: the rule.
-        cohort_size: clients per round; None predicts as if every cohort held exactly the mean
-            share of contributors.
-        larger: factor on all amplitudes, targets included.
+        cohort_size: clients per round; None assumes that each cohort has exactly the mean share of
+            contributors.
+        larger: factor on all amplitudes, including targets.
     """
     scenario = with_larger_targets(COHORT, larger)
     amplitude = closed_form.flow_trajectory(
@@ -478,7 +480,7 @@ def harmonic_mean(rule: str, cohort_size: int | None, larger: float = 1.0) -> Ar
 
 
 def inverse_over(rule: str, predicted: Array) -> Experiment:
-    """`1/x` of the second partition at every round times the predicted harmonic mean."""
+    """Return `1/x` of the second partition at each round times the predicted harmonic mean."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         energy = by_partition(simulated(COHORTS[rule], rule, numbers, context).energy).values
@@ -488,10 +490,10 @@ def inverse_over(rule: str, predicted: Array) -> Experiment:
 
 
 def own_targets(rule: str, seed: int) -> Scenario:
-    """A random federation above the threshold, with targets of the clients' own.
+    """Return a random federation above the threshold, with different targets per client.
 
-    Clients of lower rank get the larger targets: directions keep their order, and with it the
-    clients that an SVD sends them to.
+    Clients of lower rank get the larger targets, so that directions keep their order, and with it
+    the clients to which an SVD sends them.
     """
     scenario = random_federation(seed, 4, 4, 8)
     scenario = scenario.replace(
@@ -512,7 +514,7 @@ def own_targets(rule: str, seed: int) -> Scenario:
 
 
 def trajectory_of(rule: str, scenario: Scenario, targets: Array) -> Array:
-    """Predicted amplitude of every partition and round, (T + 1, M)."""
+    """Return the predicted amplitude of each partition and round, (T + 1, M)."""
     amplitude = closed_form.flow_trajectory(
         rule,
         scenario.ranks,
@@ -526,12 +528,14 @@ def trajectory_of(rule: str, scenario: Scenario, targets: Array) -> Array:
 
 
 def own_trajectory(rule: str, *, mean_target: bool = False, larger: float = 1.0) -> Experiment:
-    """Predicted amplitude of every partition's last direction over the measured, some rounds.
+    """Return the predicted amplitude of each partition's last direction over the measured one.
+
+    At some rounds.
 
     Args:
         rule: the rule.
-        mean_target: predict with the contributors' mean target for all.
-        larger: factor on all amplitudes of the prediction, targets included.
+        mean_target: predict with the contributors' mean target for all clients.
+        larger: factor on all amplitudes of the prediction, including targets.
     """
 
     def measure(scenario: Scenario, run: xr.Dataset) -> Array:
@@ -614,38 +618,38 @@ FLOW_COHORT_CLAIMS = (
 )
 
 
-# The phase transition: the local time at which training outweighs dilution, by bisection.
+# The phase transition: the local time at which training balances dilution, by bisection.
 #
-# Below the threshold every start is lost, above it the smallest one grows. So a run starts from
-# an amplitude far below the target, where a round multiplies it by the same factor whatever it
-# is, and is above the threshold if one round leaves more of it than there was.
+# Below the threshold every amplitude vanishes, above it the smallest one grows. A run starts from
+# an amplitude far below the target, where a round multiplies every amplitude by the same factor,
+# and is above the threshold if one round increases the amplitude.
 #
-# Quick runs search for FedAvg's threshold only: searches are long.
+# Quick runs search for FedAvg's threshold only, because searches are long.
 
 Predicted = Callable[[Scenario, str, int], Array]
 
-# The search knows nothing of the prediction: it begins with this range of M T, M the mean target,
-# and ends with a bracket of this relative width.
+# The search does not use the prediction: it begins with this range of M T, M the mean target, and
+# ends with a bracket of this relative width.
 SEARCHED = (0.02, 4.0)
 BRACKET = 0.004
 SEARCHED_TARGET_STD = 0.5
-# Hardly any training: a thousandth of what a target of 1 takes to be learned.
+# Very short training: a thousandth of the time to learn a target of 1.
 SHORT = 1e-3
 
 
 def alike(seed: int) -> Scenario:
-    """A random federation whose clients share one target."""
+    """Return a random federation whose clients share one target."""
     return random_federation(seed, 2, 2, 2).replace(rounds=1, initial_amplitude=TINY)
 
 
 def unlike(seed: int) -> Scenario:
-    """A random federation, larger, whose clients have targets spread by half their mean."""
+    """Return a larger random federation whose clients have targets spread by half their mean."""
     large = random_federation(seed, 16, 8, 8)
     return large.replace(rounds=1, initial_amplitude=TINY, target_std=SEARCHED_TARGET_STD)
 
 
 def found_threshold(rule: str, draw: Callable[[int], Scenario], predicted: Predicted) -> Experiment:
-    """Brackets of the thresholds of partitions 2 and 3 over predicted ones, (n, 2, 2)."""
+    """Return brackets of the thresholds of partitions 2 and 3 over predicted ones, (n, 2, 2)."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         rows = []
@@ -676,18 +680,18 @@ def _grows(scenario: Scenario, rule: str, seed: int, partition: int, log_time: f
 
 
 def threshold_of_mean(scenario: Scenario, rule: str, seed: int) -> Array:
-    """Threshold of clients who all have the mean target of a direction's contributors."""
+    """Return the threshold if all clients have the mean target of a direction's contributors."""
     mean = contributors_mean(scenario, client_targets(scenario, seed))
     return _threshold_of_targets(scenario, rule, mean)
 
 
 def threshold_of_each(scenario: Scenario, rule: str, seed: int) -> Array:
-    """Threshold of clients with targets of their own."""
+    """Return the threshold of clients with different targets."""
     return _threshold_of_targets(scenario, rule, client_targets(scenario, seed))
 
 
 def threshold_of_other(scenario: Scenario, rule: str, seed: int) -> Array:
-    """Threshold of the other of the two rules that have one."""
+    """Return the threshold of the other one of the two rules."""
     return threshold(scenario, "zero_pad" if rule == "fedavg" else "fedavg")
 
 
@@ -696,12 +700,12 @@ def _threshold_alike(scenario: Scenario, rule: str, seed: int) -> Array:
 
 
 def threshold_of_larger(scenario: Scenario, rule: str, seed: int) -> Array:
-    """Threshold of clients whose one target is a little larger."""
+    """Return the threshold of clients with a slightly larger common target."""
     return threshold(with_larger_targets(scenario), rule)
 
 
 def threshold_of_larger_each(scenario: Scenario, rule: str, seed: int) -> Array:
-    """Threshold of clients with targets of their own, each a little larger."""
+    """Return the threshold of clients with different targets, each slightly larger."""
     targets = FITTED_LARGER * client_targets(scenario, seed)
     return _threshold_of_targets(scenario, rule, targets)
 
@@ -714,12 +718,12 @@ def _threshold_of_targets(scenario: Scenario, rule: str, targets: Array) -> Arra
 
 
 def trained_shortly(seed: int) -> Scenario:
-    """A random federation whose clients hardly train."""
+    """Return a random federation with very short training."""
     return alike(seed).replace(local_time=SHORT)
 
 
 def growth_of_short_training(rule: str, larger: float = 1.0) -> Experiment:
-    """Log of the amplitude factor of a round of hardly any training, over that of training.
+    """Return the log of a round's amplitude factor under short training, over that of training.
 
     Args:
         rule: the rule.

@@ -1,8 +1,8 @@
-"""Clients that differ: how far the spread of their gains slows the suppression, and stops it.
+"""Claims on heterogeneous clients: how the spread of gains slows the suppression, or stops it.
 
-What clients' gains average to is less certain the more they differ, and an energy is a mean of
-squares: it loses less. Clients that differ in the same way every round, rather than anew, make the
-luck of one round last, and lose less still.
+The average of the clients' gains varies more the more they differ, and energy is a mean of squares,
+so it decreases less. If clients differ in the same way every round instead of anew, deviations of a
+round persist, and energy decreases even less.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from fedlora_sim import Scenario, parse_ranks
 
 Array = NDArray[np.float64]
 
-# Sixteen equal directions per partition, whose gains are drawn apart: as many samples in one run.
-# Two rounds, for the fourth moment behind the error of a mean energy outgrows its square.
+# Sixteen equal directions per partition with independent gains: as many samples in one run. Two
+# rounds, because the fourth moment, which determines the error of a mean energy, outgrows its
+# square.
 SPREAD = Scenario(
     ranks=parse_ranks("16x8,32x6,48x6"),
     cohort_size=12,
@@ -54,15 +55,15 @@ PERSISTENT = SPREAD.replace(
 COHORTS = PERSISTENT.replace(cohort_size=16)
 MARGIN = 0.03
 TRAJECTORY_MARGIN = 0.04
-# Unit in which the distance from a one-sided bound is counted: a share of the bound.
+# Unit of the distance from a one-sided bound: a share of the bound.
 SCALE = 0.05
 
 
 def left_at_deviations(factor: float) -> Experiment:
-    """Energy left above the shared partition at each of `DEVIATIONS`, side by side.
+    """Return the remaining energy above the shared partition at each of `DEVIATIONS`.
 
     Args:
-        factor: on all gains, for the near control.
+        factor: factor on all gains, for the near control.
     """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
@@ -74,17 +75,17 @@ def left_at_deviations(factor: float) -> Experiment:
 
 
 def larger_gains(scenario: Scenario, factor: float) -> Scenario:
-    """The scenario with gains of a mean and a spread that are larger by a factor."""
+    """Return the scenario with mean and spread of the gains multiplied by a factor."""
     mean, std = factor * scenario.gain_mean, factor * scenario.gain_std
     return scenario.replace(gain_mean=mean, gain_std=std)
 
 
 def left_around_critical(shift: float, factor: float = 1.0) -> Experiment:
-    """Energy left of each partition at `FACTORS` times its own critical deviation.
+    """Return the remaining energy of each partition at `FACTORS` times its critical deviation.
 
     Args:
         shift: a further factor on all deviations, for the negative control.
-        factor: on all gains, their means and their deviations, for the near control.
+        factor: factor on mean and spread of all gains, for the near control.
     """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
@@ -99,11 +100,11 @@ def left_around_critical(shift: float, factor: float = 1.0) -> Experiment:
 
 
 def over_prediction(scenario: Scenario, heterogeneity: str, start: float = 1.0) -> Experiment:
-    """Energy of every partition and round over what a kind of heterogeneity predicts.
+    """Return the energy of each partition and round relative to a prediction.
 
     Args:
-        scenario: what is simulated.
-        heterogeneity: what is predicted.
+        scenario: the simulated scenario.
+        heterogeneity: the predicted kind of heterogeneity.
         start: factor on the simulated amplitudes at the start, for the near control.
     """
     simulate = scenario.replace(initial_amplitude=start * scenario.initial_amplitude)
@@ -116,7 +117,7 @@ def over_prediction(scenario: Scenario, heterogeneity: str, start: float = 1.0) 
 
 
 def final_over_fresh(scenario: Scenario) -> Experiment:
-    """Energy of every partition after the last round over what fresh gains predict."""
+    """Return the final energy of each partition relative to the prediction for fresh gains."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         energy = by_partition(simulated(scenario, "fedavg", numbers, context).energy).values
@@ -126,7 +127,7 @@ def final_over_fresh(scenario: Scenario) -> Experiment:
 
 
 def _rate(scenario: Scenario, gain_std: float) -> Array:
-    """Predicted energy rates above the shared partition."""
+    """Return the predicted energy rates above the shared partition."""
     rate = closed_form.energy_rate(
         "fedavg",
         scenario.ranks,
@@ -143,7 +144,7 @@ def _rates(factor: float) -> Prediction:
 
 
 def _critical() -> Array:
-    """Critical deviations above the shared partition."""
+    """Return the critical deviations above the shared partition."""
     nu = closed_form.critical_gain_std(
         "fedavg",
         CRITICAL.ranks,

@@ -1,4 +1,4 @@
-"""Identities between rules, on real factors."""
+"""Claims on identities between rules, on real factors."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ FORMS = ("raflora", "raflora:canonicalize=true")
 def product_distance(
     ranks: tuple[int, ...], off: float, numbers: Sequence[int], context: Context
 ) -> Array:
-    """Relative distance of raFLoRA's product from FedAvg's, on random factors and scalings.
+    """Return the relative distance of raFLoRA's product from FedAvg's, on random factors.
 
-    FedAvg's is the best approximation of the dense weighted mean: no code in common with the rule.
+    FedAvg's product is the best approximation of the dense weighted mean, computed without the code
+    of the rule.
 
     Args:
-        ranks: of the clients.
-        off: by how much more than 1 the shares of FedAvg sum up to, for the near control.
-        numbers: of the runs.
+        ranks: ranks of the clients.
+        off: excess of the sum of FedAvg's shares over 1, for the near control.
+        numbers: numbers of the runs.
         context: seeds and device.
 
     Returns:
-        One row per run: raFLoRA on the factors as they are, and on canonical factors.
+        One row per run: raFLoRA on the factors as drawn, and on canonical factors.
     """
     distances = []
     device = resolve_device(context.device, torch.float64)
@@ -79,12 +80,11 @@ def product_distance(
 def partition_distance(
     power: int, numbers: Sequence[int], context: Context, off: float = 0.0
 ) -> Array:
-    """Relative distance of raFLoRA's product from FedAvg's partitions times `W_h**power`.
-
-    The near control has them times 1 + `off` as well.
+    """Return relative distance of raFLoRA's product from FedAvg's partitions times `W_h**power`.
 
     One row per random cohort of `FEDERATION`, with random factors, scalings and sample counts. The
-    partitions are written out densely, summed and cut by an SVD: no code in common with the rule.
+    partitions are summed densely and truncated by an SVD, without the code of the rule. The near
+    control also multiplies them by 1 + `off`.
     """
     levels, device = sorted(set(FEDERATION)), resolve_device(context.device, torch.float64)
     distances = []
@@ -119,14 +119,14 @@ def partition_distance(
 
 
 def adam_distance(off: float, numbers: Sequence[int], context: Context) -> Array:
-    """Relative distance of a client's factors after local steps of Adam from PyTorch's Adam.
+    """Return relative distance of a client's factors after local Adam steps from PyTorch's Adam.
 
-    The loss is `0.5 ||B A - M||_F**2`, on random factors of full size; the distance is that of
-    what the steps moved.
+    The loss is `0.5 ||B A - M||_F**2`, on random factors of full size; the distance is that of the
+    change by the steps.
 
     Args:
-        off: share by which PyTorch's learning rate is larger, for the near control.
-        numbers: of the runs.
+        off: relative excess of PyTorch's learning rate, for the near control.
+        numbers: numbers of the runs.
         context: seeds and device.
     """
     rank, steps = 3, ADAM.local_steps
@@ -217,7 +217,7 @@ IDENTITY_CLAIMS = (
 )
 
 
-# What every rule does to one direction, and what the gauge of the factors does to raFLoRA
+# Multipliers of single directions, and the effect of a gauge change on raFLoRA
 
 RULES = ("fedavg", "zero_pad", "hetlora", "flora", "ffa", "fedex", "rbla", "raflora")
 RANKS = (2, 4, 4, 7, 7)
@@ -227,15 +227,15 @@ RULES_D_OUT, RULES_D_IN = 20, 24
 def multiplier_error(
     numbers: Sequence[int], context: Context, instead: str | None = None, off: float = 0.0
 ) -> Array:
-    """Relative distance of measured amplitudes from the declared multiplier times what was sent.
+    """Return the relative distance of measured amplitudes from the declared multiplier.
 
-    Every client returns its directions of one basis with common amplitudes, in random scalings.
+    Each client returns its directions of one basis with common amplitudes, in random scalings.
 
     Args:
         numbers: one round per number.
         context: seeds and device.
-        instead: a rule whose declaration is taken for all, for the negative control.
-        off: share by which the amplitudes sent exceed what is declared, for the near control.
+        instead: a rule whose declaration is used for all, for the negative control.
+        off: relative excess of the returned amplitudes, for the near control.
 
     Returns:
         One row per round, one column per rule.
@@ -274,7 +274,7 @@ def _orthonormal(rng: np.random.Generator, d: int, q: int, context: Context) -> 
 def _shared(
     u: Tensor, v: Tensor, sent: Tensor, rank: int, scaling: float, frozen_a: bool
 ) -> LoRAFactors:
-    """A client's first directions of the basis; A is the basis itself where it is frozen."""
+    """Return a client's first directions of the basis; a frozen A is the basis itself."""
     on_b = sent if frozen_a else sent.sqrt()
     on_a = torch.ones_like(sent) if frozen_a else sent.sqrt()
     share = scaling if frozen_a else scaling**0.5
@@ -285,7 +285,7 @@ def _shared(
 
 
 def _coverage(rule: AggregationRule, updates: Sequence[LoRAFactors], samples: Tensor) -> Tensor:
-    """Weight share of the contributors to every direction, by the weights that the rule uses."""
+    """Return the weight share of the contributors to each direction, by the rule's own weights."""
     weights = samples
     if rule.weights_from_norms:
         weights = torch.stack([update.norm() for update in updates])
@@ -293,10 +293,10 @@ def _coverage(rule: AggregationRule, updates: Sequence[LoRAFactors], samples: Te
 
 
 def gauge_distance(rule: str, numbers: Sequence[int], context: Context, off: float = 0.0) -> Array:
-    """Relative change of the global update when clients write their updates in another gauge.
+    """Return relative change of the global update when clients change the gauge of their updates.
 
-    Every client's factors become `B G, G^{-1} A` with a random invertible G of condition number 4:
-    the same update, but for a factor 1 + `off` of the near control.
+    Each client's factors become `B G, G^{-1} A` with a random invertible G of condition number 4:
+    the same update, up to a factor 1 + `off` of the near control.
     """
     device = resolve_device(context.device, torch.float64)
     distances = []

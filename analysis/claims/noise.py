@@ -32,15 +32,15 @@ from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 from fedlora_sim.engines.draws import cohort_counts
 
-# What averaging over contributors costs: fewer clients average, and more of their noise is left.
+# The cost of averaging over contributors: fewer clients, and therefore more noise.
 #
-# FedAvg divides by the whole cohort, contributors or not, and shrinks signal and noise alike;
-# raFLoRA divides by the contributors, and keeps both.
+# FedAvg divides by the weight of the whole cohort and shrinks signal and noise alike; raFLoRA
+# divides by the weight of the contributors and keeps both.
 
 Array = NDArray[np.float64]
 
 RULES = ("fedavg", "raflora")
-# Clients who forget what they receive and return noise: every round is a sample of it.
+# Clients that ignore the received amplitude and return noise: every round is a sample of it.
 NOISE = Scenario(
     ranks=parse_ranks("12x8,24x6,36x6"),
     cohort_size=8,
@@ -58,12 +58,12 @@ DRIFTING = LONG.replace(drift_mean=0.15)
 MARGIN = 0.02
 FLOOR_MARGIN = 0.03
 LONG_MARGIN = 0.05
-# How much larger the drifts of near controls are; energies grow with the square.
+# Factor on the drifts in near controls; energies grow with its square.
 LITTLE, LONG_LITTLE = 1.035, 1.08
 
 
 def mean_energies(scenario: Scenario, burn_in: int) -> Experiment:
-    """Energy of every partition after the burn-in, mean over rounds, for both rules: (n, 2 M)."""
+    """Return the mean energy of each partition after the burn-in for both rules, (n, 2 M)."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         energies = [_mean_energy(scenario, rule, burn_in, numbers, context) for rule in RULES]
@@ -80,14 +80,14 @@ def _mean_energy(
 
 
 def energy_pairs(scenario: Scenario, burn_in: int, factor: float = 1.0) -> Experiment:
-    """The same as pairs of raFLoRA's and FedAvg's, (n, M - 1, 2).
+    """Return pairs of the energies of raFLoRA and FedAvg, (n, M - 1, 2).
 
-    Without the shared partition, where both rules are one and their ratio would be 1 by itself.
+    The shared partition, where both rules are equal and the ratio is trivially 1, is left out.
 
     Args:
-        scenario: as above.
-        burn_in: as above.
-        factor: on the drifts under raFLoRA.
+        scenario: the scenario.
+        burn_in: rounds left out.
+        factor: factor on the drifts under raFLoRA.
     """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
@@ -101,7 +101,7 @@ def energy_pairs(scenario: Scenario, burn_in: int, factor: float = 1.0) -> Exper
 
 
 def with_drifts(scenario: Scenario, factor: float) -> Scenario:
-    """The scenario with drifts larger by a factor, mean and deviation."""
+    """Return the scenario with mean and spread of the drifts multiplied by a factor."""
     drifts = {name: factor * getattr(scenario, name) for name in ("drift_mean", "drift_std")}
     return scenario.replace(**drifts)
 
@@ -245,15 +245,15 @@ NOISE_CLAIMS = (
 )
 
 
-# Signal against noise: in one round FedAvg and raFLoRA are equally good.
+# Signal and noise: in one round FedAvg and raFLoRA are equally good.
 #
-# FedAvg's amplitude is raFLoRA's times the contributors' share of the cohort, noise and all: what
-# it shrinks is the scale. Only what rounds make of the scale tells the rules apart.
+# FedAvg's amplitude is raFLoRA's times the contributors' share of the cohort, including noise: only
+# the scale shrinks. The rules differ only through the effect of the scale over many rounds.
 
 SIGNAL_RULES = ("fedavg", "raflora")
-# Twelve equal directions in a partition, 24 in the highest, whose noise is drawn apart: as many
-# samples in one run.
-# Small noise, so that no amplitude changes its sign, which energies do not show.
+# Twelve equal directions per partition and 24 in the highest, with independent noise: as many
+# samples in one run. The noise is small, so that no amplitude changes its sign, which energies do
+# not show.
 SIGNAL = Scenario(
     ranks=parse_ranks("12x8,24x6,48x6"),
     rounds=1,
@@ -265,12 +265,12 @@ SIGNAL = Scenario(
 SIGNAL_COHORTS = SIGNAL.replace(cohort_size=12)
 CONTRIBUTORS = (3, 4)
 SIGNAL_MARGIN = 0.03
-# Spread of near controls over the true one; variances grow with the square.
+# Spread of near controls relative to the true one; variances grow with the square.
 MORE_SPREAD = 1.05
 
 
 def contributors(scenario: Scenario, numbers: Sequence[int], context: Context) -> Array:
-    """How many clients of the first cohort carry each partition, (n, M)."""
+    """Return the number of carriers of each partition in the first cohort, (n, M)."""
     counts = np.stack([cohort_counts(scenario, seed)[0] for seed in context.seeds(numbers)])
     return per_partition(counts @ scenario.federation.members, scenario).astype(np.float64)
 
@@ -283,33 +283,33 @@ def noise_over_signal(
     numbers: Sequence[int],
     context: Context,
 ) -> Array:
-    """Squared deviation of the first round's amplitude from its mean given the cohort, (n, M).
+    """Return squared deviation of the first round's amplitude from its conditional mean, (n, M).
 
-    In units of the squared mean of `signal_of`; both means are closed forms of the share of the
-    cohort that carries each partition, `held` of its clients (n, M).
+    The mean is conditional on the cohort. The unit is the squared mean of `signal_of`. Both means
+    are closed forms of the carriers' share of the cohort, with `held` carriers (n, M).
     """
     sizes = np.diff((0, *scenario.federation.levels))
     share = np.repeat(held / scenario.federation.max_cohort, sizes, axis=1)
     sent = scenario.gain_mean * scenario.initial_amplitude
     mean = {name: sent * closed_form.multiplier(name, share) for name in SIGNAL_RULES}
     amplitude = np.sqrt(simulated(scenario, rule, numbers, context).energy.values[:, 1])
-    with np.errstate(divide="ignore", invalid="ignore"):  # no signal where nobody contributes
+    with np.errstate(divide="ignore", invalid="ignore"):  # no signal without contributors
         noise = ((amplitude - mean[rule]) / mean[signal_of]) ** 2
     return partition_means(noise, scenario)
 
 
 def noisier(scenario: Scenario, factor: float) -> Scenario:
-    """The scenario with gains and drifts that spread more by a factor."""
+    """Return the scenario with the spread of gains and drifts multiplied by a factor."""
     spreads = {name: factor * getattr(scenario, name) for name in ("gain_std", "drift_std")}
     return scenario.replace(**spreads)
 
 
 def signal_pairs(raflora_signal: str, factor: float = 1.0) -> Experiment:
-    """Noise over signal of raFLoRA and of FedAvg, on seeds of their own, (n, M, 2).
+    """Return noise over signal of raFLoRA and of FedAvg, on separate seeds, (n, M, 2).
 
     Args:
-        raflora_signal: the rule whose mean raFLoRA's noise is divided by.
-        factor: on the spread of raFLoRA's clients.
+        raflora_signal: the rule by whose mean raFLoRA's noise is divided.
+        factor: factor on the spread of raFLoRA's clients.
     """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
@@ -325,11 +325,11 @@ def signal_pairs(raflora_signal: str, factor: float = 1.0) -> Experiment:
 
 
 def signal_by_contributors(raflora_signal: str, factor: float = 1.0) -> Experiment:
-    """Noise over signal of the highest partition, for each rule and number of contributors.
+    """Return noise over signal of the highest partition, by rule and number of contributors.
 
     Args:
-        raflora_signal: the rule whose mean raFLoRA's noise is divided by.
-        factor: on the spread of the clients.
+        raflora_signal: the rule by whose mean raFLoRA's noise is divided.
+        factor: factor on the spread of the clients.
     """
     scenario = noisier(SIGNAL_COHORTS, factor)
 
@@ -345,7 +345,7 @@ def signal_by_contributors(raflora_signal: str, factor: float = 1.0) -> Experime
 
 
 def _signal_by_contributors() -> Prediction:
-    """Noise over signal in fixed cohorts that hold as many contributors."""
+    """Return the predicted noise over signal in fixed cohorts with as many contributors."""
     size, r_max = SIGNAL_COHORTS.federation.max_cohort, SIGNAL_COHORTS.federation.r_max
     ratios = [
         closed_form.noise_to_signal(

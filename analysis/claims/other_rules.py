@@ -30,12 +30,12 @@ from fedlora_sim import Scenario, parse_ranks
 
 # The other rules over many rounds: which of them compound a direction's dilution.
 #
-# FLoRA and FedEx-LoRA keep in the base what they have aggregated; two more rules are others under
-# another name where clients share a basis.
+# FLoRA and FedEx-LoRA keep aggregated updates in the base; two further rules equal other rules if
+# clients share a basis.
 
 Array = NDArray[np.float64]
 
-# Three levels and unequal sample counts, so that shares of data are not shares of clients.
+# Three levels and unequal sample counts, so that shares of data differ from shares of clients.
 SAMPLES = (30, 10, 20, 40, 25, 15, 20, 10, 20, 10)
 KEPT = Scenario(
     ranks=parse_ranks("2x4,4x3,8x3"),
@@ -46,34 +46,37 @@ KEPT = Scenario(
     d_out=40,
 )
 LOSSY = KEPT.replace(gain_mean=0.9)
-# A drift of a tenth of the first amplitude: after 12 rounds most of an update is what it added.
+# A drift of a tenth of the first amplitude: after 12 rounds it is most of an update.
 GROWING = KEPT.replace(drift_mean=0.1)
 COHORTS = Scenario(
     ranks=parse_ranks("2x8,4x6,8x6"), cohort_size=8, rounds=20, drift_mean=0.1, spectrum_decay=1.0
 )
 GROWTH_ROUNDS = (1, 10, 20)
-# Where few data lie with clients of the lowest rank, coverages of all partitions are large.
+# If clients of the lowest rank have few data, the coverages of all partitions are large.
 MOSTLY_HIGH = KEPT.replace(num_samples=(10,) * 7 + (40,) * 3)
 LARGER = COHORTS.replace(drift_mean=1.07 * COHORTS.drift_mean)
 SETTLED = KEPT.replace(rounds=40)
 # Three rounds: later the distance from the limit is lost in rounding.
 APPROACHING = KEPT.replace(rounds=3)
-# 8 of 10 clients, so that every partition has a contributor in every round.
+# 8 of 10 clients, so that each partition has a contributor in every round.
 TWINS = KEPT.replace(cohort_size=8, gain_mean=0.9, drift_mean=0.05)
 EQUAL = 1e-9
 MARGIN = 0.02
 
 
 def amplitudes(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
-    """Root mean square amplitude of every partition but the shared one, (n, T + 1, M - 1)."""
+    """Return the root mean square amplitude of the partitions above the shared one.
+
+    Shape (n, T + 1, M - 1).
+    """
     energy = by_partition(simulated(scenario, rule, numbers, context).energy).values
     return np.sqrt(energy[..., 1:])
 
 
 def own_rates(scenario: Scenario, rule: str) -> Experiment:
-    """Energy factor per round of every partition but the shared one, by log-linear fit.
+    """Return the energy factor per round of the partitions above the shared one, by log-linear fit.
 
-    On the initial basis: where the shared directions fall fastest, singular values change places.
+    On the initial basis: if the shared directions fall fastest, singular values change places.
     """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
@@ -86,7 +89,7 @@ def own_rates(scenario: Scenario, rule: str) -> Experiment:
 def growth(
     scenario: Scenario, rule: str, rounds: Sequence[int], unit: float | None = None
 ) -> Experiment:
-    """What these rounds add to the amplitude, in units of the mean drift or in another unit."""
+    """Return growth of the amplitude over these rounds, by default in units of the mean drift."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         amplitude = np.sqrt(simulated(scenario, rule, numbers, context).energy.values)
@@ -98,7 +101,7 @@ def growth(
 
 
 def left(scenario: Scenario, rule: str) -> Experiment:
-    """Final over initial amplitude."""
+    """Return the final over initial amplitude."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         amplitude = amplitudes(scenario, rule, numbers, context)
@@ -108,7 +111,7 @@ def left(scenario: Scenario, rule: str) -> Experiment:
 
 
 def approach(scenario: Scenario, rule: str) -> Experiment:
-    """Factor per round of the distance of the amplitude from `W / (1 + W)` of its start."""
+    """Return the factor per round of the amplitude's distance from `W / (1 + W)` of its start."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         amplitude = amplitudes(scenario, rule, numbers, context)
@@ -119,12 +122,12 @@ def approach(scenario: Scenario, rule: str) -> Experiment:
 
 
 def moving(share: float, scenario: Scenario, to: int | None = None) -> Scenario:
-    """The scenario after its first client, of the lowest rank, lost this share of all data.
+    """Return scenario in which the first client, of the lowest rank, has lost a share of all data.
 
     Args:
-        share: of all data.
+        share: share of all data.
         scenario: with the samples of `SAMPLES`.
-        to: the client that gets it; None loses it, so that all other shares grow by `share`.
+        to: the client that gets it; None drops it, so that all other shares grow by `share`.
     """
     samples = [10**9 * n for n in SAMPLES]
     moved = round(share * sum(samples))
@@ -137,13 +140,13 @@ def moving(share: float, scenario: Scenario, to: int | None = None) -> Scenario:
 def distance(
     scenario: Scenario, rule: str, other: str, instead: Scenario | None = None
 ) -> Experiment:
-    """Largest relative difference of two rules' energies under one seed.
+    """Return the largest relative difference of two rules' energies under one seed.
 
     Args:
-        scenario: of both rules.
-        rule: the one rule.
-        other: the other rule.
-        instead: scenario of `rule`, if another, for a near control.
+        scenario: scenario of both rules.
+        rule: the first rule.
+        other: the second rule.
+        instead: another scenario for `rule`, for a near control.
     """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
@@ -174,7 +177,7 @@ def _growth(scenario: Scenario, rounds: Sequence[int], margin: float) -> Predict
 
 
 def rounds_by_partition(name: str, rounds: Sequence[int]) -> tuple[str, ...]:
-    """Names of quantities that are measured round by round in every partition but the shared."""
+    """Return the names of quantities per round and partition, without the shared one."""
     return tuple(f"{name}, round {t}, {p}" for t in rounds for p in HIGHER)
 
 
@@ -188,7 +191,7 @@ _COHORTS: dict[str, Any] = {
     "assumptions": "uniform cohorts without replacement, common gain, fixed basis",
     "fidelity": "spectral",
 }
-# Nothing is drawn but the basis: every run must agree.
+# Only the basis is random: all runs must agree.
 _EACH: dict[str, Any] = {"estimator": every_run, "first": 20, "cap": 20}
 _RATES: dict[str, Any] = {
     "statistic": "energy factor per round by log-linear fit",
@@ -333,14 +336,14 @@ OTHER_RULE_CLAIMS = (
 
 # HetLoRA over many rounds: weights by norm, which the collapse makes uniform over clients.
 #
-# The norm of an update counts what its client carries. As high directions drain, all norms become
-# that of the shared directions, and a contributor weighs as much as anybody else.
+# The norm of an update depends on the directions that its client carries. As high directions
+# vanish, all norms become that of the shared directions, and all clients have equal weight.
 
 NORMS = KEPT.replace(rounds=6)
-# The last round that singular values resolve: 1e-9 of an amplitude is left, 1e-16 is rounding.
+# The last round that singular values resolve: 1e-9 of an amplitude remains, 1e-16 is rounding.
 COLLAPSING = KEPT.replace(rounds=8)
-# 16 of 20 clients always hold two of the highest rank: nothing is lost, and only shares vary. Who
-# carries more directions has less data, so that shares of data and of clients are far apart.
+# 16 of 20 clients always include two of the highest rank: nothing is lost, and only shares vary.
+# Clients that carry more directions have less data, so that shares of data and of clients differ.
 NORM_COHORTS = Scenario(
     ranks=parse_ranks("2x8,4x6,8x6"),
     num_samples=(20,) * 8 + (15,) * 6 + (10,) * 6,
@@ -348,13 +351,16 @@ NORM_COHORTS = Scenario(
     rounds=10,
 )
 COLLAPSED_AFTER = 6
-# The norms of the last but one round still differ by the energy left: 1e-6 of the shared one.
+# The norms of the last but one round still differ by the remaining energy: 1e-6 of the shared one.
 LATE = 1e-5
 NORM_MARGIN = 0.02
 
 
 def share_of_round(scenario: Scenario, rule: str, t: int) -> Experiment:
-    """Weight share of the contributors in round t, from the fourth root of the energy's factor."""
+    """Return the weight share of the contributors in round t.
+
+    It is the fourth root of the energy's factor.
+    """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         amplitude = amplitudes(scenario, rule, numbers, context)
@@ -364,7 +370,7 @@ def share_of_round(scenario: Scenario, rule: str, t: int) -> Experiment:
 
 
 def late_energy(scenario: Scenario, rule: str, start: int) -> Experiment:
-    """Energy after the last round over that after round `start`."""
+    """Return the energy after the last round relative to that after round `start`."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         energy = amplitudes(scenario, rule, numbers, context) ** 2
@@ -374,12 +380,12 @@ def late_energy(scenario: Scenario, rule: str, start: int) -> Experiment:
 
 
 def followed(scenario: Scenario, rule: str, predicted_rule: str, start: float = 1.0) -> Experiment:
-    """Energy of every partition after every round over what a rule's recursion predicts.
+    """Return the energy of each partition and round relative to the recursion of a rule.
 
     Args:
-        scenario: of simulation and prediction.
-        rule: that is simulated.
-        predicted_rule: that predicts.
+        scenario: scenario of simulation and prediction.
+        rule: the simulated rule.
+        predicted_rule: the predicting rule.
         start: factor on the simulated amplitudes at the start, for the near control.
     """
     simulated = scenario.replace(initial_amplitude=start * scenario.initial_amplitude)
@@ -392,12 +398,12 @@ def followed(scenario: Scenario, rule: str, predicted_rule: str, start: float = 
 
 
 def _clients_share(scenario: Scenario) -> Array:
-    """Share of the clients, not of their data, that carry each partition but the shared one."""
+    """Return the share of clients (not of data) that carry each partition above the shared one."""
     return above_shared(closed_form.coverage(scenario.ranks), scenario)
 
 
 def _data_share(scenario: Scenario) -> Array:
-    """Share of the data that stands behind each partition but the shared one."""
+    """Return the share of the carriers' data for each partition above the shared one."""
     return above_shared(closed_form.coverage(scenario.ranks, scenario.num_samples), scenario)
 
 

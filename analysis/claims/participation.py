@@ -32,37 +32,37 @@ from analysis.stats.intervals import (
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
 
-# The typical run: its rate, its spread, the shape of both, and when it ends.
+# The typical run: its rate, its spread, the shape of both, and its end.
 #
-# The logarithm of a direction's energy is a random walk, one step `2 log W` a round, that ends in
-# the first round in which nobody carries the direction. The mean energy follows `E[W^2]`, which
-# few lucky runs dominate; a typical surviving run follows `exp(2 E[log W | W > 0])`.
+# The logarithm of a direction's energy is a random walk with steps `2 log W` that ends in the first
+# round without a carrier of the direction. The mean energy follows `E[W^2]`, which few lucky runs
+# dominate; a typical surviving run follows `exp(2 E[log W | W > 0])`.
 
 Array = NDArray[np.float64]
 
 RANKS = parse_ranks("2x8,4x6,8x6")
 RANDOM_WALK = Scenario(ranks=RANKS, cohort_size=8, rounds=20)
-# Long enough for the sum of the steps to look normal, short enough for a third of the runs to live.
+# Long enough that the sum of the steps looks normal, short enough that a third of the runs survive.
 LONG_RANDOM_WALK = RANDOM_WALK.replace(rounds=40)
-# 3 of 20 clients: the highest partition meets nobody in a third of the rounds.
+# 3 of 20 clients: the highest partition has no carrier in a third of the rounds.
 SPARSE = Scenario(ranks=RANKS, cohort_size=3, rounds=25, empty_partition="zero")
 MARGIN = 0.02
 SPREAD_MARGIN = 0.03
 DISTANCE = 0.03
 NORMAL_DISTANCE = 0.05
-# Of the near controls: gains that change a rate by 7%, and a shift of a normal law.
+# Near controls: gains that change a rate by 7%, and a shift of a normal distribution.
 NEAR_GAIN, NEAR_SHIFT = 1.035, 0.45
 
 
 def log_energy(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
-    """Logarithm of final over initial energy per partition but the shared; NaN where it is lost."""
+    """Return logarithm of final over initial energy above the shared partition, NaN where lost."""
     energy = by_partition(simulated(scenario, rule, numbers, context).energy).values[:, :, 1:]
     share = energy[:, -1] / energy[:, 0]
     return np.asarray(np.log(np.where(share > 0, share, np.nan)), dtype=np.float64)
 
 
 def log_rate(scenario: Scenario, rule: str) -> Experiment:
-    """Mean of the steps of the walk, one row per run."""
+    """Return the mean step of the random walk, one row per run."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         return log_energy(scenario, rule, numbers, context) / scenario.rounds
@@ -71,7 +71,7 @@ def log_rate(scenario: Scenario, rule: str) -> Experiment:
 
 
 def squared_deviation(scenario: Scenario, rule: str) -> Experiment:
-    """Squared distance of the walk's end from its predicted mean."""
+    """Return the squared distance of the walk's end from its predicted mean."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         return (log_energy(scenario, rule, numbers, context) - _mean_log(scenario, rule)) ** 2
@@ -80,7 +80,10 @@ def squared_deviation(scenario: Scenario, rule: str) -> Experiment:
 
 
 def standardized(scenario: Scenario, rule: str, rate: Array, shift: float = 0.0) -> Experiment:
-    """The walk's end in predicted standard deviations from `rounds * log(rate)`, less `shift`."""
+    """Return the standardized end of the walk, minus `shift`.
+
+    The end minus `rounds * log(rate)`, in predicted standard deviations.
+    """
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         walk = log_energy(scenario, rule, numbers, context)
@@ -90,7 +93,7 @@ def standardized(scenario: Scenario, rule: str, rate: Array, shift: float = 0.0)
 
 
 def extinction_round(scenario: Scenario, rule: str) -> Experiment:
-    """First round after which nothing is left of a partition; one past the last where some is."""
+    """Return the first round after which a partition is zero; one past the last if it survives."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).energy).values[:, 1:, 1:]
@@ -112,12 +115,12 @@ def _std_log(scenario: Scenario, rule: str) -> Array:
 
 
 def typical(scenario: Scenario, rule: str) -> Array:
-    """Predicted typical rates above the shared partition."""
+    """Return the predicted typical rates above the shared partition."""
     return np.exp(_mean_log(scenario, rule) / scenario.rounds)
 
 
 def mean_energy(scenario: Scenario, rule: str) -> Array:
-    """Predicted mean-energy rates above the shared partition."""
+    """Return the predicted mean-energy rates above the shared partition."""
     rate = closed_form.energy_rate(rule, scenario.ranks, cohort_size=scenario.cohort_size)
     return above_shared(rate, scenario)
 
@@ -244,25 +247,25 @@ TYPICAL_CLAIMS = (
 )
 
 
-# Does lower participation make the geometric factor more severe? Four statements, settled apart.
+# Does lower participation make the geometric factor more severe? Four separate statements.
 #
 # The public review of the paper conjectures that it does. "The factor" may mean that of the mean
-# energy, that of a typical surviving run, or what is left of a typical run at all; they disagree.
+# energy, that of a typical surviving run, or the remaining energy of a typical run; they disagree.
 
-# Two rounds: over more of them few lucky runs would make the mean of the smallest cohorts.
+# Two rounds: over more of them few lucky runs would dominate the mean of the smallest cohorts.
 ALL = Scenario(ranks=RANKS, rounds=2)
 MODERATE = ALL.replace(cohort_size=8)
 TINY = ALL.replace(cohort_size=3)
 LARGE = ALL.replace(cohort_size=12)
 ONE = ALL.replace(cohort_size=1)
 LESS = ((ALL, MODERATE), (MODERATE, TINY))
-# Unit in which the distance from a bound is counted: a share of a predicted mean, or of the bound.
+# Unit of the distance from a bound: a share of a predicted mean, or of the bound.
 SCALE = 0.05
 LONG = 10
 
 
 def over_predicted(*scenarios: Scenario) -> Experiment:
-    """Energy left above the shared partition over its predicted mean, side by side."""
+    """Return the remaining energy above the shared partition relative to its predicted mean."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         kept = [
@@ -275,22 +278,22 @@ def over_predicted(*scenarios: Scenario) -> Experiment:
 
 
 def _mean_left(scenario: Scenario, gain: float = 1.0) -> Array:
-    """Predicted mean energy left above the shared partition, for clients with this gain."""
+    """Return the predicted mean remaining energy above the shared partition for a gain."""
     rate = closed_form.energy_rate("fedavg", RANKS, cohort_size=scenario.cohort_size)
     return (above_shared(rate, scenario) * gain**2) ** scenario.rounds
 
 
 def _ratios(*pairs: tuple[Scenario, Scenario], gain: float = 1.0) -> Array:
-    """Predicted mean energy of the first of every pair over that of the second."""
+    """Return the predicted mean energy of the first of each pair relative to that of the second."""
     return np.concatenate([_mean_left(one, gain) / _mean_left(other) for one, other in pairs])
 
 
 def fell_below(rule: str, *, half: bool = False) -> Experiment:
-    """Whether a run has less energy than FedAvg with all clients taking part.
+    """Return whether a run has less energy than FedAvg under full participation.
 
     Args:
-        rule: of the runs at lower participation.
-        half: every second run is one with all clients taking part, which has as much.
+        rule: rule of the runs at lower participation.
+        half: every second run has full participation, and therefore equal energy.
     """
     everybody = full_rate() ** LONG
 
@@ -307,7 +310,10 @@ def fell_below(rule: str, *, half: bool = False) -> Experiment:
 
 
 def full_rate() -> Array:
-    """Energy rates under full participation, coverage squared, above the shared partition."""
+    """Return the energy rates under full participation, above the shared partition.
+
+    These are the squared coverages.
+    """
     return above_shared(closed_form.energy_rate("fedavg", RANKS), ALL)
 
 

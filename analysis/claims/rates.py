@@ -40,13 +40,13 @@ from fedlora_sim.randomness import stream
 Array = NDArray[np.float64]
 
 # Three levels, unequal sample counts, a common gain below 1: the rates must still be relative to
-# the shared directions, and each partition must show its own.
+# the shared directions, and differ between partitions.
 SAMPLES = (30, 10, 20, 40, 25, 15, 20, 10, 20, 10)
 FEDERATION = Scenario(
     ranks=parse_ranks("2x4,4x3,8x3"),
     num_samples=SAMPLES,
     fidelity="matrix",
-    rounds=6,  # after more of them rounding would show in the smallest energies
+    rounds=6,  # with more rounds, rounding would show in the smallest energies
     gain_mean=0.97,
     d_in=48,
     d_out=40,
@@ -54,7 +54,7 @@ FEDERATION = Scenario(
 SCALE = 10**9
 """Samples of near controls per sample: shares of data then differ by parts of the margin."""
 BOUND_ROUNDS = 40
-# Of how much smaller a bound a counterexample must be found.
+# Factor of the smaller bound to which a counterexample must be found.
 BOUND_SCALE = 0.05
 
 
@@ -72,7 +72,7 @@ def _single_rate() -> Prediction:
 
 
 def random_federation(seed: int) -> Scenario:
-    """A federation of 2 to 12 clients with 2 to 4 levels, unequal samples and any spectrum."""
+    """Return a federation of 2 to 12 clients, 2 to 4 levels, unequal samples and any spectrum."""
     rng = stream(seed, "random_federation")
     levels = np.sort(rng.choice(np.arange(1, 17), size=rng.integers(2, 5), replace=False))
     ranks = np.concatenate([levels, rng.choice(levels, size=rng.integers(0, 9))])
@@ -86,9 +86,9 @@ def random_federation(seed: int) -> Scenario:
 
 
 def with_less_data(share: float) -> Scenario:
-    """The federation, but its first client, of the lowest rank, lacks this share of all data.
+    """Return the federation whose first client, of the lowest rank, lost a share of all data.
 
-    What all other clients hold grows by this share, and so does the coverage of every partition.
+    The data shares of all other clients grow by this share, as does the coverage of each partition.
     """
     samples = [SCALE * n for n in SAMPLES]
     samples[0] -= round(share * sum(samples))
@@ -96,7 +96,7 @@ def with_less_data(share: float) -> Scenario:
 
 
 def with_little_data_at_low_ranks() -> Scenario:
-    """The federation, but clients of the two lower levels hold 1.5e-9 and 0.7e-9 of the data."""
+    """Return the federation whose two lower levels hold 1.5e-9 and 0.7e-9 of the data."""
     samples = [11] * 4 + [7] * 3 + [10 * SCALE] * 3
     return FEDERATION.replace(num_samples=tuple(samples))
 
@@ -104,12 +104,12 @@ def with_little_data_at_low_ranks() -> Scenario:
 def share_of_bound(
     bound_level: int, factor: float, numbers: Sequence[int], context: Context
 ) -> Array:
-    """Largest `(1 - rho(t)) / (C gamma**t)` of all rounds, for one random federation per run.
+    """Return the largest `(1 - rho(t)) / (C gamma**t)` over rounds, per random federation.
 
     Args:
         bound_level: the level, from 0, whose squared coverage is gamma.
-        factor: on C.
-        numbers: of the runs.
+        factor: factor on C.
+        numbers: numbers of the runs.
         context: seeds and device.
     """
     shares = []
@@ -124,7 +124,7 @@ def share_of_bound(
             ratio = coverage[bound_level] ** 2 / coverage[1] ** 2
             bound = bound * ratio ** np.arange(BOUND_ROUNDS + 1)
         energies = simulate(scenario, rule="fedavg", seed=seed).energy.values[0]
-        # 1 - rho as a ratio of its own: the difference from 1 would drown in rounding.
+        # 1 - rho as a separate ratio: a difference from 1 would be lost in rounding.
         high = energies[:, scenario.federation.levels[0] :].sum(-1) / energies.sum(-1)
         shares.append((high / bound).max())
         context.on_progress(1)
@@ -206,15 +206,15 @@ RATE_CLAIMS = (
 )
 
 
-# Sampled cohorts: mean-energy rates, and what raFLoRA does with an empty partition
+# Sampled cohorts: mean-energy rates, and the policies of raFLoRA for empty partitions
 
 RANKS = parse_ranks("2x8,4x6,8x6")
-# 8 of 20 clients: large enough that the mean over runs converges, small enough that the cohort
-# variance moves the rate by a fifth from its full-participation value.
+# 8 of 20 clients: large enough that the mean over runs converges, small enough that the variance of
+# the cohort changes the rate by a fifth compared with full participation.
 SAMPLED = Scenario(ranks=RANKS, cohort_size=8, rounds=4)
-# 12 of 20 for zero padding, whose fourth power spreads the runs further apart.
+# 12 of 20 for zero padding, whose fourth power increases the spread of the runs.
 SAMPLED_PAD = SAMPLED.replace(cohort_size=12, rounds=2)
-# 3 of 20 clients: partitions stay empty in a third of the rounds.
+# 3 of 20 clients: partitions are empty in a third of the rounds.
 SPARSE = Scenario(ranks=RANKS, cohort_size=3, rounds=5)
 MARGIN = 0.02
 
@@ -230,7 +230,7 @@ def _power_of_coverage(scenario: Scenario, power: int) -> Prediction:
 
 
 def rate_of_each_run(scenario: Scenario, rule: str) -> Experiment:
-    """T-th root of what is left of every partition's energy, run by run."""
+    """Return the t-th root of the remaining share of each partition's energy, per run."""
 
     def experiment(numbers: Sequence[int], context: Context) -> Array:
         left = higher_energy_left(scenario, rule, numbers, context)
@@ -240,7 +240,10 @@ def rate_of_each_run(scenario: Scenario, rule: str) -> Experiment:
 
 
 def _gain(scenario: Scenario, rule: str, gain: float) -> Control:
-    """A near control: clients multiply what they receive by a gain, which squared is the rate's."""
+    """Return a near control: clients multiply what they receive by a gain.
+
+    Whose square is the rate's.
+    """
     return Control(
         f"clients with a gain of {gain:g}",
         experiment=partial(higher_energy_left, scenario.replace(gain_mean=gain), rule),
@@ -318,10 +321,10 @@ COHORT_CLAIMS = (
 )
 
 
-# Non-IID clients: the floors at which drift holds the energies, and the way there
+# Non-IID clients: the floors at which drift holds the energies, and the approach to them
 
 BURN_IN = 60
-# Four directions per partition, all starting alike: their mean is what a partition is measured by.
+# Four directions per partition with equal starts: their mean measures the partition.
 NON_IID = Scenario(
     ranks=parse_ranks("4x8,8x6,12x6"),
     cohort_size=8,
@@ -336,7 +339,7 @@ TRAJECTORY = NON_IID.replace(rounds=10)
 LARGER = TRAJECTORY.replace(
     drift_std=1.08 * TRAJECTORY.drift_std, initial_amplitude=1.08 * TRAJECTORY.initial_amplitude
 )
-# One round of noise, of gains that stay with their clients, and of the choice of a cohort.
+# One round of noise, of persistent gains, and of the sampling of a cohort.
 ONE_ROUND = Scenario(
     ranks=parse_ranks("2x2,4x2"),
     cohort_size=2,
@@ -370,7 +373,7 @@ def _floor(rule: str) -> Prediction:
 
 
 def predicted_trajectory(rule: str) -> Array:
-    """Predicted mean energy of each partition from round 1 on, (T, M)."""
+    """Return the predicted mean energy of each partition from round 1 on, (T, M)."""
     energy = closed_form.energy_trajectory(
         rule,
         TRAJECTORY.ranks,
@@ -449,7 +452,7 @@ def adjacent_correlation(repeated: float) -> Experiment:
         columns = []
         for scenario, rule in DRAWN:
             energy = simulated(scenario, rule, pairs, context).energy.values[:, 1]
-            share = energy[:, -1:]  # of the highest direction, which not every cohort carries
+            share = energy[:, -1:]  # of the highest direction, which some cohorts do not carry
             mean, std = share.mean(), share.std()
             one, two = np.moveaxis(((share - mean) / std).reshape(len(numbers), 2, -1), 1, 0)
             same = np.array(numbers) % 100 < 100 * repeated

@@ -19,7 +19,7 @@ SYMBOLS = (
     "G = exp(2 M T), and omega what averaging leaves of an amplitude that is not trained."
 )
 
-# A claim on many quantities shows the one that comes closest to leaving its region.
+# Of many quantities, a claim shows the one closest to leaving its region.
 CONTROLS = {
     "negative_control": "negative control",
     "near_control": "near control",
@@ -36,8 +36,11 @@ VERDICT_MARK = {"supported": "✓ supported", "refuted": "✗ refuted", "undecid
 
 
 def verdict_table(report: Record) -> str:
-    """One row per claim: statement, prediction, measurement, p-value, verdict and controls."""
-    # Reports made before claims had families have no p-values: their column is left out.
+    """Return one row per claim: statement, prediction, measurement, p-value.
+
+    Verdict and controls.
+    """
+    # Reports from before claims had families have no p-values: the column is left out.
     with_p = ["p (Holm)"] if "families" in report else []
     # Claims of a study have no near controls.
     names = [name for name in CONTROLS if any(name in claim for claim in report["claims"])]
@@ -69,7 +72,10 @@ def _control_cell(claim: Record, name: str) -> str:
 
 
 def distance_text(control: Record) -> str:
-    """How far what is measured is from what the control predicts: `3.1 to 3.4 margins away`."""
+    """Return the distance of the measurement from the control's prediction.
+
+    `3.1 to 3.4 margins away`.
+    """
     distances = control["distance"]
     if None in distances:
         return "distance not finite"
@@ -78,12 +84,12 @@ def distance_text(control: Record) -> str:
 
 
 def table_row(cells: Sequence[str]) -> str:
-    """A row of a table; a bar within a cell, as in E[W | W > 0], would end it."""
+    """Return a row of a table, with vertical bars in cells escaped, as in E[W | W > 0]."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def measured_head(report: Record) -> str:
-    """Heading of measured values: with what confidence their intervals hold, and which of them."""
+    """Return the heading of measured values, with the joint confidence of their intervals."""
     if "families" not in report:
         return f"measured, {percent(report['claims'][0]['confidence'])} interval"
     errors = {family["error"] for family in report["families"].values()}
@@ -91,19 +97,19 @@ def measured_head(report: Record) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage, to the digits that tell it from 100%."""
+    """Return a share as a percentage, with enough digits to differ from 100%."""
     return f"{100 * share:.6g}%"
 
 
 def p_text(p: float | None) -> str:
-    """A p-value to two digits; a dash for a statement on every run, which has none."""
+    """Return a p-value with two digits; a dash for a statement on every run, which has none."""
     if p is None:
         return "–"
     return "<1e-6" if p < 1e-6 else f"{p:.2g}"
 
 
 def families_text(report: Record) -> list[str]:
-    """What holds over the claims together: families, their error, and each claim's part of it."""
+    """Return the statement on families of claims, their error, and each claim's part of it."""
     if "families" not in report:
         return [f"Intervals hold together at {percent(report['claims'][0]['confidence'])} a claim."]
     parts = [
@@ -132,16 +138,16 @@ def families_text(report: Record) -> list[str]:
 
 
 def _nature(claim: Record) -> str:
-    """Fidelity of the check, and whether the claim is one that may fall."""
+    """Return the fidelity of the check, and whether the claim is a conjecture."""
     suffix = ", conjecture" if claim["kind"] == "conjecture" else ""
     return f"{claim['fidelity']}{suffix}"
 
 
 def worst(claim: Record) -> int:
-    """Index of the quantity whose interval reaches furthest towards the end of its margin.
+    """Return index of the quantity whose interval is closest to or beyond the end of its margin.
 
-    That is to both sides, relatively or not as the margin is, or to the one that is not allowed;
-    what has no finite interval reaches furthest of all.
+    Distances are relative or absolute as the margin is, on both sides or on the forbidden one. A
+    quantity without a finite interval is the worst of all.
     """
     margin = claim["margin"]
     absolute = margin.startswith("±") and not margin.endswith("%")
@@ -156,13 +162,13 @@ def worst(claim: Record) -> int:
 
 
 def shown(claim: Record) -> list[int]:
-    """Quantities to show: all of a few, the worst of many."""
+    """Return the quantities to show: all if there are few, otherwise the worst."""
     count = len(claim["prediction"])
     return list(range(count)) if count <= 3 else [worst(claim)]
 
 
 def prediction_text(claim: Record, indices: Sequence[int] | None = None) -> str:
-    """Predicted values with their margin: `0.25, 0.04 (±2%)` or `at least 0.99`."""
+    """Return the predicted values with their margin: `0.25, 0.04 (±2%)` or `at least 0.99`."""
     chosen = shown(claim) if indices is None else indices
     margin = claim["margin"]
     values = ", ".join(number(claim["prediction"][i], digits_for(margin)) for i in chosen)
@@ -170,7 +176,7 @@ def prediction_text(claim: Record, indices: Sequence[int] | None = None) -> str:
 
 
 def measurement_text(claim: Record) -> str:
-    """Measured values with their intervals, and the number of runs behind them."""
+    """Return the measured values with their intervals, and the number of runs."""
     digits = digits_for(claim["margin"])
     parts = [
         f"{number(claim['measurement'][i], digits)} {interval_text(claim['interval'][i], digits)}"
@@ -182,7 +188,10 @@ def measurement_text(claim: Record) -> str:
 
 
 def _runs_text(claim: Record) -> str:
-    """The number of runs; of a statement on every run also the number of counterexamples."""
+    """Return the number of runs and, for a statement on every run.
+
+    The number of counterexamples.
+    """
     runs = f"{claim['runs']:,} runs"
     if "every_run" not in claim:
         return runs
@@ -191,7 +200,7 @@ def _runs_text(claim: Record) -> str:
 
 
 def digits_for(margin: str) -> int:
-    """Significant digits in which a relative margin, as `±2%`, can be seen; at least four."""
+    """Return the significant digits that resolve a relative margin such as `±2%`, at least four."""
     if not margin.endswith("%"):
         return DIGITS
     relative = float(margin.strip("±%")) / 100
@@ -199,19 +208,19 @@ def digits_for(margin: str) -> int:
 
 
 def interval_text(ends: Sequence[float | None], digits: int = DIGITS) -> str:
-    """An interval."""
+    """Return an interval."""
     return f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
 
 
 def number(value: float | None, digits: int = DIGITS) -> str:
-    """A number to this many significant digits; plain zero for what is zero."""
+    """Return a number with this many significant digits; plain zero for zero."""
     if value is None:
         return "not finite"
     return "0" if value == 0 else f"{value:.{digits}g}"
 
 
 def digits_table(report: Record) -> str:
-    """Accuracy, energy ratio and effective rank of the real runs, with intervals."""
+    """Return accuracy, energy ratio and effective rank of the fine-tuning runs, with intervals."""
     lines = [
         "| run | client ranks | rule | learning rate | accuracy | rho | effective rank |",
         "|---|---|---|---|---|---|---|",
@@ -227,7 +236,7 @@ def digits_table(report: Record) -> str:
 
 
 def to_markdown(report: Record) -> str:
-    """The whole report."""
+    """Return the whole report."""
     claims = report["claims"]
     supported = sum(c["verdict"] == "supported" for c in claims)
     controls = [
@@ -288,7 +297,7 @@ def _claim_section(claim: Record, environment: Record) -> str:
 
 
 def _every_run(claim: Record) -> str:
-    """What a statement on every run found, with a counterexample to repeat."""
+    """Return the finding of a statement on every run, with a counterexample to reproduce."""
     if "every_run" not in claim:
         return ""
     found = claim["every_run"]
@@ -309,7 +318,7 @@ def _every_run(claim: Record) -> str:
 
 
 def _controls(claim: Record) -> str:
-    """A sentence for each control."""
+    """Return one sentence per control."""
     return " ".join(
         f"{title.capitalize()}, {_control_sentence(claim[name])}."
         for name, title in CONTROLS.items()
@@ -323,7 +332,7 @@ def _control_sentence(control: Record) -> str:
 
 
 def _wide(claim: Record) -> str:
-    """Why the margin of what holds in every run is not that of rounding."""
+    """Return the reason for a margin wider than rounding of a statement on every run."""
     return f", because {claim['wide_because']}" if "wide_because" in claim else ""
 
 
@@ -341,18 +350,18 @@ def _environment(environment: Record) -> str:
     return "\n".join(f"- {key}: {value}" for key, value in environment.items())
 
 
-# A report in brief: verdicts by theme, for a page that is read before the report itself
+# Summary of a report: verdicts by theme
 
 
 def by_theme(report: Record) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The report cut into themes, in its order: name, and a report of that theme's claims alone."""
+    """Yield the parts of the report by theme: name, and a report of that theme's claims."""
     names = dict.fromkeys(claim["theme"] for claim in report["claims"])
     for name in names:
         yield name, {**report, "claims": [c for c in report["claims"] if c["theme"] == name]}
 
 
 def theme_table(report: Record) -> str:
-    """One row per theme: the verdicts of its theorems, conjectures and controls."""
+    """Return one row per theme: the verdicts of its theorems, conjectures and controls."""
     lines = [
         "| theme | theorems | conjectures | negative controls | near controls |",
         "|---|---|---|---|---|",
@@ -365,13 +374,13 @@ def theme_table(report: Record) -> str:
 
 
 def _refuted(part: Record, control: str) -> str:
-    """How many controls of one sort were refuted; a dash where there are none."""
+    """Return the number of refuted controls of one sort; a dash if there are none."""
     verdicts = [claim[control]["verdict"] for claim in part["claims"] if control in claim]
     return f"{verdicts.count('refuted')} of {len(verdicts)} refuted" if verdicts else "–"
 
 
 def _verdicts(part: Record, kind: str) -> str:
-    """How many claims of a kind got which verdict; a dash where there are none."""
+    """Return the number of claims of a kind by verdict; a dash if there are none."""
     verdicts = [claim["verdict"] for claim in part["claims"] if claim["kind"] == kind]
     counts = [
         f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(sorted(verdicts)[::-1])
@@ -380,11 +389,11 @@ def _verdicts(part: Record, kind: str) -> str:
 
 
 def conjecture_table(report: Record) -> str:
-    """The claims that may fall, whole."""
+    """Return the full table of conjectures."""
     chosen = [claim for claim in report["claims"] if claim["kind"] == "conjecture"]
     return verdict_table({**report, "claims": chosen})
 
 
 def claim_tables(report: Record) -> str:
-    """Every claim, in one table per theme."""
+    """Return all claims, in one table per theme."""
     return "\n\n".join(f"### {name}\n\n{verdict_table(part)}" for name, part in by_theme(report))

@@ -1,8 +1,8 @@
-"""The experiment that the paper's public review asks for.
+"""Claims on the experiment that the paper's public review asks for.
 
 "Report the fraction of energy in successive singular values over rounds, under controlled
-heterogeneity, against the predicted speed." Real factors, sampled cohorts and clients whose gains
-spread; energies are squared singular values of the global update, sorted as an SVD gives them.
+heterogeneity, against the predicted speed." It has real factors, sampled cohorts and clients with a
+spread of gains; energies are squared singular values of the global update, sorted by the SVD.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SETTLING = Scenario(
     d_out=16,
 )
 FRACTION_MARGIN, SPEED_MARGIN = 0.05, 0.02
-# Of near controls: how much stronger the shared directions start, and the gain of clients.
+# Near controls: factor on the initial shared directions, and gain of the clients.
 STRONGER, GAIN = 1.08, 1.035
 FIRST = 8_000
 FIGURE_ERROR = 0.01
@@ -43,17 +43,17 @@ ROUNDS = range(1, SETTLING.rounds + 1)
 
 
 def partition_sums(energy: Array) -> Array:
-    """Energy of each partition, from energies of directions (..., r_max)."""
+    """Return the energy of each partition, from energies of directions (..., r_max)."""
     starts = (0, *SETTLING.federation.levels[:-1])
     return np.add.reduceat(energy, starts, axis=-1)
 
 
 def predicted_energy(*, controlled: bool = True, stronger: float = 1.0, gain: float = 1.0) -> Array:
-    """Predicted mean energy of every round and direction, (T + 1, r_max).
+    """Return the predicted mean energy of each round and direction, (T + 1, r_max).
 
     Args:
-        controlled: with the run's cohorts and spread of gains; else as if all clients took part
-            and were alike.
+        controlled: with the run's cohorts and spread of gains; otherwise with full participation
+            and equal clients.
         stronger: factor on the initial amplitudes of the shared directions.
         gain: mean gain of the clients.
     """
@@ -75,31 +75,34 @@ def predicted_energy(*, controlled: bool = True, stronger: float = 1.0, gain: fl
 
 
 def predicted_fractions(**options: Any) -> Array:
-    """Predicted fraction of energy of every round and higher partition, (T, M - 1).
+    """Return the predicted fraction of energy of each round and higher partition, (T, M - 1).
 
     Args:
-        **options: of `predicted_energy`.
+        **options: options of `predicted_energy`.
     """
     energy = partition_sums(predicted_energy(**options))
     return np.asarray((energy / energy.sum(-1, keepdims=True))[1:, 1:])
 
 
 def run(numbers: Sequence[int], context: Context) -> Array:
-    """Energies (n, T + 1, r_max) of the runs of these numbers, made once for all claims."""
+    """Return energies (n, T + 1, r_max) of the runs with these numbers.
+
+    Made once for all claims.
+    """
     label = f"settling-{numbers[0]}-{numbers[-1]}"
     dataset = context.run_once(label, lambda: simulated(SETTLING, "fedavg", numbers, context))
     return np.asarray(dataset.energy.values)
 
 
 def fractions(numbers: Sequence[int], context: Context) -> Array:
-    """Energy of each higher partition from round 1 on, and that of all, (n, T (M - 1), 2)."""
+    """Return energy of each higher partition from round 1 on, and the total, (n, T (M - 1), 2)."""
     energy = partition_sums(run(numbers, context))[:, 1:]
     total = np.broadcast_to(energy.sum(-1, keepdims=True), energy.shape)
     return np.stack([energy, total], axis=-1)[:, :, 1:].reshape(len(energy), -1, 2)
 
 
 def energy_left(numbers: Sequence[int], context: Context) -> Array:
-    """Final over initial energy of each partition."""
+    """Return the final over initial energy of each partition."""
     energy = partition_sums(run(numbers, context))
     return np.asarray(energy[:, -1] / energy[:, 0])
 
@@ -109,7 +112,7 @@ def _fractions(**options: Any) -> Prediction:
 
 
 def predicted_speeds(**options: Any) -> Array:
-    """`q'_h`, the factor of each partition's mean energy per round; options as above."""
+    """Return `q'_h`, the factor of each partition's mean energy per round; options as above."""
     energy = partition_sums(predicted_energy(**options))
     return np.asarray((energy[-1] / energy[0]) ** (1 / SETTLING.rounds))
 
@@ -119,16 +122,16 @@ def _speeds(**options: Any) -> Prediction:
 
 
 def gather(context: Context, count: int | None = None) -> xr.Dataset:
-    """Fractions of energy over rounds and speeds, measured and predicted, for the figure.
+    """Return fractions of energy over rounds and speeds, measured and predicted, for the figure.
 
     Args:
-        context: where finished runs are found.
-        count: runs; None takes those of the claims' first look, which cost nothing after them.
+        context: store of finished runs.
+        count: number of runs; None uses those of the claims' first look, which cost nothing.
 
     Returns:
         `fraction`, `predicted`, `homogeneous` (round, direction); `speed`, `speed_low`,
-        `speed_high`, `speed_predicted`, `speed_homogeneous` (level), each interval for itself
-        at confidence 1 - `FIGURE_ERROR`.
+        `speed_high`, `speed_predicted`, `speed_homogeneous` (level), single intervals at confidence
+        1 - `FIGURE_ERROR`.
     """
     if count is None:
         count = FIRST

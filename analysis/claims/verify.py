@@ -1,4 +1,4 @@
-"""Verify claims: run each with its controls, decide, and put the report together."""
+"""Verify claims: run each with its controls, decide, and assemble the report."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def judge_claims(claims: Sequence[Claim], context: Context) -> Iterator[Record]:
     """Judge claims in several processes and yield their entries as they are finished.
 
     Args:
-        claims: what is claimed. Fine-tuning that several claims share is run first.
-        context: seed, effort and device. Its store, if any, keeps every entry at once.
+        claims: the claims. Fine-tuning that several claims share is run first.
+        context: seed, effort and device. Its store, if any, stores every entry at once.
     """
     at_once = workers(context.device)
-    here = [claim for claim in claims if claim in digits.CLAIMS]  # where the runs they share are
+    here = [claim for claim in claims if claim in digits.CLAIMS]  # has the shared runs
     if here:
         run_jobs(digits.first_look(context), context, at_once)
     others = [claim for claim in claims if claim not in here]
@@ -93,24 +93,24 @@ def judge_claims(claims: Sequence[Claim], context: Context) -> Iterator[Record]:
 
 
 def family_size(kind: str) -> int:
-    """Claims of this kind in the registry: the family of every claim of the kind."""
+    """Return the number of claims of this kind in the registry, the size of the family."""
     return sum(claim.kind == kind for claim in CLAIMS)
 
 
 def run_claim(claim: Claim, context: Context, error: float | None = None) -> Record:
-    """Predict, simulate, judge; then put the controls through the same check.
+    """Predict, simulate, judge; then apply the same check to the controls.
 
     A claim is supported only if the check refutes its negative control, and its near control in
-    every quantity; a conjecture is refuted only if the check supports its positive control.
-    Otherwise the check has not shown that it can tell, and the claim stays undecided.
+    every quantity. A conjecture is refuted only if the check supports its positive control.
+    Otherwise the check has not shown that it can distinguish, and the claim stays undecided.
 
     Args:
-        claim: what is claimed.
+        claim: the claim.
         context: seed, effort and device.
-        error: probability that any interval misses; None takes the claim's part of its family's.
+        error: probability that any interval misses; None uses the claim's part of its family's.
 
     Returns:
-        The claim's entry of the report, in which None stands for what is not finite.
+        The claim's entry of the report, in which None stands for non-finite numbers.
     """
     started = time.perf_counter()
     if error is None:
@@ -172,7 +172,7 @@ def run_claim(claim: Claim, context: Context, error: float | None = None) -> Rec
 
 @dataclass(frozen=True)
 class _Found:
-    """What a claim's own runs gave, and at which error."""
+    """Result of a claim's own runs, and their error."""
 
     measurement: Measurement
     prediction: Prediction
@@ -180,7 +180,7 @@ class _Found:
 
 
 def _why_untested(verdict: Verdict, controls: Mapping[str, Record]) -> str:
-    """Why the check cannot be trusted with its verdict; empty if it can."""
+    """Return why the check is not valid for its verdict; empty if it is."""
     for name, control in controls.items():
         needed = Verdict.REFUTED if name == "positive_control" else Verdict.SUPPORTED
         if verdict is needed and control["verdict"] != WANTED[name]:
@@ -193,7 +193,7 @@ def _why_untested(verdict: Verdict, controls: Mapping[str, Record]) -> str:
 def _every_run(
     claim: Claim, context: Context, samples: Array, prediction: Prediction, error: float
 ) -> Record:
-    """How many runs contradict a statement on every run, and the first of them, to repeat it."""
+    """Return the number of runs that contradict a statement on every run, and the first of them."""
     outside = ~((samples >= prediction.low) & (samples <= prediction.high)).all(axis=1)
     found: Record = {"counterexamples": int(outside.sum())}
     if not outside.any():
@@ -216,7 +216,7 @@ def _why_undecided(measurement: Measurement, claim: Claim) -> str:
 
 
 def _to_code(scenario: Scenario) -> str:
-    """Python that makes the scenario again: its ranks, and every field that is not the default."""
+    """Return Python code for the scenario: its ranks and all non-default fields."""
     usual = Scenario(scenario.ranks, fidelity=scenario.fidelity)
     values = {f.name: getattr(scenario, f.name) for f in fields(Scenario)}
     changed = [
@@ -228,7 +228,7 @@ def _to_code(scenario: Scenario) -> str:
 
 
 def finite_or_none(value: Any) -> Any:
-    """The same with None for every number that is not finite, which JSON has no word for."""
+    """Return the value with None for non-finite numbers, which JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: finite_or_none(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -276,7 +276,7 @@ def _pairs(measurement: Measurement) -> list[list[float]]:
 
 
 def claim_record(claim: Claim, context: Context) -> Record:
-    """The claim's entry of the report, from the context's store if an earlier run left it there."""
+    """Return the claim's entry of the report, from the context's store if it is there."""
     record = context.store.get_record(claim.id) if context.store else None
     if record is None:
         record = run_claim(claim, context)
@@ -288,13 +288,13 @@ def claim_record(claim: Claim, context: Context) -> Record:
 def claim_records(
     claims: Sequence[Claim], context: Context, processes: int = 1
 ) -> Iterator[Record]:
-    """Judge claims and yield their entries, each as soon as it is there.
+    """Judge claims and yield their entries as soon as they are available.
 
     Args:
-        claims: what is claimed.
-        context: seed, effort and device. Its store, if any, keeps every entry at once.
-        processes: claims judged at a time, each on one thread of a process of its own; 1 judges
-            them here, in order. The entries are the same.
+        claims: the claims.
+        context: seed, effort and device. Its store, if any, stores every entry at once.
+        processes: number of claims judged in parallel, each on one thread of its own process; 1
+            judges them here, in order. The entries are the same.
     """
     if processes == 1:
         yield from (claim_record(claim, context) for claim in claims)
@@ -314,11 +314,11 @@ def _record_apart(claim: Claim, context: Context, owner: int) -> Record:
 
 
 def assemble(records: Sequence[Record], context: Context) -> Record:
-    """Return the report on these claims: their entries, what holds over them together, and how.
+    """Return the report on these claims: entries, families and environment.
 
     Args:
-        records: entries as `run_claim` makes them; each gets its Holm-adjusted p-value, in which
-            claims of its family that were not run count as undecided.
+        records: entries from `run_claim`; each gets its Holm-adjusted p-value, in which claims of
+            its family that were not run count as undecided.
         context: seed, effort and device, and the fine-tuning runs.
 
     Returns:
@@ -346,12 +346,12 @@ def digits_runs(records: Sequence[Record]) -> int:
     ids = {claim.id for claim in digits.CLAIMS}
     real = [record for record in records if record["id"] in ids]
     most = max((max(r["runs"], r["negative_control"]["runs"]) for r in real), default=0)
-    # one claim on two of the labels may have gone on for longer
+    # a claim on two of the labels may have used more runs
     return min(most, digits.RUNS_EACH)
 
 
 def environment(context: Context) -> Record:
-    """What the results were made with."""
+    """Return the versions and settings behind the results."""
     return {
         **versions(),
         **{f"{name}_version": version(name) for name in LIBRARIES},
@@ -366,7 +366,7 @@ def environment(context: Context) -> Record:
 
 
 def holds(report: Record) -> bool:
-    """Whether every theorem of a report is supported."""
+    """Return True if every theorem of a report is supported."""
     return all(
         c["verdict"] == Verdict.SUPPORTED for c in report["claims"] if c["kind"] == "theorem"
     )

@@ -1,1 +1,1 @@
-"""Random cohorts: the law of the aggregation weights and its moments."""
+"""Random cohorts: the distribution of the aggregation weights and its moments."""

@@ -1,10 +1,7 @@
-"""Unequal whole weights: tables of sums of weights, filled client by client. Our derivation.
+"""Exact distributions of the sums of weights in a random cohort, by three routes.
 
-`P[j, a]` is the probability that, of j draws on the clients so far, those who carry the direction
-add up to a; `Q[j, a]` is the expectation of their sum of squared weights on the same event. One
-more client, drawn c times with weight v, moves both by c draws and `c v`. The cohort normaliser
-also needs the sum b of the others. Where it is fixed who carries the direction, they have a table
-of their own, and the two meet at j and m - j draws; where it is random, tables get a third axis.
+Equal weights reduce to numbers of draws; few distinct kinds of clients allow a sum over all
+cohorts; whole-number weights allow tables of sums, filled client by client. Our derivations.
 """
 
 from __future__ import annotations
@@ -18,28 +15,28 @@ from numpy.typing import NDArray
 from analysis.cohorts.law import Array, Clients, Sums, binomial_pmf, poisson_pmf
 from fedlora_sim.shares import share
 
-# Unequal weights, few kinds of clients: the sum over all cohorts, each kind counted together.
+# Unequal weights of few kinds: the sum over all cohorts, with equal clients counted together.
 #
-# Clients that cannot be told apart form a group, and a cohort is described by how many draws fall
-# in each group. Those numbers are independent counts conditioned on their total: binomials on a
-# total of m (without replacement) or of any size (Bernoulli), Poissons on a total of m (with
-# replacement). Our derivation.
+# Indistinguishable clients form a group, and a cohort is described by the number of draws in each
+# group. These numbers are independent counts conditioned on their total: binomials on a total of m
+# (without replacement) or of any size (Bernoulli), Poissons on a total of m (with replacement). Our
+# derivation.
 
 _COUNT_CAP = 1e15  # far above every limit, far below overflow
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Clients that cannot be told apart, and what a cohort may draw from them.
+    """Indistinguishable clients, and the possible draws of a cohort from them.
 
     Args:
         size: number of clients.
-        weight: of one draw of such a client, not normalised.
+        weight: weight of one draw of such a client, not normalised.
         starts: first row of each number of draws, shape (most draws + 2,); the last is the end.
         draws: number of draws, ascending, one per row.
-        carried: how many of the draws contribute.
-        probability: of the row, before the total is conditioned.
-        squares: expected sum of squared draw counts of those who contribute.
+        carried: number of draws that contribute.
+        probability: probability of the row, before conditioning on the total.
+        squares: expected sum of squared draw counts of the contributors.
     """
 
     size: int
@@ -52,10 +49,10 @@ class Group:
 
 
 def group_clients(clients: Clients) -> list[Group]:
-    """Group the clients by weight, drawing law and chance to carry the direction.
+    """Group the clients by weight, sampling law and probability of carrying the direction.
 
     Returns:
-        The groups, largest first: early groups with many values keep the recursion short.
+        The groups, largest first, so that early groups with many values keep the recursion short.
     """
     keys = np.stack([clients.relevant_weight, clients.carry, clients.law], axis=1)
     kinds, sizes = np.unique(keys, axis=0, return_counts=True)
@@ -66,7 +63,7 @@ def group_clients(clients: Clients) -> list[Group]:
 def _group(clients: Clients, size: int, weight: float, carry: float, law: float) -> Group:
     repeated = clients.sampling == "with_replacement"
     most = clients.size if repeated else size
-    # all pairs 0 <= carried <= draws, or, where nothing is random, the only possible one
+    # all pairs 0 <= carried <= draws or, without randomness, the only possible one
     draws, carried = np.nonzero(np.tri(most + 1, dtype=bool))
     if carry in (0.0, 1.0):
         draws = np.arange(most + 1)
@@ -84,9 +81,9 @@ def _group(clients: Clients, size: int, weight: float, carry: float, law: float)
 def _repeated(
     draws: NDArray[np.int64], carried: NDArray[np.int64], size: int, carry: float, mean: float
 ) -> tuple[Array, Array]:
-    """Probabilities and squares with replacement, summed over the number of carriers.
+    """Return probabilities and squares with replacement, summed over the number of carriers.
 
-    Draws that fall on n clients alike: `E[sum c^2 | d] = d + d (d - 1) / n`.
+    For draws that fall uniformly on n clients, `E[sum c^2 | d] = d + d (d - 1) / n`.
     """
     number = np.arange(size + 1)[:, None]
     mass = binomial_pmf(number, size, carry) * poisson_pmf(carried, mean * number)
@@ -98,30 +95,30 @@ def _repeated(
 
 
 def count_cohorts(clients: Clients, groups: list[Group]) -> float:
-    """Number of rows that `enumerate_sums` adds up.
+    """Return the number of rows that `enumerate_sums` adds up.
 
     Args:
-        clients: the clients as one direction sees them.
+        clients: the clients from the view of one direction.
         groups: their groups.
 
     Returns:
-        The number; exact below 1e15, a lower bound from there on.
+        The number; exact below 1e15, a lower bound above.
     """
     if clients.sampling == "bernoulli":
         return float(min(_COUNT_CAP, math.prod(group.draws.size for group in groups)))
     ways = np.ones(1)
     for group in groups:
-        # capping is safe: each coefficient is a sum of non-negative earlier ones
+        # capping is safe: each coefficient is a sum of earlier non-negative ones
         ways = np.convolve(ways, np.diff(group.starts))[: clients.size + 1]
         ways = np.minimum(ways, _COUNT_CAP)
     return float(ways[clients.size])
 
 
 def enumerate_sums(clients: Clients, groups: list[Group]) -> Sums:
-    """All cohorts of one direction.
+    """Return all cohorts of one direction.
 
     Args:
-        clients: the clients as one direction sees them.
+        clients: the clients from the view of one direction.
         groups: their groups, from `group_clients`.
 
     Returns:
@@ -151,7 +148,7 @@ def enumerate_sums(clients: Clients, groups: list[Group]) -> Sums:
 def _allowed(
     clients: Clients, total: NDArray[np.int64], group: Group, room: int, *, last: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Fewest and most draws from a group, given those before it and the room after it."""
+    """Return fewest and most draws from a group, given the earlier draws and the remaining room."""
     zero = np.zeros_like(total)
     if clients.sampling == "bernoulli":
         return zero, zero + group.size
@@ -161,30 +158,30 @@ def _allowed(
     return np.maximum(0, left - room), np.minimum(group.size, left)
 
 
-# Equal weights: a share is a number of draws, and only that number needs a law. Our derivation.
+# Equal weights: a share is determined by a number of draws. Our derivation.
 #
-# The number N of clients who carry the direction is fixed (SVD allocation) or a sum of
-# independent indicators (random allocation, the coefficients of `prod_k (1 - c_k + y c_k)`).
-# Uniform cohorts then draw from N carriers and K - N others.
+# The number N of carriers of the direction is fixed (SVD allocation) or a sum of independent
+# indicators (random allocation, the coefficients of `prod_k (1 - c_k + y c_k)`). Uniform cohorts
+# then draw from N carriers and K - N others.
 
-_NEGLIGIBLE_SHARE = 1e-60  # relative to the most probable: nothing that a double could notice
+_NEGLIGIBLE_SHARE = 1e-60  # relative to the most probable: negligible in double precision
 
 
 def is_equal(clients: Clients) -> bool:
-    """Whether this route applies: equal weights, and carriers that are fixed or drawn alike."""
+    """Return True if this route applies: equal weights, and carriers fixed or equally probable."""
     weight = clients.relevant_weight[clients.relevant_weight > 0]
     alike = clients.sure or bool(np.all(clients.law == clients.law[0]))
     return bool(np.all(weight == weight[0])) and alike
 
 
 def equal_sums(clients: Clients) -> Sums:
-    """The law of the numbers of draws, in units of the common weight.
+    """Return the distribution of the numbers of draws, in units of the common weight.
 
     Args:
-        clients: the clients as one direction sees them, of equal weights.
+        clients: the clients from the view of one direction, of equal weights.
 
     Returns:
-        Contributors' and others' draws; the squares are those of draw counts.
+        Draws of contributors and of others; the squares are those of draw counts.
     """
     if clients.sampling == "with_replacement":
         sums = _repeated_equal(clients)
@@ -199,7 +196,7 @@ def equal_sums(clients: Clients) -> Sums:
 
 
 def carriers(carry: Array) -> Array:
-    """Law of the number of clients that carry the direction, shape (K + 1,)."""
+    """Return the distribution of the number of carriers of the direction, shape (K + 1,)."""
     law = np.ones(1)
     for chance in carry:
         law = np.append(law * (1.0 - chance), 0.0) + np.append(0.0, law * chance)
@@ -207,20 +204,20 @@ def carriers(carry: Array) -> Array:
 
 
 def hypergeometric(total: int, marked: int, size: int) -> Array:
-    """Probabilities of 0..size marked ones among `size` drawn; whole-number arithmetic."""
+    """Return the probabilities of 0..size marked ones among `size` drawn, in integer arithmetic."""
     others = total - marked
     low, high = max(0, size - others), min(marked, size)
     ways, whole = math.comb(marked, low) * math.comb(others, size - low), math.comb(total, size)
     law = np.zeros(size + 1)
     for d in range(low, high + 1):
         law[d] = ways / whole
-        # exact, and far shorter than two binomial coefficients anew
+        # exact, and much shorter than two new binomial coefficients
         ways = ways * (marked - d) * (size - d) // ((d + 1) * (others - size + d + 1))
     return law
 
 
 def _fixed(clients: Clients) -> Sums:
-    """Cohorts of m different clients."""
+    """Return the outcomes for cohorts of m different clients."""
     if clients.sure:
         law = hypergeometric(clients.number, int(clients.carry.sum()), clients.size)
     else:
@@ -232,13 +229,13 @@ def _fixed(clients: Clients) -> Sums:
 
 
 def _leave_one_out(law: Array, left: int) -> Array:
-    """Law of the number of carriers after one of `left` clients, any one, has gone."""
+    """Return the distribution of the number of carriers after removing one of `left` clients."""
     number = np.arange(left)
     return np.asarray((law[:-1] * (left - number) + law[1:] * (number + 1)) / left)
 
 
 def _bernoulli(clients: Clients) -> Sums:
-    """Independent participation; the empty cohort carries nothing and needs no row."""
+    """Return the outcomes for independent participation; the empty cohort needs no row."""
     K, p = clients.number, clients.size / clients.number
     if clients.sure:
         marked = int(clients.carry.sum())
@@ -262,11 +259,11 @@ def _bernoulli(clients: Clients) -> Sums:
 
 
 def _repeated_equal(clients: Clients) -> Sums:
-    """Draws with replacement: a client drawn c times trains once and weighs c."""
+    """Return the outcomes with replacement: a client drawn c times trains once and has weight c."""
     size, draws = clients.size, np.arange(clients.size + 1, dtype=np.float64)
     if clients.sure:
         chance = np.array([share(clients.law, clients.carry > 0)])
-        # chance that two contributor draws are the same client
+        # probability that two contributor draws are the same client
         repeat = np.array([float(clients.law**2 @ clients.carry)]) / chance**2
         mass = np.ones(1)
     else:
@@ -279,36 +276,36 @@ def _repeated_equal(clients: Clients) -> Sums:
 
 
 def _trimmed(law: Array) -> tuple[np.ndarray, Array]:
-    """Numbers of non-negligible probability, and their probabilities."""
+    """Return the numbers with non-negligible probability, and their probabilities."""
     number = np.flatnonzero(law > _NEGLIGIBLE_SHARE * law.max())
     return number, law[number]
 
 
-# Unequal whole weights: tables of sums of weights, filled client by client. Our derivation.
+# Unequal whole-number weights: tables of sums of weights, filled client by client. Our derivation.
 #
-# `P[j, a]` is the probability that, of j draws on the clients so far, those who carry the
-# direction add up to a; `Q[j, a]` is the expectation of their sum of squared weights on the same
-# event. One more client, drawn c times with weight v, moves both by c draws and `c v`. The cohort
-# normaliser also needs the sum b of the others. Where it is fixed who carries the direction, they
-# have a table of their own, and the two meet at j and m - j draws; where it is random, tables get
+# `P[j, a]` is the probability that, of j draws on the first clients, the weights of the carriers
+# add up to a; `Q[j, a]` is the expectation of their sum of squared weights on the same event.
+# Adding a client that is drawn c times with weight v shifts both by c draws and `c v`. The cohort
+# normaliser also needs the sum b of the others. If the carriers are fixed, the others have their
+# own table, and the two are combined at j and m - j draws; if the carriers are random, tables have
 # a third axis.
 
-_WHOLE = 2.0**53  # from here on not every whole number is a double
+_WHOLE = 2.0**53  # above this, not every whole number is a double
 
-_NEGLIGIBLE = 1e-60  # a client drawn so often that no double could notice
+_NEGLIGIBLE = 1e-60  # negligible in double precision
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Tables that would give the law of one direction, and what they would cost.
+    """Tables that give the distribution for one direction, and their cost.
 
     Args:
-        weight: whole weights in units of their common divisor, shape (K,).
+        weight: whole-number weights in units of their common divisor, shape (K,).
         unit: that divisor.
-        kind: `single` (the sum of the others is not asked for, or the rest of a fixed total),
+        kind: `single` (the sum of the others is not needed, or is the rest of a fixed total),
             `split` (a table for each side) or `joint` (one with a third axis).
         cells: cells of the largest table.
-        work: cells touched in all.
+        work: total number of cell updates.
     """
 
     weight: NDArray[np.int64]
@@ -319,10 +316,10 @@ class Plan:
 
 
 def plan_tables(clients: Clients) -> Plan | None:
-    """The tables to fill for a direction, None where weights are not whole numbers.
+    """Return the tables to fill for a direction; None if weights are not whole numbers.
 
     Args:
-        clients: the clients as one direction sees them.
+        clients: the clients from the view of one direction.
 
     Returns:
         The plan, with its cost.
@@ -346,7 +343,7 @@ def plan_tables(clients: Clients) -> Plan | None:
     steps = clients.number * 2
     if clients.sampling == "with_replacement":
         counts = _draws_of(clients, 1, float(clients.law.max())).shape[1]
-        # c more draws reach the rows from c on only
+        # c more draws reach only the rows from c on
         steps = clients.number * (counts - counts * (counts - 1) // (2 * rows))
     if kind == "split":
         cells = max(rows * own, rows * other, own * other)
@@ -361,7 +358,7 @@ def tabulate_sums(clients: Clients, plan: Plan) -> Sums:
     """Fill the tables.
 
     Args:
-        clients: the clients as one direction sees them.
+        clients: the clients from the view of one direction.
         plan: from `plan_tables`.
 
     Returns:
@@ -371,7 +368,7 @@ def tabulate_sums(clients: Clients, plan: Plan) -> Sums:
         mass, squares = _meet(clients, plan)
     else:
         everyone = np.ones(clients.number, dtype=bool)
-        # all m draws are spent
+        # all m draws are used
         mass, squares = (table[-1] for table in _fill(clients, plan, everyone))
     where = np.nonzero(mass)
     own = where[0].astype(np.float64)
@@ -385,12 +382,12 @@ def tabulate_sums(clients: Clients, plan: Plan) -> Sums:
 
 
 def _rows(clients: Clients) -> int:
-    """Length of the axis of draws: 1 where their total is not conditioned."""
+    """Return the length of the axis of draws: 1 if their total is not conditioned on."""
     return 1 if clients.sampling in ("full", "bernoulli") else clients.size + 1
 
 
 def _most(clients: Clients, weight: NDArray[np.int64]) -> int:
-    """Largest sum of weights that a cohort can draw from these clients."""
+    """Return the largest sum of weights that a cohort can draw from these clients."""
     if not weight.size:
         return 0
     if clients.sampling == "with_replacement":
@@ -400,7 +397,7 @@ def _most(clients: Clients, weight: NDArray[np.int64]) -> int:
 
 
 def _meet(clients: Clients, plan: Plan) -> tuple[Array, Array]:
-    """Tables of carriers and others, joined where their draws add up to m: P and Q over (a, b)."""
+    """Return P and Q over (a, b): tables of carriers and others, joined at m draws in total."""
     carriers = clients.carry > 0
     mass, squares = _fill(clients, plan, carriers)
     others = _fill(clients, plan, ~carriers, own=False)[0]
@@ -413,7 +410,10 @@ def _meet(clients: Clients, plan: Plan) -> tuple[Array, Array]:
 def _fill(
     clients: Clients, plan: Plan, chosen: NDArray[np.bool_], *, own: bool = True
 ) -> tuple[Array, Array]:
-    """Tables P and Q of the chosen clients; `own` says whether what they carry counts, or all."""
+    """Return the tables P and Q of the chosen clients.
+
+    `own` selects the weights that they carry, instead of all.
+    """
     weight = plan.weight[chosen]
     carry = clients.carry[chosen] if own else np.ones(weight.size)
     size = 1 + _most(clients, weight[carry > 0])
@@ -427,9 +427,10 @@ def _fill(
 
 
 def _draws_of(clients: Clients, k: int, law: float) -> Array:
-    """Probability that the k-th client is drawn c times given j draws on the first k: [j, c].
+    """Return the probability of c draws of the k-th client given j draws on the first k, [j, c].
 
-    With replacement not given but jointly: counts are Poisson, and the total is conditioned last.
+    With replacement it is joint instead of conditional: counts are Poisson, and the total is
+    conditioned on at the end.
     """
     if clients.sampling == "full":
         return np.array([[0.0, 1.0]])
@@ -447,7 +448,7 @@ def _draws_of(clients: Clients, k: int, law: float) -> Array:
 def _add_client(
     mass: Array, squares: Array, draws: Array, v: int, carry: float
 ) -> tuple[Array, Array]:
-    """Tables after one more client of weight v, who carries the direction with a probability."""
+    """Return the tables after adding a client of weight v that carries with a given probability."""
     tables = np.stack([mass, squares])
     chances = draws.reshape(*draws.shape, *[1] * (mass.ndim - 1))
     new = tables * chances[:, 0]

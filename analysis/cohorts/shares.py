@@ -1,4 +1,4 @@
-"""The law of the weight share in one random cohort, by the cheapest exact route there is.
+"""The distribution of the weight share in one random cohort, by the cheapest exact route.
 
 With `S` the round's cohort, `C_h` the clients that carry a direction and c_k how often client k is
 drawn, the share is `W = sum_{k in S & C_h} w_k`. Normalisers:
@@ -8,8 +8,8 @@ drawn, the share is `W = sum_{k in S & C_h} w_k`. Normalisers:
     federation    w_k = p_k c_k / E[c_k]: unbiased, nothing is renormalised, and W may exceed 1
 
 Under `size_weighted` sampling each draw has weight 1 in the first two. Under `bernoulli` the first
-two draw an empty cohort again, as the simulator does; without renormalisation it is a round of
-W = 0. The laws are our derivation.
+two draw an empty cohort again, as the simulator does; without renormalisation it is a round with W
+= 0. The distributions are our derivation.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ from fedlora_sim.federation import Federation, draw_cohorts
 from fedlora_sim.randomness import stream
 from fedlora_sim.shares import normalized, share
 
-# Laws estimated from random cohorts, where no exact route is short enough
+# Monte Carlo: distributions estimated from random cohorts, if no exact route is short enough
 
-_CHUNK_CELLS = 2_000_000  # cohorts times clients held in memory at once
+_CHUNK_CELLS = 2_000_000  # cohorts times clients in memory at once
 
 
 def sample_laws(
     federation: Federation, levels: list[Clients], draws: int, seed: int
 ) -> list[ShareLaw]:
-    """Estimate the laws of several rank levels from one set of random cohorts.
+    """Return the distributions for several rank levels, estimated from one set of random cohorts.
 
     Args:
         federation: the clients and the cohort law.
-        levels: the clients as each level sees them.
+        levels: the clients from the view of each level.
         draws: number of cohorts, at least 2.
-        seed: non-negative; the same seed gives the same cohorts.
+        seed: non-negative; equal seeds give equal cohorts.
 
     Returns:
-        One law per level; the probability of an empty cohort is exact in each.
+        One distribution per level; the probability of an empty cohort is exact in each.
 
     Raises:
-        InputError: where no random cohort holds a contributor.
+        InputError: if no random cohort has a contributor.
     """
     rng = stream(seed, "weight_moments")
     parts: list[list[Array]] = [[] for _ in levels]
@@ -87,15 +87,15 @@ def sample_laws(
 def _counts(
     federation: Federation, level: Clients, rounds: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """How often each client is drawn, shape (rounds, K)."""
+    """Return how often each client is drawn, shape (rounds, K)."""
     if level.sampling == "bernoulli" and not level.redrawn:
         return rng.random((rounds, level.number)) < level.size / level.number
     return draw_cohorts(federation, rounds, rng)
 
 
 def _shares(level: Clients, counts: np.ndarray, rng: np.random.Generator) -> Array:
-    """Share and sum of squared weights of the cohorts with a contributor, shape (2, n)."""
-    # contributors and others apart, so that full coverage gives exactly own / (own + 0) = 1
+    """Return share and sum of squared weights of the cohorts with a contributor, shape (2, n)."""
+    # contributors and others separately, so that full coverage gives exactly own / (own + 0) = 1
     if level.sure:
         draws, carried = counts.astype(np.float64), level.weight * level.carry
         sides = draws @ np.stack([carried, level.weight - carried], axis=1)
@@ -111,18 +111,7 @@ def _shares(level: Clients, counts: np.ndarray, rng: np.random.Generator) -> Arr
     return np.stack([contributing[keep] / norm, squares[keep] / norm**2])
 
 
-# The law of the weight share in one random cohort, by the cheapest exact route there is.
-#
-# With `S` the round's cohort, `C_h` the clients that carry a direction and c_k how often client k
-# is drawn, the share is `W = sum_{k in S & C_h} w_k`. Normalisers:
-#
-# cohort w_k = n_k c_k / sum_S n_j c_j: every rule that averages over the cohort contributors w_k
-# = n_k c_k / sum_{S & C_h} n_j c_j (Wu et al., arXiv 2602.13486, Eq. 8) federation w_k = p_k c_k
-# / E[c_k]: unbiased, nothing is renormalised, and W may exceed 1
-#
-# Under `size_weighted` sampling each draw has weight 1 in the first two. Under `bernoulli` the
-# first two draw an empty cohort again, as the simulator does; without renormalisation it is a
-# round of W = 0. The laws are our derivation.
+# Exact distributions with a fallback to Monte Carlo
 
 ENUMERATION_LIMIT = 200_000
 """Most distinct cohorts per rank level that are summed one by one."""
@@ -136,18 +125,18 @@ WORK_LIMIT = 500_000_000
 MONTE_CARLO_DRAWS = 100_000
 """Cohorts drawn where no exact route is within its limit."""
 
-_CELLS_PER_COHORT = 20  # one enumerated cohort takes as long as so many cells of a table, measured
-_STACK_LEVEL = 3  # the caller of the public function
+_CELLS_PER_COHORT = 20  # one enumerated cohort costs as much as so many cells of a table (measured)
+_STACK_LEVEL = 3  # caller of the public function
 
 
 def share_laws(
     federation: Federation, normaliser: str = "cohort", allocation: str = "svd"
 ) -> list[ShareLaw]:
-    """Laws of the contributors' weight share in one random cohort.
+    """Return the distributions of the contributors' weight share in one random cohort.
 
-    Equal weights need the number of contributors' draws alone. Unequal ones take the sum over all
-    cohorts or, for whole sample counts, the table of sums of weights, whichever is shorter and
-    within its limit; else `MONTE_CARLO_DRAWS` random cohorts of a fixed seed.
+    Equal weights require only the number of contributors' draws. Unequal ones use the sum over all
+    cohorts or, for whole sample counts, the table of sums of weights, whichever is cheaper and
+    within its limit; otherwise `MONTE_CARLO_DRAWS` random cohorts with a fixed seed.
 
     Args:
         federation: the clients and the cohort law.
@@ -156,17 +145,18 @@ def share_laws(
             with probability `r_k / r_max`, independently per client and round).
 
     Returns:
-        One law per rank level (`svd`), or one that holds for every direction (`random`).
+        One distribution per rank level (`svd`), or one for all directions (`random`).
 
     Raises:
-        InputError: on an unknown normaliser or allocation; on `importance`, where who carries a
-            direction depends on the state; where no random cohort holds a contributor.
+        InputError: for an unknown normaliser or allocation; for `importance`, where carried
+            directions depend on the state; if no random cohort has a contributor.
 
     Warns:
-        MonteCarloWarning: where laws are estimated; it states the largest relative standard error.
+        MonteCarloWarning: if distributions are estimated; states the largest relative standard
+            error.
 
     Reference:
-        Weights: Wu et al., arXiv 2602.13486, Sec. 3 and Eq. 8. Laws: our derivation.
+        Weights: Wu et al., arXiv 2602.13486, Sec. 3 and Eq. 8. Distributions: our derivation.
     """
     return list(announced(federation, normaliser, allocation, _STACK_LEVEL))
 
@@ -177,13 +167,13 @@ def expect(
     function: Callable[[Array], Array],
     allocation: str = "svd",
 ) -> Array:
-    """Mean of a function of the share W.
+    """Return the mean of a function of the share W.
 
     Args:
         federation: the clients and the cohort law.
         normaliser: `cohort`, `contributors` or `federation`.
-        function: maps shares of shape (n,) to values of shape (n,); finite at 0 where a cohort can
-            be without a contributor.
+        function: maps shares of shape (n,) to values of shape (n,); finite at 0 if a cohort can
+            have no contributor.
         allocation: `svd` or `random`.
 
     Returns:
@@ -203,7 +193,7 @@ def expect(
 
 
 def per_direction(federation: Federation, by_law: Array) -> Array:
-    """Values per law, shape (..., levels) or (..., 1), repeated to shape (..., r_max)."""
+    """Return values per law, shape (..., levels) or (..., 1), repeated to shape (..., r_max)."""
     if by_law.shape[-1] == 1:
         return np.repeat(by_law, federation.r_max, axis=-1)
     return np.repeat(by_law, np.diff((0, *federation.levels)), axis=-1)
@@ -212,7 +202,7 @@ def per_direction(federation: Federation, by_law: Array) -> Array:
 def announced(
     federation: Federation, normaliser: str, allocation: str, stack_level: int
 ) -> tuple[ShareLaw, ...]:
-    """The laws, after a warning at the caller's line if some are estimated."""
+    """Return the distributions, and warn at the caller's line if some are estimated."""
     limits = Limits(ENUMERATION_LIMIT, CELL_LIMIT, WORK_LIMIT, MONTE_CARLO_DRAWS)
     laws = _laws(federation, normaliser, allocation, limits)
     if any(law.draws is not None for law in laws):
@@ -227,7 +217,7 @@ def announced(
 
 
 class Limits(NamedTuple):
-    """How far exact routes may go, and how many cohorts are drawn beyond."""
+    """Limits of the exact routes, and the number of random cohorts beyond them."""
 
     cohorts: int
     cells: int
@@ -235,7 +225,7 @@ class Limits(NamedTuple):
     draws: int
 
 
-@lru_cache(maxsize=4)  # a law may hold millions of outcomes
+@lru_cache(maxsize=4)  # a distribution may have millions of outcomes
 def _laws(
     federation: Federation, normaliser: str, allocation: str, limits: Limits
 ) -> tuple[ShareLaw, ...]:
@@ -250,7 +240,7 @@ def _laws(
 
 
 def _exact(clients: Clients, limits: Limits) -> ShareLaw | None:
-    """The law by the cheapest exact route, None where each exceeds its limit."""
+    """Return the distribution by the cheapest exact route; None if each exceeds its limit."""
     if is_equal(clients):
         return equal_sums(clients).law(clients)
     groups, plan = group_clients(clients), plan_tables(clients)
@@ -264,15 +254,16 @@ def _exact(clients: Clients, limits: Limits) -> ShareLaw | None:
 
 
 def _relative_error(law: ShareLaw) -> float:
-    """Largest relative standard error among the moments of a law."""
+    """Return the largest relative standard error among the moments of a distribution."""
     values = [law.share, law.share**2, law.share**4, law.squares]
     return max(law.standard_error(v) / law.expect(v) for v in values)
 
 
 # Moments of the aggregation weights over random cohorts, per direction.
 #
-# All that the energy recursion of Wu et al., arXiv 2602.13486, App. B needs of a cohort, and the
-# logarithms that say what a typical run does. See `analysis.cohorts.shares` for the weights.
+# These are all that the energy recursion of Wu et al., arXiv 2602.13486, App. B requires of a
+# cohort, and the logarithms that describe a typical run. See `analysis.cohorts.shares` for the
+# weights.
 
 
 @dataclass(frozen=True)
@@ -287,8 +278,8 @@ class WeightMoments:
         log_mean: `E[log W | W > 0]`.
         log_variance: `Var[log W | W > 0]`.
         inverse: `E[1 / W | W > 0]`.
-        empty: probability that a cohort holds no contributor; always exact.
-        standard_error: standard errors of all of them, or None when all are exact.
+        empty: probability that a cohort has no contributor; always exact.
+        standard_error: standard errors of all of them, or None if all are exact.
     """
 
     mean: Array
@@ -305,7 +296,7 @@ class WeightMoments:
 def weight_moments(
     normaliser: str, federation: Federation, allocation: str = "svd"
 ) -> WeightMoments:
-    """Moments of the weights under the federation's cohort law.
+    """Return the moments of the weights under the federation's cohort law.
 
     Args:
         normaliser: `cohort`, `contributors` or `federation`, see `analysis.cohorts.shares`.
@@ -328,7 +319,7 @@ def weight_moments(
     return _moments(laws, federation, normaliser, allocation)
 
 
-@lru_cache(maxsize=4)  # as many as there are laws kept; laws are compared by identity
+@lru_cache(maxsize=4)  # as many as cached distributions, which are compared by identity
 def _moments(
     laws: tuple[ShareLaw, ...], federation: Federation, normaliser: str, allocation: str
 ) -> WeightMoments:
@@ -345,19 +336,19 @@ def _moments(
 def empty_probability(
     federation: Federation, allocation: str = "svd", normaliser: str = "cohort"
 ) -> Array:
-    """Probability per round that no client of the cohort carries a direction.
+    """Return the probability per round that no client of the cohort carries a direction.
 
     Args:
         federation: the clients and the cohort law.
         allocation: `svd` or `random`.
-        normaliser: matters under `bernoulli` only: without renormalisation (`federation`) a cohort
-            without anybody counts, else it is drawn again.
+        normaliser: matters under `bernoulli` only: without renormalisation (`federation`) an empty
+            cohort counts, otherwise it is drawn again.
 
     Returns:
         Probabilities, shape (r_max,); always exact.
 
     Raises:
-        InputError: on an unknown allocation or normaliser; on `importance`.
+        InputError: for an unknown allocation or normaliser, and for `importance`.
 
     Reference:
         Our derivation.
@@ -365,14 +356,14 @@ def empty_probability(
     return _empty(federation, allocation, normaliser).copy()
 
 
-@lru_cache(maxsize=16)  # every rule asks
+@lru_cache(maxsize=16)  # used by every rule
 def _empty(federation: Federation, allocation: str, normaliser: str) -> Array:
     levels = views(federation, normaliser, allocation)
     return per_direction(federation, np.array([empty_cohort(level) for level in levels]))
 
 
 def _law_moments(law: ShareLaw, clients: Clients) -> Array:
-    """Moments in the order of `WeightMoments` and their standard errors, shape (2, 8)."""
+    """Return moments in the order of `WeightMoments` and their standard errors, shape (2, 8)."""
     given = law.given_contributor()
     logs = np.log(given.share)
     log_mean = given.expect(logs)
@@ -388,7 +379,10 @@ def _law_moments(law: ShareLaw, clients: Clients) -> Array:
 
 
 def _unbiased(clients: Clients) -> tuple[float, float, float]:
-    """`E[W]`, `E[W^2]`, `E[sum w^2]` of `w_k = p_k c_k / E[c_k]`, which need no law of W."""
+    """Return `E[W]`, `E[W^2]`, `E[sum w^2]` of `w_k = p_k c_k / E[c_k]`.
+
+    Without the distribution of W.
+    """
     K, m = clients.number, clients.size
     p = normalized(clients.weight * clients.law)
     mean = share(p, clients.carry)

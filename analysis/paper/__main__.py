@@ -24,7 +24,7 @@ FOLDER = ROOT / "results" / "paper"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make what is asked for, or all, and say what was done."""
+    """Make the requested numbers, or all, and report progress."""
     parser = argparse.ArgumentParser(prog="python -m analysis.paper", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RECIPES))
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write")
@@ -62,7 +62,7 @@ def _make_all(names: Sequence[str], out: Path, *, force: bool) -> None:
 
 
 def _partial(recipe: Recipe, out: Path, context: Context) -> RunStore:
-    """Where runs that take long are kept one by one: stopped work goes on from there."""
+    """Return the store of long runs, from which a stopped command continues."""
     inputs = {"seed": context.seed, "settings": dict(recipe.settings), "code": code_fingerprint()}
     return RunStore(out / ".partial", {"recipe": recipe.name, **inputs})
 

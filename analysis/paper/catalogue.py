@@ -1,4 +1,4 @@
-"""All recipes, in the order of the paper's figures, and the datasets that a verification makes."""
+"""All recipes, in the order of the paper's figures, including those that a verification makes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from analysis.claims.settling import SETTLING
 from analysis.paper import energies, participation, phase, scaling, training
 from analysis.paper.recipe import Recipe, described
 
-# Figures that a verification has too: the same datasets, with the paper's seeds
+# Figures that a verification also makes: the same datasets, with the paper's seeds
 
 ENERGY = "squared amplitude of the update"
 FACTOR = "factor per round"

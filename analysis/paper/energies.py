@@ -20,7 +20,7 @@ from analysis.paper.recipe import Recipe, described, stacked
 from analysis.stats.intervals import Measurement, mean_interval, root_of_mean
 from fedlora_sim import Scenario, parse_ranks, simulate
 
-# Datasets that figures are drawn from: runs beside their predictions
+# Runs and predictions
 
 ENERGY_RULES = ("fedavg", "zero_pad", "raflora")
 ENERGIES = Scenario(
@@ -30,7 +30,7 @@ ENERGY_RUNS = 3
 
 
 def gather_energies(context: Context) -> xr.Dataset:
-    """Energies over rounds under three rules with a closed form, at matrix fidelity, beside it.
+    """Return the energies over rounds under three rules, at matrix fidelity and by closed form.
 
     Returns:
         Dimensions (rule, seed, round, direction); `predicted_energy` (rule, round, direction).
@@ -46,7 +46,7 @@ def gather_energies(context: Context) -> xr.Dataset:
     return xr.concat(runs, dim="rule", combine_attrs="drop_conflicts")
 
 
-# Energy above the lowest rank over rounds for every rule, beside the bound of the theory
+# Energy above the lowest rank over rounds for each rule, with the bound of the theory
 
 RATIO_RULES = ("zero_pad", "hetlora", "ffa", "fedavg", "fedex", "rbla", "flora", "raflora")
 RATIO_SCENARIO = Scenario(
@@ -58,7 +58,7 @@ RATIO_RUNS = range(3)
 def gather_energy_ratio(
     context: Context, scenario: Scenario = RATIO_SCENARIO, runs: range = RATIO_RUNS
 ) -> xr.Dataset:
-    """`1 - rho` of every rule, predicted and measured (mean of the runs), and the bound.
+    """Return `1 - rho` of each rule, predicted and measured (mean of the runs), and the bound.
 
     Returns:
         `predicted`, `measured` (rule, round), `bound` (round).
@@ -91,7 +91,7 @@ def _ratio_of(rule: str, scenario: Scenario, runs: range, context: Context) -> x
 
 
 def _above(energy: np.ndarray, level: int) -> np.ndarray:
-    """Share of the energy above a rank, summed as such: 1 less the rest would lose its digits."""
+    """Return share of the energy above a rank as a sum; one minus the rest would lose digits."""
     return np.asarray(energy[..., level:].sum(-1) / energy.sum(-1))
 
 
@@ -110,7 +110,7 @@ ENERGY_RATIO = Recipe(
 )
 
 
-# Energies of all directions over rounds: real factors, FedAvg beside raFLoRA
+# Energies of all directions over rounds: real factors, FedAvg and raFLoRA
 
 SPECTRUM_RULES = ("fedavg", "raflora")
 SPECTRUM_SCENARIO = Scenario(
@@ -122,9 +122,9 @@ SPECTRUM_RUNS = range(3)
 def gather_spectrum(
     context: Context, scenario: Scenario = SPECTRUM_SCENARIO, runs: range = SPECTRUM_RUNS
 ) -> xr.Dataset:
-    """Energies measured (mean of the runs) and predicted, (rule, round, direction).
+    """Return the energies measured (mean of the runs) and predicted, (rule, round, direction).
 
-    The prediction is made first, and takes nothing from the runs.
+    The prediction is made first and does not use the runs.
     """
     parts = {}
     for rule in SPECTRUM_RULES:
@@ -172,17 +172,17 @@ ALL = Scenario(
 )
 COHORTS = Scenario(ranks=ALL.ranks, cohort_size=8, rounds=3, empty_partition="carry")
 MATRIX_RUNS, COHORT_RUNS = range(8), range(20_000)
-CONFIDENCE = 0.95  # of each interval for itself
+CONFIDENCE = 0.95  # of each single interval
 
 
 def gather_staircase(
     context: Context, runs: range = COHORT_RUNS, matrix_runs: range = MATRIX_RUNS
 ) -> xr.Dataset:
-    """Factors of the mean energy per round over that of the shared partition.
+    """Return the factors of the mean energy per round relative to the shared partition.
 
     Returns:
-        `predicted`, `measured`, `low`, `high` (setting, rule, partition); settings are `all`, real
-        factors of clients who all take part, and `cohorts`, amplitudes under sampled cohorts.
+        `predicted`, `measured`, `low`, `high` (setting, rule, partition). Settings: `all` has real
+        factors and full participation, `cohorts` has amplitudes and sampled cohorts.
     """
     parts = {
         "all": stacked(
@@ -220,7 +220,7 @@ def _cohorts(rule: str, runs: range, context: Context) -> xr.Dataset:
 
 
 def _dataset(predicted: np.ndarray, estimator: object, samples: np.ndarray) -> xr.Dataset:
-    """The shared partition is the unit: it has no measurement."""
+    """Return the dataset; the shared partition is the unit and has no measurement."""
     m: Measurement = estimator(samples, (1 - CONFIDENCE) * samples.shape[1])  # type: ignore[operator]
     unit = np.ones(1)
     values = {

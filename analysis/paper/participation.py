@@ -26,23 +26,23 @@ from analysis.stats.intervals import (
 )
 from fedlora_sim import Scenario
 
-# How participation splits the mean from the typical run: factors measured and predicted
+# Participation: factors of the mean and of the typical run, measured and predicted
 
 Array = NDArray[np.float64]
 
 COHORT_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 20)
 FACTORS = ("mean energy", "typical surviving run", "survival")
 RUNS, ROUNDS = 4_000, 4
-ERROR = 0.05  # of each interval of the figure
+ERROR = 0.05  # of each interval in the figure
 TOP = -1  # the highest partition
 
 
 def gather_participation(context: Context) -> xr.Dataset:
-    """Factors per round of the highest partition over the cohort's size, under FedAvg.
+    """Return the factors per round of the highest partition over the cohort size, under FedAvg.
 
     Returns:
         `predicted` (factor, every_size), `measured`, `low` and `high` (factor, cohort_size), each
-        interval at 95% on its own, and `log_energy` (run): natural logarithm of final over initial
+        single interval at 95%, and `log_energy` (run): natural logarithm of final over initial
         energy after `random_walk_rounds` rounds with `random_walk_cohort` clients, NaN where it is
         lost.
     """
@@ -75,7 +75,7 @@ def _predict(size: int) -> Array:
 
 
 def _measure(size: int, context: Context) -> tuple[Measurement, ...]:
-    """The three factors from runs of a few rounds, where the mean over runs still converges."""
+    """Return three factors from runs of a few rounds, where the mean over runs still converges."""
     scenario = Scenario(ranks=RANKS, cohort_size=size, rounds=ROUNDS)
     walk = log_energy(scenario, "fedavg", range(RUNS), context)[:, TOP:]
     alive = (~np.isnan(walk)).astype(np.float64)
@@ -85,19 +85,19 @@ def _measure(size: int, context: Context) -> tuple[Measurement, ...]:
     return rate(energy, ERROR), typical(walk / ROUNDS, ERROR), rate(alive, ERROR)
 
 
-# Random allocation against SVD allocation: what each keeps of every partition's energy
+# Random and SVD allocation: the energy that each keeps in each partition
 
 ALLOCATION_ROUNDS = 8
 ALLOCATIONS = ("svd", "random")
 ALLOCATION_RUNS = range(4_000)
-CONFIDENCE = 0.95  # of each interval for itself
+CONFIDENCE = 0.95  # of each single interval
 ALLOCATION_SCENARIO = SVD.replace(rounds=ALLOCATION_ROUNDS)
 WHOLE = 0
 """Number of the part that is the whole update."""
 
 
 def gather_allocation(context: Context, runs: range = ALLOCATION_RUNS) -> xr.Dataset:
-    """Mean energy left under FedAvg, over that at the start, of every partition and of the whole.
+    """Return the remaining share of mean energy under FedAvg, of each partition and of the whole.
 
     Returns:
         `predicted`, `measured`, `low`, `high` (allocation, part, round); part 0 is the whole
@@ -133,7 +133,7 @@ def _allocation_of(allocation: str, runs: range, context: Context) -> xr.Dataset
 
 
 def _left(energy: np.ndarray) -> np.ndarray:
-    """Energies (..., round, direction) to what is left of the whole and of each partition."""
+    """Return remaining shares of the whole and of each partition from (..., round, direction)."""
     parts = [energy.sum(-1)]
     parts += [energy[..., part].sum(-1) for part in ALLOCATION_SCENARIO.federation.partitions]
     stack = np.stack(parts, axis=-1)
@@ -157,7 +157,7 @@ ALLOCATION = Recipe(
 )
 
 
-# Sensitivity to the rank configuration: few or many clients of the highest rank
+# Rank configurations: few or many clients of the highest rank
 
 RANKS_RULES = ("fedavg", "raflora")
 CLIENTS, LOW, HIGH, RANKS_ROUNDS = 20, 4, 32, 5
@@ -168,7 +168,7 @@ CONFIGURATIONS = ("few high", "mixed", "many high")
 
 
 def scenario(size: int) -> Scenario:
-    """A federation of two ranks, so many clients of the higher one."""
+    """Return a federation of two ranks with so many clients of the higher one."""
     return Scenario(
         ranks=(LOW,) * (CLIENTS - size) + (HIGH,) * size,
         rounds=RANKS_ROUNDS,
@@ -180,7 +180,7 @@ def scenario(size: int) -> Scenario:
 def gather_ranks(
     context: Context, sizes: tuple[int, ...] = HIGH_CLIENTS, runs: range = RANKS_RUNS
 ) -> xr.Dataset:
-    """Energy above the lowest rank, over all, by configuration: simulated and of the real run.
+    """Return share of energy above the lowest rank by configuration, simulated and of real runs.
 
     Returns:
         `predicted` (rule, size), ratio of mean energies after the last round; `measured`, `low`,
@@ -194,7 +194,7 @@ def gather_ranks(
         "high_rank": HIGH,
         "confidence": CONFIDENCE,
     }
-    attrs.pop("ranks")  # they are what varies
+    attrs.pop("ranks")  # they vary
     found = xr.merge([stacked(rules, "rule"), _real()])
     return found.assign_attrs(attrs, **_study_attrs())
 
@@ -251,7 +251,7 @@ def _study_attrs() -> dict[str, Any]:
 
 
 def _real() -> xr.Dataset:
-    """Energy above the lowest rank at the end of the recorded study's runs."""
+    """Return the energy above the lowest rank at the end of the recorded study's runs."""
     report = _study()
     splits = list(report["study"]["heterogeneity"])
     rows = {(r["rule"], r["configuration"], r["heterogeneity"]): r for r in report["rows"]}

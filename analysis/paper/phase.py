@@ -22,10 +22,10 @@ from analysis.paper.recipe import Recipe, described, stacked
 from analysis.stats.series import stationary_mean
 from fedlora_sim import Scenario, simulate
 
-# The phase diagram of training against dilution, for its figure: predicted and measured floors.
+# The phase diagram of training and dilution: predicted and measured floors.
 #
-# Clients of the ranks 1, 2, ..., n give every direction a coverage of its own, from 1 to 1/n: one
-# run or one closed form answers for all of them.
+# Clients of the ranks 1, 2, ..., n give each direction its own coverage, from 1 to 1/n, so that one
+# run or one closed form covers all of them.
 
 Array = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ RULES = ("fedavg", "zero_pad")
 TIMES = np.linspace(0.0, 1.6, 81)
 FINE = tuple(range(1, 51))
 MEASURED_TIMES = np.linspace(0.1, 1.5, 8)
-# Below this share of the target a measured amplitude counts as collapsed.
+# Measured amplitudes below this share of the target count as collapsed.
 COLLAPSED = 0.01
 PHASE = Scenario(
     ranks=tuple(range(1, 11)),
@@ -48,14 +48,14 @@ PHASE = Scenario(
 
 
 def gather_phase(context: Context) -> xr.Dataset:
-    """Floors of a direction over its coverage and the local time, in units of the target.
+    """Return floors of a direction over its coverage and the local time, in units of the target.
 
-    Predicted ones on a grid, measured ones (amplitude after 40 rounds of plain steps at matrix
-    fidelity, one run for every time) at some of its points, and the threshold between the phases.
+    Predicted floors on a grid, measured ones (amplitude after 40 rounds of plain steps at matrix
+    fidelity, one run per time) at some of its points, and the threshold between the phases.
 
     Returns:
         `floor` (rule, coverage, local_time), `threshold` (rule, coverage), `measured` (rule,
-        measured_coverage, measured_time); coverages fall.
+        measured_coverage, measured_time); coverages in decreasing order.
     """
     return xr.Dataset(
         {
@@ -102,19 +102,19 @@ def _measured_phase(rule: str, context: Context) -> Array:
     return np.stack(amplitudes, axis=-1) / PHASE.target_amplitude
 
 
-# Floors over heterogeneity: the energy at which drift holds every partition
+# Floors over heterogeneity: the energy at which drift holds each partition
 
 FLOOR_RULES = ("fedavg", "raflora")
 FINE_SPREADS = np.linspace(0.0, 0.7, 71)
 SPREADS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 FLOOR_RUNS = range(1_000)
-CONFIDENCE = 0.95  # of each interval for itself
+CONFIDENCE = 0.95  # of each single interval
 
 
 def gather_floors(
     context: Context, spreads: tuple[float, ...] = SPREADS, runs: range = FLOOR_RUNS
 ) -> xr.Dataset:
-    """Stationary energies over the spread of the clients' gains.
+    """Return the stationary energies over the spread of the clients' gains.
 
     Returns:
         `predicted` (rule, gain_std, partition); `measured`, `low`, `high` (rule, measured_std,
@@ -126,7 +126,7 @@ def gather_floors(
     )
     level = ("partition", np.array(NON_IID.federation.levels))
     attrs = described(NON_IID) | {"burn_in": BURN_IN, "confidence": CONFIDENCE}
-    attrs.pop("gain_std")  # it is what varies
+    attrs.pop("gain_std")  # it varies
     return xr.merge([predicted, measured]).assign_coords(level=level).assign_attrs(attrs)
 
 

@@ -1,4 +1,4 @@
-"""How the numbers of one figure are made, and what they depend on."""
+"""Recipes: how the numbers of one figure are made, and what they depend on."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Recipe:
     """One figure's numbers.
 
     Args:
-        name: of the file, and of the figure.
-        about: what they are, in one sentence.
-        make: from a context to a dataset of numbers; its attributes are what a caption tells of
-            the setting.
-        settings: all that they depend on besides the seed and the code.
-        units: of every variable and coordinate, "1" where it has none.
-        runs: numbers of the runs; run i has seed `base * 1_000_000 + i`. None where all come from
-            recorded results.
-        base_seed: of these runs.
-        sources: recorded files that they are taken from, relative to the project's root.
-        claims: those whose verification makes the numbers too; all if empty, none if None.
+        name: name of the file and of the figure.
+        about: description in one sentence.
+        make: maps a context to a dataset of numbers; its attributes describe the setting for the
+            caption.
+        settings: everything on which they depend, besides the seed and the code.
+        units: unit of each variable and coordinate, "1" if it has none.
+        runs: numbers of the runs; run i has seed `base * 1_000_000 + i`. None if all numbers come
+            from recorded results.
+        base_seed: base seed of these runs.
+        sources: recorded files that are used, relative to the project's root.
+        claims: claims whose verification also makes the numbers; all if empty, none if None.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Recipe:
     claims: tuple[Claim, ...] | None = None
 
     def illustrates(self, claims: Collection[Claim]) -> bool:
-        """Return whether a verification of these claims makes the numbers."""
+        """Return True if a verification of these claims makes the numbers."""
         return self.claims is not None and (
             not self.claims or any(claim in claims for claim in self.claims)
         )
 
     def dataset(self, context: Context) -> xr.Dataset:
-        """The numbers, with the seeds of the runs among their attributes.
+        """Return the numbers, with the seeds of the runs as attributes.
 
         Raises:
             InputError: if a variable or a coordinate has no unit.
@@ -71,7 +71,7 @@ class Recipe:
 
 
 def described(scenario: Scenario) -> dict[str, Any]:
-    """Ranks as text, and all fields that are not the usual ones."""
+    """Return the ranks as text, and all fields that are not at their default."""
     usual = Scenario(ranks=scenario.ranks, fidelity=scenario.fidelity)
     told = {
         field.name: getattr(scenario, field.name)
@@ -84,11 +84,14 @@ def described(scenario: Scenario) -> dict[str, Any]:
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
-    """Client ranks as `parse_ranks` reads them: `4x8,8x6` are 8 clients of rank 4, 6 of rank 8."""
+    """Return client ranks as `parse_ranks` reads them: `4x8,8x6` is 8 clients of rank 4.
+
+    6 of rank 8.
+    """
     return ",".join(f"{rank}x{list(ranks).count(rank)}" for rank in dict.fromkeys(ranks))
 
 
 def stacked(parts: Mapping[str, xr.Dataset], dim: str) -> xr.Dataset:
-    """Datasets of the same form along a new dimension, one label each."""
+    """Return datasets of the same form along a new labelled dimension."""
     joined = xr.concat(list(parts.values()), dim, combine_attrs="drop", join="override")
     return joined.assign_coords({dim: np.array(list(parts))})

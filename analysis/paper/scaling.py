@@ -1,4 +1,4 @@
-"""Speed and scaling, from the recorded benchmarks."""
+"""Numbers of the figure on speed and scaling, from the recorded benchmarks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SOURCES = tuple(f"{FOLDER}/{name}.json" for name in ("aggregation", "training", 
 METHODS = ("aggregate", "products", "qr", "dense", "peft")
 LANES = ("stacked", "loop")
 OURS = "fedlora-sim"
-MODEL = 64  # width of the model whose local steps and rounds are shown
+MODEL = 64  # width of the model in the plots of local steps and rounds
 KINDS = ("median", "min", "max")
 Row = dict[str, Any]
 
 
 def gather(context: Context) -> xr.Dataset:
-    """Times of one aggregation, of a local step of all clients, and of a round in other frameworks.
+    """Return the times of an aggregation, of local steps, and of a round in other frameworks.
 
     Returns:
         `aggregation` (method, width, kind), CPU seconds of one float32 layer; `step` (lane,

@@ -1,7 +1,7 @@
-"""Numbers of figures on disk: a CSV in long form, and beside it a JSON file that says what it is.
+"""Files of the figures' numbers: a CSV in long form, and a JSON file that describes it.
 
-Every row is one number: the quantity, its coordinates (empty where it has none), its value. The
-two files together give back the dataset, up to the digits written.
+Each row is one number: the quantity, its coordinates (empty where it has none), its value. The two
+files together reproduce the dataset, up to the written digits.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def make(recipe: Recipe, folder: Path, context: Context, *, force: bool = False)
     """Make the numbers of a recipe and write both files.
 
     Args:
-        recipe: whose numbers.
-        folder: of the files.
-        context: seeds, and where finished runs are kept.
-        force: whether files that were changed since they were written may be replaced.
+        recipe: the recipe.
+        folder: folder of the files.
+        context: seeds, and the store of finished runs.
+        force: whether files that were edited since may be replaced.
 
     Returns:
         The CSV file.
 
     Raises:
-        InputError: before anything is made, if the files are there and may not be replaced.
+        InputError: before anything is computed, if the files exist and may not be replaced.
     """
     results = ResultFolder(folder, COMMAND, force=force)
     results.check((f"{recipe.name}.csv", f"{recipe.name}.json"), drop_older=False)
@@ -61,7 +61,7 @@ def make(recipe: Recipe, folder: Path, context: Context, *, force: bool = False)
 
 
 def is_current(recipe: Recipe, folder: Path, context: Context) -> bool:
-    """Whether the files are there and whole, made by the same code from the same inputs."""
+    """Return True if the files exist, are intact, and come from the same code and inputs."""
     try:
         record = read_record(folder, recipe.name)
         text = (folder / f"{recipe.name}.csv").read_bytes()
@@ -73,15 +73,15 @@ def is_current(recipe: Recipe, folder: Path, context: Context) -> bool:
 
 
 def read_record(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON file beside a figure's numbers."""
+    """Return the JSON file of a figure's numbers."""
     return dict(json.loads(_sidecar(folder, name).read_text(encoding="utf-8")))
 
 
 def read(folder: Path, name: str) -> xr.Dataset:
-    """The dataset of a figure, from its two files.
+    """Return the dataset of a figure, from its two files.
 
     Raises:
-        InputError: if the CSV file is not the one that the JSON file speaks of.
+        InputError: if the CSV file does not match the JSON file.
     """
     record = read_record(folder, name)
     text = (folder / f"{name}.csv").read_bytes()
@@ -91,7 +91,7 @@ def read(folder: Path, name: str) -> xr.Dataset:
 
 
 def to_csv(dataset: xr.Dataset) -> str:
-    """Long form: `quantity`, every dimension, `value`; empty for what is not a number."""
+    """Return the long form: `quantity`, all dimensions, `value`; empty for NaN."""
     dims = [str(dim) for dim in dataset.dims]
     places = {dim: [_text(value) for value in dataset[dim].values] for dim in dims}
     lines = io.StringIO()
@@ -107,7 +107,7 @@ def to_csv(dataset: xr.Dataset) -> str:
 
 
 def from_csv(text: str, record: Mapping[str, Any]) -> xr.Dataset:
-    """What `to_csv` wrote, in the form that the record tells."""
+    """Return the dataset that `to_csv` wrote, with the form of the record."""
     rows, forms = list(csv.DictReader(io.StringIO(text))), record["variables"]
     words = {
         dim: list(dict.fromkeys(row[dim] for row in rows if row[dim]))
@@ -134,14 +134,14 @@ def from_csv(text: str, record: Mapping[str, Any]) -> xr.Dataset:
 
 
 def code_fingerprint() -> str:
-    """Hash of all code that numbers are made by."""
+    """Return the hash of all code that makes the numbers."""
     rooms = (fedlora_sim, analysis)
     parts = [source_fingerprint(Path(str(room.__file__)).parent) for room in rooms]
     return digest("".join(parts).encode())[:12]
 
 
 def _inputs(recipe: Recipe, context: Context, sources: Mapping[str, str]) -> dict[str, Any]:
-    """What the numbers follow from."""
+    """Return everything on which the numbers depend."""
     made = {"made_with": {**versions(), "code": code_fingerprint()}}
     seeds = None if recipe.runs is None else context.seeds([recipe.runs[0], recipe.runs[-1]])
     return {
@@ -156,7 +156,7 @@ def _inputs(recipe: Recipe, context: Context, sources: Mapping[str, str]) -> dic
 
 
 def _form(dataset: xr.Dataset, recipe: Recipe) -> dict[str, Any]:
-    """What it takes to read the CSV, and what is in it."""
+    """Return a description of the CSV that is sufficient to read it."""
     return {
         "units": {str(name): recipe.units[str(name)] for name in dataset.variables},
         "dimensions": {str(dim): _kind(dataset[dim]) for dim in dataset.dims},
@@ -177,12 +177,12 @@ def _sources(recipe: Recipe) -> dict[str, str]:
 
 
 def _quantities(dataset: xr.Dataset) -> list[str]:
-    """Variables, and coordinates that are no dimensions."""
+    """Return the variables, and the coordinates that are not dimensions."""
     return [str(name) for name in dataset.variables if name not in dataset.dims]
 
 
 def _kind(array: xr.DataArray) -> str:
-    """Integer, float or text."""
+    """Return `integer`, `float` or `text`."""
     kind = array.dtype.kind
     return kind if kind in KINDS else "U"
 

@@ -16,7 +16,7 @@ from analysis.paper.store import ROOT
 from fedlora_sim.metrics import energy_ratio
 from fedlora_sim.storage import load_dataset
 
-# The real run on digits over its rounds: the first of the recorded verification's runs, again
+# Fine-tuning on digits over the rounds: the first runs of the recorded verification, repeated
 
 LABELS = ("fedavg", "zero_pad", "raflora", "equal_rank_2", "equal_rank_16")
 NUMBERS = range(3)
@@ -27,7 +27,7 @@ RECORDED_SEED = 2028
 def gather_digits(
     context: Context, labels: tuple[str, ...] = LABELS, numbers: range = NUMBERS
 ) -> xr.Dataset:
-    """Accuracy, `rho_2`, effective rank and direction preservation, (run, seed, round).
+    """Return accuracy, `rho_2`, effective rank and direction preservation, (run, seed, round).
 
     Preservation is the mean over layers.
     """
@@ -48,7 +48,7 @@ def gather_digits(
 
 
 def _curves(run: xr.Dataset) -> list[np.ndarray]:
-    """One run's series; `rho` at the mixed federation's lowest level, whatever its own ranks."""
+    """Return one run's series; `rho` at the mixed federation's lowest level for all ranks."""
     return [
         run.accuracy.values[0],
         energy_ratio(run.energy.values[0], LEVEL),
@@ -92,17 +92,20 @@ FORECAST_NAMES = ("theory", "persistence", "pure")
 
 
 def curves(context: Context) -> xr.Dataset:
-    """Accuracy, `rho`, effective rank and preservation, (heterogeneity, rule, run, round)."""
+    """Return the accuracy, `rho`, effective rank and preservation.
+
+    Shape (heterogeneity, rule, run, round).
+    """
     return with_study(load_dataset(ROOT / CURVES), _report())
 
 
 def calibrated(context: Context) -> xr.Dataset:
-    """Forecasts and scores of the record, see `scored`."""
+    """Return forecasts and scores of the record, see `scored`."""
     return scored(load_dataset(ROOT / FORECASTS), _report())
 
 
 def with_study(dataset: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
-    """A study's dataset with what captions tell of the study, as attributes."""
+    """Return a study's dataset with information on the study for captions, as attributes."""
     study = report["study"]
     seeds = [seed for own in study["seeds"].values() for seed in own]
     scenario = study.get("scenario", {})
@@ -121,7 +124,7 @@ def with_study(dataset: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
 
 
 def scored(forecasts: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
-    """Forecasts of a study beside the scores of every rule on its own calibration.
+    """Return the forecasts of a study with the scores of each rule on its own calibration.
 
     Args:
         forecasts: `measured` and `predicted`, see `analysis.studies.run.forecasts`.
@@ -130,7 +133,7 @@ def scored(forecasts: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
     Returns:
         The forecasts; `error`, `error_low`, `error_high` (scored_rule, forecast), median of
         |log10(measured / predicted)| and its range over runs; `coverage` (scored_rule) of the
-        theory's intervals; NaN where nothing was predicted.
+        theory's intervals; NaN where there is no forecast.
     """
     rows = [row for row in report["scores"]["rows"] if row["calibration"] == "own"]
     found = np.array([[_error(row[name]) for name in FORECAST_NAMES] for row in rows], dtype=float)

@@ -1,4 +1,4 @@
-"""From simulated runs to numbers with intervals, and from those to verdicts."""
+"""Statistics: intervals of measurements, and verdicts on claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals of means, shares and proportions of independent runs."""
+"""Estimators with confidence intervals for means, shares, ratios, medians and distributions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import special, stats
 
 from fedlora_sim.errors import expected
 
-# What an estimator returns, and what an estimator is
+# Estimators and their results
 
 Array = NDArray[np.float64]
 
@@ -22,8 +22,8 @@ class Measurement:
 
     Args:
         value: estimates, (q,).
-        low, high: ends of the intervals, (q,); infinite or NaN where nothing can be said.
-        samples: independent runs behind them.
+        low, high: ends of the intervals, (q,); infinite or NaN where nothing is known.
+        samples: number of independent runs.
         every_run: the statement is about every single run, not about a mean over runs; `low` and
             `high` are then the smallest and the largest value of all runs.
     """
@@ -35,31 +35,32 @@ class Measurement:
     every_run: bool = False
 
 
-# Samples (n, q, ...), one row per independent run, and the probability that any of the q intervals
-# misses its quantity, to a measurement. A smaller probability never makes an interval shorter.
+# An estimator maps samples (n, q, ...), one row per independent run, and the probability that any
+# of the q intervals misses its quantity, to a measurement. A smaller probability never gives a
+# shorter interval.
 Estimator = Callable[[Array, float], Measurement]
 
 
-# Intervals of means, shares and proportions of independent runs
+# Means, shares and proportions
 
-# Runs from which their skewness is told from the noise of a normal sample's.
+# Runs above which skewness can be distinguished from the noise of a normal sample.
 SKEWNESS_RUNS = 30
-# Runs from which a verdict may rest on a mean: below it, and at the small errors that a family of
-# claims leaves to each interval, intervals of skewed runs miss far more often than they say. More
-# are needed for skewed runs: `skewness^2 t^2 / n` must stay below a half, t being Student's factor
+# Least number of runs for a verdict on a mean. Below it, at the small error of each interval in a
+# family of claims, intervals of skewed runs miss far more often than stated. Skewed runs require
+# more: `skewness^2 t^2 / n` must be below a half, with Student's factor t
 # (`python -m analysis.calibration`).
 MEAN_RUNS = 100
 
 
 def mean_interval(samples: ArrayLike, error: float) -> Measurement:
-    """Means of independent samples with Student intervals that hold together.
+    """Return the means of independent samples with simultaneous Student intervals.
 
-    Student's interval holds for normal runs and, by the central limit theorem, for many of any
-    finite variance. Of skewed runs, such as products of random weights, a mean is too often too
-    far from the side of their long tail: the interval is lengthened there (`standard_errors`).
-    Fewer than `SKEWNESS_RUNS` runs have to be near normal, for they show too little of their
-    skewness; of exponential runs, 8 miss 1.5 times as often as an error of 0.1 says, and 5 times as
-    often as one of 0.01. No claim's verdict rests on fewer than `MEAN_RUNS`.
+    Student's interval is exact for normal runs and, by the central limit theorem, approximate for
+    many runs of finite variance. For skewed runs, such as products of random weights, it misses too
+    often on the side of the long tail and is extended there (`standard_errors`). Fewer than
+    `SKEWNESS_RUNS` runs must be almost normal, because they do not show their skewness: of
+    exponential runs, 8 miss 1.5 times as often as an error of 0.1 states, and 5 times as often as
+    one of 0.01. No verdict on a claim uses fewer than `MEAN_RUNS`.
 
     Args:
         samples: (n, q), one row per independent run; n of at least 2.
@@ -69,7 +70,7 @@ def mean_interval(samples: ArrayLike, error: float) -> Measurement:
         Means and intervals, (q,) each.
 
     Raises:
-        InputError: for a single run, which says nothing of its own spread.
+        InputError: for a single run, which does not show its spread.
     """
     x = np.asarray(samples, dtype=np.float64)
     n, q = x.shape
@@ -81,10 +82,10 @@ def mean_interval(samples: ArrayLike, error: float) -> Measurement:
 
 
 def standard_errors(samples: Array, tail: float) -> Array:
-    """How many standard errors an interval of the mean of runs reaches below and above it.
+    """Return the distance of both ends of an interval from the mean, in standard errors.
 
-    Student's factor, or Hall's for skewed runs where it is larger: his cubic transform takes the
-    skewness out of Student's statistic.
+    Student's factor, or Hall's for skewed runs if it is larger: his cubic transform removes the
+    skewness of Student's statistic.
 
     Args:
         samples: (n, q), n of at least 2.
@@ -106,24 +107,26 @@ def standard_errors(samples: Array, tail: float) -> Array:
 
 
 def _without_skewness(factor: float, skewness: Array, runs: int) -> Array:
-    """Student's statistic of skewed runs that Hall's transform takes to `factor`, signs changed."""
+    """Return Student's statistic that Hall's transform maps to `factor`, with the sign changed."""
     shifted = factor + skewness / (6 * np.sqrt(runs))
     root = np.cbrt(1 - skewness * shifted / np.sqrt(runs))
-    # 3 sqrt(n) / skewness * (1 - root), written so that no skewness is no division by zero.
+    # 3 sqrt(n) / skewness * (1 - root), written so that zero skewness is not a division by zero.
     return np.asarray(3 * shifted / (1 + root + root**2), dtype=np.float64)
 
 
 def log_odds_interval(samples: ArrayLike, error: float) -> Measurement:
-    """Typical shares of independent runs: `mean_interval` of their log-odds, taken back.
+    """Return typical shares of independent runs: `mean_interval` of their log-odds.
 
-    A share close to 0 or 1 is skewed, and a symmetric interval would reach beyond both.
+    Transformed back.
+
+    A share close to 0 or 1 is skewed, and a symmetric interval would exceed the range.
 
     Args:
         samples: (n, q), shares in [0, 1], one row per independent run; n of at least 2.
         error: as for `mean_interval`.
 
     Returns:
-        Shares whose log-odds are the mean ones, and intervals within (0, 1).
+        Shares with the mean log-odds, and intervals within (0, 1).
     """
     tiny = np.finfo(np.float64).eps
     odds = mean_interval(special.logit(np.clip(samples, tiny, 1 - tiny)), error)
@@ -132,7 +135,7 @@ def log_odds_interval(samples: ArrayLike, error: float) -> Measurement:
 
 
 def proportion_interval(samples: ArrayLike, error: float) -> Measurement:
-    """Shares of successes with exact (Clopper-Pearson) intervals that hold together.
+    """Return shares of successes with exact (Clopper-Pearson) simultaneous intervals.
 
     Args:
         samples: (n, q) of zeros and ones, one row per independent trial.
@@ -150,14 +153,14 @@ def proportion_interval(samples: ArrayLike, error: float) -> Measurement:
 
 
 def over_survivors(estimator: Estimator) -> Estimator:
-    """An estimator of every quantity over the runs that have it, NaN where a run has not.
+    """Return an estimator that uses for each quantity only the runs where it is not NaN.
 
     Args:
-        estimator: of samples (n, 1).
+        estimator: estimator of samples (n, 1).
 
     Returns:
-        An estimator of samples (n, q); its intervals hold together (Bonferroni), and its number of
-        runs is that of the quantity with the fewest. NaN where fewer than two runs are left.
+        An estimator of samples (n, q) with simultaneous intervals (Bonferroni); its number of runs
+        is that of the quantity with the fewest. NaN where fewer than two runs remain.
     """
 
     def estimate(samples: Array, error: float) -> Measurement:
@@ -180,7 +183,7 @@ def over_survivors(estimator: Estimator) -> Estimator:
 
 
 def mapped(estimator: Estimator, increasing: Callable[[Array], Array]) -> Estimator:
-    """An estimator of an increasing function of what another one estimates, ends carried over."""
+    """Return an estimator of an increasing function of another estimator's quantity."""
 
     def estimate(samples: Array, error: float) -> Measurement:
         m = estimator(samples, error)
@@ -190,7 +193,7 @@ def mapped(estimator: Estimator, increasing: Callable[[Array], Array]) -> Estima
 
 
 def root_of_mean(power: int) -> Estimator:
-    """Estimator of a rate from energies after `power` rounds: the root of their mean.
+    """Return the estimator of a rate from energies after `power` rounds: the root of their mean.
 
     The mean energy after T rounds is the T-th power of the mean-energy rate.
     """
@@ -198,14 +201,14 @@ def root_of_mean(power: int) -> Estimator:
 
 
 def every_run(samples: ArrayLike, error: float) -> Measurement:
-    """Estimator of what must hold in every single run: the median and the range of all runs.
+    """Return the median and the range of all runs, for statements about every single run.
 
     Nothing is inferred from a sample: one run outside the region refutes the statement (`judge`).
-    Without any such run, runs that would refute it are rare (`rarer_than`).
+    Without such a run, counterexamples are rare (`rarer_than`).
 
     Args:
         samples: (n, q), one row per run.
-        error: not used; a run is inside its region or it is not.
+        error: not used.
     """
     x = np.asarray(samples, dtype=np.float64)
     return Measurement(np.median(x, axis=0), x.min(0), x.max(0), len(x), every_run=True)
@@ -214,18 +217,18 @@ def every_run(samples: ArrayLike, error: float) -> Measurement:
 def rarer_than(runs: int, error: float) -> float:
     """Return the share of counterexamples that independent runs without one exclude.
 
-    If more than this share of all runs were counterexamples, `runs` runs would hold at least one
+    If more than this share of all runs were counterexamples, `runs` runs would contain at least one
     with probability 1 - error.
     """
     return float(1 - error ** (1 / runs))
 
 
 def median_interval(samples: ArrayLike, error: float) -> Measurement:
-    """Medians of independent runs with intervals between two order statistics.
+    """Return the medians of independent runs with intervals between two order statistics.
 
-    They hold for runs of any distribution: the median lies below the k-th smallest of n runs only
-    if fewer than k runs lie below it, which has a binomial probability. At an error e at least
-    1 + log2(1 / e) runs are needed; with fewer the interval is infinite.
+    They are valid for any distribution: the median lies below the k-th smallest of n runs only if
+    fewer than k runs lie below it, which has a binomial probability. An error e requires at least 1
+    + log2(1 / e) runs; with fewer the interval is infinite.
 
     Args:
         samples: (n, q), one row per independent run.
@@ -237,30 +240,31 @@ def median_interval(samples: ArrayLike, error: float) -> Measurement:
     x = np.sort(np.asarray(samples, dtype=np.float64), axis=0)
     n, q = x.shape
     value = np.median(x, axis=0)
-    # The number of runs that an interval may leave out on each side.
+    # Number of runs that an interval may leave out on each side.
     left_out = int((stats.binom.cdf(np.arange((n + 1) // 2), n, 0.5) <= error / (2 * q)).sum())
     if left_out == 0:
         return Measurement(value, np.full(q, -np.inf), np.full(q, np.inf), n)
     return Measurement(value, x[left_out - 1], x[n - left_out], n)
 
 
-# Ratios of means, with Fieller's intervals: no linearisation, and none where the ratio is open
+# Ratios of means with Fieller's intervals, which need no linearisation
 
 
 def fieller_ratio(samples: ArrayLike, error: float) -> Measurement:
-    """Ratios of two means of independent runs, which may be paired, with Fieller's intervals.
+    """Return the ratios of two means of independent runs with Fieller's intervals.
 
-    The interval holds every ratio R for which Student's interval of the mean of `y - R x` holds 0:
-    as certain as that interval, however far from normal the ratio itself is. Remainders
-    `y - R x` that are skewed, at the estimated R, make it longer as they do in `mean_interval`.
+    The two means may be paired. The interval contains every ratio R for which Student's interval of
+    the mean of `y - R x` contains 0, so that it has the same coverage as that interval, even if the
+    ratio itself is far from normal. If the remainders `y - R x` are skewed at the estimated R, the
+    interval is extended as in `mean_interval`.
 
     Args:
-        samples: (n, q, 2), numerator y and denominator x of every run; n of at least 2.
+        samples: (n, q, 2), numerator y and denominator x of each run; n of at least 2.
         error: probability that any of the q intervals misses; shared equally (Bonferroni).
 
     Returns:
-        Ratios of the means and intervals, (q,) each; infinite where the denominator's mean is not
-        told from 0, for then no ratio is excluded on some side.
+        Ratios of the means and intervals, (q,) each; infinite if the denominator's mean does not
+        differ significantly from 0, because then no ratio is excluded on some side.
 
     Reference: Fieller, Some problems in interval estimation.
     """
@@ -274,7 +278,8 @@ def fieller_ratio(samples: ArrayLike, error: float) -> Measurement:
         rest = z[..., 0] - value * z[..., 1]
         centered = z[..., 1] - x
         below, above = standard_errors(rest, error / (2 * q))
-        # Too high a ratio leaves too low a remainder, if the denominator is positive.
+        # A ratio that is too high gives a remainder that is too low, if the denominator is
+        # positive.
         factors = np.where(x > 0, [below, above], [above, below])
         width = factors**2 / (n * (n - 1))
         # With R = value + d: d^2 x^2 <= width Var[rest - d x], a parabola in d, not above 0 at 0.
@@ -285,36 +290,36 @@ def fieller_ratio(samples: ArrayLike, error: float) -> Measurement:
     return Measurement(value, np.where(told[0], low, -np.inf), np.where(told[1], high, np.inf), n)
 
 
-# Bootstrap over runs: intervals for any statistic of their samples
+# Bootstrap intervals of any statistic of independent runs
 
 Statistic = Callable[[Array], Array]
 
-# An end of an interval is a quantile of the resampled statistics; this many of them must lie
-# beyond it, or the quantile is known too badly (its tail to 20%).
+# An end of an interval is a quantile of the resampled statistics. This many of them must lie beyond
+# it; otherwise the tail probability is known to worse than 20%.
 BEYOND = 25
 RESAMPLES, MOST_RESAMPLES = 2_000, 200_000
 JACKKNIFE_GROUPS = 200
 
 
 def bootstrap_interval(statistic: Statistic, seed: int) -> Estimator:
-    """Estimator of any statistic of independent runs: BCa intervals by resampling the runs.
+    """Return an estimator of any statistic of independent runs, with BCa bootstrap intervals.
 
-    Bias-corrected and accelerated, with Student's factors in place of the normal ones, for the
-    plain bootstrap is too short for few runs. Resamples are added until `BEYOND` of them lie
-    outside both ends; an end further out than `MOST_RESAMPLES` can show is infinite.
+    Bias-corrected and accelerated, with Student's factors instead of normal ones, because the plain
+    bootstrap is too short for few runs. Resamples are added until `BEYOND` of them lie outside both
+    ends; an end that `MOST_RESAMPLES` cannot resolve is infinite.
 
     Args:
-        statistic: samples (n, ...) of any n to q numbers, (q,) or a single one.
-        seed: of the resampling; the same samples give the same interval.
+        statistic: maps samples (n, ...), for any n, to q numbers, (q,), or a single one.
+        seed: seed of the resampling; equal samples give equal intervals.
 
     Returns:
-        The estimator; intervals hold together over the q numbers (Bonferroni), for n large enough
-        that the statistic's law is near one family of a normal's transforms.
+        The estimator, with simultaneous intervals over the q numbers (Bonferroni). It requires n
+        large enough that the statistic's distribution is close to a transformed normal one.
 
     Reference: Efron, Better bootstrap confidence intervals; Hesterberg, What teachers should know
     about the bootstrap, Sec. 5 (Student's factors).
     """
-    # Small errors, as asked for by p-values, reuse the resamples of the same runs.
+    # Small errors, which p-values need, reuse the resamples of the same runs.
     kept: dict[bytes, Array] = {}
 
     def estimate(samples: Array, error: float) -> Measurement:
@@ -344,7 +349,7 @@ def bootstrap_interval(statistic: Statistic, seed: int) -> Estimator:
 
 
 def _resample(statistic: Statistic, x: Array, seed: int, first: int, last: int) -> Array:
-    """Statistics (last - first, q) of the resamples of these numbers."""
+    """Return the statistics (last - first, q) of the resamples of these numbers."""
     rng = np.random.default_rng([seed, first])
     n = len(x)
     return np.array(
@@ -353,16 +358,17 @@ def _resample(statistic: Statistic, x: Array, seed: int, first: int, last: int) 
 
 
 def _outside(resampled: Array, value: Array, speed: Array, tail: float, runs: int) -> Array:
-    """Shares (q, 2) of the resampled statistics below the low end and above the high end.
+    """Return the shares (q, 2) of resampled statistics below the low end and above the high end.
 
-    Zero where an end lies beyond all that resampling can tell.
+    Zero if an end cannot be resolved.
     """
     ties = (resampled == value).mean(0)
     bias = stats.norm.ppf((resampled < value).mean(0) + ties / 2)
     known = np.isfinite(bias)
     bias = np.where(known, bias, 0.0)
     normal = stats.t.isf(tail, runs - 1) * np.sqrt(runs / (runs - 1))
-    # The high end is the low one of the statistic's negative: bias and speed change their signs.
+    # The high end is the low one of the negative statistic: bias and acceleration change their
+    # signs.
     shares = []
     for sign in (1.0, -1.0):
         distance = normal - sign * bias
@@ -374,7 +380,7 @@ def _outside(resampled: Array, value: Array, speed: Array, tail: float, runs: in
 
 
 def _acceleration(statistic: Statistic, x: Array) -> Array:
-    """Skewness of the influence of runs on the statistic, from leaving groups of them out (q,)."""
+    """Return skewness of the runs' influence on the statistic, from leaving out groups, (q,)."""
     groups = np.array_split(np.arange(len(x)), min(len(x), JACKKNIFE_GROUPS))
     left_out = np.array([np.atleast_1d(statistic(np.delete(x, g, axis=0))) for g in groups])
     centered = left_out.mean(0) - left_out
@@ -382,7 +388,7 @@ def _acceleration(statistic: Statistic, x: Array) -> Array:
     return (centered**3).sum(0) / (6 * np.where(square > 0, square, np.inf) ** 1.5)
 
 
-# Distribution tests: how far a measured law is from a predicted one, with a certain band
+# Distances of distributions, with a confidence band
 
 Cdf = Callable[[Array], Array]
 
@@ -390,25 +396,26 @@ Cdf = Callable[[Array], Array]
 def cdf_distance(
     predicted: Cdf | Sequence[Cdf], *, integer: bool = False, horizon: float = np.inf
 ) -> Estimator:
-    """Estimator of `sup_x |F(x) - predicted(x)|` from samples (n, q), F their true law.
+    """Return an estimator of `sup_x |F(x) - predicted(x)|`, F the distribution of samples (n, q).
 
-    The empirical law is within `sqrt(log(2 / error) / (2 n))` of F everywhere with probability
-    1 - error, for every n and every F (Dvoretzky-Kiefer-Wolfowitz with Massart's constant), so the
-    measured distance is within it of the true one. A claim predicts it to be at most a margin.
+    The empirical distribution is within `sqrt(log(2 / error) / (2 n))` of F everywhere with
+    probability 1 - error, for every n and every F (Dvoretzky-Kiefer-Wolfowitz with Massart's
+    constant), so the measured distance is within it of the true one. A claim predicts an upper
+    bound on the distance.
 
     Args:
         predicted: the predicted cumulative distribution function, or one for each quantity;
-            vectorised. A law with jumps must be right-continuous.
-        integer: samples are whole numbers, and `predicted` need be right only there: the step
-            below x is at x - 1.
-        horizon: laws are compared up to here only; what lies beyond (a survivor of all rounds) may
-            be written as any larger number, infinity included.
+            vectorised. Distributions with jumps must be right-continuous.
+        integer: samples are whole numbers, and `predicted` must be valid only there: the step below
+            x is at x - 1.
+        horizon: distributions are compared up to here; larger values (survivors of all rounds) may
+            be any larger number, including infinity.
 
     Returns:
-        The estimator; intervals within [0, 1], together over the q quantities (Bonferroni).
+        The estimator; intervals within [0, 1], simultaneous over the q quantities (Bonferroni).
 
     Raises:
-        InputError: by the estimator, if samples said to be whole numbers are not.
+        InputError: raised by the estimator if integer samples are not whole numbers.
 
     Reference: Massart, The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality.
     """
@@ -431,10 +438,11 @@ def cdf_distance(
 def largest_gap(
     values: ArrayLike, predicted: Cdf, integer: bool = False, horizon: float = np.inf
 ) -> float:
-    """Largest distance of the empirical law of values (n,) from a predicted one, up to a horizon.
+    """Return largest distance of the empirical distribution of values (n,) from a predicted one.
 
-    Between two values the empirical law is flat and the predicted one rises, so the distance is
-    largest at a value, or just below one; see `cdf_distance` for the arguments.
+    The distance is taken up to the horizon. Between two values the empirical distribution is
+    constant and the predicted one increases, so the largest distance is at a value or just below
+    one; for the arguments see `cdf_distance`.
 
     Returns:
         The distance in [0, 1]; NaN if a value is NaN.

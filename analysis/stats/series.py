@@ -1,4 +1,4 @@
-"""Means of the stationary part of autocorrelated series, with errors that know of it."""
+"""Statistics of series: stationary means, decay rates and thresholds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from scipy import stats
 from analysis.stats.intervals import Array, Estimator, Measurement, mean_interval
 from fedlora_sim.errors import expected
 
-# The window of the sum is this many integrated times long: exp(-2 * 5) of an exponential
-# correlation lies beyond it, and the noise of longer lags stays out.
+# Length of the window in integrated times. exp(-2 * 5) of an exponential correlation lies beyond
+# it, and the noise of longer lags is excluded.
 WINDOW = 5.0
-# Fewer integrated times than this in all runs together, and their common mean hides a part of the
-# correlation: the time looks shorter than it is.
+# If all runs together contain fewer integrated times than this, their common mean hides a part of
+# the correlation, and the time appears too short.
 SHORTEST = 50.0
 
 
@@ -25,9 +25,9 @@ class IntegratedTime:
     """Integrated autocorrelation time of a series.
 
     Args:
-        time: 1 + 2 * sum of the autocorrelations, in rounds, at least 1; infinite where the series
-            is too short to tell.
-        window: lags in the sum.
+        time: 1 + 2 * sum of the autocorrelations, in rounds, at least 1; infinite if the series is
+            too short.
+        window: number of lags in the sum.
     """
 
     time: float
@@ -35,18 +35,18 @@ class IntegratedTime:
 
 
 def integrated_time(series: ArrayLike) -> IntegratedTime:
-    """Integrated autocorrelation time of runs that share one mean, with Sokal's window.
+    """Return the integrated autocorrelation time of runs with a common mean, with Sokal's window.
 
     The sum `1 + 2 sum_{t=1}^{M} rho(t)` ends at the first lag M of at least `WINDOW` times itself;
-    longer lags hold noise only. Correlations are those of all runs about their common mean, scaled
-    up by 1 + (2M + 1) / N for what the estimated mean takes from them. Anticorrelation is not
-    counted as information: the time is never below 1.
+    longer lags contain only noise. Correlations are those of all runs about their common mean,
+    scaled by 1 + (2M + 1) / N to correct for the estimated mean. Anticorrelation does not count as
+    information: the time is never below 1.
 
     Args:
         series: (n, T), n independent runs of T rounds.
 
     Returns:
-        The time in rounds, infinite if no lag below T ends the sum or if all runs together hold
+        The time in rounds; infinite if no lag below T ends the sum or if all runs together contain
         fewer than `SHORTEST` times.
 
     Reference: Sokal, Monte Carlo methods in statistical mechanics, Sec. 3; Wolff, Monte Carlo
@@ -69,7 +69,7 @@ def integrated_time(series: ArrayLike) -> IntegratedTime:
 
 
 def mser_burn_in(series: ArrayLike) -> int:
-    """Rounds to leave out at the start so that the mean of the rest is known best (MSER).
+    """Return the burn-in that minimises the error of the remaining mean (MSER).
 
     Minimises `Var[x_d, ..., x_T] / (T - d)` of the mean over runs, over d up to half the series.
 
@@ -84,27 +84,27 @@ def mser_burn_in(series: ArrayLike) -> int:
     x = np.asarray(series, dtype=np.float64).mean(0)
     rounds = x.shape[-1]
     left = np.arange(rounds, 0, -1)
-    x = x - x.mean(-1, keepdims=True)  # sums of squares of large means would lose their digits
+    x = x - x.mean(-1, keepdims=True)  # sums of squares of large means would lose digits
     first, second = (np.cumsum(x[:, ::-1] ** k, axis=-1)[:, ::-1] / left for k in (1, 2))
     badness = (second - first**2) / left
     return int(badness[:, : rounds // 2 + 1].argmin(-1).max())
 
 
 def stationary_mean(burn_in: int | None = None) -> Estimator:
-    """Estimator of stationary means from few long or many short runs, samples (n, q, T).
+    """Return an estimator of stationary means from few long or many short runs, samples (n, q, T).
 
-    The variance of the mean of N = n T' rounds is that of a round times the integrated time over
-    N. That variance is itself estimated, as if from N / (2M + 1) independent blocks (M the window),
-    so Student's factor has that many degrees of freedom. Where runs are too short for the sum to
-    end, or are seen not to share one mean, only whole runs count as independent: their means are
-    taken (`mean_interval`); one such run alone decides nothing and has an infinite interval. That
-    few runs share one mean is assumed: a handful may look alike by chance and differ.
+    The variance of the mean of N = n T' rounds is that of one round times the integrated time over
+    N. It is estimated as if from N / (2M + 1) independent blocks (M the window), which gives the
+    degrees of freedom of Student's factor. If runs are too short for the sum to end, or differ
+    significantly in their means, only whole runs count as independent and their means are used
+    (`mean_interval`); a single such run has an infinite interval. A few runs are assumed to have a
+    common mean, because a difference may not be visible.
 
     Args:
-        burn_in: rounds left out at the start; None finds them by `mser_burn_in`.
+        burn_in: rounds left out at the start; None uses `mser_burn_in`.
 
     Returns:
-        The estimator; intervals hold together over the q quantities (Bonferroni).
+        The estimator, with simultaneous intervals over the q quantities (Bonferroni).
     """
 
     def estimate(samples: Array, error: float) -> Measurement:
@@ -123,7 +123,7 @@ def stationary_mean(burn_in: int | None = None) -> Estimator:
 
 
 def _series_mean(series: Array, error: float) -> tuple[float, float, float]:
-    """Mean of the series (n, T), and the ends of its interval."""
+    """Return the mean of the series (n, T), and the ends of its interval."""
     if not np.isfinite(series).all():
         return np.nan, np.nan, np.nan
     value, found = float(series.mean()), integrated_time(series)
@@ -137,23 +137,23 @@ def _series_mean(series: Array, error: float) -> tuple[float, float, float]:
     return value, float(runs.low[0]), float(runs.high[0])
 
 
-# Rates of geometric decays from energies over rounds
+# Rates of geometric decays
 
-# Energies below this share of their start are rounding noise in float64 (squared: 1e-16**2 times
-# a margin for the sums that led there) and would bend a log-linear fit.
+# Energies below this share of their initial value are rounding noise in float64 (1e-16**2 times a
+# margin for the preceding sums) and would distort a log-linear fit.
 ROUNDING_FLOOR = 1e-26
 
 
 def log_linear_rate(energy: ArrayLike, floor: float = ROUNDING_FLOOR) -> Array:
-    """Factor per round of a geometric decay, by least squares on the logarithm.
+    """Return the factor per round of a geometric decay, by least squares on the logarithm.
 
     Args:
         energy: (..., T + 1), positive at round 0; rounds are the last axis.
         floor: points below this share of the initial energy are left out.
 
     Returns:
-        Shape (...), `exp` of the slope; 0 where fewer than two points are left, NaN where an energy
-        is not finite.
+        Shape (...), `exp` of the slope; 0 if fewer than two points remain, NaN if an energy is not
+        finite.
     """
     e = np.asarray(energy, dtype=np.float64)
     keep = np.isfinite(e) & (e > floor * e[..., :1])
@@ -168,25 +168,25 @@ def log_linear_rate(energy: ArrayLike, floor: float = ROUNDING_FLOOR) -> Array:
     return np.where(np.isfinite(e).all(-1), rate, np.nan)
 
 
-# Thresholds: brackets by bisection, and intervals that hold the brackets' width
+# Thresholds: bisection, and intervals that include the width of the brackets
 
 
 def bisect(
     is_above: Callable[[float], bool], low: float, high: float, tolerance: float
 ) -> tuple[float, float]:
-    """Bracket of the threshold of a deterministic predicate, false below it and true above.
+    """Return a bracket of the threshold of a deterministic predicate, false below and true above.
 
     Args:
-        is_above: the predicate, monotone; noise must be fixed by its seed.
+        is_above: the predicate, monotone; noise must be fixed by a seed.
         low: a value below the threshold.
         high: a value above it.
-        tolerance: width of the bracket at most, in the same unit.
+        tolerance: largest width of the bracket, in the same unit.
 
     Returns:
         The bracket: false at its low end, true at its high end.
 
     Raises:
-        InputError: if the ends do not hold the threshold between them.
+        InputError: if the threshold is not between the ends.
     """
     if not low < high:
         raise expected("high", high, f"a value above low={low}")
@@ -198,21 +198,21 @@ def bisect(
         raise expected("high", high, "a value above the threshold")
     while high - low > tolerance:
         middle = low + (high - low) / 2
-        if not low < middle < high:  # no float lies between them
+        if not low < middle < high:  # no float lies between
             break
         low, high = (low, middle) if is_above(middle) else (middle, high)
     return low, high
 
 
 def bracketed(samples: ArrayLike, error: float) -> Measurement:
-    """Estimator of a threshold in every single run, of which a bracket is known.
+    """Return the median and the range of a threshold in every single run, known by brackets.
 
-    The range of all runs reaches from the lowest low end to the highest high end, so it holds the
-    brackets' width too; one run outside the region refutes the statement, as for `every_run`.
+    The range extends from the lowest low end to the highest high end, so that it includes the width
+    of the brackets; one run outside the region refutes the statement, as for `every_run`.
 
     Args:
-        samples: (n, q, 2), the low and the high end for every run and quantity.
-        error: not used; a run is inside its region or it is not.
+        samples: (n, q, 2), the low and the high end for each run and quantity.
+        error: not used.
 
     Returns:
         Medians of the mid-points and ranges, (q,) each.

@@ -1,4 +1,4 @@
-"""Verdicts: a measured interval against a region of acceptance that was fixed before the run."""
+"""Verdicts: compare intervals with regions of acceptance that were fixed before the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedlora_sim.errors import expected
 
 
 class Verdict(StrEnum):
-    """What a measurement says about a claim."""
+    """Outcome of comparing a measurement with a claim."""
 
     SUPPORTED = "supported"
     REFUTED = "refuted"
@@ -23,15 +23,15 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Prediction:
-    """A predicted value and the region of values that count as agreeing with it.
+    """A predicted value and the region of values that agree with it.
 
     Args:
-        value: what the theory says, (q,).
+        value: predicted values, (q,).
         low, high: ends of the region of acceptance, (q,); infinite where one-sided.
-        margin: the region, for the report: `±3%`, `±0.05`, `at least` or `at most`.
+        margin: text of the region for the report: `±3%`, `±0.05`, `at least` or `at most`.
         width: one margin, in the unit of the value, (q,). For a two-sided region this is its
-            half-width. A one-sided region has no width: here it is the smallest difference that
-            matters, the unit in which the distance of a control from the bound is counted.
+            half-width. For a one-sided region it is the smallest relevant difference, the unit in
+            which the distance of a control from the bound is stated.
     """
 
     value: Array
@@ -42,34 +42,34 @@ class Prediction:
 
     @classmethod
     def within(cls, value: ArrayLike, relative: float) -> Prediction:
-        """Equal to `value` up to a relative margin (equivalence)."""
+        """Return the prediction of `value` within a relative margin (equivalence)."""
         v = np.atleast_1d(np.asarray(value, dtype=np.float64))
         width = relative * np.abs(v)
         return cls(v, v - width, v + width, f"±{100 * relative:g}%", width)
 
     @classmethod
     def near(cls, value: ArrayLike, absolute: float) -> Prediction:
-        """Equal to `value` up to an absolute margin, in the value's unit (equivalence)."""
+        """Return the prediction of `value` within an absolute margin (equivalence)."""
         v = np.atleast_1d(np.asarray(value, dtype=np.float64))
         return cls(v, v - absolute, v + absolute, f"±{absolute:g}", np.full_like(v, absolute))
 
     @classmethod
     def at_least(cls, value: ArrayLike, scale: ArrayLike = np.nan) -> Prediction:
-        """At least `value`; `scale` is the smallest difference that matters, see `width`."""
+        """Return the prediction `at least value`; `scale` is the smallest relevant difference."""
         v, unit = _same_length(value, scale)
         return cls(v, v, np.full_like(v, np.inf), "at least", unit)
 
     @classmethod
     def at_most(cls, value: ArrayLike, scale: ArrayLike = np.nan) -> Prediction:
-        """At most `value`; `scale` is the smallest difference that matters, see `width`."""
+        """Return the prediction `at most value`; `scale` is the smallest relevant difference."""
         v, unit = _same_length(value, scale)
         return cls(v, np.full_like(v, -np.inf), v, "at most", unit)
 
     def distance(self, measurement: Measurement) -> Array:
-        """Return how many margins the measured value is away from the predicted one, (q,).
+        """Return the distance of the measured value from the predicted one in margins, (q,).
 
-        For a one-sided region only the forbidden side counts: a value on the allowed side has a
-        negative distance. Of a measurement of every run the run that is furthest away counts.
+        For a one-sided region a value on the allowed side has a negative distance. For a
+        measurement of every run the most distant run counts.
         """
         ends = [measurement.value, measurement.value]
         if measurement.every_run:
@@ -86,12 +86,12 @@ def _same_length(value: ArrayLike, scale: ArrayLike) -> tuple[Array, Array]:
 
 
 def judge(measurement: Measurement, prediction: Prediction) -> Verdict:
-    """Compare every interval with its region.
+    """Compare all intervals with their regions.
 
     Supported if every interval lies inside its region (an equivalence test), refuted if any lies
-    wholly outside, undecided otherwise. A measurement of every run has the range of its runs in
-    place of an interval: one run outside, a counterexample, refutes. What is not finite was not
-    measured: it decides nothing, neither for a claim nor for a control.
+    entirely outside, undecided otherwise. A measurement of every run has the range of its runs as
+    interval: one run outside is a counterexample and refutes. Non-finite values count as not
+    measured and decide nothing, neither for a claim nor for a control.
 
     Args:
         measurement: q estimates with simultaneous intervals.
@@ -108,11 +108,11 @@ def judge(measurement: Measurement, prediction: Prediction) -> Verdict:
 
 
 def judge_near_control(measurement: Measurement, prediction: Prediction) -> Verdict:
-    """Compare as `judge` does, but refute only if every quantity on its own is refuted.
+    """Compare as `judge` does, but refute only if every quantity is refuted.
 
     Returns:
-        Refuted if every interval lies wholly outside its region, supported if any lies inside:
-        the check does not see that this quantity is wrong. Undecided otherwise.
+        Refuted if every interval lies entirely outside its region. Supported if any lies inside,
+        which means that the check does not detect the error in this quantity. Undecided otherwise.
     """
     if not _is_finite(measurement):
         return Verdict.UNDECIDED
@@ -136,31 +136,31 @@ def _outside(measurement: Measurement, prediction: Prediction) -> NDArray[np.boo
     return np.asarray((measurement.high < prediction.low) | (measurement.low > prediction.high))
 
 
-# Families of claims: the error of all their verdicts together, and p-values over them.
+# Families of claims: the error of all verdicts together, and p-values.
 #
-# A claim that its quantities lie within a region is tested for equivalence: supported if every
-# confidence interval lies inside. That is the pair of one-sided tests (TOST) of "below the
-# region" and "above it" for every quantity, each at half the quantity's share of the error: the
-# interval [low, high] at error e lies inside exactly if both tests reject at e / 2. The usual
-# TOST, which tests each side at e, would support sooner; ours keeps the same interval for
-# refuting as well, so that one error bounds both wrong supports and wrong refutations.
+# A claim that its quantities lie within a region is tested for equivalence: it is supported if
+# every confidence interval lies inside. This corresponds to the two one-sided tests (TOST) of
+# "below the region" and "above it" for each quantity, each at half the quantity's share of the
+# error: the interval [low, high] at error e lies inside exactly if both tests reject at e / 2. The
+# usual TOST tests each side at e and would support earlier. Here the same interval is also used for
+# refuting, so that one error bounds both wrong supports and wrong refutations.
 #
-# The theorems of a report form one family, its conjectures another. Every claim gets an equal
-# part of the family's error (Bonferroni), its quantities and its looks at growing data equal
-# parts of that, so that all intervals of a family hold together with probability 1 -
-# FAMILY_ERROR. The part depends on the number of claims in the registry, never on how many are
-# run: repeating one claim alone gives the same verdict. Negative controls that are simulated anew
-# have intervals at the same error each, in addition.
+# The theorems of a report form one family, its conjectures another. Every claim gets an equal part
+# of the family's error (Bonferroni). Its quantities and its looks at growing data get equal parts
+# of that, so that all intervals of a family hold together with probability 1 - FAMILY_ERROR. The
+# part depends on the number of claims in the registry, not on how many are run, so that running one
+# claim alone gives the same verdict. Negative controls that are simulated separately have intervals
+# at the same error each, in addition.
 
-# Probability that any interval of a family misses its quantity, over all claims and all looks.
+# Probability that any interval of a family misses its quantity, over all claims and looks.
 FAMILY_ERROR = 0.05
 
 
 def claim_error(claims: int) -> float:
-    """Each claim's part of its family's error.
+    """Return each claim's part of its family's error.
 
     Args:
-        claims: how many claims the family has.
+        claims: number of claims in the family.
 
     Returns:
         `FAMILY_ERROR / claims`.
@@ -171,17 +171,17 @@ def claim_error(claims: int) -> float:
 
 
 def holm(p_values: ArrayLike, size: int | None = None) -> Array:
-    """Holm's adjusted p-values: at most e where the family's error e would still decide the claim.
+    """Return Holm's adjusted p-values.
 
-    The i-th smallest of `size` p-values is multiplied by size + 1 - i, and none is left below a
-    smaller one's.
+    An adjusted value is at most e if the claim would still be decided at the family's error e. The
+    i-th smallest of `size` p-values is multiplied by size + 1 - i and is at least the previous one.
 
     Args:
         p_values: (k,), one per claim that was run.
-        size: claims in the family, k at least; those that were not run count as undecided.
+        size: claims in the family, at least k; those that were not run count as undecided.
 
     Returns:
-        Adjusted p-values in the order given, at most 1.
+        Adjusted p-values in the given order, at most 1.
     """
     p = np.asarray(p_values, dtype=np.float64)
     total = len(p) if size is None else size
@@ -194,13 +194,13 @@ def holm(p_values: ArrayLike, size: int | None = None) -> Array:
     return adjusted
 
 
-# Adding runs until a verdict is clear, with an error that holds whatever makes us stop
+# Sequential sampling: add runs until the verdict is clear, with a valid error for any stopping time
 
 Sampler = Callable[[Sequence[int]], Array]
 
-# No model of noise holds further out: smaller p-values are reported as this one.
+# No noise model is valid further out: smaller p-values are reported as this one.
 P_FLOOR = 1e-12
-# Ratio to which a p-value is found.
+# Ratio to which a p-value is computed.
 P_RESOLUTION = 1.01
 
 
@@ -215,15 +215,15 @@ def measure_until_decided(
 ) -> tuple[Measurement, Verdict, Array]:
     """Add runs, doubling their number, until the verdict is clear or the cap is reached.
 
-    Looking repeatedly at growing data would inflate the error; each look therefore gets an equal
-    part of it, and the intervals of all looks hold together whatever makes us stop.
+    Repeated looks at growing data would inflate the error. Each look therefore gets an equal part
+    of it, and the intervals of all looks hold together for any stopping time.
 
     Args:
-        sampler: runs of given numbers (0, 1, 2, ...) to samples (n, q, ...).
-        estimator: samples and error to a measurement.
+        sampler: maps run numbers (0, 1, 2, ...) to samples (n, q, ...).
+        estimator: maps samples and error to a measurement.
         prediction: the regions of acceptance.
         first: runs of the first look.
-        cap: most runs.
+        cap: maximum number of runs.
         error: probability that any interval of any look misses its quantity.
         decide: compares a measurement with the prediction.
 
@@ -243,7 +243,7 @@ def measure_until_decided(
 
 
 def number_of_looks(first: int, cap: int) -> int:
-    """Looks of the doubling rule from `first` to `cap` runs."""
+    """Return the number of looks of the doubling rule from `first` to `cap` runs."""
     looks, count = 1, first
     while count < cap:
         looks, count = looks + 1, min(2 * count, cap)
@@ -258,23 +258,23 @@ def p_value(
     looks: int,
     error: float,
 ) -> float:
-    """Smallest error probability at which the same samples would be decided the same way.
+    """Return the smallest error probability at which the same samples give the same verdict.
 
-    It is paid for like the verdict, each look with an equal part. A smaller error makes intervals
-    longer, so the looks before the last would have stayed undecided too: at this error the whole
-    measurement would have gone as it went. It is the p-value of "outside the region" for what is
-    supported and of "inside" for what is refuted, and never above the error of the verdict.
+    Each look gets an equal part of it, as for the verdict. A smaller error gives longer intervals,
+    so the earlier looks would have been undecided too, and the whole measurement would have
+    proceeded in the same way. It is the p-value of "outside the region" for supported claims and of
+    "inside" for refuted ones, and never exceeds the error of the verdict.
 
     Args:
         samples: all samples of the last look.
-        estimator: that of the verdict.
-        prediction: that of the verdict.
-        verdict: what was decided.
-        looks: `number_of_looks` that were announced.
-        error: the error probability at which it was decided.
+        estimator: estimator of the verdict.
+        prediction: prediction of the verdict.
+        verdict: the verdict.
+        looks: announced `number_of_looks`.
+        error: error probability of the verdict.
 
     Returns:
-        The p-value to a ratio of `P_RESOLUTION`, at least `P_FLOOR`; 1 for what is undecided.
+        The p-value to a ratio of `P_RESOLUTION`, at least `P_FLOOR`; 1 for an undecided verdict.
     """
     if verdict is Verdict.UNDECIDED:
         return 1.0

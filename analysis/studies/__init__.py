@@ -1,7 +1,7 @@
-"""The theory scored on real updates: calibrated on a run's first rounds, compared with the others.
+"""Studies: compare the theory, calibrated on a run's first rounds, with its later rounds.
 
-Input is the dataset of a training run: the clients' amplitudes on the singular directions that they
-started from, `s_{k,i} = u_i^T dW_k v_i`, and the energies that the server made of them.
+The input is the dataset of a training run: the clients' amplitudes on the singular directions at
+the start of the round, `s_{k,i} = u_i^T dW_k v_i`, and the energies after aggregation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gains and drifts of a run's clients, estimated from its first rounds."""
+"""Estimate gains and drifts of a run's clients from its first rounds."""
 
 from __future__ import annotations
 
@@ -13,41 +13,42 @@ from fedlora_sim.errors import check_choice, check_share, expected
 from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.tolerances import relative
 
-# `s = a x + b` with random a and b, fitted to observations that come in pools.
+# Fit `s = a x + b` with random a and b to pooled observations.
 #
-# Mean `g x + c`, variance `nu^2 x^2 + tau^2`. The mean is fitted by least squares with the
-# inverse variance as weight, the variance by non-negative least squares of the squared residuals
-# on `(x^2, 1)` with its inverse square as weight, in turns until both rest: the stationary point
-# of the Gaussian likelihood, and consistent for every law with these two moments. A residual is
-# divided by one less its leverage, for the fitted line follows it.
+# The mean is `g x + c`, the variance `nu^2 x^2 + tau^2`. The mean is fitted by least squares
+# weighted by the inverse variance, and the variance by non-negative least squares of the squared
+# residuals on `(x^2, 1)` weighted by its inverse square, alternately until both converge. This is
+# the stationary point of the Gaussian likelihood, and consistent for every distribution with these
+# two moments. Each residual is divided by one minus its leverage, because it is reduced by fitting.
 
 Array = NDArray[np.float64]
 
-# Gain and drift are told apart only where x spreads by this share of its root mean square, and
-# where the gain is known to this error: amplitudes that only noise has moved bias it by as much,
-# for the residual of one round is part of the amplitude of the next.
+# Gain and drift are identified only if the spread of x is at least this share of its root mean
+# square and the standard error of the gain is at most this value. Amplitudes that only noise has
+# moved bias the gain by as much, because the residual of one round is part of the amplitude of the
+# next.
 LEAST_SPREAD = 0.02
 LARGEST_ERROR = 0.2
-# Two of the mean, two of the variance: fewer observations would be fitted exactly.
+# Two parameters each for mean and variance: fewer observations would be fitted exactly.
 LEAST_OBSERVATIONS = 5
-# Whole steps come close fast, but may then go round in a circle; half steps do not.
+# Full steps converge fast at first, but may then cycle; half steps do not.
 WHOLE_STEPS, HALF_STEPS = 8, 20
-# Variance below which residuals are rounding, of amplitudes of about one.
+# Variance below which residuals are rounding errors, for amplitudes of about one.
 ROUNDING = relative("reduction") ** 2
 
 
 @dataclass(frozen=True, eq=False)
 class LinearFit:
-    """Estimates of every pool; the last dimension holds gain and drift, NaN where unknown.
+    """Estimates for each pool; the last dimension holds gain and drift, NaN where unknown.
 
     Args:
         mean: g and c, (..., 2).
-        mean_covariance: of their estimates, (..., 2, 2).
+        mean_covariance: covariance of their estimates, (..., 2, 2).
         variance: nu^2 and tau^2, (..., 2).
-        variance_covariance: of their estimates were they free to be negative, (..., 2, 2).
-        observations: (...).
-        identified: whether x spreads enough to tell gain from drift; where not, c = tau = 0.
-        least, greatest: amplitudes x that were met, (...); infinite where there was none.
+        variance_covariance: covariance of their estimates without the constraint, (..., 2, 2).
+        observations: number of observations, (...).
+        identified: whether x spreads enough to distinguish gain from drift; otherwise c = tau = 0.
+        least, greatest: range of the observed amplitudes x, (...); infinite if there are none.
     """
 
     mean: Array
@@ -62,39 +63,39 @@ class LinearFit:
 
 @dataclass(frozen=True, eq=False)
 class Pools:
-    """Sums over the observations of every pool, and back.
+    """Sums over the observations of each pool, and their inverse.
 
     Args:
         observed: which entries are observations, (S, T, L, m, r_max).
-        cells: pool of every direction, (r_max,), from 0.
+        cells: pool of each direction, (r_max,), from 0.
     """
 
     observed: NDArray[np.bool_]
     cells: NDArray[np.int64]
 
     def sum(self, values: Array) -> Array:
-        """Sums over rounds, slots and the pool's directions, (S, L, pools)."""
+        """Return the sums over rounds, slots and the pool's directions, (S, L, pools)."""
         kept = np.where(self.observed, values, 0.0).sum((1, 3))
         return kept @ (self.cells[:, None] == np.arange(self.cells.max() + 1))
 
     def least(self, values: Array) -> Array:
-        """Least value of every pool, (S, L, pools); infinite where there is none."""
+        """Return the minimum of each pool, (S, L, pools); infinite if it is empty."""
         lowest = np.where(self.observed, values, np.inf).min((1, 3))
         each = [lowest[..., self.cells == j].min(-1) for j in range(self.cells.max() + 1)]
         return np.stack(each, axis=-1)
 
     def spread(self, values: Array) -> Array:
-        """Values of the pools (S, L, pools) at every observation, (S, 1, L, 1, r_max)."""
+        """Return values of the pools (S, L, pools) for each observation, (S, 1, L, 1, r_max)."""
         return values[:, None, :, None, self.cells]
 
 
 def fit_linear(x: Array, s: Array, cells: NDArray[np.int64]) -> LinearFit:
-    """Fit every run, layer and pool.
+    """Fit all runs, layers and pools.
 
     Args:
-        x: amplitudes that clients start from, (S, T, L, 1, r_max).
-        s: what they return, (S, T, L, m, r_max); NaN where there is no observation.
-        cells: pool of every direction, (r_max,), from 0.
+        x: amplitudes at the start, (S, T, L, 1, r_max).
+        s: returned amplitudes, (S, T, L, m, r_max); NaN where there is no observation.
+        cells: pool of each direction, (r_max,), from 0.
 
     Returns:
         Estimates (S, L, pools), NaN where a pool has fewer than two observations.
@@ -132,7 +133,7 @@ def fit_linear(x: Array, s: Array, cells: NDArray[np.int64]) -> LinearFit:
 def _settle(
     pools: Pools, x: Array, s: Array, identified: NDArray[np.bool_]
 ) -> tuple[Array, Array, Array, Array]:
-    """Mean and its covariance, variance and its covariance, fitted in turns."""
+    """Return mean and variance with their covariances, fitted alternately."""
     shape = pools.sum(s).shape
     variance = np.broadcast_to([0.0, 1.0], (*shape, 2))
     for step in [1.0] * WHOLE_STEPS + [0.5] * HALF_STEPS:
@@ -143,12 +144,13 @@ def _settle(
         variance = variance + step * (found - variance)
     surprise = (squares / _variance(pools, variance, x) - 1) ** 2
     kurtosis = pools.sum(surprise) / np.maximum(pools.sum(np.ones_like(s)), 1)
-    # Two is a normal law's; heavier tails make squared residuals less certain.
+    # Two is the value of the normal distribution; heavier tails make squared residuals less
+    # certain.
     return mean, mean_covariance, variance, covariance * np.maximum(kurtosis, 2.0)[..., None, None]
 
 
 def _variance(pools: Pools, variance: Array, x: Array) -> Array:
-    """`nu^2 x^2 + tau^2` at every observation."""
+    """Return `nu^2 x^2 + tau^2` at every observation."""
     gain, drift = (pools.spread(variance[..., j]) for j in (0, 1))
     return np.asarray(np.maximum(gain * x**2 + drift, ROUNDING))
 
@@ -156,11 +158,11 @@ def _variance(pools: Pools, variance: Array, x: Array) -> Array:
 def _squared_residuals(
     pools: Pools, weight: Array, x: Array, s: Array, mean: Array, covariance: Array
 ) -> Array:
-    """Squared residuals, unbiased for the leverage of each."""
+    """Return the squared residuals, corrected for their leverage."""
     gain, drift = (pools.spread(mean[..., j]) for j in (0, 1))
     slope, both, level = (pools.spread(covariance[..., i, j]) for i, j in ((0, 0), (0, 1), (1, 1)))
     leverage = weight * (slope * x**2 + 2 * both * x + level)
-    # A lone observation of its kind is followed exactly, and says nothing of the spread.
+    # A single observation of its kind is fitted exactly and does not show the spread.
     free = np.maximum(1 - leverage, np.sqrt(ROUNDING))
     return np.asarray((s - gain * x - drift) ** 2 / free)
 
@@ -174,7 +176,7 @@ def _solve(
     *,
     positive: bool = False,
 ) -> tuple[Array, Array]:
-    """Weighted least squares of the target on `(basis, 1)`, on `basis` alone where not identified.
+    """Return weighted least squares of the target on `(basis, 1)`, or `basis` if not identified.
 
     Returns:
         Coefficients (S, L, pools, 2) and the inverse of the normal matrix (S, L, pools, 2, 2).
@@ -182,7 +184,7 @@ def _solve(
     weight = weight + 0 * target
     a, b, d = (pools.sum(weight * basis**p) for p in (2, 1, 0))
     first, second = pools.sum(weight * basis * target), pools.sum(weight * target)
-    a = np.where(a > 0, a, 1.0)  # an empty pool: any number will do
+    a = np.where(a > 0, a, 1.0)  # an empty pool: any number
     both = identified & (a * d - b * b > 0)
     b, d = np.where(both, b, 0.0), np.where(both, d, 1.0)
     second = np.where(both, second, 0.0)
@@ -196,23 +198,23 @@ def _solve(
 
 
 def _non_negative(free: Array, a: Array, b: Array, d: Array, first: Array, second: Array) -> Array:
-    """The best of two coefficients that may not be negative: free, or one of them zero."""
+    """Return the best non-negative pair of coefficients: the free one, or one of them zero."""
     zero = np.zeros_like(a)
     alone = np.stack([np.maximum(first / a, 0.0), zero], -1)
     other = np.stack([zero, np.maximum(second / d, 0.0)], -1)
-    # A coefficient that is alone at its best lowers the sum of squares by its square times a or d.
+    # A single coefficient at its optimum reduces the sum of squares by its square times a or d.
     better = (a * alone[..., 0] ** 2 >= d * other[..., 1] ** 2)[..., None]
     inside = (free >= 0).all(-1, keepdims=True)
     return np.where(inside, free, np.where(better, alone, other))
 
 
-# What every client's update does on the singular directions that it started from.
+# Updates of clients on the singular directions at the start of the round.
 #
 # Row t of a training run holds `s_{k,i} = u_i^T dW_k v_i` on the singular vectors (U, V) of the
 # global update of row t-1, whose amplitudes are `sigma_i`. In the linear model `s = a sigma + b`.
-# Singular vectors are in the order of their amplitudes and have no other name: two directions
-# whose amplitudes cross change their numbers, and a direction of one round may be turned in the
-# next. Nothing here follows a direction from round to round; what the basis loses is `leakage`.
+# Singular vectors are numbered by their amplitudes: two directions whose amplitudes cross exchange
+# their numbers, and a direction may be rotated in the next round. No direction is followed from
+# round to round; what the basis loses is `leakage`.
 
 UPDATES = (
     "layer_energy",
@@ -230,26 +232,26 @@ DIMS = ("seed", "round", "layer", "slot", "direction")
 
 
 def describe_updates(dataset: xr.Dataset) -> xr.Dataset:
-    """Gains, leakage and weights of every client, round, layer and direction.
+    """Return gains, leakage and weights of each client, round, layer and direction.
 
-    A client holds the directions `i <= r_k`. What it returns on them is `reached = s`, or
-    `sigma + s` under rules whose clients start every round with a fresh adapter beside the whole
-    update (flora): gains are those of the whole update under every rule. A direction whose
-    amplitude is lost in rounding has no singular vectors, and nothing is said of it.
+    A client carries the directions `i <= r_k`. It returns `reached = s` on them, or `sigma + s`
+    under rules whose clients start every round with a fresh adapter (flora), so that gains always
+    refer to the whole update. A direction whose amplitude is lost in rounding has no singular
+    vectors and gets NaN.
 
     Args:
         dataset: a training run, dimensions (seed, round, layer, slot, direction).
 
     Returns:
-        `sigma` (seed, round, layer, direction), the amplitude that the round starts from; `reached`
+        `sigma` (seed, round, layer, direction), the amplitude at the start of the round; `reached`
         and `gain = reached / sigma`, (seed, round, layer, slot, direction), NaN where the client
-        does not hold the direction; `leakage`, the share of the update's energy outside the basis,
+        does not carry the direction; `leakage`, the share of the update's energy outside the basis,
         and `leaked_energy`, (seed, round, layer, slot); `weight`, the client's share of the cohort,
         (seed, round, slot), zero where the slot is empty or its client was dropped.
 
     Raises:
-        InputError: if a variable is missing; on an allocation other than `svd`, whose held
-            directions the dataset does not tell.
+        InputError: if a variable is missing; for an allocation other than `svd`, whose carried
+            directions are not in the dataset.
     """
     check_has(dataset, UPDATES)
     allocation = dataset.attrs.get("allocation", "svd")
@@ -276,28 +278,30 @@ def describe_updates(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def drifts(updates: xr.Dataset, gain_mean: xr.DataArray | float) -> xr.DataArray:
-    """What clients return beyond the mean gain, `reached - g sigma`.
+    """Return the part of the returned amplitudes beyond the mean gain, `reached - g sigma`.
 
     Args:
-        updates: what `describe_updates` returns.
+        updates: result of `describe_updates`.
         gain_mean: g, a number or labelled by any of (seed, layer, direction).
 
     Returns:
-        In units of dW, (seed, round, layer, slot, direction), NaN where nothing is held.
+        In units of dW, (seed, round, layer, slot, direction), NaN where not carried.
     """
     return (updates.reached - gain_mean * updates.sigma).transpose(*DIMS)
 
 
 def mean_leakage(updates: xr.Dataset) -> xr.DataArray:
-    """Leakage of a round's cohort, each client by its weight, (seed, round, layer)."""
+    """Return the weighted mean leakage of a round's cohort, (seed, round, layer)."""
     return updates.leakage.weighted(updates.weight).mean("slot")
 
 
 def by_partition(energy: xr.DataArray) -> xr.DataArray:
-    """Energies summed over the directions of every partition; `direction` becomes `partition`.
+    """Return the energies summed over the directions of each partition.
+
+    `direction` becomes `partition`.
 
     Args:
-        energy: labelled by `direction`, which carries the coordinate `partition`; NaN counts.
+        energy: labelled by `direction` with the coordinate `partition`; NaN propagates.
     """
     numbers = np.unique(energy.partition)
     parts = [
@@ -308,21 +312,21 @@ def by_partition(energy: xr.DataArray) -> xr.DataArray:
 
 
 def amplitudes(dataset: xr.Dataset) -> xr.DataArray:
-    """Amplitudes of the global update after every round, zero where they are lost in rounding."""
+    """Return the amplitudes of the global update after each round, zero where lost in rounding."""
     return resolved(dataset.layer_energy, dataset) ** 0.5
 
 
 def resolved(energy: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
-    """Energies, zero where the amplitude is below what the run's arithmetic resolves."""
+    """Return the energies, zero where the run's arithmetic does not resolve the amplitude."""
     return energy.where(energy > rounding_floor(energy, dataset), 0.0)
 
 
 def rounding_floor(energy: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
-    """Energy below which a direction is rounding, which goes by the largest singular value.
+    """Return the energy below which a direction is rounding, relative to the largest one.
 
     Args:
         energy: labelled by `direction`.
-        dataset: the run, whose dtype it is.
+        dataset: the run, which gives the dtype.
 
     Returns:
         Shape of `energy` without `direction`.
@@ -331,21 +335,21 @@ def rounding_floor(energy: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
 
 
 def energy_floor(dtype: str) -> float:
-    """Share of the largest direction's energy below which another's is rounding.
+    """Return the share of the largest direction's energy below which another's is rounding.
 
-    Factorizations resolve amplitudes, and energies are their squares.
+    Factorizations resolve amplitudes, whose squares are the energies.
     """
     return relative("factorization", dtype) ** 2
 
 
 def slot_weights(dataset: xr.Dataset) -> xr.DataArray:
-    """Share of every slot in its cohort, zero where nobody returned anything."""
+    """Return the share of each slot in its cohort, zero in rounds without an update."""
     present = (dataset.cohort >= 0) & ~dataset.dropped.astype(bool)
     return dataset.client_weight.where(present, 0.0).fillna(0.0)
 
 
 def slot_ranks(dataset: xr.Dataset) -> xr.DataArray:
-    """Rank of the client in every slot, (seed, round, slot); 0 where it is empty."""
+    """Return the rank of the client in each slot, (seed, round, slot); 0 if it is empty."""
     cohort = dataset.cohort.transpose("seed", "round", "slot")
     ranks = dataset.client_rank.transpose("seed", "round", "client").values
     numbers: NDArray[np.int64] = cohort.values.astype(np.int64)
@@ -354,7 +358,7 @@ def slot_ranks(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def rule_of(dataset: xr.Dataset) -> AggregationRule:
-    """The server rule of a run."""
+    """Return the server rule of a run."""
     return get_rule(dataset.attrs["rule"])
 
 
@@ -362,14 +366,14 @@ def check_has(dataset: xr.Dataset, names: tuple[str, ...]) -> None:
     """Refuse a dataset that lacks a variable.
 
     Raises:
-        InputError: naming what is missing.
+        InputError: names the missing variables.
     """
     missing = [name for name in names if name not in dataset]
     if missing:
         raise expected("dataset", list(dataset.data_vars), f"a training run with {missing}")
 
 
-# Gains and drifts of a run's clients, estimated from its first rounds
+# Calibration of gains and drifts
 
 POOLS = ("partition", "direction")
 MOMENTS = {"gain": 0, "drift": 1}
@@ -377,11 +381,11 @@ MOMENTS = {"gain": 0, "drift": 1}
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Gains and drifts as they may be, given their estimates; each (samples, layer, direction).
+    """Draws of gains and drifts from the distribution of their estimates.
 
     Args:
-        gain_mean, gain_std: g and nu.
-        drift_mean, drift_std: c and tau, in units of dW.
+        gain_mean, gain_std: g and nu, (samples, layer, direction).
+        drift_mean, drift_std: c and tau, same shape, in units of dW.
     """
 
     gain_mean: Array
@@ -392,18 +396,18 @@ class Draws:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Law of what clients return, `s = a sigma + b`, per run, layer and pool of directions.
+    """Linear model of the clients, `s = a sigma + b`, per run, layer and pool of directions.
 
     Args:
-        pool: which directions share a law, `partition` or `direction`.
-        cells: pool of every direction, (r_max,), from 0.
+        pool: the directions that share parameters, `partition` or `direction`.
+        cells: pool of each direction, (r_max,), from 0.
         rounds: first and last round whose updates were used.
         estimates: `mean` (seed, layer, pool, moment): g and c; `variance`: nu^2 and tau^2;
             `mean_covariance` and `variance_covariance` (seed, layer, pool, moment, other) of their
-            estimates; `observations`, `identified`, `least` and `greatest` amplitude that was met,
-            (seed, layer, pool). The pool's dimension is called as it is; NaN where a pool has fewer
-            than two observations. Where not `identified`, amplitudes spread too little to tell gain
-            from drift, and c = tau = 0.
+            estimates; `observations`, `identified`, and `least` and `greatest` observed amplitude,
+            (seed, layer, pool). The pool's dimension has the name of the pool; NaN where a pool has
+            fewer than two observations. Where not `identified`, amplitudes spread too little to
+            distinguish gain from drift, and c = tau = 0.
     """
 
     pool: str
@@ -433,16 +437,21 @@ class Calibration:
 
     @property
     def identified(self) -> xr.DataArray:
-        """Whether amplitudes spread enough to tell gain from drift; if not, c = tau = 0."""
+        """True if amplitudes spread enough to distinguish gain from drift.
+
+        Otherwise c = tau = 0.
+        """
         return self.estimates.identified
 
     @property
     def observations(self) -> xr.DataArray:
-        """How many (round, client, direction) each estimate rests on."""
+        """Number of observations (round, client, direction) of each estimate."""
         return self.estimates.observations
 
     def standard_error(self, quantity: str) -> xr.DataArray:
-        """Standard error of an estimate; of a deviation by the delta method, NaN where it is 0.
+        """Return the standard error of an estimate, by the delta method for standard deviations.
+
+        NaN where a standard deviation is 0.
 
         Args:
             quantity: `gain_mean`, `gain_std`, `drift_mean` or `drift_std`.
@@ -455,13 +464,14 @@ class Calibration:
         return error / (2 * deviation.where(deviation > 0))
 
     def interval(self, quantity: str, confidence: float = 0.95) -> xr.DataArray:
-        """Confidence interval of an estimate, for many observations; new dimension `end`.
+        """Return the confidence interval of an estimate for many observations; new dimension `end`.
 
-        Means have Student's; a deviation has the root of its variance's, which may begin at 0.
+        Means have Student's interval. The interval of a standard deviation is the root of that of
+        its variance, which may begin at 0.
 
         Args:
             quantity: `gain_mean`, `gain_std`, `drift_mean` or `drift_std`.
-            confidence: of each interval for itself, in (0, 1).
+            confidence: confidence of each single interval, in (0, 1).
         """
         moment, kind = self._quantity(quantity)
         tail = (1 - check_share("confidence", confidence)) / 2
@@ -474,26 +484,26 @@ class Calibration:
         return (self._variance(moment) + sides * reach).clip(min=0) ** 0.5
 
     def of_run(self, seed: int) -> Calibration:
-        """The calibration of one run, without the dimension `seed`."""
+        """Return the calibration of one run, without the dimension `seed`."""
         return replace(self, estimates=self.estimates.sel(seed=seed))
 
     def per_direction(self, values: xr.DataArray) -> xr.DataArray:
-        """Values of the pools, one for every direction: `direction` in place of the pool."""
+        """Return values of the pools for each direction: `direction` replaces the pool."""
         spread = values.isel({self.pool: xr.DataArray(self.cells, dims="direction")})
         directions = np.arange(1, len(self.cells) + 1)
         return spread.drop_vars("partition", errors="ignore").assign_coords(direction=directions)
 
     def draw(self, samples: int, rng: np.random.Generator | None) -> Draws:
-        """Draw laws from the sampling distribution of one run's estimates.
+        """Draw parameters from the sampling distribution of one run's estimates.
 
-        Estimates are normal for many observations; variances are cut off at 0.
+        Estimates are normal for many observations; variances are clipped at 0.
 
         Args:
-            samples: how many.
-            rng: source of randomness; None takes the estimates themselves, every time.
+            samples: number of draws.
+            rng: source of randomness; None returns the estimates themselves every time.
 
         Returns:
-            Draws that are common to the directions of a pool.
+            Draws that the directions of a pool share.
         """
         means, variances = (self._sample(kind, samples, rng) for kind in ("mean", "variance"))
         deviations = np.sqrt(np.maximum(variances, 0.0))
@@ -530,24 +540,24 @@ def calibrate(dataset: xr.Dataset, rounds: slice, pool: str = "partition") -> Ca
     """Estimate gains and drifts from some rounds of a training run.
 
     `E[s] = g sigma + c`, `Var[s] = nu^2 sigma^2 + tau^2`, over the rounds, the clients and the
-    pool's directions; see `analysis.studies.calibrate`. Observations count as independent: what
-    lasts in a client, or turns with the basis, makes the standard errors too small. A residual is
-    part of the next amplitude, which biases the gain towards less and the drift towards more where
-    amplitudes move by noise more than of themselves, and no estimate holds far from the amplitudes
-    that it was made at: `least` and `greatest` say where that is.
+    pool's directions. Observations count as independent: persistent differences between clients,
+    and rotation of the basis, make the standard errors too small. A residual is part of the next
+    amplitude. If noise moves the amplitudes more than gains do, this biases the gain downwards and
+    the drift upwards. Estimates are valid near the observed amplitudes only, which `least` and
+    `greatest` bound.
 
     Args:
         dataset: a training run.
         rounds: labels of the rounds whose updates are used, both ends included as in xarray;
-            round t sets out from the amplitudes of round t-1.
-        pool: directions that share a law: those of a `partition`, or each `direction` alone.
+            round t starts from the amplitudes of round t-1.
+        pool: directions that share parameters: those of a `partition`, or each `direction` alone.
 
     Returns:
-        One law per run (seed), layer and pool.
+        Parameters per run (seed), layer and pool.
 
     Raises:
-        InputError: on a dataset without the clients' amplitudes, an unknown pool, or rounds in
-            which no client returns anything on a direction that is there.
+        InputError: for a dataset without the clients' amplitudes, an unknown pool, or rounds in
+            which no client returns anything on a nonzero direction.
 
     Reference:
         The model: Wu et al., arXiv 2602.13486, App. B. The estimators: our derivation.
@@ -570,7 +580,7 @@ def calibrate(dataset: xr.Dataset, rounds: slice, pool: str = "partition") -> Ca
 
 
 def pure_suppression(calibration: Calibration) -> Calibration:
-    """The same calibration with clients who return what they were given: g = 1, and no spread."""
+    """Return the calibration of clients that return what they received: g = 1, without spread."""
     moments = ("mean", "mean_covariance", "variance", "variance_covariance")
     certain = {name: xr.zeros_like(calibration.estimates[name]) for name in moments}
     certain["mean"] += xr.DataArray([1.0, 0.0], dims="moment")
@@ -593,7 +603,7 @@ def _labeled(fit: LinearFit, pool: str) -> xr.Dataset:
 
 
 def _root(covariance: Array) -> Array:
-    """Cholesky factors of covariances (..., 2, 2), which may be zero or NaN."""
+    """Return the Cholesky factors of covariances (..., 2, 2), which may be zero or NaN."""
     first = np.sqrt(covariance[..., 0, 0])
     below = covariance[..., 1, 0] / np.where(first > 0, first, 1.0)
     rest = np.sqrt(np.maximum(covariance[..., 1, 1] - below**2, 0.0))

@@ -1,9 +1,9 @@
-"""What the paper claims of real fine-tuning, each with a verdict on the study's own runs.
+"""Findings of a study: comparison tables, and verdicts on the paper's claims about fine-tuning.
 
-Predictions were fixed on pilot runs of other seeds. All intervals of a study hold together: every
-claim gets an equal part of the family's error, and no more where others are left out. An interval's
-samples are the replicates of the study, means over its heterogeneities (`replicate_means`), of a
-claim and of its negative control alike.
+Predictions were fixed on pilot runs with other seeds. All intervals of a study hold together: each
+claim gets an equal part of the family's error, also if others are left out. The samples of an
+interval are the replicates of the study, means over its heterogeneities (`replicate_means`), for a
+claim and for its negative control.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fedlora_sim import parse_ranks
 from fedlora_sim.errors import check_choice
 from fedlora_sim.metrics import energy_ratio
 
-# Every run of a study in one tidy table, and what its seeds say together
+# Tables: one row per run, and summaries over seeds
 
 BYTES = 4
 """Of a number as it is sent: single precision."""
@@ -45,7 +45,7 @@ TABLE_ERROR = 0.05
 Range = tuple[float, float]
 SHARE: Range = (0.0, 1.0)
 SIZE: Range = (0.0, np.inf)
-DIFFERENCE: Range = (-1.0, 1.0)  # of two shares
+DIFFERENCE: Range = (-1.0, 1.0)  # difference of two shares
 
 QUANTITIES: dict[str, Range] = {
     "untrained": SHARE,
@@ -59,17 +59,17 @@ QUANTITIES: dict[str, Range] = {
 
 
 def finals(study: Study, runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
-    """One row per run: what it was, and how it ended.
+    """Return one row per run: its configuration and its final metrics.
 
     Args:
-        study: what was compared.
+        study: the study.
         runs: its datasets by label.
 
     Returns:
-        Columns `heterogeneity, configuration, rule, seed`; `untrained` and `accuracy`, of the
-        global model before and after all rounds; `rounds_to_target`, NaN where it was never judged
-        that good; `rho` at the mixed federation's lowest level and `effective_rank` of the last
-        update; `preservation`, mean over its layers and rounds; `megabytes` sent both ways by the
+        Columns `heterogeneity, configuration, rule, seed`; `untrained` and `accuracy` of the global
+        model before and after all rounds; `rounds_to_target`, NaN if the target was never reached;
+        `rho` at the mixed federation's lowest level and `effective_rank` of the last update;
+        `preservation`, mean over layers and rounds; `megabytes` sent in both directions by the
         adapters in single precision.
     """
     level = study.scenario.federation.levels[0]
@@ -96,7 +96,7 @@ def _final(study: Study, run: StudyRun, dataset: xr.Dataset, level: int) -> dict
 
 
 def _megabytes(run: StudyRun, one: xr.Dataset) -> float:
-    """Expected traffic of all rounds, in 10**6 bytes; NaN of a rule that has no closed form."""
+    """Return expected traffic of all rounds in 10**6 bytes; NaN for rules without a closed form."""
     name, scenario = run.rule.partition(":")[0], run.scenario
     if name not in RULES:
         return float("nan")
@@ -118,15 +118,15 @@ def _megabytes(run: StudyRun, one: xr.Dataset) -> float:
 
 
 def summary(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row per heterogeneity, configuration and rule.
+    """Return one row per heterogeneity, configuration and rule.
 
     Args:
-        study: what was compared.
-        table: as `finals` returns it.
+        study: the study.
+        table: result of `finals`.
 
     Returns:
-        Every quantity's mean over the seeds with its interval, see `with_interval`; the rounds to
-        the target as the median of the runs that reached it, and how many did.
+        The mean of each quantity over the seeds with its interval, see `with_interval`; the median
+        number of rounds to the target over the runs that reached it, and the number of these runs.
     """
     keys = ["heterogeneity", "configuration", "rule"]
     return [
@@ -146,19 +146,19 @@ def _summarized(study: Study, own: pd.DataFrame) -> dict[str, Any]:
 
 
 def with_interval(name: str, samples: ArrayLike, within: Range) -> dict[str, Any]:
-    """A mean over runs, and its Student interval, for a row of a table.
+    """Return a mean over runs and its Student interval, for a row of a table.
 
-    The interval is cut to the ends that the quantity cannot pass, which costs it no coverage. It is
-    not `log_odds_interval`, which is one of the typical share, need not hold the mean that stands
-    beside it, and goes by rounding where a run has exactly 0 or 1, as rho of equal lowest ranks.
+    The interval is clipped to the range of the quantity, which does not change its coverage. It is
+    not `log_odds_interval`, which estimates the typical share, may not contain the displayed mean,
+    and depends on rounding if a run has exactly 0 or 1 (as rho of equal lowest ranks does).
 
     Args:
-        name: of the quantity.
-        samples: once per run, (n,); NaN where a run has none.
-        within: the least and the most that the quantity can be.
+        name: name of the quantity.
+        samples: one per run, (n,); NaN where a run has none.
+        within: range of the quantity.
 
     Returns:
-        `name` and `{name}_interval`; None where there is no run, of one run no interval.
+        `name` and `{name}_interval`; None without runs, and no interval for one run.
     """
     known = np.asarray(samples, dtype=np.float64)
     known = known[~np.isnan(known)]
@@ -175,18 +175,18 @@ def with_interval(name: str, samples: ArrayLike, within: Range) -> dict[str, Any
 
 
 def replicate_means(study: Study, samples: pd.Series) -> Array:
-    """Return the mean of every replicate of a study over its heterogeneities.
+    """Return the mean of each replicate of a study over its heterogeneities.
 
-    Replicates are independent and follow one law, whatever heterogeneities differ in or share: the
-    unit of every interval over more than one heterogeneity.
+    Replicates are independent and identically distributed, whatever the heterogeneities. They are
+    the samples of every interval over more than one heterogeneity.
 
     Args:
-        study: what was compared.
-        samples: a quantity once per run, indexed by (heterogeneity, seed).
+        study: the study.
+        samples: a quantity per run, indexed by (heterogeneity, seed).
 
     Returns:
         One mean per replicate, (n,), in the order of the seeds. A replicate in which a
-        heterogeneity is missing or NaN is left out: its mean would be one of other heterogeneities.
+        heterogeneity is missing or NaN is left out.
     """
     known = samples.dropna()
     names = known.index.get_level_values(0)
@@ -197,15 +197,15 @@ def replicate_means(study: Study, samples: pd.Series) -> Array:
 
 
 def curves(study: Study, runs: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """Trajectories of the mixed ranks, dimensions (heterogeneity, rule, run, round).
+    """Return the trajectories of the mixed ranks, dimensions (heterogeneity, rule, run, round).
 
     Args:
-        study: what was compared.
+        study: the study.
         runs: its datasets by label.
 
     Returns:
-        `accuracy`, NaN in rounds that were not judged, `rho`, `effective_rank`, `preservation`
-        (mean over layers); runs of one heterogeneity meet the same seeds under all rules.
+        `accuracy`, NaN in rounds without evaluation, `rho`, `effective_rank`, `preservation` (mean
+        over layers); runs of one heterogeneity have the same seeds under all rules.
     """
     mixed = [run for run in study.runs() if run.configuration == MIXED]
     parts = []
@@ -228,12 +228,7 @@ def _curve(dataset: xr.Dataset) -> xr.Dataset:
     return found.drop_attrs()
 
 
-# What the paper claims of real fine-tuning, each with a verdict on the study's own runs.
-#
-# Predictions were fixed on pilot runs of other seeds. All intervals of a study hold together:
-# every claim gets an equal part of the family's error, and no more where others are left out. An
-# interval's samples are the replicates of the study, means over its heterogeneities
-# (`replicate_means`), of a claim and of its negative control alike.
+# The paper's claims about fine-tuning, with verdicts
 
 COLLAPSED = 0.1
 """Energy above the lowest rank, as a share of what equal ranks have there: less is collapse."""
@@ -249,12 +244,12 @@ class PaperClaim:
 
     Args:
         id: short name.
-        statement: what is claimed.
-        quantity: what is measured, once per run.
-        prediction: made before the study was run.
+        statement: the claim.
+        quantity: the measured quantity of each run.
+        prediction: prediction made before the study was run.
         samples: the quantity, indexed by (heterogeneity, seed).
-        control: what is put in the claim's place, in words; the same check must refute it.
-        control_samples: the quantity then.
+        control: description of the negative control, which the same check must refute.
+        control_samples: the quantity under the control.
     """
 
     id: str
@@ -267,11 +262,13 @@ class PaperClaim:
 
 
 def judge_claims(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A verdict on every claim whose runs are there; without a refuted control none is supported.
+    """Return a verdict on each claim whose runs are available.
+
+    A claim is supported only if its control is refuted.
 
     Args:
-        study: what was compared.
-        table: as `comparison.finals` returns it.
+        study: the study.
+        table: result of `finals`.
 
     Returns:
         One entry per claim, for the report.
@@ -285,7 +282,7 @@ def judge_claims(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def claims_left_out(study: Study, table: pd.DataFrame) -> list[dict[str, str]]:
-    """The other claims, and why nothing is said of them."""
+    """Return the other claims, with the reason."""
     return [
         {"id": claim.id, "statement": claim.statement, "reason": reason}
         for claim in PAPER_CLAIMS
@@ -294,7 +291,7 @@ def claims_left_out(study: Study, table: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _why_left_out(study: Study, table: pd.DataFrame, claim: PaperClaim) -> str:
-    """What a part of a study is too small for."""
+    """Return what a part of a study lacks for a claim."""
     samples = (claim.samples(study, table), claim.control_samples(study, table))
     fewest = min(len(replicate_means(study, own)) for own in samples)
     if fewest > 1:
@@ -310,7 +307,7 @@ def _judged(study: Study, table: pd.DataFrame, claim: PaperClaim, error: float) 
     )
     verdict, of_control = judge(measured, claim.prediction), judge(control, claim.prediction)
     if of_control != Verdict.REFUTED and verdict == Verdict.SUPPORTED:
-        verdict = Verdict.UNDECIDED  # a check that refutes nothing has tested nothing
+        verdict = Verdict.UNDECIDED  # a check that cannot refute its control has tested nothing
     return {
         "id": claim.id,
         "statement": claim.statement,
@@ -333,25 +330,25 @@ def _judged(study: Study, table: pd.DataFrame, claim: PaperClaim, error: float) 
 
 
 def _column(table: pd.DataFrame, name: str, rule: str, configuration: str = MIXED) -> pd.Series:
-    """A column of the runs of a rule, by heterogeneity and seed."""
+    """Return a column for the runs of a rule, by heterogeneity and seed."""
     own = table[(table["rule"] == rule) & (table["configuration"] == configuration)]
     return own.set_index(["heterogeneity", "seed"])[name]
 
 
 def _less(first: pd.Series, second: pd.Series) -> pd.Series:
-    """Return the differences of all pairs; none where one of the two was not run."""
+    """Return the differences of all pairs; none if one of the two was not run."""
     pairs = pd.concat([first, second], axis=1, join="inner").sort_index()
     return pairs.iloc[:, 0] - pairs.iloc[:, 1]
 
 
 def _log_tail(table: pd.DataFrame, rule: str, configuration: str = MIXED) -> pd.Series:
-    """log10 of the share of energy above the lowest rank; what is rounding counts as that."""
+    """Return log10 of the share of energy above the lowest rank, at least the rounding level."""
     tail = 1 - _column(table, "rho", rule, configuration)
     return np.log10(tail.clip(lower=energy_floor("float32")))
 
 
 def _tail_share(rule: str) -> Samples:
-    """log10 of the energy above the lowest rank, over that of equal highest ranks."""
+    """Return log10 of the energy above the lowest rank relative to that of equal highest ranks."""
 
     def samples(study: Study, table: pd.DataFrame) -> pd.Series:
         return _less(_log_tail(table, rule), _log_tail(table, "fedavg", HIGHEST))
@@ -368,7 +365,7 @@ def _untrained_gain(study: Study, table: pd.DataFrame) -> pd.Series:
 
 
 def _extremes(study: Study) -> tuple[str, str] | None:
-    """Rank configurations with the most and the fewest clients of the highest rank."""
+    """Return the rank configurations with the most and the fewest clients of the highest rank."""
     ranks = {MIXED: study.scenario.ranks}
     ranks |= {name: parse_ranks(own) for name, own in study.rank_configurations.items()}
     top = study.scenario.federation.levels[-1]
@@ -378,10 +375,9 @@ def _extremes(study: Study) -> tuple[str, str] | None:
 
 
 def _fall(study: Study, table: pd.DataFrame, rule: str, left: str = "accuracy") -> pd.Series:
-    """Accuracy with the most clients of the highest rank, less what is left with the fewest.
+    """Return the loss of accuracy from the most to the fewest clients of the highest rank.
 
-    A difference of means: what a rule's runs scatter by themselves does not add to it, as it
-    would to a range.
+    A difference of means does not grow with the scatter of a rule's runs, as a range would.
     """
     found = _extremes(study)
     if found is None:
@@ -440,13 +436,13 @@ PAPER_CLAIMS = (
 )
 
 
-# What other rules would have made of the same trained cohort, in one step
+# Counterfactuals: other rules on the same trained cohort, in one step
 
 COUNTERFACTUALS = ("counterfactual_energy", "counterfactual_accuracy")
 
 
 def one_step_energy(dataset: xr.Dataset) -> xr.DataArray:
-    """Energy that each rule would have left in every partition.
+    """Return the energy that each rule would have left in each partition.
 
     Args:
         dataset: a training run with counterfactuals.
@@ -465,7 +461,7 @@ def one_step_energy(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def relative_to_rule(dataset: xr.Dataset, reference: str = "raflora") -> xr.DataArray:
-    """One-step energies over the reference rule's, layers together.
+    """Return the one-step energies relative to the reference rule's, summed over layers.
 
     Args:
         dataset: a training run with counterfactuals.
@@ -475,7 +471,7 @@ def relative_to_rule(dataset: xr.Dataset, reference: str = "raflora") -> xr.Data
         Ratios (seed, round, compared_rule, partition); NaN where the reference leaves nothing.
 
     Raises:
-        InputError: if the dataset lacks counterfactuals, or the reference among them.
+        InputError: if the dataset lacks counterfactuals or the reference rule.
     """
     energy = one_step_energy(dataset).sum("layer")
     base = energy.sel(compared_rule=_rule(dataset, reference), drop=True)
@@ -483,17 +479,17 @@ def relative_to_rule(dataset: xr.Dataset, reference: str = "raflora") -> xr.Data
 
 
 def accuracy_gain(dataset: xr.Dataset, reference: str = "raflora") -> xr.DataArray:
-    """One-step accuracy above the reference rule's.
+    """Return the one-step accuracy minus the reference rule's.
 
     Args:
         dataset: a training run with counterfactuals.
         reference: a rule of the dataset.
 
     Returns:
-        (seed, round, compared_rule); NaN in rounds that were not evaluated.
+        (seed, round, compared_rule); NaN in rounds without evaluation.
 
     Raises:
-        InputError: if the dataset lacks counterfactuals, or the reference among them.
+        InputError: if the dataset lacks counterfactuals or the reference rule.
     """
     check_has(dataset, COUNTERFACTUALS)
     accuracy = dataset.counterfactual_accuracy
@@ -501,12 +497,12 @@ def accuracy_gain(dataset: xr.Dataset, reference: str = "raflora") -> xr.DataArr
 
 
 def coverage_shares(dataset: xr.Dataset) -> xr.DataArray:
-    """Weight `W_h(S)` of those who hold each partition in the round's cohort.
+    """Return the weight `W_h(S)` of each partition's contributors in the round's cohort.
 
-    Partition h of raFLoRA *is* that of product-space FedAvg divided by `W_h(S)`, as sums of
-    columns, with no assumption on the basis. Energies follow it, as `W_h(S)^2`, exactly where the
-    partitions' columns are orthogonal, so that each is a singular subspace of its own; what is left
-    is how much partitions overlap.
+    Partition h of raFLoRA equals that of product-space FedAvg divided by `W_h(S)`, as sums of
+    columns, without an assumption on the basis. Energies scale with `W_h(S)^2` exactly if the
+    columns of the partitions are orthogonal, so that each is a singular subspace of its own; the
+    deviation measures the overlap of the partitions.
 
     Args:
         dataset: a training run.
@@ -528,37 +524,36 @@ def _rule(dataset: xr.Dataset, name: str) -> str:
     )
 
 
-# The premise of the theory on a study's runs: does local training preserve directions?
+# The premise of the theory: does local training preserve directions?
 #
-# Direction preservation is the share of a client's update on the singular directions that it
-# started from, (u_i^T dW v_i)^2 summed over i; 1 where training only rescales them. Principal
-# angles between the leading subspaces before and after a round are 0 where the basis stays. A
-# subspace that the update has lost to rounding, before or after, has no angle: NaN. Angles then
-# speak of the other rounds alone, those of least collapse, and mean little where these are few.
+# Direction preservation is the share of a client's update on the singular directions at the start
+# of the round, (u_i^T dW v_i)^2 summed over i; 1 if training only rescales them. Principal angles
+# between the leading subspaces before and after a round are 0 if the basis does not change. A
+# subspace that is lost to rounding before or after the round has no angle: NaN. The remaining
+# rounds are those of least collapse, and say little if they are few.
 #
 # Reference: Wu et al., arXiv 2602.13486, App. A.
 
-FIRST = 2  # round 1 starts from nothing, which has no directions
+FIRST = 2  # round 1 starts from zero, without directions
 SHOWN = ("fedavg", "raflora")
 BLOCKS = 3
 
 
 def premise_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
-    """Preservation and turning of the mixed ranks' runs, by rule and heterogeneity.
+    """Return preservation and rotation in the mixed ranks' runs, by rule and heterogeneity.
 
     Args:
-        study: what was compared.
+        study: the study.
         runs: its datasets by label.
 
     Returns:
         One mapping per rule over all heterogeneities (`heterogeneity` None), then one for each of
-        them under FedAvg and raFLoRA: `runs`; `preservation` by block of rounds
-        (`from`, `to`, the mean over layers and rounds with an interval over replicates of the
-        study); `angle` by rank
+        them under FedAvg and raFLoRA: `runs`; `preservation` by block of rounds (`from`, `to`, the
+        mean over layers and rounds with an interval over replicates of the study); `angle` by rank
         `level`, in radians: the `median` over layers, sides, directions, rounds and runs, and that
         of the `largest` angle between two subspaces, both over the cells that have one; `known`,
-        the share of cells (layer, round, run) that do; NaN where none does. Empty where there is
-        only one round.
+        the share of these cells (layer, round, run); NaN if there are none. Empty if there is only
+        one round.
     """
     if study.scenario.rounds < FIRST:
         return []
@@ -595,7 +590,7 @@ def _row(study: Study, by_seed: Mapping[tuple[str, int], xr.Dataset]) -> dict[st
 
 
 def _angle(angle: xr.DataArray) -> dict[str, Any]:
-    """One level's angles, (seed, round, layer, side, direction), in three numbers."""
+    """Return three numbers for one level's angles (seed, round, layer, side, direction)."""
     return {
         "level": int(angle.level),
         "known": float(angle.notnull().any(["side", "direction"]).mean()),

@@ -1,16 +1,16 @@
-"""Energies that a calibrated linear model foretells, with prediction intervals.
+"""Forecast energies by the calibrated linear model with prediction intervals, and score forecasts.
 
-Clients return `s = a x + b`, drawn anew every round with the calibrated moments and normal; the
-server does with them what its rule declares (`direction_weights`, `space`, `empty_partition`),
-direction by direction in a basis that stays. In product space
+Clients return `s = a x + b`, drawn every round from normal distributions with the calibrated
+moments. The server applies the rule as declared (`direction_weights`, `space`, `empty_partition`),
+direction by direction in a fixed basis. In product space
 
     E[x'] = (g E[x] + c) E[sum w],
     E[x'^2] = (g^2 E[(sum w)^2] + nu^2 E[sum w^2]) E[x^2] + 2 g c E[(sum w)^2] E[x]
               + tau^2 E[sum w^2] + c^2 E[(sum w)^2],
 
-and the Monte Carlo of this file has these means; it knows every rule's amplitudes, though, and the
-spread of one run besides. Layers share their cohorts, as they do in a run. A direction keeps its
-number, where an SVD would sort amplitudes that cross.
+and the Monte Carlo simulation of this module has these means. It also supports all other rules with
+an amplitude recursion, and gives the spread of a single run. Layers share their cohorts, as in a
+run. A direction keeps its number, whereas an SVD would sort amplitudes that cross.
 
 Reference: Wu et al., arXiv 2602.13486, App. B; the moments: our derivation.
 """
@@ -57,7 +57,7 @@ STATISTICS = ("mean", "median", "low", "high")
 
 @dataclass(frozen=True, eq=False)
 class LinearClients:
-    """Clients who bring the amplitude x to `a x + b`, normal and drawn anew every round.
+    """Clients that change the amplitude x to `a x + b`, normal and drawn every round.
 
     Args:
         rng: source of their draws.
@@ -71,7 +71,7 @@ class LinearClients:
     drift_std: Tensor
 
     def __call__(self, t: int, runs: Tensor, clients: Tensor, total: Tensor) -> Tensor:
-        """Amplitudes (samples, m, r_max) that the cohort of round t reaches from the total's."""
+        """Return the amplitudes that the cohort of round t returns, (samples, m, r_max)."""
         spread = torch.hypot(self.gain_std * total, self.drift_std)
         size = (len(total), clients.shape[-1], total.shape[-1])
         normal = torch.from_numpy(self.rng.standard_normal(size))
@@ -92,31 +92,31 @@ def forecast(
     certain: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Energies of every layer and partition in the rounds to come.
+    """Return forecasts of the energies of each layer and partition in future rounds.
 
     Args:
-        calibration: law of one run's clients, without the dimension `seed`.
+        calibration: calibration of one run's clients, without the dimension `seed`.
         start: amplitudes sigma of the global update at the start, (layer, direction), with the
             coordinate `partition`.
         rule: the server rule.
         federation: the clients and the cohort law.
-        rounds: how many rounds to foretell.
-        empty_partition: what rules with such a policy do without a contributor.
-        cohorts: the cohorts, where they are known (`actual_cohorts`); drawn at random when None.
-        samples: runs of the Monte Carlo.
-        confidence: of the central prediction intervals, each for itself, in (0, 1).
-        certain: take the estimates for the truth, in place of draws from their distribution.
-        seed: of all draws.
+        rounds: number of rounds to forecast.
+        empty_partition: `zero | carry | error`, for rules with such a policy.
+        cohorts: the cohorts, if known (`actual_cohorts`); drawn at random when None.
+        samples: number of Monte Carlo runs.
+        confidence: confidence of each single central prediction interval, in (0, 1).
+        certain: use the estimates as if exact, instead of draws from their distribution.
+        seed: seed of all draws.
 
     Returns:
-        `energy` (layer, partition, horizon, statistic) and `total` (partition, horizon,
-        statistic), the sum over layers; horizons count from 1, statistics are `mean`, `median`,
-        `low` and `high` of the energy of one run. All NaN, and `attrs["reason"]` says why, under a
-        rule whose amplitudes do not follow from what clients return; NaN for a layer and pool
-        without calibration.
+        `energy` (layer, partition, horizon, statistic) and `total` (partition, horizon, statistic),
+        the sum over layers. Horizons count from 1; statistics are `mean`, `median`, `low` and
+        `high` of the energy of one run. All NaN under a rule whose amplitudes do not follow from
+        what clients return, with the reason in `attrs["reason"]`; NaN for a layer and pool without
+        calibration.
 
     Raises:
-        InputError: on a bad argument, or if a direction stays without a contributor under
+        InputError: if an argument is invalid, or a direction has no contributor under
             `empty_partition="error"`.
     """
     chosen, horizon = get_rule(rule), check_positive_int("rounds", rounds)
@@ -143,10 +143,10 @@ def forecast(
 
 
 def no_recursion(rule: AggregationRule) -> str | None:
-    """Why the amplitudes of a rule do not follow from what clients return; None if they do.
+    """Return why a rule has no amplitude recursion; None if it has one.
 
-    Of rules that average factors (`zero_pad`, `rbla`, `hetlora`, `ffa`) rank positions are taken
-    for singular directions, as everywhere in the theory.
+    For rules that average factors (`zero_pad`, `rbla`, `hetlora`, `ffa`) rank positions are
+    identified with singular directions, as everywhere in the theory.
     """
     if not rule.has_spectral_form:
         return f"{rule.label} is more than weights on amplitudes"
@@ -158,17 +158,17 @@ def no_recursion(rule: AggregationRule) -> str | None:
 def random_cohorts(
     federation: Federation, rounds: int, samples: int, r_max: int, rng: np.random.Generator
 ) -> Cohorts:
-    """Cohorts drawn by the federation's law, `samples` runs of some rounds.
+    """Return cohorts drawn by the federation's law: `samples` runs of some rounds.
 
     Args:
         federation: the clients and the cohort law.
-        rounds: rounds of each run.
-        samples: runs.
+        rounds: rounds per run.
+        samples: number of runs.
         r_max: directions of the global update.
         rng: source of randomness.
     """
     if federation.sampling == "full":
-        samples = rounds = 1  # one row stands for all
+        samples = rounds = 1  # one row represents all
     counts = draw_cohorts(federation, samples * rounds, rng)
     slots, drawn = cohort_slots(counts.reshape(samples, rounds, -1), federation.max_cohort)
     ranks = np.asarray(federation.ranks)
@@ -176,14 +176,14 @@ def random_cohorts(
 
 
 def actual_cohorts(dataset: xr.Dataset, rounds: slice) -> Cohorts:
-    """The cohorts of one run, with the weights and ranks that they had.
+    """Return the cohorts of one run, with their weights and ranks.
 
     Args:
         dataset: a training run, dimension `seed` of length 1.
         rounds: labels of the rounds, both ends included.
 
     Raises:
-        InputError: if nobody returned anything in one of the rounds.
+        InputError: if a round has no update.
     """
     run = dataset.sel(round=rounds)
     weights = slot_weights(run).values
@@ -215,7 +215,7 @@ def _run_layer(
     layer: int,
     rng: np.random.Generator,
 ) -> Array:
-    """Energies (samples, rounds, r_max) of one layer."""
+    """Return the energies (samples, rounds, r_max) of one layer."""
     chosen = (laws.gain_mean, laws.gain_std, laws.drift_mean, laws.drift_std)
     values = [torch.as_tensor(law[:, None, layer]) for law in chosen]
     initial = torch.as_tensor(start).expand(len(values[0]), -1)
@@ -248,7 +248,7 @@ def _labeled(energy: Array, start: xr.DataArray, tail: float) -> xr.Dataset:
 
 
 def _statistics(energy: xr.DataArray, tail: float) -> xr.DataArray:
-    """Mean and quantiles over samples, along the last dimension `statistic`."""
+    """Return the mean and quantiles over samples, along the last dimension `statistic`."""
     values = energy.transpose("sample", "layer", "partition", "horizon", missing_dims="ignore")
     ends = np.quantile(values.values, [0.5, tail, 1 - tail], axis=0)
     found = np.concatenate([values.values.mean(0)[None], ends])
@@ -256,15 +256,15 @@ def _statistics(energy: xr.DataArray, tail: float) -> xr.DataArray:
     return labels.copy(data=found).transpose(..., "statistic")
 
 
-# How far a calibrated forecast is from what the later rounds of a run measured.
+# Scores: the error of calibrated forecasts on the later rounds of a run.
 #
-# Error of a forecast: `log10(measured / predicted)` of a partition's energy in a layer, or in all
-# layers together; of a law, the predicted energy is its median, the best guess of one run.
-# Energies below what the run's arithmetic resolves count as that. Three forecasts are scored:
+# The error of a forecast is `log10(measured / predicted)` of a partition's energy in a layer, or in
+# all layers together; the prediction is the median, the best guess for one run. Energies below the
+# resolution of the run's arithmetic count as that resolution. Three forecasts are scored:
 #
-# theory the linear model with the moments that the first rounds gave persistence energies stay as
-# they were at the end of the calibration pure clients return what they were given, g = 1 and c =
-# nu = tau = 0: suppression alone
+# - theory: the linear model with the moments of the first rounds
+# - persistence: energies stay as they were at the end of the calibration
+# - pure: clients return what they received, g = 1 and c = nu = tau = 0: suppression only
 
 FORECASTS = ("theory", "persistence", "pure")
 COHORTS = ("random", "actual")
@@ -282,29 +282,30 @@ def score(
     confidence: float = 0.9,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Calibrate on the first rounds of every run, foretell the others, and compare.
+    """Calibrate on the first rounds of each run, forecast the others, and compare.
 
     Args:
         dataset: a training run.
         calibration_rounds: C: rounds 1 to C calibrate, and forecasts start from row C.
-        calibration: moments found elsewhere for the same seeds and layers; None finds them here.
+        calibration: moments from other data for the same seeds and layers; None estimates them
+            here.
         pool: directions that share moments, see `calibrate`.
         cohorts: forecasts for `random` cohorts, or for the `actual` ones of the run.
-        samples: runs of the Monte Carlo.
-        confidence: of the prediction intervals, each for itself.
-        seed: of all draws.
+        samples: number of Monte Carlo runs.
+        confidence: confidence of each single prediction interval.
+        seed: seed of all draws.
 
     Returns:
-        `measured` energies (seed, layer, partition, horizon); of every `forecast` what was
-        `predicted`, with its `statistic`, the `error`, and whether the interval `covered` what was
-        measured, NaN without one; `total_...`, the same of all layers together; `leakage` (seed,
-        layer, horizon) of the round's cohort; `outside` (seed, layer, partition, horizon), the
-        share of directions whose amplitudes were not met in the calibration; and where recorded
-        `angle`, same dimensions, the largest that the partition's leading subspace turned by in
-        the round.
+        `measured` energies (seed, layer, partition, horizon); for each `forecast` the `predicted`
+        values with their `statistic`, the `error`, and whether the interval `covered` the measured
+        value, NaN without an interval; `total_...`, the same for all layers together; `leakage`
+        (seed, layer, horizon) of the round's cohort; `outside` (seed, layer, partition, horizon),
+        the share of directions whose amplitudes are outside the calibrated range; and where
+        recorded `angle`, same dimensions, the largest rotation of the partition's leading subspace
+        in the round.
 
     Raises:
-        InputError: on a bad argument, or where nothing can be calibrated.
+        InputError: if an argument is invalid, or nothing can be calibrated.
     """
     first = check_positive_int("calibration_rounds", calibration_rounds)
     choice, last = check_choice("cohorts", cohorts, COHORTS), int(dataset["round"].values[-1])
@@ -344,17 +345,17 @@ def predict_every_rule(
     pool: str = "partition",
     **options: Any,
 ) -> dict[str, xr.Dataset]:
-    """Calibrate on one rule's first rounds, and foretell every rule from its own state then.
+    """Calibrate on one rule's first rounds, and forecast each rule from its own state at that time.
 
     Args:
         calibrating: run of the rule that calibrates.
-        by_rule: runs of the rules to foretell, of the same seeds and layers.
+        by_rule: runs of the rules to forecast, with the same seeds and layers.
         calibration_rounds: as for `score`.
         pool: as for `score`.
         **options: further arguments of `score`.
 
     Returns:
-        What `score` returns, by rule.
+        Results of `score` by rule.
     """
     calibration = calibrate(calibrating, slice(1, calibration_rounds), pool)
     return {
@@ -371,7 +372,7 @@ def _predict(
     samples: int,
     options: dict[str, Any],
 ) -> xr.Dataset:
-    """All forecasts of one run."""
+    """Return all forecasts of one run."""
     state = amplitudes(run).sel(round=first, drop=True).isel(seed=0, drop=True)
 
     def told(law: Calibration, samples: int) -> xr.Dataset:
@@ -380,7 +381,7 @@ def _predict(
         return forecast(law, state, rule_of(run), federation, rounds, **given)
 
     theory = told(calibration, samples)
-    # Between known cohorts nothing is left to chance when clients all return what they were given.
+    # With known cohorts nothing is random if all clients return what they received.
     pure = told(pure_suppression(calibration), samples if options["cohorts"] is None else 1)
     now = by_partition(state**2)
     exact = xr.DataArray([1.0, 1.0, np.nan, np.nan], {"statistic": list(STATISTICS)}, ["statistic"])
@@ -396,7 +397,7 @@ def _predict(
 
 
 def _federation(run: xr.Dataset, row: int) -> Federation:
-    """The federation of a run with the ranks that its clients have after a round."""
+    """Return the federation of a run with the ranks of its clients after a round."""
     ranks = run.client_rank.sel(round=row).values[0].tolist()
     samples = run.split_counts.sum("class").values[0].tolist() if "split_counts" in run else None
     size, sampling = (
@@ -407,7 +408,10 @@ def _federation(run: xr.Dataset, row: int) -> Federation:
 
 
 def _measured(dataset: xr.Dataset, first: int) -> tuple[xr.DataArray, xr.DataArray]:
-    """Energies after the calibration by layer and partition, and each layer's rounding."""
+    """Return energies after the calibration by layer and partition.
+
+    And each layer's rounding level.
+    """
     energy = dataset.layer_energy.sel(round=slice(first + 1, None))
     energy = energy.rename(round="horizon")
     energy = energy.assign_coords(horizon=np.arange(1, energy.sizes["horizon"] + 1))
@@ -425,7 +429,7 @@ def _compare(
     for prefix, (told, seen, lowest) in pairs.items():
         law, fact = (energy.clip(min=lowest) for energy in (told, seen))
         low, high = (law.sel(statistic=end, drop=True) for end in ("low", "high"))
-        # An interval of no width, of a run in which nothing is random, holds its value rounded.
+        # An interval of zero width, of a run without randomness, contains its value up to rounding.
         held = (fact >= low * (1 - digits)) & (fact <= high * (1 + digits))
         held = held.where(low.notnull() & fact.notnull())
         median = law.sel(statistic="median", drop=True)
@@ -441,7 +445,10 @@ def _compare(
 def _circumstances(
     dataset: xr.Dataset, first: int, calibration: Calibration
 ) -> dict[str, xr.DataArray]:
-    """Leakage, strange amplitudes, and where recorded the turning of subspaces."""
+    """Return leakage, amplitudes outside the calibration.
+
+    And (where recorded) rotation of subspaces.
+    """
     after = {"round": slice(first + 1, None)}
     sigma = amplitudes(dataset).sel(after)
     least, greatest = (
@@ -470,21 +477,21 @@ def _check_seeds(dataset: xr.Dataset, calibration: Calibration) -> None:
         raise expected("calibration", known, f"moments of the runs of seeds {given}")
 
 
-# Where forecasts fail, and what the scores of many runs come to
+# Summaries of scores over many runs
 
 CIRCUMSTANCES = ("leakage", "angle", "outside")
 
 
 def failures(scores: xr.Dataset) -> xr.Dataset:
-    """Where forecasts fail, by partition and horizon.
+    """Return the errors of forecasts by partition and horizon.
 
     Args:
-        scores: what `score` returns, of any number of runs.
+        scores: results of `score`, of any number of runs.
 
     Returns:
-        `error`, the median size of `error` over runs and layers, and `coverage`, the share of
-        intervals that hold, both (forecast, partition, horizon); `leakage`, `angle` and `outside`
-        in the horizon's rounds, means over runs and layers.
+        `error`, the median absolute `error` over runs and layers, and `coverage`, the share of
+        intervals that contain the measured value, both (forecast, partition, horizon); `leakage`,
+        `angle` and `outside` in the horizon's rounds, means over runs and layers.
     """
     over = ["seed", "layer"]
     table = {"error": abs(scores.error).median(over), "coverage": scores.covered.mean(over)}
@@ -493,18 +500,18 @@ def failures(scores: xr.Dataset) -> xr.Dataset:
 
 
 def summarize(scores: xr.Dataset) -> dict[str, Any]:
-    """All runs of a rule in a few numbers.
+    """Return a summary over all runs of a rule.
 
     Args:
-        scores: what `score` returns, of any number of runs.
+        scores: results of `score`, of any number of runs.
 
     Returns:
-        `runs`, how many, and the `reason` where the theory says nothing; for each forecast `error`,
-        the median size of the log10 error over runs, layers, partitions and horizons, and
+        `runs`, their number, and the `reason` if the theory makes no prediction; for each forecast
+        `error`, the median absolute log10 error over runs, layers, partitions and horizons, and
         `coverage` of the intervals, both with their range over runs, `error_range` and
         `coverage_range`; `by_partition`, the theory's coverage in each; `worst`, the partition and
-        horizon of the theory's largest median error, with that error; None where it has no error.
-        NaN where there is none.
+        horizon of the theory's largest median error, with that error; None if it has no error. NaN
+        where there is none.
     """
     row: dict[str, Any] = {"runs": scores.sizes["seed"], "reason": scores.attrs["reason"]}
     cells = ("layer", "partition", "horizon")
@@ -529,7 +536,7 @@ def _range(values: xr.DataArray) -> list[float]:
 
 
 def _worst(error: xr.DataArray) -> dict[str, Any] | None:
-    """The cell (partition, horizon) of the largest error."""
+    """Return the cell (partition, horizon) of the largest error."""
     if not bool(error.notnull().any()):
         return None
     cell = error.isel(error.argmax(["partition", "horizon"]))

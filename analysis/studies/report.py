@@ -1,4 +1,4 @@
-"""The report on a study: JSON-able, and free of the paths of the machine that made it."""
+"""Reports of studies: JSON without paths of the machine that made it, and Markdown."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ REFERENCE, AVERAGE = "raflora", "fedavg"
 def study_report(
     study: Study, runs: Mapping[str, xr.Dataset], scores: Scores, command: str = ""
 ) -> dict[str, Any]:
-    """Everything that a study says.
+    """Return the report of a study.
 
     Args:
-        study: what was compared.
+        study: the study.
         runs: its datasets by label.
-        scores: as `study_scores.score_runs` returns them.
-        command: what repeats it.
+        scores: result of `score_runs`.
+        command: the command that repeats it.
 
     Returns:
-        `study`, its fields; `finals`, how every run ended; `rows` of the comparison; `claims` and
-        those `left_out`, which follow from the finals alone; `scores` of the calibrated theory;
-        `counterfactuals`; `premise`; `environment`; None for what is not finite.
+        `study`, its fields; `finals`, the final metrics of each run; `rows` of the comparison;
+        `claims` and those `left_out`, which follow from the finals alone; `scores` of the
+        calibrated theory; `counterfactuals`; `premise`; `environment`. Non-finite numbers are None.
     """
     table = finals(study, runs)
     report = {
@@ -86,7 +86,7 @@ def study_report(
 
 
 def study_fields(study: Study) -> dict[str, Any]:
-    """A study's own fields, and those of its scenario that are not the usual ones."""
+    """Return a study's own fields, and the non-default ones of its scenario."""
     scenario = study.scenario
     usual = asdict(Scenario(scenario.ranks, fidelity="training"))
     own = {n: v for n, v in asdict(scenario).items() if n not in ("ranks", "rounds")}
@@ -111,23 +111,23 @@ def study_fields(study: Study) -> dict[str, Any]:
 
 
 def last_part(place: str) -> str:
-    """The last part of a path of this machine; the name of a data set or a model as it is."""
+    """Return the last part of a local path; names of data sets and models unchanged."""
     path = Path(place).expanduser()
     return path.name if path.is_absolute() or path.exists() else place
 
 
 def counterfactual_rows(study: Study, runs: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
-    """What other rules would have made of the same cohorts, against raFLoRA.
+    """Return the results of other rules on the same cohorts, relative to raFLoRA.
 
     Args:
-        study: what was compared.
+        study: the study.
         runs: its datasets by label.
 
     Returns:
         One mapping per rule that `ran` and rule `compared`: `runs`; `partitions`, the `energy` of
-        each over raFLoRA's, and for FedAvg what is `predicted` of it, `W_h(S)^2`, see
-        `coverage_shares`; `accuracy_gain` above raFLoRA's: means over rounds, then over runs, with
-        an interval over replicates of the study.
+        each relative to raFLoRA's, and for FedAvg its predicted value `predicted`, `W_h(S)^2`, see
+        `coverage_shares`; `accuracy_gain` over raFLoRA: means over rounds, then over runs, with an
+        interval over replicates of the study.
     """
     rows = []
     for ran in study.rules:
@@ -171,7 +171,7 @@ def _compared(
 
 
 def _one_step(run: xr.Dataset) -> xr.Dataset:
-    """Means over the rounds of a run; what is predicted of those in which it can be compared."""
+    """Return the means over the rounds of a run, and the prediction for the comparable rounds."""
     energy = relative_to_rule(run, REFERENCE)
     told = (coverage_shares(run) ** 2).where(energy.notnull())
     found = {"energy": energy, "predicted": told, "accuracy_gain": accuracy_gain(run, REFERENCE)}
@@ -179,7 +179,7 @@ def _one_step(run: xr.Dataset) -> xr.Dataset:
 
 
 def environment(study: Study, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
-    """What the runs were made with, and what they were looked at with."""
+    """Return the versions that made the runs and the report."""
     names = (*versions(), CODE)
     made_with = {", ".join(f"{n} {run.attrs.get(n)}" for n in names) for run in runs.values()}
     return {
@@ -193,7 +193,7 @@ def environment(study: Study, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     }
 
 
-# A study's report as Markdown, from its JSON form alone
+# The report as Markdown, from its JSON form alone
 
 Record = Mapping[str, Any]
 DIGITS = 3
@@ -211,7 +211,7 @@ ONE_STEP = (
 
 
 def claims_table(report: Record) -> str:
-    """One row per claim, those that are left out among them."""
+    """Return one row per claim, including those left out."""
     known = [f", {percent(claim['confidence'])} interval" for claim in report["claims"]]
     head = ("claim", "prediction", "measured" + "".join(known[:1]), "verdict", "control")
     rows, splits = [], len(report["study"]["heterogeneity"])
@@ -234,7 +234,7 @@ def claims_table(report: Record) -> str:
 
 
 def outcomes_table(report: Record) -> str:
-    """Final accuracy, and energy above the lowest rank: a row per ranks and rule."""
+    """Return final accuracy and energy above the lowest rank, one row per ranks and rule."""
     splits = list(report["study"]["heterogeneity"])
     level = report["study"]["levels"][0]
     cells = {(r["configuration"], r["rule"], r["heterogeneity"]): r for r in report["rows"]}
@@ -251,7 +251,7 @@ def outcomes_table(report: Record) -> str:
 
 
 def rows_table(report: Record) -> str:
-    """Every quantity of the comparison."""
+    """Return all quantities of the comparison."""
     head = ("heterogeneity", "ranks", "rule", "runs", "accuracy", "rho", "effective rank")
     further = ("preservation", "MB sent", "rounds to target")
     rows = []
@@ -273,7 +273,7 @@ def rows_table(report: Record) -> str:
 
 
 def scores_table(report: Record) -> str:
-    """How far each forecast is from the later rounds, and where the theory is furthest."""
+    """Return the error of each forecast on the later rounds, and where the theory's is largest."""
     scores = report["scores"]
     if scores["reason"]:
         return f"No forecasts: {scores['reason']}."
@@ -297,7 +297,7 @@ def scores_table(report: Record) -> str:
 
 
 def counterfactuals_table(report: Record) -> str:
-    """What every rule would have made of the same cohorts, and what is predicted of FedAvg."""
+    """Return the results of each rule on the same cohorts, and the prediction for FedAvg."""
     found = report["counterfactuals"]
     partitions = [part["partition"] for part in found[0]["partitions"]]
     energies = [f"energy of partition {h}, over raFLoRA's" for h in partitions]
@@ -313,10 +313,10 @@ def counterfactuals_table(report: Record) -> str:
 
 
 def premise_table(report: Record) -> str:
-    """Direction preservation by rounds, and principal angles by rank level, in degrees.
+    """Return direction preservation by rounds, and principal angles by rank level, in degrees.
 
-    An update that has lost a level's rank has no angle there; the share of rounds (of all layers
-    and runs) that have one is told where it is below 1, and stands alone where it is below half.
+    An update that has lost a level's rank has no angle there. The share of rounds (over all layers
+    and runs) with an angle is stated if it is below 1, and replaces the angle if it is below half.
     """
     found = report.get("premise")
     if not found:
@@ -335,7 +335,7 @@ def premise_table(report: Record) -> str:
 
 
 def to_markdown(report: Record) -> str:
-    """The whole report."""
+    """Return the whole report."""
     study, scores = report["study"], report["scores"]
     part = "" if study["complete"] else " A part of the study."
     seeds = ", ".join(f"{name}: {_span(own)}" for name, own in study["seeds"].items())
@@ -368,14 +368,14 @@ def to_markdown(report: Record) -> str:
 
 
 def _together(report: Record) -> str:
-    """With what confidence the claims' intervals all hold; each has an equal part of the error."""
+    """Return the confidence with which the claims' intervals all hold; each has an equal share."""
     family = len(report["claims"]) + len(report["left_out"])
     known = [1 - family * (1 - claim["confidence"]) for claim in report["claims"]]
     return f"Intervals of this table hold together at {percent(known[0])}. " if known else ""
 
 
 def _settings(scenario: Record) -> str:
-    """Fields that are not the usual ones."""
+    """Return the fields that are not at their default."""
     told = ", ".join(f"`{name}={json.dumps(value)}`" for name, value in scenario.items())
     return f"Settings: {told}." if told else "Settings: the usual ones."
 
@@ -396,12 +396,12 @@ def _measured(row: Record, name: str) -> str:
 
 
 def _above(row: Record) -> str:
-    """Energy above the lowest rank, with the digits that are left when rho is close to 1."""
+    """Return energy above the lowest rank, with the digits that remain when rho is close to 1."""
     return NONE if row["rho"] is None else f"{1 - row['rho']:.2g}"
 
 
 def _ranged(found: Record, name: str, digits: int = DIGITS) -> str:
-    """A value over all runs, and its range from run to run."""
+    """Return a value over all runs, and its range over runs."""
     if found[name] is None:
         return NONE
     low, high = (_text(end, digits) for end in found[f"{name}_range"])
@@ -409,7 +409,7 @@ def _ranged(found: Record, name: str, digits: int = DIGITS) -> str:
 
 
 def _angles(angle: Record) -> str:
-    """Median and largest, and how many rounds they speak of."""
+    """Return median and largest angle, and the share of rounds that have one."""
     degrees = (f"{_text(math.degrees(angle[name]), 2)}°" for name in ("median", "largest"))
     told = NONE if angle["known"] < MOST else ", ".join(degrees)
     return told + ("" if angle["known"] == 1 else f" ({_text(100 * angle['known'])}% of rounds)")

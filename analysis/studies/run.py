@@ -1,4 +1,4 @@
-"""The runs of a study on disk: one file each, made several at a time, resumed round by round."""
+"""Run a study: one file per run, made in parallel, resumed round by round; and score its runs."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def run_study(
     workers: int = 1,
     on_progress: Callable[[StudyRun], object] = lambda run: None,
 ) -> None:
-    """Make the runs that are not there yet.
+    """Make the missing runs.
 
-    A run has the same bits in whatever order and process it is made. What is stopped goes on from
-    the last round that every run had finished.
+    The bits of a run do not depend on the order or the process. A stopped study continues from the
+    last finished round of each run.
 
     Args:
-        study: what is compared.
+        study: the study.
         out: folder of the results.
-        workers: runs at a time, each in a process of its own.
-        on_progress: called with every run that was made.
+        workers: number of runs in parallel, each in its own process.
+        on_progress: called with each finished run.
 
     Raises:
-        InputError: naming the run and what is wrong with it.
+        InputError: names the run and what is wrong with it.
     """
     code, owner = source_fingerprint(Path(fedlora_sim.__file__).parent)[:12], os.getpid()
     made = Parallel(n_jobs=workers, return_as="generator_unordered")(
@@ -61,13 +61,13 @@ def run_study(
 
 
 def check_data(runs: Sequence[StudyRun]) -> None:
-    """Load the task and split it as every run will, so that none is refused hours later.
+    """Load the task and split it as every run will, so that errors occur before the first run.
 
     Raises:
-        InputError: naming the run and what is wrong with it.
+        InputError: names the run and what is wrong with it.
     """
     for run in runs:
-        # a prefix takes time and memory, and says nothing of the split
+        # a prefix takes time and memory, and does not affect the split
         scenario = run.scenario.replace(cache_prefix=False)
         try:
             split_clients(scenario, load_task(scenario).train, run.seed)
@@ -76,10 +76,10 @@ def check_data(runs: Sequence[StudyRun]) -> None:
 
 
 def missing_runs(study: Study, out: Path) -> list[StudyRun]:
-    """Runs that are not on disk.
+    """Return the runs without a file.
 
     Raises:
-        InputError: if a file is of another run, naming what differs.
+        InputError: if a file is of another run; names the difference.
     """
     missing = []
     for run in study.runs():
@@ -93,10 +93,10 @@ def missing_runs(study: Study, out: Path) -> list[StudyRun]:
 
 
 def load_runs(study: Study, out: Path) -> dict[str, xr.Dataset]:
-    """All runs of a study by label.
+    """Return all runs of a study by label.
 
     Raises:
-        InputError: if one has not been made, or if a file is of another run.
+        InputError: if one is missing, or if a file is of another run.
     """
     missing = missing_runs(study, out)
     if missing:
@@ -108,22 +108,22 @@ def load_runs(study: Study, out: Path) -> dict[str, xr.Dataset]:
 def _check_same(run: StudyRun, dataset: xr.Dataset, path: Path) -> None:
     usual = Scenario(run.scenario.ranks, fidelity="training").to_attrs()
     for name, value in {**run.scenario.to_attrs(), "rule": run.rule}.items():
-        # before there was such a field, runs were what its usual value makes them
+        # files from before this field existed correspond to its default
         found = dataset.attrs.get(name, usual.get(name))
-        # netCDF stores a list of one as a number
+        # netCDF stores a list of one item as a number
         if np.atleast_1d(np.asarray(found)).tolist() != np.atleast_1d(np.asarray(value)).tolist():
             raise expected(name, value, f"{found!r}, as in {path} (or another folder)")
 
 
 def _make(run: StudyRun, out: Path, code: str, owner: int) -> StudyRun:
-    """Make one run, or go on with it where the same code had left it."""
+    """Make one run, or continue it if the same code started it."""
     serve(owner)
     rounds = out / ROUNDS / code / run.label
     make = partial(simulate, run.scenario, rule=run.rule, seed=run.seed, checkpoints=rounds)
     try:
         try:
             dataset = make()
-        except OtherRunError as error:  # begun on a machine where the model has other bits
+        except OtherRunError as error:  # started on a machine where the model has other bits
             drop_other_run(rounds, error)
             dataset = make()
     except InputError as error:
@@ -134,12 +134,12 @@ def _make(run: StudyRun, out: Path, code: str, owner: int) -> StudyRun:
 
 
 def _drop_rounds(study: Study, out: Path) -> None:
-    """Rounds of runs that are made: those of other code, and of a run killed right after it."""
+    """Remove stored rounds of finished runs, which other code or a killed process left."""
     for run in study.runs():
         for rounds in (out / ROUNDS).glob(f"*/{run.label}"):
             shutil.rmtree(rounds, ignore_errors=True)
     for folder in (*(out / ROUNDS).glob("*"), out / ROUNDS):
-        with contextlib.suppress(OSError):  # runs of another part are kept there
+        with contextlib.suppress(OSError):  # runs of another part are stored there
             folder.rmdir()
 
 
@@ -157,7 +157,7 @@ def _file(run: StudyRun, out: Path) -> Path:
 # of the FedAvg run of its heterogeneity and seed.
 
 OWN, CALIBRATING = "own", "fedavg"
-FIRST_UPDATE = 2  # the first round starts from nothing and tells nothing of gains
+FIRST_UPDATE = 2  # the first round starts from zero and shows no gains
 SHOWN = ("fedavg", "raflora")
 SAMPLES = 200
 
@@ -165,12 +165,12 @@ Scores = Mapping[str, Mapping[str, xr.Dataset]]
 
 
 def calibration_rounds(study: Study) -> int:
-    """Rounds that calibrate: a third of all."""
+    """Return the number of rounds that calibrate: a third of all."""
     return max(FIRST_UPDATE, study.scenario.rounds // 3)
 
 
 def why_no_scores(study: Study) -> str:
-    """Why the runs of a study cannot be predicted; empty where they can."""
+    """Return why the runs of a study cannot be forecast; empty if they can."""
     if study.scenario.rounds <= calibration_rounds(study):
         return f"{study.scenario.rounds} rounds leave none to foretell"
     if study.scenario.allocation != "svd":
@@ -184,17 +184,17 @@ def score_runs(
     workers: int = 1,
     on_progress: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, xr.Dataset]]:
-    """Score every run of the mixed ranks under both calibrations.
+    """Return the scores of all runs of the mixed ranks under both calibrations.
 
     Args:
-        study: what was compared.
+        study: the study.
         runs: its datasets by label.
-        workers: processes.
-        on_progress: called after every seed.
+        workers: number of processes.
+        on_progress: called after each seed.
 
     Returns:
-        Calibration (`own`, `fedavg`) -> rule -> what `score` returns of all seeds and
-        heterogeneities together, dimension `seed`; empty where nothing can be predicted.
+        Calibration (`own`, `fedavg`) to rule to scores of all heterogeneities together, dimension
+        `seed`; empty if nothing can be forecast.
     """
     if why_no_scores(study):
         return {}
@@ -218,7 +218,7 @@ def score_runs(
 
 
 def _score_seed(runs: Mapping[str, xr.Dataset], first: int) -> dict[str, dict[str, xr.Dataset]]:
-    with one_thread():  # tensors are small, and the other cores have seeds of their own
+    with one_thread():  # tensors are small, and the other cores run other seeds
         own = {rule: score(run, first, samples=SAMPLES) for rule, run in runs.items()}
         if CALIBRATING not in runs:
             return {OWN: own}
@@ -227,13 +227,13 @@ def _score_seed(runs: Mapping[str, xr.Dataset], first: int) -> dict[str, dict[st
 
 
 def score_rows(scores: Scores) -> list[dict[str, Any]]:
-    """Every rule and calibration in a few numbers.
+    """Return a summary of each rule and calibration.
 
     Args:
-        scores: as `score_runs` returns them.
+        scores: result of `score_runs`.
 
     Returns:
-        One mapping each: `rule`, `calibration`, and what `summarise` says of all its runs.
+        One mapping each: `rule`, `calibration`, and the result of `summarise` for all its runs.
     """
     return [
         {"rule": rule, "calibration": calibration, **summarize(of_rule)}
@@ -243,13 +243,13 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
 
 
 def interval_confidence(scores: Scores) -> float | None:
-    """Of the forecasts' intervals, each for itself; None where nothing was predicted."""
+    """Return the confidence of each single forecast interval; None if there is no forecast."""
     of_rules = (of_rule for rules in scores.values() for of_rule in rules.values())
     return next((float(of_rule.attrs["confidence"]) for of_rule in of_rules), None)
 
 
 def pooled(scores: Scores) -> xr.Dataset:
-    """`failures` of every calibration and rule, (calibration, rule, forecast, ...)."""
+    """Return `failures` of each calibration and rule, (calibration, rule, forecast, ...)."""
     tables = [
         xr.concat([failures(s).drop_attrs() for s in rules.values()], "rule").assign_coords(
             rule=list(rules)
@@ -260,17 +260,17 @@ def pooled(scores: Scores) -> xr.Dataset:
 
 
 def forecasts(study: Study, runs: Mapping[str, xr.Dataset], scores: Scores) -> xr.Dataset | None:
-    """What was measured and predicted of FedAvg and raFLoRA, calibrated on themselves.
+    """Return measured and predicted energies of FedAvg and raFLoRA, each calibrated on itself.
 
     Args:
-        study: what was compared.
+        study: the study.
         runs: its datasets by label.
-        scores: as `score_runs` returns them.
+        scores: result of `score_runs`.
 
     Returns:
         `measured` (rule, seed, partition, round) and `predicted` (rule, seed, partition, round,
-        statistic), layers together, of the study's middle heterogeneity; None where neither rule
-        was scored.
+        statistic), layers together, of the study's middle heterogeneity; None if neither rule was
+        scored.
     """
     rules = [rule for rule in SHOWN if rule in scores.get(OWN, {})]
     names = [*study.heterogeneity]

@@ -1,12 +1,12 @@
-"""A study: rules, rank configurations and heterogeneities on one real task, and what runs it takes.
+"""A study: rules, rank configurations and heterogeneities on one real task, and its runs.
 
-A seed draws all that is random in its run: the task's samples, new parameters, the split, cohorts
-and batches. Every heterogeneity has its own seeds, and rules meet the same seeds, so that their
-difference is the rule's.
+A seed determines all random draws of its run: the task's samples, new parameters, the split,
+cohorts and batches. Each heterogeneity has its own seeds, and all rules use the same seeds, so that
+their difference is due to the rule.
 
 The i-th seeds of all heterogeneities form replicate i of the study. Heterogeneities are chosen, not
-drawn, and their runs differ in mean and spread: what is said of all of them together has as many
-independent samples of one law as the study has replicates, not as it has runs.
+drawn, and their runs differ in mean and spread. A statement about all of them together therefore
+has as many independent samples as the study has replicates, not as it has runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedlora_sim.rules import get_rule
 MIXED, LOWEST, HIGHEST = "mixed", "equal_lowest", "equal_highest"
 PATHS = ("model", "data", "test_data")
 """Fields that say where something is on this machine, and are no part of what a study is."""
-NO_FILE_NAME = r"[^\w.]+"  # spaces, and what a rule's options bring: raflora:canonicalize=true
+NO_FILE_NAME = r"[^\w.]+"  # spaces and characters of options: raflora:canonicalize=true
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class StudyRun:
     """One run of a study.
 
     Args:
-        scenario: what is fine-tuned.
+        scenario: the scenario.
         rule: the server rule.
-        seed: of the run.
+        seed: seed of the run.
         heterogeneity: name of the split.
-        configuration: `mixed`, `equal_lowest`, `equal_highest`, or a name of the study's own.
+        configuration: `mixed`, `equal_lowest`, `equal_highest`, or a name defined by the study.
     """
 
     scenario: Scenario
@@ -49,28 +49,28 @@ class StudyRun:
 
     @property
     def label(self) -> str:
-        """Unique in the study; its file's name."""
+        """Unique name in the study, which is also the name of its file."""
         parts = (self.heterogeneity, self.configuration, self.rule, f"seed-{self.seed}")
         return "_".join(re.sub(NO_FILE_NAME, "-", part) for part in parts)
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared on one task.
+    """A comparison on one task.
 
     Args:
-        name: of the study.
-        about: the study in a line.
+        name: name of the study.
+        about: one line about the study.
         scenario: fields that all runs share; its ranks are the `mixed` configuration.
         rules: server rules, each run under every heterogeneity.
-        heterogeneity: name -> scenario fields of a split.
-        seeds: name of a heterogeneity -> seeds of its runs.
-        target_accuracy: for the rounds that a run takes to reach it.
-        rank_configurations: further ranks by name, run under `compared_rules` alone.
-        compared_rules: see above.
-        counterfactual_rules: rules in whose runs of the mixed ranks every cohort is also aggregated
-            by all others that train the same factors.
-        complete: whether it is all of its file and as its file has it.
+        heterogeneity: scenario fields of each heterogeneity by name.
+        seeds: seeds of each heterogeneity by name.
+        target_accuracy: accuracy for counting the rounds to reach it.
+        rank_configurations: further ranks by name, run under `compared_rules` only.
+        compared_rules: see `rank_configurations`.
+        counterfactual_rules: rules in whose runs of the mixed ranks each cohort is also aggregated
+            by all other rules that train the same factors.
+        complete: whether it is the unchanged whole of its file.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Study:
     complete: bool = True
 
     def runs(self) -> list[StudyRun]:
-        """All runs, equal-rank references of the lowest and the highest rank among them."""
+        """Return all runs, including equal-rank references of the lowest and the highest rank."""
         ranks, clients = self.scenario.federation.levels, len(self.scenario.ranks)
         equal = {LOWEST: f"{ranks[0]}x{clients}", HIGHEST: f"{ranks[-1]}x{clients}"}
         found = []
@@ -102,7 +102,7 @@ class Study:
         return found
 
     def replicate(self, heterogeneity: str, seed: int) -> int:
-        """Return the number of the replicate of the study that a run belongs to."""
+        """Return the number of the replicate to which a run belongs."""
         return self.seeds[heterogeneity].index(seed)
 
     def part(
@@ -111,15 +111,15 @@ class Study:
         heterogeneity: Sequence[str] | None = None,
         seeds: int | None = None,
     ) -> Study:
-        """A part of the study, whose runs are runs of the whole.
+        """Return a part of the study, whose runs are runs of the whole.
 
         Args:
-            rules: those to keep; all when None. Equal-rank references stay.
-            heterogeneity: names of those to keep; all when None.
-            seeds: so many of each heterogeneity's, the first ones; all when None.
+            rules: rules to keep; all when None. Equal-rank references are kept.
+            heterogeneity: names to keep; all when None.
+            seeds: number of first seeds of each heterogeneity to keep; all when None.
 
         Raises:
-            InputError: naming what the study does not have.
+            InputError: names what the study does not have.
         """
         chosen = self.rules if rules is None else check_rules(rules)
         _check_among("rules", chosen, self.rules)
@@ -141,13 +141,14 @@ class Study:
     def _run(self, name: str, configuration: str, rule: str, seed: int, **changes: Any) -> StudyRun:
         both = configuration == MIXED and rule in self.counterfactual_rules
         fields = {"counterfactuals": both, "task_seed": seed, **self.heterogeneity[name], **changes}
-        # of all fields, not of the changed ones alone: a wrong name is refused with the closest
+        # check all fields, not only the changed ones: the error for a wrong name suggests the
+        # closest
         scenario = Scenario.from_mapping(asdict(self.scenario) | fields)
         return StudyRun(scenario, rule, seed, name, configuration)
 
 
 def check_rules(names: Sequence[str]) -> tuple[str, ...]:
-    """Labels of rules, each of which must be known and there once."""
+    """Return the labels of rules; each must be known and occur once."""
     labels = tuple(get_rule(name).label for name in names)
     if len(set(labels)) != len(labels):
         raise expected("rules", list(names), "each rule once")
@@ -162,7 +163,7 @@ def _check_among(argument: str, names: Sequence[str], known: Sequence[str]) -> N
         raise expected(argument, list(names), f"one or more of the study's: {', '.join(known)}")
 
 
-# Studies as TOML files: read, and checked to the last row before anything is run
+# Studies as TOML files, checked to the last row before anything is run
 
 PACKAGED = files("analysis") / "studies"
 FIELDS = {
@@ -191,26 +192,26 @@ MACHINE = {*PATHS, "threads", "device"}
 
 
 def study_names() -> list[str]:
-    """Studies that come with the package."""
+    """Return the names of the studies in the package."""
     found = (Path(entry.name) for entry in PACKAGED.iterdir())
     return sorted(path.stem for path in found if path.suffix == ".toml")
 
 
 def study_about(name: str) -> str:
-    """What a study that comes with the package is about."""
+    """Return the description of a study in the package."""
     return str(_read(name)["about"])
 
 
 def load_study(source: str, changes: Mapping[str, Any] | None = None) -> Study:
-    """A study from a TOML file, or one of those that come with the package by its name.
+    """Return a study from a TOML file, or from the package by name.
 
     Args:
         source: path of a file that ends in .toml, or a name of `study_names`.
-        changes: scenario fields that win over the file's: where model and data are.
+        changes: scenario fields that replace those of the file, such as paths of model and data.
 
     Raises:
-        InputError: naming the field, its value and what was expected; every scenario and rule of
-            the study is checked, not only the first.
+        InputError: names the field, its value and what was expected; all scenarios and rules of the
+            study are checked.
     """
     return study_of(_read(source), changes or {})
 
@@ -226,7 +227,7 @@ def _read(source: str) -> dict[str, Any]:
 
 
 def study_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Study:
-    """A study from the tables of its TOML file; see `load_study`."""
+    """Return a study from the tables of its TOML file; see `load_study`."""
     _check_kinds(values)
     fields = {"fidelity": "training", **values["scenario"], **changes}
     for name, instead in STUDYS_OWN.items():
@@ -253,7 +254,7 @@ def study_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Study:
 
 
 def _check_kinds(values: Mapping[str, Any]) -> None:
-    """Refuse fields that no study has, are missing, or of another kind than they should be."""
+    """Refuse unknown or missing fields, and fields of the wrong type."""
     for name, value in values.items():
         kind = FIELDS[check_choice("study field", name, FIELDS)]
         if not isinstance(value, (int, float) if kind is float else kind):
@@ -274,7 +275,7 @@ def _check_kinds(values: Mapping[str, Any]) -> None:
 
 
 def _check_runs(study: Study) -> None:
-    """Refuse what a run would: every scenario is made, and with that checked."""
+    """Refuse invalid scenarios, by creating the scenario of each run."""
     if study.scenario.fidelity != "training":
         raise expected("fidelity", study.scenario.fidelity, "training: a study fine-tunes")
     clients = len(study.scenario.ranks)
