@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from analysis.claims.report import interval_text, number
+from analysis.formats import interval, number
 from analysis.studies.findings import curves
 from analysis.studies.report import last_part, study_report, to_markdown
 from analysis.studies.run import (
@@ -181,7 +181,7 @@ def _print_tables(report: dict[str, Any], out: Path) -> None:
         claims.add_row(
             claim["id"],
             f"{claim['margin']} {number(claim['prediction'], 3)}",
-            escape(f"{number(claim['measurement'], 3)} {interval_text(claim['interval'], 3)}"),
+            escape(f"{number(claim['measurement'], 3)} {interval(claim['interval'], 3)}"),
             f"[{COLORS[claim['verdict']]}]{claim['verdict']}[/]",
             claim["negative_control"]["verdict"],
         )

@@ -20,14 +20,13 @@ import analysis
 from analysis.claims import digits, select
 from analysis.claims.base import Claim, Context
 from analysis.claims.report import (
-    interval_text,
     measured_head,
-    number,
     prediction_text,
     to_markdown,
     worst,
 )
 from analysis.claims.verify import assemble, digits_runs, holds, judge_claims
+from analysis.formats import interval, number
 from analysis.paper.catalogue import VERIFIED
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
@@ -144,7 +143,7 @@ def _print_table(report: dict[str, Any], out: Path) -> None:
     _keep_whole(table)
     for c in report["claims"]:
         i = worst(c)
-        measured = f"{number(c['measurement'][i], 3)} {interval_text(c['interval'][i], 3)}"
+        measured = f"{number(c['measurement'][i], 3)} {interval(c['interval'][i], 3)}"
         verdict = f"[{COLORS[c['verdict']]}]{c['verdict']}[/]"
         control = c["negative_control"]["verdict"]
         mark = control if control == "refuted" else f"[red]{control}[/]"
@@ -160,7 +159,7 @@ def _print_table(report: dict[str, Any], out: Path) -> None:
         runs = Table("digits run", "ranks", "accuracy", "rho", "effective rank", box=SIMPLE)
         for row in report["digits"]:
             cells = [
-                escape(f"{number(row[k], 3)} {interval_text(row[f'{k}_interval'], digits=3)}")
+                escape(f"{number(row[k], 3)} {interval(row[f'{k}_interval'], digits=3)}")
                 for k in ("accuracy", "rho", "effective_rank")
             ]
             runs.add_row(row["run"], row["ranks"], *cells)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analysis.formats import percent
 from paper_figs import style
 from paper_figs.style import (
     BLUE,
@@ -63,7 +64,7 @@ def caption_participation(data: xr.Dataset) -> str:
     return (
         f"Lower participation under FedAvg, the highest partition; {style.clients(data)}. (a) "
         "Factors per round over the number of clients a round: lines predicted before, dots "
-        f"measured with {style.percent(attrs['confidence'])} intervals each for itself "
+        f"measured with {percent(attrs['confidence'])} intervals each for itself "
         f"({style.seeds(data)}, {attrs['factor_rounds']} rounds). Survival: the chance that "
         "somebody carries the direction. Dotted: all take part, coverage squared. (b) Energy "
         f"left after {rounds} rounds with {size} clients a round, of the runs that still have "
@@ -212,7 +213,7 @@ def caption_allocation(data: xr.Dataset) -> str:
     """Setting and seeds."""
     return (
         "Energy left under FedAvg, over that at the start: lines predicted before, markers "
-        f"measured with {style.percent(data.attrs['confidence'])} intervals each for itself. "
+        f"measured with {percent(data.attrs['confidence'])} intervals each for itself. "
         f"{style.clients(data)}, {style.cohort(data)}, flat spectrum; "
         f"{style.seeds(data)}. Random allocation takes away the concentration, since all "
         "partitions fall alike, and not the loss: the shared directions fall too, and the whole "
@@ -275,7 +276,7 @@ def caption_ranks(data: xr.Dataset) -> str:
         f"{attrs['low_rank']} after {attrs['rounds']} rounds, {attrs['clients']} clients of "
         f"ranks {attrs['low_rank']} and {attrs['high_rank']}, {style.cohort(data)}, gains of "
         f"mean 1 and deviation {attrs['gain_std']:g}: lines predicted before, markers measured, "
-        f"with {style.percent(attrs['confidence'])} intervals each for itself; "
+        f"with {percent(attrs['confidence'])} intervals each for itself; "
         f"{style.seeds(data)}. (b) The same of real updates after {attrs['study_rounds']} "
         f"rounds, a marker for each of {data.sizes['split']} splits of the data (left to right "
         f"{style.joined(data.split.values)}), mean of {attrs['study_runs']} seeds "

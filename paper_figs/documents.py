@@ -15,11 +15,9 @@ from analysis.claims.report import (
     claim_tables,
     conjecture_table,
     digits_table,
-    number,
-    percent,
-    table_row,
     theme_table,
 )
+from analysis.formats import NONE, markdown_table, number, percent
 from analysis.studies.report import claims_table, outcomes_table, premise_table, scores_table
 from fedlora_sim.rules.registry import describe_all
 from fedlora_sim.storage import ResultFolder, write_bytes, write_text
@@ -28,6 +26,8 @@ from paper_figs.files import FROM_DATA
 # Speed tables, from the records of `make bench`
 
 Row = dict[str, Any]
+Lines = list[Sequence[str]]
+"""Rows of a table."""
 
 CLOCKS = {"cpu": "CPU", "wall": "wall"}
 """What a column of times says of its clock: of several threads, CPU time counts waiting ones."""
@@ -44,16 +44,14 @@ RIVALS = {
 
 def spectral_table(bench: dict[str, Any]) -> str:
     """Times of the spectral fidelity: median and range of the repeats."""
-    lines = [
-        "| rule | client noise | threads | wall time, median and range | CPU time, median |",
-        "|---|---|---|---|---|",
-    ]
+    head = ("rule", "client noise", "threads", "wall time, median and range", "CPU time, median")
+    lines: Lines = []
     for row in bench["rows"]:
         noise = "gain and drift" if row["noise"] else "none"
         wall = f"{row['wall_median']:.2f} s [{row['wall_min']:.2f}, {row['wall_max']:.2f}]"
         cells = (row["rule"], noise, str(row["threads"]), wall, f"{row['cpu_median']:.2f} s")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(head, lines)
 
 
 SWEEPS = {
@@ -66,11 +64,8 @@ SWEEPS = {
 def sweep_table(bench: dict[str, Any]) -> str:
     """Sweeps beside the serial loop of `simulate`: speed as a multiple, overhead of a task."""
     workers = f"{bench['workers']} workers"
-    lines = [
-        f"| grid | rows, runs, tasks | serial loop | sweep / loop | {workers} / loop "
-        "| overhead of a task | largest difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ("grid", "rows, runs, tasks", "serial loop", "sweep / loop", f"{workers} / loop")
+    lines: Lines = []
     for row in bench["rows"]:
         times = row["times"]
         cells = (
@@ -81,8 +76,9 @@ def sweep_table(bench: dict[str, Any]) -> str:
             f"{row['overhead_ms_per_task']:.0f} ms ({row['overhead_share']:.1%})",
             f"{row['largest_difference']:.0e}" if row["largest_difference"] else "none",
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Measured on: {bench['hardware']}, {bench['cores']} cores."])
+        lines.append(cells)
+    table = markdown_table((*head, "overhead of a task", "largest difference"), lines)
+    return f"{table}\n\nMeasured on: {bench['hardware']}, {bench['cores']} cores."
 
 
 def _speed(loop: dict[str, float], lane: dict[str, float]) -> str:
@@ -95,10 +91,8 @@ def _speed(loop: dict[str, float], lane: dict[str, float]) -> str:
 
 def aggregation_table(bench: dict[str, Any]) -> str:
     """One float32 layer by size: CPU time of the engine, and of the others as a multiple of it."""
-    lines = [
-        f"| layer | Gram path, CPU time | `aggregate` | {' | '.join(RIVALS.values())} | error |",
-        "|---|" + "---|" * (len(RIVALS) + 3),
-    ]
+    head = ("layer", "Gram path, CPU time", "`aggregate`", *RIVALS.values(), "error")
+    lines: Lines = []
     for d in sorted({row["d"] for row in bench["rows"]}):
         rows = {
             row["method"]: row
@@ -108,18 +102,19 @@ def aggregation_table(bench: dict[str, Any]) -> str:
         own = rows["gram"]
         cells = [f"{d} x {d}", _milliseconds(own), _speed_multiple(rows["aggregate"], own)]
         cells += [_speed_multiple(rows.get(name), own) for name in RIVALS]
-        lines.append(f"| {' | '.join(cells)} | {own['relative_error']:.0e} |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{own['relative_error']:.0e}"])
+    return markdown_table(head, lines)
 
 
 def bars_table(bench: dict[str, Any]) -> str:
     """What the engine was built to reach, and whether this run reached it."""
-    lines = ["| bar | wanted | measured | |", "|---|---|---|---|"]
+    head = ("bar", "wanted", "measured", "")
+    lines: Lines = []
     for bar in bench["bars"]:
         measured = f"{bar['measured']:#.3g}".removesuffix(".")
         cells = (bar["what"], bar["wanted"], measured, bar["verdict"])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(head, lines)
 
 
 def hardware_line(bench: dict[str, Any]) -> str:
@@ -139,11 +134,8 @@ def gpu_block(record: Path) -> str:
 
 def training_table(bench: dict[str, Any]) -> str:
     """One local step of a cohort: its time, and the other ways as multiples; then the prefix."""
-    lines = [
-        "| model | threads | clients | stacked step | time | / one big batch "
-        "| one by one / stacked | groups of ranks / padded |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("model", "threads", "clients", "stacked step", "time", "/ one big batch")
+    lines: Lines = []
     found: dict[tuple[int, int, int], dict[str, Row]] = {}
     for row in bench["rows"]:
         found.setdefault((row["d"], row["threads"], row["clients"]), {})[row["lane"]] = row
@@ -152,23 +144,22 @@ def training_table(bench: dict[str, Any]) -> str:
         pairs = ((own, lanes["limit"]), (lanes["loop"], own), (lanes["grouped"], lanes["padded"]))
         cells = [f"d = {d}", str(threads), str(clients), _milliseconds(own, clock), CLOCKS[clock]]
         cells += [_speed_multiple(over, under, clock) for over, under in pairs]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_prefix_lines(bench["prefix"])])
+        lines.append(cells)
+    table = markdown_table((*head, "one by one / stacked", "groups of ranks / padded"), lines)
+    return f"{table}\n\n{_prefix_table(bench['prefix'])}"
 
 
-def _prefix_lines(rows: list[Row]) -> list[str]:
+def _prefix_table(rows: list[Row]) -> str:
     """A step on a whole encoder and on a cached prefix, a sample."""
-    lines = [
-        "| threads | whole model, a sample | cached prefix | time | whole / cached |",
-        "|---|---|---|---|---|",
-    ]
+    head = ("threads", "whole model, a sample", "cached prefix", "time", "whole / cached")
+    lines: Lines = []
     for threads in sorted({row["threads"] for row in rows}):
         lanes = {row["lane"]: row for row in rows if row["threads"] == threads}
         whole, cached, clock = lanes["whole"], lanes["cached"], lanes["whole"]["clock"]
         times = [_milliseconds(row, clock, row["samples"]) for row in (whole, cached)]
         cells = [str(threads), *times, CLOCKS[clock], _speed_multiple(whole, cached, clock)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines.append(cells)
+    return markdown_table(head, lines)
 
 
 def training_bars_block(record: Path) -> str:
@@ -183,12 +174,13 @@ def training_bars_block(record: Path) -> str:
 
 def layers_table(bench: dict[str, Any]) -> str:
     """Many layers at once against one after the other."""
-    lines = ["| threads | one by one, wall time | in one batch |", "|---|---|---|"]
+    head = ("threads", "one by one, wall time", "in one batch")
+    lines: Lines = []
     for threads in sorted({row["threads"] for row in bench["layers"]}):
         rows = {row["method"]: row for row in bench["layers"] if row["threads"] == threads}
         cells = [_speed_seconds(rows["loop"]), _speed_seconds(rows["batched"])]
-        lines.append(f"| {threads} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([str(threads), *cells])
+    return markdown_table(head, lines)
 
 
 def _milliseconds(row: Row, clock: str = "cpu", share: int = 1) -> str:
@@ -221,10 +213,8 @@ def rivals_block(bench: dict[str, Any]) -> str:
     rows: list[Row] = bench["rows"]
     lanes = list(dict.fromkeys(row["lane"] for row in rows))
     rivals = [lane for lane in lanes if lane != OURS]
-    lines = [
-        f"| model | clients a round | threads | {OURS}, a round | {' | '.join(rivals)} |",
-        "|---|" + "---|" * (len(rivals) + 3),
-    ]
+    head = ("model", "clients a round", "threads", f"{OURS}, a round", *rivals)
+    lines: Lines = []
     cases = dict.fromkeys((row["d_model"], row["cohort"], row["threads"]) for row in rows)
     for d, cohort, threads in cases:
         found = {
@@ -235,16 +225,15 @@ def rivals_block(bench: dict[str, Any]) -> str:
         own = found[OURS]
         cells = [f"d = {d}", str(cohort), str(threads), _rivals_speed_seconds(own)]
         cells += [_rivals_speed_multiple(found[lane], own) for lane in rivals]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_lanes(rows, lanes), "", f"Measured on: {bench['hardware']}."])
+        lines.append(cells)
+    tables = (markdown_table(head, lines), _lanes(rows, lanes))
+    return "\n\n".join([*tables, f"Measured on: {bench['hardware']}."])
 
 
-def _lanes(rows: list[Row], lanes: list[str]) -> list[str]:
+def _lanes(rows: list[Row], lanes: list[str]) -> str:
     """Every lane's libraries, the way it ran, and its largest difference from plain PyTorch."""
-    lines = [
-        "| lane | how it runs | libraries | first round | off, float64 | off, float32 |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ("lane", "how it runs", "libraries", "first round", "off, float64", "off, float32")
+    lines: Lines = []
     for lane in lanes:
         own = [row for row in rows if row["lane"] == lane and row["problem"] is None]
         if not own:
@@ -254,8 +243,8 @@ def _lanes(rows: list[Row], lanes: list[str]) -> list[str]:
         first = [row["first_round_median"] for row in own]
         start = f"{min(first):.2g} to {max(first):.2g} s"
         off = [_largest(own, dtype) for dtype in ("float64", "float32")]
-        lines.append(f"| {' | '.join([lane, last['how'], libraries, start, *off])} |")
-    return lines
+        lines.append([lane, last["how"], libraries, start, *off])
+    return markdown_table(head, lines)
 
 
 def _largest(rows: list[Row], dtype: str) -> str:
@@ -373,31 +362,29 @@ def conformance_line(record: dict[str, Any]) -> str:
 
 def suite_table(record: dict[str, Any]) -> str:
     """One row per rule of ours: laws kept, seen to break, failed, untested."""
-    lines = [
-        "| rule | laws kept | declared absent, seen to break | failed | untested | cases |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ("rule", "laws kept", "declared absent, seen to break", "failed", "untested", "cases")
+    lines: Lines = []
     for name, own in record["rules"].items():
         if own["own"]:
             counts = (own.get(s, 0) for s in ("passed", "expected", "failed", "skipped"))
-            lines.append(f"| `{name}` | {' | '.join(map(str, counts))} | {own['examples']:,} |")
-    return "\n".join(lines)
+            lines.append([f"`{name}`", *map(str, counts), f"{own['examples']:,}"])
+    return markdown_table(head, lines)
 
 
 def broken_table(record: dict[str, Any]) -> str:
     """One row per broken rule: its bug, and the checks that it fails."""
-    lines = ["| bug | fails |", "|---|---|"]
+    head = ("bug", "fails")
+    lines: Lines = []
     for one in record["broken"].values():
         checks = ", ".join(one["fails"]) + ("" if one["as_named"] else " (not as named)")
-        lines.append(f"| {one['bug'].replace('|', chr(92) + '|')} | {checks} |")
-    return "\n".join(lines)
+        lines.append((one["bug"], checks))
+    return markdown_table(head, lines)
 
 
 # Tables of the recorded calibration of estimators and verdicts
 
 Record = Mapping[str, Any]
 DIGITS = 2
-NONE = "–"
 
 
 def coverage_table(record: Record) -> str:
@@ -412,7 +399,7 @@ def coverage_table(record: Record) -> str:
         key = (row["estimator"], row["law"], f"{row['runs']:,}", f"{row['replicates']:,}")
         rows.setdefault(key, {})[row["error"]] = _ratio(row)
     lines = [[*key, *(own.get(error, NONE) for error in errors)] for key, own in rows.items()]
-    return _table(head, lines)
+    return markdown_table(head, lines)
 
 
 def margin_table(record: Record) -> str:
@@ -430,7 +417,7 @@ def margin_table(record: Record) -> str:
         )
         for row in record["margin"]
     ]
-    return _table(head, lines)
+    return markdown_table(head, lines)
 
 
 def family_line(record: Record) -> str:
@@ -461,7 +448,7 @@ def reach_table(record: Record) -> str:
         for claim in record["family"]["claims"]
         if claim["skewness"] is not None
     ]
-    return _table(head, lines)
+    return markdown_table(head, lines)
 
 
 def ranks_table(record: Record) -> str:
@@ -478,7 +465,7 @@ def ranks_table(record: Record) -> str:
         )
         for row in record["ranks"]
     ]
-    return _table(head, lines)
+    return markdown_table(head, lines)
 
 
 def _ratio(row: Record) -> str:
@@ -486,10 +473,6 @@ def _ratio(row: Record) -> str:
     if not row["resolved"]:
         return NONE
     return f"{number(row['ratio'], DIGITS)}{'' if row['calibrated'] else ' ✗'}"
-
-
-def _table(head: Any, rows: Any) -> str:
-    return "\n".join([table_row(head), "|" + "---|" * len(head), *map(table_row, rows)])
 
 
 # The tests of faults in the documents: promises, how they are tested, and what was found
@@ -501,7 +484,8 @@ def faults_table(record: dict[str, Any]) -> str:
     Args:
         record: what `tests/faults/record.py` wrote.
     """
-    lines = ["| promise | tested in `tests/faults` by | tried | result |", "|---|---|---|---|"]
+    head = ("promise", "tested in `tests/faults` by", "tried", "result")
+    lines: Lines = []
     by_promise: dict[str, list[dict[str, Any]]] = {}
     for row in record["rows"]:
         by_promise.setdefault(row["promise"], []).append(row)
@@ -513,8 +497,8 @@ def faults_table(record: dict[str, Any]) -> str:
         tried = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
         broken = sum(not row["passed"] for row in rows)
         result = f"broken in {broken} of {len(rows)} tests" if broken else "kept in all"
-        lines.append(f"| {promise} | {', '.join(tests)} | {tried} | {result} |")
-    return "\n".join([*lines, "", f"Repeat: `{record['command']}`."])
+        lines.append((promise, ", ".join(tests), tried, result))
+    return f"{markdown_table(head, lines)}\n\nRepeat: `{record['command']}`."
 
 
 # Planted faults in the documents: how many each part of the code has, and how many were caught
@@ -529,21 +513,20 @@ def mutation_table(record: Record) -> str:
     by_folder: dict[str, list[Record]] = defaultdict(list)
     for row in record["faults"]:
         by_folder[row["path"].rpartition("/")[0]].append(row)
-    lines = [
-        "| faults in | planted | caught | among the failed tests the expected one |",
-        "|---|---|---|---|",
-    ]
+    head = ("faults in", "planted", "caught", "among the failed tests the expected one")
+    lines: Lines = []
     for folder, rows in sorted(by_folder.items()):
-        lines.append(f"| `{folder}` | {_counts(rows)} |")
-    lines.append(f"| all | {_counts(record['faults'])} |")
+        lines.append([f"`{folder}`", *_counts(rows)])
+    lines.append(["all", *_counts(record["faults"])])
     survived = [row["fault"] for row in record["faults"] if row["result"] == "survived"]
     names = "none" if not survived else "; ".join(survived)
-    return "\n".join([*lines, "", f"Survivors: {names}. Repeat: `{record['command']}`."])
+    table = markdown_table(head, lines)
+    return f"{table}\n\nSurvivors: {names}. Repeat: `{record['command']}`."
 
 
-def _counts(rows: list[Record]) -> str:
+def _counts(rows: list[Record]) -> tuple[str, str, str]:
     caught = sum(row["result"] == "caught" for row in rows)
-    return f"{len(rows)} | {caught} | {sum(row['as_expected'] for row in rows)}"
+    return str(len(rows)), str(caught), str(sum(row["as_expected"] for row in rows))
 
 
 # Record results, and write the tables of the README and of docs/ from the record.
@@ -597,13 +580,14 @@ def run_line(report: dict[str, Any]) -> str:
 
 def rules_table() -> str:
     """The registered rules, from their own docstrings."""
-    lines = ["| rule | averages | multiplier | what it does | source |", "|---|---|---|---|---|"]
+    head = ("rule", "averages", "multiplier", "what it does", "source")
+    lines: Lines = []
     for rule in describe_all():
         name = f"`{rule.name}`" + (f", `{rule.also}`" if rule.also else "")
         options = f" Options: `{rule.options}`." if rule.options else ""
         cells = (name, rule.averages, rule.multiplier, rule.summary + options, rule.source)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(head, lines)
 
 
 def tables(record: Path) -> dict[str, str]:

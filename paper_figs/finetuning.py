@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from analysis.formats import percent
 from analysis.studies.calibrate import energy_floor
 from analysis.studies.study import HIGHEST, LOWEST, MIXED
 from paper_figs import style
@@ -37,10 +38,10 @@ from paper_figs.style import (
 # The real run on digits over rounds, by rule and rank configuration
 
 LOOK = {
-    "fedavg": (look("fedavg").color, "-", "FedAvg"),
-    "zero_pad": (look("zero_pad").color, look("zero_pad").line, "zero padding"),
-    "raflora": (look("raflora").color, "-", "raFLoRA"),
-    "raflora_canonical": (look("raflora").color, "-.", "raFLoRA, canonical"),
+    "fedavg": (look("fedavg").color, "-", look("fedavg").name),
+    "zero_pad": (look("zero_pad").color, look("zero_pad").line, look("zero_pad").name),
+    "raflora": (look("raflora").color, "-", look("raflora").name),
+    "raflora_canonical": (look("raflora").color, "-.", look("raflora:canonicalize=true").name),
     "equal_rank_2": (GRAY, ":", "all rank 2"),
     "equal_rank_16": (BLACK, (0, (5, 2)), "all rank 16"),
 }
@@ -364,10 +365,10 @@ def caption_calibrated(data: xr.Dataset) -> str:
         f"The theory, calibrated on the first {attrs['calibration_rounds']} rounds of a real "
         f"run, against the later ones. {style.study(data)}. (a, b) Energy of every partition, "
         f"all layers together, {attrs['heterogeneity']}: measured (solid), predicted median "
-        f"(dashed) and {style.percent(attrs['confidence'])} interval (band). (c) Median of "
+        f"(dashed) and {percent(attrs['confidence'])} interval (band). (c) Median of "
         "$|\\log_{10}$ measured over predicted$|$ over the later rounds and its range over "
         f"{attrs['scored_runs']} runs; below the names, the share of the measurements within the "
-        f"theory's {style.percent(attrs['score_confidence'])} intervals. Persistence: all "
+        f"theory's {percent(attrs['score_confidence'])} intervals. Persistence: all "
         f"stays as in round {attrs['calibration_rounds']}; suppression alone: rates of coverage "
         f"without training. The calibrated theory errs less than persistence under {better}, and "
         f"more under {worse}."

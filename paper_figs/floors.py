@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
+from analysis.formats import percent, rule_name
 from paper_figs import style
 from paper_figs.style import (
     DOUBLE_COLUMN,
     LINES,
     PARTITION_COLORS,
     RULE_COLORS,
-    RULE_NAMES,
     SHADE,
     SINGLE_COLUMN,
     SMALL,
@@ -67,7 +67,7 @@ def caption_floors(data: xr.Dataset) -> str:
     return (
         "Energy at which the drift of unlike clients holds every partition, over the spread of "
         "their gains: lines predicted before, dots measured, with "
-        f"{style.percent(attrs['confidence'])} intervals each for itself. "
+        f"{percent(attrs['confidence'])} intervals each for itself. "
         f"{style.clients(data)}, {style.cohort(data)}; gains of mean "
         f"{attrs['gain_mean']:g}, drifts of deviation {attrs['drift_std']:g}; rounds "
         f"{attrs['burn_in'] + 1} to {attrs['rounds']} of {style.seeds(data)}. $i$: directions "
@@ -122,7 +122,7 @@ def draw_claim_floors(claims: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, 
             np.array(claim[name], dtype=float) for name in ("measurement", "interval")
         )
         x = np.arange(1, len(measured) + 1) + (j - 0.5) * WIDTH
-        axis.bar(x, claim["prediction"], WIDTH, color=color, alpha=0.35, label=RULE_NAMES[rule])
+        axis.bar(x, claim["prediction"], WIDTH, color=color, alpha=0.35, label=rule_name(rule))
         error = np.abs(ends.T - measured)
         axis.errorbar(x, measured, error, fmt="o", ms=3, color=color, capsize=2)
     axis.set_yscale("log")
@@ -170,7 +170,7 @@ def caption_phase(data: xr.Dataset) -> str:
         "Collapse over coverage and local training time: predicted floors as shades, in units "
         f"of the target $M$; measured after {attrs['rounds']} rounds of {attrs['local_steps']} "
         "plain steps on real factors as circles in the colour of the amplitude (held) and "
-        f"crosses (collapsed, below {style.percent(attrs['collapsed'])} of the target); "
+        f"crosses (collapsed, below {percent(attrs['collapsed'])} of the target); "
         f"{len(data.measured_time)} training times, one run each with seed "
         f"{attrs['first_seed']}, {style.clients(data)}. Line: the predicted threshold "
         "$T^*=\\ln(1/\\omega)/2M$, with $\\omega=\\pi$ for FedAvg and $\\pi^2$ for zero "
@@ -256,7 +256,7 @@ def caption_settling(data: xr.Dataset) -> str:
         f"{attrs['gain_std']:g}, real factors; {style.seeds(data)}. (a) Fraction of the "
         "energy in every partition of the singular values (large) and in each of them (grey): "
         "markers measured, lines predicted before, dotted what alike clients who all take part "
-        f"would do. (b) Factors per round, with {style.percent(attrs['confidence'])} "
+        f"would do. (b) Factors per round, with {percent(attrs['confidence'])} "
         "intervals each for itself."
     )
 
@@ -397,9 +397,9 @@ def caption_breakdown(data: xr.Dataset) -> str:
         "Where the theory stops: deviation of FedAvg's measured energy rates from the predicted "
         "ones, relative to the shared partition, as one assumption is given up at a time. "
         "Shaded: the region stated before the run, within "
-        f"{style.percent(attrs['tolerance'])}; under Adam there is none. Real factors, "
+        f"{percent(attrs['tolerance'])}; under Adam there is none. Real factors, "
         f"{style.clients_of(attrs['affine']['ranks'])}, all take part; (b, c) quadratic loss. "
-        f"{style.seeds(data, ' a point')}; {style.percent(attrs['confidence'])} intervals "
+        f"{style.seeds(data, ' a point')}; {percent(attrs['confidence'])} intervals "
         "each for itself."
     )
 

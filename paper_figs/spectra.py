@@ -14,6 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analysis.formats import percent
 from paper_figs import style
 from paper_figs.style import DOUBLE_COLUMN, LINES, SINGLE_COLUMN, SMALL, look, partition_colors
 
@@ -262,7 +263,7 @@ def caption_staircase(data: xr.Dataset) -> str:
     attrs = data.attrs
     return (
         "Factor per round of the mean energy of every partition over that of the shared one: "
-        f"lines predicted before, dots measured, with {style.percent(attrs['confidence'])} "
+        f"lines predicted before, dots measured, with {percent(attrs['confidence'])} "
         f"intervals each for itself (most are smaller than the dots). {style.clients(data)}. "
         f"(a) Real factors, all take part, {attrs['matrix_runs']} runs. (b) Amplitudes, "
         f"{attrs['cohort_size']} clients a round at random, {attrs['rounds']} rounds, "

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from analysis.formats import rule_name
 from fedlora_sim import parse_ranks
 from fedlora_sim.storage import write_bytes
 
@@ -35,11 +36,6 @@ SHADE = "0.93"
 """Regions that a figure sets apart: where a theory holds, rounds of calibration."""
 
 RULE_COLORS = {"fedavg": VERMILLION, "zero_pad": ORANGE, "raflora": BLUE}
-RULE_NAMES = {
-    "fedavg": "FedAvg (product space)",
-    "zero_pad": "FedAvg (zero-padded factors)",
-    "raflora": "raFLoRA",
-}
 PARTITION_COLORS = ("#414487", "#2a788e", "#22a884")  # of viridis, evenly spaced
 RC: Any = {
     "font.family": "serif",
@@ -132,19 +128,18 @@ class RuleLook:
     marker: str = "o"
 
 
-LOOKS = {
-    "fedavg": RuleLook("FedAvg", RULE_COLORS["fedavg"], "-", "o"),
-    "zero_pad": RuleLook("zero padding", RULE_COLORS["zero_pad"], (0, (4, 1)), "s"),
-    "hetlora": RuleLook("HetLoRA", PURPLE, (0, (1, 1)), "v"),
-    "rbla": RuleLook("RBLA", GREEN, (0, (6, 1, 1, 1)), "D"),
-    "ffa": RuleLook("FFA-LoRA", GRAY, (0, (2, 1)), "P"),
-    "flora": RuleLook("FLoRA", SKY, (0, (3, 1, 1, 1, 1, 1)), "X"),
-    "fedex": RuleLook("FedEx-LoRA", BLACK, (0, (5, 2)), "d"),
-    "raflora": RuleLook("raFLoRA", RULE_COLORS["raflora"], "-", "^"),
-    "raflora:canonicalize=true": RuleLook(
-        "raFLoRA, canonical", RULE_COLORS["raflora"], (0, (3, 1)), ">"
-    ),
+LINES_OF = {
+    "fedavg": (RULE_COLORS["fedavg"], "-", "o"),
+    "zero_pad": (RULE_COLORS["zero_pad"], (0, (4, 1)), "s"),
+    "hetlora": (PURPLE, (0, (1, 1)), "v"),
+    "rbla": (GREEN, (0, (6, 1, 1, 1)), "D"),
+    "ffa": (GRAY, (0, (2, 1)), "P"),
+    "flora": (SKY, (0, (3, 1, 1, 1, 1, 1)), "X"),
+    "fedex": (BLACK, (0, (5, 2)), "d"),
+    "raflora": (RULE_COLORS["raflora"], "-", "^"),
+    "raflora:canonicalize=true": (RULE_COLORS["raflora"], (0, (3, 1)), ">"),
 }
+"""Color, line style and marker of every rule."""
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
@@ -154,7 +149,7 @@ def ranks_text(ranks: Sequence[int]) -> str:
 
 def look(rule: str) -> RuleLook:
     """The look of a rule; of one that is not known here grey, under its own name."""
-    return LOOKS.get(rule, RuleLook(rule, "0.5", ":", "*"))
+    return RuleLook(rule_name(rule), *LINES_OF.get(rule, ("0.5", ":", "*")))
 
 
 # Words within a figure: letters of panels, and lines that are named where they end
@@ -309,11 +304,6 @@ def seeds(data: xr.Dataset, each: str = "") -> str:
     if first == last:
         return f"one run{each}, seed {first}"
     return f"{int(data.attrs['runs']):,} runs{each}, seeds {first}–{last}"
-
-
-def percent(share: float) -> str:
-    """A share as a percentage."""
-    return f"{100 * float(share):g}%"
 
 
 def cohort(data: xr.Dataset) -> str:

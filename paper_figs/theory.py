@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from analysis.collapse.measure import EXTINCT, Collapse
 from analysis.collapse.outcome import BAND
 from analysis.collapse.report import CONTROLS, CollapseReport, ScenarioReport, directions
+from analysis.formats import rule_name
 from analysis.predict import Prediction, RulePrediction, directions_label
 from paper_figs import style
 from paper_figs.style import (
@@ -41,16 +42,6 @@ from paper_figs.style import (
 PER_ROW = 4
 PREDICT_LOWEST = 1e-8  # of the highest energy: what falls below has long collapsed
 HIGHEST = 1e150  # axes must stay far from the largest number there is
-NAMES = {
-    "fedavg": "FedAvg",
-    "fedex": "FedEx",
-    "ffa": "FFA",
-    "flora": "FLoRA",
-    "hetlora": "HetLoRA",
-    "raflora": "raFLoRA",
-    "rbla": "RBLA",
-    "zero_pad": "zero padding",
-}
 
 
 def draw_predict(prediction: Prediction) -> tuple[Figure, np.ndarray]:
@@ -139,7 +130,7 @@ def _missing(prediction: Prediction) -> list[str]:
 
 
 def _name(row: RulePrediction) -> str:
-    name = NAMES.get(row.rule, row.rule)
+    name = rule_name(row.rule)
     return (
         name if row.empty_partition is None else f"{name}\N{NO-BREAK SPACE}({row.empty_partition})"
     )

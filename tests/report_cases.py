@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 
 def claim_entry(name: str, **changes: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {
@@ -52,4 +54,32 @@ def digits_row(run: str, accuracy: float) -> dict[str, Any]:
         "rho_interval": [0.98, 1.0],
         "effective_rank": 2.5,
         "effective_rank_interval": [2.0, 3.0],
+    }
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    """Claims of every verdict, those that the figures draw among them, and a digits run."""
+    three = {
+        "quantities": ["partition 1", "partition 2", "partition 3"],
+        "prediction": [0.5, 0.25, 0.04],
+        "measurement": [0.5, 0.25, 0.04],
+        "interval": [[0.4, 0.6], [0.2, 0.3], [0.03, 0.05]],
+    }
+    wrong, unclear = {"verdict": "refuted"}, {"verdict": "undecided", "reason": "a vacuous control"}
+    return {
+        "claims": [
+            claim_entry("staircase"),
+            claim_entry("zero-pad-fourth-power", **wrong),
+            claim_entry("raflora-flat", **unclear),
+            claim_entry("floor-fedavg", **three),
+            claim_entry("floor-raflora", kind="conjecture", **three),
+        ],
+        "families": {
+            "theorem": {"claims": 20, "run": 4, "error": 0.05},
+            "conjecture": {"claims": 5, "run": 1, "error": 0.05},
+        },
+        "environment": {"seed": 0, "quick": False, "cores": 2, "torch_version": "2.13.0"},
+        "seconds": 90,
+        "digits": [digits_row("fedavg", 0.75), digits_row("raflora", 0.86)],
     }

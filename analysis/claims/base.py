@@ -270,7 +270,6 @@ def partition_means(values: Array, scenario: Scenario) -> Array:
 
 # Names of rules and partitions in claims on federations with three rank levels
 
-RULE_NAMES = {"fedavg": "FedAvg", "zero_pad": "zero padding", "raflora": "raFLoRA"}
 PARTITIONS = ("partition 1", "partition 2", "partition 3")
 HIGHER = PARTITIONS[1:]
 """The partitions above the shared one."""

@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.claims.base import RULE_NAMES, Claim, Context, Control, Job
+from analysis.claims.base import Claim, Context, Control, Job
+from analysis.formats import rule_name
 from analysis.stats.intervals import log_odds_interval, mean_interval, median_interval
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks, simulate
@@ -232,7 +233,7 @@ _RHO: dict[str, Any] = {
 def _collapse(rule: str) -> Claim:
     return Claim(
         id=f"digits-collapse-{rule.replace('_', '-')}",
-        statement=f"On real fine-tuning {RULE_NAMES[rule]} leaves the energy in the lowest "
+        statement=f"On real fine-tuning {rule_name(rule)} leaves the energy in the lowest "
         "rank level.",
         predict=partial(Prediction.at_least, COLLAPSED, 1 - COLLAPSED),
         experiment=partial(rho_of, rule),

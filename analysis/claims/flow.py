@@ -22,7 +22,6 @@ from analysis import closed_form
 from analysis.claims.base import (
     HIGHER,
     PARTITIONS,
-    RULE_NAMES,
     Claim,
     Context,
     Control,
@@ -31,6 +30,7 @@ from analysis.claims.base import (
     per_partition,
     simulated,
 )
+from analysis.formats import rule_name
 from analysis.stats.intervals import every_run
 from analysis.stats.series import bisect, bracketed, log_linear_rate
 from analysis.stats.verdicts import Prediction
@@ -328,13 +328,13 @@ _FLOW: dict[str, Any] = {
 def _floor_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"flow-floor-{rule.replace('_', '-')}",
-        statement=f"Above the threshold training under {RULE_NAMES[rule]} holds every partition at "
+        statement=f"Above the threshold training under {rule_name(rule)} holds every partition at "
         "the floor M (omega G - 1) / (G - 1).",
         statistic=f"floor over the amplitude after {FLOOR_ROUNDS} rounds, of every federation",
         quantities=tuple(f"predicted / measured, {name}" for name in PARTITIONS),
         predict=partial(Prediction.within, np.ones(len(PARTITIONS)), FLOW_MARGIN),
         experiment=held(rule, rule),
-        control=Control(f"the floor of {RULE_NAMES[other]}", experiment=held(rule, other)),
+        control=Control(f"the floor of {rule_name(other)}", experiment=held(rule, other)),
         near=Control(
             f"the floor of targets larger by {FITTED_LARGER - 1:.1%}",
             experiment=held(rule, rule, FITTED_LARGER),
@@ -348,7 +348,7 @@ def _floor_claim(rule: str, other: str) -> Claim:
 def _above_claim(rule: str) -> Claim:
     return Claim(
         id=f"flow-rate-above-{rule.replace('_', '-')}",
-        statement=f"Above the threshold the way to the floor under {RULE_NAMES[rule]} shrinks by "
+        statement=f"Above the threshold the way to the floor under {rule_name(rule)} shrinks by "
         "1/(omega G) a round.",
         statistic="factor per round, by log-linear fit, of the steps of 1/x, over the prediction",
         quantities=_over(HIGHER),
@@ -370,7 +370,7 @@ def _above_claim(rule: str) -> Claim:
 def _below_claim(rule: str) -> Claim:
     return Claim(
         id=f"flow-rate-below-{rule.replace('_', '-')}",
-        statement=f"Below the threshold amplitudes under {RULE_NAMES[rule]} decay by omega G a "
+        statement=f"Below the threshold amplitudes under {rule_name(rule)} decay by omega G a "
         "round.",
         statistic="amplitude factor per round, by log-linear fit, over the prediction",
         quantities=_over(HIGHER),
@@ -393,7 +393,7 @@ def _critical_claim(rule: str) -> Claim:
     assumptions = _FLOW["assumptions"].replace(str(STEPS), str(CRITICAL_STEPS))
     return Claim(
         id=f"flow-critical-{rule.replace('_', '-')}",
-        statement=f"At omega G = 1 amplitudes under {RULE_NAMES[rule]} fall like 1/t: 1/x grows by "
+        statement=f"At omega G = 1 amplitudes under {rule_name(rule)} fall like 1/t: 1/x grows by "
         "(G - 1)/M every round.",
         statistic="mean growth of 1/x a round, over the prediction",
         quantities=_over(("first half of the rounds", "second half")),
@@ -553,7 +553,7 @@ def own_trajectory(rule: str, *, mean_target: bool = False, larger: float = 1.0)
 def _cohort_claim(rule: str) -> Claim:
     return Claim(
         id=f"flow-cohorts-{rule.replace('_', '-')}",
-        statement=f"With sampled cohorts under {RULE_NAMES[rule]} the harmonic mean of the "
+        statement=f"With sampled cohorts under {rule_name(rule)} the harmonic mean of the "
         "amplitude over runs follows its closed form every round.",
         source="ours",
         assumptions="quadratic loss with one target on the common basis, gradient flow, uniform "
@@ -580,7 +580,7 @@ def _targets_claim(rule: str) -> Claim:
     quantities = tuple(f"round {t}, {name}" for t in SHOWN_ROUNDS for name in PARTITIONS)
     return Claim(
         id=f"flow-targets-{rule.replace('_', '-')}",
-        statement=f"Clients with targets of their own under {RULE_NAMES[rule]} take every "
+        statement=f"Clients with targets of their own under {rule_name(rule)} take every "
         "partition along the predicted amplitudes to the predicted floor.",
         source="ours",
         assumptions="quadratic loss, persistent targets on the common basis, the larger ones with "
@@ -759,11 +759,11 @@ _BRACKETS: dict[str, Any] = {
 def _threshold_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"flow-threshold-{rule.replace('_', '-')}",
-        statement=f"Under {RULE_NAMES[rule]} a partition collapses exactly if clients train for "
+        statement=f"Under {rule_name(rule)} a partition collapses exactly if clients train for "
         "less than T* = ln(1/omega) / (2 M).",
         experiment=found_threshold(rule, alike, _threshold_alike),
         control=Control(
-            f"the threshold of {RULE_NAMES[other]}",
+            f"the threshold of {rule_name(other)}",
             experiment=found_threshold(rule, alike, threshold_of_other),
         ),
         near=Control(

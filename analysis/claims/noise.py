@@ -13,7 +13,6 @@ from analysis import closed_form
 from analysis.claims.base import (
     HIGHER,
     PARTITIONS,
-    RULE_NAMES,
     Claim,
     Context,
     Control,
@@ -26,6 +25,7 @@ from analysis.claims.base import (
     per_partition,
     simulated,
 )
+from analysis.formats import rule_name
 from analysis.stats.intervals import fieller_ratio, mean_interval, over_survivors
 from analysis.stats.series import stationary_mean
 from analysis.stats.verdicts import Prediction
@@ -151,7 +151,7 @@ _RUNS: dict[str, Any] = {"first": 1_000, "cap": 16_000}
 def _long_run_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"long-run-{rule}",
-        statement=f"In one long run under {RULE_NAMES[rule]} the energies average to the floor: "
+        statement=f"In one long run under {rule_name(rule)} the energies average to the floor: "
         "time gives what many runs give.",
         statistic=f"mean energy of rounds {LONG_BURN_IN} to {LONG.rounds} of few runs, its error "
         "from the autocorrelation",
@@ -159,7 +159,7 @@ def _long_run_claim(rule: str, other: str) -> Claim:
         predict=partial(_floor, LONG, rule, LONG_MARGIN),
         experiment=energy_series(LONG, rule),
         control=Control(
-            f"the floor of {RULE_NAMES[other]}", partial(_floor, LONG, other, LONG_MARGIN)
+            f"the floor of {rule_name(other)}", partial(_floor, LONG, other, LONG_MARGIN)
         ),
         near=_larger_drifts(LONG, rule),
         estimator=stationary_mean(LONG_BURN_IN),

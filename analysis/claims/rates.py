@@ -14,7 +14,6 @@ from analysis.claims.base import (
     EXACT,
     HIGHER,
     PARTITIONS,
-    RULE_NAMES,
     Claim,
     Context,
     Control,
@@ -29,6 +28,7 @@ from analysis.claims.base import (
     relative_trajectory,
     simulated,
 )
+from analysis.formats import rule_name
 from analysis.stats.intervals import every_run, root_of_mean
 from analysis.stats.series import stationary_mean
 from analysis.stats.verdicts import Prediction
@@ -387,7 +387,7 @@ def predicted_trajectory(rule: str) -> Array:
 def _floor_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"floor-{rule}",
-        statement=f"Drift holds the energies under {RULE_NAMES[rule]} at the floor "
+        statement=f"Drift holds the energies under {rule_name(rule)} at the floor "
         "delta^2 / (1 - q').",
         source="arXiv 2602.13486, App. B (order of the floor); ours (its value)",
         assumptions="independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
@@ -397,7 +397,7 @@ def _floor_claim(rule: str, other: str) -> Claim:
         predict=partial(_floor, rule),
         experiment=energy_series(NON_IID, rule),
         estimator=stationary_mean(BURN_IN),
-        control=Control(f"the floor of {RULE_NAMES[other]}", partial(_floor, other)),
+        control=Control(f"the floor of {rule_name(other)}", partial(_floor, other)),
         near=Control(
             "drifts that are 5% larger",
             experiment=energy_series(NON_IID.replace(drift_std=1.05 * NON_IID.drift_std), rule),
@@ -415,7 +415,7 @@ def _trajectory_claim(rule: str, other: str) -> Claim:
     )
     return Claim(
         id=f"trajectory-{rule}",
-        statement=f"Under {RULE_NAMES[rule]} the mean energy follows the second-moment recursion "
+        statement=f"Under {rule_name(rule)} the mean energy follows the second-moment recursion "
         "every round.",
         source="arXiv 2602.13486, App. B (mean field); ours (exact second moment)",
         assumptions="independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
@@ -425,7 +425,7 @@ def _trajectory_claim(rule: str, other: str) -> Claim:
         predict=partial(Prediction.within, np.ones(len(quantities)), TRAJECTORY_MARGIN),
         experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(rule)),
         control=Control(
-            f"the trajectory of {RULE_NAMES[other]}",
+            f"the trajectory of {rule_name(other)}",
             experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(other)),
         ),
         near=Control(

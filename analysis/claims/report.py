@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from analysis.formats import DIGITS, NONE, interval, markdown_table, number, percent
+
 Record = Mapping[str, Any]
-DIGITS = 4
 SYMBOLS = (
     "Symbols: h, a partition of the directions, the lowest shared by all clients; rho_l, the share "
     "of energy in the first l directions; w, a client's weight in a round, W the sum over those "
@@ -46,7 +47,7 @@ def verdict_table(report: Record) -> str:
     names = [name for name in CONTROLS if any(name in claim for claim in report["claims"])]
     heads = [CONTROLS[name] for name in names if name != "positive_control"]
     head = ["claim", "prediction", measured_head(report), *with_p, "verdict", *heads]
-    lines = [table_row(head), "|" + "---|" * len(head)]
+    rows = []
     for claim in report["claims"]:
         controls = [_control_cell(claim, name) for name in names if name != "positive_control"]
         if "positive_control" in claim:
@@ -59,13 +60,13 @@ def verdict_table(report: Record) -> str:
             VERDICT_MARK[claim["verdict"]],
             *controls,
         ]
-        lines.append(table_row(cells))
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def _control_cell(claim: Record, name: str) -> str:
     if name not in claim:
-        return "–"
+        return NONE
     control = claim[name]
     distance = f"; {distance_text(control)}" if name == "near_control" else ""
     return f"{control['verdict']}: {control['description']}{distance}"
@@ -83,11 +84,6 @@ def distance_text(control: Record) -> str:
     return f"{low} margins away" if low == high else f"{low} to {high} margins away"
 
 
-def table_row(cells: Sequence[str]) -> str:
-    """Return a row of a table, with vertical bars in cells escaped, as in E[W | W > 0]."""
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
 def measured_head(report: Record) -> str:
     """Return the heading of measured values, with the joint confidence of their intervals."""
     if "families" not in report:
@@ -96,15 +92,10 @@ def measured_head(report: Record) -> str:
     return f"measured, simultaneous {', '.join(percent(1 - error) for error in sorted(errors))}"
 
 
-def percent(share: float) -> str:
-    """Return a share as a percentage, with enough digits to differ from 100%."""
-    return f"{100 * share:.6g}%"
-
-
 def p_text(p: float | None) -> str:
     """Return a p-value with two digits; a dash for a statement on every run, which has none."""
     if p is None:
-        return "–"
+        return NONE
     return "<1e-6" if p < 1e-6 else f"{p:.2g}"
 
 
@@ -179,7 +170,7 @@ def measurement_text(claim: Record) -> str:
     """Return the measured values with their intervals, and the number of runs."""
     digits = digits_for(claim["margin"])
     parts = [
-        f"{number(claim['measurement'][i], digits)} {interval_text(claim['interval'][i], digits)}"
+        f"{number(claim['measurement'][i], digits)} {interval(claim['interval'][i], digits)}"
         for i in shown(claim)
     ]
     count = len(claim["prediction"])
@@ -207,32 +198,18 @@ def digits_for(margin: str) -> int:
     return max(DIGITS, 1 - math.floor(math.log10(relative)))
 
 
-def interval_text(ends: Sequence[float | None], digits: int = DIGITS) -> str:
-    """Return an interval."""
-    return f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
-
-
-def number(value: float | None, digits: int = DIGITS) -> str:
-    """Return a number with this many significant digits; plain zero for zero."""
-    if value is None:
-        return "not finite"
-    return "0" if value == 0 else f"{value:.{digits}g}"
-
-
 def digits_table(report: Record) -> str:
     """Return accuracy, energy ratio and effective rank of the fine-tuning runs, with intervals."""
-    lines = [
-        "| run | client ranks | rule | learning rate | accuracy | rho | effective rank |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ("run", "client ranks", "rule", "learning rate", "accuracy", "rho", "effective rank")
+    rows = []
     for row in report["digits"]:
         cells = [
-            f"{number(row[name])} {interval_text(row[f'{name}_interval'])}"
+            f"{number(row[name])} {interval(row[f'{name}_interval'])}"
             for name in ("accuracy", "rho", "effective_rank")
         ]
-        name, rate = row["run"], f"{row['learning_rate']:g}"
-        lines.append(f"| {name} | {row['ranks']} | {row['rule']} | {rate} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rate = f"{row['learning_rate']:g}"
+        rows.append([row["run"], row["ranks"], row["rule"], rate, *cells])
+    return markdown_table(head, rows)
 
 
 def to_markdown(report: Record) -> str:
@@ -272,8 +249,9 @@ def to_markdown(report: Record) -> str:
 
 def _claim_section(claim: Record, environment: Record) -> str:
     digits = digits_for(claim["margin"])
-    rows = "\n".join(
-        table_row([name, number(p, digits), number(m, digits), interval_text(i, digits)])
+    head = ("quantity", "prediction", "measured", f"{percent(claim['confidence'])} interval")
+    rows = [
+        (name, number(p, digits), number(m, digits), interval(i, digits))
         for name, p, m, i in zip(
             claim["quantities"],
             claim["prediction"],
@@ -281,7 +259,7 @@ def _claim_section(claim: Record, environment: Record) -> str:
             claim["interval"],
             strict=True,
         )
-    )
+    ]
     reason = f" ({claim['reason']})" if claim["reason"] else ""
     effort = f" --seed {environment['seed']}{' --quick' if environment['quick'] else ''}"
     return (
@@ -289,8 +267,7 @@ def _claim_section(claim: Record, environment: Record) -> str:
         f"Source: {claim['source']}. Assumes: {claim['assumptions']}. "
         f"Fidelity: {claim['fidelity']}; {claim['runs']:,} runs, {claim['seconds']:.1f} s. "
         f"{_statistic(claim)}Margin: {claim['margin']}{_wide(claim)}.{_p_values(claim)}\n\n"
-        f"| quantity | prediction | measured | {percent(claim['confidence'])} interval |\n"
-        f"|---|---|---|---|\n{rows}\n\n"
+        f"{markdown_table(head, rows)}\n\n"
         f"{_every_run(claim)}{_controls(claim)}\n\n"
         f"Repeat: `fedlora-sim verify{effort} --claim {claim['id']}`"
     )
@@ -362,21 +339,19 @@ def by_theme(report: Record) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def theme_table(report: Record) -> str:
     """Return one row per theme: the verdicts of its theorems, conjectures and controls."""
-    lines = [
-        "| theme | theorems | conjectures | negative controls | near controls |",
-        "|---|---|---|---|---|",
-    ]
+    head = ("theme", "theorems", "conjectures", "negative controls", "near controls")
+    rows = []
     for name, part in by_theme(report):
         kinds = (_verdicts(part, kind) for kind in ("theorem", "conjecture"))
         controls = (_refuted(part, control) for control in ("negative_control", "near_control"))
-        lines.append(f"| {name} | {' | '.join((*kinds, *controls))} |")
-    return "\n".join(lines)
+        rows.append([name, *kinds, *controls])
+    return markdown_table(head, rows)
 
 
 def _refuted(part: Record, control: str) -> str:
     """Return the number of refuted controls of one sort; a dash if there are none."""
     verdicts = [claim[control]["verdict"] for claim in part["claims"] if control in claim]
-    return f"{verdicts.count('refuted')} of {len(verdicts)} refuted" if verdicts else "–"
+    return f"{verdicts.count('refuted')} of {len(verdicts)} refuted" if verdicts else NONE
 
 
 def _verdicts(part: Record, kind: str) -> str:
@@ -385,7 +360,7 @@ def _verdicts(part: Record, kind: str) -> str:
     counts = [
         f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(sorted(verdicts)[::-1])
     ]
-    return ", ".join(counts) if counts else "–"
+    return ", ".join(counts) if counts else NONE
 
 
 def conjecture_table(report: Record) -> str:

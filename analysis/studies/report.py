@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from analysis.claims.report import VERDICT_MARK, interval_text, number, percent, table_row
+from analysis.claims.report import VERDICT_MARK
 from analysis.claims.verify import LIBRARIES, finite_or_none
+from analysis.formats import NONE, interval, markdown_table, number, percent
 from analysis.studies.findings import (
     DIFFERENCE,
     SIZE,
@@ -197,7 +198,6 @@ def environment(study: Study, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
 
 Record = Mapping[str, Any]
 DIGITS = 3
-NONE = "–"
 MOST = 0.5
 """Angles that fewer rounds have are those of the rounds of least collapse, and are not shown."""
 REPLICATES = (
@@ -220,9 +220,9 @@ def claims_table(report: Record) -> str:
         rows.append(
             (
                 f"**{claim['id']}**: {claim['statement']}",
-                f"{claim['margin']} {_text(claim['prediction'])}",
-                f"{_text(claim['measurement'])} {_ends(claim['interval'])}, {claim['quantity']}; "
-                f"{claim['replicates']} replicates of {splits} splits",
+                f"{claim['margin']} {_number(claim['prediction'])}",
+                f"{_number(claim['measurement'])} {interval(claim['interval'], DIGITS)}, "
+                f"{claim['quantity']}; {claim['replicates']} replicates of {splits} splits",
                 VERDICT_MARK[claim["verdict"]],
                 f"{control['verdict']}: {control['description']}",
             )
@@ -230,7 +230,7 @@ def claims_table(report: Record) -> str:
     for claim in report["left_out"]:
         reason = f"left out: {claim['reason']}"
         rows.append((f"**{claim['id']}**: {claim['statement']}", NONE, NONE, reason, NONE))
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def outcomes_table(report: Record) -> str:
@@ -247,7 +247,7 @@ def outcomes_table(report: Record) -> str:
         row += [NONE if r is None else _measured(r, "accuracy") for r in own]
         above = [NONE if r is None else _above(r) for r in own]
         rows.append([*row, ", ".join(above)])
-    return _table([*head, f"energy above rank {level}, in the same order"], rows)
+    return markdown_table([*head, f"energy above rank {level}, in the same order"], rows)
 
 
 def rows_table(report: Record) -> str:
@@ -257,7 +257,7 @@ def rows_table(report: Record) -> str:
     rows = []
     for row in report["rows"]:
         names = ("accuracy", "rho", "effective_rank", "preservation")
-        reached = f"{_text(row['rounds_to_target'])} ({row['reached_target']} of {row['runs']})"
+        reached = f"{_number(row['rounds_to_target'])} ({row['reached_target']} of {row['runs']})"
         rows.append(
             (
                 row["heterogeneity"],
@@ -265,11 +265,11 @@ def rows_table(report: Record) -> str:
                 f"`{row['rule']}`",
                 str(row["runs"]),
                 *(_measured(row, name) for name in names),
-                _text(row["megabytes"]),
+                _number(row["megabytes"]),
                 reached if row["reached_target"] else f"not reached by {row['runs']}",
             )
         )
-    return _table((*head, *further), rows)
+    return markdown_table((*head, *further), rows)
 
 
 def scores_table(report: Record) -> str:
@@ -284,7 +284,7 @@ def scores_table(report: Record) -> str:
     rows = []
     for row in scores["rows"]:
         worst = row["worst"]
-        by = ", ".join(_text(part["coverage"], 2) for part in row["by_partition"])
+        by = ", ".join(_number(part["coverage"], 2) for part in row["by_partition"])
         cells = [f"`{row['rule']}`", row["calibration"], str(row["runs"])]
         cells += [_ranged(row[name], "error") for name in ("theory", "persistence", "pure")]
         if worst is None:
@@ -292,8 +292,8 @@ def scores_table(report: Record) -> str:
             continue
         place = f"partition {worst['partition']}, {worst['horizon']} rounds ahead"
         coverage = _ranged(row["theory"], "coverage", 2)
-        rows.append([*cells, coverage, by, f"{place}: {_text(worst['error'])}"])
-    return _table((*head, *others, *further), rows)
+        rows.append([*cells, coverage, by, f"{place}: {_number(worst['error'])}"])
+    return markdown_table((*head, *others, *further), rows)
 
 
 def counterfactuals_table(report: Record) -> str:
@@ -307,9 +307,9 @@ def counterfactuals_table(report: Record) -> str:
         energy = [_measured(part, "energy") for part in parts]
         rows.append((ran, compared, *energy, _measured(row, "accuracy_gain")))
         if "predicted" in parts[0]:
-            told = [_text(part["predicted"]) for part in parts]
+            told = [_number(part["predicted"]) for part in parts]
             rows.append((ran, f"{compared}, predicted: `W_h^2`", *told, NONE))
-    return _table(("run of", "aggregated by", *energies, "accuracy above raFLoRA's"), rows)
+    return markdown_table(("run of", "aggregated by", *energies, "accuracy above raFLoRA's"), rows)
 
 
 def premise_table(report: Record) -> str:
@@ -331,7 +331,7 @@ def premise_table(report: Record) -> str:
         )
         for row in found
     ]
-    return _table(("runs of", *blocks, *angles), rows)
+    return markdown_table(("runs of", *blocks, *angles), rows)
 
 
 def to_markdown(report: Record) -> str:
@@ -392,7 +392,7 @@ def _ranks(report: Record, configuration: str) -> str:
 
 def _measured(row: Record, name: str) -> str:
     ends = row[f"{name}_interval"]
-    return _text(row[name]) + ("" if ends is None else f" {_ends(ends)}")
+    return _number(row[name]) + ("" if ends is None else f" {interval(ends, DIGITS)}")
 
 
 def _above(row: Record) -> str:
@@ -404,24 +404,16 @@ def _ranged(found: Record, name: str, digits: int = DIGITS) -> str:
     """Return a value over all runs, and its range over runs."""
     if found[name] is None:
         return NONE
-    low, high = (_text(end, digits) for end in found[f"{name}_range"])
-    return f"{_text(found[name], digits)} [{low} to {high}]"
+    low, high = (_number(end, digits) for end in found[f"{name}_range"])
+    return f"{_number(found[name], digits)} [{low} to {high}]"
 
 
 def _angles(angle: Record) -> str:
-    """Return median and largest angle, and the share of rounds that have one."""
-    degrees = (f"{_text(math.degrees(angle[name]), 2)}°" for name in ("median", "largest"))
+    """Median and largest, and how many rounds they speak of."""
+    degrees = (f"{_number(math.degrees(angle[name]), 2)}°" for name in ("median", "largest"))
     told = NONE if angle["known"] < MOST else ", ".join(degrees)
-    return told + ("" if angle["known"] == 1 else f" ({_text(100 * angle['known'])}% of rounds)")
+    return told + ("" if angle["known"] == 1 else f" ({_number(100 * angle['known'])}% of rounds)")
 
 
-def _text(value: float | None, digits: int = DIGITS) -> str:
-    return NONE if value is None else number(value, digits)
-
-
-def _ends(ends: Sequence[float | None]) -> str:
-    return interval_text(ends, DIGITS)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join([table_row(head), "|" + "---|" * len(head), *map(table_row, rows)])
+def _number(value: float | None, digits: int = DIGITS) -> str:
+    return number(value, digits, absent=NONE)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from analysis.claims.report import DIGITS, digits_for, number, p_text
+from analysis.claims.report import digits_for, p_text
+from analysis.formats import DIGITS, number, rule_name
 from fedlora_sim.storage import load_dataset
-from paper_figs.style import RULE_NAMES
 
 # Numbers as a page writes them: a true minus sign, powers of ten, digits of one width
 
@@ -437,7 +437,7 @@ def energies(folder: Path) -> Energies | None:
     rounds = [int(t) for t in data["round"].values]
     names = [f"partition {h + 1}" for h in range(len(parts))]
     measured, predicted, panels = [], [], []
-    rules = [RULE_NAMES.get(str(rule), str(rule)) for rule in data.rule.values]
+    rules = [rule_name(str(rule)) for rule in data.rule.values]
     for rule, label in zip(data.rule.values, rules, strict=True):
         run = data.sel(rule=rule)
         mean = run.energy.mean("seed").values

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.claims.report import digits_for, number, shown
+from analysis.claims.report import digits_for, shown
+from analysis.formats import number
 from paper_figs.html.charts import spoken
 
 

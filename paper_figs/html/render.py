@@ -9,7 +9,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from analysis.claims.report import SYMBOLS, percent
+from analysis.claims.report import SYMBOLS
+from analysis.formats import percent
 from fedlora_sim.version import __version__
 from paper_figs.html import page
 from paper_figs.html.charts import energies, interval_html, number_html

@@ -10,15 +10,14 @@ from analysis.claims.report import (
     digits_table,
     families_text,
     measurement_text,
-    number,
     p_text,
-    percent,
     prediction_text,
     shown,
     to_markdown,
     verdict_table,
     worst,
 )
+from analysis.formats import number, percent
 
 Report = dict[str, Any]
 

@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
-from report_cases import claim_entry, digits_row
+from report_cases import report  # noqa: F401 - a fixture
 
 from analysis.paper.energies import ENERGY_RULES
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset
 from paper_figs import finetuning as digits_figure
 from paper_figs import style
-
-
-@pytest.fixture
-def report() -> dict[str, Any]:
-    """Claims of every verdict, those that the figures draw among them, and a digits run."""
-    three = {
-        "quantities": ["partition 1", "partition 2", "partition 3"],
-        "prediction": [0.5, 0.25, 0.04],
-        "measurement": [0.5, 0.25, 0.04],
-        "interval": [[0.4, 0.6], [0.2, 0.3], [0.03, 0.05]],
-    }
-    wrong, unclear = {"verdict": "refuted"}, {"verdict": "undecided", "reason": "a vacuous control"}
-    return {
-        "claims": [
-            claim_entry("staircase"),
-            claim_entry("zero-pad-fourth-power", **wrong),
-            claim_entry("raflora-flat", **unclear),
-            claim_entry("floor-fedavg", **three),
-            claim_entry("floor-raflora", kind="conjecture", **three),
-        ],
-        "families": {
-            "theorem": {"claims": 20, "run": 4, "error": 0.05},
-            "conjecture": {"claims": 5, "run": 1, "error": 0.05},
-        },
-        "environment": {"seed": 0, "quick": False, "cores": 2, "torch_version": "2.13.0"},
-        "seconds": 90,
-        "digits": [digits_row("fedavg", 0.75), digits_row("raflora", 0.86)],
-    }
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
+from analysis.formats import rule_name
 from fedlora_sim.storage import save_dataset
 from paper_figs import draw_all, finetuning, spectra, style
 from paper_figs import floors as floors
@@ -90,7 +91,7 @@ def test_floors(report: dict[str, Any]) -> None:
     claims = {claim["id"]: claim for claim in report["claims"]}
     figure, axis = floors.draw_claim_floors(claims)
     assert isinstance(figure, Figure)
-    assert labels(axis) == [style.RULE_NAMES[rule] for rule in floors.CLAIMS.values()]
+    assert labels(axis) == [rule_name(rule) for rule in floors.CLAIMS.values()]
     assert "partition" in axis.get_xlabel()
     assert "energy" in axis.get_ylabel()
     assert [bar.get_height() for bar in axis.patches[:3]] == [0.5, 0.25, 0.04]

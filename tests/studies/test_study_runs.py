@@ -20,11 +20,11 @@ BY_WRITER = {"mild": {"split": "iid"}, "last": {"split": "by_writer"}}
 def test_a_field_that_came_later_had_its_usual_value_before(tmp_path):
     first, *others = small_study().runs()
     older = made_up(first)
-    del older.attrs["momentum"]
+    del older.attrs["weight_decay"]
     save_dataset(older, tmp_path / "runs" / f"{first.label}.nc")
     assert missing_runs(small_study(), tmp_path) == others
-    fields = {"ranks": "2x2,4x2", "rounds": 6, "momentum": 0.5}
-    with pytest.raises(InputError, match=r"momentum=0.5: expected 0\.0"):
+    fields = {"ranks": "2x2,4x2", "rounds": 6, "weight_decay": 0.5}
+    with pytest.raises(InputError, match=r"weight_decay=0.5: expected 0\.0"):
         missing_runs(small_study(scenario=fields), tmp_path)
 
 

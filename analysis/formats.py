@@ -1,0 +1,52 @@
+"""Text forms of numbers, intervals, tables and rule names, in reports, pages and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+DIGITS = 4
+NONE = "–"
+"""Cell of a table that has no value."""
+RULE_NAMES = {
+    "fedavg": "FedAvg",
+    "zero_pad": "zero padding",
+    "hetlora": "HetLoRA",
+    "rbla": "RBLA",
+    "ffa": "FFA-LoRA",
+    "flora": "FLoRA",
+    "fedex": "FedEx-LoRA",
+    "raflora": "raFLoRA",
+    "raflora:canonicalize=true": "raFLoRA, canonical",
+}
+
+
+def rule_name(rule: str) -> str:
+    """Return the display name of a rule; a rule without one keeps its own."""
+    return RULE_NAMES.get(rule, rule)
+
+
+def number(value: float | None, digits: int = DIGITS, absent: str = "not finite") -> str:
+    """Return a number with this many significant digits; zero is plain, None is `absent`."""
+    if value is None:
+        return absent
+    return "0" if value == 0 else f"{value:.{digits}g}"
+
+
+def interval(ends: Sequence[float | None], digits: int = DIGITS) -> str:
+    """Return an interval as text: `[0.1, 0.2]`."""
+    return f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage, with the digits that distinguish it from 100%."""
+    return f"{100 * float(share):.6g}%"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table. A bar within a cell, as in E[W | W > 0], is escaped."""
+    return "\n".join([_row(head), "|" + "---|" * len(head), *map(_row, rows)])
+
+
+def _row(cells: Sequence[str]) -> str:
+    escaped = (cell.replace("|", r"\|") for cell in cells)
+    return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in escaped)}|"

@@ -1,0 +1,3 @@
+"""The report that tests of its text read."""
+
+from report_cases import report  # noqa: F401 - a fixture
