@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import fields
 
 import numpy as np
 import torch
 from hypothesis import settings
-from hypothesis import strategies as st
 from hypothesis_profiles import examples
 
 from fedlora_sim import LoRAFactors, aggregate
+from fedlora_sim.conformance.case import Case
+from fedlora_sim.conformance.strategies import cases
 from fedlora_sim.tolerances import relative
 
 RULES = ("fedavg", "raflora", "zero_pad")
@@ -65,25 +66,11 @@ def map_factors(update, on_a=lambda a: a, on_b=lambda b: b, scaling=None):
     return LoRAFactors(on_a(update.lora_A), on_b(update.lora_B), kept)
 
 
-def only_partition(update, part):
-    """The update with every rank component outside the slice `part` set to zero."""
-    mask = torch.zeros(update.rank, dtype=update.dtype)
-    mask[part] = 1
-    return map_factors(update, on_b=lambda b: b * mask)
-
-
-@dataclass(frozen=True)
-class Round:
-    """What a server meets in one round."""
-
-    updates: tuple[LoRAFactors, ...]
-    weights: tuple[float, ...]
-    levels: tuple[int, ...]
-    previous: LoRAFactors
-    empty_partition: str
+class Round(Case):
+    """A case of the conformance suite, aggregated by name and with the options of `aggregate`."""
 
     def suit(self, rule):
-        """The round as the rule can meet it: under `ffa` everybody has the rows of one A."""
+        """Return the round as the rule can meet it: under `ffa` all clients share one A."""
         if rule != "ffa":
             return self
         common = self.previous.lora_A
@@ -91,55 +78,22 @@ class Round:
 
     def aggregate(self, rule, **options):
         given = {"previous": self.previous, "empty_partition": self.empty_partition, **options}
-        return aggregate(self.updates, self.weights, rule, rank_levels=self.levels, **given)
+        return aggregate(self.updates, self.weights, rule, rank_levels=self.rank_levels, **given)
 
     def adapter(self, rule, **options):
-        """What clients are allocated their factors from."""
+        """Return what clients are allocated their factors from."""
         return self.aggregate(rule, **options).adapter
 
     def delta(self, rule, **options):
-        """The whole update, with what the rule merges into the base."""
+        """Return the whole update, with what the rule merges into the base."""
         return self.aggregate(rule, **options).delta()
 
-    def map(self, change):
-        """The round after a change that every update and the previous one go through."""
-        return replace(
-            self, updates=tuple(map(change, self.updates)), previous=change(self.previous)
-        )
 
-    def with_client(self, update, weight):
-        return replace(
-            self, updates=(*self.updates, update), weights=(*self.weights, float(weight))
-        )
-
-
-@st.composite
-def rounds(draw, *, full_rank=False, square=False, min_clients=1):
-    """Random cohorts: unequal ranks, levels nobody has, weights down to zero, any scaling rule.
+def rounds(*, full_rank=False):
+    """Rounds as the conformance suite draws them, where singular vectors are well defined.
 
     Args:
         full_rank: the highest level is min(d_in, d_out), so that aggregation cuts nothing off.
-        square: d_in = d_out, where A and B cannot be told apart by shape.
-        min_clients: smallest cohort.
     """
-    d_out = draw(st.integers(3, 9))
-    d_in = d_out if square else draw(st.integers(3, 9))
-    limit = min(d_in, d_out)
-    levels = draw(st.sets(st.integers(1, limit), min_size=1, max_size=3))
-    levels = tuple(sorted(levels | ({limit} if full_rank else set())))
-    ranks = draw(st.lists(st.sampled_from(levels), min_size=min_clients, max_size=5))
-    sizes = st.lists(st.integers(0, 20), min_size=len(ranks), max_size=len(ranks)).filter(any)
-    alpha = draw(st.floats(0.5, 32))
-    law = draw(st.sampled_from(["one", "alpha_over_r", "rslora"]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-
-    def scaling(r):
-        return {"one": 1.0, "alpha_over_r": alpha / r, "rslora": alpha / r**0.5}[law]
-
-    return Round(
-        updates=tuple(random_factors(rng, d_out, d_in, r, scaling(r)) for r in ranks),
-        weights=tuple(float(n) for n in draw(sizes)),
-        levels=levels,
-        previous=random_factors(rng, d_out, d_in, levels[-1], draw(st.floats(0.5, 2))),
-        empty_partition=draw(st.sampled_from(["carry", "zero"])),
-    )
+    drawn = cases(full_rank=full_rank, gap=True)
+    return drawn.map(lambda case: Round(**{f.name: getattr(case, f.name) for f in fields(case)}))

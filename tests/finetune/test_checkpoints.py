@@ -58,6 +58,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_stopped_run_ends_as_if_it_had_not_been(tiny_task, folder, case):
     rule, changes = CASES[case]
@@ -175,6 +176,7 @@ def test_leftovers_of_a_killed_run_are_dropped(tiny_task, folder):
     assert not list(own.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["all", "last"])
 @pytest.mark.parametrize("rule", ["raflora", "flora", "ffa"])
 def test_a_start_that_took_training_is_not_trained_again(

@@ -44,6 +44,7 @@ def task(tiny_task):
     return replace(tiny_task, train=train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["fedavg", "zero_pad", "raflora"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_fast_path_agrees_with_the_reference(task, variant, rule):
@@ -88,12 +89,12 @@ def test_a_lost_direction_can_be_learned_again(task):
 
 @pytest.mark.slow
 def test_digits_collapse_under_fedavg_and_zero_padding_and_not_under_raflora():
-    scenario = Scenario(ranks=parse_ranks("2x4,4x4,16x4"), fidelity="training", rounds=30)
+    scenario = Scenario(ranks=parse_ranks("2x2,4x2,16x2"), fidelity="training", rounds=30)
     rho, accuracy = {}, {}
     for rule in ("fedavg", "zero_pad", "raflora"):
         run = simulate(scenario, rule=rule, seed=0)
         rho[rule], accuracy[rule] = run.rho[:, -1].mean(), run.accuracy[:, -1].mean()
-    equal = simulate(scenario.replace(ranks="16x12"), rule="fedavg", seed=0)
+    equal = simulate(scenario.replace(ranks="16x6"), rule="fedavg", seed=0)
     assert rho["fedavg"] > 0.99
     assert rho["zero_pad"] > 0.99
     assert rho["raflora"] < 0.6

@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis_profiles import is_random
 from run_cases import TINY, make_tiny_task
 
 from fedlora_sim import simulate
 from fedlora_sim.finetune.checkpoints import state_rounds
 from fedlora_sim.randomness import stream
 
-ROUNDS, KILLS, PATIENCE = 60, 4, 120
+ROUNDS, KILLS, PATIENCE = 60, 6 if is_random() else 2, 120
 """Rounds of the run, times that it is killed, and seconds in which it must get on."""
 
 CHILD = """
@@ -34,7 +35,7 @@ def run(folder: str | None = None):
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     here = Path(__file__).parent
-    paths = os.pathsep.join((str(here), str(here.parents[1])))
+    paths = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder)],
         env={**os.environ, "PYTHONPATH": paths},

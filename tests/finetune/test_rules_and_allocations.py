@@ -30,8 +30,6 @@ CASES = [
     for allocation in ("svd", "random", "importance")
     if rule != CANONICAL or allocation == "svd"
 ]
-QUICK = ("raflora", "fedex", "ffa", "flora")
-"""One rule of every kind: of products, of factors with a base, of B alone, of no adapter."""
 ALPHA = {"cohort_size": 4, "sampling": "with_replacement", "lora_alpha": 6.0}
 RSLORA = {
     "cohort_size": 3,
@@ -56,22 +54,19 @@ def assert_reference(run, rule):
         assert np.linalg.norm(adapter - lora_b @ lora_a) <= bound
 
 
-@pytest.mark.parametrize(
-    ("rule", "allocation"),
-    [
-        pytest.param(*case, marks=[] if case[1] == "svd" or case[0] in QUICK else pytest.mark.slow)
-        for case in CASES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "allocation"), CASES)
 def test_alpha_over_r_and_a_sampled_cohort_are_the_reference(make_run, rule, allocation):
     assert_reference(make_run(rule, allocation=allocation, **ALPHA), rule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_rslora_and_sgd_are_the_reference(make_run, rule):
     assert_reference(make_run(rule, **RSLORA), rule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["raflora", "rbla", "ffa"])
 @pytest.mark.parametrize("allocation", ["svd", "random", "importance"])
 def test_lost_directions_are_the_reference(make_run, rule, allocation):

@@ -51,6 +51,7 @@ def test_a_tail_of_zeros_has_no_gradient_and_is_never_smaller():
     assert tail.shrank(zeros, zeros) == [False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["raflora", "hetlora", "raflora:canonicalize=true", "rbla"])
 def test_a_strong_penalty_prunes_down_to_one_and_the_run_goes_on(make_run, rule):
     result = make_run(rule, **{**STRONG, "rounds": 12}).run()

@@ -167,6 +167,7 @@ def merged_outputs(architecture, deltas):
     return outputs(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("rule", ["fedavg", "raflora"])
 def test_experts_are_averaged_one_by_one(expert_clients, tmp_path, architecture, rule):
@@ -188,6 +189,7 @@ def test_experts_are_averaged_one_by_one(expert_clients, tmp_path, architecture,
                 assert_same(scaling * b @ a, cut(wanted[name][e], a.shape[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["flora", "fedex"])
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe"])
 def test_exact_rules_are_exact_for_every_expert(expert_clients, tmp_path, architecture, rule):

@@ -302,6 +302,7 @@ TIED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TIED)
 @pytest.mark.parametrize("rule", ["fedavg", "zero_pad", "flora"])
 def test_tied_weights_stay_tied(tmp_path, kind, rule):

@@ -56,6 +56,7 @@ def compare(architecture, folder, deltas):
     assert_same(outputs(model), outputs(merged))
 
 
+@pytest.mark.slow
 @pairwise(architecture=SETTINGS, convention=CONVENTIONS, rule=["fedavg", "raflora"])
 def test_different_ranks(clients, tmp_path, architecture, convention, rule):
     folders = clients(architecture, *CONVENTIONS[convention])
@@ -68,6 +69,7 @@ def test_different_ranks(clients, tmp_path, architecture, convention, rule):
     compare(architecture, tmp_path / "out", deltas)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", SETTINGS)
 @pytest.mark.parametrize("rule", ["fedavg", "raflora"])
 def test_ranks_by_pattern(clients, tmp_path, architecture, rule):
@@ -85,6 +87,7 @@ def test_ranks_by_pattern(clients, tmp_path, architecture, rule):
     compare(architecture, tmp_path / "out", deltas)
 
 
+@pytest.mark.slow
 @pairwise(
     architecture=SETTINGS,
     convention=["alpha_over_r", "rslora", "pattern"],
@@ -155,6 +158,7 @@ def test_half_precision_is_kept_and_computed_in_single(clients, tmp_path):
         assert error <= torch.finfo(torch.bfloat16).eps * wanted.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["flora", "fedex"])
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "conv"])
 def test_rules_with_a_base_correction_are_exact(clients, tmp_path, architecture, rule):
@@ -209,6 +213,7 @@ def test_the_target_rank_cuts_adapter_and_correction_together(clients, tmp_path,
     compare("llama", tmp_path / "out", deltas)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [*rule_names(), "flexlora", "raflora:canonicalize=true"])
 @pytest.mark.parametrize("architecture", SETTINGS)
 def test_every_rule_runs(clients, tmp_path, architecture, rule):
@@ -246,6 +251,7 @@ def update(view):
     return scaling * b @ a
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["fedavg", "zero_pad", "flora"])
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_a_uniform_rank_changes_no_update(clients, fedlora_aggregate, here, rule, use_rslora):

@@ -418,6 +418,7 @@ def outputs(model, inputs):
     return result.logits_per_text if inputs == "captions" else result.logits
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`")
 @pytest.mark.parametrize(("name", "case"), CASES, ids=str)
 def test_outputs_are_those_of_a_dense_merge(tmp_path, name, case):

@@ -81,6 +81,7 @@ def assert_round_is_reproduced(kept, t, folder):
             assert_same(found, wanted, "reduction", dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [*RULES, "raflora:canonicalize=true", "fedex:residual_rank=3"])
 def test_the_exported_cohort_aggregates_to_the_next_state(tmp_path, rule):
     kept = keep_run(tmp_path, tiny_task(), rule, lora_alpha=4.0)
@@ -88,6 +89,7 @@ def test_the_exported_cohort_aggregates_to_the_next_state(tmp_path, rule):
         assert_round_is_reproduced(kept, t, tmp_path / str(t))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "changes"),
     [

@@ -21,7 +21,6 @@ from simulator_cases import (
     assert_close,
     differs,
     map_factors,
-    only_partition,
     per_rule,
     quick,
     random_factors,
@@ -29,6 +28,7 @@ from simulator_cases import (
 )
 
 from fedlora_sim import LoRAFactors, aggregate
+from fedlora_sim.conformance.case import only
 from fedlora_sim.federation import partition_slices
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -70,11 +70,11 @@ def test_weights_are_relative_in_float32_as_well(rule, factor):
 def test_a_client_without_samples_changes_nothing_whatever_its_rank_and_scaling(
     rule, cohort, seed, data
 ):
-    cohort, r = cohort.suit(rule), data.draw(st.sampled_from(cohort.levels))
+    cohort, r = cohort.suit(rule), data.draw(st.sampled_from(cohort.rank_levels))
     scaling = data.draw(st.sampled_from([cohort.updates[0].scaling, 3.0, 0.0, -1.0]))
     d_out, d_in = cohort.previous.d_out, cohort.previous.d_in
     extra = random_factors(np.random.default_rng(seed), d_out, d_in, r, scaling)
-    assert_same(rule, cohort, cohort.with_client(extra, 0))
+    assert_same(rule, cohort, cohort.inserted(len(cohort.updates), extra, 0.0))
 
 
 @quick
@@ -115,7 +115,7 @@ def test_with_equal_ranks_rbla_is_zero_padding(cohort):
     equal = replace(
         cohort,
         updates=tuple(update.truncate(r) for update in cohort.updates),
-        levels=(r,),
+        rank_levels=(r,),
         previous=cohort.previous.truncate(r),
     )
     scale = size(equal)
@@ -126,8 +126,8 @@ def test_with_equal_ranks_rbla_is_zero_padding(cohort):
 @given(cohort=rounds(full_rank=True))
 def test_the_partitions_of_raflora_sum_to_the_whole(cohort):
     cohort, summed = replace(cohort, empty_partition="zero"), 0
-    for part in partition_slices(cohort.levels):
-        masked = cohort.map(lambda u, part=part: only_partition(u, part))
+    for part in partition_slices(cohort.rank_levels):
+        masked = cohort.in_partition(part)
         summed = summed + masked.delta("raflora")
     assert_close(cohort.delta("raflora"), summed, "factorization", scale=size(cohort))
 
@@ -136,13 +136,16 @@ def test_the_partitions_of_raflora_sum_to_the_whole(cohort):
 @given(cohort=rounds(full_rank=True), seed=SEEDS, weight=st.integers(1, 20))
 def test_a_low_rank_client_leaves_the_higher_partitions_alone(cohort, seed, weight):
     """Whatever is in them: the law of the suite is of single directions."""
-    assume(len(cohort.levels) > 1)
-    high = slice(cohort.levels[0], None)
+    assume(len(cohort.rank_levels) > 1)
+    high = slice(cohort.rank_levels[0], None)
     low = random_factors(
-        np.random.default_rng(seed), cohort.previous.d_out, cohort.previous.d_in, cohort.levels[0]
+        np.random.default_rng(seed),
+        cohort.previous.d_out,
+        cohort.previous.d_in,
+        cohort.rank_levels[0],
     )
-    before = cohort.map(lambda u: only_partition(u, high))
-    after = before.with_client(only_partition(low, high), weight)
+    before = cohort.in_partition(high)
+    after = before.inserted(len(before.updates), only(low, high), float(weight))
     assert_same("raflora", before, after)
     brought = any(
         u.rank > high.start and n > 0 for u, n in zip(before.updates, before.weights, strict=True)

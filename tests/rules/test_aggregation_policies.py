@@ -12,11 +12,11 @@ from simulator_cases import (
     assert_close,
     differs,
     map_factors,
-    only_partition,
     random_factors,
 )
 
 from fedlora_sim import LoRAFactors, aggregate
+from fedlora_sim.conformance.case import only
 from fedlora_sim.errors import InputError
 from fedlora_sim.rules import FedAvg, get_rule
 
@@ -64,7 +64,7 @@ def test_carry_keeps_the_partitions_that_nobody_brought():
     updates = cohort(2, 4)
     result = aggregate(updates, [1, 3], rank_levels=LEVELS, previous=PREVIOUS)
     low = aggregate(updates, [1, 3], rank_levels=LEVELS, empty_partition="zero")
-    kept = only_partition(PREVIOUS, slice(4, 6)).delta()
+    kept = only(PREVIOUS, slice(4, 6)).delta()
     assert_close(result.delta(), low.delta() + kept, "factorization")
 
 
@@ -83,11 +83,11 @@ def test_positions_make_partitions_empty_wherever_they_are():
     options = {"rank_levels": LEVELS, "previous": PREVIOUS, "positions": places}
     result = aggregate(updates, [1, 3], **options).delta()
     one, other = (map_factors(u) for u in updates)
-    wanted = only_partition(one, slice(0, 1)).delta() + only_partition(other, slice(1, 2)).delta()
-    wanted = wanted + only_partition(one, slice(1, 2)).delta() / 4
-    wanted = wanted + only_partition(other, slice(0, 1)).delta() * 3 / 4
+    wanted = only(one, slice(0, 1)).delta() + only(other, slice(1, 2)).delta()
+    wanted = wanted + only(one, slice(1, 2)).delta() / 4
+    wanted = wanted + only(other, slice(0, 1)).delta() * 3 / 4
     for i in (1, 2, 4):
-        wanted = wanted + only_partition(PREVIOUS, slice(i, i + 1)).delta()
+        wanted = wanted + only(PREVIOUS, slice(i, i + 1)).delta()
     assert_close(result, wanted, "factorization")
 
 
@@ -96,8 +96,8 @@ def test_zero_loses_them():
     result = aggregate(
         updates, [1, 3], rank_levels=LEVELS, previous=PREVIOUS, empty_partition="zero"
     )
-    wanted = updates[0].delta() / 4 + 3 / 4 * only_partition(updates[1], slice(0, 2)).delta()
-    wanted = wanted + only_partition(updates[1], slice(2, 4)).delta()
+    wanted = updates[0].delta() / 4 + 3 / 4 * only(updates[1], slice(0, 2)).delta()
+    wanted = wanted + only(updates[1], slice(2, 4)).delta()
     assert result.adapter.rank == 6
     assert_close(result.delta(), wanted, "factorization")
 
@@ -105,7 +105,7 @@ def test_zero_loses_them():
 def test_a_contributor_without_samples_does_not_fill_a_partition():
     updates = cohort(2, 6)
     result = aggregate(updates, [1, 0], rank_levels=LEVELS, previous=PREVIOUS)
-    wanted = updates[0].delta() + only_partition(PREVIOUS, slice(2, 6)).delta()
+    wanted = updates[0].delta() + only(PREVIOUS, slice(2, 6)).delta()
     assert_close(result.delta(), wanted, "factorization")
 
 

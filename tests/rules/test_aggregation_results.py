@@ -45,7 +45,7 @@ def test_one_update_seen_from_all_sides(rule, cohort, data):
     assert_close(result.product.dense(), whole, scale=scale)
     assert_close(result.total().delta(), whole, "factorization", scale=scale)
     assert_close(
-        result.singular_values(), values[: cohort.levels[-1]], "factorization", scale=scale
+        result.singular_values(), values[: cohort.rank_levels[-1]], "factorization", scale=scale
     )
     r = data.draw(st.integers(1, min(whole.shape)))
     total = result.total(r)
@@ -101,7 +101,7 @@ def test_fedex_keeps_the_best_residual_of_a_rank(cohort, rank):
 @quick
 @given(cohort=rounds(), data=st.data())
 def test_what_is_cut_from_the_adapter_is_made_up_for_by_the_base(cohort, data):
-    rank = data.draw(st.integers(1, cohort.levels[-1]))
+    rank = data.draw(st.integers(1, cohort.rank_levels[-1]))
     cut = cohort.aggregate("fedex", rank=rank, scaling=0.7)
     assert (cut.adapter.rank, cut.adapter.scaling) == (rank, 0.7)
     assert_close(cut.delta(), cohort.delta("fedex"), "factorization", scale=size(cohort))

@@ -152,6 +152,7 @@ def test_mean_intervals_cover_when_quantities_move_together() -> None:
     assert share > 1 - error - slack(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("q", [1, 4])
 @pytest.mark.parametrize("p", [0.02, 0.5, 0.97])
 def test_proportion_intervals_cover_together_at_least_at_the_nominal_rate(p: float, q: int) -> None:
@@ -234,6 +235,7 @@ def test_a_smaller_error_makes_a_longer_interval_however_small(estimator: Estima
     assert (np.diff(widths, axis=0) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [12, 16, 40])
 @pytest.mark.parametrize("power", [1, 9])
 def test_medians_are_covered_whatever_the_law(runs: int, power: int) -> None:

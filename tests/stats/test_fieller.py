@@ -22,6 +22,7 @@ def pairs(rng: np.random.Generator, runs: int, spread: float, shared: float = 0.
     return np.array([3.0, 2.0]) * (1 + spread * (shared * common + (1 - shared) * noise))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [0.0, 0.7])
 @pytest.mark.parametrize("spread", [0.1, 1.0])
 def test_intervals_cover_at_the_nominal_rate(spread: float, shared: float) -> None:

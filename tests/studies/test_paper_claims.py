@@ -184,6 +184,7 @@ def missed(study, shared: float, spreads: dict[str, float]) -> tuple[float, floa
     return tuple(outside / STUDIES)
 
 
+@pytest.mark.slow
 def test_intervals_over_replicates_cover_where_splits_share_a_part_of_their_seed():
     study = small_study(seeds=3)
     clustered, pooled = missed(study, 1.0, {"mild": 0.5, "harsh": 0.5})
@@ -191,6 +192,7 @@ def test_intervals_over_replicates_cover_where_splits_share_a_part_of_their_seed
     assert pooled > ERROR + SLACK
 
 
+@pytest.mark.slow
 def test_intervals_over_replicates_cover_where_one_split_spreads_most():
     clustered, _ = missed(small_study(seeds=3), 0.0, {"mild": 0.5, "harsh": 20.0})
     assert abs(clustered - ERROR) < SLACK

@@ -34,6 +34,7 @@ def hits(rule):
     return {q: ((low <= NOISY[q]) & (NOISY[q] <= high)).ravel() for q, (low, high) in ends.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantity", QUANTITIES)
 @pytest.mark.parametrize("rule", ["fedavg", "raflora", "flora"])
 def test_intervals_hold_the_truth_as_often_as_they_say(rule, quantity):

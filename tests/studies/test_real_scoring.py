@@ -51,6 +51,7 @@ def test_the_theory_beats_both_baselines_where_it_is_true():
     assert scores.covered.sel(forecast="persistence").isnull().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cohorts", ["random", "actual"])
 def test_a_forecast_does_not_see_the_rounds_on_which_it_is_scored(cohorts):
     run, first = falling_run("fedavg", seeds=2), 8

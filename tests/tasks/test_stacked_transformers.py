@@ -69,6 +69,7 @@ def client_norms(moved: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([move.flatten(1) for move in moved.values()], dim=1).norm(dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "config", "dtype"), CASES)
 def test_any_stack_size_is_the_same_training(make_task, model, config, dtype):
     task = make_task(model, dtype)
