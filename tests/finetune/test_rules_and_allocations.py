@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from designs import pairwise
+from designs import each_value, pairwise
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.finetune import run as finetune_run
@@ -55,7 +55,11 @@ def assert_reference(run, rule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rule", "allocation"), CASES)
+@each_value(
+    rule=RULES,
+    allocation=("svd", "random", "importance"),
+    only=lambda rule, allocation: (rule, allocation) in CASES,
+)
 def test_alpha_over_r_and_a_sampled_cohort_are_the_reference(make_run, rule, allocation):
     assert_reference(make_run(rule, allocation=allocation, **ALPHA), rule)
 

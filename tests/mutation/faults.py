@@ -597,7 +597,7 @@ FAULTS = (
         "analysis/claims/rates.py",
         "FLOOR_MARGIN = 0.03",
         "FLOOR_MARGIN = 30.0",
-        (*CONTROLS, "-k", "margins_are_narrow and floor"),
+        (*CONTROLS, "-k", "margins_are_narrow"),
         "test_margins_are_narrow",
     ),
     Fault(
@@ -605,7 +605,7 @@ FAULTS = (
         "analysis/claims/noise.py",
         "LITTLE, LONG_LITTLE = 1.035, 1.08",
         "LITTLE, LONG_LITTLE = 100.0, 1.08",
-        (*CONTROLS, "-k", "control_is_near and noise"),
+        (*CONTROLS, "-k", "control_is_near"),
         "test_the_near_control_is_near",
     ),
     Fault(

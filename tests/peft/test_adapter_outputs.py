@@ -21,7 +21,7 @@ from adapter_cases import (
     share_a,
     third_party_warnings_ignored,
 )
-from designs import pairwise
+from designs import each_value, pairwise
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -214,8 +214,7 @@ def test_the_target_rank_cuts_adapter_and_correction_together(clients, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", [*rule_names(), "flexlora", "raflora:canonicalize=true"])
-@pytest.mark.parametrize("architecture", SETTINGS)
+@each_value(rule=[*rule_names(), "flexlora", "raflora:canonicalize=true"], architecture=SETTINGS)
 def test_every_rule_runs(clients, tmp_path, architecture, rule):
     folders = clients(architecture, *CONVENTIONS["alpha_over_r"])
     if rule == "ffa":

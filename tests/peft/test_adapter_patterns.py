@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from adapter_cases import SAMPLES, assert_same, third_party_warnings_ignored
+from designs import each_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
@@ -158,8 +159,7 @@ def test_a_padded_last_adapter_is_cut_to_the_highest_level(clients, tmp_path):
 RULES = ["fedavg", "flora", "fedex", "raflora", "raflora:canonicalize=true", "zero_pad", "rbla"]
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("shape", [(1, 12), (12, 2), (3, 3)], ids=str)
+@each_value(rule=RULES, shape=[(1, 12), (12, 2), (3, 3)])
 def test_a_rank_above_the_limit_of_a_narrow_module(tmp_path, rule, shape):
     """A value head, a router: the same as with rows or columns of zeros that make room."""
     d_out, d_in = shape

@@ -19,7 +19,7 @@ from adapter_cases import (
     share_a,
     third_party_warnings_ignored,
 )
-from designs import pairwise
+from designs import each_value
 from peft import PeftModel
 
 from fedlora_sim.peft import aggregate_adapters
@@ -75,7 +75,7 @@ def cohort(clients, tmp_path, architecture, rule, settings):
     return share_a(folders, tmp_path) if rule == "ffa" else folders
 
 
-@pairwise(rule=RULES, convention=CONVENTIONS, targets=TARGETS)
+@each_value(rule=RULES, convention=CONVENTIONS, targets=TARGETS)
 def test_outputs_are_those_of_the_dense_reference(clients, tmp_path, targets, convention, rule):
     architecture, modules = TARGETS[targets]
     own = {**CONVENTIONS[convention], "target_modules": modules}
