@@ -1,1 +1,1 @@
-"""The command line: on top of the simulator, the theory and the figures."""
+"""The command line, on top of the simulator, the theory and the figures."""

@@ -1,4 +1,4 @@
-"""`fedlora-sim aggregate`: the adapters of one round's clients, as PEFT saves them, into one."""
+"""`fedlora-sim aggregate`: aggregate the PEFT adapters of one round's clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedlora_sim.peft import AggregationReport, LayerReport, aggregate_adapters
 
 SHOWN = 6
 WIDTH = 120
-# Options by the argument of `aggregate_adapters` that they set, which is what its messages name.
+# Option names by the argument of `aggregate_adapters`, for error messages.
 OPTIONS = {
     "base_model": "--base-model",
     "device": "--device",
@@ -128,7 +128,7 @@ def aggregate(
 
 @contextmanager
 def _options_named() -> Iterator[None]:
-    """Refusals in the words of the command line: options where they name arguments."""
+    """Replace argument names by options in the errors of the block."""
     try:
         yield
     except InputError as error:
@@ -136,7 +136,7 @@ def _options_named() -> Iterator[None]:
 
 
 def _with_options(message: str) -> str:
-    """A message with options: in front of the value, and in what is expected, never in a value."""
+    """Return a message with options in place of arguments, but not within values."""
     given, separator, expectation = message.partition(": expected ")
     front = _IN_FRONT.match(given)
     if front is not None:
@@ -195,7 +195,7 @@ def _share(value: float | None) -> str:
 
 
 def _spectrum(layer: LayerReport) -> str:
-    """The leading singular values, before (root mean energy of the clients) and after."""
+    """Return the leading singular values before (root mean energy of the clients) and after."""
     return "\n".join(
         f"{when} {' '.join(f'{math.sqrt(e):.3g}' for e in energy[:SHOWN])}"
         f"{' ...' if len(energy) > SHOWN else ''}"

@@ -1,4 +1,4 @@
-"""`fedlora-sim check`: is a rule a correct aggregator?"""
+"""`fedlora-sim check`: check whether a rule is a correct aggregator."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def _run(rule: AggregationRule, names: list[str], examples: int, seed: int) -> l
 def _print(report: ConformanceReport) -> None:
     console = wide_console()
     console.print(table(report))
-    for result in report.failures:  # as it is: what is pasted has no folded lines
+    for result in report.failures:  # unchanged: code to paste must not be folded
         print(f"FAILED {failure(result, report.rule)}\n")
     print(summary(report))

@@ -1,4 +1,4 @@
-"""`fedlora-sim collapse`: does an aggregation rule collapse?"""
+"""`fedlora-sim collapse`: test whether an aggregation rule collapses."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _draw(report: CollapseReport, figure: Path, force: bool) -> None:
     from paper_figs import theory as drawing
 
     style.apply()
-    check_file(figure, "--figure", force=force)  # again: it may have come into being meanwhile
+    check_file(figure, "--figure", force=force)  # checked again: it may exist by now
     write_bytes(
         figure, style.image(drawing.draw_collapse(report), figure.suffix.lower().removeprefix("."))
     )

@@ -1,4 +1,4 @@
-"""`fedlora-sim design`: ranks and rules within a budget, by what they keep."""
+"""`fedlora-sim design`: find ranks and rules within a budget."""
 
 from __future__ import annotations
 
@@ -117,13 +117,13 @@ def design(
 
 
 def _best_of_each_rule(clients: int, task: dict[str, Any]) -> tuple[list[Design], dict[str, str]]:
-    """One design per rule, best first; and why other rules have none."""
+    """Return one design per rule, best first, and the reason for rules without one."""
     each: list[Design] = []
     left_out: dict[str, str] = {}
     for rule in RULES:
         try:
             each += find_designs(clients, **task, rules=[rule], top=1)
-        except InputError as error:  # the task is sound: all rules together had an answer
+        except InputError as error:  # the task is valid: all rules together had an answer
             left_out[rule] = str(error)
 
     def place(best: Design) -> tuple[float, ...]:
@@ -133,7 +133,7 @@ def _best_of_each_rule(clients: int, task: dict[str, Any]) -> tuple[list[Design]
 
 
 def _print_designs(console: Console, title: str, designs: Sequence[Design]) -> None:
-    """One table, or on a narrow terminal two, so that no number is broken."""
+    """Print one table or, on a narrow terminal, two, so that no number is broken."""
     heads = ("sum", "score", "signal", "noise", "lost", "top", "worst", "up", "down")
     table = _table(designs, heads)
     if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:

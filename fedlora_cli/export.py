@@ -1,4 +1,4 @@
-"""`fedlora-sim export`: adapters of a run of `fedlora-sim train`, as PEFT folders."""
+"""`fedlora-sim export`: export adapters of a run of `fedlora-sim train` as PEFT folders."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def export(
 
 
 def _aggregate_command(run: KeptRun, exported: ExportedClients, previous: Path, out: Path) -> str:
-    """The command that does to the folders what the round did to the updates."""
+    """Return the command that aggregates the folders as the round did."""
     scenario = run.scenario
     options = {
         "--rule": run.run.rule.label,

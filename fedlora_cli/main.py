@@ -1,4 +1,4 @@
-"""`fedlora-sim`: the entry point, and what every command does on bad input and on Ctrl-C."""
+"""`fedlora-sim`: the entry point, and the handling of bad input and Ctrl-C in all commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedlora_sim.errors import FULL, InputError, one_line
 from fedlora_sim.import_path import prefer_own_packages
 from fedlora_sim.version import __version__
 
-# The modules of this package that hold a command of their name, with the first line of its help.
+# Modules of this package with a command of the same name, and the first line of its help.
 COMMANDS = {
     "verify": "Verify the theory: predictions against measurements, with negative controls.",
     "simulate": "Simulate federated LoRA under one or several rules and write the labelled "
@@ -39,7 +39,10 @@ MAKE_ROOM = "make room and run the same command again; what is finished is kept"
 
 
 class _Commands(TyperGroup):
-    """Commands whose modules are imported when they are run: torch takes seconds, help none."""
+    """Commands whose modules are imported when they are run.
+
+    Torch takes seconds and help needs none.
+    """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
@@ -47,7 +50,7 @@ class _Commands(TyperGroup):
 
 
 def load_command(name: str) -> Any:
-    """A command as typer builds it from the function of that name in the module of that name."""
+    """Return the command that typer builds from the function of that name."""
     alone = typer.Typer(add_completion=False)
     alone.command(name)(getattr(importlib.import_module(f"fedlora_cli.{name}"), name))
     return typer.main.get_command(alone)
@@ -61,7 +64,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for _name, _help in COMMANDS.items():
-    app.command(_name, help=_help)(lambda: None)  # what help lists
+    app.command(_name, help=_help)(lambda: None)  # listed by help
 
 
 def _print_version(asked: bool) -> None:

@@ -1,4 +1,4 @@
-"""Options that several commands read: rules, seeds, and values of scenario fields."""
+"""Options of several commands: rules, seeds, and values of scenario fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fedlora_sim.errors import MOST_ITEMS, InputError, check_count, expected
 from fedlora_sim.import_path import prefer_own_packages
 
-if TYPE_CHECKING:  # torch takes seconds, and not every command has rules
+if TYPE_CHECKING:  # torch takes seconds, and some commands have no rules
     from fedlora_sim.rules import AggregationRule
 
 
@@ -20,15 +20,15 @@ FORCE_HELP = "replace results that are there; never files that fedlora-sim did n
 
 
 def load_rule(text: str) -> AggregationRule:
-    """The rule that a text names, `raflora:canonicalize=true`, or points at, `pkg.module:Name`.
+    """Return the rule of a name (`raflora:canonicalize=true`) or of a path (`pkg.module:Name`).
 
-    A registered name wins: what stands behind it are its options. Else, where what follows the
-    first `:` is no `option=value`, it is a name in a module, in the current folder or installed: a
-    rule that is made, or a class, which is made with its defaults but for options behind it,
-    `pkg.module:Name:beta=0.5`.
+    A registered name has priority, and the text after it is its options. Otherwise, if the text
+    after the first `:` is not `option=value`, it is a name in a module in the current folder or an
+    installed one: a rule object, or a class, which is created with its defaults and the options
+    after it, `pkg.module:Name:beta=0.5`.
 
     Raises:
-        InputError: if there is no such rule, or it is none; and if its module does not import.
+        InputError: if there is no such rule, it is not a rule, or its module does not import.
     """
     from fedlora_sim.rules import get_rule, rule_aliases, rule_names
 
@@ -42,9 +42,9 @@ def load_rule(text: str) -> AggregationRule:
 
 def _imported(text: str, module: str, name: str) -> object:
     here = str(Path.cwd())
-    if here not in sys.path:  # first, as with `python -m`; an installed program looks elsewhere
+    if here not in sys.path:  # first, as with `python -m`; an installed program searches elsewhere
         sys.path.insert(0, here)
-        prefer_own_packages()  # where the folder has an `analysis` as well
+        prefer_own_packages()  # if the folder has its own `analysis`
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -52,7 +52,7 @@ def _imported(text: str, module: str, name: str) -> object:
             raise expected("rule", text, f"a module that imports ({error})") from error
         wanted = f"a registered rule, or a module that is installed or in {Path.cwd()}"
         raise expected("rule", text, f"{wanted}; there is no {error.name}") from None
-    except (Exception, SystemExit) as error:  # whatever a module may do
+    except (Exception, SystemExit) as error:  # a module may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise expected("rule", text, f"a module that imports ({reason})") from error
     try:
@@ -84,7 +84,9 @@ def _made(text: str, found: object, options: list[str]) -> AggregationRule:
 
 
 def parse_assignment(text: str) -> tuple[str, object]:
-    """A scenario field and its value, from `field=value`; the value as TOML, else as plain text.
+    """Return a scenario field and its value from `field=value`.
+
+    The value is TOML or else plain text.
 
     Raises:
         InputError: if there is no `=`.
@@ -99,10 +101,10 @@ def parse_assignment(text: str) -> tuple[str, object]:
 
 
 def check_folder(argument: str, value: Path, folder: Path) -> None:
-    """Refuse a folder that cannot be made because a file stands in its way.
+    """Refuse a folder that cannot be created because a file has its name.
 
     Raises:
-        InputError: naming the argument and the value that was given for it.
+        InputError: names the argument and its value.
     """
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
@@ -110,10 +112,10 @@ def check_folder(argument: str, value: Path, folder: Path) -> None:
 
 
 def parse_pair(argument: str, text: str, mean: float | None = None) -> tuple[float, float]:
-    """Mean and standard deviation, from `mean,std`, or from `std` alone where a mean is given.
+    """Return mean and standard deviation from `mean,std`, or from `std` if a mean is given.
 
     Raises:
-        InputError: naming the argument.
+        InputError: names the argument.
     """
     try:
         *before, std = (float(number) for number in text.split(","))
@@ -125,10 +127,10 @@ def parse_pair(argument: str, text: str, mean: float | None = None) -> tuple[flo
 
 
 def parse_samples(argument: str, text: str) -> tuple[float, ...]:
-    """Sample counts per client, from text such as `100x8,50x6`: 100 samples, 8 clients; ...
+    """Return sample counts per client, from text such as `100x8,50x6`: 100 samples, 8 clients; ...
 
     Raises:
-        InputError: naming the argument.
+        InputError: names the argument.
     """
     counts: list[float] = []
     for part in text.replace(" ", "").split(","):

@@ -1,4 +1,4 @@
-"""`fedlora-sim predict`: what the closed forms say of a federation, every rule side by side."""
+"""`fedlora-sim predict`: predictions of the closed forms for a federation under every rule."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _results(folder: Path, force: bool) -> ResultFolder:
 
 
 def _draw(prediction: Prediction, folder: Path) -> None:
-    # imported late: half of what the whole command takes, and not needed for JSON
+    # imported late: half of the command's time, and not needed for JSON
     from paper_figs import style
     from paper_figs import theory as figure
 

@@ -1,4 +1,4 @@
-"""The tables of `fedlora-sim predict`: a topic each, rules as rows, partitions as columns."""
+"""The tables of `fedlora-sim predict`: one per topic, rules as rows, partitions as columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from analysis.predict import Prediction, RulePrediction, directions_label
 from fedlora_cli.tables import print_note, print_table, wide_console
 
-COLUMNS = 4  # partitions beside each other
+COLUMNS = 4  # partitions next to each other
 ABSENT = "—"
 # Titles, and the quantities that share a cell.
 TOPICS = {
@@ -40,7 +40,7 @@ TOPICS = {
 
 
 def print_tables(prediction: Prediction) -> None:
-    """Print a prediction, 110 columns wide where there is no terminal."""
+    """Print a prediction, 110 columns wide if there is no terminal."""
     console = wide_console()
     case = prediction.case
     for start in range(0, len(case.partitions), COLUMNS):
@@ -87,7 +87,7 @@ def _print_topic(
 
 
 def _print_reasons(console: Console, prediction: Prediction) -> None:
-    """What the dashes stand for, each reason once with the rules and quantities it is for."""
+    """Print the meaning of the dashes: each reason once, with its rules and quantities."""
     found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for row in prediction.rules:
         for name, why in row.reasons.items():

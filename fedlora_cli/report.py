@@ -1,4 +1,4 @@
-"""`fedlora-sim report`: a verification or a study as one HTML page, from its files alone."""
+"""`fedlora-sim report`: write a verification or a study as one HTML page, from its files alone."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def report(
 
 
 def _source(folder: Path) -> Path:
-    """The report in a folder.
+    """Return the report in a folder.
 
     Raises:
         InputError: if there is none.
@@ -76,10 +76,10 @@ def _source(folder: Path) -> Path:
 
 
 def _page(source: Path) -> str:
-    """The page made of a report.
+    """Return the page of a report.
 
     Raises:
-        InputError: if the file is no report, or that of an older version.
+        InputError: if the file is not a report, or one of an older version.
     """
     try:
         read: Any = json.loads(source.read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def _page(source: Path) -> str:
 
 
 def _check(source: Path, read: Any, parts: tuple[str, ...]) -> None:
-    """Refuse what lacks a part that every report of this version has."""
+    """Refuse a report without a part that every report of this version has."""
     missing = [name for name in parts if not isinstance(read, dict) or name not in read]
     if missing:
         raise expected("DIR", str(source), f"a report of this version, with {missing[0]!r}")

@@ -1,4 +1,4 @@
-"""What a command with long work does when it is stopped, and when it is given again."""
+"""Interruption and continuation of commands with long work."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ INTERRUPTED = 130
 
 @contextmanager
 def resumable(store: RunStore) -> Iterator[None]:
-    """Say what is there already; on Ctrl-C say what is kept and how to go on, and exit with 130.
+    """Report existing results; on Ctrl-C report what is stored and how to continue.
 
-    The store is cleared once the block has come to its end: by then the results are in place.
+    And exit with 130.
+
+    The store is cleared when the block is complete, because then the results are in place.
     """
     store.remove_stale()
     if store.count():

@@ -1,4 +1,4 @@
-"""`fedlora-sim rules`: the aggregation rules by name."""
+"""`fedlora-sim rules`: list the aggregation rules."""
 
 from __future__ import annotations
 

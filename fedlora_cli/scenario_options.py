@@ -1,4 +1,4 @@
-"""Options whose values are fields of a scenario; their help is the fields' own description."""
+"""Options for scenario fields, whose help is the fields' own description."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def read_scenario(
     """Return the scenario of a command line.
 
     Args:
-        file: a TOML file of fields; wins over `default`.
-        settings: texts `field=value`, which win over everything.
-        given: fields from options; None where an option was not given. They win over the file.
+        file: a TOML file of fields, which override `default`.
+        settings: texts `field=value`, which override everything.
+        given: fields from options; None if an option was not given. They override the file.
         default: fields that the command sets itself.
 
     Raises:
-        InputError: if a field is unknown or wrong.
+        InputError: if a field is unknown or invalid.
     """
     fields = dict(default or {})
     fields |= load_toml(file) if file else {}

@@ -1,4 +1,4 @@
-"""`fedlora-sim simulate`: any scenario, several rules, one labelled netCDF file."""
+"""`fedlora-sim simulate`: simulate a scenario under several rules into one labelled netCDF file."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from fedlora_sim.rules import AggregationRule
 from fedlora_sim.rules.external import rule_code
 from fedlora_sim.storage import RunStore, check_file, only_writer, remove_stale, save_dataset
 
-NO_FILE_NAME = r"[^\w.]+"  # what a rule's options bring: raflora:canonicalize=true
-# Runs kept together: a piece must be worth a file, and short enough to lose.
+NO_FILE_NAME = r"[^\w.]+"  # characters of a rule's options: raflora:canonicalize=true
+# Runs stored together: large enough for a file, and small enough to lose.
 RUNS_PER_PIECE = {"spectral": 1000, "matrix": 50, "training": 1}
 
 
@@ -82,13 +82,13 @@ def simulate(
     with only_writer(out, "--out", inside=False), resumable(store):
         remove_stale(out.parent)
         dataset = _collect(chosen, rules, numbers, store)
-        check_file(out, "--out", force=force)  # again: it may have come into being meanwhile
+        check_file(out, "--out", force=force)  # checked again: it may exist by now
         save_dataset(dataset, out)
     print(f"wrote {out}")
 
 
 def _code_of_others(rules: Mapping[str, AggregationRule]) -> dict[str, str]:
-    """What tells finished pieces of a rule from outside from those of its next version."""
+    """Return the code versions of external rules, which distinguish stored results."""
     codes = {label: rule_code(rule) for label, rule in rules.items()}
     return {f"code of {label}": code for label, code in codes.items() if code is not None}
 
@@ -96,7 +96,7 @@ def _code_of_others(rules: Mapping[str, AggregationRule]) -> dict[str, str]:
 def _collect(
     scenario: Scenario, rules: Mapping[str, AggregationRule], numbers: range, store: RunStore
 ) -> xr.Dataset:
-    """Run what is not in the store yet, keeping every finished piece there."""
+    """Run what is not in the store yet, and store every finished piece."""
     by_rule = []
     with tqdm(total=len(rules) * len(numbers), unit="run", disable=None) as bar:
         for name, rule in rules.items():
@@ -113,7 +113,7 @@ def _collect(
                         scenario, rule=rule, seed=seeds, on_progress=bar.update, checkpoints=kept
                     )
                     store.put_run(label, piece)
-                    if kept is not None:  # the rounds of a finished run are of no more use
+                    if kept is not None:  # the rounds of a finished run are not needed any more
                         shutil.rmtree(kept)
                 else:
                     bar.update(len(seeds))

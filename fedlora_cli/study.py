@@ -1,4 +1,4 @@
-"""`fedlora-sim study`: rules, ranks and heterogeneities compared on a real task."""
+"""`fedlora-sim study`: compare rules, ranks and heterogeneities on a real task."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def study(
 
 @contextmanager
 def _resumable(chosen: Study, out: Path) -> Iterator[None]:
-    """On Ctrl-C say what is kept and how to go on, and exit with 130."""
+    """On Ctrl-C report what is stored and how to continue, and exit with 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -117,7 +117,7 @@ def _make_runs(chosen: Study, out: Path, workers: int) -> None:
             done += 1
             bar.set_description(run.label, refresh=False)
             bar.update()
-            if bar.disable:  # no terminal: a line per run instead of a bar
+            if bar.disable:  # without a terminal: a line per run instead of a bar
                 print(f"run {done} of {total}: {run.label}", file=sys.stderr, flush=True)
 
         run_study(chosen, out, workers, show)
@@ -126,7 +126,7 @@ def _make_runs(chosen: Study, out: Path, workers: int) -> None:
 def _write_report(
     chosen: Study, results: ResultFolder, workers: int, command: str
 ) -> dict[str, Any]:
-    """Write report, data and figures in place of older ones."""
+    """Write report, data and figures, replacing older ones."""
     runs, seeds = load_runs(chosen, results.folder), sum(map(len, chosen.seeds.values()))
     with tqdm(total=seeds, desc="calibrated theory", unit="seed", disable=None) as bar:
         scores = score_runs(chosen, runs, workers, bar.update)
@@ -156,7 +156,7 @@ def _command(
     heterogeneity: Sequence[str] | None,
     seeds: int | None,
 ) -> str:
-    """What repeats the study, without the paths of this machine."""
+    """Return the command that repeats the study, without local paths."""
     words = ["fedlora-sim", "study", Path(source).name]
     for text in settings:
         name, value = parse_assignment(text)

@@ -1,4 +1,4 @@
-"""`fedlora-sim sweep`: a grid of scenarios, rules and seeds, in tasks that survive a kill."""
+"""`fedlora-sim sweep`: run a grid of scenarios, rules and seeds as resumable tasks."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def sweep(
 
 @contextmanager
 def _resumable(out: Path) -> Iterator[Callable[[object], None]]:
-    """On Ctrl-C or SIGTERM say what is kept and how to go on, and exit with 130.
+    """On Ctrl-C or SIGTERM report what is stored and how to continue, and exit with 130.
 
     Yields:
-        What is to be called after every task: an exception that a signal raises is lost where it
-        meets Python's own callbacks.
+        A function to call after every task: an exception that a signal raises is lost within Python
+        callbacks.
     """
     stopped = False
 
@@ -92,7 +92,7 @@ def _resumable(out: Path) -> Iterator[Callable[[object], None]]:
             raise KeyboardInterrupt
 
     def hook(lost: sys.UnraisableHookArgs) -> None:
-        if not issubclass(lost.exc_type, KeyboardInterrupt):  # which `check` raises again
+        if not issubclass(lost.exc_type, KeyboardInterrupt):  # raised again by `check`
             hook_before(lost)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,4 +1,4 @@
-"""How commands print tables and notes where no terminal says how wide they may be."""
+"""Print tables and notes, also if no terminal defines a width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTH = 110
 
 
 def wide_console() -> Console:
-    """The terminal; 110 columns where there is none."""
+    """Return the terminal, with 110 columns if there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 

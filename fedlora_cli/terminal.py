@@ -1,4 +1,4 @@
-"""What is printed reaches the terminal, whatever it can show: under a C locale in ASCII."""
+"""Print any text on any terminal, as ASCII under a C locale."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HANDLER = "fedlora_sim.ascii"
 
 
 def print_anywhere() -> None:
-    """Let standard output and error print any text: what they cannot encode, in another form."""
+    """Let standard output and error print any text, replacing what they cannot encode."""
     codecs.register_error(HANDLER, _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -34,7 +34,7 @@ def print_anywhere() -> None:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """The form of the characters that an encoding lacks, and where to go on."""
+    """Return the replacement of characters that an encoding lacks, and where to continue."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -42,7 +42,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def _ascii(character: str) -> str:
-    """One character: its own form, its letter without the accent, or as Python writes it."""
+    """Return one character: unchanged, its letter without the accent, or as a Python escape."""
     if character in ASCII_FORMS:
         return ASCII_FORMS[character]
     plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()

@@ -1,4 +1,4 @@
-"""`fedlora-sim train`: one fine-tuning run in a folder, kept round by round."""
+"""`fedlora-sim train`: run fine-tuning in a folder that stores every round."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def train(
 def _run(
     scenario: Scenario, rule: AggregationRule, seed: int, folder: Path, keep: str
 ) -> xr.Dataset:
-    """All rounds that are not in the folder yet; the whole run's dataset."""
+    """Run all rounds that are not in the folder yet, and return the whole run's dataset."""
     with torch_threads(scenario.threads):
         run = FederatedRun(scenario, rule, seed, folder=folder)
         kept = _ShownRounds(folder, run, keep)
@@ -87,7 +87,7 @@ def _run(
 
 @contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
-    """On Ctrl-C say what is kept and how to go on, and exit with 130."""
+    """On Ctrl-C report what is stored and how to continue, and exit with 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -98,14 +98,14 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 
 def draw_split(dataset: xr.Dataset, out: Path) -> None:
-    """Draw who holds what, `split.png`."""
+    """Draw the split of the data among clients, `split.png`."""
     matplotlib.use("Agg")
     style.apply()
     style.save(finetuning.draw_split(dataset)[0], out, "split", ["png"])
 
 
 class _ShownRounds(Checkpoints):
-    """Rounds on disk, each shown once it is kept: on a bar, or as a line where no terminal is."""
+    """Rounds on disk, shown after they are stored: on a bar, or as a line without a terminal."""
 
     def __init__(self, folder: Path, run: FederatedRun, keep: str) -> None:
         super().__init__(folder, run.description(), keep)
@@ -116,7 +116,7 @@ class _ShownRounds(Checkpoints):
         self.before = time.monotonic()
 
     def save(self, t: int, state: GlobalUpdate, row: Row) -> None:
-        """Keep a round, and show it."""
+        """Store a round, and show it."""
         super().save(t, state, row)
         now = time.monotonic()
         seconds, self.before = now - self.before, now

@@ -1,4 +1,4 @@
-"""`fedlora-sim verify`: the main job. Predict, simulate, judge; write report, data and figures."""
+"""`fedlora-sim verify`: predict, simulate, judge; write report, data and figures."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def verify(
         started, whole = time.monotonic(), not store.count()
         with resumable(store), results.replace() as new:
             report = _run(claims, Context(seed, quick, device, store=store), new)
-            # The time of work that continued from an earlier run is not known.
+            # The duration is unknown for work that continued from an earlier run.
             report["seconds"] = round(time.monotonic() - started) if whole else None
             _write(report, new, html)
     _print_table(report, out)
@@ -112,7 +112,7 @@ def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]
             done.set_description("claims")
             found[record["id"]] = record
             done.update()
-            if done.disable:  # no terminal: a line per claim instead of a bar
+            if done.disable:  # without a terminal: a line per claim instead of a bar
                 line = f"{record['id']}: {record['verdict']} ({record['seconds']:.1f} s)"
                 print(line, file=sys.stderr, flush=True)
         if real:
@@ -169,7 +169,7 @@ def _print_table(report: dict[str, Any], out: Path) -> None:
 
 
 def _keep_whole(table: Table) -> None:
-    """Let a narrow terminal fold cells, never cut a number short."""
+    """Let a narrow terminal fold cells without cutting numbers."""
     for column in table.columns:
         column.overflow = "fold"
     table.columns[0].no_wrap = True

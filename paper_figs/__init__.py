@@ -1,6 +1,7 @@
-"""Figures, one module each, drawn from result files: nothing here simulates."""
+"""Figures, drawn from result files; nothing here simulates."""
 
 import lazy_loader
 
-# Imported when asked for, as listed in __init__.pyi: one figure does not pay for all others.
+# Imported on first access, as listed in __init__.pyi, so that one figure does not import all
+# others.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,7 +20,7 @@ DATA, OUT = ROOT / "results" / "paper", ROOT / "results" / "figures"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw what is asked for, or all, and say what was done."""
+    """Draw the requested figures, or all, and report progress."""
     parser = argparse.ArgumentParser(prog="python -m paper_figs", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the data files")

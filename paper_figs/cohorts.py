@@ -26,7 +26,7 @@ from paper_figs.style import (
     partition_colors,
 )
 
-# Participation: with fewer clients the mean energy and the typical run go opposite ways
+# Participation: with fewer clients the mean energy and the typical run move in opposite directions
 
 PARTICIPATION_COLORS = {"mean energy": VERMILLION, "typical surviving run": BLUE, "survival": GRAY}
 PARTICIPATION_MARKERS = {"mean energy": "o", "typical surviving run": "^", "survival": "s"}
@@ -36,11 +36,11 @@ PARTICIPATION_NAMES = {
     "survival": "survival",
 }
 BINS = 40
-ROOM = 1.5  # below the lowest curve, for its name
+ROOM = 1.5  # room below the lowest curve for its name
 
 
 def draw_participation(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """Left: factors per round over the cohort's size. Right: where runs end, and their mean.
+    """Draw the factors per round over the cohort size (left) and the ends of runs (right).
 
     Args:
         data: `predicted` (factor, every_size), `measured`, `low`, `high` (factor, cohort_size) and
@@ -59,7 +59,7 @@ def draw_participation(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_participation(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     attrs, (rounds, size) = data.attrs, _random_walk(data)
     return (
         f"Lower participation under FedAvg, the highest partition; {style.clients(data)}. (a) "
@@ -146,7 +146,8 @@ def _ends(axis: Axes, data: xr.Dataset) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-# Random against SVD allocation: energy no longer concentrates, and no direction is safe
+# Random and SVD allocation: with the former energy does not concentrate, but no direction is
+# preserved
 
 ALLOCATION_NAMES = {"svd": "SVD allocation", "random": "random allocation"}
 ALLOCATION_COLORS = {"svd": VERMILLION, "random": PURPLE}
@@ -154,7 +155,7 @@ ALLOCATION_MARKERS = ("o", "s", "^", "D")
 
 
 def draw_allocation(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """Energies of partitions under either allocation, and of the whole update under both.
+    """Draw the energies of partitions under each allocation, and of the whole update under both.
 
     Args:
         data: `predicted`, `measured`, `low`, `high` (allocation, round, part), part 0 the whole;
@@ -210,7 +211,7 @@ def draw_allocation(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_allocation(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     return (
         "Energy left under FedAvg, over that at the start: lines predicted before, markers "
         f"measured with {percent(data.attrs['confidence'])} intervals each for itself. "
@@ -231,13 +232,13 @@ def _curve(axis: Axes, of: xr.Dataset, color: object, marker: str) -> None:
     )
 
 
-# Rank configurations: the fewer clients carry the high ranks, the less FedAvg keeps of them
+# Rank configurations: with fewer high-rank clients FedAvg keeps less of the high partitions
 
 SPREAD = 0.09  # between the splits of one configuration
 
 
 def draw_ranks(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """Left: simulated, over the number of high-rank clients. Right: the real run.
+    """Draw simulated results over the number of high-rank clients (left) and the real run (right).
 
     Args:
         data: `predicted` (rule, size), `measured`, `low`, `high` (rule, measured_size), `real`,
@@ -269,7 +270,7 @@ def draw_ranks(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_ranks(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     attrs = data.attrs
     return (
         "Sensitivity to the rank configuration. (a) Share of the energy above rank "

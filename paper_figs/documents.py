@@ -1,4 +1,9 @@
-"""Record results, and write the tables of the README and of docs/ from the record."""
+"""Record results, and write the tables of the README and of docs/ from the record.
+
+`python -m paper_figs.documents` records `results/verify`, `results/bench` and the studies next to
+them that are newer than their record. With `--check` nothing is written, and a document that does
+not match the record is an error.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +48,7 @@ RIVALS = {
 
 
 def spectral_table(bench: dict[str, Any]) -> str:
-    """Times of the spectral fidelity: median and range of the repeats."""
+    """Return the times of the spectral fidelity: median and range of the repeats."""
     head = ("rule", "client noise", "threads", "wall time, median and range", "CPU time, median")
     lines: Lines = []
     for row in bench["rows"]:
@@ -62,7 +67,10 @@ SWEEPS = {
 
 
 def sweep_table(bench: dict[str, Any]) -> str:
-    """Sweeps beside the serial loop of `simulate`: speed as a multiple, overhead of a task."""
+    """Return the speed of sweeps relative to a serial loop of `simulate`.
+
+    And the overhead of a task.
+    """
     workers = f"{bench['workers']} workers"
     head = ("grid", "rows, runs, tasks", "serial loop", "sweep / loop", f"{workers} / loop")
     lines: Lines = []
@@ -82,7 +90,7 @@ def sweep_table(bench: dict[str, Any]) -> str:
 
 
 def _speed(loop: dict[str, float], lane: dict[str, float]) -> str:
-    """How many times as fast as the loop's median, with the range of the repeats."""
+    """Return the speed relative to the loop's median, with the range of the repeats."""
     median, low, high = (
         loop["wall_median"] / lane[f"wall_{kind}"] for kind in ("median", "max", "min")
     )
@@ -90,7 +98,7 @@ def _speed(loop: dict[str, float], lane: dict[str, float]) -> str:
 
 
 def aggregation_table(bench: dict[str, Any]) -> str:
-    """One float32 layer by size: CPU time of the engine, and of the others as a multiple of it."""
+    """Return the CPU time of one float32 layer by size, with other methods as multiples of it."""
     head = ("layer", "Gram path, CPU time", "`aggregate`", *RIVALS.values(), "error")
     lines: Lines = []
     for d in sorted({row["d"] for row in bench["rows"]}):
@@ -107,7 +115,7 @@ def aggregation_table(bench: dict[str, Any]) -> str:
 
 
 def bars_table(bench: dict[str, Any]) -> str:
-    """What the engine was built to reach, and whether this run reached it."""
+    """Return the performance targets of the engine, and whether this run reached them."""
     head = ("bar", "wanted", "measured", "")
     lines: Lines = []
     for bar in bench["bars"]:
@@ -118,13 +126,13 @@ def bars_table(bench: dict[str, Any]) -> str:
 
 
 def hardware_line(bench: dict[str, Any]) -> str:
-    """Where a bench was run."""
+    """Return the hardware of a benchmark run."""
     libraries = ", ".join(f"{name} {bench[f'{name}_version']}" for name in ("torch", "scipy"))
     return f"Measured on: {bench['hardware']}, {libraries}."
 
 
 def gpu_block(record: Path) -> str:
-    """The engine's table on a GPU, where one was had."""
+    """Return the engine's table on a GPU, if one was available."""
     path = record / "aggregation-cuda.json"
     if not path.exists():
         return "GPU: not measured."
@@ -133,7 +141,7 @@ def gpu_block(record: Path) -> str:
 
 
 def training_table(bench: dict[str, Any]) -> str:
-    """One local step of a cohort: its time, and the other ways as multiples; then the prefix."""
+    """Return time of one local step of a cohort with other methods as multiples, and the prefix."""
     head = ("model", "threads", "clients", "stacked step", "time", "/ one big batch")
     lines: Lines = []
     found: dict[tuple[int, int, int], dict[str, Row]] = {}
@@ -163,7 +171,7 @@ def _prefix_table(rows: list[Row]) -> str:
 
 
 def training_bars_block(record: Path) -> str:
-    """The bars of stacked training, those of a GPU too where one was had."""
+    """Return the targets of stacked training, including those of a GPU if one was available."""
     lines = [bars_table(json.loads((record / "training.json").read_text(encoding="utf-8")))]
     gpu = record / "training-cuda.json"
     if not gpu.exists():
@@ -173,7 +181,7 @@ def training_bars_block(record: Path) -> str:
 
 
 def layers_table(bench: dict[str, Any]) -> str:
-    """Many layers at once against one after the other."""
+    """Return the times of many layers at once and one after another."""
     head = ("threads", "one by one, wall time", "in one batch")
     lines: Lines = []
     for threads in sorted({row["threads"] for row in bench["layers"]}):
@@ -184,7 +192,7 @@ def layers_table(bench: dict[str, Any]) -> str:
 
 
 def _milliseconds(row: Row, clock: str = "cpu", share: int = 1) -> str:
-    """Median and range, of one of so many equal shares."""
+    """Return median and range in milliseconds, divided into so many equal shares."""
     low, median, high = (1e3 / share * row[f"{clock}_{kind}"] for kind in ("min", "median", "max"))
     if high < 1e3:
         return f"{median:.3g} ms [{low:.3g}, {high:.3g}]"
@@ -196,20 +204,20 @@ def _speed_seconds(row: Row) -> str:
 
 
 def _speed_multiple(row: Row | None, own: Row, clock: str = "cpu") -> str:
-    """A candidate's median time over another's; a single run is marked as one."""
+    """Return a candidate's median time relative to another's; a single run is marked."""
     if row is None:
         return "not measured"
     once = ", one run" if row["repeats"] == 1 else ""
     return f"{row[f'{clock}_median'] / own[f'{clock}_median']:.3g}x{once}"
 
 
-# The table of federated frameworks side by side, from the record of the bench
+# The table of federated frameworks, from the record of the benchmark
 
 OURS = "fedlora-sim"
 
 
 def rivals_block(bench: dict[str, Any]) -> str:
-    """A round in every framework as a multiple of ours; then who they are, and how far off."""
+    """Return time of a round in each framework as a multiple of ours, versions, and deviations."""
     rows: list[Row] = bench["rows"]
     lanes = list(dict.fromkeys(row["lane"] for row in rows))
     rivals = [lane for lane in lanes if lane != OURS]
@@ -231,7 +239,7 @@ def rivals_block(bench: dict[str, Any]) -> str:
 
 
 def _lanes(rows: list[Row], lanes: list[str]) -> str:
-    """Every lane's libraries, the way it ran, and its largest difference from plain PyTorch."""
+    """Return libraries of each lane, how it ran, and its largest difference from plain PyTorch."""
     head = ("lane", "how it runs", "libraries", "first round", "off, float64", "off, float32")
     lines: Lines = []
     for lane in lanes:
@@ -248,7 +256,7 @@ def _lanes(rows: list[Row], lanes: list[str]) -> str:
 
 
 def _largest(rows: list[Row], dtype: str) -> str:
-    """A lane that does not compute in a dtype has a dash."""
+    """Return the largest difference; a dash for a lane that does not compute in a dtype."""
     found = [row["relative_difference"].get(dtype) for row in rows]
     values = [value for value in found if value is not None]
     if not values:
@@ -264,7 +272,10 @@ def _rivals_speed_seconds(row: Row) -> str:
 
 
 def _rivals_speed_multiple(row: Row, own: Row) -> str:
-    """A rival's median over ours, and its range over our median; below 1 it is the faster one."""
+    """Return a framework's median over ours, and its range over our median.
+
+    Below 1 it is faster.
+    """
     if row["problem"] is not None or own["problem"] is not None:
         return str(row["problem"] or "–")
     low, median, high = (
@@ -273,9 +284,9 @@ def _rivals_speed_multiple(row: Row, own: Row) -> str:
     return f"{median:.2g}x [{low:.2g}, {high:.2g}]"
 
 
-# Studies in the record: what is copied there, and the tables of them
+# Studies: copies in the record, and their tables
 
-FILES = ("figures/*.png", "data/*.nc", "study.json")  # the report last: it says that all is there
+FILES = ("figures/*.png", "data/*.nc", "study.json")  # the report last: it completes the copy
 COMMAND = "paper_figs.documents"
 TABLES = {
     "study_claims": claims_table,
@@ -286,7 +297,7 @@ TABLES = {
 
 
 def record_studies(results: Path, record: Path, asked: Sequence[str] = ()) -> list[str]:
-    """Copy every study that is newer than its record, and those that are asked for.
+    """Copy each study that is newer than its record, and those that are requested.
 
     Args:
         results: folder of the studies' folders.
@@ -294,7 +305,7 @@ def record_studies(results: Path, record: Path, asked: Sequence[str] = ()) -> li
         asked: names of studies to copy in any case.
 
     Returns:
-        The names of those copied; a part of a study never is.
+        The names of those copied; a part of a study is never copied.
     """
     copied = []
     for name in asked:
@@ -319,7 +330,10 @@ def record_studies(results: Path, record: Path, asked: Sequence[str] = ()) -> li
 
 
 def study_blocks(record: Path) -> dict[str, str]:
-    """The generated blocks by name, each of all studies in the record; none if there is none."""
+    """Return generated blocks by name, each of all studies in the record.
+
+    Empty if there are none.
+    """
     reports = [_read(path) for path in sorted(record.glob("*/study.json"))]
     if not reports:
         return {}
@@ -340,14 +354,14 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-# The conformance suite in the documents: what it says of every rule, and what it catches
+# The conformance suite: results for each rule, and the faults that it finds
 
 
 def conformance_line(record: dict[str, Any]) -> str:
-    """Laws, cases tried and broken rules caught, in a sentence.
+    """Return one sentence with the number of laws, cases and detected faulty rules.
 
     Args:
-        record: what `tests/conformance/record.py` wrote.
+        record: written by `tests/conformance/record.py`.
     """
     broken, rules = record["broken"], record["rules"]
     caught = sum(one["as_named"] for one in broken.values())
@@ -361,7 +375,7 @@ def conformance_line(record: dict[str, Any]) -> str:
 
 
 def suite_table(record: dict[str, Any]) -> str:
-    """One row per rule of ours: laws kept, seen to break, failed, untested."""
+    """Return one row per built-in rule: numbers of laws by result."""
     head = ("rule", "laws kept", "declared absent, seen to break", "failed", "untested", "cases")
     lines: Lines = []
     for name, own in record["rules"].items():
@@ -372,7 +386,7 @@ def suite_table(record: dict[str, Any]) -> str:
 
 
 def broken_table(record: dict[str, Any]) -> str:
-    """One row per broken rule: its bug, and the checks that it fails."""
+    """Return one row per faulty rule: its fault, and the checks that it fails."""
     head = ("bug", "fails")
     lines: Lines = []
     for one in record["broken"].values():
@@ -388,9 +402,9 @@ DIGITS = 2
 
 
 def coverage_table(record: Record) -> str:
-    """Return the rate of misses over the nominal one: a row per estimator, law and runs.
+    """Return the rate of misses relative to the nominal one, by estimator, distribution and runs.
 
-    A dash stands where too few misses are expected to tell.
+    A dash means that too few misses are expected.
     """
     errors = sorted({row["error"] for row in record["coverage"]}, reverse=True)
     head = ["estimator", "data", "runs", "samples", *(f"at {error:g}" for error in errors)]
@@ -403,7 +417,7 @@ def coverage_table(record: Record) -> str:
 
 
 def margin_table(record: Record) -> str:
-    """Return how often a claim on the end of its margin is supported, over all its looks."""
+    """Return how often a claim at the end of its margin is supported, over all looks."""
     head = ("estimator", "data", "runs", "looks", "repetitions", "supported", "over e / 2")
     lines = [
         (
@@ -421,7 +435,7 @@ def margin_table(record: Record) -> str:
 
 
 def family_line(record: Record) -> str:
-    """Return in how many repetitions of the fast claims any interval missed, in a sentence."""
+    """Return one sentence on the repetitions of the fast claims in which an interval missed."""
     found = record["family"]
     low, high = (percent(round(end * found["error"], 4)) for end in found["ratio_interval"])
     share = percent(found["missed"] / found["repetitions"])
@@ -435,7 +449,7 @@ def family_line(record: Record) -> str:
 
 
 def reach_table(record: Record) -> str:
-    """Return the skewness of the fast claims' data, and how far Hall's correction has to go."""
+    """Return the skewness of the fast claims' data, and the size of Hall's correction."""
     head = ("claim", "skewness", "runs of its first look", "error of an interval", "reach")
     lines = [
         (
@@ -452,7 +466,7 @@ def reach_table(record: Record) -> str:
 
 
 def ranks_table(record: Record) -> str:
-    """Return the rank histograms: counts of truths by place, and whether they are flat."""
+    """Return the rank histograms: counts of true values by rank, and whether they are uniform."""
     head = ("estimator", "data", "runs", "truths by place, 20 equal bins", "outer bins", "p, flat")
     lines = [
         (
@@ -469,20 +483,20 @@ def ranks_table(record: Record) -> str:
 
 
 def _ratio(row: Record) -> str:
-    """Return the rate over the nominal one; marked where it is surely more than is allowed."""
+    """Return the rate over the nominal one, marked if it is significantly more than allowed."""
     if not row["resolved"]:
         return NONE
     return f"{number(row['ratio'], DIGITS)}{'' if row['calibrated'] else ' ✗'}"
 
 
-# The tests of faults in the documents: promises, how they are tested, and what was found
+# Tests of faults: guarantees, how they are tested, and findings
 
 
 def faults_table(record: dict[str, Any]) -> str:
-    """One row per promise.
+    """Return one row per guarantee.
 
     Args:
-        record: what `tests/faults/record.py` wrote.
+        record: written by `tests/faults/record.py`.
     """
     head = ("promise", "tested in `tests/faults` by", "tried", "result")
     lines: Lines = []
@@ -501,14 +515,14 @@ def faults_table(record: dict[str, Any]) -> str:
     return f"{markdown_table(head, lines)}\n\nRepeat: `{record['command']}`."
 
 
-# Planted faults in the documents: how many each part of the code has, and how many were caught
+# Planted faults: number per part of the code, and how many were detected
 
 
 def mutation_table(record: Record) -> str:
     """Return the counts of planted faults by folder, the survivors and the command.
 
     Args:
-        record: what `tests/mutation/plant.py` wrote.
+        record: written by `tests/mutation/plant.py`.
     """
     by_folder: dict[str, list[Record]] = defaultdict(list)
     for row in record["faults"]:
@@ -529,11 +543,7 @@ def _counts(rows: list[Record]) -> tuple[str, str, str]:
     return str(len(rows)), str(caught), str(sum(row["as_expected"] for row in rows))
 
 
-# Record results, and write the tables of the README and of docs/ from the record.
-#
-# `python -m paper_figs.documents` takes `results/verify`, `results/bench` and the studies beside
-# them that are newer than their record; with `--check` nothing is written, and a document that
-# does not match the record is an error.
+# Recording and rendering
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "results" / "recorded"
@@ -572,14 +582,14 @@ BLOCK = re.compile(
 
 
 def run_line(report: dict[str, Any]) -> str:
-    """The command that the recorded report comes from, and what it took if made in one go."""
+    """Return command of the recorded report, and its duration if it ran without interruption."""
     made, seconds = report["environment"], report["seconds"]
     took = "" if seconds is None else f" ({seconds / 60:.1f} minutes on {made['cores']} cores)"
     return f"Recorded from: `fedlora-sim verify --seed {made['seed']}`{took}."
 
 
 def rules_table() -> str:
-    """The registered rules, from their own docstrings."""
+    """Return the table of registered rules, from their docstrings."""
     head = ("rule", "averages", "multiplier", "what it does", "source")
     lines: Lines = []
     for rule in describe_all():
@@ -591,7 +601,7 @@ def rules_table() -> str:
 
 
 def tables(record: Path) -> dict[str, str]:
-    """The generated blocks by name, from the recorded results that are there."""
+    """Return the generated blocks by name, from the available recorded results."""
     report = json.loads((record / "report.json").read_text(encoding="utf-8"))
     blocks = {
         "themes": theme_table(report),
@@ -610,15 +620,15 @@ def tables(record: Path) -> dict[str, str]:
 
 
 def documents(root: Path) -> list[Path]:
-    """The texts with generated blocks."""
+    """Return the documents with generated blocks."""
     return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
 
 
 def render(texts: Mapping[str, str], blocks: Mapping[str, str]) -> dict[str, str]:
-    """Texts by name with every generated block made anew, wherever it stands.
+    """Return the documents by name with all generated blocks replaced.
 
     Raises:
-        SystemExit: for a block without its end, one that nothing generates, and one in no text.
+        SystemExit: for a block without its end, one without a generator, and one in no document.
     """
     shown: set[str] = set()
     made = {}
@@ -663,12 +673,12 @@ def main() -> None:
 
 
 def record(source: Path, bench: Path, studies: Sequence[str]) -> None:
-    """Copy what the tables are made from into the record.
+    """Copy the sources of the tables into the record.
 
     Args:
         source: folder of a full verification.
-        bench: folder of the benches' results; those that are there are taken.
-        studies: names of studies to take in any case.
+        bench: folder of the benchmarks' results; those available are copied.
+        studies: names of studies to copy in any case.
     """
     fresh = json.loads((source / "report.json").read_text(encoding="utf-8"))
     if not fresh.get("digits") or fresh["environment"]["quick"]:

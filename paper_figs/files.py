@@ -1,4 +1,4 @@
-"""The paper's figures as files: PDF, PNG, data, captions, and a manifest of where all is from."""
+"""Write figures as files: PDF, PNG, data, captions, and a manifest of their origin."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ FROM_DATA = ("energies", "participation", "phase", "breakdown", "settling", "dig
 
 
 def draw_all(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
-    """Draw every figure of a verification whose data are there, as PNG and PDF.
+    """Draw all figures of a verification whose data exist, as PNG and PDF.
 
     Args:
         report: the report, as in `report.json`.
-        data: folder of the netCDF files beside it.
-        out: folder to write to.
+        data: folder of the netCDF files next to it.
+        out: output folder.
 
     Returns:
-        The files written.
+        The written files.
     """
     style.apply()
     claims = {claim["id"]: claim for claim in report["claims"]}
@@ -72,19 +72,19 @@ def draw_all(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
     return written
 
 
-# All figures of a study, from its report and its data files
+# Figures of a study, from its report and data files
 
 
 def draw_study(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
-    """Draw every figure of a study whose data are there, as PNG and PDF.
+    """Draw all figures of a study whose data exist, as PNG and PDF.
 
     Args:
         report: as in `study.json`.
-        data: folder of the netCDF files beside it.
-        out: folder to write to.
+        data: folder of the netCDF files next to it.
+        out: output folder.
 
     Returns:
-        The files written.
+        The written files.
     """
     style.apply()
     curves = finetuning.draw_study_curves(load_dataset(data / "curves.nc"), report)[0]
@@ -96,7 +96,7 @@ def draw_study(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
     return written
 
 
-# The paper's figures as files: PDF, PNG, data, captions, and a manifest of where all is from
+# The paper's figures, with a manifest of their origin
 
 KINDS = ("pdf", "png")
 MANIFEST, CAPTIONS, LATEX = "manifest.json", "captions.md", "captions.tex"
@@ -110,21 +110,21 @@ def draw_paper(
     *,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Draw figures of the paper, and tell of every one that is there where it is from.
+    """Draw figures of the paper, and list the origin of all figures in the folder.
 
     Args:
-        names: of figures.
+        names: names of figures.
         data: folder of the data files that `python -m analysis.paper` wrote.
-        out: folder to write to: `NAME.pdf`, `NAME.png`, `NAME.csv`; the manifest and the captions
-            speak of all figures that were drawn there, these and earlier ones.
+        out: output folder: `NAME.pdf`, `NAME.png`, `NAME.csv`; the manifest and the captions
+            include figures that were drawn there earlier.
         on_figure: called with the name of each figure when it is drawn.
-        force: whether files that were changed since they were written may be replaced.
+        force: whether files that were edited since may be replaced.
 
     Returns:
         The manifest.
 
     Raises:
-        FileNotFoundError: if the data of a figure are not there.
+        FileNotFoundError: if the data of a figure are missing.
         InputError: if a data file was changed since it was made.
     """
     style.apply()
@@ -147,7 +147,7 @@ def draw_paper(
 
 
 def _draw(name: str, data: Path, out: Path) -> dict[str, Any]:
-    """One figure's files, and its entry of the manifest."""
+    """Draw one figure's files and return its entry of the manifest."""
     drawing, dataset, record = FIGURES[name], read(data, name), read_record(data, name)
     figure = drawing.draw(dataset)[0]
     width, height = (round(float(size), 3) for size in figure.get_size_inches())
@@ -174,7 +174,7 @@ def _draw(name: str, data: Path, out: Path) -> dict[str, Any]:
 
 
 def stale(manifest: dict[str, Any]) -> list[str]:
-    """Figures whose data were made by other code than there is now."""
+    """Return the figures whose data were made by other code than the current one."""
     code = code_fingerprint()
     return [
         name
@@ -184,7 +184,7 @@ def stale(manifest: dict[str, Any]) -> list[str]:
 
 
 def _shown(path: Path) -> str:
-    """Relative to the project's root where it is below it."""
+    """Return a path relative to the project's root if it is below it."""
     path = path.resolve()
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
@@ -198,7 +198,7 @@ def _markdown(figures: dict[str, Any]) -> str:
 
 
 def _latex(figures: dict[str, Any]) -> str:
-    """One figure environment each, for a paper of two columns."""
+    """Return one figure environment each, for a paper with two columns."""
     blocks = []
     for name, entry in figures.items():
         wide = entry["inches"][0] > style.SINGLE_COLUMN
@@ -211,7 +211,7 @@ def _latex(figures: dict[str, Any]) -> str:
 
 
 def _escaped(caption: str) -> str:
-    """Captions are LaTeX but for signs that text has and LaTeX takes for its own."""
+    """Return a caption, which is LaTeX except for unescaped special characters of text."""
     for sign, latex in (("%", r"\%"), ("&", r"\&"), ("×", r"$\times$"), ("–", "--")):
         caption = caption.replace(sign, latex)
     return caption

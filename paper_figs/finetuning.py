@@ -35,7 +35,7 @@ from paper_figs.style import (
     ranks_text,
 )
 
-# The real run on digits over rounds, by rule and rank configuration
+# Fine-tuning on digits over rounds, by rule and rank configuration
 
 LOOK = {
     "fedavg": (look("fedavg").color, "-", look("fedavg").name),
@@ -55,11 +55,11 @@ PER_ROW = 2
 
 
 def draw_digits(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """A panel per quantity over rounds, mean over seeds and their range.
+    """Draw one panel per quantity over rounds: mean over seeds and range.
 
     Args:
-        data: `rho`, `accuracy`, and where they are known `effective_rank` and `preservation` (mean
-            over layers), dimensions (run, seed, round).
+        data: `rho`, `accuracy`, and if known `effective_rank` and `preservation` (mean over
+            layers), dimensions (run, seed, round).
 
     Returns:
         The figure and its axes, one per quantity.
@@ -70,7 +70,7 @@ def draw_digits(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
         *(rows, PER_ROW), figsize=(DOUBLE_COLUMN, 1.85 * rows + 0.3), sharex=True, squeeze=False
     )
     axes = grid.ravel()[: len(shown)]
-    runs = [run for run in data.run.values.tolist() if run in LOOK]  # not another setting's
+    runs = [run for run in data.run.values.tolist() if run in LOOK]  # of this setting only
     ends: list[list[style.End]] = []
     for axis, name in zip(axes, shown, strict=True):
         values, own = data[name], []
@@ -85,7 +85,7 @@ def draw_digits(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
         axis.set_xlim(0, int(data["round"].max()))
     for axis in grid.ravel()[len(shown) :]:
         axis.remove()
-    for axis in axes[-PER_ROW:]:  # the last of every column
+    for axis in axes[-PER_ROW:]:  # the last of each column
         axis.set_xlabel("round $t$")
         axis.tick_params("x", labelbottom=True)
     style.letter(axes)
@@ -94,7 +94,7 @@ def draw_digits(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_digits(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     attrs = data.attrs
     return (
         "Real fine-tuning: a small transformer pretrained on upright digits, adapted to rotated "
@@ -117,7 +117,7 @@ STUDY_CURVES_LOWEST = energy_floor("float32")
 
 
 def quantities(curves: xr.Dataset, level: int) -> dict[str, xr.DataArray]:
-    """What is shown, by label: the second on a logarithmic axis."""
+    """Return the displayed quantities by label; the second one has a logarithmic axis."""
     return {
         "test accuracy": curves.accuracy,
         f"energy above rank {level}": (1 - curves.rho).clip(min=STUDY_CURVES_LOWEST),
@@ -134,12 +134,12 @@ def log_row(axes: Iterable[Axes]) -> None:
 
 
 def draw_study_curves(curves: xr.Dataset, report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:
-    """A column per heterogeneity, a row per quantity; mean over runs, and their range.
+    """Draw one column per heterogeneity and one row per quantity: mean over runs and range.
 
     Args:
         curves: `accuracy`, `rho`, `effective_rank` and `preservation`, dimensions (heterogeneity,
             rule, run, round).
-        report: as in `study.json`; it says what was run.
+        report: as in `study.json`; describes the runs.
 
     Returns:
         The figure and its axes, (quantity, heterogeneity).
@@ -174,7 +174,7 @@ def draw_study_curves(curves: xr.Dataset, report: Mapping[str, Any]) -> tuple[Fi
     return figure, axes
 
 
-# The real run on text over rounds: what collapses and what does not, in every split
+# Fine-tuning on text over rounds, in each split
 
 NAMED = ("fedavg", "zero_pad", "flora", "raflora")
 OTHERS = "0.75"
@@ -182,7 +182,9 @@ TEXT_ROW = 1.25  # inches
 
 
 def draw_text(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """A column per split, a row per quantity; four rules by name, the others thin and grey.
+    """Draw one column per split and one row per quantity; four rules by name.
+
+    The others thin and grey.
 
     Args:
         data: `accuracy`, `rho`, `effective_rank` and `preservation`, dimensions (heterogeneity,
@@ -226,7 +228,7 @@ def draw_text(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_text(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     others = [look(rule).name for rule in data.rule.values.tolist() if rule not in NAMED]
     level = data.attrs["study_levels"][0]
     return (
@@ -239,14 +241,14 @@ def caption_text(data: xr.Dataset) -> str:
     )
 
 
-# Where a study ends: final accuracy of every rule, beside equal ranks
+# Final accuracy of each rule in a study, with equal ranks as reference
 
 BANDS = {LOWEST: "0.6", HIGHEST: "0.25"}
 PAD = 0.02
 
 
 def draw_study_outcomes(report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:
-    """A panel per heterogeneity, a dot per rule; equal ranks as bands with dashed lines.
+    """Draw one panel per heterogeneity and a dot per rule; equal ranks as bands with dashed lines.
 
     Args:
         report: as in `study.json`.
@@ -284,7 +286,7 @@ def draw_study_outcomes(report: Mapping[str, Any]) -> tuple[Figure, np.ndarray]:
 
 
 def _limits(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Every mean and both ends of every interval that is drawn, within [0, 1]."""
+    """Return limits that include all means and intervals, within [0, 1]."""
     drawn = [row for row in rows if row["configuration"] in (MIXED, *BANDS)]
     ends = [x for row in drawn for x in (row["accuracy"], *(row["accuracy_interval"] or ()))]
     return max(0.0, min(ends) - PAD), min(1.0, max(ends) + PAD)
@@ -309,7 +311,7 @@ def _dot(axis: Axes, row: Mapping[str, Any], y: int) -> None:
     axis.plot(row["accuracy"], y, marker=of_rule.marker, ms=4, color=of_rule.color, clip_on=False)
 
 
-# The calibrated theory on real updates: what it predicted of later rounds, and how well
+# The calibrated theory on real updates: forecasts of later rounds, and their errors
 
 FORECASTS = {"theory": BLUE, "persistence": "0.65", "pure": VERMILLION}
 HATCHES = {"theory": None, "persistence": None, "pure": "////"}
@@ -320,7 +322,7 @@ BAR = 0.26
 
 
 def draw_calibrated(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """Energies of every partition beside what was predicted, and the errors of three forecasts.
+    """Draw measured and predicted energies of each partition, and the errors of three forecasts.
 
     Args:
         data: `measured` (rule, seed, partition, round) and `predicted` (with `statistic`), of which
@@ -354,7 +356,7 @@ def draw_calibrated(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_calibrated(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     attrs = data.attrs
     theory, still = (data.error.sel(forecast=name).values for name in ("theory", "persistence"))
     better, worse = (
@@ -388,7 +390,7 @@ def _energies(axis: Axes, run: xr.Dataset) -> None:
 
 
 def _ends(run: xr.Dataset) -> list[style.End]:
-    """Partitions, named where the measured lines end."""
+    """Return the names of the partitions at the ends of the measured lines."""
     edges = [0, *run.attrs["study_levels"]]
     last = run.measured.isel(round=-1).values
     colors = partition_colors(len(last))
@@ -409,7 +411,7 @@ def _handles(data: xr.Dataset) -> list[Line2D | Patch]:
 
 
 def _bars(axis: Axes, data: xr.Dataset) -> None:
-    """Median errors with their range over runs, and the coverage of the theory's intervals."""
+    """Draw median errors with their range over runs, and the coverage of the theory's intervals."""
     for j, (name, color) in enumerate(FORECASTS.items()):
         of = data.sel(forecast=name)
         known = np.isfinite(of.error.values)
@@ -435,7 +437,7 @@ def _coverage(share: float) -> str:
     return "no recursion" if np.isnan(share) else f"{100 * share:.0f}%"
 
 
-# Who holds what: every client's samples of every class, and its rank
+# Splits: number of samples per client and class, and ranks
 
 POINTS = 72  # per inch
 BARS, SPLIT_ROW, SPLIT_LOWEST, SPLIT_HIGHEST = (
@@ -444,22 +446,22 @@ BARS, SPLIT_ROW, SPLIT_LOWEST, SPLIT_HIGHEST = (
     1.3,
     5.5,
 )  # inches: the sizes, a class, all classes
-BESIDE, BELOW = 1.6, 0.6  # inches taken by labels and legends
-WIDEST, SMALLEST = 20.0, 1.2  # points across a bubble: the legend has room, one sample is seen
-MANY = 24  # up to so many clients or classes have a tick each
+BESIDE, BELOW = 1.6, 0.6  # inches for labels and legends
+WIDEST, SMALLEST = 20.0, 1.2  # diameter of bubbles in points
+MANY = 24  # up to this number of clients or classes each has a tick
 ASIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8, "title_fontsize": 8}
 
 
 def draw_split(dataset: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """Clients' sizes as bars above, and their samples by class as bubbles below, by rank.
+    """Draw the clients' sizes as bars and their samples by class as bubbles, by rank.
 
     Args:
         dataset: `split_counts` (client, class), or (seed, client, class), of which the first seed
             is drawn; the clients' ranks as its attribute `ranks`.
 
     Returns:
-        The figure and its two axes: sizes, classes. The area of a bubble is its samples, but for
-        those too few to be seen.
+        The figure and its two axes: sizes, classes. The area of a bubble is proportional to its
+        samples, with a minimum for visibility.
     """
     table = dataset.split_counts
     table = table.isel(seed=0) if "seed" in table.dims else table
@@ -488,7 +490,7 @@ def draw_split(dataset: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def _bubbles(axis: Axes, counts: NDArray[np.int64], of_client: NDArray, scale: float) -> None:
-    """A bubble per client and class that has samples; `scale` is the width of one sample's."""
+    """Draw a bubble per client and class with samples; `scale` is the width for one sample."""
     clients, classes = np.nonzero(counts)
     across = _across(counts[clients, classes], scale)
     axis.scatter(clients, classes, s=across**2, color=of_client[clients], lw=0)
@@ -520,7 +522,7 @@ def _rank_handles(levels: list[int], colors: NDArray) -> list[Line2D]:
 
 
 def _size_handles(most: int, scale: float) -> list[Line2D]:
-    """The largest bubble, and one of a round number of samples, about a quarter as many."""
+    """Return the largest bubble, and one of a round number of samples, about a quarter of it."""
     digit = 10 ** (len(str(most // 4)) - 1)
     few = max(1, most // 4 // digit * digit)
     shown = np.unique([few, most])

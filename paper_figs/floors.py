@@ -1,4 +1,4 @@
-"""Figures of floors: over heterogeneity, phases, settling, and where the theory stops."""
+"""Figures of floors: over heterogeneity, phases, settling, and the limits of the theory."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from paper_figs.style import (
     partition_colors,
 )
 
-# Floors over heterogeneity: drift holds every partition at an energy that theory knows
+# Floors over heterogeneity: the predicted energy at which drift holds each partition
 
 FLOORS_MARKERS = ("o", "s", "^", "D")
 
 
 def draw_floors(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """A panel per rule: predicted floors as lines, measured ones as dots with intervals.
+    """Draw one panel per rule: predicted floors as lines, measured ones as dots with intervals.
 
     Args:
         data: `predicted` (rule, gain_std, partition); `measured`, `low`, `high` (rule,
@@ -62,7 +62,7 @@ def draw_floors(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_floors(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     attrs = data.attrs
     return (
         "Energy at which the drift of unlike clients holds every partition, over the spread of "
@@ -100,14 +100,14 @@ def _directions(data: xr.Dataset, h: int) -> str:
     return f"$i=${levels[h] + 1}–{levels[h + 1]}"
 
 
-# Non-IID floors of a verification's claims: predicted and measured, of every partition
+# Non-IID floors of a verification's claims: predicted and measured, by partition
 
 CLAIMS = {"floor-fedavg": "fedavg", "floor-raflora": "raflora"}
 WIDTH = 0.32
 
 
 def draw_claim_floors(claims: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, Axes]:
-    """Predicted floors as bars, measured ones as points with their intervals.
+    """Draw predicted floors as bars, measured ones as points with intervals.
 
     Args:
         claims: entries of the report by id; those of `CLAIMS` are drawn.
@@ -135,11 +135,11 @@ def draw_claim_floors(claims: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, 
 
 # The phase diagram: floor of a direction over its coverage and the local training time
 
-LOW, HIGH = 0.15, 0.65  # coverages between the measured ones, where there is room for a word
+LOW, HIGH = 0.15, 0.65  # coverages between the measured ones, where a word fits
 
 
 def draw_phase(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """One panel per rule: predicted floors as shades, measured ones as dots on the same scale.
+    """Draw one panel per rule: predicted floors as shades, measured ones as dots of the same scale.
 
     Collapsed measurements are crosses; the line is the predicted threshold, `omega G = 1`.
 
@@ -164,7 +164,7 @@ def draw_phase(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_phase(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     attrs = data.attrs
     return (
         "Collapse over coverage and local training time: predicted floors as shades, in units "
@@ -216,17 +216,17 @@ def _phase_panel(axis: Axes, of: xr.Dataset, collapsed: float) -> QuadMesh:
     return shades
 
 
-# Energy settling into the first singular values, and how fast: measured and predicted
+# Concentration of energy in the first singular values, and its speed: measured and predicted
 
 SETTLING_MARKERS = ("o", "s", "^", "D")
 
 
 def draw_settling(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """Fractions of energy in successive singular values over rounds, and speeds of partitions.
+    """Draw fractions of energy in successive singular values over rounds, and speeds of partitions.
 
     Args:
         data: `fraction`, `predicted`, `homogeneous` (round, direction) and `speed` with its
-            ends and predictions (level).
+            intervals and predictions (level).
 
     Returns:
         The figure and its two axes.
@@ -248,7 +248,7 @@ def draw_settling(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_settling(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     attrs = data.attrs
     return (
         "Under FedAvg energy settles in the shared directions at the predicted speed. "
@@ -262,9 +262,9 @@ def caption_settling(data: xr.Dataset) -> str:
 
 
 def _fractions(axis: Axes, data: xr.Dataset) -> None:
-    """Singular values small, as the SVD sorts them; partitions, for which order is nothing, large.
+    """Draw singular values (small, sorted by the SVD) and partitions (large, independent of order).
 
-    Within a partition sorting spreads the singular values further than the prediction for each
+    Within a partition sorting spreads the singular values more than the prediction for each
     direction, so that only the sums of partitions are comparable.
     """
     rounds = data["round"].values
@@ -334,7 +334,7 @@ def _speeds(axis: Axes, data: xr.Dataset) -> None:
     axis.set_ylabel("energy factor per round")
 
 
-# Where the theory stops: deviation of measured rates from predicted ones along three sweeps
+# Limits of the theory: deviation of measured from predicted rates along three sweeps
 
 TITLES = {
     "drift": "turning basis",
@@ -348,9 +348,9 @@ FEW_TICKS = 100
 
 
 def draw_breakdown(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """One panel per sweep; the region stated before the run is shaded, its bound dashed.
+    """Draw one panel per sweep; the region stated before the run is shaded, its bound dashed.
 
-    A sweep without a region, where the theory fails from the start, has no shade.
+    A sweep without a region, where the theory fails from the start, has no shading.
 
     Args:
         data: `deviation`, `low`, `high` (sweep, point, partition), `value` (sweep, point),
@@ -391,7 +391,7 @@ def draw_breakdown(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_breakdown(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     attrs = data.attrs
     return (
         "Where the theory stops: deviation of FedAvg's measured energy rates from the predicted "
@@ -430,7 +430,7 @@ def _breakdown_panel(axis: Axes, curve: xr.Dataset, tolerance: float) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlim(x[0] / 1.5, x[-1] * 1.5)
-    if x[-1] / x[0] < FEW_TICKS:  # less than two decades: hardly a power of ten to label
+    if x[-1] / x[0] < FEW_TICKS:  # less than two decades: too few powers of ten for labels
         shown = x[[0, 1, 2, 4, -1]]
         axis.set_xticks(shown, [f"{value:g}" for value in shown])
         axis.xaxis.set_minor_formatter(NullFormatter())

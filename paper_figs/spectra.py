@@ -18,14 +18,14 @@ from analysis.formats import percent
 from paper_figs import style
 from paper_figs.style import DOUBLE_COLUMN, LINES, SINGLE_COLUMN, SMALL, look, partition_colors
 
-# Energies over rounds: FedAvg's staircase of decays beside raFLoRA's flat lines
+# Energies over rounds: FedAvg's staircase of decays and raFLoRA's constant energies
 
 RULES = ("zero_pad", "fedavg", "raflora")
 FLOOR = 1e-10
 
 
 def draw_energies(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """One panel per rule: measured energy of every direction, the prediction dashed in black.
+    """Draw one panel per rule: measured energies of each direction, predictions dashed in black.
 
     Args:
         data: `energy` (rule, seed, round, direction) and `predicted_energy`; `partition` and
@@ -47,7 +47,7 @@ def draw_energies(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_energies(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     return (
         f"Energy of each of {data.sizes['direction']} singular directions over rounds, real "
         f"factors through real aggregation (mean of {style.seeds(data)}); dashed, the closed "
@@ -67,7 +67,7 @@ def _energies_panel(axis: Axes, run: xr.Dataset) -> None:
 
 
 def _energies_ends(data: xr.Dataset) -> list[style.End]:
-    """Partitions, named where the flat lines of the last panel end."""
+    """Return the names of the partitions at the ends of the flat lines of the last panel."""
     partition, run, ends = data.partition.values, data.sel(rule=RULES[-1]), []
     final = run.energy.mean("seed").values[-1]
     for h, color in enumerate(partition_colors(len(np.unique(partition))), 1):
@@ -85,7 +85,7 @@ SPECTRUM_GRID = (1e-2, 1e-4, 1e-6)  # energies whose predicted rounds are marked
 
 
 def draw_spectrum(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """A panel per rule: measured energies as colours, predicted ones as lines of equal energy.
+    """Draw one panel per rule: measured energies as colours, predicted ones as contour lines.
 
     Args:
         data: `measured`, `predicted` (rule, round, direction); `partition` and `coverage`
@@ -108,7 +108,7 @@ def draw_spectrum(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_spectrum(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     return (
         "Energy of every direction of the global update over rounds, real factors through real "
         f"aggregation: {style.clients(data)}, {style.cohort(data)}. Colours are measured "
@@ -141,13 +141,13 @@ def _spectrum_panel(axis: Axes, run: xr.Dataset) -> QuadMesh:
 
 
 def _edges(run: xr.Dataset) -> list[float]:
-    """Between the last direction of every partition and the next."""
+    """Return the positions between the last direction of each partition and the next one."""
     partition = run.partition.values
     return [float(run.direction.values[partition == h].max()) + 0.5 for h in np.unique(partition)]
 
 
 def _line(axis: Axes, run: xr.Dataset, energy: float) -> None:
-    """When the predicted energy of each direction falls to a value, a line in each partition."""
+    """Draw the round in which each predicted energy falls to a value, as one line per partition."""
     rounds, crossed = run["round"].values, []
     for log in np.log(np.maximum(run.predicted.values, np.finfo(float).tiny)).T:
         falls = log[0] > np.log(energy) > log[-1]
@@ -165,7 +165,7 @@ def _line(axis: Axes, run: xr.Dataset, energy: float) -> None:
 
 
 def _name(axis: Axes, run: xr.Dataset, times: np.ndarray, energy: float) -> None:
-    """The energy, written on its line in the slowest partition in which all lines are seen."""
+    """Write the energy on its line, in the slowest partition in which all lines are visible."""
     partition, direction = run.partition.values, run.direction.values
     lowest = run.predicted.values[-1]
     seen = [h for h in np.unique(partition) if (lowest[partition == h] < min(SPECTRUM_GRID)).all()]
@@ -185,7 +185,7 @@ def _name(axis: Axes, run: xr.Dataset, times: np.ndarray, energy: float) -> None
 
 
 def _coverages(axis: Axes, data: xr.Dataset) -> None:
-    """Coverage of every partition, beside it."""
+    """Write the coverage of each partition next to it."""
     for h in np.unique(data.partition.values):
         own = data.partition.values == h
         middle = float(data.direction.values[own].mean())
@@ -202,7 +202,7 @@ def _coverages(axis: Axes, data: xr.Dataset) -> None:
         )
 
 
-# The staircase of rates: predicted energy factor per round and the measured one, per partition
+# The staircase of rates: predicted and measured energy factor per round and partition
 
 CLAIMS = {"zero-pad-fourth-power": "zero_pad", "staircase": "fedavg", "raflora-flat": "raflora"}
 TITLES = {"all": "all take part, real factors", "cohorts": "sampled cohorts"}
@@ -212,11 +212,11 @@ HALF = 0.5
 
 
 def draw_staircase(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """A panel per setting: predicted rates as stairs, measured ones as dots with intervals.
+    """Draw one panel per setting: predicted rates as stairs, measured ones as dots with intervals.
 
     Args:
         data: `predicted`, `measured`, `low`, `high` (setting, rule, partition), relative to the
-            shared partition; `coverage` (partition) where it is known.
+            shared partition; `coverage` (partition) if known.
 
     Returns:
         The figure and its axes, one per setting.
@@ -239,10 +239,10 @@ def draw_staircase(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def from_claims(claims: Mapping[str, Mapping[str, Any]]) -> xr.Dataset:
-    """The panel of a verification: its claims on rates under full participation.
+    """Return the data of a verification's panel: its claims on rates under full participation.
 
     Args:
-        claims: entries of the report by id; those of `CLAIMS` are taken.
+        claims: entries of the report by id; those of `CLAIMS` are used.
     """
     dims, unit = ("setting", "rule", "partition"), [1.0]
     of = {rule: claims[claim_id] for claim_id, rule in CLAIMS.items()}
@@ -259,7 +259,7 @@ def from_claims(claims: Mapping[str, Mapping[str, Any]]) -> xr.Dataset:
 
 
 def caption_staircase(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     attrs = data.attrs
     return (
         "Factor per round of the mean energy of every partition over that of the shared one: "
@@ -273,7 +273,7 @@ def caption_staircase(data: xr.Dataset) -> str:
 
 
 def _staircase_ends(of: xr.Dataset, setting: str) -> list[style.End]:
-    """Rules with their rates, where the stairs end."""
+    """Return the rules with their rates at the ends of the stairs."""
     last = {rule: float(of.predicted.sel(rule=rule)[-1]) for rule in of.rule.values.tolist()}
     return [
         style.End(y, f"{look(rule).name}, {POWERS[setting][rule]}", look(rule).color)
@@ -312,13 +312,13 @@ def _staircase_panel(axis: Axes, of: xr.Dataset) -> None:
     )
 
 
-# Energy above the lowest rank over rounds, for every rule, beside the bound of the theory
+# Energy above the lowest rank over rounds for each rule, with the bound of the theory
 
 MARKED = 4  # rounds between markers
 
 
 def draw_energy_ratio(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """One panel: `1 - rho` predicted as lines and measured as markers, the bound dotted.
+    """Draw one panel: `1 - rho` predicted as lines and measured as markers, the bound dotted.
 
     Args:
         data: `predicted`, `measured` (rule, round), `bound` (round).
@@ -366,7 +366,7 @@ def draw_energy_ratio(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_energy_ratio(data: xr.Dataset) -> str:
-    """Setting and seeds."""
+    """Return the caption: setting and seeds."""
     attrs = data.attrs
     return (
         f"Share of the energy above the lowest rank {attrs['level']} over rounds under every "

@@ -1,4 +1,4 @@
-"""The one style of all figures: sizes, colours, rule names, labels, captions and series."""
+"""The common style of all figures: sizes, colours, rule names, labels, captions and series."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from analysis.formats import rule_name
 from fedlora_sim import parse_ranks
 from fedlora_sim.storage import write_bytes
 
-# One style for all figures: sizes, fonts, colours, and files that are the same every time
+# Sizes, fonts, colours, and reproducible files
 
 SINGLE_COLUMN, DOUBLE_COLUMN = 3.35, 6.9  # inches: a column and a page's width of two-column papers
-SMALL, SMALLEST = 7, 6  # points: labels within an axis, and where there is hardly room
+SMALL, SMALLEST = 7, 6  # points: labels within an axis, and where space is scarce
 
-# Okabe and Ito's colours, told apart under every kind of colour blindness, and grey.
+# Okabe and Ito's colours, which are distinguishable under every kind of colour blindness, and grey.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, BLACK, YELLOW, GRAY, SKY = "#CC79A7", "#000000", "#F0E442", "#8C8C8C", "#56B4E9"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, BLACK, YELLOW, GRAY, SKY)
@@ -36,7 +36,7 @@ SHADE = "0.93"
 """Regions that a figure sets apart: where a theory holds, rounds of calibration."""
 
 RULE_COLORS = {"fedavg": VERMILLION, "zero_pad": ORANGE, "raflora": BLUE}
-PARTITION_COLORS = ("#414487", "#2a788e", "#22a884")  # of viridis, evenly spaced
+PARTITION_COLORS = ("#414487", "#2a788e", "#22a884")  # from viridis, evenly spaced
 RC: Any = {
     "font.family": "serif",
     "font.serif": ["STIXGeneral", "DejaVu Serif"],
@@ -73,16 +73,19 @@ METADATA: dict[str, dict[str, Any]] = {
 
 
 def apply() -> None:
-    """Make the style current."""
+    """Activate the style."""
     mpl.rcdefaults()
     mpl.rcParams.update(RC)
 
 
 def partition_colors(count: int) -> list[Any]:
-    """Colours of so many partitions, the shared one darkest: they grow lighter in grey too."""
+    """Return the colours of so many partitions, the shared one darkest.
+
+    They also become lighter in greyscale.
+    """
     if count == len(PARTITION_COLORS):
         return list(PARTITION_COLORS)
-    low, high = 0.1, 0.78  # the ends of viridis are black and yellow, which is faint on white
+    low, high = 0.1, 0.78  # the ends of viridis are black, and yellow, which is faint on white
     return [
         mpl.colormaps["viridis"](low + (high - low) * h / max(count - 1, 1)) for h in range(count)
     ]
@@ -91,7 +94,10 @@ def partition_colors(count: int) -> list[Any]:
 def save(
     figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("png", "pdf")
 ) -> list[Path]:
-    """Write PNG and PDF atomically, without dates and with our name; close the figure."""
+    """Write PNG and PDF atomically, without dates and with this project's name.
+
+    Close the figure.
+    """
     paths = [
         write_bytes(folder / f"{name}.{kind}", image(figure, kind, close=False)) for kind in kinds
     ]
@@ -100,7 +106,7 @@ def save(
 
 
 def image(figure: Figure, kind: str, *, close: bool = True) -> memoryview:
-    """A figure as a file of this kind, png or pdf."""
+    """Return a figure as the content of a png or pdf file."""
     file = io.BytesIO()
     figure.savefig(file, format=kind, metadata=METADATA[kind])
     if close:
@@ -108,18 +114,18 @@ def image(figure: Figure, kind: str, *, close: bool = True) -> memoryview:
     return file.getbuffer()
 
 
-# How every rule looks and is called, in all figures
+# Style and name of each rule in all figures
 
 
 @dataclass(frozen=True)
 class RuleLook:
-    """A rule's line.
+    """Style of a rule's line.
 
     Args:
-        name: as the legend has it.
-        color: of its line.
-        line: matplotlib's line style: rules are told apart without colour too.
-        marker: of its dots.
+        name: name in the legend.
+        color: colour of its line.
+        line: matplotlib's line style, which distinguishes rules without colour too.
+        marker: marker of its dots.
     """
 
     name: str
@@ -143,23 +149,23 @@ LINES_OF = {
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
-    """Client ranks in short, as `2x4, 16x4`: rank 2, 4 clients; ..."""
+    """Return client ranks in short form: `2x4, 16x4` is rank 2, 4 clients; rank 16, 4 clients."""
     return ", ".join(f"{rank}x{ranks.count(rank)}" for rank in dict.fromkeys(ranks))
 
 
 def look(rule: str) -> RuleLook:
-    """The look of a rule; of one that is not known here grey, under its own name."""
+    """Return the style of a rule; an unknown rule is grey under its own name."""
     return RuleLook(rule_name(rule), *LINES_OF.get(rule, ("0.5", ":", "*")))
 
 
-# Words within a figure: letters of panels, and lines that are named where they end
+# Text in figures: letters of panels, and names at the ends of lines
 
 BESIDE = 3.0  # points between the end of an axis and the label of a line
 LINE = 1.2  # height of a line of text, in font sizes
 
 
 class End(NamedTuple):
-    """Where a line ends, what it is called, and its colour."""
+    """The end of a line, with its name and colour."""
 
     y: float
     text: str
@@ -167,9 +173,9 @@ class End(NamedTuple):
 
 
 def letter(axes: Iterable[Axes], titles: Sequence[str] = ()) -> None:
-    """Name panels (a), (b), ... at their upper left, each with its title if there are any.
+    """Label panels (a), (b), ... at their upper left, each with its title if there are any.
 
-    A panel that is alone has no letter.
+    A single panel has no letter.
     """
     panels = list(axes)
     for i, axis in enumerate(panels):
@@ -178,7 +184,7 @@ def letter(axes: Iterable[Axes], titles: Sequence[str] = ()) -> None:
 
 
 def together(ends: Sequence[End], ratio: float = 1.02) -> list[End]:
-    """Lines that end alike, to within a factor, under one name, in black."""
+    """Return ends of lines, those that coincide within a factor merged under one name in black."""
     groups: list[list[End]] = []
     for end in sorted(ends, key=lambda end: end.y):
         if groups and end.y <= ratio * groups[-1][0].y:
@@ -194,15 +200,15 @@ def together(ends: Sequence[End], ratio: float = 1.02) -> list[End]:
 def name_lines(
     axes: Iterable[Axes], ends: Sequence[Sequence[End]], *, size: float = SMALL
 ) -> list[Annotation]:
-    """Write beside the right end of axes what each line is called, without overlaps.
+    """Write the names of lines next to the right end of axes, without overlaps.
 
-    Labels stand as close to their lines as their heights allow, in the lines' order. To be called
-    when all else is drawn.
+    Labels are as close to their lines as their heights allow, in the order of the lines. Call it
+    after everything else is drawn.
 
     Args:
-        axes: of one figure.
-        ends: of the lines of each, in data coordinates.
-        size: of the font, in points.
+        axes: axes of one figure.
+        ends: ends of the lines of each, in data coordinates.
+        size: font size in points.
 
     Returns:
         The labels.
@@ -212,7 +218,7 @@ def name_lines(
     panels = list(axes)
     figure = panels[0].get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # lays it out: heights are those of the file
+    figure.draw_without_rendering()  # computes the layout: heights are those of the file
     points = 72 * figure.get_figheight()
     return [
         label
@@ -222,7 +228,7 @@ def name_lines(
 
 
 def _name(axis: Axes, ends: Sequence[End], height: float, size: float) -> list[Annotation]:
-    """Names of the lines of an axis that is so many points high, lowest first."""
+    """Return the names of the lines of an axis with a height in points, lowest first."""
     if not ends:
         return []
     low, high = axis.transScale.transform([(1, y) for y in axis.get_ylim()])[:, 1]
@@ -251,7 +257,7 @@ def _name(axis: Axes, ends: Sequence[End], height: float, size: float) -> list[A
 
 
 def _within(places: np.ndarray, heights: np.ndarray, top: float) -> np.ndarray:
-    """Ascending places moved down so far that the last one ends at the top."""
+    """Return the ascending places, moved down so that the last one ends at the top."""
     placed, limit = places.copy(), top + heights[-1] / 2
     for i in reversed(range(len(placed))):
         placed[i] = min(placed[i], limit - heights[i] / 2)
@@ -260,9 +266,9 @@ def _within(places: np.ndarray, heights: np.ndarray, top: float) -> np.ndarray:
 
 
 def _apart(wanted: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """Ascending places as close to the wanted ones as these heights allow (pools of neighbours)."""
+    """Return ascending places as close to the wanted ones as the heights allow."""
     gaps = np.concatenate([[0.0], np.cumsum((heights[:-1] + heights[1:]) / 2)])
-    pools: list[list[float]] = []  # mean of wanted less gaps, and how many are pooled
+    pools: list[list[float]] = []  # mean of wanted minus gaps, and number of pooled places
     for value in wanted - gaps:
         pools.append([float(value), 1.0])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
@@ -272,16 +278,16 @@ def _apart(wanted: np.ndarray, heights: np.ndarray) -> np.ndarray:
     return np.asarray(shifts + gaps)
 
 
-# Words of captions, from the data: no number of a setting is typed in by hand
+# Parts of captions, from the data: no number of a setting is typed by hand
 
 
 def clients(data: xr.Dataset, name: str = "ranks") -> str:
-    """How many clients there are, and of which ranks."""
+    """Return the number of clients and their ranks."""
     return clients_of(data.attrs[name])
 
 
 def clients_of(ranks: Any) -> str:
-    """The same of ranks, as text or one for each client."""
+    """Return the number of clients and their ranks, from text or one rank per client."""
     own = list(parse_ranks(ranks) if isinstance(ranks, str) else np.atleast_1d(ranks).tolist())
     counts = {rank: own.count(rank) for rank in dict.fromkeys(own)}
     if len(counts) > 1 and len(set(counts.values())) == 1:
@@ -293,13 +299,13 @@ def clients_of(ranks: Any) -> str:
 
 
 def joined(words: Any) -> str:
-    """`a, b and c`."""
+    """Return `a, b and c`."""
     texts = [str(word) for word in words]
     return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else "".join(texts)
 
 
 def seeds(data: xr.Dataset, each: str = "") -> str:
-    """How many runs there are (for each of what), and their seeds."""
+    """Return the number of runs (per what) and their seeds."""
     first, last = int(data.attrs["first_seed"]), int(data.attrs["last_seed"])
     if first == last:
         return f"one run{each}, seed {first}"
@@ -307,13 +313,13 @@ def seeds(data: xr.Dataset, each: str = "") -> str:
 
 
 def cohort(data: xr.Dataset) -> str:
-    """How many clients take part in a round."""
+    """Return the number of clients per round."""
     size = data.attrs.get("cohort_size")
     return "all take part" if size in (None, "none") else f"{size} of them a round, at random"
 
 
 def study(data: xr.Dataset) -> str:
-    """A recorded study: its clients, rounds and seeds."""
+    """Return a description of a recorded study: its clients, rounds and seeds."""
     attrs = data.attrs
     return (
         f"{attrs['study_model']} fine-tuned on {attrs['study']}, {clients(data, 'study_ranks')}, "
@@ -323,7 +329,7 @@ def study(data: xr.Dataset) -> str:
 
 
 def configuration(ranks: str) -> str:
-    """A rank configuration in words: `4x2,8x6` is rank 4 (×2) and 8 (×6)."""
+    """Return a description of a rank configuration: `4x2,8x6` is rank 4 (×2) and 8 (×6)."""
     own = list(parse_ranks(ranks))
     return joined(f"{rank} (×{own.count(rank)})" for rank in dict.fromkeys(own))
 
@@ -345,13 +351,13 @@ def draw_runs(
     """Draw the runs of one configuration.
 
     Args:
-        axis: to draw on.
-        values: dimensions `round` and `over`; rounds that were not judged are NaN.
+        axis: axis to draw on.
+        values: dimensions `round` and `over`; rounds without evaluation are NaN.
         over: the dimension of the runs.
-        color: of the line and the band.
+        color: colour of the line and the band.
         line: matplotlib's line style.
-        label: of the line.
-        width: of the line, in points.
+        label: label of the line.
+        width: width of the line, in points.
         band: opacity of the band; 0 draws none.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Figures of predictions: `predict`, `collapse`, and scaling."""
+"""Figures of predictions, of the collapse report, and of scaling."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from paper_figs.style import (
     look,
 )
 
-# Predicted energies of every partition under every rule, before anything is simulated
+# Predicted energies of each partition under each rule
 
 PER_ROW = 4
-PREDICT_LOWEST = 1e-8  # of the highest energy: what falls below has long collapsed
-HIGHEST = 1e150  # axes must stay far from the largest number there is
+PREDICT_LOWEST = 1e-8  # relative to the highest energy: lower values have long collapsed
+HIGHEST = 1e150  # axes must stay far from the largest floating-point number
 
 
 def draw_predict(prediction: Prediction) -> tuple[Figure, np.ndarray]:
-    """One panel per rule, or per set of rules that do the same: mean energy of a direction.
+    """Draw one panel per rule, or per set of equal rules: mean energy of a direction.
 
     Args:
         prediction: what `analysis.predict.predict` returned.
@@ -75,14 +75,14 @@ def draw_predict(prediction: Prediction) -> tuple[Figure, np.ndarray]:
         handles.append(Line2D([], [], color="0.3", ls="--", lw=0.8, label="floor"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
     figure.supxlabel("\n".join(["round $t$", *_missing(prediction)]), fontsize=8)
-    # laid out once, not again for each file: that is half of the time that drawing takes
+    # laid out once, not for each file: this halves the time
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure, axes[: len(panels)]
 
 
 def _panels(prediction: Prediction) -> list[list[RulePrediction]]:
-    """Rules that have energies, those of equal energies together."""
+    """Return the rules that have energies, grouped by equal energies."""
     panels: list[list[RulePrediction]] = []
     for row in prediction.rules:
         if "energy" not in row.values:
@@ -136,7 +136,7 @@ def _name(row: RulePrediction) -> str:
     )
 
 
-# Does a rule collapse? Energies of its partitions in every standard scenario
+# Collapse report: energies of a rule's partitions in each standard scenario
 
 Array = NDArray[np.float64]
 
@@ -156,13 +156,16 @@ MARKERS = {"fedavg": "v", "raflora": "^"}
 
 
 def draw_collapse(report: CollapseReport) -> Figure:
-    """One panel per scenario: the rule's partitions, and the highest one of FedAvg and raFLoRA.
+    """Draw one panel per scenario: the rule's partitions.
+
+    And the highest one of FedAvg and raFLoRA.
 
     Args:
         report: any collapse report.
 
     Returns:
-        The figure. Lines are medians over runs, bands hold 80% of the runs, predictions are dashed.
+        The figure. Lines are medians over runs, bands contain 80% of the runs, predictions are
+        dashed.
     """
     count = len(report.scenarios)
     columns = min(COLUMNS, count)
@@ -215,14 +218,14 @@ def _collapse_panel(axis: Axes, part: ScenarioReport, label: str) -> None:
 
 
 def _line(axis: Axes, curves: Array, color: str) -> None:
-    """Median and band of the rule's own partition, (3, T + 1)."""
+    """Draw median and band of the rule's own partition, (3, T + 1)."""
     median, low, high = (_shown(x) for x in curves)
     axis.fill_between(range(len(median)), low, high, color=color, alpha=0.25, lw=0)
     axis.plot(median, color=color, lw=1.8, zorder=3)
 
 
 def _reference(axis: Axes, curves: Array, name: str) -> None:
-    """Median and band of another rule's highest partition."""
+    """Draw median and band of another rule's highest partition."""
     median, low, high = (_shown(x) for x in curves)
     of_rule = look(name)
     axis.fill_between(range(len(median)), low, high, color=of_rule.color, alpha=0.12, lw=0)
@@ -273,7 +276,7 @@ def _collapse_handles(report: CollapseReport) -> list[Line2D | Patch]:
     ]
 
 
-# Speed and scaling: an aggregation, a local step, and a round beside other frameworks
+# Speed and scaling: an aggregation, a local step, and a round in other frameworks
 
 OURS = (BLUE, "-", "^")
 METHODS = {
@@ -288,7 +291,7 @@ OTHERS = ((BLACK, "--", "o"), (VERMILLION, "-", "s"), (GREEN, "-.", "D"), (PURPL
 
 
 def draw_scaling(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """Three panels of times, median and range of the repeats, on logarithmic axes.
+    """Draw three panels of times, median and range of the repeats, on logarithmic axes.
 
     Args:
         data: `aggregation` (method, width, kind), `step` (lane, clients, kind), `round` (framework,
@@ -320,7 +323,7 @@ def draw_scaling(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
 
 
 def caption_scaling(data: xr.Dataset) -> str:
-    """Setting: nothing in it is random but the clock."""
+    """Return the caption: setting; only the times are random."""
     attrs = data.attrs
     return (
         "Median times and their range over repeats, from the recorded benchmarks "

@@ -1,7 +1,7 @@
-"""Symbolic derivation of where the theory stops: what turning a client's basis does.
+"""Derivation of the limits of the theory: the effect of rotating a client's basis.
 
-The theory assumes that clients return the directions they received. Here a client's singular
-vectors are turned by an angle theta, and its update is measured in the server's basis. Assumption:
+The theory assumes that clients return the directions that they received. Here a client's singular
+vectors are rotated by an angle theta, and its update is measured in the server's basis. Assumption:
 Wu et al., arXiv 2602.13486, App. A; all formulas: our derivation.
 """
 
@@ -29,14 +29,19 @@ def _rotation() -> sp.Matrix:
 
 
 def _turned(second: sp.Expr) -> sp.Matrix:
-    """An update with amplitudes x and `second` in the turned basis, seen from the server's."""
+    """Return an update with amplitudes x and `second` in the rotated basis.
+
+    In the server's basis.
+    """
     turn = _rotation()
     return turn * sp.diag(x, second) * turn.T
 
 
 @derivation(r"s / \sigma")
 def gain() -> sp.Expr:
-    """Gain of a direction that is turned towards an empty one: `u^T dW v` over the amplitude.
+    """Return the gain `u^T dW v` / amplitude of a direction that is rotated towards an empty one.
+
+    `u^T dW v` over the amplitude.
 
     Returns:
         `cos(theta)^2`.
@@ -49,7 +54,7 @@ def gain() -> sp.Expr:
 
 @derivation(r"s^2 / \|\Delta W\|^2")
 def preservation_index() -> sp.Expr:
-    """Direction-preservation index of an update with one direction, turned out of the basis.
+    """Return the direction-preservation index of an update whose only direction leaves the basis.
 
     Returns:
         `cos(theta)^4`; 1 where the theory's assumption holds.
@@ -64,7 +69,7 @@ def preservation_index() -> sp.Expr:
 
 @derivation(r"\textstyle\sum_i s_i^2 / \|\Delta W\|^2")
 def exchange_index() -> sp.Expr:
-    """Index of an update whose two directions are turned into each other.
+    """Return the index of an update whose two directions are rotated into each other.
 
     Returns:
         Expression in x, `x_j` and theta: 1 for equal amplitudes, whatever the angle.
@@ -81,7 +86,7 @@ def exchange_index() -> sp.Expr:
 
 @derivation(r"\theta_{\max}")
 def tolerated_angle() -> sp.Expr:
-    """Largest angle at which the energy factor of one round is within epsilon of the theory's.
+    """Return the largest angle at which a round's energy factor is within epsilon of the theory's.
 
     `gain^2 = 1 - epsilon` solved for the angle.
 
@@ -94,14 +99,14 @@ def tolerated_angle() -> sp.Expr:
     cosine = sp.Symbol("z", positive=True)
     squared = gain().subs(sp.cos(theta), cosine) ** 2
     roots = sp.solve(sp.Eq(squared, 1 - epsilon), cosine)
-    # the one root that is the cosine of an acute angle; any small epsilon tells them apart
+    # the only root that is the cosine of an acute angle; any small epsilon distinguishes them
     (acute,) = [root for root in roots if root.subs(epsilon, sp.Rational(1, 20)).is_positive]
     return sp.acos(acute)
 
 
 @derivation(r"\mathrm{energy\ factor} - 1")
 def small_angle_loss() -> sp.Expr:
-    """Leading order of the energy that one round loses by turning.
+    """Return the leading order of a round's energy loss by rotation.
 
     Returns:
         `-2 theta^2`.

@@ -1,8 +1,8 @@
-"""Symbolic derivation of random allocation: every direction is treated alike.
+"""Derivation of random allocation, which treats all directions equally.
 
-Client k carries a uniform random subset of `r_k` of the `r_max` directions, drawn afresh every
-round: it carries a given direction with probability `u_k = r_k / r_max`. All formulas: our
-derivation, for the question that the review of Wu et al., arXiv 2602.13486, asks.
+Client k carries a uniform random subset of `r_k` of the `r_max` directions, drawn every round: it
+carries a given direction with probability `u_k = r_k / r_max`. All formulas: our derivation, for
+the question in the review of Wu et al., arXiv 2602.13486.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RandomShare:
 
 @derivation(r"P(\mathrm{client\ carries\ direction})")
 def carry_probability() -> sp.Expr:
-    """Chance that a random r-subset of R directions holds a given one, by counting subsets.
+    """Return the probability that a random r-subset of R directions contains a given one.
 
     Returns:
         Expression in r and R.
@@ -46,7 +46,7 @@ def carry_probability() -> sp.Expr:
 
 @derivation(r"\pi_{\mathrm{random}}")
 def coverage(num_clients: int = 3) -> sp.Expr:
-    """Coverage of any direction: `sum_k p_k r_k / r_max`, the same for all of them.
+    """Return the coverage `sum_k p_k r_k / r_max`, which is equal for all directions.
 
     Args:
         num_clients: number of explicit clients.
@@ -66,10 +66,10 @@ def coverage(num_clients: int = 3) -> sp.Expr:
 
 @derivation(r"E[W]_{\mathrm{random}}", r"E[W^2]_{\mathrm{random}}", r"E[\textstyle\sum w^2]")
 def share_moments(num_clients: int = 3) -> RandomShare:
-    """Share moments of equal sample counts and a cohort without replacement.
+    """Return the share moments of equal sample counts and a cohort without replacement.
 
-    `W = sum_k 1_k z_k / m` with independent carriers `E[z_k] = E[z_k^2] = u_k`; the symmetric
-    sums over clients are gathered in the mean and the mean square of u.
+    `W = sum_k 1_k z_k / m` with independent carriers `E[z_k] = E[z_k^2] = u_k`; the symmetric sums
+    over clients are expressed by the mean and the mean square of u.
 
     Args:
         num_clients: number of explicit clients, at least 2; the result does not depend on it.
@@ -96,7 +96,7 @@ def share_moments(num_clients: int = 3) -> RandomShare:
 
 @derivation(r"E[W^2]_{\mathrm{random}} - E[W^2]_{\mathrm{SVD}}")
 def excess_over_svd() -> sp.Expr:
-    """Second moment of random minus SVD-based allocation at the same coverage.
+    """Return the second moment of random minus SVD-based allocation at the same coverage.
 
     SVD-based allocation is the case `u_k` in {0, 1}, where `u_2 = pi`; any other has `u_2 < pi`.
 
@@ -112,7 +112,7 @@ def excess_over_svd() -> sp.Expr:
 
 @derivation(r"P_{0,\mathrm{random}}(K = 3, m = 2)")
 def extinction_probability(num_clients: int = 3, cohort_size: int = 2) -> sp.Expr:
-    """P0 of random allocation: nobody of the cohort carries the direction, over all cohorts.
+    """Return probability P0 that no client of the cohort carries the direction, over all cohorts.
 
     Args:
         num_clients: K.
@@ -131,7 +131,7 @@ def extinction_probability(num_clients: int = 3, cohort_size: int = 2) -> sp.Exp
 
 @derivation(r"\rho(t) - \rho(0)")
 def concentration() -> sp.Expr:
-    """Change of the energy ratio when all directions shrink at one mean rate: none.
+    """Return the change of the energy ratio when all directions have the same mean rate: zero.
 
     Mean energies, two groups of directions; under random allocation both have rate `E[W^2]`.
 

@@ -2,8 +2,8 @@
 
     python -m analysis.derivations.appendix [--out FILE]
 
-One section per module; per derivation its first docstring sentence, and what it returns as
-equations. Nothing is written by hand: a derivation added to a module is in the appendix.
+One section per module. Each derivation has its first docstring sentence and its result as
+equations. Everything is generated: a derivation that is added to a module appears in the appendix.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ SECTIONS = (
 )
 """Modules of `analysis.derivations` in the order of the appendix."""
 
-_LONG = 120  # operations from which on an equation is set in fractions and products only
+_LONG = 120  # operations above which an equation is set in fractions and products only
 _SPECIAL = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
 _SPECIAL |= {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "\\": r"\textbackslash{}"}
 _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 
 
 def sections() -> list[ModuleType]:
-    """The modules that hold derivations, in the order of the appendix."""
+    """Return the modules that hold derivations, in the order of the appendix."""
     return [importlib.import_module(f"{__package__}.{name}") for name in SECTIONS]
 
 
 def derivations_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    """The derivations that a module defines, by name, in the order of the file."""
+    """Return the derivations that a module defines, by name, in the order of the file."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -69,7 +69,7 @@ def derivations_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
 
 
 def appendix() -> str:
-    """The whole appendix: sections, sentences and equations.
+    """Return the whole appendix: sections, sentences and equations.
 
     Returns:
         A LaTeX fragment that needs amsmath, without preamble.
@@ -90,7 +90,7 @@ def appendix() -> str:
 
 
 def notation(module: ModuleType) -> list[str]:
-    """What the symbols that a module introduces stand for, one paragraph each.
+    """Return the meaning of a module's symbols, one paragraph each.
 
     Reads the docstrings that follow assignments of symbols.
     """
@@ -108,8 +108,8 @@ def notation(module: ModuleType) -> list[str]:
 
 
 def _statement(label: str, function: Callable[..., Any]) -> str:
-    """One derivation: its sentence, its name and its equations."""
-    sentence = prose((function.__doc__ or "").partition("\n\n")[0])
+    """Return one derivation: its sentence, its name and its equations."""
+    sentence = prose(statement_of(function))
     result = function()
     values = [result]
     if dataclasses.is_dataclass(result):
@@ -119,8 +119,15 @@ def _statement(label: str, function: Callable[..., Any]) -> str:
     return f"{sentence} (\\texttt{{{escape(label)}}})\n" + "\n".join(rows)
 
 
+def statement_of(function: Callable[..., Any]) -> str:
+    """Return the first paragraph of a derivation's docstring as a noun phrase, in one line."""
+    text = " ".join((function.__doc__ or "").partition("\n\n")[0].split())
+    phrase = text.removeprefix("Return ")
+    return phrase if phrase.startswith("`") else phrase[:1].upper() + phrase[1:]
+
+
 def equation(left: str, value: sp.Expr, longest: int = _LONG) -> str:
-    """One displayed equation; a sum of more operations is broken after every few terms."""
+    """Return one displayed equation; longer sums are broken after every few terms."""
     right = sp.latex(value)
     if sp.count_ops(value) > longest:
         right = _broken(value)
@@ -128,7 +135,7 @@ def equation(left: str, value: sp.Expr, longest: int = _LONG) -> str:
 
 
 def _broken(value: sp.Expr, terms_per_line: int = 6) -> str:
-    """A long fraction with its numerator in lines of a few terms each."""
+    """Return a long fraction with its numerator in lines of a few terms each."""
     if not isinstance(value, sp.Expr):
         return sp.latex(value)
     numerator, denominator = sp.fraction(value)
@@ -145,7 +152,7 @@ def _broken(value: sp.Expr, terms_per_line: int = 6) -> str:
 
 
 def prose(text: str) -> str:
-    """A docstring sentence as LaTeX: code in typewriter, special characters escaped."""
+    """Return a docstring sentence as LaTeX: code in typewriter, special characters escaped."""
     pieces = re.split(r"(`[^`]*`|\*[^*]+\*)", " ".join(text.split()))
     return "".join(_piece(piece) for piece in pieces)
 
@@ -158,7 +165,7 @@ def _piece(piece: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Plain text with LaTeX' special characters escaped."""
+    """Return the plain text with LaTeX' special characters escaped."""
     return "".join(_SPECIAL.get(character, character) for character in text)
 
 

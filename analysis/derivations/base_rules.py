@@ -1,8 +1,8 @@
-"""Symbolic derivation of rules that merge into the base: FLoRA's moments, FedEx' two states.
+"""Derivation of rules that merge into the base: FLoRA's moments, and FedEx's two states.
 
-FedEx averages factors into the adapter x and puts what that misses into the base z, so a direction
-has two states per round. Rules: Wang et al. 2024, arXiv 2409.05976, and Singhal et al. 2024,
-arXiv 2410.09432; all maps: our derivation, in the setting of Wu et al., arXiv 2602.13486, App. B.
+FedEx averages factors into the adapter x and puts the residual into the base z, so a direction has
+two states per round. Rules: Wang et al. 2024, arXiv 2409.05976, and Singhal et al. 2024, arXiv
+2410.09432; all maps: our derivation, in the setting of Wu et al., arXiv 2602.13486, App. B.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class SymbolicMoments:
 
 @derivation(r"\alpha", r"\beta", r"q'", r"\kappa", r"\delta^2")
 def flora_moments(num_clients: int = 2) -> SymbolicMoments:
-    """FLoRA's moment map: the base keeps x and gains `sum_k w_k ((a_k - 1) x + b_k)`.
+    """Return FLoRA's moment map: the base keeps x and gains `sum_k w_k ((a_k - 1) x + b_k)`.
 
-    Squared for explicit clients with independent gains and drifts; sums of weights are gathered
-    in `S1 = E[sum w]`, `S2 = E[(sum w)^2]` and `Q = E[sum w^2]`.
+    Squared for explicit clients with independent gains and drifts; sums of weights are expressed by
+    `S1 = E[sum w]`, `S2 = E[(sum w)^2]` and `Q = E[sum w^2]`.
 
     Args:
         num_clients: number of explicit clients, at least 2; the result does not depend on it.
@@ -69,7 +69,7 @@ def flora_moments(num_clients: int = 2) -> SymbolicMoments:
 
 
 def _gather(expression: sp.Expr, weights: tuple[sp.Symbol, ...]) -> sp.Expr:
-    """Expectation over weights of a symmetric quadratic in them, by S1, S2 and Q."""
+    """Return the expectation over weights of a symmetric quadratic in them, by S1, S2 and Q."""
     poly = sp.Poly(sp.expand(expression), *weights)
     constant = poly.coeff_monomial(1)
     linear = poly.coeff_monomial(weights[0])
@@ -83,7 +83,7 @@ def _gather(expression: sp.Expr, weights: tuple[sp.Symbol, ...]) -> sp.Expr:
 
 @derivation(r"(x, z) \mapsto")
 def fedex_map() -> sp.ImmutableMatrix:
-    """FedEx' round as a matrix on (x, z), for drift of mean zero.
+    """Return FedEx's round as a matrix on (x, z), for drift of mean zero.
 
     A contributor trains the total `x + z` to `a (x + z) + b` and returns the adapter
     `y = a (x + z) + b - z`; averaged factors hold `W^2 y`, the residual `(W - W^2) y` joins z.
@@ -104,7 +104,7 @@ def _fedex_round() -> sp.Matrix:
 
 @derivation(r"(x + z)' / x\ (z = 0)")
 def fedex_total() -> sp.Expr:
-    """Total after FedEx' first round with perfect gain, nothing in the base yet: as FedAvg.
+    """Return the total after FedEx's first round with perfect gain and an empty base: as FedAvg.
 
     Returns:
         W.
@@ -118,7 +118,7 @@ def fedex_total() -> sp.Expr:
 
 @derivation(r"(x + z)_t / x_0\ (a = 1)")
 def fedex_total_after() -> sp.Expr:
-    """Total after t rounds of FedEx with perfect gain, full participation and an empty base.
+    """Return the total after t rounds of FedEx with perfect gain, full participation, empty base.
 
     The t-th power of the round's matrix, by its eigenvectors.
 
@@ -136,7 +136,7 @@ def fedex_total_after() -> sp.Expr:
 
 @derivation(r"(x + z)_\infty / x_0\ (a = 1)")
 def fedex_total_limit() -> sp.Expr:
-    """Total that FedEx keeps in the end with perfect gain: no collapse, but a loss.
+    """Return the limit of FedEx's total with perfect gain: a loss, but no collapse.
 
     Returns:
         `W / (1 + W)`.
@@ -152,7 +152,7 @@ def fedex_total_limit() -> sp.Expr:
 
 @derivation(r"(x^2, x z, z^2) \mapsto")
 def fedex_energy_map() -> sp.ImmutableMatrix:
-    """FedEx' round on `(x^2, x z, z^2)`; its spectral radius is the energy rate.
+    """Return FedEx's round on `(x^2, x z, z^2)`; its spectral radius is the energy rate.
 
     Random cohorts: the expectation replaces powers of W by the moments `E[W^j]`, j = 1..4; W is
     independent of the state.
@@ -181,7 +181,7 @@ def _expect_share(entry: sp.Expr, moments: dict[sp.Expr, sp.Expr]) -> sp.Expr:
 
 @derivation(r"x_\infty", r"z_\infty")
 def fedex_rest_point() -> FedExRest:
-    """Where FedEx with a gain below 1 and drift comes to rest, full participation.
+    """Return the fixed point of FedEx with a gain below 1 and drift, under full participation.
 
     Returns:
         Expressions in a, b and W: the adapter is empty and the base holds `b / (1 - a)`.
@@ -195,7 +195,7 @@ def fedex_rest_point() -> FedExRest:
 
 @dataclass(frozen=True)
 class FedExRest:
-    """Adapter and base at rest."""
+    """Adapter and base at the fixed point."""
 
     adapter: sp.Expr
     base: sp.Expr

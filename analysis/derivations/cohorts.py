@@ -1,9 +1,9 @@
-"""Symbolic derivation of the moments of a cohort's share W of contributors, equal sample counts.
+"""Derivation of the moments of a cohort's share W of contributors, for equal sample counts.
 
 `W = H / m` with H the number of contributor draws, a sum of indicators. A product of distinct
-indicators has the same expectation whichever clients (or draws) it names, so the factorial moments
-`E[H (H - 1) ... (H - j + 1)]` are a count of tuples times one probability; powers of H are sums
-of those. Setting: Wu et al., arXiv 2602.13486, Sec. 4; all moments: our derivation.
+indicators has the same expectation for all clients (or draws), so the factorial moments
+`E[H (H - 1) ... (H - j + 1)]` are a number of tuples times one probability; powers of H are sums of
+those. Setting: Wu et al., arXiv 2602.13486, Sec. 4; all moments: our derivation.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _falling(base: sp.Expr, order: int) -> sp.Expr:
 
 
 def _in_falling(power: int) -> list[sp.Expr]:
-    """Coefficients a_j of `h^power = sum_j a_j h (h - 1) ... (h - j + 1)`, by division."""
+    """Return coefficients a_j of `h^power = sum_j a_j h (h - 1) ... (h - j + 1)`, by division."""
     h = sp.Symbol("h")
     rest, coefficients = sp.Poly(h**power, h), [sp.Integer(0)] * (power + 1)
     for j in range(power, -1, -1):
@@ -52,7 +52,7 @@ def _in_falling(power: int) -> list[sp.Expr]:
 
 
 def _share_moments(factorial: list[sp.Expr], squares: sp.Expr) -> ShareMoments:
-    """Moments of `W = H / m` from the factorial moments of H of orders 0 to 4."""
+    """Return the moments of `W = H / m` from the factorial moments of H of orders 0 to 4."""
     raw = [
         sum(a * factorial[j] for j, a in enumerate(_in_falling(power))) / m**power
         for power in range(1, 5)
@@ -62,10 +62,10 @@ def _share_moments(factorial: list[sp.Expr], squares: sp.Expr) -> ShareMoments:
 
 @derivation(*MOMENTS)
 def without_replacement() -> ShareMoments:
-    """Share moments of a uniform cohort of m clients out of K without replacement.
+    """Return the share moments of a uniform cohort of m clients out of K without replacement.
 
-    The n contributors have indicators with `P(j given clients all drawn) = (m)_j / (K)_j`.
-    A contributor that is drawn weighs `1 / m`, so `E[sum w^2] = n P(drawn) / m^2`.
+    The n contributors have indicators with `P(j given clients all drawn) = (m)_j / (K)_j`. A
+    contributor that is drawn weighs `1 / m`, so `E[sum w^2] = n P(drawn) / m^2`.
 
     Returns:
         Expressions in K, m and pi.
@@ -79,7 +79,7 @@ def without_replacement() -> ShareMoments:
 
 @derivation(*MOMENTS)
 def with_replacement() -> ShareMoments:
-    """Share moments of m uniform draws with replacement.
+    """Return the share moments of m uniform draws with replacement.
 
     The m draws are independent, each a contributor with probability `n / K`; client k is drawn
     `c_k` times, `E[c_k^2] = Var + mean^2` of a binomial count, and weighs `c_k / m`.
@@ -97,7 +97,7 @@ def with_replacement() -> ShareMoments:
 
 @derivation(*MOMENTS)
 def bernoulli_unnormalized() -> ShareMoments:
-    """Share moments of independent participation with probability `m / K`, weights `1 / m` each.
+    """Return share moments of independent participation with probability `m / K`, weights `1 / m`.
 
     Weights are not divided by the cohort's size, so W is unbiased, may exceed 1, and is 0 in a
     round without clients.
@@ -114,7 +114,7 @@ def bernoulli_unnormalized() -> ShareMoments:
 
 @derivation(*(rf"{moment[:-1]} \mid |S| = s]" for moment in MOMENTS))
 def bernoulli_given_size() -> ShareMoments:
-    """Share moments of a Bernoulli cohort of s clients, weights divided by its size.
+    """Return the share moments of a Bernoulli cohort of s clients, weights divided by its size.
 
     All cohorts of s clients are equally likely, `pi_B^s (1 - pi_B)^(K - s)` each, so
     `P(j given clients | s)` is the fraction `C(K - j, s - j) / C(K, s)` of them: given its size, a
@@ -131,7 +131,7 @@ def bernoulli_given_size() -> ShareMoments:
     joint = [sp.binomial(K - j, size - j) * weight / total for j in range(5)]
     factorial = [_falling(n, j) * sp.combsimp(p) for j, p in enumerate(joint)]
     found = _share_moments(factorial, n * sp.combsimp(joint[1]) / size**2)
-    # `_share_moments` divides by the cohort size m; here it is s
+    # `_share_moments` divides by the cohort size m, which is s here
     raw = [found.first, found.second, found.third, found.fourth]
     scaled = [sp.factor(value * (m / size) ** power) for power, value in enumerate(raw, start=1)]
     return ShareMoments(*[*scaled, found.squares])
@@ -139,7 +139,7 @@ def bernoulli_given_size() -> ShareMoments:
 
 @derivation(r"E[W^2]_{\mathrm{Bernoulli}}")
 def bernoulli_renormalized(power: int = 2) -> sp.Expr:
-    """Share moment of a Bernoulli cohort that is redrawn while empty, weights over its size.
+    """Return the share moment of a Bernoulli cohort that is redrawn while empty.
 
     `sum_{s >= 1} P(|S| = s) E[W^p | s] / (1 - P(|S| = 0))` with |S| binomial.
 
@@ -159,7 +159,7 @@ def bernoulli_renormalized(power: int = 2) -> sp.Expr:
 
 @derivation(r"E[\textstyle\sum_k w_k^2]_{\mathrm{Bernoulli}}")
 def bernoulli_squares() -> sp.Expr:
-    """`E[sum_k w_k^2]` of a Bernoulli cohort that is redrawn while empty.
+    """Return `E[sum_k w_k^2]` of a Bernoulli cohort that is redrawn while empty.
 
     Returns:
         A finite sum over s, in K, pi and `pi_B = m / K`.
@@ -171,7 +171,7 @@ def bernoulli_squares() -> sp.Expr:
 
 
 def _over_sizes(value: sp.Expr) -> sp.Expr:
-    """Mean over the size of a Bernoulli cohort that is not empty."""
+    """Return the mean over the size of a Bernoulli cohort that is not empty."""
     s = sp.Symbol("s", integer=True, positive=True)
     mass = sp.binomial(K, s) * share**s * (1 - share) ** (K - s)
     return sp.Sum(mass * value.subs(size, s), (s, 1, K)) / (1 - (1 - share) ** K)
@@ -179,7 +179,7 @@ def _over_sizes(value: sp.Expr) -> sp.Expr:
 
 @derivation(r"E[H^2] / E[H]^2 - 1")
 def relative_variance() -> sp.Expr:
-    """Squared coefficient of variation of H, i.e. of W, without replacement.
+    """Return the squared coefficient of variation of H, i.e. of W, without replacement.
 
     Returns:
         Expression in K, m and pi; zero at m = K.

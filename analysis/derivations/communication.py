@@ -1,4 +1,4 @@
-"""Symbolic derivation of the numbers that a round sends, per rule and layer.
+"""Derivation of the number of values that a round sends, per rule and layer.
 
 A client of rank r holds `B: (d_out, r)` and `A: (r, d_in)`. Cohorts are uniform, m of K clients
 without replacement. All counts: our derivation, for the rules of Wu et al., arXiv 2602.13486, and
@@ -28,19 +28,22 @@ mean_rank = sp.Symbol("r_bar", positive=True)
 
 @dataclass(frozen=True)
 class Traffic:
-    """Expected numbers that a round's cohort sends and receives, summed over its clients."""
+    """Expected number of values that a round's cohort sends and receives.
+
+    Summed over its clients.
+    """
 
     upload: sp.Expr
     download: sp.Expr
 
 
 def _entries(*shapes: tuple[sp.Expr, sp.Expr]) -> sp.Expr:
-    """Numbers in matrices of the given shapes."""
+    """Return the number of values in matrices of the given shapes."""
     return sp.factor(sp.Add(*[rows * columns for rows, columns in shapes]))
 
 
 def _over_cohort(per_client: sp.Expr, num_clients: int = 3) -> sp.Expr:
-    """Expected sum over the cohort of a number linear in the client's rank."""
+    """Return the expected sum over the cohort of a number linear in the client's rank."""
     ranks = sp.symbols(f"r_1:{num_clients + 1}", positive=True)
     total = sp.Add(*[m / K * per_client.subs(r, rank) for rank in ranks])
     slope = sp.diff(total, ranks[0])
@@ -49,7 +52,7 @@ def _over_cohort(per_client: sp.Expr, num_clients: int = 3) -> sp.Expr:
 
 
 def stack_rank(num_clients: int = 3) -> sp.Expr:
-    """Expected sum of the ranks of a cohort, `sum_k P(k in S) r_k`.
+    """Return the expected sum of the ranks of a cohort, `sum_k P(k in S) r_k`.
 
     Args:
         num_clients: number of explicit clients; the result does not depend on it.
@@ -65,7 +68,7 @@ def stack_rank(num_clients: int = 3) -> sp.Expr:
 
 @derivation(r"r (d_{\mathrm{in}} + d_{\mathrm{out}})")
 def adapter_size() -> sp.Expr:
-    """Numbers in both factors of one client.
+    """Return the number of values in both factors of one client.
 
     Returns:
         Expression in r, `d_in` and `d_out`.
@@ -78,7 +81,9 @@ def adapter_size() -> sp.Expr:
 
 @derivation(r"\mathrm{up}", r"\mathrm{down}")
 def factors() -> Traffic:
-    """Both factors up and both down: FedAvg of products, zero padding, HetLoRA, RBLA, raFLoRA.
+    """Return the traffic of both factors in both directions.
+
+    Applies to FedAvg of products, zero padding, HetLoRA, RBLA and raFLoRA.
 
     Returns:
         Expressions in m, the mean rank, `d_in` and `d_out`.
@@ -92,7 +97,7 @@ def factors() -> Traffic:
 
 @derivation(r"\mathrm{up}_{\mathrm{FFA}}", r"\mathrm{down}_{\mathrm{FFA}}")
 def frozen_factor() -> Traffic:
-    """FFA-LoRA: A is known to everybody and frozen, B alone travels.
+    """Return the traffic of FFA-LoRA, which sends B only, because A is frozen and known to all.
 
     Returns:
         Expressions in m, the mean rank and `d_out`.
@@ -106,7 +111,7 @@ def frozen_factor() -> Traffic:
 
 @derivation(r"\mathrm{up}_{\mathrm{FLoRA}}", r"\mathrm{down}_{\mathrm{FLoRA}}")
 def stacked(num_clients: int = 3) -> Traffic:
-    """FLoRA: every client of the cohort receives the stack of all its adapters.
+    """Return traffic of FLoRA, where each client receives the stack of all adapters of the cohort.
 
     The stack has rank `sum_S r_k`, and m clients receive it.
 
@@ -125,9 +130,9 @@ def stacked(num_clients: int = 3) -> Traffic:
 
 @derivation(r"\mathrm{down}_{\mathrm{FLoRA, Bernoulli}}")
 def stacked_bernoulli() -> sp.Expr:
-    """FLoRA's download for Bernoulli cohorts that are redrawn while empty.
+    """Return FLoRA's download for Bernoulli cohorts that are redrawn while empty.
 
-    `E[|S| sum_S r_k] = sum_k r_k sum_j P(j and k take part)`: each k meets itself and K - 1 others.
+    `E[|S| sum_S r_k] = sum_k r_k sum_j P(j and k take part)`, over k itself and K - 1 others.
 
     Returns:
         Expression in K, m, the mean rank, `d_in` and `d_out`.
@@ -143,10 +148,10 @@ def stacked_bernoulli() -> sp.Expr:
 
 @derivation(r"\det(\mathrm{diag}(w) - w w^T)")
 def residual_determinant(num_contributors: int = 3) -> sp.Expr:
-    """Determinant that decides the rank of FedEx' residual in one direction.
+    """Return the determinant that decides the rank of FedEx's residual in one direction.
 
-    The residual of H contributors is `[B_k] (diag(w) - w w^T) [A_k]`. It is singular exactly where
-    they weigh 1 together: there it has rank H - 1, and rank H in a direction with other clients.
+    The residual of H contributors is `[B_k] (diag(w) - w w^T) [A_k]`. It is singular exactly if
+    their weights sum to 1: then its rank is H - 1, otherwise H.
 
     Args:
         num_contributors: H.
@@ -163,7 +168,7 @@ def residual_determinant(num_contributors: int = 3) -> sp.Expr:
 
 @derivation(r"\mathrm{down}_{\mathrm{FedEx, dense}} - \mathrm{down}_{\mathrm{factors}}")
 def dense_residual() -> sp.Expr:
-    """What FedEx adds to a cohort's download when the residual is sent as a dense matrix.
+    """Return FedEx's additional download if the residual is sent as a dense matrix.
 
     Returns:
         Expression in m, `d_in` and `d_out`.
@@ -176,7 +181,7 @@ def dense_residual() -> sp.Expr:
 
 @derivation(r"\mathrm{down}_{\mathrm{FedEx, factors}} - \mathrm{down}_{\mathrm{factors}}")
 def stacked_residual() -> sp.Expr:
-    """What FedEx adds to a cohort's download when the residual is sent as the stack of factors.
+    """Return FedEx's additional download if the residual is sent as a stack of factors.
 
     Returns:
         Expression in m, the mean rank, `d_in` and `d_out`: as much as FLoRA's stack.
@@ -189,7 +194,7 @@ def stacked_residual() -> sp.Expr:
 
 @derivation(r"\sum_S r_k")
 def break_even_rank() -> sp.Expr:
-    """Rank of a stack from which on the dense matrix is the shorter message.
+    """Return the rank of a stack above which the dense matrix is shorter.
 
     Returns:
         Expression in `d_in` and `d_out`.
@@ -203,7 +208,7 @@ def break_even_rank() -> sp.Expr:
 
 @derivation(r"\mathrm{down}_{\mathrm{FLoRA}} / \mathrm{down}_{\mathrm{factors}}")
 def stack_overhead() -> sp.Expr:
-    """FLoRA's download over that of the rules that send adapters back.
+    """Return FLoRA's download relative to the rules that send adapters back.
 
     Returns:
         m.

@@ -1,7 +1,7 @@
-"""Symbolic derivation of extinction and of the mean inverse number of contributors.
+"""Derivation of extinction and of the mean inverse number of contributors.
 
-Both come from the law of H, the number of contributors (or contributor draws) in one cohort.
-Setting: Wu et al., arXiv 2602.13486, Sec. 5; all formulas: our derivation.
+Both follow from the distribution of H, the number of contributors (or contributor draws) in one
+cohort. Setting: Wu et al., arXiv 2602.13486, Sec. 5; all formulas: our derivation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Extinction:
 
 @derivation(r"E[\textstyle\sum_k c_k^2 \mid d]")
 def repeated_client_squares() -> sp.Expr:
-    """`E[sum_k c_k^2 | d]` for d uniform draws among n clients, `c_k` the count of client k.
+    """Return `E[sum_k c_k^2 | d]` for d uniform draws among n clients, `c_k` the count of client k.
 
     The sum counts ordered pairs of draws that hit the same client: d pairs of a draw with itself,
     and `d (d - 1)` others that agree with probability `1 / n`.
@@ -45,7 +45,7 @@ def repeated_client_squares() -> sp.Expr:
 
 @derivation(r"P_0(m = 3)")
 def extinction_probability(cohort_size: int = 3) -> sp.Expr:
-    """P0 for uniform cohorts without replacement: no draw hits one of the n contributors.
+    """Return P0 for uniform cohorts without replacement: no draw hits one of the n contributors.
 
     Clients are drawn one after the other, so `P0 = prod_j (K - n - j) / (K - j)`.
 
@@ -68,7 +68,7 @@ def extinction_probability(cohort_size: int = 3) -> sp.Expr:
     r"P_0^{\mathrm{Bernoulli}, S \neq \emptyset}",
 )
 def extinction() -> Extinction:
-    """P0 of every cohort law: the chance that a round has no contributor.
+    """Return P0 of each cohort law: the probability that a round has no contributor.
 
     Without replacement the cohort is one of `C(K - n, m)` among `C(K, m)`; independent draws or
     clients all miss; of Bernoulli cohorts the empty one is redrawn.
@@ -90,10 +90,10 @@ def extinction() -> Extinction:
 
 @derivation(r"E[1/H;\, H > 0]")
 def inverse_contributors() -> sp.Expr:
-    """`E[1/H; H > 0]` for uniform cohorts without replacement, H the number of contributors.
+    """Return `E[1/H; H > 0]` for uniform cohorts without replacement, H the number of contributors.
 
-    `H = h` in `C(n, h) C(K - n, m - h)` of `C(K, m)` cohorts; this is raFLoRA's `E[sum w^2]`,
-    every contributor weighing `1 / H`.
+    `H = h` in `C(n, h) C(K - n, m - h)` of `C(K, m)` cohorts; this is raFLoRA's `E[sum w^2]`, every
+    contributor weighing `1 / H`.
 
     Returns:
         A finite sum over h, in K, m and n.
@@ -108,7 +108,7 @@ def inverse_contributors() -> sp.Expr:
 
 @derivation(r"E[\textstyle\sum_k w_k^2]_{\mathrm{raFLoRA, with}}")
 def inverse_contributors_with_replacement() -> sp.Expr:
-    """RaFLoRA's `E[sum_k w_k^2]` for draws with replacement: client k weighs `c_k / D`.
+    """Return raFLoRA's `E[sum_k w_k^2]` for draws with replacement, with weights `c_k / D`.
 
     D contributor draws are binomial; given D = d, `sum c_k^2` has `repeated_client_squares`.
 
@@ -125,7 +125,7 @@ def inverse_contributors_with_replacement() -> sp.Expr:
 
 @derivation(r"E[1/H;\, H > 0]_{\mathrm{Bernoulli}}")
 def inverse_contributors_bernoulli() -> sp.Expr:
-    """`E[1/H; H > 0]` for Bernoulli cohorts that are redrawn while empty.
+    """Return `E[1/H; H > 0]` for Bernoulli cohorts that are redrawn while empty.
 
     H is binomial over the n contributors; a cohort with a contributor is never empty.
 

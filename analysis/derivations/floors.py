@@ -1,8 +1,8 @@
-"""Symbolic derivation of the second-moment recursion, its floor and its phase boundary.
+"""Derivation of the second-moment recursion, its floor and its phase boundary.
 
 `x' = sum_k w_k (a_k x + b_k)` is squared for a few explicit clients and the expectation is taken
-term by term; gains and drifts are drawn afresh every round. Setting: Wu et al., arXiv 2602.13486,
-App. B; all constants: our derivation.
+term by term; gains and drifts are drawn every round. Setting: Wu et al., arXiv 2602.13486, App. B;
+all constants: our derivation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TITLE = "Non-IID updates: second-moment recursion and floors"
 
 @derivation(r"E[x']")
 def mean_recursion(num_clients: int = 3) -> sp.Expr:
-    """`E[x']` from `x' = sum_k w_k (a_k x + b_k)`.
+    """Return `E[x']` from `x' = sum_k w_k (a_k x + b_k)`.
 
     Args:
         num_clients: number of explicit clients, at least 2; the result does not depend on it.
@@ -41,7 +41,7 @@ def mean_recursion(num_clients: int = 3) -> sp.Expr:
 
 @derivation(r"E[x'^2]")
 def second_moment_recursion(num_clients: int = 3) -> sp.Expr:
-    """`E[x'^2]` from `x' = sum_k w_k (a_k x + b_k)`, gains and drifts independent over clients.
+    """Return `E[x'^2]` from `x' = sum_k w_k (a_k x + b_k)` with independent gains and drifts.
 
     After the expectation over clients the square is a symmetric quadratic form in the weights,
     `alpha sum w_k^2 + beta sum_{j != k} w_j w_k`, whose expectation over cohorts is
@@ -68,7 +68,7 @@ def second_moment_recursion(num_clients: int = 3) -> sp.Expr:
 
 
 def _update(num_clients: int) -> tuple[sp.Expr, tuple[sp.Symbol, ...]]:
-    """The new amplitude and its weights, all symbols explicit."""
+    """Return the new amplitude and its weights, all symbols explicit."""
     weights = sp.symbols(f"w_0:{num_clients}")
     gains, drifts = _clients(num_clients)
     x = sp.Symbol("x")
@@ -81,7 +81,7 @@ def _clients(num_clients: int) -> tuple[tuple[sp.Symbol, ...], tuple[sp.Symbol, 
 
 
 def _expect_clients(expression: sp.Expr, num_clients: int) -> sp.Expr:
-    """Expectation over gains, drifts and x, term by term; weights stay as they are."""
+    """Return the expectation over gains, drifts and x, term by term, for fixed weights."""
     gains, drifts = _clients(num_clients)
     moments = dict.fromkeys(gains, (g, g**2 + nu**2))
     moments |= dict.fromkeys(drifts, (c, c**2 + tau**2))
@@ -99,7 +99,7 @@ def _expect_clients(expression: sp.Expr, num_clients: int) -> sp.Expr:
 
 @derivation(r"q'")
 def rate() -> sp.Expr:
-    """q', the coefficient of `E[x^2]` in `second_moment_recursion`.
+    """Return q', the coefficient of `E[x^2]` in `second_moment_recursion`.
 
     Returns:
         Expression in g, nu, S2 and Q.
@@ -112,7 +112,7 @@ def rate() -> sp.Expr:
 
 @derivation(r"\partial E[x'^2] / \partial E[x]")
 def cross() -> sp.Expr:
-    """The coefficient of `E[x]` in `second_moment_recursion`.
+    """Return the coefficient of `E[x]` in `second_moment_recursion`.
 
     Returns:
         Expression in g, c and S2.
@@ -125,7 +125,7 @@ def cross() -> sp.Expr:
 
 @derivation(r"\delta^2")
 def noise() -> sp.Expr:
-    """`delta^2`, the part of `second_moment_recursion` without the amplitude.
+    """Return `delta^2`, the part of `second_moment_recursion` without the amplitude.
 
     Returns:
         Expression in c, tau, S2 and Q.
@@ -138,7 +138,7 @@ def noise() -> sp.Expr:
 
 @derivation(r"E[x_\infty^2]_{c = 0}")
 def floor() -> sp.Expr:
-    """Fixed point of the energy for drift of mean zero, `E = q' E + delta^2`.
+    """Return the fixed point of the energy for drift of mean zero, `E = q' E + delta^2`.
 
     Returns:
         Expression in g, nu, tau, S2 and Q; a floor where q' < 1.
@@ -153,7 +153,7 @@ def floor() -> sp.Expr:
 
 @derivation(r"E[x_\infty]")
 def mean_floor() -> sp.Expr:
-    """Fixed point of the mean amplitude, where drift of mean c holds it.
+    """Return the fixed point of the mean amplitude under drift of mean c.
 
     Returns:
         Expression in g, c and S1; reached where `|g S1| < 1`.
@@ -167,7 +167,7 @@ def mean_floor() -> sp.Expr:
 
 @derivation(r"E[x_\infty^2]")
 def floor_with_drift() -> sp.Expr:
-    """Fixed point of the energy for drift of any mean: both recursions at rest.
+    """Return the fixed point of the energy for drift of any mean, from both recursions.
 
     Returns:
         Expression in g, c, nu, tau, S1, S2 and Q; reached where q' < 1 and `|g S1| < 1`.
@@ -181,7 +181,7 @@ def floor_with_drift() -> sp.Expr:
 
 @derivation(r"E[x_t^2]_{c = 0}")
 def energy_after(rounds: sp.Symbol = t) -> sp.Expr:
-    """Energy after any number of rounds, for drift of mean zero: the recurrence solved.
+    """Return energy after any number of rounds for drift of mean zero, by solving the recurrence.
 
     Args:
         rounds: an integer symbol.
@@ -201,7 +201,9 @@ def energy_after(rounds: sp.Symbol = t) -> sp.Expr:
 
 @derivation(r"E[x_t^2]_{c = 0,\, q' = 1}")
 def energy_at_boundary() -> sp.Expr:
-    """Energy at the phase boundary `q' = 1`: it grows by `delta^2` per round, without a floor.
+    """Return the energy at the phase boundary `q' = 1`, which grows by `delta^2` per round.
+
+    There is no floor.
 
     Returns:
         Expression in `x2_start`, tau, Q and t.
@@ -216,7 +218,7 @@ def energy_at_boundary() -> sp.Expr:
 
 @derivation(r"\nu_{\mathrm{critical}}")
 def critical_gain_std() -> sp.Expr:
-    """Heterogeneity nu at which q' = 1: from there on nothing is suppressed.
+    """Return the heterogeneity nu at which q' = 1; above it nothing is suppressed.
 
     Returns:
         Expression in g, S2 and Q; real where `g^2 S2 <= 1`.
@@ -231,12 +233,12 @@ def critical_gain_std() -> sp.Expr:
 
 @derivation(r"E[x'^2]_{\mathrm{carry}}")
 def carry(recursion: sp.Expr | None = None) -> sp.Expr:
-    """Recursion with "keep the previous amplitude if nobody contributes".
+    """Return the recursion that keeps the previous amplitude in rounds without a contributor.
 
-    Without contributor all weights are zero, so the old square is added with probability P0.
+    Without a contributor all weights are zero, so the old square is added with probability P0.
 
     Args:
-        recursion: `E[x'^2]` under `zero`; `second_moment_recursion` when not given.
+        recursion: `E[x'^2]` under `zero`; `second_moment_recursion` by default.
 
     Returns:
         `E[x'^2]` under `carry`.
@@ -250,7 +252,7 @@ def carry(recursion: sp.Expr | None = None) -> sp.Expr:
 
 @derivation(r"q'_{\mathrm{raFLoRA, zero}}")
 def raflora_rate() -> sp.Expr:
-    """Rate of raFLoRA with `zero`: its weights add up to 1 unless nobody contributes.
+    """Return the rate of raFLoRA with `zero`, whose weights sum to 1 if there is a contributor.
 
     Returns:
         Expression in g, nu, P0 and `Q = E[1/H; H > 0]`: `1 - P0` for perfect gains.
@@ -263,9 +265,9 @@ def raflora_rate() -> sp.Expr:
 
 @derivation(r"(q' - 1)_{\mathrm{carry},\, g = 1,\, \nu = 0}")
 def carry_excess() -> sp.Expr:
-    """How far raFLoRA with `carry` is from rate 1 for perfect gains: not at all.
+    """Return the difference of raFLoRA's rate with `carry` from 1 for perfect gains: zero.
 
-    raFLoRA's weights sum to 1 if somebody contributes, so `E[(sum w)^2] = 1 - P0`.
+    raFLoRA's weights sum to 1 if there is a contributor, so `E[(sum w)^2] = 1 - P0`.
 
     Returns:
         Zero.
@@ -278,7 +280,7 @@ def carry_excess() -> sp.Expr:
 
 
 def fedavg_cohort_moments() -> dict[sp.Symbol, sp.Expr]:
-    """S1, S2, Q of FedAvg for uniform cohorts without replacement and equal sample counts.
+    """Return S1, S2, Q of FedAvg for uniform cohorts without replacement and equal sample counts.
 
     Returns:
         Substitutions in K, m and pi.

@@ -1,4 +1,4 @@
-"""Symbolic derivation of LoRA's own training: logistic flow and a phase transition.
+"""Derivation of LoRA training as a gradient flow: logistic flow and a phase transition.
 
 One direction of the loss `0.5 ||B A - M||_F^2` with balanced factors, gradient flow for time T,
 then `x' = omega f(x)` on the server. The cohort size is m elsewhere, so the target amplitude is M.
@@ -25,7 +25,7 @@ start, y = sp.symbols("x_0 y", positive=True)
 
 @dataclass(frozen=True)
 class Sides:
-    """What holds below the threshold and above it."""
+    """Results below and above the threshold."""
 
     below: sp.Expr
     above: sp.Expr
@@ -43,7 +43,7 @@ class FlowLimits:
 
 @derivation(r"\dot x")
 def amplitude_flow() -> sp.Expr:
-    """Gradient flow of one direction's amplitude `x = b a` from balanced factors.
+    """Return the gradient flow of one direction's amplitude `x = b a` from balanced factors.
 
     `db/dt = -dL/db`, `da/dt = -dL/da` with `L = 0.5 (b a - M)^2`; the product rule, then
     `a^2 = b^2 = x`, which stays so (see `balance`).
@@ -61,7 +61,7 @@ def amplitude_flow() -> sp.Expr:
 
 @derivation(r"\tfrac{d}{dt}(b^2 - a^2)")
 def balance() -> sp.Expr:
-    """Change of the factors' imbalance along the flow: none, balanced factors stay balanced.
+    """Return change of the factors' imbalance along the flow: zero, so that balance is preserved.
 
     Returns:
         Zero.
@@ -74,7 +74,7 @@ def balance() -> sp.Expr:
 
 
 def _factor_flow() -> tuple[sp.Symbol, sp.Symbol, sp.Expr, sp.Expr]:
-    """Factors a, b of one direction and their negative gradients."""
+    """Return the factors a, b of one direction and their negative gradients."""
     a, b = sp.symbols("a b", positive=True)
     loss = sp.Rational(1, 2) * (b * a - M) ** 2
     return a, b, -sp.diff(loss, a), -sp.diff(loss, b)
@@ -82,7 +82,7 @@ def _factor_flow() -> tuple[sp.Symbol, sp.Symbol, sp.Expr, sp.Expr]:
 
 @derivation(r"f(x)")
 def local_map() -> sp.Expr:
-    """Amplitude after local time T: the flow solved in `y = 1/x`, where it is linear.
+    """Return amplitude after local time T, by solving the flow in `y = 1/x`, where it is linear.
 
     Returns:
         Expression in x, M and `G = exp(2 M T)`, equal to `M G x / (M + x (G - 1))`.
@@ -100,7 +100,7 @@ def local_map() -> sp.Expr:
 
 @derivation(r"f(x)_{M = 0}")
 def local_map_without_target() -> sp.Expr:
-    """Amplitude after local time T where the target has nothing in the direction, as a limit.
+    """Return the amplitude after local time T for a target of zero, as a limit.
 
     Returns:
         Expression in x and T.
@@ -113,7 +113,7 @@ def local_map_without_target() -> sp.Expr:
 
 @derivation(r"f'(0)")
 def local_gain() -> sp.Expr:
-    """Growth of a small amplitude in one round of local training.
+    """Return the growth of a small amplitude in one round of local training.
 
     Returns:
         G.
@@ -126,7 +126,7 @@ def local_gain() -> sp.Expr:
 
 @derivation(r"x'")
 def round_map() -> sp.Expr:
-    """One round: local training, then the rule's multiplier.
+    """Return one round: local training, then the rule's multiplier.
 
     Returns:
         Expression in x, M, G and omega.
@@ -139,7 +139,7 @@ def round_map() -> sp.Expr:
 
 @derivation(r"y'")
 def inverse_round_map() -> sp.Expr:
-    """One round in `y = 1/x`: an affine map.
+    """Return one round in `y = 1/x`: an affine map.
 
     Returns:
         Expression in y, M, G and omega, linear in y.
@@ -154,7 +154,7 @@ def inverse_round_map() -> sp.Expr:
 
 @derivation(r"x_t")
 def amplitude_after() -> sp.Expr:
-    """Amplitude after t rounds: the affine recurrence in 1/x solved, for `omega G` not 1.
+    """Return amplitude after t rounds: the affine recurrence in 1/x solved, for `omega G` not 1.
 
     Returns:
         Expression in `x_0`, M, G, omega and t.
@@ -167,7 +167,9 @@ def amplitude_after() -> sp.Expr:
 
 @derivation(r"x_t\ (\omega G = 1)")
 def critical_amplitude() -> sp.Expr:
-    """Amplitude after t rounds at the threshold: the recurrence in 1/x adds a constant.
+    """Return the amplitude after t rounds at the threshold.
+
+    Where the recurrence in 1/x adds a constant.
 
     Returns:
         Expression in `x_0`, M, G and t.
@@ -179,7 +181,7 @@ def critical_amplitude() -> sp.Expr:
 
 
 def _solve_inverse(step: sp.Expr) -> sp.Expr:
-    """`y(t)` of the recurrence `y' = step(y)` from `y(0) = 1/x_0`."""
+    """Return `y(t)` of the recurrence `y' = step(y)` from `y(0) = 1/x_0`."""
     inverse = sp.Function("y")
     recurrence = inverse(t + 1) - step.subs(y, inverse(t))
     return sp.simplify(sp.rsolve(recurrence, inverse(t), {inverse(0): 1 / start}))
@@ -187,7 +189,7 @@ def _solve_inverse(step: sp.Expr) -> sp.Expr:
 
 @derivation(r"\lim_{t \to \infty} t\, x_t\ (\omega G = 1)")
 def critical_law() -> sp.Expr:
-    """The `1/t` law at the threshold, whatever the start.
+    """Return the `1/t` law at the threshold, which does not depend on the start.
 
     Returns:
         Expression in M and G.
@@ -200,7 +202,7 @@ def critical_law() -> sp.Expr:
 
 @derivation(r"\mathrm{threshold:}\ 1")
 def threshold() -> sp.Expr:
-    """Slope of the round map at zero: below 1 the direction collapses to exactly zero.
+    """Return the slope of the round map at zero: below 1 the direction collapses to exactly zero.
 
     Returns:
         `omega G`.
@@ -213,7 +215,7 @@ def threshold() -> sp.Expr:
 
 @derivation(r"T^*")
 def critical_time() -> sp.Expr:
-    """Local time at the threshold `omega G = 1`: the least that keeps a direction alive.
+    """Return the local time at the threshold `omega G = 1`, below which a direction collapses.
 
     Returns:
         Expression in omega and M, equal to `ln(1/omega) / (2 M)`.
@@ -227,7 +229,7 @@ def critical_time() -> sp.Expr:
 
 @derivation(r"x^*")
 def floor() -> sp.Expr:
-    """Fixed point of the round map other than zero.
+    """Return the fixed point of the round map other than zero.
 
     Returns:
         Expression in M, G and omega, equal to `M (omega G - 1) / (G - 1)`; positive where
@@ -242,7 +244,7 @@ def floor() -> sp.Expr:
 
 @derivation(r"\lim x_t\ (\omega G < 1)", r"\lim x_t\ (\omega G > 1)")
 def long_run() -> Sides:
-    """Amplitude after many rounds, from any start: zero or the floor, as the threshold says.
+    """Return the limit of the amplitude from any start: zero below the threshold, the floor above.
 
     The closed form with `omega G` written as `1 + u` or `1 / (1 + u)`, `u > 0`, for t to infinity.
 
@@ -260,9 +262,10 @@ def long_run() -> Sides:
 
 @derivation(r"\mathrm{rate\ to\ } 0", r"\mathrm{rate\ to\ } x^*")
 def approach() -> Sides:
-    """Factor per round by which an amplitude nears 0 (below the threshold) or the floor (above).
+    """Return the factor per round by which an amplitude approaches its limit.
 
-    The derivative of the round map at its two fixed points; each is below 1 on its side.
+    The limit is 0 below the threshold and the floor above. The factor is the derivative of the
+    round map at its fixed points; each is below 1 on its side.
 
     Returns:
         Expressions in omega and G.
@@ -276,7 +279,7 @@ def approach() -> Sides:
 
 @derivation(r"f\ (T \to 0)", r"f\ (G \to \infty)", r"x^*\ (G \to \infty)", r"x^*\ (\omega = 1)")
 def limits() -> FlowLimits:
-    """Limits: no training, training to the end, and what the server then leaves of it.
+    """Return the limits without training and with complete training, and the floor in the latter.
 
     Returns:
         Expressions in x, M and omega; undiluted (raFLoRA) the floor is the target itself.

@@ -1,4 +1,4 @@
-"""Symbolic derivation of the flow with random cohorts, unlike targets and a frozen factor.
+"""Derivation of the flow with random cohorts, unequal targets and a frozen factor.
 
 Extends `flow`: the multiplier omega is random, the clients' targets differ, or A is frozen (FFA).
 All formulas: our derivation, an extension of Wu et al., arXiv 2602.13486.
@@ -33,7 +33,7 @@ class Jensen:
 
 @derivation(r"E[y']")
 def mean_inverse_map(num_outcomes: int = 3) -> sp.Expr:
-    """Mean of `y' = 1/x'` over a random multiplier independent of the past.
+    """Return the mean of `y' = 1/x'` over a random multiplier independent of the past.
 
     The affine map of `flow`, averaged over explicit outcomes of omega; only `E[1/omega]` enters.
 
@@ -58,7 +58,7 @@ def mean_inverse_map(num_outcomes: int = 3) -> sp.Expr:
 
 @derivation(r"E[1/x_t]^{-1}")
 def harmonic_amplitude_after() -> sp.Expr:
-    """Harmonic-mean amplitude after t rounds given a contributor in each, for I not G.
+    """Return the harmonic-mean amplitude after t rounds given a contributor in each, for I not G.
 
     Returns:
         Expression in `x_0`, I, M, G and t.
@@ -74,7 +74,7 @@ def harmonic_amplitude_after() -> sp.Expr:
 
 @derivation(r"E[1/x_\infty]^{-1}")
 def harmonic_floor() -> sp.Expr:
-    """Harmonic-mean amplitude at rest; positive where `I < G`.
+    """Return the limit of the harmonic-mean amplitude; positive where `I < G`.
 
     Returns:
         Expression in I, M and G; `flow.floor` at `I = 1/omega`.
@@ -88,10 +88,12 @@ def harmonic_floor() -> sp.Expr:
 
 @derivation(r"E[y']_{\mathrm{raFLoRA, carry}}")
 def carried_inverse_map() -> sp.Expr:
-    """Mean of `1/x'` for raFLoRA with `carry`: with probability P0 the round changes nothing.
+    """Return the mean of `1/x'` for raFLoRA with `carry`.
+
+    Where a round has no effect with probability P0.
 
     Returns:
-        Expression in y, P0, M and G, with the target itself as its rest point.
+        Expression in y, P0, M and G, with the target itself as its fixed point.
 
     Reference:
         Our derivation.
@@ -102,7 +104,7 @@ def carried_inverse_map() -> sp.Expr:
 
 @derivation(r"E[1/x_\infty]^{-1}_{\mathrm{raFLoRA, carry}}")
 def carried_floor() -> sp.Expr:
-    """Harmonic-mean amplitude at rest for raFLoRA with `carry`: the target, whatever P0.
+    """Return limit of the harmonic-mean amplitude for raFLoRA with `carry`: the target for any P0.
 
     Returns:
         M.
@@ -116,7 +118,9 @@ def carried_floor() -> sp.Expr:
 
 @derivation(r"E[\log x'] - E[\log x]")
 def typical_threshold() -> sp.Expr:
-    """Drift of the log amplitude near zero: the typical direction collapses where it is negative.
+    """Return the drift of the log amplitude near zero.
+
+    The typical direction collapses if it is negative.
 
     `log x' - log x` at `x -> 0` is `log(omega G)`, averaged over explicit outcomes of omega.
 
@@ -133,7 +137,7 @@ def typical_threshold() -> sp.Expr:
 
 
 def _targets(count: int) -> tuple[tuple[sp.Symbol, ...], list[sp.Expr], tuple[sp.Symbol, ...]]:
-    """Weights and local maps of explicit contributors with their own targets, and the targets."""
+    """Return weights, local maps and targets of explicit contributors with different targets."""
     targets = sp.symbols(f"M_1:{count + 1}", positive=True)
     weights = sp.symbols(f"p_1:{count + 1}", positive=True)
     local = local_map().subs(G, sp.exp(2 * M * T))
@@ -142,7 +146,7 @@ def _targets(count: int) -> tuple[tuple[sp.Symbol, ...], list[sp.Expr], tuple[sp
 
 @derivation(r"\partial x' / \partial x\,(0)")
 def threshold_product(num_contributors: int = 2) -> sp.Expr:
-    """Slope at zero of `x' = sum p_k f_k(x)`: product-space averaging of unlike targets.
+    """Return slope at zero of `x' = sum p_k f_k(x)`: product-space averaging of unequal targets.
 
     Args:
         num_contributors: number of explicit contributors.
@@ -160,7 +164,7 @@ def threshold_product(num_contributors: int = 2) -> sp.Expr:
 
 @derivation(r"\partial x' / \partial x\,(0)_{\mathrm{factors}}")
 def threshold_factors(num_contributors: int = 2) -> sp.Expr:
-    """Slope at zero of `x' = (sum p_k sqrt(f_k(x)))^2`: averaging zero-padded factors.
+    """Return the slope at zero of `x' = (sum p_k sqrt(f_k(x)))^2`: averaging zero-padded factors.
 
     Args:
         num_contributors: number of explicit contributors.
@@ -180,10 +184,10 @@ def threshold_factors(num_contributors: int = 2) -> sp.Expr:
 
 @derivation(r"\Delta(0)", r"\Delta''")
 def jensen() -> Jensen:
-    """Unlike against equal targets of the same mean: unlike ones raise the slope at zero.
+    """Return the effect of unequal targets of the same mean: they raise the slope at zero.
 
-    Two contributors with targets `M (1 + z)` and `M (1 - z)`, equal weights: the slope over that
-    at z = 0 is 1 there and convex in z, so heterogeneity delays collapse.
+    Two contributors with targets `M (1 + z)` and `M (1 - z)`, equal weights: the slope relative to
+    that at z = 0 is 1 there and convex in z, so heterogeneity delays collapse.
 
     Returns:
         The ratio minus 1 at `z = 0`, and its second derivative in z, positive.
@@ -203,7 +207,7 @@ def jensen() -> Jensen:
 
 @derivation(r"f(x)_{\mathrm{FFA}}")
 def frozen_local_map() -> sp.Expr:
-    """FFA's local map: gradient flow of B alone with unit A is linear.
+    """Return FFA's local map: the gradient flow of B with unit A is linear.
 
     `dx/dt = -dL/db` with `L = 0.5 (b - M)^2` and `x = b`, solved.
 
@@ -222,7 +226,7 @@ def frozen_local_map() -> sp.Expr:
 
 @derivation(r"x^*_{\mathrm{FFA}}")
 def frozen_floor() -> sp.Expr:
-    """Fixed point of FFA's round `x' = W f(x)`: positive for every W, there is no threshold.
+    """Return fixed point of FFA's round `x' = W f(x)`: positive for every W, without a threshold.
 
     Returns:
         Expression in W, M and e, equal to `W M (1 - e) / (1 - W e)`.
@@ -236,7 +240,7 @@ def frozen_floor() -> sp.Expr:
 
 @derivation(r"\partial x' / \partial x_{\mathrm{FFA}}")
 def frozen_rate() -> sp.Expr:
-    """Factor per round by which FFA nears its floor.
+    """Return the factor per round by which FFA approaches its floor.
 
     Returns:
         `W e`.

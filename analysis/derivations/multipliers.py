@@ -1,9 +1,9 @@
-"""Symbolic derivation of what every server rule does to one direction that some clients carry.
+"""Derivation of the effect of each server rule on a direction that some clients carry.
 
 Explicit clients share the basis: a contributor's factors hold `sqrt(x)` each in the direction, the
-others hold 0 (zero padding). Weights are written down from the rule's definition and what the
-server forms is divided by x. Rules: Wu et al., arXiv 2602.13486, Sec. 3 and 5, and the papers named
-below; the multipliers: our derivation.
+others hold 0 (zero padding). Weights follow the rule's definition, and the server's result is
+divided by x. Rules: Wu et al., arXiv 2602.13486, Sec. 3 and 5, and the papers named below; the
+multipliers: our derivation.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ class Explicit:
     factors: tuple[sp.Expr, ...]
 
     def product_average(self) -> sp.Expr:
-        """`sum_k w_k b_k a_k`."""
+        """Return `sum_k w_k b_k a_k`."""
         return sp.Add(*[w * f * f for w, f in zip(self.weights, self.factors, strict=True)])
 
     def factor_average(self) -> sp.Expr:
-        """`(sum_k w_k b_k) (sum_k w_k a_k)`."""
+        """Return `(sum_k w_k b_k) (sum_k w_k a_k)`."""
         average = sp.Add(*[w * f for w, f in zip(self.weights, self.factors, strict=True)])
         return average**2
 
 
 def clients(num_contributors: int = 2, *, contributors_only: bool = False) -> Explicit:
-    """Two or more contributors and one other client; contributors weigh W together.
+    """Return two or more contributors of total weight W, and one other client.
 
     Args:
         num_contributors: number of contributors.
         contributors_only: weights over contributors (raFLoRA, RBLA) instead of the whole cohort.
 
     Returns:
-        Weights that add up to 1 over the cohort, or over the contributors.
+        Weights that sum to 1 over the cohort, or over the contributors.
     """
     own = sp.symbols(f"w_1:{num_contributors}", positive=True)
     shares = (*own, W - sp.Add(*own))
@@ -54,7 +54,7 @@ def clients(num_contributors: int = 2, *, contributors_only: bool = False) -> Ex
 
 @derivation(r"x'_{\mathrm{FedAvg}} / x")
 def fedavg() -> sp.Expr:
-    """FedAvg of products (FlexLoRA): contributors' weights, all others add nothing.
+    """Return the multiplier of FedAvg of products (FlexLoRA), where other clients add nothing.
 
     Returns:
         W.
@@ -67,7 +67,7 @@ def fedavg() -> sp.Expr:
 
 @derivation(r"x'_{\mathrm{zero\,pad}} / x")
 def zero_pad() -> sp.Expr:
-    """FedAvg of zero-padded factors (FedIT): A and B are each diluted once.
+    """Return multiplier of FedAvg of zero-padded factors (FedIT), which dilutes A and B once each.
 
     Returns:
         `W^2`.
@@ -80,9 +80,9 @@ def zero_pad() -> sp.Expr:
 
 @derivation(r"w_{\mathrm{HetLoRA}}")
 def hetlora_weight(num_contributors: int = 1, cohort_size: int = 3) -> sp.Expr:
-    """Weight of a contributor under HetLoRA: its norm over the cohort's norms.
+    """Return the weight of a contributor under HetLoRA: its norm relative to the cohort's norms.
 
-    All carry shared energy `E_1`; contributors also hold `x^2`: norms `sqrt(E_1 + x^2)` against
+    All clients carry shared energy `E_1`; contributors also hold `x^2`: norms `sqrt(E_1 + x^2)` and
     `sqrt(E_1)`.
 
     Args:
@@ -102,7 +102,9 @@ def hetlora_weight(num_contributors: int = 1, cohort_size: int = 3) -> sp.Expr:
 
 @derivation(r"\lim_{x \to 0} x'_{\mathrm{HetLoRA}} / x")
 def hetlora_limit() -> sp.Expr:
-    """HetLoRA's multiplier as the direction empties: weights tend to uniform, factors are averaged.
+    """Return limit of HetLoRA's multiplier as the direction vanishes and weights become uniform.
+
+    Factors are averaged.
 
     Returns:
         `(H / m)^2`.
@@ -118,7 +120,7 @@ def hetlora_limit() -> sp.Expr:
 
 @derivation(r"x'_{\mathrm{FLoRA}}")
 def flora() -> sp.Expr:
-    """FLoRA: the stack of updates is merged into the base, which keeps what it had.
+    """Return the multiplier of FLoRA, which merges the stack of updates into the base.
 
     A contributor trains from base x to `a x + b` and sends the increment.
 
@@ -135,7 +137,7 @@ def flora() -> sp.Expr:
 
 @derivation(r"x'_{\mathrm{FFA}} / x")
 def ffa() -> sp.Expr:
-    """FFA-LoRA: A is common and frozen at `sqrt(x)`, B alone is averaged.
+    """Return the multiplier of FFA-LoRA: A is common and frozen at `sqrt(x)`, B is averaged.
 
     Returns:
         W.
@@ -150,7 +152,7 @@ def ffa() -> sp.Expr:
 
 @derivation(r"x'_{\mathrm{raFLoRA}} / x")
 def raflora() -> sp.Expr:
-    """RaFLoRA: products averaged over the contributors alone.
+    """Return the multiplier of raFLoRA, which averages products over the contributors only.
 
     Returns:
         1.
@@ -163,7 +165,7 @@ def raflora() -> sp.Expr:
 
 @derivation(r"x'_{\mathrm{RBLA}} / x")
 def rbla() -> sp.Expr:
-    """RBLA: every factor entry averaged over its owners.
+    """Return multiplier of RBLA, which averages each factor entry over the clients that hold it.
 
     Returns:
         1.
@@ -176,16 +178,16 @@ def rbla() -> sp.Expr:
 
 @derivation(r"\Delta_h^{\mathrm{raFLoRA}} / \Delta_h^{\mathrm{FedAvg}} \cdot W_h")
 def raflora_identity(num_clients: int = 3, num_contributors: int = 2) -> sp.Expr:
-    """Partition h of raFLoRA times W_h over that of product-space FedAvg, for any updates.
+    """Return partition h of raFLoRA times W_h, relative to product-space FedAvg, for any updates.
 
     Entries `X_k` of the contributors' updates in the partition are arbitrary: no common basis.
 
     Args:
         num_clients: clients of the cohort.
-        num_contributors: those that carry the partition, the first ones.
+        num_contributors: carriers of the partition, the first clients.
 
     Returns:
-        1, whatever the sample counts and the updates.
+        1 for all sample counts and updates.
 
     Reference:
         Wu et al., arXiv 2602.13486, Eq. 8; the identity: our derivation.

@@ -1,4 +1,4 @@
-"""Symbolic derivation of the noise that weights pass on, and of one round's signal-to-noise ratio.
+"""Derivation of the noise that remains after averaging, and of one round's signal-to-noise ratio.
 
 Contributors return `a_k x + b_k`; averaging leaves `nu^2 x^2 + tau^2` times `sum w_k^2`. Setting:
 Wu et al., arXiv 2602.13486, App. B; all formulas: our derivation.
@@ -30,7 +30,7 @@ class OneRound:
 
 @derivation(r"E[x' \mid w]", r"\mathrm{Var}[x' \mid w]", r"\mathrm{SNR}")
 def one_round(num_clients: int = 3) -> OneRound:
-    """Signal and noise of one round for explicit contributors and weights.
+    """Return signal and noise of one round for explicit contributors and weights.
 
     Args:
         num_clients: number of explicit contributors.
@@ -43,13 +43,13 @@ def one_round(num_clients: int = 3) -> OneRound:
     """
     weights = sp.symbols(f"w_1:{num_clients + 1}", positive=True)
     signal = sp.factor(sp.Add(*[w * (g * x + c) for w in weights]))
-    # independent clients: variances add up, and so do gain and drift within a client
+    # independent clients: variances add, and so do those of gain and drift within a client
     variance = sp.factor(sp.Add(*[w**2 * (nu**2 * x**2 + tau**2) for w in weights]))
     return OneRound(signal, variance, signal**2 / variance)
 
 
 def _given_contributors(weight: sp.Expr) -> OneRound:
-    """One round in which H contributors weigh `weight` each."""
+    """Return one round with H contributors of weight `weight` each."""
     signal = H * weight * (g * x + c)
     variance = H * weight**2 * (nu**2 * x**2 + tau**2)
     return OneRound(signal, variance, sp.factor(signal**2 / variance))
@@ -57,7 +57,7 @@ def _given_contributors(weight: sp.Expr) -> OneRound:
 
 @derivation(r"E[x' \mid H]", r"\mathrm{Var}[x' \mid H]", r"\mathrm{SNR}_{\mathrm{FedAvg}}")
 def fedavg_round() -> OneRound:
-    """FedAvg's round given H contributors among m clients, `1 / m` each.
+    """Return FedAvg's round given H contributors among m clients, `1 / m` each.
 
     Returns:
         Expressions in H, m, x, g, c, nu and tau.
@@ -70,7 +70,7 @@ def fedavg_round() -> OneRound:
 
 @derivation(r"E[x' \mid H]", r"\mathrm{Var}[x' \mid H]", r"\mathrm{SNR}_{\mathrm{raFLoRA}}")
 def raflora_round() -> OneRound:
-    """RaFLoRA's round given H contributors, `1 / H` each.
+    """Return raFLoRA's round given H contributors, `1 / H` each.
 
     Returns:
         Expressions in H, x, g, c, nu and tau.
@@ -83,7 +83,7 @@ def raflora_round() -> OneRound:
 
 @derivation(r"\mathrm{SNR}_{\mathrm{raFLoRA}} - \mathrm{SNR}_{\mathrm{FedAvg}}")
 def ratio_difference() -> sp.Expr:
-    """Difference of the two signal-to-noise ratios given H: none, for any H, gain and drift.
+    """Return difference of the two signal-to-noise ratios given H: zero for any H, gain and drift.
 
     Returns:
         Zero.
@@ -96,7 +96,7 @@ def ratio_difference() -> sp.Expr:
 
 @derivation(r"\mathrm{Var}_{\mathrm{raFLoRA}} / \mathrm{Var}_{\mathrm{FedAvg}}")
 def variance_ratio() -> sp.Expr:
-    """Noise of raFLoRA over that of FedAvg given H: what undoing the dilution costs.
+    """Return the noise of raFLoRA relative to FedAvg given H: the cost of undoing the dilution.
 
     Returns:
         `(m / H)^2`.
@@ -109,7 +109,7 @@ def variance_ratio() -> sp.Expr:
 
 @derivation(r"E[\textstyle\sum w^2]_{\mathrm{raFLoRA}} / E[\textstyle\sum w^2]_{\mathrm{FedAvg}}")
 def amplification() -> sp.Expr:
-    """Noise gain of raFLoRA over that of FedAvg, averaged over cohorts without replacement.
+    """Return the mean noise gain of raFLoRA relative to FedAvg, over cohorts without replacement.
 
     Returns:
         A finite sum in K, m and n: `E[1/H; H > 0]` over `pi / m`.
@@ -122,10 +122,12 @@ def amplification() -> sp.Expr:
 
 @derivation(r"E[1/H;\, H > 0] - (1 - P_0)^2 / E[H]")
 def inverse_bound_gap(num_outcomes: int = 3) -> sp.Expr:
-    """Cauchy's gap of `E[1/H; H > 0] >= (1 - P0)^2 / E[H]`, one fraction without negative term.
+    """Return Cauchy's gap of `E[1/H; H > 0] >= (1 - P0)^2 / E[H]`.
 
-    For explicit positive outcomes `h_j` of chance `P_j`: `sum P_j / h_j sum P_j h_j - (sum P_j)^2`
-    is a sum of squares over pairs, divided by `E[H]`.
+    A fraction without negative terms.
+
+    For explicit positive outcomes `h_j` of probability `P_j`:
+    `sum P_j / h_j sum P_j h_j - (sum P_j)^2` is a sum of squares over pairs, divided by `E[H]`.
 
     Args:
         num_outcomes: number of outcomes with H > 0.
@@ -148,7 +150,7 @@ def inverse_bound_gap(num_outcomes: int = 3) -> sp.Expr:
 
 @derivation(r"A_{\min}")
 def amplification_bound() -> sp.Expr:
-    """Least amplification: Cauchy's bound of `E[1/H; H > 0]` over FedAvg's `pi / m`.
+    """Return the least amplification: Cauchy's bound of `E[1/H; H > 0]` over FedAvg's `pi / m`.
 
     `E[H] = m pi`, so the bound is `(1 - P0)^2 / (m pi) / (pi / m)`.
 

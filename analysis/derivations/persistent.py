@@ -1,4 +1,4 @@
-"""Symbolic derivation of persistent heterogeneity: gains and drifts drawn once per client.
+"""Derivation of persistent heterogeneity: gains and drifts drawn once per client.
 
 Full participation: one round is `x' = A x + B` with `A = sum_k p_k a_k` and `B = sum_k p_k b_k`
 over contributors, the same in every round; for Gaussian clients both are Gaussian. The second mode
@@ -39,7 +39,7 @@ class GaussianMap:
 
 @derivation(r"E[A]", r"\mathrm{Var}[A]", r"E[B]", r"\mathrm{Var}[B]")
 def aggregate_law(num_contributors: int = 3) -> GaussianMap:
-    """Mean and variance of `A = sum p_k a_k` and `B = sum p_k b_k` over contributors.
+    """Return the mean and variance of `A = sum p_k a_k` and `B = sum p_k b_k` over contributors.
 
     Clients are independent: means add up with `p_k`, variances with `p_k^2`.
 
@@ -62,7 +62,7 @@ def aggregate_law(num_contributors: int = 3) -> GaussianMap:
 
 @derivation(r"x_t")
 def amplitude_after() -> sp.Expr:
-    """Amplitude of one draw after t rounds: `x(t + 1) = A x(t) + B` solved.
+    """Return the amplitude of one draw after t rounds, from `x(t + 1) = A x(t) + B`.
 
     Returns:
         Expression in A, B, `x_0` and t, equal to `A^t x_0 + B (1 - A^t) / (1 - A)`.
@@ -79,7 +79,7 @@ def amplitude_after() -> sp.Expr:
 
 @derivation(r"x_\infty^2")
 def floor_of_a_draw() -> sp.Expr:
-    """Energy at which one draw with `|A| < 1` comes to rest: the fixed point squared.
+    """Return the limit of the energy of one draw with `|A| < 1`: the squared fixed point.
 
     Returns:
         Expression in A and B.
@@ -94,7 +94,9 @@ def floor_of_a_draw() -> sp.Expr:
 
 @derivation(r"(x_t - x_\infty) / (x_0 - x_\infty)")
 def approach() -> sp.Expr:
-    """Remaining distance of one draw to its rest point: it vanishes exactly where `|A| < 1`.
+    """Return the remaining distance of one draw to its fixed point.
+
+    Which vanishes exactly if `|A| < 1`.
 
     Returns:
         Expression in A and t.
@@ -108,10 +110,10 @@ def approach() -> sp.Expr:
 
 @derivation(r"E[A^n]")
 def stein_recursion() -> sp.Expr:
-    """Power moments of a Gaussian gain by Stein's identity.
+    """Return the power moments of a Gaussian gain by Stein's identity.
 
-    The integral of the derivative of `A^(n - 1) phi(A)` vanishes; divided by the density phi it
-    is `(n - 1) A^(n - 2) - A^(n - 1) (A - mu) / s^2`, whose expectation is solved for `E[A^n]`.
+    The integral of the derivative of `A^(n - 1) phi(A)` vanishes; divided by the density phi it is
+    `(n - 1) A^(n - 2) - A^(n - 1) (A - mu) / s^2`, whose expectation is solved for `E[A^n]`.
 
     Returns:
         Expression in `M(n - 1)`, `M(n - 2)`, mu, s and n, where `M(j) = E[A^j]`.
@@ -131,7 +133,7 @@ def stein_recursion() -> sp.Expr:
 
 @derivation(r"E[A^4]")
 def gain_power(order: int = 4) -> sp.Expr:
-    """`E[A^order]` by Stein's recursion from `E[1] = 1` and `E[A] = mu`.
+    """Return `E[A^order]` by Stein's recursion from `E[1] = 1` and `E[A] = mu`.
 
     Args:
         order: not negative.
@@ -153,7 +155,7 @@ def gain_power(order: int = 4) -> sp.Expr:
 
 @derivation(r"E[x_2^2]")
 def energy_after(rounds: int = 2) -> sp.Expr:
-    """Mean energy over draws after explicit rounds, A and B Gaussian and independent.
+    """Return the mean energy over draws after explicit rounds, A and B Gaussian and independent.
 
     `x_t = A^t x_0 + B sum_{j < t} A^j` is squared; powers of A and B are replaced by moments.
 
@@ -174,11 +176,11 @@ def energy_after(rounds: int = 2) -> sp.Expr:
 
 @derivation(r"\lim_{t \to \infty} E[A^{2t+2}] / E[A^{2t}]")
 def mean_growth() -> sp.Expr:
-    """Growth of the mean energy in the end, for a gain of mean 0: without bound.
+    """Return the limit of the mean energy's growth for a gain of mean 0: unbounded.
 
-    Stein's recursion gives `E[A^(2t+2)] = (2t + 1) s^2 E[A^(2t)]`; a mean other than 0 only adds
-    positive terms to even moments. So the mean over draws has no finite floor, however small s:
-    rare draws with `|A| > 1` carry it, while each draw with `|A| < 1` comes to rest.
+    Stein's recursion gives `E[A^(2t+2)] = (2t + 1) s^2 E[A^(2t)]`; a nonzero mean only adds
+    positive terms to even moments. The mean over draws therefore has no finite floor, however small
+    s is: rare draws with `|A| > 1` dominate it, although each draw with `|A| < 1` converges.
 
     Returns:
         Infinity.

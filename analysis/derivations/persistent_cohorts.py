@@ -1,8 +1,8 @@
-"""Symbolic derivation of persistent heterogeneity under random cohorts, explicit small federations.
+"""Derivation of persistent heterogeneity under random cohorts, for small explicit federations.
 
 Rounds are independent only given the clients' gains and drifts: expectations are taken over cohorts
-round by round first, over normal clients at the end. Equal sample counts. The second mode of Wu et
-al., arXiv 2602.13486, App. B; all formulas: our derivation.
+round by round first, and over normal clients at the end. Equal sample counts. The second mode of Wu
+et al., arXiv 2602.13486, App. B; all formulas: our derivation.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ TITLE = "Persistent heterogeneity and random cohorts"
 def energy_after(
     rounds: int = 2, num_clients: int = 3, num_contributors: int = 2, cohort_size: int = 2
 ) -> sp.Expr:
-    """Mean energy of FedAvg over all cohorts of all rounds and over normal clients.
+    """Return the mean energy of FedAvg over all cohorts of all rounds and over normal clients.
 
     Given the clients, `(x, x^2)` has an affine map per cohort; the maps are averaged over cohorts
-    and iterated. What results is a polynomial in `a_k` and `b_k`; their powers become normal
+    and iterated. The result is a polynomial in `a_k` and `b_k`, whose powers are replaced by normal
     moments.
 
     Args:
-        rounds: t, not negative.
+        rounds: t, non-negative.
         num_clients: K.
         num_contributors: n, the first clients.
         cohort_size: m.
@@ -58,7 +58,7 @@ def energy_after(
 def _over_clients(
     polynomial: sp.Expr, gains: tuple[sp.Symbol, ...], drifts: tuple[sp.Symbol, ...]
 ) -> sp.Expr:
-    """Expectation over independent normal gains and drifts."""
+    """Return the expectation over independent normal gains and drifts."""
     total = sp.Integer(0)
     for powers, value in sp.Poly(polynomial, *gains, *drifts).terms():
         moments = [_normal(power, g, nu) for power in powers[: len(gains)]]
@@ -73,9 +73,9 @@ def _normal(order: int, mean: sp.Symbol, std: sp.Symbol) -> sp.Expr:
 
 @derivation(r"E[x_\infty^2]_{\nu = 0}")
 def drift_floor(num_contributors: int = 3) -> sp.Expr:
-    """Floor that persistent drifts hold under a common gain, exchangeable random weights.
+    """Return the floor of persistent drifts under a common gain and exchangeable random weights.
 
-    Given the drifts, `E[x]` follows their mean `b`; so `E[x b]` and `E[x^2]` settle together:
+    Given the drifts, `E[x]` follows their mean `b`, so `E[x b]` and `E[x^2]` converge together:
     `E[x b] = g S1 E[x b] + S1 E[b^2]`, `E[x^2] = g^2 S2 E[x^2] + 2 g S2 E[x b] + E[(sum w b)^2]`.
     The last is a symmetric quadratic form in explicit drifts.
 
@@ -95,7 +95,7 @@ def drift_floor(num_contributors: int = 3) -> sp.Expr:
     square += 2 * pair * sum(v * w for v, w in combinations(drifts, 2))
     noise = _over_clients(square, (), drifts)
     mean_square = _over_clients(sp.expand((sum(drifts) / count) ** 2), (), drifts)
-    # E[b^2] = c^2 + tau^2 / n, whatever the number
+    # E[b^2] = c^2 + tau^2 / n for any number
     mean_square = mean_square.coeff(c**2) * c**2 + mean_square.coeff(tau**2) * count / n * tau**2
     tied, energy = sp.symbols("tied energy")
     equations = [
@@ -107,7 +107,7 @@ def drift_floor(num_contributors: int = 3) -> sp.Expr:
 
 @derivation(r"E[x_\infty^2]_{\mathrm{persistent}} - E[x_\infty^2]_{\mathrm{fresh}}")
 def persistence_effect() -> sp.Expr:
-    """What it adds to the floor that drifts stay: they push the same way every round.
+    """Return effect of persistent drifts on the floor: they act in the same direction every round.
 
     Common gain, drift of mean zero; the fresh floor is `tau^2 Q / (1 - g^2 S2)`.
 

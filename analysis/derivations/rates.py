@@ -1,7 +1,7 @@
-"""Symbolic derivation of coverage, the staircase of suppression rates and the collapse bound.
+"""Derivation of coverage, the staircase of suppression rates and the collapse bound.
 
-Full participation and a common gain; random cohorts are the subject of `cohorts`. Setting: Wu et
-al., arXiv 2602.13486, Sec. 4 and App. A. All quantities are dimensionless.
+Full participation and a common gain; for random cohorts see `cohorts`. Setting: Wu et al., arXiv
+2602.13486, Sec. 4 and App. A. All quantities are dimensionless.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CollapseBound:
 
 @derivation(r"\pi_h")
 def coverage(num_clients: int = 3) -> sp.Expr:
-    """Coverage of a rank level: the expected indicator `r_k >= l` of a client drawn by its data.
+    """Return the coverage of a rank level: the data weight of the clients with `r_k >= l`.
 
     `pi_h = sum_k p_k 1[r_k >= l]` with `p_k = n_k / sum_j n_j`.
 
@@ -58,10 +58,10 @@ def coverage(num_clients: int = 3) -> sp.Expr:
 
 @derivation(r"\pi_h - \pi_{h+1}")
 def coverage_step(num_clients: int = 3) -> sp.Expr:
-    """Coverage lost from one level to the next: the weight of the clients that stop there.
+    """Return the coverage lost from one level to the next: the weight of the clients of that level.
 
-    Client 1 has rank `l`, all others more: between `l` and the next level only `p_1` is lost,
-    so coverage never grows with the level, and `pi_1 = 1` because every rank reaches `l_1`.
+    Client 1 has rank `l`, all others more: between `l` and the next level only `p_1` is lost, so
+    coverage never grows with the level, and `pi_1 = 1` because every rank reaches `l_1`.
 
     Args:
         num_clients: number of explicit clients, at least 2.
@@ -80,10 +80,10 @@ def coverage_step(num_clients: int = 3) -> sp.Expr:
 
 @derivation(r"x(t)^2 / x(0)^2")
 def staircase_energy() -> sp.Expr:
-    """Energy after t rounds of FedAvg with full participation and common gain, per unit at t = 0.
+    """Return the energy after t rounds of FedAvg, with full participation and common gain.
 
-    Contributors return `x`, all others 0, so `x(t + 1) = sum_k p_k x(t) = pi x(t)`; the recurrence
-    is solved, then squared.
+    Relative to t = 0. Contributors return `x`, all others 0, so
+    `x(t + 1) = sum_k p_k x(t) = pi x(t)`; the recurrence is solved, then squared.
 
     Returns:
         Expression in pi and t.
@@ -98,7 +98,7 @@ def staircase_energy() -> sp.Expr:
 
 @derivation(r"x(t+1)^2 / x(t)^2")
 def staircase_rate() -> sp.Expr:
-    """Energy factor per round of one partition: every partition has its own, a staircase.
+    """Return the energy factor per round of one partition; different factors form a staircase.
 
     Returns:
         Expression in pi.
@@ -112,11 +112,11 @@ def staircase_rate() -> sp.Expr:
 
 @derivation(r"C", r"\gamma", r"\lim_{t \to \infty} (1 - \rho_{l_1}(t)) / \gamma^t")
 def collapse_bound(num_levels: int = 3) -> CollapseBound:
-    """Constants of the bound `1 - rho(t) <= C gamma^t`, and how tight it is in the end.
+    """Return the constants of the bound `1 - rho(t) <= C gamma^t`, and its tightness in the limit.
 
-    `1 - rho` is high energy over all energy. Dropping the high energy from the denominator and
-    replacing every higher coverage by that of level 2 only makes it larger. In the limit only
-    level 2 is left: the bound is loose by `sum_{h >= 2} E_h / E_2` at most.
+    `1 - rho` is high energy over all energy. Omitting the high energy from the denominator and
+    replacing each higher coverage by that of level 2 increases it. In the limit only level 2
+    remains: the bound exceeds it by a factor of at most `sum_{h >= 2} E_h / E_2`.
 
     Args:
         num_levels: number of rank levels, at least 2.
@@ -140,11 +140,11 @@ def collapse_bound(num_levels: int = 3) -> CollapseBound:
 
 @derivation(r"C \gamma^t - (1 - \rho_{l_1}(t))")
 def collapse_bound_gap(num_levels: int = 3) -> sp.Expr:
-    """Gap of the bound for explicit levels as one fraction without a negative coefficient.
+    """Return the gap of the bound for explicit levels, as a fraction without negative coefficients.
 
-    With `G = gamma^t` in (0, 1], level 2 holds `E_2 G`; a level above has less coverage, so it
-    holds `E_h G / (1 + v_h)` with `v_h >= 0`. The bound holds for every t because no coefficient
-    of the fraction's expanded numerator and denominator is negative.
+    With `G = gamma^t` in (0, 1], level 2 holds `E_2 G`; a higher level has less coverage, so it
+    holds `E_h G / (1 + v_h)` with `v_h >= 0`. The bound holds for every t because no coefficient of
+    the fraction's expanded numerator and denominator is negative.
 
     Args:
         num_levels: number of rank levels, at least 2.

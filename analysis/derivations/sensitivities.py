@@ -1,8 +1,10 @@
-"""Symbolic derivation of elasticities: by how many percent a rate or floor moves per percent.
+"""Derivation of elasticities.
+
+The relative change of a rate or floor per relative change of an input.
 
 The elasticity of F in q is `d ln F / d ln q = (q / F) dF/dq`. FedAvg, equal sample counts, cohorts
 without replacement, drift of mean zero. Setting: Wu et al., arXiv 2602.13486, App. B; all formulas:
-our derivation; they are the data-dependent constants that its review asks for.
+our derivation. They are the data-dependent constants that its review asks for.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class FlowElasticities:
 
 
 def elasticity(quantity: sp.Expr, parameter: sp.Symbol) -> sp.Expr:
-    """`d ln quantity / d ln parameter`.
+    """Return `d ln quantity / d ln parameter`.
 
     Args:
         quantity: a positive expression.
@@ -58,13 +60,13 @@ def elasticity(quantity: sp.Expr, parameter: sp.Symbol) -> sp.Expr:
 
 
 def _explicit(quantity: sp.Expr) -> sp.Expr:
-    """Write weight moments out in K, m and pi."""
+    """Return a quantity with weight moments in terms of K, m and pi."""
     return quantity.subs(floors.fedavg_cohort_moments())
 
 
 @derivation(*(rf"\eta_{{{s}}}[q']" for s in ("g", r"\nu", r"\tau", r"\pi", "m")))
 def rate_elasticities() -> Elasticities:
-    """Elasticities of the rate q' in every parameter.
+    """Return the elasticities of the rate q' in every parameter.
 
     Returns:
         Expressions in g, nu, K, m and pi.
@@ -77,7 +79,7 @@ def rate_elasticities() -> Elasticities:
 
 @derivation(*(rf"\eta_{{{s}}}[E_\infty]" for s in ("g", r"\nu", r"\tau", r"\pi", "m")))
 def floor_elasticities() -> Elasticities:
-    """Elasticities of the floor in every parameter.
+    """Return the elasticities of the floor in every parameter.
 
     Returns:
         Expressions in g, nu, K, m and pi; for q' below 1.
@@ -90,9 +92,10 @@ def floor_elasticities() -> Elasticities:
 
 @derivation(r"\eta[E_\infty] - \eta[\delta^2] - \tfrac{q'}{1 - q'} \eta[q']")
 def floor_decomposition() -> sp.Expr:
-    """Elasticity of the floor: that of the noise plus that of the rate times `q' / (1 - q')`.
+    """Return the elasticity of the floor minus its decomposition: zero.
 
-    For rate and noise as unknown functions of one parameter.
+    It is that of the noise plus that of the rate times `q' / (1 - q')`, for rate and noise as
+    unknown functions of one parameter.
 
     Returns:
         Zero: near the boundary every sensitivity of the floor diverges as `1 / (1 - q')`.
@@ -110,7 +113,7 @@ def floor_decomposition() -> sp.Expr:
 
 @derivation(r"\partial E[W^2] / \partial m")
 def participation_effect() -> sp.Expr:
-    """Effect of the cohort's size on the mean-energy rate: a larger cohort suppresses more.
+    """Return effect of the cohort size on the mean-energy rate: a larger cohort suppresses more.
 
     Returns:
         Expression in K, m and pi, negative for coverage below 1: lower participation makes the
@@ -124,7 +127,7 @@ def participation_effect() -> sp.Expr:
 
 @derivation(r"\nu_{\mathrm{critical}}^2")
 def critical_heterogeneity() -> sp.Expr:
-    """Squared heterogeneity at the boundary `q' = 1`, written out in coverage and cohort size.
+    """Return the squared heterogeneity at the boundary `q' = 1`, in coverage and cohort size.
 
     Returns:
         Expression in g, K, m and pi.
@@ -137,7 +140,7 @@ def critical_heterogeneity() -> sp.Expr:
 
 @derivation(r"E_\infty \big|_{\nu = c = 0}")
 def data_dependent_floor() -> sp.Expr:
-    """Floor of common gains written out: the data-dependent constant of the non-IID bound.
+    """Return the floor for common gains: the data-dependent constant of the non-IID bound.
 
     Returns:
         Expression in g, tau, K, m and pi.
@@ -150,7 +153,7 @@ def data_dependent_floor() -> sp.Expr:
 
 @derivation(*(rf"\eta_{{{s}}}[x^*]" for s in ("M", "T", r"\omega")))
 def flow_elasticities() -> FlowElasticities:
-    """Elasticities of the flow's floor; in omega it diverges at the threshold.
+    """Return the elasticities of the flow's floor; in omega it diverges at the threshold.
 
     Returns:
         Expressions in M, T, omega and `G = exp(2 M T)`.
@@ -165,7 +168,7 @@ def flow_elasticities() -> FlowElasticities:
 
 @derivation(r"\partial x^* / \partial \omega")
 def flow_floor_slope() -> sp.Expr:
-    """Derivative of the floor in the multiplier: every bit of coverage counts alike.
+    """Return the derivative of the floor in the multiplier, which is constant.
 
     Returns:
         Expression in M and G, constant in omega and at least M.
@@ -178,7 +181,7 @@ def flow_floor_slope() -> sp.Expr:
 
 @derivation(r"x^*_{W} - x^*_{W^2}")
 def flow_floor_gap() -> sp.Expr:
-    """Floor of product space (omega = W) over that of zero-padded factors (omega = W^2).
+    """Return floor in product space (omega = W) minus that of zero-padded factors (omega = W^2).
 
     Returns:
         Expression in M, G and W, positive for W below 1.
@@ -191,7 +194,9 @@ def flow_floor_gap() -> sp.Expr:
 
 @derivation(r"\eta_{E[(\sum w)^2]}[q']", r"\eta_{E[\sum w^2]}[q']")
 def moment_elasticities() -> MomentElasticities:
-    """Elasticities of q' in the two weight moments, for any rule and cohort law: they add up to 1.
+    """Return the elasticities of q' in the two weight moments, which sum to 1.
+
+    For any rule and cohort law.
 
     Returns:
         Expressions in g, nu, S2 and Q.

@@ -1,4 +1,4 @@
-"""How a derivation is marked: what it derives in LaTeX, and that it is solved only once."""
+"""The decorator of derivations: states the left sides in LaTeX and caches the result."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ MARK = "left_sides"
 
 
 def derivation(*left_sides: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Mark a function as a derivation and remember its results, which never change.
+    """Mark a function as a derivation and cache its results.
 
     Args:
-        left_sides: LaTeX of what is derived: one for an expression, one per field for a dataclass.
+        left_sides: LaTeX of the derived quantities: one for an expression, one per field for a
+            dataclass.
 
     Returns:
         A decorator; arguments of the decorated function must be hashable.
@@ -29,7 +30,7 @@ def derivation(*left_sides: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def mark(function: Callable[P, R]) -> Callable[P, R]:
         remembered = functools.cache(function)
         vars(remembered)[MARK] = left_sides
-        # the wrapper of `cache` forgets the signature, which readers and mypy need
+        # the wrapper of `cache` loses the signature, which readers and mypy need
         return functools.update_wrapper(remembered, function)  # type: ignore[return-value]
 
     return mark

@@ -1,4 +1,4 @@
-"""Symbols that several sections share, with what sympy may assume of them."""
+"""Symbols that several sections share, with sympy's assumptions."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ x = sp.Symbol("x", positive=True)
 
 
 def at_covered(expression: sp.Expr) -> sp.Expr:
-    """Write the number of contributors n as `pi K`, factored."""
+    """Return an expression with the number of contributors n written as `pi K`, factored."""
     return sp.factor(sp.simplify(expression.subs(n, pi * K)))

@@ -1,8 +1,8 @@
-"""Symbolic derivation of both moments of a direction for every t, degenerate cases included.
+"""Derivation of both moments of a direction for every t, including degenerate cases.
 
-`(E[x^2], E[x], 1)` is multiplied by one matrix per round, whose powers are taken by its
-eigenvectors. Where two of its eigenvalues q', the gain and 1 meet, the formula is 0/0 and its limit
-is taken. Setting: Wu et al., arXiv 2602.13486, App. B; the closed forms: our derivation.
+`(E[x^2], E[x], 1)` is multiplied by one matrix per round, whose powers follow from its
+eigenvectors. If two of its eigenvalues q', the gain and 1 coincide, the formula is 0/0 and its
+limit is taken. Setting: Wu et al., arXiv 2602.13486, App. B; the closed forms: our derivation.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Degenerate:
-    """`E[x_t^2]` where eigenvalues of the round meet."""
+    """`E[x_t^2]` if eigenvalues of the round coincide."""
 
     unit_rate: sp.Expr
     unit_gain: sp.Expr
@@ -55,7 +55,7 @@ class Degenerate:
 
 @derivation(r"\alpha", r"\beta", r"q'", r"\kappa", r"\delta^2")
 def coefficients() -> Coefficients:
-    """Coefficients of the affine map, read off the two recursions.
+    """Return the coefficients of the affine map, from the two recursions.
 
     Returns:
         Expressions in g, c, nu, tau, S1, S2 and Q.
@@ -69,13 +69,13 @@ def coefficients() -> Coefficients:
 
 
 def round_matrix() -> sp.ImmutableMatrix:
-    """The matrix that takes `(E[x^2], E[x], 1)` to the next round."""
+    """Return the matrix that takes `(E[x^2], E[x], 1)` to the next round."""
     return sp.ImmutableMatrix([[rate, cross, noise], [0, gain, shift], [0, 0, 1]])
 
 
 @derivation(r"E[x_t]", r"E[x_t^2]")
 def moments_after() -> Moments:
-    """Mean and energy after t rounds, from the powers of the round's matrix.
+    """Return the mean and energy after t rounds, from the powers of the round's matrix.
 
     Returns:
         Expressions in the coefficients, `x1_start`, `x2_start` and t, for `q'`, `alpha` and 1 all
@@ -99,7 +99,7 @@ def moments_after() -> Moments:
     r"E[x_t^2]_{q' = \alpha = 1}",
 )
 def degenerate_energy() -> Degenerate:
-    """Energy after t rounds where q', the gain and 1 are not all different, as limits.
+    """Return the energy after t rounds if q', the gain and 1 are not all different, as limits.
 
     Returns:
         Expressions in the remaining coefficients, `x1_start`, `x2_start` and t.
@@ -120,7 +120,7 @@ def degenerate_energy() -> Degenerate:
 
 @derivation(r"E[x_t]_{\alpha = 1}")
 def degenerate_mean() -> sp.Expr:
-    """Mean amplitude after t rounds where the mean gain is 1: drift adds up.
+    """Return the mean amplitude after t rounds if the mean gain is 1: drift accumulates.
 
     Returns:
         Expression in beta, `x1_start` and t.
@@ -133,7 +133,7 @@ def degenerate_mean() -> sp.Expr:
 
 @derivation(r"\lim_{t \to \infty} E[x_t^2]")
 def limit_energy() -> sp.Expr:
-    """Energy after many rounds where `q' < 1` and `|alpha| < 1`: the part without powers.
+    """Return the limit of the energy for `q' < 1` and `|alpha| < 1`: the part without powers.
 
     Returns:
         Expression in the coefficients; the floor with drift.
@@ -142,13 +142,13 @@ def limit_energy() -> sp.Expr:
         Our derivation.
     """
     energy = sp.expand(moments_after().energy)
-    # q^t and alpha^t vanish, however they are multiplied
+    # q^t and alpha^t vanish, whatever their factors
     return sp.factor(energy.subs({rate**t: 0, gain**t: 0}))
 
 
 @derivation(r"\mathrm{Var}[x_\infty]_{\nu = 0}")
 def deterministic_share_variance() -> sp.Expr:
-    """Stationary variance of the amplitude for common gains and a share that is not random.
+    """Return the stationary variance of the amplitude for common gains and a deterministic share.
 
     `E[x^2] - E[x]^2` at rest with `nu = 0` and `E[(sum w)^2] = E[sum w]^2`: drift noise alone.
 
@@ -164,7 +164,10 @@ def deterministic_share_variance() -> sp.Expr:
 
 
 def as_recursion(expression: sp.Expr) -> sp.Expr:
-    """Write the coefficient symbols of this section out in g, c, nu, tau, S1, S2 and Q."""
+    """Return an expression with this section's coefficients in terms of g, c, nu, tau, S1.
+
+    S2 and Q.
+    """
     values = coefficients()
     symbols = (gain, shift, rate, cross, noise)
     written = (values.gain, values.shift, values.rate, values.cross, values.noise)

@@ -1,8 +1,8 @@
-"""Symbolic derivation of the typical direction: log random walk, survival, mean against median.
+"""Derivation of the typical direction: log random walk, survival, and mean versus median.
 
-Given that somebody carried a direction in every round, its energy is `x_0^2 prod_t W_t^2`: a random
-walk in the logarithm with independent steps `2 log W`. All formulas: our derivation, in the setting
-of Wu et al., arXiv 2602.13486, App. A.
+Given a carrier in every round, the energy of a direction is `x_0^2 prod_t W_t^2`: a random walk in
+the logarithm with independent steps `2 log W`. All formulas: our derivation, in the setting of Wu
+et al., arXiv 2602.13486, App. A.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Corrections:
 
 @derivation(r"E[\log x_t^2/x_0^2]", r"\mathrm{Var}[\log x_t^2/x_0^2]")
 def log_energy() -> LogEnergy:
-    """Mean and variance of the log energy after t rounds, given survival.
+    """Return the mean and variance of the log energy after t rounds, given survival.
 
     A round adds `2 log W`, independent of the past: `M' = M + 2 ell`, `V' = V + Var(2 log W)` with
     `Var(2 z) = E[(2 z)^2] - E[2 z]^2`; both recurrences are solved.
@@ -70,7 +70,7 @@ def log_energy() -> LogEnergy:
 
 @derivation(r"q_{\mathrm{typical}}")
 def typical_rate() -> sp.Expr:
-    """Energy factor per round of the typical direction: `exp(2 E[log W | W > 0])`.
+    """Return the energy factor per round of the typical direction: `exp(2 E[log W | W > 0])`.
 
     The t-th root of the energy whose logarithm is the mean log energy.
 
@@ -85,7 +85,7 @@ def typical_rate() -> sp.Expr:
 
 @derivation(r"P(\mathrm{alive\ at\ } t)")
 def survival() -> sp.Expr:
-    """Probability that a direction had a contributor in each of t rounds.
+    """Return the probability that a direction had a contributor in each of t rounds.
 
     Rounds are independent: `s(t + 1) = (1 - P0) s(t)`, solved.
 
@@ -101,7 +101,7 @@ def survival() -> sp.Expr:
 
 @derivation(r"E[t_{\mathrm{extinct}}]")
 def mean_lifetime() -> sp.Expr:
-    """Expected round of extinction: the sum of the survival probabilities.
+    """Return the expected round of extinction: the sum of the survival probabilities.
 
     Returns:
         Expression in P0; infinite at P0 = 0.
@@ -117,10 +117,10 @@ def mean_lifetime() -> sp.Expr:
 
 @derivation(r"E[x_t^2]/x_0^2", r"\mathrm{median}[x_t^2]/x_0^2", r"\mathrm{mean}/\mathrm{median}")
 def log_normal() -> LogNormal:
-    """Mean and median of the energy when its logarithm is normal, as it becomes over many rounds.
+    """Return the mean and median of the energy if its logarithm is normal, as after many rounds.
 
-    The mean is the Gaussian integral of `exp(z)`; the exponent is completed to a square by sympy.
-    The median is the exponential of the median of z, its mean.
+    The mean is the Gaussian integral of `exp(z)`, whose exponent sympy completes to a square. The
+    median is the exponential of the median of z, which is its mean.
 
     Returns:
         Expressions in t, ell and v.
@@ -134,7 +134,7 @@ def log_normal() -> LogNormal:
     (peak,) = sp.solve(sp.diff(exponent, z), z)
     shifted = sp.expand(exponent.subs(z, z + peak))
     height = shifted.subs(z, 0)
-    # what is left is a centred Gaussian of the same width
+    # the rest is a centred Gaussian of the same width
     kernel = sp.exp(sp.simplify(shifted - height))
     norm = sp.integrate(kernel, (z, -sp.oo, sp.oo)) / (spread * sp.sqrt(2 * sp.pi))
     walk = log_energy()
@@ -146,7 +146,7 @@ def log_normal() -> LogNormal:
 
 @derivation(r"\log E[W^2] - 2 E[\log W]")
 def jensen_gap() -> sp.Expr:
-    """Log of the mean rate over the typical one, for a share that is `a` or `b`.
+    """Return the log of the mean rate over the typical rate, for a share that is `a` or `b`.
 
     Zero at `p = 0` and `p = 1`, and concave in p (see `jensen_curvature`): never negative, so the
     typical direction falls at least as fast as the mean energy.
@@ -164,7 +164,7 @@ def jensen_gap() -> sp.Expr:
 
 @derivation(r"\partial^2_p (\log E[W^2] - 2 E[\log W])")
 def jensen_curvature() -> sp.Expr:
-    """Second derivative of `jensen_gap` in p: minus a square over a square.
+    """Return the second derivative of `jensen_gap` in p: minus a square over a square.
 
     Returns:
         Expression in a, b and p.
@@ -177,7 +177,7 @@ def jensen_curvature() -> sp.Expr:
 
 @derivation(r"\log E[W^2] - 2 E[\log W]")
 def small_fluctuation_gap() -> sp.Expr:
-    """Leading order of the gap when W varies little: twice its squared coefficient of variation.
+    """Return the leading order of the gap for small variation of W: twice its squared variation.
 
     `W = E[W] (1 + e z)` with `E[z] = 0`, `E[z^2] = 1`, expanded to second order in e.
 
@@ -196,16 +196,16 @@ def small_fluctuation_gap() -> sp.Expr:
 
 @derivation(r"E[W^2] / E[W]^2", r"e^{2 E[\log W]} / E[W]^2")
 def opposite_corrections() -> Corrections:
-    """What the variation of W does to the mean rate and to the typical one: opposite things.
+    """Return effects of the variation of W on the mean rate and on the typical rate: opposite ones.
 
-    Fewer clients per round let W vary more (see `cohorts.relative_variance`): the mean energy then
+    With fewer clients per round W varies more (see `cohorts.relative_variance`): the mean energy
     falls more slowly and the typical energy faster, by the same amount in leading order.
 
     Returns:
         Expressions in e, the coefficient of variation of W.
 
     Reference:
-        Our derivation, for the question that the review of Wu et al., arXiv 2602.13486, asks.
+        Our derivation, for the question in the review of Wu et al., arXiv 2602.13486.
     """
     e, z = sp.symbols("e z", positive=True)
     log_share = sp.series(sp.log(1 + e * z), e, 0, 3).removeO()
@@ -215,7 +215,7 @@ def opposite_corrections() -> Corrections:
 
 
 def _standardised(expression: sp.Expr, z: sp.Symbol) -> sp.Expr:
-    """Expectation of a quadratic in z, of mean 0 and variance 1."""
+    """Return the expectation of a quadratic in z, of mean 0 and variance 1."""
     return sum(expression.coeff(z, power) * moment for power, moment in enumerate((1, 0, 1)))
 
 

@@ -1,4 +1,4 @@
-"""Symbolic derivation of share moments for unequal sample counts, over a few explicit clients.
+"""Derivation of share moments for unequal sample counts, over a few explicit clients.
 
 Without renormalisation weights are linear in the indicators and inclusion probabilities suffice.
 Weights divided by the cohort's samples are ratios: their moments are sums over all cohorts. All
@@ -22,7 +22,9 @@ squares = sp.Symbol("s_2", positive=True)
 
 @derivation(r"E[W]_{\mathrm{federation}}")
 def unbiased_mean(num_contributors: int = 3) -> sp.Expr:
-    """Mean of `W = sum p_k 1_k K / m` over contributors: their coverage, for any sample counts.
+    """Return the mean of `W = sum p_k 1_k K / m` over contributors: their coverage.
+
+    It holds for any sample counts.
 
     Args:
         num_contributors: number of explicit contributors.
@@ -39,7 +41,7 @@ def unbiased_mean(num_contributors: int = 3) -> sp.Expr:
 
 @derivation(r"E[W^2]_{\mathrm{federation}}")
 def unbiased_second_moment(num_contributors: int = 3, *, independent: bool = False) -> sp.Expr:
-    """`E[W^2]` without renormalisation from first and second inclusion probabilities.
+    """Return `E[W^2]` without renormalisation from first and second inclusion probabilities.
 
     `E[1_j 1_k] = m (m - 1) / (K (K - 1))` without replacement and `(m / K)^2` for independent
     clients, `E[1_k^2] = m / K`; products of weights are gathered in `pi^2` and `s_2`.
@@ -62,13 +64,13 @@ def unbiased_second_moment(num_contributors: int = 3, *, independent: bool = Fal
     second = sp.Poly(sp.expand(second * (K / m) ** 2), *weights)
     alpha = second.coeff_monomial(weights[0] ** 2)
     beta = second.coeff_monomial(weights[0] * weights[1]) / 2
-    # sum over pairs of p_j p_k is (pi^2 - s_2), whatever the number of contributors
+    # the sum over pairs of p_j p_k is (pi^2 - s_2) for any number of contributors
     return sp.factor(alpha - beta) * squares + sp.factor(beta) * pi**2
 
 
 @derivation(r"E[\textstyle\sum_k w_k^2]_{\mathrm{federation}}")
 def unbiased_sum_of_squares(num_contributors: int = 3) -> sp.Expr:
-    """`E[sum_k w_k^2]` of weights `p_k 1_k K / m`.
+    """Return `E[sum_k w_k^2]` of weights `p_k 1_k K / m`.
 
     Args:
         num_contributors: number of explicit contributors.
@@ -88,13 +90,13 @@ def unbiased_sum_of_squares(num_contributors: int = 3) -> sp.Expr:
 def share_moment(
     power: int = 2, num_clients: int = 3, num_contributors: int = 1, cohort_size: int = 2
 ) -> sp.Expr:
-    """Share moment of explicit clients without replacement, weights over the cohort's samples.
+    """Return the share moment of explicit clients without replacement, with the cohort's samples.
 
     `W = sum_{S & C} n_k / sum_S n_k`, to the power, averaged over all cohorts S. The contributors
     are the first clients.
 
     Args:
-        power: of W, at least 1.
+        power: exponent of W, at least 1.
         num_clients: K.
         num_contributors: n.
         cohort_size: m.
@@ -122,7 +124,7 @@ def share_squares(
     *,
     contributors_only: bool = False,
 ) -> sp.Expr:
-    """`E[sum_k w_k^2]` of explicit clients without replacement, by the sum over all cohorts.
+    """Return `E[sum_k w_k^2]` of explicit clients without replacement, by the sum over all cohorts.
 
     Args:
         num_clients: K.

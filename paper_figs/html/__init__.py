@@ -1,1 +1,1 @@
-"""A verification as one HTML page that needs nothing beside it: no network, no other file."""
+"""A verification report as one self-contained HTML page: no network, no other file."""

@@ -1,4 +1,4 @@
-"""Small line charts as inline SVG: measured points, their intervals, the prediction dashed."""
+"""Small charts as inline SVG: lines over rounds, intervals and margins, and numbers in HTML."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from analysis.claims.report import digits_for, p_text
 from analysis.formats import DIGITS, number, rule_name
 from fedlora_sim.storage import load_dataset
 
-# Numbers as a page writes them: a true minus sign, powers of ten, digits of one width
+# Numbers in HTML: a true minus sign, powers of ten, digits of equal width
 
 _POWER = re.compile(r"e([+-]?)0*(\d+)$")
 
 
 def number_html(value: float | None, digits: int = DIGITS) -> Markup:
-    """A number to this many significant digits."""
+    """Return a number to this many significant digits."""
     return _html(number(value, digits))
 
 
 def interval_html(ends: Sequence[float | None], digits: int = DIGITS) -> Markup:
-    """Both ends of an interval."""
+    """Return the two ends of an interval."""
     low, high = (number_html(end, digits) for end in ends)
     return Markup('<span class="n">[{},</span> <span class="n">{}]</span>').format(low, high)
 
 
 def p_html(p: float) -> Markup:
-    """A p-value, or the bound below which it lies."""
+    """Return a p-value, or its upper bound."""
     text = p_text(p)
     if not text.startswith("<"):
         return _html(text)
@@ -41,7 +41,7 @@ def p_html(p: float) -> Markup:
 
 
 def spoken(value: float | None, digits: int = DIGITS) -> str:
-    """A number in plain characters, for a text alternative."""
+    """Return a number in plain characters, for a text alternative."""
     return number(value, digits).replace("-", "−")
 
 
@@ -55,24 +55,24 @@ def _html(text: str) -> Markup:
     return Markup(f'<span class="n">{factor}10<sup>{sign}{power[2]}</sup></span>')
 
 
-# Small line charts as inline SVG: measured points, their intervals, the prediction dashed
+# Line charts: measured points, their intervals, the prediction dashed
 
 LEFT, RIGHT, TOP, BOTTOM = 54.0, 88.0, 26.0, 40.0
 MOST_RULES = 6
-_APART = 5.0  # intervals of several lines at one x, beside one another
-_LABEL_STEP = 13.0  # least distance of two labels beside the ends of their lines
+_APART = 5.0  # offset of intervals of several lines at one x
+_LABEL_STEP = 13.0  # least distance of two labels next to the ends of their lines
 _MARKS = ("circle", "square", "triangle", "diamond")
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one line, with what was predicted of them.
+    """Points of one line, with predictions.
 
     Args:
-        name: what stands beside it.
+        name: name next to the line.
         x, y: its points.
-        predicted: the prediction at every point.
-        intervals: interval of every point, or none at all.
+        predicted: the prediction at each point.
+        intervals: interval of each point, or none at all.
     """
 
     name: str
@@ -84,13 +84,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Axes:
-    """Where values lie on the drawing.
+    """Positions of values on the drawing.
 
     Args:
-        x, y: ends of the two axes, in values; of logarithms, where `log`.
-        width, height: of the drawing.
+        x, y: ends of the two axes, in values; in logarithms if `log`.
+        width, height: size of the drawing.
         log: whether y is logarithmic.
-        floor: what is smaller is drawn there.
+        floor: smaller values are drawn here.
     """
 
     x: tuple[float, float]
@@ -101,12 +101,12 @@ class Axes:
     floor: float = 0.0
 
     def at_x(self, value: float) -> float:
-        """Distance from the left."""
+        """Return the distance from the left."""
         share = (value - self.x[0]) / (self.x[1] - self.x[0])
         return round(LEFT + share * (self.width - LEFT - RIGHT), 1)
 
     def at_y(self, value: float) -> float:
-        """Distance from the top."""
+        """Return the distance from the top."""
         if self.log:
             value = math.log10(max(value, self.floor))
         share = (value - self.y[0]) / (self.y[1] - self.y[0])
@@ -122,14 +122,14 @@ def chart(
     floor: float | None = None,
     panel: str = "",
 ) -> Markup:
-    """The drawing of some lines over common x values.
+    """Return a drawing of lines over common x values.
 
     Args:
         lines: at least one, each of at least two points.
-        said: what the drawing shows, in words.
-        labels: of the two axes.
-        size: of the drawing.
-        floor: y is logarithmic, and cut here; None for a linear one.
+        said: description of the drawing.
+        labels: labels of the two axes.
+        size: size of the drawing.
+        floor: if given, y is logarithmic and clipped here; None for a linear axis.
         panel: name of the panel for a page that moves a cross line over it.
 
     Returns:
@@ -164,7 +164,7 @@ def _axes(lines: Sequence[Line], size: tuple[int, int], floor: float | None) -> 
 
 
 def _grid(axes: Axes, labels: tuple[str, str], lines: Sequence[Line]) -> str:
-    """Rules across, numbers beside them, and the names of the axes."""
+    """Return the grid lines, their numbers, and the names of the axes."""
     right, bottom = axes.width - RIGHT, axes.height - BOTTOM
     parts = []
     for value in _ticks(axes):
@@ -202,7 +202,7 @@ def _few(values: Sequence[float], most: int = 9) -> list[float]:
 
 
 def _plain(value: float, log: bool = False) -> str:
-    """A number beside an axis, without HTML, which a drawing cannot hold."""
+    """Return a number for an axis, without HTML, which an SVG cannot contain."""
     if log and value != 1:
         power = f"{round(math.log10(value))}".replace("-", "−")
         return f'10<tspan class="sup" dy="-4">{power}</tspan>'
@@ -249,7 +249,7 @@ def _mark(x: float, y: float, i: int) -> str:
 
 
 def _names(lines: Sequence[Line], axes: Axes) -> str:
-    """The name of every line beside its end, apart from one another."""
+    """Return the name of each line next to its end, without overlaps."""
     order = sorted(range(len(lines)), key=lambda i: axes.at_y(lines[i].y[-1]))
     places = [axes.at_y(lines[i].y[-1]) + 4 for i in order]
     for i in range(1, len(places)):
@@ -266,15 +266,15 @@ def _names(lines: Sequence[Line], axes: Axes) -> str:
     )
 
 
-# A measured interval against the margin of its prediction, drawn on one line
+# Intervals: a measured interval and the margin of its prediction on one line
 
 WIDTH, HEIGHT, EDGE = 220.0, 22.0, 5.0
-_ROOM = 2.0  # half the line shows so many widths of the margin, if the interval lies within
-_BEYOND = 1.15  # room beyond what is drawn, of its distance from the prediction
+_ROOM = 2.0  # half the line shows this many widths of the margin, if the interval lies within
+_BEYOND = 1.15  # room beyond the drawing, relative to its distance from the prediction
 
 
 def region(prediction: float, margin: str) -> tuple[float, float]:
-    """Values that agree with a prediction: `±2%`, `±0.05`, `at least` or `at most` it."""
+    """Return the values that agree with a prediction: `±2%`, `±0.05`, `at least` or `at most`."""
     if margin == "at least":
         return prediction, math.inf
     if margin == "at most":
@@ -292,17 +292,17 @@ def interval_plot(
     margin: str,
     quantity: str,
 ) -> Markup:
-    """An inline SVG of the margin as a band, the prediction as a tick, the measurement as a dot.
+    """Return an inline SVG: margin as a band, prediction as a tick, measurement as a dot.
 
     Args:
-        prediction: the predicted value, or None where it is not finite.
+        prediction: the predicted value, or None if it is not finite.
         measurement: the measured value, or None.
         interval: ends of its interval, or None.
         margin: as in a report.
-        quantity: name of what is measured, for the text alternative.
+        quantity: name of the measured quantity, for the text alternative.
 
     Returns:
-        The drawing, which says the same in words; the words alone if a value is not finite.
+        The drawing with a text alternative; only the text if a value is not finite.
     """
     said = words(prediction, measurement, interval, margin, quantity)
     low, high = interval
@@ -334,7 +334,7 @@ def interval_plot(
 def _range(
     prediction: float, interval: tuple[float, float], band: tuple[float, float]
 ) -> tuple[float, float]:
-    """Ends of the line: the prediction in the middle, all of the interval within."""
+    """Return ends of the line, with the prediction in the middle and all of the interval within."""
     widths = [_ROOM * abs(end - prediction) for end in band if math.isfinite(end)]
     reach = [_BEYOND * abs(end - prediction) for end in interval]
     room = max(*widths, *reach) or abs(prediction) or 1.0
@@ -348,7 +348,7 @@ def words(
     margin: str,
     quantity: str,
 ) -> str:
-    """What the drawing shows, in words."""
+    """Return the content of the drawing as text."""
     digits = digits_for(margin)
     low, high = interval
     measured = (
@@ -371,7 +371,7 @@ def words(
     return f"{quantity}: predicted {said}; {measured}, {where}."
 
 
-# What happens over rounds, drawn: energies of a verification, and claims on many rounds
+# Charts over rounds: energies of a verification, and claims on many rounds
 
 FLOOR = 1e-10
 """Energies below are drawn there: what is left is rounding."""
@@ -392,11 +392,11 @@ class Energies:
 
     Args:
         panels: one drawing per rule.
-        rules: names of the rules, for readers.
+        rules: display names of the rules.
         partitions: names of the partitions.
         rounds: the rounds.
         measured, predicted: mean energies, [rule][partition][round].
-        runs: seeds behind every mean.
+        runs: number of seeds of each mean.
     """
 
     panels: list[Markup]
@@ -408,7 +408,7 @@ class Energies:
     runs: int
 
     def written(self) -> dict[str, Any]:
-        """The same numbers as HTML, for a page that shows one round at a time."""
+        """Return the same numbers as HTML, for a page that shows one round at a time."""
         nested = {"measured": self.measured, "predicted": self.predicted}
         return {
             "rounds": self.rounds,
@@ -420,13 +420,13 @@ class Energies:
 
 
 def energies(folder: Path) -> Energies | None:
-    """The energies that lie beside a report, mean over seeds and over a partition's directions.
+    """Return the energies next to a report, mean over seeds and over a partition's directions.
 
     Args:
-        folder: of the report; the data are `data/energies.nc` in it.
+        folder: folder of the report; the data are `data/energies.nc` in it.
 
     Returns:
-        The energies, or None where there are none.
+        The energies, or None.
     """
     path = folder / "data" / "energies.nc"
     if not path.is_file():
@@ -465,13 +465,15 @@ def _panel_words(rule: str, lines: list[Line], last: int) -> str:
 
 
 def sweep(claim: Mapping[str, Any]) -> Markup | None:
-    """A claim's quantities drawn over what varies in their names, such as the round.
+    """Return a drawing of a claim's quantities over the parameter in their names.
+
+    Such as the round.
 
     Args:
         claim: an entry of a report, with quantities named like `..., round 3, partition 2`.
 
     Returns:
-        A drawing with a line per partition, or None where fewer than three points make a line.
+        A drawing with a line per partition, or None if there are fewer than three points.
     """
     lines: dict[str, list[int]] = {}
     found: dict[int, tuple[str, float]] = {}
@@ -499,7 +501,7 @@ def sweep(claim: Mapping[str, Any]) -> Markup | None:
 
 
 def _floor(lines: list[Line]) -> float | None:
-    """The power of ten below all values, where they span decades; None for a linear axis."""
+    """Return the power of ten below all values if they span decades; None for a linear axis."""
     values = [v for line in lines for v in (*line.y, *line.predicted)]
     values += [end for line in lines for pair in line.intervals for end in pair]
     if min(values) <= 0 or max(values) < DECADES * min(values):
@@ -508,7 +510,7 @@ def _floor(lines: list[Line]) -> float | None:
 
 
 def _axis_names(what: str, margin: str) -> tuple[str, str]:
-    """Names of the axes: `W, round` is W over rounds, `q' at nu` is q' over nu."""
+    """Return the names of the axes: `W, round` is W over rounds, `q' at nu` is q' over nu."""
     measured = "deviation" if margin == "at most" else "measured"
     for between in (", round", " at "):
         before, found, after = what.partition(between)

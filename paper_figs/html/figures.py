@@ -1,4 +1,4 @@
-"""The figures of a verification or a study, within the page, with what they show in words."""
+"""The figures of a verification or a study on the page, with text alternatives."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from paper_figs.html.charts import spoken
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page shows it.
+    """A figure on the page.
 
     Args:
-        name: of its file.
-        title: of the figure.
-        drawn: what is drawn on it.
-        text: what it shows, in words and in numbers of the report.
+        name: name of its file.
+        title: title of the figure.
+        drawn: description of the drawing.
+        text: its content in words and in numbers of the report.
         source: the file itself, as a data URL.
-        width, height: on the page, in pixels of CSS.
+        width, height: size on the page, in CSS pixels.
     """
 
     name: str
@@ -98,11 +98,11 @@ FIGURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 def pictures(report: Mapping[str, Any], folder: Path, leave_out: str = "") -> list[Picture]:
-    """The figures of a report that lie in a folder.
+    """Return the figures of a report in a folder.
 
     Args:
         report: the report, as in `report.json`.
-        folder: of the PNG files; `figures` within it is looked into first.
+        folder: folder of the PNG files; its subfolder `figures` is searched first.
         leave_out: name of a figure that the page draws itself.
 
     Returns:
@@ -130,13 +130,13 @@ def _data_url(image: bytes) -> str:
 
 
 def _size(image: bytes) -> tuple[int, int]:
-    """Width and height on the page, from the header of a PNG."""
+    """Return the width and height on the page, from the header of a PNG."""
     width, height = struct.unpack(">II", image[16:24])
     return round(width / DENSITY), round(height / DENSITY)
 
 
 def _sentence(claim: Mapping[str, Any]) -> str:
-    """What was measured for a claim, quantity by quantity."""
+    """Return the measurements of a claim, quantity by quantity."""
     digits = digits_for(claim["margin"])
     values = [
         f"{claim['quantities'][i]} {spoken(claim['measurement'][i], digits)} (predicted "

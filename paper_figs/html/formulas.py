@@ -1,7 +1,7 @@
-"""Mathematics as MathML: formulas within plain sentences, and the derivations behind a claim.
+"""Mathematics as MathML: formulas in plain sentences, and the derivations of a claim.
 
-Derivations are expressions of sympy whose left sides are written in LaTeX; both sides become LaTeX,
-as in the appendix, and latex2mathml makes the MathML that browsers and screen readers know.
+Derivations are expressions of sympy whose left sides are written in LaTeX. Both sides become LaTeX,
+as in the appendix, and latex2mathml makes the MathML that browsers and screen readers support.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import sympy as sp
 from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
-from analysis.derivations.appendix import equation
+from analysis.derivations.appendix import equation, statement_of
 from analysis.derivations.statement import MARK
 
-# Which derivations stand behind which claim.
+# The derivations of each claim.
 #
-# `module.function` of `analysis.derivations`; with `:1,3`, those alone of its equations. A claim
-# that no derivation speaks of (an identity of factors, a comparison on real data) is not listed.
+# `module.function` of `analysis.derivations`; with `:1,3`, only these of its equations. Claims
+# without a derivation (an identity of factors, a comparison on real data) are not listed.
 
 _SHARES = "cohorts.without_replacement"
 _RANDOM_RATE = "allocation.share_moments:1"
@@ -118,11 +118,7 @@ DERIVED: dict[str, tuple[str, ...]] = {
 }
 
 
-# Mathematics as MathML: formulas within plain sentences, and the derivations behind a claim.
-#
-# Derivations are expressions of sympy whose left sides are written in LaTeX; both sides become
-# LaTeX, as in the appendix, and latex2mathml makes the MathML that browsers and screen readers
-# know.
+# Typesetting
 
 FORMULAS = {
     "1 - rho_{l_1}(t) <= C gamma^t": r"1 - \rho_{l_1}(t) \le C \gamma^t",
@@ -178,7 +174,7 @@ LONGEST = 60
 
 _FOR_MATHML = {
     r"\mapsto =": r"\mapsto",
-    r"\begin{aligned}": r"\begin{array}{l}",  # which latex2mathml would set on one line
+    r"\begin{aligned}": r"\begin{array}{l}",  # which latex2mathml would put on one line
     r"\end{aligned}": r"\end{array}",
     r"\lim_": r"\lim\limits_",
 }
@@ -193,13 +189,13 @@ _FACTOR_A = ("With A frozen", "where A is")
 
 
 def mathml(latex: str, display: bool = False) -> Markup:
-    """MathML of a formula in LaTeX, as a block of its own or within a line."""
+    """Return a LaTeX formula as MathML, as a block or inline."""
     return Markup(convert(latex, display="block" if display else "inline"))
 
 
 @functools.cache
 def typeset(text: str) -> Markup:
-    """A plain sentence with its formulas and symbols as MathML and typographic apostrophes."""
+    """Return a sentence with formulas and symbols as MathML, and typographic apostrophes."""
     parts, end = [], 0
     for match in _PATTERN.finditer(text):
         latex = _latex(text, match)
@@ -211,7 +207,7 @@ def typeset(text: str) -> Markup:
 
 
 def _latex(text: str, match: re.Match[str]) -> str | None:
-    """LaTeX of a match, or None where it is a word after all."""
+    """Return the LaTeX of a match, or None if it is an ordinary word."""
     if match["formula"]:
         return FORMULAS[match[0]]
     if match["root"]:
@@ -230,18 +226,18 @@ def _prose(text: str) -> Markup:
 
 
 def curly(text: str) -> str:
-    """Text with typographic apostrophes."""
+    """Return the text with typographic apostrophes."""
     return re.sub(r"(?<=\w)'|'(?=s\b)", "’", text)
 
 
 @dataclass(frozen=True)
 class Derivation:
-    """A derivation as the page shows it.
+    """A derivation on the page.
 
     Args:
         name: `module.function` below `analysis.derivations`.
-        sentence: what it derives.
-        equations: in MathML, all of them.
+        sentence: the derived quantity.
+        equations: all equations in MathML.
     """
 
     name: str
@@ -250,13 +246,13 @@ class Derivation:
 
     @property
     def module(self) -> str:
-        """Its file, from the root of the repository."""
+        """Its file, relative to the root of the repository."""
         return f"analysis/derivations/{self.name.partition('.')[0]}.py"
 
 
 @functools.cache
 def derivation(name: str) -> Derivation:
-    """The derivation of this name, solved and typeset.
+    """Return the derivation of this name, solved and typeset.
 
     Raises:
         AttributeError: if there is no such derivation.
@@ -269,11 +265,14 @@ def derivation(name: str) -> Derivation:
         values = [getattr(result, field.name) for field in dataclasses.fields(result)]
     rows = zip(getattr(derive, MARK), values, strict=True)
     equations = tuple(mathml(_equation(left, value), display=True) for left, value in rows)
-    return Derivation(name, _sentence(derive.__doc__ or ""), equations)
+    return Derivation(name, _sentence(statement_of(derive)), equations)
 
 
 def _equation(left: str, value: sp.Expr) -> str:
-    """Both sides as the appendix has them; what a left side maps to needs no sign of equality."""
+    """Return both sides of an equation, as in the appendix.
+
+    A left side that is a map has no equals sign.
+    """
     _, latex, *_ = equation(left, value, LONGEST).splitlines()
     for written, read in _FOR_MATHML.items():
         latex = latex.replace(written, read)
@@ -281,8 +280,8 @@ def _equation(left: str, value: sp.Expr) -> str:
 
 
 def _sentence(doc: str) -> Markup:
-    """The first sentence of a docstring, its code as code."""
-    pieces = " ".join(doc.partition("\n\n")[0].split()).split("`")
+    """Return a sentence with its code as code."""
+    pieces = doc.split("`")
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if i % 2 else _prose(piece)
         for i, piece in enumerate(pieces)
@@ -290,7 +289,7 @@ def _sentence(doc: str) -> Markup:
 
 
 def behind(claim_id: str) -> list[tuple[Derivation, tuple[Markup, ...]]]:
-    """The derivations behind a claim, each with those of its equations that the claim speaks of."""
+    """Return the derivations of a claim, each with the equations that the claim refers to."""
     found = []
     for entry in DERIVED.get(claim_id, ()):
         name, _, chosen = entry.partition(":")

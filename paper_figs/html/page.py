@@ -1,4 +1,4 @@
-"""What the page says of a report: a headline, its claims and its themes, ready for a template."""
+"""The content of the page: headline, claims and themes of a report, prepared for the template."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONTROL_ROWS = 3
 
 
 def headline(report: Record) -> str:
-    """The outcome of a report in a sentence or two."""
+    """Return the outcome of a report in one or two sentences."""
     claims = report["claims"]
     said = [_kind_sentence(claims, kind) for kind in dict.fromkeys(c["kind"] for c in claims)]
     said += [_control_sentence(claims, name) for name in CONTROLS if any(name in c for c in claims)]
@@ -66,7 +66,7 @@ def _control_sentence(claims: Sequence[Record], name: str) -> str:
 
 
 def themes(report: Record) -> list[dict[str, Any]]:
-    """By theme: verdicts of every kind, and how many negative and near controls were refuted."""
+    """Return, by theme, the verdicts of each kind, and the numbers of refuted controls."""
     rows = []
     for name, part in by_theme(report):
         controls = [
@@ -87,7 +87,7 @@ def themes(report: Record) -> list[dict[str, Any]]:
 
 
 def totals(report: Record) -> dict[str, dict[str, int]]:
-    """How many claims of every kind got which verdict."""
+    """Return the number of claims of each kind by verdict."""
     return {kind: _counts(report["claims"], kind) for kind in _values(report, "kind")}
 
 
@@ -97,7 +97,7 @@ def _counts(claims: Sequence[Record], kind: str) -> dict[str, int]:
 
 
 def choices(report: Record) -> dict[str, list[str]]:
-    """What a reader can filter by: values of every property, in the order of the report."""
+    """Return the filters: values of each property, in the order of the report."""
     return {name: _values(report, name) for name in ("theme", "kind", "verdict", "fidelity")}
 
 
@@ -106,18 +106,18 @@ def _values(report: Record, name: str) -> list[str]:
 
 
 def how_to_read(report: Record) -> list[str]:
-    """What holds over all intervals together; nothing where a report has no families of claims."""
+    """Return statement on all intervals together; empty if a report has no families of claims."""
     return families_text(report) if "families" in report else []
 
 
 def confidence_text(report: Record) -> str:
-    """With what confidence the intervals hold."""
+    """Return the joint confidence of the intervals."""
     held = measured_head(report).removeprefix("measured, ").removesuffix(" interval")
     return f"Measured values with {held} intervals."
 
 
 def claim_view(claim: Record, report: Record, order: int) -> dict[str, Any]:
-    """A claim as the template shows it."""
+    """Return a claim in the form of the template."""
     digits = digits_for(claim["margin"])
     rows = [_row(claim, i, digits) for i in range(len(claim["quantities"]))]
     return {
@@ -155,12 +155,12 @@ def claim_view(claim: Record, report: Record, order: int) -> dict[str, Any]:
 
 
 def _p(claim: Record, name: str) -> Markup | None:
-    """A p-value; None where the report has none, as for a statement on every run."""
+    """Return a p-value; None if the report has none, as for a statement on every run."""
     return None if claim.get(name) is None else p_html(claim[name])
 
 
 def _counterexample(claim: Record) -> str | None:
-    """The first run that contradicts a statement on every run, to repeat it."""
+    """Return the first run that contradicts a statement on every run, to reproduce it."""
     first = claim.get("every_run", {}).get("first")
     if first is None:
         return None
@@ -171,7 +171,7 @@ def _counterexample(claim: Record) -> str | None:
 
 
 def _control_view(claim: Record, name: str, digits: int) -> dict[str, Any]:
-    """A control as the template shows it."""
+    """Return a control in the form of the template."""
     control = claim[name]
     return {
         "verdict": control["verdict"],
@@ -195,7 +195,7 @@ def _row(claim: Record, i: int, digits: int) -> dict[str, Any]:
 
 
 def _control_found(control: Record, claim: Record, digits: int) -> list[Markup]:
-    """What the control measured against what was asked of it, where the report says so."""
+    """Return the control's measurement and requirement, if the report has them."""
     if "measurement" not in control:
         return []
     lines = [
@@ -218,7 +218,7 @@ def _control_found(control: Record, claim: Record, digits: int) -> list[Markup]:
 
 
 def _seeds(claim: Record, report: Record) -> str:
-    """Seeds behind the claim's runs."""
+    """Return the seeds behind the claim's runs."""
     seed = report["environment"].get("seed")
     if seed is None:
         return ""
@@ -226,7 +226,7 @@ def _seeds(claim: Record, report: Record) -> str:
 
 
 def command(claim: Record, report: Record) -> str:
-    """What repeats this claim alone; a study's claims are repeated together."""
+    """Return the command that repeats this claim alone; a study's claims are repeated together."""
     if "command" in report:
         return str(report["command"])
     made = report["environment"]
@@ -241,17 +241,17 @@ def _search_text(claim: Record) -> str:
     return " ".join((*texts, *claim["quantities"])).lower()
 
 
-# A study's report in the form of a verification's, so that one page shows both
+# Studies: convert a study's report to the form of a verification's
 
 
 def as_report(study: Mapping[str, Any]) -> dict[str, Any]:
-    """The claims of a study, each on its one quantity.
+    """Return a study's report in the form of a verification's, with one quantity per claim.
 
     Args:
         study: as in `study.json`.
 
     Returns:
-        A report without families of claims, whose intervals hold together as the study says.
+        A report without families of claims, whose intervals hold together as the study states.
     """
     name = study["study"]["name"]
     return {

@@ -1,4 +1,4 @@
-"""The page itself: a report's numbers through the template, with style and script within it."""
+"""Render the page: a report's numbers in the template, with embedded style and script."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SORTS = {
 
 
 def render(report: Mapping[str, Any], folder: Path, source: str = "report.json") -> str:
-    """A report as one HTML page that needs nothing beside it.
+    """Return a report as one self-contained HTML page.
 
     Args:
-        report: as in `report.json`, or a study's by `study.as_report`.
-        folder: where figures (PNG, in `figures` or directly) and `data/energies.nc` are looked
-            for; what is not there is not shown.
-        source: name of the file that the report was read from.
+        report: as in `report.json`, or a study's by `as_report`.
+        folder: folder of figures (PNG, in `figures` or directly) and `data/energies.nc`; missing
+            files are left out.
+        source: name of the report's file.
 
     Returns:
         The page.
@@ -92,7 +92,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     made.filters |= {"number": number_html, "interval": interval_html, "curly": curly}
-    for kind in ("css", "js"):  # as they are: they are ours, and no templates
+    for kind in ("css", "js"):  # unchanged: they are our own files, not templates
         made.globals[kind] = Markup(loader.get_source(made, f"report.{kind}")[0])
     return made
 
@@ -113,7 +113,7 @@ def _about(report: Mapping[str, Any]) -> str:
 
 
 def _whole_command(report: Mapping[str, Any]) -> str:
-    """What repeats the report: a study's command, or a verification's with its effort."""
+    """Return command that repeats the report: a study's, or a verification's with its effort."""
     if "command" in report:
         return str(report["command"])
     made = report["environment"]
@@ -134,7 +134,7 @@ def _digits(report: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _readable(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Names in words: `numpy_version` is numpy's version."""
+    """Return readable names: `numpy_version` is numpy's version."""
     shown = {}
     for name, value in environment.items():
         words = name.removesuffix("_version") if name.endswith("_version") else name
