@@ -214,6 +214,7 @@ def outcome(function: Callable[..., Any], arguments: dict[str, Any], where: str)
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLS)
 def test_any_value_of_every_argument(name: str, tmp_path: Path, monkeypatch) -> None:
@@ -270,6 +271,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_any_text_of_every_option(name: str, fedlora, here) -> None:

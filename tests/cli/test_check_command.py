@@ -122,6 +122,7 @@ def run_pasted(text: str) -> tuple[dict[str, object], torch.Tensor]:
     return names, names["result"].delta()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_failure_has_a_reason_and_code_that_shows_it(
     fedlora: Callable, module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +168,7 @@ def test_json_has_the_case_as_lists_and_as_code(
         assert fedlora(*words).out == done.out
 
 
+@pytest.mark.slow
 def test_a_registered_rule_is_pasted_by_its_name(fedlora: Callable) -> None:
     done = fedlora("check", "fedex:residual_rank=1", "--json", *FEW, *laws("exact"))
     case = json.loads(done.out)["results"][0]["counterexample"]
@@ -251,6 +253,7 @@ def test_a_rule_is_loaded_from_where_it_is(module: str, here: Path) -> None:
     assert get_rule(last) is last
 
 
+@pytest.mark.slow
 def test_rules_from_modules_are_simulated_and_trained(
     fedlora: Callable, module: str, monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
@@ -268,6 +271,7 @@ def test_rules_from_modules_are_simulated_and_trained(
     assert load_dataset("run/run.nc").attrs["rule"] == "last"
 
 
+@pytest.mark.slow
 def test_pieces_of_another_version_of_a_rule_are_not_taken(
     fedlora: Callable, module: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ def cohort(t: int) -> list[int]:
     return load_dataset("run/run.nc").cohort.values[0, t].tolist()
 
 
+@pytest.mark.slow
 def test_single_clients(fedlora: Callable, trained: Callable, here: Path) -> None:
     trained()
     clients = cohort(2)[:2]
@@ -53,6 +54,7 @@ def test_single_clients(fedlora: Callable, trained: Callable, here: Path) -> Non
         assert folder.config.options["base_model_name_or_path"] == "digits"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["raflora", "flora"])
 def test_the_printed_command_makes_the_round(
     fedlora: Callable, trained: Callable, rule: str
@@ -90,6 +92,7 @@ class Counting:
 """
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_is_named_again_and_its_state_is_not_forgotten(
     fedlora: Callable, trained: Callable, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +124,7 @@ def test_global_adapter(fedlora: Callable, trained: Callable) -> None:
     assert Path("out/adapter_model.safetensors").read_bytes() != before
 
 
+@pytest.mark.slow
 def test_a_client_of_a_corrected_base_is_told_so(fedlora: Callable, trained: Callable) -> None:
     trained("--rule", "flora")
     client = ("--client", str(cohort(2)[0]))

@@ -50,6 +50,7 @@ def test_a_new_process_answers_soon_and_without_torch(tmp_path: Path) -> None:
     assert "raflora, carry" in done.stdout
 
 
+@pytest.mark.slow
 def test_tables_fit_and_name_every_rule_and_partition(fedlora: Callable, here: Path) -> None:
     outcome = fedlora(*EXAMPLE, "--local-time", "0.5", "--out", "there")
     assert outcome.code == 0
@@ -62,10 +63,12 @@ def test_tables_fit_and_name_every_rule_and_partition(fedlora: Callable, here: P
     assert sorted(path.name for path in Path("there").iterdir()) == [MARKER, "predict.png"]
 
 
+@pytest.mark.slow
 def test_floor_and_rate_of_training_need_a_local_time(fedlora: Callable) -> None:
     assert "factor of approach" not in fedlora(*EXAMPLE).out
 
 
+@pytest.mark.slow
 def test_many_partitions_are_shown_in_turns(fedlora: Callable) -> None:
     outcome = fedlora("predict", "--ranks", "1,2,4,8,16,32,64", "--cohort", "2", "--rounds", "250")
     assert max(map(len, outcome.out.splitlines())) <= 110

@@ -30,6 +30,7 @@ def kept(here: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_page_is_written_beside_its_report(fedlora: Callable, kept: Path) -> None:
     done = fedlora("report", "kept")
     assert (done.code, done.out) == (0, "report in kept/report.html\n")
@@ -115,6 +116,7 @@ def found(numbers: Sequence[int], context: Context) -> np.ndarray:
     return np.full((len(numbers), 1), 1.0)
 
 
+@pytest.mark.slow
 def test_verify_writes_the_page_if_asked(
     fedlora: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def test_rules_are_listed(fedlora: Callable, here: Path) -> None:
     assert not list(here.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
 def test_dataset_is_labelled(fedlora: Callable, here: Path, fidelity: str) -> None:
     rules = ",".join(rule_names())
@@ -64,12 +65,14 @@ def test_one_rule_keeps_its_dimension_and_name(fedlora: Callable) -> None:
     assert data.rule.values.tolist() == ["raflora"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", ["4", "4x3"])
 def test_the_scenario_reads_back_from_the_file(fedlora: Callable, ranks: str) -> None:
     data = written(fedlora, "--ranks", ranks, "--rounds", "2")
     assert Scenario.from_attrs(data.attrs) == Scenario(ranks, rounds=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heading", ["", "[scenario]\n"])
 def test_scenario_file(fedlora: Callable, here: Path, heading: str) -> None:
     Path("s.toml").write_text(heading + TOML)
@@ -88,18 +91,21 @@ def test_options_win_over_the_file_and_settings_over_both(fedlora: Callable, her
     assert Scenario.from_attrs(data.attrs) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("word", "value"), [("true", True), ("false", False)])
 def test_yes_and_no_are_understood(fedlora: Callable, word: str, value: bool) -> None:
     data = written(fedlora, *SMALL, "--set", f"use_rslora={word}")
     assert bool(Scenario.from_attrs(data.attrs).use_rslora) is value
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_dataset(fedlora: Callable) -> None:
     first = written(fedlora, *SMALL, "--seeds", "2", "--set", "gain_std=0.3")
     second = written(fedlora, *SMALL, "--seeds", "2", "--set", "gain_std=0.3", out="y.nc")
     xr.testing.assert_identical(first, second)
 
 
+@pytest.mark.slow
 def test_an_older_dataset_is_replaced_by_force_alone(fedlora: Callable, here: Path) -> None:
     before = written(fedlora, *SMALL)
     refused = fedlora("simulate", "--out", "x.nc", *SMALL, "--rounds", "5")
@@ -135,6 +141,7 @@ def test_work_survives_a_file_that_could_not_be_written(
     assert [p.name for p in here.iterdir()] == ["x.nc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [("--rounds", "4"), ("--seeds", "3"), ("--rule", "raflora")])
 def test_pieces_of_other_work_are_not_mixed_in(
     fedlora: Callable, here: Path, monkeypatch: pytest.MonkeyPatch, changed: tuple[str, ...]

@@ -82,6 +82,7 @@ def test_options_win_over_the_file_and_settings_over_both(fedlora: Callable) -> 
     assert (scenario.threads, scenario.rounds, scenario.device) == (1, 1, "auto")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_only_the_last_state_is_kept_where_that_is_wanted(fedlora: Callable) -> None:
     assert fedlora("train", *RUN, "--keep", "last").code == 0
@@ -98,6 +99,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("rule", "settings"), CASES, ids=str)
 @pytest.mark.parametrize("stopped_at", [0, 2])
@@ -125,6 +127,7 @@ def test_ctrl_c_and_resume_give_the_undisturbed_result(
     assert states("run") == states("whole") == STATES
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_resume_starts_where_there_is_nothing_and_ends_where_all_is_done(
     fedlora: Callable,

@@ -69,6 +69,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tiny_task, folder, case):
     assert run(checkpoints=folder).identical(run())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_as_often_as_it_is_stopped(tiny_task, folder):
     run = partial(simulate, TINY, seed=5, task=tiny_task)
     for _ in range(2):
@@ -80,6 +81,7 @@ def test_a_run_goes_on_where_it_was_as_often_as_it_is_stopped(tiny_task, folder)
         assert done == progress
 
 
+@pytest.mark.slow
 def test_several_seeds_have_folders_of_their_own(tiny_task, folder):
     with pytest.raises(StoppedError):
         simulate(TINY, seed=[1, 2], task=tiny_task, checkpoints=folder, on_progress=stop_after(5))
@@ -95,6 +97,7 @@ def run_with(task, folder: Path, keep: str, rule: str = "fedex") -> FederatedRun
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["fedex", "raflora", "flora", "ffa"])
 def test_the_last_state_replaces_the_older_ones(tiny_task, folder, rule):
     run = run_with(tiny_task, folder, "last", rule)
@@ -131,6 +134,7 @@ def assert_same_state(found, wanted) -> None:
         assert all(map(torch.equal, found.heads[name], own))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "rule", "message"),
     [

@@ -104,6 +104,7 @@ def test_a_scenario_gives_every_client_its_rate(make_run):
     assert client_rates(run.scenario.replace(client_learning_rates=None), np.array([0])) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initializer", ["lora", "slora"])
 def test_equal_rates_of_their_own_are_one_rate_for_all(make_run, initializer):
     one = make_run(learning_rate=4e-3, initializer=initializer)

@@ -64,6 +64,7 @@ def test_the_layer_is_the_first_that_overflows(tiny_task, make_adapters, cohort_
     assert (found.client, found.step, found.layer, found.learning_rate) == (17, 0, layer, 4.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e200])
 def test_one_clients_nan_touches_no_bit_of_another(
@@ -86,6 +87,7 @@ def test_one_clients_nan_touches_no_bit_of_another(
                 assert torch.equal(actual[others], wanted[others])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["raflora", "hetlora", "flora"])
 def test_a_round_without_the_client_is_one_that_it_took_no_part_in(make_run, rule):
     run = make_run(rule)
@@ -123,6 +125,7 @@ def test_the_measures_say_who_was_dropped(make_run):
     assert np.isfinite(result.counterfactual_energy[1:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pruned", "importance", "heads", "sampled"])
 def test_runs_of_every_kind_go_on_without_the_client(make_run, tiny_task, kind):
     changes = {

@@ -69,6 +69,7 @@ def test_the_state_of_every_module_goes_on(make_run):
     assert {int(run.state.rule_state(name)["count"]) for name in modules} == {3}
 
 
+@pytest.mark.slow
 def test_rules_that_are_asked_besides_get_no_state_of_the_runs_own(
     make_run, monkeypatch: pytest.MonkeyPatch
 ):
@@ -108,6 +109,7 @@ class Stop:
             raise StoppedError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counterfactuals", [False, True])
 def test_a_stopped_run_goes_on_with_its_state(tiny_task, tmp_path, counterfactuals):
     scenario = TINY.replace(cohort_size=4, counterfactuals=counterfactuals)

@@ -58,6 +58,7 @@ def test_the_fast_path_agrees_with_the_reference(task, variant, rule):
         assert difference <= relative("training")
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_bits_again_and_among_others(task):
     first = simulate(SMALL, rule="raflora", seed=[1, 2], task=task)
     assert simulate(SMALL, rule="raflora", seed=[1, 2], task=task).identical(first)
@@ -78,6 +79,7 @@ def test_the_dataset_says_what_happened_in_each_layer(task):
     assert run.coverage.dims == ("seed", "direction")
 
 
+@pytest.mark.slow
 def test_a_lost_direction_can_be_learned_again(task):
     low_only = SMALL.replace(cohort_size=1, empty_partition="zero", rounds=8)
     energy = simulate(low_only, rule="raflora", seed=range(4), task=task).energy

@@ -53,6 +53,7 @@ def test_a_run_leaves_model_and_buffers_alone(make_run, model, rule):
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_a_model_in_training_mode_runs_as_in_evaluation_mode(make_run, model, rule):
     """Dropout and batch statistics of a stack would be another client's business."""

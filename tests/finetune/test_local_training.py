@@ -75,6 +75,7 @@ def plain_loop(task, adapters: Adapters, samples, config: Scenario, k: int) -> A
     return {name: (A.detach(), B.detach()) for name, (A, B) in factors.items()}
 
 
+@pytest.mark.slow
 def test_stacked_in_chunks_and_one_by_one(tiny_task, make_adapters, cohort_samples, config):
     adapters = make_adapters(RANKS)
     whole = train(tiny_task, adapters, cohort_samples, config, [0, 1, 2, 3, 4])

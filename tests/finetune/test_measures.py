@@ -68,6 +68,7 @@ def leading(matrix, r):
     return (u[:, :r], s[:r], vh[:r].T) if s[0] and s[r - 1] > s[0] * 1e-12 else None
 
 
+@pytest.mark.slow
 def test_energies_of_the_global_update(watched):
     for t, state in enumerate(watched.states):
         for layer, dense in enumerate(state.values()):

@@ -42,6 +42,7 @@ def test_rules_that_need_svd_allocation_are_not_asked_about_others(monkeypatch):
     assert labels("fedavg", "random") == ["fedavg", "fedex", "hetlora", "rbla", "zero_pad"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["fedavg", "fedex", "flora", "ffa"])
 def test_the_own_rule_is_the_run_and_the_run_keeps_its_bits(make_run, rule):
     changes = {"cohort_size": 4, "lora_alpha": 6.0}
@@ -57,6 +58,7 @@ def test_the_own_rule_is_the_run_and_the_run_keeps_its_bits(make_run, rule):
     assert np.isnan(asked.counterfactual_accuracy[0]).all()
 
 
+@pytest.mark.slow
 def test_another_rules_answer_is_its_own_first_round(make_run):
     """All rules start alike, so that after one round they can be compared run by run."""
     asked = make_run("fedavg", rounds=1, **ASKED).run()
@@ -67,6 +69,7 @@ def test_another_rules_answer_is_its_own_first_round(make_run):
         assert accuracy == wanted.accuracy[1]
 
 
+@pytest.mark.slow
 def test_later_rounds_answer_for_the_same_cohort(make_run):
     """In round 3 the other rule gets what clients under the run's own rule have trained."""
     run = make_run("fedavg", rounds=3, **ASKED)
@@ -81,6 +84,7 @@ def test_later_rounds_answer_for_the_same_cohort(make_run):
             assert gap <= relative("exact")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "pruned", "heads"])
 def test_runs_of_every_kind_can_be_asked(make_run, tiny_task, kind):
     changes = {
@@ -111,6 +115,7 @@ def test_a_rule_that_nobody_has_registered_can_be_asked_too(tiny_task):
     assert run.run().compared == ("own", *TOGETHER)
 
 
+@pytest.mark.slow
 def test_the_dataset_names_the_rules(make_run):
     scenario = make_run(**ASKED).scenario
     found = simulate(scenario, rule="fedavg", seed=[1, 2])

@@ -81,6 +81,7 @@ def test_lost_directions_are_the_reference(make_run, rule, allocation):
 PRUNED = {"pruning_decay": 0.6, "pruning_penalty": 0.5, "rounds": 5, "learning_rate": 0.03}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "allocation"),
     [("raflora", "svd"), ("raflora", "random"), ("hetlora", "svd"), ("fedex", "importance")],
@@ -94,6 +95,7 @@ def test_pruned_clients_are_the_reference(make_run, rule, allocation):
 SPARSE = {"initializer": "slora", "slora_density": 0.2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "allocation"),
     [("raflora", "svd"), ("fedavg", "random"), ("flora", "svd"), ("ffa", "random")],
@@ -121,6 +123,7 @@ class Watch:
         monkeypatch.setattr(finetune_run, "train_on_plan", train_on_plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["flora", "fedex", "fedex:residual_rank=1"])
 def test_clients_train_on_the_corrected_model(make_run, monkeypatch, rule):
     """The base of every round is in the weights, once, and the shared model stays as it was."""
@@ -168,6 +171,7 @@ def test_flora_starts_every_round_afresh_and_moves_the_base_alone(make_run, monk
     )
 
 
+@pytest.mark.slow
 @pairwise(
     allocation=["svd", "random", "importance"], start=[{}, SPARSE], law=[{}, {"cohort_size": 2}]
 )

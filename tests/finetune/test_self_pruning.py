@@ -79,6 +79,7 @@ def test_a_decay_that_leaves_every_rank_changes_nothing(make_run):
     np.testing.assert_array_equal(decayed.singular_values, plain.singular_values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["svd", "random", "importance"])
 def test_what_is_sent_has_the_new_rank(make_run, monkeypatch, allocation):
     """In its old scaling, on the first of its old directions; the server knows the new levels."""
@@ -119,6 +120,7 @@ def test_what_is_sent_has_the_new_rank(make_run, monkeypatch, allocation):
                 assert options["positions"] == kept
 
 
+@pytest.mark.slow
 def test_the_dataset_tells_the_ranks(make_run):
     scenario = make_run(initializer="slora", slora_rounds=1, **STRONG).scenario
     run = simulate(scenario, rule="hetlora", seed=[0, 1])

@@ -30,6 +30,7 @@ def stage(run, seed=None, **changes):
     return sparse_stage(scenario, run.task, run.federation, run.samples, seed)
 
 
+@pytest.mark.slow
 @pairwise(law=LAWS, density=[1e-9, 0.1, 0.37, 1.0], optimizer=["adam", "sgd", "adamw"])
 def test_only_the_chosen_entries_move(make_run, law, density, optimizer):
     decay = {"optimizer": optimizer, "weight_decay": 0.1}
@@ -59,6 +60,7 @@ def test_its_batches_are_not_those_of_the_rounds():
     assert draws[0] != draws[1]
 
 
+@pytest.mark.slow
 def test_a_seed_is_its_bits(make_run):
     run = make_run(**SLORA, **LAWS["repeated"])
     first, again, other = stage(run), stage(run), stage(run, seed=6)

@@ -45,6 +45,7 @@ def assert_same(rule, one, other, kind="factorization"):
     assert_close(one.delta(rule), other.delta(rule), kind, scale=size(one))
 
 
+@pytest.mark.slow
 @every_rule
 @per_rule
 @given(cohort=rounds(full_rank=True), factor=st.floats(1e-6, 1e6))
@@ -165,6 +166,7 @@ def test_only_averages_of_factors_care_which_factor_holds_the_scaling(rule, coho
     assert_same(rule, cohort, cohort.map(moved))
 
 
+@pytest.mark.slow
 @every_rule
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @per_rule
@@ -183,8 +185,7 @@ def test_half_precision_is_computed_in_float32(rule, dtype, cohort):
         assert_close(*whole, "reduction", torch.float32, scale=size(cohort.suit(rule)))
 
 
-@pairwise(empty_partition=["carry", "zero"], ranks=[(2, 4, 2), (2, 2), (2, 2, 6)])
-@every_rule
+@pairwise(rule=ALL_RULES, empty_partition=["carry", "zero"], ranks=[(2, 4, 2), (2, 2), (2, 2, 6)])
 def test_leading_dimensions_are_one_by_one(rule, empty_partition, ranks):
     rng = np.random.default_rng(1)
     updates = [random_factors(rng, 8, 7, r, 1 + r / 4, batch=(2, 3)) for r in ranks]

@@ -102,6 +102,7 @@ def test_a_models_own_settings_for_sampling_do_not_count(model):
     assert model.generation_config is own
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_share_of_right_numbers(model):
     tokenizer = causal_tokenizer()
     prompts = [f"Question: {i}\nAnswer:" for i in range(40)]

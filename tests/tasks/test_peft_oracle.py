@@ -108,6 +108,7 @@ def train_plainly(task: Task, model: nn.Module, config: Scenario, plan, k: int) 
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_client_ends_where_pefts_does(task, name):
     config, start = CONFIGS[name], cohort(task)

@@ -53,6 +53,7 @@ def gradients(task: Task, index: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(losses.sum(), weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_same_outputs_and_gradients(make_task, architecture, layers):

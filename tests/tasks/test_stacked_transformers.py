@@ -104,6 +104,7 @@ def test_a_stack_trains_what_the_merged_model_computes(make_task, model):
         assert merged != evaluate(task)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
 def test_the_importance_of_directions_does_not_depend_on_how_it_is_computed(make_task, model):
     """Few samples and clients at a time, as in training, or all at once."""

@@ -72,6 +72,7 @@ def test_samples(options, tiny_tokenizer):
     assert torch.equal(first, torch.tensor(tokens)[task.train.labels])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_padding_makes_no_difference(options, architecture):
     task = load_text_task(options(architecture, dtype="float64"))
@@ -82,6 +83,7 @@ def test_padding_makes_no_difference(options, architecture):
         torch.testing.assert_close(alone, whole, rtol=tight, atol=tight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["roberta", "gpt2"])
 def test_whether_the_head_is_trained(options, architecture):
     heads = HEADS[architecture]
