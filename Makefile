@@ -41,7 +41,7 @@ test: $(STAMP)  ## run all tests, the notebooks too
 test-deep: $(STAMP)  ## run the tests that draw examples, cases, kills or full disks on many more
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "hypothesis or design or faults" -n 2
 
-test-portable: $(STAMP)  ## run the quick tests and verification as other processors would
+test-portable: $(STAMP)  ## run the tests and the quick verification as other processors would
 	$(BIN)/python tests/portable.py
 
 check: lint types  ## lint, format, types and the quick tests

@@ -1,7 +1,7 @@
-"""Run the quick tests and the quick verification as other processors would: `make test-portable`.
+"""Run the tests and the quick verification as other processors would: `make test-portable`.
 
 Numerical libraries choose their kernels by processor, and kernels round differently. Environment
-variables make them choose others here. Every setting must pass the quick tests and
+variables make them choose others here. Every setting must pass the tests, on few examples, and
 `verify --quick --strict`, and no verdict may contradict the recorded one.
 """
 
@@ -59,8 +59,8 @@ def try_setting(name: str, threads: int) -> list[str]:
     count = {variable: str(threads) for variable in THREADS}
     environment = {**os.environ, **SETTINGS[name], **count, "HYPOTHESIS_PROFILE": "quick"}
     workers = max(1, PROCESSES // threads)
-    tests = ["pytest", "-m", "not slow", "-n", str(workers), "--dist", "worksteal"]
-    failed = [] if run([sys.executable, "-m", *tests], environment) else ["the quick tests"]
+    tests = ["pytest", "-m", "not faults", "-n", str(workers), "--dist", "worksteal"]
+    failed = [] if run([sys.executable, "-m", *tests], environment) else ["the tests"]
     with tempfile.TemporaryDirectory() as folder:
         verify = [str(Path(sys.executable).parent / "fedlora-sim"), "verify", "--quick", "--strict"]
         if not run([*verify, "--out", folder], environment):

@@ -137,7 +137,7 @@ def test_the_picture_shows_each_energy_once() -> None:
     style.apply()
     drawn, axes = figure.draw_predict(prediction)
     titles = [axis.get_title().replace("\N{NO-BREAK SPACE}", " ") for axis in axes]
-    assert titles == ["FedAvg, FFA", "FLoRA", "raFLoRA (zero)", "raFLoRA (carry)"]
+    assert titles == ["FedAvg, FFA-LoRA", "FLoRA", "raFLoRA (zero)", "raFLoRA (carry)"]
     for axis, label in zip(axes, ("fedavg", "flora"), strict=False):
         (found,) = [one for one in prediction.rules if one.label == label]
         solid = [line for line in axis.lines if line.get_linestyle() == "-"]
