@@ -37,6 +37,7 @@ def test_predicted_rates_of_short_training_approach_them() -> None:
     )
 
 
+@pytest.mark.slow
 def test_nothing_deviates_where_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = breakdown.SWEEPS["drift"]
     still = replace(sweep, scenarios=tuple(s.replace(basis_drift=0.0) for s in sweep.scenarios))

@@ -40,7 +40,10 @@ LONG = {
     *("independent-runs", "zero-pad-cohort-rate", "heterogeneity-slows", "log-energy-spread"),
     *("cohort-rate", "flora-cohort-growth", "hetlora-uniform-cohorts", "typical-rate-zero-pad"),
     *("raflora-zero-cohort", "persistent-full", "equal-signal-to-noise", "typical-rate-fedavg"),
-    "adam-identity",
+    *("adam-identity", "review-participation-mean", "review-participation-typical-moderate"),
+    *("review-participation-typical-tiny", "random-allocation-variance", "noise-gain"),
+    *("review-random-concentration", "floor-raflora", "fedex-settles"),
+    *("persistent-outgrows-fresh", "raflora-noise-amplification"),
 }
 KEYS = {
     "id": str,
@@ -202,6 +205,7 @@ def test_claim_is_settled_and_its_control_refuted(claim: Claim) -> None:
     check_record(record, claim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
@@ -225,6 +229,7 @@ def test_a_real_claim_with_a_vacuous_control_stays_undecided() -> None:
     assert "negative control" in record["reason"]
 
 
+@pytest.mark.slow
 def test_another_base_seed_measures_anew_and_agrees() -> None:
     claim = replace(by_id("floor-fedavg"), quick=(400, 400))
     first, again, other = (run_claim(claim, Context(quick=True, seed=s)) for s in (0, 0, 7))

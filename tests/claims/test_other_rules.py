@@ -116,6 +116,7 @@ def test_noise_of_full_participation_is_that_of_the_contributors() -> None:
         assert gain == pytest.approx(held**power / 20.0 ** (1 + power), rel=CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [

@@ -21,6 +21,7 @@ def context(folder: Path) -> Context:
     return Context(store=RunStore(folder, {"test": 1}))
 
 
+@pytest.mark.slow
 def test_runs_are_kept_as_they_would_be_made(tmp_path: Path) -> None:
     done = []
     kept = context(tmp_path)

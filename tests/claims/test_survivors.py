@@ -44,6 +44,7 @@ def test_survivors_share_the_error_over_quantities() -> None:
         np.testing.assert_allclose([found.high[j]], alone.high, rtol=CLOSE)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_means_together() -> None:
     covered = coverage(
         over_survivors(mean_interval), lambda rng: with_losses(rng, 0.4), [1.0, -2.0], ERROR

@@ -56,6 +56,7 @@ def test_a_law_that_is_declared_and_kept_passes_on_all_examples():
     assert result.statement == "The result is the weighted mean of the updates."
 
 
+@pytest.mark.slow
 def test_a_law_that_is_declared_and_broken_fails_with_the_smallest_case():
     result = one(AlphaOverRIgnored(), "exact")
     assert (result.status, result.reason[:30]) == ("failed", "the result, and the weighted m")
@@ -66,6 +67,7 @@ def test_a_law_that_is_declared_and_broken_fails_with_the_smallest_case():
     assert len(case.code()) <= len(first.code())
 
 
+@pytest.mark.slow
 def test_a_law_that_is_declared_absent_is_expected_to_be_broken():
     result = one(DenseZeroPad(), "exact")
     assert result.status == "expected"
@@ -160,12 +162,14 @@ def test_a_rule_that_breaks_a_law_at_times_fails_once_it_was_seen(every):
     assert result.counterexample is not None
 
 
+@pytest.mark.slow
 def test_a_case_is_python_to_paste():
     result = one(AlphaOverRIgnored(), "exact")
     again = pasted(result.counterexample)
     assert again.code() == result.counterexample.code()
 
 
+@pytest.mark.slow
 def test_the_profile_in_force_says_how_many_examples():
     before = settings().max_examples
     (own,) = check_aggregator("fedavg", checks=["finite"])

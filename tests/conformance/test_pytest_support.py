@@ -69,6 +69,7 @@ def test_who_keeps_the_laws_passes_and_the_untested_ones_are_skips(
     done.stdout.fnmatch_lines(["SKIPPED*untested: the rule declares nothing of it"])
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_with_code_to_paste(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(OWN_TESTS)
     done = pytester.runpytest_inprocess("-k", chosen("first-client_order", "first-shapes"))
@@ -87,6 +88,7 @@ def test_a_failure_is_told_with_code_to_paste(pytester: pytest.Pytester) -> None
     assert "runner.py" not in done.stdout.str()  # what the reader has not written is hidden
 
 
+@pytest.mark.slow
 def test_a_law_is_called_with_a_rule() -> None:
     marks = parametrize_with_checks([FedAvg()], examples=3, seed=1).mark.args[1]
     laws = {case.id: case.values[1] for case in marks}

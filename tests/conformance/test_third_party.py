@@ -114,6 +114,7 @@ def test_its_rules_are_listed(process: Run) -> None:
     assert "FedAvg with server momentum" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
 def test_the_one_of_the_family_is_simulated(run: Run, tmp_path: Path, fidelity: str) -> None:
     rules = "fedavg,tempered,tempered:beta=1.0"

@@ -20,6 +20,7 @@ def run(request):
     return RUN.replace(fidelity=request.param)
 
 
+@pytest.mark.slow
 def test_dimensions_and_coordinates(run):
     dataset = simulate(run, seed=[4, 2])
     assert dataset.energy.dims == ENERGY
@@ -50,6 +51,7 @@ def test_the_lowest_level_is_the_federations_own():
     assert simulate(run, seed=0).attrs["rho_level"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", ["2x2,3x1", "3x1"])
 def test_a_file_leads_back_to_data_and_scenario(run, ranks, tmp_path):
     samples = range(1, 1 + len(Scenario(ranks).ranks))

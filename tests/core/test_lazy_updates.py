@@ -88,6 +88,7 @@ def test_clients_without_weight_are_only_checked():
     assert {server.loads[k] for k in range(5, 10)} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     ["raflora", *(pytest.param(r, marks=pytest.mark.slow) for r in ("hetlora", "fedex", "ffa"))],

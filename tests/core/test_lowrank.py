@@ -62,6 +62,7 @@ def test_columns_that_depend_on_each_other(columns):
     assert_close(s[columns:], torch.zeros_like(s[columns:]), "factorization", scale=scale)
 
 
+@pytest.mark.slow
 def test_the_product_is_never_formed():
     update = random_factors(np.random.default_rng(0), 64, 48, 3)
     with LargestTensor() as largest:

@@ -124,6 +124,7 @@ def task_on_cpu():
     return Task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
 def test_draws_do_not_depend_on_the_rule(fidelity):
     """With gain 0 as many directions hold a drift as the cohort's client carries."""

@@ -135,6 +135,7 @@ def test_the_threshold_lies_where_the_flow_has_it():
         assert (apart <= run.rounds * run.local_time / run.local_steps).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["raflora", "fedavg", "zero_pad"])
 def test_what_nobody_brought_is_lost_for_good(rule):
     run = scenario(empty_partition="zero", rounds=12, cohort_size=1)
@@ -201,6 +202,7 @@ def test_a_run_is_the_same_alone_and_among_others(rule, optimizer, monkeypatch):
     assert_close(simulate(run, rule=rule, seed=range(5)).energy, among, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_float32_follows_float64(rule):
     run = scenario(**UNALIKE, **DISTURBED)

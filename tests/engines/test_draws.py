@@ -130,6 +130,7 @@ def cohort_law(sampling, clients, size):
     return {c: multinomial(c, p) for c in cohorts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling", ["without_replacement", "with_replacement", "bernoulli", "size_weighted"]
 )
@@ -171,6 +172,7 @@ def test_cohorts_are_independent_of_gains():
         assert_uncorrelated(counts[..., None] * np.ones(4), values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [0, 1], ids=["U", "V"])
 def test_the_initial_basis_is_haar(side):
     """Squared entries follow a beta law; no sign is preferred; columns are orthonormal."""

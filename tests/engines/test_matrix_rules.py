@@ -101,6 +101,7 @@ def test_a_lost_direction_comes_back_where_nothing_lives(rule):
             assert_close(energy[seed, t + 1], np.sort(drifts**2)[::-1], "iteration")
 
 
+@pytest.mark.slow
 @pairwise(
     rule=[rule for rule in ALL_RULES if rule != CANONICAL],
     allocation=["svd", "importance"],
@@ -200,6 +201,7 @@ def test_clients_without_weight_and_batches_change_nothing(rule, allocation, mon
     assert_close(simulate(run, rule=rule, seed=range(4)).energy, whole, "iteration")
 
 
+@pytest.mark.slow
 @some_cases
 def test_float32_follows_float64(rule, allocation):
     run = scenario(allocation=allocation, **ALL)

@@ -127,6 +127,7 @@ def test_targets_are_drawn_once_per_client():
     assert abs((first**2).mean() / 0.25 - 1) <= SIGMAS * np.sqrt(2 / first.size)
 
 
+@pytest.mark.slow
 @pairwise(rule=RULES, law=LAWS, target_std=[0.0, 0.4])
 def test_a_run_is_the_same_bits_alone_and_among_others(rule, law, target_std):
     run = scenario(law, rounds=4, target_std=target_std, empty_partition="zero")

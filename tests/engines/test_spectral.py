@@ -99,6 +99,7 @@ def test_rounds_directions_and_seeds_have_noise_of_their_own():
     assert len(np.unique(flat)) == flat.size
 
 
+@pytest.mark.slow
 @pairwise(rule=RULES, law=LAWS, heterogeneity=["fresh", "persistent"])
 def test_a_run_is_the_same_bits_alone_and_among_others(rule, law, heterogeneity):
     run = Scenario(

@@ -156,6 +156,7 @@ def test_norms_and_not_samples_weigh_in_hetlora():
     assert differs(amplitudes(run, weighted), amplitudes(equal, weighted))
 
 
+@pytest.mark.slow
 @pairwise(rule=RULES, allocation=ALLOCATIONS, heterogeneity=["fresh", "persistent"])
 def test_a_run_is_the_same_bits_alone_in_chunks_and_in_a_batch(
     rule, allocation, heterogeneity, monkeypatch

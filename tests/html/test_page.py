@@ -33,6 +33,7 @@ def claims_of(page: Page) -> list[Element]:
     return [e for e in page.root.find("tbody") if "claim" in e.attributes.get("class", "").split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["page", "recorded"])
 def test_it_is_well_formed_and_every_reference_leads_somewhere(
     name: str, request: pytest.FixtureRequest

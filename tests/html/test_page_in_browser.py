@@ -103,6 +103,7 @@ def test_the_recorded_report_opens_whole(
     assert page.ask("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
 
 
+@pytest.mark.slow
 def test_every_drawing_has_a_name_for_screen_readers(
     open_page: Callable[..., Reader], recorded_page: str
 ) -> None:

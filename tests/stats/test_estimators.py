@@ -136,6 +136,7 @@ def test_proportion_interval_is_clopper_pearson_with_bonferroni(q: int) -> None:
         assert m.value == pytest.approx([hits / n] * q)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("q", [1, 4])
 def test_mean_intervals_cover_together_at_the_nominal_rate(q: int) -> None:
     error = 0.1

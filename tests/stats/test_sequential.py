@@ -117,6 +117,7 @@ def test_repeated_looks_keep_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unpaid[Verdict.SUPPORTED] + unpaid[Verdict.REFUTED] > bound
 
 
+@pytest.mark.slow
 def test_a_false_claim_just_outside_its_margin_is_rarely_supported() -> None:
     prediction, rng, replicates = Prediction.within(np.ones(3), 0.1), np.random.default_rng(5), 800
     supported = 0
@@ -190,6 +191,7 @@ def test_the_undecided_have_p_value_one_and_the_exact_the_floor() -> None:
     assert decided(np.ones((4, 1)), Prediction.within(1.0, 1e-6)) == (Verdict.SUPPORTED, P_FLOOR)
 
 
+@pytest.mark.slow
 def test_p_values_of_claims_on_the_edge_are_as_rare_as_they_say() -> None:
     """The truth is on the edge of the region: neither verdict is right, and p <= e at rate e."""
     rng, prediction, error, replicates = (

@@ -62,6 +62,7 @@ def test_a_series_that_is_too_short_has_no_time() -> None:
     assert integrated_time(autoregressive(np.random.default_rng(3), (50, 20), 0.95)).time == np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phi", [0.0, 0.8, 0.95])
 @pytest.mark.parametrize(("runs", "rounds"), [(1, 4_000), (8, 500)])
 def test_intervals_of_stationary_series_cover_at_the_nominal_rate(
@@ -84,6 +85,7 @@ def test_taking_rounds_for_independent_runs_fails_the_same_test() -> None:
     assert share < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [stationary_mean(60), stationary_mean()], ids=["told", "found"]
 )

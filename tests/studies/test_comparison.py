@@ -35,6 +35,7 @@ def runs(study):
     return made_up_runs(study)
 
 
+@pytest.mark.slow
 def test_every_run_has_a_row(study, runs):
     table = finals(study, runs)
     assert len(table) == len(study.runs())

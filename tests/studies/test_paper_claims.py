@@ -64,6 +64,7 @@ def test_all_are_supported_where_they_are_true(study):
     assert [claim["replicates"] for claim in claims] == [6, 6, 6, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -77,6 +78,7 @@ def test_what_is_false_is_refuted(study, name, changes):
     assert verdicts(study, **changes)[name] == "refuted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -134,6 +136,7 @@ def test_every_claim_has_its_part_of_the_error_whatever_is_left_out(study):
         assert claim["confidence"] == 1 - FAMILY_ERROR / len(IDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "left_out", "reason"),
     [

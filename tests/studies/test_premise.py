@@ -62,6 +62,7 @@ def test_where_directions_turn_is_seen(study, runs):
     assert [place["largest"] for place in raflora["angle"]] == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_how_often_an_update_has_an_angle_is_told(study, runs):
     total = ROUNDS - FIRST + 1
     for rounds in (0, 1, total):
@@ -72,6 +73,7 @@ def test_how_often_an_update_has_an_angle_is_told(study, runs):
         np.testing.assert_allclose(high["largest"], TURN if rounds else np.nan)
 
 
+@pytest.mark.slow
 def test_an_angle_of_few_rounds_is_not_shown(study, runs):
     angles = {0: "– (0% of rounds)", 2: "– (40% of rounds)", 4: "29°, 29° (80% of rounds)"}
     for rounds, text in angles.items():

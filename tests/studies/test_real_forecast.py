@@ -67,21 +67,25 @@ def check_mean(rule, law, policy="zero", sampling="without_replacement"):
     assert (wanted <= measured.high + slack).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["zero", "carry"])
 def test_mean_energies_of_raflora_are_those_of_the_closed_form(policy):
     check_mean("raflora", SPREAD, policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["fedavg", "ffa", "flora"])
 def test_mean_energies_are_those_of_the_closed_form(rule):
     check_mean(rule, SPREAD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["zero_pad", "rbla"])
 def test_mean_energies_of_factor_averages_are_those_of_the_closed_form(rule):
     check_mean(rule, ALIKE)
 
 
+@pytest.mark.slow
 def test_mean_energies_of_norm_weights_are_those_of_the_closed_form():
     check_mean("hetlora", {**EXACT, "gain_mean": 0.9}, sampling="full")
 

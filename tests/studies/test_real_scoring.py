@@ -42,6 +42,7 @@ def test_intervals_hold_what_the_model_makes_as_often_as_they_say(rule, cohorts)
     )
 
 
+@pytest.mark.slow
 def test_the_theory_beats_both_baselines_where_it_is_true():
     scores = studies.score(falling_run("fedavg", seeds=10), 8, samples=100)
     error = abs(scores.error).median(("seed", "layer", "horizon"))
@@ -164,6 +165,7 @@ def test_rules_without_a_recursion_are_scored_against_the_baselines_alone():
     assert summary["persistence"]["error"] > 0
 
 
+@pytest.mark.slow
 def test_files_are_scored_like_the_runs_they_hold(tmp_path):
     run = falling_run("raflora", layers=1)
     again = load_dataset(save_dataset(run, tmp_path / "run.nc"))

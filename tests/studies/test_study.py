@@ -34,6 +34,7 @@ last = { split = "dirichlet", dirichlet_alfa = 0.5 }
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", study_names())
 def test_packaged_studies_hold_every_rule_under_every_heterogeneity(name):
     study = load_study(name, PLACES if name == "agnews" else {})
@@ -166,6 +167,7 @@ def test_a_part_that_the_study_does_not_have_is_refused(given, message):
         small_study().part(**given)
 
 
+@pytest.mark.slow
 def test_runs_on_disk_are_found_and_loaded(tmp_path):
     study = small_study().part(heterogeneity=["mild"], seeds=1)
     first, *others = study.runs()

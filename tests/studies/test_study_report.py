@@ -59,6 +59,7 @@ def report(study, runs, scores):
     return study_report(study, runs, scores, "fedlora-sim study small.toml")
 
 
+@pytest.mark.slow
 def test_what_follows_the_model_is_predicted(study, scores):
     rows = {(row["calibration"], row["rule"]): row for row in score_rows(scores)}
     assert set(rows) == {(calibration, rule) for calibration in ("own", "fedavg") for rule in RULES}
@@ -114,6 +115,7 @@ def test_a_third_of_the_rounds_calibrates(study):
     assert calibration_rounds(longer) == 10
 
 
+@pytest.mark.slow
 def test_one_step_is_what_the_shares_say(study, report):
     """With all clients and a basis that stays FedAvg keeps W_h^2 of what raFLoRA keeps."""
     (row,) = report["counterfactuals"]
@@ -143,6 +145,7 @@ def test_the_report_is_plain_and_complete(study, report):
     assert {"torch_version", "numpy_version", "python_version", "threads"} <= set(versions)
 
 
+@pytest.mark.slow
 def test_runs_of_several_versions_are_told(study, runs, scores):
     first, *_ = runs
     mixed = {**runs, first: runs[first].assign_attrs(torch_version="1.0")}
@@ -190,6 +193,7 @@ def test_tables_are_as_wide_as_their_heads(report):
     assert "| – |" in outcomes_table({**report, "rows": rows})
 
 
+@pytest.mark.slow
 def test_a_part_of_a_study_is_said_to_be_one():
     part = small_study().part(["fedavg"], ["mild"], 1)
     runs = made_up_runs(part, law=LAW)

@@ -17,6 +17,7 @@ from fedlora_sim.tasks.task import Examples
 BY_WRITER = {"mild": {"split": "iid"}, "last": {"split": "by_writer"}}
 
 
+@pytest.mark.slow
 def test_a_field_that_came_later_had_its_usual_value_before(tmp_path):
     first, *others = small_study().runs()
     older = made_up(first)
@@ -36,6 +37,7 @@ def test_a_list_of_one_is_the_same_on_disk(tmp_path):
     assert missing_runs(study, tmp_path) == others
 
 
+@pytest.mark.slow
 def test_only_missing_runs_are_made(tmp_path, monkeypatch):
     study, made = small_study().part(heterogeneity=["mild"], seeds=1), []
 
