@@ -9,20 +9,36 @@ import torch
 from hypothesis import settings
 from hypothesis_profiles import examples
 
-from fedlora_sim import LoRAFactors, aggregate
+from fedlora_sim import LoRAFactors, aggregate, rule_names
 from fedlora_sim.conformance.case import Case
 from fedlora_sim.conformance.strategies import cases
+from fedlora_sim.rules import get_rule
 from fedlora_sim.tolerances import relative
 
 RULES = ("fedavg", "raflora", "zero_pad")
 
 CANONICAL = "raflora:canonicalize=true"
-PRODUCT_RULES = ("fedavg", "raflora", CANONICAL)
+OPTIONS = (CANONICAL, "fedex:residual_rank=1", "hetlora:data_weighted=true")
+"""Options of rules, each away from its default."""
+OWN_RULES = tuple(
+    name for name in rule_names() if type(get_rule(name)).__module__.startswith("fedlora_sim.")
+)
+"""The project's rules; other packages may have registered more."""
+ALL_RULES = (*OWN_RULES, *OPTIONS)
+
+
+def rules_that(holds):
+    """The rules, and their options, of which something holds."""
+    return tuple(name for name in ALL_RULES if holds(get_rule(name)))
+
+
+PRODUCT_RULES = rules_that(lambda rule: rule.space == "product")
 # The whole update is the weighted sum of the clients' products, whatever the ranks.
-EXACT_RULES = ("fedavg", "fedex", "ffa", "flora")
+EXACT_RULES = rules_that(lambda rule: rule.properties.exact)
 # The product of averages: cross terms of different clients enter.
-FACTOR_RULES = ("hetlora", "hetlora:data_weighted=true", "rbla", "zero_pad")
-ALL_RULES = ("fedex:residual_rank=1", "raflora", CANONICAL, *EXACT_RULES, *FACTOR_RULES)
+FACTOR_RULES = rules_that(
+    lambda rule: rule.space == "factor" and not rule.frozen_a and not rule.residual_in_base
+)
 LAWS = ("full", "without_replacement", "with_replacement", "bernoulli", "size_weighted")
 
 # Standard errors that two estimates of one number may lie apart: once in two million comparisons.

@@ -48,7 +48,7 @@ def gather_energies(context: Context) -> xr.Dataset:
 
 # Energy above the lowest rank over rounds for each rule, with the bound of the theory
 
-RATIO_RULES = ("zero_pad", "hetlora", "ffa", "fedavg", "fedex", "rbla", "flora", "raflora")
+RATIO_RULES = closed_form.RULES
 RATIO_SCENARIO = Scenario(
     ranks=parse_ranks("4x5,8x5,16x5,32x5"), fidelity="matrix", rounds=20, spectrum_decay=0.9
 )

@@ -14,6 +14,12 @@ Array = NDArray[np.float64]
 Factors = tuple[Array, Array]  # lora_A (r, d_in), lora_B (d_out, r), scaling 1
 Client = tuple[Array, Array, float, NDArray[np.bool_], float]  # padded A and B, s, held indices, n
 
+FACTOR_AVERAGES = ("fedex", "hetlora", "rbla", "zero_pad")
+"""Rules that average A and B apart."""
+AMONG_CONTRIBUTORS = ("raflora", "rbla")
+"""Rules whose weights are shares among the clients that carry a direction; of all others they are
+shares of the whole cohort."""
+
 
 def aggregate_reference(
     updates: Sequence[tuple[Array, Array, float]],

@@ -24,13 +24,18 @@ from fedlora_sim.engines.draws import (
     target_rotation,
 )
 from fedlora_sim.finetune.batches import client_streams, plan_batches
-from fedlora_sim.reference.aggregation import Array, Factors, aggregate_reference, held_reference
+from fedlora_sim.reference.aggregation import (
+    AMONG_CONTRIBUTORS,
+    FACTOR_AVERAGES,
+    Array,
+    Factors,
+    aggregate_reference,
+    held_reference,
+)
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.digits import DigitsTask
 
 # Spectral fidelity, one client and one direction at a time
-
-DILUTED = ("fedavg", "ffa", "flora", "fedex", "zero_pad")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +120,8 @@ def _server(
         for share, c in zip(shares, cohort, strict=True):
             left += share * math.sqrt(abs(c.y[i]))
             right += share * math.copysign(math.sqrt(abs(c.y[i])), c.y[i])
-        adapter[i] = left * right if name in ("fedex", "hetlora", "rbla", "zero_pad") else exact[i]
-        if name in ("raflora", "rbla") and not any(i in c.held for c in cohort):
+        adapter[i] = left * right if name in FACTOR_AVERAGES else exact[i]
+        if name in AMONG_CONTRIBUTORS and not any(i in c.held for c in cohort):
             adapter[i] = last[i] if empty_partition == "carry" else 0.0
     if name == "flora":
         return np.zeros(len(last)), exact
@@ -137,10 +142,8 @@ def _shares(name: str, option: str, cohort: list[_Client], i: int) -> list[float
         norms = [math.sqrt(sum(y * y for y in c.y)) for c in cohort]
         weights = [n * norm for n, norm in zip(counted, norms, strict=True)]
         weights = weights if sum(weights) > 0 else counted
-    elif name in ("raflora", "rbla"):
+    elif name in AMONG_CONTRIBUTORS:
         weights = [w if i in c.held else 0.0 for w, c in zip(weights, cohort, strict=True)]
-    else:
-        assert name in DILUTED
     total = sum(weights)
     return [w / total if i in c.held else 0.0 for w, c in zip(weights, cohort, strict=True)]
 
@@ -369,7 +372,7 @@ def _directions(
     rounding = np.finfo(float).eps * max(base.shape)
     living = [i for i, x in enumerate(amplitudes) if x > rounding * amplitudes.max()]
     free = [i for i in range(len(amplitudes)) if i not in living]
-    if rule.startswith(("fedavg", "raflora")):
+    if rule.partition(":")[0] not in (*FACTOR_AVERAGES, "ffa", "flora"):
         units = [lora_b[:, i] / np.linalg.norm(lora_b[:, i]) for i in living]
         taken = [sum(float(u0 @ u) ** 2 for u in units) for u0 in basis[0].T]
         free = sorted(sorted(range(len(taken)), key=lambda j: taken[j])[: len(free)])

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 from conformance_cases import by_status, has_accelerator, outcomes, reasons, search_seed
 from hypothesis_profiles import examples, is_random
+from simulator_cases import ALL_RULES
 
 from fedlora_sim.conformance import CHECKS
-from fedlora_sim.rules import get_rule, rule_names
+from fedlora_sim.rules import get_rule
 
-OPTIONS = ("raflora:canonicalize=true", "fedex:residual_rank=1", "hetlora:data_weighted=true")
 pytestmark = [pytest.mark.hypothesis, pytest.mark.slow]  # a search of its own
 EXAMPLES = examples(24) if is_random() else 8
 
 
-@pytest.mark.parametrize("name", [*rule_names(), *OPTIONS])
+@pytest.mark.parametrize("name", ALL_RULES)
 def test_a_rule_is_what_it_says(name):
     rule, seed = get_rule(name), search_seed()
     results = outcomes(rule, EXAMPLES, seed=seed)

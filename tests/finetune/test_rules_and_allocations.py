@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from designs import each_value, pairwise
+from simulator_cases import ALL_RULES, CANONICAL
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.finetune import run as finetune_run
@@ -19,14 +20,9 @@ from fedlora_sim.reference.training import training_reference
 from fedlora_sim.tasks.digits import DigitsTask
 from fedlora_sim.tolerances import relative
 
-CANONICAL = "raflora:canonicalize=true"
-RULES = (
-    *("fedavg", "fedex", "fedex:residual_rank=1", "ffa", "flora", "hetlora"),
-    *("hetlora:data_weighted=true", "raflora", CANONICAL, "rbla", "zero_pad"),
-)
 CASES = [
     (rule, allocation)
-    for rule in RULES
+    for rule in ALL_RULES
     for allocation in ("svd", "random", "importance")
     if rule != CANONICAL or allocation == "svd"
 ]
@@ -56,7 +52,7 @@ def assert_reference(run, rule):
 
 @pytest.mark.slow
 @each_value(
-    rule=RULES,
+    rule=ALL_RULES,
     allocation=("svd", "random", "importance"),
     only=lambda rule, allocation: (rule, allocation) in CASES,
 )
@@ -65,7 +61,7 @@ def test_alpha_over_r_and_a_sampled_cohort_are_the_reference(make_run, rule, all
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 def test_rslora_and_sgd_are_the_reference(make_run, rule):
     assert_reference(make_run(rule, **RSLORA), rule)
 

@@ -9,25 +9,26 @@ import numpy as np
 import pytest
 from simulator_cases import ALL_RULES, assert_close, random_factors
 
-from fedlora_sim import aggregate, rule_names
+from fedlora_sim import aggregate, rule_names, rules
 from fedlora_sim.errors import InputError
 from fedlora_sim.rules import (
-    FFA,
-    RBLA,
     AggregationRule,
     FedAvg,
     FedEx,
-    FLoRA,
     HetLoRA,
     RaFLoRA,
-    ZeroPad,
     get_rule,
     register,
     registry,
     rule_aliases,
 )
 
-OWN = (FedAvg, FedEx, FFA, FLoRA, HetLoRA, RaFLoRA, RBLA, ZeroPad)
+OWN = tuple(
+    made
+    for made in vars(rules).values()
+    if isinstance(made, type) and issubclass(made, AggregationRule) and made is not AggregationRule
+)
+"""The classes of rules that `fedlora_sim.rules` gives."""
 
 OUTSIDE = '''
 from dataclasses import dataclass
