@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from fedlora_sim.errors import InputError
+
 DIGITS = 4
 NONE = "–"
 """Cell of a table that has no value."""
-RULE_NAMES = {
-    "fedavg": "FedAvg",
-    "zero_pad": "zero padding",
-    "hetlora": "HetLoRA",
-    "rbla": "RBLA",
-    "ffa": "FFA-LoRA",
-    "flora": "FLoRA",
-    "fedex": "FedEx-LoRA",
-    "raflora": "raFLoRA",
-    "raflora:canonicalize=true": "raFLoRA, canonical",
-}
 
 
 def rule_name(rule: str) -> str:
-    """Return the display name of a rule; a rule without one keeps its own."""
-    return RULE_NAMES.get(rule, rule)
+    """Return the display name of a rule; a rule that is not registered keeps its own."""
+    from fedlora_sim.rules import get_rule  # late: torch takes seconds
+
+    try:
+        return get_rule(rule).display_name
+    except InputError:
+        return rule
 
 
 def number(value: float | None, digits: int = DIGITS, absent: str = "not finite") -> str:

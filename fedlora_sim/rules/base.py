@@ -243,6 +243,7 @@ class AggregationRule(ABC):
     Class attributes:
         name: name of the rule for `get_rule` and the command line.
         source: paper and section that define the rule.
+        title: name in texts and figures; empty: the label.
         space: the adapters are averaged as products (`product`), factor by factor (`factor`), or
             not at all (`none`: clients start every round with a fresh adapter).
         residual_in_base: the difference between the exact weighted sum of products and the adapter
@@ -255,6 +256,7 @@ class AggregationRule(ABC):
 
     name: ClassVar[str]
     source: ClassVar[str]
+    title: ClassVar[str] = ""
     space: ClassVar[Space] = "product"
     residual_in_base: ClassVar[bool] = False
     frozen_a: ClassVar[bool] = False
@@ -295,6 +297,11 @@ class AggregationRule(ABC):
     def label(self) -> str:
         """Name and non-default options, in the form that `get_rule` reads."""
         return rule_label(self)
+
+    @property
+    def display_name(self) -> str:
+        """Name in texts and figures; the label if options are set."""
+        return self.title if self.title and self.label == self.name else self.label
 
     @property
     def options(self) -> dict[str, object]:

@@ -30,6 +30,7 @@ class FedAvg(DataWeightedRule):
     """
 
     name: ClassVar[str] = "fedavg"
+    title: ClassVar[str] = "FedAvg"
     source: ClassVar[str] = "arXiv 2402.11505, Sec. 3; arXiv 2602.13486, Sec. 4"
 
     @property

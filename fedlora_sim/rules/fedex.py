@@ -40,6 +40,7 @@ class FedEx(DataWeightedRule):
     residual_rank: int | None = None
 
     name: ClassVar[str] = "fedex"
+    title: ClassVar[str] = "FedEx-LoRA"
     source: ClassVar[str] = "arXiv 2410.09432, Sec. 3"
     space: ClassVar[Space] = "factor"
     residual_in_base: ClassVar[bool] = True

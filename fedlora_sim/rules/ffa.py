@@ -35,6 +35,7 @@ class FFA(DataWeightedRule):
     """
 
     name: ClassVar[str] = "ffa"
+    title: ClassVar[str] = "FFA-LoRA"
     source: ClassVar[str] = "arXiv 2403.12313, Sec. 4"
     space: ClassVar[Space] = "factor"
     frozen_a: ClassVar[bool] = True

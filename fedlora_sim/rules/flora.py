@@ -29,6 +29,7 @@ class FLoRA(DataWeightedRule):
     """
 
     name: ClassVar[str] = "flora"
+    title: ClassVar[str] = "FLoRA"
     source: ClassVar[str] = "arXiv 2409.05976, Sec. 3"
     space: ClassVar[Space] = "none"
     residual_in_base: ClassVar[bool] = True

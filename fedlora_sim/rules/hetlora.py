@@ -37,6 +37,7 @@ class HetLoRA(AggregationRule):
     data_weighted: bool = False
 
     name: ClassVar[str] = "hetlora"
+    title: ClassVar[str] = "HetLoRA"
     source: ClassVar[str] = "arXiv 2401.06432, Sec. 3.2"
     space: ClassVar[Space] = "factor"
     weights_from_norms: ClassVar[bool] = True

@@ -44,8 +44,14 @@ class RaFLoRA(AggregationRule):
     canonicalize: bool = False
 
     name: ClassVar[str] = "raflora"
+    title: ClassVar[str] = "raFLoRA"
     source: ClassVar[str] = "arXiv 2602.13486, Sec. 5, Algorithm 1, Eq. 8"
     has_empty_partition_policy: ClassVar[bool] = True
+
+    @property
+    def display_name(self) -> str:
+        """`raFLoRA`; the canonical form is named as such."""
+        return f"{self.title}, canonical" if self.canonicalize else self.title
 
     @property
     def properties(self) -> Properties:

@@ -28,6 +28,7 @@ class RBLA(AggregationRule):
     """
 
     name: ClassVar[str] = "rbla"
+    title: ClassVar[str] = "RBLA"
     source: ClassVar[str] = "arXiv 2408.08699"
     space: ClassVar[Space] = "factor"
     has_empty_partition_policy: ClassVar[bool] = True

@@ -29,6 +29,7 @@ class ZeroPad(DataWeightedRule):
     """
 
     name: ClassVar[str] = "zero_pad"
+    title: ClassVar[str] = "zero padding"
     source: ClassVar[str] = "arXiv 2305.05644; arXiv 2401.06432, Sec. 3.2"
     space: ClassVar[Space] = "factor"
 

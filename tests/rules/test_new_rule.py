@@ -30,6 +30,7 @@ class PlainMean(FedAvg):
     """Data-weighted average of the products, for a test."""
 
     name: ClassVar[str] = "plain_mean"
+    title: ClassVar[str] = "plain mean"
     source: ClassVar[str] = "tests/rules/test_new_rule.py"
 '''
 EDITS = {
@@ -47,8 +48,8 @@ EDITS = {
         '        RuleForm("plain_mean"),\n',
     ),
     "paper_figs/style.py": (
-        '    "raflora": RuleLook(',
-        '    "plain_mean": RuleLook("plain mean", GREEN, "--", "h"),\n',
+        '    "raflora": (',
+        '    "plain_mean": (GREEN, "--", "h"),\n',
     ),
 }
 """Before which line of each file that CONTRIBUTING names something is written."""
@@ -96,7 +97,10 @@ def test_a_rule_that_the_recipe_adds_is_known_everywhere(project: Path) -> None:
     call(project, "fedlora_sim", "check", "plain_mean", "--examples", "5")
     ranks = ("--ranks", "1x2,2x1", "--rounds", "3")
     assert "plain_mean" in call(project, "fedlora_sim", "predict", *ranks)
-    looks = "from paper_figs import style; assert style.look('plain_mean').name == 'plain mean'"
+    looks = (
+        "from paper_figs.style import GREEN, look\n"
+        "assert (look('plain_mean').name, look('plain_mean').color) == ('plain mean', GREEN)"
+    )
     (project / "seen.py").write_text(looks, encoding="utf-8")
     call(project, "seen")
     tests = ("rules/test_aggregation_reference.py", "engines/test_spectral_rules.py")
