@@ -18,7 +18,7 @@ from analysis.paper.catalogue import RECIPES
 from analysis.paper.store import read, read_record
 from paper_figs import style
 from paper_figs.files import FIGURES
-from paper_figs.style import LOOKS
+from paper_figs.style import LINES_OF, look
 
 pytestmark = pytest.mark.usefixtures("coarse")
 
@@ -155,10 +155,11 @@ def test_what_is_drawn_is_what_is_in_the_file(paper_data: Path) -> None:
 
 
 def test_rules_are_told_apart_without_colour() -> None:
-    looks = [(str(look.line), look.marker) for look in LOOKS.values()]
+    rules = [look(rule) for rule in LINES_OF]
+    looks = [(str(rule.line), rule.marker) for rule in rules]
     assert len(set(looks)) == len(looks)
-    assert len({look.marker for look in LOOKS.values()}) == len(LOOKS)
-    assert {look.color for look in LOOKS.values()} <= set(style.PALETTE)
+    assert len({rule.marker for rule in rules}) == len(rules)
+    assert {rule.color for rule in rules} <= set(style.PALETTE)
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.1001, 0.9], [0.99, 1.0, 1.0, 1.0], [0.0, 0.0], [0.5]])
