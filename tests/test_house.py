@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+from collections import Counter
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -38,6 +40,19 @@ def tree(module):
 
 
 @cache
+def public_names(package):
+    """Modules of the public names of a package, as its `__init__.pyi` lists them."""
+    stub = modules().get(package, Path()).with_suffix(".pyi")
+    if package not in modules() or not stub.is_file():
+        return {}
+    return {
+        alias.name: ".".join(filter(None, (package, node.module)))
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body
+        for alias in node.names
+    }
+
+
+@cache
 def imports(module):
     """Dotted names that a module imports, wherever in the file it does so."""
     names = set()
@@ -52,12 +67,20 @@ def imports(module):
 
 @cache
 def dependencies(module):
-    """Modules that a module imports: of `from a import b` the module a.b, or a if b is a name."""
+    """Modules that a module imports: of `from a import b` the module a.b, or a if b is a name.
+
+    If a imports its public names on first use, b's own module is what is imported.
+    """
     return {
-        name if name in modules() else name.rpartition(".")[0]
+        name if name in modules() else owner(*name.rpartition(".")[::2])
         for name in imports(module)
         if inside(name, module.partition(".")[0])
     }
+
+
+def owner(package, name):
+    """The module that `from package import name` imports."""
+    return public_names(package).get(name, package)
 
 
 def inside(name, package):
@@ -113,6 +136,50 @@ def test_no_import_goes_round_in_a_circle():
     graph = {module: dependencies(module) for package in PACKAGES for module in members(package)}
     order = list(TopologicalSorter(graph).static_order())
     assert sorted(order) == sorted(graph)
+
+
+def test_public_names_are_those_of_the_stubs():
+    for package in ("fedlora_sim", "analysis", "paper_figs"):
+        listed = public_names(package)
+        assert listed
+        assert dir(importlib.import_module(package)) == sorted(listed)
+    # A package without a stub lists what it gives in its __init__, each name once.
+    for module, path in modules().items():
+        names = [alias.asname for node in tree(module).body if isinstance(node, ast.ImportFrom)
+                 for alias in node.names if alias.asname == alias.name]  # fmt: skip
+        assert len(names) == len(set(names)), module
+        assert not names or path.name == "__init__.py", f"{module}: exports are for packages"
+
+
+SAME_NAME = {
+    "fedlora_sim": {
+        "aggregate": "aggregation: of updates by a rule, of PEFT folders",
+        "run": "what runs: a sweep, fine-tuning",
+    },
+    "analysis": {
+        "allocation": "which directions clients carry: derivation and claims",
+        "communication": "what a round sends: closed form and derivation",
+        "flow": "the exact flow of local training: closed form, derivation, claims",
+        "noise": "noise in aggregates: derivation and claims",
+        "participation": "partial participation: claims and the paper's numbers",
+        "persistent": "clients whose gains last: closed form and derivation",
+        "predict": "predictions: of a scenario, of a rule's collapse",
+        "rates": "energy rates: derivation and claims",
+        "report": "a report: of claims, of collapse, of a study",
+        "sensitivities": "derivatives of the closed forms: numbers and derivation",
+        "typical": "the typical run: closed form and derivation",
+    },
+    "paper_figs": {},
+    "fedlora_cli": {},
+}
+"""File names that stand more than once in a package, each with its one meaning."""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_file_name_has_one_meaning_in_its_package(package):
+    stems = [modules()[module].stem for module in members(package)]
+    counts = Counter(stem for stem in stems if not stem.startswith("__"))
+    assert {name for name, count in counts.items() if count > 1} == set(SAME_NAME[package])
 
 
 def test_one_module_writes_files():

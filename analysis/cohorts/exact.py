@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.cohorts.law import Array, Clients, Sums, binomial_pmf, poisson_pmf
+from analysis.cohorts.law import Array, DirectionClients, Sums, binomial_pmf, poisson_pmf
 from fedlora_sim.shares import share
 
 # Unequal weights of few kinds: the sum over all cohorts, with equal clients counted together.
@@ -48,7 +48,7 @@ class Group:
     squares: Array
 
 
-def group_clients(clients: Clients) -> list[Group]:
+def group_clients(clients: DirectionClients) -> list[Group]:
     """Group the clients by weight, sampling law and probability of carrying the direction.
 
     Returns:
@@ -60,7 +60,7 @@ def group_clients(clients: Clients) -> list[Group]:
     return [_group(clients, int(sizes[i]), *(float(x) for x in kinds[i])) for i in order]
 
 
-def _group(clients: Clients, size: int, weight: float, carry: float, law: float) -> Group:
+def _group(clients: DirectionClients, size: int, weight: float, carry: float, law: float) -> Group:
     repeated = clients.sampling == "with_replacement"
     most = clients.size if repeated else size
     # all pairs 0 <= carried <= draws or, without randomness, the only possible one
@@ -94,7 +94,7 @@ def _repeated(
     return total, (mass * squares).sum(axis=0) / safe
 
 
-def count_cohorts(clients: Clients, groups: list[Group]) -> float:
+def count_cohorts(clients: DirectionClients, groups: list[Group]) -> float:
     """Return the number of rows that `enumerate_sums` adds up.
 
     Args:
@@ -114,7 +114,7 @@ def count_cohorts(clients: Clients, groups: list[Group]) -> float:
     return float(ways[clients.size])
 
 
-def enumerate_sums(clients: Clients, groups: list[Group]) -> Sums:
+def enumerate_sums(clients: DirectionClients, groups: list[Group]) -> Sums:
     """Return all cohorts of one direction.
 
     Args:
@@ -146,7 +146,7 @@ def enumerate_sums(clients: Clients, groups: list[Group]) -> Sums:
 
 
 def _allowed(
-    clients: Clients, total: NDArray[np.int64], group: Group, room: int, *, last: bool
+    clients: DirectionClients, total: NDArray[np.int64], group: Group, room: int, *, last: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return fewest and most draws from a group, given the earlier draws and the remaining room."""
     zero = np.zeros_like(total)
@@ -167,14 +167,14 @@ def _allowed(
 _NEGLIGIBLE_SHARE = 1e-60  # relative to the most probable: negligible in double precision
 
 
-def is_equal(clients: Clients) -> bool:
+def is_equal(clients: DirectionClients) -> bool:
     """Return True if this route applies: equal weights, and carriers fixed or equally probable."""
     weight = clients.relevant_weight[clients.relevant_weight > 0]
     alike = clients.sure or bool(np.all(clients.law == clients.law[0]))
     return bool(np.all(weight == weight[0])) and alike
 
 
-def equal_sums(clients: Clients) -> Sums:
+def equal_sums(clients: DirectionClients) -> Sums:
     """Return the distribution of the numbers of draws, in units of the common weight.
 
     Args:
@@ -216,7 +216,7 @@ def hypergeometric(total: int, marked: int, size: int) -> Array:
     return law
 
 
-def _fixed(clients: Clients) -> Sums:
+def _fixed(clients: DirectionClients) -> Sums:
     """Return the outcomes for cohorts of m different clients."""
     if clients.sure:
         law = hypergeometric(clients.number, int(clients.carry.sum()), clients.size)
@@ -234,7 +234,7 @@ def _leave_one_out(law: Array, left: int) -> Array:
     return np.asarray((law[:-1] * (left - number) + law[1:] * (number + 1)) / left)
 
 
-def _bernoulli(clients: Clients) -> Sums:
+def _bernoulli(clients: DirectionClients) -> Sums:
     """Return the outcomes for independent participation; the empty cohort needs no row."""
     K, p = clients.number, clients.size / clients.number
     if clients.sure:
@@ -258,7 +258,7 @@ def _bernoulli(clients: Clients) -> Sums:
     return Sums(mass, own, other, own)
 
 
-def _repeated_equal(clients: Clients) -> Sums:
+def _repeated_equal(clients: DirectionClients) -> Sums:
     """Return the outcomes with replacement: a client drawn c times trains once and has weight c."""
     size, draws = clients.size, np.arange(clients.size + 1, dtype=np.float64)
     if clients.sure:
@@ -315,7 +315,7 @@ class Plan:
     work: int
 
 
-def plan_tables(clients: Clients) -> Plan | None:
+def plan_tables(clients: DirectionClients) -> Plan | None:
     """Return the tables to fill for a direction; None if weights are not whole numbers.
 
     Args:
@@ -354,7 +354,7 @@ def plan_tables(clients: Clients) -> Plan | None:
     return Plan(weight, float(unit), kind, cells, work)
 
 
-def tabulate_sums(clients: Clients, plan: Plan) -> Sums:
+def tabulate_sums(clients: DirectionClients, plan: Plan) -> Sums:
     """Fill the tables.
 
     Args:
@@ -381,12 +381,12 @@ def tabulate_sums(clients: Clients, plan: Plan) -> Sums:
     return Sums(mass, plan.unit * own, plan.unit * other, plan.unit**2 * squares / mass)
 
 
-def _rows(clients: Clients) -> int:
+def _rows(clients: DirectionClients) -> int:
     """Return the length of the axis of draws: 1 if their total is not conditioned on."""
     return 1 if clients.sampling in ("full", "bernoulli") else clients.size + 1
 
 
-def _most(clients: Clients, weight: NDArray[np.int64]) -> int:
+def _most(clients: DirectionClients, weight: NDArray[np.int64]) -> int:
     """Return the largest sum of weights that a cohort can draw from these clients."""
     if not weight.size:
         return 0
@@ -396,7 +396,7 @@ def _most(clients: Clients, weight: NDArray[np.int64]) -> int:
     return int(np.sort(weight)[::-1][:most].sum())
 
 
-def _meet(clients: Clients, plan: Plan) -> tuple[Array, Array]:
+def _meet(clients: DirectionClients, plan: Plan) -> tuple[Array, Array]:
     """Return P and Q over (a, b): tables of carriers and others, joined at m draws in total."""
     carriers = clients.carry > 0
     mass, squares = _fill(clients, plan, carriers)
@@ -408,7 +408,7 @@ def _meet(clients: Clients, plan: Plan) -> tuple[Array, Array]:
 
 
 def _fill(
-    clients: Clients, plan: Plan, chosen: NDArray[np.bool_], *, own: bool = True
+    clients: DirectionClients, plan: Plan, chosen: NDArray[np.bool_], *, own: bool = True
 ) -> tuple[Array, Array]:
     """Return the tables P and Q of the chosen clients.
 
@@ -426,7 +426,7 @@ def _fill(
     return mass, squares
 
 
-def _draws_of(clients: Clients, k: int, law: float) -> Array:
+def _draws_of(clients: DirectionClients, k: int, law: float) -> Array:
     """Return the probability of c draws of the k-th client given j draws on the first k, [j, c].
 
     With replacement it is joint instead of conditional: counts are Poisson, and the total is

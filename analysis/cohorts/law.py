@@ -170,7 +170,7 @@ def allocation_of(allocation: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Clients:
+class DirectionClients:
     """The clients from the view of one direction.
 
     Args:
@@ -221,7 +221,7 @@ class Clients:
         return np.full_like(contributing, self.weight.sum() * self.size / self.number)
 
 
-def views(federation: Federation, normaliser: str, allocation: str) -> list[Clients]:
+def views(federation: Federation, normaliser: str, allocation: str) -> list[DirectionClients]:
     """Return the clients from the view of each rank level, or one view under random allocation.
 
     Args:
@@ -250,7 +250,7 @@ def views(federation: Federation, normaliser: str, allocation: str) -> list[Clie
     carries = [(ranks >= level).astype(np.float64) for level in federation.levels]
     if allocation == "random":
         carries = [ranks / federation.r_max]
-    return [Clients(sampling, size, law, weight, carry, normaliser) for carry in carries]
+    return [DirectionClients(sampling, size, law, weight, carry, normaliser) for carry in carries]
 
 
 # Binomial and Poisson probabilities from `scipy.stats`, imported on first use.
@@ -278,7 +278,7 @@ def poisson_pmf(count: Numbers, mean: Numbers) -> Array:
 # Probability of a cohort without a carrier of a direction. Our derivation
 
 
-def empty_cohort(clients: Clients) -> float:
+def empty_cohort(clients: DirectionClients) -> float:
     """Return the probability that no drawn client carries the direction.
 
     Without replacement `C(K-n, m) / C(K, m)` with n carriers; with replacement
@@ -307,7 +307,7 @@ def empty_cohort(clients: Clients) -> float:
     return _repeated(clients)
 
 
-def _bernoulli(clients: Clients) -> float:
+def _bernoulli(clients: DirectionClients) -> float:
     p = clients.size / clients.number
     none = float(np.log1p(-p * clients.carry).sum())
     if not clients.redrawn:
@@ -328,7 +328,7 @@ def _mean_product(factors: np.ndarray, size: int) -> float:
     return float(means[size])
 
 
-def _repeated(clients: Clients) -> float:
+def _repeated(clients: DirectionClients) -> float:
     """Return the probability with replacement: independent Poisson counts, given their sum m."""
     size, counts = clients.size, np.arange(clients.size + 1)
     chance = np.zeros(size + 1)
@@ -359,7 +359,7 @@ class Sums:
     other: Array
     squares: Array
 
-    def law(self, clients: Clients) -> ShareLaw:
+    def law(self, clients: DirectionClients) -> ShareLaw:
         """Return the distribution of the normalised weights."""
         keep = (self.contributing > 0) & (self.probability > 0)
         contributing = self.contributing[keep]

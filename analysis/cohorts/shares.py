@@ -34,7 +34,7 @@ from analysis.cohorts.exact import (
 )
 from analysis.cohorts.law import (
     Array,
-    Clients,
+    DirectionClients,
     MonteCarloWarning,
     ShareLaw,
     empty_cohort,
@@ -52,7 +52,7 @@ _CHUNK_CELLS = 2_000_000  # cohorts times clients in memory at once
 
 
 def sample_laws(
-    federation: Federation, levels: list[Clients], draws: int, seed: int
+    federation: Federation, levels: list[DirectionClients], draws: int, seed: int
 ) -> list[ShareLaw]:
     """Return the distributions for several rank levels, estimated from one set of random cohorts.
 
@@ -85,7 +85,7 @@ def sample_laws(
 
 
 def _counts(
-    federation: Federation, level: Clients, rounds: int, rng: np.random.Generator
+    federation: Federation, level: DirectionClients, rounds: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Return how often each client is drawn, shape (rounds, K)."""
     if level.sampling == "bernoulli" and not level.redrawn:
@@ -93,7 +93,7 @@ def _counts(
     return draw_cohorts(federation, rounds, rng)
 
 
-def _shares(level: Clients, counts: np.ndarray, rng: np.random.Generator) -> Array:
+def _shares(level: DirectionClients, counts: np.ndarray, rng: np.random.Generator) -> Array:
     """Return share and sum of squared weights of the cohorts with a contributor, shape (2, n)."""
     # contributors and others separately, so that full coverage gives exactly own / (own + 0) = 1
     if level.sure:
@@ -239,7 +239,7 @@ def _laws(
     return tuple(law for law in laws if law is not None)
 
 
-def _exact(clients: Clients, limits: Limits) -> ShareLaw | None:
+def _exact(clients: DirectionClients, limits: Limits) -> ShareLaw | None:
     """Return the distribution by the cheapest exact route; None if each exceeds its limit."""
     if is_equal(clients):
         return equal_sums(clients).law(clients)
@@ -362,7 +362,7 @@ def _empty(federation: Federation, allocation: str, normaliser: str) -> Array:
     return per_direction(federation, np.array([empty_cohort(level) for level in levels]))
 
 
-def _law_moments(law: ShareLaw, clients: Clients) -> Array:
+def _law_moments(law: ShareLaw, clients: DirectionClients) -> Array:
     """Return moments in the order of `WeightMoments` and their standard errors, shape (2, 8)."""
     given = law.given_contributor()
     logs = np.log(given.share)
@@ -378,7 +378,7 @@ def _law_moments(law: ShareLaw, clients: Clients) -> Array:
     return np.array([[*values, law.empty], [*errors, 0.0]])
 
 
-def _unbiased(clients: Clients) -> tuple[float, float, float]:
+def _unbiased(clients: DirectionClients) -> tuple[float, float, float]:
     """Return `E[W]`, `E[W^2]`, `E[sum w^2]` of `w_k = p_k c_k / E[c_k]`.
 
     Without the distribution of W.

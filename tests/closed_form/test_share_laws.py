@@ -34,7 +34,7 @@ from analysis.cohorts.exact import (
     plan_tables,
     tabulate_sums,
 )
-from analysis.cohorts.law import Clients, MonteCarloWarning, ShareLaw, views
+from analysis.cohorts.law import DirectionClients, MonteCarloWarning, ShareLaw, views
 from analysis.cohorts.shares import expect, sample_laws, share_laws, weight_moments
 from fedlora_sim.federation import SAMPLINGS, Federation
 from fedlora_sim.tolerances import relative
@@ -57,17 +57,17 @@ def assert_brute(found: ShareLaw, wanted) -> None:
     assert found.draws is None
 
 
-def by_enumeration(clients: Clients) -> ShareLaw:
+def by_enumeration(clients: DirectionClients) -> ShareLaw:
     return enumerate_sums(clients, group_clients(clients)).law(clients)
 
 
-def by_tables(clients: Clients) -> ShareLaw:
+def by_tables(clients: DirectionClients) -> ShareLaw:
     plan = plan_tables(clients)
     assert plan is not None
     return tabulate_sums(clients, plan).law(clients)
 
 
-def by_equal_weights(clients: Clients) -> ShareLaw:
+def by_equal_weights(clients: DirectionClients) -> ShareLaw:
     assert is_equal(clients)
     return equal_sums(clients).law(clients)
 
