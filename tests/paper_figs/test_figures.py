@@ -44,6 +44,7 @@ def names(axis: Any) -> list[str]:
     return [text.get_text() for text in axis.texts]
 
 
+@pytest.mark.slow
 def test_energies(energies: xr.Dataset) -> None:
     figure, axes = energies_figure.draw_energies(energies)
     assert isinstance(figure, Figure)
@@ -123,6 +124,7 @@ def test_all_are_written_twice_alike_as_png_and_pdf(
     assert not plt.get_fignums()
 
 
+@pytest.mark.slow
 def test_only_what_the_report_speaks_of_is_drawn(
     report: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ def data() -> xr.Dataset:
         return participation.gather_participation(Context(seed=1))
 
 
+@pytest.mark.slow
 def test_measured_factors_lie_around_predicted_ones(data: xr.Dataset) -> None:
     predicted = data.predicted.sel(every_size=data.cohort_size.values).values
     held = (data.low.values <= predicted) & (predicted <= data.high.values)

@@ -37,6 +37,7 @@ def arrays(adapters: Adapters) -> list[np.ndarray]:
     return [x for pair in adapters.values() for x in pair]
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_is_read(exchange: Exchange, tmp_path: Path) -> None:
     exchange.save(tmp_path / "x.npz")
     read = Exchange.load(tmp_path / "x.npz")
@@ -108,6 +109,7 @@ def by_hand(exchange: Exchange) -> Adapters:
     return dict(zip(exchange.adapters, zip(found[::2], found[1::2], strict=True), strict=True))
 
 
+@pytest.mark.slow
 def test_the_plain_lane_is_federated_averaging_of_factors(exchange: Exchange) -> None:
     found = run_plain.run(exchange, torch.get_num_threads())
     off = disagreement(found.adapters, by_hand(exchange), exchange.adapters)
@@ -153,6 +155,7 @@ def runs(
     return calls, run
 
 
+@pytest.mark.slow
 def test_lanes_are_timed_in_turn_after_they_have_agreed() -> None:
     calls, run = runs(lambda lane, exchange, found: found)
     single = Lane("single", "nothing", float64=False)
@@ -171,6 +174,7 @@ def test_lanes_are_timed_in_turn_after_they_have_agreed() -> None:
         assert row["first_rounds"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_lane_with_wrong_adapters_is_not_timed(dtype: str) -> None:
     """Off by a twentieth of the change, be it in the check or in the runs that would be timed."""

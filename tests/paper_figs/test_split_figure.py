@@ -67,6 +67,7 @@ def test_classes_have_their_names_where_there_are_any() -> None:
     assert axes[1].yaxis_inverted()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "classes"), [(1, 1), (1, 2), (40, 2), (60, 100)])
 def test_it_fits_small_and_large_splits(clients: int, classes: int) -> None:
     counts = np.ones((clients, classes), dtype=np.int64)

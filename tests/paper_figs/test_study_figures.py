@@ -60,6 +60,7 @@ def test_curves() -> None:
     np.testing.assert_allclose(axes[1, 1].lines[1].get_ydata(), 1 - mean)
 
 
+@pytest.mark.slow
 def test_curves_of_one_seed_and_of_a_total_collapse() -> None:
     curves = made_up_curves(runs=1)
     figure, axes = finetuning.draw_study_curves(
@@ -138,6 +139,7 @@ def test_calibrated() -> None:
     assert "less than persistence under FedAvg and raFLoRA, and more under no rule" in words
 
 
+@pytest.mark.slow
 def test_a_figure_without_forecasts_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

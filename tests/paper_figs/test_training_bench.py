@@ -83,6 +83,7 @@ def test_the_limit_is_one_client_with_the_whole_batch():
         assert (found - wanted).norm() <= TIGHT * wanted.norm()
 
 
+@pytest.mark.slow
 def test_a_cached_prefix_changes_no_adapter(small_encoder: None) -> None:
     assert training.prefix_error(torch.float64, "cpu") <= TIGHT
 
@@ -137,6 +138,7 @@ def test_without_the_cohort_of_a_bar_there_is_none() -> None:
     assert not [bar for bar in training_bars(measured) if bar["what"].startswith("loop")]
 
 
+@pytest.mark.slow
 def test_a_small_bench_writes_what_the_readme_shows(
     small_encoder: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_one_zipped_field_is_a_dimension_of_its_name(out: Path) -> None:
     assert open_sweep(out).rho.dims == ("rule", "gain_std", "seed", "round")
 
 
+@pytest.mark.slow
 def test_fidelities_side_by_side(out: Path) -> None:
     tables = changed(SMALL, grid={"gain_std": None, "fidelity": ["spectral", "matrix"]})
     swept(tables, out)
@@ -122,6 +123,7 @@ KEYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS)
 def test_any_part_is_the_part_of_the_whole(out: Path, key: dict) -> None:
     swept(SMALL, out)

@@ -21,6 +21,7 @@ def runs(tasks: list[SweepTask]) -> Counter:
     return Counter((p.point.id, s) for task in tasks for p in task.parts for s in p.seeds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tables", [SMALL, MANY_POINTS, MANY_SEEDS, MATRIX, TRAINING, LONG])
 def test_every_run_is_in_one_task(tables: dict) -> None:
     grid = read_grid(tables)

@@ -31,6 +31,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException
     monkeypatch.setattr(work, "put_task", counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -58,6 +59,7 @@ def test_every_run_has_the_bits_that_simulate_gives_it(out: Path, more: dict) ->
                 assert (mine[name].values == alone[name].values).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [Engine(), Engine(workers=2)], ids=["serial", "pool"])
 def test_files_are_the_same_bytes_whatever_made_them(tmp_path: Path, engine: Engine) -> None:
     swept(SMALL, tmp_path / "a")
@@ -79,6 +81,7 @@ def test_what_is_there_is_not_made_again(out: Path, monkeypatch: pytest.MonkeyPa
     assert swept(SMALL, out).made == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -110,6 +113,7 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(out: Path) -> Non
     assert other.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "larger",
     [
@@ -129,6 +133,7 @@ def test_a_larger_grid_adds_to_what_is_there(out: Path, tmp_path: Path, larger: 
     assert_same_bits(open_sweep(out), open_sweep(tmp_path / "at once"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "message"),
     [
