@@ -53,6 +53,7 @@ def values_of(moments):
     return np.stack([getattr(moments, name) for name in FIELDS])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [None, UNEQUAL])
 @every_case
 def test_equals_brute_force(sampling, normaliser, allocation, samples):

@@ -75,6 +75,7 @@ def by_equal_weights(clients: DirectionClients) -> ShareLaw:
 ROUTES = (by_enumeration, by_tables, by_equal_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [None, UNEQUAL, (6, 2, 2, 6), (0.5, 1.25, 1.0, 0.5)])
 @every_case
 def test_laws_equal_brute_force(sampling, normaliser, allocation, samples):
@@ -85,6 +86,7 @@ def test_laws_equal_brute_force(sampling, normaliser, allocation, samples):
         assert_brute(law, brute)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [(2, 2, 2, 2), UNEQUAL])
 @every_case
 def test_every_route_equals_brute_force(sampling, normaliser, allocation, samples):
@@ -110,6 +112,7 @@ def test_routes_equal_brute_force_in_random_federations(data, sampling, normalis
         assert_brute(by_tables(clients), brute)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [(2,) * 14, (1, 2) * 7, (3, 5, 5, 1, 3, 3, 1) * 2])
 @every_case
 def test_routes_agree_in_larger_federations(sampling, normaliser, allocation, samples):

@@ -14,6 +14,7 @@ from analysis.derivations import alignment
 from analysis.derivations.symbols import x
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(20))
 @given(angle=st.floats(0.0, 1.5), first=st.floats(0.1, 5.0), second=st.floats(0.1, 5.0))
 def test_indices_are_those_of_a_turned_matrix(angle, first, second):

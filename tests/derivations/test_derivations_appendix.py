@@ -69,6 +69,7 @@ def test_no_public_function_is_left_out():
         assert left_out <= UNMARKED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "function"), marked(), ids=[name for name, _ in marked()])
 def test_a_derivation_says_what_it_is(name, function):
     documentation = inspect.getdoc(function)
@@ -128,6 +129,7 @@ def test_prose_is_escaped():
     assert appendix.prose("the *mean* factor") == r"the \emph{mean} factor"
 
 
+@pytest.mark.slow
 def test_module_prints_or_writes(tmp_path, capsys):
     appendix.main([])
     assert capsys.readouterr().out == text()
