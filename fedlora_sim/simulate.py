@@ -28,8 +28,8 @@ MOST_NUMBERS = 500_000_000
 
 def simulate(
     scenario: Scenario,
-    *,
     rule: str | AggregationRule = "raflora",
+    *,
     seed: int | Iterable[int] = 0,
     progress: bool = False,
     on_progress: Progress | None = None,
@@ -76,8 +76,8 @@ def simulate(
 
 def simulate_many(
     scenarios: Sequence[Scenario],
-    *,
     rule: str | AggregationRule = "raflora",
+    *,
     seed: int | Iterable[int] = 0,
     progress: bool = False,
 ) -> list[xr.Dataset]:

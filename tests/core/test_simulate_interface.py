@@ -43,7 +43,7 @@ def test_many_scenarios_are_what_each_is_alone(rule):
     together = simulate_many(MANY, rule=rule, seed=range(5))
     assert len(together) == len(MANY)
     for scenario, dataset in zip(MANY, together, strict=True):
-        xr.testing.assert_identical(dataset, simulate(scenario, rule=rule, seed=range(5)))
+        xr.testing.assert_identical(dataset, simulate(scenario, rule, seed=range(5)))
 
 
 def test_many_scenarios_in_small_batches(monkeypatch):
