@@ -6,7 +6,6 @@ files together reproduce the dataset, up to the written digits.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 import analysis
@@ -29,7 +29,6 @@ COMMAND = "analysis.paper"
 QUANTITY, VALUE = "quantity", "value"
 DIGITS = 9
 KINDS: dict[str, Any] = {"i": int, "f": float, "U": str}
-EMPTY: dict[str, Any] = {"i": 0, "f": np.nan, "U": " " * 64}
 
 
 def make(recipe: Recipe, folder: Path, context: Context, *, force: bool = False) -> Path:
@@ -91,46 +90,38 @@ def read(folder: Path, name: str) -> xr.Dataset:
 
 
 def to_csv(dataset: xr.Dataset) -> str:
-    """Return the long form: `quantity`, all dimensions, `value`; empty for NaN."""
+    """Return the long form: `quantity`, every dimension, `value`; NaN is empty."""
     dims = [str(dim) for dim in dataset.dims]
-    places = {dim: [_text(value) for value in dataset[dim].values] for dim in dims}
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow([QUANTITY, *dims, VALUE])
+    frames = []
     for name in _quantities(dataset):
-        array = dataset[name]
-        for index in np.ndindex(array.shape):
-            at = dict(zip(array.dims, index, strict=True))
-            where = [places[dim][at[dim]] if dim in at else "" for dim in dims]
-            writer.writerow([name, *where, _text(array.values[index])])
-    return lines.getvalue()
+        array = dataset[name].reset_coords(drop=True)
+        frame = array.to_dataframe(VALUE) if array.ndim else pd.DataFrame({VALUE: [array.item()]})
+        frames.append(frame.reset_index(drop=not array.ndim).map(_text).assign(**{QUANTITY: name}))
+    table = pd.concat(frames)[[QUANTITY, *dims, VALUE]]
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
 def from_csv(text: str, record: Mapping[str, Any]) -> xr.Dataset:
-    """Return the dataset that `to_csv` wrote, with the form of the record."""
-    rows, forms = list(csv.DictReader(io.StringIO(text))), record["variables"]
-    words = {
-        dim: list(dict.fromkeys(row[dim] for row in rows if row[dim]))
-        for dim in record["dimensions"]
+    """Return the dataset that `to_csv` wrote, with the types and attributes of the record."""
+    table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    places = {
+        dim: _typed(table.loc[table[dim] != "", dim].unique(), kind)
+        for dim, kind in record["dimensions"].items()
     }
-    numbers = {dim: {word: i for i, word in enumerate(own)} for dim, own in words.items()}
-    arrays = {
-        name: np.full([len(words[dim]) for dim in form["dims"]], EMPTY[form["kind"]])
-        for name, form in forms.items()
-    }
-    for row in rows:
-        name = row[QUANTITY]
-        index = tuple(numbers[dim][row[dim]] for dim in forms[name]["dims"])
-        if row[VALUE]:
-            arrays[name][index] = KINDS[forms[name]["kind"]](row[VALUE])
-    return xr.Dataset(
-        {name: (forms[name]["dims"], array) for name, array in arrays.items()},
-        {
-            dim: [KINDS[record["dimensions"][dim]](word) for word in own]
-            for dim, own in words.items()
-        },
-        record["settings"] | record["attributes"],
-    ).set_coords([name for name, form in forms.items() if form["coordinate"]])
+    arrays = {}
+    for name, form in record["variables"].items():
+        values = _typed(table.loc[table[QUANTITY] == name, VALUE].to_numpy(), form["kind"])
+        arrays[name] = (form["dims"], values.reshape([len(places[dim]) for dim in form["dims"]]))
+    coords = [name for name, form in record["variables"].items() if form["coordinate"]]
+    attrs = record["settings"] | record["attributes"]
+    return xr.Dataset(arrays, places, attrs).set_coords(coords)
+
+
+def _typed(texts: np.ndarray, kind: str) -> np.ndarray:
+    """Return cells as whole numbers, floats (empty is NaN) or texts."""
+    if kind == "f":
+        texts = np.where(texts == "", "nan", texts)
+    return texts.astype(KINDS[kind])
 
 
 def code_fingerprint() -> str:
