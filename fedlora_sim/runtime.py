@@ -6,11 +6,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,16 +136,40 @@ def _blas() -> ThreadpoolController:
 OWNER_SECONDS = 0.5
 
 
-def serve(owner: int) -> None:
-    """Configure this process as a worker of its parent; do nothing if it is the owner itself.
+def in_processes(
+    function: Callable[..., T], jobs: Iterable[Sequence[Any]], processes: int
+) -> Iterator[T]:
+    """Call a function in worker processes and yield its results as they become available.
+
+    The driver alone handles SIGINT. Closing the iterator stops the workers, without warnings. If
+    the driver is killed, its workers exit by themselves, even during a job, so that they do not
+    interfere with the workers of a new driver.
 
     Args:
-        owner: process id of the driver, which handles SIGINT and stops its workers. If the driver
-            is killed, its workers exit by themselves, even during a job, so that they do not
-            interfere with the workers of a new driver.
+        function: a function that workers can import.
+        jobs: the arguments of each call.
+        processes: number of calls at a time; 1 stays in this process.
+
+    Raises:
+        BrokenProcessPool: if a worker is killed.
     """
+    from joblib import Parallel, delayed
+
+    made = Parallel(n_jobs=processes, batch_size=1, return_as="generator_unordered")(
+        delayed(_call)(os.getpid(), function, job) for job in jobs
+    )
+    try:
+        yield from made
+    finally:
+        with warnings.catch_warnings():  # unfinished jobs are expected here
+            warnings.filterwarnings("ignore", ".*have been cancelled", UserWarning)
+            made.close()  # returns after the workers have ended
+
+
+def _call(owner: int, function: Callable[..., T], job: Sequence[Any]) -> T:
     if os.getpid() != owner:
         _settle(owner)
+    return function(*job)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -10,14 +9,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 import xarray as xr
-from joblib import Parallel, cpu_count, delayed
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 from analysis.stats.intervals import Estimator, mean_interval
 from analysis.stats.series import log_linear_rate
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.runtime import resolve_device, serve
+from fedlora_sim.runtime import in_processes, resolve_device
 from fedlora_sim.storage import RunStore
 
 # The form of a claim
@@ -317,14 +316,10 @@ def run_jobs(jobs: Sequence[Job], context: Context, processes: int) -> None:
         processes: number of processes; 1 stays in this process.
     """
     missing = [job for job in jobs if context.known_run(job.label) is None]
-    finished = Parallel(n_jobs=processes, return_as="generator_unordered")(
-        delayed(_simulate)(job, os.getpid()) for job in missing
-    )
-    for label, dataset in finished:
+    for label, dataset in in_processes(_simulate, [(job,) for job in missing], processes):
         context.keep_run(label, dataset)
         context.on_progress(1)
 
 
-def _simulate(job: Job, owner: int) -> tuple[str, xr.Dataset]:
-    serve(owner)
+def _simulate(job: Job) -> tuple[str, xr.Dataset]:
     return job.label, simulate(job.scenario, rule=job.rule, seed=job.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from joblib import Parallel, cpu_count, delayed
+from joblib import cpu_count
 
 from analysis.claims import CLAIMS, digits, select, theme_of
 from analysis.claims.base import Claim, Context, Control, run_jobs, workers
@@ -32,7 +31,7 @@ from analysis.stats.verdicts import (
 )
 from fedlora_sim import Scenario
 from fedlora_sim.errors import check_seed
-from fedlora_sim.runtime import resolve_device, serve
+from fedlora_sim.runtime import in_processes, resolve_device
 from fedlora_sim.version import versions
 
 Record = dict[str, Any]
@@ -300,17 +299,9 @@ def claim_records(
         yield from (claim_record(claim, context) for claim in claims)
         return
     apart = replace(context, on_progress=lambda runs: None)
-    records = Parallel(n_jobs=processes, return_as="generator_unordered")(
-        delayed(_record_apart)(claim, apart, os.getpid()) for claim in claims
-    )
-    for record in records:
+    for record in in_processes(claim_record, [(claim, apart) for claim in claims], processes):
         context.on_progress(record["runs"])
         yield record
-
-
-def _record_apart(claim: Claim, context: Context, owner: int) -> Record:
-    serve(owner)
-    return claim_record(claim, context)
 
 
 def assemble(records: Sequence[Record], context: Context) -> Record:

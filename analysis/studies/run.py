@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from joblib import Parallel, delayed
 
 import fedlora_sim
 from analysis.studies.calibrate import by_partition
@@ -22,7 +20,7 @@ from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.finetune.batches import split_clients
 from fedlora_sim.finetune.checkpoints import OtherRunError, drop_other_run
-from fedlora_sim.runtime import one_thread, serve
+from fedlora_sim.runtime import in_processes, one_thread
 from fedlora_sim.storage import load_dataset, save_dataset, source_fingerprint
 from fedlora_sim.tasks.loading import load_task
 
@@ -51,11 +49,9 @@ def run_study(
     Raises:
         InputError: names the run and what is wrong with it.
     """
-    code, owner = source_fingerprint(Path(fedlora_sim.__file__).parent)[:12], os.getpid()
-    made = Parallel(n_jobs=workers, return_as="generator_unordered")(
-        delayed(_make)(run, out, code, owner) for run in missing_runs(study, out)
-    )
-    for run in made:
+    code = source_fingerprint(Path(fedlora_sim.__file__).parent)[:12]
+    jobs = [(run, out, code) for run in missing_runs(study, out)]
+    for run in in_processes(_make, jobs, workers):
         on_progress(run)
     _drop_rounds(study, out)
 
@@ -115,9 +111,8 @@ def _check_same(run: StudyRun, dataset: xr.Dataset, path: Path) -> None:
             raise expected(name, value, f"{found!r}, as in {path} (or another folder)")
 
 
-def _make(run: StudyRun, out: Path, code: str, owner: int) -> StudyRun:
+def _make(run: StudyRun, out: Path, code: str) -> StudyRun:
     """Make one run, or continue it if the same code started it."""
-    serve(owner)
     rounds = out / ROUNDS / code / run.label
     make = partial(simulate, run.scenario, rule=run.rule, seed=run.seed, checkpoints=rounds)
     try:
@@ -202,28 +197,30 @@ def score_runs(
     for run in study.runs():
         if run.configuration == MIXED:
             by_seed.setdefault(run.seed, {})[run.rule] = runs[run.label]
-    first, found = calibration_rounds(study), []
-    for scores in Parallel(n_jobs=workers, return_as="generator")(
-        delayed(_score_seed)(own, first) for own in by_seed.values()
-    ):
-        found.append(scores)
+    first, found = calibration_rounds(study), {}
+    jobs = [(seed, own, first) for seed, own in by_seed.items()]
+    for seed, scores in in_processes(_score_seed, jobs, workers):
+        found[seed] = scores
         on_progress()
+    parts = [found[seed] for seed in by_seed]
     return {
         calibration: {
-            rule: xr.concat([s[calibration][rule] for s in found], "seed", combine_attrs="override")
+            rule: xr.concat([s[calibration][rule] for s in parts], "seed", combine_attrs="override")
             for rule in rules
         }
-        for calibration, rules in found[0].items()
+        for calibration, rules in parts[0].items()
     }
 
 
-def _score_seed(runs: Mapping[str, xr.Dataset], first: int) -> dict[str, dict[str, xr.Dataset]]:
+def _score_seed(
+    seed: int, runs: Mapping[str, xr.Dataset], first: int
+) -> tuple[int, dict[str, dict[str, xr.Dataset]]]:
     with one_thread():  # tensors are small, and the other cores run other seeds
         own = {rule: score(run, first, samples=SAMPLES) for rule, run in runs.items()}
         if CALIBRATING not in runs:
-            return {OWN: own}
+            return seed, {OWN: own}
         given = predict_every_rule(runs[CALIBRATING], runs, first, samples=SAMPLES)
-        return {OWN: own, CALIBRATING: given}
+        return seed, {OWN: own, CALIBRATING: given}
 
 
 def score_rows(scores: Scores) -> list[dict[str, Any]]:

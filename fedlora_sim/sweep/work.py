@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -18,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
+from fedlora_sim import runtime
 from fedlora_sim.errors import expected
 from fedlora_sim.finetune.checkpoints import OtherRunError, drop_other_run
-from fedlora_sim.runtime import blas_threads, one_thread, resolve_device, serve, torch_dtype
+from fedlora_sim.runtime import blas_threads, one_thread, resolve_device, torch_dtype
 from fedlora_sim.simulate import simulate, simulate_many
 from fedlora_sim.sweep.grid import SEED, labels
 from fedlora_sim.sweep.plan import Part, SweepTask
@@ -209,13 +207,11 @@ def in_processes(tasks: Sequence[SweepTask], folder: Path, workers: int) -> Iter
         BrokenProcessPool: if workers are killed repeatedly without finishing a task.
     """
     left, breaks = {task.id: task for task in tasks}, 0
-    owner, versions = os.getpid(), versions_of(tasks)
+    versions = versions_of(tasks)
     while left:
-        made = Parallel(
-            n_jobs=workers, batch_size=1, pre_dispatch=2 * workers, return_as="generator_unordered"
-        )(delayed(_do)(task, folder, versions, owner) for task in list(left.values()))
+        jobs = [(task, folder, versions) for task in left.values()]
         try:
-            for outcome in made:
+            for outcome in runtime.in_processes(_do, jobs, workers):
                 del left[outcome.id]
                 breaks = 0
                 yield outcome
@@ -223,13 +219,8 @@ def in_processes(tasks: Sequence[SweepTask], folder: Path, workers: int) -> Iter
             breaks += 1
             if breaks == MOST_BREAKS:
                 raise
-        finally:
-            with warnings.catch_warnings():  # unfinished tasks are expected here
-                warnings.filterwarnings("ignore", ".*have been cancelled", UserWarning)
-                made.close()  # returns after the workers have ended
 
 
-def _do(task: SweepTask, folder: Path, versions: dict[str, str], owner: int) -> TaskResult:
-    serve(owner)
+def _do(task: SweepTask, folder: Path, versions: dict[str, str]) -> TaskResult:
     use_one_thread()
     return do_task(task, folder, versions)
