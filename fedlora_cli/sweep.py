@@ -15,14 +15,12 @@ import typer
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import INTERRUPTED
 from fedlora_sim.errors import check_positive
-from fedlora_sim.sweep.cluster import SLURM_OPTIONS, parse_slurm
 from fedlora_sim.sweep.grid import read_grid
 from fedlora_sim.sweep.plan import TASK_SECONDS
 from fedlora_sim.sweep.run import Engine, Forecast, SweepReport, duration, forecast, run_sweep
 from fedlora_sim.sweep.store import load_manifest, present_tasks
 
 FAILED = 1
-SLURM_HELP = f"jobs of SLURM, as option=value,... of {', '.join(SLURM_OPTIONS)}"
 
 
 def sweep(
@@ -39,7 +37,6 @@ def sweep(
     scheduler: Annotated[
         str | None, typer.Option(metavar="tcp://HOST:PORT", help="a Dask scheduler that runs")
     ] = None,
-    slurm: Annotated[str | None, typer.Option(metavar="OPTIONS", help=SLURM_HELP)] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check all, say what it takes, write nothing")
     ] = False,
@@ -51,8 +48,7 @@ def sweep(
     ] = False,
 ) -> None:
     """Run a grid of scenarios, rules and seeds, here or on a cluster, and go on if killed."""
-    options = None if slurm is None else parse_slurm(slurm)
-    engine = Engine(workers, scheduler, options, gpus)
+    engine = Engine(workers, scheduler, gpus)
     seconds = check_positive("--task-seconds", task_seconds)
     check_folder("--out", out, out)
     checked = read_grid(grid)

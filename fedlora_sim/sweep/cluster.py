@@ -1,18 +1,17 @@
-"""Run tasks on Dask: an existing scheduler, SLURM jobs, or one worker per GPU of this machine."""
+"""Run tasks on Dask: an existing scheduler, or one worker per GPU of this machine."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import secrets
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora_sim.errors import check_choice, check_positive_int, expected
+from fedlora_sim.errors import expected
 from fedlora_sim.sweep.plan import SweepTask
 from fedlora_sim.sweep.store import versions_of
 from fedlora_sim.sweep.work import TaskResult, do_task, use_one_thread
@@ -23,15 +22,6 @@ if TYPE_CHECKING:
 WINDOW = 2000
 """Tasks with the scheduler at a time: enough for a thousand workers, few for its memory."""
 CONNECT_SECONDS = 10.0
-SLURM_OPTIONS = {
-    "partition": "partition to submit to",
-    "account": "account to charge",
-    "jobs": "workers, a job each (1)",
-    "walltime": "of a job (01:00:00)",
-    "memory": "of a job (4GB)",
-    "cores": "of a job (1)",
-    "gpus": "of a job, which has one worker",
-}
 
 
 @contextmanager
@@ -48,41 +38,6 @@ def scheduler_client(address: str) -> Iterator[Client]:
         raise expected("scheduler", address, f"the address of a Dask scheduler ({error})") from None
     with client:
         yield client
-
-
-@contextmanager
-def slurm_client(options: Mapping[str, str]) -> Iterator[Client]:
-    """Yield a client of workers that SLURM starts, one per job; the jobs end with the driver."""
-    distributed = _library("slurm", dict(options), "distributed")
-    with slurm_cluster(options) as cluster, distributed.Client(cluster) as client:
-        cluster.scale(jobs=check_positive_int("slurm jobs", options.get("jobs", "1")))
-        yield client
-
-
-def slurm_cluster(options: Mapping[str, str]) -> Any:
-    """Return the cluster of `--slurm partition=...`, without submitting jobs.
-
-    Raises:
-        InputError: if an option is unknown.
-    """
-    jobqueue = _library("slurm", dict(options), "dask_jobqueue")
-    for name in options:
-        check_choice("slurm option", name, SLURM_OPTIONS)
-    gpus = (
-        [f"--gpus={check_positive_int('slurm gpus', options['gpus'])}"] if "gpus" in options else []
-    )
-    return jobqueue.SLURMCluster(
-        queue=options.get("partition"),
-        account=options.get("account"),
-        walltime=options.get("walltime", "01:00:00"),
-        memory=options.get("memory", "4GB"),
-        cores=1,
-        processes=1,
-        job_cpu=check_positive_int("slurm cores", options.get("cores", "1")),
-        job_extra_directives=gpus,
-        job_script_prologue=["export OMP_NUM_THREADS=1"],
-        scheduler_options={"dashboard_address": ":0"},
-    )
 
 
 @contextmanager
@@ -120,21 +75,6 @@ def visible_gpus() -> list[str]:
     if not count:
         raise expected("gpus", count, "a CUDA device on this machine")
     return given.split(",")[:count] if given else [str(number) for number in range(count)]
-
-
-def parse_slurm(text: str) -> dict[str, str]:
-    """Return the options of `--slurm`, e.g. of `partition=gpu,jobs=8`.
-
-    Raises:
-        InputError: names the invalid option.
-    """
-    options = {}
-    for part in text.split(","):
-        name, sign, value = part.partition("=")
-        if not sign or not value.strip():
-            raise expected("slurm", text, f"option=value,... of {', '.join(SLURM_OPTIONS)}")
-        options[check_choice("slurm option", name, SLURM_OPTIONS)] = shlex.quote(value.strip())
-    return options
 
 
 def on_cluster(tasks: Sequence[SweepTask], folder: Path, client: Client) -> Iterator[TaskResult]:

@@ -23,7 +23,6 @@ from fedlora_sim.sweep.cluster import (
     gpu_client,
     on_cluster,
     scheduler_client,
-    slurm_client,
     visible_gpus,
 )
 from fedlora_sim.sweep.grid import Grid, Point, described, read_grid
@@ -153,7 +152,6 @@ class Engine:
     Args:
         workers: number of processes of this machine; 1 uses this process only.
         scheduler: address of a Dask scheduler, `tcp://host:8786`.
-        slurm: options of SLURM jobs, `{"partition": "gpu", "jobs": "8"}`; see `SLURM_OPTIONS`.
         gpus: whether to start one worker for each GPU of this machine.
 
     Raises:
@@ -162,7 +160,6 @@ class Engine:
 
     workers: int = 1
     scheduler: str | None = None
-    slurm: Mapping[str, str] | None = None
     gpus: bool = False
 
     def __post_init__(self) -> None:
@@ -170,7 +167,6 @@ class Engine:
         given = {
             "workers": self.workers != 1,
             "scheduler": self.scheduler is not None,
-            "slurm": self.slurm is not None,
             "gpus": self.gpus,
         }
         names = [name for name, is_given in given.items() if is_given]
@@ -181,7 +177,7 @@ class Engine:
     @property
     def is_local(self) -> bool:
         """True if tasks run on this machine."""
-        return self.scheduler is None and self.slurm is None
+        return self.scheduler is None
 
     def start(self, stack: ExitStack, folder: Path, display: Display) -> Any:
         """Return a function from tasks to their outcomes.
@@ -194,8 +190,6 @@ class Engine:
             return lambda tasks: in_this_process(tasks, folder, display.advance)
         if self.scheduler is not None:
             client = stack.enter_context(scheduler_client(self.scheduler))
-        elif self.slurm is not None:
-            client = stack.enter_context(slurm_client(self.slurm))
         else:
             client = stack.enter_context(gpu_client(visible_gpus()))
         display.say(f"Dask: {client}")

@@ -261,7 +261,7 @@ OPTIONS = {
     "design": ("--clients", "--total-rank", "--levels", "--distinct", "--gain", "--top"),
     "check": ("--examples", "--seed", "--checks"),
     "verify": ("--claim", "--seed", "--device"),
-    "sweep": ("--workers", "--slurm", "--task-seconds"),
+    "sweep": ("--workers", "--task-seconds"),
     "aggregate": ("--samples", "--rank-levels", "--target-rank", "--seed", "--rule"),
     "export": ("--round", "--client"),
     "report": ("--out",),

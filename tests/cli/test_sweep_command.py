@@ -70,8 +70,6 @@ def test_the_last_row_is_checked_before_the_first_is_run(
     [
         (("--workers", "0"), "workers=0"),
         (("--workers", "2", "--gpus"), "gpus=True: expected none beside workers=2"),
-        (("--slurm", "partition"), "slurm='partition': expected option=value"),
-        (("--slurm", "partiton=gpu"), "did you mean 'partition'"),
         (("--task-seconds", "0"), "--task-seconds"),
         (("--scheduler", "nowhere"), "scheduler='nowhere': expected the address"),
     ],

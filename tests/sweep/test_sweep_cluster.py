@@ -1,8 +1,9 @@
-"""Sweeps on Dask: what is asked of SLURM, and what workers and schedulers may do wrong."""
+"""Sweeps on Dask: the documented SLURM cluster, and what workers and schedulers may do wrong."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from fedlora_sim.errors import InputError
 from fedlora_sim.rules.fedavg import FedAvg
 from fedlora_sim.rules.registry import _RULES, register
 from fedlora_sim.sweep import cluster, run, store, work
-from fedlora_sim.sweep.cluster import on_cluster, parse_slurm, slurm_cluster
+from fedlora_sim.sweep.cluster import on_cluster
 from fedlora_sim.sweep.grid import read_grid
 from fedlora_sim.sweep.plan import plan
 from fedlora_sim.sweep.run import Engine
 from fedlora_sim.sweep.store import versions_of
 
 distributed = pytest.importorskip("distributed")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -123,30 +125,22 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert cluster.visible_gpus() == ["4", "7"]
 
 
-def test_slurm_options_become_a_job_of_one_worker() -> None:
-    pytest.importorskip("dask_jobqueue")
-    options = parse_slurm("partition=gpu, jobs=3, gpus=1, walltime=04:00:00, memory=8GB, account=x")
-    with slurm_cluster(options) as made:
+def test_the_documented_slurm_cluster_has_jobs_of_one_worker() -> None:
+    """The options of the README's snippet, without the jobs."""
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    snippets = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (snippet,) = (text for text in snippets if "SLURMCluster" in text)
+    given: dict[str, Any] = {}
+    exec("\n".join(line for line in snippet.splitlines() if re.match(r"\w+ = ", line)), given)
+    with jobqueue.SLURMCluster(
+        **given["options"], **given["one_thread"], scheduler_options={"dashboard_address": ":0"}
+    ) as made:
         script = made.job_script()
-    for line in ("-p gpu", "-A x", "--gpus=1", "-t 04:00:00", "--cpus-per-task=1", "--mem=8G"):
+    for line in ("-p gpu", "--gpus=1", "-t 04:00:00", "--cpus-per-task=1", "--mem=8G"):
         assert f"#SBATCH {line}" in script
     assert "export OMP_NUM_THREADS=1" in script
     assert "--nthreads 1" in script
     assert "--nworkers" not in script
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("gpu", "option=value"),
-        ("partition=", "option=value"),
-        ("queue=gpu", "slurm option='queue'"),
-        ("jobs=0", "slurm jobs='0'"),
-    ],
-)
-def test_bad_slurm_options_are_named(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=message):
-        swept(SMALL, tmp_path / "s", engine=Engine(slurm=parse_slurm(text)))
 
 
 def test_a_scheduler_that_does_not_answer_is_named(

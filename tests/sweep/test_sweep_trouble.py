@@ -154,7 +154,7 @@ def test_a_device_that_is_not_there_is_refused_before_the_first_run(out: Path) -
     [
         ({"workers": 0}, "workers=0"),
         ({"workers": 2, "scheduler": "tcp://x:1"}, "scheduler='tcp://x:1'.*beside workers=2"),
-        ({"slurm": {}, "gpus": True}, "gpus=True"),
+        ({"scheduler": "tcp://x:1", "gpus": True}, "gpus=True"),
     ],
 )
 def test_one_engine_at_a_time(options: dict, message: str) -> None:
