@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -138,7 +138,7 @@ OWNER_SECONDS = 0.5
 
 def in_processes(
     function: Callable[..., T], jobs: Iterable[Sequence[Any]], processes: int
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Call a function in worker processes and yield its results as they become available.
 
     The driver alone handles SIGINT. Closing the iterator stops the workers, without warnings. If
@@ -159,7 +159,8 @@ def in_processes(
         delayed(_call)(os.getpid(), function, job) for job in jobs
     )
     try:
-        yield from made
+        for result in made:  # noqa: UP028 - `yield from` would close it outside the filter
+            yield result
     finally:
         with warnings.catch_warnings():  # unfinished jobs are expected here
             warnings.filterwarnings("ignore", ".*have been cancelled", UserWarning)

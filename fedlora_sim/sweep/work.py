@@ -210,8 +210,9 @@ def in_processes(tasks: Sequence[SweepTask], folder: Path, workers: int) -> Iter
     versions = versions_of(tasks)
     while left:
         jobs = [(task, folder, versions) for task in left.values()]
+        made = runtime.in_processes(_do, jobs, workers)
         try:
-            for outcome in runtime.in_processes(_do, jobs, workers):
+            for outcome in made:
                 del left[outcome.id]
                 breaks = 0
                 yield outcome
@@ -219,6 +220,8 @@ def in_processes(tasks: Sequence[SweepTask], folder: Path, workers: int) -> Iter
             breaks += 1
             if breaks == MOST_BREAKS:
                 raise
+        finally:
+            made.close()  # returns after the workers have ended
 
 
 def _do(task: SweepTask, folder: Path, versions: dict[str, str]) -> TaskResult:

@@ -131,7 +131,7 @@ def test_the_documented_slurm_cluster_has_jobs_of_one_worker() -> None:
     snippets = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     (snippet,) = (text for text in snippets if "SLURMCluster" in text)
     given: dict[str, Any] = {}
-    exec("\n".join(line for line in snippet.splitlines() if re.match(r"\w+ = ", line)), given)
+    exec(snippet.partition("with ")[0], given)
     with jobqueue.SLURMCluster(
         **given["options"], **given["one_thread"], scheduler_options={"dashboard_address": ":0"}
     ) as made:
