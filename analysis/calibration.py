@@ -63,7 +63,7 @@ SEED = 2029
 ALLOWED = 1.3
 """Largest rate of misses over the nominal one that counts as calibrated."""
 RESOLVED = 10
-"""Expected misses from which a rate says something: the standard error of the ratio is 0.3."""
+"""Expected number of misses above which a rate is meaningful: the ratio's standard error is 0.3."""
 ERRORS = (0.1, 0.01, 1e-3, 1e-4)
 REACH = 0.5
 """Largest `skewness^2 t^2 / n` at which intervals of means are calibrated, t Student's factor.

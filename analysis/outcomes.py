@@ -1,4 +1,4 @@
-"""What becomes of a direction, by the number of clients that carry it.
+"""The result of a round for a direction, by the number of clients that carry it.
 
 With equal sample counts a direction's moments depend on its rule and on how many of the K clients
 carry it. A federation with one client of each rank 1..K has every such number once, so a rule's

@@ -56,7 +56,7 @@ def summarize(sweep: xr.Dataset | str | Path, *, confidence: float = 0.95) -> pd
 
 
 def _runs(point: xr.Dataset) -> pd.DataFrame:
-    """What is measured of every run of a point, beside the point's fields."""
+    """What is measured of every run of a point, with the point's fields."""
     energy = point.energy.values.reshape(-1, point.sizes["round"], point.sizes["direction"])
     fields = {
         str(name): coord.values.item()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 Bar = tuple[str, Literal["<=", ">="], float, float]
-"""What, sign and bound of what is wanted of it, and what was measured."""
+"""Quantity, sign and bound of the target, and the measurement."""
 
 
 def decided(found: Iterable[Bar]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Throughput of sweeps and their overhead per task, beside the serial loop of `simulate`.
+"""Throughput of sweeps and their overhead per task, compared with the serial loop of `simulate`.
 
 Run as `python -m benchmarks.sweep`; writes results/bench/sweep.json.
 """

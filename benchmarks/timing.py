@@ -1,4 +1,4 @@
-"""Honest timing: candidates side by side in one process, CPU time beside wall, with ranges."""
+"""Honest timing: candidates side by side in one process, CPU and wall time, with ranges."""
 
 from __future__ import annotations
 

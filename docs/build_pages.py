@@ -1,6 +1,6 @@
 """Write the pages of the documentation into build/docs/pages, for mkdocs to make a site of them.
 
-Pages come from the README, from the texts beside this file, the sympy derivations, the figures
+Pages come from the README, from the texts next to this file, the sympy derivations, the figures
 that are drawn, docstrings and notebooks. Notebooks are run anew.
 """
 
@@ -52,8 +52,12 @@ API = {
     "train": ("Fine-tune", ("Task", "Examples"), "fedlora_sim.tasks"),
     "sweep": ("Sweeps", ("run_sweep", "open_sweep"), "fedlora_sim.sweep"),
 }
-"""Page to its title, the names on it and the package that they are imported from; a package
-without names is shown whole."""
+"""Page to its title, its names, and the package from which they are imported.
+
+A package without names
+
+is shown completely.
+"""
 
 
 def main() -> None:

@@ -40,14 +40,13 @@ def check(
 ) -> None:
     """Check a rule against the laws of aggregation that it declares.
 
-    A law that the rule declares is searched for a counterexample. So is one
-    that it declares absent: there one must be found. What it leaves open is
-    skipped, and counted. Every failure comes with the smallest case that was
-    found, as Python to paste. Exit code 1 if a check failed.
+    Searches for a counterexample to each declared law. For a law that the rule declares not to
+    hold, one must be found. Laws that it leaves open are skipped, and counted. Every failure is
+    reported with the smallest case found, as Python code. Exit code 1 if a check failed.
 
-    With --json: "rule", "seed", "examples", "counts" and "results", one per
-    check: "check", "status", "statement", "reason", "examples" (cases of
-    which the law speaks) and "counterexample", whose "code" is to paste.
+    With --json: "rule", "seed", "examples", "counts" and "results", one per check: "check",
+    "status", "statement", "reason", "examples" (applicable cases) and "counterexample", with Python
+    "code".
     """
     count, seed = check_examples(examples), check_seed("--seed", seed)
     names = [law.name for law in (CHECKS if checks is None else map(check_named, checks))]

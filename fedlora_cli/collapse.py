@@ -42,19 +42,18 @@ def collapse(
     force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead")] = False,
 ) -> None:
-    """Tell by intervals whether a rule collapses, beside FedAvg and raFLoRA.
+    """Determine by intervals whether a rule collapses, compared with FedAvg and raFLoRA.
 
-    Runs the rule in standard scenarios: full participation, 10% cohorts,
-    unequal clients, drift, and training below and above FedAvg's threshold.
-    Prints the verdict, one sentence per scenario, and a table; rates,
-    half-lives, floors, extinction and the energy ratio are beside what the
-    closed forms predict where there are any.
+    Runs the rule in standard scenarios: full participation, 10% cohorts, unequal clients, drift,
+    and training below and above FedAvg's threshold. Prints the verdict, one sentence per scenario,
+    and a table; rates, half-lives, floors, extinction and the energy ratio are compared with closed
+    forms where these exist.
 
-    The exit code is 0 whatever the verdict, and 1 if FedAvg or raFLoRA were
-    not found to do what theory says of them: then trust nothing.
+    The exit code is 0 for every verdict, and 1 if the results for FedAvg or raFLoRA contradict the
+    theory: then do not trust the report.
 
-    With --json: "rule", "verdict", "sentence", "failed_controls" and
-    "scenarios", with every number of every rule.
+    With --json: "rule", "verdict", "sentence", "failed_controls" and "scenarios", with every number
+    of every rule.
     """
     if figure is not None:
         _check_figure(figure, force)

@@ -65,13 +65,12 @@ def design(
 ) -> None:
     """Find the ranks and the rule that keep the most of an update within a budget.
 
-    Score: signal minus noise after the last round, as a share of the energy
-    at the start: squared mean amplitudes, and the variance around them.
-    Directions that nobody carries are lost. It says what is kept, not what is
-    learnt: see --min-coverage.
+    Score: signal minus noise after the last round, as a share of the energy at the start: squared
+    mean amplitudes, and the variance around them. Directions without a carrier are lost. The score
+    measures what is kept, not what is learnt: see --min-coverage.
 
-    With --json: "designs", best first; "best_of_each_rule"; and "left_out",
-    for each rule without a design why.
+    With --json: "designs", best first; "best_of_each_rule"; and "left_out", for each rule without a
+    design why.
     """
     gain_mean, gain_std = parse_pair("--gain", gain)
     task: dict[str, Any] = {

@@ -15,7 +15,7 @@ from paper_figs.html.page import as_report
 from paper_figs.html.render import render
 
 KNOWN = {"report.json": "report.html", "study.json": "study.html"}
-"""What a folder's report is called, and the page that is made of it."""
+"""Name of a folder's report, and of the page for it."""
 
 REPORT_PARTS = ("claims", "environment")
 STUDY_PARTS = ("study", "claims", "left_out", "command", "environment")
@@ -40,10 +40,9 @@ def report(
 ) -> None:
     """Write the report of a verification or a study as one HTML page.
 
-    It needs no network and no other file: claims to filter and to sort, with
-    formulas, intervals and figures, in light, in dark and on paper. DIR holds
-    report.json or study.json; figures and data that lie there too are shown.
-    A study's page is called study.html.
+    The page is self-contained: claims can be filtered and sorted, with formulas, intervals and
+    figures, for light and dark themes and for print. DIR contains report.json or study.json;
+    figures and data in it are included. A study's page is study.html.
     """
     source = _source(folder)
     target = folder / KNOWN[source.name] if out is None else out

@@ -21,7 +21,7 @@ ASCII_FORMS = {
     "✗": "no",
     "ρ": "rho",
 }
-"""Characters that the program prints, for terminals that know only ASCII."""
+"""Characters that the program prints, for terminals that support only ASCII."""
 HANDLER = "fedlora_sim.ascii"
 
 

@@ -52,7 +52,7 @@ WRITTEN = (
     *(f"data/{recipe.name}.nc" for recipe in VERIFIED),
     *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
 )
-"""All that a verification may write."""
+"""All files that a verification may write."""
 COLORS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 
@@ -74,8 +74,8 @@ def verify(
 ) -> None:
     """Verify the theory: predictions against measurements, with negative controls.
 
-    An earlier verification in the folder stays until the new one is complete, and is then replaced.
-    Other files there are never touched.
+    An earlier verification in the folder is kept until the new one is complete, and then replaced.
+    Other files there are never changed.
     """
     claims = select(claim, quick)
     resolve_device(device, torch.float64)

@@ -16,19 +16,22 @@ from numbers import Integral
 from typing import Any
 
 LINE = 2_000
-"""Most characters of one message."""
+"""Maximum number of characters of a message."""
 ARGUMENT, VALUE = 500, 600  # the remainder is for the expectation
 SHOWN_ITEMS = 64
-"""Items of a collection that a message shows; the rest are dots."""
+"""Number of items of a collection in a message; the rest are dots."""
 LONGEST_NUMBER = 100
-"""Digits of a whole number that a message shows."""
+"""Number of digits of a whole number in a message."""
 MOST_ITEMS = 1_000_000
-"""Most items of one list: clients, seeds, ranks. Longer ones are refused before they are made."""
+"""Maximum length of a list: clients, seeds, ranks.
+
+Longer ones are refused before they are created.
+"""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors of the system that say: no room (a full disk, a quota, `ulimit -f`)."""
+"""System errors that mean no space (a full disk, a quota, `ulimit -f`)."""
 
 MOST_ROUNDS = 1_000_000
-"""Most rounds of a prediction, each of which is a row of numbers."""
+"""Maximum number of rounds of a prediction, each of which is a row of numbers."""
 
 
 class InputError(ValueError):

@@ -33,7 +33,7 @@ ALLOCATIONS = ("svd", "random", "importance")
 HETEROGENEITY = ("fresh", "persistent")
 MOST_RANK = 65_536
 MOST_CARRIED = 1 << 28
-"""Highest rank of a client; and clients times the highest rank, who carries which direction."""
+"""Highest rank of a client, and maximum of clients times the highest rank."""
 
 
 def parse_ranks(ranks: str | Sequence[int]) -> tuple[int, ...]:

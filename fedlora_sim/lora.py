@@ -246,7 +246,7 @@ class LoRAFactors:
 
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Types that factors may have; narrower ones have no arithmetic of their own in torch."""
+"""Dtypes of factors; torch has no arithmetic for narrower ones."""
 
 
 def as_tensor(name: str, values: object) -> Tensor:

@@ -360,9 +360,9 @@ class LazySequence(Sequence[T], Generic[T]):
 # are not rescaled, and rescaling does not change any bit of a result.
 
 SAFE = {torch.float32: 2.0**38, torch.float64: 2.0**400}
-"""Largest amplitude, and one over the smallest, at which no sum or square leaves the range.
+"""Largest amplitude, and inverse of the smallest, at which no sum or square leaves the range.
 
-Beyond 2**39 and 2**457 LAPACK's SVD rescales by itself, by other numbers than powers of two.
+Beyond 2**39 and 2**457 LAPACK's SVD rescales internally, by factors that are not powers of two.
 """
 _NOTHING = -(2**20)  # exponent of zero: below all others
 

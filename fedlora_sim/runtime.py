@@ -26,8 +26,12 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "float64")
 
 MOST, LEAST = 2.0**62, 2.0**-120
-"""Amplitudes that float32 can be trusted with: squares of the largest are numbers, and what stands
-above the smallest has all its digits."""
+"""Range of amplitudes in which float32 is accurate: the squares of the largest are finite.
+
+And values
+
+above the smallest have full precision.
+"""
 
 
 def leaves_range(amplitudes: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -45,12 +45,12 @@ SPLITS = ("dirichlet", "pathological", "iid", "quantity", "by_writer")
 INITIALIZERS = ("lora", "slora")
 NONFINITE = ("error", "drop-client")
 LEAST_ALPHA, MOST_ALPHA = 1e-30, 1e30
-"""Of `lora_alpha`: what float32 can multiply and divide by."""
+"""Range of `lora_alpha` with which float32 can multiply and divide."""
 MOST_THREADS = 4_096
 
 T = TypeVar("T")
 Check = Callable[[str, Any], Any]
-"""Return the value of a field as the scenario keeps it, or raise `InputError`."""
+"""Returns the value of a field as the scenario stores it, or raises `InputError`."""
 
 
 def _one_of(choices: Iterable[str]) -> Check:
@@ -561,7 +561,7 @@ class Scenario(TrainingFields):
 
 
 FIELDS = describe(Scenario)
-"""The description of every field: for the checks, the documentation and the command line."""
+"""Descriptions of all fields, for the checks, the documentation and the command line."""
 
 
 def _usual(fidelity: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from fedlora_sim.tasks import Task
 
 Progress = Callable[[float], object]
 MOST_NUMBERS = 500_000_000
-"""Numbers that one run may hold at once, and energies that one call may return: 4 GB."""
+"""Maximum numbers in memory for one run, and energies returned by one call: 4 GB."""
 
 
 def simulate(

@@ -51,7 +51,7 @@ SIGNED = {
     ".png": (b"\x89PNG", b"Software\0fedlora-sim"),
     ".pdf": (b"%PDF", b"/Creator (fedlora-sim)"),
 }
-"""How a single file begins, and what else is in it, if this project wrote it."""
+"""First bytes of a file by this project, and further content that identifies it."""
 
 _ENCODING = threading.Lock()
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

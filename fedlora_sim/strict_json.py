@@ -8,7 +8,7 @@ from typing import Any
 
 MOST_BYTES = 16_000_000
 DEEPEST = 32
-"""Objects and lists within each other; a configuration of PEFT has three."""
+"""Maximum nesting of objects and lists; a configuration of PEFT has three levels."""
 
 
 def read_json(path: Path) -> Any:

@@ -24,21 +24,25 @@ RELATIVE: dict[str, dict[str, float]] = {
 }
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""Relative distance of neighbouring numbers in every dtype."""
+"""Relative distance of adjacent numbers in each dtype."""
 
 ROUNDING_UNITS = 8.0
-"""Roundings of its inputs and of its result that a call in a narrower dtype may be away."""
+"""Allowed number of roundings of inputs and result for a call in a narrower dtype."""
 
 SPECTRAL_GAP = 0.02
-"""Least distance of neighbouring singular values, as a share of the largest, at which laws speak of
-singular vectors: rounding turns closer ones into each other."""
+"""Smallest gap between singular values, relative to the largest, for laws about singular vectors:
+
+rounding mixes the vectors of closer ones.
+"""
 
 SMALL_STEP = 1e-8
-"""Change of the inputs, relative to their norm, that tests continuity: rounding stays far below."""
+"""Change of the inputs, relative to their norm, for tests of continuity; far above rounding."""
 
 LARGEST_SLOPE = 1e4
-"""Most that a continuous rule makes of such a change: a turn of singular vectors at the least gap,
-and room for ill-conditioned factors. A jump makes 1e6 of it and more."""
+"""Largest effect of such a change under a continuous rule: a rotation of singular vectors at the
+
+smallest gap, with room for ill-conditioned factors. A jump has 1e6 of it and more.
+"""
 
 
 def relative(kind: str, dtype: str | torch.dtype = "float64") -> float:

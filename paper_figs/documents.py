@@ -35,7 +35,7 @@ Lines = list[Sequence[str]]
 """Rows of a table."""
 
 CLOCKS = {"cpu": "CPU", "wall": "wall"}
-"""What a column of times says of its clock: of several threads, CPU time counts waiting ones."""
+"""Notes on the clock of a column of times: with several threads, CPU time includes waiting ones."""
 
 LANES = ("serial", "pool")
 RIVALS = {
@@ -574,7 +574,7 @@ BENCHES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "mutation": {"mutation": mutation_table},
 }
 TRIED = range(10)
-"""Base seeds on which scenarios and margins are chosen: a record of them would be no test."""
+"""Base seeds on which scenarios and margins were chosen: a record of them would be no test."""
 ON_GPU = ("aggregation-cuda", "training-cuda")
 BLOCK = re.compile(
     r"<!-- (\w+): generated -->\n(?:(?!: generated -->).)*?<!-- end -->", flags=re.DOTALL

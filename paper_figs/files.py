@@ -41,7 +41,7 @@ FIGURES = {
     "calibrated": Drawing(finetuning.draw_calibrated, finetuning.caption_calibrated),
     "scaling": Drawing(theory.draw_scaling, theory.caption_scaling),
 }
-"""The paper's figures, in its order: each is drawn from the data file of the same name."""
+"""The paper's figures in order; each is drawn from the data file of the same name."""
 
 FROM_DATA = ("energies", "participation", "phase", "breakdown", "settling", "digits")
 """Figures of a verification that are drawn from a data file of the same name."""

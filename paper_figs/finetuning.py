@@ -113,7 +113,10 @@ def caption_digits(data: xr.Dataset) -> str:
 # A study over its rounds: accuracy, energy above the lowest rank, effective rank, premise
 
 STUDY_CURVES_LOWEST = energy_floor("float32")
-"""Models train in single precision: a lower share of the energy is rounding, and drawn as this."""
+"""Models train in single precision: a lower share of the energy is rounding.
+
+And drawn at this value.
+"""
 
 
 def quantities(curves: xr.Dataset, level: int) -> dict[str, xr.DataArray]:
@@ -317,7 +320,7 @@ FORECASTS = {"theory": BLUE, "persistence": "0.65", "pure": VERMILLION}
 HATCHES = {"theory": None, "persistence": None, "pure": "////"}
 NAMES = {"theory": "calibrated theory", "persistence": "persistence", "pure": "suppression alone"}
 BEYOND = 1e2
-"""Axes end so far beyond what was measured: a forecast may rise or fall without an end."""
+"""Axes end at this distance from the measurements, because a forecast may diverge."""
 BAR = 0.26
 
 

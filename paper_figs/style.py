@@ -31,9 +31,9 @@ BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, BLACK, YELLOW, GRAY, SKY = "#CC79A7", "#000000", "#F0E442", "#8C8C8C", "#56B4E9"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, BLACK, YELLOW, GRAY, SKY)
 LINES = 1.0
-"""Distance of lines of text: this font keeps more room than it needs."""
+"""Line spacing: this font has more space than necessary."""
 SHADE = "0.93"
-"""Regions that a figure sets apart: where a theory holds, rounds of calibration."""
+"""Regions that a figure highlights: validity of a theory, rounds of calibration."""
 
 RULE_COLORS = {"fedavg": VERMILLION, "zero_pad": ORANGE, "raflora": BLUE}
 PARTITION_COLORS = ("#414487", "#2a788e", "#22a884")  # from viridis, evenly spaced

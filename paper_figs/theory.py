@@ -144,7 +144,7 @@ COLUMNS = 3
 HEIGHT = 2.1  # inches a row
 COLLAPSE_LOWEST = EXTINCT / 10
 BELOW = COLLAPSE_LOWEST / 100
-"""What is gone is drawn here, out of sight, so that a line is seen to leave the panel."""
+"""Zero values are drawn here, out of sight, so that a line leaves the panel."""
 TOP = 10.0
 MARKED = 4  # rounds between markers
 COLORS = {

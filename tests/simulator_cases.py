@@ -59,7 +59,7 @@ def assert_close(actual, wanted, kind="reduction", dtype=torch.float64, scale=No
 
 
 def differs(actual, wanted, kind="factorization", dtype=torch.float64):
-    """Whether two arrays are told apart by the tolerance that `assert_close` would apply."""
+    """Whether two arrays are distinguished by the tolerance that `assert_close` would apply."""
     error = np.linalg.norm(np.asarray(actual) - np.asarray(wanted))
     return bool(error > relative(kind, dtype) * np.linalg.norm(np.asarray(wanted)))
 

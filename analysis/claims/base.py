@@ -24,7 +24,7 @@ from fedlora_sim.storage import RunStore
 Array = NDArray[np.float64]
 
 NEAR = (2.0, 5.0)
-"""How many margins a near control is away from what is measured, at least and at most."""
+"""Smallest and largest distance of a near control from the measurement, in margins."""
 
 
 @dataclass
@@ -226,7 +226,7 @@ def relative_trajectory(scenario: Scenario, rule: str, predicted: Array) -> Expe
 # Arguments of closed forms from a scenario, and one value per partition
 
 EXACT = 1e-9
-"""Relative margin of what holds in every single run, after rounds of factorizations."""
+"""Relative margin of statements about every run, after rounds of factorizations."""
 IDENTICAL = 1e-10
 """Largest relative distance between two ways to write one aggregation."""
 
@@ -277,7 +277,7 @@ HIGHER = PARTITIONS[1:]
 # Long runs that claims share, simulated in parallel before the claims need them
 
 MOST_WORKERS = 8
-"""A worker holds a model and its libraries: about half a gigabyte."""
+"""A worker uses about half a gigabyte for a model and its libraries."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ DISCRETE = (
     f"clients descend in {STEPS} steps a round, which moves thresholds of the flow by up to 0.3% "
     "and floors near them by up to three times that"
 )
-"""Why margins of what holds in every federation are `FLOW_MARGIN`."""
+"""Reason for the margin `FLOW_MARGIN` of statements about every federation."""
 # Targets of near controls relative to the true ones.
 FITTED_LARGER = 1.035
 

@@ -26,7 +26,7 @@ CONTROLS = {
     "near_control": "near control",
     "positive_control": "positive control",
 }
-"""The controls of a claim by their key in a record, and what tables call them."""
+"""The controls of a claim: key in a record, and name in tables."""
 WANTED = {
     "negative_control": "refuted",
     "near_control": "refuted",

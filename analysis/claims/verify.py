@@ -38,7 +38,7 @@ Record = dict[str, Any]
 KINDS = ("theorem", "conjecture")
 LIBRARIES = ("numpy", "scipy", "sympy", "xarray", "scikit-learn")
 CLAIMS_EACH = 4
-"""Fewer claims than that are judged sooner than a process has started."""
+"""Fewer claims are judged faster than a process starts."""
 
 
 def verify(

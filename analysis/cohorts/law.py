@@ -313,7 +313,7 @@ def _bernoulli(clients: DirectionClients) -> float:
     if not clients.redrawn:
         return math.exp(none)
     nobody = float(np.log1p(np.full(clients.number, -p)).sum())
-    # (e^none - e^nobody) / (1 - e^nobody) without a difference of two close numbers
+    # both differences by expm1, without cancellation
     return max(0.0, -math.exp(none) * math.expm1(nobody - none) / -math.expm1(nobody))
 
 

@@ -114,16 +114,16 @@ def _shares(level: DirectionClients, counts: np.ndarray, rng: np.random.Generato
 # Exact distributions with a fallback to Monte Carlo
 
 ENUMERATION_LIMIT = 200_000
-"""Most distinct cohorts per rank level that are summed one by one."""
+"""Largest number of distinct cohorts per rank level that are summed one by one."""
 
 CELL_LIMIT = 4_000_000
-"""Most cells of one table of sums of whole weights; a table holds 64 MB at most."""
+"""Largest number of cells of one table of sums of whole weights; a table has at most 64 MB."""
 
 WORK_LIMIT = 500_000_000
-"""Most cells touched while tables are filled: some seconds."""
+"""Largest number of cell updates to fill tables: a few seconds."""
 
 MONTE_CARLO_DRAWS = 100_000
-"""Cohorts drawn where no exact route is within its limit."""
+"""Number of random cohorts if no exact route is within its limit."""
 
 _CELLS_PER_COHORT = 20  # one enumerated cohort costs as much as so many cells of a table (measured)
 _STACK_LEVEL = 3  # caller of the public function

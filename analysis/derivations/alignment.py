@@ -15,13 +15,13 @@ from analysis.derivations.symbols import x
 TITLE = "Where the theory stops: turned directions"
 
 theta = sp.Symbol("theta", real=True)
-"""Angle by which both singular vectors of a client's direction are turned."""
+"""Angle by which both singular vectors of a client's direction are rotated."""
 
 epsilon = sp.Symbol("epsilon", positive=True)
 """Tolerated relative error of an energy factor."""
 
 x_other = sp.Symbol("x_j", positive=True)
-"""Amplitude of the direction that is turned into the first one."""
+"""Amplitude of the direction that is rotated into the first one."""
 
 
 def _rotation() -> sp.Matrix:

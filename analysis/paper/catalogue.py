@@ -133,4 +133,4 @@ RECIPES: dict[str, Recipe] = {
 }
 
 VERIFIED = tuple(recipe for recipe in RECIPES.values() if recipe.claims is not None)
-"""Recipes whose numbers a verification makes too, with its own seeds."""
+"""Recipes whose numbers a verification also makes, with its own seeds."""

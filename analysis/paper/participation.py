@@ -93,7 +93,7 @@ ALLOCATION_RUNS = range(4_000)
 CONFIDENCE = 0.95  # of each single interval
 ALLOCATION_SCENARIO = SVD.replace(rounds=ALLOCATION_ROUNDS)
 WHOLE = 0
-"""Number of the part that is the whole update."""
+"""Number of the part for the whole update."""
 
 
 def gather_allocation(context: Context, runs: range = ALLOCATION_RUNS) -> xr.Dataset:

@@ -14,7 +14,7 @@ from fedlora_sim import Scenario
 from fedlora_sim.errors import expected
 
 BASE_SEED = 2041
-"""Of the paper's simulations: recorded results were made with other seeds."""
+"""Base seed of the paper's simulations, which differs from those of recorded results."""
 Units = Mapping[str, str]
 
 

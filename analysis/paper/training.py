@@ -21,7 +21,7 @@ from fedlora_sim.storage import load_dataset
 LABELS = ("fedavg", "zero_pad", "raflora", "equal_rank_2", "equal_rank_16")
 NUMBERS = range(3)
 RECORDED_SEED = 2028
-"""Base seed of the recorded verification: these are the first of its runs."""
+"""Base seed of the recorded verification, whose first runs these are."""
 
 
 def gather_digits(

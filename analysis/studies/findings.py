@@ -37,10 +37,10 @@ from fedlora_sim.metrics import energy_ratio
 # Tables: one row per run, and summaries over seeds
 
 BYTES = 4
-"""Of a number as it is sent: single precision."""
+"""Bytes per transmitted number: single precision."""
 
 TABLE_ERROR = 0.05
-"""Each interval of the tables stands for itself; verdicts have theirs, see `paper_claims`."""
+"""Error of each single interval of the tables; verdicts have their own."""
 
 Range = tuple[float, float]
 SHARE: Range = (0.0, 1.0)
@@ -55,7 +55,7 @@ QUANTITIES: dict[str, Range] = {
     "preservation": SHARE,
     "megabytes": SIZE,
 }
-"""What the tables show of a run, and between which ends it lies."""
+"""Quantities in the tables, with their ranges."""
 
 
 def finals(study: Study, runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
@@ -231,9 +231,9 @@ def _curve(dataset: xr.Dataset) -> xr.Dataset:
 # The paper's claims about fine-tuning, with verdicts
 
 COLLAPSED = 0.1
-"""Energy above the lowest rank, as a share of what equal ranks have there: less is collapse."""
+"""Energy above the lowest rank relative to that of equal ranks, below which it is a collapse."""
 KEPT = 0.5
-"""Likewise: at least this much is none."""
+"""The same share, above which it is no collapse."""
 
 Samples = Callable[[Study, pd.DataFrame], pd.Series]
 

@@ -263,7 +263,7 @@ def _statistics(energy: xr.DataArray, tail: float) -> xr.DataArray:
 # resolution of the run's arithmetic count as that resolution. Three forecasts are scored:
 #
 # - theory: the linear model with the moments of the first rounds
-# - persistence: energies stay as they were at the end of the calibration
+# - persistence: energies keep their values at the end of the calibration
 # - pure: clients return what they received, g = 1 and c = nu = tau = 0: suppression only
 
 FORECASTS = ("theory", "persistence", "pure")

@@ -199,7 +199,12 @@ def environment(study: Study, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
 Record = Mapping[str, Any]
 DIGITS = 3
 MOST = 0.5
-"""Angles that fewer rounds have are those of the rounds of least collapse, and are not shown."""
+"""Angles known in a smaller share of rounds than this are not shown.
+
+Because these are the rounds of
+
+least collapse.
+"""
 REPLICATES = (
     "Their samples are the replicates of the study: means over all splits, of the runs with the "
     "i-th seed of each. Splits are chosen, not drawn, and differ in mean and spread."

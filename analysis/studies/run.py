@@ -26,7 +26,7 @@ from fedlora_sim.tasks.loading import load_task
 
 RUNS, ROUNDS = "runs", "rounds"
 CODE = "code"
-"""Attribute of a run: a hash of the simulator's sources that made it."""
+"""Attribute of a run: hash of the simulator's sources that made it."""
 
 
 def run_study(
@@ -146,7 +146,7 @@ def _file(run: StudyRun, out: Path) -> Path:
     return out / RUNS / f"{run.label}.nc"
 
 
-# The calibrated theory on a study's runs: what its first rounds foretell of the later ones.
+# The calibrated theory on a study's runs: forecasts of its later rounds from the first ones.
 #
 # Every run of the mixed ranks is predicted twice: calibrated on its own first rounds, and on those
 # of the FedAvg run of its heterogeneity and seed.

@@ -25,7 +25,7 @@ from fedlora_sim.rules import get_rule
 
 MIXED, LOWEST, HIGHEST = "mixed", "equal_lowest", "equal_highest"
 PATHS = ("model", "data", "test_data")
-"""Fields that say where something is on this machine, and are no part of what a study is."""
+"""Fields with local paths, which are not part of the definition of a study."""
 NO_FILE_NAME = r"[^\w.]+"  # spaces and characters of options: raflora:canonicalize=true
 
 
@@ -181,14 +181,14 @@ FIELDS = {
 }
 NEEDED = ("name", "rules", "seeds", "scenario", "heterogeneity")
 NO_SPLIT = ("fidelity", "ranks", "counterfactuals", "task_seed")
-"""Fields that are the study's, not a heterogeneity's."""
+"""Fields of the study, not of a heterogeneity."""
 STUDYS_OWN = {
     "counterfactuals": "see counterfactual_rules",
     "task_seed": "every run's is its own seed",
 }
-"""Fields that differ from run to run, and what says so instead."""
+"""Fields that differ from run to run, and the study's fields that set them."""
 MACHINE = {*PATHS, "threads", "device"}
-"""Fields that say where a study is run, not what it is: a change of another is another study."""
+"""Fields that define where a study runs; a change of any other field gives another study."""
 
 
 def study_names() -> list[str]:

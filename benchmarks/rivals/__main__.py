@@ -1,10 +1,11 @@
-"""Federated LoRA rounds in Flower, FedJAX, pfl-research and plain PyTorch beside ours.
+"""Federated LoRA rounds in Flower, FedJAX, pfl-research and plain PyTorch, compared with ours.
 
-Run as `python -m benchmarks.rivals --environments DIR` after `python -m benchmarks.rivals.install
---environments DIR`; writes results/bench/rivals.json. Every framework runs in a virtual environment
-of its own, none is a dependency. All do the same rounds: same weights, initial adapters, batches
-and order of samples, SGD, average of A and of B. A lane is timed only where its final adapters are
-the reference's; one that is not installed, fails or disagrees is shown with the reason.
+Run as `python -m benchmarks.rivals --environments DIR` after
+`python -m benchmarks.rivals.install --environments DIR`; writes results/bench/rivals.json. Every
+framework runs in a virtual environment of its own, none is a dependency. All do the same rounds:
+same weights, initial adapters, batches and order of samples, SGD, average of A and of B. A lane is
+timed only where its final adapters are the reference's; one that is not installed, fails or
+disagrees is shown with the reason.
 """
 
 from __future__ import annotations

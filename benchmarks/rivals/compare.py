@@ -18,7 +18,7 @@ from fedlora_sim.tolerances import relative
 TIMED, EXACT = "float32", "float64"
 Row = dict[str, Any]
 Runner = Callable[[Lane, Exchange, int], Outcome]
-"""Runs a lane on an exchange, on so many threads; raises `LaneError`."""
+"""Runs a lane on an exchange with a number of threads; raises `LaneError`."""
 
 
 @dataclass(frozen=True)

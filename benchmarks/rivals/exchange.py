@@ -159,7 +159,7 @@ class Stopwatch:
 
 
 Lane = Callable[[Exchange, int], Outcome]
-"""Does all rounds of an exchange on so many threads."""
+"""Runs all rounds of an exchange with a number of threads."""
 
 
 def parse() -> argparse.Namespace:

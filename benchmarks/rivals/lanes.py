@@ -19,7 +19,7 @@ from benchmarks.rivals.exchange import Adapters, Outcome
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 900.0
-"""Seconds that one run may take."""
+"""Maximum seconds of one run."""
 
 
 class LaneError(Exception):

@@ -25,11 +25,11 @@ from fedlora_sim.tolerances import SPECTRAL_GAP, relative
 Change = Callable[[LoRAFactors], LoRAFactors]
 
 EARLIER = 2
-"""Updates of the first earlier round are those of the case times this number; then one more."""
+"""Updates of the first earlier round are those of the case times this number; one more is added."""
 
 
 Positions = tuple[tuple[int, ...], ...]
-"""Rank index of every column of every client."""
+"""Rank index of each column of each client."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

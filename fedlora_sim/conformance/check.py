@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 # Search for a counterexample to a law by Hypothesis, and shrink it
 
 Law = Callable[[Case], None]
-"""Raises `Violation` on a case that breaks it, `NotApplicable` on one of which it says nothing."""
+"""Raises `Violation` on a case that breaks it.
+
+`NotApplicable` on one to which it does not apply.
+"""
 
 MOST_KEPT = 200
-"""Cases that are kept for the next law, since drawing one takes longer than holding a law against
-it; longer searches draw theirs anew."""
+"""Number of cases that are kept for the next law.
+
+Because drawing a case takes longer than checking a
+
+law; longer searches draw their own.
+"""
 
 
 class Search:
@@ -167,7 +174,10 @@ CHECKS: tuple[Check, ...] = (
 # `check_aggregator`
 
 LEAST_FOR_ABSENT = 300
-"""Cases that are tried for a counterexample that a rule declares: the first one ends the search."""
+"""Number of cases tried for a counterexample that a rule declares.
+
+The first one ends the search.
+"""
 
 
 def check_aggregator(

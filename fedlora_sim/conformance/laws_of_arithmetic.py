@@ -30,7 +30,7 @@ from fedlora_sim.rules.cohort import check_round
 from fedlora_sim.tolerances import LARGEST_SLOPE, SMALL_STEP, narrow_error, relative
 
 LATER = 3
-"""Rounds in which form and purity are checked: a first one, and two that have a state."""
+"""Rounds in which form and purity are checked: a first one, and two with state."""
 
 
 def _rounds(rule: Aggregator, case: Case) -> Iterator[Aggregated]:
@@ -216,11 +216,11 @@ FORM_LAWS = (
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYERS, SHAPES = 3, ((3,), (1, 3), (3, 1))
-"""How many layers a batch has, and how they are laid out."""
+"""Number of layers in a batch, and batch shapes."""
 HALVINGS = 26
-"""Of a way as long as the updates, until a step is about as small as `SMALL_STEP`."""
+"""Halvings of a path as long as the updates until a step is about as small as `SMALL_STEP`."""
 ONE_IN = 3
-"""Cases of so many in which that is done: it takes ten times as long as another law."""
+"""One in so many cases does that: it takes ten times as long as another law."""
 
 
 def _dtypes(rule: Aggregator, case: Case) -> None:

@@ -35,10 +35,12 @@ from fedlora_sim.shares import share
 from fedlora_sim.tolerances import relative
 
 TIMES = (3.0, 3e9, 1 / 3e9)
-"""By what weights are multiplied: no power of two, which would change no digit; large enough to
-overflow whole numbers and half precision, and small enough to be lost when they are rounded."""
+"""Factors of the weights: not powers of two, which would change no digit; large enough to overflow
+
+integers and half precision, and small enough to be lost in rounding.
+"""
 REPEATED = (2, 10)
-"""How often a client is repeated: ten times as well, for rules that know a least weight."""
+"""Number of repetitions of a client; also ten, for rules with a minimum weight."""
 ALONE = 3.0
 """Weight of a single client: 1 would look normalised."""
 
@@ -606,7 +608,7 @@ DIRECTIONS_LAWS = (
 # Laws on state: between rounds and between runs
 
 ROUNDS = (1, 2, 3, 12)
-"""Rounds that go before: the last number is beyond the warm-up of most schedules."""
+"""Number of earlier rounds: the last number is beyond the warm-up of most schedules."""
 
 
 def _stateless(rule: Aggregator, case: Case) -> None:

@@ -22,10 +22,10 @@ WORDS: dict[Status, str] = {
     "failed": "failed",
     "skipped": "skipped",
 }
-"""Statuses as they are counted."""
+"""Statuses in the counts."""
 
 SHOWN: tuple[Status, ...] = ("passed", "expected", "skipped", "failed")
-"""Groups of the table: failures come last, next to what is printed of them."""
+"""Groups of the table: failures come last, next to their details."""
 
 MARKS: dict[Status, str] = {"passed": "✓", "expected": "≠", "failed": "✗", "skipped": "–"}
 STYLES: dict[Status, str] = {

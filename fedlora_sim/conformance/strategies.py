@@ -18,22 +18,24 @@ from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.rules import Properties
 
 UNIT, STEPS = 4, 8
-"""Entries of factors are whole multiples of 1/4 up to 2: short to paste, exact in every dtype."""
+"""Entries of factors are multiples of 1/4 up to 2: short in code, exact in every dtype."""
 CLIENTS, DIMENSION, LEVELS = 5, 7, 3
-"""Most of them in a small case: one that is quick to run and short to paste."""
+"""Maximum numbers in a small case, which runs fast and is short in code."""
 MANY_CLIENTS, MANY_DIMENSIONS, MANY_LEVELS = 12, 48, 6
-"""Most of them in a large case: more than code expects that was tried on a few small clients."""
+"""Maximum numbers in a large case, beyond what code expects that was tested on a few clients."""
 MOST_RANK = 40
 """Highest rank of a large case."""
 LARGE_IN, POSITIONS_IN, SILENT_IN = 5, 4, 8
-"""Of so many cases one is large, one has positions, and one has a client that sends a zero."""
+"""One in so many cases is large, has positions, or has a client that sends a zero."""
 DECADES = 6
 """Weights of one case differ by up to 9 times 10 to this power."""
 MOST_EARLIER = 3
-"""Rounds before the one that is checked."""
+"""Maximum number of rounds before the one that is checked."""
 MANY = 99
-"""Hypothesis mixes larger numbers that it reads in the modules it finds loaded with those it draws:
-below a hundred the same seed gives the same cases wherever it is run."""
+"""Hypothesis mixes its draws with larger numbers that it finds in loaded modules.
+
+Below a hundred the same seed gives the same cases everywhere.
+"""
 
 
 @st.composite
@@ -167,7 +169,7 @@ def suitable(properties: Properties, **options: Any) -> st.SearchStrategy[Case]:
 
 
 _cases = lru_cache(maxsize=None)(cases)
-"""One strategy for the same options, by which cases that were drawn are found again."""
+"""One strategy per set of options, so that drawn cases are found again."""
 
 
 def random_factors(

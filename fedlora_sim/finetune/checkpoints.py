@@ -40,14 +40,14 @@ RUN_FILE, CHECKSUM, ENTRY = "run.json", "sha256", "fedlora-sim"
 KEEP = ("all", "last")
 
 KEPT = "rule."
-"""What a rule keeps of a module is in a state file under `rule.<name>/<module>`."""
+"""The rule's state for a module is in a state file under `rule.<name>/<module>`."""
 
 GIVEN_TASK = "given by the caller"
-"""What a run says of a task that is not the scenario's."""
+"""Description of a task that is not the scenario's."""
 
 
 MADE_WITH = tuple(code_versions())
-"""Entries of a description that say by what code a run was made."""
+"""Entries of a description that identify the code of a run."""
 
 
 def run_description(

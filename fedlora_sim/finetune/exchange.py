@@ -115,7 +115,7 @@ class GlobalUpdate:
 # Allocation: the directions that each client receives, layer by layer
 
 Positions = dict[str, list[Tensor]]
-"""Module name -> for every client of the cohort the rank indices that it receives, (r_k,)."""
+"""Module name -> rank indices that each client of the cohort receives, (r_k,)."""
 
 
 class Directions:

@@ -550,15 +550,15 @@ class Divergence:
     layer: str
     learning_rate: float
 
-    def error(self, t: int, *, nobody: bool = False) -> InputError:
+    def error(self, t: int, *, whole_cohort: bool = False) -> InputError:
         """Return the error of the run.
 
         Args:
             t: the round in which this happened, from 1.
-            nobody: whether it happened to all clients, so that dropping clients does not help.
+            whole_cohort: whether it happened to all clients, in which case dropping is no remedy.
         """
         where = f"client {self.client} diverged in round {t} at step {self.step} in {self.layer}"
-        ways = ", and all the others too)" if nobody else "), or nonfinite='drop-client'"
+        ways = ", and all the others too)" if whole_cohort else "), or nonfinite='drop-client'"
         remedy = f"a rate at which training stays finite ({where}{ways}"
         return expected("learning_rate", self.learning_rate, remedy)
 

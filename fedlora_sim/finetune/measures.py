@@ -22,7 +22,7 @@ from fedlora_sim.finetune.exchange import SVD, Upload
 from fedlora_sim.metrics import direction_preservation, projected_amplitudes, subspace_angles
 
 Row = dict[str, NDArray[np.generic]]
-"""Measures of one round by name, of the same shapes in every round."""
+"""Metrics of one round by name, of the same shapes in every round."""
 
 
 def cohort_row(federation: Federation, upload: Upload) -> Row:
@@ -134,7 +134,7 @@ PER_ROUND: dict[str, tuple[str, ...]] = {
     "counterfactual_energy": ("compared_rule", "layer", "direction"),
     "counterfactual_accuracy": ("compared_rule",),
 }
-"""Measures of a round by name, with their dimensions."""
+"""Metrics of a round by name, with their dimensions."""
 
 
 @dataclass(frozen=True, eq=False)

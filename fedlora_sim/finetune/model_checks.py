@@ -27,10 +27,10 @@ from fedlora_sim.tasks.task import MASK, Examples, Task, logits_of
 from fedlora_sim.tolerances import relative
 
 Outputs = dict[str, list[Tensor]]
-"""Module name -> what every call of it returned; "" is the model. In order of the first return."""
+"""Module name -> outputs of all its calls; "" is the model. In order of the first return."""
 
 BESIDE, CANDIDATES = 7, 64
-"""Samples beside the first one, and how many are looked at for those that differ from it."""
+"""Number of samples in the batch with the first one, and of candidates that differ from it."""
 
 
 def check_isolation(task: Task) -> None:
@@ -147,9 +147,9 @@ def _same_part(x: Tensor, y: Tensor, where: tuple[int, int], tolerance: float) -
 # padding.
 
 CLIENTS, EACH = 3, 2
-"""Clients of the trial, and samples of each."""
+"""Number of clients in the trial, and of samples per client."""
 RANK, SHARE = 2, 0.3
-"""Rank of their adapters, and norm of an update over that of the weight."""
+"""Rank of their adapters, and norm of an update relative to that of the weight."""
 
 Trial = tuple[Adapters, Heads]
 

@@ -111,7 +111,7 @@ def counterfactual_row(
 # Evaluation of the global model on the test part, with the update merged into the weights
 
 BATCH = 64
-"""Test samples at a time: enough for full speed, and a bound on memory."""
+"""Test samples per batch: enough for full speed, and a bound on memory."""
 
 
 def evaluate(
@@ -348,7 +348,7 @@ class FederatedRun:
         if len(lost) and (self.scenario.nonfinite == "error" or nobody):
             slot, client = int(lost[0]), int(clients[lost[0]])
             found = find_divergence(task, stack, plan, self.scenario, slot, client)
-            raise found.error(t + 1, nobody=nobody)
+            raise found.error(t + 1, whole_cohort=nobody)
         if stack.tail is not None:
             ranks = self._prune(clients, ranks, stack.tail.shrank(stack.adapters, trained.adapters))
         weights = self.federation.cohort_weights(clients, drawn)

@@ -86,7 +86,7 @@ def sparse_stage(
             slot = int(kept.argmin())
             found = find_divergence(task, cohort, plan, scenario, slot, int(clients[slot]))
             where = f"{found.layer}, in SLoRA's sparse stage"
-            raise replace(found, layer=where).error(t + 1, nobody=not kept.any())
+            raise replace(found, layer=where).error(t + 1, whole_cohort=not kept.any())
         # Non-finite updates are left out, not weighted by zero: zero times NaN is NaN.
         share = federation.cohort_weights(clients, drawn)[kept]
         p = torch.as_tensor(share / share.sum())

@@ -34,7 +34,9 @@ Adapters = dict[str, tuple[Tensor, Tensor]]
 
 Heads = Mapping[str, tuple[Tensor, ...]]
 """Module name -> weight (K, d_out, d_in) and, if it has one, bias (K, d_out) of maps that clients
-train whole; without the first axis the server's."""
+
+train as a whole; without the first axis the server's.
+"""
 
 
 @dataclass(frozen=True, eq=False)

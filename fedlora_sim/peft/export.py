@@ -43,7 +43,7 @@ from fedlora_sim.tolerances import relative
 # Content of PEFT folders for a task's model
 
 TASK_TYPES = {"text": "SEQ_CLS", "causal": "CAUSAL_LM", "arithmetic": "CAUSAL_LM"}
-"""What PEFT calls the tasks for which it wraps the model in a class of its own."""
+"""PEFT's names of the tasks for which it wraps the model in its own class."""
 
 
 def task_options(task: Task, scenario: Scenario, *, is_own: bool) -> dict[str, Any]:

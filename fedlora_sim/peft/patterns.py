@@ -27,12 +27,12 @@ from fedlora_sim.errors import expected
 # in a separate process, with all modules of the folder and a limit of processor time.
 
 SECONDS = 1.0
-"""Processor time for all matches of a folder, beside that of ordinary ones."""
+"""Processor time for all matches of a folder, in addition to that of ordinary ones."""
 SECONDS_PER_MATCH = 5e-6
 MOST_MATCHES = 10_000_000
-"""Patterns times modules of one folder."""
+"""Maximum of patterns times modules of one folder."""
 LONGEST = 10_000
-"""Characters of one pattern."""
+"""Maximum number of characters of a pattern."""
 
 # A sequence of single characters: no repetition, no alternation, no group.
 _PLAIN = re.compile(r"(?:[\w.^$-]|\\.)*")

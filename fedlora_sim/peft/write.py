@@ -35,7 +35,7 @@ from fedlora_sim.tolerances import relative
 
 REPORT_FILE = "aggregation.json"
 COMMAND = "aggregate"
-"""What the marker of an adapter folder names as its writer, whichever command it was."""
+"""Writer in the marker of an adapter folder, for all commands."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from fedlora_sim.rules.properties import Coverage, Properties
 # the rule's own state; its outputs are the global update and the new state.
 
 State = Mapping[str, Tensor]
-"""What a rule keeps from round to round, by name; a name has no `/`."""
+"""State of a rule between rounds, by name; names contain no `/`."""
 
 NO_STATE: State = MappingProxyType({})
 """The state before the first round."""

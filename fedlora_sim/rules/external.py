@@ -35,7 +35,10 @@ from fedlora_sim.storage import digest, file_digest, source_fingerprint
 Index = tuple[int, ...]
 
 SEPARATORS = {":", ","}
-"""What no name has: options follow `:`, and lists of rules are separated by commas."""
+"""Characters that names must not contain: options follow `:`.
+
+And commas separate rules in lists.
+"""
 
 
 def as_rule(aggregator: AggregationRule | Aggregator) -> AggregationRule:

@@ -9,8 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 Declared = bool | None
-"""True: the law holds, and no counterexample may be found. False: it does not, and one must be
-found. None: nothing is said, and nothing is tested."""
+"""True: the law holds, and no counterexample may be found. False: it does not hold, and one must be
+
+found. None: the rule makes no claim, and nothing is tested.
+"""
 
 Gauge = Literal["full", "partition", "none"]
 Hull = Literal["whole", "partition", "none"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 WINDOW = 2000
-"""Tasks with the scheduler at a time: enough for a thousand workers, few for its memory."""
+"""Tasks at the scheduler at a time: enough for a thousand workers, few for its memory."""
 CONNECT_SECONDS = 10.0
 
 

@@ -122,7 +122,7 @@ STATES = {
 }
 PROJECTED = {"projected_energy": ("round", "direction")}
 COVERED_BY = ("ranks", "num_samples", "allocation")
-"""Fields that coverage and partitions follow from."""
+"""Fields that determine coverage and partitions."""
 
 
 def open_sweep(folder: str | Path, *, chunks: Any = None) -> xr.Dataset:

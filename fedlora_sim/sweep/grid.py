@@ -41,11 +41,11 @@ from fedlora_sim.simulate import check_suits
 # Axes of a sweep: varying fields and labels of their values
 
 MOST_RUNS = 10_000_000
-"""Runs of a sweep, hence seeds of one list."""
+"""Maximum number of runs of a sweep, and so of seeds in one list."""
 RULE, SEED, ZIP = "rule", "seed", "zip"
 FIELDS = (*(field.name for field in fields(Scenario)), RULE, SEED)
 LISTS = ("ranks", "num_samples", "client_learning_rates", "target_modules")
-"""Fields whose one value may be a list."""
+"""Fields whose value may be a list."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def described(values: Mapping[str, Any]) -> str:
 
 TABLES = ("scenario", "grid", "zip")
 MOST_ROWS = 200_000
-"""Rows of a sweep, each checked before the first is run, in a third of a millisecond."""
+"""Maximum number of rows of a sweep; each takes a third of a millisecond to check."""
 DEFAULT_RULE = "raflora"
 
 

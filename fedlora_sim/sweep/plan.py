@@ -20,10 +20,10 @@ from fedlora_sim.sweep.grid import GridRow, Point, fingerprint
 
 MICRO = 1e-6
 FILE_BYTES, POINT_BYTES = 40_000, 200
-"""Of a task's file beside its arrays, and of every point in it."""
+"""Bytes of a task's file in addition to its arrays, per file and per point."""
 WRITE_SECONDS = 0.04
 POINT_SECONDS = 0.003
-"""Of every point beside its rounds: draws are set up, and a dataset is labelled."""
+"""Seconds of a point in addition to its rounds, to set up draws and to label the dataset."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def _training(scenario: Scenario) -> tuple[float, float]:
 # Tasks
 
 TASK_SECONDS = 2.0
-"""Estimated seconds of a task: a second or more where machines are faster, and little to lose."""
+"""Estimated seconds of a task: a second or more on faster machines, and little to lose."""
 TASK_BYTES, TASK_RUNS = 64_000_000, 10_000
-"""Most that a task's arrays take, and most runs in it."""
+"""Maximum size of a task's arrays, and maximum number of runs in it."""
 
 
 @dataclass(frozen=True)

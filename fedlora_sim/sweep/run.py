@@ -42,7 +42,7 @@ from fedlora_sim.tasks.loading import load_task
 # Progress: a bar with the remaining time on a terminal, lines elsewhere
 
 LINES, EVERY_SECONDS = 20, 30.0
-"""Lines of a sweep where there is no terminal, and seconds after which there is one anyway."""
+"""Lines of a sweep without a terminal, and seconds after which one is printed in any case."""
 BAR = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"
 
 
@@ -125,7 +125,7 @@ def duration(seconds: float) -> str:
 # `run_sweep`
 
 MOST_WORKERS = 1_024
-"""Processes of one machine."""
+"""Maximum number of local processes."""
 
 
 @dataclass(frozen=True)

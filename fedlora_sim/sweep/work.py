@@ -181,7 +181,7 @@ def _differs(one: xr.Dataset, other: xr.Dataset, name: str) -> bool:
 # Execution in this process or in local processes
 
 MOST_BREAKS = 3
-"""Times in a row that workers may be killed with no task finished between."""
+"""Maximum number of successive kills of workers without a finished task."""
 
 
 def in_this_process(

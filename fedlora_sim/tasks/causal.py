@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 TEST_SHARE = 0.2
 TOPICS = ("class", "topic")
-"""Fields that say what label skew is counted in, the first that a file has."""
+"""Fields for the class of label skew; the first one in a file is used."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ BLOCK_MAPS = (
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     ("c_attn", "c_proj", "c_fc"),
 )
-"""All linear maps of a block: of LLaMA and those built like it, and of GPT-2."""
+"""All linear maps of a block, for LLaMA and similar models, and for GPT-2."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,7 +360,7 @@ def _examples(samples: Sequence[Sample], tokenizer: Any) -> Examples:
 # which alone is compared.
 
 NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-"""A number with commas; a hyphen is a minus unless it comes right after a number or a word."""
+"""A number with commas; a hyphen is a minus sign unless it directly follows a number or a word."""
 
 
 def answer_accuracy(

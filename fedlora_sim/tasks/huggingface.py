@@ -71,7 +71,10 @@ def _errors_only(*names: str) -> Iterator[None]:
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 FORBID = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-"""Of `torch.load`; the first wins over what its caller asks for, and refuses beside the second."""
+"""Settings of `torch.load`: the first overrides that of the caller.
+
+And the second is refused with it.
+"""
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_BYTES = 1 << 30
-"""Largest file that is read; CIFAR-100's training part has 155 MB."""
+"""Largest file to read; CIFAR-100's training part has 155 MB."""
 
 # Meaning of the few names with which arrays and bytes are pickled, by their last part.
 _NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")

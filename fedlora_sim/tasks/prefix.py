@@ -24,7 +24,10 @@ TaskT = TypeVar("TaskT", bound=Task)
 
 PREFIX = "prefix"
 PROBES = 8
-"""Samples that the resumed model is held against the whole one on, shortest and longest."""
+"""Number of samples, shortest and longest.
+
+On which the resumed model is compared with the whole one.
+"""
 
 
 def cache_prefix(task: TaskT, batch_size: int = 64) -> TaskT:

@@ -21,7 +21,7 @@ from fedlora_sim.storage import raw_bytes
 # Labelled data as tensors, and batches trimmed to their longest sample
 
 MASK = "attention_mask"
-"""Input that says which positions of a sample are real: 1, or 0 for padding on the right."""
+"""Input that marks the real positions of a sample: 1, or 0 for padding on the right."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class Examples:
 # samples for classes and over tokens for completions, as for a single client.
 
 IGNORED = -100
-"""Label of a position that counts for nothing, as in PyTorch's and transformers' losses."""
+"""Label of ignored positions, as in PyTorch's and transformers' losses."""
 
 
 class Objective(Protocol):

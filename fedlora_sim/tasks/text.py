@@ -107,7 +107,7 @@ TEXT_COLUMNS = ("text", "sentence", "content", "question", "document", "review",
 LABEL_COLUMNS = ("label", "labels", "class", "category", "topic", "intent")
 TEST_PARTS = ("test", "validation", "valid", "dev")
 UNLABELED = -1
-"""What Hugging Face's benchmarks have for a label where the answer is kept secret."""
+"""Label in Hugging Face's benchmarks for secret answers."""
 
 
 def read_huggingface(argument: str, name: str) -> dict[str, LabeledTexts]:
@@ -175,7 +175,7 @@ def _column(
 
 TEST_SHARE = 0.2
 FILES = (".tsv", ".txt", ".csv")
-"""Ends of names that are meant as files, and are no data sets of the hub."""
+"""Name suffixes of files, as opposed to data sets of the hub."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ from fedlora_sim.tasks.text import cache_folder
 TIMM = "timm:"
 CHANNELS = 3
 QUERY_VALUE_MAPS = (("query", "value"), ("q_proj", "v_proj"), ("qkv",))
-"""Query and value maps of attention, as libraries and their versions call them."""
+"""Names of the query and value maps of attention in libraries and their versions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ class Images:
 
 
 Read = tuple[Mapping[str, Images], tuple[str, ...]]
-"""Parts by name, `train` and, if there is one, `test`; and the names of the classes, if known."""
+"""Parts by name, `train` and optionally `test`; and the class names, if known."""
 
 
 def images_of(
@@ -435,7 +435,7 @@ def _column(argument: str, data: str, split: Any, names: Sequence[str]) -> str:
 # Reference: Dosovitskiy et al. 2021 (arXiv 2010.11929); Krizhevsky 2009 (CIFAR-100).
 
 CHUNK = 256
-"""Images that are decoded and scaled at a time."""
+"""Number of images that are decoded and scaled at a time."""
 
 
 def load_vision_task(options: TaskOptions) -> Task:

@@ -374,13 +374,13 @@ def words(
 # Charts over rounds: energies of a verification, and claims on many rounds
 
 FLOOR = 1e-10
-"""Energies below are drawn there: what is left is rounding."""
+"""Energies below are drawn at this value: they are rounding."""
 
 FEWEST = 3
-"""Points from which on a line is drawn."""
+"""Minimum number of points for a line."""
 
 DECADES = 100
-"""Values of which the largest is so many times the smallest are drawn on a logarithmic axis."""
+"""Ratio of the largest to the smallest value above which the axis is logarithmic."""
 
 _SWEEP = re.compile(r"(?P<what>[^0-9]*\D\s)(?P<x>\d+(?:\.\d+)?)(?P<rest>(?:,.*)?)$")
 _PARTITION = re.compile(r"(?:,\s*)?(partition \d+)(?:,\s*)?")

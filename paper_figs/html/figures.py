@@ -38,7 +38,7 @@ class Picture:
 
 SIGNATURE = b"\x89PNG"
 DENSITY = 1.4
-"""Pixels of a file to a pixel of the page: sharp, and text as large as the page's own."""
+"""Pixels of a file per pixel of the page: sharp, with text of the page's size."""
 
 FIGURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "energies": (
@@ -94,7 +94,7 @@ FIGURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (),
     ),
 }
-"""Title, what is drawn, and the claims that a figure illustrates, by name of its file."""
+"""Title, description and claims of a figure, by name of its file."""
 
 
 def pictures(report: Mapping[str, Any], folder: Path, leave_out: str = "") -> list[Picture]:

@@ -167,10 +167,10 @@ FORMULAS = {
     "|measured / predicted - 1|": r"|\text{measured} / \text{predicted} - 1|",
     "delta^2": r"\delta^2",
 }
-"""Formulas of the claims, as their plain text writes them, in LaTeX."""
+"""Formulas of the claims in plain text, with their LaTeX."""
 
 LONGEST = 60
-"""Operations of a formula from which on it is broken into lines."""
+"""Number of operations above which a formula is broken into lines."""
 
 _FOR_MATHML = {
     r"\mapsto =": r"\mapsto",

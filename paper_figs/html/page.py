@@ -29,7 +29,7 @@ SEEDS_APART = 1_000_000
 """Run i of base seed s has seed `s * 1_000_000 + i`."""
 
 CONTROL_ROWS = 3
-"""Quantities of which a control's measurement is shown."""
+"""Number of quantities for which a control's measurement is shown."""
 
 
 def headline(report: Record) -> str:

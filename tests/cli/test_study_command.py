@@ -131,7 +131,7 @@ def test_a_tiny_study_from_end_to_end(
     again = fedlora(*STUDY)
     assert again.err == f"going on from {RUNS} of {RUNS} runs in t\n"
     assert report() == found
-    for mine in ("study.toml", "data/mine.nc", "figures/mine.png"):  # beside what it writes
+    for mine in ("study.toml", "data/mine.nc", "figures/mine.png"):  # next to what it writes
         (Path("t") / mine).write_text("mine")
     only = fedlora(*STUDY, "--report-only", "--rules", "raflora", "--seeds", "1")
     assert only.code == 0

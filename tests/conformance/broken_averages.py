@@ -206,7 +206,7 @@ class ZeroWeightsFilled(DenseFedAvg):
 
 
 class UpdatesClipped(DenseFedAvg):
-    """Updates are clipped to a norm of 1, as under differential privacy, and nobody says so."""
+    """Updates are clipped to a norm of 1, as under differential privacy, without saying so."""
 
     fails = MEAN | ALONE | {"homogeneous", "linear"}
 
@@ -216,7 +216,7 @@ class UpdatesClipped(DenseFedAvg):
 
 
 class SmallUpdatesDropped(DenseFedAvg):
-    """Clients whose update is small beside the largest are left out as free riders."""
+    """Clients whose update is small compared with the largest are left out as free riders."""
 
     fails = MEAN | {"linear", "continuous", "low_rank_client_dilutes"}
 

@@ -84,7 +84,7 @@ class CarryForgotten(DenseRaFLoRA):
 
 
 class AlwaysCarried(DenseRaFLoRA):
-    """Under `zero` an empty partition stays as it was: nobody overwrites it."""
+    """Under `zero` an empty partition is not overwritten."""
 
     fails = frozenset(
         {"empty_partition_zero", "empty_partition_carry", "single_client", "identical_clients"}
@@ -97,7 +97,7 @@ class AlwaysCarried(DenseRaFLoRA):
 
 
 class ErrorNotRaised(DenseRaFLoRA):
-    """Under `error` a partition that nobody carries is carried over."""
+    """Under `error` a partition without contributors is carried over."""
 
     fails = frozenset({"empty_partition_error"})
 
@@ -107,7 +107,7 @@ class ErrorNotRaised(DenseRaFLoRA):
 
 
 class ZeroOverZero(DenseRaFLoRA):
-    """A partition that nobody carries is a sum of nothing over a weight of nothing: NaN."""
+    """A partition without contributors is a sum of nothing over a weight of nothing: NaN."""
 
     fails = frozenset(
         {"shapes", "finite", "inputs_untouched", "determinism", "dtypes", "batched", "continuous"}
@@ -156,7 +156,7 @@ class VelocityInPlace(ServerMomentum):
 
 
 class NaNSwallowed(DenseFedAvg):
-    """`nan_to_num` against a client that diverged: nobody learns of it."""
+    """`nan_to_num` against a client that diverged, silently."""
 
     fails = frozenset({"nonfinite"})
 

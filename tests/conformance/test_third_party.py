@@ -64,7 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(fedlora: Run, site: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`fedlora-sim` with arguments in this process, beside the package, of which nothing stays."""
+    """`fedlora-sim` with arguments in this process, next to the package, of which nothing stays."""
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
     monkeypatch.setattr(registry, "_loaded", False)
@@ -73,7 +73,7 @@ def run(fedlora: Run, site: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def process(site: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A program with arguments in a process of its own, beside the package, in an empty folder."""
+    """A program with arguments in a process of its own, next to the package, in an empty folder."""
 
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

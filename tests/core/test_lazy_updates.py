@@ -19,7 +19,7 @@ D_OUT, D_IN, RANK = 24, 16, 4
 
 
 class Server:
-    """Loads clients from disk, as it were, and counts those that somebody still holds."""
+    """Simulates loading clients from disk, and counts those that are still referenced."""
 
     def __init__(self, clients, common_a=False, dtype=torch.float64, sizes=(D_OUT, D_IN)):
         self.clients, self.common_a, self.dtype, self.sizes = clients, common_a, dtype, sizes

@@ -95,7 +95,7 @@ def test_norm_weights_in_double_precision(size):
 
 @pytest.mark.parametrize("rule", ALL_RULES)
 def test_clients_far_apart(rule):
-    # A tiny client beside a huge one counts for nothing, and spoils nothing.
+    # A tiny client next to a huge one counts for nothing, and spoils nothing.
     first, second, third = cohort(2, torch.float32, rule)
     if rule == "ffa":
         clients = [first, LoRAFactors(second.lora_A, second.lora_B * 1e-30, second.scaling), third]

@@ -132,7 +132,7 @@ def test_bernoulli_with_renormalisation_equals_the_numbers(case):
     law = share_laws(federation, "cohort")[TOP]
     for order in (1, 2, 3, 4):
         if size == clients:
-            continue  # 0^0: nobody is ever missing
+            continue  # 0^0: no client is ever missing
         wanted = evaluate(derived.bernoulli_renormalized(order), values)
         assert law.expect(law.share**order) == pytest.approx(wanted, rel=CLOSE)
     if size < clients:

@@ -165,7 +165,7 @@ def test_degenerate_cases_are_the_iterated_map(case, special, rounds):
 
 @pytest.mark.parametrize("case", ["unit_rate", "unit_gain", "rate_is_gain", "all_one"])
 def test_degenerate_cases_equal_the_numbers(case):
-    # a direction that everybody carries has q' = gain = 1 for perfect gains
+    # a direction that all clients carry has q' = gain = 1 for perfect gains
     clients, carriers, size = 10, 10 if case == "all_one" else 5, 4
     unit = 1.0 if case in ("unit_gain", "all_one") else 0.75
     weights = weight_moments("cohort", Federation(ranks_of(clients, carriers), None, size))

@@ -1,4 +1,4 @@
-"""Rank allocation: who receives which directions, and that everybody meets the same draws."""
+"""Rank allocation: who receives which directions, and that all engines use the same draws."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_gauge_needs_svd_allocation(allocation, fidelity):
 @pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
 @pytest.mark.parametrize("rule", ["fedavg", "flora", "fedex", "ffa", "rbla", "zero_pad"])
 def test_full_rank_leaves_nothing_to_allocate(fidelity, rule):
-    """Everybody carries everything: the allocations are one."""
+    """All clients carry everything: the allocations are one."""
     scenario = Scenario("3x4", fidelity=fidelity, d_in=5, d_out=4, rounds=4, cohort_size=2)
     scenario = scenario.replace(gain_std=0.2, heterogeneity="persistent")
     wanted = simulate(scenario, rule=rule, seed=range(2)).energy

@@ -1,4 +1,7 @@
-"""Clients whose training is not finite: named and refused, or left out without touching anybody."""
+"""Clients whose training is not finite: named and refused.
+
+Or left out without changing other clients.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters beside each other and merged weights are one and the same, or the model is refused."""
+"""Stacked adapters and merged weights are one and the same, or the model is refused."""
 
 from __future__ import annotations
 

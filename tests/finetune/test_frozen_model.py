@@ -1,4 +1,4 @@
-"""The shared model: never changed, in evaluation mode wherever it is used, nobody's to train."""
+"""The shared model: never changed, in evaluation mode wherever it is used, not to be trained."""
 
 from __future__ import annotations
 

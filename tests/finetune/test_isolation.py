@@ -27,7 +27,7 @@ class BatchAttention(nn.Module):
 
 
 class SequenceFirst(nn.Module):
-    """Samples along the second axis, where no map mixes them, and no map tells clients apart."""
+    """Samples along the second axis, where no map mixes them, and no map distinguishes clients."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -122,7 +122,7 @@ class Watch:
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["flora", "fedex", "fedex:residual_rank=1"])
 def test_clients_train_on_the_corrected_model(make_run, monkeypatch, rule):
-    """The base of every round is in the weights, once, and the shared model stays as it was."""
+    """The base of every round is in the weights, once, and the shared model is unchanged."""
     watch, run = Watch(monkeypatch), make_run(rule)
     before = {n: p.clone() for n, p in run.task.model.named_parameters()}
     bases = []
@@ -172,7 +172,7 @@ def test_flora_starts_every_round_afresh_and_moves_the_base_alone(make_run, monk
     allocation=["svd", "random", "importance"], start=[{}, SPARSE], law=[{}, {"cohort_size": 2}]
 )
 def test_the_a_of_ffa_never_moves_by_a_bit(make_run, monkeypatch, allocation, start, law):
-    """In no client and round, whatever the scalings are, and after rows that nobody sent."""
+    """In no client and round, whatever the scalings are, and after rows that no client sent."""
     watch = Watch(monkeypatch)
     run = make_run("ffa", allocation=allocation, lora_alpha=6.0, **start, **law)
     common = {name: start.lora_A.clone() for name, start in run.received.fresh.items()}

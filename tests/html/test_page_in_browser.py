@@ -16,7 +16,7 @@ WIDTHS = [1280, 390]
 
 
 class Reader:
-    """Someone who reads a page: every look at it is a question that the page answers."""
+    """A reader of a page: every look at it is a question that the page answers."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -67,7 +67,7 @@ class Reader:
 
 @pytest.fixture
 def open_page(browser: Any, tmp_path: Path, verified: Path) -> Callable[..., Reader]:
-    """Opens a page from a file in a window of this width, as nobody did before."""
+    """Opens a page from a file in a window of this width, for the first time."""
 
     def opened(text: str | None = None, width: int = 1280, hash_: str = "") -> Reader:
         path = tmp_path / "report.html"

@@ -32,7 +32,7 @@ TEXTS = [
 
 
 def outside(html: str) -> str:
-    """What is left of a text beside its formulas."""
+    """What is left of a text without its formulas."""
     return re.sub(r"<math.*?</math>", "§", html)
 
 

@@ -19,7 +19,7 @@ from paper_figs import style
 
 @pytest.fixture
 def energies() -> xr.Dataset:
-    """Made-up energies of every rule, beside a prediction."""
+    """Made-up energies of every rule, with a prediction."""
     scenario, rng = Scenario("1x2,2x2,4x2", rounds=3), np.random.default_rng(0)
     runs = []
     for rule in ENERGY_RULES:

@@ -1,4 +1,4 @@
-"""The figure on participation: what is measured beside what is predicted, and where runs end."""
+"""The figure on participation: measurements and predictions, and where runs end."""
 
 from __future__ import annotations
 

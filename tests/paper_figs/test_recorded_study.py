@@ -98,7 +98,7 @@ def within_splits(pooled: Ends, means: np.ndarray) -> Ends:
     return means.mean() - half(spread), means.mean() + half(spread)
 
 
-# Intervals of the twelve runs as if they were a sample of one law, as they were recorded.
+# Intervals of the twelve runs as if they were a sample of one law, with their recorded values.
 POOLED_ROBUSTNESS = (-0.016103446902955718, 0.07943678023628906)
 POOLED_CONTROL = (-0.6329643888309402, -0.4553689445023932)
 

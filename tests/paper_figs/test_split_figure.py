@@ -1,4 +1,7 @@
-"""The picture of a split: every sample is in it, ranks are told apart, and few are still seen."""
+"""The picture of a split: every sample is in it, ranks are distinguished.
+
+And few are still seen.
+"""
 
 from __future__ import annotations
 

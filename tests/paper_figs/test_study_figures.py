@@ -125,7 +125,7 @@ def test_calibrated() -> None:
     assert {text.get_text() for text in fedavg.texts} == {"$i=$1–2", "$i=$3–4"}
     shown = [text.get_text() for text in raflora.get_legend().get_texts()]
     assert shown == ["measured", "predicted, median", "predicted, 90%", "calibration"]
-    # what a forecast that explodes foretells is not what the axis is made for
+    # a diverging forecast does not determine the axis; it is made for
     assert fedavg.get_ylim()[1] == finetuning.BEYOND * found.measured.max()
     (shade,) = fedavg.patches
     assert shade.get_width() == FIRST

@@ -253,7 +253,7 @@ def test_convolutions_of_another_kind(refused, clients, here):
 
 
 def test_a_square_module_with_a_and_b_swapped_is_told_by_name(refused, folders):
-    """16 x 16 at rank 4: A is (4, 16) and B (16, 4), which only the names can tell apart."""
+    """16 x 16 at rank 4: A is (4, 16) and B (16, 4), which only the names distinguish."""
     rewrite("b", put(f"{LLAMA}.lora_B.weight", lambda b: b.T.contiguous()))
     assert "lora_B.weight=(4, 16): expected rank 4" in refused("a", "b", "c", "--out", "out")
 

@@ -64,7 +64,7 @@ MODELS = {
     "qwen3_moe": lambda: Qwen3MoeForCausalLM(
         Qwen3MoeConfig(**SIZES, num_experts=5, moe_intermediate_size=10)
     ),
-    # Its experts are stored (experts, in, out), everybody else's (experts, out, in).
+    # Its experts are stored (experts, in, out), all others' (experts, out, in).
     "gpt_oss": lambda: GptOssForCausalLM(GptOssConfig(**SIZES, num_local_experts=5)),
 }
 STACKED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]

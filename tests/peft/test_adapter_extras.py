@@ -1,4 +1,4 @@
-"""Tensors beside the factors, keys, the last global adapter, and the report."""
+"""Tensors in addition to the factors, keys, the last global adapter, and the report."""
 
 from __future__ import annotations
 

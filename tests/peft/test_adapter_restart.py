@@ -48,7 +48,7 @@ def low_cohort(clients, architecture, rule, folder, name="out", **options):
     out = folder / name
     report = aggregate_adapters(folders[:2], [3, 1], rule, out, **wanted, **options)
     places = [out / place for place in report.client_folders]
-    # Of a frozen A the rows that nobody sent are the server's to know.
+    # Of a frozen A the rows that no client sent are the server's to know.
     return places if rule == "ffa" else [*places, out / "adapter" if report.has_base else out]
 
 

@@ -77,7 +77,7 @@ def own_registry(monkeypatch):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """An installed package as far as Python can see: a module and a .dist-info beside it."""
+    """An installed package as far as Python can see: a module and a .dist-info next to it."""
 
     def make(entry_points, name="outside_rules", source=OUTSIDE):
         (tmp_path / f"{name}.py").write_text(source)

@@ -29,7 +29,7 @@ def same_runs(found, wanted) -> None:
     ids=["full", "sampled", "bernoulli"],
 )
 def test_fedavg_written_outside_is_fedavg(allocation, cohort):
-    """Also where nobody in a cohort of two carries the highest partition."""
+    """Also where no client in a cohort of two carries the highest partition."""
     settings = scenario(allocation=allocation, num_samples=(1, 5, 2, 8, 3, 1), **cohort)
     found, wanted = (
         simulate(settings, rule=rule, seed=range(3)) for rule in (DenseFedAvg(), "fedavg")

@@ -18,7 +18,7 @@ from fedlora_sim.tolerances import relative
 ITERATED = relative("iteration")
 ALL = slice(1, None)
 QUANTITIES = tuple(LAW)
-# Amplitudes that fall far: gain and drift are told apart by more than noise.
+# Amplitudes that fall far: gain and drift are distinguished beyond noise.
 START = 8 * 0.8 ** np.arange(3)
 NOISY = {"gain_mean": 0.8, "gain_std": 0.2, "drift_mean": 0.1, "drift_std": 0.1}
 SILENT = {**NOISY, "gain_std": 0.0, "drift_std": 0.0}
