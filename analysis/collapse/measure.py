@@ -1,4 +1,4 @@
-"""One gauge for runs and for predicted trajectories: energies in, rates, floors and shares out.
+"""One measure for runs and for predicted trajectories: energies in, rates, floors and shares out.
 
 Energies are those of whole partitions, sums over their directions. A run's rate is the slope of a
 straight line through the logarithm, over the rounds in which the partition is still there; over

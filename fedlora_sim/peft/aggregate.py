@@ -40,7 +40,7 @@ from fedlora_sim.peft.write import (
     client_content,
     client_places,
     global_content,
-    restarted,
+    with_fresh_components,
     write_adapters,
 )
 from fedlora_sim.rules import get_rule
@@ -394,7 +394,7 @@ def _contents(
     frozen_a, seed = get_rule(report.rule).frozen_a, report.seed
 
     def start(factors: Factors) -> Factors:
-        return factors if frozen_a else restarted(clients, factors, seed)
+        return factors if frozen_a else with_fresh_components(clients, factors, seed)
 
     def content(factors: Factors, *others: Any) -> AdapterContent:
         how: dict[str, Any] = {"start": start, "frozen_a": frozen_a, "uniform_rank": uniform_rank}

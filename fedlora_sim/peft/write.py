@@ -111,7 +111,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 # drawn as PEFT draws it and the other one is zero, so that the update does not change.
 
 
-def restarted(
+def with_fresh_components(
     clients: Sequence[AdapterFolder], factors: Mapping[str, LoRAFactors], seed: int
 ) -> dict[str, LoRAFactors]:
     """Return the same updates with lost components reinitialised.
@@ -120,12 +120,12 @@ def restarted(
     rank, so that all folders of one aggregation start alike.
     """
     return {
-        module: _restart(update, module, seed, clients[0].layers[module])
+        module: _fresh_components(update, module, seed, clients[0].layers[module])
         for module, update in factors.items()
     }
 
 
-def _restart(update: LoRAFactors, module: str, seed: int, layer: Layer) -> LoRAFactors:
+def _fresh_components(update: LoRAFactors, module: str, seed: int, layer: Layer) -> LoRAFactors:
     lost = _lost(update)
     if not bool(lost.any()):
         return update
@@ -244,7 +244,7 @@ def client_content(
         for m, update in adapter.items()
     }
     if not frozen_a:
-        cut = restarted(clients, cut, seed)
+        cut = with_fresh_components(clients, cut, seed)
     options = dict(client.config.options)
     if options.get(TOKENS) is not None:  # rows are in the first client's order
         options[TOKENS] = clients[0].config.options[TOKENS]

@@ -49,7 +49,7 @@ FIELLER = ("tests/stats/test_fieller.py",)
 VERDICT = ("tests/stats/test_verdict.py",)
 CONTROLS = ("tests/claims/test_controls.py",)
 CLAIM_RUNS = ("tests/claims/test_claims.py",)
-GAUGE = ("tests/collapse/test_collapse_gauge.py",)
+MEASURE = ("tests/collapse/test_collapse_measure.py",)
 SWEEP_STORE = ("tests/sweep/test_store.py",)
 
 FAULTS = (
@@ -434,7 +434,7 @@ FAULTS = (
         "fedlora_sim/peft/write.py",
         "bound = 1 / np.sqrt(layer.d_in)",
         "bound = np.sqrt(6 / layer.d_in)",
-        ("tests/peft/test_adapter_restart.py", "-k", "fresh"),
+        ("tests/peft/test_adapter_fresh_components.py", "-k", "fresh"),
         "test_a_fresh_adapter_looks_like_one_of_pefts",
     ),
     Fault(
@@ -622,7 +622,7 @@ FAULTS = (
         "analysis/collapse/measure.py",
         "keeps = (extinct.high < MOST)",
         "keeps = (extinct.low < MOST)",
-        GAUGE,
+        MEASURE,
         "test_undecided_where_intervals_reach_both_sides",
     ),
     Fault(
@@ -630,7 +630,7 @@ FAULTS = (
         "analysis/collapse/measure.py",
         "part, exact = error / len(KINDS), _is_exact(energy, standard)",
         "part, exact = error, _is_exact(energy, standard)",
-        GAUGE,
+        MEASURE,
         "test_the_numbers_of_a_scenario_share_its_error",
     ),
     # Real runs.

@@ -1,4 +1,4 @@
-"""The gauge on series whose rates, floors and extinctions are known beforehand."""
+"""The measure on series whose rates, floors and extinctions are known beforehand."""
 
 from __future__ import annotations
 
