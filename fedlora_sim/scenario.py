@@ -136,9 +136,9 @@ def describe(cls: type) -> dict[str, FieldInfo]:
 
 def documented(cls: type[T]) -> type[T]:
     """Add the text of each field to the docstring of a described dataclass."""
-    wrap = partial(textwrap.fill, width=100, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    wrapper = textwrap.TextWrapper(100, " " * 8, " " * 12, break_on_hyphens=False)
     own_first = sorted(describe(cls).items(), key=lambda item: item[0] not in cls.__annotations__)
-    lines = [wrap(f"{name}: {info.text}.") for name, info in own_first]
+    lines = [wrapper.fill(f"{name}: {info.text}.") for name, info in own_first]
     head, _, rest = (cls.__doc__ or "").partition("\n\n    Raises:")
     tail = f"\n\n    Raises:{rest}" if rest else "\n    "
     cls.__doc__ = "\n".join([f"{head.rstrip()}\n\n    Args:", *lines]) + tail

@@ -17,7 +17,7 @@ from analysis.claims.report import (
     verdict_table,
     worst,
 )
-from analysis.formats import number, percent
+from analysis.formats import markdown_table, number, percent
 
 Report = dict[str, Any]
 
@@ -208,3 +208,8 @@ def test_percentages_never_round_up_to_certainty(share: float, text: str) -> Non
 def test_a_broken_control_is_counted(report: Report) -> None:
     report["claims"][0]["negative_control"]["verdict"] = "undecided"
     assert "4 of 5 negative controls refuted" in to_markdown(report)
+
+
+def test_a_table_keeps_its_columns_whatever_its_cells_hold() -> None:
+    table = markdown_table(("a", ""), [("E[W | W > 0]", ""), ("x", "y")])
+    assert table.splitlines() == ["| a | |", "|---|---|", r"| E[W \| W > 0] | |", "| x | y |"]

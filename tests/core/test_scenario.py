@@ -10,7 +10,7 @@ from simulator_cases import assert_close
 
 from fedlora_sim import Scenario
 from fedlora_sim.errors import InputError
-from fedlora_sim.scenario import load_toml
+from fedlora_sim.scenario import FIELDS, load_toml
 
 FULL = Scenario(
     "2x2,3x1",
@@ -266,3 +266,19 @@ def test_a_scenario_makes_its_federation_once_and_a_copy_its_own() -> None:
     assert (FULL.federation.cohort_size, other.federation.cohort_size) == (2, 1)
     assert FULL.replace() == FULL
     assert hash(FULL) == hash(FULL.replace())
+
+
+def test_every_field_is_described_and_documented() -> None:
+    assert list(FIELDS) == [field.name for field in dataclasses.fields(Scenario)]
+    documented = " ".join((Scenario.__doc__ or "").split())
+    for name, info in FIELDS.items():
+        assert f"{name}: {info.text}." in documented
+
+
+@pytest.mark.parametrize("name", [name for name, info in FIELDS.items() if not info.optional])
+def test_a_field_that_is_not_optional_refuses_none(name: str) -> None:
+    if name == "local_loss":  # None reads "none"
+        assert Scenario("4", local_loss=None).local_loss == "none"
+        return
+    with pytest.raises(ValueError, match=f"{name}=None"):
+        Scenario(**{"ranks": "4", name: None})
