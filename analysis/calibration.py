@@ -1,19 +1,19 @@
-"""Calibrate the verdicts: how often intervals miss the truth on data like the claims' data.
+"""Calibrate the verdicts: how often intervals miss the true value on data like the claims' data.
 
     python -m analysis.calibration   # results/bench/calibration.json
 
-Four parts, each from its own seed. Finished pieces are kept, and a stopped calibration goes on from
-there.
+Four parts, each from its own seed. Finished parts are stored, and a stopped calibration continues
+from there.
 
-- `coverage`: the rate at which every estimator's intervals miss, at errors from 0.1 down to those
-  of a claim's single interval. A rate is resolved where at least `RESOLVED` misses are expected.
-- `margin`: how often a claim is supported whose true value lies exactly on the end of its margin,
+- `coverage`: the rate at which each estimator's intervals miss, at errors from 0.1 down to those
+  of a claim's single interval. A rate is resolved if at least `RESOLVED` misses are expected.
+- `margin`: how often a claim is supported whose true value lies exactly at the end of its margin,
   over all looks at growing data.
-- `family`: how often any interval of the fast claims misses its predicted value, at the error that
-  a family has.
-- `ranks`: where the truth lies in the distribution that an estimator's intervals of all levels
-  define. Truths are drawn anew for every sample; the counts are flat if the estimator is calibrated
-  (simulation-based calibration; Talts et al., arXiv 1804.06788).
+- `family`: how often any interval of the fast claims misses its predicted value, at the error of a
+  family.
+- `ranks`: the rank of the true value in the distribution that an estimator's intervals of all
+  levels define. True values are drawn for every sample; the counts are uniform if the estimator is
+  calibrated (simulation-based calibration; Talts et al., arXiv 1804.06788).
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ MEAN_SQUARE = float(CHANCE @ CARRIED**2)
 
 @dataclass(frozen=True)
 class Law:
-    """A law of samples.
+    """A distribution of samples.
 
     Args:
-        name: in the tables.
-        draw: generator, runs n and quantities q to samples (n, q, ...).
-        truth: what an interval should hold.
-        skewness: of what the estimator averages; None if it averages nothing.
+        name: name in the tables.
+        draw: maps a generator, runs n and quantities q to samples (n, q, ...).
+        truth: the value that an interval should contain.
+        skewness: skewness of the averaged values; None if the estimator does not average.
     """
 
     name: str
@@ -109,7 +109,7 @@ def _exponential(rng: Generator, n: int, q: int) -> Array:
 
 
 def _products(rounds: int, rng: Generator, n: int, q: int) -> Array:
-    """Energies after some rounds of random cohorts, over their mean."""
+    """Return the energies after some rounds of random cohorts, over their mean."""
     factors = CARRIED[rng.choice(7, p=CHANCE, size=(rounds, n, q))] ** 2 / MEAN_SQUARE
     return np.asarray(factors.prod(0), dtype=np.float64)
 
@@ -122,7 +122,7 @@ def _product_skewness(rounds: int) -> float:
 
 
 def _log_odds(rng: Generator, n: int, q: int) -> Array:
-    """Shares near 1 whose log-odds are skewed, as after fine-tuning."""
+    """Return shares close to 1 whose log-odds are skewed, as after fine-tuning."""
     return np.asarray(special.expit(6 - rng.standard_exponential((n, q))), dtype=np.float64)
 
 
@@ -131,13 +131,19 @@ def _trials(chance: float, rng: Generator, n: int, q: int) -> Array:
 
 
 def _quotients(rng: Generator, n: int, q: int) -> Array:
-    """Energies after two rounds of random cohorts over something that varies little."""
+    """Return energies after two rounds of random cohorts.
+
+    Divided by a quantity of small variation.
+    """
     below = 1 + 0.2 * rng.standard_normal((n, q))
     return np.stack([_products(2, rng, n, q), below], axis=-1)
 
 
 def _series(rounds: int, phi: float, rng: Generator, n: int, q: int) -> Array:
-    """Energies of autoregressive amplitudes: correlated, and skewed as a square of a normal."""
+    """Return energies of autoregressive amplitudes: correlated.
+
+    And skewed as the square of a normal.
+    """
     noise = rng.standard_normal((n, q, rounds)) * np.sqrt(1 - phi**2)
     first = rng.standard_normal((n, q, 1))
     return np.asarray(lfilter([1.0], [1.0, -phi], noise, axis=-1, zi=phi * first)[0] ** 2)
@@ -161,13 +167,13 @@ MEDIAN = Law("exponential, median", _exponential, float(np.log(2.0)))
 
 @dataclass(frozen=True)
 class CalibrationCase:
-    """An estimator on a law.
+    """An estimator on a distribution.
 
     Args:
         estimator: name and estimator.
-        law: of the samples.
+        law: distribution of the samples.
         runs: numbers of runs n.
-        replicates: samples of each n, at most `DRAWN` numbers in all.
+        replicates: number of samples for each n, limited to `DRAWN` numbers in all.
         errors: probabilities of a miss.
     """
 
@@ -179,7 +185,7 @@ class CalibrationCase:
 
 
 DRAWN = 20_000_000
-"""Numbers drawn for one row, at most."""
+"""Maximum of numbers drawn for one row."""
 MEAN = ("mean", mean_interval)
 
 
@@ -217,12 +223,12 @@ CASES = (
 
 
 def coverage(case: CalibrationCase, runs: int, seed: int) -> list[Record]:
-    """Return the rates of misses of one estimator on one law with n runs, one row per error.
+    """Return the miss rates of one estimator on one distribution with n runs, one row per error.
 
     Args:
-        case: estimator and law.
+        case: estimator and distribution.
         runs: n.
-        seed: of the samples.
+        seed: seed of the samples.
     """
     name, estimator = case.estimator
     rng = stream(seed, "coverage", name, case.law.name, runs)
@@ -234,7 +240,7 @@ def coverage(case: CalibrationCase, runs: int, seed: int) -> list[Record]:
         q = min(left, max(BATCH // size, 1))
         samples = case.law.draw(rng, runs, q)
         for i, error in enumerate(case.errors):
-            found = estimator(samples, error * q)  # each of the q intervals at this error
+            found = estimator(samples, error * q)  # each of the q intervals has this error
             low[i] += int((found.low > case.law.truth).sum())
             high[i] += int((found.high < case.law.truth).sum())
         left -= q
@@ -255,14 +261,14 @@ def coverage(case: CalibrationCase, runs: int, seed: int) -> list[Record]:
 
 
 def _reach(skewness: float | None, runs: int, error: float) -> float | None:
-    """`skewness^2 t^2 / n`, see `REACH`; None of what is no mean or of too few runs to say."""
+    """Return `skewness^2 t^2 / n`, see `REACH`; None without a mean or for too few runs."""
     if skewness is None or runs < 2:
         return None
     return float(skewness**2 * stats.t.isf(error / 2, runs - 1) ** 2 / runs)
 
 
 def _rate(misses: int, trials: int, nominal: float) -> Record:
-    """The rate of misses, over the nominal one, with its exact 95% interval."""
+    """Return the rate of misses, over the nominal one, with its exact 95% interval."""
     ends = proportion_interval(np.repeat([[1.0], [0.0]], [misses, trials - misses], axis=0), 0.05)
     low, high = float(ends.low[0]) / nominal, float(ends.high[0]) / nominal
     resolved = nominal * trials >= RESOLVED
@@ -276,12 +282,12 @@ def _rate(misses: int, trials: int, nominal: float) -> Record:
 
 @dataclass(frozen=True)
 class Edge:
-    """A claim whose true value lies on the end of its margin.
+    """A claim whose true value lies at the end of its margin.
 
     Args:
         estimator: name and estimator.
-        law: of the samples, of a truth that is not 0.
-        first, cap: runs of the first look and at most.
+        law: distribution of the samples, whose true value is not 0.
+        first, cap: runs of the first look, and maximum.
         replicates: repetitions.
     """
 
@@ -304,11 +310,11 @@ EDGE_ERROR, EDGE_MARGIN = 0.1, 0.5
 
 
 def false_support(edge: Edge, seed: int) -> Record:
-    """Return how often a claim is supported although its value lies exactly on its margin.
+    """Return how often a claim is supported whose value lies exactly at the end of its margin.
 
-    The truth is the upper end of the region in one half of the repetitions, the lower end in the
-    other. The chance of support is at most half the error, for one of its two tests would have to
-    err.
+    The true value is the upper end of the region in one half of the repetitions, and the lower end
+    in the other. The probability of support is at most half the error, because one of its two tests
+    would have to be wrong.
     """
     name, estimator = edge.estimator
     rng = stream(seed, "margin", name, edge.law.name)
@@ -353,16 +359,16 @@ REPETITIONS, FAMILY_RUNS, AT_ONCE = 200, 400, 10
 
 
 def family_misses(claim_id: str, seed: int, repetitions: int = REPETITIONS) -> Record:
-    """Repeat one claim's first look and return in which repetitions an interval misses.
+    """Repeat one claim's first look and return the repetitions in which an interval misses.
 
-    Every repetition has `FAMILY_RUNS` fresh runs, or as many as the claim's first look if these are
+    Each repetition has `FAMILY_RUNS` fresh runs, or as many as the claim's first look if these are
     fewer, and the claim's part of the family's error in a family of the fast claims. An interval
-    misses if it does not hold the predicted value.
+    misses if it does not contain the predicted value.
 
     Args:
-        claim_id: of the claim.
+        claim_id: id of the claim.
         seed: base seed of all runs.
-        repetitions: how many.
+        repetitions: number of repetitions.
     """
     (claim,) = (claim for claim in CLAIMS if claim.id == claim_id)
     truth, error = claim.predict().value, claim_error(len(FAST))
@@ -389,22 +395,22 @@ def family_misses(claim_id: str, seed: int, repetitions: int = REPETITIONS) -> R
 
 
 def _error_of_an_interval(claim: Claim) -> float:
-    """The error of a single interval of the claim in a verification."""
+    """Return the error of a single interval of the claim in a verification."""
     family = claim_error(family_size(claim.kind))
     return family / number_of_looks(claim.first, claim.cap) / len(claim.quantities)
 
 
 def _largest_skewness(samples: Array) -> float | None:
-    """Of all quantities, of samples (n, q); None of pairs and series."""
+    """Return the largest skewness over quantities of samples (n, q); None for pairs and series."""
     if samples.ndim != 2:
         return None
     return float(np.abs(stats.skew(samples, axis=0)).max())
 
 
 def family_error(parts: Sequence[Record]) -> Record:
-    """Return in how many repetitions any of the fast claims' intervals misses.
+    """Return the number of repetitions in which an interval of the fast claims misses.
 
-    The error that is allowed is the sum of the claims' parts.
+    The allowed error is the sum of the claims' parts.
     """
     together = np.asarray(np.any([part["missed"] for part in parts], axis=0), dtype=np.bool_)
     count = int(together.sum())
@@ -436,10 +442,10 @@ RANKED = (
 def ranks(
     estimator: tuple[str, Estimator], law: Law | None, runs: int, count: int, seed: int
 ) -> Record:
-    """Return the histogram of the truth's place between an estimator's ends of all levels.
+    """Return the histogram of the true value's rank among an estimator's ends of all levels.
 
-    The lower end at error e has the place e / 2 and the upper one 1 - e / 2. Truths are scales from
-    1 to 10, or probabilities of success from 0 to 1 where no law is given.
+    The lower end at error e has the rank e / 2 and the upper one 1 - e / 2. True values are scales
+    from 1 to 10, or probabilities of success from 0 to 1 if no distribution is given.
     """
     name, estimate = estimator
     label = "success, any probability" if law is None else law.name
@@ -468,7 +474,7 @@ def ranks(
             below += truth > end
         places += np.bincount(below, minlength=BINS)
         left -= q
-    # The outer bins are what verdicts use: an estimator may leave fewer truths there, not more.
+    # Verdicts use the outer bins: an estimator may leave fewer true values there, but not more.
     outer = int(places[0] + places[-1])
     return {
         "estimator": name,
@@ -482,7 +488,7 @@ def ranks(
 
 
 def pieces(seed: int) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Every piece of the calibration: part, label, and what makes it."""
+    """Yield each part of the calibration: name, label, and the function that computes it."""
     for i, case in enumerate(CASES):
         for runs in case.runs:
             yield "coverage", f"coverage-{i}-{runs}", partial(coverage, case, runs, seed)
@@ -495,11 +501,11 @@ def pieces(seed: int) -> Iterator[tuple[str, str, Callable[[], Any]]]:
 
 
 def calibrate(out: Path, seed: int = SEED) -> Record:
-    """Run all parts that are not kept yet, and return the record.
+    """Run all parts that are not stored yet, and return the record.
 
     Args:
-        out: folder in which finished pieces are kept, and the result is written.
-        seed: of everything.
+        out: folder of finished parts and of the result.
+        seed: seed of all draws.
     """
     package = Path(analysis.__file__).parent
     code = [source_fingerprint(package / name) for name in ("inference", "claims", "closed_form")]
@@ -514,7 +520,7 @@ def calibrate(out: Path, seed: int = SEED) -> Record:
         if kept is None:
             kept = {"found": make()}
             store.put_record(label, kept)
-        if bar.disable:  # no terminal: a line per piece instead of a bar
+        if bar.disable:  # without a terminal: a line per part instead of a bar
             print(f"piece {number} of {len(wanted)}: {label}", file=sys.stderr, flush=True)
         rows = kept["found"]
         found[part] += rows if isinstance(rows, list) else [rows]

@@ -8,12 +8,12 @@ from fedlora_sim.errors import InputError
 
 DIGITS = 4
 NONE = "–"
-"""Cell of a table that has no value."""
+"""Cell of a table without a value."""
 
 
 def rule_name(rule: str) -> str:
     """Return the display name of a rule; a rule that is not registered keeps its own."""
-    from fedlora_sim.rules import get_rule  # late: torch takes seconds
+    from fedlora_sim.rules import get_rule  # imported late: torch takes seconds
 
     try:
         return get_rule(rule).display_name

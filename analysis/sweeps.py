@@ -1,4 +1,4 @@
-"""A sweep as a tidy table: one row per point of the grid, means and intervals over its seeds."""
+"""A table of a sweep: one row per point of the grid, with means and intervals over its seeds."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ INNER = ("seed", "round", "direction")
 
 
 def summarize(sweep: xr.Dataset | str | Path, *, confidence: float = 0.95) -> pd.DataFrame:
-    """Return means over seeds, with intervals, at every point of a sweep's grid.
+    """Return means over seeds, with intervals, at each point of a sweep's grid.
 
     Args:
-        sweep: what `open_sweep` returns, or a part of it; or the folder of a sweep.
-        confidence: of each interval by itself, in (0, 1).
+        sweep: the result of `open_sweep`, or a part of it; or the folder of a sweep.
+        confidence: confidence of each single interval, in (0, 1).
 
     Returns:
-        One row per point, with its fields, `runs` (seeds that are made) and, each with the ends of
-        its interval in `_low` and `_high` (NaN for a single run):
+        One row per point, with its fields, `runs` (number of finished seeds) and, each with the
+        ends of its interval in `_low` and `_high` (NaN for a single run):
 
         `rho`: share of the energy in the first l_1 directions after the last round.
-        `energy_left`: energy after the last round, over that at the start.
+        `energy_left`: energy after the last round relative to the start.
         `effective_rank`: after the last round.
         `rate`: factor per round of the energy beyond the first l_1 directions, fitted to all
-        rounds; NaN where there is none beyond.
+        rounds; NaN if there is no such energy.
 
     Raises:
         InputError: if there is no sweep in the folder, or the confidence is out of range.
@@ -56,7 +56,7 @@ def summarize(sweep: xr.Dataset | str | Path, *, confidence: float = 0.95) -> pd
 
 
 def _runs(point: xr.Dataset) -> pd.DataFrame:
-    """What is measured of every run of a point, with the point's fields."""
+    """Return the quantities of each run of a point, with the point's fields."""
     energy = point.energy.values.reshape(-1, point.sizes["round"], point.sizes["direction"])
     fields = {
         str(name): coord.values.item()
@@ -74,7 +74,7 @@ def _runs(point: xr.Dataset) -> pd.DataFrame:
 
 
 def _measure(energy: Array, level: int) -> tuple[float, ...]:
-    """Quantities of a run of energies (T + 1, r); NaN if it is not made."""
+    """Return the quantities of a run from its energies (T + 1, r); NaN if it is not finished."""
     made = energy[~np.isnan(energy).all(1)]
     made = made[:, ~np.isnan(made).all(0)] if len(made) else made
     if not len(made):
@@ -94,7 +94,7 @@ def _row(runs: pd.DataFrame, error: float) -> dict[str, Any]:
         found = over_survivors(mean_interval)(column[:, None], error)
         row[name] = known.mean() if known.size else np.nan
         ends = np.concatenate([found.low, found.high])
-        ends = np.clip(ends, 0.0, 1.0) if name == "rho" else ends  # a share
+        ends = np.clip(ends, 0.0, 1.0) if name == "rho" else ends  # rho is a share
         row[f"{name}_low"], row[f"{name}_high"] = ends
     return row
 

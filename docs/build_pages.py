@@ -1,7 +1,7 @@
-"""Write the pages of the documentation into build/docs/pages, for mkdocs to make a site of them.
+"""Write the pages of the documentation into build/docs/pages, from which mkdocs makes a site.
 
-Pages come from the README, from the texts next to this file, the sympy derivations, the figures
-that are drawn, docstrings and notebooks. Notebooks are run anew.
+Pages come from the README, the texts next to this file, the sympy derivations, the drawn figures,
+docstrings and notebooks. Notebooks are executed.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ API = {
 }
 """Page to its title, its names, and the package from which they are imported.
 
-A package without names
-
-is shown completely.
+All of a package is shown if it has no names here.
 """
 
 
@@ -84,7 +82,7 @@ def main() -> None:
 
 
 def theory() -> Iterator[str]:
-    """The derivations, section by section, as sentences and MathML."""
+    """Yield the derivations, section by section, as sentences and MathML."""
     yield "# Theory"
     yield (
         "Derived in sympy from indicator variables, recurrences and the factors' own differential "
@@ -109,12 +107,12 @@ def _derivation(function: Callable[..., Any]) -> Iterator[str]:
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """MathML of LaTeX, on one line."""
+    """Return MathML of LaTeX, on one line."""
     return re.sub(r"\s*\n\s*", " ", convert(latex, display=display))
 
 
 def _unlatexed(paragraph: str) -> str:
-    """A paragraph of LaTeX prose as HTML: Markdown would end it at a formula."""
+    """Return a paragraph of LaTeX prose as HTML, because Markdown would end it at a formula."""
     text = re.sub(r"\\texttt\{((?:[^{}]|\{\})*)\}", r"<code>\1</code>", paragraph)
     text = re.sub(r"\\emph\{([^{}]*)\}", r"<em>\1</em>", text)
     text = text.replace(r"\textasciicircum{}", "^").replace(r"\_", "_").replace(r"\%", "%")
@@ -124,7 +122,7 @@ def _unlatexed(paragraph: str) -> str:
 
 
 def figures() -> Iterator[str]:
-    """The paper's figures with their captions, where `make figures` has drawn them."""
+    """Yield the paper's figures with their captions, if `make figures` has drawn them."""
     yield "# Figures"
     manifest = FIGURES / "manifest.json"
     if not manifest.exists():
@@ -140,7 +138,7 @@ def figures() -> Iterator[str]:
 
 
 def api(title: str, members: tuple[str, ...], package: str) -> str:
-    """A page of docstrings."""
+    """Return a page of docstrings."""
     lines = [f"# {title}"]
     if not members:
         lines += [f"::: {package}", "    options:", "      show_submodules: true"]
@@ -151,18 +149,19 @@ def api(title: str, members: tuple[str, ...], package: str) -> str:
 
 
 def run_notebook(path: Path, *, execute: bool) -> None:
-    """A notebook with its outputs, among the pages."""
+    """Execute a notebook and write it with its outputs to the pages."""
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", str(path)]
     command += ["--execute"] if execute else []
-    command += ["--ExecutePreprocessor.store_widget_state=False"]  # a live widget needs a network
+    command += ["--ExecutePreprocessor.store_widget_state=False"]  # live widgets need a network
     out = PAGES / "notebooks"
     subprocess.run([*command, "--output-dir", str(out)], check=True, cwd=ROOT)
 
 
 def _relinked(text: str) -> str:
-    """A document as a page: links to other pages hold, those to files of the repository are words.
+    """Return a document as a page, with valid links to other pages.
 
-    The site has pages and recorded pictures side by side, and no other file.
+    Links to files of the repository become plain text. The site has pages and recorded figures in
+    one folder, and no other files.
     """
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL).replace("](../", "](")
     text = text.replace("](docs/", "](").replace("](CONTRIBUTING.md", "](contributing.md")

@@ -42,7 +42,7 @@ def collapse(
     force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead")] = False,
 ) -> None:
-    """Determine by intervals whether a rule collapses, compared with FedAvg and raFLoRA.
+    """Test by intervals whether a rule collapses, compared with FedAvg and raFLoRA.
 
     Runs the rule in standard scenarios: full participation, 10% cohorts, unequal clients, drift,
     and training below and above FedAvg's threshold. Prints the verdict, one sentence per scenario,

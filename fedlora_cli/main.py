@@ -29,7 +29,7 @@ COMMANDS = {
     "aggregate": "Aggregate PEFT LoRA adapters of different ranks into one that PEFT loads.",
     "predict": "Predict what every rule does to a federation, side by side and without simulation.",
     "design": "Find the ranks and the rule that keep the most of an update within a budget.",
-    "collapse": "Tell by intervals whether a rule collapses, beside FedAvg and raFLoRA.",
+    "collapse": "Test by intervals whether a rule collapses, compared with FedAvg and raFLoRA.",
     "check": "Check a rule against the laws of aggregation that it declares.",
     "report": "Write the report of a verification or a study as one HTML page.",
     "rules": "List the aggregation rules.",

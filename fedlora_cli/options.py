@@ -74,7 +74,7 @@ def _made(text: str, found: object, options: list[str]) -> AggregationRule:
             check_rule_class(found)
             return make_rule(found, options)
         if options:
-            raise expected("options", options, "none beside a rule that is already made")
+            raise expected("options", options, "none with a rule object")
         return get_rule(found)  # type: ignore[arg-type]
     except InputError as error:
         raise InputError(f"rule={text!r}: {error}") from None

@@ -44,7 +44,8 @@ def sweep(
         float, typer.Option(help="estimated time that a new task takes at least")
     ] = TASK_SECONDS,
     mix_code: Annotated[
-        bool, typer.Option("--mix-code", help="go on beside tasks that other code made")
+        bool,
+        typer.Option("--mix-code", help="continue although other code made the existing tasks"),
     ] = False,
 ) -> None:
     """Run a grid of scenarios, rules and seeds, here or on a cluster, and go on if killed."""

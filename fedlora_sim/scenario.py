@@ -380,7 +380,7 @@ class Scenario(TrainingFields):
     drift_std: Annotated[float, "standard deviation `tau` of a client's drift", AT_LEAST_0] = 0.0
     heterogeneity: Annotated[
         str,
-        "gains and drifts are drawn anew every round (`fresh`) or once per client (`persistent`)",
+        "gains and drifts are drawn every round (`fresh`) or once per client (`persistent`)",
         _one_of(HETEROGENEITY),
     ] = "fresh"
 

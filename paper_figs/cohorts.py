@@ -65,8 +65,8 @@ def caption_participation(data: xr.Dataset) -> str:
         f"Lower participation under FedAvg, the highest partition; {style.clients(data)}. (a) "
         "Factors per round over the number of clients a round: lines predicted before, dots "
         f"measured with {percent(attrs['confidence'])} intervals each for itself "
-        f"({style.seeds(data)}, {attrs['factor_rounds']} rounds). Survival: the chance that "
-        "somebody carries the direction. Dotted: all take part, coverage squared. (b) Energy "
+        f"({style.seeds(data)}, {attrs['factor_rounds']} rounds). Survival: the probability that "
+        "a client carries the direction. Dotted: all take part, coverage squared. (b) Energy "
         f"left after {rounds} rounds with {size} clients a round, of the runs that still have "
         "any. Few lucky runs carry the mean; a typical run is far below it."
     )

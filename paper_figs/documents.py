@@ -158,7 +158,7 @@ def training_table(bench: dict[str, Any]) -> str:
 
 
 def _prefix_table(rows: list[Row]) -> str:
-    """A step on a whole encoder and on a cached prefix, a sample."""
+    """Return the times of a step on a whole encoder and on a cached prefix, per sample."""
     head = ("threads", "whole model, a sample", "cached prefix", "time", "whole / cached")
     lines: Lines = []
     for threads in sorted({row["threads"] for row in rows}):

@@ -99,8 +99,8 @@ def caption_digits(data: xr.Dataset) -> str:
     return (
         "Real fine-tuning: a small transformer pretrained on upright digits, adapted to rotated "
         f"ones by {style.clients(data)}, Dirichlet({attrs['dirichlet_alpha']:g}) labels, "
-        f"{attrs['local_steps']} local steps at learning rate {attrs['learning_rate']:g}; beside "
-        "the mixed ranks, as many clients of equal ones under FedAvg. Mean of "
+        f"{attrs['local_steps']} local steps at learning rate {attrs['learning_rate']:g}; for "
+        "comparison, as many clients of equal ranks under FedAvg. Mean of "
         f"{style.seeds(data)}, the first of the recorded verification's, and their range. "
         f"$\\rho_2$: share of the energy in the first {attrs['level']} directions, the mixed "
         "federation's lowest rank; directions preserved: share of a client's update on the "

@@ -177,7 +177,7 @@ TEXT = Recipe(
 )
 CALIBRATED = Recipe(
     name="calibrated",
-    about="Energies of real updates beside what the theory, calibrated on early rounds, predicted.",
+    about="Energies of real updates, and predictions of the theory, calibrated on early rounds.",
     make=calibrated,
     settings={"record": FOLDER},
     units={

@@ -167,7 +167,7 @@ def calibration_rounds(study: Study) -> int:
 def why_no_scores(study: Study) -> str:
     """Return why the runs of a study cannot be forecast; empty if they can."""
     if study.scenario.rounds <= calibration_rounds(study):
-        return f"{study.scenario.rounds} rounds leave none to foretell"
+        return f"{study.scenario.rounds} rounds leave none to forecast"
     if study.scenario.allocation != "svd":
         return f"it is not recorded who holds what under {study.scenario.allocation} allocation"
     return ""

@@ -361,7 +361,7 @@ def _empty_partition_error(rule: Aggregator, case: Case) -> None:
         replace(_without_top(case), empty_partition="error").step(rule)
     except ValueError:
         return
-    raise Violation("empty_partition='error' did not refuse a partition that nobody carries")
+    raise Violation("empty_partition='error' did not refuse a partition without contributors")
 
 
 def _unknown_level(rule: Aggregator, case: Case) -> None:
@@ -403,21 +403,21 @@ PARTITIONS_LAWS = (
     ),
     Check(
         "empty_partition_zero",
-        "A partition that nobody carries is lost under empty_partition='zero'.",
+        "A partition without contributors is set to zero under empty_partition='zero'.",
         _empty_partition_zero,
         by_property("empty_partitions"),
         {"min_levels": 2, "positions": False},
     ),
     Check(
         "empty_partition_carry",
-        "A partition that nobody carries stays as it was under empty_partition='carry'.",
+        "A partition without contributors is unchanged under empty_partition='carry'.",
         _empty_partition_carry,
         by_property("empty_partitions"),
         {"min_levels": 2, "positions": False},
     ),
     Check(
         "empty_partition_error",
-        "A partition that nobody carries is refused under empty_partition='error'.",
+        "A partition without contributors is refused under empty_partition='error'.",
         _empty_partition_error,
         by_property("empty_partitions"),
         {"min_levels": 2, "positions": False},

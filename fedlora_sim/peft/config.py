@@ -36,7 +36,7 @@ REFUSED = {
     "use_bdlora": "BD-LoRA's factors are block-diagonal, and an average of products is not",
     "use_dora": "DoRA's magnitudes are outside of B @ A",
     "use_qalora": "QALoRA multiplies pooled inputs, so its update is not B @ A",
-    "velora_config": "VeLoRA keeps a random projection of every client beside the factors",
+    "velora_config": "VeLoRA keeps a random projection of every client in addition to the factors",
 }
 
 # Initialisations that keep the base weights and train both factors.

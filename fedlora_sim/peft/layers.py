@@ -213,9 +213,9 @@ def check_nothing_to_keep(
     highest = max(client.config.rank_of(module) for client, weight in present if weight > 0)
     if highest < levels[-1]:
         expectation = (
-            f"the last global adapter, since nobody in this cohort sends components {highest + 1} "
-            f"to {levels[-1]} and empty_partition='carry' keeps the last ones; in the first round, "
-            "where there are none yet, choose empty_partition='zero'"
+            "the last global adapter, because no client in this cohort sends components "
+            f"{highest + 1} to {levels[-1]} and empty_partition='carry' keeps the last ones; in "
+            "the first round, which has no previous adapter, choose empty_partition='zero'"
         )
         raise expected(f"{module}: previous", None, expectation)
 

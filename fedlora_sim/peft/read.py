@@ -314,7 +314,7 @@ class AdapterFolder:
             for factor in "AB":
                 if factor not in factors:
                     missing, other = f"{path}.{kind}{factor}{end}", "B" if factor == "A" else "A"
-                    expectation = f"{missing!r} beside it (A without B, or B without A)"
+                    expectation = f"{missing!r} next to it (A without B, or B without A)"
                     raise expected(self._file, f"{path}.{kind}{other}{end}", expectation)
             module = path.removeprefix(PREFIX)
             if self.config.targets(module) or self._is_tied(module):

@@ -61,7 +61,7 @@ def get_rule(rule: str | AggregationRule | Aggregator, **options: object) -> Agg
     """
     if not isinstance(rule, str) and not isinstance(rule, type) and hasattr(rule, "step"):
         if options:
-            raise expected("options", options, "none beside a rule that is already made")
+            raise expected("options", options, "none with a rule object")
         return as_rule(rule)
     if isinstance(rule, type) and hasattr(rule, "step"):
         raise expected("rule", rule.__name__, f"a rule that is made: {rule.__name__}()")
@@ -238,7 +238,10 @@ def describe_all() -> tuple[Description, ...]:
 def _told(multiplier: Callable[[Tensor], Tensor] | None) -> str:
     if multiplier is None:
         return "not declared"
-    return _first_line(multiplier).removeprefix("Return ").rstrip(".") or "declared, not in words"
+    return (
+        _first_line(multiplier).removeprefix("Return ").rstrip(".")
+        or "declared, without a description"
+    )
 
 
 def _first_line(documented: object) -> str:

@@ -172,7 +172,7 @@ class Engine:
         names = [name for name, is_given in given.items() if is_given]
         if len(names) > 1:
             value = getattr(self, names[1])
-            raise expected(names[1], value, f"none beside {names[0]}={getattr(self, names[0])!r}")
+            raise expected(names[1], value, f"none with {names[0]}={getattr(self, names[0])!r}")
 
     @property
     def is_local(self) -> bool:

@@ -397,7 +397,7 @@ def _set_padding(tokenizer: Any, model: Any, name: str | None) -> None:
     padding, rows = tokenizer.pad_token_id, model.get_input_embeddings().num_embeddings
     if padding is None or padding >= rows:
         wanted = f"a model whose tokenizer has a pad_token among the model's {rows} tokens"
-        raise expected("model", name, f"{wanted}: set one and save it beside the model")
+        raise expected("model", name, f"{wanted}: set one and save it with the model")
     model.config.pad_token_id = padding
 
 

@@ -49,12 +49,12 @@ FIGURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "rates": (
         "Energy factors per round",
-        "Measured factors of every partition with their intervals, beside the predicted ones",
+        "Measured factors of every partition with their intervals, and the predicted ones",
         ("staircase", "zero-pad-fourth-power", "raflora-flat"),
     ),
     "floors": (
         "Floors that drift holds",
-        "Measured floors of every partition with their intervals, beside the predicted ones",
+        "Measured floors of every partition with their intervals, and the predicted ones",
         ("floor-fedavg", "floor-raflora"),
     ),
     "participation": (
@@ -90,7 +90,7 @@ FIGURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "study_outcomes": ("Outcomes", "Final accuracy of every rule and configuration", ()),
     "calibrated": (
         "Calibrated theory",
-        "Measured energies beside what the theory foretells from the first rounds",
+        "Measured energies, and forecasts of the theory from the first rounds",
         (),
     ),
 }

@@ -69,7 +69,7 @@ def test_the_last_row_is_checked_before_the_first_is_run(
     ("arguments", "message"),
     [
         (("--workers", "0"), "workers=0"),
-        (("--workers", "2", "--gpus"), "gpus=True: expected none beside workers=2"),
+        (("--workers", "2", "--gpus"), "gpus=True: expected none with workers=2"),
         (("--task-seconds", "0"), "--task-seconds"),
         (("--scheduler", "nowhere"), "scheduler='nowhere': expected the address"),
     ],

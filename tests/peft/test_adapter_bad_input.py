@@ -119,7 +119,7 @@ def shard():
             ("--rank-levels", "2,4,8,16"),
             "model.embed_tokens: --previous=None: expected the last global adapter, since nobody "
             "in this cohort sends components 9 to 16 and --empty-partition carry keeps",
-            "in the first round, where there are none yet, choose --empty-partition zero",
+            "in the first round, which has no previous adapter, choose --empty-partition zero",
         ),
         (
             ("--samples", "1,1,0", "--rule", "rbla"),

@@ -45,7 +45,7 @@ def test_a_multiplier_is_told_and_applied_as_declared():
         properties: ClassVar[Properties] = Properties(multiplier=lambda w: 2 * w)
 
     rule = get_rule(Doubled())
-    assert describe(rule).multiplier == "declared, not in words"
+    assert describe(rule).multiplier == "declared, without a description"
     assert float(rule.multiplier(torch.tensor(0.5))) == 1.0
     with pytest.raises(InputError, match="rule='dense_fedavg'"):
         get_rule(DenseFedAvg()).multiplier(torch.tensor(0.5))

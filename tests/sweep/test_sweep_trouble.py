@@ -153,7 +153,7 @@ def test_a_device_that_is_not_there_is_refused_before_the_first_run(out: Path) -
     ("options", "message"),
     [
         ({"workers": 0}, "workers=0"),
-        ({"workers": 2, "scheduler": "tcp://x:1"}, "scheduler='tcp://x:1'.*beside workers=2"),
+        ({"workers": 2, "scheduler": "tcp://x:1"}, "scheduler='tcp://x:1'.*with workers=2"),
         ({"scheduler": "tcp://x:1", "gpus": True}, "gpus=True"),
     ],
 )
