@@ -15,6 +15,13 @@ from fedlora_sim import runtime
 hypothesis_profiles.load()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the package that others wrote, which knows nothing of our marks."""
+    for item in items:
+        if Path(__file__).parent / "third_party" in item.path.parents:
+            item.add_marker("slow")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command printed, and its exit code."""
