@@ -117,8 +117,8 @@ def shard():
         (("--previous", "a"), "in the last adapter a=2", "the highest rank level, 8"),
         (
             ("--rank-levels", "2,4,8,16"),
-            "model.embed_tokens: --previous=None: expected the last global adapter, since nobody "
-            "in this cohort sends components 9 to 16 and --empty-partition carry keeps",
+            "model.embed_tokens: --previous=None: expected the last global adapter, because no "
+            "client in this cohort sends components 9 to 16 and --empty-partition carry keeps",
             "in the first round, which has no previous adapter, choose --empty-partition zero",
         ),
         (
