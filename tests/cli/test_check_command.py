@@ -190,7 +190,7 @@ def test_a_registered_rule_is_pasted_by_its_name(fedlora: Callable) -> None:
         ),
         (("own_rules:number",), "rule='own_rules:number': expected a rule .*; this is of type int"),
         (("own_rules:FedAvg:x=1",), "rule='own_rules:FedAvg:x=1': x=1: expected no option"),
-        (("own_rules:made:times=1",), "expected none beside a rule that is already made"),
+        (("own_rules:made:times=1",), "expected none with a rule object"),
         (("own_rules:Needy",), r"rule='own_rules:Needy': .*without arguments \(.*'value'"),
         (("own_rules:Silent",), "Silent.properties=None: expected Properties"),
         (("own_rules:",), "rule='own_rules:': expected a name in own_rules"),
