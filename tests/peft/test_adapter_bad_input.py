@@ -89,6 +89,7 @@ def shard():
     Path("b", WEIGHTS).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named", "expectation"),
     [

@@ -159,6 +159,7 @@ def test_a_padded_last_adapter_is_cut_to_the_highest_level(clients, tmp_path):
 RULES = ["fedavg", "flora", "fedex", "raflora", "raflora:canonicalize=true", "zero_pad", "rbla"]
 
 
+@pytest.mark.slow
 @each_value(rule=RULES, shape=[(1, 12), (12, 2), (3, 3)])
 def test_a_rank_above_the_limit_of_a_narrow_module(tmp_path, rule, shape):
     """A value head, a router: the same as with rows or columns of zeros that make room."""

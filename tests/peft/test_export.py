@@ -145,6 +145,7 @@ def test_clients_come_out_bit_for_bit(tmp_path, monkeypatch):
                 assert update.scaling == updates[slot].scaling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 @pytest.mark.parametrize("rule", ["raflora", "fedex"])
 def test_peft_loads_the_global_adapter(tmp_path, architecture, rule):
@@ -158,6 +159,7 @@ def test_peft_loads_the_global_adapter(tmp_path, architecture, rule):
         assert_same(peft_logits(model, task.test.inputs), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_rslora", [False, True])
 @pytest.mark.parametrize("rule", ["raflora", "ffa", "flora"])
 def test_the_global_adapter_is_what_the_largest_client_starts_from(tmp_path, rule, use_rslora):
@@ -251,6 +253,7 @@ def test_tasks_are_named_as_peft_names_them(name, kind):
     assert (options["task_type"], options["base_model_name_or_path"]) == (kind, "some/model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headless", "train_head"), [(True, None), (True, False), (False, None), (False, True)]
 )

@@ -53,6 +53,7 @@ def refusal(call) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", REDOS)
 def test_target_modules_that_take_years(tmp_path, pattern, monkeypatch):
     monkeypatch.setattr(patterns, "SECONDS", 0.2)
@@ -69,6 +70,7 @@ def test_patterns_that_take_years(tmp_path, where, monkeypatch):
     assert "pattern='(a+)+$': expected patterns that" in message
 
 
+@pytest.mark.slow
 def test_many_patterns_that_take_a_while_each(tmp_path):
     slow = {f"(a+)+{'a' * k}$|x{k}": 2 for k in range(300)}
     folder = write_folder(tmp_path, LONG[-23:], rank_pattern=slow)

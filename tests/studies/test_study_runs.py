@@ -89,6 +89,7 @@ def test_a_torn_file_is_no_run(tmp_path):
     assert load_dataset(keep(run, tmp_path)).attrs["rule"] == "fedavg"
 
 
+@pytest.mark.slow
 def test_rounds_of_other_parts_are_left_alone(tmp_path, monkeypatch):
     study = small_study()
     part = study.part(heterogeneity=["mild"], seeds=1)
@@ -104,6 +105,7 @@ def test_rounds_of_other_parts_are_left_alone(tmp_path, monkeypatch):
     assert not stale.parent.exists()
 
 
+@pytest.mark.slow
 def test_a_run_says_what_code_made_it(tmp_path, monkeypatch):
     part = small_study().part(heterogeneity=["mild"], seeds=1)
     runs = {(run.rule, run.scenario): run for run in part.runs()}

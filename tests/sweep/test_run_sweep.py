@@ -189,6 +189,7 @@ def test_the_manifest_says_what_made_the_sweep(out: Path) -> None:
         swept(SMALL, out)
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_swept_and_goes_on_round_by_round(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

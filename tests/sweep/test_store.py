@@ -51,6 +51,7 @@ def test_a_file_of_another_task_is_made_again(tmp_path: Path) -> None:
     assert not store.task_path(tmp_path, first).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_thread", [True, False], ids=["own thread", "control"])
 def test_a_profiler_does_not_change_the_bytes(
     own_thread: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,6 +31,7 @@ def test_the_second_driver_is_refused(out: Path) -> None:
     assert swept(SMALL, out).made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [Engine(), Engine(workers=2)], ids=["serial", "pool"])
 def test_a_full_disk_ends_the_sweep_and_keeps_what_is_done(
     out: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
@@ -115,6 +116,7 @@ def test_workers_that_are_killed_again_and_again_end_the_sweep(
         swept(SMALL, out, engine=Engine(workers=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [Engine(), Engine(workers=2)], ids=["serial", "pool"])
 def test_a_sweep_that_is_stopped_leaves_no_unfinished_file(out: Path, engine: Engine) -> None:
     left = out / "tasks" / ".abc.nc.0123456789abcdef.tmp"
@@ -129,6 +131,7 @@ def test_a_sweep_that_is_stopped_leaves_no_unfinished_file(out: Path, engine: En
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_data_that_is_missing_is_refused_before_the_first_run(out: Path) -> None:
     tables = {
         "scenario": {"ranks": "2x2", "fidelity": "training", "rounds": 1, "classes_per_client": 5},

@@ -30,6 +30,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(60))
 @given(VALUES, st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_what_pickle_wrote_comes_back(value: object, protocol: int) -> None:
