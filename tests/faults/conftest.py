@@ -38,6 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker("faults")
+            item.add_marker("slow")  # in processes of their own
 
 
 @pytest.hookimpl(wrapper=True)
