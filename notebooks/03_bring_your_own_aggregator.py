@@ -5,7 +5,7 @@
 # it is a correct aggregator at all, mend it, say what it promises, learn whether it collapses, and
 # hand it to others.
 #
-# **The idea.** FedAvg divides a direction by everybody's weight, raFLoRA by the weight of those who
+# **Idea.** FedAvg divides a direction by all clients' weight, raFLoRA by the weight of those who
 # carry it. The one forgets what few clients know, the other trusts few clients fully. Let us stand
 # in between: FedAvg's average, partition by partition divided by $W^\beta$, where $W$ is the share
 # of the weight that carries it. $\beta = 0$ is FedAvg and $\beta = 1$ is raFLoRA.
@@ -64,7 +64,7 @@ class FirstTry:
 #
 # `check_aggregator` searches for counterexamples to laws that every sound rule keeps: one client
 # alone comes back as it is, the order of the clients does not matter, all weights times ten change
-# nothing, and so on. It tries strange federations (ranks that nobody has, weights of zero, every
+# nothing, and so on. It tries unusual federations (ranks without a client, weights of zero, every
 # LoRA scaling), and a counterexample is made as small as it gets.
 
 
@@ -115,7 +115,7 @@ class Softened(AggregationRule):
     source: ClassVar[str] = "this notebook"
 
     def direction_weights(self, weights, members, norms=None):
-        """A share for every client and direction; where nobody carries one, nobody has a share."""
+        """Return the share of each client in each direction, zero where it is not carried."""
         shares = data_shares(weights, members)
         coverage = shares.sum(-2, keepdim=True)
         return shares / torch.where(coverage > 0, coverage, 1.0) ** self.beta
@@ -182,7 +182,7 @@ assert not check(Honest())
 #
 # A correct aggregator may still lose its rank. Ours multiplies a direction by $\pi^{1-\beta}$ a
 # round, which is less than one: the prediction is that it collapses, at the square root of FedAvg's
-# rate. The report predicts by the multiplier that we declared, runs it beside FedAvg and raFLoRA,
+# rate. The report predicts by the multiplier that we declared, runs it with FedAvg and raFLoRA,
 # and decides. Our partitions go from dark to light, predictions are dashed.
 
 # %%
@@ -196,7 +196,7 @@ figure = theory.draw_collapse(report)
 #
 # ## A rule with a memory
 #
-# Some servers keep something from round to round. What `step` returns beside the result is handed
+# Some servers keep something from round to round. What `step` returns with the result is passed
 # to it in the next round. Here is server momentum: a velocity that the global update moves on with.
 # A rule whose earlier rounds matter declares `stateless=False`.
 
@@ -226,7 +226,7 @@ print(collapse_report(Momentum(), seeds=8, scenarios=("full",)).sentence)
 # %% [markdown]
 # ## Hand it to others
 #
-# Put the rule into a module, and a test beside it. `parametrize_with_checks` makes one pytest case
+# Put the rule into a module, and a test next to it. `parametrize_with_checks` makes one pytest case
 # of every law, for every rule and setting of its options that you list.
 
 # %%
@@ -272,7 +272,7 @@ def test_laws(rule, check):
 """
 
 # %% [markdown]
-# Anybody can run that (here in a folder of its own). `s` is a law that the rule says nothing of.
+# Other people can run it (here in a separate folder). `s`: the rule makes no claim about this law.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:

@@ -59,7 +59,7 @@ for name in ("fedavg", "raflora"):
     runs[name] = training_dataset(scenario, rule, [0], results)
 
 # %% [markdown]
-# Left, the share $\rho_2$ of the energy in the two directions that everybody carries: at 1 the
+# Left, the share $\rho_2$ of the energy in the two directions that all clients carry: at 1 the
 # global update has collapsed to rank 2. Right, the test accuracy. One seed proves nothing about
 # accuracy; `fedlora-sim verify` runs it with intervals.
 
@@ -149,10 +149,10 @@ pd.DataFrame(table, index=pd.Index([2, 4, 8, 16], name="round")).round(3)
 # Not exact, and better with every round: early updates are small, and a few steps of Adam turn
 # them. Hold that thought for what comes.
 #
-# ## Calibrate, foretell, compare
+# ## Calibrate, forecast, compare
 #
 # Real clients have some gain and some drift: $s = a\sigma + b$. Rounds 4–8 tell their means and
-# spreads, partition by partition. From there on the closed recursion runs alone, and foretells
+# spreads, partition by partition. From there on the closed recursion runs alone, and forecasts
 # rounds 9–16. No later number enters it.
 
 # %%
@@ -174,7 +174,7 @@ scores = {name: studies.score(run, 8, calibration=laws[name]) for name, run in r
 figure = forecasts(scores, runs)
 
 # %% [markdown]
-# How far off, in decades (a factor of ten is 1)? Two rivals are scored beside the calibrated
+# How far off, in decades (a factor of ten is 1)? Two rivals are scored with the calibrated
 # theory: *persistence* says that all stays as in round 8, and *pure* is suppression by coverage
 # alone, without any training.
 

@@ -1,9 +1,10 @@
-"""One measure for runs and for predicted trajectories: energies in, rates, floors and shares out.
+"""Measure runs and predicted trajectories: from energies to rates, floors, shares and verdicts.
 
-Energies are those of whole partitions, sums over their directions. A run's rate is the slope of a
-straight line through the logarithm, over the rounds in which the partition is still there; over
-runs, slopes count by the rounds behind them, so that a run that ends early says less. That ratio of
-sums is the mean logarithm of a round's factor whenever rounds are alike and independent.
+Energies are sums over the directions of a partition. The rate of a run is the slope of a straight
+line through the logarithm, over the rounds in which the partition is not extinct. Over runs, slopes
+are weighted by their number of rounds, so that a run that ends early has less weight. That ratio of
+sums is the mean logarithm of a round's factor if rounds are independent and identically
+distributed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from analysis.stats.intervals import (
 from analysis.stats.series import log_linear_rate
 
 EXTINCT = 1e-8
-"""A partition is extinct from the round on in which less than this share of its energy is left."""
+"""A partition is extinct from the round on in which its energy is below this share."""
 GONE = 1e-18
-"""Less than this share of the start is rounding: what a singular value decomposition leaves."""
+"""A smaller share of the initial energy is rounding, after a singular value decomposition."""
 FALLS = 0.02
-"""A typical run that loses at most this share of the energy a round, late, does not fall."""
+"""A typical run that loses at most this share of the energy per late round does not fall."""
 KINDS = (
     *("rate", "late_rate", "floor", "extinct", "rho"),
     *("relative_rate", "relative_late", "left", "versus_fedavg", "versus_raflora"),
@@ -42,13 +43,13 @@ Numbers = dict[str, Measurement]
 
 @dataclass(frozen=True, eq=False)
 class Slopes:
-    """Log-slopes of every run and partition.
+    """Log-slopes of each run and partition.
 
     Args:
         slope: natural logarithm of the energy's factor per round, (S, M).
-        rounds: rounds behind it, (S, M); 0 where there is no slope.
-        begun: whether the partition was there in the first round of the window, and what the next
-            one made of it is known, boolean (S, M).
+        rounds: number of rounds, (S, M); 0 if there is no slope.
+        begun: whether the partition existed in the first round of the window and the next round is
+            known, boolean (S, M).
     """
 
     slope: Array
@@ -57,9 +58,9 @@ class Slopes:
 
     @classmethod
     def of(cls, series: Array, window: tuple[int, int]) -> Slopes:
-        """Slopes of series (S, T + 1, M) over the rounds in which they are not gone or unknown.
+        """Return the slopes of series (S, T + 1, M) over the rounds that are present and known.
 
-        A rule with a memory brings back what is gone for a round.
+        A rule with state can restore a partition that is lost in one round.
         """
         first, last = window
         part = series[:, first : last + 1].transpose(0, 2, 1)
@@ -74,9 +75,11 @@ class Slopes:
 
 
 def series_of(energy: Array, *, beside: bool) -> Array:
-    """Energies (S, T + 1, M) over their start; over the shared partition's, where it is beside.
+    """Return the energies (S, T + 1, M) relative to their start.
 
-    Where the shared partition is gone there is nothing to compare with: NaN.
+    And to the shared partition if requested.
+
+    NaN where the shared partition is lost.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         own = energy / energy[:, :1]
@@ -87,26 +90,26 @@ def series_of(energy: Array, *, beside: bool) -> Array:
 
 
 def lost(energy: Array, standard: Standard) -> NDArray[np.bool_]:
-    """Whether a partition is extinct, (S, T + 1, M).
+    """Return whether a partition is extinct, (S, T + 1, M).
 
-    Where the shared partition is gone as well, each is held against its own start.
+    If the shared partition is lost too, each partition is compared with its own start.
     """
     own, beside = (series_of(energy, beside=x) for x in (False, standard.beside))
     return (np.where(np.isnan(beside), own, beside) < EXTINCT).astype(np.bool_)
 
 
 def measure(energy: Array, standard: Standard, error: float) -> Numbers:
-    """All numbers of one rule's runs in one scenario.
+    """Return all numbers of one rule's runs in one scenario.
 
     Args:
-        energy: of the partitions, (S, T + 1, M); one run alone is taken for exact.
+        energy: energies of the partitions, (S, T + 1, M); a single run counts as exact.
         standard: the scenario.
         error: probability that any interval misses; equal parts for `KINDS`, then for partitions.
 
     Returns:
-        Measurements of M partitions each, of `rho` (1,). Where all runs agree to rounding, both
-        ends are the value; the only run of several in which something is left has no bounds, unless
-        nothing is drawn. NaN: nothing is left to measure.
+        Measurements of M partitions each; `rho` has shape (1,). If all runs agree to rounding, both
+        ends equal the value. If only one of several runs has anything left, there are no bounds,
+        unless nothing is random. NaN: nothing is left to measure.
     """
     part, exact = error / len(KINDS), _is_exact(energy, standard)
     own, beside = series_of(energy, beside=False), series_of(energy, beside=standard.beside)
@@ -127,7 +130,10 @@ def measure(energy: Array, standard: Standard, error: float) -> Numbers:
 
 
 def versus(own: Array, other: Array, standard: Standard, error: float) -> Measurement:
-    """A rule's factor per round over another's on the same seeds, paired run by run, (M,)."""
+    """Return a rule's factor per round relative to another's on the same seeds, (M,).
+
+    Runs are paired.
+    """
     ours, theirs = (
         Slopes.of(series_of(energy, beside=standard.beside), standard.window)
         for energy in (own, other)
@@ -140,7 +146,7 @@ def versus(own: Array, other: Array, standard: Standard, error: float) -> Measur
 
 
 def extinct_round(energy: Array, standard: Standard) -> tuple[float, ...]:
-    """Round by which half of the runs lost each partition for good, (M,); infinite if never."""
+    """Return the round by which half of the runs lost each partition, (M,); infinite if never."""
     gone = lost(energy, standard)
     for_good = np.logical_and.accumulate(gone[:, ::-1], axis=1)[:, ::-1]
     first = np.where(for_good[:, -1], for_good.argmax(1), np.inf)
@@ -148,12 +154,12 @@ def extinct_round(energy: Array, standard: Standard) -> tuple[float, ...]:
 
 
 def rates(slopes: Slopes, error: float, *, exact: bool) -> Measurement:
-    """Factor per round of a typical run, with intervals that hold together over partitions.
+    """Return the factor per round of a typical run, with simultaneous intervals over partitions.
 
     Args:
-        slopes: of the runs.
+        slopes: slopes of the runs.
         error: probability that any interval misses.
-        exact: whether one run alone says what all do.
+        exact: whether a single run represents all.
     """
     columns = zip(slopes.slope.T, slopes.rounds.T, slopes.begun.T, strict=True)
     part = error / slopes.slope.shape[1]
@@ -166,7 +172,7 @@ UNKNOWN: Ends = (np.nan, np.nan, np.nan)
 
 
 def _is_exact(energy: Array, standard: Standard) -> bool:
-    """Whether one run says it all: nothing is drawn, or it is a predicted trajectory."""
+    """Return True if a single run represents all: nothing is random, or it is a prediction."""
     return not standard.draws or len(energy) == 1
 
 
@@ -176,7 +182,7 @@ def _rate(
     some = rounds > 0
     if not begun.any() or np.isnan(slope[some]).any():
         return UNKNOWN
-    if not some.any():  # every run loses it at once
+    if not some.any():  # every run loses it in the first round
         return _exactly(0.0) if exact or begun.sum() > 1 else _unbounded(0.0)
     x, n = slope[some], rounds[some]
     if len(x) < 2 and not exact:
@@ -188,7 +194,7 @@ def _rate(
 
 
 def _late_level(series: Array, error: float, *, exact: bool) -> Measurement:
-    """Typical energy of the last quarter of the rounds, of runs in which something is left."""
+    """Return the typical energy in the last quarter of the rounds, over runs with energy left."""
     rounds = series.shape[1] - 1
     level = series[:, rounds - rounds // 4 :].mean(1)
     part = error / level.shape[1]
@@ -198,7 +204,7 @@ def _late_level(series: Array, error: float, *, exact: bool) -> Measurement:
 def _level(level: Array, error: float, *, exact: bool) -> Ends:
     if np.isposinf(level).any():
         return UNKNOWN
-    logs = np.log(level[level > GONE])  # and no NaN
+    logs = np.log(level[level > GONE])  # excludes NaN
     if not len(logs):
         return UNKNOWN
     if len(logs) < 2 and not exact:
@@ -210,7 +216,7 @@ def _level(level: Array, error: float, *, exact: bool) -> Ends:
 
 
 def _extinct(last: NDArray[np.bool_], error: float, *, exact: bool) -> Measurement:
-    """Share of runs in which the partition is extinct at the end, from runs (S, M)."""
+    """Return the share of runs in which the partition is extinct at the end, from runs (S, M)."""
     ended = last.astype(np.float64)
     found = proportion_interval(ended, error)
     if not exact or (np.ptp(ended, axis=0) > 0).any():
@@ -219,7 +225,7 @@ def _extinct(last: NDArray[np.bool_], error: float, *, exact: bool) -> Measureme
 
 
 def _shared_ratio(energy: Array, error: float) -> Measurement:
-    """Energy ratio at the end, of mean energies: rho at the shared rank, (1,)."""
+    """Return the energy ratio at the end, of mean energies: rho at the shared rank, (1,)."""
     last = energy[:, -1]
     pair = np.stack([last[:, 0], last.sum(-1)], -1)
     if not (np.isfinite(pair).all() and (pair[:, 1] > 0).any()):
@@ -238,12 +244,12 @@ def _exactly(value: float) -> Ends:
 
 
 def _unbounded(value: float) -> Ends:
-    """One run among several: it says nothing of their spread."""
+    """Return one of several runs without bounds, because it does not show their spread."""
     return value, 0.0, np.inf
 
 
 def _exp(found: Measurement) -> Ends:
-    """One measured logarithm and its ends, as factors."""
+    """Return a measured logarithm and its ends as factors."""
     with np.errstate(over="ignore"):
         value, low, high = np.exp([found.value[0], found.low[0], found.high[0]])
     return float(value), float(low), float(high)
@@ -254,17 +260,16 @@ def _joined(found: list[Ends], runs: int) -> Measurement:
     return Measurement(value, low, high, runs)
 
 
-# Whether a rule collapses, by intervals: the typical run of every partition above the shared
-# rank.
+# Verdict on collapse, by intervals: the typical run of each partition above the shared rank.
 #
-# A partition collapses where one of these is beyond doubt: most runs lose it altogether; a
-# typical run still loses energy in the second half of its rounds; what is left there is next to
-# nothing. It keeps its place where all three are ruled out. Growth is never collapse.
+# A partition collapses if one of these is certain: most runs lose it completely; a typical run
+# still loses energy in the second half of its rounds; the remaining energy is negligible. It is
+# kept if all three are excluded. Growth is never a collapse.
 
 MOST = 0.5
-"""More runs than this that lose a partition are most of them."""
+"""A larger share of runs that lose a partition counts as most of them."""
 NOTHING = 0.01
-"""Less than this share of its energy, beside the shared partition, is next to nothing."""
+"""A smaller share of its energy, relative to the shared partition, is negligible."""
 
 CRITERIA = (
     f"collapses: most runs lose a partition (energy below {EXTINCT:g}), or a typical run still "
@@ -274,7 +279,7 @@ CRITERIA = (
 
 
 class Collapse(StrEnum):
-    """What a rule does to the partitions above the shared rank."""
+    """The effect of a rule on the partitions above the shared rank."""
 
     COLLAPSES = "collapses"
     KEEPS = "keeps its rank"
@@ -282,7 +287,7 @@ class Collapse(StrEnum):
 
 
 def by_partition(numbers: Numbers) -> tuple[Collapse, ...]:
-    """The verdict on every partition above the shared one."""
+    """Return the verdict on each partition above the shared one."""
     extinct, late, left = (numbers[name] for name in ("extinct", "relative_late", "left"))
     collapses = (extinct.low > MOST) | (late.high < 1 - FALLS) | (left.high < NOTHING)
     keeps = (extinct.high < MOST) & (late.low >= 1 - FALLS) & (left.low >= NOTHING)
@@ -291,12 +296,15 @@ def by_partition(numbers: Numbers) -> tuple[Collapse, ...]:
 
 
 def of_partitions(numbers: Numbers) -> Collapse:
-    """The verdict on a scenario: one partition that collapses is enough, all must keep."""
+    """Return the verdict on a scenario: it collapses if one partition does.
+
+    And keeps its rank if all do.
+    """
     return together(by_partition(numbers))
 
 
 def together(verdicts: Iterable[Collapse]) -> Collapse:
-    """The verdict on several partitions, or several scenarios."""
+    """Return the verdict on several partitions, or several scenarios."""
     found = set(verdicts)
     if Collapse.COLLAPSES in found:
         return Collapse.COLLAPSES

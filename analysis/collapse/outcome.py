@@ -1,4 +1,4 @@
-"""What came out of one rule in one scenario, beside what was predicted of it."""
+"""The outcome of one rule in one scenario, compared with its prediction."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from fedlora_sim import simulate
 from fedlora_sim.rules import AggregationRule
 
 BAND = (0.1, 0.9)
-"""Quantiles over runs between which figures draw a band."""
+"""Quantiles over runs of the band in figures."""
 TURNED = 0.1
-"""Beyond this share of energy off the initial directions, what they lost may have turned away."""
+"""Above this share of energy off the initial directions, lost energy may have rotated away."""
 
 Progress = Callable[[float], object]
 
 
 class Agreement(StrEnum):
-    """A measured number against its prediction."""
+    """Agreement of a measured number with its prediction."""
 
     AGREES = "agrees"
     DISAGREES = "disagrees"
@@ -58,9 +58,9 @@ class Runs:
     """Runs of one rule.
 
     Args:
-        energy: of the partitions on the initial directions, (S, T + 1, M); NaN from the round on
-            in which a run diverges.
-        turned: share of the last round's energy that is off those directions, mean over runs.
+        energy: energies of the partitions on the initial directions, (S, T + 1, M); NaN from the
+            round on in which a run diverges.
+        turned: share of the last round's energy off those directions, mean over runs.
     """
 
     energy: Array
@@ -74,13 +74,13 @@ class Outcome:
     Args:
         label: the rule, with its options.
         verdict: whether it collapses here.
-        partitions: the same of every partition above the shared one.
+        partitions: verdict on each partition above the shared one.
         numbers: measurements by kind, see `analysis.collapse.measure.KINDS`.
         extinct_rounds: round by which half of the runs lost each partition, infinite if never.
-        prediction: as made before the run.
-        agreement: by kind, for every partition.
-        curves: median and band of energies over their start, (3, T + 1, M).
-        notes: what a reader must know of the runs.
+        prediction: the prediction, made before the run.
+        agreement: agreement by kind, for each partition.
+        curves: median and band of energies relative to their start, (3, T + 1, M).
+        notes: notes for readers on the runs.
     """
 
     label: str
@@ -102,7 +102,7 @@ def run(
     on_progress: Progress,
 ) -> Runs:
     """Simulate a rule in a standard scenario."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what diverges is told in a note
+    with np.errstate(over="ignore", invalid="ignore"):  # divergence is reported in a note
         found = simulate(standard.at(fidelity), rule=rule, seed=seeds, on_progress=on_progress)
     on_basis = "projected_energy" in found
     energy = partition_sums(found["projected_energy" if on_basis else "energy"].values, standard)
@@ -129,7 +129,7 @@ def outcome(
     """Measure runs, decide by intervals, and compare with the prediction."""
     numbers = measure(runs.energy, standard, error) | paired
     doubts, partitions = _doubts(runs), by_partition(numbers)
-    if doubts:  # energy that is not where it is looked for is not known to be lost
+    if doubts:  # energy outside the initial directions may not be lost
         doubtful = set(Collapse) if np.isnan(runs.energy).any() else {Collapse.COLLAPSES}
         partitions = tuple(Collapse.UNDECIDED if v in doubtful else v for v in partitions)
     return Outcome(
@@ -148,7 +148,7 @@ def outcome(
 def compare(
     numbers: Numbers, prediction: Prediction, standard: Standard, fidelity: str
 ) -> dict[str, tuple[Agreement, ...]]:
-    """Every number against its prediction, partition by partition."""
+    """Return the agreement of each number with its prediction, partition by partition."""
     return {
         name: tuple(
             _agreement(found, prediction.values.get(name), region_of(name, standard, fidelity), h)
@@ -159,7 +159,7 @@ def compare(
 
 
 def region_of(name: str, standard: Standard, fidelity: str) -> Callable[[float], Region]:
-    """The region around a prediction of this kind of number."""
+    """Return the region around a prediction of this kind of number."""
     width = standard.margins(fidelity)
     absolute = {"rho": width.ratio, "extinct": width.extinct}.get(name)
     if absolute is None:
@@ -189,7 +189,7 @@ def _curves(energy: Array) -> Array:
 
 
 def _doubts(runs: Runs) -> tuple[str, ...]:
-    """Why a partition that seems lost may not be."""
+    """Return reasons why a partition that seems lost may not be."""
     notes = []
     if np.isnan(runs.energy).any():
         notes.append("some energies are not finite: the runs diverge, and decide nothing")

@@ -1,4 +1,4 @@
-"""`collapse_report`: a rule in the standard scenarios, beside FedAvg and raFLoRA."""
+"""`collapse_report`: a rule in the standard scenarios, compared with FedAvg and raFLoRA."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 
     pass
 
-# Numbers with their intervals as text: losses, half-lives, shares
+# Numbers with intervals as text: losses, half-lives, shares
 
 ABSENT = "—"
 EXACTLY = "exactly "
-"""Before a number that every run gave, which has no interval."""
+"""Prefix of a number that every run gave, which has no interval."""
 DOUBLES = 2.0
-"""Growth by this factor and beyond is told as a factor."""
+"""Growth from this factor on is shown as a factor."""
 MANY = 10.0
-"""So is a share from here on."""
+"""Shares from here on are shown as factors too."""
 
 
 def directions(standard: Standard, partition: int) -> str:
-    """Directions of a partition, counted from 1: `5–8`."""
+    """Return the directions of a partition, counted from 1: `5–8`."""
     return directions_label(standard.scenario.federation.partitions[partition])
 
 
 def percent(share: float) -> str:
-    """A share as text, to three digits and no more than hundredths of a percent."""
+    """Return a share as text, with three digits and at most hundredths of a percent."""
     if not np.isfinite(share):
         return "∞" if share > 0 else "-∞"
     if share >= MANY:
@@ -56,26 +56,26 @@ def percent(share: float) -> str:
 
 
 def times(factor: float) -> str:
-    """A factor as text."""
+    """Return a factor as text."""
     return f"×{number(factor)}"
 
 
 def number(value: float) -> str:
-    """A number as text, to three digits."""
+    """Return a number as text, to three digits."""
     return "∞" if np.isposinf(value) else f"{value:.3g}"
 
 
 def share_text(found: Measurement, h: int) -> str:
-    """A share with its interval; a multiple where it is beyond ten."""
+    """Return a share with its interval; a multiple above ten."""
     if np.isnan(found.value[h]):
         return "nothing"
     return _with_ends(found, h, times if found.value[h] >= MANY else percent)
 
 
 def loss_text(found: Measurement, h: int) -> str:
-    """What a factor per round takes away, with its interval; negative where it adds.
+    """Return the loss of a factor per round with its interval; negative for growth.
 
-    The factor itself where it doubles the energy or more.
+    The factor itself if it doubles the energy or more.
     """
     if np.isnan(found.value[h]):
         return ABSENT
@@ -85,7 +85,7 @@ def loss_text(found: Measurement, h: int) -> str:
 
 
 def change_text(found: Measurement, h: int) -> str:
-    """`loses 36% [35%, 37%]`, `grows by 4% [3%, 5%]` or `grows ×18`."""
+    """Return `loses 36% [35%, 37%]`, `grows by 4% [3%, 5%]` or `grows ×18`."""
     if np.isnan(found.value[h]):
         return "has nothing left to lose"
     if found.value[h] >= DOUBLES:
@@ -97,16 +97,16 @@ def change_text(found: Measurement, h: int) -> str:
 
 
 def half_lives(rate: Array) -> Array:
-    """Half-lives of factors per round; infinite at 1, to rounding; NaN where unknown."""
+    """Return half-lives of factors per round; infinite at 1 up to rounding; NaN where unknown."""
     known = ~np.isnan(rate)
     lives = half_life(np.where(known & (rate < 1 - EXACT), np.maximum(rate, 0.0), 1.0))
     return np.where(known, lives, np.nan)
 
 
 def half_life_text(found: Measurement, h: int) -> str:
-    """Half-life with its interval, from a factor per round; empty where nothing falls."""
+    """Return the half-life of a factor per round with its interval; empty if nothing falls."""
     ends = (found.value, found.low, found.high)
-    # the two ends of an interval of factors are the ends of one of half-lives, in order
+    # the ends of an interval of factors are the ends of one of half-lives, in order
     value, low, high = map(half_lives, ends)
     lives = Measurement(value, low, high, found.samples)
     if not np.isfinite(lives.value[h]):
@@ -117,14 +117,14 @@ def half_life_text(found: Measurement, h: int) -> str:
 
 
 def extinct_text(own: Outcome, h: int) -> str:
-    """In how many runs a partition was lost, and by when in half of them."""
+    """Return the share of runs that lost a partition, and the round by which half of them did."""
     by = own.extinct_rounds[h]
     when = f", in half by round {by:.0f}" if np.isfinite(by) else ""
     return f"{share_text(own.numbers['extinct'], h)} of runs{when}"
 
 
 def telling_partition(own: Outcome) -> int:
-    """The partition above the shared one that decided, and of those the one that lost most."""
+    """Return partition above the shared one that decided; of several, the one that lost most."""
     wanted = [h for h, found in enumerate(own.partitions, 1) if found is own.verdict]
     name = "left" if own.verdict is Collapse.KEEPS else "relative_rate"
     value = np.nan_to_num(own.numbers[name].value, nan=-1.0)
@@ -142,10 +142,10 @@ def _with_ends(found: Measurement, h: int, text: Callable[[float], str]) -> str:
     return f"{value} [{text(found.low[h])}, {text(found.high[h])}]"
 
 
-# `collapse_report`: a rule in the standard scenarios, beside FedAvg and raFLoRA
+# The report
 
 CONTROLS = ("fedavg", "raflora")
-"""Rules that are run beside every other one; theory knows what they do."""
+"""Rules that are run for comparison with every other one; the theory predicts their results."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +155,9 @@ class ScenarioReport:
     Args:
         standard: the scenario.
         fidelity: `spectral` or `matrix`.
-        runs: seeds, the same ones for every rule.
-        rules: outcomes by label, the reader's rule first; it is missing if it could not be run.
-        failure: what the reader's rule raised, or None.
+        runs: number of seeds, the same for every rule.
+        rules: outcomes by label, the user's rule first; it is missing if it could not be run.
+        failure: the error of the user's rule, or None.
     """
 
     standard: Standard
@@ -167,18 +167,18 @@ class ScenarioReport:
     failure: str | None = None
 
     def verdict(self, label: str) -> Collapse:
-        """Verdict on a rule; undecided where it could not be run."""
+        """Return the verdict on a rule; undecided if it could not be run."""
         return self.rules[label].verdict if label in self.rules else Collapse.UNDECIDED
 
     def sentence(self, label: str) -> str:
-        """Verdict on a rule here in one sentence, with numbers and intervals."""
+        """Return verdict on a rule in this scenario as one sentence, with numbers and intervals."""
         if label not in self.rules:
             return f"{label} is undecided: it could not be run ({self.failure})."
         return of_scenario(self.rules, label, self.standard)
 
     @property
     def failed_controls(self) -> tuple[str, ...]:
-        """Controls that were not found to do what theory says of them, in words."""
+        """Controls whose results contradict the theory, as text."""
         return tuple(
             f"{label}, {self.standard.title}: theory says {found.prediction.verdict}, measured "
             f"{found.verdict}"
@@ -189,11 +189,11 @@ class ScenarioReport:
 
 @dataclass(frozen=True, eq=False)
 class CollapseReport:
-    """Does a rule collapse?
+    """Whether a rule collapses, with all numbers.
 
     Args:
         rule: label of the rule.
-        source: where the rule is from, in its own words.
+        source: the rule's own source.
         seed: base seed; run i has seed `seed * 1_000_000 + i`.
         scenarios: one report per standard scenario.
     """
@@ -205,7 +205,7 @@ class CollapseReport:
 
     @property
     def failed_controls(self) -> tuple[str, ...]:
-        """Controls that failed in these runs; where there are any, no verdict is to be trusted."""
+        """Failed controls; if there are any, the verdict is not reliable."""
         return tuple(text for part in self.scenarios for text in part.failed_controls)
 
     @property
@@ -219,15 +219,18 @@ class CollapseReport:
         return of_report(self)
 
     def table(self) -> Table:
-        """Every partition of every scenario, the rule beside FedAvg and raFLoRA (rich)."""
+        """Return a rich table of all partitions and scenarios.
+
+        With FedAvg and raFLoRA for comparison.
+        """
         return of(self)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per scenario, rule, partition and number, tidy."""
+        """Return a tidy table with one row per scenario, rule, partition and number."""
         return to_frame(self)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain data that `json.dumps` takes; see `analysis.collapse.report`."""
+        """Return the report as plain data for `json.dumps`; see `analysis.collapse.report`."""
         return to_record(self)
 
     def __str__(self) -> str:
@@ -242,26 +245,27 @@ def collapse_report(
     scenarios: Sequence[str] | None = None,
     progress: bool = False,
 ) -> CollapseReport:
-    """Run a rule in the standard scenarios, and tell by intervals whether it collapses.
+    """Run a rule in the standard scenarios, and test by intervals whether it collapses.
 
-    Everything is predicted before it is run. Rules with a spectral form run there, others with real
-    factors of small layers; FedAvg and raFLoRA run beside them, at the same fidelity and on the
-    same seeds. All intervals of one rule hold together at 95%.
+    Everything is predicted before it is run. Rules with a spectral form run at spectral fidelity,
+    others with real factors of small layers. FedAvg and raFLoRA run at the same fidelity and on the
+    same seeds for comparison. All intervals of one rule hold together at 95%.
 
     Args:
-        rule: what `get_rule` takes: a name with options, or a rule.
-        seed: base seed; the same one gives the same report.
-        seeds: runs of every scenario that draws something, at least 2; 2,000 at spectral (6,000
-            of cohorts) and 64 at matrix fidelity by default. The others need 2 and 8 at most.
-            So few that a control is undecided count as a control that failed.
-        scenarios: names out of `SCENARIOS`; all by default.
+        rule: a name with options, or a rule object, as for `get_rule`.
+        seed: base seed; equal seeds give equal reports.
+        seeds: runs of each scenario with random draws, at least 2; by default 2,000 at spectral
+            fidelity (6,000 with cohorts) and 64 at matrix fidelity. The other scenarios need at
+            most 2 and 8. With too few runs a control is undecided, which counts as a failed
+            control.
+        scenarios: names from `SCENARIOS`; all by default.
         progress: show a progress bar, one step per run.
 
     Returns:
         The report.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected.
+        InputError: if an argument is invalid; names the argument, its value and what was expected.
     """
     own, standards = get_rule(rule), chosen(scenarios)
     base = check_seed("seed", seed)
@@ -280,10 +284,10 @@ def collapse_report(
 
 
 def _controls(own: AggregationRule) -> dict[str, AggregationRule]:
-    """The controls by name.
+    """Return the controls by name.
 
     Raises:
-        InputError: if another rule goes by the name of one.
+        InputError: if another rule has the name of one.
     """
     controls = {name: get_rule(name) for name in CONTROLS}
     label = own.label
@@ -310,11 +314,11 @@ def _scenario(
     for label, rule in rules.items():
         try:
             runs[label] = run(rule, standard, fidelity, numbers, on_progress)
-        except Exception as raised:  # whatever the reader's rule raises
+        except Exception as raised:  # the user's rule may raise anything
             if label in CONTROLS:
                 raise
             failure = f"{type(raised).__name__}: {raised}"
-    # The part of a scenario does not depend on how many are run.
+    # The part of a scenario does not depend on how many scenarios are run.
     error = FAMILY_ERROR / len(SCENARIOS)
     found = {}
     for label, these in runs.items():
@@ -326,18 +330,18 @@ def _scenario(
     return ScenarioReport(standard, fidelity, count, found, failure)
 
 
-# A collapse report as plain data: for JSON, and as a tidy table
+# The report as plain data: for JSON, and as a tidy table
 
 
 def to_record(report: CollapseReport) -> dict[str, Any]:
-    """A report as plain data for JSON; no number in it is infinite or undefined.
+    """Return a report as plain data for JSON, without infinite or undefined numbers.
 
     Keys: `rule`, `source`, `seed`, `version`, `verdict`, `sentence`, `failed_controls`, and
     `scenarios`, each with `name`, `about`, `scenario` (its fields), `fidelity`, `runs`, `failure`,
     `partitions` (first and last direction), `verdict` and `sentence` of the rule, and `rules`: by
-    label, `verdict`, `partitions`, `prediction` (`source`, `verdict`), `extinct_round`, `notes`
-    and `numbers`, a list of rows as in `to_frame`. A null stands for what was not measured or not
-    predicted, for an end without bound, and for a half-life or a round that never comes.
+    label, `verdict`, `partitions`, `prediction` (`source`, `verdict`), `extinct_round`, `notes` and
+    `numbers`, a list of rows as in `to_frame`. A null means not measured or not predicted, an end
+    without bound, or an infinite half-life or round.
     """
     return {
         "rule": report.rule,
@@ -352,13 +356,13 @@ def to_record(report: CollapseReport) -> dict[str, Any]:
 
 
 def to_frame(report: CollapseReport) -> pd.DataFrame:
-    """One row per scenario, rule, partition and kind of number.
+    """Return one row per scenario, rule, partition and kind of number.
 
     Columns: `scenario`, `fidelity`, `rule`, `partition` (from 1; 1 is the shared one), `kind`,
     `value`, `low`, `high`, `runs`, `predicted`, `agreement` and `verdict`, the rule's in the
     scenario.
     """
-    import pandas as pd  # nothing else here needs it
+    import pandas as pd  # only needed here
 
     return pd.DataFrame(
         {
@@ -380,7 +384,7 @@ def _rows(own: Outcome) -> list[dict[str, Any]]:
         predicted = own.prediction.values.get(kind, np.full(len(found.value), np.nan))
         ends = {"value": found.value, "low": found.low, "high": found.high, "predicted": predicted}
         made = {kind: ends}
-        if kind == "rate":  # a half-life is a rate in other words
+        if kind == "rate":  # a half-life is another form of a rate
             made["half_life"] = {name: half_lives(x) for name, x in ends.items()}
         for name, columns in made.items():
             rows += [
@@ -437,7 +441,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-# Verdicts in words, every number with its interval and beside FedAvg's and raFLoRA's
+# Verdicts as sentences, with all numbers, their intervals, and those of FedAvg and raFLoRA
 
 NAMES = {"fedavg": "FedAvg", "raflora": "raFLoRA"}
 UNTRUSTED = "The controls failed: do not trust this report."
@@ -446,12 +450,12 @@ WIDTH = 100
 
 
 def of_scenario(rules: Mapping[str, Outcome], label: str, standard: Standard) -> str:
-    """The verdict on a rule in a scenario."""
+    """Return the verdict on a rule in a scenario."""
     return f"{label} {_verb(rules[label].verdict)}: {_evidence(rules, label, standard)}."
 
 
 def of_report(report: CollapseReport) -> str:
-    """The verdict on a rule over all scenarios, with the numbers of the first that decides."""
+    """Return the verdict on a rule over all scenarios, with the numbers of the deciding one."""
     verdict = report.verdict
     titles: dict[Collapse, list[str]] = {}
     for part in report.scenarios:
@@ -471,7 +475,7 @@ def of_report(report: CollapseReport) -> str:
 
 
 def in_full(report: CollapseReport) -> str:
-    """The verdict, every scenario's, what disagrees with theory, and how it was decided."""
+    """Return verdict, that of each scenario, disagreements with the theory, and the criteria."""
     lines = [report.sentence, ""]
     for part in report.scenarios:
         lines.append(f"{part.standard.title} ({part.fidelity}, {part.runs:,} runs):")
@@ -518,7 +522,7 @@ def _verb(verdict: Collapse) -> str:
 
 
 def _against_theory(own: Outcome) -> str:
-    """How many numbers agree with their predictions, and which do not."""
+    """Return the number of numbers that agree with their predictions, and those that do not."""
     prediction = own.prediction
     told = "" if prediction.verdict is None else f" Predicted: {prediction.verdict}."
     found = [(name, a) for name, each in own.agreement.items() for a in each if a in _COMPARED]
@@ -536,7 +540,7 @@ def _against_theory(own: Outcome) -> str:
 _COMPARED = (Agreement.AGREES, Agreement.DISAGREES, Agreement.UNDECIDED)
 
 
-# The table of a collapse report: partitions as rows, the rule beside FedAvg and raFLoRA
+# The table: partitions as rows, the rule with FedAvg and raFLoRA
 
 SIGNS = {
     Agreement.AGREES: "✓",
@@ -555,7 +559,10 @@ CAPTION = (
 
 
 def of(report: CollapseReport) -> Table:
-    """Losses per round, half-lives, what is left, extinction, and the shared-rank ratio."""
+    """Return losses per round, half-lives, remaining energy, extinction.
+
+    And the shared-rank ratio.
+    """
     table = Table(
         title="Energy lost a round, half-lives, and what is left",
         box=SIMPLE,
@@ -607,7 +614,7 @@ def _row(part: ScenarioReport, own: Outcome, h: int, label: str) -> list[str]:
 
 
 def _stacked(text: str) -> str:
-    """An interval below its value, in the same unit."""
+    """Return an interval below its value, in the same unit."""
     value, _, ends = text.removeprefix(EXACTLY).partition(" [")
     return f"{value}\n[{ends.translate(NO_UNITS)}" if ends else value
 
@@ -617,5 +624,5 @@ def _loss(factor: float) -> str:
 
 
 def _verdict(own: Outcome) -> str:
-    """Return the verdict without a mark: those of the table judge theory alone."""
+    """Return the verdict without a mark: marks of the table refer to the theory only."""
     return str(own.verdict)

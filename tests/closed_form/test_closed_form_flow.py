@@ -132,7 +132,7 @@ def test_random_cohorts_round_by_round(rule, sampling, allocation):
                         new = share * (0.8 + (x - 0.8) * math.exp(-0.4))
                     elif share == 0:
                         if policy == "zero":
-                            continue  # given that somebody carried it
+                            continue  # given that a client carried it
                         new = x
                     else:
                         power = 2 if rule in FACTOR else 1

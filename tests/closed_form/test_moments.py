@@ -104,7 +104,7 @@ def test_direction_carried_by_all_has_weight_exactly_one(sampling, normaliser, s
 
 @pytest.mark.parametrize("sampling", ["without_replacement", "with_replacement", "bernoulli"])
 def test_contributors_normaliser_leaves_one_over_their_number(sampling):
-    """Equal samples: raFLoRA's share is 1 or 0 and only the noise tells cohorts apart."""
+    """Equal samples: raFLoRA's share is 1 or 0 and only the noise distinguishes cohorts."""
     fed = Federation("2x40,5x60", cohort_size=7, sampling=sampling)
     found = weight_moments("contributors", fed)
     np.testing.assert_array_equal(found.mean, 1 - found.empty)

@@ -21,7 +21,7 @@ Reports = Callable[..., CollapseReport]
 
 @dataclass(frozen=True)
 class Halving(DataWeightedRule):
-    """Averages over contributors and halves what not everybody carries, as it declares."""
+    """Averages over contributors and halves what not all clients carry, as it declares."""
 
     name: ClassVar[str] = "halving"
     source: ClassVar[str] = "a test"

@@ -140,7 +140,7 @@ def test_options_may_be_keywords_and_a_rule_that_is_made_has_its_own():
     assert get_rule("raflora", canonicalize=True) == get_rule("raflora:canonicalize=true")
     own = RaFLoRA(canonicalize=True)
     assert get_rule(own) is own
-    with pytest.raises(InputError, match=r"options=.*already made"):
+    with pytest.raises(InputError, match=r"options=.*rule object"):
         get_rule(own, canonicalize=False)
 
 
