@@ -23,20 +23,19 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.closed_form.communication import Communication
-from analysis.closed_form.setting import RULES
+from analysis.closed_form.setting import RULES, rule_form
 from analysis.cohorts.law import Array
-from analysis.outcomes import Outcome, outcomes
-from analysis.predict import NO_FACTOR, check_start
+from analysis.predict import NO_FACTOR, ByCarriers, by_carriers, check_start
 from fedlora_sim.errors import (
     InputError,
     check_count,
     check_finite,
     check_positive_int,
     check_sequence,
-    check_share,
     expected,
 )
 from fedlora_sim.federation import MOST_RANK
+from fedlora_sim.scenario import Scenario
 
 LEVELS = (2, 4, 8, 16, 32, 64)
 LIMIT = 500_000
@@ -82,50 +81,31 @@ class Design:
 
 
 def design(
-    clients: int,
+    scenario: Scenario,
+    rules: Sequence[str] = RULES,
     *,
     total_rank: int | None = None,
     communication: float | None = None,
-    d_in: int = 64,
-    d_out: int = 64,
-    rounds: int = 100,
-    cohort_size: int | None = None,
-    sampling: str | None = None,
-    gain_mean: float = 1.0,
-    gain_std: float = 0.0,
-    drift_std: float = 0.0,
-    initial_amplitude: float = 1.0,
-    spectrum_decay: float = 0.9,
     levels: Sequence[int] = LEVELS,
     distinct: int = 3,
     min_coverage: float = 0.0,
-    rules: Sequence[str] = RULES,
     top: int = 20,
 ) -> list[Design]:
-    """Rank configurations and rules by what they keep after T rounds, within a budget.
+    """Rank configurations and rules by what they keep after the last round, within a budget.
 
-    Clients have equal sample counts. All configurations of up to `distinct` different levels are
-    compared, under every rule that has closed forms here (`analysis.outcomes` says which have not,
-    and why).
+    All configurations of up to `distinct` different levels are compared, under every rule that has
+    closed forms here (`analysis.predict.by_carriers` says which have not, and why).
 
     Args:
-        clients: number of clients K.
+        scenario: the clients, of equal sample counts, what they return, how many take part, and
+            the layer; all but its ranks, which are what is designed, and its empty-partition
+            policy, since every policy of a rule is compared.
+        rules: names of rules; each policy of a rule counts as one of its own.
         total_rank: most that the client ranks may sum to; no bound when None.
         communication: most numbers per round and layer, up and down together; no bound when None.
-        d_in: width of the layer, for the communication.
-        d_out: its height.
-        rounds: number of rounds T.
-        cohort_size: clients per round; all when None.
-        sampling: cohort law, see `Federation`.
-        gain_mean: mean of the factor by which clients change an amplitude.
-        gain_std: its standard deviation.
-        drift_std: deviation of what they add to it, in units of the amplitude.
-        initial_amplitude: amplitude of the first direction.
-        spectrum_decay: each direction starts with this share of the one before, in (0, 1].
         levels: ranks that clients may have, at most what the layer's matrix can have.
         distinct: most different ranks in one configuration.
         min_coverage: least share of clients at the highest level of a configuration.
-        rules: names of rules; each policy of a rule counts as one of its own.
         top: number of designs to return.
 
     Returns:
@@ -136,21 +116,16 @@ def design(
         ValueError: on a bad argument, without a budget, if nothing is within it, with more than
             `LIMIT` configurations, or where energies grow beyond the range of numbers.
     """
+    if not isinstance(scenario, Scenario):
+        raise expected("scenario", scenario, "a Scenario")
+    clients, rounds = scenario.federation.num_clients, scenario.rounds
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
-        found, reasons = outcomes(
-            clients,
-            rounds,
-            rules,
-            cohort_size=cohort_size,
-            sampling=sampling,
-            gain_mean=gain_mean,
-            gain_std=gain_std,
-            drift_std=drift_std,
-        )
+        found, reasons = _of_rules(scenario, rules)
     if not found:
         raise InputError("; ".join(reasons.values()))
-    menu = _menu(levels, initial_amplitude, spectrum_decay)
-    most = min(check_positive_int("d_in", d_in), check_positive_int("d_out", d_out))
+    menu = _menu(levels, scenario)
+    d_in, d_out = scenario.d_in, scenario.d_out
+    most = min(d_in, d_out)
     if menu.levels[-1] > most:
         raise expected("levels", levels, f"ranks of at most {most}, which {d_in} by {d_out} has")
     counts = configurations(clients, len(menu.levels), check_positive_int("distinct", distinct))
@@ -163,24 +138,35 @@ def design(
         # linear in ranks, and clients are drawn alike: only the sum of ranks matters
         key = rule, int(row @ np.array(menu.levels))
         if key not in sent:
-            ranks = np.repeat(menu.levels, row).tolist()
-            sent[key] = closed_form.communication(
-                rule, ranks, d_in, d_out, cohort_size=cohort_size, sampling=sampling
-            )
+            one = scenario.replace(ranks=np.repeat(menu.levels, row).tolist())
+            sent[key] = closed_form.communication(one, rule)
         return sent[key]
 
-    efforts = np.array([numbers(outcome.rule, counts[0]).total for outcome in found])
+    efforts = np.array([numbers(effect.rule, counts[0]).total for effect in found])
     designs: list[Design] = []
-    for outcome, row, signal, noise in _ranked(found, counts, menu, efforts, rounds):
-        traffic = numbers(outcome.rule, row)
+    for effect, row, signal, noise in _ranked(found, counts, menu, efforts, rounds):
+        traffic = numbers(effect.rule, row)
         if traffic.total <= limit:
-            designs.append(_describe(outcome, row, menu, signal, noise, traffic))
+            designs.append(_describe(effect, row, menu, signal, noise, traffic))
         if len(designs) == most:
             break
     if not designs:
         least = min(numbers.total for numbers in sent.values())
         raise expected("communication", communication, f"at least {least:g}, the cheapest design")
     return designs
+
+
+def _of_rules(scenario: Scenario, rules: Sequence[str]) -> tuple[list[ByCarriers], dict[str, str]]:
+    """What rules do to a direction, each policy apart; and for each without a closed form, why."""
+    found, reasons = [], {}
+    for form in map(rule_form, check_sequence("rules", rules, "names of rules")):
+        for policy in form.policies:
+            own = scenario.replace(empty_partition=policy or scenario.empty_partition)
+            try:
+                found.append(by_carriers(own, form.name))
+            except InputError as error:  # the scenario is sound: this rule has no closed form in it
+                reasons[form.name] = str(error)
+    return found, reasons
 
 
 def configurations(clients: int, levels: int, distinct: int) -> Counts:
@@ -239,7 +225,7 @@ class _Menu:
         return total / start
 
 
-def _menu(levels: Sequence[int], initial_amplitude: float, spectrum_decay: float) -> _Menu:
+def _menu(levels: Sequence[int], scenario: Scenario) -> _Menu:
     ranks = sorted(
         {
             check_count("levels", rank, MOST_RANK)
@@ -248,9 +234,8 @@ def _menu(levels: Sequence[int], initial_amplitude: float, spectrum_decay: float
     )
     if not ranks:
         raise expected("levels", levels, "at least one rank")
-    first = check_start("initial_amplitude", initial_amplitude)
-    decay = check_share("spectrum_decay", spectrum_decay)
-    energy = (first * decay ** np.arange(float(ranks[-1]))) ** 2
+    first = check_start("initial_amplitude", scenario.initial_amplitude)
+    energy = (first * scenario.spectrum_decay ** np.arange(float(ranks[-1]))) ** 2
     edges = np.array([0, *ranks])
     added = np.add.reduceat(energy, edges[:-1])
     return _Menu(tuple(ranks), np.diff(edges), added)
@@ -280,14 +265,14 @@ def _within(
 
 
 def _ranked(
-    found: Sequence[Outcome], counts: Counts, menu: _Menu, efforts: Array, rounds: int
-) -> Iterator[tuple[Outcome, Counts, float, float]]:
+    found: Sequence[ByCarriers], counts: Counts, menu: _Menu, efforts: Array, rounds: int
+) -> Iterator[tuple[ByCarriers, Counts, float, float]]:
     """Rules with configurations, signal and noise, best first; `efforts` decide between equals."""
     carriers = _carriers(counts)
     with np.errstate(over="ignore", invalid="ignore"):
-        signal = np.stack([menu.share(outcome.mean[carriers] ** 2) for outcome in found])
-        energy = np.stack([menu.share(outcome.second[carriers]) for outcome in found])
-        drift = np.stack([menu.share(0.0, outcome.drift[carriers]) for outcome in found])
+        signal = np.stack([menu.share(effect.mean[carriers] ** 2) for effect in found])
+        energy = np.stack([menu.share(effect.second[carriers]) for effect in found])
+        drift = np.stack([menu.share(0.0, effect.drift[carriers]) for effect in found])
         noise = np.maximum(energy - signal, 0.0) + drift
         score = signal - noise
     if not np.isfinite(score).all():
@@ -304,12 +289,12 @@ def _carriers(counts: Counts) -> Counts:
 
 
 def _describe(
-    outcome: Outcome, row: Counts, menu: _Menu, signal: float, noise: float, sent: Communication
+    effect: ByCarriers, row: Counts, menu: _Menu, signal: float, noise: float, sent: Communication
 ) -> Design:
     carriers, used = _carriers(row), np.flatnonzero(row)
     return Design(
-        rule=outcome.rule,
-        empty_partition=outcome.empty_partition,
+        rule=effect.rule,
+        empty_partition=effect.empty_partition,
         ranks=",".join(f"{menu.levels[j]}x{row[j]}" for j in used),
         total_rank=int(row @ np.array(menu.levels)),
         score=signal - noise,
@@ -317,8 +302,8 @@ def _describe(
         noise=noise,
         lost=float(menu.share((carriers == 0).astype(float))),
         top_coverage=float(row[used[-1]] / row.sum()),
-        worst_rate=None if outcome.rate is None else float(outcome.rate[carriers[used]].min()),
-        reasons={} if outcome.rate is not None else {"worst_rate": NO_FACTOR},
+        worst_rate=None if effect.rate is None else float(effect.rate[carriers[used]].min()),
+        reasons={} if effect.rate is not None else {"worst_rate": NO_FACTOR},
         upload=sent.upload,
         download=sent.download,
     )

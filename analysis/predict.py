@@ -1,46 +1,49 @@
-"""What the closed forms say of one federation, for every rule side by side: no simulation.
-
-A partition's numbers are those of its first direction, since all directions of a partition fare
-alike; energies are means over its directions, which may start and stop at different amplitudes.
-"""
+"""`predict`: what the closed forms say of a scenario, named and labelled as a simulation is."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
+import xarray as xr
 
 from analysis import closed_form
-from analysis.closed_form.setting import RULES, federation_of, is_full, rule_form
-from analysis.cohorts.law import Array
+from analysis.closed_form.scope import check_scope
+from analysis.closed_form.setting import ALIASES, RULES, RuleForm, is_full, rule_form
+from analysis.cohorts.law import Array, MonteCarloWarning, allocation_of
+from fedlora_sim.datasets import LABELS, direction_coords
 from fedlora_sim.errors import (
     MOST_ROUNDS,
-    check_choice,
+    InputError,
     check_count,
     check_finite,
     check_positive,
     check_sequence,
-    check_share,
     expected,
 )
-from fedlora_sim.federation import Federation
+from fedlora_sim.metrics import effective_rank, energy_ratio
+from fedlora_sim.scenario import Scenario, TrainingFields
+from fedlora_sim.tolerances import relative
+from fedlora_sim.version import __version__
 
-LEAST = 1e-150
-"""Lowest amplitude of a partition at the start: squares of lower ones are no longer exact."""
+if TYPE_CHECKING:
+    from fedlora_sim.rules import AggregationRule
 
 HARMONIC = (
-    "over random cohorts the amplitude at the end of training is 1/E[1/x] where somebody carries "
-    "the direction in every round, for ffa E[x]; 1/E[1/x] vanishes before a typical run collapses, "
-    "of which the threshold speaks"
+    "over random cohorts flow_amplitude and flow_floor are 1/E[1/x], given a carrier of the "
+    "direction in every round (for ffa E[x]); 1/E[1/x] vanishes before a typical run collapses, "
+    "which is what collapse_threshold says"
 )
-"""What the floors of training are means of."""
+"""What the amplitudes of training are means of."""
 
 TRAINED = (
-    "training towards a target stands in place of gains and drifts, which do not enter thresholds, "
+    "training towards a target takes the place of gains and drifts, which do not enter thresholds, "
     "floors and rates of training"
 )
 """What the questions about training leave out."""
@@ -54,93 +57,339 @@ LATE = (
 )
 """What factors per round mean for rules of two states, or with weights that depend on the state."""
 
+PLACES = (
+    "the server cuts clients their directions from sorted singular values, and directions may "
+    "change places"
+)
+"""Why the matrix fidelity is not predicted where amplitudes may change their order."""
 
-@dataclass(frozen=True)
-class Case:
-    """What is predicted: a federation, its clients' updates, and for how long.
+SORTED = "singular values are sorted and do not follow their directions: see projected_energy"
+"""Why energies of sorted singular values are not predicted under random allocation."""
+
+EQUAL = "directions of equal amplitude turn into each other"
+"""Why the initial basis says nothing of amplitudes that start equal."""
+
+ROUNDS, DIRECTIONS = ("round", "direction"), ("direction",)
+_UNIT = {"energy": LABELS["energy"][1], "amplitude": "amplitude of dW", "rounds": "rounds"}
+VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "energy": (ROUNDS, "mean energy of the direction, E[sigma_i**2]", _UNIT["energy"]),
+    "mean_amplitude": (ROUNDS, "mean amplitude of the direction, E[sigma_i]", _UNIT["amplitude"]),
+    "rho": (("round",), "energy ratio of the mean energies", LABELS["rho"][1]),
+    "effective_rank": (
+        ("round",),
+        "effective rank of the mean energies",
+        LABELS["effective_rank"][1],
+    ),
+    "energy_rate": (DIRECTIONS, "factor of the mean energy per round, drift apart", "1"),
+    "half_life": (DIRECTIONS, "half-life of the mean energy", _UNIT["rounds"]),
+    "typical_rate": (DIRECTIONS, "factor of the energy per round of a typical run", "1"),
+    "typical_half_life": (DIRECTIONS, "half-life of a typical run's energy", _UNIT["rounds"]),
+    "energy_floor": (DIRECTIONS, "stationary mean energy", _UNIT["energy"]),
+    "extinction_probability": (DIRECTIONS, "chance per round of a cohort without carrier", "1"),
+    "survival": (DIRECTIONS, "probability that the direction survives all rounds", "1"),
+    "collapse_threshold": (DIRECTIONS, "local time below which the direction collapses", "time"),
+    "flow_floor": (DIRECTIONS, "amplitude at which training holds it", _UNIT["amplitude"]),
+    "flow_rate": (DIRECTIONS, "factor per round of the approach to that amplitude", "1"),
+    "flow_amplitude": (ROUNDS, "amplitude under training", _UNIT["amplitude"]),
+}
+"""Dimensions, meaning and unit of everything that is predicted."""
+
+PROJECTED = (ROUNDS, "mean energy on the initial basis, E[(u_i^T dW v_i)**2]", _UNIT["energy"])
+"""The same of `projected_energy`, which the matrix fidelity has besides."""
+
+MOST_VALUES = 100_000_000
+"""Most values of one variable."""
+
+TRAINING = ("collapse_threshold", "flow_floor", "flow_rate", "flow_amplitude")
+"""Variables that need `local_loss="quadratic"`."""
+
+
+# One scenario under one rule
+
+
+def predict(scenario: Scenario, rule: str | AggregationRule = "raflora") -> xr.Dataset:
+    """Predict a scenario under one server rule in closed form.
 
     Args:
-        ranks: client ranks, a sequence or text (`"8x10,16x6"`: rank 8, 10 clients; ...).
-        rounds: number of rounds T.
-        cohort_size, num_samples, sampling: see `Federation`.
-        allocation: which directions clients carry, `svd` or `random`.
-        gain_mean, gain_std: of the factor a by which a client's round changes an amplitude.
-        drift_mean, drift_std: of what it adds, in units of the amplitude.
-        initial_amplitude: amplitude of the first direction at round 0.
-        spectrum_decay: each direction starts with this share of the one before, in (0, 1].
-        target: amplitude that local training aims at, for the questions about training.
-        local_time: time T of local gradient flow per round; None leaves floor and rate out.
+        scenario: what would be simulated, at fidelity `spectral` or `matrix`.
+        rule: name of the server rule, or an `AggregationRule`, as for `simulate`.
+
+    Returns:
+        Dataset with the names and coordinates of a simulation's, without its seeds. Of (round,
+        direction): `energy`, `mean_amplitude` and `flow_amplitude`; at matrix fidelity also
+        `projected_energy`. Of (round): `rho` and `effective_rank`, both of the mean energies. Of
+        (direction): `energy_rate`, `half_life`, `typical_rate`, `typical_half_life`,
+        `energy_floor`, `extinction_probability`, `survival` after the last round,
+        `collapse_threshold`, `flow_floor` and `flow_rate`. Coordinates `partition` and `coverage`.
+        What has no closed form here is NaN; its attribute `reason`, and the attribute `reasons` of
+        the dataset (JSON, by variable), say why. Further attributes hold the scenario, the rule and
+        `notes` (JSON) on what else must be known, such as laws that were estimated.
 
     Raises:
-        ValueError: naming the field, its value and what was expected.
+        InputError: on anything but a scenario, an unknown rule (with the closest name), or more
+            rounds and directions than memory holds.
     """
+    _check(scenario)
+    label, form = _resolve(rule)
+    notes: list[str] = []
+    # an energy beyond the range of numbers is infinite, which datasets and records can say
+    with _noted(notes), np.errstate(over="ignore", invalid="ignore"):
+        found = _Prediction(scenario, label, form)
+        found.fill()
+    trains = scenario.local_loss == "quadratic"
+    if trains and not found.is_full:
+        notes.append(HARMONIC)
+    if form is not None and not _is_geometric(form):
+        notes.append(LATE)
+    return found.dataset(tuple(dict.fromkeys(notes)))
 
-    ranks: str | Sequence[int]
-    rounds: int = 100
-    cohort_size: int | None = None
-    num_samples: Sequence[float] | None = None
-    sampling: str | None = None
-    allocation: str = "svd"
-    gain_mean: float = 1.0
-    gain_std: float = 0.0
-    drift_mean: float = 0.0
-    drift_std: float = 0.0
-    initial_amplitude: float = 1.0
-    spectrum_decay: float = 0.9
-    target: float = 1.0
-    local_time: float | None = None
-    federation: Federation = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        federation = federation_of(self.ranks, self.num_samples, self.cohort_size, self.sampling)
-        samples = None if self.num_samples is None else federation.num_samples
-        checked: dict[str, Any] = {
-            "federation": federation,
-            "ranks": self.ranks if isinstance(self.ranks, str) else federation.ranks,
-            "num_samples": samples,
-            "rounds": check_count("rounds", self.rounds, MOST_ROUNDS),
-            "allocation": check_choice("allocation", self.allocation, ("svd", "random")),
-        }
-        for name in ("gain_mean", "drift_mean"):
-            checked[name] = check_finite(name, getattr(self, name))
-        for name in ("gain_std", "drift_std"):
-            checked[name] = check_finite(name, getattr(self, name), minimum=0.0)
-        for name in ("initial_amplitude", "target"):
-            checked[name] = check_positive(name, getattr(self, name))
-        if self.local_time is not None:
-            checked["local_time"] = check_positive("local_time", self.local_time)
-        checked["spectrum_decay"] = check_share("spectrum_decay", self.spectrum_decay)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
-        check_start("initial_amplitude", self.initial_amplitude)
-        for part in self.partitions:  # the first direction of each has the most energy
-            amplitude = float(self.initial_amplitudes[part.start])
-            check_start("spectrum_decay", self.spectrum_decay, amplitude)
+def _check(scenario: object) -> None:
+    """Refuse anything but a scenario whose prediction memory holds."""
+    if not isinstance(scenario, Scenario):
+        raise expected("scenario", scenario, "a Scenario")
+    check_count("rounds", scenario.rounds, min(MOST_ROUNDS, MOST_VALUES // max(scenario.ranks)))
+
+
+def _resolve(rule: str | AggregationRule) -> tuple[str, RuleForm | None]:
+    """The rule's label and its form; None for a rule, or options, without closed forms."""
+    if isinstance(rule, str) and rule.strip().lower() in (*RULES, *ALIASES):
+        form = rule_form(rule)
+        return form.name, form
+    from fedlora_sim.rules import get_rule  # torch takes seconds; names alone do not need it
+
+    chosen = get_rule(rule)
+    known = chosen.label in RULES and type(get_rule(chosen.label)) is type(chosen)
+    return chosen.label, rule_form(chosen.label) if known else None
+
+
+@contextmanager
+def _noted(notes: list[str]) -> Iterator[None]:
+    """Keep warnings of estimated laws as notes."""
+    with catch_warnings(record=True) as caught:
+        simplefilter("always")
+        yield
+    notes += [str(one.message) for one in caught if issubclass(one.category, MonteCarloWarning)]
+
+
+def _is_geometric(form: RuleForm) -> bool:
+    """Whether the mean energy changes by the same factor in every round, drift apart."""
+    return not form.norm_weighted and form.space != "residual"
+
+
+class _Prediction:
+    """The variables of one prediction, filled one by one."""
+
+    def __init__(self, scenario: Scenario, label: str, form: RuleForm | None) -> None:
+        self.scenario, self.label, self.form = scenario, label, form
+        self.values: dict[str, Array] = {}
+        self.reasons: dict[str, str] = {}
 
     @property
     def is_full(self) -> bool:
-        """Whether all clients take part in every round, with the same directions."""
-        return is_full(self.federation, self.allocation)
+        """Whether all rounds are alike."""
+        return is_full(self.scenario)
 
-    @property
-    def alike(self) -> bool:
-        """Whether all clients multiply an amplitude by one gain and add nothing."""
-        return self.gain_std == self.drift_mean == self.drift_std == 0
+    def fill(self) -> None:
+        """Evaluate every form; the reason for what has none is kept."""
+        scenario = self.scenario
+        self._add("extinction_probability", lambda: closed_form.extinction_probability(scenario))
+        if self.form is None:
+            self._give_up(
+                expected("rule", self.label, f"one of {', '.join(RULES)}: no closed form")
+            )
+            return
+        passive = scenario.local_loss == "none" and scenario.allocation == "svd"
+        if scenario.fidelity == "matrix" and passive:
+            try:
+                self._check_order()
+            except InputError as error:
+                self._give_up(error)
+                return
+        rule, cf = self.form.name, closed_form
+        self._add("energy_rate", lambda: cf.energy_rate(scenario, rule))
+        self._follow("half_life", "energy_rate", self._half_life)
+        self._add("typical_rate", lambda: cf.typical_rate(scenario, rule))
+        self._follow("typical_half_life", "typical_rate", self._typical_half_life)
+        self._add("energy_floor", lambda: cf.energy_floor(scenario, rule))
+        self._add("survival", lambda: cf.survival(scenario, rule)[-1])
+        self._add("collapse_threshold", lambda: cf.collapse_threshold(scenario, rule))
+        self._add("flow_floor", lambda: cf.flow_floor(scenario, rule))
+        self._add("flow_rate", self._flow_rate)
+        self._add("flow_amplitude", lambda: cf.flow_trajectory(scenario, rule))
+        if scenario.local_loss == "quadratic":
+            self._follow("mean_amplitude", "flow_amplitude", self._flow_mean)
+            self._follow("energy", "flow_amplitude", self._flow_energy)
+        else:
+            self._add("mean_amplitude", lambda: cf.mean_trajectory(scenario, rule))
+            self._add("energy", lambda: cf.energy_trajectory(scenario, rule))
+        if scenario.fidelity == "matrix":
+            self._follow("projected_energy", "energy", self._projected)
+            self._follow("energy", "energy", self._sorted)
+        level = scenario.federation.levels[0]
+        self._follow("rho", "energy", lambda energy: energy_ratio(energy, level))
+        self._follow("effective_rank", "energy", effective_rank)
 
-    @property
-    def initial_amplitudes(self) -> Array:
-        """Amplitudes at round 0, shape (r_max,), descending."""
-        directions = np.arange(self.federation.r_max, dtype=np.float64)
-        return np.asarray(self.initial_amplitude * self.spectrum_decay**directions)
+    def _give_up(self, error: InputError) -> None:
+        """Leave out what has no value yet, all for one reason."""
+        for name in self._variables():
+            if name not in self.values:
+                self.reasons.setdefault(name, str(error))
 
-    @property
-    def partitions(self) -> tuple[slice, ...]:
-        """Directions of each partition, lowest rank level first."""
-        return self.federation.partitions
+    def _add(self, name: str, evaluate: Callable[[], Array]) -> None:
+        try:
+            self.values[name] = evaluate()
+        except ValueError as error:  # the scenario is sound: the form does not cover it
+            self.reasons[name] = str(error)
+
+    def _follow(self, name: str, source: str, evaluate: Callable[[Array], Array]) -> None:
+        """Add what follows from another variable, or that one's reason."""
+        if source in self.reasons:
+            self.reasons[name] = self.reasons[source]
+            return
+        values = self.values.pop(source) if name == source else self.values[source]
+        self._add(name, lambda: evaluate(values))
+
+    def _half_life(self, rate: Array) -> Array:
+        """Half-lives, but of energies that do not fall by one factor per round."""
+        for name in ("drift_mean", "drift_std"):
+            value = getattr(self.scenario, name)
+            if value != 0:
+                reason = "drift holds the energy up, so it does not halve at its rate"
+                raise expected(name, value, f"0 ({reason})")
+        return self._typical_half_life(rate)
+
+    def _typical_half_life(self, rate: Array) -> Array:
+        assert self.form is not None
+        if not _is_geometric(self.form):
+            raise expected("rule", self.label, f"another rule ({NO_FACTOR}: no half-life)")
+        return closed_form.half_life(rate)
+
+    def _flow_rate(self) -> Array:
+        """Return the rate of approach, but of hetlora, where it is known near collapse alone."""
+        assert self.form is not None
+        rate = closed_form.flow_rate(self.scenario, self.form.name)
+        if self.form.norm_weighted:
+            reason = "its weights depend on the state: the factor is known near collapse alone"
+            raise expected("rule", self.label, f"another rule ({reason})")
+        return rate
+
+    def _flow_mean(self, amplitude: Array) -> Array:
+        assert self.form is not None
+        return amplitude if self.form.name == "ffa" else self._of_every_run(amplitude)
+
+    def _flow_energy(self, amplitude: Array) -> Array:
+        return self._of_every_run(amplitude) ** 2
+
+    def _of_every_run(self, amplitude: Array) -> Array:
+        """The amplitudes, where all runs have the same."""
+        assert self.form is not None
+        empty = closed_form.extinction_probability(self.scenario)
+        undiluted = self.form.normaliser == "contributors" and not empty.any()
+        if self.is_full or undiluted:
+            return amplitude
+        size = self.scenario.federation.cohort_size
+        reason = "over random cohorts only 1/E[1/x] is known, in flow_amplitude"
+        raise expected("cohort_size", size, f"full participation ({reason})")
+
+    def _check_order(self) -> None:
+        """Refuse the matrix fidelity where an SVD may send clients other directions.
+
+        Amplitudes have to keep their order in every run: those of a run that is like every other
+        one are known; else the shares that multiply them must fall with the direction.
+        """
+        scenario, form = self.scenario, self.form
+        assert form is not None
+        alike = scenario.gain_std == scenario.drift_std == 0
+        if alike and self.is_full:
+            mean = np.abs(closed_form.mean_trajectory(scenario, form.name))
+            if (np.diff(mean, axis=-1) > relative("reduction") * mean[:, :-1]).any():
+                raise expected("fidelity", "matrix", f"'spectral' ({PLACES})")
+            return
+        g, c = scenario.gain_mean, scenario.drift_mean
+        # carriers of a direction carry all before it
+        falls = alike and g >= 0 and c >= 0
+        held = form.has_policy and scenario.empty_partition == "carry"
+        if form.space == "base" or (held and self.values["extinction_probability"].any()):
+            falls = falls and g >= 1
+        if not falls or form.space == "residual" or form.norm_weighted:
+            raise expected("fidelity", "matrix", f"'spectral' ({PLACES})")
+
+    def _projected(self, energy: Array) -> Array:
+        """Energies on the initial basis: those of the directions."""
+        decay = self.scenario.spectrum_decay
+        if decay == 1 and len(self.scenario.ranks) > 1:
+            raise expected("spectrum_decay", decay, f"a number below 1 ({EQUAL})")
+        return energy
+
+    def _sorted(self, energy: Array) -> Array:
+        """Energies of sorted singular values: those of the directions, which keep their order."""
+        if self.scenario.allocation != "svd":
+            raise expected("allocation", self.scenario.allocation, f"'svd' ({SORTED})")
+        return energy
+
+    def _variables(self) -> dict[str, tuple[tuple[str, ...], str, str]]:
+        more = {"projected_energy": PROJECTED} if self.scenario.fidelity == "matrix" else {}
+        return VARIABLES | more
+
+    def dataset(self, notes: Sequence[str]) -> xr.Dataset:
+        """Label the values; what is missing is NaN, with its reason."""
+        scenario = self.scenario
+        sizes = {"round": scenario.rounds + 1, "direction": scenario.federation.r_max}
+        variables = {}
+        for name, (dims, meaning, unit) in self._variables().items():
+            attrs = {"long_name": meaning, "units": unit}
+            values = self.values.get(name)
+            if values is None:
+                values = np.full([sizes[dim] for dim in dims], np.nan)
+                attrs["reason"] = self.reasons[name]
+            variables[name] = xr.Variable(dims, values, attrs)
+        return xr.Dataset(
+            variables,
+            coords={
+                "round": np.arange(sizes["round"]),
+                **direction_coords(scenario.federation, scenario.allocation),
+            },
+            attrs={
+                **scenario.to_attrs(),
+                "rule": self.label,
+                "fedlora_sim_version": __version__,
+                "rho_level": scenario.federation.levels[0],
+                "reasons": json.dumps(self.reasons),
+                "notes": json.dumps(list(notes)),
+            },
+        )
+
+
+def reasons(theory: xr.Dataset) -> dict[str, str]:
+    """Return why variables of a prediction have no value, by variable."""
+    return {str(k): v.attrs["reason"] for k, v in theory.data_vars.items() if "reason" in v.attrs}
+
+
+def left_of_the_start(scenario: Scenario, rule: str) -> xr.Dataset:
+    """Predict what is left of the start, drift apart: `typical_rate` and `survival`.
+
+    Drift adds energy, but none of it is of the start. Where gains differ the rate has no closed
+    form, and is NaN.
+    """
+    return predict(scenario.replace(drift_mean=0.0, drift_std=0.0), rule)[
+        ["typical_rate", "survival"]
+    ]
+
+
+# Several rules side by side, as the command shows them: a partition's numbers are those of its
+# first direction, since all its directions fare alike; energies are means over its directions,
+# which may start and stop at different amplitudes.
+
+LEAST = 1e-150
+"""Lowest amplitude of a partition at the start: squares of lower ones are no longer exact."""
+
+MEANS = ("energy", "energy_floor", "relative_energy")
+"""Quantities that are means over the directions of a partition."""
 
 
 def check_start(argument: str, value: float, amplitude: float | None = None) -> float:
-    """The value, if amplitudes at the start have energies that others can be compared with.
+    """Return the value, if amplitudes at the start have energies that others are compared with.
 
     Args:
         argument: its name.
@@ -148,7 +397,7 @@ def check_start(argument: str, value: float, amplitude: float | None = None) -> 
         amplitude: what it makes of an amplitude at the start; the value itself when None.
 
     Raises:
-        ValueError: naming the argument.
+        InputError: naming the argument.
     """
     number = check_finite(argument, value)
     start = number if amplitude is None else amplitude
@@ -159,240 +408,280 @@ def check_start(argument: str, value: float, amplitude: float | None = None) -> 
 
 
 def directions_label(part: slice) -> str:
-    """The directions of a partition, counted from 1: `9–16`, or `1` alone."""
+    """Return the directions of a partition, counted from 1: `9–16`, or `1` alone."""
     return f"{part.stop}" if part.stop == part.start + 1 else f"{part.start + 1}–{part.stop}"
 
 
 def rule_label(rule: str, empty_partition: str | None) -> str:
-    """A rule with its policy, for tables."""
+    """Return a rule with its policy, for tables."""
     return rule if empty_partition is None else f"{rule}, {empty_partition}"
 
 
 @dataclass(frozen=True)
 class RulePrediction:
-    """What one rule does to every partition.
+    """One rule of a comparison, with the values of every partition.
 
     Args:
         rule: name of the rule.
         empty_partition: its policy, `zero` or `carry`; None for a rule without one.
-        values: quantities by name, (partitions,); `energy` is (rounds + 1, partitions).
-            `energy_rate` is the factor of the mean energy apart from what drift adds;
-            `typical_rate` and `survival` are known without drift only.
-        reasons: for each quantity that has no value here, why.
+        theory: its prediction, with the variables of training where they were asked for.
     """
 
     rule: str
     empty_partition: str | None
-    values: dict[str, Array]
-    reasons: dict[str, str]
+    theory: xr.Dataset
 
     @property
     def label(self) -> str:
         """The rule with its policy."""
         return rule_label(self.rule, self.empty_partition)
 
+    @cached_property
+    def scenario(self) -> Scenario:
+        """The scenario that was predicted."""
+        return Scenario.from_attrs(self.theory.attrs)
 
-@dataclass(frozen=True)
-class Prediction:
-    """Every rule's outcome in one case.
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What was asked for; floor and rate of training only with a local time."""
+        return tuple(n for n in QUANTITIES if n == "relative_energy" or n in self.theory)
+
+    def of(self, name: str) -> Array | None:
+        """Return a quantity by partition, energies (rounds + 1, partitions); None without one."""
+        if name == "relative_energy":
+            energy = self.of("energy")
+            with np.errstate(over="ignore"):
+                return None if energy is None else energy[-1] / energy[0]
+        values = self.theory[name]
+        if "reason" in values.attrs:
+            return None
+        parts = self.scenario.federation.partitions
+        if name in MEANS:
+            with np.errstate(over="ignore"):
+                return np.stack([values.values[..., p].mean(axis=-1) for p in parts], axis=-1)
+        return np.asarray(values.values[..., [p.start for p in parts]])
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why quantities have no value."""
+        found = {name: why for name, why in reasons(self.theory).items() if name in QUANTITIES}
+        if "energy" in found:
+            found["relative_energy"] = found["energy"]
+        return found
+
+
+QUANTITIES = (
+    *("energy_rate", "half_life", "typical_rate", "typical_half_life", "survival"),
+    *("relative_energy", "energy_floor", "energy", *TRAINING[:3]),
+)
+"""What a comparison shows of every rule."""
+
+
+def with_training(
+    scenario: Scenario, rule: str, *, local_time: float | None = None
+) -> RulePrediction:
+    """Predict a rule for clients that return `a x + b`, and for clients that train instead.
 
     Args:
-        case: what was asked.
-        coverage: expected weight of those who carry a partition, (partitions,).
-        empty_probability: chance P0 per round that nobody does, (partitions,).
-        rules: one prediction per rule and policy.
-        notes: what else must be known, such as laws that had to be estimated.
-    """
-
-    case: Case
-    coverage: Array
-    empty_probability: Array
-    rules: tuple[RulePrediction, ...]
-    notes: tuple[str, ...]
-
-
-def predict(case: Case, rules: Sequence[str] = RULES) -> Prediction:
-    """Predict a case under rules, each policy of a rule apart.
-
-    Args:
-        case: the federation and its clients' updates.
-        rules: names of rules.
-
-    Returns:
-        The prediction; what has no closed form is missing from its values, with the reason.
+        scenario: clients that return `a x + b`; its target is that of the questions on training.
+        rule: name of a rule with closed forms.
+        local_time: local time of a round's training; None leaves its floor, rate and amplitudes
+            out.
 
     Raises:
-        ValueError: on an unknown rule.
+        InputError: on an unknown rule, or a start whose energies cannot be compared.
     """
-    if not isinstance(case, Case):
-        raise expected("case", case, "a Case")
-    names = check_sequence("rules", rules, "names of rules")
-    notes: list[str] = []
-    # an energy beyond the range of numbers is infinite, which tables and records can say
-    with _noted(notes), np.errstate(over="ignore"):
-        covered = np.asarray(case.federation.coverage(case.allocation))
-        empty = closed_form.extinction_probability(
-            case.ranks, case.cohort_size, case.num_samples, case.sampling, case.allocation
-        )
-        found = tuple(
-            _predict_rule(case, form.name, policy)
-            for form in map(rule_form, names)
-            for policy in form.policies
-        )
-    if case.local_time is not None and not case.is_full:
-        notes.append(HARMONIC)
-    if not (case.alike and case.gain_mean == 1):
-        notes.append(TRAINED)
-    if not all(_is_geometric(row.rule) for row in found):
-        notes.append(LATE)
-    covered, empty = (_of_first_directions(case, values) for values in (covered, empty))
-    return Prediction(case, covered, empty, found, tuple(dict.fromkeys(notes)))
-
-
-@contextmanager
-def _noted(notes: list[str]) -> Iterator[None]:
-    """Keep warnings, which speak of estimated laws, as notes."""
-    with catch_warnings(record=True) as caught:
-        simplefilter("always")
-        yield
-    notes += [str(warning.message) for warning in caught]
-
-
-def _of_first_directions(case: Case, values: Array) -> Array:
-    """One value per partition, from values (r_max,)."""
-    return values[[part.start for part in case.partitions]]
-
-
-# Quantities that follow from another one.
-_FOLLOWING: dict[str, tuple[str, Callable[[Array], Array]]] = {
-    "energy_half_life": ("energy_rate", closed_form.half_life),
-    "typical_half_life": ("typical_rate", closed_form.half_life),
-    "relative_energy": ("energy", lambda energy: energy[-1] / energy[0]),
-}
-
-
-def left_of_the_start(case: Case, rule: str, policy: str | None) -> RulePrediction:
-    """Predict `typical_rate` and `survival` of what is left of the start, drift apart.
-
-    Drift adds energy, but none of it is of the start. Where gains differ the rate has no closed
-    form, and its value is missing.
-    """
-    still = replace(case, drift_mean=0.0, drift_std=0.0)
-    return _predict_rule(still, rule, policy, ("typical_rate", "survival"))
-
-
-def _predict_rule(
-    case: Case, rule: str, policy: str | None, names: Sequence[str] | None = None
-) -> RulePrediction:
-    values: dict[str, Array] = {}
-    reasons: dict[str, str] = {}
-    formulas = _formulas(case, rule, policy or "carry")
-    for name in formulas if names is None else names:
-        try:
-            values[name] = formulas[name]()
-        except ValueError as error:  # the case is sound: this rule has no closed form in it
-            reasons[name] = str(error)
-    for name, (source, follow) in _FOLLOWING.items() if names is None else ():
-        try:
-            if name.endswith("half_life"):
-                _check_half_life(case, rule)
-            values[name] = follow(values[source])
-        except KeyError:
-            reasons[name] = reasons[source]
-        except ValueError as error:
-            reasons[name] = str(error)
-    return RulePrediction(rule, policy, values, reasons)
-
-
-def _is_geometric(rule: str) -> bool:
-    """Whether the mean energy changes by the same factor in every round, drift apart."""
+    _check(scenario)
+    check_start("initial_amplitude", scenario.initial_amplitude)
+    for part in scenario.federation.partitions:  # the first direction of each has the most energy
+        amplitude = float(scenario.initial_amplitudes[part.start])
+        check_start("spectrum_decay", scenario.spectrum_decay, amplitude)
     form = rule_form(rule)
-    return not form.norm_weighted and form.space != "residual"
+    allocation_of(scenario.allocation)  # no form of any rule covers importance
+    time = {} if local_time is None else {"local_time": check_positive("local_time", local_time)}
+    none = {"gain_mean": 1.0, "gain_std": 0.0, "drift_mean": 0.0, "drift_std": 0.0}
+    training = scenario.replace(local_loss="quadratic", **none, **time)
+    theory = predict(scenario, form.name).drop_vars(TRAINING)
+    trained = predict(training, form.name)
+    notes = json.loads(theory.attrs["notes"]) + json.loads(trained.attrs["notes"])
+    theory = theory.assign({n: trained[n] for n in (TRAINING if time else TRAINING[:1])})
+    theory.attrs["local_time"] = training.local_time
+    theory.attrs["notes"] = json.dumps([n for n in notes if n != HARMONIC or time])
+    return RulePrediction(form.name, scenario.empty_partition if form.has_policy else None, theory)
 
 
-def _check_half_life(case: Case, rule: str) -> None:
-    """Refuse half-lives of energies that do not fall by one factor per round."""
-    _check_no_drift(case, "drift holds the energy up, so it does not halve at its rate")
-    if not _is_geometric(rule):
-        raise expected("rule", rule, f"another rule ({NO_FACTOR}: no half-life)")
+def compare(
+    scenario: Scenario, rules: Sequence[str] = RULES, *, local_time: float | None = None
+) -> tuple[RulePrediction, ...]:
+    """Predict a scenario under several rules, each policy of a rule apart.
+
+    Args:
+        scenario: as for `with_training`.
+        rules: names of rules.
+        local_time: as for `with_training`.
+
+    Returns:
+        One prediction per rule and policy, in the order of the rules.
+
+    Raises:
+        InputError: on an unknown rule, or a start whose energies cannot be compared.
+    """
+    _check(scenario)
+    return tuple(
+        with_training(
+            scenario.replace(empty_partition=policy or scenario.empty_partition),
+            form.name,
+            local_time=local_time,
+        )
+        for form in map(rule_form, check_sequence("rules", rules, "names of rules"))
+        for policy in form.policies
+    )
 
 
-def _check_no_drift(case: Case, reason: str) -> None:
-    for name in ("drift_mean", "drift_std"):
-        if getattr(case, name) != 0:
-            raise expected(name, getattr(case, name), f"0 ({reason})")
+def comparison_notes(rows: Sequence[RulePrediction]) -> list[str]:
+    """Return what must be known of a comparison, such as laws that were estimated."""
+    notes = [note for row in rows for note in json.loads(row.theory.attrs["notes"])]
+    scenario = rows[0].scenario if rows else None
+    passive = ("gain_mean", "gain_std", "drift_mean", "drift_std")
+    if scenario and any(getattr(scenario, n) != getattr(Scenario, n) for n in passive):
+        notes.append(TRAINED)
+    return list(dict.fromkeys(notes))
 
 
-def _energy_rate(case: Case, rule: str, asked: dict[str, Any]) -> Array:
-    """Return `closed_form.energy_rate`, where drift does not keep hetlora from its limit."""
-    if rule_form(rule).norm_weighted:
-        _check_no_drift(case, "drift keeps hetlora's weights from their uniform limit")
-    return closed_form.energy_rate(rule, case.ranks, **asked)
+# What an infinite value means, by quantity.
+INFINITE = {
+    "half_life": "infinite: it does not fall",
+    "typical_half_life": "infinite: it does not fall",
+    "energy_floor": "infinite: the factor per round is 1 or more, nothing holds the energy",
+    "collapse_threshold": "infinite: no local training time prevents the collapse",
+}
+OVERFLOW = "infinite: beyond the range of numbers"
 
 
-def _flow_rate(case: Case, rule: str, asked: dict[str, Any]) -> Array:
-    """Return `closed_form.flow_rate`, but for hetlora, where it is known near collapse alone."""
-    if rule_form(rule).norm_weighted:
-        reason = "its weights depend on the state: the factor is known near collapse alone"
-        raise expected("rule", rule, f"another rule ({reason})")
-    assert case.local_time is not None  # asked for training alone
-    return closed_form.flow_rate(rule, case.ranks, case.target, case.local_time, **asked)
+def comparison_record(rows: Sequence[RulePrediction]) -> dict[str, Any]:
+    """Return a comparison as plain data for JSON; no number in it is infinite or undefined.
 
-
-def _typical_rate(case: Case, rule: str, asked: dict[str, Any]) -> Array:
-    """Return `closed_form.typical_rate` where the case is one that it covers."""
-    _check_no_drift(case, "with drift the log energy is no random walk: no closed form")
-    if case.gain_std != 0:
-        reason = "the mean logarithm of a weighted sum of different gains has no closed form"
-        raise expected("gain_std", case.gain_std, f"0 ({reason})")
-    return closed_form.typical_rate(rule, case.ranks, gain_mean=case.gain_mean, **asked)
-
-
-def _survival(case: Case, rule: str, asked: dict[str, Any]) -> Array:
-    """Return `closed_form.survival` after the last round where the case is one that it covers."""
-    _check_no_drift(case, "drift brings back what a cohort without contributor has lost")
-    in_base = rule_form(rule).space in ("base", "residual")
-    if case.gain_std == 0 and not (case.gain_mean > 0 if in_base else case.gain_mean):
-        wanted = "a gain above 0" if in_base else "a gain other than 0"
-        reason = "what the clients return may cancel what there is: no closed form"
-        raise expected("gain_mean", case.gain_mean, f"{wanted} ({reason})")
-    return closed_form.survival(rule, case.ranks, case.rounds, **asked)[-1]
-
-
-def _formulas(case: Case, rule: str, policy: str) -> dict[str, Callable[[], Array]]:
-    """The closed forms by quantity, each giving values per partition."""
-    asked: dict[str, Any] = {
-        "cohort_size": case.cohort_size,
-        "num_samples": case.num_samples,
-        "sampling": case.sampling,
-        "allocation": case.allocation,
-        "empty_partition": policy,
+    Keys: `scenario`, its fields but those of fine-tuning; `partitions`, each with `level`, `first`
+    and `last` direction, number of `clients`, `coverage` and `extinction_probability`; `notes`; and
+    `rules`, each with `rule`, `empty_partition` (or null) and, by quantity,
+    `{"values": one number per partition, "reason": null}`; `energy` has one such list per round.
+    Where there is no closed form `values` is null and `reason` says why; a single null among values
+    stands for infinity, which `reason` explains then.
+    """
+    first = rows[0]
+    scenario, federation = first.scenario, first.scenario.federation
+    of_training = {f.name for f in fields(TrainingFields)}
+    own = {f.name: getattr(scenario, f.name) for f in fields(Scenario) if f.name not in of_training}
+    del own["empty_partition"]  # each rule has its own
+    resolved = ("ranks", "num_samples", "cohort_size", "sampling")
+    own |= {name: getattr(federation, name) for name in resolved}
+    covered = first.theory["coverage"].values
+    empty = first.theory["extinction_probability"].values
+    return {
+        "scenario": {n: list(v) if isinstance(v, tuple) else v for n, v in own.items()},
+        "partitions": [
+            {
+                "level": level,
+                "first": part.start + 1,
+                "last": part.stop,
+                "clients": sum(rank >= level for rank in federation.ranks),
+                "coverage": float(covered[part.start]),
+                "extinction_probability": float(empty[part.start]),
+            }
+            for level, part in zip(federation.levels, federation.partitions, strict=True)
+        ],
+        "rules": [_rule_record(row) for row in rows],
+        "notes": comparison_notes(rows),
     }
-    gains: dict[str, Any] = {"gain_mean": case.gain_mean, "gain_std": case.gain_std}
-    drifts: dict[str, Any] = {"drift_mean": case.drift_mean, "drift_std": case.drift_std}
-    ranks, rounds, target, time = case.ranks, case.rounds, case.target, case.local_time
-    start = case.initial_amplitudes
 
-    def first(values: Array) -> Array:
-        return _of_first_directions(case, values)
 
-    def means(energy: Array) -> Array:
-        return np.stack([energy[..., part].mean(axis=-1) for part in case.partitions], axis=-1)
+def _rule_record(row: RulePrediction) -> dict[str, Any]:
+    record: dict[str, Any] = {"rule": row.rule, "empty_partition": row.empty_partition}
+    why = row.reasons
+    for name in row.quantities:
+        if name in why:
+            record[name] = {"values": None, "reason": why[name]}
+        else:
+            values = row.of(name)
+            assert values is not None
+            finite = np.isfinite(values)
+            plain = values.astype(object)
+            plain[~finite] = None
+            reason = None if finite.all() else INFINITE.get(name, OVERFLOW)
+            record[name] = {"values": plain.tolist(), "reason": reason}
+    return record
 
-    cf = closed_form
-    formulas: dict[str, Callable[[], Array]] = {
-        "energy_rate": lambda: first(_energy_rate(case, rule, {**asked, **gains})),
-        "typical_rate": lambda: first(_typical_rate(case, rule, asked)),
-        "survival": lambda: first(_survival(case, rule, asked)),
-        "energy_floor": lambda: means(cf.energy_floor(rule, ranks, **asked, **gains, **drifts)),
-        "energy": lambda: means(
-            cf.energy_trajectory(
-                rule, ranks, rounds, initial_amplitude=start, **asked, **gains, **drifts
-            )
-        ),
-        "collapse_threshold": lambda: first(cf.collapse_threshold(rule, ranks, target, **asked)),
-    }
-    if time is not None:
-        formulas["flow_floor"] = lambda: first(cf.flow_floor(rule, ranks, target, time, **asked))
-        formulas["flow_rate"] = lambda: first(_flow_rate(case, rule, asked))
-    return formulas
+
+# A direction by the number of clients that carry it
+#
+# With equal sample counts a direction's moments depend on its rule and on how many of the K clients
+# carry it. A federation with one client of each rank 1..K has every such number once, so a rule's
+# closed forms are asked once and not per configuration.
+
+
+@dataclass(frozen=True)
+class ByCarriers:
+    """A direction after the last round under one rule, by number of carriers 0..K, each (K + 1,).
+
+    From a start at amplitude x its mean amplitude is `mean x` and its mean energy
+    `second x**2 + drift`; without carriers nothing is left.
+
+    Args:
+        rule: the rule.
+        empty_partition: its policy, `zero` or `carry`; None for a rule without one.
+        mean: factor of the mean amplitude.
+        second: factor of the mean energy.
+        drift: what drifts add to the mean energy.
+        rate: factor of the mean energy per round, drift apart; None where the energy does not
+            change by one factor per round (fedex, whose base keeps what it has).
+    """
+
+    rule: str
+    empty_partition: str | None
+    mean: Array
+    second: Array
+    drift: Array
+    rate: Array | None
+
+
+def by_carriers(scenario: Scenario, rule: str) -> ByCarriers:
+    """Return what a rule makes of a direction, by the number of clients that carry it.
+
+    Args:
+        scenario: as many clients, of equal sample counts and any ranks, and what they return.
+        rule: name of a rule.
+
+    Raises:
+        InputError: on a field that the forms do not cover, or on hetlora.
+    """
+    form = rule_form(rule)
+    check_scope("energy_trajectory", scenario, {})
+    check_count("rounds", scenario.rounds, MOST_ROUNDS)
+    if form.norm_weighted:
+        reason = "weights depend on all directions, not on the number of carriers"
+        raise expected("rule", form.name, f"another rule ({reason})")
+    samples = scenario.federation.num_samples or ()
+    if len(set(samples)) > 1:
+        reason = "else it matters which clients carry a direction"
+        raise expected("num_samples", list(samples), f"equal values ({reason})")
+    if scenario.drift_mean != 0:
+        reason = "a mean drift adds to what is left of the start"
+        raise expected("drift_mean", scenario.drift_mean, f"0 ({reason})")
+    ranks = tuple(range(1, scenario.federation.num_clients + 1))
+    ladder = scenario.replace(ranks=ranks, fidelity="spectral")
+    alone = ladder.replace(drift_std=0.0)
+    name = form.name
+    return ByCarriers(
+        name,
+        scenario.empty_partition if form.has_policy else None,
+        _by_carriers(closed_form.mean_trajectory(alone, name, initial_amplitude=1.0)[-1]),
+        _by_carriers(closed_form.energy_trajectory(alone, name, initial_amplitude=1.0)[-1]),
+        # a zero-mean drift adds its own energy, whatever the start
+        _by_carriers(closed_form.energy_trajectory(ladder, name, initial_amplitude=0.0)[-1]),
+        _by_carriers(closed_form.energy_rate(ladder, name)) if _is_geometric(form) else None,
+    )
+
+
+def _by_carriers(by_direction: Array) -> Array:
+    """Direction i of ranks 1..K has K + 1 - i carriers; nothing is left where there are none."""
+    return np.concatenate([[0.0], by_direction[::-1]])

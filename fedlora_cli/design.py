@@ -19,7 +19,8 @@ from analysis.predict import rule_label
 from fedlora_cli.options import parse_pair
 from fedlora_cli.prediction_tables import ABSENT
 from fedlora_cli.tables import print_note, print_table, wide_console
-from fedlora_sim.errors import InputError, expected
+from fedlora_sim.errors import InputError, check_count, expected
+from fedlora_sim.scenario import Scenario
 
 LEGEND = (
     "score: signal - noise, as shares of the energy at the start; it says what is kept, not what "
@@ -42,21 +43,23 @@ def design(
     drift: Annotated[
         float, typer.Option(help="standard deviation of what clients add to an amplitude")
     ] = 0.0,
-    rounds: Annotated[int, typer.Option(help="rounds")] = 100,
+    rounds: Annotated[int, typer.Option(help="rounds")] = Scenario.rounds,
     levels: Annotated[str, typer.Option(help="ranks that clients may have")] = ",".join(
         map(str, LEVELS)
     ),
     distinct: Annotated[int, typer.Option(help="most different ranks among the clients")] = 3,
-    d_in: Annotated[int, typer.Option(help="width of the layer")] = 64,
-    d_out: Annotated[int, typer.Option(help="height of the layer")] = 64,
+    d_in: Annotated[int, typer.Option(help="width of the layer")] = Scenario.d_in,
+    d_out: Annotated[int, typer.Option(help="height of the layer")] = Scenario.d_out,
     sampling: Annotated[
         str | None,
         typer.Option(help="cohort law: full, without_replacement, with_replacement or bernoulli"),
     ] = None,
-    initial_amplitude: Annotated[float, typer.Option(help="of the first direction")] = 1.0,
+    initial_amplitude: Annotated[
+        float, typer.Option(help="of the first direction")
+    ] = Scenario.initial_amplitude,
     spectrum_decay: Annotated[
         float, typer.Option(help="each direction starts with this share of the one before")
-    ] = 0.9,
+    ] = Scenario.spectrum_decay,
     min_coverage: Annotated[
         float, typer.Option(help="least share of clients at the highest rank of a design")
     ] = 0.0,
@@ -73,25 +76,28 @@ def design(
     design why.
     """
     gain_mean, gain_std = parse_pair("--gain", gain)
+    scenario = Scenario(
+        (1,) * check_count("clients", clients),
+        rounds=rounds,
+        cohort_size=cohort,
+        sampling=sampling,
+        gain_mean=gain_mean,
+        gain_std=gain_std,
+        drift_std=drift,
+        initial_amplitude=initial_amplitude,
+        spectrum_decay=spectrum_decay,
+        d_in=d_in,
+        d_out=d_out,
+    )
     task: dict[str, Any] = {
         "total_rank": total_rank,
         "communication": communication,
-        "d_in": d_in,
-        "d_out": d_out,
-        "rounds": rounds,
-        "cohort_size": cohort,
-        "sampling": sampling,
-        "gain_mean": gain_mean,
-        "gain_std": gain_std,
-        "drift_std": drift,
-        "initial_amplitude": initial_amplitude,
-        "spectrum_decay": spectrum_decay,
         "levels": _levels(levels),
         "distinct": distinct,
         "min_coverage": min_coverage,
     }
-    designs = find_designs(clients, **task, top=top)
-    each, left_out = _best_of_each_rule(clients, task)
+    designs = find_designs(scenario, **task, top=top)
+    each, left_out = _best_of_each_rule(scenario, task)
     if as_json:
         record = {
             "designs": [asdict(best) for best in designs],
@@ -115,14 +121,16 @@ def design(
     print_note(console, LEGEND)
 
 
-def _best_of_each_rule(clients: int, task: dict[str, Any]) -> tuple[list[Design], dict[str, str]]:
+def _best_of_each_rule(
+    scenario: Scenario, task: dict[str, Any]
+) -> tuple[list[Design], dict[str, str]]:
     """Return one design per rule, best first, and the reason for rules without one."""
     each: list[Design] = []
     left_out: dict[str, str] = {}
     for rule in RULES:
         try:
-            each += find_designs(clients, **task, rules=[rule], top=1)
-        except InputError as error:  # the task is valid: all rules together had an answer
+            each += find_designs(scenario, [rule], **task, top=1)
+        except InputError as error:  # the task is sound: all rules together had an answer
             left_out[rule] = str(error)
 
     def place(best: Design) -> tuple[float, ...]:

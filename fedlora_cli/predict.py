@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from analysis.predict import Case, Prediction
-from analysis.predict import predict as predict_case
-from analysis.prediction_record import to_record
+from analysis.predict import RulePrediction, compare, comparison_record
 from fedlora_cli.options import check_folder, parse_pair, parse_samples
 from fedlora_cli.prediction_tables import print_tables
+from fedlora_sim.errors import check_positive
+from fedlora_sim.federation import parse_ranks
+from fedlora_sim.scenario import Scenario
 from fedlora_sim.storage import ResultFolder
 
 OUT, PICTURE = Path("results/predict"), "predict.png"
@@ -29,11 +31,13 @@ def predict(
     drift: Annotated[
         str, typer.Option(help="std, or mean,std, of what clients add to an amplitude")
     ] = "0",
-    rounds: Annotated[int, typer.Option(help="rounds")] = 100,
+    rounds: Annotated[int, typer.Option(help="rounds")] = Scenario.rounds,
     local_time: Annotated[
         float | None, typer.Option(help="gradient flow per round, for training's floor and rate")
     ] = None,
-    target: Annotated[float, typer.Option(help="amplitude that training aims at")] = 1.0,
+    target: Annotated[
+        float, typer.Option(help="amplitude that training aims at")
+    ] = Scenario.target_amplitude,
     num_samples: Annotated[
         str | None, typer.Option(help="sample counts, e.g. 120,80 or 100x8,50x6; equal by default")
     ] = None,
@@ -44,11 +48,15 @@ def predict(
             "size_weighted"
         ),
     ] = None,
-    allocation: Annotated[str, typer.Option(help="directions of a client: svd or random")] = "svd",
-    initial_amplitude: Annotated[float, typer.Option(help="of the first direction")] = 1.0,
+    allocation: Annotated[
+        str, typer.Option(help="directions of a client: svd or random")
+    ] = Scenario.allocation,
+    initial_amplitude: Annotated[
+        float, typer.Option(help="of the first direction")
+    ] = Scenario.initial_amplitude,
     spectrum_decay: Annotated[
         float, typer.Option(help="each direction starts with this share of the one before")
-    ] = 0.9,
+    ] = Scenario.spectrum_decay,
     out: Annotated[
         Path | None, typer.Option(help=f"folder of the picture; {OUT} by default")
     ] = None,
@@ -64,16 +72,16 @@ def predict(
     Rates, half-lives, survival, floors and thresholds in closed form, by
     partition of the ranks. A picture shows mean energies over the rounds.
 
-    With --json: "case", "partitions", "notes" and "rules". A rule has
+    With --json: "scenario", "partitions", "notes" and "rules". A rule has
     "rule", "empty_partition" and, by quantity, "values", one number per
     partition ("energy": one list per round), and "reason", why they are
     null. A null among numbers is infinity.
     """
     gain_mean, gain_std = parse_pair("--gain", gain)
     drift_mean, drift_std = parse_pair("--drift", drift, mean=0.0)
-    case = Case(
-        ranks,
-        rounds,
+    scenario = Scenario(
+        parse_ranks(ranks),
+        rounds=rounds,
         cohort_size=cohort,
         num_samples=None if num_samples is None else parse_samples("--num-samples", num_samples),
         sampling=sampling,
@@ -84,22 +92,21 @@ def predict(
         drift_std=drift_std,
         initial_amplitude=initial_amplitude,
         spectrum_decay=spectrum_decay,
-        target=target,
-        local_time=local_time,
+        target_amplitude=check_positive("target", target),
     )
     folder = out if as_json else out or OUT
     if folder is not None:
         check_folder("--out", folder, folder)
         _results(folder, force).check([PICTURE])
-    prediction = predict_case(case)
+    rows = compare(scenario, local_time=local_time)
     if as_json:
-        print(json.dumps(to_record(prediction), indent=1, allow_nan=False))
+        print(json.dumps(comparison_record(rows), indent=1, allow_nan=False))
     else:
-        print_tables(prediction)
+        print_tables(rows)
     if folder is not None:
         results = _results(folder, force)
         with results.only_writer(), results.replace() as new:
-            _draw(prediction, new)
+            _draw(rows, new)
         if not as_json:
             print(f"predicted energies in {folder / PICTURE}")
 
@@ -108,10 +115,9 @@ def _results(folder: Path, force: bool) -> ResultFolder:
     return ResultFolder(folder, "predict", force=force)
 
 
-def _draw(prediction: Prediction, folder: Path) -> None:
-    # imported late: half of the command's time, and not needed for JSON
-    from paper_figs import style
-    from paper_figs import theory as figure
+def _draw(rows: Sequence[RulePrediction], folder: Path) -> None:
+    # imported late: half of what the whole command takes, and not needed for JSON
+    from paper_figs import predictions, style
 
     style.apply()
-    style.save(figure.draw_predict(prediction)[0], folder, Path(PICTURE).stem, kinds=("png",))
+    style.save(predictions.draw_predict(rows)[0], folder, Path(PICTURE).stem, kinds=("png",))

@@ -9,16 +9,17 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from analysis.predict import Prediction, RulePrediction, directions_label
+from analysis.predict import RulePrediction, comparison_notes, directions_label
 from fedlora_cli.tables import print_note, print_table, wide_console
 
 COLUMNS = 4  # partitions next to each other
 ABSENT = "—"
+HEADS = {"coverage": "coverage", "extinction_probability": "chance of a cohort without"}
 # Titles, and the quantities that share a cell.
 TOPICS = {
     "Mean energy: factor per round, drift apart · half-life in rounds": (
         "energy_rate",
-        "energy_half_life",
+        "half_life",
     ),
     "Energy of a typical surviving run, common gain: factor per round · half-life in rounds": (
         "typical_rate",
@@ -39,57 +40,61 @@ TOPICS = {
 }
 
 
-def print_tables(prediction: Prediction) -> None:
-    """Print a prediction, 110 columns wide if there is no terminal."""
+def print_tables(rows: Sequence[RulePrediction]) -> None:
+    """Print a comparison, 110 columns wide where there is no terminal."""
     console = wide_console()
-    case = prediction.case
-    for start in range(0, len(case.partitions), COLUMNS):
-        shown = range(len(case.partitions))[start : start + COLUMNS]
-        _print_federation(console, prediction, shown)
+    scenario = rows[0].scenario
+    values = {
+        "rounds": scenario.rounds,
+        "target": scenario.target_amplitude,
+        "local_time": scenario.local_time,
+    }
+    partitions = range(len(scenario.federation.levels))
+    for start in range(0, len(partitions), COLUMNS):
+        shown = partitions[start : start + COLUMNS]
+        _print_federation(console, rows[0], shown)
         for title, names in TOPICS.items():
-            if "flow_floor" in names and case.local_time is None:
-                continue
-            values = {"rounds": case.rounds, "target": case.target, "local_time": case.local_time}
-            _print_topic(console, prediction, title.format(**values), names, shown)
-    _print_reasons(console, prediction)
-    for note in prediction.notes:
+            if set(names) <= set(rows[0].quantities):
+                _print_topic(console, rows, title.format(**values), names, shown)
+    _print_reasons(console, rows)
+    for note in comparison_notes(rows):
         print_note(console, f"Note: {note}")
 
 
-def _print_federation(console: Console, prediction: Prediction, shown: Sequence[int]) -> None:
-    case = prediction.case
-    federation = case.federation
+def _print_federation(console: Console, row: RulePrediction, shown: Sequence[int]) -> None:
+    scenario, federation = row.scenario, row.scenario.federation
     title = (
         f"{federation.num_clients} clients, {federation.cohort_size} a round "
-        f"({federation.sampling}), {case.allocation} allocation"
+        f"({federation.sampling}), {scenario.allocation} allocation"
     )
-    table = _table(prediction, "directions", shown)
+    table = _table(row, "directions", shown)
     levels = [federation.levels[h] for h in shown]
     able = [sum(rank >= level for rank in federation.ranks) for level in levels]
     table.add_row("clients of such rank", *map(str, able))
-    table.add_row("coverage", *(_number(prediction.coverage[h]) for h in shown))
-    absent = (_number(prediction.empty_probability[h]) for h in shown)
-    table.add_row("chance of a cohort without", *absent)
+    for name, head in HEADS.items():
+        values = row.of(name)
+        assert values is not None
+        table.add_row(head, *(_number(values[h]) for h in shown))
     print_table(console, title, table)
 
 
 def _print_topic(
     console: Console,
-    prediction: Prediction,
+    rows: Sequence[RulePrediction],
     title: str,
     names: Sequence[str],
     shown: Sequence[int],
 ) -> None:
-    table = _table(prediction, "rule", shown)
-    for row in prediction.rules:
+    table = _table(rows[0], "rule", shown)
+    for row in rows:
         table.add_row(row.label, *(_cell(row, names, h) for h in shown))
     print_table(console, title, table)
 
 
-def _print_reasons(console: Console, prediction: Prediction) -> None:
-    """Print the meaning of the dashes: each reason once, with its rules and quantities."""
+def _print_reasons(console: Console, rows: Sequence[RulePrediction]) -> None:
+    """Print what the dashes stand for, each reason once with its rules and quantities."""
     found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
-    for row in prediction.rules:
+    for row in rows:
         for name, why in row.reasons.items():
             rules, names = found.setdefault(why, ({}, {}))
             rules[row.rule] = names[name.replace("_", " ")] = None
@@ -99,17 +104,18 @@ def _print_reasons(console: Console, prediction: Prediction) -> None:
         print_note(console, f"  {', '.join(rules)} ({', '.join(names)}): {why}")
 
 
-def _table(prediction: Prediction, corner: str, shown: Sequence[int]) -> Table:
+def _table(row: RulePrediction, corner: str, shown: Sequence[int]) -> Table:
     table = Table(box=SIMPLE)
     table.add_column(corner, no_wrap=True)
     for h in shown:
-        name = directions_label(prediction.case.partitions[h])
+        name = directions_label(row.scenario.federation.partitions[h])
         table.add_column(name, justify="right", overflow="fold")
     return table
 
 
 def _cell(row: RulePrediction, names: Sequence[str], h: int) -> str:
-    cells = [_number(row.values[name][h]) if name in row.values else ABSENT for name in names]
+    found = [row.of(name) for name in names]
+    cells = [ABSENT if values is None else _number(values[h]) for values in found]
     return ABSENT if set(cells) == {ABSENT} else " · ".join(cells)
 
 

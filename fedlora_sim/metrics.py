@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from fedlora_sim.errors import check_choice, check_numbers, check_positive_int, expected
-from fedlora_sim.lora import LoRAFactors
-from fedlora_sim.lowrank import LowRankProduct
+
+if TYPE_CHECKING:  # torch takes seconds to import, and predictions need energies alone
+    from torch import Tensor
+
+    from fedlora_sim.lora import LoRAFactors
+    from fedlora_sim.lowrank import LowRankProduct
 
 
 def energy_ratio(energy: ArrayLike, r: int) -> NDArray[np.float64]:
@@ -114,6 +118,8 @@ def subspace_angles(q1: Tensor, q2: Tensor) -> Tensor:
     Returns:
         Shape (..., r), radians, ascending.
     """
+    import torch
+
     inner = q1.mT @ q2
     cosines = torch.linalg.svdvals(inner).clamp(max=1.0)
     sines = torch.linalg.svdvals(q2 - q1 @ inner).clamp(max=1.0).flip(-1)
@@ -141,6 +147,10 @@ def direction_preservation(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor
         Shape (...), in [0, 1]: 1 means that the paper's premise of direction-preserving local
         training (App. A) holds exactly; NaN for a zero update.
     """
+    import torch
+
+    from fedlora_sim.lora import LoRAFactors
+
     # The share does not depend on scale: normalise, so that tiny factors do not underflow when
     # squared.
     lora_b, lora_a = (

@@ -394,8 +394,8 @@ class Scenario(TrainingFields):
     ] = "none"
     local_time: Annotated[
         float,
-        "total step length of a round, T; a step at matrix fidelity is T / local_steps",
-        check_positive,
+        "total step length of a round, T, 0 for none; a step at matrix fidelity is T / local_steps",
+        AT_LEAST_0,
     ] = 0.5
     target_amplitude: Annotated[
         float, "amplitude of the targets in the first direction", AT_LEAST_0

@@ -11,7 +11,7 @@
 # predictable to the last digit, and see a rule under which it does not happen.
 
 # %%
-from analysis import closed_form, lessons
+from analysis import closed_form, notebook, predict
 from analysis.collapse import collapse_report
 from analysis.stats import Measurement
 from fedlora_sim import Scenario, simulate
@@ -54,12 +54,7 @@ figure = carriers(scenario.federation)
 
 # %%
 RULES = ("fedavg", "raflora")
-predicted = {
-    rule: closed_form.energy_trajectory(
-        rule, scenario.ranks, scenario.rounds, initial_amplitude=scenario.initial_amplitudes
-    )
-    for rule in RULES
-}
+predicted = {rule: predict(scenario, rule).energy.values for rule in RULES}
 for direction in (1, 5, 9):
     rates = [
         predicted[rule][1, direction - 1] / predicted[rule][0, direction - 1] for rule in RULES
@@ -76,7 +71,7 @@ for direction in (1, 5, 9):
 
 # %%
 runs = {rule: simulate(scenario, rule=rule, seed=range(3)) for rule in RULES}
-data = lessons.beside(runs, predicted)
+data = notebook.side_by_side(runs, predicted)
 figure, axes = spectra.draw_spectrum(data)
 
 # %% [markdown]
@@ -91,10 +86,8 @@ figure, axes = spectra.draw_spectrum(data)
 # measured, dots are the bound.
 
 # %%
-bound = closed_form.collapse_bound(
-    scenario.ranks, scenario.rounds, initial_energy=scenario.initial_amplitudes**2
-)
-figure, axes = spectra.draw_energy_ratio(lessons.above_shared(data, bound))
+bound = closed_form.collapse_bound(scenario)
+figure, axes = spectra.draw_energy_ratio(notebook.above_shared(data, bound))
 
 # %% [markdown]
 # ## When clients are sampled
@@ -109,9 +102,9 @@ figure, axes = spectra.draw_energy_ratio(lessons.above_shared(data, bound))
 # %%
 sampled = scenario.replace(fidelity="spectral", cohort_size=6, rounds=3)
 first = [part.start for part in scenario.federation.partitions[1:]]
-expected = closed_form.energy_rate("fedavg", scenario.ranks, cohort_size=6)[first]
+expected = closed_form.energy_rate(sampled, "fedavg")[first]
 
-rate = lessons.mean_rate(simulate(sampled, rule="fedavg", seed=range(2000)))
+rate = notebook.mean_rate(simulate(sampled, rule="fedavg", seed=range(2000)))
 
 # %% [markdown]
 # The picture shows half-lives in rounds: blue dots and bars are measured, red marks were predicted.

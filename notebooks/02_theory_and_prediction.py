@@ -10,18 +10,18 @@
 import numpy as np
 import sympy as sp
 
-from analysis import closed_form, lessons
+from analysis import closed_form, notebook
 from analysis.derivations import cohorts, contributors, floors, flow, multipliers, rates
 from analysis.derivations.symbols import K, g, m, n, nu, pi, tau
-from analysis.lessons import equations
+from analysis.notebook import equations
 from analysis.stats import Measurement, mean_interval, proportion_interval
 from fedlora_sim import Scenario, simulate
 from paper_figs.notebook import estimates, paths, prepare
 
 prepare()
-ledger = lessons.Ledger()
+ledger = notebook.Ledger()
 scenario = Scenario("4x8,8x6,16x4", rounds=20)
-ranks, partitions = scenario.ranks, scenario.federation.partitions
+partitions = scenario.federation.partitions
 first = [part.start for part in partitions]  # of a partition, all directions fare alike
 
 # %% [markdown]
@@ -72,7 +72,7 @@ pairs = n * (n - 1) * m * (m - 1) / (K * (K - 1))
 by_hand = sp.factor(((pairs + mean) / m**2).subs(n, pi * K))
 derived = cohorts.without_replacement().second
 print("the same:", sp.simplify(by_hand - derived) == 0)
-lessons.Equations([("E[W^2]", sp.latex(by_hand))])
+notebook.Equations([("E[W^2]", sp.latex(by_hand))])
 
 # %% [markdown]
 # Read it: $E[W^2] > \pi^2$, and the more so the smaller the cohort. Luck lifts the *mean* energy.
@@ -90,7 +90,7 @@ ledger.predict("energy rate, 6 of 18 clients", [float(x) for x in exact], within
 
 # %%
 sampled = scenario.replace(cohort_size=m_, rounds=3)
-rate = lessons.mean_rate(simulate(sampled, rule="fedavg", seed=range(8000)))
+rate = notebook.mean_rate(simulate(sampled, rule="fedavg", seed=range(8000)))
 ledger.measure("energy rate, 6 of 18 clients", rate)
 names = ["directions 5–8", "directions 9–16"]
 figure = estimates(names, [float(x) for x in exact], rate, "factor of the mean energy per round")
@@ -158,9 +158,7 @@ noise = {"gain_mean": 0.9, "gain_std": 0.1, "drift_std": 0.05}
 noisy = scenario.replace(cohort_size=m_, rounds=60, spectrum_decay=1.0, **noise)
 run = simulate(noisy, rule="fedavg", seed=range(10_000))
 ledger.measure("floor of the energy", mean_interval(run.energy.values[:, -1, first], 0.05))
-told = closed_form.energy_trajectory(
-    "fedavg", ranks, 60, initial_amplitude=1.0, cohort_size=m_, **noise
-)
+told = closed_form.energy_trajectory(noisy, "fedavg")
 seen = run.energy.mean("seed").values
 figure = paths({"FedAvg, 6 of 18": (seen[:, first], told[:, first])}, partitions, "mean energy")
 
@@ -202,10 +200,9 @@ ledger.predict("amplitude held by training", held, within=0.001)
 training = scenario.replace(local_loss="quadratic", rounds=60, spectrum_decay=1.0)
 panels = {}
 for name, time in times.items():
-    run = simulate(training.replace(local_time=time), rule="fedavg")
-    path = closed_form.flow_trajectory(
-        "fedavg", ranks, 60, target=1.0, local_time=time, initial_amplitude=1.0
-    )
+    trained = training.replace(local_time=time)
+    run = simulate(trained, rule="fedavg")
+    path = closed_form.flow_trajectory(trained, "fedavg")
     panels[f"$T = {time:.2f}$, {name} $T^*$"] = (
         run.energy.values[0][:, first],
         path[:, first] ** 2,

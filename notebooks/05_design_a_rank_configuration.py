@@ -13,8 +13,8 @@ import pandas as pd
 import seaborn as sns
 
 from analysis.design import design
-from analysis.explorer import explore
-from fedlora_sim import open_sweep, run_sweep
+from analysis.notebook import explore
+from fedlora_sim import Scenario, open_sweep, run_sweep
 from paper_figs.notebook import Explorer, prepare
 from paper_figs.style import RULE_COLORS
 
@@ -60,7 +60,8 @@ Explorer(rule="fedavg", cohort_size=6, gain_mean=0.98, drift_std=0.02, local_tim
 # partition; `typical` is the factor of its energy per round in a typical run.
 
 # %%
-found = explore("fedavg", "4x8,8x6,16x4", cohort_size=6, local_time=0.5)
+scenario = Scenario("4x8,8x6,16x4", cohort_size=6, rounds=30)
+found = explore(scenario, "fedavg", local_time=0.5)
 print(found.sentence)
 pd.DataFrame(found.rows)[
     ["directions", "coverage", "empty", "rate", "typical", "threshold", "held"]
@@ -70,7 +71,7 @@ pd.DataFrame(found.rows)[
 # How much does the cohort matter? The same question for four sizes:
 
 # %%
-sizes = {m: explore("fedavg", "4x8,8x6,16x4", cohort_size=m).rows[-1] for m in (2, 4, 8, 18)}
+sizes = {m: explore(scenario.replace(cohort_size=m)).rows[-1] for m in (2, 4, 8, 18)}
 pd.DataFrame(
     {
         "clients per round": list(sizes),
@@ -140,8 +141,9 @@ picture.set_titles("gain, std {col_name}")
 
 # %%
 RULES = ("fedavg", "ffa", "flora", "raflora")
-asked = {"total_rank": 160, "cohort_size": 6, "rounds": 30, "drift_std": 0.02, "min_coverage": 0.2}
-best = {rule: design(18, rules=[rule], top=1, **asked)[0] for rule in RULES}
+noisy = scenario.replace(drift_std=0.02)  # its ranks are what is designed
+asked = {"total_rank": 160, "min_coverage": 0.2, "top": 1}
+best = {rule: design(noisy, [rule], **asked)[0] for rule in RULES}
 pd.DataFrame(best.values())[["rule", "ranks", "score", "signal", "noise", "lost", "worst_rate"]]
 
 # %% [markdown]

@@ -23,17 +23,17 @@ from numpy.typing import ArrayLike
 from analysis.closed_form import RULES
 from analysis.cohorts.law import Array
 from analysis.collapse.measure import Collapse
-from analysis.explorer import POLICIES, Exploration, Row, explore
+from analysis.notebook import Exploration, PartitionVerdict, explore
 from analysis.predict import directions_label
 from analysis.stats.intervals import Measurement
-from fedlora_sim import Federation
+from fedlora_sim import Federation, Scenario
 from fedlora_sim.errors import InputError
 from paper_figs import style
 from paper_figs.style import RULE_COLORS, SMALL, look, partition_colors
 
 # Pictures of the notebooks that no paper needs
 
-LESSONS_DPI = 140  # of pictures on a screen
+NOTEBOOK_DPI = 140  # of pictures on a screen
 FAR = 100.0  # a forecast may leave the panel, which ends so far from what was measured
 HEIGHT = 2.3  # inches of a row of panels
 
@@ -41,7 +41,7 @@ HEIGHT = 2.3  # inches of a row of panels
 def prepare() -> None:
     """Make the figures' style that of a notebook, in a size to be read on a screen."""
     style.apply()
-    mpl.rcParams["figure.dpi"] = LESSONS_DPI
+    mpl.rcParams["figure.dpi"] = NOTEBOOK_DPI
 
 
 def carriers(federation: Federation) -> Figure:
@@ -290,7 +290,7 @@ def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) 
 
 
 def _beside(axis: Axes, colors: Mapping[str, Any]) -> None:
-    """A legend beside the last panel, from the lowest colour to the highest."""
+    """A legend beside the last panel, from the lowest color to the highest."""
     handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
 
@@ -357,12 +357,12 @@ def draw(found: Exploration) -> tuple[Figure, np.ndarray]:
     _energies(panels[0], found)
     _spectrum(panels[1], found)
     _training(panels[2], found)
-    alive = "" if found.case.is_full else ", in runs that survive"
+    alive = "" if found.is_full else ", in runs that survive"
     titles = ("clients that return $a x + b$", "what is left of them", f"clients that train{alive}")
     style.letter(panels, titles)
     table = figure.add_subplot(grid[1, :])
     _table(table, found)
-    name = found.rule
+    name = found.rule.partition(",")[0]
     figure.suptitle(found.sentence.replace(name, look(name).name, 1), fontsize=10)
     return figure, np.array([*panels, table])
 
@@ -372,7 +372,7 @@ def _energies(axis: Axes, found: Exploration) -> None:
     if found.energy is None:
         return
     rounds = np.arange(len(found.energy))
-    for row, part in zip(found.rows, found.case.partitions, strict=True):
+    for row, part in zip(found.rows, found.scenario.federation.partitions, strict=True):
         typical = found.energy[0, part.stop - 1] * row.typical**rounds
         axis.plot(rounds, _shown(typical), "k--", lw=0.8)
     dashed = Line2D([], [], color="k", ls="--", lw=0.8, label="left of the start, typical run")
@@ -381,7 +381,7 @@ def _energies(axis: Axes, found: Exploration) -> None:
 
 def _training(axis: Axes, found: Exploration) -> None:
     path = None if found.training is None else found.training**2
-    missing = "no local training" if found.case.local_time is None else ""
+    missing = "no local training" if found.local_time is None else ""
     _over_rounds(axis, found, path, "energy over the target's", missing)
     if path is not None:
         for row in found.rows:
@@ -393,14 +393,14 @@ def _over_rounds(
 ) -> None:
     """Energies (rounds + 1, r_max) as lines, coloured by partition."""
     _decades(axis)
-    axis.set_xlim(0, found.case.rounds)
+    axis.set_xlim(0, found.scenario.rounds)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.set_xlabel("round $t$")
     axis.set_ylabel(label)
     if energy is None:
         _say(axis, missing or "no closed form here")
         return
-    for part, color in zip(found.case.partitions, _colors(found), strict=True):
+    for part, color in zip(found.scenario.federation.partitions, _colors(found), strict=True):
         axis.plot(_shown(energy[:, part]), color=color, lw=0.9)
 
 
@@ -408,13 +408,13 @@ def _spectrum(axis: Axes, found: Exploration) -> None:
     """Energies by direction at the start and at the end."""
     _decades(axis)
     axis.set_xlabel("direction $i$")
-    axis.set_ylabel(f"energy after {found.case.rounds} rounds")
+    axis.set_ylabel(f"energy after {found.scenario.rounds} rounds")
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if found.energy is None:
         _say(axis, "no closed form here")
         return
     direction = np.arange(1, found.energy.shape[1] + 1)
-    for part, color in zip(found.case.partitions, _colors(found), strict=True):
+    for part, color in zip(found.scenario.federation.partitions, _colors(found), strict=True):
         axis.bar(direction[part], _shown(found.energy[-1, part]), 0.75, color=color)
     axis.step(direction, found.energy[0], where="mid", color="0.4", lw=0.9, label="at the start")
     axis.legend(loc="upper right", borderaxespad=0)
@@ -434,8 +434,8 @@ def _table(axis: Axes, found: Exploration) -> None:
             )
 
 
-def _cells(row: Row, *, shared: bool) -> list[tuple[str, str]]:
-    """Texts with their colours; none for that of the partition."""
+def _cells(row: PartitionVerdict, *, shared: bool) -> list[tuple[str, str]]:
+    """Texts with their colors; none for that of the partition."""
     told = [
         f"{row.coverage:.3g}",
         f"{row.empty:.3g}",
@@ -491,6 +491,7 @@ def _say(axis: Axes, text: str) -> None:
 CONTROLS_DPI = 110
 RANKS = ("4x8,8x6,16x4", "2x4,4x4,16x4", "4x5,8x5,16x5,32x5", "8x16,64x2", "8x18")
 EVERYBODY = "all"
+ROUNDS = 30
 WIDE = {"width": "31%", "min_width": "240px"}
 
 
@@ -498,7 +499,7 @@ class Explorer(ipywidgets.VBox):
     """Controls over a picture.
 
     Args:
-        **start: settings to start with, by argument of `analysis.explorer.explore`.
+        **start: settings to start with: `rule`, `local_time`, and fields of a scenario.
     """
 
     def __init__(self, **start: Any) -> None:
@@ -515,14 +516,21 @@ class Explorer(ipywidgets.VBox):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments of `explore`, as the knobs stand."""
+        """The rule, the local time and the scenario's fields, as the knobs stand."""
         values = {name: knob.value for name, knob in self.knobs.items()}
         return {**values, "cohort_size": _cohort(values["cohort_size"])}
+
+    def explore(self) -> Exploration:
+        """Ask the closed forms."""
+        fields = self.settings
+        rule, time = fields.pop("rule"), fields.pop("local_time")
+        scenario = Scenario(**fields, rounds=ROUNDS)
+        return explore(scenario, rule, local_time=time or None)
 
     def update(self) -> None:
         """Ask the closed forms, and draw; where they refuse, say why and leave the picture."""
         try:
-            self.found = explore(**self.settings)
+            self.found = self.explore()
         except InputError as error:
             self.message.value = f"<b>{_plain(str(error))}</b>"
             return
@@ -549,7 +557,7 @@ def png(found: Exploration) -> bytes:
 
 
 def _knobs(start: dict[str, Any]) -> dict[str, Any]:
-    """The controls by argument of `explore`."""
+    """The controls by setting."""
     unknown = sorted(start.keys() - _MAKERS.keys())
     if unknown:
         raise InputError(f"{unknown[0]}: expected one of {', '.join(_MAKERS)}")
@@ -577,7 +585,9 @@ def _rules(value: str) -> Any:
 
 
 def _policies(value: str) -> Any:
-    return ipywidgets.Dropdown(options=POLICIES, value=value, description="if nobody", layout=WIDE)
+    return ipywidgets.Dropdown(
+        options=("carry", "zero"), value=value, description="if nobody", layout=WIDE
+    )
 
 
 def _ranks(value: str) -> Any:
@@ -611,9 +621,9 @@ _MAKERS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "rule": (_rules, "fedavg"),
     "ranks": (_ranks, RANKS[0]),
     "cohort_size": (_cohorts, None),
-    "gain_mean": (_slider("gain, mean", 0.5, 1.2, 0.01), 1.0),
-    "gain_std": (_slider("gain, std", 0.0, 1.0, 0.01), 0.0),
-    "drift_std": (_slider("drift, std", 0.0, 0.5, 0.01), 0.0),
+    "gain_mean": (_slider("gain, mean", 0.5, 1.2, 0.01), Scenario.gain_mean),
+    "gain_std": (_slider("gain, std", 0.0, 1.0, 0.01), Scenario.gain_std),
+    "drift_std": (_slider("drift, std", 0.0, 0.5, 0.01), Scenario.drift_std),
     "local_time": (_slider("local time", 0.0, 3.0, 0.05), 0.0),
-    "empty_partition": (_policies, "carry"),
+    "empty_partition": (_policies, Scenario.empty_partition),
 }

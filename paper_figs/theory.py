@@ -1,12 +1,10 @@
-"""Figures of predictions, of the collapse report, and of scaling."""
+"""Figures of the collapse report, and of scaling."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
@@ -20,8 +18,6 @@ from numpy.typing import NDArray
 from analysis.collapse.measure import EXTINCT, Collapse
 from analysis.collapse.outcome import BAND
 from analysis.collapse.report import CONTROLS, CollapseReport, ScenarioReport, directions
-from analysis.formats import rule_name
-from analysis.predict import Prediction, RulePrediction, directions_label
 from paper_figs import style
 from paper_figs.style import (
     BLACK,
@@ -36,105 +32,6 @@ from paper_figs.style import (
     VERMILLION,
     look,
 )
-
-# Predicted energies of each partition under each rule
-
-PER_ROW = 4
-PREDICT_LOWEST = 1e-8  # relative to the highest energy: lower values have long collapsed
-HIGHEST = 1e150  # axes must stay far from the largest floating-point number
-
-
-def draw_predict(prediction: Prediction) -> tuple[Figure, np.ndarray]:
-    """Draw one panel per rule, or per set of equal rules: mean energy of a direction.
-
-    Args:
-        prediction: what `analysis.predict.predict` returned.
-
-    Returns:
-        The figure and its axes, one per panel; a floor is a dashed line, a rule without a closed
-        form is named below.
-    """
-    panels = _panels(prediction)
-    rows = max(1, -(-len(panels) // PER_ROW))
-    columns = max(1, -(-len(panels) // rows))
-    size = (DOUBLE_COLUMN, 0.9 + 1.5 * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
-    colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(prediction.case.partitions)))
-    axes = grid.ravel()
-    for axis, same in zip(axes, panels, strict=False):
-        _predict_panel(axis, same[0], colors)
-        title = ", ".join(_name(row) for row in same)
-        axis.set_title("\n".join(textwrap.wrap(title, 30)), fontsize=8)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    _limit(axes[0], panels)
-    for axis in grid[:, 0]:
-        axis.set_ylabel(r"energy $E[\sigma_i^2]$")
-    handles = _predict_handles(prediction, colors)
-    if any(line.get_linestyle() == "--" for axis in axes for line in axis.lines):
-        handles.append(Line2D([], [], color="0.3", ls="--", lw=0.8, label="floor"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
-    figure.supxlabel("\n".join(["round $t$", *_missing(prediction)]), fontsize=8)
-    # laid out once, not for each file: this halves the time
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure, axes[: len(panels)]
-
-
-def _panels(prediction: Prediction) -> list[list[RulePrediction]]:
-    """Return the rules that have energies, grouped by equal energies."""
-    panels: list[list[RulePrediction]] = []
-    for row in prediction.rules:
-        if "energy" not in row.values:
-            continue
-        for same in panels:
-            if np.array_equal(same[0].values["energy"], row.values["energy"]):
-                same.append(row)
-                break
-        else:
-            panels.append([row])
-    return panels
-
-
-def _predict_panel(axis: Axes, row: RulePrediction, colors: np.ndarray) -> None:
-    energy = row.values["energy"]
-    floor = row.values.get("energy_floor")
-    axis.set_yscale("log")
-    axis.minorticks_off()
-    for h, color in enumerate(colors):
-        shown = (energy[:, h] > 0) & (energy[:, h] < HIGHEST)
-        axis.plot(np.where(shown, energy[:, h], np.nan), color=color, lw=1.2)
-        if floor is not None and np.isfinite(floor[h]) and floor[h] > 0:
-            axis.axhline(floor[h], color=color, ls="--", lw=0.8)
-
-
-def _limit(axis: Axes, panels: list[list[RulePrediction]]) -> None:
-    shown = np.concatenate([same[0].values["energy"].ravel() for same in panels])
-    shown = shown[(shown > 0) & (shown < HIGHEST)]
-    if shown.size:
-        axis.set_ylim(max(shown.min() / 2, PREDICT_LOWEST * shown.max()), shown.max() * 2)
-
-
-def _predict_handles(prediction: Prediction, colors: np.ndarray) -> list[Line2D]:
-    return [
-        Line2D([], [], color=color, label=f"$i=$ {directions_label(part)}, coverage {c:.2g}")
-        for color, part, c in zip(
-            colors, prediction.case.partitions, prediction.coverage, strict=True
-        )
-    ]
-
-
-def _missing(prediction: Prediction) -> list[str]:
-    names = [_name(row) for row in prediction.rules if "energy" not in row.values]
-    return [f"no closed form here: {', '.join(names)}"] if names else []
-
-
-def _name(row: RulePrediction) -> str:
-    name = rule_name(row.rule)
-    return (
-        name if row.empty_partition is None else f"{name}\N{NO-BREAK SPACE}({row.empty_partition})"
-    )
-
 
 # Collapse report: energies of a rule's partitions in each standard scenario
 

@@ -74,7 +74,7 @@ def _shared_directions() -> float:
 
 
 def _rates(scenario: Scenario) -> Array:
-    rate = closed_form.energy_rate("fedavg", scenario.ranks, allocation=scenario.allocation)
+    rate = closed_form.energy_rate(scenario, "fedavg")
     return per_partition(rate, scenario)
 
 
@@ -96,9 +96,7 @@ def _squared_mean_coverage() -> Prediction:
 
 
 def _svd_total() -> Array:
-    energy = closed_form.energy_trajectory(
-        "fedavg", SVD.ranks, SVD.rounds, initial_amplitude=SVD.initial_amplitudes
-    ).sum(axis=1)
+    energy = closed_form.energy_trajectory(SVD, "fedavg").sum(axis=1)
     return np.atleast_1d(energy[-1] / energy[0])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -231,24 +231,14 @@ IDENTICAL = 1e-10
 """Largest relative distance between two ways to write one aggregation."""
 
 
-def federation_arguments(scenario: Scenario) -> dict[str, Any]:
-    """Return the keyword arguments for a scenario's federation, cohorts and empty partitions."""
-    return {
-        "num_samples": scenario.num_samples,
-        "cohort_size": scenario.cohort_size,
-        "sampling": scenario.sampling,
-        "empty_partition": scenario.empty_partition,
-    }
+def ideal(scenario: Scenario) -> Scenario:
+    """Return the scenario as closed forms describe it, for claims on how far they hold beyond it.
 
-
-def client_arguments(scenario: Scenario) -> dict[str, Any]:
-    """Return the keyword arguments for a scenario's clients, which return `a x + b`."""
-    return {
-        "gain_mean": scenario.gain_mean,
-        "gain_std": scenario.gain_std,
-        "drift_mean": scenario.drift_mean,
-        "drift_std": scenario.drift_std,
-    }
+    All clients keep the common basis and have the common targets, and training is the flow, the
+    limit of many small plain steps.
+    """
+    kept = {"subspace_noise": 0.0, "basis_drift": 0.0, "target_angle": 0.0, "target_std": 0.0}
+    return scenario.replace(fidelity="spectral", optimizer=None, **kept)
 
 
 def per_partition(values: Array, scenario: Scenario) -> Array:

@@ -39,6 +39,7 @@ from analysis.claims.base import (
     Context,
     Control,
     by_partition,
+    ideal,
     partition_means,
     simulated,
 )
@@ -139,27 +140,13 @@ def predicted_rates(scenario: Scenario, more_samples: float = 1.0) -> Array:
         scenario: the scenario.
         more_samples: samples of a client of the lowest rank relative to those of another one.
     """
-    start, lowest = scenario.initial_amplitudes, min(scenario.ranks)
+    lowest = min(scenario.ranks)
     samples = [more_samples if rank == lowest else 1.0 for rank in scenario.ranks]
+    covered = ideal(scenario).replace(num_samples=samples)
     if scenario.local_loss == "none":
-        energy = closed_form.energy_trajectory(
-            "fedavg",
-            scenario.ranks,
-            scenario.rounds,
-            initial_amplitude=start,
-            num_samples=samples,
-        )
+        energy = closed_form.energy_trajectory(covered, "fedavg")
     else:
-        amplitude = closed_form.flow_trajectory(
-            "fedavg",
-            scenario.ranks,
-            scenario.rounds,
-            target=scenario.target_amplitudes,
-            local_time=scenario.local_time,
-            initial_amplitude=start,
-            num_samples=samples,
-        )
-        energy = amplitude**2
+        energy = closed_form.flow_trajectory(covered, "fedavg") ** 2
     return _relative_rates(partition_means(energy, scenario).T)
 
 

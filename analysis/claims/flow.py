@@ -27,6 +27,7 @@ from analysis.claims.base import (
     Control,
     Experiment,
     by_partition,
+    ideal,
     per_partition,
     simulated,
 )
@@ -105,37 +106,22 @@ def with_larger_targets(scenario: Scenario, factor: float = FITTED_LARGER) -> Sc
 
 def threshold(scenario: Scenario, rule: str) -> Array:
     """Return the predicted local time below which each partition collapses."""
-    return per_partition(
-        closed_form.collapse_threshold(
-            rule,
-            scenario.ranks,
-            scenario.target_amplitude,
-            num_samples=scenario.num_samples,
-            cohort_size=scenario.cohort_size,
-        ),
-        scenario,
-    )
+    return per_partition(closed_form.collapse_threshold(ideal(scenario), rule), scenario)
 
 
 def flow_rate(scenario: Scenario, rule: str) -> Array:
     """Return the predicted factor per round by which each partition approaches its floor."""
-    return _of_training(closed_form.flow_rate, scenario, rule)
+    return per_partition(closed_form.flow_rate(ideal(scenario), rule), scenario)
 
 
 def flow_floor(scenario: Scenario, rule: str) -> Array:
     """Return the predicted amplitude at which training holds each partition."""
-    return _of_training(closed_form.flow_floor, scenario, rule)
-
-
-def _of_training(form: Callable[..., Array], scenario: Scenario, rule: str) -> Array:
-    target, samples = scenario.target_amplitude, scenario.num_samples
-    values = form(rule, scenario.ranks, target, scenario.local_time, num_samples=samples)
-    return per_partition(values, scenario)
+    return per_partition(closed_form.flow_floor(ideal(scenario), rule), scenario)
 
 
 def dilution(scenario: Scenario, rule: str) -> Array:
     """Return the factor of a round without training on each partition: omega."""
-    coverage = closed_form.coverage(scenario.ranks, scenario.num_samples)
+    coverage = closed_form.coverage(scenario)
     return per_partition(closed_form.multiplier(rule, coverage), scenario)
 
 
@@ -466,17 +452,8 @@ def harmonic_mean(rule: str, cohort_size: int | None, larger: float = 1.0) -> Ar
             contributors.
         larger: factor on all amplitudes, including targets.
     """
-    scenario = with_larger_targets(COHORT, larger)
-    amplitude = closed_form.flow_trajectory(
-        rule,
-        scenario.ranks,
-        scenario.rounds,
-        target=scenario.target_amplitude,
-        local_time=scenario.local_time,
-        initial_amplitude=scenario.initial_amplitudes,
-        cohort_size=cohort_size,
-    )
-    return amplitude[1:, -1]
+    cohorts = COHORT.replace(cohort_size=cohort_size)
+    return closed_form.flow_trajectory(with_larger_targets(cohorts, larger), rule)[1:, -1]
 
 
 def inverse_over(rule: str, predicted: Array) -> Experiment:
@@ -506,24 +483,14 @@ def own_targets(rule: str, seed: int) -> Scenario:
     ranks = np.empty(len(targets), dtype=int)
     ranks[np.argsort(-targets[:, 0])] = np.sort(scenario.ranks)
     scenario = scenario.replace(ranks=tuple(ranks.tolist()))
-    longest = closed_form.collapse_threshold(
-        rule, scenario.ranks, targets, num_samples=scenario.num_samples
-    ).max()
+    longest = closed_form.collapse_threshold(ideal(scenario), rule, target=targets).max()
     shortest = LEAST_TIME / scenario.target_amplitude
     return scenario.replace(local_time=float(max(BEYOND_THRESHOLD * longest, shortest)))
 
 
 def trajectory_of(rule: str, scenario: Scenario, targets: Array) -> Array:
     """Return the predicted amplitude of each partition and round, (T + 1, M)."""
-    amplitude = closed_form.flow_trajectory(
-        rule,
-        scenario.ranks,
-        scenario.rounds,
-        target=targets,
-        local_time=scenario.local_time,
-        initial_amplitude=scenario.initial_amplitudes,
-        num_samples=scenario.num_samples,
-    )
+    amplitude = closed_form.flow_trajectory(ideal(scenario), rule, target=targets)
     return per_partition(amplitude, scenario)
 
 
@@ -711,9 +678,7 @@ def threshold_of_larger_each(scenario: Scenario, rule: str, seed: int) -> Array:
 
 
 def _threshold_of_targets(scenario: Scenario, rule: str, targets: Array) -> Array:
-    found = closed_form.collapse_threshold(
-        rule, scenario.ranks, targets, num_samples=scenario.num_samples
-    )
+    found = closed_form.collapse_threshold(ideal(scenario), rule, target=targets)
     return per_partition(found, scenario)
 
 

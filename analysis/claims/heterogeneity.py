@@ -24,8 +24,6 @@ from analysis.claims.base import (
     Experiment,
     above_shared,
     by_partition,
-    client_arguments,
-    federation_arguments,
     higher_energy_left,
     per_partition,
     simulated,
@@ -128,13 +126,7 @@ def final_over_fresh(scenario: Scenario) -> Experiment:
 
 def _rate(scenario: Scenario, gain_std: float) -> Array:
     """Return the predicted energy rates above the shared partition."""
-    rate = closed_form.energy_rate(
-        "fedavg",
-        scenario.ranks,
-        gain_mean=scenario.gain_mean,
-        gain_std=gain_std,
-        **federation_arguments(scenario),
-    )
+    rate = closed_form.energy_rate(scenario.replace(gain_std=gain_std), "fedavg")
     return above_shared(rate, scenario)
 
 
@@ -145,13 +137,7 @@ def _rates(factor: float) -> Prediction:
 
 def _critical() -> Array:
     """Return the critical deviations above the shared partition."""
-    nu = closed_form.critical_gain_std(
-        "fedavg",
-        CRITICAL.ranks,
-        gain_mean=CRITICAL.gain_mean,
-        **federation_arguments(CRITICAL),
-    )
-    return above_shared(nu, CRITICAL)
+    return above_shared(closed_form.critical_gain_std(CRITICAL, "fedavg"), CRITICAL)
 
 
 def _around_critical() -> Prediction:
@@ -162,15 +148,8 @@ def _around_critical() -> Prediction:
 
 
 def _trajectory(scenario: Scenario, heterogeneity: str) -> Array:
-    energy = closed_form.energy_trajectory(
-        "fedavg",
-        scenario.ranks,
-        scenario.rounds,
-        initial_amplitude=scenario.initial_amplitudes,
-        heterogeneity=heterogeneity,
-        **client_arguments(scenario),
-        **federation_arguments(scenario),
-    )
+    kind = scenario.replace(heterogeneity=heterogeneity)
+    energy = closed_form.energy_trajectory(kind, "fedavg")
     return per_partition(energy, scenario)
 
 

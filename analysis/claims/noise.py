@@ -18,9 +18,7 @@ from analysis.claims.base import (
     Control,
     Experiment,
     by_partition,
-    client_arguments,
     energy_series,
-    federation_arguments,
     partition_means,
     per_partition,
     simulated,
@@ -107,8 +105,7 @@ def with_drifts(scenario: Scenario, factor: float) -> Scenario:
 
 
 def _noise_gain(rule: str) -> Array:
-    gain = closed_form.noise_gain(rule, NOISE.ranks, **federation_arguments(NOISE))
-    return per_partition(gain, NOISE)
+    return per_partition(closed_form.noise_gain(NOISE, rule), NOISE)
 
 
 def _noise(*rules: str, factor: float = 1.0) -> Prediction:
@@ -121,12 +118,7 @@ def _noise_ratio(rule: str, other: str, margin: float = MARGIN) -> Prediction:
 
 
 def _floor(scenario: Scenario, rule: str, margin: float) -> Prediction:
-    floor = closed_form.energy_floor(
-        rule,
-        scenario.ranks,
-        **client_arguments(scenario),
-        **federation_arguments(scenario),
-    )
+    floor = closed_form.energy_floor(scenario, rule)
     return Prediction.within(per_partition(floor, scenario), margin)
 
 
@@ -348,14 +340,7 @@ def _signal_by_contributors() -> Prediction:
     """Return the predicted noise over signal in fixed cohorts with as many contributors."""
     size, r_max = SIGNAL_COHORTS.federation.max_cohort, SIGNAL_COHORTS.federation.r_max
     ratios = [
-        closed_form.noise_to_signal(
-            rule,
-            f"1x{size - h},{r_max}x{h}",
-            amplitude=SIGNAL.initial_amplitude,
-            gain_mean=SIGNAL.gain_mean,
-            gain_std=SIGNAL.gain_std,
-            drift_std=SIGNAL.drift_std,
-        )[-1]
+        closed_form.noise_to_signal(SIGNAL.replace(ranks=f"1x{size - h},{r_max}x{h}"), rule)[-1]
         for rule in SIGNAL_RULES
         for h in CONTRIBUTORS
     ]

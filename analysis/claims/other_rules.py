@@ -19,7 +19,6 @@ from analysis.claims.base import (
     Experiment,
     above_shared,
     by_partition,
-    federation_arguments,
     partition_means,
     simulated,
 )
@@ -158,7 +157,7 @@ def distance(
 
 
 def _coverage(scenario: Scenario) -> Array:
-    return above_shared(closed_form.coverage(scenario.ranks, scenario.num_samples), scenario)
+    return above_shared(closed_form.coverage(scenario), scenario)
 
 
 def _settled(coverage: Array) -> Array:
@@ -166,10 +165,9 @@ def _settled(coverage: Array) -> Array:
 
 
 def _rate(scenario: Scenario, rule: str, margin: float = EXACT) -> Prediction:
-    rate = closed_form.energy_rate(
-        rule, scenario.ranks, gain_mean=scenario.gain_mean, **federation_arguments(scenario)
+    return Prediction.within(
+        above_shared(closed_form.energy_rate(scenario, rule), scenario), margin
     )
-    return Prediction.within(above_shared(rate, scenario), margin)
 
 
 def _growth(scenario: Scenario, rounds: Sequence[int], margin: float) -> Prediction:
@@ -399,27 +397,20 @@ def followed(scenario: Scenario, rule: str, predicted_rule: str, start: float = 
 
 def _clients_share(scenario: Scenario) -> Array:
     """Return the share of clients (not of data) that carry each partition above the shared one."""
-    return above_shared(closed_form.coverage(scenario.ranks), scenario)
+    return above_shared(closed_form.coverage(scenario.replace(num_samples=None)), scenario)
 
 
 def _data_share(scenario: Scenario) -> Array:
     """Return the share of the carriers' data for each partition above the shared one."""
-    return above_shared(closed_form.coverage(scenario.ranks, scenario.num_samples), scenario)
+    return above_shared(closed_form.coverage(scenario), scenario)
 
 
 def _trajectory(scenario: Scenario, rule: str) -> Array:
-    energy = closed_form.energy_trajectory(
-        rule,
-        scenario.ranks,
-        scenario.rounds,
-        initial_amplitude=scenario.initial_amplitudes,
-        **federation_arguments(scenario),
-    )
-    return partition_means(energy, scenario)[:, 1:]
+    return partition_means(closed_form.energy_trajectory(scenario, rule), scenario)[:, 1:]
 
 
 def _norm_rate(rule: str) -> Prediction:
-    rate = closed_form.energy_rate(rule, NORM_COHORTS.ranks, **federation_arguments(NORM_COHORTS))
+    rate = closed_form.energy_rate(NORM_COHORTS, rule)
     return Prediction.within(above_shared(rate, NORM_COHORTS), NORM_MARGIN)
 
 

@@ -103,15 +103,12 @@ def extinction_round(scenario: Scenario, rule: str) -> Experiment:
 
 
 def _mean_log(scenario: Scenario, rule: str) -> Array:
-    rate = closed_form.typical_rate(rule, scenario.ranks, cohort_size=scenario.cohort_size)
+    rate = closed_form.typical_rate(scenario, rule)
     return scenario.rounds * np.log(above_shared(rate, scenario))
 
 
 def _std_log(scenario: Scenario, rule: str) -> Array:
-    std = closed_form.log_energy_std(
-        rule, scenario.ranks, scenario.rounds, cohort_size=scenario.cohort_size
-    )
-    return above_shared(std[-1], scenario)
+    return above_shared(closed_form.log_energy_std(scenario, rule)[-1], scenario)
 
 
 def typical(scenario: Scenario, rule: str) -> Array:
@@ -121,8 +118,7 @@ def typical(scenario: Scenario, rule: str) -> Array:
 
 def mean_energy(scenario: Scenario, rule: str) -> Array:
     """Return the predicted mean-energy rates above the shared partition."""
-    rate = closed_form.energy_rate(rule, scenario.ranks, cohort_size=scenario.cohort_size)
-    return above_shared(rate, scenario)
+    return above_shared(closed_form.energy_rate(scenario, rule), scenario)
 
 
 def _typical_rate(rule: str) -> Prediction:
@@ -138,7 +134,7 @@ def _spread(factor: float) -> Prediction:
 
 
 def _extinction_laws(scenario: Scenario) -> list[Callable[[Array], Array]]:
-    loss = closed_form.extinction_probability(scenario.ranks, scenario.cohort_size)
+    loss = closed_form.extinction_probability(scenario)
     return [stats.geom(p).cdf for p in above_shared(loss, scenario)]
 
 
@@ -279,7 +275,7 @@ def over_predicted(*scenarios: Scenario) -> Experiment:
 
 def _mean_left(scenario: Scenario, gain: float = 1.0) -> Array:
     """Return the predicted mean remaining energy above the shared partition for a gain."""
-    rate = closed_form.energy_rate("fedavg", RANKS, cohort_size=scenario.cohort_size)
+    rate = closed_form.energy_rate(scenario, "fedavg")
     return (above_shared(rate, scenario) * gain**2) ** scenario.rounds
 
 
@@ -314,7 +310,7 @@ def full_rate() -> Array:
 
     These are the squared coverages.
     """
-    return above_shared(closed_form.energy_rate("fedavg", RANKS), ALL)
+    return above_shared(closed_form.energy_rate(ALL, "fedavg"), ALL)
 
 
 _COMMON: dict[str, Any] = {

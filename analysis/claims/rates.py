@@ -19,9 +19,7 @@ from analysis.claims.base import (
     Control,
     Experiment,
     above_shared,
-    client_arguments,
     energy_series,
-    federation_arguments,
     fitted_rates,
     higher_energy_left,
     per_partition,
@@ -59,7 +57,7 @@ BOUND_SCALE = 0.05
 
 
 def _coverage() -> Array:
-    coverage = closed_form.coverage(FEDERATION.ranks, FEDERATION.num_samples)
+    coverage = closed_form.coverage(FEDERATION)
     return above_shared(coverage, FEDERATION)
 
 
@@ -115,10 +113,7 @@ def share_of_bound(
     shares = []
     for seed in context.seeds(numbers):
         scenario = random_federation(seed)
-        energy = scenario.initial_amplitudes**2
-        bound = factor * closed_form.collapse_bound(
-            scenario.ranks, BOUND_ROUNDS, num_samples=scenario.num_samples, initial_energy=energy
-        )
+        bound = factor * closed_form.collapse_bound(scenario)
         if bound_level != 1:
             coverage = per_partition(scenario.federation.coverage(), scenario)
             ratio = coverage[bound_level] ** 2 / coverage[1] ** 2
@@ -220,12 +215,12 @@ MARGIN = 0.02
 
 
 def _rate(rule: str, scenario: Scenario, margin: float = MARGIN) -> Prediction:
-    rate = closed_form.energy_rate(rule, scenario.ranks, **federation_arguments(scenario))
+    rate = closed_form.energy_rate(scenario, rule)
     return Prediction.within(above_shared(rate, scenario), margin)
 
 
 def _power_of_coverage(scenario: Scenario, power: int) -> Prediction:
-    coverage = above_shared(closed_form.coverage(scenario.ranks), scenario)
+    coverage = above_shared(closed_form.coverage(scenario), scenario)
     return Prediction.within(coverage**power, MARGIN)
 
 
@@ -361,27 +356,15 @@ CORRELATION = 0.05
 FLOOR_MARGIN = 0.03
 TRAJECTORY_MARGIN = 0.05
 
-PARAMETERS: dict[str, Any] = {
-    **client_arguments(NON_IID),
-    **federation_arguments(NON_IID),
-}
-
 
 def _floor(rule: str) -> Prediction:
-    floor = closed_form.energy_floor(rule, NON_IID.ranks, **PARAMETERS)
+    floor = closed_form.energy_floor(NON_IID, rule)
     return Prediction.within(per_partition(floor, NON_IID), FLOOR_MARGIN)
 
 
 def predicted_trajectory(rule: str) -> Array:
     """Return the predicted mean energy of each partition from round 1 on, (T, M)."""
-    energy = closed_form.energy_trajectory(
-        rule,
-        TRAJECTORY.ranks,
-        TRAJECTORY.rounds,
-        initial_amplitude=TRAJECTORY.initial_amplitudes,
-        **PARAMETERS,
-    )
-    return per_partition(energy, NON_IID)[1:]
+    return per_partition(closed_form.energy_trajectory(TRAJECTORY, rule), NON_IID)[1:]
 
 
 def _floor_claim(rule: str, other: str) -> Claim:

@@ -59,18 +59,9 @@ def predicted_energy(*, controlled: bool = True, stronger: float = 1.0, gain: fl
     """
     start = SETTLING.initial_amplitudes.copy()
     start[: SETTLING.federation.levels[0]] *= stronger
-    differing: dict[str, Any] = {
-        "cohort_size": SETTLING.cohort_size,
-        "gain_std": SETTLING.gain_std,
-        "empty_partition": SETTLING.empty_partition,
-    }
+    scenario = SETTLING if controlled else SETTLING.replace(cohort_size=None, gain_std=0.0)
     return closed_form.energy_trajectory(
-        "fedavg",
-        SETTLING.ranks,
-        SETTLING.rounds,
-        initial_amplitude=start,
-        gain_mean=gain,
-        **(differing if controlled else {}),
+        scenario.replace(gain_mean=gain), "fedavg", initial_amplitude=start
     )
 
 

@@ -5,8 +5,14 @@ weights `w`, client gains `a` (mean g, standard deviation nu) and drifts `b` (me
 deviation tau), independent over clients and rounds. The pair `(E[x], E[x^2])` then follows an
 affine map. Wu et al., arXiv 2602.13486, App. A (no drift, full participation) and App. B
 (mean-field recursion with floors); cohorts, exact constants and all rules but FedAvg and raFLoRA
-are our derivation. Every function takes ranks as a sequence or as text such as `"4x8,8x6"`; all
-values are dimensionless but amplitudes, drifts (unit of `x`) and energies (that unit squared).
+are our derivation.
+
+Every function of a federation takes a `Scenario` and the name of a rule, in this order; all
+defaults are the scenario's. What a scenario cannot hold is given by name: `gain_mean`, `gain_std`,
+`drift_mean`, `drift_std`, `initial_amplitude` and `target` per direction, (r_max,) or a scalar for
+all of them, and `target` also per client. A form that does not cover a field of the scenario
+refuses it by name: see `analysis.closed_form.scope`. All values are dimensionless but amplitudes,
+drifts (unit of `x`) and energies (that unit squared).
 """
 
 from analysis.closed_form.communication import Communication as Communication

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.closed_form.setting import Ranks, Samples, federation_of, rule_form
+from analysis.closed_form.scope import check_scope
+from analysis.closed_form.setting import rule_form
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import check_choice, check_positive_int
-from fedlora_sim.federation import ALLOCATIONS, Federation
+from fedlora_sim.errors import check_positive_int
+from fedlora_sim.federation import Federation
+from fedlora_sim.scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,7 @@ class Communication:
         return self.upload + self.download
 
 
-def communication(
-    rule: str,
-    ranks: Ranks,
-    d_in: int,
-    d_out: int,
-    *,
-    layers: int = 1,
-    cohort_size: int | None = None,
-    num_samples: Samples = None,
-    sampling: str | None = None,
-    allocation: str = "svd",
-) -> Communication:
+def communication(scenario: Scenario, rule: str, *, layers: int = 1) -> Communication:
     """Numbers that a round's cohort sends and receives, in expectation over cohorts.
 
     A client of rank r sends both factors, `r (d_in + d_out)` numbers, and receives as many. ffa
@@ -51,29 +42,23 @@ def communication(
     gained meanwhile; that is not counted. Nor are the few numbers that are no matrices.
 
     Args:
+        scenario: the federation and the shape of a layer, `d_in` and `d_out`; a client drawn twice
+            trains and sends once, and how many directions travel depends on no allocation.
         rule: any of `RULES`, or an alias.
-        ranks: client ranks.
-        d_in: width of a layer's input.
-        d_out: width of its output.
         layers: number of adapted layers, all of this shape.
-        cohort_size: clients per round; all when None.
-        num_samples: samples per client; they matter under `size_weighted` only.
-        sampling: cohort law, see `Federation`; a client drawn twice trains and sends once.
-        allocation: `svd`, `random` or `importance`: how many directions travel, not which.
 
     Returns:
         Expected numbers per round.
 
     Raises:
-        ValueError: on a bad argument.
+        ValueError: on a bad argument, and at fidelity `training`, whose layers are the model's.
 
     Reference:
         Sizes: Wu et al., arXiv 2602.13486, Sec. 3, and the rules' papers. Counts: our derivation.
     """
     form = rule_form(rule)
-    federation = federation_of(ranks, num_samples, cohort_size, sampling)
-    check_choice("allocation", allocation, ALLOCATIONS)
-    width, height = check_positive_int("d_in", d_in), check_positive_int("d_out", d_out)
+    federation = check_scope("communication", scenario, {}).federation
+    width, height = scenario.d_in, scenario.d_out
     count = check_positive_int("layers", layers)
     together = _taking_part(federation)
     clients, client_ranks = np.diag(together), np.asarray(federation.ranks, dtype=np.float64)

@@ -19,11 +19,8 @@ from numpy.typing import ArrayLike
 
 from analysis.closed_form.nonlinear_rules import norm_weights
 from analysis.closed_form.setting import (
-    Ranks,
-    Samples,
     Setting,
     client_targets,
-    each_direction,
     full_weights,
     local_map,
     missing_share,
@@ -34,7 +31,8 @@ from analysis.closed_form.setting import (
     shared_targets,
 )
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import MOST_ROUNDS, check_count, check_finite, expected
+from fedlora_sim.errors import MOST_ROUNDS, check_count, expected
+from fedlora_sim.scenario import Scenario
 from fedlora_sim.tolerances import relative
 
 # One round of the flow, in the coordinates in which it is simple, and its fixed points
@@ -202,64 +200,31 @@ def _hetlora_round(setting: Setting, targets: Array, time: float, x: Array) -> t
     return (shares[:, None] * np.sqrt(trained)).sum(axis=0) ** 2, shares
 
 
-# Training itself, as a flow: local gradient descent restores what averaging dilutes.
-#
-# Clients follow `flow_map` towards their targets for local time T, and a round is `x' = omega
-# f(x)`, omega = W (fedavg), W**2 (zero_pad) or 1 (raflora, rbla). In `y = 1/x` it is affine: `y'
-# = (y/G + (G - 1)/(M G)) / omega`. So with equal targets the mean of 1/x over cohorts is known
-# for every t, given that somebody carried the direction in every round; the functions return the
-# harmonic-mean amplitude `1/E[1/x]`. Clients with targets of their own need full participation.
-# ffa trains B alone, with A of unit length: `f(x) = M + (x - M) exp(-T)`, linear, and the
-# functions return the mean. All of this is our derivation.
-
-
-def flow_trajectory(
-    rule: str,
-    ranks: Ranks,
-    rounds: int,
-    *,
-    target: ArrayLike,
-    local_time: float,
-    initial_amplitude: ArrayLike,
-    cohort_size: int | None = None,
-    num_samples: Samples = None,
-    sampling: str | None = None,
-    allocation: str = "svd",
-    empty_partition: str = "carry",
-) -> Array:
+def flow_trajectory(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     """Amplitude of every direction after every round of training, exact for every t.
 
     Random cohorts: `1/E[1/x_t]` given a contributor in every round (with `carry`: over all runs);
     for ffa the mean `E[x_t]`. hetlora: the joint recursion of all directions.
 
     Args:
+        scenario: the federation and its training, `local_loss="quadratic"` at fidelity `spectral`.
         rule: any of `RULES` but flora and fedex.
-        ranks: client ranks.
-        rounds: number of rounds T, at least 1.
-        target: M, a scalar, (r_max,), or per client (K,) or (K, r_max).
-        local_time: total step length of a round's local training, at least 0.
-        initial_amplitude: amplitudes x_0, not negative, scalar or (r_max,).
-        cohort_size: clients per round; all when None.
-        num_samples: samples per client; equal when None.
-        sampling: cohort law, see `Federation`.
-        allocation: which directions clients carry, `svd` or `random`.
-        empty_partition: what raflora and rbla do without a contributor.
+        **values: the start per direction, targets M per direction, or per client (K,) or
+            (K, r_max); see `analysis.closed_form`.
 
     Returns:
         Amplitudes, shape (rounds + 1, r_max), round 0 first.
 
     Raises:
-        ValueError: on a bad argument; on flora and fedex, whose clients start from other factors;
-            on unequal targets, or hetlora, without full participation.
+        ValueError: on a field that the form does not cover; on flora and fedex, whose clients
+            start from other factors; on unequal targets, or hetlora, without full participation.
     """
-    setting = setting_of(
-        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
-    )
-    count = check_count("rounds", rounds, MOST_ROUNDS)
-    time = check_finite("local_time", local_time, minimum=0.0)
-    start = each_direction("initial_amplitude", initial_amplitude, setting.r_max, minimum=0.0)
+    setting = setting_of("flow_trajectory", scenario, rule, values)
+    count = check_count("rounds", scenario.rounds, MOST_ROUNDS)
+    time = scenario.local_time
+    start = setting.direction("initial_amplitude", minimum=0.0)
     _refuse_other_factors(setting)
-    targets = client_targets(setting, target)
+    targets = client_targets(setting)
     if setting.form.norm_weighted:
         need_full(setting, "hetlora's weights depend on the state")
         return hetlora_path(setting, targets, time, start, count)
@@ -276,49 +241,30 @@ def flow_trajectory(
     return path(setting, targets, time, start, count)
 
 
-def flow_floor(
-    rule: str,
-    ranks: Ranks,
-    target: ArrayLike,
-    local_time: float,
-    *,
-    cohort_size: int | None = None,
-    num_samples: Samples = None,
-    sampling: str | None = None,
-    allocation: str = "svd",
-    empty_partition: str = "carry",
-) -> Array:
+def flow_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     """Amplitude at which training holds a direction: `M (omega G - 1) / (G - 1)`, or 0.
 
     0 where `omega G <= 1`; for random cohorts omega is `1/E[1/omega]` given a contributor, so the
     floor is that of `1/E[1/x]`, which vanishes before a typical run collapses. ffa:
     `W M (1 - e) / (1 - W e)`, `e = exp(-T)`. flora: M, which the base reaches. hetlora: where its
-    recursion settles when it starts from the targets.
+    recursion settles when it starts from the targets. A local time of 0 stands for the limit.
 
     Args:
+        scenario: the federation and its training, `local_loss="quadratic"` at fidelity `spectral`.
         rule: any of `RULES` but fedex.
-        ranks: client ranks.
-        target: M, a scalar, (r_max,), or per client (K,) or (K, r_max).
-        local_time: total step length of a round's local training; 0 stands for the limit.
-        cohort_size: clients per round; all when None.
-        num_samples: samples per client; equal when None.
-        sampling: cohort law, see `Federation`.
-        allocation: which directions clients carry, `svd` or `random`.
-        empty_partition: what raflora and rbla do without a contributor.
+        **values: targets, see `flow_trajectory`.
 
     Returns:
         Amplitudes, shape (r_max,).
 
     Raises:
-        ValueError: on a bad argument; on fedex, whose floor depends on the path; on unequal
-            targets, or hetlora, without full participation; on flora with unequal targets; on
-            hetlora so close to the threshold that its recursion does not settle.
+        ValueError: on a field that the form does not cover; on fedex, whose floor depends on the
+            path; on unequal targets, or hetlora, without full participation; on flora with unequal
+            targets; on hetlora so close to the threshold that its recursion does not settle.
     """
-    setting = setting_of(
-        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
-    )
-    time = check_finite("local_time", local_time, minimum=0.0)
-    targets = client_targets(setting, target)
+    setting = setting_of("flow_floor", scenario, rule, values)
+    time = scenario.local_time
+    targets = client_targets(setting)
     equal = shared_targets(setting, targets)
     if setting.form.space == "base" and equal is not None:
         return equal
@@ -340,18 +286,7 @@ def flow_floor(
         return np.divide(step.margin, step.shift, out=held, where=moves)
 
 
-def flow_rate(
-    rule: str,
-    ranks: Ranks,
-    target: ArrayLike,
-    local_time: float,
-    *,
-    cohort_size: int | None = None,
-    num_samples: Samples = None,
-    sampling: str | None = None,
-    allocation: str = "svd",
-    empty_partition: str = "carry",
-) -> Array:
+def flow_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     """Factor per round by which an amplitude nears its floor: `omega G` below, `1/(omega G)` above.
 
     1 at the critical point, where the approach is algebraic, 1/t. omega as in `flow_floor`; hetlora
@@ -359,34 +294,26 @@ def flow_rate(
     targets: the slope of the round's map at its fixed point. ffa: `W exp(-T)`.
 
     Args:
+        scenario: the federation and its training, `local_loss="quadratic"` at fidelity `spectral`.
         rule: any of `RULES` but flora and fedex.
-        ranks: client ranks.
-        target: M, a scalar, (r_max,), or per client (K,) or (K, r_max).
-        local_time: total step length of a round's local training, at least 0.
-        cohort_size: clients per round; all when None.
-        num_samples: samples per client; equal when None.
-        sampling: cohort law, see `Federation`.
-        allocation: which directions clients carry, `svd` or `random`.
-        empty_partition: what raflora and rbla do without a contributor.
+        **values: targets, see `flow_trajectory`.
 
     Returns:
         Factors in [0, 1], shape (r_max,).
 
     Raises:
-        ValueError: on a bad argument; on flora and fedex; on unequal targets without full
-            participation, or under hetlora.
+        ValueError: on a field that the form does not cover; on flora and fedex; on unequal targets
+            without full participation, or under hetlora.
     """
-    setting = setting_of(
-        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
-    )
-    time = check_finite("local_time", local_time, minimum=0.0)
+    setting = setting_of("flow_rate", scenario, rule, values)
+    time = scenario.local_time
     _refuse_other_factors(setting)
-    targets = client_targets(setting, target)
+    targets = client_targets(setting)
     equal = shared_targets(setting, targets)
     if setting.form.name == "ffa":
         return _ffa_step(setting, targets, time).slope
     if equal is None:
-        need_equal(setting, target)
+        need_equal(setting)
         need_full(setting, "targets differ")
         growth = ratio(setting, targets, time, np.zeros(setting.r_max))
         floor = rest(setting, targets, time)
@@ -426,17 +353,7 @@ def _refuse_other_factors(setting: Setting) -> None:
 _THRESHOLD_HALVINGS = 200
 
 
-def collapse_threshold(
-    rule: str,
-    ranks: Ranks,
-    target: ArrayLike,
-    *,
-    cohort_size: int | None = None,
-    num_samples: Samples = None,
-    sampling: str | None = None,
-    allocation: str = "svd",
-    empty_partition: str = "carry",
-) -> Array:
+def collapse_threshold(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     """Local time T* below which a direction collapses: `omega G = 1`, `T* = ln(1/omega) / (2 M)`.
 
     Random cohorts: for a typical run that survives, `E[log omega | omega > 0] + 2 M T = 0`. Unequal
@@ -444,14 +361,10 @@ def collapse_threshold(
     uniform weights, its limit when the directions above have collapsed.
 
     Args:
-        rule: any of `RULES`.
-        ranks: client ranks.
-        target: M, a scalar, (r_max,), or per client (K,) or (K, r_max).
-        cohort_size: clients per round; all when None.
-        num_samples: samples per client; equal when None.
-        sampling: cohort law, see `Federation`.
-        allocation: which directions clients carry, `svd` or `random`.
-        empty_partition: what raflora and rbla do without a contributor.
+        scenario: the federation and its targets, `local_loss="quadratic"` at fidelity `spectral`;
+            its local time does not enter.
+        rule: any of `RULES`, or an alias.
+        **values: targets, see `flow_trajectory`.
 
     Returns:
         Local times, shape (r_max,). 0 where nothing is diluted; also for ffa and flora, which any
@@ -459,18 +372,16 @@ def collapse_threshold(
         no local time helps: no target above 0 (but fedex).
 
     Raises:
-        ValueError: on a bad argument; on unequal targets without full participation, or under
-            hetlora.
+        ValueError: on a field that the form does not cover; on unequal targets without full
+            participation, or under hetlora.
     """
-    setting = setting_of(
-        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
-    )
-    targets = client_targets(setting, target)
+    setting = setting_of("collapse_threshold", scenario, rule, values)
+    targets = client_targets(setting)
     equal = shared_targets(setting, targets)
     if setting.form.space == "residual":
         return np.zeros(setting.r_max)
     if equal is None:
-        need_equal(setting, target)
+        need_equal(setting)
         need_full(setting, "targets differ")
     if setting.form.space == "base" or setting.form.name == "ffa":
         pull = equal if equal is not None else (full_weights(setting) * targets).sum(axis=0)

@@ -161,8 +161,13 @@ def hetlora_floor(step: RoundMap, clients: Clients) -> Array:
     Raises:
         ValueError: with drift, which keeps the federation from the limit of uniform weights.
     """
+    need_no_drift(clients)
+    return step.floor()
+
+
+def need_no_drift(clients: Clients) -> None:
+    """Refuse drift under hetlora, which keeps the weights from their uniform limit."""
     if clients.drift_mean.any():
         reason = "drift keeps hetlora's weights from their uniform limit: no closed form"
         value = clients.drift_mean.tolist()
         raise expected("drift_mean", value, f"0 for rule='hetlora' ({reason})")
-    return step.floor()

@@ -23,8 +23,7 @@ from scipy.linalg import eigh_tridiagonal
 from analysis.closed_form.round_map import Clients, multiplier_moments, without_nan
 from analysis.closed_form.setting import Setting
 from analysis.cohorts.law import Array
-from fedlora_sim.errors import check_choice, expected
-from fedlora_sim.federation import HETEROGENEITY
+from fedlora_sim.errors import expected
 
 # Gauss quadrature over normal and gamma laws: exact for polynomials, at any order
 
@@ -68,33 +67,12 @@ def gauss_rule(diagonal: Array, beside: Array) -> tuple[Array, Array]:
     return nodes[keep], weights[keep] / weights[keep].sum()
 
 
-# Persistent heterogeneity: gains and drifts are drawn once per client and stay.
-#
-# Rounds are then not independent, but given the gains they are: the pair of moments follows an
-# affine map, and the closed forms are means of its iterates over normal gains `a_k` (mean g,
-# deviation nu) and drifts `b_k` (mean c, deviation tau).
-#
-# - Full participation, any weights: `x_{t+1} = A x_t + D` with one normal pair (A, D) for the whole
-#   run, so `E[x_t^2]` is a sum of moments of A up to order 2 t.
-# - Random cohorts of clients with equal samples: contributors' weights are exchangeable, so gains
-#   enter through their mean (normal) and their sum of squares about it (chi-square). `E[x_t^2]` is
-#   a polynomial in both, which Gauss-Hermite and generalised Gauss-Laguerre quadrature sum exactly.
-#
-# Normal gains have no bound: for nu > 0 the runs with `|A| > 1` make the mean energy grow without
-# limit and ever faster, however small nu is. So there is no rate and no finite floor in the mean.
-# All of this is our derivation.
-
 _MOST_ROUNDS = 500  # the work grows with the third power of the rounds
 
 
-def stays(heterogeneity: str, clients: Clients) -> bool:
-    """Whether clients differ and stay as they are; alike they are fresh and persistent at once.
-
-    Raises:
-        ValueError: on anything but `fresh` and `persistent`.
-    """
-    choice = check_choice("heterogeneity", heterogeneity, HETEROGENEITY)
-    return choice == "persistent" and clients.differ
+def stays(setting: Setting, clients: Clients) -> bool:
+    """Whether clients differ and stay as they are; alike they are fresh and persistent at once."""
+    return setting.scenario.heterogeneity == "persistent" and clients.differ
 
 
 def persistent_trajectory(
@@ -157,11 +135,9 @@ def _check_exchangeable(setting: Setting) -> None:
     """Contributors must be alike in law: equal samples, and directions that never change hands."""
     samples = setting.federation.num_samples
     assert samples is not None  # resolved by Federation
-    if setting.allocation != "svd":
+    if setting.scenario.allocation != "svd":
         reason = "clients of unequal rank carry a random direction unequally often"
-        raise expected(
-            "allocation", setting.allocation, f"'svd' with persistent heterogeneity ({reason})"
-        )
+        raise expected("allocation", "random", f"'svd' with persistent heterogeneity ({reason})")
     if len(set(samples)) > 1:
         raise expected(
             "num_samples",

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from analysis.closed_form.setting import Setting, each_direction
+from analysis.closed_form.setting import Setting
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import expected
 
@@ -97,33 +96,23 @@ def without_nan(values: Array) -> Array:
     return np.where(np.isnan(values), np.inf, values)
 
 
-def clients_of(
-    setting: Setting,
-    gain_mean: ArrayLike,
-    gain_std: ArrayLike,
-    drift_mean: ArrayLike,
-    drift_std: ArrayLike,
-) -> Clients:
-    """The checked law of what clients return.
+def clients_of(setting: Setting) -> Clients:
+    """Return the checked law of what clients return.
 
     Raises:
-        ValueError: on a bad argument; on spread in factor space.
+        ValueError: on a bad value; on spread in factor space.
     """
-    spreads = {"gain_std": gain_std, "drift_std": drift_std}
-    checked = {
-        name: each_direction(name, value, setting.r_max, minimum=0.0)
-        for name, value in spreads.items()
-    }
+    checked = {name: setting.direction(name, minimum=0.0) for name in ("gain_std", "drift_std")}
     if not setting.form.takes_spread:
         for name, array in checked.items():
             if array.any():
-                raise expected(
-                    name, spreads[name], f"0 for a rule that averages factors ({NO_SPREAD})"
-                )
+                given = setting.values.get(name, getattr(setting.scenario, name))
+                wanted = f"0 for a rule that averages factors ({NO_SPREAD})"
+                raise expected(name, given, wanted)
     return Clients(
-        each_direction("gain_mean", gain_mean, setting.r_max),
+        setting.direction("gain_mean"),
         checked["gain_std"],
-        each_direction("drift_mean", drift_mean, setting.r_max),
+        setting.direction("drift_mean"),
         checked["drift_std"],
     )
 

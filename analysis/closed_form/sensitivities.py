@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.closed_form.energy import need_fresh
 from analysis.closed_form.round_map import (
     Clients,
     RoundMap,
@@ -16,10 +17,11 @@ from analysis.closed_form.round_map import (
     clients_of,
     multiplier_moments,
 )
-from analysis.closed_form.setting import Ranks, Samples, Setting, setting_of
+from analysis.closed_form.setting import Setting, setting_of
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import expected
 from fedlora_sim.federation import Federation
+from fedlora_sim.scenario import Scenario
 
 # Neighbouring federations: one client more or fewer that carries a direction, or in the cohort
 
@@ -44,7 +46,7 @@ def cohort_sizes(setting: Setting, energies: Energies) -> Differences:
 
 def coverages(setting: Setting, energies: Energies) -> Differences:
     """From one carrier fewer of every direction to one more, as far as there are."""
-    if setting.allocation == "random":
+    if setting.scenario.allocation == "random":
         return _difference(*(_other_rank(setting, energies, step) for step in (-1, 1)))
     columns = [
         _difference(*(_other_carriers(setting, energies, i, more) for more in (False, True)))
@@ -93,10 +95,15 @@ def _with(
     cohort_size: int | None = None,
     sampling: str | None = None,
 ) -> Setting:
-    """The setting with other ranks, or another cohort."""
+    """The setting with other ranks, or another cohort; `energies` has the values per direction."""
     old = setting.federation
-    size, law = cohort_size or old.cohort_size, sampling or old.sampling
-    return replace(setting, federation=Federation(ranks, old.num_samples, size, law))
+    other = setting.scenario.replace(
+        ranks=ranks,
+        num_samples=old.num_samples,
+        cohort_size=cohort_size or old.cohort_size,
+        sampling=sampling or old.sampling,
+    )
+    return replace(setting, scenario=other, values={})
 
 
 def _logs(
@@ -135,23 +142,13 @@ class Sensitivity:
     floor: Array
 
 
-def sensitivities(
-    rule: str,
-    ranks: Ranks,
-    *,
-    gain_mean: ArrayLike = 1.0,
-    gain_std: ArrayLike = 0.0,
-    cohort_size: int | None = None,
-    num_samples: Samples = None,
-    sampling: str | None = None,
-    allocation: str = "svd",
-    empty_partition: str = "carry",
-) -> dict[str, Sensitivity]:
+def sensitivities(scenario: Scenario, rule: str, **values: ArrayLike) -> dict[str, Sensitivity]:
     """Elasticities of rate and floor: the data-dependent constants of the collapse.
 
     Keys `gain_mean` (g), `gain_std` (nu), `drift_std` (tau; `drift_mean` for zero_pad and rbla,
     whose closed forms know common drift only), `coverage` and `cohort_size`. The floor moves as
-    `1 / (1 - q')`: close to `q' = 1` it answers to everything.
+    `1 / (1 - q')`: close to `q' = 1` it answers to everything. Its elasticities are those of a
+    floor that this one drift alone holds up; how large the drift is does not enter.
 
     Coverage and cohort size are whole numbers of clients. Where equal clients come without
     replacement (or all) and weights are over the cohort, the moments are rational functions of
@@ -161,39 +158,39 @@ def sensitivities(
     neighbours.
 
     Args:
+        scenario: the federation and what its clients return.
         rule: any of `RULES` but hetlora and fedex.
-        ranks: client ranks.
-        gain_mean: mean g of the client gains, scalar or (r_max,).
-        gain_std: standard deviation nu of the client gains, scalar or (r_max,).
-        cohort_size: clients per round; all when None.
-        num_samples: samples per client; equal when None.
-        sampling: cohort law, see `Federation`.
-        allocation: which directions clients carry, `svd` or `random`.
-        empty_partition: what raflora and rbla do without a contributor, `zero`, `carry` or `error`.
+        **values: gains per direction, see `analysis.closed_form`.
 
     Returns:
         One `Sensitivity` per parameter.
 
     Raises:
-        ValueError: on a bad argument; on hetlora (no floor) and fedex (its rate is an eigenvalue);
-            where gains of 0 leave no rate; on `gain_std` above 0 in factor space.
+        ValueError: on a field that the form does not cover, such as persistent heterogeneity, or
+            `drift_mean` where the floor is that of `drift_std`; on hetlora (no floor) and fedex
+            (its rate is an eigenvalue); where gains of 0 leave no rate; on spread in factor space.
 
     Reference:
         Our derivation.
     """
-    setting = setting_of(
-        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
-    )
+    setting = setting_of("sensitivities", scenario, rule, values)
     if setting.form.norm_weighted or setting.form.space == "residual":
         reason = "its weights depend on the state" if setting.form.norm_weighted else "two states"
         raise expected("rule", setting.form.name, f"a rule of one affine map ({reason})")
     spread = setting.form.takes_spread
-    drift = {"drift_mean": 0.0 if spread else 1.0, "drift_std": 1.0 if spread else 0.0}
-    clients = clients_of(setting, gain_mean, gain_std, **drift)
+    asked = clients_of(setting)
+    need_fresh(setting)
+    if spread and asked.drift_mean.any():
+        wanted = "0 (the floor is that of drifts without a mean)"
+        raise expected("drift_mean", asked.drift_mean.tolist(), wanted)
+    none, unit = np.zeros(setting.r_max), np.ones(setting.r_max)
+    drift = {"drift_mean": none if spread else unit, "drift_std": unit if spread else none}
+    clients = replace(asked, **drift)
     moments = _moments(setting, clients)
     base = affine_map(setting, clients, *moments)
     if (base.rate == 0).any():
-        raise expected("gain_mean", gain_mean, "gains that leave energy: the rate is 0")
+        given = clients.gain_mean.tolist()
+        raise expected("gain_mean", given, "gains that leave energy: the rate is 0")
 
     def along(name: str) -> Sensitivity:
         moved = replace(clients, **{name: getattr(clients, name) * (1 + 1j * _STEP)})
@@ -253,7 +250,7 @@ def _is_rational(setting: Setting) -> bool:
     """Whether moments are rational functions of the numbers of contributors and of draws."""
     samples = setting.federation.num_samples or ()
     fixed = setting.federation.sampling in ("full", "without_replacement")
-    plain = setting.form.normaliser == "cohort" and setting.allocation == "svd"
+    plain = setting.form.normaliser == "cohort" and setting.scenario.allocation == "svd"
     return fixed and plain and len(set(samples)) == 1
 
 

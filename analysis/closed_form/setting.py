@@ -1,15 +1,16 @@
-"""A rule in a federation: the one place where closed forms ask for laws of cohorts."""
+"""A rule in a scenario: the one place where closed forms ask for laws of cohorts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.closed_form.scope import check_scope
 from analysis.cohorts.law import Array, ShareLaw, allocation_of
 from analysis.cohorts.shares import (
     WeightMoments,
@@ -20,29 +21,9 @@ from analysis.cohorts.shares import (
     weight_moments,
 )
 from fedlora_sim.errors import check_choice, check_numbers, expected
-from fedlora_sim.federation import EMPTY_PARTITION, Federation, check_num_samples, parse_ranks
+from fedlora_sim.federation import Federation
+from fedlora_sim.scenario import Scenario
 from fedlora_sim.tolerances import relative
-
-# Arguments that closed forms share: the federation, and values per direction
-
-Ranks = str | Sequence[int]
-Samples = Sequence[float] | None
-
-
-def federation_of(
-    ranks: Ranks, num_samples: Samples, cohort_size: int | None, sampling: str | None
-) -> Federation:
-    """The federation that the arguments of a closed form describe."""
-    clients = parse_ranks(ranks)
-    samples = None if num_samples is None else check_num_samples(num_samples, len(clients))
-    return Federation(clients, samples, cohort_size, sampling)
-
-
-def is_full(federation: Federation, allocation: str) -> bool:
-    """Whether every round is alike: everybody takes part, with the same directions."""
-    everybody = federation.cohort_size == federation.num_clients
-    repeated = federation.sampling in ("with_replacement", "size_weighted")
-    return everybody and not repeated and allocation == "svd"
 
 
 def each_direction(
@@ -214,24 +195,30 @@ def _shares(coverage: ArrayLike) -> NDArray[np.float64]:
     return np.clip(share, 0.0, 1.0)
 
 
-# A rule in a federation: the one place where closed forms ask for laws of cohorts
+# A rule in a scenario: the one place where closed forms ask for laws of cohorts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
-    """A rule in a federation; HetLoRA stands as in the limit, with clients that weigh alike.
+    """A rule in a scenario, with the laws of its weights; checked by `setting_of`.
 
     Args:
+        scenario: what is predicted.
         form: the rule.
-        federation: the clients and the cohort law.
-        allocation: `svd` or `random`.
-        policy: what `form.has_policy` rules do without a contributor.
+        values: what was given per direction instead of a field of the scenario, by name.
     """
 
+    scenario: Scenario
     form: RuleForm
-    federation: Federation
-    allocation: str
-    policy: str
+    values: Mapping[str, ArrayLike] = field(default_factory=dict)
+
+    @cached_property
+    def federation(self) -> Federation:
+        """The clients as the rule weighs them; under hetlora's limit all weigh alike."""
+        own = self.scenario.federation
+        if self.form.norm_weighted:
+            return Federation(own.ranks, None, own.cohort_size, own.sampling)
+        return own
 
     @property
     def r_max(self) -> int:
@@ -241,22 +228,39 @@ class Setting:
     @property
     def carries(self) -> bool:
         """Whether a direction without a contributor stays as it was."""
-        return self.form.has_policy and self.policy == "carry"
+        return self.form.has_policy and self.scenario.empty_partition == "carry"
 
     @property
     def is_full(self) -> bool:
-        """Whether every round is alike: everybody takes part, with the same directions."""
-        return is_full(self.federation, self.allocation)
+        """Whether all rounds are alike."""
+        return is_full(self.scenario)
+
+    def direction(self, name: str, minimum: float | None = None) -> Array:
+        """Return a field of the scenario per direction, (r_max,), or what was given in its place.
+
+        Args:
+            name: one of `analysis.closed_form.scope.VALUES` but `target`.
+            minimum: least value.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        usual: ArrayLike
+        if name == "initial_amplitude":
+            usual = self.scenario.initial_amplitudes
+        else:
+            usual = getattr(self.scenario, name)
+        return each_direction(name, self.values.get(name, usual), self.r_max, minimum)
 
     @cached_property
     def moments(self) -> WeightMoments:
         """Moments of the rule's weights."""
-        return weight_moments(self.form.normaliser, self.federation, self.allocation)
+        return weight_moments(self.form.normaliser, self.federation, self.scenario.allocation)
 
     @cached_property
     def empty(self) -> Array:
-        """Probability P0 per round that nobody carries a direction, (r_max,), always exact."""
-        return empty_probability(self.federation, self.allocation)
+        """Probability P0 per round that no client carries a direction, (r_max,), always exact."""
+        return empty_probability(self.federation, self.scenario.allocation)
 
     def expect(self, function: Callable[[Array], Array]) -> Array:
         """Mean of a function of the share W, empty rounds included, (r_max,)."""
@@ -264,50 +268,65 @@ class Setting:
             nobody, somebody = function(np.zeros(1)), function(np.ones(1))
             # nobody's value may be infinite where it never happens
             return np.where(self.empty > 0, self.empty * nobody, 0.0) + (1 - self.empty) * somebody
-        return expect(self.federation, self.form.normaliser, function, self.allocation)
+        return expect(self.federation, self.form.normaliser, function, self.scenario.allocation)
 
     @cached_property
     def laws(self) -> tuple[ShareLaw, ...]:
         """Joint law of the share and the sum of squares for every direction, r_max of them."""
-        laws = share_laws(self.federation, self.form.normaliser, self.allocation)
+        laws = share_laws(self.federation, self.form.normaliser, self.scenario.allocation)
         index = per_direction(self.federation, np.arange(float(len(laws))))
         return tuple(laws[int(i)] for i in index)
 
 
+def is_full(scenario: Scenario) -> bool:
+    """Whether all rounds are alike: all clients take part, with the same directions."""
+    federation = scenario.federation
+    everybody = federation.cohort_size == federation.num_clients
+    repeated = federation.sampling in ("with_replacement", "size_weighted")
+    return everybody and not repeated and scenario.allocation == "svd"
+
+
 def setting_of(
-    rule: str,
-    ranks: Ranks,
-    cohort_size: int | None,
-    num_samples: Samples,
-    sampling: str | None,
-    allocation: str,
-    empty_partition: str,
+    form: str, scenario: Scenario, rule: object, values: Mapping[str, ArrayLike]
 ) -> Setting:
-    """The setting that the arguments of a closed form describe.
+    """Return the checked setting of a closed form.
+
+    Args:
+        form: name of the closed form, see `analysis.closed_form.scope`.
+        scenario: what is predicted.
+        rule: name of the rule.
+        values: what is given per direction, by name.
 
     Raises:
-        ValueError: on a bad argument; on `error` where a direction can be without contributor; on
-            `importance`, whose choice depends on the state; on HetLoRA where clients are drawn
-            with replacement, or carry random directions.
+        ValueError: on a scenario that the form does not cover, naming the field; on an unknown
+            rule; on `error` where a direction can be without contributor; on `importance`, whose
+            choice depends on the state; on HetLoRA where clients are drawn with replacement, or
+            carry random directions.
     """
-    form = rule_form(rule)
-    federation = federation_of(ranks, num_samples, cohort_size, sampling)
-    policy = check_choice("empty_partition", empty_partition, EMPTY_PARTITION)
-    choice = allocation_of(allocation)
-    if form.norm_weighted:
-        federation = _uniform(federation)
+    asked = rule_form(rule)
+    checked = check_scope(form, scenario, values)
+    choice = allocation_of(checked.allocation)
+    setting = Setting(checked, asked, values)
+    if asked.norm_weighted:
+        _check_uniform(checked.federation)
         if choice == "random":
             reason = "hetlora's weights then have no uniform limit: no closed form"
             raise expected("allocation", choice, f"'svd' for rule='hetlora' ({reason})")
-    setting = Setting(form, federation, choice, policy)
-    if form.has_policy and policy == "error" and setting.empty.max() > 0:
+    if asked.has_policy and checked.empty_partition == "error" and setting.empty.max() > 0:
         chance = f"a partition is empty with probability up to {setting.empty.max():.3g}"
-        raise expected("empty_partition", policy, f"'zero' or 'carry' ({chance})")
+        raise expected("empty_partition", "error", f"'zero' or 'carry' ({chance})")
     return setting
 
 
-def _uniform(federation: Federation) -> Federation:
-    """The federation whose clients weigh alike: where norms are equal, samples do not count."""
+def federation_of(form: str, scenario: Scenario) -> Federation:
+    """Return the federation of a scenario, for a closed form without a rule."""
+    checked = check_scope(form, scenario, {})
+    allocation_of(checked.allocation)
+    return checked.federation
+
+
+def _check_uniform(federation: Federation) -> None:
+    """Refuse cohorts in which the norms' limit of equal weights does not hold."""
     if federation.sampling in ("with_replacement", "size_weighted"):
         reason = "a client drawn twice counts once under hetlora: no closed form"
         raise expected(
@@ -315,7 +334,6 @@ def _uniform(federation: Federation) -> Federation:
             federation.sampling,
             f"full, without_replacement or bernoulli for rule='hetlora' ({reason})",
         )
-    return Federation(federation.ranks, None, federation.cohort_size, federation.sampling)
 
 
 # Targets of the flow: the amplitude that each client would learn alone, and its local map
@@ -376,18 +394,20 @@ def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Arr
     return decay, pull
 
 
-def client_targets(setting: Setting, target: ArrayLike) -> Array:
+def client_targets(setting: Setting) -> Array:
     """Return the targets M_k of all clients, 0 where they do not carry, shape (K, r_max).
 
+    Given targets are a scalar, (r_max,) for targets per direction, or (K,), (K, 1) or (K, r_max)
+    for targets per client. Where K = r_max, a plain list of unequal values is refused.
+
     Args:
-        setting: the rule in its federation.
-        target: a scalar, (r_max,) for targets per direction, or (K,), (K, 1) or (K, r_max) for
-            targets per client. Where K = r_max, a plain list of unequal values is refused.
+        setting: the rule in its scenario.
 
     Raises:
         ValueError: naming the argument.
     """
     K, r_max = setting.federation.num_clients, setting.r_max
+    target = setting.values.get("target", setting.scenario.target_amplitudes[None])
     shapes = f"a scalar, ({r_max},) per direction, or ({K},) or ({K}, {r_max}) per client"
     values: Array = check_numbers("target", target, f"finite numbers: {shapes}")
     if not np.isfinite(values).all():
@@ -418,7 +438,7 @@ def shared_targets(setting: Setting, targets: Array) -> Array | None:
 def carriers(setting: Setting) -> Array:
     """Who may carry a direction, boolean (K, r_max)."""
     members = setting.federation.members
-    return np.ones_like(members) if setting.allocation == "random" else members
+    return np.ones_like(members) if setting.scenario.allocation == "random" else members
 
 
 def full_weights(setting: Setting) -> Array:
@@ -436,7 +456,9 @@ def missing_share(setting: Setting) -> Array:
     """
     if setting.form.normaliser == "contributors":
         return np.zeros(setting.r_max)
-    return np.asarray(1 - setting.federation.coverage(setting.allocation), dtype=np.float64)
+    return np.asarray(
+        1 - setting.federation.coverage(setting.scenario.allocation), dtype=np.float64
+    )
 
 
 def need_full(setting: Setting, reason: str) -> None:
@@ -449,13 +471,12 @@ def need_full(setting: Setting, reason: str) -> None:
         )
 
 
-def need_equal(setting: Setting, target: ArrayLike) -> None:
+def need_equal(setting: Setting) -> None:
     """Refuse unequal targets under hetlora, whose weights then have no uniform limit."""
     if setting.form.norm_weighted:
         reason = "norms that differ for good keep the weights from uniform: no closed form"
-        raise expected(
-            "target", target, f"targets that clients share for rule='hetlora' ({reason})"
-        )
+        given = setting.values.get("target")
+        raise expected("target", given, f"targets that clients share for rule='hetlora' ({reason})")
 
 
 def _checked(argument: str, value: ArrayLike, minimum: float | None = None) -> Array:

@@ -11,52 +11,48 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.closed_form.setting import Ranks, Samples, Setting, each_direction, setting_of
+from analysis.closed_form.setting import Setting, setting_of
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import MOST_ROUNDS, check_count, check_numbers, expected
+from fedlora_sim.scenario import Scenario
 from fedlora_sim.tolerances import relative
 
 
-def survival(
-    rule: str,
-    ranks: Ranks,
-    rounds: int,
-    *,
-    cohort_size: int | None = None,
-    num_samples: Samples = None,
-    sampling: str | None = None,
-    allocation: str = "svd",
-    empty_partition: str = "carry",
-) -> Array:
-    """Probability that a direction is not lost after t rounds, common gain above 0, no drift.
+def survival(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
+    """Probability that a direction is not lost after t rounds, without drift.
 
-    `(1 - P0)**t`: a round without contributor sets the amplitude to exactly zero. It is 1 for
-    raflora and rbla with `carry` and for flora. Under fedex what a round with `0 < W < 1` put
-    into the base stays: `1 - P0 (1 - P1**t) / (1 - P1)` with `P1 = P[W = 1]`.
+    `(1 - P0)**t`: a round without contributor sets the amplitude to exactly zero, from which
+    neither a gain nor training brings it back. It is 1 for raflora and rbla with `carry` and for
+    flora. Under fedex what a round with `0 < W < 1` put into the base stays:
+    `1 - P0 (1 - P1**t) / (1 - P1)` with `P1 = P[W = 1]`.
 
     Args:
+        scenario: the federation, its gain, and the number of rounds.
         rule: any of `RULES`, or an alias.
-        ranks: client ranks.
-        rounds: number of rounds T, at least 1.
-        cohort_size: clients per round; all when None.
-        num_samples: samples per client; equal when None.
-        sampling: cohort law, see `Federation`.
-        allocation: which directions clients carry, `svd` or `random`.
-        empty_partition: what raflora and rbla do without a contributor.
+        **values: gains per direction, see `analysis.closed_form`.
 
     Returns:
         Probabilities, shape (rounds + 1, r_max), round 0 first.
 
     Raises:
-        ValueError: on a bad argument; on `error` where P0 > 0.
+        ValueError: on a field that the form does not cover, such as drift; on a common gain of 0,
+            under flora and fedex of 0 and below; on training under flora and fedex; on `error`
+            where P0 > 0.
 
     Reference:
         Our derivation.
     """
-    setting = setting_of(
-        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
-    )
-    times = np.arange(check_count("rounds", rounds, MOST_ROUNDS) + 1)[:, None]
+    setting = setting_of("survival", scenario, rule, values)
+    in_base = setting.form.space in ("base", "residual")
+    if in_base and scenario.local_loss == "quadratic":
+        reason = "clients fit what the base does not hold yet: no closed form"
+        raise expected("rule", setting.form.name, f"a rule that keeps the base as it is ({reason})")
+    g, alike = setting.direction("gain_mean"), setting.direction("gain_std") == 0
+    if (alike & ~(g > 0 if in_base else g != 0)).any():
+        wanted = "a gain above 0" if in_base else "a gain other than 0"
+        reason = "what the clients return may cancel what there is: no closed form"
+        raise expected("gain_mean", g.tolist(), f"{wanted} ({reason})")
+    times = np.arange(check_count("rounds", scenario.rounds, MOST_ROUNDS) + 1)[:, None]
     if setting.carries or setting.form.space == "base":
         return np.ones((times.size, setting.r_max))
     if setting.form.space != "residual":
@@ -68,17 +64,7 @@ def survival(
     return np.maximum(1 - setting.empty * exposed, 0.0)
 
 
-def typical_rate(
-    rule: str,
-    ranks: Ranks,
-    *,
-    gain_mean: ArrayLike = 1.0,
-    cohort_size: int | None = None,
-    num_samples: Samples = None,
-    sampling: str | None = None,
-    allocation: str = "svd",
-    empty_partition: str = "carry",
-) -> Array:
+def typical_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     """Factor by which the energy of a typical surviving run changes per round: `exp(2 E[log A])`.
 
     A is `g W` given W > 0 (fedavg, ffa), `g W**2` (zero_pad; hetlora with uniform weights), g given
@@ -88,76 +74,52 @@ def typical_rate(
     alike.
 
     Args:
+        scenario: the federation, and the gain that all clients share.
         rule: any of `RULES`, or an alias.
-        ranks: client ranks.
-        gain_mean: common gain g of all clients, scalar or (r_max,).
-        cohort_size: clients per round; all when None.
-        num_samples: samples per client; equal when None.
-        sampling: cohort law, see `Federation`.
-        allocation: which directions clients carry, `svd` or `random`.
-        empty_partition: what raflora and rbla do without a contributor.
+        **values: gains per direction, see `analysis.closed_form`.
 
     Returns:
         Rates, shape (r_max,); 0 where no run survives.
 
     Raises:
-        ValueError: on a bad argument; on fedex with g other than 1 and random cohorts (a product
-            of random matrices that do not commute: no closed form).
+        ValueError: on a field that the form does not cover, such as drift or gains that differ; on
+            fedex with g other than 1 and random cohorts (a product of random matrices that do not
+            commute: no closed form).
 
     Reference:
         Our derivation.
     """
-    setting = setting_of(
-        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
-    )
-    g = each_direction("gain_mean", gain_mean, setting.r_max)
+    setting = setting_of("typical_rate", scenario, rule, values)
+    g = setting.direction("gain_mean")
     if setting.form.space == "residual":
         return _fedex_rate(setting, g)
     with np.errstate(divide="ignore"):  # no gain, nothing left: exp(-inf) = 0
         return np.asarray(np.exp(2 * log_multiplier(setting, g)[0]), dtype=np.float64)
 
 
-def log_energy_std(
-    rule: str,
-    ranks: Ranks,
-    rounds: int,
-    *,
-    gain_mean: ArrayLike = 1.0,
-    cohort_size: int | None = None,
-    num_samples: Samples = None,
-    sampling: str | None = None,
-    allocation: str = "svd",
-    empty_partition: str = "carry",
-) -> Array:
+def log_energy_std(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     """Standard deviation of the log energy over surviving runs: `2 sqrt(t Var[log A])`.
 
     A is as in `typical_rate`. By the central limit theorem the energy is about log-normal.
 
     Args:
+        scenario: the federation, the gain that all clients share, and the number of rounds.
         rule: any of `RULES`, or an alias.
-        ranks: client ranks.
-        rounds: number of rounds T, at least 1.
-        gain_mean: common gain g of all clients, scalar or (r_max,).
-        cohort_size: clients per round; all when None.
-        num_samples: samples per client; equal when None.
-        sampling: cohort law, see `Federation`.
-        allocation: which directions clients carry, `svd` or `random`.
-        empty_partition: what raflora and rbla do without a contributor.
+        **values: gains per direction, see `analysis.closed_form`.
 
     Returns:
         Deviations of the natural logarithm, shape (rounds + 1, r_max), round 0 first.
 
     Raises:
-        ValueError: on a bad argument; on fedex with random cohorts (its total is no random walk).
+        ValueError: on a field that the form does not cover; on fedex with random cohorts (its
+            total is no random walk).
 
     Reference:
         Our derivation.
     """
-    setting = setting_of(
-        rule, ranks, cohort_size, num_samples, sampling, allocation, empty_partition
-    )
-    g = each_direction("gain_mean", gain_mean, setting.r_max)
-    times = np.arange(check_count("rounds", rounds, MOST_ROUNDS) + 1)[:, None]
+    setting = setting_of("log_energy_std", scenario, rule, values)
+    g = setting.direction("gain_mean")
+    times = np.arange(check_count("rounds", scenario.rounds, MOST_ROUNDS) + 1)[:, None]
     if setting.form.space == "residual":
         if not setting.is_full:
             raise _needs_full(setting, "the log of its total is no random walk")

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from analysis import closed_form
-from analysis.claims.base import client_arguments, federation_arguments
 from analysis.closed_form.setting import RULES, rule_form
 from analysis.cohorts.law import Array, ShareLaw
 from analysis.cohorts.shares import share_laws
@@ -178,19 +176,9 @@ def _known(name: str, standard: Standard) -> Prediction:
 
 def _trajectory(name: str, standard: Standard) -> Array:
     """Energies of the directions: means over runs, exact for every round, (T + 1, r_max)."""
-    scenario = standard.scenario
-    common: dict[str, Any] = {
-        "initial_amplitude": scenario.initial_amplitudes,
-        **federation_arguments(scenario),
-    }
     if standard.is_flow:
-        targets, time = scenario.target_amplitudes, scenario.local_time
-        path = closed_form.flow_trajectory(
-            name, scenario.ranks, scenario.rounds, target=targets, local_time=time, **common
-        )
-        return np.asarray(path**2)
-    clients = {"heterogeneity": scenario.heterogeneity, **client_arguments(scenario)}
-    return closed_form.energy_trajectory(name, scenario.ranks, scenario.rounds, **clients, **common)
+        return np.asarray(closed_form.flow_trajectory(standard.scenario, name) ** 2)
+    return closed_form.energy_trajectory(standard.scenario, name)
 
 
 def _limit(name: str, standard: Standard) -> Prediction:
@@ -201,11 +189,10 @@ def _limit(name: str, standard: Standard) -> Prediction:
     """
     scenario = standard.scenario
     energy = partition_sums(_trajectory(name, standard), standard)
-    asked = federation_arguments(scenario)
     first = [part.start for part in scenario.federation.partitions]
-    survival = closed_form.survival(name, scenario.ranks, scenario.rounds, **asked)[-1, first]
+    survival = closed_form.survival(scenario, name)[-1, first]
     values = {
-        "late_rate": closed_form.typical_rate(name, scenario.ranks, **asked)[first],
+        "late_rate": closed_form.typical_rate(scenario, name)[first],
         "extinct": 1 - survival,
         "rho": energy[-1:, 0] / energy[-1:].sum(-1),
     }
@@ -288,9 +275,7 @@ def _by_threshold(name: str, standard: Standard) -> Collapse | None:
     if not standard.is_flow:
         return None
     scenario = standard.scenario
-    threshold = closed_form.collapse_threshold(
-        name, scenario.ranks, scenario.target_amplitudes, **federation_arguments(scenario)
-    )
+    threshold = closed_form.collapse_threshold(scenario, name)
     held = (threshold[standard.levels[0] :] < scenario.local_time).all()
     return Collapse.KEEPS if held else Collapse.COLLAPSES
 

@@ -182,7 +182,7 @@ def standards() -> dict[str, Standard]:
     """All standard scenarios by name."""
     plain = Scenario(parse_ranks(RANKS), rounds=ROUNDS, spectrum_decay=DECAY, device="cpu")
     tiny = plain.replace(local_loss="quadratic", initial_amplitude=TINY)
-    threshold = closed_form.collapse_threshold("fedavg", RANKS, tiny.target_amplitudes)
+    threshold = closed_form.collapse_threshold(tiny, "fedavg")
     higher = threshold[plain.federation.levels[0] :]
     below, above = BELOW * float(higher.min()), ABOVE * float(higher.max())
     whole = (0, ROUNDS)

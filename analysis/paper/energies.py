@@ -11,7 +11,6 @@ from analysis import closed_form
 from analysis.claims.base import (
     Context,
     energy_left,
-    federation_arguments,
     fitted_rates,
     per_partition,
     simulated,
@@ -38,9 +37,7 @@ def gather_energies(context: Context) -> xr.Dataset:
     scenario, runs = ENERGIES.replace(device=context.device), []
     for rule in ENERGY_RULES:
         run = simulate(scenario, rule=rule, seed=context.seeds(range(ENERGY_RUNS)))
-        predicted = closed_form.energy_trajectory(
-            rule, ENERGIES.ranks, ENERGIES.rounds, initial_amplitude=ENERGIES.initial_amplitudes
-        )
+        predicted = closed_form.energy_trajectory(ENERGIES, rule)
         run["predicted_energy"] = (("round", "direction"), np.asarray(predicted))
         runs.append(run.expand_dims(rule=[rule]))
     return xr.concat(runs, dim="rule", combine_attrs="drop_conflicts")
@@ -63,8 +60,7 @@ def gather_energy_ratio(
     Returns:
         `predicted`, `measured` (rule, round), `bound` (round).
     """
-    energy = scenario.initial_amplitudes**2
-    bound = closed_form.collapse_bound(scenario.ranks, scenario.rounds, initial_energy=energy)
+    bound = closed_form.collapse_bound(scenario)
     found = stacked(
         {rule: _ratio_of(rule, scenario, runs, context) for rule in RATIO_RULES}, "rule"
     )
@@ -78,9 +74,7 @@ def gather_energy_ratio(
 
 
 def _ratio_of(rule: str, scenario: Scenario, runs: range, context: Context) -> xr.Dataset:
-    predicted = closed_form.energy_trajectory(
-        rule, scenario.ranks, scenario.rounds, initial_amplitude=scenario.initial_amplitudes
-    )
+    predicted = closed_form.energy_trajectory(scenario, rule)
     measured = simulated(scenario, rule, runs, context).energy.values
     lowest = scenario.federation.levels[0]
     values = {
@@ -128,9 +122,7 @@ def gather_spectrum(
     """
     parts = {}
     for rule in SPECTRUM_RULES:
-        predicted = closed_form.energy_trajectory(
-            rule, scenario.ranks, scenario.rounds, initial_amplitude=scenario.initial_amplitudes
-        )
+        predicted = closed_form.energy_trajectory(scenario, rule)
         run = simulated(scenario, rule, runs, context)
         dims = ("round", "direction")
         values = {
@@ -208,13 +200,13 @@ def gather_staircase(
 
 
 def _all(rule: str, runs: range, context: Context) -> xr.Dataset:
-    predicted = closed_form.energy_rate(rule, ALL.ranks)
+    predicted = closed_form.energy_rate(ALL.replace(gain_mean=1.0), rule)
     samples = fitted_rates(ALL, rule)(runs, context)
     return _dataset(per_partition(predicted, ALL), mean_interval, samples)
 
 
 def _cohorts(rule: str, runs: range, context: Context) -> xr.Dataset:
-    predicted = closed_form.energy_rate(rule, COHORTS.ranks, **federation_arguments(COHORTS))
+    predicted = closed_form.energy_rate(COHORTS, rule)
     samples = energy_left(COHORTS, rule, runs, context)[:, 1:]
     return _dataset(per_partition(predicted, COHORTS), root_of_mean(COHORTS.rounds), samples)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.claims.allocation import SVD
-from analysis.claims.base import Context, client_arguments, simulated
+from analysis.claims.base import Context, simulated
 from analysis.claims.participation import LONG_RANDOM_WALK, RANKS, log_energy
 from analysis.paper.recipe import Recipe, described, stacked
 from analysis.paper.store import ROOT
@@ -53,7 +52,7 @@ def gather_participation(context: Context) -> xr.Dataset:
     attrs = {
         "seed": context.seed,
         "runs": RUNS,
-        "coverage": closed_form.coverage(RANKS)[TOP],
+        "coverage": closed_form.coverage(_cohorts(1))[TOP],
         "random_walk_rounds": LONG_RANDOM_WALK.rounds,
         "random_walk_cohort": LONG_RANDOM_WALK.federation.max_cohort,
     }
@@ -69,15 +68,19 @@ def gather_participation(context: Context) -> xr.Dataset:
 
 
 def _predict(size: int) -> Array:
-    forms: tuple[Callable[..., Array], ...] = (closed_form.energy_rate, closed_form.typical_rate)
-    rates = [form("fedavg", RANKS, cohort_size=size)[TOP] for form in forms]
-    return np.array([*rates, 1 - closed_form.extinction_probability(RANKS, size)[TOP]])
+    scenario = _cohorts(size)
+    forms = (closed_form.energy_rate, closed_form.typical_rate)
+    rates = [form(scenario, "fedavg")[TOP] for form in forms]
+    return np.array([*rates, 1 - closed_form.extinction_probability(scenario)[TOP]])
+
+
+def _cohorts(size: int) -> Scenario:
+    return Scenario(ranks=RANKS, cohort_size=size, rounds=ROUNDS)
 
 
 def _measure(size: int, context: Context) -> tuple[Measurement, ...]:
     """Return three factors from runs of a few rounds, where the mean over runs still converges."""
-    scenario = Scenario(ranks=RANKS, cohort_size=size, rounds=ROUNDS)
-    walk = log_energy(scenario, "fedavg", range(RUNS), context)[:, TOP:]
+    walk = log_energy(_cohorts(size), "fedavg", range(RUNS), context)[:, TOP:]
     alive = (~np.isnan(walk)).astype(np.float64)
     energy = np.exp(np.where(alive > 0, walk, -np.inf))
     typical = mapped(over_survivors(mean_interval), np.exp)
@@ -114,13 +117,7 @@ def gather_allocation(context: Context, runs: range = ALLOCATION_RUNS) -> xr.Dat
 
 def _allocation_of(allocation: str, runs: range, context: Context) -> xr.Dataset:
     scenario = ALLOCATION_SCENARIO.replace(allocation=allocation)
-    predicted = closed_form.energy_trajectory(
-        "fedavg",
-        scenario.ranks,
-        scenario.rounds,
-        initial_amplitude=scenario.initial_amplitudes,
-        allocation=allocation,
-    )
+    predicted = closed_form.energy_trajectory(scenario, "fedavg")
     left = _left(simulated(scenario, "fedavg", runs, context).energy.values)
     flat = left.reshape(len(left), -1)
     m = mean_interval(flat, (1 - CONFIDENCE) * flat.shape[1])
@@ -215,10 +212,7 @@ def _ranks_of(rule: str, sizes: tuple[int, ...], runs: range, context: Context) 
 
 def _predicted(rule: str, size: int) -> float:
     of = scenario(size)
-    arguments: dict[str, Any] = client_arguments(of)
-    energy = closed_form.energy_trajectory(
-        rule, of.ranks, of.rounds, initial_amplitude=of.initial_amplitudes, **arguments
-    )[-1]
+    energy = closed_form.energy_trajectory(of, rule)[-1]
     return float(energy[LOW:].sum() / energy.sum())
 
 

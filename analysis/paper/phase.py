@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from analysis import closed_form
 from analysis.claims.base import (
     Context,
-    client_arguments,
     energy_series,
-    federation_arguments,
+    ideal,
     per_partition,
 )
 from analysis.claims.rates import BURN_IN, NON_IID
@@ -31,7 +30,6 @@ Array = NDArray[np.float64]
 
 RULES = ("fedavg", "zero_pad")
 TIMES = np.linspace(0.0, 1.6, 81)
-FINE = tuple(range(1, 51))
 MEASURED_TIMES = np.linspace(0.1, 1.5, 8)
 # Measured amplitudes below this share of the target count as collapsed.
 COLLAPSED = 0.01
@@ -45,6 +43,7 @@ PHASE = Scenario(
     d_in=12,
     d_out=12,
 )
+FINE = ideal(PHASE).replace(ranks=tuple(range(1, 51)))
 
 
 def gather_phase(context: Context) -> xr.Dataset:
@@ -70,7 +69,7 @@ def gather_phase(context: Context) -> xr.Dataset:
             "rule": list(RULES),
             "coverage": closed_form.coverage(FINE),
             "local_time": TIMES,
-            "measured_coverage": closed_form.coverage(PHASE.ranks),
+            "measured_coverage": closed_form.coverage(PHASE),
             "measured_time": MEASURED_TIMES,
         },
         attrs={"seed": context.seed, "collapsed": COLLAPSED, "rounds": PHASE.rounds},
@@ -82,13 +81,12 @@ def _stacked(predict: Callable[[str], Array]) -> Array:
 
 
 def _floors(rule: str) -> Array:
-    target = PHASE.target_amplitude
-    floors = [closed_form.flow_floor(rule, FINE, target, float(time)) for time in TIMES]
-    return np.stack(floors, axis=-1) / target
+    floors = [closed_form.flow_floor(FINE.replace(local_time=float(time)), rule) for time in TIMES]
+    return np.stack(floors, axis=-1) / FINE.target_amplitude
 
 
 def _thresholds(rule: str) -> Array:
-    return closed_form.collapse_threshold(rule, FINE, PHASE.target_amplitude)
+    return closed_form.collapse_threshold(FINE, rule)
 
 
 def _measured_phase(rule: str, context: Context) -> Array:
@@ -138,8 +136,7 @@ def _predicted(rule: str) -> xr.Dataset:
     floors = []
     for spread in FINE_SPREADS:
         scenario = _scenario(float(spread))
-        arguments: dict[str, Any] = client_arguments(scenario) | federation_arguments(scenario)
-        floor = closed_form.energy_floor(rule, scenario.ranks, **arguments)
+        floor = closed_form.energy_floor(scenario, rule)
         floors.append(per_partition(floor, scenario))
     dims = ("gain_std", "partition")
     return xr.Dataset({"predicted": (dims, np.array(floors))}, _coords("gain_std", FINE_SPREADS))

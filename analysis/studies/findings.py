@@ -100,18 +100,11 @@ def _megabytes(run: StudyRun, one: xr.Dataset) -> float:
     name, scenario = run.rule.partition(":")[0], run.scenario
     if name not in RULES:
         return float("nan")
+    # who takes part is that of the run; the shapes of the layers are the model's
+    cohorts = scenario.replace(fidelity="spectral")
     shapes = Counter(zip(one.d_out.values.tolist(), one.d_in.values.tolist(), strict=True))
     numbers = sum(
-        communication(
-            name,
-            scenario.ranks,
-            d_in,
-            d_out,
-            layers=layers,
-            cohort_size=scenario.cohort_size,
-            sampling=scenario.sampling,
-            allocation=scenario.allocation,
-        ).total
+        communication(cohorts.replace(d_in=d_in, d_out=d_out), name, layers=layers).total
         for (d_out, d_in), layers in shapes.items()
     )
     return scenario.rounds * numbers * BYTES / 1e6

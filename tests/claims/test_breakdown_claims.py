@@ -26,7 +26,7 @@ def test_sweeps_ascend_and_controls_lie_outside(name: str) -> None:
 
 
 def test_predicted_rates_without_training_are_coverage_squared() -> None:
-    coverage = closed_form.coverage(breakdown.AFFINE.ranks)[[2, 4]]
+    coverage = closed_form.coverage(breakdown.AFFINE)[[2, 4]]
     np.testing.assert_allclose(breakdown.predicted_rates(breakdown.AFFINE), coverage**2, rtol=CLOSE)
 
 
@@ -76,7 +76,7 @@ def test_predicted_fractions_settle_into_the_first_partition() -> None:
 
 def test_speeds_are_the_rates_of_the_closed_form() -> None:
     last = np.array(settling.SETTLING.federation.levels) - 1
-    alike = closed_form.coverage(settling.SETTLING.ranks)[last] ** 2
+    alike = closed_form.coverage(settling.SETTLING)[last] ** 2
     np.testing.assert_allclose(settling.predicted_speeds(controlled=False), alike, rtol=CLOSE)
     assert (settling.predicted_speeds() > alike * (1 + settling.SPEED_MARGIN / 2)).all()
 

@@ -7,7 +7,7 @@ import pytest
 
 from analysis import closed_form
 from analysis.claims import flow
-from analysis.claims.base import Context
+from analysis.claims.base import Context, ideal
 from analysis.claims.flow import dilution, flow_floor, threshold
 from analysis.paper.phase import COLLAPSED, PHASE, gather_phase
 from fedlora_sim import Scenario
@@ -113,7 +113,7 @@ def test_lower_ranks_get_the_larger_targets() -> None:
 
 def test_no_cohort_of_the_harmonic_mean_is_without_contributor() -> None:
     for scenario in flow.COHORTS.values():
-        lost = closed_form.extinction_probability(scenario.ranks, scenario.cohort_size)
+        lost = closed_form.extinction_probability(scenario)
         assert lost.tolist() == [0] * len(lost)
 
 
@@ -132,9 +132,8 @@ def test_phase_measures_what_it_predicts_off_the_threshold() -> None:
     for rule in data.rule.values:
         for time in data.measured_time.values:
             measured = data.measured.sel(rule=rule, measured_time=time).values
-            predicted = closed_form.flow_floor(
-                str(rule), PHASE.ranks, PHASE.target_amplitude, float(time)
-            )
-            at = closed_form.collapse_threshold(str(rule), PHASE.ranks, PHASE.target_amplitude)
+            scenario = ideal(PHASE).replace(local_time=float(time))
+            predicted = closed_form.flow_floor(scenario, str(rule))
+            at = closed_form.collapse_threshold(scenario, str(rule))
             far = np.abs(time - at) > 0.2
             np.testing.assert_allclose(measured[far], predicted[far], atol=COLLAPSED)

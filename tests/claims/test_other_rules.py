@@ -111,7 +111,9 @@ def test_clients_without_noise_have_none_over_their_signal() -> None:
 def test_noise_of_full_participation_is_that_of_the_contributors() -> None:
     # 6, 12 and 20 contributors of 20: pi/m against 1/H
     for rule, power in (("fedavg", 1), ("raflora", -1)):
-        gain = per_partition(closed_form.noise_gain(rule, noise.NOISE.ranks), noise.NOISE)
+        gain = per_partition(
+            closed_form.noise_gain(noise.NOISE.replace(cohort_size=None), rule), noise.NOISE
+        )
         held = np.array([20.0, 12.0, 6.0])
         assert gain == pytest.approx(held**power / 20.0 ** (1 + power), rel=CLOSE)
 

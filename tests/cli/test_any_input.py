@@ -22,7 +22,7 @@ import torch
 
 from analysis import closed_form
 from analysis.design import design
-from analysis.predict import Case, predict
+from analysis.predict import compare, predict
 from fedlora_sim import (
     Federation,
     LoRAFactors,
@@ -115,14 +115,8 @@ SCENARIO = Scenario("2,3", rounds=2)
 FIELDS = {f.name: f.default for f in fields(Scenario) if f.default is not MISSING} | {
     "ranks": "2,3"
 }
-CASE: dict[str, Any] = {
-    f.name: f.default for f in fields(Case) if f.init and f.default is not MISSING
-} | {"ranks": "2,3", "rounds": 3, "cohort_size": 1, "gain_std": 0.1, "local_time": 0.5}
-OF_CLOSED_FORMS: dict[str, Any] = {
-    **{"rule": "fedavg", "ranks": "2,3", "rounds": 3, "targets": 1.0, "local_time": 0.5},
-    **{"initial": 1.0, "coverage": 0.5, "d_in": 6, "d_out": 5, "energy": 1.0, "amplitude": 1.0},
-    **{"gain_mean": 1.0, "gain_std": 0.1, "drift_mean": 0.0, "drift_std": 0.1, "cohort_size": 1},
-}
+VALUES = {"gain_std": 0.1, "initial_amplitude": 1.0}
+OF_CLOSED_FORMS: dict[str, Any] = {"rule": "fedavg", "coverage": 0.5, "layers": 1}
 
 
 def closed_form_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
@@ -131,11 +125,17 @@ def closed_form_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         function = getattr(closed_form, name)
         if name.startswith("_") or not inspect.isfunction(function):
             continue
-        own = inspect.signature(function).parameters.items()
-        arguments = {
-            key: OF_CLOSED_FORMS.get(key, 1.0 if p.default is p.empty else p.default)
-            for key, p in own
-        }
+        arguments: dict[str, Any] = {}
+        for key, p in inspect.signature(function).parameters.items():
+            if key == "scenario":
+                flow = name.startswith("flow") or name == "collapse_threshold"
+                loss = {"local_loss": "quadratic"} if flow else {}
+                arguments[key] = SCENARIO.replace(**loss)
+            elif p.kind is p.VAR_KEYWORD:
+                own = {"target": 1.0} if flow else VALUES
+                arguments |= {key: own[key] for key in own}
+            else:
+                arguments[key] = OF_CLOSED_FORMS.get(key, 1.0)
         found[f"closed_form.{name}"] = (function, arguments)
     return found
 
@@ -186,15 +186,13 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         for field in ("ranks", "seed", "rule", "gain_std", "num_samples")
     },
     "open_sweep": (open_sweep, {"folder": "none"}),
-    "Case": (Case, CASE),
-    "predict": (predict, {"case": Case("2,3", rounds=3), "rules": ["fedavg"]}),
+    "predict": (predict, {"scenario": SCENARIO, "rule": "fedavg"}),
+    "compare": (compare, {"scenario": SCENARIO, "rules": ["fedavg"], "local_time": 0.5}),
     "design": (
         design,
         {
-            **{"clients": 3, "total_rank": 9, "communication": 1e4, "d_in": 9, "d_out": 8},
-            **{"rounds": 3, "cohort_size": 2, "sampling": None, "gain_mean": 1.0, "gain_std": 0.1},
-            **{"drift_std": 0.1, "initial_amplitude": 1.0, "spectrum_decay": 0.9, "distinct": 2},
-            **{"levels": [2, 4], "min_coverage": 0.0, "rules": ["fedavg"], "top": 3},
+            **{"scenario": SCENARIO, "rules": ["fedavg"], "total_rank": 9, "communication": 1e4},
+            **{"levels": [2, 4], "distinct": 2, "min_coverage": 0.0, "top": 3},
         },
     ),
     **closed_form_calls(),

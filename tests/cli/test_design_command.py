@@ -10,7 +10,9 @@ import pytest
 from rich.console import Console
 
 from analysis.design import design
+from fedlora_sim import Scenario
 
+CLIENTS = Scenario("1x6", cohort_size=3)
 TASK = ("design", "--clients", "6", "--total-rank", "40", "--cohort", "3", "--levels", "2,4,8")
 
 
@@ -18,16 +20,8 @@ def test_the_table_is_ranked_and_fits(fedlora: Callable) -> None:
     outcome = fedlora(*TASK, "--gain", "0.98,0.1", "--drift", "0.02", "--top", "3")
     assert outcome.code == 0
     assert max(map(len, outcome.out.splitlines())) <= 110
-    designs = design(
-        6,
-        total_rank=40,
-        cohort_size=3,
-        levels=(2, 4, 8),
-        gain_mean=0.98,
-        gain_std=0.1,
-        drift_std=0.02,
-        top=3,
-    )
+    scenario = CLIENTS.replace(gain_mean=0.98, gain_std=0.1, drift_std=0.02)
+    designs = design(scenario, total_rank=40, levels=(2, 4, 8), top=3)
     for best in designs:
         assert f" {best.ranks} " in outcome.out
         assert f"{best.score:.3f}" in outcome.out
@@ -36,7 +30,7 @@ def test_the_table_is_ranked_and_fits(fedlora: Callable) -> None:
 
 def test_json_holds_the_designs(fedlora: Callable) -> None:
     record = json.loads(fedlora(*TASK, "--top", "2", "--json").out)
-    expected = design(6, total_rank=40, cohort_size=3, levels=(2, 4, 8), top=2)
+    expected = design(CLIENTS, total_rank=40, levels=(2, 4, 8), top=2)
     assert record["designs"] == [asdict(best) for best in expected]
     rules = [best["rule"] for best in record["best_of_each_rule"]]
     assert len(set(rules)) == len(rules)
@@ -71,7 +65,7 @@ def test_a_narrow_terminal_breaks_no_number(
     out = fedlora(*TASK, "--top", "3").out
     assert max(map(len, out.splitlines())) <= 80
     assert "\N{HORIZONTAL ELLIPSIS}" not in out
-    for best in design(6, total_rank=40, cohort_size=3, levels=(2, 4, 8), top=3):
+    for best in design(CLIENTS, total_rank=40, levels=(2, 4, 8), top=3):
         assert f" {best.ranks} " in out
         assert f" {best.score:.3f} " in out
         assert f" {best.download:,.0f} " in out

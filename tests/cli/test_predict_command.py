@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from analysis.closed_form.setting import RULES
-from analysis.predict import Case, predict
-from analysis.prediction_record import to_record
+from analysis.predict import compare, comparison_record
+from fedlora_sim import Scenario
 from fedlora_sim.storage import MARKER
-from paper_figs import style
-from paper_figs import theory as figure
+from paper_figs import predictions, style
 
 EXAMPLE = (
     *("predict", "--ranks", "8x10,16x6,64x4", "--cohort", "5", "--gain", "0.98,0.1"),
@@ -45,7 +44,7 @@ def test_a_new_process_answers_soon_and_without_torch(tmp_path: Path) -> None:
     after = os.times()  # of the child that has ended: its own work, however busy the machine
     spent = after.children_user + after.children_system
     assert spent - before.children_user - before.children_system < BOUND
-    assert {"torch", "sklearn", "xarray", "pandas"}.isdisjoint(done.stderr.split())
+    assert {"torch", "sklearn"}.isdisjoint(done.stderr.split())
     assert (tmp_path / "results/predict/predict.png").exists()
     assert "raflora, carry" in done.stdout
 
@@ -59,7 +58,7 @@ def test_tables_fit_and_name_every_rule_and_partition(fedlora: Callable, here: P
     for rule in RULES:
         assert sum(line.split()[:1] in ([rule], [f"{rule},"]) for line in lines) >= 6
     assert sum(line.split() == ["rule", "1–8", "9–16", "17–64"] for line in lines) == 6
-    assert "zero_pad (energy rate" in outcome.out
+    assert "zero_pad (energy, energy rate" in outcome.out
     assert sorted(path.name for path in Path("there").iterdir()) == [MARKER, "predict.png"]
 
 
@@ -83,7 +82,7 @@ def test_json_is_the_record_and_nothing_else(fedlora: Callable, here: Path) -> N
         *("--target", "2", "--initial-amplitude", "3", "--spectrum-decay", "0.5"),
     )
     assert outcome.code == 0
-    case = Case(
+    scenario = Scenario(
         "2x3,4x3",
         num_samples=(10, 10, 10, 30, 20, 20),
         cohort_size=2,
@@ -91,11 +90,11 @@ def test_json_is_the_record_and_nothing_else(fedlora: Callable, here: Path) -> N
         drift_std=0.2,
         rounds=7,
         sampling="with_replacement",
-        target=2.0,
+        target_amplitude=2.0,
         initial_amplitude=3.0,
         spectrum_decay=0.5,
     )
-    assert json.loads(outcome.out) == to_record(predict(case))
+    assert json.loads(outcome.out) == comparison_record(compare(scenario))
     assert not list(here.iterdir())
 
 
@@ -132,17 +131,17 @@ def test_bad_input_is_one_line(
 
 
 def test_the_picture_shows_each_energy_once() -> None:
-    case = Case("2x4,4x2", cohort_size=3, gain_mean=0.9, gain_std=0.1, drift_std=0.1, rounds=20)
-    prediction = predict(case)
+    spread = {"gain_mean": 0.9, "gain_std": 0.1, "drift_std": 0.1}
+    rows = compare(Scenario("2x4,4x2", cohort_size=3, rounds=20, **spread))
     style.apply()
-    drawn, axes = figure.draw_predict(prediction)
+    drawn, axes = predictions.draw_predict(rows)
     titles = [axis.get_title().replace("\N{NO-BREAK SPACE}", " ") for axis in axes]
-    assert titles == ["FedAvg, FFA-LoRA", "FLoRA", "raFLoRA (zero)", "raFLoRA (carry)"]
+    assert titles == ["fedavg, ffa", "flora", "raflora (zero)", "raflora (carry)"]
     for axis, label in zip(axes, ("fedavg", "flora"), strict=False):
-        (found,) = [one for one in prediction.rules if one.label == label]
+        (found,) = [one for one in rows if one.label == label]
         solid = [line for line in axis.lines if line.get_linestyle() == "-"]
         dashed = [line for line in axis.lines if line.get_linestyle() == "--"]
         for h, line in enumerate(solid):
-            assert (line.get_ydata() == found.values["energy"][:, h]).all()
-        assert [line.get_ydata()[0] for line in dashed] == found.values["energy_floor"].tolist()
-    assert "HetLoRA" in drawn.get_supxlabel()
+            assert (line.get_ydata() == found.of("energy")[:, h]).all()
+        assert [line.get_ydata()[0] for line in dashed] == found.of("energy_floor").tolist()
+    assert "hetlora" in drawn.get_supxlabel()

@@ -10,6 +10,7 @@ import pytest
 
 from analysis import closed_form
 from analysis.cohorts import shares
+from fedlora_sim import Scenario
 from fedlora_sim.federation import SAMPLINGS, Federation, draw_cohorts
 from fedlora_sim.randomness import stream
 from fedlora_sim.tolerances import relative
@@ -22,41 +23,47 @@ SIGMAS = 5.0
 
 
 def test_coverage_by_hand():
-    np.testing.assert_allclose(closed_form.coverage("1x2,3x2"), [1, 0.5, 0.5], rtol=CLOSE)
-    np.testing.assert_allclose(closed_form.coverage([1, 2], [3, 1]), [1, 0.25], rtol=CLOSE)
+    np.testing.assert_allclose(closed_form.coverage(Scenario("1x2,3x2")), [1, 0.5, 0.5], rtol=CLOSE)
+    np.testing.assert_allclose(
+        closed_form.coverage(Scenario([1, 2], num_samples=[3, 1])), [1, 0.25], rtol=CLOSE
+    )
 
 
 def test_extinction_by_hand():
-    P0 = closed_form.extinction_probability(RANKS, 4)
+    P0 = closed_form.extinction_probability(Scenario(RANKS, cohort_size=4))
     wanted = [0, math.comb(4, 4) / math.comb(10, 4)] + [math.comb(7, 4) / math.comb(10, 4)] * 2
     np.testing.assert_allclose(P0, wanted, rtol=CLOSE)
-    sized = closed_form.extinction_probability([1, 2], 2, [3, 1], "size_weighted")
+    sized = closed_form.extinction_probability(
+        Scenario([1, 2], cohort_size=2, num_samples=[3, 1], sampling="size_weighted")
+    )
     np.testing.assert_allclose(sized, [0, 0.75**2], rtol=CLOSE)
-    np.testing.assert_array_equal(closed_form.extinction_probability(RANKS, None), 0)
+    np.testing.assert_array_equal(closed_form.extinction_probability(Scenario(RANKS)), 0)
 
 
 def test_rates_by_hand_under_full_participation():
-    pi = closed_form.coverage(RANKS, UNEQUAL)
+    pi = closed_form.coverage(Scenario(RANKS, num_samples=UNEQUAL))
     given = {"num_samples": UNEQUAL, "gain_mean": 0.9}
     for rule, wanted in (("fedavg", pi**2), ("zero_pad", pi**4), ("raflora", pi**0)):
-        q = closed_form.energy_rate(rule, RANKS, **given)
+        q = closed_form.energy_rate(Scenario(RANKS, **given), rule)
         np.testing.assert_allclose(q, 0.81 * wanted, rtol=CLOSE)
 
 
 def test_heterogeneous_gains_add_their_variance():
     p = np.array([0.5, 0.25, 0.25])
-    q = closed_form.energy_rate("fedavg", [1, 2, 2], num_samples=[2, 1, 1], gain_std=0.2)
+    q = closed_form.energy_rate(Scenario([1, 2, 2], num_samples=[2, 1, 1], gain_std=0.2), "fedavg")
     np.testing.assert_allclose(q, [1 + 0.04 * p @ p, 0.25 + 0.04 * 0.125], rtol=CLOSE)
-    q = closed_form.energy_rate("raflora", [1, 2, 2], num_samples=[2, 1, 1], gain_std=0.2)
+    q = closed_form.energy_rate(Scenario([1, 2, 2], num_samples=[2, 1, 1], gain_std=0.2), "raflora")
     np.testing.assert_allclose(q, [1 + 0.04 * p @ p, 1 + 0.04 * 0.5], rtol=CLOSE)
 
 
 def test_raflora_loses_under_zero_what_carry_keeps():
-    P0 = closed_form.extinction_probability(RANKS, 3)
+    P0 = closed_form.extinction_probability(Scenario(RANKS, cohort_size=3))
     for samples in (None, UNEQUAL):
         given = {"cohort_size": 3, "num_samples": samples}
-        zero = closed_form.energy_rate("RAFLORA", RANKS, **given, empty_partition="zero")
-        carry = closed_form.energy_rate("raflora", RANKS, **given, empty_partition="carry")
+        zero = closed_form.energy_rate(Scenario(RANKS, empty_partition="zero", **given), "RAFLORA")
+        carry = closed_form.energy_rate(
+            Scenario(RANKS, empty_partition="carry", **given), "raflora"
+        )
         np.testing.assert_allclose(zero, 1 - P0, rtol=CLOSE)
         np.testing.assert_array_equal(carry, 1.0)
 
@@ -65,9 +72,9 @@ def test_raflora_without_spread_never_samples(monkeypatch):
     monkeypatch.setattr(shares, "ENUMERATION_LIMIT", 1)
     monkeypatch.setattr(shares, "CELL_LIMIT", 1)
     given = {"cohort_size": 3, "num_samples": UNEQUAL}
-    closed_form.energy_rate("raflora", RANKS, **given)
+    closed_form.energy_rate(Scenario(RANKS, **given), "raflora")
     with pytest.warns(shares.MonteCarloWarning):
-        closed_form.energy_rate("raflora", RANKS, **given, gain_std=0.1)
+        closed_form.energy_rate(Scenario(RANKS, gain_std=0.1, **given), "raflora")
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "raflora"])
@@ -75,16 +82,16 @@ def test_raflora_without_spread_never_samples(monkeypatch):
 def test_equal_ranks_make_fedavg_and_raflora_the_same(rule, sampling):
     given = {"num_samples": [1, 2, 3, 4], "sampling": sampling, "gain_mean": 0.8, "gain_std": 0.3}
     given["cohort_size"] = None if sampling == "full" else 2
-    floor = closed_form.energy_floor(rule, "3x4", drift_std=0.1, **given)
-    other = closed_form.energy_floor("fedavg", "3x4", drift_std=0.1, **given)
+    floor = closed_form.energy_floor(Scenario("3x4", drift_std=0.1, **given), rule)
+    other = closed_form.energy_floor(Scenario("3x4", drift_std=0.1, **given), "fedavg")
     np.testing.assert_allclose(floor, other, rtol=relative("factorization"))
 
 
 def test_arguments_may_differ_by_direction():
     gains = np.array([1.0, 0.9, 0.8, 0.7])
-    together = closed_form.energy_rate("fedavg", RANKS, cohort_size=3, gain_mean=gains)
+    together = closed_form.energy_rate(Scenario(RANKS, cohort_size=3), "fedavg", gain_mean=gains)
     for i, g in enumerate(gains):
-        alone = closed_form.energy_rate("fedavg", RANKS, cohort_size=3, gain_mean=g)
+        alone = closed_form.energy_rate(Scenario(RANKS, cohort_size=3), "fedavg", gain_mean=g)
         assert together[i] == alone[i]
 
 
@@ -92,12 +99,14 @@ def test_arguments_may_differ_by_direction():
 def test_trajectory_tends_to_the_floor(rule, policy):
     given = {"cohort_size": 3, "gain_mean": 0.9, "gain_std": 0.2, "drift_std": 0.05}
     given["empty_partition"] = policy
-    floor = closed_form.energy_floor(rule, RANKS, **given)
+    floor = closed_form.energy_floor(Scenario(RANKS, **given), rule)
     rate = closed_form.energy_rate(
-        rule, RANKS, cohort_size=3, gain_mean=0.9, gain_std=0.2, empty_partition=policy
+        Scenario(RANKS, cohort_size=3, gain_mean=0.9, gain_std=0.2, empty_partition=policy), rule
     )
     for start in (0.0, 3.0):
-        path = closed_form.energy_trajectory(rule, RANKS, 400, initial_amplitude=start, **given)
+        path = closed_form.energy_trajectory(
+            Scenario(RANKS, rounds=400, **given), rule, initial_amplitude=start
+        )
         np.testing.assert_allclose(path[-1], floor, rtol=ITERATED)
         # the distance to the floor shrinks by q' every round
         np.testing.assert_allclose(path[1] - floor, rate * (path[0] - floor), rtol=ITERATED)
@@ -108,15 +117,23 @@ def test_first_round_by_hand():
     x = np.array([2.0, -1.0])
     spread = {"gain_mean": g, "gain_std": nu, "drift_mean": c, "drift_std": tau}
     # ranks 1 and 2, one of both clients per round: W is 0 or 1 for direction 2
-    given = {"initial_amplitude": x, "cohort_size": 1, **spread}
-    energy = closed_form.energy_trajectory("fedavg", [1, 2], 1, **given)
-    mean = closed_form.mean_trajectory("fedavg", [1, 2], 1, **given)
+    given = {"cohort_size": 1, **spread}
+    energy = closed_form.energy_trajectory(
+        Scenario([1, 2], rounds=1, **given), "fedavg", initial_amplitude=x
+    )
+    mean = closed_form.mean_trajectory(
+        Scenario([1, 2], rounds=1, **given), "fedavg", initial_amplitude=x
+    )
     update = (g * x + c) ** 2 + nu**2 * x**2 + tau**2
     np.testing.assert_allclose(energy, [x**2, update * [1, 0.5]], rtol=CLOSE)
     np.testing.assert_allclose(mean, [x, (g * x + c) * [1, 0.5]], rtol=CLOSE)
     given["empty_partition"] = "carry"
-    energy = closed_form.energy_trajectory("raflora", [1, 2], 1, **given)
-    mean = closed_form.mean_trajectory("raflora", [1, 2], 1, **given)
+    energy = closed_form.energy_trajectory(
+        Scenario([1, 2], rounds=1, **given), "raflora", initial_amplitude=x
+    )
+    mean = closed_form.mean_trajectory(
+        Scenario([1, 2], rounds=1, **given), "raflora", initial_amplitude=x
+    )
     np.testing.assert_allclose(energy[1], [update[0], (update[1] + 1) / 2], rtol=CLOSE)
     np.testing.assert_allclose(mean[1], [2.1, (g * -1 + c - 1) / 2], rtol=CLOSE)
 
@@ -160,12 +177,13 @@ def test_trajectory_matches_a_simulated_recursion(rule, policy, nu, tau, samplin
     size = None if sampling == "full" else 2
     fed = Federation(ranks, samples, size, sampling)
     spread = {"gain_mean": 0.9, "gain_std": nu, "drift_mean": 0.2, "drift_std": tau}
-    given = {"initial_amplitude": 1.5, "cohort_size": size, "num_samples": samples, **spread}
+    given = {"cohort_size": size, "num_samples": samples, **spread}
+    given |= {"initial_amplitude": 1.5, "spectrum_decay": 1.0}
     given |= {"empty_partition": policy, "sampling": sampling}
     x = simulated(rule, policy, fed, rounds, spread, runs)
     for path, values in (
-        (closed_form.energy_trajectory(rule, ranks, rounds, **given), x**2),
-        (closed_form.mean_trajectory(rule, ranks, rounds, **given), x),
+        (closed_form.energy_trajectory(Scenario(ranks, rounds=rounds, **given), rule), x**2),
+        (closed_form.mean_trajectory(Scenario(ranks, rounds=rounds, **given), rule), x),
     ):
         error = values.std(axis=0) / math.sqrt(runs)
         assert np.all(np.abs(values.mean(axis=0) - path[-1]) <= SIGMAS * error + ITERATED)
@@ -173,13 +191,13 @@ def test_trajectory_matches_a_simulated_recursion(rule, policy, nu, tau, samplin
 
 def test_floor_is_infinite_without_suppression():
     given = {"gain_std": 0.0, "drift_std": 0.1}
-    floor = closed_form.energy_floor("raflora", RANKS, gain_mean=1.0, **given)
+    floor = closed_form.energy_floor(Scenario(RANKS, gain_mean=1.0, **given), "raflora")
     np.testing.assert_array_equal(floor, np.inf)
-    floor = closed_form.energy_floor("fedavg", RANKS, gain_mean=1.0, **given)
+    floor = closed_form.energy_floor(Scenario(RANKS, gain_mean=1.0, **given), "fedavg")
     assert np.isinf(floor[0])
     assert np.isfinite(floor[1:]).all()
     floor = closed_form.energy_floor(
-        "raflora", RANKS, cohort_size=3, gain_mean=1.0, **given, empty_partition="carry"
+        Scenario(RANKS, cohort_size=3, gain_mean=1.0, empty_partition="carry", **given), "raflora"
     )
     np.testing.assert_array_equal(floor, np.inf)
 
@@ -187,15 +205,17 @@ def test_floor_is_infinite_without_suppression():
 def test_floor_is_zero_without_drift():
     for rule in ("fedavg", "zero_pad", "raflora"):
         floor = closed_form.energy_floor(
-            rule, RANKS, cohort_size=3, gain_mean=0.9, gain_std=0.0, drift_std=0.0
+            Scenario(RANKS, cohort_size=3, gain_mean=0.9, gain_std=0.0, drift_std=0.0), rule
         )
         np.testing.assert_array_equal(floor, 0.0)
 
 
 def test_collapse_bound_holds_and_is_tight_at_the_start():
     energy = np.array([4.0, 1.0, 0.5, 0.5])
-    pi = closed_form.coverage(RANKS, UNEQUAL)
-    bound = closed_form.collapse_bound(RANKS, 30, num_samples=UNEQUAL, initial_energy=energy)
+    pi = closed_form.coverage(Scenario(RANKS, num_samples=UNEQUAL))
+    bound = closed_form.collapse_bound(
+        Scenario(RANKS, rounds=30, num_samples=UNEQUAL), initial_amplitude=np.sqrt(energy)
+    )
     assert bound.shape == (31,)
     assert bound[0] == pytest.approx(2.0 / 4.0, rel=CLOSE)
     np.testing.assert_allclose(bound[1:] / bound[:-1], pi[1] ** 2, rtol=ITERATED)
@@ -205,7 +225,9 @@ def test_collapse_bound_holds_and_is_tight_at_the_start():
 
 
 def test_collapse_bound_is_zero_with_one_level():
-    np.testing.assert_array_equal(closed_form.collapse_bound("2x3", 4, initial_energy=1.0), 0.0)
+    np.testing.assert_array_equal(
+        closed_form.collapse_bound(Scenario("2x3", rounds=4), initial_amplitude=np.sqrt(1.0)), 0.0
+    )
 
 
 BASE = {"gain_mean": 1.0, "gain_std": 0.0, "drift_std": 0.0}
@@ -239,37 +261,40 @@ BASE = {"gain_mean": 1.0, "gain_std": 0.0, "drift_std": 0.0}
 def test_bad_input_is_named(change, message):
     given = {"rule": "fedavg", "ranks": RANKS, **BASE} | change
     rule, ranks = given.pop("rule"), given.pop("ranks")
+    values = {name: given.pop(name) for name in BASE}
     with pytest.raises(ValueError, match=message):
-        closed_form.energy_floor(rule, ranks, **given)
+        closed_form.energy_floor(Scenario(ranks, **given), rule, **values)
 
 
 def test_error_policy_refuses_only_what_can_be_empty():
-    q = closed_form.energy_rate("raflora", RANKS, cohort_size=8, empty_partition="error")
+    q = closed_form.energy_rate(Scenario(RANKS, cohort_size=8, empty_partition="error"), "raflora")
     np.testing.assert_array_equal(q, 1.0)
     with pytest.raises(ValueError, match=r"empty_partition='error'.*empty with probability up to"):
-        closed_form.energy_rate("raflora", RANKS, cohort_size=7, empty_partition="error")
+        closed_form.energy_rate(Scenario(RANKS, cohort_size=7, empty_partition="error"), "raflora")
 
 
 @pytest.mark.parametrize(
-    ("rounds", "energy", "message"),
+    ("rounds", "start", "message"),
     [
         (0, 1.0, r"rounds=0: expected a whole number"),
-        (3, -1.0, r"initial_energy=-1.0: expected finite numbers of at least 0"),
-        (3, [0, 1, 1, 1], r"initial_energy=\[0, 1, 1, 1\]: expected energy in the first 1"),
+        (3, math.nan, r"initial_amplitude=nan: expected finite numbers"),
+        (3, [0, 1, 1, 1], r"initial_amplitude=\[0.0, 1.0, .*\]: expected energy in the first 1"),
     ],
 )
-def test_bad_bound_input_is_named(rounds, energy, message):
+def test_bad_bound_input_is_named(rounds, start, message):
     with pytest.raises(ValueError, match=message):
-        closed_form.collapse_bound(RANKS, rounds, initial_energy=energy)
+        closed_form.collapse_bound(Scenario(RANKS, rounds=rounds), initial_amplitude=start)
 
 
 def test_bad_trajectory_input_is_named():
     for rounds, start, message in ((2.5, 1.0, "rounds=2.5"), (2, [1, 2], "initial_amplitude=")):
         with pytest.raises(ValueError, match=message):
-            closed_form.mean_trajectory("fedavg", RANKS, rounds, initial_amplitude=start)
+            closed_form.mean_trajectory(
+                Scenario(RANKS, rounds=rounds), "fedavg", initial_amplitude=start
+            )
 
 
 def test_lower_participation_is_milder_on_the_mean():
     sizes = (2, 4, 6, 8, 10)
-    q = [closed_form.energy_rate("fedavg", RANKS, cohort_size=m)[-1] for m in sizes]
+    q = [closed_form.energy_rate(Scenario(RANKS, cohort_size=m), "fedavg")[-1] for m in sizes]
     assert all(a > b for a, b in itertools.pairwise(q))

@@ -16,6 +16,7 @@ from closed_form_cases import (
 )
 
 from analysis import closed_form
+from fedlora_sim import Scenario
 from fedlora_sim.federation import SAMPLINGS, Federation
 from fedlora_sim.tolerances import relative
 
@@ -30,7 +31,7 @@ def compare(rule, policy, sampling, allocation, spread, rounds=ROUNDS):
     fed = Federation(RANKS, given["num_samples"], given["cohort_size"], sampling)
     keywords = {**given, **spread, "allocation": allocation, "empty_partition": policy}
     paths = [
-        path(rule, RANKS, rounds, initial_amplitude=START, **keywords)[-1]
+        path(Scenario(RANKS, rounds=rounds, **keywords), rule, initial_amplitude=START)[-1]
         for path in (closed_form.mean_trajectory, closed_form.energy_trajectory)
     ]
     gains = two_points(spread["gain_mean"], spread.get("gain_std", 0))
@@ -71,35 +72,43 @@ def test_trajectories_tend_to_the_floor(rule, drift):
     given = {**federation_keywords("without_replacement"), "gain_mean": 0.7, "drift_mean": drift}
     if rule in SPREAD_RULES:
         given |= {"gain_std": 0.2, "drift_std": 0.1}
-    floor = closed_form.energy_floor(rule, RANKS, **given)
+    floor = closed_form.energy_floor(Scenario(RANKS, **given), rule)
     for start in (0.0, 5.0):
-        path = closed_form.energy_trajectory(rule, RANKS, 400, initial_amplitude=start, **given)
+        path = closed_form.energy_trajectory(
+            Scenario(RANKS, rounds=400, **given), rule, initial_amplitude=start
+        )
         np.testing.assert_allclose(path[-1], floor, rtol=ITERATED, atol=ITERATED)
 
 
 @pytest.mark.parametrize("rule", closed_form.RULES)
 def test_the_rate_is_what_is_left_of_the_energy(rule):
     given = {"gain_mean": 0.9, "cohort_size": None if rule == "hetlora" else 2}
-    rate = closed_form.energy_rate(rule, RANKS, **given)
-    path = closed_form.energy_trajectory(rule, RANKS, 100, initial_amplitude=1.0, **given)
+    rate = closed_form.energy_rate(Scenario(RANKS, **given), rule)
+    path = closed_form.energy_trajectory(
+        Scenario(RANKS, rounds=100, **given), rule, initial_amplitude=1.0
+    )
     np.testing.assert_allclose(path[-1] / path[-2], rate, rtol=ITERATED)
 
 
 def test_fedex_settles_at_its_share():
-    share = closed_form.coverage(RANKS, SAMPLES)
+    share = closed_form.coverage(Scenario(RANKS, num_samples=SAMPLES))
     path = closed_form.mean_trajectory(
-        "fedex", RANKS, 3000, initial_amplitude=2.0, num_samples=SAMPLES
+        Scenario(RANKS, rounds=3000, num_samples=SAMPLES), "fedex", initial_amplitude=2.0
     )
     np.testing.assert_allclose(path[-1], np.where(share == 1, 2.0, 2 * share / (1 + share)))
-    np.testing.assert_array_equal(closed_form.energy_rate("fedex", RANKS, cohort_size=2), 1.0)
+    np.testing.assert_array_equal(
+        closed_form.energy_rate(Scenario(RANKS, cohort_size=2), "fedex"), 1.0
+    )
 
 
 def test_flora_dilutes_what_is_learnt_and_keeps_what_is_there():
-    given = {"cohort_size": 2, "initial_amplitude": 1.0}
-    still = closed_form.energy_trajectory("flora", RANKS, 50, **given)
+    given = {"cohort_size": 2, "spectrum_decay": 1.0}
+    still = closed_form.energy_trajectory(Scenario(RANKS, rounds=50, **given), "flora")
     np.testing.assert_array_equal(still, 1.0)
-    grown = closed_form.mean_trajectory("flora", RANKS, 50, drift_mean=0.1, **given)
-    share = closed_form.coverage(RANKS)
+    grown = closed_form.mean_trajectory(
+        Scenario(RANKS, rounds=50, drift_mean=0.1, **given), "flora"
+    )
+    share = closed_form.coverage(Scenario(RANKS))
     np.testing.assert_allclose(grown[-1], 1 + 50 * 0.1 * share, rtol=CLOSE)
 
 
@@ -107,31 +116,33 @@ def test_hetlora_by_its_definition():
     x = np.array([2.0, 1.0, 0.5])
     ranks = (1, 2, 3)
     path = closed_form.energy_trajectory(
-        "hetlora", ranks, 6, initial_amplitude=x, gain_mean=0.9, drift_mean=0.05
+        Scenario(ranks, rounds=6, gain_mean=0.9, drift_mean=0.05), "hetlora", initial_amplitude=x
     )
     for t in range(6):
         y = 0.9 * x + 0.05
         norms = [np.linalg.norm(y[:r]) for r in ranks]
         x = np.array([(sum(norms[i:]) / sum(norms)) ** 2 * y[i] for i in range(3)])
         np.testing.assert_allclose(path[t + 1], x**2, rtol=CLOSE)
-    floor = closed_form.energy_floor("hetlora", ranks, gain_mean=0.9)
+    floor = closed_form.energy_floor(Scenario(ranks, gain_mean=0.9), "hetlora")
     np.testing.assert_array_equal(floor, 0.0)
-    assert np.isinf(closed_form.energy_floor("hetlora", ranks)[0])
+    assert np.isinf(closed_form.energy_floor(Scenario(ranks), "hetlora")[0])
 
 
 def test_critical_heterogeneity_stops_the_suppression():
     for rule in SPREAD_RULES:
         given = {**federation_keywords("bernoulli"), "gain_mean": 0.9}
-        critical = closed_form.critical_gain_std(rule, RANKS, **given)
-        rate = closed_form.energy_rate(rule, RANKS, gain_std=critical, **given)
+        critical = closed_form.critical_gain_std(Scenario(RANKS, **given), rule)
+        rate = closed_form.energy_rate(Scenario(RANKS, **given), rule, gain_std=critical)
         np.testing.assert_allclose(rate, 1.0, rtol=CLOSE)
         floors = [
-            closed_form.energy_floor(rule, RANKS, gain_std=f * critical, drift_std=1.0, **given)
+            closed_form.energy_floor(
+                Scenario(RANKS, drift_std=1.0, **given), rule, gain_std=f * critical
+            )
             for f in (0.99, 1.01)
         ]
         assert np.isfinite(floors[0]).all()
         assert np.isinf(floors[1]).all()
-    np.testing.assert_array_equal(closed_form.critical_gain_std("raflora", RANKS), 0.0)
+    np.testing.assert_array_equal(closed_form.critical_gain_std(Scenario(RANKS), "raflora"), 0.0)
 
 
 def test_what_overflows_is_infinite_and_never_undefined():
@@ -140,7 +151,9 @@ def test_what_overflows_is_infinite_and_never_undefined():
         given["cohort_size"] = None if rule == "hetlora" else 2
         if rule == "hetlora":
             given["gain_mean"] = 1.0
-        energy = closed_form.energy_trajectory(rule, RANKS, 100, initial_amplitude=1.0, **given)
+        energy = closed_form.energy_trajectory(
+            Scenario(RANKS, rounds=100, **given), rule, initial_amplitude=1.0
+        )
         assert not np.isnan(energy).any()
         assert rule == "hetlora" or np.isinf(energy[-1]).all()
 
@@ -150,19 +163,20 @@ def test_what_overflows_is_infinite_and_never_undefined():
 def test_spread_in_factor_space_is_refused(rule, argument):
     for function in (closed_form.energy_floor, closed_form.energy_trajectory):
         given = {argument: 0.1}
-        rest = ()
-        if function is closed_form.energy_trajectory:
-            given["initial_amplitude"], rest = 1.0, (3,)
         with pytest.raises(
             ValueError, match=rf"{argument}=0.1: expected 0 for a rule that averages"
         ):
-            function(rule, RANKS, *rest, **given)
+            function(Scenario(RANKS, rounds=3, **given), rule)
 
 
 def test_hetlora_says_what_it_has_no_closed_form_for():
     with pytest.raises(ValueError, match=r"cohort_size=2: expected full participation"):
-        closed_form.energy_trajectory("hetlora", RANKS, 3, initial_amplitude=1.0, cohort_size=2)
+        closed_form.energy_trajectory(
+            Scenario(RANKS, rounds=3, cohort_size=2), "hetlora", initial_amplitude=1.0
+        )
     with pytest.raises(ValueError, match=r"sampling='with_replacement': expected full, without"):
-        closed_form.energy_rate("hetlora", RANKS, cohort_size=2, sampling="with_replacement")
+        closed_form.energy_rate(
+            Scenario(RANKS, cohort_size=2, sampling="with_replacement"), "hetlora"
+        )
     with pytest.raises(ValueError, match=r"drift_mean=.*: expected 0 for rule='hetlora'"):
-        closed_form.energy_floor("hetlora", RANKS, drift_mean=0.1)
+        closed_form.energy_floor(Scenario(RANKS, drift_mean=0.1), "hetlora")

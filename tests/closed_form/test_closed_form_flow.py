@@ -14,6 +14,7 @@ from hypothesis_profiles import examples
 from scipy.integrate import solve_ivp
 
 from analysis import closed_form
+from fedlora_sim import Scenario
 from fedlora_sim.federation import SAMPLINGS, Federation
 from fedlora_sim.tolerances import relative
 
@@ -82,16 +83,23 @@ def full_weights(rule):
 def test_unequal_targets_with_everybody(rule, time):
     asked = {"num_samples": SAMPLES}
     path = closed_form.flow_trajectory(
-        rule, RANKS, 10_000, target=TARGETS, local_time=time, initial_amplitude=0.7, **asked
+        Scenario(RANKS, rounds=10_000, local_time=time, local_loss="quadratic", **asked),
+        rule,
+        target=TARGETS,
+        initial_amplitude=0.7,
     )
     x = np.full(2, 0.7)
     for t in range(4):
         x = one_round(rule, full_weights(rule), x, TARGETS, time)
         np.testing.assert_allclose(path[t + 1], x, rtol=CLOSE)
-    floor = closed_form.flow_floor(rule, RANKS, TARGETS, time, **asked)
+    floor = closed_form.flow_floor(
+        Scenario(RANKS, local_time=time, local_loss="quadratic", **asked), rule, target=TARGETS
+    )
     np.testing.assert_allclose(path[-1], floor, rtol=ITERATED, atol=ITERATED)
     if rule != "hetlora":
-        rate = closed_form.flow_rate(rule, RANKS, TARGETS, time, **asked)
+        rate = closed_form.flow_rate(
+            Scenario(RANKS, local_time=time, local_loss="quadratic", **asked), rule, target=TARGETS
+        )
         nudge = relative("training")
         slope = one_round(rule, full_weights(rule), floor + nudge, TARGETS, time) - floor
         np.testing.assert_allclose(slope / nudge, rate, rtol=relative("training") ** 0.5)
@@ -103,11 +111,23 @@ def test_equal_and_unequal_targets_agree(rule):
     near[1] *= 1 + 1e-15  # so close that only the branch differs
     for time in (0.05, 0.7):
         for function in (closed_form.flow_floor, closed_form.flow_rate):
-            one = function(rule, RANKS, [[1.0, 0.5]], time, num_samples=SAMPLES)
-            other = function(rule, RANKS, near, time, num_samples=SAMPLES)
+            one = function(
+                Scenario(RANKS, local_time=time, num_samples=SAMPLES, local_loss="quadratic"),
+                rule,
+                target=[[1.0, 0.5]],
+            )
+            other = function(
+                Scenario(RANKS, local_time=time, num_samples=SAMPLES, local_loss="quadratic"),
+                rule,
+                target=near,
+            )
             np.testing.assert_allclose(one, other, rtol=ITERATED, atol=ITERATED)
-    one = closed_form.collapse_threshold(rule, RANKS, [[1.0, 0.5]], num_samples=SAMPLES)
-    other = closed_form.collapse_threshold(rule, RANKS, near, num_samples=SAMPLES)
+    one = closed_form.collapse_threshold(
+        Scenario(RANKS, num_samples=SAMPLES, local_loss="quadratic"), rule, target=[[1.0, 0.5]]
+    )
+    other = closed_form.collapse_threshold(
+        Scenario(RANKS, num_samples=SAMPLES, local_loss="quadratic"), rule, target=near
+    )
     np.testing.assert_allclose(one, other, rtol=ITERATED, atol=ITERATED)
 
 
@@ -119,9 +139,18 @@ def test_random_cohorts_round_by_round(rule, sampling, allocation):
     fed = Federation(RANKS, asked["num_samples"], asked["cohort_size"], sampling)
     for policy in ("zero", "carry") if rule in ("raflora", "rbla") else ("zero",):
         path = closed_form.flow_trajectory(
-            rule, RANKS, 3, target=0.8, local_time=0.4, initial_amplitude=0.3,
-            empty_partition=policy, **asked,
-        )  # fmt: skip
+            Scenario(
+                RANKS,
+                rounds=3,
+                local_time=0.4,
+                empty_partition=policy,
+                local_loss="quadratic",
+                **asked,
+            ),
+            rule,
+            target=0.8,
+            initial_amplitude=0.3,
+        )
         for i in range(fed.r_max):
             x, p = np.array([0.3]), np.ones(1)
             for _ in range(3):
@@ -147,10 +176,14 @@ def test_random_cohorts_round_by_round(rule, sampling, allocation):
 @pytest.mark.parametrize("size", [2, 3])
 def test_trajectories_tend_to_the_floor_at_the_stated_rate(rule, size):
     for time in (0.05, 1.5):
-        asked = {"target": 1.2, "local_time": time, "cohort_size": size}
-        path = closed_form.flow_trajectory(rule, RANKS, 3000, initial_amplitude=0.4, **asked)
-        floor = closed_form.flow_floor(rule, RANKS, **asked)
-        rate = closed_form.flow_rate(rule, RANKS, **asked)
+        asked = {"target_amplitude": 1.2, "local_time": time, "cohort_size": size}
+        path = closed_form.flow_trajectory(
+            Scenario(RANKS, rounds=3000, local_loss="quadratic", **asked),
+            rule,
+            initial_amplitude=0.4,
+        )
+        floor = closed_form.flow_floor(Scenario(RANKS, local_loss="quadratic", **asked), rule)
+        rate = closed_form.flow_rate(Scenario(RANKS, local_loss="quadratic", **asked), rule)
         np.testing.assert_allclose(path[-1], floor, rtol=ITERATED, atol=ITERATED)
         # where 1/x is affine its distance to the fixed point, or x itself, shrinks by the rate
         value = path if rule == "ffa" else 1 / np.where(path > 0, path, 1)
@@ -163,17 +196,27 @@ def test_trajectories_tend_to_the_floor_at_the_stated_rate(rule, size):
 
 
 def test_decay_at_the_critical_point_is_algebraic():
-    share = closed_form.coverage(RANKS, SAMPLES)
+    share = closed_form.coverage(Scenario(RANKS, num_samples=SAMPLES))
     for rule, power in (("fedavg", 1), ("zero_pad", 2)):
-        critical = closed_form.collapse_threshold(rule, RANKS, 1.0, num_samples=SAMPLES)
+        critical = closed_form.collapse_threshold(
+            Scenario(RANKS, num_samples=SAMPLES, local_loss="quadratic"), rule, target=1.0
+        )
         np.testing.assert_allclose(critical, -power * np.log(share) / 2, rtol=CLOSE)
-        asked = {"target": 1.0, "local_time": float(critical[1]), "num_samples": SAMPLES}
-        path = closed_form.flow_trajectory(rule, RANKS, 4000, initial_amplitude=0.5, **asked)[:, 1]
+        asked = {"local_time": float(critical[1]), "num_samples": SAMPLES}
+        path = closed_form.flow_trajectory(
+            Scenario(RANKS, rounds=4000, local_loss="quadratic", **asked),
+            rule,
+            initial_amplitude=0.5,
+        )[:, 1]
         slope = math.log(path[4000] / path[2000]) / math.log(2)
         assert slope == pytest.approx(-1, abs=1e-2)
-        assert closed_form.flow_rate(rule, RANKS, 1.0, float(critical[1]), num_samples=SAMPLES)[
-            1
-        ] == pytest.approx(1, rel=CLOSE)
+        assert closed_form.flow_rate(
+            Scenario(
+                RANKS, local_time=float(critical[1]), num_samples=SAMPLES, local_loss="quadratic"
+            ),
+            rule,
+            target=1.0,
+        )[1] == pytest.approx(1, rel=CLOSE)
 
 
 CASES = [(rule, targets) for rule in LOGISTIC for targets in (1.3, TARGETS)]
@@ -182,11 +225,19 @@ CASES = [(rule, targets) for rule in LOGISTIC for targets in (1.3, TARGETS)]
 @pytest.mark.parametrize(("rule", "targets"), [*CASES, ("hetlora", 1.3)])
 def test_floors_open_at_the_threshold(rule, targets):
     samples = None if rule == "hetlora" else SAMPLES
-    critical = closed_form.collapse_threshold(rule, RANKS, targets, num_samples=samples)
+    critical = closed_form.collapse_threshold(
+        Scenario(RANKS, num_samples=samples, local_loss="quadratic"), rule, target=targets
+    )
     assert (critical >= 0).all()
     for i in np.flatnonzero((critical > 0) & np.isfinite(critical)):
         below, above = (
-            closed_form.flow_floor(rule, RANKS, targets, f * critical[i], num_samples=samples)[i]
+            closed_form.flow_floor(
+                Scenario(
+                    RANKS, local_time=f * critical[i], num_samples=samples, local_loss="quadratic"
+                ),
+                rule,
+                target=targets,
+            )[i]
             for f in (0.9, 1.1)
         )
         assert below == 0
@@ -195,7 +246,9 @@ def test_floors_open_at_the_threshold(rule, targets):
 
 def test_a_typical_run_survives_above_its_threshold_only():
     asked = {"cohort_size": 2}
-    critical = closed_form.collapse_threshold("fedavg", RANKS, 0.9, **asked)[1]
+    critical = closed_form.collapse_threshold(
+        Scenario(RANKS, local_loss="quadratic", **asked), "fedavg", target=0.9
+    )[1]
     fed = Federation(RANKS, None, 2, None)
     table = [(p, w.sum()) for p, w in outcomes("fedavg", fed, "svd", 1) if w.sum() > 0]
     drift = sum(p * math.log(share) for p, share in table) / sum(p for p, _ in table)
@@ -203,47 +256,66 @@ def test_a_typical_run_survives_above_its_threshold_only():
 
 
 def test_limits_of_floors_and_thresholds():
-    share = closed_form.coverage(RANKS, SAMPLES)
+    share = closed_form.coverage(Scenario(RANKS, num_samples=SAMPLES))
     asked = {"num_samples": SAMPLES}
     for rule, power in (("fedavg", 1), ("zero_pad", 2), ("ffa", 1)):
-        far = closed_form.flow_floor(rule, RANKS, 2.0, 1e5, **asked)
+        far = closed_form.flow_floor(
+            Scenario(RANKS, local_time=1e5, local_loss="quadratic", **asked), rule, target=2.0
+        )
         np.testing.assert_allclose(far, 2 * share**power, rtol=CLOSE)
-        still = closed_form.flow_floor(rule, RANKS, 2.0, 0.0, **asked)
+        still = closed_form.flow_floor(
+            Scenario(RANKS, local_time=0.0, local_loss="quadratic", **asked), rule, target=2.0
+        )
         np.testing.assert_array_equal(still, np.where(share == 1, 2.0, 0.0))
-        rate = closed_form.flow_rate(rule, RANKS, 2.0, 0.0, **asked)
+        rate = closed_form.flow_rate(
+            Scenario(RANKS, local_time=0.0, local_loss="quadratic", **asked), rule, target=2.0
+        )
         np.testing.assert_allclose(rate, share**power, rtol=CLOSE)
     for rule in ("raflora", "rbla", "flora"):
-        floor = closed_form.flow_floor(rule, RANKS, 2.0, 0.3, cohort_size=2)
+        floor = closed_form.flow_floor(
+            Scenario(RANKS, local_time=0.3, cohort_size=2, local_loss="quadratic"), rule, target=2.0
+        )
         np.testing.assert_allclose(floor, 2.0, rtol=CLOSE)
     for rule in ("fedex", "ffa", "flora", "raflora", "rbla"):
-        threshold = closed_form.collapse_threshold(rule, RANKS, 1.0, cohort_size=2)
+        threshold = closed_form.collapse_threshold(
+            Scenario(RANKS, cohort_size=2, local_loss="quadratic"), rule, target=1.0
+        )
         np.testing.assert_array_equal(threshold, 0.0)
     for rule in [*LOGISTIC, "ffa", "flora", "hetlora"]:
         for target in (0.0, -1.0):
-            threshold = closed_form.collapse_threshold(rule, RANKS, target)
+            threshold = closed_form.collapse_threshold(
+                Scenario(RANKS, local_loss="quadratic"), rule, target=target
+            )
             np.testing.assert_array_equal(threshold, np.inf)
-        np.testing.assert_array_equal(closed_form.collapse_threshold(rule, RANKS, 1.0)[0], 0.0)
+        np.testing.assert_array_equal(
+            closed_form.collapse_threshold(
+                Scenario(RANKS, local_loss="quadratic"), rule, target=1.0
+            )[0],
+            0.0,
+        )
 
 
 def test_extreme_training_overflows_nowhere():
     unequal = np.array([[1.0, -2.0], [1e5, 1e-5], [-1e5, -1e5]])
     for rule in [*LOGISTIC, "ffa", "hetlora"]:
         for target in (1e5, -1e5, 1e200, unequal):
-            asked = {"target": target, "local_time": 1e3}
+            scenario = Scenario(RANKS, rounds=5, local_time=1e3, local_loss="quadratic")
             values = [
-                closed_form.flow_trajectory(rule, RANKS, 5, initial_amplitude=0.5, **asked),
-                closed_form.flow_floor(rule, RANKS, **asked),
+                closed_form.flow_trajectory(scenario, rule, target=target, initial_amplitude=0.5),
+                closed_form.flow_floor(scenario, rule, target=target),
             ]
             if rule != "hetlora":
-                values.append(closed_form.flow_rate(rule, RANKS, **asked))
-                values.append(closed_form.collapse_threshold(rule, RANKS, target))
+                values.append(closed_form.flow_rate(scenario, rule, target=target))
+                values.append(closed_form.collapse_threshold(scenario, rule, target=target))
             assert not any(np.isnan(value).any() for value in values)
 
 
 def test_thresholds_with_a_client_that_carries_nothing_and_aims_high():
     targets = [[1000.0], [0.01], [0.02]]
     for rule, wanted in (("fedavg", 13.2248547157854), ("zero_pad", 26.4497094315709)):
-        found = closed_form.collapse_threshold(rule, [1, 2, 2], targets)
+        found = closed_form.collapse_threshold(
+            Scenario([1, 2, 2], local_loss="quadratic"), rule, target=targets
+        )
         np.testing.assert_allclose(found, [0, wanted], rtol=CLOSE)
 
 
@@ -257,7 +329,9 @@ def test_thresholds_of_unequal_targets_equal_those_of_arithmetic_without_limits(
     ranks = data.draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
     given_targets = [[data.draw(TARGET)] for _ in range(count)]
     samples = data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
-    found = closed_form.collapse_threshold(rule, ranks, given_targets, num_samples=samples)
+    found = closed_form.collapse_threshold(
+        Scenario(ranks, num_samples=samples, local_loss="quadratic"), rule, target=given_targets
+    )
     scale = 1 if rule in FACTOR else 2
     for i, time in enumerate(found):
         own = [
@@ -287,14 +361,30 @@ def test_targets_of_clients_that_do_not_carry_a_direction_change_nothing(rule):
     results = []
     for other in (0.0, 1e3, -1e3, 1e300, -1e300):
         target = np.where(idle, other, TARGETS)
-        given_start = {"target": target, "initial_amplitude": 0.4, **asked}
         row = [
-            closed_form.flow_trajectory(rule, RANKS, 4, **given_start)[-1],
-            closed_form.flow_floor(rule, RANKS, target, **asked),
+            closed_form.flow_trajectory(
+                Scenario(RANKS, rounds=4, local_loss="quadratic", **asked),
+                rule,
+                target=target,
+                initial_amplitude=0.4,
+            )[-1],
+            closed_form.flow_floor(
+                Scenario(RANKS, local_loss="quadratic", **asked), rule, target=target
+            ),
         ]
         if rule != "hetlora":
-            row.append(closed_form.flow_rate(rule, RANKS, target, **asked))
-            row.append(closed_form.collapse_threshold(rule, RANKS, target, num_samples=SAMPLES))
+            row.append(
+                closed_form.flow_rate(
+                    Scenario(RANKS, local_loss="quadratic", **asked), rule, target=target
+                )
+            )
+            row.append(
+                closed_form.collapse_threshold(
+                    Scenario(RANKS, num_samples=SAMPLES, local_loss="quadratic"),
+                    rule,
+                    target=target,
+                )
+            )
         results.append(np.stack(row))
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
@@ -307,7 +397,11 @@ def test_floors_of_unequal_targets_have_a_limit_for_short_training(rule):
     whole = rule in ("raflora", "rbla") or np.array([True, False])
     wanted = np.where(whole, (weights * targets).sum(0), 0.0)
     for time in (0.0, 1e-9):
-        found = closed_form.flow_floor(rule, RANKS, targets, time, num_samples=SAMPLES)
+        found = closed_form.flow_floor(
+            Scenario(RANKS, local_time=time, num_samples=SAMPLES, local_loss="quadratic"),
+            rule,
+            target=targets,
+        )
         np.testing.assert_allclose(found, wanted, rtol=relative("training"))
 
 
@@ -316,16 +410,37 @@ def test_heterogeneous_targets_delay_the_collapse():
     ranks = (2, 2, 2, 1, 1)
     unequal = np.concatenate([spread, np.ones((2, 1))])
     for rule in ("fedavg", "zero_pad"):
-        same = closed_form.collapse_threshold(rule, ranks, 1.0)[1]
-        assert closed_form.collapse_threshold(rule, ranks, unequal)[1] < same
+        same = closed_form.collapse_threshold(
+            Scenario(ranks, local_loss="quadratic"), rule, target=1.0
+        )[1]
+        assert (
+            closed_form.collapse_threshold(
+                Scenario(ranks, local_loss="quadratic"), rule, target=unequal
+            )[1]
+            < same
+        )
 
 
 def test_more_training_and_larger_cohorts_hold_more():
     times = np.linspace(0.1, 3, 12)
     for rule in LOGISTIC:
-        floors = [closed_form.flow_floor(rule, "1x3,2x3", 1.0, T, cohort_size=4) for T in times]
+        floors = [
+            closed_form.flow_floor(
+                Scenario("1x3,2x3", local_time=T, cohort_size=4, local_loss="quadratic"),
+                rule,
+                target=1.0,
+            )
+            for T in times
+        ]
         assert (np.diff(floors, axis=0) >= -CLOSE).all()
-        held = [closed_form.flow_floor(rule, "1x3,2x3", 1.0, 2.0, cohort_size=m) for m in (4, 5, 6)]
+        held = [
+            closed_form.flow_floor(
+                Scenario("1x3,2x3", local_time=2.0, cohort_size=m, local_loss="quadratic"),
+                rule,
+                target=1.0,
+            )
+            for m in (4, 5, 6)
+        ]
         assert (np.diff(held, axis=0) >= -CLOSE).all()
 
 
@@ -333,12 +448,19 @@ def test_more_training_and_larger_cohorts_hold_more():
 def test_rules_that_move_the_base_say_why_not(rule):
     with pytest.raises(ValueError, match=f"rule='{rule}': expected a rule whose clients train all"):
         closed_form.flow_trajectory(
-            rule, RANKS, 3, target=1.0, local_time=0.1, initial_amplitude=1.0
+            Scenario(RANKS, rounds=3, local_time=0.1, local_loss="quadratic"),
+            rule,
+            target=1.0,
+            initial_amplitude=1.0,
         )
     with pytest.raises(ValueError, match=f"rule='{rule}': expected a rule whose clients train all"):
-        closed_form.flow_rate(rule, RANKS, 1.0, 0.1)
+        closed_form.flow_rate(
+            Scenario(RANKS, local_time=0.1, local_loss="quadratic"), rule, target=1.0
+        )
     with pytest.raises(ValueError, match=f"rule='{rule}'"):
-        closed_form.flow_floor(rule, RANKS, TARGETS, 0.1)
+        closed_form.flow_floor(
+            Scenario(RANKS, local_time=0.1, local_loss="quadratic"), rule, target=TARGETS
+        )
 
 
 @pytest.mark.parametrize(
@@ -357,16 +479,18 @@ def test_rules_that_move_the_base_say_why_not(rule):
 )
 def test_bad_input_is_named(change, message):
     asked = {"target": 1.0, "local_time": 0.1, "initial_amplitude": 0.5} | change
+    values = {name: asked.pop(name) for name in ("target", "initial_amplitude")}
     rule, ranks = asked.pop("rule", "fedavg"), asked.pop("ranks", RANKS)
     with pytest.raises(ValueError, match=message):
-        closed_form.flow_trajectory(rule, ranks, 3, **asked)
+        closed_form.flow_trajectory(
+            Scenario(ranks, rounds=3, local_loss="quadratic", **asked), rule, **values
+        )
 
 
 def test_hetlora_knows_its_limit_for_equal_targets_only():
     for function in (closed_form.collapse_threshold, closed_form.flow_rate):
-        time = (0.1,) if function is closed_form.flow_rate else ()
         with pytest.raises(ValueError, match=r"expected targets that clients share for rule"):
-            function("hetlora", RANKS, TARGETS, *time)
+            function(Scenario(RANKS, local_loss="quadratic"), "hetlora", target=TARGETS)
 
 
 def test_bad_maps_are_named():

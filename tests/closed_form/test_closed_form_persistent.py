@@ -14,6 +14,7 @@ from scipy.special import roots_hermitenorm
 
 from analysis import closed_form
 from analysis.closed_form.persistent import gamma_rule, normal_rule
+from fedlora_sim import Scenario
 from fedlora_sim.federation import SAMPLINGS, Federation
 from fedlora_sim.tolerances import relative
 
@@ -83,41 +84,44 @@ def test_two_rounds(rule, sampling, samples, policy):
     size = 3 if sampling == "full" else 2
     fed = Federation(RANKS, samples, size, sampling)
     asked = {"cohort_size": size, "sampling": sampling, "num_samples": samples, **LAW}
-    asked |= {"initial_amplitude": START, "heterogeneity": "persistent", "empty_partition": policy}
-    mean = closed_form.mean_trajectory(rule, RANKS, ROUNDS, **asked)[-1]
-    energy = closed_form.energy_trajectory(rule, RANKS, ROUNDS, **asked)[-1]
+    asked |= {"initial_amplitude": START, "spectrum_decay": 1.0}
+    asked |= {"heterogeneity": "persistent", "empty_partition": policy}
+    mean = closed_form.mean_trajectory(Scenario(RANKS, rounds=ROUNDS, **asked), rule)[-1]
+    energy = closed_form.energy_trajectory(Scenario(RANKS, rounds=ROUNDS, **asked), rule)[-1]
     for i in range(fed.r_max):
         found = brute(rule, fed, i, policy)
         np.testing.assert_allclose([mean[i], energy[i]], found, rtol=CLOSE)
 
 
 def test_both_routes_agree_over_many_rounds():
-    asked = {"initial_amplitude": [1.0, 0.5], "heterogeneity": "persistent", **LAW}
+    asked = {"spectrum_decay": 0.5, "heterogeneity": "persistent", **LAW}
     for rule in ("fedavg", "raflora", "flora"):
-        full = closed_form.energy_trajectory(rule, RANKS, 60, **asked)
+        full = closed_form.energy_trajectory(Scenario(RANKS, rounds=60, **asked), rule)
         # with replacement and one client everything is drawn every time
-        alone = closed_form.energy_trajectory(rule, [2], 60, **asked)
+        alone = closed_form.energy_trajectory(Scenario([2], rounds=60, **asked), rule)
         drawn = closed_form.energy_trajectory(
-            rule, [2], 60, **asked, cohort_size=1, sampling="with_replacement"
+            Scenario([2], rounds=60, cohort_size=1, sampling="with_replacement", **asked), rule
         )
         np.testing.assert_allclose(drawn, alone, rtol=ITERATED)
         assert (full[-1] > 0).all()
 
 
 def test_one_round_is_fresh_and_common_clients_always_are():
-    asked = {"initial_amplitude": START, "cohort_size": 2, **LAW}
+    asked = {"initial_amplitude": START, "spectrum_decay": 1.0, "cohort_size": 2, **LAW}
     for rule in ("fedavg", "raflora", "flora"):
         fresh, kept = (
-            closed_form.energy_trajectory(rule, RANKS, 4, heterogeneity=h, **asked)
+            closed_form.energy_trajectory(Scenario(RANKS, rounds=4, heterogeneity=h, **asked), rule)
             for h in ("fresh", "persistent")
         )
         np.testing.assert_allclose(fresh[1], kept[1], rtol=CLOSE)
         assert (kept[2:] > fresh[2:]).all()
-    common = {"initial_amplitude": START, "cohort_size": 2, "gain_mean": 0.9, "drift_mean": 0.1}
+    common = {"cohort_size": 2, "gain_mean": 0.9, "drift_mean": 0.1}
     for rule in closed_form.RULES:
         if rule != "hetlora":
             fresh, kept = (
-                closed_form.energy_trajectory(rule, RANKS, 4, heterogeneity=h, **common)
+                closed_form.energy_trajectory(
+                    Scenario(RANKS, rounds=4, heterogeneity=h, **common), rule
+                )
                 for h in ("fresh", "persistent")
             )
             np.testing.assert_array_equal(fresh, kept)
@@ -131,28 +135,31 @@ def test_gains_without_bound_have_no_floor_and_drifts_have_one():
             {"num_samples": SAMPLES},
             {"cohort_size": 2, "empty_partition": "carry"},
         ):
-            floor = closed_form.energy_floor(rule, RANKS, **asked, **known)
+            floor = closed_form.energy_floor(Scenario(RANKS, **asked, **known), rule)
             path = closed_form.energy_trajectory(
-                rule, RANKS, 250, initial_amplitude=2.0, **asked, **known
+                Scenario(RANKS, rounds=250, **asked, **known), rule, initial_amplitude=2.0
             )
             np.testing.assert_allclose(path[-1], floor, rtol=ITERATED)
-            none = closed_form.energy_floor(rule, RANKS, gain_std=0.01, **asked, **known)
+            none = closed_form.energy_floor(Scenario(RANKS, gain_std=0.01, **asked, **known), rule)
             np.testing.assert_array_equal(none, np.inf)
     path = closed_form.energy_trajectory(
-        "fedavg", "2x3", 400, initial_amplitude=1.0, gain_mean=0.8, gain_std=0.15,
-        heterogeneity="persistent",
-    )  # fmt: skip
+        Scenario("2x3", rounds=400, gain_mean=0.8, gain_std=0.15, heterogeneity="persistent"),
+        "fedavg",
+        initial_amplitude=1.0,
+    )
     growth = path[1:] / path[:-1]
     assert growth[0, 0] < 1 < growth[-1, 0]
     assert (np.diff(growth[:, 0]) > 0).all()
 
 
 def test_overflow_is_infinite():
-    asked = {"initial_amplitude": 1.0, "heterogeneity": "persistent", "gain_std": 50.0}
+    asked = {"spectrum_decay": 1.0, "heterogeneity": "persistent", "gain_std": 50.0}
     for known in ({}, {"cohort_size": 2}):
         for mean in (-3.0, 0.0, 3.0):
             path = closed_form.energy_trajectory(
-                "fedavg", RANKS, 200, gain_mean=mean, drift_mean=1.0, **asked, **known
+                Scenario(RANKS, rounds=200, drift_mean=1.0, **asked, **known),
+                "fedavg",
+                gain_mean=mean,
             )
             assert not np.isnan(path).any()
             assert np.isinf(path[-1]).all()
@@ -168,10 +175,10 @@ def test_overflow_is_infinite():
     ],
 )
 def test_bad_input_is_named(change, message):
-    asked = {"cohort_size": 2, "initial_amplitude": 1.0, "gain_std": 0.1, "rounds": 3}
+    asked = {"cohort_size": 2, "gain_std": 0.1, "rounds": 3}
     asked |= {"heterogeneity": "persistent"} | change
     with pytest.raises(ValueError, match=message):
-        closed_form.energy_trajectory("fedavg", RANKS, **asked)
+        closed_form.energy_trajectory(Scenario(RANKS, **asked), "fedavg")
 
 
 @pytest.mark.parametrize("order", [1, 2, 9, 120])
@@ -190,9 +197,11 @@ def test_quadrature_is_exact_for_polynomials(order):
 def test_every_energy_within_the_range_of_numbers_is_right():
     rounds, nu = 160, 2
     found = closed_form.energy_trajectory(
-        "fedavg", [1, 2], rounds, initial_amplitude=1.0, cohort_size=1, gain_std=float(nu),
-        heterogeneity="persistent",
-    )[:, 1]  # fmt: skip
+        Scenario([1, 2], rounds=rounds, cohort_size=1, heterogeneity="persistent"),
+        "fedavg",
+        initial_amplitude=1.0,
+        gain_std=float(nu),
+    )[:, 1]
     moments = [1, 1]  # E[a**j] of a normal gain of mean 1, in whole numbers
     for j in range(1, 2 * rounds):
         moments.append(moments[j] + j * nu**2 * moments[j - 1])

@@ -8,6 +8,7 @@ import torch
 from closed_form_cases import RANKS, SAMPLES
 
 from analysis import closed_form
+from fedlora_sim import Scenario
 from fedlora_sim.rules import get_rule
 from fedlora_sim.tolerances import relative
 
@@ -49,23 +50,22 @@ def test_names():
                 function("fedavg", bad)
 
 
+TRAINING = {"local_loss": "quadratic", "local_time": 0.3}
 FUNCTIONS = {
-    "energy_rate": lambda f, *a, **k: f(*a, gain_mean=0.9, **k),
-    "energy_floor": lambda f, *a, **k: f(*a, gain_mean=0.9, drift_mean=0.1, **k),
-    "energy_trajectory": lambda f, *a, **k: f(*a, 5, initial_amplitude=1.0, **k),
-    "mean_trajectory": lambda f, *a, **k: f(*a, 5, initial_amplitude=1.0, **k),
-    "critical_gain_std": lambda f, *a, **k: f(*a, gain_mean=0.9, **k),
-    "survival": lambda f, *a, **k: f(*a, 5, **k),
-    "typical_rate": lambda f, *a, **k: f(*a, gain_mean=0.9, **k),
-    "log_energy_std": lambda f, *a, **k: f(*a, 5, **k),
-    "flow_trajectory": lambda f, *a, **k: f(
-        *a, 5, target=1.0, local_time=0.3, initial_amplitude=0.5, **k
-    ),
-    "flow_floor": lambda f, *a, **k: f(*a, 1.0, 0.3, **k),
-    "flow_rate": lambda f, *a, **k: f(*a, 1.0, 0.3, **k),
-    "collapse_threshold": lambda f, *a, **k: f(*a, 1.0, **k),
-    "noise_gain": lambda f, *a, **k: f(*a, **k),
-    "noise_to_signal": lambda f, *a, **k: f(*a, drift_std=0.1, **k),
+    "energy_rate": {"gain_mean": 0.9},
+    "energy_floor": {"gain_mean": 0.9, "drift_mean": 0.1},
+    "energy_trajectory": {"rounds": 5},
+    "mean_trajectory": {"rounds": 5},
+    "critical_gain_std": {"gain_mean": 0.9},
+    "survival": {"rounds": 5},
+    "typical_rate": {"gain_mean": 0.9},
+    "log_energy_std": {"rounds": 5},
+    "flow_trajectory": TRAINING | {"rounds": 5, "initial_amplitude": 0.5},
+    "flow_floor": TRAINING,
+    "flow_rate": TRAINING,
+    "collapse_threshold": TRAINING,
+    "noise_gain": {},
+    "noise_to_signal": {"drift_std": 0.1},
 }
 REFUSED = {
     "fedex": "critical_gain_std flow_floor flow_rate flow_trajectory noise_gain noise_to_signal",
@@ -86,20 +86,24 @@ SETTINGS = [
 ]
 
 
+def call(name, rule, **asked):
+    """Ask a closed form of a scenario that it covers, with some fields changed."""
+    return getattr(closed_form, name)(Scenario(RANKS, **FUNCTIONS[name] | asked), rule)
+
+
 @pytest.mark.parametrize("rule", closed_form.RULES)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_rule_has_an_answer_or_a_reason(rule, name):
     for asked in SETTINGS:
         refused = REFUSED.get(rule, "").split()
         refused = refused + (DRAWN.get(rule, "").split() if asked else [])
-        call = FUNCTIONS[name]
         # norms of updates of random directions differ by rank for good
         unlike = rule == "hetlora" and asked.get("allocation") == "random"
         if name in refused or unlike:
             with pytest.raises(ValueError, match=r"no closed form|expected a rule whose clients"):
-                call(getattr(closed_form, name), rule, RANKS, **asked)
+                call(name, rule, **asked)
             continue
-        values = call(getattr(closed_form, name), rule, RANKS, **asked)
+        values = call(name, rule, **asked)
         assert values.dtype == np.float64
         assert values.shape[-1] == 2
         assert not np.isnan(values).any()
@@ -108,7 +112,6 @@ def test_every_rule_has_an_answer_or_a_reason(rule, name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_knows_the_federation(name):
-    function, call = getattr(closed_form, name), FUNCTIONS[name]
     for asked, message in (
         ({"cohort_size": 4}, "cohort_size=4: expected at most the federation's 3 clients"),
         ({"num_samples": [1, 2]}, r"num_samples=.*: expected 3 values"),
@@ -118,9 +121,9 @@ def test_every_function_knows_the_federation(name):
         ({"empty_partition": "keep"}, "empty_partition='keep': expected one of"),
     ):
         with pytest.raises(ValueError, match=message):
-            call(function, "fedavg", RANKS, **asked)
+            call(name, "fedavg", **asked)
     with pytest.raises(ValueError, match="did you mean 'fedavg'"):
-        call(function, "fedvag", RANKS)
+        call(name, "fedvag")
     if name not in ("critical_gain_std", "noise_gain", "noise_to_signal"):
         with pytest.raises(ValueError, match="empty_partition='error'"):
-            call(function, "rbla", RANKS, cohort_size=1, empty_partition="error")
+            call(name, "rbla", cohort_size=1, empty_partition="error")

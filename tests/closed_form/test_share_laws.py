@@ -36,6 +36,7 @@ from analysis.cohorts.exact import (
 )
 from analysis.cohorts.law import DirectionClients, MonteCarloWarning, ShareLaw, views
 from analysis.cohorts.shares import expect, sample_laws, share_laws, weight_moments
+from fedlora_sim import Scenario
 from fedlora_sim.federation import SAMPLINGS, Federation
 from fedlora_sim.tolerances import relative
 
@@ -150,9 +151,9 @@ def test_moments_are_computed_once_and_cannot_be_changed():
     assert weight_moments("cohort", federation) is moments
     with pytest.raises(ValueError, match="read-only"):
         moments.mean[0] = 0.0
-    gain = closed_form.noise_gain("fedavg", "2x3,4x2", cohort_size=3)
+    gain = closed_form.noise_gain(Scenario("2x3,4x2", cohort_size=3), "fedavg")
     gain[:] = 0.0
-    assert (closed_form.noise_gain("fedavg", "2x3,4x2", cohort_size=3) > 0).all()
+    assert (closed_form.noise_gain(Scenario("2x3,4x2", cohort_size=3), "fedavg") > 0).all()
 
 
 def test_cheapest_route_is_taken(monkeypatch):

@@ -252,7 +252,7 @@ def test_the_standard_scenarios_have_three_levels_and_a_threshold_between_the_fl
     known = standards()
     assert tuple(known) == SCENARIOS
     assert all(standard.levels == (2, 4, 8) for standard in known.values())
-    threshold = closed_form.collapse_threshold("fedavg", known["full"].scenario.ranks, 1.0)
+    threshold = closed_form.collapse_threshold(known["flow_below"].scenario, "fedavg")
     times = [known[name].scenario.local_time for name in ("flow_below", "flow_above")]
     assert times[0] < threshold[2:].min() <= threshold[2:].max() < times[1]
     cohorts = known["cohorts"].scenario.federation

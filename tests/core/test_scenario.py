@@ -200,7 +200,7 @@ BAD = [
     {"allocation": "svds"},
     {"initializer": "pissa"},
     {"local_loss": "cubic"},
-    {"local_time": 0.0},
+    {"local_time": -1.0},
     {"local_time": float("inf")},
     {"target_amplitude": -1.0},
     {"target_decay": 0.0},

@@ -14,6 +14,7 @@ from analysis.cohorts.shares import weight_moments
 from analysis.derivations import allocation
 from analysis.derivations.cohorts import without_replacement
 from analysis.derivations.symbols import K, m, pi
+from fedlora_sim import Scenario
 from fedlora_sim.federation import Federation
 
 RANKS = st.lists(st.integers(1, 8), min_size=3, max_size=8)
@@ -52,7 +53,9 @@ def test_coverage_equals_the_numbers():
     wanted = evaluate(allocation.coverage(), values | {sp.Symbol("R", positive=True): 4})
     found = weight_moments("federation", Federation(ranks, counts, 2), "random").mean
     assert found == pytest.approx(wanted, rel=CLOSE)
-    assert closed_form.coverage(ranks, counts)[0] == 1.0, "unlike SVD-based allocation"
+    assert closed_form.coverage(Scenario(ranks, num_samples=counts))[0] == 1.0, (
+        "unlike SVD-based allocation"
+    )
 
 
 def test_second_moment_is_the_sum_over_cohorts_and_subsets():

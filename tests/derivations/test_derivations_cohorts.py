@@ -17,6 +17,7 @@ from analysis.cohorts.shares import share_laws, weight_moments
 from analysis.derivations import cohorts as derived
 from analysis.derivations import contributors, rates, unequal
 from analysis.derivations.symbols import K, d, m, n, pi
+from fedlora_sim import Scenario
 from fedlora_sim.federation import Federation
 
 ORDERS = ("first", "second", "third", "fourth")
@@ -32,7 +33,7 @@ def test_coverage_is_the_weight_of_those_who_carry():
     ranks = sp.symbols("r_1:4", positive=True)
     given_numbers = dict(zip(samples, (5, 2, 3), strict=True))
     given_numbers |= dict(zip(ranks, (4, 8, 16), strict=True))
-    numbers = closed_form.coverage([4, 8, 16], [5, 2, 3])
+    numbers = closed_form.coverage(Scenario([4, 8, 16], num_samples=[5, 2, 3]))
     for level in (4, 8, 16):
         wanted = evaluate(rates.coverage(), given_numbers | {rates.level: level})
         assert numbers[level - 1] == pytest.approx(wanted, rel=CLOSE)
@@ -47,7 +48,9 @@ def test_staircase_has_one_rate_per_partition():
     assert sp.simplify(rates.staircase_rate() - pi**2) == 0
     ranks = "4x5,8x3,16x2"
     for covered, q in zip(
-        closed_form.coverage(ranks), closed_form.energy_rate("fedavg", ranks), strict=True
+        closed_form.coverage(Scenario(ranks)),
+        closed_form.energy_rate(Scenario(ranks), "fedavg"),
+        strict=True,
     ):
         assert q == pytest.approx(evaluate(rates.staircase_rate(), {pi: covered}), rel=CLOSE)
 
@@ -67,7 +70,9 @@ def test_collapse_bound_equals_the_numbers(energy, rounds):
     symbols = sp.symbols("E_1:4", positive=True)
     values = dict(zip(symbols, energy, strict=True)) | {sp.Symbol("pi_2", positive=True): 0.5}
     C, factor = evaluate(bound.constant, values), evaluate(bound.factor, values)
-    numbers = closed_form.collapse_bound("1x4,2x2,3x2", rounds, initial_energy=energy)
+    numbers = closed_form.collapse_bound(
+        Scenario("1x4,2x2,3x2", rounds=rounds), initial_amplitude=np.sqrt(energy)
+    )
     assert numbers == pytest.approx(C * factor ** np.arange(rounds + 1), rel=CLOSE)
 
 
@@ -151,7 +156,9 @@ def test_extinction_equals_the_numbers(case):
         "bernoulli": contributors.extinction().bernoulli_renormalized,
     }
     for sampling, expression in laws.items():
-        found = closed_form.extinction_probability(ranks, size, sampling=sampling)
+        found = closed_form.extinction_probability(
+            Scenario(ranks, cohort_size=size, sampling=sampling)
+        )
         assert found[TOP] == pytest.approx(evaluate(expression, values_of(case)), rel=CLOSE, abs=0)
     drawn = contributors.extinction_probability(size).subs({K: clients, n: carriers})
     assert drawn == contributors.extinction().without_replacement.subs(values_of(case))

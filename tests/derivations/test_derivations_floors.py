@@ -34,6 +34,7 @@ from analysis.derivations.symbols import (
     x2,
     x2_start,
 )
+from fedlora_sim import Scenario
 from fedlora_sim.federation import Federation
 
 
@@ -73,16 +74,16 @@ def test_rate_floor_and_trajectory_equal_the_numbers(case, gain, spread, drift, 
     setting = {"cohort_size": size, "gain_mean": gain, "gain_std": spread}
     values = {g: gain, nu: spread, tau: drift, x2_start: 4, t: rounds} | cohort_values(case)
     rate = evaluate(floors.rate(), values)
-    assert closed_form.energy_rate("fedavg", ranks, **setting)[TOP] == pytest.approx(
+    assert closed_form.energy_rate(Scenario(ranks, **setting), "fedavg")[TOP] == pytest.approx(
         rate, rel=CLOSE
     )
     if abs(1 - rate) < AWAY:
         return
-    floor = closed_form.energy_floor("fedavg", ranks, **setting, drift_std=drift)
+    floor = closed_form.energy_floor(Scenario(ranks, **setting), "fedavg", drift_std=drift)
     wanted = evaluate(floors.floor(), values) if rate < 1 else np.inf
     assert floor[TOP] == pytest.approx(wanted, rel=CLOSE)
     path = closed_form.energy_trajectory(
-        "fedavg", ranks, rounds, initial_amplitude=2.0, drift_std=drift, **setting
+        Scenario(ranks, rounds=rounds, **setting), "fedavg", initial_amplitude=2.0, drift_std=drift
     )
     assert path[-1, TOP] == pytest.approx(evaluate(floors.energy_after(), values), rel=CLOSE)
 
@@ -104,13 +105,13 @@ def test_trajectories_with_drift_equal_the_numbers(case, gain, spread, mean, rou
     if min(abs(1 - rate), abs(1 - alpha), abs(rate - alpha)) < AWAY:
         return  # 0/0 there: the limits have a test of their own
     setting = {"gain_mean": gain, "gain_std": spread, "drift_mean": mean, "drift_std": 0.25}
-    arguments = ("fedavg", ranks_of(clients, carriers), rounds)
-    setting |= {"cohort_size": size, "initial_amplitude": 2.0}
+    setting |= {"cohort_size": size, "initial_amplitude": 2.0, "spectrum_decay": 1.0}
+    scenario = Scenario(ranks_of(clients, carriers), rounds=rounds, **setting)
     start = values | {x1_start: 2, x2_start: 4, t: rounds}
     after = trajectories.moments_after()
     for found, expression in (
-        (closed_form.mean_trajectory(*arguments, **setting), after.mean),
-        (closed_form.energy_trajectory(*arguments, **setting), after.energy),
+        (closed_form.mean_trajectory(scenario, "fedavg"), after.mean),
+        (closed_form.energy_trajectory(scenario, "fedavg"), after.energy),
     ):
         wanted = evaluate(trajectories.as_recursion(expression), start)
         assert found[-1, TOP] == pytest.approx(wanted, rel=CLOSE, abs=CLOSE)
@@ -174,15 +175,13 @@ def test_degenerate_cases_equal_the_numbers(case):
     wanted = {"unit_gain": common, "rate_is_gain": unit}.get(case, 1.0)
     spread = np.sqrt((wanted - common) / weights.sum_of_squares[TOP])
     path = closed_form.energy_trajectory(
+        Scenario(
+            ranks_of(clients, carriers), rounds=7, cohort_size=size, drift_mean=0.3, drift_std=0.25
+        ),
         "fedavg",
-        ranks_of(clients, carriers),
-        7,
         initial_amplitude=2.0,
-        cohort_size=size,
         gain_mean=gain,
         gain_std=spread,
-        drift_mean=0.3,
-        drift_std=0.25,
     )
     values = {g: float(gain), nu: float(spread), tau: 0.25, c: 0.3, t: 7, x1_start: 2, x2_start: 4}
     values |= cohort_values((clients, carriers, size))
@@ -213,13 +212,10 @@ def test_factor_space_is_the_same_map_with_squared_shares(case, gain, rounds):
     values = {S1: moments.second.subs(cohort), S2: moments.fourth.subs(cohort), Q: 0, nu: 0, tau: 0}
     values |= {g: gain, c: 0.3, x1_start: 2, x2_start: 4, t: rounds}
     path = closed_form.energy_trajectory(
+        Scenario(ranks_of(clients, carriers), rounds=rounds, drift_mean=0.3, cohort_size=size),
         "zero_pad",
-        ranks_of(clients, carriers),
-        rounds,
         initial_amplitude=2.0,
         gain_mean=gain,
-        drift_mean=0.3,
-        cohort_size=size,
     )
     derived = trajectories.coefficients()
     gain_, rate = (evaluate(value, values) for value in (derived.gain, derived.rate))
@@ -247,22 +243,18 @@ def test_raflora_carry_equals_the_numbers(case, gain, spread):
     values[Q] = float(found.sum_of_squares[TOP])
     wanted = evaluate(floors.carry().coeff(x2), values)
     rate = closed_form.energy_rate(
+        Scenario(ranks, cohort_size=size, empty_partition="carry"),
         "raflora",
-        ranks,
-        cohort_size=size,
         gain_mean=gain,
         gain_std=spread,
-        empty_partition="carry",
     )
     assert rate[TOP] == pytest.approx(wanted, rel=CLOSE)
     assert floors.carry_excess() == 0
     under_zero = closed_form.energy_rate(
+        Scenario(ranks, cohort_size=size, empty_partition="zero"),
         "raflora",
-        ranks,
-        cohort_size=size,
         gain_mean=gain,
         gain_std=spread,
-        empty_partition="zero",
     )
     wanted = evaluate(floors.raflora_rate(), values)
     assert under_zero[TOP] == pytest.approx(wanted, rel=CLOSE)
@@ -273,10 +265,10 @@ def test_rate_is_one_at_the_critical_heterogeneity():
     values = cohort_values(case) | {g: sp.Rational(9, 10)}
     critical = evaluate(floors.critical_gain_std(), values)
     ranks, setting = ranks_of(10, 3), {"cohort_size": 4, "gain_mean": 0.9}
-    at = closed_form.energy_rate("fedavg", ranks, gain_std=critical, **setting)
+    at = closed_form.energy_rate(Scenario(ranks, **setting), "fedavg", gain_std=critical)
     assert at[TOP] == pytest.approx(1.0, rel=CLOSE)
     for factor, finite in ((1 - CLOSE, True), (1 + CLOSE, False)):
         floor = closed_form.energy_floor(
-            "fedavg", ranks, gain_std=critical * factor, drift_std=0.1, **setting
+            Scenario(ranks, drift_std=0.1, **setting), "fedavg", gain_std=critical * factor
         )
         assert np.isfinite(floor[TOP]) == finite

@@ -15,6 +15,7 @@ from analysis import closed_form
 from analysis.cohorts.shares import weight_moments
 from analysis.derivations import flow, flow_cohorts, sensitivities
 from analysis.derivations.symbols import P0, W, t, x
+from fedlora_sim import Scenario
 from fedlora_sim.federation import Federation
 from fedlora_sim.tolerances import relative
 
@@ -88,24 +89,40 @@ def test_trajectory_floor_and_rate_equal_the_numbers(rule, case, target, time, s
     if abs(np.log(slope)) < NEAR:
         return
     path = closed_form.flow_trajectory(
-        rule, ranks, rounds, target=target, local_time=time, initial_amplitude=start
+        Scenario(ranks, rounds=rounds, local_time=time, local_loss="quadratic"),
+        rule,
+        target=target,
+        initial_amplitude=start,
     )
     assert path[-1, TOP] == pytest.approx(evaluate(flow.amplitude_after(), values), rel=CLOSE)
-    floor = closed_form.flow_floor(rule, ranks, target, time)[TOP]
+    floor = closed_form.flow_floor(
+        Scenario(ranks, local_time=time, local_loss="quadratic"), rule, target=target
+    )[TOP]
     assert floor == pytest.approx(max(evaluate(flow.floor(), values), 0.0), rel=CLOSE)
-    rate = closed_form.flow_rate(rule, ranks, target, time)[TOP]
+    rate = closed_form.flow_rate(
+        Scenario(ranks, local_time=time, local_loss="quadratic"), rule, target=target
+    )[TOP]
     side = flow.approach().below if slope < 1 else flow.approach().above
     assert rate == pytest.approx(evaluate(side, values), rel=CLOSE)
-    threshold = closed_form.collapse_threshold(rule, ranks, target)[TOP]
+    threshold = closed_form.collapse_threshold(
+        Scenario(ranks, local_loss="quadratic"), rule, target=target
+    )[TOP]
     wanted = evaluate(flow.critical_time(), values)
     assert threshold == pytest.approx(wanted, rel=CLOSE, abs=CLOSE)
 
 
 def test_critical_amplitude_is_the_limit_and_falls_as_one_over_t():
     ranks, target, start = ranks_of(10, 5), 1.5, 0.8
-    time = float(closed_form.collapse_threshold("fedavg", ranks, target)[TOP])
+    time = float(
+        closed_form.collapse_threshold(
+            Scenario(ranks, local_loss="quadratic"), "fedavg", target=target
+        )[TOP]
+    )
     path = closed_form.flow_trajectory(
-        "fedavg", ranks, 50, target=target, local_time=time, initial_amplitude=start
+        Scenario(ranks, rounds=50, local_time=time, local_loss="quadratic"),
+        "fedavg",
+        target=target,
+        initial_amplitude=start,
     )
     values = {flow.start: start, flow.M: target, flow.G: 2, t: 50}
     wanted = evaluate(flow.critical_amplitude(), values)
@@ -140,11 +157,16 @@ def test_random_cohorts_equal_the_numbers(case, target, time, start, rounds):
     if abs(evaluate(flow.G / flow_cohorts.mean_inverse, values) - 1) < NEAR:
         return
     path = closed_form.flow_trajectory(
-        "fedavg", ranks, rounds, target=target, local_time=time, initial_amplitude=start, **setting
+        Scenario(ranks, rounds=rounds, local_time=time, local_loss="quadratic", **setting),
+        "fedavg",
+        target=target,
+        initial_amplitude=start,
     )
     wanted = evaluate(flow_cohorts.harmonic_amplitude_after(), values)
     assert path[-1, TOP] == pytest.approx(wanted, rel=CLOSE)
-    floor = closed_form.flow_floor("fedavg", ranks, target, time, **setting)[TOP]
+    floor = closed_form.flow_floor(
+        Scenario(ranks, local_time=time, local_loss="quadratic", **setting), "fedavg", target=target
+    )[TOP]
     wanted = max(evaluate(flow_cohorts.harmonic_floor(), values), 0.0)
     assert floor == pytest.approx(wanted, rel=CLOSE)
 
@@ -154,16 +176,21 @@ def test_random_cohorts_equal_the_numbers(case, target, time, start, rounds):
 def test_carried_directions_equal_the_numbers(case, target, time, start, rounds):
     clients, carriers, size = case
     path = closed_form.flow_trajectory(
+        Scenario(
+            ranks_of(clients, carriers),
+            rounds=rounds,
+            local_time=time,
+            cohort_size=size,
+            empty_partition="carry",
+            local_loss="quadratic",
+        ),
         "raflora",
-        ranks_of(clients, carriers),
-        rounds,
         target=target,
-        local_time=time,
         initial_amplitude=start,
-        cohort_size=size,
-        empty_partition="carry",
     )
-    empty = closed_form.extinction_probability(ranks_of(clients, carriers), size)[TOP]
+    empty = closed_form.extinction_probability(
+        Scenario(ranks_of(clients, carriers), cohort_size=size)
+    )[TOP]
     values = {P0: sp.Rational(float(empty)), flow.M: sp.Rational(target)}
     values[flow.G] = growth(target, time)
     inverse = sp.N(1 / sp.Rational(start), DIGITS)
@@ -188,7 +215,9 @@ def test_a_fixed_multiplier_is_a_case_of_a_random_one():
 def test_typical_threshold_equals_the_numbers(case, target):
     clients, carriers, size = case
     ranks = ranks_of(clients, carriers)
-    found = closed_form.collapse_threshold("fedavg", ranks, target, cohort_size=size)[TOP]
+    found = closed_form.collapse_threshold(
+        Scenario(ranks, cohort_size=size, local_loss="quadratic"), "fedavg", target=target
+    )[TOP]
     log_share = float(weight_moments("cohort", Federation(ranks, None, size)).log_mean[TOP])
     values = dict(zip(sp.symbols("omega_1:3", positive=True), [sp.exp(log_share)] * 2, strict=True))
     values |= dict.fromkeys(sp.symbols("P_1:3", positive=True), sp.Rational(1, 2))
@@ -208,7 +237,11 @@ def test_unlike_targets_equal_the_numbers(targets):
         "zero_pad": flow_cohorts.threshold_factors(),
     }
     for rule, slope in slopes.items():
-        time = float(closed_form.collapse_threshold(rule, ranks, per_client)[TOP])
+        time = float(
+            closed_form.collapse_threshold(
+                Scenario(ranks, local_loss="quadratic"), rule, target=per_client
+            )[TOP]
+        )
         assert evaluate(slope, values | {flow.T: time}) == pytest.approx(1.0, rel=CLOSE)
 
 
@@ -229,12 +262,19 @@ def test_frozen_factor_equals_the_numbers(case, target, time, start):
     ranks = ranks_of(clients, carriers)
     values = {W: sp.Rational(carriers, clients), flow.M: target, x: start}
     values[flow_cohorts.e] = sp.exp(-sp.Rational(time))
-    floor = closed_form.flow_floor("ffa", ranks, target, time)[TOP]
+    floor = closed_form.flow_floor(
+        Scenario(ranks, local_time=time, local_loss="quadratic"), "ffa", target=target
+    )[TOP]
     assert floor == pytest.approx(evaluate(flow_cohorts.frozen_floor(), values), rel=CLOSE)
-    rate = closed_form.flow_rate("ffa", ranks, target, time)[TOP]
+    rate = closed_form.flow_rate(
+        Scenario(ranks, local_time=time, local_loss="quadratic"), "ffa", target=target
+    )[TOP]
     assert rate == pytest.approx(evaluate(flow_cohorts.frozen_rate(), values), rel=CLOSE)
     path = closed_form.flow_trajectory(
-        "ffa", ranks, 1, target=target, local_time=time, initial_amplitude=start
+        Scenario(ranks, rounds=1, local_time=time, local_loss="quadratic"),
+        "ffa",
+        target=target,
+        initial_amplitude=start,
     )
     wanted = evaluate(W * flow_cohorts.frozen_local_map(), values)
     assert path[-1, TOP] == pytest.approx(wanted, rel=CLOSE)

@@ -14,6 +14,7 @@ from analysis import closed_form
 from analysis.cohorts.shares import weight_moments
 from analysis.derivations import communication, contributors, noise
 from analysis.derivations.symbols import P0, H, K, c, g, m, n, nu, pi, tau, x
+from fedlora_sim import Scenario
 from fedlora_sim.federation import Federation
 
 
@@ -28,7 +29,8 @@ def test_noise_gain_equals_the_numbers(case):
     ratio = evaluate(noise.amplification(), values)
     ranks = ranks_of(clients, carriers)
     gains = [
-        closed_form.noise_gain(rule, ranks, cohort_size=size)[TOP] for rule in ("raflora", "fedavg")
+        closed_form.noise_gain(Scenario(ranks, cohort_size=size), rule)[TOP]
+        for rule in ("raflora", "fedavg")
     ]
     assert gains[0] / gains[1] == pytest.approx(ratio, rel=CLOSE)
     assert raflora.sum_of_squares[TOP] / fedavg == pytest.approx(ratio, rel=CLOSE)
@@ -61,13 +63,10 @@ def test_noise_to_signal_equals_the_numbers(case, gain):
     wanted = np.sqrt(inverse / kept / evaluate(noise.fedavg_round().ratio.subs(H, 1), values))
     for rule in ("fedavg", "raflora"):
         found = closed_form.noise_to_signal(
+            Scenario(ranks_of(clients, carriers), gain_std=0.25, drift_std=0.5, cohort_size=size),
             rule,
-            ranks_of(clients, carriers),
-            amplitude=2.0,
+            initial_amplitude=2.0,
             gain_mean=gain,
-            gain_std=0.25,
-            drift_std=0.5,
-            cohort_size=size,
         )
         assert found[TOP] == pytest.approx(wanted, rel=CLOSE)
 
@@ -118,18 +117,19 @@ def test_traffic_equals_the_numbers(case, widths):
         "ffa": communication.frozen_factor(),
         "flora": communication.stacked(),
     }
-    arguments = (ranks_of(clients, carriers), *widths)
+    wide = dict(zip(("d_in", "d_out"), widths, strict=True))
+    scenario = Scenario(ranks_of(clients, carriers), cohort_size=size, **wide)
     for rule, wanted in traffic.items():
-        found = closed_form.communication(rule, *arguments, cohort_size=size)
+        found = closed_form.communication(scenario, rule)
         assert found.upload == pytest.approx(evaluate(wanted.upload, values), rel=CLOSE)
         assert found.download == pytest.approx(evaluate(wanted.download, values), rel=CLOSE)
     residual = min(
         evaluate(communication.dense_residual(), values),
         evaluate(communication.stacked_residual(), values),
     )
-    found = closed_form.communication("fedex", *arguments, cohort_size=size)
+    found = closed_form.communication(scenario, "fedex")
     assert found.download - found.upload == pytest.approx(residual, rel=CLOSE)
-    found = closed_form.communication("flora", *arguments, cohort_size=size, sampling="bernoulli")
+    found = closed_form.communication(scenario.replace(sampling="bernoulli"), "flora")
     wanted = evaluate(communication.stacked_bernoulli(), values)
     assert found.download == pytest.approx(wanted, rel=CLOSE)
 

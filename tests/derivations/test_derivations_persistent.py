@@ -14,6 +14,7 @@ from analysis import closed_form
 from analysis.derivations import floors, persistent, persistent_cohorts
 from analysis.derivations.symbols import S1, S2, K, Q, c, g, m, n, nu, pi, t, tau
 from analysis.derivations.unequal import squares
+from fedlora_sim import Scenario
 
 
 def gaussian(order: int, mean: float, std: float) -> tuple[np.ndarray, np.ndarray]:
@@ -88,15 +89,14 @@ def test_aggregates_add_up_means_and_variances():
 def test_full_participation_equals_the_numbers(case, mean, spread, drift, rounds):
     clients, carriers, _ = case
     found = closed_form.energy_trajectory(
+        Scenario(
+            ranks_of(clients, carriers), rounds=rounds, drift_std=0.25, heterogeneity="persistent"
+        ),
         "fedavg",
-        ranks_of(clients, carriers),
-        rounds,
         initial_amplitude=2.0,
         gain_mean=mean,
         gain_std=spread,
         drift_mean=drift,
-        drift_std=0.25,
-        heterogeneity="persistent",
     )
     law = persistent.aggregate_law()
     values = {g: mean, nu: spread, c: drift, tau: 0.25, pi: sp.Rational(carriers, clients)}
@@ -120,16 +120,18 @@ def test_random_cohorts_equal_the_numbers(clients, carriers, size, rounds):
     derived = persistent_cohorts.energy_after(rounds, clients, carriers, size)
     for mean, spread, drift in ((0.9, 0.3, 0.2), (1.1, 0.05, -0.4), (0.5, 0.6, 0.0)):
         found = closed_form.energy_trajectory(
+            Scenario(
+                ranks_of(clients, carriers),
+                rounds=rounds,
+                cohort_size=size,
+                drift_std=0.25,
+                heterogeneity="persistent",
+            ),
             "fedavg",
-            ranks_of(clients, carriers),
-            rounds,
-            cohort_size=size,
             initial_amplitude=2.0,
             gain_mean=mean,
             gain_std=spread,
             drift_mean=drift,
-            drift_std=0.25,
-            heterogeneity="persistent",
         )
         values = {g: mean, nu: spread, c: drift, tau: 0.25, persistent.start: 2}
         assert found[-1, TOP] == pytest.approx(evaluate(derived, values), rel=CLOSE)
@@ -141,14 +143,16 @@ def test_floor_of_persistent_drifts_equals_the_numbers(case, mean, drift):
     clients, carriers, size = case
     ranks = ranks_of(clients, carriers)
     setting = {"gain_mean": mean, "drift_mean": drift, "drift_std": 0.25, "cohort_size": size}
-    found = closed_form.energy_floor("fedavg", ranks, heterogeneity="persistent", **setting)
+    found = closed_form.energy_floor(
+        Scenario(ranks, heterogeneity="persistent", **setting), "fedavg"
+    )
     cohort = {K: clients, m: size, pi: sp.Rational(carriers, clients)}
     values = {s: e.subs(cohort) for s, e in floors.fedavg_cohort_moments().items()}
     values |= {g: mean, c: drift, tau: 0.25, n: carriers}
     wanted = evaluate(persistent_cohorts.drift_floor(), values)
     assert found[TOP] == pytest.approx(wanted, rel=CLOSE)
     spread = closed_form.energy_floor(
-        "fedavg", ranks, heterogeneity="persistent", gain_std=0.1, **setting
+        Scenario(ranks, heterogeneity="persistent", gain_std=0.1, **setting), "fedavg"
     )
     assert spread[TOP] == np.inf, "the mean over normal gains has no floor"
 

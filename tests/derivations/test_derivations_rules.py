@@ -16,6 +16,7 @@ from analysis import closed_form
 from analysis.cohorts.shares import share_laws, weight_moments
 from analysis.derivations import base_rules, multipliers
 from analysis.derivations.symbols import S1, S2, H, Q, W, c, g, m, nu, t, tau, x
+from fedlora_sim import Scenario
 from fedlora_sim.federation import Federation
 from fedlora_sim.tolerances import relative
 
@@ -101,7 +102,7 @@ def test_base_rules_equal_the_numbers(case, gain):
     moments = weight_moments("cohort", Federation(ranks, None, size))
     values = {S1: float(moments.mean[TOP]), S2: float(moments.second[TOP]), nu: 0.25, g: gain}
     values[Q] = float(moments.sum_of_squares[TOP])
-    found = closed_form.energy_rate("flora", ranks, gain_std=0.25, **setting)[TOP]
+    found = closed_form.energy_rate(Scenario(ranks, gain_std=0.25, **setting), "flora")[TOP]
     assert found == pytest.approx(evaluate(base_rules.flora_moments().rate, values), rel=CLOSE)
     law = share_laws(Federation(ranks, None, size))[TOP]
     powers = {
@@ -110,7 +111,7 @@ def test_base_rules_equal_the_numbers(case, gain):
     }
     matrix = base_rules.fedex_energy_map().subs(base_rules.a, gain).subs(powers)
     radius = np.abs(np.linalg.eigvals(np.array(matrix, dtype=float))).max()
-    found = closed_form.energy_rate("fedex", ranks, **setting)[TOP]
+    found = closed_form.energy_rate(Scenario(ranks, **setting), "fedex")[TOP]
     # eigenvalues of a matrix that is nearly defective hold half the digits
     assert found == pytest.approx(radius, rel=np.sqrt(relative("factorization")))
 
@@ -119,7 +120,7 @@ def test_base_rules_equal_the_numbers(case, gain):
 def test_fedex_trajectory_and_floor_equal_the_numbers(gain):
     ranks, setting = ranks_of(5, 3), {"gain_mean": gain, "sampling": "bernoulli"}
     path = closed_form.energy_trajectory(
-        "fedex", ranks, 4, initial_amplitude=2.0, cohort_size=3, **setting
+        Scenario(ranks, rounds=4, cohort_size=3, **setting), "fedex", initial_amplitude=2.0
     )
     law = share_laws(Federation(ranks, None, 3, "bernoulli"))[TOP]
     moments = {
@@ -133,5 +134,5 @@ def test_fedex_trajectory_and_floor_equal_the_numbers(gain):
         state = matrix * state
     rest = base_rules.fedex_rest_point()
     held = float((rest.adapter + rest.base).subs({base_rules.a: 0.9, base_rules.b: 0.2}) ** 2)
-    floor = closed_form.energy_floor("fedex", ranks, gain_mean=0.9, drift_mean=0.2)
+    floor = closed_form.energy_floor(Scenario(ranks, gain_mean=0.9, drift_mean=0.2), "fedex")
     assert floor[TOP] == pytest.approx(held, rel=CLOSE)

@@ -15,6 +15,7 @@ from analysis.derivations import base_rules, floors
 from analysis.derivations import sensitivities as derived
 from analysis.derivations.cohorts import without_replacement
 from analysis.derivations.symbols import S1, S2, K, c, g, m, n, nu, pi, tau, x
+from fedlora_sim import Scenario
 
 
 def quotient(quantity: sp.Expr, parameter: sp.Symbol, values: dict[sp.Symbol, object]) -> float:
@@ -60,7 +61,10 @@ def test_elasticities_equal_the_numbers(case, gain, spread):
     clients, carriers, size = case
     values = {K: clients, m: size, pi: sp.Rational(carriers, clients), g: gain, nu: spread, tau: 1}
     found = closed_form.sensitivities(
-        "fedavg", ranks_of(clients, carriers), cohort_size=size, gain_mean=gain, gain_std=spread
+        Scenario(ranks_of(clients, carriers), cohort_size=size),
+        "fedavg",
+        gain_mean=gain,
+        gain_std=spread,
     )
     rate = evaluate(floors.rate().subs(floors.fedavg_cohort_moments()), values)
     for name in NAMES:
@@ -87,9 +91,8 @@ def test_elasticities_of_other_maps_equal_the_numbers(rule, case):
         step = base_rules.flora_moments()
         rate, floor = step.rate.subs(weights), (step.noise / (1 - step.rate)).subs(weights)
     found = closed_form.sensitivities(
+        Scenario(ranks_of(clients, carriers), cohort_size=size),
         rule,
-        ranks_of(clients, carriers),
-        cohort_size=size,
         gain_mean=7 / 8,
         gain_std=0.0 if rule == "zero_pad" else 0.2,
     )
@@ -110,12 +113,14 @@ def test_constants_written_out_equal_the_numbers(case, gain):
     clients, carriers, size = case
     values = {K: clients, m: size, pi: sp.Rational(carriers, clients), g: gain, tau: 0.25}
     ranks, setting = ranks_of(clients, carriers), {"cohort_size": size, "gain_mean": gain}
-    floor = closed_form.energy_floor("fedavg", ranks, gain_std=0.0, drift_std=0.25, **setting)
+    floor = closed_form.energy_floor(
+        Scenario(ranks, gain_std=0.0, drift_std=0.25, **setting), "fedavg"
+    )
     assert floor[TOP] == pytest.approx(evaluate(derived.data_dependent_floor(), values), rel=CLOSE)
     critical = np.sqrt(evaluate(derived.critical_heterogeneity(), values))
-    number = closed_form.critical_gain_std("fedavg", ranks, **setting)[TOP]
+    number = closed_form.critical_gain_std(Scenario(ranks, **setting), "fedavg")[TOP]
     assert number == pytest.approx(critical, rel=CLOSE)
-    rate = closed_form.energy_rate("fedavg", ranks, gain_std=critical, **setting)
+    rate = closed_form.energy_rate(Scenario(ranks, **setting), "fedavg", gain_std=critical)
     assert rate[TOP] == pytest.approx(1.0, rel=CLOSE)
 
 

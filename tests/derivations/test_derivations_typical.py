@@ -15,6 +15,7 @@ from analysis.cohorts.shares import weight_moments
 from analysis.derivations import typical
 from analysis.derivations.cohorts import relative_variance
 from analysis.derivations.symbols import P0, K, m, pi, t
+from fedlora_sim import Scenario
 from fedlora_sim.federation import Federation
 
 
@@ -28,12 +29,14 @@ def test_walk_and_survival_equal_the_numbers(case, rounds):
     values[typical.v] = float(moments.log_variance[TOP])
     for gain in (1.0, 0.8):
         shifted = values | {typical.ell: values[typical.ell] + sp.log(sp.Rational(gain))}
-        found = closed_form.typical_rate("fedavg", ranks, gain_mean=gain, **setting)[TOP]
+        found = closed_form.typical_rate(Scenario(ranks, **setting), "fedavg", gain_mean=gain)[TOP]
         assert found == pytest.approx(evaluate(typical.typical_rate(), shifted), rel=CLOSE)
     dropped = setting | {"empty_partition": "zero"}
-    alive = closed_form.survival("raflora", ranks, rounds, **dropped)[-1, TOP]
+    alive = closed_form.survival(Scenario(ranks, rounds=rounds, **dropped), "raflora")[-1, TOP]
     assert alive == pytest.approx(evaluate(typical.survival(), values), rel=CLOSE)
-    spread = closed_form.log_energy_std("fedavg", ranks, rounds, **setting)[-1, TOP]
+    spread = closed_form.log_energy_std(Scenario(ranks, rounds=rounds, **setting), "fedavg")[
+        -1, TOP
+    ]
     wanted = np.sqrt(evaluate(typical.log_energy().variance, values))
     assert spread == pytest.approx(wanted, rel=CLOSE, abs=CLOSE)
 
@@ -63,8 +66,8 @@ def test_variation_helps_the_mean_and_hurts_the_typical_direction():
     case = (1000, 500, 100)  # many clients: W varies little
     ranks = ranks_of(*case[:2])
     ratios = [
-        closed_form.energy_rate("fedavg", ranks, cohort_size=case[2])[TOP] / 0.25,
-        closed_form.typical_rate("fedavg", ranks, cohort_size=case[2])[TOP] / 0.25,
+        closed_form.energy_rate(Scenario(ranks, cohort_size=case[2]), "fedavg")[TOP] / 0.25,
+        closed_form.typical_rate(Scenario(ranks, cohort_size=case[2]), "fedavg")[TOP] / 0.25,
     ]
     cohort = {K: case[0], pi: sp.Rational(1, 2), m: case[2]}
     variance = float(relative_variance().subs(cohort))

@@ -13,7 +13,8 @@ from analysis import closed_form
 from analysis.collapse.measure import Collapse
 from analysis.collapse.predict import predict as predicted_outcome
 from analysis.collapse.scenarios import chosen
-from analysis.explorer import explore
+from analysis.notebook import explore
+from fedlora_sim import Scenario
 from fedlora_sim.errors import InputError
 from fedlora_sim.rules import get_rule
 from paper_figs import notebook
@@ -26,17 +27,24 @@ RANKS = ("4x8,8x6,16x4", "2x4,32x2", "2x10,4x10,8x10,16x5,32x5")
 FIRST = dict(zip(RANKS, ([0, 4, 8], [0, 2], [0, 2, 4, 8, 16]), strict=True))
 
 
+def asked_for(rule="fedavg", local_time=None, **fields):
+    """Explore a scenario of these fields, of the first ranks and 30 rounds where not given."""
+    scenario = Scenario(**{"ranks": RANKS[0], "rounds": 30, **fields})
+    return explore(scenario, rule, local_time=local_time)
+
+
 @pytest.mark.parametrize(
     ("rule", "ranks", "cohort"), list(product(closed_form.RULES, RANKS, (None, 3)))
 )
 def test_rates_are_those_of_the_closed_forms(rule, ranks, cohort):
-    found = explore(rule, ranks, cohort_size=cohort, gain_mean=0.98 if cohort is None else 1.0)
-    asked = {"cohort_size": cohort, "empty_partition": found.empty_partition or "zero"}
-    gain = {"gain_mean": found.case.gain_mean}
+    gain = 0.98 if cohort is None else 1.0
+    scenario = Scenario(ranks, cohort_size=cohort, gain_mean=gain)
+    found = explore(scenario, rule)
     first = FIRST[ranks]
-    rates = closed_form.energy_rate(rule, ranks, **asked, **gain)[first]
-    typical = closed_form.typical_rate(rule, ranks, **asked, **gain)[first]
-    thresholds = closed_form.collapse_threshold(rule, ranks, 1.0, **asked)[first]
+    rates = closed_form.energy_rate(scenario, rule)[first]
+    typical = closed_form.typical_rate(scenario, rule)[first]
+    training = Scenario(ranks, cohort_size=cohort, local_loss="quadratic")
+    thresholds = closed_form.collapse_threshold(training, rule)[first]
     assert [row.rate for row in found.rows] == rates.tolist()
     assert [row.typical for row in found.rows] == typical.tolist()
     halves = closed_form.half_life(typical)
@@ -44,23 +52,23 @@ def test_rates_are_those_of_the_closed_forms(rule, ranks, cohort):
         halves = np.full_like(halves, np.nan)
     np.testing.assert_array_equal([row.half_life for row in found.rows], halves)
     assert [row.threshold for row in found.rows] == thresholds.tolist()
-    covered = closed_form.coverage(ranks)[first]
+    covered = closed_form.coverage(scenario)[first]
     np.testing.assert_array_equal([row.coverage for row in found.rows], covered)
 
 
 def test_energies_and_training_are_those_of_the_closed_forms():
-    given = {"gain_mean": 0.9, "gain_std": 0.1, "drift_std": 0.05, "cohort_size": 6}
-    found = explore("fedavg", RANKS[0], local_time=0.8, rounds=12, **given)
-    start = {"initial_amplitude": found.case.initial_amplitudes}
-    energy = closed_form.energy_trajectory("fedavg", RANKS[0], 12, **start, **given)
+    given = {"gain_mean": 0.9, "gain_std": 0.1, "drift_std": 0.05}
+    scenario = Scenario(RANKS[0], rounds=12, cohort_size=6, **given)
+    found = explore(scenario, "fedavg", local_time=0.8)
+    energy = closed_form.energy_trajectory(scenario, "fedavg")
     np.testing.assert_array_equal(found.energy, energy)
-    path = closed_form.flow_trajectory(
-        "fedavg", RANKS[0], 12, target=1.0, local_time=0.8, cohort_size=6, **start
-    )
+    training = {"local_loss": "quadratic", "local_time": 0.8}
+    training = Scenario(RANKS[0], rounds=12, cohort_size=6, **training)
+    path = closed_form.flow_trajectory(training, "fedavg")
     np.testing.assert_array_equal(found.training, path)
-    held = closed_form.flow_floor("fedavg", RANKS[0], 1.0, 0.8, cohort_size=6)
+    held = closed_form.flow_floor(training, "fedavg")
     assert [row.held for row in found.rows] == held[FIRST[RANKS[0]]].tolist()
-    floors = closed_form.energy_floor("fedavg", RANKS[0], **given)
+    floors = closed_form.energy_floor(scenario, "fedavg")
     np.testing.assert_allclose([row.floor for row in found.rows], floors[FIRST[RANKS[0]]])
 
 
@@ -69,8 +77,7 @@ def test_the_verdict_is_that_of_the_collapse_report(rule):
     (standard,) = chosen(["full"])
     scenario = standard.scenario
     told = predicted_outcome(get_rule(rule), standard).verdict
-    ranks = ",".join(f"{r}x{scenario.ranks.count(r)}" for r in dict.fromkeys(scenario.ranks))
-    assert explore(rule, ranks, rounds=scenario.rounds).passive is told
+    assert explore(scenario, rule).passive is told
 
 
 @pytest.mark.parametrize(
@@ -95,20 +102,20 @@ def test_the_verdict_is_that_of_the_collapse_report(rule):
     ],
 )
 def test_verdicts(asked, passive, trained):
-    found = explore(**asked)
+    found = asked_for(**asked)
     assert found.passive is passive
     assert found.trained is trained
     assert str(passive) in found.sentence
 
 
 def test_clients_of_one_rank_have_nothing_to_lose():
-    found = explore(ranks="8x18")
+    found = explore(Scenario("8x18"))
     assert not found.has_levels
     assert "cannot collapse" in found.sentence
 
 
 def test_what_has_no_closed_form_is_left_out_with_the_reason():
-    found = explore("hetlora", cohort_size=6, local_time=0.5)
+    found = asked_for(rule="hetlora", cohort_size=6, local_time=0.5)
     assert found.energy is None
     assert found.training is None
     assert any("hetlora" in reason for reason in found.reasons)
@@ -129,11 +136,11 @@ def test_what_has_no_closed_form_is_left_out_with_the_reason():
 )
 def test_bad_questions_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
-        explore(**{"rule": "raflora", **wrong})
+        asked_for(**{"rule": "raflora", **wrong})
 
 
 def test_the_picture_has_a_row_for_every_partition_and_the_verdict_on_top():
-    found = explore("zero_pad", RANKS[2], local_time=1.0)
+    found = explore(Scenario(RANKS[2]), "zero_pad", local_time=1.0)
     figure, axes = notebook.draw(found)
     words = {text.get_text() for text in axes[-1].texts}
     assert {row.directions for row in found.rows} <= words
@@ -170,7 +177,7 @@ def test_every_turn_of_a_knob_is_answered_at_once():
         assert min(spent) < QUICK, name
         knob.value = value
     assert widget.settings == TURNS | {"cohort_size": 7}
-    assert widget.found.sentence == explore(**widget.settings).sentence
+    assert widget.found.sentence == asked_for(**widget.settings).sentence
 
 
 def test_what_is_refused_is_said_and_the_picture_stays():

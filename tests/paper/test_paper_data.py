@@ -73,7 +73,7 @@ def test_the_spectrum_is_the_closed_form(paper_data: Path) -> None:
     seen = data.predicted > 1e-20  # below, rounding of the aggregation is what is measured
     off = np.abs(data.measured / data.predicted - 1).where(seen)
     assert float(off.max()) < 1e-5
-    coverage = closed_form.coverage(energies.SPECTRUM_SCENARIO.ranks)
+    coverage = closed_form.coverage(energies.SPECTRUM_SCENARIO)
     np.testing.assert_allclose(data.coverage.values, coverage)
     fall = data.predicted.sel(rule="fedavg", round=1) / data.predicted.sel(rule="fedavg", round=0)
     np.testing.assert_allclose(fall.values, coverage**2)

@@ -7,7 +7,6 @@ thousand comparisons the chance of one false alarm is below 1e-3, skewness of th
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +16,7 @@ from hypothesis_profiles import examples
 from analysis import closed_form
 from analysis.closed_form.setting import RULES, rule_form
 from analysis.design import Design, design
-from analysis.predict import Case, predict
+from analysis.predict import RulePrediction, compare, predict, with_training
 from fedlora_sim import Scenario
 from fedlora_sim.engines.spectral import run_spectral
 from fedlora_sim.federation import SAMPLINGS
@@ -32,14 +31,14 @@ TINY = 1e-7  # amplitude at which training grows exponentially
 SETTLED = relative("training") ** 0.5
 
 
-def random_case(number: int) -> Case:
-    """Draw a small federation with or without spread and drift."""
+def random_question(number: int) -> tuple[Scenario, float | None]:
+    """Draw a small federation with or without spread and drift, and perhaps a local time."""
     rng = stream(number, "random_case")
     K = int(rng.integers(2, 7))
     ranks = tuple(int(r) for r in rng.choice([1, 2, 4], size=K))
     sampling = str(rng.choice(SAMPLINGS))
     some = rng.random(5) < 0.5
-    return Case(
+    scenario = Scenario(
         ranks,
         rounds=int(rng.integers(2, 6)),
         cohort_size=None if sampling == "full" else int(rng.integers(1, K + 1)),
@@ -52,57 +51,49 @@ def random_case(number: int) -> Case:
         drift_std=float(some[3] * rng.uniform(0.02, 0.2)),
         initial_amplitude=float(rng.uniform(0.5, 2.0)),
         spectrum_decay=float(rng.uniform(0.6, 1.0)),
-        target=float(rng.uniform(0.5, 1.5)),
-        local_time=float(rng.uniform(0.2, 2.0)) if some[4] else None,
+        target_amplitude=float(rng.uniform(0.5, 1.5)),
     )
+    return scenario, float(rng.uniform(0.2, 2.0)) if some[4] else None
+
+
+NO_DRIFT = {"drift_mean": 0.0, "drift_std": 0.0}
+NO_CHANGE = {"gain_mean": 1.0, "gain_std": 0.0, **NO_DRIFT}
 
 
 class Runs:
-    """Simulated runs of a case under one rule and policy."""
+    """Simulated runs of a scenario under one rule, and training in its place."""
 
-    def __init__(self, case: Case, rule: str, policy: str | None) -> None:
-        self.case, self.rule = case, rule
-        self.scenario = Scenario(
-            case.federation.ranks,
-            rounds=case.rounds,
-            cohort_size=None if case.sampling == "full" else case.cohort_size,
-            num_samples=case.num_samples,
-            sampling=case.sampling,
-            allocation=case.allocation,
-            empty_partition=policy or "carry",
-            initial_amplitude=case.initial_amplitude,
-            spectrum_decay=case.spectrum_decay,
-        )
-        self.first = [part.start for part in case.partitions]
+    def __init__(self, scenario: Scenario, rule: str, local_time: float | None = None) -> None:
+        self.scenario, self.rule = scenario, rule
+        self.local_time = local_time
+        self.first = [part.start for part in scenario.federation.partitions]
 
     def amplitudes(self, runs: int = RUNS, **changes: object) -> np.ndarray:
         """Amplitudes (runs, rounds + 1, r_max) of the scenario with other fields."""
         scenario = self.scenario.replace(**changes)
         return run_spectral([scenario], get_rule(self.rule), range(runs))[0]
 
-    @property
-    def gains(self) -> dict[str, float]:
-        return {"gain_mean": self.case.gain_mean, "gain_std": self.case.gain_std}
-
     @cached_property
     def all(self) -> np.ndarray:
-        drift = {"drift_mean": self.case.drift_mean, "drift_std": self.case.drift_std}
-        return self.amplitudes(**self.gains, **drift)
+        return self.amplitudes()
 
     @cached_property
     def still(self) -> np.ndarray:
         """The same without drift."""
-        drifts = self.case.drift_mean or self.case.drift_std
-        return self.amplitudes(**self.gains) if drifts else self.all
+        drifts = self.scenario.drift_mean or self.scenario.drift_std
+        return self.amplitudes(**NO_DRIFT) if drifts else self.all
 
     @cached_property
     def collapsed(self) -> np.ndarray:
         """One round from the limit in which the shared directions have all the energy."""
-        return self.amplitudes(**self.gains, rounds=1, spectrum_decay=TINY)
+        return self.amplitudes(**NO_DRIFT, rounds=1, spectrum_decay=TINY)
+
+    def fitting(self, local_time: float) -> Scenario:
+        return self.scenario.replace(**NO_CHANGE, local_loss="quadratic", local_time=local_time)
 
     def training(self, local_time: float, **changes: object) -> np.ndarray:
-        target = {"target_amplitude": self.case.target, "target_decay": 1.0}
-        return self.amplitudes(local_loss="quadratic", local_time=local_time, **target, **changes)
+        fitting = self.fitting(local_time).replace(**changes)
+        return run_spectral([fitting], get_rule(self.rule), range(RUNS))[0]
 
 
 def assert_mean(samples, predicted, what) -> None:
@@ -126,8 +117,8 @@ def assert_share(found, predicted, what) -> None:
 
 
 def check_energy(runs: Runs, values) -> None:
-    for h, part in enumerate(runs.case.partitions):
-        for t in range(runs.case.rounds + 1):
+    for h, part in enumerate(runs.scenario.federation.partitions):
+        for t in range(runs.scenario.rounds + 1):
             energy = (runs.all[:, t, part] ** 2).mean(axis=-1)
             assert_mean(energy, values["energy"][t, h], ("energy", t, h))
     np.testing.assert_array_equal(
@@ -139,8 +130,8 @@ def check_energy_rate(runs: Runs, values) -> None:
     start, form = runs.still[:, 0, runs.first] ** 2, rule_form(runs.rule)
     for h, rate in enumerate(values["energy_rate"]):
         if form.space == "residual":  # a limit
-            case = replace(runs.case, rounds=LONG, drift_mean=0.0, drift_std=0.0)
-            energy = predict(case, [runs.rule]).rules[0].values["energy"][:, h]
+            late = runs.scenario.replace(rounds=LONG, **NO_DRIFT)
+            energy = predict(late, runs.rule).energy.values[:, runs.first[h]]
             late = energy[-1] / energy[-2] if energy[-1] > 0 else rate
             assert late == pytest.approx(rate, rel=SETTLED)
         elif form.norm_weighted:
@@ -149,7 +140,7 @@ def check_energy_rate(runs: Runs, values) -> None:
             )
             assert_mean(after, rate, ("energy_rate", h))
         else:
-            for t in range(1, runs.case.rounds + 1):
+            for t in range(1, runs.scenario.rounds + 1):
                 kept = runs.still[:, t, runs.first[h]] ** 2 / start[:, h]
                 assert_mean(kept, rate**t, ("energy_rate", t, h))
 
@@ -159,7 +150,7 @@ def check_typical_rate(runs: Runs, values) -> None:
     for h, i in enumerate(runs.first):
         rate = values["typical_rate"][h]
         if form.space == "residual":
-            late = runs.amplitudes(1, **runs.gains, rounds=200)[0, -2:, i] ** 2
+            late = runs.amplitudes(1, rounds=200)[0, -2:, i] ** 2
             assert late[1] / late[0] == pytest.approx(rate, rel=SETTLED)
             continue
         x = runs.collapsed if form.norm_weighted else runs.all
@@ -177,9 +168,9 @@ def check_survival(runs: Runs, values) -> None:
 
 
 def check_half_lives(runs: Runs, values) -> None:
-    for name in ("energy", "typical"):
-        if f"{name}_half_life" in values:
-            rate, rounds = values[f"{name}_rate"], values[f"{name}_half_life"]
+    for name, of in (("half_life", "energy_rate"), ("typical_half_life", "typical_rate")):
+        if name in values:
+            rate, rounds = values[of], values[name]
             falls = (rate > 0) & (rate < 1)
             np.testing.assert_allclose(rate[falls] ** rounds[falls], 0.5, relative("iteration"))
             np.testing.assert_array_equal(rounds[~falls], np.where(rate[~falls] > 0, np.inf, 0))
@@ -187,10 +178,8 @@ def check_half_lives(runs: Runs, values) -> None:
 
 def check_floor(runs: Runs, values) -> None:
     """The energies, which agree with runs, settle at the floor; without one they do not settle."""
-    case = replace(runs.case, rounds=LONG)
-    rows = predict(case, [runs.rule]).rules
-    policy = runs.scenario.empty_partition
-    energy = next(r for r in rows if r.empty_partition in (None, policy)).values["energy"]
+    long = with_training(runs.scenario.replace(rounds=LONG), runs.rule)
+    energy = long.of("energy")
     for h, floor in enumerate(values["energy_floor"]):
         if np.isfinite(floor):
             scale = max(floor, energy[0, h])
@@ -202,24 +191,14 @@ def check_floor(runs: Runs, values) -> None:
 
 
 def check_training(runs: Runs, values) -> None:
-    case, rule = runs.case, runs.rule
-    asked = {
-        "cohort_size": case.cohort_size,
-        "num_samples": case.num_samples,
-        "sampling": case.sampling,
-        "allocation": case.allocation,
-        "empty_partition": runs.scenario.empty_partition,
-    }
+    rule, rounds = runs.rule, runs.scenario.rounds
     if "flow_rate" in values:
-        assert case.local_time is not None
-        given = {"target": case.target, "local_time": case.local_time, **asked}
-        start = case.initial_amplitudes
-        path = closed_form.flow_trajectory(
-            rule, case.ranks, LONG, initial_amplitude=start, **given
-        )[:, runs.first]
-        x = runs.training(case.local_time)[:, case.rounds, :][:, runs.first]
+        assert runs.local_time is not None
+        fitting = runs.fitting(runs.local_time)
+        path = closed_form.flow_trajectory(fitting.replace(rounds=LONG), rule)[:, runs.first]
+        x = runs.training(runs.local_time)[:, rounds, :][:, runs.first]
         for h in range(len(runs.first)):
-            end = path[case.rounds, h]
+            end = path[rounds, h]
             own = x[:, h] if rule == "ffa" else 1 / x[x[:, h] > 0, h]
             if own.size > 1:
                 assert_mean(own, end if rule == "ffa" else 1 / end, ("flow", h))
@@ -261,39 +240,46 @@ CHECKS = {
 }
 
 
-def check_all(case: Case, rules=RULES) -> None:
+def values_of(row: RulePrediction) -> dict[str, np.ndarray]:
+    """Return the quantities that have values, by partition."""
+    return {name: row.of(name) for name in row.quantities if row.of(name) is not None}
+
+
+def check_all(scenario: Scenario, rules=RULES, local_time: float | None = None) -> None:
     """Hold every value of a prediction against runs."""
-    for row in predict(case, rules).rules:
-        runs = Runs(case, row.rule, row.empty_partition)
+    for row in compare(scenario, rules, local_time=local_time):
+        runs, values = Runs(row.scenario, row.rule, local_time), values_of(row)
         for name, check in CHECKS.items():
-            if name in row.values:
-                check(runs, row.values)
-        check_half_lives(runs, row.values)
-        check_training(runs, row.values)
+            if name in values:
+                check(runs, values)
+        check_half_lives(runs, values)
+        check_training(runs, values)
 
 
 @pytest.mark.parametrize("number", range(examples(3)))
 def test_every_value_of_a_prediction_agrees_with_runs(number):
     rules = stream(number, "rules").choice(RULES, size=3, replace=False)
-    check_all(random_case(number), rules.tolist())
+    scenario, local_time = random_question(number)
+    check_all(scenario, rules.tolist(), local_time)
 
 
 @pytest.mark.parametrize("wrong", [{"gain_mean": 0.97}, {"drift_mean": 0.03}, {"cohort_size": 2}])
 def test_runs_of_a_slightly_different_scenario_refute_a_prediction(wrong):
-    case = Case((1, 2, 2), rounds=3, cohort_size=3, gain_mean=1.0, gain_std=0.1, drift_std=0.1)
-    (row,) = predict(case, ["fedavg"]).rules
-    check_energy(Runs(case, "fedavg", None), row.values)
+    scenario = Scenario((1, 2, 2), rounds=3, cohort_size=3, gain_std=0.1, drift_std=0.1)
+    values = values_of(with_training(scenario, "fedavg"))
+    check_energy(Runs(scenario, "fedavg"), values)
     with pytest.raises(AssertionError, match="energy"):
-        check_energy(Runs(replace(case, **wrong), "fedavg", None), row.values)
+        check_energy(Runs(scenario.replace(**wrong), "fedavg"), values)
 
 
-def designed(number: int) -> tuple[dict, list[Design]]:
-    """Draw a budget and the law of the clients, and return what was asked and the designs."""
+def designed(number: int) -> tuple[Scenario, list[Design]]:
+    """Draw a budget and the law of the clients, and return the scenario and the designs."""
     rng = stream(number, "random_design")
     clients = int(rng.integers(2, 7))
     sampling = str(rng.choice(SAMPLINGS))
     some = rng.random(2) < 0.5
     asked = {
+        "ranks": (1,) * clients,
         "rounds": int(rng.integers(2, 6)),
         "cohort_size": None if sampling == "full" else int(rng.integers(1, clients + 1)),
         "sampling": sampling,
@@ -303,22 +289,16 @@ def designed(number: int) -> tuple[dict, list[Design]]:
         "initial_amplitude": float(rng.uniform(0.5, 2.0)),
         "spectrum_decay": float(rng.uniform(0.6, 1.0)),
     }
-    designs = design(clients, total_rank=4 * clients, levels=LEVELS, distinct=2, top=TOP, **asked)
-    return asked, designs
+    scenario = Scenario(**asked)
+    return scenario, design(scenario, total_rank=4 * clients, levels=LEVELS, distinct=2, top=TOP)
 
 
-def check_design(asked: dict, found: Design) -> None:
+def check_design(asked: Scenario, found: Design) -> None:
     """Hold signal, noise, score, loss and rate of a design against runs."""
-    fields = {k: v for k, v in asked.items() if k not in ("initial_amplitude", "spectrum_decay")}
     # A direction that no client carries is lost: it is not simulated.
-    start = asked["initial_amplitude"] * asked["spectrum_decay"] ** np.arange(max(LEVELS))
-    scenario = Scenario(
-        found.ranks,
-        empty_partition=found.empty_partition or "carry",
-        initial_amplitude=asked["initial_amplitude"],
-        spectrum_decay=asked["spectrum_decay"],
-        **fields,
-    )
+    start = asked.initial_amplitude * asked.spectrum_decay ** np.arange(max(LEVELS))
+    policy = found.empty_partition or asked.empty_partition
+    scenario = asked.replace(ranks=found.ranks, empty_partition=policy)
     rule = get_rule(found.rule)
     x = run_spectral([scenario], rule, range(RUNS))[0]
     whole = (start**2).sum()
@@ -355,4 +335,4 @@ def test_runs_of_a_slightly_different_design_refute_it():
     asked, (found, *_) = designed(0)
     check_design(asked, found)
     with pytest.raises(AssertionError):
-        check_design({**asked, "gain_mean": 0.97 * asked["gain_mean"]}, found)
+        check_design(asked.replace(gain_mean=0.97 * asked.gain_mean), found)

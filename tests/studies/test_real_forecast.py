@@ -9,6 +9,7 @@ from real_cases import EXACT, LAW, linear_run, scenario_of
 
 from analysis import closed_form, studies
 from analysis.stats.intervals import mean_interval
+from fedlora_sim import Scenario
 from fedlora_sim.errors import InputError
 from fedlora_sim.federation import Federation
 from fedlora_sim.tolerances import relative
@@ -57,9 +58,8 @@ def check_mean(rule, law, policy="zero", sampling="without_replacement"):
         told(rule, law, federation, seed=seed, **options).energy.sel(statistic="mean")
         for seed in range(10)
     ]
-    exact = closed_form.energy_trajectory(
-        rule, RANKS, ROUNDS, initial_amplitude=START, empty_partition=policy, **law, **given
-    )
+    scenario = Scenario(RANKS, rounds=ROUNDS, empty_partition=policy, **given)
+    exact = closed_form.energy_trajectory(scenario, rule, initial_amplitude=START, **law)
     measured = mean_interval(np.array([m.values.ravel() for m in means]), error=1e-3)
     wanted = exact[1:].T.ravel()
     slack = ITERATED * wanted  # where nothing is random

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from analysis import closed_form, lessons
+from analysis import closed_form, notebook
 from analysis.derivations import contributors, multipliers
 from analysis.stats import Measurement
 from fedlora_sim import Scenario, simulate
@@ -29,7 +29,7 @@ def measured(*values):
 
 
 def test_nothing_is_measured_that_was_not_predicted():
-    ledger = lessons.Ledger()
+    ledger = notebook.Ledger()
     with pytest.raises(InputError, match="predict"):
         ledger.measure("rate", measured(0.5))
     ledger.predict("rate", 0.5, within=0.1)
@@ -39,7 +39,7 @@ def test_nothing_is_measured_that_was_not_predicted():
 
 
 def test_the_ledger_judges_and_says_what_is_still_open():
-    ledger = lessons.Ledger()
+    ledger = notebook.Ledger()
     for name in ("right", "wrong", "open"):
         ledger.predict(name, [0.5, 0.2], within=0.1)
     ledger.measure("right", measured(0.5, 0.2))
@@ -51,31 +51,29 @@ def test_the_ledger_judges_and_says_what_is_still_open():
 
 
 def test_equations_have_both_sides_of_every_line():
-    (line,) = lessons.equations(multipliers.zero_pad).lines
+    (line,) = notebook.equations(multipliers.zero_pad).lines
     assert line == (r"x'_{\mathrm{zero\,pad}} / x", "W^{2}")
-    assert len(lessons.equations(contributors.extinction, multipliers.fedavg).lines) == 5
-    assert "aligned" in lessons.equations(multipliers.fedavg)._repr_latex_()
+    assert len(notebook.equations(contributors.extinction, multipliers.fedavg).lines) == 5
+    assert "aligned" in notebook.equations(multipliers.fedavg)._repr_latex_()
 
 
 def test_what_derives_nothing_is_refused():
     with pytest.raises(InputError, match="simulate"):
-        lessons.equations(simulate)
+        notebook.equations(simulate)
 
 
 def test_rates_of_runs_without_chance_are_exact():
-    rate = lessons.mean_rate(simulate(SCENARIO, rule="fedavg", seed=range(3)))
-    told = closed_form.energy_rate("fedavg", SCENARIO.ranks)[[2, 4]]
+    rate = notebook.mean_rate(simulate(SCENARIO, rule="fedavg", seed=range(3)))
+    told = closed_form.energy_rate(SCENARIO, "fedavg")[[2, 4]]
     np.testing.assert_allclose(rate.value, told, rtol=relative("iteration"))
 
 
 def test_what_lies_above_the_shared_rank_is_one_less_the_ratio():
     runs = {"fedavg": simulate(SCENARIO, rule="fedavg", seed=range(2))}
-    told = closed_form.energy_trajectory(
-        "fedavg", SCENARIO.ranks, 4, initial_amplitude=SCENARIO.initial_amplitudes
-    )
-    data = lessons.beside(runs, {"fedavg": told})
+    told = closed_form.energy_trajectory(SCENARIO, "fedavg")
+    data = notebook.side_by_side(runs, {"fedavg": told})
     np.testing.assert_allclose(data.measured, data.predicted, rtol=relative("iteration"))
-    above = lessons.above_shared(data, np.ones(5))
+    above = notebook.above_shared(data, np.ones(5))
     rho = runs["fedavg"].rho.values[:1]
     np.testing.assert_allclose(above.measured, 1 - rho, rtol=relative("iteration"))
 

@@ -1,0 +1,195 @@
+"""Which fields of a scenario each closed form covers, and which fields a scenario does not use.
+
+No field is ignored silently. A field either does not act in the scenario (`unused_fields` gives
+the reason), or is covered by the form, or the form refuses the scenario and names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis.cohorts.shares import empty_probability
+from fedlora_sim.errors import check_choice, check_numbers, expected
+from fedlora_sim.scenario import Scenario, TrainingFields
+
+VALUES = ("gain_mean", "gain_std", "drift_mean", "drift_std", "initial_amplitude", "target")
+"""What may be given per direction, or for targets per client and direction, instead of a field."""
+
+# Fields that every form covers: who takes part, what a round carries, where the run starts.
+COMMON = (
+    *("ranks", "num_samples", "cohort_size", "sampling", "allocation", "empty_partition"),
+    *("rounds", "initial_amplitude", "spectrum_decay", "d_in", "d_out"),
+)
+
+# The value with which a field has no effect, and why the other values need a form that covers them.
+_NEUTRAL: dict[str, tuple[object, str]] = {
+    "fidelity": ("spectral", "plain steps are finite; the flow is their limit of many small ones"),
+    "local_loss": ("none", "clients descend a loss instead of returning a x + b"),
+    "gain_mean": (1.0, "clients change the amplitude"),
+    "gain_std": (0.0, "the form holds for one gain that all clients share"),
+    "drift_mean": (0.0, "the form holds without drift"),
+    "drift_std": (0.0, "the form holds without drift"),
+    "heterogeneity": ("fresh", "rounds are then not independent"),
+    "local_time": (None, ""),
+    "target_amplitude": (None, ""),
+    "target_decay": (None, ""),
+    "target_std": (0.0, "targets that are drawn per client have no closed form; give target=..."),
+    "target_angle": (0.0, "the targets leave the common basis: no closed form"),
+    "subspace_noise": (0.0, "directions of a client's subspace mix: no closed form"),
+    "basis_drift": (0.0, "directions turn away from the common basis: no closed form"),
+}
+_CLIENTS = frozenset(("gain_mean", "gain_std", "drift_mean", "drift_std"))
+_FLOW = frozenset(("local_loss", "local_time", "target_amplitude", "target_decay"))
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What one closed form covers, apart from the fields that every form covers.
+
+    Args:
+        covers: fields of the scenario that may have any value.
+        flow: whether the form is one of training, which needs `local_loss="quadratic"`.
+        reasons: why other fields are refused, where it is not the usual reason.
+    """
+
+    covers: frozenset[str]
+    flow: bool = False
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+_MATRIX = frozenset(("fidelity",))
+_NO_WALK = "with drift the log energy is no random walk: no closed form"
+_BACK = "drift brings back what a cohort without contributor has lost"
+_LOGARITHM = "the mean logarithm of a weighted sum of different gains has no closed form"
+_TYPICAL = Scope(
+    _MATRIX | {"gain_mean"},
+    reasons={"gain_std": _LOGARITHM, "drift_mean": _NO_WALK, "drift_std": _NO_WALK},
+)
+_MOMENTS = Scope(_MATRIX | _CLIENTS | {"heterogeneity"})
+_TRAINING = Scope(_FLOW, flow=True)
+# who takes part does not depend on what clients do
+_FEDERATION = Scope(frozenset(_NEUTRAL))
+
+SCOPES: dict[str, Scope] = {
+    "coverage": _FEDERATION,
+    "extinction_probability": _FEDERATION,
+    "communication": _FEDERATION,
+    "energy_rate": _MOMENTS,
+    "energy_floor": _MOMENTS,
+    "energy_trajectory": _MOMENTS,
+    "mean_trajectory": _MOMENTS,
+    "noise_gain": _MOMENTS,
+    "noise_to_signal": Scope(
+        _MOMENTS.covers - {"drift_mean"},
+        reasons={"drift_mean": "the signal of the form is what is left of the amplitude"},
+    ),
+    "critical_gain_std": _MOMENTS,
+    "sensitivities": _MOMENTS,
+    "typical_rate": _TYPICAL,
+    "log_energy_std": _TYPICAL,
+    "survival": Scope(
+        _MATRIX | _FLOW | {"gain_mean", "gain_std", "heterogeneity", "target_std"},
+        reasons={"drift_mean": _BACK, "drift_std": _BACK},
+    ),
+    "collapse_bound": Scope(
+        _MATRIX | {"gain_mean"},
+        reasons={"gain_std": "the bound is one on FedAvg with a common gain"},
+    ),
+    "collapse_threshold": _TRAINING,
+    "flow_floor": _TRAINING,
+    "flow_rate": _TRAINING,
+    "flow_trajectory": _TRAINING,
+}
+"""What every closed form of a federation covers, by its name."""
+
+
+def check_scope(form: str, scenario: object, values: Mapping[str, ArrayLike]) -> Scenario:
+    """Return the scenario, if the form covers every field that acts in it.
+
+    Args:
+        form: name of the closed form.
+        scenario: what was given as one.
+        values: what was given per direction, by name.
+
+    Raises:
+        InputError: naming the argument that is no scenario, the unknown value (with the closest
+            name) or the field that the form does not cover.
+    """
+    if not isinstance(scenario, Scenario):
+        raise expected("scenario", scenario, "a Scenario")
+    for name in values:
+        check_choice("value per direction", name, VALUES)
+    scope = SCOPES[form]
+    if scenario.fidelity == "training":
+        wanted = "'spectral' or 'matrix': fine-tuning a model has no closed form"
+        raise expected("fidelity", "training", wanted)
+    if scope.flow and scenario.local_loss != "quadratic":
+        wanted = "'quadratic': the form is one of clients that descend to a target"
+        raise expected("local_loss", scenario.local_loss, wanted)
+    if "target" in values and "target_amplitude" not in scope.covers:
+        raise expected("target", values["target"], "no target: the form is one of clients without")
+    unused = unused_fields(scenario)
+    if "target" in values:
+        unused["target_std"] = "targets are given"
+    for name, (neutral, why) in _NEUTRAL.items():
+        value = values.get(name, getattr(scenario, name))
+        if name in scope.covers or (name in unused and name not in values):
+            continue
+        if name in values:
+            value = check_numbers(name, value, "numbers, a scalar or one per direction")
+        if np.any(np.asarray(value) != neutral):
+            reason = scope.reasons.get(name, why)
+            shown = f"{neutral:g}" if isinstance(neutral, float) else repr(neutral)
+            raise expected(name, value, f"{shown} ({reason})")
+    return scenario
+
+
+# Why a field does not act in a scenario
+
+_STORAGE = "how and where numbers are stored: a prediction is exact"
+_SHAPE = "energies do not depend on the shape of the layer; `communication` does"
+_OF_TRAINING = "only fidelity='training' reads it"
+_OF_STEPS = "only plain steps at fidelity='matrix' with local_loss='quadratic' read it"
+_OF_MATRIX = "only fidelity='matrix' reads it"
+_OF_LOSS = "only local_loss='quadratic' reads it"
+_OF_SPREAD = "clients that do not differ are fresh and persistent at once"
+_OF_COHORTS = "all clients take part, each once"
+_OF_EMPTY = "every cohort has a client that carries each direction"
+_STEPS = ("optimizer", "local_steps")
+
+
+def unused_fields(scenario: Scenario) -> dict[str, str]:
+    """Return the fields that do not act in a scenario, each with the reason.
+
+    Changing one of them alone changes neither a simulation's law nor a prediction.
+
+    Args:
+        scenario: what is simulated.
+    """
+    unused = dict.fromkeys(("dtype", "device"), _STORAGE)
+    if scenario.fidelity == "training":
+        return unused
+    matrix, trains = scenario.fidelity == "matrix", scenario.local_loss == "quadratic"
+    unused |= dict.fromkeys(("d_in", "d_out"), _SHAPE)
+    unused |= {f.name: _OF_TRAINING for f in fields(TrainingFields) if f.name not in _STEPS}
+    if not (matrix and trains):
+        unused |= dict.fromkeys(_STEPS, _OF_STEPS)
+    if not matrix:
+        unused |= dict.fromkeys(("subspace_noise", "basis_drift"), _OF_MATRIX)
+    if not trains:
+        targets = ("local_time", "target_amplitude", "target_decay", "target_std", "target_angle")
+        unused |= dict.fromkeys(targets, _OF_LOSS)
+    if not (scenario.gain_std or scenario.drift_std):
+        unused["heterogeneity"] = _OF_SPREAD
+    federation = scenario.federation
+    once = federation.sampling in ("full", "without_replacement", "bernoulli")
+    if once and federation.cohort_size == federation.num_clients:
+        unused["sampling"] = _OF_COHORTS
+    known = scenario.allocation != "importance"
+    if known and not empty_probability(federation, scenario.allocation).any():
+        unused["empty_partition"] = _OF_EMPTY
+    return unused
