@@ -39,7 +39,7 @@ ERROR = 0.05
 
 
 def partition_energy(run: xr.Dataset) -> Array:
-    """Summed energies of every partition, (seed, round, partition)."""
+    """Return the summed energies of every partition, (seed, round, partition)."""
     summed = run.energy.groupby("partition").sum()
     return np.asarray(summed.transpose("seed", "round", "partition").values)
 
@@ -55,7 +55,7 @@ def mean_rate(run: xr.Dataset, error: float = ERROR) -> Measurement:
 
 
 def side_by_side(runs: dict[str, xr.Dataset], predicted: dict[str, Array]) -> xr.Dataset:
-    """Runs and their predictions in one dataset, as the figures take it.
+    """Combine runs and their predictions in one dataset, as the figures take it.
 
     Args:
         runs: by rule.
@@ -75,7 +75,7 @@ def side_by_side(runs: dict[str, xr.Dataset], predicted: dict[str, Array]) -> xr
 
 
 def above_shared(data: xr.Dataset, bound: Array) -> xr.Dataset:
-    """Share `1 - rho` of the energy above the lowest rank, beside its bound.
+    """Share `1 - rho` of the energy above the lowest rank, with its bound.
 
     Args:
         data: of `side_by_side`.
@@ -92,7 +92,7 @@ def above_shared(data: xr.Dataset, bound: Array) -> xr.Dataset:
 
 
 def _above(energy: Array, level: int) -> Array:
-    """The share above a rank, summed as such: 1 less the rest would lose its digits."""
+    """Return the share above a rank, summed as such: 1 less the rest would lose its digits."""
     reverse = energy[..., ::-1]
     return energy_ratio(reverse, energy.shape[-1] - level)
 
@@ -116,7 +116,7 @@ class Equations:
 
 
 def equations(*derivations: Callable[..., Any]) -> Equations:
-    """What derivations find, solved now, each with what it is of.
+    """Solve derivations now, and return what they find with their left sides.
 
     Args:
         *derivations: functions of `analysis.derivations`.
