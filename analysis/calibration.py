@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 import analysis
 from analysis.claims import CLAIMS
-from analysis.claims.base import Claim, Context
+from analysis.claims.base import Claim, RunContext
 from analysis.claims.verify import family_size
 from analysis.stats.intervals import (
     Array,
@@ -372,7 +372,7 @@ def family_misses(claim_id: str, seed: int, repetitions: int = REPETITIONS) -> R
     """
     (claim,) = (claim for claim in CLAIMS if claim.id == claim_id)
     truth, error = claim.predict().value, claim_error(len(FAST))
-    runs, context = min(claim.first, FAMILY_RUNS), Context(seed=seed)
+    runs, context = min(claim.first, FAMILY_RUNS), RunContext(seed=seed)
     missed, skewness = [], []
     for first in range(0, repetitions, AT_ONCE):
         count = min(AT_ONCE, repetitions - first)

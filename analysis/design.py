@@ -113,7 +113,7 @@ def design(
         ranks the rule that sends less.
 
     Raises:
-        ValueError: on a bad argument, without a budget, if nothing is within it, with more than
+        InputError: on a bad argument, without a budget, if nothing is within it, with more than
             `LIMIT` configurations, or where energies grow beyond the range of numbers.
     """
     if not isinstance(scenario, Scenario):
@@ -181,7 +181,7 @@ def configurations(clients: int, levels: int, distinct: int) -> Counts:
         Clients per level, shape (configurations, L); every row sums to K.
 
     Raises:
-        ValueError: if there are more than `LIMIT`.
+        InputError: if there are more than `LIMIT`.
     """
     used = range(1, min(distinct, levels, clients) + 1)
     number = sum(comb(levels, s) * comb(clients - 1, s - 1) for s in used)

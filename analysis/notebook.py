@@ -122,7 +122,7 @@ def equations(*derivations: Callable[..., Any]) -> Equations:
         *derivations: functions of `analysis.derivations`.
 
     Raises:
-        ValueError: on a function that derives nothing.
+        InputError: on a function that derives nothing.
     """
     lines: list[tuple[str, str]] = []
     for function in derivations:
@@ -168,7 +168,7 @@ class Ledger:
         """Write down what was measured.
 
         Raises:
-            ValueError: on what was not predicted, or was measured already.
+            InputError: on what was not predicted, or was measured already.
         """
         entry = self.entries.get(name)
         if entry is None:
@@ -317,7 +317,7 @@ def explore(
         Numbers and verdicts; what has no closed form is NaN or None, with the reason.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected.
+        InputError: naming the argument, its value and what was expected.
     """
     own = with_training(scenario, rule, local_time=local_time)
     known = own.theory

@@ -285,7 +285,7 @@ class _Prediction:
         """The amplitudes, where all runs have the same."""
         assert self.form is not None
         empty = closed_form.extinction_probability(self.scenario)
-        undiluted = self.form.normaliser == "contributors" and not empty.any()
+        undiluted = self.form.normalizer == "contributors" and not empty.any()
         if self.is_full or undiluted:
             return amplitude
         size = self.scenario.federation.cohort_size

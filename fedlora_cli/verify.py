@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import analysis
 from analysis.claims import digits, select
-from analysis.claims.base import Claim, Context
+from analysis.claims.base import Claim, RunContext
 from analysis.claims.report import (
     measured_head,
     prediction_text,
@@ -90,7 +90,7 @@ def verify(
         results.check(WRITTEN)
         started, whole = time.monotonic(), not store.count()
         with resumable(store), results.replace() as new:
-            report = _run(claims, Context(seed, quick, device, store=store), new)
+            report = _run(claims, RunContext(seed, quick, device, store=store), new)
             # The duration is unknown for work that continued from an earlier run.
             report["seconds"] = round(time.monotonic() - started) if whole else None
             _write(report, new, html)
@@ -99,7 +99,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _run(claims: Sequence[Claim], context: Context, out: Path) -> dict[str, Any]:
+def _run(claims: Sequence[Claim], context: RunContext, out: Path) -> dict[str, Any]:
     found, data = {}, out / "data"
     with (
         tqdm(total=len(claims), unit="claim", disable=None, position=0) as done,

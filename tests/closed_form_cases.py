@@ -13,7 +13,7 @@ from fedlora_sim.federation import Federation
 
 RANKS = (1, 2, 2)
 SAMPLES = (2, 1, 3)
-NORMALISER = {"raflora": "contributors", "rbla": "contributors"}
+NORMALIZER = {"raflora": "contributors", "rbla": "contributors"}
 FACTOR = ("zero_pad", "rbla", "hetlora")
 SPREAD_RULES = ("fedavg", "ffa", "raflora", "flora")
 COMMON_RULES = ("zero_pad", "rbla", "fedex", "fedavg", "raflora", "flora")
@@ -30,7 +30,7 @@ def outcomes(rule: str, fed: Federation, allocation: str, i: int):
     carry = [Fraction(r, fed.r_max) for r in fed.ranks] if allocation == "random" else members
     for chance, counts in cohorts(fed):
         for mass, flags in carriers(fed, counts, carry):
-            weights = weights_of(fed, NORMALISER.get(rule, "cohort"), counts, flags)
+            weights = weights_of(fed, NORMALIZER.get(rule, "cohort"), counts, flags)
             yield float(chance * mass), np.array([float(w) for w in weights if w])
 
 
@@ -47,7 +47,7 @@ def server(rule: str, policy: str, x, z, weights, reached):
         if rule == "fedex":
             return adapter, z + exact - adapter
         exact = adapter
-    if policy == "carry" and rule in NORMALISER and not len(weights):
+    if policy == "carry" and rule in NORMALIZER and not len(weights):
         exact = x
     return exact, z
 

@@ -13,9 +13,9 @@ from fedlora_sim.federation import SAMPLINGS, Federation
 
 RANKS = (1, 2, 2, 4)
 UNEQUAL = (3, 1, 4, 2)
-NORMALISERS = ("cohort", "contributors", "federation")
+NORMALIZERS = ("cohort", "contributors", "federation")
 ALLOCATIONS = ("svd", "random")
-CASES = [(s, n, a) for s in SAMPLINGS for n in NORMALISERS for a in ALLOCATIONS]
+CASES = [(s, n, a) for s in SAMPLINGS for n in NORMALIZERS for a in ALLOCATIONS]
 
 Law = dict[Fraction, tuple[Fraction, Fraction]]
 
@@ -72,23 +72,23 @@ def carriers(fed: Federation, counts: tuple[int, ...], carry: list[Fraction]):
             yield mass, [flag for flag, _ in choice]
 
 
-def weights_of(fed: Federation, normaliser: str, counts, flags) -> list[Fraction]:
+def weights_of(fed: Federation, normalizer: str, counts, flags) -> list[Fraction]:
     """Weights of the contributors, from the definition."""
     samples = [Fraction(n) for n in fed.num_samples or ()]
     sized = fed.sampling == "size_weighted"
     m = fed.cohort_size
-    if normaliser == "federation":
+    if normalizer == "federation":
         total = sum(samples)
         p = [n / total for n in samples]
         mean = [m * q if sized else Fraction(m, fed.num_clients) for q in p]
         return [f * c * q / e for c, q, e, f in zip(counts, p, mean, flags, strict=True) if c]
     v = [Fraction(c if sized else c * n) for c, n in zip(counts, samples, strict=True)]
     mine = [f * x for f, x in zip(flags, v, strict=True)]
-    norm = sum(v) if normaliser == "cohort" else sum(mine)
+    norm = sum(v) if normalizer == "cohort" else sum(mine)
     return [x / norm for x in mine if norm]
 
 
-def brute_laws(fed: Federation, normaliser: str, allocation: str) -> list[Law]:
+def brute_laws(fed: Federation, normalizer: str, allocation: str) -> list[Law]:
     """Per level `{share: (probability, E[sum w^2 | share])}`."""
     if allocation == "svd":
         carry = [[Fraction(int(r >= level)) for r in fed.ranks] for level in fed.levels]
@@ -97,9 +97,9 @@ def brute_laws(fed: Federation, normaliser: str, allocation: str) -> list[Law]:
     laws = []
     for chances in carry:
         law: dict[Fraction, list[Fraction]] = {}
-        for mass, counts in cohorts(fed, redrawn=normaliser != "federation"):
+        for mass, counts in cohorts(fed, redrawn=normalizer != "federation"):
             for part, flags in carriers(fed, counts, chances):
-                w = weights_of(fed, normaliser, counts, flags)
+                w = weights_of(fed, normalizer, counts, flags)
                 row = law.setdefault(sum(w, Fraction(0)), [Fraction(0), Fraction(0)])
                 row[0] += mass * part
                 row[1] += mass * part * sum((x**2 for x in w), Fraction(0))

@@ -151,6 +151,15 @@ def test_public_names_are_those_of_the_stubs():
         assert not names or path.name == "__init__.py", f"{module}: exports are for packages"
 
 
+def test_a_public_class_name_has_one_meaning():
+    places = {}
+    for module in modules():
+        for node in tree(module).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 SAME_NAME = {
     "fedlora_sim": {
         "aggregate": "aggregation: of updates by a rule, of PEFT folders",
@@ -180,6 +189,16 @@ def test_a_file_name_has_one_meaning_in_its_package(package):
     stems = [modules()[module].stem for module in members(package)]
     counts = Counter(stem for stem in stems if not stem.startswith("__"))
     assert {name for name, count in counts.items() if count > 1} == set(SAME_NAME[package])
+
+
+def test_docstrings_promise_input_errors():
+    """Every refusal is an `InputError`; readers of files make one of what `strict_json` raises."""
+    promised = {
+        module
+        for module in modules()
+        if re.search(r"^ +ValueError:( [a-z]|$)", modules()[module].read_text("utf-8"), re.M)
+    }
+    assert promised == {"fedlora_sim.strict_json"}
 
 
 def test_one_module_writes_files():

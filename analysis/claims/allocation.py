@@ -19,9 +19,9 @@ from analysis import closed_form
 from analysis.claims.base import (
     PARTITIONS,
     Claim,
-    Context,
     Control,
     Experiment,
+    RunContext,
     energy_left,
     per_partition,
     simulated,
@@ -48,7 +48,7 @@ GAIN, HIGHER_GAIN, NEAR_SHARE = 1.035, 1.09, 0.17
 def total_left(scenario: Scenario) -> Experiment:
     """Return the final over initial energy of the whole update."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = simulated(scenario, "fedavg", numbers, context).energy.sum("direction").values
         return (energy[:, -1] / energy[:, 0])[:, None]
 
@@ -58,13 +58,13 @@ def total_left(scenario: Scenario) -> Experiment:
 def concentration(scenario: Scenario) -> Experiment:
     """Return `rho_{l_1}` after the last round: the share of energy in the shared partition."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         return simulated(scenario, "fedavg", numbers, context).rho.values[:, -1:]
 
     return experiment
 
 
-def top_left(numbers: Sequence[int], context: Context) -> Array:
+def top_left(numbers: Sequence[int], context: RunContext) -> Array:
     """Return the final over initial energy of the highest partition, under random allocation."""
     return energy_left(RANDOM, "fedavg", numbers, context)[:, -1:]
 

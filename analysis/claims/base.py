@@ -28,7 +28,7 @@ NEAR = (2.0, 5.0)
 
 
 @dataclass
-class Context:
+class RunContext:
     """Settings of a verification, and the datasets that claims share.
 
     Args:
@@ -82,7 +82,7 @@ class Experiment(Protocol):
     A quantity of a run can be a number, a series or a bracket, as the estimator requires.
     """
 
-    def __call__(self, numbers: Sequence[int], context: Context) -> Array:
+    def __call__(self, numbers: Sequence[int], context: RunContext) -> Array:
         """Return the samples (n, q, ...)."""
         ...
 
@@ -160,7 +160,7 @@ class Claim:
 
 
 def simulated(
-    scenario: Scenario, rule: str, numbers: Sequence[int], context: Context
+    scenario: Scenario, rule: str, numbers: Sequence[int], context: RunContext
 ) -> xr.Dataset:
     """Return the runs with these numbers, on the context's device."""
     return simulate(
@@ -182,7 +182,7 @@ def fitted_rates(scenario: Scenario, rule: str) -> Experiment:
     By log-linear fit.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).energy)
         rates = log_linear_rate(energy.transpose("seed", "partition", "round").values)
         return rates[:, 1:] / rates[:, :1]
@@ -190,14 +190,16 @@ def fitted_rates(scenario: Scenario, rule: str) -> Experiment:
     return experiment
 
 
-def energy_left(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
+def energy_left(
+    scenario: Scenario, rule: str, numbers: Sequence[int], context: RunContext
+) -> Array:
     """Return the final over initial energy of each partition, (n, M)."""
     energy = by_partition(simulated(scenario, rule, numbers, context).energy).values
     return np.asarray(energy[:, -1] / energy[:, 0])
 
 
 def higher_energy_left(
-    scenario: Scenario, rule: str, numbers: Sequence[int], context: Context
+    scenario: Scenario, rule: str, numbers: Sequence[int], context: RunContext
 ) -> Array:
     """Return the final over initial energy of the partitions above the shared one."""
     return energy_left(scenario, rule, numbers, context)[:, 1:]
@@ -206,7 +208,7 @@ def higher_energy_left(
 def energy_series(scenario: Scenario, rule: str) -> Experiment:
     """Return the energy of each partition at each round including the start, (n, M, T + 1)."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).energy)
         return energy.transpose("seed", "partition", "round").values
 
@@ -216,7 +218,7 @@ def energy_series(scenario: Scenario, rule: str) -> Experiment:
 def relative_trajectory(scenario: Scenario, rule: str, predicted: Array) -> Experiment:
     """Return the energy of each partition from round 1 on relative to its prediction (T, M)."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).energy)
         return (energy.values[:, 1:] / predicted).reshape(len(numbers), -1)
 
@@ -294,7 +296,7 @@ def workers(device: str) -> int:
     return min(cpu_count(), MOST_WORKERS)
 
 
-def run_jobs(jobs: Sequence[Job], context: Context, processes: int) -> None:
+def run_jobs(jobs: Sequence[Job], context: RunContext, processes: int) -> None:
     """Simulate the missing runs, each on one thread of a separate process.
 
     The bits of a run do not depend on the process. Each finished run is stored at once, so that a

@@ -36,8 +36,8 @@ from analysis import closed_form
 from analysis.claims.base import (
     HIGHER,
     Claim,
-    Context,
     Control,
+    RunContext,
     by_partition,
     ideal,
     partition_means,
@@ -159,7 +159,7 @@ def deviation(
     name: str,
     points: Sequence[int],
     numbers: Sequence[int],
-    context: Context,
+    context: RunContext,
     *,
     more_samples: float = 1.0,
     plain: bool = False,
@@ -189,7 +189,7 @@ def deviation(
 
 
 def held_exponent(
-    optimizer: str, numbers: Sequence[int], context: Context, longer: float = 1.0
+    optimizer: str, numbers: Sequence[int], context: RunContext, longer: float = 1.0
 ) -> Array:
     """Return the exponent of the late amplitudes of partitions 2 and 3 in the local time.
 
@@ -210,7 +210,7 @@ def held_exponent(
     return np.asarray(np.log(high / low) / np.log(SHORT_TIMES[1] / SHORT_TIMES[0]))
 
 
-def gather(context: Context, count: int = FIGURE_RUNS) -> xr.Dataset:
+def gather(context: RunContext, count: int = FIGURE_RUNS) -> xr.Dataset:
     """Return the three curves for the figure.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analysis.claims.base import Claim, Context, Control, Job
+from analysis.claims.base import Claim, Control, Job, RunContext
 from analysis.formats import rule_name
 from analysis.stats.intervals import log_odds_interval, mean_interval, median_interval
 from analysis.stats.verdicts import Prediction
@@ -74,12 +74,12 @@ QUICK_RUNS = {
 }
 
 
-def runs(context: Context) -> dict[str, Run]:
+def runs(context: RunContext) -> dict[str, Run]:
     """Return the configurations of this verification's experiment."""
     return QUICK_RUNS if context.quick else RUNS
 
 
-def job(label: str, number: int, context: Context) -> Job:
+def job(label: str, number: int, context: RunContext) -> Job:
     """Return one fine-tuning run with its label."""
     run = runs(context)[label]
     (seed,) = context.seeds([number])
@@ -98,14 +98,14 @@ def count_of(label: str) -> int:
     return RUNS_TWO_HIGH if label.endswith("two_high") else RUNS_EACH
 
 
-def first_look(context: Context) -> list[Job]:
+def first_look(context: RunContext) -> list[Job]:
     """Return the runs that the first looks of all claims and the table of all runs require."""
     return [
         job(label, number, context) for label in runs(context) for number in range(count_of(label))
     ]
 
 
-def digits_run(label: str, number: int, context: Context) -> xr.Dataset:
+def digits_run(label: str, number: int, context: RunContext) -> xr.Dataset:
     """Return one fine-tuning run, shared by all claims that use it."""
     one = job(label, number, context)
     return context.run_once(
@@ -136,12 +136,12 @@ def final_effective_rank(run: xr.Dataset) -> float:
     return float(run.effective_rank.values[0, -1])
 
 
-def rho_of(label: str, numbers: Sequence[int], context: Context, after: int = -1) -> Array:
+def rho_of(label: str, numbers: Sequence[int], context: RunContext, after: int = -1) -> Array:
     """Return the energy ratio after a round, by default the last, one row per run."""
     return np.array([[rho_after(digits_run(label, i, context), after)] for i in numbers])
 
 
-def rho_put_back(label: str, numbers: Sequence[int], context: Context) -> Array:
+def rho_put_back(label: str, numbers: Sequence[int], context: RunContext) -> Array:
     """Return the final energy ratio if the highest direction had `PUT_BACK` more of all energy.
 
     One row per run.
@@ -154,7 +154,7 @@ def rho_put_back(label: str, numbers: Sequence[int], context: Context) -> Array:
     return np.array(rows)
 
 
-def accuracy_gain(label: str, baseline: str, numbers: Sequence[int], context: Context) -> Array:
+def accuracy_gain(label: str, baseline: str, numbers: Sequence[int], context: RunContext) -> Array:
     """Return the final accuracy minus the baseline's under the same seed, one row per run."""
     gains = [
         final_accuracy(digits_run(label, i, context))
@@ -164,13 +164,13 @@ def accuracy_gain(label: str, baseline: str, numbers: Sequence[int], context: Co
     return np.array(gains)[:, None]
 
 
-def untrained_gain(baseline: str, numbers: Sequence[int], context: Context) -> Array:
+def untrained_gain(baseline: str, numbers: Sequence[int], context: RunContext) -> Array:
     """Return the accuracy of the pretrained model minus the baseline's last one: never a gain."""
     finished = [digits_run(baseline, i, context) for i in numbers]
     return np.array([[float(run.accuracy.values[0, 0]) - final_accuracy(run)] for run in finished])
 
 
-def summarize(context: Context, count: int) -> list[dict[str, Any]]:
+def summarize(context: RunContext, count: int) -> list[dict[str, Any]]:
     """Return final accuracy, energy ratio and effective rank of each run label, with intervals.
 
     Args:
@@ -196,7 +196,7 @@ def summarize(context: Context, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def gather(context: Context, count: int) -> xr.Dataset:
+def gather(context: RunContext, count: int) -> xr.Dataset:
     """Return the same runs in one dataset, dimensions (run, seed, round, ...).
 
     Missing directions of the equal-rank reference of low rank are zero.

@@ -23,9 +23,9 @@ from analysis.claims.base import (
     HIGHER,
     PARTITIONS,
     Claim,
-    Context,
     Control,
     Experiment,
+    RunContext,
     by_partition,
     ideal,
     per_partition,
@@ -156,7 +156,7 @@ def one_federation_per_run(
         measure: maps the scenario and its run to one row of quantities.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         rows = []
         for number, seed in zip(numbers, context.seeds(numbers), strict=True):
             scenario = draw(seed).replace(device=context.device)
@@ -168,7 +168,7 @@ def one_federation_per_run(
 
 
 def _simulation(
-    scenario: Scenario, rule: str, seed: int, context: Context
+    scenario: Scenario, rule: str, seed: int, context: RunContext
 ) -> Callable[[], xr.Dataset]:
     return lambda: simulate(scenario, rule=rule, seed=seed, on_progress=context.on_progress)
 
@@ -459,7 +459,7 @@ def harmonic_mean(rule: str, cohort_size: int | None, larger: float = 1.0) -> Ar
 def inverse_over(rule: str, predicted: Array) -> Experiment:
     """Return `1/x` of the second partition at each round times the predicted harmonic mean."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = by_partition(simulated(COHORTS[rule], rule, numbers, context).energy).values
         return predicted / np.sqrt(energy[:, 1:, -1])
 
@@ -618,7 +618,7 @@ def unlike(seed: int) -> Scenario:
 def found_threshold(rule: str, draw: Callable[[int], Scenario], predicted: Predicted) -> Experiment:
     """Return brackets of the thresholds of partitions 2 and 3 over predicted ones, (n, 2, 2)."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         rows = []
         for number, seed in zip(numbers, context.seeds(numbers), strict=True):
             scenario = draw(seed).replace(device=context.device)

@@ -19,9 +19,9 @@ from analysis.claims.base import (
     HIGHER,
     PARTITIONS,
     Claim,
-    Context,
     Control,
     Experiment,
+    RunContext,
     above_shared,
     by_partition,
     higher_energy_left,
@@ -64,7 +64,7 @@ def left_at_deviations(factor: float) -> Experiment:
         factor: factor on all gains, for the near control.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         scenarios = [larger_gains(SPREAD.replace(gain_std=nu), factor) for nu in DEVIATIONS]
         left = [higher_energy_left(scenario, "fedavg", numbers, context) for scenario in scenarios]
         return np.concatenate(left, axis=1)
@@ -86,7 +86,7 @@ def left_around_critical(shift: float, factor: float = 1.0) -> Experiment:
         factor: factor on mean and spread of all gains, for the near control.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         left = []
         for share in FACTORS:
             for h, nu in enumerate(_critical()):
@@ -107,7 +107,7 @@ def over_prediction(scenario: Scenario, heterogeneity: str, start: float = 1.0) 
     """
     simulate = scenario.replace(initial_amplitude=start * scenario.initial_amplitude)
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = by_partition(simulated(simulate, "fedavg", numbers, context).energy).values
         return (energy / _trajectory(scenario, heterogeneity))[:, 1:].reshape(len(numbers), -1)
 
@@ -117,7 +117,7 @@ def over_prediction(scenario: Scenario, heterogeneity: str, start: float = 1.0) 
 def final_over_fresh(scenario: Scenario) -> Experiment:
     """Return the final energy of each partition relative to the prediction for fresh gains."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = by_partition(simulated(scenario, "fedavg", numbers, context).energy).values
         return energy[:, -1] / _trajectory(PERSISTENT, "fresh")[-1]
 

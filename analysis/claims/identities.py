@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.claims.base import EXACT, IDENTICAL, Claim, Context, Control
+from analysis.claims.base import EXACT, IDENTICAL, Claim, Control, RunContext
 from analysis.stats.intervals import every_run
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Federation, LoRAFactors, Scenario, aggregate
@@ -39,7 +39,7 @@ FORMS = ("raflora", "raflora:canonicalize=true")
 
 
 def product_distance(
-    ranks: tuple[int, ...], off: float, numbers: Sequence[int], context: Context
+    ranks: tuple[int, ...], off: float, numbers: Sequence[int], context: RunContext
 ) -> Array:
     """Return the relative distance of raFLoRA's product from FedAvg's, on random factors.
 
@@ -78,7 +78,7 @@ def product_distance(
 
 
 def partition_distance(
-    power: int, numbers: Sequence[int], context: Context, off: float = 0.0
+    power: int, numbers: Sequence[int], context: RunContext, off: float = 0.0
 ) -> Array:
     """Return relative distance of raFLoRA's product from FedAvg's partitions times `W_h**power`.
 
@@ -118,7 +118,7 @@ def partition_distance(
     return np.array(distances)[:, None]
 
 
-def adam_distance(off: float, numbers: Sequence[int], context: Context) -> Array:
+def adam_distance(off: float, numbers: Sequence[int], context: RunContext) -> Array:
     """Return relative distance of a client's factors after local Adam steps from PyTorch's Adam.
 
     The loss is `0.5 ||B A - M||_F**2`, on random factors of full size; the distance is that of the
@@ -225,7 +225,7 @@ RULES_D_OUT, RULES_D_IN = 20, 24
 
 
 def multiplier_error(
-    numbers: Sequence[int], context: Context, instead: str | None = None, off: float = 0.0
+    numbers: Sequence[int], context: RunContext, instead: str | None = None, off: float = 0.0
 ) -> Array:
     """Return the relative distance of measured amplitudes from the declared multiplier.
 
@@ -266,7 +266,7 @@ def multiplier_error(
     return np.array(rows)
 
 
-def _orthonormal(rng: np.random.Generator, d: int, q: int, context: Context) -> Tensor:
+def _orthonormal(rng: np.random.Generator, d: int, q: int, context: RunContext) -> Tensor:
     basis = torch.from_numpy(np.linalg.qr(rng.standard_normal((d, q)))[0])
     return basis.to(resolve_device(context.device, torch.float64))
 
@@ -292,7 +292,9 @@ def _coverage(rule: AggregationRule, updates: Sequence[LoRAFactors], samples: Te
     return torch.from_numpy(Federation(RANKS).carried_shares(weights.cpu())).to(weights)
 
 
-def gauge_distance(rule: str, numbers: Sequence[int], context: Context, off: float = 0.0) -> Array:
+def gauge_distance(
+    rule: str, numbers: Sequence[int], context: RunContext, off: float = 0.0
+) -> Array:
     """Return relative change of the global update when clients change the gauge of their updates.
 
     Each client's factors become `B G, G^{-1} A` with a random invertible G of condition number 4:

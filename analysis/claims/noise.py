@@ -14,9 +14,9 @@ from analysis.claims.base import (
     HIGHER,
     PARTITIONS,
     Claim,
-    Context,
     Control,
     Experiment,
+    RunContext,
     by_partition,
     energy_series,
     partition_means,
@@ -63,7 +63,7 @@ LITTLE, LONG_LITTLE = 1.035, 1.08
 def mean_energies(scenario: Scenario, burn_in: int) -> Experiment:
     """Return the mean energy of each partition after the burn-in for both rules, (n, 2 M)."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energies = [_mean_energy(scenario, rule, burn_in, numbers, context) for rule in RULES]
         return np.concatenate(energies, axis=1)
 
@@ -71,7 +71,7 @@ def mean_energies(scenario: Scenario, burn_in: int) -> Experiment:
 
 
 def _mean_energy(
-    scenario: Scenario, rule: str, burn_in: int, numbers: Sequence[int], context: Context
+    scenario: Scenario, rule: str, burn_in: int, numbers: Sequence[int], context: RunContext
 ) -> Array:
     energy = by_partition(simulated(scenario, rule, numbers, context).energy)
     return np.asarray(energy.isel(round=slice(burn_in, None)).mean("round").values)
@@ -88,7 +88,7 @@ def energy_pairs(scenario: Scenario, burn_in: int, factor: float = 1.0) -> Exper
         factor: factor on the drifts under raFLoRA.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         fedavg, raflora = (
             _mean_energy(each, rule, burn_in, numbers, context)
             for each, rule in zip((scenario, with_drifts(scenario, factor)), RULES, strict=True)
@@ -261,7 +261,7 @@ SIGNAL_MARGIN = 0.03
 MORE_SPREAD = 1.05
 
 
-def contributors(scenario: Scenario, numbers: Sequence[int], context: Context) -> Array:
+def contributors(scenario: Scenario, numbers: Sequence[int], context: RunContext) -> Array:
     """Return the number of carriers of each partition in the first cohort, (n, M)."""
     counts = np.stack([cohort_counts(scenario, seed)[0] for seed in context.seeds(numbers)])
     return per_partition(counts @ scenario.federation.members, scenario).astype(np.float64)
@@ -273,7 +273,7 @@ def noise_over_signal(
     rule: str,
     signal_of: str,
     numbers: Sequence[int],
-    context: Context,
+    context: RunContext,
 ) -> Array:
     """Return squared deviation of the first round's amplitude from its conditional mean, (n, M).
 
@@ -304,7 +304,7 @@ def signal_pairs(raflora_signal: str, factor: float = 1.0) -> Experiment:
         factor: factor on the spread of raFLoRA's clients.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         held = SIGNAL.federation.members.sum(0)[np.array(SIGNAL.federation.levels) - 1]
         everybody = np.tile(held, (len(numbers), 1))
         even, odd = ([2 * i + side for i in numbers] for side in (0, 1))
@@ -325,7 +325,7 @@ def signal_by_contributors(raflora_signal: str, factor: float = 1.0) -> Experime
     """
     scenario = noisier(SIGNAL_COHORTS, factor)
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         held = contributors(scenario, numbers, context)
         columns = []
         for rule, signal_of in (("fedavg", "fedavg"), ("raflora", raflora_signal)):

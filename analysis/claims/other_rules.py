@@ -14,9 +14,9 @@ from analysis.claims.base import (
     EXACT,
     HIGHER,
     Claim,
-    Context,
     Control,
     Experiment,
+    RunContext,
     above_shared,
     by_partition,
     partition_means,
@@ -63,7 +63,7 @@ EQUAL = 1e-9
 MARGIN = 0.02
 
 
-def amplitudes(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
+def amplitudes(scenario: Scenario, rule: str, numbers: Sequence[int], context: RunContext) -> Array:
     """Return the root mean square amplitude of the partitions above the shared one.
 
     Shape (n, T + 1, M - 1).
@@ -78,7 +78,7 @@ def own_rates(scenario: Scenario, rule: str) -> Experiment:
     On the initial basis: if the shared directions fall fastest, singular values change places.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).projected_energy)
         return log_linear_rate(np.moveaxis(energy.values, 1, -1))[:, 1:]
 
@@ -90,7 +90,7 @@ def growth(
 ) -> Experiment:
     """Return growth of the amplitude over these rounds, by default in units of the mean drift."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         amplitude = np.sqrt(simulated(scenario, rule, numbers, context).energy.values)
         gained = partition_means(np.diff(amplitude, axis=1), scenario)[..., 1:]
         chosen = gained[:, np.array(rounds) - 1] / (unit or scenario.drift_mean)
@@ -102,7 +102,7 @@ def growth(
 def left(scenario: Scenario, rule: str) -> Experiment:
     """Return the final over initial amplitude."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         amplitude = amplitudes(scenario, rule, numbers, context)
         return amplitude[:, -1] / amplitude[:, 0]
 
@@ -112,7 +112,7 @@ def left(scenario: Scenario, rule: str) -> Experiment:
 def approach(scenario: Scenario, rule: str) -> Experiment:
     """Return the factor per round of the amplitude's distance from `W / (1 + W)` of its start."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         amplitude = amplitudes(scenario, rule, numbers, context)
         distance = amplitude / amplitude[:, :1] - _settled(_coverage(scenario))
         return log_linear_rate(np.moveaxis(distance, 1, -1))
@@ -148,7 +148,7 @@ def distance(
         instead: another scenario for `rule`, for a near control.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         one = simulated(instead or scenario, rule, numbers, context).energy.values
         two = simulated(scenario, other, numbers, context).energy.values
         return (np.abs(one - two) / two).max(axis=(1, 2))[:, None]
@@ -360,7 +360,7 @@ def share_of_round(scenario: Scenario, rule: str, t: int) -> Experiment:
     It is the fourth root of the energy's factor.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         amplitude = amplitudes(scenario, rule, numbers, context)
         return np.sqrt(amplitude[:, t] / amplitude[:, t - 1])
 
@@ -370,7 +370,7 @@ def share_of_round(scenario: Scenario, rule: str, t: int) -> Experiment:
 def late_energy(scenario: Scenario, rule: str, start: int) -> Experiment:
     """Return the energy after the last round relative to that after round `start`."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = amplitudes(scenario, rule, numbers, context) ** 2
         return energy[:, -1] / energy[:, start]
 
@@ -388,7 +388,7 @@ def followed(scenario: Scenario, rule: str, predicted_rule: str, start: float = 
     """
     simulated = scenario.replace(initial_amplitude=start * scenario.initial_amplitude)
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = amplitudes(simulated, rule, numbers, context)[:, 1:] ** 2
         return (energy / _trajectory(scenario, predicted_rule)[1:]).reshape(len(numbers), -1)
 

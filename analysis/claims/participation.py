@@ -14,9 +14,9 @@ from analysis import closed_form
 from analysis.claims.base import (
     HIGHER,
     Claim,
-    Context,
     Control,
     Experiment,
+    RunContext,
     above_shared,
     by_partition,
     higher_energy_left,
@@ -54,7 +54,7 @@ NORMAL_DISTANCE = 0.05
 NEAR_GAIN, NEAR_SHIFT = 1.035, 0.45
 
 
-def log_energy(scenario: Scenario, rule: str, numbers: Sequence[int], context: Context) -> Array:
+def log_energy(scenario: Scenario, rule: str, numbers: Sequence[int], context: RunContext) -> Array:
     """Return logarithm of final over initial energy above the shared partition, NaN where lost."""
     energy = by_partition(simulated(scenario, rule, numbers, context).energy).values[:, :, 1:]
     share = energy[:, -1] / energy[:, 0]
@@ -64,7 +64,7 @@ def log_energy(scenario: Scenario, rule: str, numbers: Sequence[int], context: C
 def log_rate(scenario: Scenario, rule: str) -> Experiment:
     """Return the mean step of the random walk, one row per run."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         return log_energy(scenario, rule, numbers, context) / scenario.rounds
 
     return experiment
@@ -73,7 +73,7 @@ def log_rate(scenario: Scenario, rule: str) -> Experiment:
 def squared_deviation(scenario: Scenario, rule: str) -> Experiment:
     """Return the squared distance of the walk's end from its predicted mean."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         return (log_energy(scenario, rule, numbers, context) - _mean_log(scenario, rule)) ** 2
 
     return experiment
@@ -85,7 +85,7 @@ def standardized(scenario: Scenario, rule: str, rate: Array, shift: float = 0.0)
     The end minus `rounds * log(rate)`, in predicted standard deviations.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         walk = log_energy(scenario, rule, numbers, context)
         return (walk - scenario.rounds * np.log(rate)) / _std_log(scenario, rule) - shift
 
@@ -95,7 +95,7 @@ def standardized(scenario: Scenario, rule: str, rate: Array, shift: float = 0.0)
 def extinction_round(scenario: Scenario, rule: str) -> Experiment:
     """Return the first round after which a partition is zero; one past the last if it survives."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).energy).values[:, 1:, 1:]
         return 1.0 + (energy > 0).sum(axis=1)
 
@@ -263,7 +263,7 @@ LONG = 10
 def over_predicted(*scenarios: Scenario) -> Experiment:
     """Return the remaining energy above the shared partition relative to its predicted mean."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         kept = [
             higher_energy_left(scenario, "fedavg", numbers, context) / _mean_left(scenario)
             for scenario in scenarios
@@ -293,7 +293,7 @@ def fell_below(rule: str, *, half: bool = False) -> Experiment:
     """
     everybody = full_rate() ** LONG
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         left = [
             higher_energy_left(scenario.replace(rounds=LONG), rule, numbers, context)
             for scenario in (LARGE, MODERATE)

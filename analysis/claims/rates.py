@@ -15,9 +15,9 @@ from analysis.claims.base import (
     HIGHER,
     PARTITIONS,
     Claim,
-    Context,
     Control,
     Experiment,
+    RunContext,
     above_shared,
     energy_series,
     fitted_rates,
@@ -100,7 +100,7 @@ def with_little_data_at_low_ranks() -> Scenario:
 
 
 def share_of_bound(
-    bound_level: int, factor: float, numbers: Sequence[int], context: Context
+    bound_level: int, factor: float, numbers: Sequence[int], context: RunContext
 ) -> Array:
     """Return the largest `(1 - rho(t)) / (C gamma**t)` over rounds, per random federation.
 
@@ -227,7 +227,7 @@ def _power_of_coverage(scenario: Scenario, power: int) -> Prediction:
 def rate_of_each_run(scenario: Scenario, rule: str) -> Experiment:
     """Return the t-th root of the remaining share of each partition's energy, per run."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         left = higher_energy_left(scenario, rule, numbers, context)
         return np.asarray(left ** (1 / scenario.rounds))
 
@@ -430,7 +430,7 @@ def adjacent_correlation(repeated: float) -> Experiment:
         repeated: share of the pairs whose second run repeats the first one, for the near control.
     """
 
-    def experiment(numbers: Sequence[int], context: Context) -> Array:
+    def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         pairs = [number for i in numbers for number in (2 * i, 2 * i + 1)]
         columns = []
         for scenario, rule in DRAWN:

@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import closed_form
-from analysis.claims.base import HIGHER, PARTITIONS, Claim, Context, Control, simulated
+from analysis.claims.base import HIGHER, PARTITIONS, Claim, Control, RunContext, simulated
 from analysis.stats.intervals import Measurement, fieller_ratio, root_of_mean
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
@@ -75,7 +75,7 @@ def predicted_fractions(**options: Any) -> Array:
     return np.asarray((energy / energy.sum(-1, keepdims=True))[1:, 1:])
 
 
-def run(numbers: Sequence[int], context: Context) -> Array:
+def run(numbers: Sequence[int], context: RunContext) -> Array:
     """Return energies (n, T + 1, r_max) of the runs with these numbers.
 
     Made once for all claims.
@@ -85,14 +85,14 @@ def run(numbers: Sequence[int], context: Context) -> Array:
     return np.asarray(dataset.energy.values)
 
 
-def fractions(numbers: Sequence[int], context: Context) -> Array:
+def fractions(numbers: Sequence[int], context: RunContext) -> Array:
     """Return energy of each higher partition from round 1 on, and the total, (n, T (M - 1), 2)."""
     energy = partition_sums(run(numbers, context))[:, 1:]
     total = np.broadcast_to(energy.sum(-1, keepdims=True), energy.shape)
     return np.stack([energy, total], axis=-1)[:, :, 1:].reshape(len(energy), -1, 2)
 
 
-def energy_left(numbers: Sequence[int], context: Context) -> Array:
+def energy_left(numbers: Sequence[int], context: RunContext) -> Array:
     """Return the final over initial energy of each partition."""
     energy = partition_sums(run(numbers, context))
     return np.asarray(energy[:, -1] / energy[:, 0])
@@ -112,7 +112,7 @@ def _speeds(**options: Any) -> Prediction:
     return Prediction.within(predicted_speeds(**options), SPEED_MARGIN)
 
 
-def gather(context: Context, count: int | None = None) -> xr.Dataset:
+def gather(context: RunContext, count: int | None = None) -> xr.Dataset:
     """Return fractions of energy over rounds and speeds, measured and predicted, for the figure.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from joblib import cpu_count
 
 from analysis.claims import CLAIMS, digits, select, theme_of
-from analysis.claims.base import Claim, Context, Control, run_jobs, workers
+from analysis.claims.base import Claim, Control, RunContext, run_jobs, workers
 from analysis.claims.report import WANTED
 from analysis.stats.intervals import Array, Measurement, rarer_than
 from analysis.stats.verdicts import (
@@ -68,13 +68,13 @@ def verify(
     started = time.monotonic()
     chosen = select([claims] if isinstance(claims, str) else claims, quick)
     resolve_device(device, torch.float64)
-    context = Context(check_seed("seed", seed), quick, device)
+    context = RunContext(check_seed("seed", seed), quick, device)
     found = {record["id"]: record for record in judge_claims(chosen, context)}
     report = assemble([found[claim.id] for claim in chosen], context)
     return {**report, "seconds": round(time.monotonic() - started)}
 
 
-def judge_claims(claims: Sequence[Claim], context: Context) -> Iterator[Record]:
+def judge_claims(claims: Sequence[Claim], context: RunContext) -> Iterator[Record]:
     """Judge claims in several processes and yield their entries as they are finished.
 
     Args:
@@ -96,7 +96,7 @@ def family_size(kind: str) -> int:
     return sum(claim.kind == kind for claim in CLAIMS)
 
 
-def run_claim(claim: Claim, context: Context, error: float | None = None) -> Record:
+def run_claim(claim: Claim, context: RunContext, error: float | None = None) -> Record:
     """Predict, simulate, judge; then apply the same check to the controls.
 
     A claim is supported only if the check refutes its negative control, and its near control in
@@ -190,7 +190,7 @@ def _why_untested(verdict: Verdict, controls: Mapping[str, Record]) -> str:
 
 
 def _every_run(
-    claim: Claim, context: Context, samples: Array, prediction: Prediction, error: float
+    claim: Claim, context: RunContext, samples: Array, prediction: Prediction, error: float
 ) -> Record:
     """Return the number of runs that contradict a statement on every run, and the first of them."""
     outside = ~((samples >= prediction.low) & (samples <= prediction.high)).all(axis=1)
@@ -238,7 +238,7 @@ def finite_or_none(value: Any) -> Any:
 def _run_control(
     claim: Claim,
     control: Control,
-    context: Context,
+    context: RunContext,
     found: _Found,
     decide: Callable[[Measurement, Prediction], Verdict],
 ) -> Record:
@@ -274,7 +274,7 @@ def _pairs(measurement: Measurement) -> list[list[float]]:
     return np.stack([measurement.low, measurement.high], axis=-1).tolist()
 
 
-def claim_record(claim: Claim, context: Context) -> Record:
+def claim_record(claim: Claim, context: RunContext) -> Record:
     """Return the claim's entry of the report, from the context's store if it is there."""
     record = context.store.get_record(claim.id) if context.store else None
     if record is None:
@@ -285,7 +285,7 @@ def claim_record(claim: Claim, context: Context) -> Record:
 
 
 def claim_records(
-    claims: Sequence[Claim], context: Context, processes: int = 1
+    claims: Sequence[Claim], context: RunContext, processes: int = 1
 ) -> Iterator[Record]:
     """Judge claims and yield their entries as soon as they are available.
 
@@ -304,7 +304,7 @@ def claim_records(
         yield record
 
 
-def assemble(records: Sequence[Record], context: Context) -> Record:
+def assemble(records: Sequence[Record], context: RunContext) -> Record:
     """Return the report on these claims: entries, families and environment.
 
     Args:
@@ -341,7 +341,7 @@ def digits_runs(records: Sequence[Record]) -> int:
     return min(most, digits.RUNS_EACH)
 
 
-def environment(context: Context) -> Record:
+def environment(context: RunContext) -> Record:
     """Return the versions and settings behind the results."""
     return {
         **versions(),

@@ -51,7 +51,7 @@ def communication(scenario: Scenario, rule: str, *, layers: int = 1) -> Communic
         Expected numbers per round.
 
     Raises:
-        ValueError: on a bad argument, and at fidelity `training`, whose layers are the model's.
+        InputError: on a bad argument, and at fidelity `training`, whose layers are the model's.
 
     Reference:
         Sizes: Wu et al., arXiv 2602.13486, Sec. 3, and the rules' papers. Counts: our derivation.

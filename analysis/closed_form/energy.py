@@ -62,7 +62,7 @@ def energy_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Floors in units of energy, shape (r_max,).
 
     Raises:
-        ValueError: as `energy_trajectory`; also on drift under hetlora.
+        InputError: as `energy_trajectory`; also on drift under hetlora.
 
     Reference:
         Wu et al., arXiv 2602.13486, App. B (order of magnitude); constants: our derivation.
@@ -95,7 +95,7 @@ def energy_trajectory(scenario: Scenario, rule: str, **values: ArrayLike) -> Arr
         Energies, shape (rounds + 1, r_max), round 0 first; `inf` beyond floating point.
 
     Raises:
-        ValueError: on a field that the form does not cover; on spread under zero_pad, rbla,
+        InputError: on a field that the form does not cover; on spread under zero_pad, rbla,
             hetlora and fedex (their factors hold square roots of client amplitudes: no closed
             form); on hetlora without full participation; on `error` where P0 > 0; on persistent
             spread with unequal samples or random allocation without full participation, or with
@@ -136,7 +136,7 @@ def noise_gain(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Variance factors, shape (r_max,).
 
     Raises:
-        ValueError: on a field that the form does not cover; on rules in factor space, where spread
+        InputError: on a field that the form does not cover; on rules in factor space, where spread
             has no closed form.
 
     Reference:
@@ -164,7 +164,7 @@ def noise_to_signal(scenario: Scenario, rule: str, **values: ArrayLike) -> Array
         Ratios of amplitudes, shape (r_max,): 0 without noise, else `inf` without signal.
 
     Raises:
-        ValueError: on a field that the form does not cover, such as `drift_mean`; on rules in
+        InputError: on a field that the form does not cover, such as `drift_mean`; on rules in
             factor space, where spread has no closed form.
 
     Reference:
@@ -210,7 +210,7 @@ def coverage(scenario: Scenario) -> Array:
         Coverages in (0, 1], shape (r_max,).
 
     Raises:
-        ValueError: on `importance` and at fidelity `training`.
+        InputError: on `importance` and at fidelity `training`.
 
     Reference:
         Wu et al., arXiv 2602.13486, Sec. 4; random allocation: our derivation.
@@ -232,7 +232,7 @@ def extinction_probability(scenario: Scenario) -> Array:
         Probabilities, shape (r_max,).
 
     Raises:
-        ValueError: on `importance` and at fidelity `training`.
+        InputError: on `importance` and at fidelity `training`.
 
     Reference:
         Our derivation.
@@ -259,7 +259,7 @@ def energy_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Rates, shape (r_max,).
 
     Raises:
-        ValueError: on a field that the form does not cover; on `gain_std` above 0 in factor space
+        InputError: on a field that the form does not cover; on `gain_std` above 0 in factor space
             (the factors hold square roots of client amplitudes: no closed form) and with
             persistent gains (they have no rate in the mean: see `energy_floor`); on drift under
             hetlora; on `error` where P0 > 0.
@@ -291,7 +291,7 @@ def critical_gain_std(scenario: Scenario, rule: str, **values: ArrayLike) -> Arr
         Deviations, shape (r_max,); `inf` where no finite one is enough.
 
     Raises:
-        ValueError: on a field that the form does not cover, such as persistent heterogeneity; on
+        InputError: on a field that the form does not cover, such as persistent heterogeneity; on
             rules in factor space, where spread has no closed form.
 
     Reference:
@@ -329,7 +329,7 @@ def collapse_bound(scenario: Scenario, **values: ArrayLike) -> Array:
         The bound for t = 0..rounds, shape (rounds + 1,).
 
     Raises:
-        ValueError: on a field that the form does not cover, such as cohorts; or no energy in the
+        InputError: on a field that the form does not cover, such as cohorts; or no energy in the
             shared directions.
 
     Reference:

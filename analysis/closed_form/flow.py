@@ -75,7 +75,7 @@ class Step:
 def reciprocal_step(setting: Setting, target: Array, time: float) -> Step:
     """The affine recursion of `E[1/x]` given a contributor, for equal targets (r_max,)."""
     decay, pull = reciprocal_map(target, time)
-    if setting.form.normaliser == "contributors":
+    if setting.form.normalizer == "contributors":
         trained = 1 - setting.empty if setting.carries else np.ones_like(target)
         with np.errstate(over="ignore"):
             margin = trained * -np.expm1(-2 * target * time)
@@ -216,7 +216,7 @@ def flow_trajectory(scenario: Scenario, rule: str, **values: ArrayLike) -> Array
         Amplitudes, shape (rounds + 1, r_max), round 0 first.
 
     Raises:
-        ValueError: on a field that the form does not cover; on flora and fedex, whose clients
+        InputError: on a field that the form does not cover; on flora and fedex, whose clients
             start from other factors; on unequal targets, or hetlora, without full participation.
     """
     setting = setting_of("flow_trajectory", scenario, rule, values)
@@ -258,7 +258,7 @@ def flow_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Amplitudes, shape (r_max,).
 
     Raises:
-        ValueError: on a field that the form does not cover; on fedex, whose floor depends on the
+        InputError: on a field that the form does not cover; on fedex, whose floor depends on the
             path; on unequal targets, or hetlora, without full participation; on flora with unequal
             targets; on hetlora so close to the threshold that its recursion does not settle.
     """
@@ -302,7 +302,7 @@ def flow_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Factors in [0, 1], shape (r_max,).
 
     Raises:
-        ValueError: on a field that the form does not cover; on flora and fedex; on unequal targets
+        InputError: on a field that the form does not cover; on flora and fedex; on unequal targets
             without full participation, or under hetlora.
     """
     setting = setting_of("flow_rate", scenario, rule, values)
@@ -372,7 +372,7 @@ def collapse_threshold(scenario: Scenario, rule: str, **values: ArrayLike) -> Ar
         no local time helps: no target above 0 (but fedex).
 
     Raises:
-        ValueError: on a field that the form does not cover; on unequal targets without full
+        InputError: on a field that the form does not cover; on unequal targets without full
             participation, or under hetlora.
     """
     setting = setting_of("collapse_threshold", scenario, rule, values)
@@ -389,7 +389,7 @@ def collapse_threshold(scenario: Scenario, rule: str, **values: ArrayLike) -> Ar
     if equal is None:
         return _unequal_threshold(setting, targets)
     dilution = np.zeros(setting.r_max)
-    if setting.form.normaliser == "cohort":
+    if setting.form.normalizer == "cohort":
         dilution = -setting.form.power * setting.moments.log_mean + 0.0
     never = np.full(setting.r_max, np.inf)
     with np.errstate(over="ignore"):

@@ -131,7 +131,7 @@ def hetlora_trajectory(
     """Amplitudes and energies under full participation, each (rounds + 1, r_max); no randomness.
 
     Raises:
-        ValueError: without full participation.
+        InputError: without full participation.
     """
     need_full(setting, "hetlora's weights depend on the state")
     federation = setting.federation
@@ -159,7 +159,7 @@ def hetlora_floor(step: RoundMap, clients: Clients) -> Array:
     """0 without drift where the limiting rate suppresses, `inf` where it does not.
 
     Raises:
-        ValueError: with drift, which keeps the federation from the limit of uniform weights.
+        InputError: with drift, which keeps the federation from the limit of uniform weights.
     """
     need_no_drift(clients)
     return step.floor()

@@ -81,7 +81,7 @@ def persistent_trajectory(
     """Means and energies for t = 0..rounds, each (rounds + 1, r_max); `inf` on overflow.
 
     Raises:
-        ValueError: on unequal samples or random allocation without full participation; on more
+        InputError: on unequal samples or random allocation without full participation; on more
             than 500 rounds with random cohorts.
     """
     if setting.is_full:
@@ -108,7 +108,7 @@ def persistent_floor(setting: Setting, clients: Clients) -> Array:
     `inf` where gains differ (see the module) or the common gain suppresses nothing.
 
     Raises:
-        ValueError: on unequal samples or random allocation without full participation.
+        InputError: on unequal samples or random allocation without full participation.
     """
     if not setting.is_full:
         _check_exchangeable(setting)

@@ -100,7 +100,7 @@ def clients_of(setting: Setting) -> Clients:
     """Return the checked law of what clients return.
 
     Raises:
-        ValueError: on a bad value; on spread in factor space.
+        InputError: on a bad value; on spread in factor space.
     """
     checked = {name: setting.direction(name, minimum=0.0) for name in ("gain_std", "drift_std")}
     if not setting.form.takes_spread:
@@ -156,7 +156,7 @@ def affine_map(
 
 def multiplier_moments(setting: Setting) -> tuple[Array, Array]:
     """First two moments of the round's multiplier `W**power`, each (r_max,)."""
-    if setting.form.normaliser == "contributors":
+    if setting.form.normalizer == "contributors":
         # the share is 0 or 1: nothing to enumerate or sample
         kept = 1.0 - setting.empty
         return kept, kept

@@ -166,7 +166,7 @@ def sensitivities(scenario: Scenario, rule: str, **values: ArrayLike) -> dict[st
         One `Sensitivity` per parameter.
 
     Raises:
-        ValueError: on a field that the form does not cover, such as persistent heterogeneity, or
+        InputError: on a field that the form does not cover, such as persistent heterogeneity, or
             `drift_mean` where the floor is that of `drift_std`; on hetlora (no floor) and fedex
             (its rate is an eigenvalue); where gains of 0 leave no rate; on spread in factor space.
 
@@ -250,7 +250,7 @@ def _is_rational(setting: Setting) -> bool:
     """Whether moments are rational functions of the numbers of contributors and of draws."""
     samples = setting.federation.num_samples or ()
     fixed = setting.federation.sampling in ("full", "without_replacement")
-    plain = setting.form.normaliser == "cohort" and setting.scenario.allocation == "svd"
+    plain = setting.form.normalizer == "cohort" and setting.scenario.allocation == "svd"
     return fixed and plain and len(set(samples)) == 1
 
 

@@ -32,7 +32,7 @@ def each_direction(
     """`value` as finite floats of at least `minimum`, broadcast to shape (r_max,).
 
     Raises:
-        ValueError: naming the argument.
+        InputError: naming the argument.
     """
     bound = "" if minimum is None else f" of at least {minimum:g}"
     expectation = f"finite numbers{bound}, a scalar or one per direction ({r_max})"
@@ -69,7 +69,7 @@ class RuleForm:
 
     Args:
         name: the rule.
-        normaliser: over whom weights are normalised, `cohort` or `contributors`.
+        normalizer: over whom weights are normalised, `cohort` or `contributors`.
         space: what is averaged: `product`, `factor`, `base` (the increment, into the base) or
             `residual` (factors, with the rest in the base).
         has_policy: whether `empty_partition` says what happens without a contributor.
@@ -77,7 +77,7 @@ class RuleForm:
     """
 
     name: str
-    normaliser: str = "cohort"
+    normalizer: str = "cohort"
     space: Space = "product"
     has_policy: bool = False
     norm_weighted: bool = False
@@ -122,7 +122,7 @@ def check_rule(rule: object) -> str:
     """The rule's name, lower-cased and with aliases resolved.
 
     Raises:
-        ValueError: on an unknown rule, with the closest name.
+        InputError: on an unknown rule, with the closest name.
     """
     name = check_choice("rule", rule, (*RULES, *ALIASES))
     return ALIASES.get(name, name)
@@ -132,7 +132,7 @@ def rule_form(rule: object) -> RuleForm:
     """What the closed forms need to know of a rule.
 
     Raises:
-        ValueError: on an unknown rule, with the closest name.
+        InputError: on an unknown rule, with the closest name.
     """
     return _FORMS[check_rule(rule)]
 
@@ -151,13 +151,13 @@ def multiplier(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
         Multipliers, shape of `coverage`.
 
     Raises:
-        ValueError: on an unknown rule, or a share outside [0, 1].
+        InputError: on an unknown rule, or a share outside [0, 1].
 
     Reference:
         Wu et al., arXiv 2602.13486, Sec. 4 and 5 (fedavg, raflora). Others: our derivation.
     """
     form, share = rule_form(rule), _shares(coverage)
-    if form.normaliser == "contributors":
+    if form.normalizer == "contributors":
         return (share > 0).astype(np.float64)
     return np.asarray(share**form.power, dtype=np.float64)
 
@@ -175,7 +175,7 @@ def base_share(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
         Shares, shape of `coverage`.
 
     Raises:
-        ValueError: on an unknown rule, or a share outside [0, 1].
+        InputError: on an unknown rule, or a share outside [0, 1].
 
     Reference:
         Our derivation.
@@ -243,7 +243,7 @@ class Setting:
             minimum: least value.
 
         Raises:
-            ValueError: naming the field.
+            InputError: naming the field.
         """
         usual: ArrayLike
         if name == "initial_amplitude":
@@ -255,7 +255,7 @@ class Setting:
     @cached_property
     def moments(self) -> WeightMoments:
         """Moments of the rule's weights."""
-        return weight_moments(self.form.normaliser, self.federation, self.scenario.allocation)
+        return weight_moments(self.form.normalizer, self.federation, self.scenario.allocation)
 
     @cached_property
     def empty(self) -> Array:
@@ -264,16 +264,16 @@ class Setting:
 
     def expect(self, function: Callable[[Array], Array]) -> Array:
         """Mean of a function of the share W, empty rounds included, (r_max,)."""
-        if self.form.normaliser == "contributors":
+        if self.form.normalizer == "contributors":
             nobody, somebody = function(np.zeros(1)), function(np.ones(1))
             # nobody's value may be infinite where it never happens
             return np.where(self.empty > 0, self.empty * nobody, 0.0) + (1 - self.empty) * somebody
-        return expect(self.federation, self.form.normaliser, function, self.scenario.allocation)
+        return expect(self.federation, self.form.normalizer, function, self.scenario.allocation)
 
     @cached_property
     def laws(self) -> tuple[ShareLaw, ...]:
         """Joint law of the share and the sum of squares for every direction, r_max of them."""
-        laws = share_laws(self.federation, self.form.normaliser, self.scenario.allocation)
+        laws = share_laws(self.federation, self.form.normalizer, self.scenario.allocation)
         index = per_direction(self.federation, np.arange(float(len(laws))))
         return tuple(laws[int(i)] for i in index)
 
@@ -298,7 +298,7 @@ def setting_of(
         values: what is given per direction, by name.
 
     Raises:
-        ValueError: on a scenario that the form does not cover, naming the field; on an unknown
+        InputError: on a scenario that the form does not cover, naming the field; on an unknown
             rule; on `error` where a direction can be without contributor; on `importance`, whose
             choice depends on the state; on HetLoRA where clients are drawn with replacement, or
             carry random directions.
@@ -354,7 +354,7 @@ def flow_map(amplitude: ArrayLike, target: ArrayLike, local_time: ArrayLike) -> 
         Amplitudes, in the unit of x.
 
     Raises:
-        ValueError: on a negative or undefined amplitude or time.
+        InputError: on a negative or undefined amplitude or time.
 
     Reference:
         Our derivation (theory of LoRA's own training; the paper assumes a common gain).
@@ -404,7 +404,7 @@ def client_targets(setting: Setting) -> Array:
         setting: the rule in its scenario.
 
     Raises:
-        ValueError: naming the argument.
+        InputError: naming the argument.
     """
     K, r_max = setting.federation.num_clients, setting.r_max
     target = setting.values.get("target", setting.scenario.target_amplitudes[None])
@@ -444,7 +444,7 @@ def carriers(setting: Setting) -> Array:
 def full_weights(setting: Setting) -> Array:
     """The rule's weights when everybody takes part, (K, r_max), zero where not carried."""
     own = setting.federation.weights[:, None] * setting.federation.members
-    if setting.form.normaliser == "contributors":
+    if setting.form.normalizer == "contributors":
         return np.asarray(own / own.sum(axis=0), dtype=np.float64)
     return np.asarray(own, dtype=np.float64)
 
@@ -454,7 +454,7 @@ def missing_share(setting: Setting) -> Array:
 
     0 where the rule's weights are over the carriers alone.
     """
-    if setting.form.normaliser == "contributors":
+    if setting.form.normalizer == "contributors":
         return np.zeros(setting.r_max)
     return np.asarray(
         1 - setting.federation.coverage(setting.scenario.allocation), dtype=np.float64

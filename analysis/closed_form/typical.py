@@ -35,7 +35,7 @@ def survival(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Probabilities, shape (rounds + 1, r_max), round 0 first.
 
     Raises:
-        ValueError: on a field that the form does not cover, such as drift; on a common gain of 0,
+        InputError: on a field that the form does not cover, such as drift; on a common gain of 0,
             under flora and fedex of 0 and below; on training under flora and fedex; on `error`
             where P0 > 0.
 
@@ -82,7 +82,7 @@ def typical_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Rates, shape (r_max,); 0 where no run survives.
 
     Raises:
-        ValueError: on a field that the form does not cover, such as drift or gains that differ; on
+        InputError: on a field that the form does not cover, such as drift or gains that differ; on
             fedex with g other than 1 and random cohorts (a product of random matrices that do not
             commute: no closed form).
 
@@ -111,7 +111,7 @@ def log_energy_std(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Deviations of the natural logarithm, shape (rounds + 1, r_max), round 0 first.
 
     Raises:
-        ValueError: on a field that the form does not cover; on fedex with random cohorts (its
+        InputError: on a field that the form does not cover; on fedex with random cohorts (its
             total is no random walk).
 
     Reference:
@@ -139,7 +139,7 @@ def half_life(rate: ArrayLike) -> Array:
         Rounds, shape of `rate`: `inf` at 1 and above, 0 at 0.
 
     Raises:
-        ValueError: on a negative or undefined rate.
+        InputError: on a negative or undefined rate.
     """
     factor: Array = check_numbers("rate", rate, "numbers of at least 0")
     if not (factor >= 0).all():
@@ -161,7 +161,7 @@ def log_multiplier(setting: Setting, gain: Array) -> tuple[Array, Array]:
         some = 1 - setting.empty
         finite = np.where(gain == 0, 0.0, size)
         return np.where(gain == 0, size, some * finite), some * setting.empty * finite**2
-    if setting.form.normaliser == "contributors":
+    if setting.form.normalizer == "contributors":
         return size, np.zeros_like(size)
     power, moments = setting.form.power, setting.moments
     return size + power * moments.log_mean, power**2 * moments.log_variance

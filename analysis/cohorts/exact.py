@@ -241,7 +241,7 @@ def _bernoulli(clients: DirectionClients) -> Sums:
         marked = int(clients.carry.sum())
         drawn = _trimmed(binomial_pmf(np.arange(marked + 1), marked, p))
         rest = _trimmed(binomial_pmf(np.arange(K - marked + 1), K - marked, p))
-        if clients.normaliser != "cohort":
+        if clients.normalizer != "cohort":
             rest = np.zeros(1, dtype=np.int64), np.ones(1)
         mass = np.outer(drawn[1], rest[1]).ravel()
         own = np.repeat(drawn[0], rest[0].size).astype(np.float64)
@@ -333,7 +333,7 @@ def plan_tables(clients: DirectionClients) -> Plan | None:
         clients.sampling != "bernoulli" and bool(np.all(weight == weight[0]))
     )
     kind = "joint"
-    if clients.normaliser != "cohort" or known_total:
+    if clients.normalizer != "cohort" or known_total:
         kind = "single"
     elif clients.sure:
         kind = "split"

@@ -153,7 +153,7 @@ def frozen(law: ShareLaw) -> ShareLaw:
 # that every route to a distribution serves both. The weights are implemented from their definition
 # (Wu et al., arXiv 2602.13486, Sec. 3 and Eq. 8), independently of the simulator's aggregation.
 
-NORMALISERS = ("cohort", "contributors", "federation")
+NORMALIZERS = ("cohort", "contributors", "federation")
 
 
 def allocation_of(allocation: str) -> str:
@@ -179,7 +179,7 @@ class DirectionClients:
         law: probability that one draw with replacement selects each client, shape (K,).
         weight: unnormalised weight of one draw of each client, shape (K,).
         carry: probability that each client carries the direction, shape (K,).
-        normaliser: clients over which weights are normalised.
+        normalizer: clients over which weights are normalised.
     """
 
     sampling: str
@@ -187,7 +187,7 @@ class DirectionClients:
     law: Array
     weight: Array
     carry: Array
-    normaliser: str
+    normalizer: str
 
     @property
     def number(self) -> int:
@@ -202,31 +202,31 @@ class DirectionClients:
     @property
     def redrawn(self) -> bool:
         """True if an empty Bernoulli cohort is drawn again."""
-        return self.normaliser != "federation"
+        return self.normalizer != "federation"
 
     @property
     def relevant_weight(self) -> Array:
         """Weights, 0 for clients whose weight the normaliser never uses."""
-        if self.normaliser == "cohort":
+        if self.normalizer == "cohort":
             return self.weight
         return np.where(self.carry > 0, self.weight, 0.0)
 
     def norm(self, contributing: Array, other: Array) -> Array:
         """Return the normaliser, from the sums of weights of contributors and others."""
-        if self.normaliser == "cohort":
+        if self.normalizer == "cohort":
             return contributing + other
-        if self.normaliser == "contributors":
+        if self.normalizer == "contributors":
             return contributing
         # w_k = p_k c_k / E[c_k]: n_k c_k K / (m sum n), and c_k / m where p_k decides the draw
         return np.full_like(contributing, self.weight.sum() * self.size / self.number)
 
 
-def views(federation: Federation, normaliser: str, allocation: str) -> list[DirectionClients]:
+def views(federation: Federation, normalizer: str, allocation: str) -> list[DirectionClients]:
     """Return the clients from the view of each rank level, or one view under random allocation.
 
     Args:
         federation: the clients and the cohort law.
-        normaliser: `cohort`, `contributors` or `federation`.
+        normalizer: `cohort`, `contributors` or `federation`.
         allocation: `svd` or `random`.
 
     Returns:
@@ -236,7 +236,7 @@ def views(federation: Federation, normaliser: str, allocation: str) -> list[Dire
         InputError: for an unknown normaliser or allocation, and for `importance`, which depends on
             the state and has no closed form.
     """
-    normaliser = check_choice("normaliser", normaliser, NORMALISERS)
+    normalizer = check_choice("normaliser", normalizer, NORMALIZERS)
     allocation = allocation_of(allocation)
     K, size, sampling = federation.num_clients, federation.cohort_size, federation.sampling
     assert size is not None  # resolved by Federation
@@ -250,7 +250,7 @@ def views(federation: Federation, normaliser: str, allocation: str) -> list[Dire
     carries = [(ranks >= level).astype(np.float64) for level in federation.levels]
     if allocation == "random":
         carries = [ranks / federation.r_max]
-    return [DirectionClients(sampling, size, law, weight, carry, normaliser) for carry in carries]
+    return [DirectionClients(sampling, size, law, weight, carry, normalizer) for carry in carries]
 
 
 # Binomial and Poisson probabilities from `scipy.stats`, imported on first use.

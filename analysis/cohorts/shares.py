@@ -130,7 +130,7 @@ _STACK_LEVEL = 3  # caller of the public function
 
 
 def share_laws(
-    federation: Federation, normaliser: str = "cohort", allocation: str = "svd"
+    federation: Federation, normalizer: str = "cohort", allocation: str = "svd"
 ) -> list[ShareLaw]:
     """Return the distributions of the contributors' weight share in one random cohort.
 
@@ -140,7 +140,7 @@ def share_laws(
 
     Args:
         federation: the clients and the cohort law.
-        normaliser: `cohort`, `contributors` or `federation`.
+        normalizer: `cohort`, `contributors` or `federation`.
         allocation: `svd` (client k carries the first r_k directions) or `random` (any direction
             with probability `r_k / r_max`, independently per client and round).
 
@@ -158,12 +158,12 @@ def share_laws(
     Reference:
         Weights: Wu et al., arXiv 2602.13486, Sec. 3 and Eq. 8. Distributions: our derivation.
     """
-    return list(announced(federation, normaliser, allocation, _STACK_LEVEL))
+    return list(announced(federation, normalizer, allocation, _STACK_LEVEL))
 
 
 def expect(
     federation: Federation,
-    normaliser: str,
+    normalizer: str,
     function: Callable[[Array], Array],
     allocation: str = "svd",
 ) -> Array:
@@ -171,7 +171,7 @@ def expect(
 
     Args:
         federation: the clients and the cohort law.
-        normaliser: `cohort`, `contributors` or `federation`.
+        normalizer: `cohort`, `contributors` or `federation`.
         function: maps shares of shape (n,) to values of shape (n,); finite at 0 if a cohort can
             have no contributor.
         allocation: `svd` or `random`.
@@ -188,7 +188,7 @@ def expect(
     Reference:
         Our derivation.
     """
-    laws = announced(federation, normaliser, allocation, _STACK_LEVEL)
+    laws = announced(federation, normalizer, allocation, _STACK_LEVEL)
     return per_direction(federation, np.array([law.expect(function(law.share)) for law in laws]))
 
 
@@ -200,11 +200,11 @@ def per_direction(federation: Federation, by_law: Array) -> Array:
 
 
 def announced(
-    federation: Federation, normaliser: str, allocation: str, stack_level: int
+    federation: Federation, normalizer: str, allocation: str, stack_level: int
 ) -> tuple[ShareLaw, ...]:
     """Return the distributions, and warn at the caller's line if some are estimated."""
     limits = Limits(ENUMERATION_LIMIT, CELL_LIMIT, WORK_LIMIT, MONTE_CARLO_DRAWS)
-    laws = _laws(federation, normaliser, allocation, limits)
+    laws = _laws(federation, normalizer, allocation, limits)
     if any(law.draws is not None for law in laws):
         warnings.warn(
             f"weights estimated from {limits.draws} random cohorts (unequal num_samples; the sums "
@@ -227,9 +227,9 @@ class Limits(NamedTuple):
 
 @lru_cache(maxsize=4)  # a distribution may have millions of outcomes
 def _laws(
-    federation: Federation, normaliser: str, allocation: str, limits: Limits
+    federation: Federation, normalizer: str, allocation: str, limits: Limits
 ) -> tuple[ShareLaw, ...]:
-    levels = views(federation, normaliser, allocation)
+    levels = views(federation, normalizer, allocation)
     laws = [_exact(level, limits) for level in levels]
     missing = [h for h, law in enumerate(laws) if law is None]
     if missing:
@@ -294,12 +294,12 @@ class WeightMoments:
 
 
 def weight_moments(
-    normaliser: str, federation: Federation, allocation: str = "svd"
+    normalizer: str, federation: Federation, allocation: str = "svd"
 ) -> WeightMoments:
     """Return the moments of the weights under the federation's cohort law.
 
     Args:
-        normaliser: `cohort`, `contributors` or `federation`, see `analysis.cohorts.shares`.
+        normalizer: `cohort`, `contributors` or `federation`, see `analysis.cohorts.shares`.
         federation: the clients and the cohort law.
         allocation: `svd` or `random`.
 
@@ -315,15 +315,15 @@ def weight_moments(
     Reference:
         Weights: Wu et al., arXiv 2602.13486, Sec. 3 and Eq. 8. Moments: our derivation.
     """
-    laws = announced(federation, normaliser, allocation, stack_level=3)
-    return _moments(laws, federation, normaliser, allocation)
+    laws = announced(federation, normalizer, allocation, stack_level=3)
+    return _moments(laws, federation, normalizer, allocation)
 
 
 @lru_cache(maxsize=4)  # as many as cached distributions, which are compared by identity
 def _moments(
-    laws: tuple[ShareLaw, ...], federation: Federation, normaliser: str, allocation: str
+    laws: tuple[ShareLaw, ...], federation: Federation, normalizer: str, allocation: str
 ) -> WeightMoments:
-    levels = views(federation, normaliser, allocation)
+    levels = views(federation, normalizer, allocation)
     pairs = [_law_moments(law, level) for law, level in zip(laws, levels, strict=True)]
     values, errors = per_direction(federation, np.stack(pairs, axis=-1))
     for array in (values, errors):
@@ -334,14 +334,14 @@ def _moments(
 
 
 def empty_probability(
-    federation: Federation, allocation: str = "svd", normaliser: str = "cohort"
+    federation: Federation, allocation: str = "svd", normalizer: str = "cohort"
 ) -> Array:
     """Return the probability per round that no client of the cohort carries a direction.
 
     Args:
         federation: the clients and the cohort law.
         allocation: `svd` or `random`.
-        normaliser: matters under `bernoulli` only: without renormalisation (`federation`) an empty
+        normalizer: matters under `bernoulli` only: without renormalisation (`federation`) an empty
             cohort counts, otherwise it is drawn again.
 
     Returns:
@@ -353,12 +353,12 @@ def empty_probability(
     Reference:
         Our derivation.
     """
-    return _empty(federation, allocation, normaliser).copy()
+    return _empty(federation, allocation, normalizer).copy()
 
 
 @lru_cache(maxsize=16)  # used by every rule
-def _empty(federation: Federation, allocation: str, normaliser: str) -> Array:
-    levels = views(federation, normaliser, allocation)
+def _empty(federation: Federation, allocation: str, normalizer: str) -> Array:
+    levels = views(federation, normalizer, allocation)
     return per_direction(federation, np.array([empty_cohort(level) for level in levels]))
 
 
@@ -372,7 +372,7 @@ def _law_moments(law: ShareLaw, clients: DirectionClients) -> Array:
     values = [law.expect(v) for v in plain] + [given.expect(v) for v in conditional]
     errors = [law.standard_error(v) for v in plain]
     errors += [given.standard_error(v) for v in conditional]
-    if law.draws is not None and clients.normaliser == "federation":
+    if law.draws is not None and clients.normalizer == "federation":
         for place, value in zip((0, 1, 3), _unbiased(clients), strict=True):
             values[place], errors[place] = value, 0.0
     return np.array([[*values, law.empty], [*errors, 0.0]])

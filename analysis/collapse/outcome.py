@@ -20,7 +20,7 @@ from analysis.collapse.measure import (
     series_of,
     together,
 )
-from analysis.collapse.predict import Prediction, partition_sums
+from analysis.collapse.predict import CollapsePrediction, partition_sums
 from analysis.collapse.scenarios import Standard
 from analysis.stats.intervals import Array, Measurement
 from analysis.stats.verdicts import Prediction as Region
@@ -88,7 +88,7 @@ class Outcome:
     partitions: tuple[Collapse, ...]
     numbers: Numbers
     extinct_rounds: tuple[float, ...]
-    prediction: Prediction
+    prediction: CollapsePrediction
     agreement: dict[str, tuple[Agreement, ...]]
     curves: Array
     notes: tuple[str, ...]
@@ -122,7 +122,7 @@ def outcome(
     runs: Runs,
     standard: Standard,
     fidelity: str,
-    prediction: Prediction,
+    prediction: CollapsePrediction,
     error: float,
     paired: dict[str, Measurement],
 ) -> Outcome:
@@ -146,7 +146,7 @@ def outcome(
 
 
 def compare(
-    numbers: Numbers, prediction: Prediction, standard: Standard, fidelity: str
+    numbers: Numbers, prediction: CollapsePrediction, standard: Standard, fidelity: str
 ) -> dict[str, tuple[Agreement, ...]]:
     """Return the agreement of each number with its prediction, partition by partition."""
     return {

@@ -35,7 +35,7 @@ DECIMALS = 9
 
 
 @dataclass(frozen=True, eq=False)
-class Walk:
+class RandomWalk:
     """What independent rounds make of a partition's energy.
 
     Args:
@@ -51,7 +51,7 @@ class Walk:
     median: Array
 
     @classmethod
-    def of(cls, factor: Array, probability: Array, rounds: int) -> Walk:
+    def of(cls, factor: Array, probability: Array, rounds: int) -> RandomWalk:
         """The walk of rounds that multiply an amplitude by a factor (n,) with probability (n,)."""
         lives = (factor != 0) & (probability > 0)
         steps, chances = 2 * np.log(np.abs(factor[lives])), probability[lives]
@@ -75,10 +75,12 @@ class Walk:
         mean = float(probability @ factor**2)
         return cls(typical, mean, np.array(extinct), np.array(median))
 
-    def times(self, factor: float) -> Walk:
+    def times(self, factor: float) -> RandomWalk:
         """The walk whose energies all rounds multiply by a factor more; extinct is what was."""
         gains = factor ** np.arange(len(self.median))
-        return Walk(self.typical * factor, self.mean * factor, self.extinct, self.median * gains)
+        return RandomWalk(
+            self.typical * factor, self.mean * factor, self.extinct, self.median * gains
+        )
 
 
 def walks(
@@ -87,7 +89,7 @@ def walks(
     rounds: int,
     *,
     carries: bool = False,
-) -> list[Walk]:
+) -> list[RandomWalk]:
     """The walk of every partition, lowest rank level first.
 
     Args:
@@ -103,11 +105,11 @@ def walks(
     shared = float(np.abs(multiplier(np.ones(1)))[0])
     unit = shared if shared > GONE ** (0.5 / rounds) else 1.0
 
-    def of(law: ShareLaw) -> Walk:
+    def of(law: ShareLaw) -> RandomWalk:
         factor = np.asarray(multiplier(law.share), dtype=np.float64)
         if carries:
             factor = np.where(law.share == 0, 1.0, factor)
-        return Walk.of(factor / unit, law.probability, rounds).times(unit**2)
+        return RandomWalk.of(factor / unit, law.probability, rounds).times(unit**2)
 
     return [of(law) for law in share_laws(federation)]
 
@@ -125,7 +127,7 @@ NOT_APPLICABLE = "the declared multiplier is not applicable here: "
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
+class CollapsePrediction:
     """A prediction for one rule in one scenario.
 
     Args:
@@ -148,7 +150,7 @@ def known_form(rule: AggregationRule) -> str | None:
     return rule.label if type(get_rule(rule.label)) is type(rule) else None
 
 
-def predict(rule: AggregationRule, standard: Standard) -> Prediction:
+def predict(rule: AggregationRule, standard: Standard) -> CollapsePrediction:
     """What theory says of a rule in a scenario."""
     name = known_form(rule)
     if name is None:
@@ -157,10 +159,10 @@ def predict(rule: AggregationRule, standard: Standard) -> Prediction:
         return _known(name, standard)
     except InputError as error:  # the scenario is sound: the rule has no closed form in it
         why = f"no closed form of {name} here: {error}"
-        return Prediction(why, verdict=_by_threshold(name, standard))
+        return CollapsePrediction(why, verdict=_by_threshold(name, standard))
 
 
-def _known(name: str, standard: Standard) -> Prediction:
+def _known(name: str, standard: Standard) -> CollapsePrediction:
     source = f"closed form of {name}"
     if standard.name != "cohorts":
         energy = partition_sums(_trajectory(name, standard), standard)
@@ -181,7 +183,7 @@ def _trajectory(name: str, standard: Standard) -> Array:
     return closed_form.energy_trajectory(standard.scenario, name)
 
 
-def _limit(name: str, standard: Standard) -> Prediction:
+def _limit(name: str, standard: Standard) -> CollapsePrediction:
     """Cohorts of a rule whose round depends on more than the share: mean energies, and the limit.
 
     Raises:
@@ -200,16 +202,16 @@ def _limit(name: str, standard: Standard) -> Prediction:
         values["rate"] = values["late_rate"]
     path = energy / energy[0] if "rate" in values else None
     numbers = _as_exact(values, standard)
-    return Prediction(f"closed form of {name}", values, of_partitions(numbers), path)
+    return CollapsePrediction(f"closed form of {name}", values, of_partitions(numbers), path)
 
 
-def _declared(rule: AggregationRule, standard: Standard) -> Prediction:
+def _declared(rule: AggregationRule, standard: Standard) -> CollapsePrediction:
     multiplier = rule.properties.multiplier
     if multiplier is None:
-        return Prediction(NONE_DECLARED)
+        return CollapsePrediction(NONE_DECLARED)
     why = _not_applicable(rule, standard)
     if why:
-        return Prediction(NOT_APPLICABLE + why)
+        return CollapsePrediction(NOT_APPLICABLE + why)
     scenario = standard.scenario
     found = walks(
         scenario.federation,
@@ -237,7 +239,7 @@ def _as_function(multiplier: Callable[[Tensor], Tensor]) -> Callable[[Array], Ar
     return lambda share: multiplier(torch.from_numpy(share.copy())).numpy()
 
 
-def _walked(source: str, found: list[Walk], standard: Standard) -> Prediction:
+def _walked(source: str, found: list[RandomWalk], standard: Standard) -> CollapsePrediction:
     typical = np.array([walk.typical for walk in found])
     start = partition_sums(standard.scenario.initial_amplitudes[None] ** 2, standard)[0]
     mean = start * np.array([walk.mean for walk in found]) ** standard.scenario.rounds
@@ -247,7 +249,7 @@ def _walked(source: str, found: list[Walk], standard: Standard) -> Prediction:
         "rho": mean[:1] / mean.sum() if mean.any() else np.full(1, np.nan),
     }
     path = np.stack([walk.median for walk in found], axis=-1)
-    return Prediction(source, values, of_partitions(_as_exact(values, standard)), path)
+    return CollapsePrediction(source, values, of_partitions(_as_exact(values, standard)), path)
 
 
 def _as_exact(values: dict[str, Array], standard: Standard) -> Numbers:
@@ -262,12 +264,12 @@ def _as_exact(values: dict[str, Array], standard: Standard) -> Numbers:
     return {name: Measurement(x, x, x, 1) for name, x in numbers.items()}
 
 
-def _read(source: str, energy: Array, standard: Standard) -> Prediction:
+def _read(source: str, energy: Array, standard: Standard) -> CollapsePrediction:
     """A trajectory, through the gauge of runs."""
     numbers = measure(energy[None], standard, FAMILY_ERROR)
     values = {name: numbers[name].value for name in standard.predicted}
     known = {name: x for name, x in values.items() if not np.isnan(x).all()}
-    return Prediction(source, known, of_partitions(numbers), energy / energy[0])
+    return CollapsePrediction(source, known, of_partitions(numbers), energy / energy[0])
 
 
 def _by_threshold(name: str, standard: Standard) -> Collapse | None:

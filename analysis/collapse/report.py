@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from analysis.closed_form import half_life
 from analysis.collapse.measure import CRITERIA, MOST, Collapse, together, versus
 from analysis.collapse.outcome import Agreement, Outcome, Progress, Runs, outcome, run
-from analysis.collapse.predict import Prediction, predict
+from analysis.collapse.predict import CollapsePrediction, predict
 from analysis.collapse.scenarios import EXACT, SCENARIOS, Standard, chosen
 from analysis.predict import directions_label
 from analysis.stats.intervals import Array, Measurement
@@ -302,7 +302,7 @@ def _scenario(
     standard: Standard,
     rules: dict[str, AggregationRule],
     own: str,
-    predictions: dict[str, Prediction],
+    predictions: dict[str, CollapsePrediction],
     seed: int,
     count: int,
     on_progress: Progress,

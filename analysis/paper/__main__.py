@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from analysis.claims.base import Context
+from analysis.claims.base import RunContext
 from analysis.paper.catalogue import RECIPES
 from analysis.paper.recipe import Recipe
 from analysis.paper.store import COMMAND, ROOT, code_fingerprint, is_current, make
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _make_all(names: Sequence[str], out: Path, *, force: bool) -> None:
     for number, name in enumerate(names, 1):
         recipe = RECIPES[name]
-        context, started = Context(seed=recipe.base_seed), time.perf_counter()
+        context, started = RunContext(seed=recipe.base_seed), time.perf_counter()
         label = f"[{number}/{len(names)}] {name}"
         if not force and is_current(recipe, out, context):
             print(f"{label}: is there", file=sys.stderr, flush=True)
@@ -61,7 +61,7 @@ def _make_all(names: Sequence[str], out: Path, *, force: bool) -> None:
         print(f"{label}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
 
 
-def _partial(recipe: Recipe, out: Path, context: Context) -> RunStore:
+def _partial(recipe: Recipe, out: Path, context: RunContext) -> RunStore:
     """Return the store of long runs, from which a stopped command continues."""
     inputs = {"seed": context.seed, "settings": dict(recipe.settings), "code": code_fingerprint()}
     return RunStore(out / ".partial", {"recipe": recipe.name, **inputs})

@@ -9,7 +9,7 @@ import xarray as xr
 
 from analysis import closed_form
 from analysis.claims.base import (
-    Context,
+    RunContext,
     energy_left,
     fitted_rates,
     per_partition,
@@ -28,7 +28,7 @@ ENERGIES = Scenario(
 ENERGY_RUNS = 3
 
 
-def gather_energies(context: Context) -> xr.Dataset:
+def gather_energies(context: RunContext) -> xr.Dataset:
     """Return the energies over rounds under three rules, at matrix fidelity and by closed form.
 
     Returns:
@@ -53,7 +53,7 @@ RATIO_RUNS = range(3)
 
 
 def gather_energy_ratio(
-    context: Context, scenario: Scenario = RATIO_SCENARIO, runs: range = RATIO_RUNS
+    context: RunContext, scenario: Scenario = RATIO_SCENARIO, runs: range = RATIO_RUNS
 ) -> xr.Dataset:
     """Return `1 - rho` of each rule, predicted and measured (mean of the runs), and the bound.
 
@@ -73,7 +73,7 @@ def gather_energy_ratio(
     )
 
 
-def _ratio_of(rule: str, scenario: Scenario, runs: range, context: Context) -> xr.Dataset:
+def _ratio_of(rule: str, scenario: Scenario, runs: range, context: RunContext) -> xr.Dataset:
     predicted = closed_form.energy_trajectory(scenario, rule)
     measured = simulated(scenario, rule, runs, context).energy.values
     lowest = scenario.federation.levels[0]
@@ -114,7 +114,7 @@ SPECTRUM_RUNS = range(3)
 
 
 def gather_spectrum(
-    context: Context, scenario: Scenario = SPECTRUM_SCENARIO, runs: range = SPECTRUM_RUNS
+    context: RunContext, scenario: Scenario = SPECTRUM_SCENARIO, runs: range = SPECTRUM_RUNS
 ) -> xr.Dataset:
     """Return the energies measured (mean of the runs) and predicted, (rule, round, direction).
 
@@ -168,7 +168,7 @@ CONFIDENCE = 0.95  # of each single interval
 
 
 def gather_staircase(
-    context: Context, runs: range = COHORT_RUNS, matrix_runs: range = MATRIX_RUNS
+    context: RunContext, runs: range = COHORT_RUNS, matrix_runs: range = MATRIX_RUNS
 ) -> xr.Dataset:
     """Return the factors of the mean energy per round relative to the shared partition.
 
@@ -199,13 +199,13 @@ def gather_staircase(
     )
 
 
-def _all(rule: str, runs: range, context: Context) -> xr.Dataset:
+def _all(rule: str, runs: range, context: RunContext) -> xr.Dataset:
     predicted = closed_form.energy_rate(ALL.replace(gain_mean=1.0), rule)
     samples = fitted_rates(ALL, rule)(runs, context)
     return _dataset(per_partition(predicted, ALL), mean_interval, samples)
 
 
-def _cohorts(rule: str, runs: range, context: Context) -> xr.Dataset:
+def _cohorts(rule: str, runs: range, context: RunContext) -> xr.Dataset:
     predicted = closed_form.energy_rate(COHORTS, rule)
     samples = energy_left(COHORTS, rule, runs, context)[:, 1:]
     return _dataset(per_partition(predicted, COHORTS), root_of_mean(COHORTS.rounds), samples)

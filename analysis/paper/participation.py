@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.claims.allocation import SVD
-from analysis.claims.base import Context, simulated
+from analysis.claims.base import RunContext, simulated
 from analysis.claims.participation import LONG_RANDOM_WALK, RANKS, log_energy
 from analysis.paper.recipe import Recipe, described, stacked
 from analysis.paper.store import ROOT
@@ -36,7 +36,7 @@ ERROR = 0.05  # of each interval in the figure
 TOP = -1  # the highest partition
 
 
-def gather_participation(context: Context) -> xr.Dataset:
+def gather_participation(context: RunContext) -> xr.Dataset:
     """Return the factors per round of the highest partition over the cohort size, under FedAvg.
 
     Returns:
@@ -78,7 +78,7 @@ def _cohorts(size: int) -> Scenario:
     return Scenario(ranks=RANKS, cohort_size=size, rounds=ROUNDS)
 
 
-def _measure(size: int, context: Context) -> tuple[Measurement, ...]:
+def _measure(size: int, context: RunContext) -> tuple[Measurement, ...]:
     """Return three factors from runs of a few rounds, where the mean over runs still converges."""
     walk = log_energy(_cohorts(size), "fedavg", range(RUNS), context)[:, TOP:]
     alive = (~np.isnan(walk)).astype(np.float64)
@@ -99,7 +99,7 @@ WHOLE = 0
 """Number of the part for the whole update."""
 
 
-def gather_allocation(context: Context, runs: range = ALLOCATION_RUNS) -> xr.Dataset:
+def gather_allocation(context: RunContext, runs: range = ALLOCATION_RUNS) -> xr.Dataset:
     """Return the remaining share of mean energy under FedAvg, of each partition and of the whole.
 
     Returns:
@@ -115,7 +115,7 @@ def gather_allocation(context: Context, runs: range = ALLOCATION_RUNS) -> xr.Dat
     )
 
 
-def _allocation_of(allocation: str, runs: range, context: Context) -> xr.Dataset:
+def _allocation_of(allocation: str, runs: range, context: RunContext) -> xr.Dataset:
     scenario = ALLOCATION_SCENARIO.replace(allocation=allocation)
     predicted = closed_form.energy_trajectory(scenario, "fedavg")
     left = _left(simulated(scenario, "fedavg", runs, context).energy.values)
@@ -175,7 +175,7 @@ def scenario(size: int) -> Scenario:
 
 
 def gather_ranks(
-    context: Context, sizes: tuple[int, ...] = HIGH_CLIENTS, runs: range = RANKS_RUNS
+    context: RunContext, sizes: tuple[int, ...] = HIGH_CLIENTS, runs: range = RANKS_RUNS
 ) -> xr.Dataset:
     """Return share of energy above the lowest rank by configuration, simulated and of real runs.
 
@@ -196,7 +196,7 @@ def gather_ranks(
     return found.assign_attrs(attrs, **_study_attrs())
 
 
-def _ranks_of(rule: str, sizes: tuple[int, ...], runs: range, context: Context) -> xr.Dataset:
+def _ranks_of(rule: str, sizes: tuple[int, ...], runs: range, context: RunContext) -> xr.Dataset:
     every = np.arange(1, CLIENTS)
     predicted = [_predicted(rule, int(size)) for size in every]
     ends = np.array([_measured(rule, size, runs, context) for size in sizes]).T
@@ -216,7 +216,7 @@ def _predicted(rule: str, size: int) -> float:
     return float(energy[LOW:].sum() / energy.sum())
 
 
-def _measured(rule: str, size: int, runs: range, context: Context) -> tuple[float, float, float]:
+def _measured(rule: str, size: int, runs: range, context: RunContext) -> tuple[float, float, float]:
     energy = simulated(scenario(size), rule, runs, context).energy.values[:, -1]
     pair = np.stack([energy[:, LOW:].sum(-1), energy.sum(-1)], axis=-1)[:, None]
     m = fieller_ratio(pair, 1 - CONFIDENCE)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from analysis import closed_form
 from analysis.claims.base import (
-    Context,
+    RunContext,
     energy_series,
     ideal,
     per_partition,
@@ -46,7 +46,7 @@ PHASE = Scenario(
 FINE = ideal(PHASE).replace(ranks=tuple(range(1, 51)))
 
 
-def gather_phase(context: Context) -> xr.Dataset:
+def gather_phase(context: RunContext) -> xr.Dataset:
     """Return floors of a direction over its coverage and the local time, in units of the target.
 
     Predicted floors on a grid, measured ones (amplitude after 40 rounds of plain steps at matrix
@@ -89,7 +89,7 @@ def _thresholds(rule: str) -> Array:
     return closed_form.collapse_threshold(FINE, rule)
 
 
-def _measured_phase(rule: str, context: Context) -> Array:
+def _measured_phase(rule: str, context: RunContext) -> Array:
     amplitudes = []
     for time in MEASURED_TIMES:
         scenario = PHASE.replace(local_time=float(time), device=context.device)
@@ -110,7 +110,7 @@ CONFIDENCE = 0.95  # of each single interval
 
 
 def gather_floors(
-    context: Context, spreads: tuple[float, ...] = SPREADS, runs: range = FLOOR_RUNS
+    context: RunContext, spreads: tuple[float, ...] = SPREADS, runs: range = FLOOR_RUNS
 ) -> xr.Dataset:
     """Return the stationary energies over the spread of the clients' gains.
 
@@ -142,7 +142,9 @@ def _predicted(rule: str) -> xr.Dataset:
     return xr.Dataset({"predicted": (dims, np.array(floors))}, _coords("gain_std", FINE_SPREADS))
 
 
-def _measured(rule: str, spreads: tuple[float, ...], runs: range, context: Context) -> xr.Dataset:
+def _measured(
+    rule: str, spreads: tuple[float, ...], runs: range, context: RunContext
+) -> xr.Dataset:
     rows = []
     for spread in spreads:
         samples = energy_series(_scenario(spread), rule)(runs, context)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analysis.claims.base import Claim, Context
+from analysis.claims.base import Claim, RunContext
 from fedlora_sim import Scenario
 from fedlora_sim.errors import expected
 
@@ -38,7 +38,7 @@ class Recipe:
 
     name: str
     about: str
-    make: Callable[[Context], xr.Dataset]
+    make: Callable[[RunContext], xr.Dataset]
     settings: Mapping[str, Any]
     units: Units
     runs: range | None = None
@@ -52,7 +52,7 @@ class Recipe:
             not self.claims or any(claim in claims for claim in self.claims)
         )
 
-    def dataset(self, context: Context) -> xr.Dataset:
+    def dataset(self, context: RunContext) -> xr.Dataset:
         """Return the numbers, with the seeds of the runs as attributes.
 
         Raises:

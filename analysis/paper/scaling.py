@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analysis.claims.base import Context
+from analysis.claims.base import RunContext
 from analysis.paper.recipe import Recipe
 from analysis.paper.store import ROOT
 
@@ -23,7 +23,7 @@ KINDS = ("median", "min", "max")
 Row = dict[str, Any]
 
 
-def gather(context: Context) -> xr.Dataset:
+def gather(context: RunContext) -> xr.Dataset:
     """Return the times of an aggregation, of local steps, and of a round in other frameworks.
 
     Returns:

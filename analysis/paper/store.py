@@ -18,7 +18,7 @@ import xarray as xr
 
 import analysis
 import fedlora_sim
-from analysis.claims.base import Context
+from analysis.claims.base import RunContext
 from analysis.paper.recipe import Recipe
 from fedlora_sim.errors import expected
 from fedlora_sim.storage import ResultFolder, digest, source_fingerprint, write_json, write_text
@@ -31,7 +31,7 @@ DIGITS = 9
 KINDS: dict[str, Any] = {"i": int, "f": float, "U": str}
 
 
-def make(recipe: Recipe, folder: Path, context: Context, *, force: bool = False) -> Path:
+def make(recipe: Recipe, folder: Path, context: RunContext, *, force: bool = False) -> Path:
     """Make the numbers of a recipe and write both files.
 
     Args:
@@ -59,7 +59,7 @@ def make(recipe: Recipe, folder: Path, context: Context, *, force: bool = False)
     return folder / f"{recipe.name}.csv"
 
 
-def is_current(recipe: Recipe, folder: Path, context: Context) -> bool:
+def is_current(recipe: Recipe, folder: Path, context: RunContext) -> bool:
     """Return True if the files exist, are intact, and come from the same code and inputs."""
     try:
         record = read_record(folder, recipe.name)
@@ -131,7 +131,7 @@ def code_fingerprint() -> str:
     return digest("".join(parts).encode())[:12]
 
 
-def _inputs(recipe: Recipe, context: Context, sources: Mapping[str, str]) -> dict[str, Any]:
+def _inputs(recipe: Recipe, context: RunContext, sources: Mapping[str, str]) -> dict[str, Any]:
     """Return everything on which the numbers depend."""
     made = {"made_with": {**versions(), "code": code_fingerprint()}}
     seeds = None if recipe.runs is None else context.seeds([recipe.runs[0], recipe.runs[-1]])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analysis.claims.base import Context, run_jobs, workers
+from analysis.claims.base import RunContext, run_jobs, workers
 from analysis.claims.digits import LEVEL, MIXED, RUNS, digits_run, job
 from analysis.paper.recipe import Recipe, described
 from analysis.paper.store import ROOT
@@ -25,7 +25,7 @@ RECORDED_SEED = 2028
 
 
 def gather_digits(
-    context: Context, labels: tuple[str, ...] = LABELS, numbers: range = NUMBERS
+    context: RunContext, labels: tuple[str, ...] = LABELS, numbers: range = NUMBERS
 ) -> xr.Dataset:
     """Return accuracy, `rho_2`, effective rank and direction preservation, (run, seed, round).
 
@@ -91,7 +91,7 @@ REPORT, CURVES, FORECASTS = (
 FORECAST_NAMES = ("theory", "persistence", "pure")
 
 
-def curves(context: Context) -> xr.Dataset:
+def curves(context: RunContext) -> xr.Dataset:
     """Return the accuracy, `rho`, effective rank and preservation.
 
     Shape (heterogeneity, rule, run, round).
@@ -99,7 +99,7 @@ def curves(context: Context) -> xr.Dataset:
     return with_study(load_dataset(ROOT / CURVES), _report())
 
 
-def calibrated(context: Context) -> xr.Dataset:
+def calibrated(context: RunContext) -> xr.Dataset:
     """Return forecasts and scores of the record, see `scored`."""
     return scored(load_dataset(ROOT / FORECASTS), _report())
 

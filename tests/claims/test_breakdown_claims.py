@@ -9,7 +9,7 @@ import pytest
 
 from analysis import closed_form
 from analysis.claims import breakdown, settling
-from analysis.claims.base import Context
+from analysis.claims.base import RunContext
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("iteration")
@@ -42,19 +42,19 @@ def test_nothing_deviates_where_nothing_is_given_up(monkeypatch: pytest.MonkeyPa
     sweep = breakdown.SWEEPS["drift"]
     still = replace(sweep, scenarios=tuple(s.replace(basis_drift=0.0) for s in sweep.scenarios))
     monkeypatch.setitem(breakdown.SWEEPS, "drift", still)
-    found = breakdown.deviation("drift", [0, 1], range(2), Context(seed=1))
+    found = breakdown.deviation("drift", [0, 1], range(2), RunContext(seed=1))
     assert found.shape == (2, 4)
     assert (found < 1e-9).all()
 
 
 def test_adam_does_not_follow_the_flow() -> None:
-    found = breakdown.deviation("adam", [5], range(2), Context(seed=1))
+    found = breakdown.deviation("adam", [5], range(2), RunContext(seed=1))
     assert (found > 10 * breakdown.TOLERANCE).all()
 
 
 @pytest.mark.slow
 def test_breakdown_curves_share_the_runs_of_the_claims() -> None:
-    context = Context(seed=1)
+    context = RunContext(seed=1)
     points = range(breakdown.SWEEPS["drift"].inside)
     samples = breakdown.deviation("drift", points, range(breakdown.FIGURE_RUNS), context)
     known = set(context._runs)
@@ -82,7 +82,7 @@ def test_speeds_are_the_rates_of_the_closed_form() -> None:
 
 
 def test_both_settling_claims_and_the_figure_look_at_one_run() -> None:
-    context, numbers = Context(seed=1), range(20)
+    context, numbers = RunContext(seed=1), range(20)
     fractions = settling.fractions(numbers, context)
     left = settling.energy_left(numbers, context)
     assert list(context._runs) == ["settling-0-19"]

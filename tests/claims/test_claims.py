@@ -14,7 +14,7 @@ from hypothesis_profiles import is_random
 
 import fedlora_sim
 from analysis.claims import CLAIMS, THEMES, select, theme_of
-from analysis.claims.base import NEAR, Claim, Context
+from analysis.claims.base import NEAR, Claim, RunContext
 from analysis.claims.verify import KINDS, run_claim
 from analysis.stats.verdicts import Prediction
 from fedlora_sim.errors import InputError
@@ -175,7 +175,7 @@ def test_predictions_need_no_simulation() -> None:
             assert (prediction.low <= prediction.value).all(), claim.id
             assert (prediction.value <= prediction.high).all(), claim.id
         with pytest.raises(AssertionError, match="simulated"):
-            claim.experiment(range(2), Context())
+            claim.experiment(range(2), RunContext())
 
 
 def is_twin(claim: Claim) -> bool:
@@ -193,7 +193,7 @@ def is_twin(claim: Claim) -> bool:
     ],
 )
 def test_claim_is_settled_and_its_control_refuted(claim: Claim) -> None:
-    record = run_claim(claim, Context(quick=claim.in_quick))
+    record = run_claim(claim, RunContext(quick=claim.in_quick))
     assert record["verdict"] == ("refuted" if claim.id in REFUTED else "supported")
     assert record["negative_control"]["verdict"] == "refuted"
     if claim.near is not None:
@@ -216,14 +216,14 @@ def test_claim_is_settled_and_its_control_refuted(claim: Claim) -> None:
     ],
 )
 def test_a_wrong_prediction_of_a_real_claim_is_refuted(name: str, wrong: Any) -> None:
-    record = run_claim(replace(by_id(name), predict=wrong), Context(quick=True))
+    record = run_claim(replace(by_id(name), predict=wrong), RunContext(quick=True))
     assert record["verdict"] == "refuted"
 
 
 def test_a_real_claim_with_a_vacuous_control_stays_undecided() -> None:
     claim = by_id("raflora-carry-flat")
     vacuous = replace(claim.control, experiment=None, predict=claim.predict)
-    record = run_claim(replace(claim, control=vacuous), Context(quick=True))
+    record = run_claim(replace(claim, control=vacuous), RunContext(quick=True))
     assert record["negative_control"]["verdict"] == "supported"
     assert record["verdict"] == "undecided"
     assert "negative control" in record["reason"]
@@ -232,7 +232,7 @@ def test_a_real_claim_with_a_vacuous_control_stays_undecided() -> None:
 @pytest.mark.slow
 def test_another_base_seed_measures_anew_and_agrees() -> None:
     claim = replace(by_id("floor-fedavg"), quick=(400, 400))
-    first, again, other = (run_claim(claim, Context(quick=True, seed=s)) for s in (0, 0, 7))
+    first, again, other = (run_claim(claim, RunContext(quick=True, seed=s)) for s in (0, 0, 7))
     assert first["measurement"] == again["measurement"]
     assert first["measurement"] != other["measurement"]
     assert "refuted" not in {first["verdict"], other["verdict"]}

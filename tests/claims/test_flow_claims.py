@@ -7,7 +7,7 @@ import pytest
 
 from analysis import closed_form
 from analysis.claims import flow
-from analysis.claims.base import Context, ideal
+from analysis.claims.base import RunContext, ideal
 from analysis.claims.flow import dilution, flow_floor, threshold
 from analysis.paper.phase import COLLAPSED, PHASE, gather_phase
 from fedlora_sim import Scenario
@@ -88,7 +88,7 @@ def test_unlike_targets_lower_the_threshold_on_the_same_mean() -> None:
 
 
 def test_a_control_takes_the_runs_of_its_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = Context(seed=1)
+    context = RunContext(seed=1)
     right = flow.held("raflora", "raflora")(range(2), context)
     assert list(context._runs) == ["flow-above-raflora-0", "flow-above-raflora-1"]
     monkeypatch.setattr(flow, "simulate", None)
@@ -97,7 +97,7 @@ def test_a_control_takes_the_runs_of_its_claim(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_critical_runs_and_those_beside_them_have_names_of_their_own() -> None:
-    context = Context(seed=1)
+    context = RunContext(seed=1)
     on, off = (flow.critical_slope("fedavg", share)(range(1), context) for share in (1.0, 0.9))
     assert len(context._runs) == 2
     assert (off > on).all()
@@ -127,7 +127,7 @@ def test_mean_coverage_is_another_prediction() -> None:
 
 @pytest.mark.slow
 def test_phase_measures_what_it_predicts_off_the_threshold() -> None:
-    data = gather_phase(Context(seed=1))
+    data = gather_phase(RunContext(seed=1))
     assert data.floor.shape == (2, 50, 81)
     for rule in data.rule.values:
         for time in data.measured_time.values:

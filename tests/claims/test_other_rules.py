@@ -10,14 +10,14 @@ import pytest
 
 from analysis import closed_form
 from analysis.claims import heterogeneity, identities, noise, other_rules, select
-from analysis.claims.base import Context, per_partition
+from analysis.claims.base import RunContext, per_partition
 from analysis.claims.verify import run_claim
 from analysis.stats.verdicts import Prediction
 from fedlora_sim.engines.draws import cohort_counts
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("iteration")
-CONTEXT = Context(quick=True, seed=5)
+CONTEXT = RunContext(quick=True, seed=5)
 RUNS = range(3)
 MODULES = (other_rules, heterogeneity, noise)
 

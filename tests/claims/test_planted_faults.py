@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from analysis.claims import select
-from analysis.claims.base import Context
+from analysis.claims.base import RunContext
 from analysis.claims.verify import run_claim
 from analysis.closed_form import persistent, round_map
 from fedlora_sim import LoRAFactors
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def verdict(name: str, **changes: Any) -> str:
     (claim,) = select([name], quick=True)
-    return str(run_claim(dataclasses.replace(claim, **changes), Context(quick=True))["verdict"])
+    return str(run_claim(dataclasses.replace(claim, **changes), RunContext(quick=True))["verdict"])
 
 
 def test_half_a_cross_term_in_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from analysis.claims import CLAIMS, select
-from analysis.claims.base import Claim, Context, Control, Experiment
+from analysis.claims.base import Claim, Control, Experiment, RunContext
 from analysis.claims.report import to_markdown
 from analysis.claims.verify import (
     LIBRARIES,
@@ -32,7 +32,7 @@ from fedlora_sim.storage import RunStore
 def normal(mean: float, std: float = 0.1) -> Experiment:
     """Runs whose one quantity is normal; run i depends on its seed alone."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> np.ndarray:
+    def experiment(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         return np.array(
             [[np.random.default_rng(s).normal(mean, std)] for s in context.seeds(numbers)]
         )
@@ -68,7 +68,7 @@ TOY = Claim(
     ids=lambda control: control.description,
 )
 def test_supported_with_a_refuted_control(control: Control) -> None:
-    record = run_claim(replace(TOY, control=control), Context())
+    record = run_claim(replace(TOY, control=control), RunContext())
     assert (record["verdict"], record["reason"]) == ("supported", "")
     assert record["negative_control"]["verdict"] == "refuted"
     assert record["negative_control"]["description"] == control.description
@@ -88,7 +88,7 @@ def test_supported_with_a_refuted_control(control: Control) -> None:
 def test_a_control_that_is_not_refuted_leaves_the_claim_undecided(
     control: Control, outcome: str
 ) -> None:
-    record = run_claim(replace(TOY, control=control), Context())
+    record = run_claim(replace(TOY, control=control), RunContext())
     assert record["negative_control"]["verdict"] == outcome
     assert record["verdict"] == "undecided"
     assert "control" in record["reason"]
@@ -97,16 +97,16 @@ def test_a_control_that_is_not_refuted_leaves_the_claim_undecided(
 
 def test_a_wrong_claim_is_refuted_even_if_its_control_is_vacuous() -> None:
     wrong = replace(TOY, predict=one(3.0), control=Control("the same", predict=one(1.0)))
-    assert run_claim(wrong, Context())["verdict"] == "refuted"
+    assert run_claim(wrong, RunContext())["verdict"] == "refuted"
 
 
 def test_samples_that_are_not_finite_decide_nothing() -> None:
-    def broken(numbers: Sequence[int], context: Context) -> np.ndarray:
+    def broken(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         return np.full((len(numbers), 1), np.nan)
 
-    assert run_claim(replace(TOY, experiment=broken), Context())["verdict"] == "undecided"
+    assert run_claim(replace(TOY, experiment=broken), RunContext())["verdict"] == "undecided"
     control = Control("a simulation that blows up", experiment=broken)
-    record = run_claim(replace(TOY, control=control), Context())
+    record = run_claim(replace(TOY, control=control), RunContext())
     assert record["verdict"] == "undecided", "a control that was not measured was not refuted"
 
 
@@ -117,19 +117,19 @@ def test_the_prediction_comes_before_the_first_run() -> None:
         order.append("predict")
         return one()()
 
-    def experiment(numbers: Sequence[int], context: Context) -> np.ndarray:
+    def experiment(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         order.append("simulate")
         return normal(1.0)(numbers, context)
 
-    run_claim(replace(TOY, predict=predict, experiment=experiment), Context())
+    run_claim(replace(TOY, predict=predict, experiment=experiment), RunContext())
     assert order[0] == "predict"
     assert "simulate" in order
 
 
 def test_quick_and_full_runs_look_as_often_as_they_say() -> None:
     claim = replace(TOY, first=16, cap=16, quick=(4, 4))
-    assert run_claim(claim, Context())["runs"] == 16
-    assert run_claim(claim, Context(quick=True))["runs"] == 4
+    assert run_claim(claim, RunContext())["runs"] == 16
+    assert run_claim(claim, RunContext(quick=True))["runs"] == 4
 
 
 def test_the_error_of_a_claim_follows_from_the_registry_and_nothing_else() -> None:
@@ -145,13 +145,13 @@ def test_the_error_of_a_claim_follows_from_the_registry_and_nothing_else() -> No
         for quick in (False, True):
             asked.clear()
             claim = replace(TOY, kind=kind, estimator=estimator, first=4, cap=8, quick=(4, 8))
-            record = run_claim(claim, Context(quick=quick))
+            record = run_claim(claim, RunContext(quick=quick))
             assert asked[0] == FAMILY_ERROR / size / 2  # two looks
             assert record["confidence"] == 1 - FAMILY_ERROR / size
 
 
 def test_an_error_can_be_asked_for() -> None:
-    loose, strict = (run_claim(replace(TOY, cap=8), Context(), error) for error in (0.2, 1e-5))
+    loose, strict = (run_claim(replace(TOY, cap=8), RunContext(), error) for error in (0.2, 1e-5))
     assert (loose["confidence"], strict["confidence"]) == (0.8, 1 - 1e-5)
     widths = [np.ptp(record["interval"]) for record in (loose, strict)]
     assert widths[0] < widths[1]
@@ -161,7 +161,7 @@ def test_an_error_can_be_asked_for() -> None:
 def test_quick_runs_have_the_same_margins(quick: bool) -> None:
     narrow = replace(TOY, predict=partial(Prediction.within, 1.0, 0.1))
     for value, expected in ((1.09, "supported"), (1.11, "refuted")):
-        record = run_claim(replace(narrow, experiment=normal(value, 1e-6)), Context(quick=quick))
+        record = run_claim(replace(narrow, experiment=normal(value, 1e-6)), RunContext(quick=quick))
         assert (record["verdict"], record["margin"]) == (expected, "±10%")
 
 
@@ -172,7 +172,7 @@ TWO = replace(TOY, quantities=("one", "two"), predict=partial(Prediction.within,
 def pair(first: float, second: float) -> Experiment:
     """Two quantities."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> np.ndarray:
+    def experiment(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         columns = [normal(mean)(numbers, context) for mean in (first, second)]
         return np.concatenate(columns, axis=1)
 
@@ -180,7 +180,7 @@ def pair(first: float, second: float) -> Experiment:
 
 
 def test_a_near_control_has_its_distance_in_margins() -> None:
-    record = run_claim(replace(TOY, near=NEAR), Context())
+    record = run_claim(replace(TOY, near=NEAR), RunContext())
     assert record["verdict"] == "supported"
     near = record["near_control"]
     assert near["verdict"] == "refuted"
@@ -201,7 +201,7 @@ def test_a_near_control_must_be_refuted_in_every_quantity(
 ) -> None:
     near = Control("both off", experiment=pair(3.0, second))
     claim = replace(TWO, experiment=pair(1.0, 2.0), near=near, cap=8)
-    record = run_claim(claim, Context())
+    record = run_claim(claim, RunContext())
     assert record["near_control"]["verdict"] == outcome
     assert record["verdict"] == verdict
     assert ("near control in every quantity" in record["reason"]) is (verdict == "undecided")
@@ -210,7 +210,7 @@ def test_a_near_control_must_be_refuted_in_every_quantity(
 def test_a_near_control_goes_on_until_every_quantity_is_refuted() -> None:
     near = Control("one far off, the other less", experiment=pair(30.0, 3.15))
     claim = replace(TWO, experiment=pair(1.0, 2.0), near=near, first=4, cap=512)
-    record = run_claim(claim, Context())
+    record = run_claim(claim, RunContext())
     assert record["near_control"]["verdict"] == "refuted"
     assert record["near_control"]["runs"] > record["negative_control"]["runs"]
 
@@ -226,7 +226,7 @@ def test_a_near_control_goes_on_until_every_quantity_is_refuted() -> None:
 )
 def test_what_is_refuted_needs_a_check_that_can_support(positive: Control, verdict: str) -> None:
     claim = replace(TOY, kind="conjecture", experiment=normal(3.0), positive=positive)
-    record = run_claim(claim, Context())
+    record = run_claim(claim, RunContext())
     assert record["verdict"] == verdict
     assert ("support its positive control" in record["reason"]) is (verdict == "undecided")
 
@@ -234,7 +234,7 @@ def test_what_is_refuted_needs_a_check_that_can_support(positive: Control, verdi
 def all_but(run: int, value: float) -> Experiment:
     """One in all runs, `value` in one of them."""
 
-    def experiment(numbers: Sequence[int], context: Context) -> np.ndarray:
+    def experiment(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         return np.array([[value if number == run else 1.0] for number in numbers])
 
     return experiment
@@ -248,17 +248,17 @@ def test_one_counterexample_refutes_a_statement_on_every_run_and_is_shown() -> N
         cap=400,
         scenario=lambda seed: Scenario(ranks=(2, 4), spectrum_decay=0.5),
     )
-    held = run_claim(replace(claim, experiment=all_but(-1, 0.0)), Context(seed=3))
+    held = run_claim(replace(claim, experiment=all_but(-1, 0.0)), RunContext(seed=3))
     assert (held["verdict"], held["p_value"]) == ("supported", None)
     assert held["every_run"]["counterexamples"] == 0
     assert (1 - held["every_run"]["rarer_than"]) ** 400 == pytest.approx(1 - held["confidence"])
-    failed = run_claim(replace(claim, experiment=all_but(123, 9.0)), Context(seed=3))
+    failed = run_claim(replace(claim, experiment=all_but(123, 9.0)), RunContext(seed=3))
     assert failed["verdict"] == "refuted"
     code = "Scenario(ranks=(2, 4), fidelity='spectral', spectrum_decay=0.5)"
     first = {"run": 123, "seed": 3_000_123, "measured": [9.0], "scenario": code}
     assert failed["every_run"] == {"counterexamples": 1, "first": first}
     assert eval(code) == claim.scenario(0)
-    report = assemble([held, failed], Context(seed=3))
+    report = assemble([held, failed], RunContext(seed=3))
     assert [record["p_holm"] for record in report["claims"]] == [None, None]
     text = to_markdown(report)
     assert f"Counterexamples: 1 of 400 runs; the first is run 123, seed 3000123, `{code}`" in text
@@ -272,8 +272,8 @@ def test_a_report_adjusts_p_values_within_each_family() -> None:
         replace(TOY, id="wrong", predict=one(3.0)),
         replace(TOY, id="open", experiment=normal(1.5, 1.0)),
     ]
-    records = [run_claim(claim, Context()) for claim in claims]
-    report = assemble(records, Context())
+    records = [run_claim(claim, RunContext()) for claim in claims]
+    report = assemble(records, RunContext())
     assert [c["id"] for c in report["claims"]] == [c.id for c in claims]
     for kind, run in (("theorem", 3), ("conjecture", 1)):
         family = report["families"][kind]
@@ -289,7 +289,7 @@ def test_a_report_adjusts_p_values_within_each_family() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_null_in_the_report_and_named(bad: float) -> None:
-    def diverged(numbers: Sequence[int], context: Context) -> np.ndarray:
+    def diverged(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         return np.full((len(numbers), 1), bad)
 
     for error, broken in (
@@ -297,33 +297,33 @@ def test_what_is_not_finite_is_null_in_the_report_and_named(bad: float) -> None:
         ("control", replace(TOY, control=Control("diverged", experiment=diverged))),
     ):
         with np.errstate(invalid="ignore"):
-            record = run_claim(broken, Context())
+            record = run_claim(broken, RunContext())
         part = record if error == "claim" else record["negative_control"]
         assert part["interval"] == [[None, None]]
         assert record["verdict"] == "undecided"
         assert ("no finite interval of one" in record["reason"]) is (error == "claim")
-        report = json.loads(json.dumps(assemble([record], Context()), allow_nan=False))
+        report = json.loads(json.dumps(assemble([record], RunContext()), allow_nan=False))
         assert "not finite" in to_markdown(report) or error == "control"
 
 
 def test_an_undecided_claim_says_why() -> None:
-    record = run_claim(replace(TOY, experiment=normal(1.5, 1.0)), Context())
+    record = run_claim(replace(TOY, experiment=normal(1.5, 1.0)), RunContext())
     assert record["verdict"] == "undecided"
     assert "crosses the end of its margin" in record["reason"]
 
 
 def test_seeds_of_different_bases_never_meet() -> None:
     numbers = range(64_000)
-    seeds = [Context(seed=seed).seeds(numbers) for seed in (0, 1)]
+    seeds = [RunContext(seed=seed).seeds(numbers) for seed in (0, 1)]
     assert not set(seeds[0]) & set(seeds[1])
     assert len(set(seeds[0])) == len(numbers)
 
 
 def test_a_stored_record_is_not_measured_again(tmp_path: Path) -> None:
-    context = Context(store=RunStore(tmp_path / "store", {"seed": 0}))
+    context = RunContext(store=RunStore(tmp_path / "store", {"seed": 0}))
     record = claim_record(TOY, context)
 
-    def refuse(numbers: Sequence[int], context: Context) -> np.ndarray:
+    def refuse(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         raise AssertionError("measured again")
 
     assert claim_record(replace(TOY, experiment=refuse), context) == json.loads(json.dumps(record))
@@ -333,11 +333,11 @@ def test_a_stored_record_is_not_measured_again(tmp_path: Path) -> None:
 def test_other_processes_give_the_same_records(tmp_path: Path) -> None:
     chosen = select(["staircase", "cohort-rate", "flow-rate-above-raflora"])
     done: list[float] = []
-    kept = Context(quick=True, store=RunStore(tmp_path / "store", {"seed": 0}))
+    kept = RunContext(quick=True, store=RunStore(tmp_path / "store", {"seed": 0}))
     kept.on_progress = done.append
     apart = {record["id"]: record for record in claim_records(chosen, kept, processes=2)}
     assert done == [record["runs"] for record in apart.values()]
-    for record in claim_records(chosen, Context(quick=True)):
+    for record in claim_records(chosen, RunContext(quick=True)):
         stored = kept.store.get_record(record["id"])
         assert stored == apart[record["id"]]
         assert {**stored, "seconds": 0} == {**record, "seconds": 0}
@@ -361,7 +361,7 @@ def test_holds_asks_every_theorem(report: dict[str, object], expected: bool) -> 
 
 
 def test_environment_names_what_the_results_depend_on() -> None:
-    described = environment(Context(seed=3, quick=True, device="cpu"))
+    described = environment(RunContext(seed=3, quick=True, device="cpu"))
     assert (described["seed"], described["quick"], described["device"]) == (3, True, "cpu")
     for name in (*LIBRARIES, "torch", "python", "fedlora_sim"):
         assert described[f"{name}_version"]

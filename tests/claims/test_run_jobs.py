@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from analysis.claims import base, digits
-from analysis.claims.base import Context, Job, run_jobs, workers
+from analysis.claims.base import Job, RunContext, run_jobs, workers
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.storage import RunStore
 
@@ -17,8 +17,8 @@ JOBS = [Job(f"{rule}-{seed}", SCENARIO, rule, seed) for rule in ("fedavg", "rafl
         (1, 2)]  # fmt: skip
 
 
-def context(folder: Path) -> Context:
-    return Context(store=RunStore(folder, {"test": 1}))
+def context(folder: Path) -> RunContext:
+    return RunContext(store=RunStore(folder, {"test": 1}))
 
 
 @pytest.mark.slow
@@ -77,6 +77,6 @@ def test_other_processes_give_the_same_bits(tmp_path: Path) -> None:
 
 def test_there_is_a_worker_and_the_first_look_names_every_run() -> None:
     assert 1 <= workers("cpu") <= base.MOST_WORKERS
-    labels = [job.label for job in digits.first_look(Context(quick=True))]
+    labels = [job.label for job in digits.first_look(RunContext(quick=True))]
     assert len(set(labels)) == len(labels) == digits.RUNS_EACH * len(digits.QUICK_RUNS)
-    assert len(digits.first_look(Context())) == sum(map(digits.count_of, digits.RUNS))
+    assert len(digits.first_look(RunContext())) == sum(map(digits.count_of, digits.RUNS))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fedlora_cli.verify as command
-from analysis.claims.base import Claim, Context, Control
+from analysis.claims.base import Claim, Control, RunContext
 from analysis.paper import energies
 from analysis.stats.verdicts import Prediction
 from fedlora_sim.storage import MARKER
@@ -111,7 +111,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(
     assert expectation in done.err
 
 
-def found(numbers: Sequence[int], context: Context) -> np.ndarray:
+def found(numbers: Sequence[int], context: RunContext) -> np.ndarray:
     """An experiment that finds one."""
     return np.full((len(numbers), 1), 1.0)
 

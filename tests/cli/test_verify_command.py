@@ -18,7 +18,7 @@ import analysis
 import analysis.claims.verify as verification
 import fedlora_cli.verify as command
 from analysis.claims import CLAIMS, digits
-from analysis.claims.base import Claim, Context, Control
+from analysis.claims.base import Claim, Control, RunContext
 from analysis.paper import energies
 from analysis.paper.catalogue import RECIPES
 from analysis.stats.verdicts import Prediction
@@ -35,7 +35,7 @@ class Measured:
     def __init__(self, value: float) -> None:
         self.value, self.runs, self.stop = value, 0, False
 
-    def __call__(self, numbers: Sequence[int], context: Context) -> np.ndarray:
+    def __call__(self, numbers: Sequence[int], context: RunContext) -> np.ndarray:
         if self.stop:
             raise KeyboardInterrupt
         self.runs += len(numbers)
@@ -254,12 +254,12 @@ def test_an_interrupted_digits_run_reports_on_as_many_runs(
 ) -> None:
     measure, left = verification.claim_record, iter(range(finished))
 
-    def stop_later(made: Claim, context: Context) -> dict:
+    def stop_later(made: Claim, context: RunContext) -> dict:
         if next(left, None) is None:
             raise KeyboardInterrupt
         return measure(made, context)
 
-    def stop(context: Context) -> xr.Dataset:
+    def stop(context: RunContext) -> xr.Dataset:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

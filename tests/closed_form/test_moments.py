@@ -31,13 +31,13 @@ FIELDS = (
 )
 CLOSE = relative("factorization")
 SIGMAS = 5.0  # a false alarm in a few million comparisons
-every_case = pytest.mark.parametrize(("sampling", "normaliser", "allocation"), CASES)
+every_case = pytest.mark.parametrize(("sampling", "normalizer", "allocation"), CASES)
 
 
-def brute_moments(fed, normaliser, allocation):
+def brute_moments(fed, normalizer, allocation):
     """All fields, shape (8, r_max); logarithms are the only floats."""
     rows = []
-    for law in brute_laws(fed, normaliser, allocation):
+    for law in brute_laws(fed, normalizer, allocation):
         plain = [float(sum(p * W**k for W, (p, _) in law.items())) for k in (1, 2, 4)]
         plain.append(float(sum(p * q for p, q in law.values())))
         kept = sum(p for W, (p, _) in law.items() if W)
@@ -56,13 +56,13 @@ def values_of(moments):
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [None, UNEQUAL])
 @every_case
-def test_equals_brute_force(sampling, normaliser, allocation, samples):
+def test_equals_brute_force(sampling, normalizer, allocation, samples):
     fed = federation(sampling, samples)
-    found = weight_moments(normaliser, fed, allocation)
+    found = weight_moments(normalizer, fed, allocation)
     assert found.standard_error is None
-    wanted = brute_moments(fed, normaliser, allocation)
+    wanted = brute_moments(fed, normalizer, allocation)
     np.testing.assert_allclose(values_of(found), wanted, rtol=CLOSE, atol=CLOSE)
-    empty = empty_probability(fed, allocation, normaliser)
+    empty = empty_probability(fed, allocation, normalizer)
     np.testing.assert_array_equal(empty, found.empty)
 
 
@@ -95,15 +95,15 @@ def test_whole_federation_in_the_cohort_is_full_participation(sampling, samples)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("normaliser", ["cohort", "contributors"])
+@pytest.mark.parametrize("normalizer", ["cohort", "contributors"])
 @pytest.mark.parametrize("samples", [None, UNEQUAL, (0.1, 0.2, 0.3, 0.7)])
-def test_direction_carried_by_all_has_weight_exactly_one(sampling, normaliser, samples):
-    found = values_of(weight_moments(normaliser, federation(sampling, samples)))[:, 0]
+def test_direction_carried_by_all_has_weight_exactly_one(sampling, normalizer, samples):
+    found = values_of(weight_moments(normalizer, federation(sampling, samples)))[:, 0]
     assert found[[0, 1, 2, 4, 5, 6, 7]].tolist() == [1, 1, 1, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("sampling", ["without_replacement", "with_replacement", "bernoulli"])
-def test_contributors_normaliser_leaves_one_over_their_number(sampling):
+def test_contributors_normalizer_leaves_one_over_their_number(sampling):
     """Equal samples: raFLoRA's share is 1 or 0 and only the noise distinguishes cohorts."""
     fed = Federation("2x40,5x60", cohort_size=7, sampling=sampling)
     found = weight_moments("contributors", fed)
@@ -149,20 +149,20 @@ def no_exact_route(monkeypatch):
 
 
 @pytest.mark.parametrize("allocation", ["svd", "random"])
-@pytest.mark.parametrize("normaliser", ["cohort", "contributors", "federation"])
-def test_estimates_lie_within_the_standard_errors_returned(normaliser, allocation, no_exact_route):
+@pytest.mark.parametrize("normalizer", ["cohort", "contributors", "federation"])
+def test_estimates_lie_within_the_standard_errors_returned(normalizer, allocation, no_exact_route):
     fed = federation("without_replacement", UNEQUAL, size=2)
     with pytest.warns(MonteCarloWarning, match=r"largest relative standard error \d") as caught:
-        found = weight_moments(normaliser, fed, allocation)
+        found = weight_moments(normalizer, fed, allocation)
     assert caught[0].filename == __file__
-    wanted = brute_moments(fed, normaliser, allocation)
+    wanted = brute_moments(fed, normalizer, allocation)
     assert found.standard_error is not None
     errors = values_of(found.standard_error)
     assert errors.shape == wanted.shape
     assert np.all(np.abs(values_of(found) - wanted) <= SIGMAS * errors + CLOSE)
     assert not errors[-1].any()  # emptiness is always exact
     with pytest.warns(MonteCarloWarning):
-        again = weight_moments(normaliser, fed, allocation)
+        again = weight_moments(normalizer, fed, allocation)
     np.testing.assert_array_equal(values_of(found), values_of(again))
 
 
@@ -202,13 +202,13 @@ def test_empty_probability_ignores_samples_unless_they_decide_the_draw(sampling,
 
 @pytest.mark.parametrize("function", [weight_moments, lambda n, f, a: empty_probability(f, a, n)])
 @pytest.mark.parametrize(
-    ("normaliser", "allocation", "message"),
+    ("normalizer", "allocation", "message"),
     [
-        ("fedavg", "svd", r"normaliser='fedavg': expected one of cohort, contributors, federation"),
+        ("fedavg", "svd", r"normalizer='fedavg': expected one of cohort, contributors, federation"),
         ("cohort", "importance", r"allocation='importance': expected 'svd' or 'random'"),
         ("cohort", "rndom", r"allocation='rndom'.*did you mean 'random'"),
     ],
 )
-def test_unknown_words_are_refused(function, normaliser, allocation, message):
+def test_unknown_words_are_refused(function, normalizer, allocation, message):
     with pytest.raises(ValueError, match=message):
-        function(normaliser, Federation(RANKS), allocation)
+        function(normalizer, Federation(RANKS), allocation)

@@ -10,7 +10,7 @@ import pytest
 from cohort_cases import (
     ALLOCATIONS,
     CASES,
-    NORMALISERS,
+    NORMALIZERS,
     RANKS,
     UNEQUAL,
     brute_laws,
@@ -79,10 +79,10 @@ ROUTES = (by_enumeration, by_tables, by_equal_weights)
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [None, UNEQUAL, (6, 2, 2, 6), (0.5, 1.25, 1.0, 0.5)])
 @every_case
-def test_laws_equal_brute_force(sampling, normaliser, allocation, samples):
+def test_laws_equal_brute_force(sampling, normalizer, allocation, samples):
     fed = federation(sampling, samples)
-    found = share_laws(fed, normaliser, allocation)
-    wanted = brute_laws(fed, normaliser, allocation)
+    found = share_laws(fed, normalizer, allocation)
+    wanted = brute_laws(fed, normalizer, allocation)
     for law, brute in zip(found, wanted, strict=True):
         assert_brute(law, brute)
 
@@ -90,10 +90,10 @@ def test_laws_equal_brute_force(sampling, normaliser, allocation, samples):
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [(2, 2, 2, 2), UNEQUAL])
 @every_case
-def test_every_route_equals_brute_force(sampling, normaliser, allocation, samples):
+def test_every_route_equals_brute_force(sampling, normalizer, allocation, samples):
     fed = federation(sampling, samples, size=2)
-    levels = views(fed, normaliser, allocation)
-    for clients, brute in zip(levels, brute_laws(fed, normaliser, allocation), strict=True):
+    levels = views(fed, normalizer, allocation)
+    for clients, brute in zip(levels, brute_laws(fed, normalizer, allocation), strict=True):
         for route in ROUTES if is_equal(clients) else ROUTES[:2]:
             assert_brute(route(clients), brute)
 
@@ -102,13 +102,13 @@ def test_every_route_equals_brute_force(sampling, normaliser, allocation, sample
 @given(
     data=st.data(),
     sampling=st.sampled_from(SAMPLINGS),
-    normaliser=st.sampled_from(NORMALISERS),
+    normalizer=st.sampled_from(NORMALIZERS),
     allocation=st.sampled_from(ALLOCATIONS),
 )
-def test_routes_equal_brute_force_in_random_federations(data, sampling, normaliser, allocation):
+def test_routes_equal_brute_force_in_random_federations(data, sampling, normalizer, allocation):
     fed = data.draw(federations(sampling))
-    levels = views(fed, normaliser, allocation)
-    for clients, brute in zip(levels, brute_laws(fed, normaliser, allocation), strict=True):
+    levels = views(fed, normalizer, allocation)
+    for clients, brute in zip(levels, brute_laws(fed, normalizer, allocation), strict=True):
         assert_brute(by_enumeration(clients), brute)
         assert_brute(by_tables(clients), brute)
 
@@ -116,9 +116,9 @@ def test_routes_equal_brute_force_in_random_federations(data, sampling, normalis
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [(2,) * 14, (1, 2) * 7, (3, 5, 5, 1, 3, 3, 1) * 2])
 @every_case
-def test_routes_agree_in_larger_federations(sampling, normaliser, allocation, samples):
+def test_routes_agree_in_larger_federations(sampling, normalizer, allocation, samples):
     fed = federation(sampling, samples, 4, (2,) * 5 + (3,) * 5 + (8,) * 4)
-    for clients in views(fed, normaliser, allocation)[-2:]:
+    for clients in views(fed, normalizer, allocation)[-2:]:
         law = by_enumeration(clients)
         for route in ROUTES[1:] if is_equal(clients) else ROUTES[1:2]:
             assert_same_law(route(clients), law.share, law.probability, law.squares)
@@ -198,12 +198,12 @@ def test_common_divisor_keeps_tables_small():
 
 
 @pytest.mark.parametrize("sampling", ["without_replacement", "bernoulli"])
-@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("normaliser", NORMALIZERS)
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
-def test_whole_federation_in_the_cohort_is_full_participation(sampling, normaliser, allocation):
+def test_whole_federation_in_the_cohort_is_full_participation(sampling, normalizer, allocation):
     for samples in (None, UNEQUAL):
-        whole = share_laws(federation(sampling, samples, 4), normaliser, allocation)
-        full = share_laws(federation("full", samples), normaliser, allocation)
+        whole = share_laws(federation(sampling, samples, 4), normalizer, allocation)
+        full = share_laws(federation("full", samples), normalizer, allocation)
         for law, other in zip(whole, full, strict=True):
             assert_same_law(law, other.share, other.probability, other.squares)
 
@@ -211,18 +211,18 @@ def test_whole_federation_in_the_cohort_is_full_participation(sampling, normalis
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("samples", [None, UNEQUAL, (0.1, 0.2, 0.3, 0.7)])
 def test_direction_carried_by_all_has_share_exactly_one(sampling, samples):
-    for normaliser in ("cohort", "contributors"):
-        law = share_laws(federation(sampling, samples), normaliser)[0]
+    for normalizer in ("cohort", "contributors"):
+        law = share_laws(federation(sampling, samples), normalizer)[0]
         assert (law.share.tolist(), law.probability.tolist(), law.empty) == ([1.0], [1.0], 0.0)
-        [law] = share_laws(federation(sampling, samples, ranks=(3,) * 4), normaliser, "random")
+        [law] = share_laws(federation(sampling, samples, ranks=(3,) * 4), normalizer, "random")
         assert (law.share.tolist(), law.probability.tolist(), law.empty) == ([1.0], [1.0], 0.0)
 
 
 @every_case
-def test_sampled_laws_lie_within_their_standard_errors(sampling, normaliser, allocation):
+def test_sampled_laws_lie_within_their_standard_errors(sampling, normalizer, allocation):
     fed = federation(sampling, UNEQUAL, size=2)
-    exact = share_laws(fed, normaliser, allocation)
-    sampled = sample_laws(fed, views(fed, normaliser, allocation), 20_000, seed=3)
+    exact = share_laws(fed, normalizer, allocation)
+    sampled = sample_laws(fed, views(fed, normalizer, allocation), 20_000, seed=3)
     for law, wanted in zip(sampled, exact, strict=True):
         assert law.empty == wanted.empty
         assert law.probability.sum() == pytest.approx(1.0, rel=CLOSE)

@@ -16,7 +16,7 @@ from analysis.collapse.measure import (
     series_of,
     versus,
 )
-from analysis.collapse.predict import Walk
+from analysis.collapse.predict import RandomWalk
 from analysis.collapse.scenarios import standards
 from analysis.stats import proportion_interval
 from analysis.stats.intervals import Measurement
@@ -192,7 +192,7 @@ def test_undecided_where_intervals_reach_both_sides(changed, verdict) -> None:
 
 
 def test_a_walk_of_one_outcome_is_a_geometric_decay() -> None:
-    walk = Walk.of(np.array([0.3]), np.array([1.0]), 20)
+    walk = RandomWalk.of(np.array([0.3]), np.array([1.0]), 20)
     assert walk.typical == pytest.approx(0.09)
     assert walk.mean == pytest.approx(0.09)
     assert walk.extinct[7] == 0
@@ -200,7 +200,7 @@ def test_a_walk_of_one_outcome_is_a_geometric_decay() -> None:
 
 
 def test_a_walk_is_the_binomial_law_of_its_outcomes() -> None:
-    walk = Walk.of(np.array([0.0, 0.5, 1.0]), np.array([0.1, 0.4, 0.5]), 6)
+    walk = RandomWalk.of(np.array([0.0, 0.5, 1.0]), np.array([0.1, 0.4, 0.5]), 6)
     np.testing.assert_allclose(walk.extinct, 1 - 0.9 ** np.arange(7), atol=1e-12)
     assert walk.typical == pytest.approx(0.5 ** (2 * 4 / 9))
     assert walk.mean == pytest.approx(0.4 * 0.25 + 0.5)

@@ -118,9 +118,9 @@ def test_share_moments_equal_the_numbers(case):
         ("with_replacement", "cohort", derived.with_replacement()),
         ("bernoulli", "federation", derived.bernoulli_unnormalized()),
     )
-    for sampling, normaliser, expressions in laws:
+    for sampling, normalizer, expressions in laws:
         federation = Federation(ranks_of(clients, carriers), None, size, sampling)
-        law = share_laws(federation, normaliser)[TOP]
+        law = share_laws(federation, normalizer)[TOP]
         for order, name in enumerate(ORDERS, start=1):
             wanted = evaluate(getattr(expressions, name), values_of(case))
             assert law.expect(law.share**order) == pytest.approx(wanted, rel=CLOSE)
@@ -203,10 +203,10 @@ def test_unequal_sample_counts_equal_the_numbers(counts, carriers, size):
     for power in (1, 2, 3, 4):
         wanted = evaluate(unequal.share_moment(power, 4, carriers, size), values)
         assert law.expect(law.share**power) == pytest.approx(wanted, rel=CLOSE)
-    for normaliser in ("cohort", "contributors"):
-        only = normaliser == "contributors"
+    for normalizer in ("cohort", "contributors"):
+        only = normalizer == "contributors"
         wanted = unequal.share_squares(4, carriers, size, contributors_only=only)
-        found = weight_moments(normaliser, federation).sum_of_squares[TOP]
+        found = weight_moments(normalizer, federation).sum_of_squares[TOP]
         assert found == pytest.approx(evaluate(wanted, values), rel=CLOSE)
 
 

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 from paper_cases import small_recipe
 
-from analysis.claims.base import Context
+from analysis.claims.base import RunContext
 from analysis.paper.catalogue import RECIPES
 from analysis.paper.store import make
 from paper_figs import style
@@ -21,7 +21,7 @@ def paper_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("paper")
     for name in RECIPES:
         recipe = small_recipe(name)
-        make(recipe, folder, Context(seed=recipe.base_seed))
+        make(recipe, folder, RunContext(seed=recipe.base_seed))
     return folder
 
 

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from analysis.claims import breakdown, settling
-from analysis.claims.base import Context
+from analysis.claims.base import RunContext
 from analysis.paper import energies, participation, phase, training
 from analysis.paper.catalogue import RECIPES
 from analysis.paper.recipe import Recipe, described
@@ -19,7 +19,7 @@ from analysis.paper.recipe import Recipe, described
 FEW = range(400)
 
 
-def made_up_digits(context: Context) -> xr.Dataset:
+def made_up_digits(context: RunContext) -> xr.Dataset:
     """Curves as fine-tuning would give them: nothing is trained."""
     rng, rounds = np.random.default_rng(0), np.arange(6)
     dims, size = ("run", "seed", "round"), (len(training.LABELS), 2, len(rounds))
@@ -31,10 +31,10 @@ def made_up_digits(context: Context) -> xr.Dataset:
     )
 
 
-def patched(module: object, name: str, **values: object) -> Callable[[Context], xr.Dataset]:
+def patched(module: object, name: str, **values: object) -> Callable[[RunContext], xr.Dataset]:
     """A function of a module with smaller constants in the module."""
 
-    def gather(context: Context) -> xr.Dataset:
+    def gather(context: RunContext) -> xr.Dataset:
         with pytest.MonkeyPatch.context() as patch:
             for constant, value in values.items():
                 patch.setattr(module, constant, value)
@@ -44,7 +44,7 @@ def patched(module: object, name: str, **values: object) -> Callable[[Context], 
     return gather
 
 
-SMALL: dict[str, Callable[[Context], xr.Dataset]] = {
+SMALL: dict[str, Callable[[RunContext], xr.Dataset]] = {
     "spectrum": partial(
         energies.gather_spectrum,
         scenario=energies.SPECTRUM_SCENARIO.replace(rounds=12),

@@ -13,7 +13,7 @@ import xarray as xr
 from paper_cases import small_recipe
 
 from analysis import closed_form
-from analysis.claims.base import Context
+from analysis.claims.base import RunContext
 from analysis.paper import __main__ as command
 from analysis.paper import energies, training
 from analysis.paper.catalogue import RECIPES
@@ -52,7 +52,7 @@ def test_files_say_what_is_in_them(name: str, paper_data: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_files_give_the_numbers_back(name: str, paper_data: Path) -> None:
     recipe = small_recipe(name)
-    made = recipe.dataset(Context(seed=recipe.base_seed))
+    made = recipe.dataset(RunContext(seed=recipe.base_seed))
     back = read(paper_data, name)
     assert set(made.variables) == set(back.variables)
     assert set(made.coords) == set(back.coords)
@@ -165,12 +165,12 @@ def test_ranks_as_text_are_read_back() -> None:
 
 
 def test_finished_work_is_kept_until_something_changes(tmp_path: Path) -> None:
-    recipe, context = small_recipe("allocation"), Context(seed=3)
+    recipe, context = small_recipe("allocation"), RunContext(seed=3)
     assert not is_current(recipe, tmp_path, context)
     path = make(recipe, tmp_path, context)
     first = path.read_bytes()
     assert is_current(recipe, tmp_path, context)
-    assert not is_current(recipe, tmp_path, Context(seed=4))
+    assert not is_current(recipe, tmp_path, RunContext(seed=4))
     other = dataclasses.replace(recipe, settings={**recipe.settings, "rounds": 9})
     assert not is_current(other, tmp_path, context)
     assert not is_current(dataclasses.replace(recipe, sources=("README.md",)), tmp_path, context)
@@ -190,7 +190,7 @@ def test_a_variable_without_a_unit_is_refused(tmp_path: Path) -> None:
     recipe = small_recipe("allocation")
     units = {name: unit for name, unit in recipe.units.items() if name != "low"}
     with pytest.raises(InputError, match=r"units.*\['low'\]"):
-        make(dataclasses.replace(recipe, units=units), tmp_path, Context())
+        make(dataclasses.replace(recipe, units=units), tmp_path, RunContext())
     assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analysis.claims.base import Context
+from analysis.claims.base import RunContext
 from analysis.claims.participation import RANKS
 from analysis.paper import participation
 from fedlora_sim.tolerances import relative
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("coarse_figures")
 def data() -> xr.Dataset:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(participation, "RUNS", 2_000)
-        return participation.gather_participation(Context(seed=1))
+        return participation.gather_participation(RunContext(seed=1))
 
 
 @pytest.mark.slow
