@@ -42,7 +42,7 @@ from fedlora_sim.tolerances import relative
 
 CLOSE = relative("factorization")
 SIGMAS = 5.0  # a false alarm in a few million comparisons
-every_case = pytest.mark.parametrize(("sampling", "normaliser", "allocation"), CASES)
+every_case = pytest.mark.parametrize(("sampling", "normalizer", "allocation"), CASES)
 
 
 def assert_same_law(found: ShareLaw, share, probability, squares) -> None:
@@ -198,7 +198,7 @@ def test_common_divisor_keeps_tables_small():
 
 
 @pytest.mark.parametrize("sampling", ["without_replacement", "bernoulli"])
-@pytest.mark.parametrize("normaliser", NORMALIZERS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_whole_federation_in_the_cohort_is_full_participation(sampling, normalizer, allocation):
     for samples in (None, UNEQUAL):
@@ -285,7 +285,7 @@ def test_laws_are_read_only():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cohrot", "svd"), r"normaliser='cohrot'.*did you mean 'cohort'"),
+        (("cohrot", "svd"), r"normalizer='cohrot'.*did you mean 'cohort'"),
         (("cohort", "rand"), r"allocation='rand'.*did you mean 'random'"),
         (("cohort", "importance"), r"allocation='importance'.*no closed form"),
     ],
