@@ -286,7 +286,7 @@ def _trimmed(law: Array) -> tuple[np.ndarray, Array]:
 # `P[j, a]` is the probability that, of j draws on the first clients, the weights of the carriers
 # add up to a; `Q[j, a]` is the expectation of their sum of squared weights on the same event.
 # Adding a client that is drawn c times with weight v shifts both by c draws and `c v`. The cohort
-# normaliser also needs the sum b of the others. If the carriers are fixed, the others have their
+# normalizer also needs the sum b of the others. If the carriers are fixed, the others have their
 # own table, and the two are combined at j and m - j draws; if the carriers are random, tables have
 # a third axis.
 

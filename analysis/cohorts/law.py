@@ -206,13 +206,13 @@ class DirectionClients:
 
     @property
     def relevant_weight(self) -> Array:
-        """Weights, 0 for clients whose weight the normaliser never uses."""
+        """Weights, 0 for clients whose weight the normalizer never uses."""
         if self.normalizer == "cohort":
             return self.weight
         return np.where(self.carry > 0, self.weight, 0.0)
 
     def norm(self, contributing: Array, other: Array) -> Array:
-        """Return the normaliser, from the sums of weights of contributors and others."""
+        """Return the normalizer, from the sums of weights of contributors and others."""
         if self.normalizer == "cohort":
             return contributing + other
         if self.normalizer == "contributors":
@@ -233,10 +233,10 @@ def views(federation: Federation, normalizer: str, allocation: str) -> list[Dire
         One view per rank level (`svd`), or a single one (`random`), which holds for all directions.
 
     Raises:
-        InputError: for an unknown normaliser or allocation, and for `importance`, which depends on
+        InputError: for an unknown normalizer or allocation, and for `importance`, which depends on
             the state and has no closed form.
     """
-    normalizer = check_choice("normaliser", normalizer, NORMALIZERS)
+    normalizer = check_choice("normalizer", normalizer, NORMALIZERS)
     allocation = allocation_of(allocation)
     K, size, sampling = federation.num_clients, federation.cohort_size, federation.sampling
     assert size is not None  # resolved by Federation
@@ -350,7 +350,7 @@ class Sums:
     Args:
         probability: probability of each outcome, up to a common factor.
         contributing: sum of the weights of drawn clients that carry the direction.
-        other: sum of the weights of the others; arbitrary if the normaliser does not need it.
+        other: sum of the weights of the others; arbitrary if the normalizer does not need it.
         squares: expected sum of squared weights of the contributors, given the outcome.
     """
 

@@ -148,7 +148,7 @@ def share_laws(
         One distribution per rank level (`svd`), or one for all directions (`random`).
 
     Raises:
-        InputError: for an unknown normaliser or allocation; for `importance`, where carried
+        InputError: for an unknown normalizer or allocation; for `importance`, where carried
             directions depend on the state; if no random cohort has a contributor.
 
     Warns:
@@ -307,7 +307,7 @@ def weight_moments(
         The moments per direction, read-only; exact, or estimated with standard errors.
 
     Raises:
-        InputError: on an unknown normaliser or allocation; on `importance`.
+        InputError: on an unknown normalizer or allocation; on `importance`.
 
     Warns:
         MonteCarloWarning: when estimated; it states the largest relative standard error.
@@ -348,7 +348,7 @@ def empty_probability(
         Probabilities, shape (r_max,); always exact.
 
     Raises:
-        InputError: for an unknown allocation or normaliser, and for `importance`.
+        InputError: for an unknown allocation or normalizer, and for `importance`.
 
     Reference:
         Our derivation.
