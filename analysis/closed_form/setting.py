@@ -47,12 +47,13 @@ def each_direction(
 
 # What each aggregation rule does to one direction: weights, space, policy and multiplier.
 #
-# fedavg, ffa x' = sum w (a x + b), weights over the cohort (`flexlora` is fedavg) raflora the
-# same, weights over the cohort's contributors zero_pad factors averaged, weights over the cohort:
-# both are diluted (`fedit`) rbla factors averaged, weights over the contributors hetlora factors
-# averaged, weights by the norm of the update: they depend on the state flora the base gains sum w
-# (a x + b - x) and keeps what it has fedex factors averaged, and what that misses of the exact
-# average goes into the base
+#     fedavg, ffa  x' = sum w (a x + b), weights over the cohort (`flexlora` is fedavg)
+#     raflora      the same, weights over the cohort's contributors
+#     zero_pad     factors averaged, weights over the cohort: both are diluted (`fedit`)
+#     rbla         factors averaged, weights over the contributors
+#     hetlora      factors averaged, weights by the norm of the update: they depend on the state
+#     flora        the base gains sum w (a x + b - x) and keeps what it has
+#     fedex        factors averaged; the base takes what they miss of the exact average
 #
 # An amplitude sits half in A and half in B, so averaging factors dilutes it by W twice.
 #
