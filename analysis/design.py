@@ -1,14 +1,15 @@
-"""Which ranks and which rule keep the most of an update, within a budget: closed forms only.
+"""`design`: find ranks and a rule that keep the most of an update within a budget, in closed form.
 
-The score. Directions up to the highest level of the menu start with energies `x_i**2`. After T
-rounds `E[x_i]**2` is signal: what every run has left of the start. The rest of the mean energy,
-`Var[x_i]`, is noise: drifts, gains that differ, and which clients happened to be drawn. Directions
-that nobody carries are lost, without signal or noise. The score is signal minus noise over the
-energy at the start: 1 where all is kept. Their ratio would not do: it is best for one direction
-carried well, and undefined without noise.
+The score. Directions up to the highest available level start with energies `x_i**2`. After T rounds
+`E[x_i]**2` is signal: the remaining part of the start in every run. The rest of the mean energy,
+`Var[x_i]`, is noise, from drifts, gains that differ, and the sampling of cohorts. Directions
+without a carrier are lost, without signal or noise. The score is signal minus noise over the
+initial energy: 1 if everything is kept. The ratio of signal to noise would not be suitable: it is
+best for a single direction, and undefined without noise.
 
-It says what is kept, not what is learnt: a direction that one client trains counts as much as one
-that all train, if the rule keeps it. `min_coverage` asks for more clients at the top.
+The score measures what is kept, not what is learnt: a direction that one client trains counts as
+much as one that all clients train, if the rule keeps it. `min_coverage` requires more clients at
+the top.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from fedlora_sim.scenario import Scenario
 
 LEVELS = (2, 4, 8, 16, 32, 64)
 LIMIT = 500_000
-"""Most rank configurations that are compared."""
+"""Maximum number of rank configurations that are compared."""
 
 Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Design:
-    """A rank configuration under a rule, with the reasons for its place.
+    """A rank configuration under a rule, with the numbers behind its ranking.
 
     Args:
         rule: the rule.
@@ -54,15 +55,15 @@ class Design:
         ranks: the configuration as text, `"8x10,16x6"`.
         total_rank: sum of the client ranks.
         score: signal minus noise.
-        signal: sum of `E[x_i]**2` after the last round, as a share of the energy at the start.
-        noise: sum of `Var[x_i]`, as a share of the same.
-        lost: share of the start's energy in directions that nobody carries.
+        signal: sum of `E[x_i]**2` after the last round, relative to the initial energy.
+        noise: sum of `Var[x_i]`, relative to the initial energy.
+        lost: share of the initial energy in directions without a carrier.
         top_coverage: share of clients that carry the highest level of the configuration.
-        worst_rate: lowest factor of the mean energy per round among its partitions, drift apart;
-            None where there is none.
-        upload: expected numbers per round and layer from clients to the server.
-        download: expected numbers per round and layer from the server to clients.
-        reasons: for each value that is None, why.
+        worst_rate: lowest factor of the mean energy per round among its partitions, without drift;
+            None if there is none.
+        upload: expected number of values per round and layer from clients to the server.
+        download: expected number of values per round and layer from the server to clients.
+        reasons: for each value that is None, the reason.
     """
 
     rule: str
@@ -91,21 +92,21 @@ def design(
     min_coverage: float = 0.0,
     top: int = 20,
 ) -> list[Design]:
-    """Rank configurations and rules by what they keep after the last round, within a budget.
+    """Return the best rank configurations and rules within a budget.
 
-    All configurations of up to `distinct` different levels are compared, under every rule that has
-    closed forms here (`analysis.predict.by_carriers` says which have not, and why).
+    All configurations of up to `distinct` different levels are compared, under every rule with
+    closed forms (`analysis.predict.by_carriers` gives the reason for other rules).
 
     Args:
-        scenario: the clients, of equal sample counts, what they return, how many take part, and
-            the layer; all but its ranks, which are what is designed, and its empty-partition
-            policy, since every policy of a rule is compared.
-        rules: names of rules; each policy of a rule counts as one of its own.
-        total_rank: most that the client ranks may sum to; no bound when None.
-        communication: most numbers per round and layer, up and down together; no bound when None.
-        levels: ranks that clients may have, at most what the layer's matrix can have.
-        distinct: most different ranks in one configuration.
-        min_coverage: least share of clients at the highest level of a configuration.
+        scenario: the clients, of equal sample counts, what they return, how many take part, and the
+            layer. Its ranks are designed, and all policies of a rule are compared.
+        rules: names of rules; each policy of a rule is a separate candidate.
+        total_rank: maximum sum of client ranks; no limit when None.
+        communication: maximum number of values per round and layer, up and down together; no limit
+            when None.
+        levels: ranks that clients may have, at most the largest rank of the layer's matrix.
+        distinct: maximum number of different ranks in a configuration.
+        min_coverage: minimum share of clients at the highest level of a configuration.
         top: number of designs to return.
 
     Returns:
@@ -113,8 +114,8 @@ def design(
         ranks the rule that sends less.
 
     Raises:
-        InputError: on a bad argument, without a budget, if nothing is within it, with more than
-            `LIMIT` configurations, or where energies grow beyond the range of numbers.
+        InputError: if an argument is invalid, there is no budget, nothing is within it, there are
+            more than `LIMIT` configurations, or energies overflow.
     """
     if not isinstance(scenario, Scenario):
         raise expected("scenario", scenario, "a Scenario")
@@ -135,7 +136,7 @@ def design(
     sent: dict[tuple[str, int], Communication] = {}
 
     def numbers(rule: str, row: Counts) -> Communication:
-        # linear in ranks, and clients are drawn alike: only the sum of ranks matters
+        # linear in ranks, and clients are drawn uniformly: only the sum of ranks matters
         key = rule, int(row @ np.array(menu.levels))
         if key not in sent:
             one = scenario.replace(ranks=np.repeat(menu.levels, row).tolist())
@@ -157,25 +158,25 @@ def design(
 
 
 def _of_rules(scenario: Scenario, rules: Sequence[str]) -> tuple[list[ByCarriers], dict[str, str]]:
-    """What rules do to a direction, each policy apart; and for each without a closed form, why."""
+    """Return the results of rules for a direction, per policy, and reasons for missing ones."""
     found, reasons = [], {}
     for form in map(rule_form, check_sequence("rules", rules, "names of rules")):
         for policy in form.policies:
             own = scenario.replace(empty_partition=policy or scenario.empty_partition)
             try:
                 found.append(by_carriers(own, form.name))
-            except InputError as error:  # the scenario is sound: this rule has no closed form in it
+            except InputError as error:  # the scenario is valid: this rule has no closed form in it
                 reasons[form.name] = str(error)
     return found, reasons
 
 
 def configurations(clients: int, levels: int, distinct: int) -> Counts:
-    """All ways to share clients out among levels, at most `distinct` of them in use.
+    """Return all distributions of clients over levels, with at most `distinct` levels in use.
 
     Args:
         clients: number of clients K.
         levels: number of levels L.
-        distinct: most levels in use.
+        distinct: maximum number of levels in use.
 
     Returns:
         Clients per level, shape (configurations, L); every row sums to K.
@@ -201,17 +202,17 @@ def configurations(clients: int, levels: int, distinct: int) -> Counts:
 
 @dataclass(frozen=True)
 class _Menu:
-    """Levels with the directions that each adds: how many, and their energy at the start."""
+    """Levels with the directions that each adds: their number and initial energy."""
 
     levels: tuple[int, ...]
     widths: Array
     energies: Array
 
     def share(self, kept: Array | float, extra: Array | float = 0.0) -> Array:
-        """Return what is kept of the energy at the start, shape (...).
+        """Return the remaining share of the initial energy, shape (...).
 
-        Levels are summed one after another: equal configurations get equal values on every
-        machine, and keeping all is exactly 1.
+        Levels are summed one after another, so that equal configurations get equal values on every
+        machine, and keeping everything is exactly 1.
 
         Args:
             kept: factor of the energy of each level, (..., L).
@@ -242,7 +243,7 @@ def _menu(levels: Sequence[int], scenario: Scenario) -> _Menu:
 
 
 def _covered(counts: Counts, min_coverage: float) -> Counts:
-    """The configurations whose highest level has enough clients."""
+    """Return the configurations whose highest level has enough clients."""
     if not 0 <= check_finite("min_coverage", min_coverage) <= 1:
         raise expected("min_coverage", min_coverage, "a number from 0 to 1")
     highest = counts.shape[1] - 1 - np.argmax(counts[:, ::-1] > 0, axis=1)
@@ -253,7 +254,7 @@ def _covered(counts: Counts, min_coverage: float) -> Counts:
 def _within(
     counts: Counts, menu: _Menu, total_rank: int | None, communication: float | None
 ) -> Counts:
-    """The configurations within the budget of total rank."""
+    """Return the configurations within the budget of total rank."""
     if total_rank is None:
         if communication is None:
             raise expected("total_rank", None, "a budget: total_rank, communication or both")
@@ -267,7 +268,7 @@ def _within(
 def _ranked(
     found: Sequence[ByCarriers], counts: Counts, menu: _Menu, efforts: Array, rounds: int
 ) -> Iterator[tuple[ByCarriers, Counts, float, float]]:
-    """Rules with configurations, signal and noise, best first; `efforts` decide between equals."""
+    """Yield rules with configurations, signal and noise, best first; `efforts` break ties."""
     carriers = _carriers(counts)
     with np.errstate(over="ignore", invalid="ignore"):
         signal = np.stack([menu.share(effect.mean[carriers] ** 2) for effect in found])
@@ -284,7 +285,7 @@ def _ranked(
 
 
 def _carriers(counts: Counts) -> Counts:
-    """Clients that carry the directions of each level: those of this level and above."""
+    """Return the number of carriers of each level's directions: clients of this level and above."""
     return np.cumsum(counts[..., ::-1], axis=-1)[..., ::-1]
 
 

@@ -1,4 +1,4 @@
-"""What the notebooks compute: energies by partition, equations, a ledger, and the explorer."""
+"""Computations of the notebooks: energies by partition, equations, a ledger, and the explorer."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 # Energies by partition
 
 ERROR = 0.05
-"""Chance that any of the intervals of one measurement misses."""
+"""Probability that any interval of one measurement misses."""
 
 
 def partition_energy(run: xr.Dataset) -> Array:
-    """Return the summed energies of every partition, (seed, round, partition)."""
+    """Return the summed energies of each partition, (seed, round, partition)."""
     summed = run.energy.groupby("partition").sum()
     return np.asarray(summed.transpose("seed", "round", "partition").values)
 
 
 def mean_rate(run: xr.Dataset, error: float = ERROR) -> Measurement:
-    """Factor of the mean energy per round, of every partition above the shared one.
+    """Return the factor of the mean energy per round, of each partition above the shared one.
 
-    The mean over runs after T rounds is the T-th power of the factor; intervals hold together.
+    The mean over runs after T rounds is the T-th power of the factor; intervals are simultaneous.
     """
     energy = partition_energy(run)[..., 1:]
     left = energy[:, -1] / energy[:, 0]
@@ -55,10 +55,10 @@ def mean_rate(run: xr.Dataset, error: float = ERROR) -> Measurement:
 
 
 def side_by_side(runs: dict[str, xr.Dataset], predicted: dict[str, Array]) -> xr.Dataset:
-    """Combine runs and their predictions in one dataset, as the figures take it.
+    """Return the runs and their predictions in one dataset, in the form of the figures.
 
     Args:
-        runs: by rule.
+        runs: runs by rule.
         predicted: energies (round, direction) by rule.
 
     Returns:
@@ -75,10 +75,10 @@ def side_by_side(runs: dict[str, xr.Dataset], predicted: dict[str, Array]) -> xr
 
 
 def above_shared(data: xr.Dataset, bound: Array) -> xr.Dataset:
-    """Share `1 - rho` of the energy above the lowest rank, with its bound.
+    """Return the share `1 - rho` of the energy above the lowest rank, with its bound.
 
     Args:
-        data: of `side_by_side`.
+        data: result of `side_by_side`.
         bound: upper bound on that share under FedAvg, (round,).
 
     Returns:
@@ -92,7 +92,7 @@ def above_shared(data: xr.Dataset, bound: Array) -> xr.Dataset:
 
 
 def _above(energy: Array, level: int) -> Array:
-    """Return the share above a rank, summed as such: 1 less the rest would lose its digits."""
+    """Return the share above a rank as a sum; one minus the rest would lose digits."""
     reverse = energy[..., ::-1]
     return energy_ratio(reverse, energy.shape[-1] - level)
 
@@ -101,7 +101,7 @@ def _above(energy: Array, level: int) -> Array:
 
 
 class Equations:
-    """Derived equations, set by a notebook.
+    """Derived equations, typeset by a notebook.
 
     Args:
         lines: LaTeX, a left and a right side each.
@@ -116,13 +116,13 @@ class Equations:
 
 
 def equations(*derivations: Callable[..., Any]) -> Equations:
-    """Solve derivations now, and return what they find with their left sides.
+    """Return the results of derivations, solved now, each with its left side.
 
     Args:
         *derivations: functions of `analysis.derivations`.
 
     Raises:
-        InputError: on a function that derives nothing.
+        InputError: if a function is not a derivation.
     """
     lines: list[tuple[str, str]] = []
     for function in derivations:
@@ -136,39 +136,38 @@ def equations(*derivations: Callable[..., Any]) -> Equations:
     return Equations(lines)
 
 
-# A ledger that keeps predictions apart from measurements: nothing is measured in it that was not
-# predicted before
+# A ledger of predictions and measurements: only predicted quantities can be measured
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A prediction, and what came of it; None where it was not yet measured."""
+    """A prediction with its measurement, or None before it is measured."""
 
     prediction: Prediction
     measured: Measurement | None = None
 
 
 class Ledger:
-    """Predictions that are written down before anything is run."""
+    """Predictions that are recorded before anything is run."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
 
     def predict(self, name: str, value: ArrayLike, within: float) -> None:
-        """Write down a prediction.
+        """Record a prediction.
 
         Args:
-            name: what is predicted.
+            name: the predicted quantity.
             value: one number or several.
-            within: relative margin in which a measurement agrees.
+            within: relative margin of agreement.
         """
         self.entries[name] = Entry(Prediction.within(value, within))
 
     def measure(self, name: str, found: Measurement) -> None:
-        """Write down what was measured.
+        """Record a measurement.
 
         Raises:
-            InputError: on what was not predicted, or was measured already.
+            InputError: if the quantity was not predicted, or was already measured.
         """
         entry = self.entries.get(name)
         if entry is None:
@@ -178,8 +177,8 @@ class Ledger:
         self.entries[name] = Entry(entry.prediction, found)
 
     def table(self) -> pd.DataFrame:
-        """One row per number: predicted, measured with its interval, and the verdict."""
-        import pandas as pd  # nothing else here needs it
+        """Return one row per number: predicted, measured with its interval, and the verdict."""
+        import pandas as pd  # only needed here
 
         return pd.DataFrame([row for name in self.entries for row in self._rows(name)])
 
@@ -206,32 +205,32 @@ class Ledger:
         ]
 
 
-# The explorer: one federation under one rule, in numbers quick enough to turn a knob
+# The explorer: one federation under one rule, fast enough for interactive controls
 #
-# Two kinds of clients are asked for side by side: those that return `a x + b` (gain and drift), and
-# those that train for a local time. Nothing is simulated. Verdicts are on the start: what a typical
-# run has left of it, or whether training holds it.
+# Two kinds of clients are predicted: those that return `a x + b` (gain and drift), and those that
+# train for a local time. Nothing is simulated. Verdicts are on the start: its remaining part in a
+# typical run, or whether training holds it.
 
-FIRST = 1  # partitions from here on may collapse: the one before is shared by all clients
+FIRST = 1  # partitions from here on may collapse: all clients share the previous one
 
 
 @dataclass(frozen=True)
 class PartitionVerdict:
-    """The predictions for one partition; NaN where there is no closed form.
+    """The predictions for one partition; NaN without a closed form.
 
     Args:
         directions: the directions of the partition, from 1, as text.
         coverage: expected weight of the clients that carry it.
-        empty: chance P0 per round that no client of the cohort does.
+        empty: probability P0 per round that no client of the cohort does.
         rate: factor of its mean energy per round.
-        typical: the same in a typical run that survives.
+        typical: the same in a typical surviving run.
         half_life: rounds in which a typical run loses half of it; infinite if never.
-        survival: chance that a run has not lost it altogether after the last round.
+        survival: probability that a run has not lost it after the last round.
         floor: mean energy at which drifts hold it.
-        threshold: local time T* from which on training holds it.
+        threshold: local time T* above which training holds it.
         held: amplitude at which training holds it.
-        passive: verdict on it where clients return what they got, up to gain and drift.
-        trained: verdict on it where they train; None without a local time.
+        passive: verdict if clients return what they received, up to gain and drift.
+        trained: verdict if they train; None without a local time.
     """
 
     directions: str
@@ -253,14 +252,14 @@ class Exploration:
     """A scenario under a rule.
 
     Args:
-        scenario: what was asked.
+        scenario: the scenario.
         rule: the rule, with its policy.
         local_time: local time of the clients that train; None for none.
         rows: one per partition, the shared one first.
-        energy: mean energy of every direction, (rounds + 1, r_max); None without a closed form.
-        training: amplitude of every direction under training, (rounds + 1, r_max); None without a
+        energy: mean energy of each direction, (rounds + 1, r_max); None without a closed form.
+        training: amplitude of each direction under training, (rounds + 1, r_max); None without a
             local time or a closed form.
-        reasons: why something has no closed form here.
+        reasons: reasons for missing values.
     """
 
     scenario: Scenario
@@ -273,28 +272,28 @@ class Exploration:
 
     @property
     def is_full(self) -> bool:
-        """Whether all rounds are alike."""
+        """True if all rounds are equal."""
         return is_full(self.scenario)
 
     @property
     def passive(self) -> Collapse:
-        """Verdict where clients return what they got, up to gain and drift."""
+        """Verdict if clients return what they received, up to gain and drift."""
         return together(row.passive for row in self.rows[FIRST:])
 
     @property
     def trained(self) -> Collapse | None:
-        """Verdict where clients train; None without a local time."""
+        """Verdict if clients train; None without a local time."""
         found = [row.trained for row in self.rows[FIRST:]]
         return None if None in found else together(v for v in found if v is not None)
 
     @property
     def has_levels(self) -> bool:
-        """Whether there are ranks above the shared one, which a verdict is about."""
+        """True if there are ranks above the shared one, which a verdict requires."""
         return len(self.rows) > FIRST
 
     @property
     def sentence(self) -> str:
-        """The verdicts in words."""
+        """The verdicts as text."""
         if not self.has_levels:
             return f"{self.rule}: all clients have one rank, which cannot collapse."
         told = f"{self.rule}: without training it {_word(self.passive)}"
@@ -314,10 +313,10 @@ def explore(
         local_time: local training per round, in units of 1 / target; None for none.
 
     Returns:
-        Numbers and verdicts; what has no closed form is NaN or None, with the reason.
+        Numbers and verdicts; NaN or None without a closed form, with the reason.
 
     Raises:
-        InputError: naming the argument, its value and what was expected.
+        InputError: if an argument is invalid; names the argument, its value and what was expected.
     """
     own = with_training(scenario, rule, local_time=local_time)
     known = own.theory
@@ -377,7 +376,7 @@ def _rows(
 
 
 def _passive(scenario: Scenario, start: xr.Dataset) -> tuple[Collapse, ...]:
-    """Judge by the criteria of `analysis.collapse` what a typical run has left of its start."""
+    """Judge the remaining start of a typical run by the criteria of `analysis.collapse`."""
     rate, survival = start.typical_rate.values, start.survival.values
     if np.isnan(rate).any():
         return (Collapse.UNDECIDED,) * len(rate)
@@ -395,7 +394,7 @@ def _passive(scenario: Scenario, start: xr.Dataset) -> tuple[Collapse, ...]:
 def _trained(
     threshold: Array, start: xr.Dataset, local_time: float | None
 ) -> tuple[Collapse | None, ...]:
-    """Held where training is longer than the threshold, and most runs do not lose it meanwhile."""
+    """Return `held` if training is above the threshold and most runs do not lose the partition."""
     survival = start.survival.values
     if local_time is None:
         return (None,) * len(survival)

@@ -1,4 +1,4 @@
-"""`predict`: what the closed forms say of a scenario, named and labelled as a simulation is."""
+"""`predict`: predict a scenario in closed form, with the names and labels of a simulation."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ HARMONIC = (
     "direction in every round (for ffa E[x]); 1/E[1/x] vanishes before a typical run collapses, "
     "which is what collapse_threshold says"
 )
-"""What the amplitudes of training are means of."""
+"""The mean to which amplitudes of training refer."""
 
 TRAINED = (
     "training towards a target takes the place of gains and drifts, which do not enter thresholds, "
     "floors and rates of training"
 )
-"""What the questions about training leave out."""
+"""What predictions of training leave out."""
 
 NO_FACTOR = "its energy does not change by one factor per round"
-"""Why rules of two states, or with weights that depend on the state, have no such factor."""
+"""Reason why rules with two states, or with state-dependent weights, have no such factor."""
 
 LATE = (
     "energies of fedex and hetlora do not change by one factor per round: their factors are the "
     "limits of late rounds, and they have no half-life"
 )
-"""What factors per round mean for rules of two states, or with weights that depend on the state."""
+"""Meaning of factors per round for rules with two states, or with state-dependent weights."""
 
 PLACES = (
     "the server cuts clients their directions from sorted singular values, and directions may "
     "change places"
 )
-"""Why the matrix fidelity is not predicted where amplitudes may change their order."""
+"""Reason why the matrix fidelity is not predicted if amplitudes may change their order."""
 
 SORTED = "singular values are sorted and do not follow their directions: see projected_energy"
-"""Why energies of sorted singular values are not predicted under random allocation."""
+"""Reason why energies of sorted singular values are not predicted under random allocation."""
 
 EQUAL = "directions of equal amplitude turn into each other"
-"""Why the initial basis says nothing of amplitudes that start equal."""
+"""Reason why the initial basis is undefined for amplitudes that start equal."""
 
 ROUNDS, DIRECTIONS = ("round", "direction"), ("direction",)
 _UNIT = {"energy": LABELS["energy"][1], "amplitude": "amplitude of dW", "rounds": "rounds"}
@@ -92,13 +92,13 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "flow_rate": (DIRECTIONS, "factor per round of the approach to that amplitude", "1"),
     "flow_amplitude": (ROUNDS, "amplitude under training", _UNIT["amplitude"]),
 }
-"""Dimensions, meaning and unit of everything that is predicted."""
+"""Dimensions, meaning and unit of all predicted variables."""
 
 PROJECTED = (ROUNDS, "mean energy on the initial basis, E[(u_i^T dW v_i)**2]", _UNIT["energy"])
-"""The same of `projected_energy`, which the matrix fidelity has besides."""
+"""The same for `projected_energy`, which only the matrix fidelity has."""
 
 MOST_VALUES = 100_000_000
-"""Most values of one variable."""
+"""Maximum number of values of one variable."""
 
 TRAINING = ("collapse_threshold", "flow_floor", "flow_rate", "flow_amplitude")
 """Variables that need `local_loss="quadratic"`."""
@@ -111,28 +111,28 @@ def predict(scenario: Scenario, rule: str | AggregationRule = "raflora") -> xr.D
     """Predict a scenario under one server rule in closed form.
 
     Args:
-        scenario: what would be simulated, at fidelity `spectral` or `matrix`.
+        scenario: the scenario, at fidelity `spectral` or `matrix`.
         rule: name of the server rule, or an `AggregationRule`, as for `simulate`.
 
     Returns:
-        Dataset with the names and coordinates of a simulation's, without its seeds. Of (round,
+        Dataset with the names and coordinates of a simulation's, without seeds. Per (round,
         direction): `energy`, `mean_amplitude` and `flow_amplitude`; at matrix fidelity also
-        `projected_energy`. Of (round): `rho` and `effective_rank`, both of the mean energies. Of
+        `projected_energy`. Per (round): `rho` and `effective_rank`, both of the mean energies. Per
         (direction): `energy_rate`, `half_life`, `typical_rate`, `typical_half_life`,
         `energy_floor`, `extinction_probability`, `survival` after the last round,
         `collapse_threshold`, `flow_floor` and `flow_rate`. Coordinates `partition` and `coverage`.
-        What has no closed form here is NaN; its attribute `reason`, and the attribute `reasons` of
-        the dataset (JSON, by variable), say why. Further attributes hold the scenario, the rule and
-        `notes` (JSON) on what else must be known, such as laws that were estimated.
+        Values without a closed form are NaN; the reason is in the variable's attribute `reason`,
+        and in the dataset's attribute `reasons` (JSON, by variable). Further attributes hold the
+        scenario, the rule and `notes` (JSON), for instance on estimated distributions.
 
     Raises:
-        InputError: on anything but a scenario, an unknown rule (with the closest name), or more
-            rounds and directions than memory holds.
+        InputError: if the argument is not a scenario, the rule is unknown (names the closest one),
+            or rounds times directions do not fit in memory.
     """
     _check(scenario)
     label, form = _resolve(rule)
     notes: list[str] = []
-    # an energy beyond the range of numbers is infinite, which datasets and records can say
+    # an energy that overflows is infinite, which datasets and records can represent
     with _noted(notes), np.errstate(over="ignore", invalid="ignore"):
         found = _Prediction(scenario, label, form)
         found.fill()
@@ -145,18 +145,18 @@ def predict(scenario: Scenario, rule: str | AggregationRule = "raflora") -> xr.D
 
 
 def _check(scenario: object) -> None:
-    """Refuse anything but a scenario whose prediction memory holds."""
+    """Refuse anything but a scenario whose prediction fits in memory."""
     if not isinstance(scenario, Scenario):
         raise expected("scenario", scenario, "a Scenario")
     check_count("rounds", scenario.rounds, min(MOST_ROUNDS, MOST_VALUES // max(scenario.ranks)))
 
 
 def _resolve(rule: str | AggregationRule) -> tuple[str, RuleForm | None]:
-    """The rule's label and its form; None for a rule, or options, without closed forms."""
+    """Return the rule's label and its form; None for rules or options without closed forms."""
     if isinstance(rule, str) and rule.strip().lower() in (*RULES, *ALIASES):
         form = rule_form(rule)
         return form.name, form
-    from fedlora_sim.rules import get_rule  # torch takes seconds; names alone do not need it
+    from fedlora_sim.rules import get_rule  # torch takes seconds, and names do not need it
 
     chosen = get_rule(rule)
     known = chosen.label in RULES and type(get_rule(chosen.label)) is type(chosen)
@@ -165,7 +165,7 @@ def _resolve(rule: str | AggregationRule) -> tuple[str, RuleForm | None]:
 
 @contextmanager
 def _noted(notes: list[str]) -> Iterator[None]:
-    """Keep warnings of estimated laws as notes."""
+    """Collect warnings on estimated distributions as notes."""
     with catch_warnings(record=True) as caught:
         simplefilter("always")
         yield
@@ -173,7 +173,7 @@ def _noted(notes: list[str]) -> Iterator[None]:
 
 
 def _is_geometric(form: RuleForm) -> bool:
-    """Whether the mean energy changes by the same factor in every round, drift apart."""
+    """Return True if the mean energy changes by the same factor in every round, without drift."""
     return not form.norm_weighted and form.space != "residual"
 
 
@@ -187,11 +187,11 @@ class _Prediction:
 
     @property
     def is_full(self) -> bool:
-        """Whether all rounds are alike."""
+        """True if all rounds are equal."""
         return is_full(self.scenario)
 
     def fill(self) -> None:
-        """Evaluate every form; the reason for what has none is kept."""
+        """Evaluate all forms, and keep the reason for those without a value."""
         scenario = self.scenario
         self._add("extinction_probability", lambda: closed_form.extinction_probability(scenario))
         if self.form is None:
@@ -231,7 +231,7 @@ class _Prediction:
         self._follow("effective_rank", "energy", effective_rank)
 
     def _give_up(self, error: InputError) -> None:
-        """Leave out what has no value yet, all for one reason."""
+        """Leave out all variables without a value, for one reason."""
         for name in self._variables():
             if name not in self.values:
                 self.reasons.setdefault(name, str(error))
@@ -239,11 +239,11 @@ class _Prediction:
     def _add(self, name: str, evaluate: Callable[[], Array]) -> None:
         try:
             self.values[name] = evaluate()
-        except ValueError as error:  # the scenario is sound: the form does not cover it
+        except ValueError as error:  # the scenario is valid: the form does not cover it
             self.reasons[name] = str(error)
 
     def _follow(self, name: str, source: str, evaluate: Callable[[Array], Array]) -> None:
-        """Add what follows from another variable, or that one's reason."""
+        """Add a value that follows from another variable, or that variable's reason."""
         if source in self.reasons:
             self.reasons[name] = self.reasons[source]
             return
@@ -251,7 +251,7 @@ class _Prediction:
         self._add(name, lambda: evaluate(values))
 
     def _half_life(self, rate: Array) -> Array:
-        """Half-lives, but of energies that do not fall by one factor per round."""
+        """Return the half-lives, except of energies without a constant factor per round."""
         for name in ("drift_mean", "drift_std"):
             value = getattr(self.scenario, name)
             if value != 0:
@@ -266,7 +266,7 @@ class _Prediction:
         return closed_form.half_life(rate)
 
     def _flow_rate(self) -> Array:
-        """Return the rate of approach, but of hetlora, where it is known near collapse alone."""
+        """Return the rate of approach, except for hetlora, where it is known only near collapse."""
         assert self.form is not None
         rate = closed_form.flow_rate(self.scenario, self.form.name)
         if self.form.norm_weighted:
@@ -282,7 +282,7 @@ class _Prediction:
         return self._of_every_run(amplitude) ** 2
 
     def _of_every_run(self, amplitude: Array) -> Array:
-        """The amplitudes, where all runs have the same."""
+        """Return the amplitudes if they are equal in all runs."""
         assert self.form is not None
         empty = closed_form.extinction_probability(self.scenario)
         undiluted = self.form.normalizer == "contributors" and not empty.any()
@@ -293,10 +293,10 @@ class _Prediction:
         raise expected("cohort_size", size, f"full participation ({reason})")
 
     def _check_order(self) -> None:
-        """Refuse the matrix fidelity where an SVD may send clients other directions.
+        """Refuse the matrix fidelity if an SVD may send clients other directions.
 
-        Amplitudes have to keep their order in every run: those of a run that is like every other
-        one are known; else the shares that multiply them must fall with the direction.
+        Amplitudes must keep their order in every run. They are known if all runs are equal;
+        otherwise the shares that multiply them must decrease with the direction.
         """
         scenario, form = self.scenario, self.form
         assert form is not None
@@ -307,7 +307,7 @@ class _Prediction:
                 raise expected("fidelity", "matrix", f"'spectral' ({PLACES})")
             return
         g, c = scenario.gain_mean, scenario.drift_mean
-        # carriers of a direction carry all before it
+        # carriers of a direction carry all earlier ones
         falls = alike and g >= 0 and c >= 0
         held = form.has_policy and scenario.empty_partition == "carry"
         if form.space == "base" or (held and self.values["extinction_probability"].any()):
@@ -316,14 +316,17 @@ class _Prediction:
             raise expected("fidelity", "matrix", f"'spectral' ({PLACES})")
 
     def _projected(self, energy: Array) -> Array:
-        """Energies on the initial basis: those of the directions."""
+        """Return the energies on the initial basis, which are those of the directions."""
         decay = self.scenario.spectrum_decay
         if decay == 1 and len(self.scenario.ranks) > 1:
             raise expected("spectrum_decay", decay, f"a number below 1 ({EQUAL})")
         return energy
 
     def _sorted(self, energy: Array) -> Array:
-        """Energies of sorted singular values: those of the directions, which keep their order."""
+        """Return the energies of sorted singular values.
+
+        Which are those of directions in constant order.
+        """
         if self.scenario.allocation != "svd":
             raise expected("allocation", self.scenario.allocation, f"'svd' ({SORTED})")
         return energy
@@ -333,7 +336,7 @@ class _Prediction:
         return VARIABLES | more
 
     def dataset(self, notes: Sequence[str]) -> xr.Dataset:
-        """Label the values; what is missing is NaN, with its reason."""
+        """Label the values; missing ones are NaN, with a reason."""
         scenario = self.scenario
         sizes = {"round": scenario.rounds + 1, "direction": scenario.federation.r_max}
         variables = {}
@@ -362,42 +365,42 @@ class _Prediction:
 
 
 def reasons(theory: xr.Dataset) -> dict[str, str]:
-    """Return why variables of a prediction have no value, by variable."""
+    """Return the reasons for missing variables of a prediction, by variable."""
     return {str(k): v.attrs["reason"] for k, v in theory.data_vars.items() if "reason" in v.attrs}
 
 
 def left_of_the_start(scenario: Scenario, rule: str) -> xr.Dataset:
-    """Predict what is left of the start, drift apart: `typical_rate` and `survival`.
+    """Predict the remaining part of the start, without drift: `typical_rate` and `survival`.
 
-    Drift adds energy, but none of it is of the start. Where gains differ the rate has no closed
-    form, and is NaN.
+    Drift adds energy that does not belong to the start. If gains differ the rate has no closed form
+    and is NaN.
     """
     return predict(scenario.replace(drift_mean=0.0, drift_std=0.0), rule)[
         ["typical_rate", "survival"]
     ]
 
 
-# Several rules side by side, as the command shows them: a partition's numbers are those of its
-# first direction, since all its directions fare alike; energies are means over its directions,
-# which may start and stop at different amplitudes.
+# Comparison of several rules, as the command shows it. A partition's numbers are those of its first
+# direction, because all its directions behave alike; energies are means over its directions, which
+# may start and stop at different amplitudes.
 
 LEAST = 1e-150
-"""Lowest amplitude of a partition at the start: squares of lower ones are no longer exact."""
+"""Lowest initial amplitude of a partition: squares of lower ones are not exact any more."""
 
 MEANS = ("energy", "energy_floor", "relative_energy")
 """Quantities that are means over the directions of a partition."""
 
 
 def check_start(argument: str, value: float, amplitude: float | None = None) -> float:
-    """Return the value, if amplitudes at the start have energies that others are compared with.
+    """Return the value if initial amplitudes have energies that can be compared.
 
     Args:
         argument: its name.
-        value: what was given.
-        amplitude: what it makes of an amplitude at the start; the value itself when None.
+        value: the given value.
+        amplitude: its initial amplitude; the value itself when None.
 
     Raises:
-        InputError: naming the argument.
+        InputError: names the argument.
     """
     number = check_finite(argument, value)
     start = number if amplitude is None else amplitude
@@ -419,12 +422,12 @@ def rule_label(rule: str, empty_partition: str | None) -> str:
 
 @dataclass(frozen=True)
 class RulePrediction:
-    """One rule of a comparison, with the values of every partition.
+    """One rule of a comparison, with the values of each partition.
 
     Args:
         rule: name of the rule.
         empty_partition: its policy, `zero` or `carry`; None for a rule without one.
-        theory: its prediction, with the variables of training where they were asked for.
+        theory: its prediction, with the variables of training if requested.
     """
 
     rule: str
@@ -438,12 +441,12 @@ class RulePrediction:
 
     @cached_property
     def scenario(self) -> Scenario:
-        """The scenario that was predicted."""
+        """The predicted scenario."""
         return Scenario.from_attrs(self.theory.attrs)
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """What was asked for; floor and rate of training only with a local time."""
+        """Requested quantities; floor and rate of training only with a local time."""
         return tuple(n for n in QUANTITIES if n == "relative_energy" or n in self.theory)
 
     def of(self, name: str) -> Array | None:
@@ -463,7 +466,7 @@ class RulePrediction:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why quantities have no value."""
+        """Reasons for missing values."""
         found = {name: why for name, why in reasons(self.theory).items() if name in QUANTITIES}
         if "energy" in found:
             found["relative_energy"] = found["energy"]
@@ -474,7 +477,7 @@ QUANTITIES = (
     *("energy_rate", "half_life", "typical_rate", "typical_half_life", "survival"),
     *("relative_energy", "energy_floor", "energy", *TRAINING[:3]),
 )
-"""What a comparison shows of every rule."""
+"""Quantities in a comparison."""
 
 
 def with_training(
@@ -483,13 +486,13 @@ def with_training(
     """Predict a rule for clients that return `a x + b`, and for clients that train instead.
 
     Args:
-        scenario: clients that return `a x + b`; its target is that of the questions on training.
+        scenario: clients that return `a x + b`; its target is used for training.
         rule: name of a rule with closed forms.
-        local_time: local time of a round's training; None leaves its floor, rate and amplitudes
-            out.
+        local_time: local time of a round's training; None leaves out its floor, rate and
+            amplitudes.
 
     Raises:
-        InputError: on an unknown rule, or a start whose energies cannot be compared.
+        InputError: if the rule is unknown, or the initial energies cannot be compared.
     """
     _check(scenario)
     check_start("initial_amplitude", scenario.initial_amplitude)
@@ -513,7 +516,7 @@ def with_training(
 def compare(
     scenario: Scenario, rules: Sequence[str] = RULES, *, local_time: float | None = None
 ) -> tuple[RulePrediction, ...]:
-    """Predict a scenario under several rules, each policy of a rule apart.
+    """Predict a scenario under several rules, with a separate prediction per policy.
 
     Args:
         scenario: as for `with_training`.
@@ -524,7 +527,7 @@ def compare(
         One prediction per rule and policy, in the order of the rules.
 
     Raises:
-        InputError: on an unknown rule, or a start whose energies cannot be compared.
+        InputError: if a rule is unknown, or the initial energies cannot be compared.
     """
     _check(scenario)
     return tuple(
@@ -539,7 +542,7 @@ def compare(
 
 
 def comparison_notes(rows: Sequence[RulePrediction]) -> list[str]:
-    """Return what must be known of a comparison, such as laws that were estimated."""
+    """Return notes on a comparison, for instance on estimated distributions."""
     notes = [note for row in rows for note in json.loads(row.theory.attrs["notes"])]
     scenario = rows[0].scenario if rows else None
     passive = ("gain_mean", "gain_std", "drift_mean", "drift_std")
@@ -548,7 +551,7 @@ def comparison_notes(rows: Sequence[RulePrediction]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-# What an infinite value means, by quantity.
+# Meaning of an infinite value, by quantity.
 INFINITE = {
     "half_life": "infinite: it does not fall",
     "typical_half_life": "infinite: it does not fall",
@@ -559,14 +562,14 @@ OVERFLOW = "infinite: beyond the range of numbers"
 
 
 def comparison_record(rows: Sequence[RulePrediction]) -> dict[str, Any]:
-    """Return a comparison as plain data for JSON; no number in it is infinite or undefined.
+    """Return a comparison as plain data for JSON, without infinite or undefined numbers.
 
-    Keys: `scenario`, its fields but those of fine-tuning; `partitions`, each with `level`, `first`
-    and `last` direction, number of `clients`, `coverage` and `extinction_probability`; `notes`; and
-    `rules`, each with `rule`, `empty_partition` (or null) and, by quantity,
+    Keys: `scenario`, its fields except those of fine-tuning; `partitions`, each with `level`,
+    `first` and `last` direction, number of `clients`, `coverage` and `extinction_probability`;
+    `notes`; and `rules`, each with `rule`, `empty_partition` (or null) and, by quantity,
     `{"values": one number per partition, "reason": null}`; `energy` has one such list per round.
-    Where there is no closed form `values` is null and `reason` says why; a single null among values
-    stands for infinity, which `reason` explains then.
+    Without a closed form `values` is null and `reason` explains why. A single null among values
+    means infinity, which `reason` then explains.
     """
     first = rows[0]
     scenario, federation = first.scenario, first.scenario.federation
@@ -612,28 +615,28 @@ def _rule_record(row: RulePrediction) -> dict[str, Any]:
     return record
 
 
-# A direction by the number of clients that carry it
+# A direction by its number of carriers
 #
-# With equal sample counts a direction's moments depend on its rule and on how many of the K clients
-# carry it. A federation with one client of each rank 1..K has every such number once, so a rule's
-# closed forms are asked once and not per configuration.
+# With equal sample counts the moments of a direction depend on the rule and on how many of the K
+# clients carry it. A federation with one client of each rank 1..K has each such number once, so a
+# rule's closed forms are evaluated once and not per configuration.
 
 
 @dataclass(frozen=True)
 class ByCarriers:
     """A direction after the last round under one rule, by number of carriers 0..K, each (K + 1,).
 
-    From a start at amplitude x its mean amplitude is `mean x` and its mean energy
-    `second x**2 + drift`; without carriers nothing is left.
+    From an initial amplitude x its mean amplitude is `mean x` and its mean energy
+    `second x**2 + drift`; without carriers both are zero.
 
     Args:
         rule: the rule.
         empty_partition: its policy, `zero` or `carry`; None for a rule without one.
         mean: factor of the mean amplitude.
         second: factor of the mean energy.
-        drift: what drifts add to the mean energy.
-        rate: factor of the mean energy per round, drift apart; None where the energy does not
-            change by one factor per round (fedex, whose base keeps what it has).
+        drift: mean energy that drifts add.
+        rate: factor of the mean energy per round, without drift; None if there is no constant
+            factor (fedex, whose base keeps its value).
     """
 
     rule: str
@@ -645,14 +648,14 @@ class ByCarriers:
 
 
 def by_carriers(scenario: Scenario, rule: str) -> ByCarriers:
-    """Return what a rule makes of a direction, by the number of clients that carry it.
+    """Return the result of a rule for a direction, by its number of carriers.
 
     Args:
         scenario: as many clients, of equal sample counts and any ranks, and what they return.
         rule: name of a rule.
 
     Raises:
-        InputError: on a field that the forms do not cover, or on hetlora.
+        InputError: for a field that the forms do not cover, and for hetlora.
     """
     form = rule_form(rule)
     check_scope("energy_trajectory", scenario, {})
@@ -676,12 +679,15 @@ def by_carriers(scenario: Scenario, rule: str) -> ByCarriers:
         scenario.empty_partition if form.has_policy else None,
         _by_carriers(closed_form.mean_trajectory(alone, name, initial_amplitude=1.0)[-1]),
         _by_carriers(closed_form.energy_trajectory(alone, name, initial_amplitude=1.0)[-1]),
-        # a zero-mean drift adds its own energy, whatever the start
+        # a zero-mean drift adds its own energy, for every start
         _by_carriers(closed_form.energy_trajectory(ladder, name, initial_amplitude=0.0)[-1]),
         _by_carriers(closed_form.energy_rate(ladder, name)) if _is_geometric(form) else None,
     )
 
 
 def _by_carriers(by_direction: Array) -> Array:
-    """Direction i of ranks 1..K has K + 1 - i carriers; nothing is left where there are none."""
+    """Return values by number of carriers, zero without any.
+
+    Direction i of ranks 1..K has K + 1 - i carriers.
+    """
     return np.concatenate([[0.0], by_direction[::-1]])

@@ -25,7 +25,7 @@ prepare()
 #
 # Our federation has 18 clients: eight of rank 4, six of rank 8, four of rank 16. An update is a sum
 # of *directions*, sorted by strength, and a client of rank 8 holds the first 8. So directions 1–4
-# are **shared** by everybody, directions 5–8 are carried by ten clients of 18, and directions 9–16
+# are **shared** by all, directions 5–8 are carried by ten clients of 18, and directions 9–16
 # by only four. The share of the clients' weight that carries a direction is its **coverage** $\pi$.
 #
 # The picture has a row for every client and a column for every direction.
@@ -44,10 +44,10 @@ figure = carriers(scenario.federation)
 # $$ x_i' = \sum_{k \text{ carries } i} p_k\, x_i \;+ \sum_{k \text{ does not}} p_k \cdot 0
 #    \;=\; \pi_i\, x_i , $$
 #
-# and a round multiplies its energy $x_i^2$ by $\pi_i^2$. Nobody made a mistake, nobody disagreed,
+# and a round multiplies its energy $x_i^2$ by $\pi_i^2$. No client made a mistake or disagreed,
 # and yet directions 9–16 lose 95% of their energy, in *every round*.
 #
-# **raFLoRA** divides by the weight of those who carry the direction instead of everybody's. Then
+# **raFLoRA** divides by the weight of those who carry the direction instead of all clients'. Then
 # $x_i' = x_i$.
 #
 # Before anything runs, we write down what both rules will do to all 16 directions.
@@ -121,9 +121,9 @@ figure = estimates(
 # %% [markdown]
 # ## A verdict
 #
-# Does a rule collapse? `collapse_report` runs it in six standard scenarios (everybody takes part,
+# Does a rule collapse? `collapse_report` runs it in six standard scenarios (full participation,
 # small cohorts, clients that differ, drift, and local training that is too short or long enough),
-# beside FedAvg and raFLoRA, and decides by intervals. First in one sentence, then in pictures: the
+# with FedAvg and raFLoRA, and decides by intervals. First in one sentence, then in pictures: the
 # rule's partitions from dark to light, what was predicted dashed.
 
 # %%
@@ -144,7 +144,7 @@ print(collapse_report("raflora", seeds=400).sentence)
 #    highest partition live? (Its coverage goes from 4/18 to 5/19. Predict first, then run.)
 # 2. Replace `"fedavg"` by `"zero_pad"`, which averages $A$ and $B$ apart. Which power of the
 #    coverage do you see in the staircase, and why?
-# 3. Set `cohort_size=3`. How often does a round have nobody who carries direction 9, and what does
+# 3. Set `cohort_size=3`. How often does a round have no carrier of direction 9, and what does
 #    that do to `raflora` with `empty_partition="zero"` instead of `"carry"`?
 # 4. Make all clients rank 8. What is left of the collapse?
 #

@@ -46,7 +46,7 @@ equations(rates.coverage, rates.coverage_step)
 equations(multipliers.fedavg, multipliers.zero_pad, multipliers.raflora)
 
 # %% [markdown]
-# ## Everybody takes part: the staircase
+# ## Full participation: the staircase
 #
 # With full participation $W = \pi$ in every round. The recurrence $x(t+1) = \pi\, x(t)$ is solved,
 # and squared:
@@ -98,7 +98,7 @@ figure = estimates(names, [float(x) for x in exact], rate, "factor of the mean e
 # %% [markdown]
 # ## Extinction
 #
-# Small cohorts have a second way to lose a direction. When *nobody* in the round carries it, its
+# Small cohorts have a second way to lose a direction. When *no client* in the round carries it, its
 # amplitude is exactly zero, and zero it stays. The probability of such a round, for every way to
 # draw a cohort:
 

@@ -31,7 +31,7 @@ prepare()
 # | gain, mean and std | clients return $a x + b$: mean and deviation of $a$ |
 # | drift, std | deviation of $b$ |
 # | local time | how long clients train before they send; 0: they do not |
-# | if nobody | what raFLoRA and RBLA do with a partition that nobody in the round carries |
+# | if empty | what raFLoRA and RBLA do with a partition that no client of the round carries |
 #
 # ## How to read the picture
 #
@@ -49,7 +49,7 @@ Explorer(rule="fedavg", cohort_size=6, gain_mean=0.98, drift_std=0.02, local_tim
 #
 # 1. Turn the local time up slowly. At which value does the last partition change from *lost* to
 #    *kept*, and does it? Then set the cohort to `all` and try again: what was in the way?
-# 2. Change the rule to `raflora`, and *if nobody* from `carry` to `zero`.
+# 2. Change the rule to `raflora`, and *if empty* from `carry` to `zero`.
 # 3. Turn up the drift. The energy stays, on a floor, and the verdict does not change: none of what
 #    is on the floor is left of the start.
 # 4. Give all clients the same rank, `8x18`. What is there to collapse?

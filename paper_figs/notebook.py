@@ -1,4 +1,4 @@
-"""What the notebooks draw: their style, figures, the explorer and its controls."""
+"""Figures of the notebooks: style, panels, the explorer and its controls."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from fedlora_sim.errors import InputError
 from paper_figs import style
 from paper_figs.style import RULE_COLORS, SMALL, look, partition_colors
 
-# Pictures of the notebooks that no paper needs
+# Figures of the notebooks that are not in the paper
 
-NOTEBOOK_DPI = 140  # of pictures on a screen
-FAR = 100.0  # a forecast may leave the panel, which ends so far from what was measured
+NOTEBOOK_DPI = 140  # for screens
+FAR = 100.0  # limits how far the axis follows a forecast beyond the measurements
 HEIGHT = 2.3  # inches of a row of panels
 
 
 def prepare() -> None:
-    """Make the figures' style that of a notebook, in a size to be read on a screen."""
+    """Activate the figures' style for notebooks, in a size for screens."""
     style.apply()
     mpl.rcParams["figure.dpi"] = NOTEBOOK_DPI
 
 
 def carriers(federation: Federation) -> Figure:
-    """Who carries what: clients over directions, and the coverage of every partition.
+    """Draw which clients carry which directions, and the coverage of each partition.
 
     Args:
-        federation: any.
+        federation: any federation.
 
     Returns:
         The figure.
@@ -92,13 +92,13 @@ def carriers(federation: Federation) -> Figure:
 def estimates(
     names: Sequence[str], predicted: ArrayLike, measured: Measurement, label: str
 ) -> Figure:
-    """Numbers with their intervals, and a bar where each was predicted.
+    """Draw numbers with intervals, and their predictions as bars.
 
     Args:
-        names: of the numbers.
+        names: names of the numbers.
         predicted: one for each.
         measured: the same numbers, measured.
-        label: what they are, with the unit.
+        label: axis label, with the unit.
 
     Returns:
         The figure.
@@ -134,12 +134,12 @@ def paths(
     *,
     log: bool = True,
 ) -> Figure:
-    """Something of every partition over rounds, measured and predicted, in panels.
+    """Draw a quantity of each partition over rounds, measured and predicted, in panels.
 
     Args:
         panels: by title, measured (rounds + 1, partitions) and predicted, the same shape.
         partitions: their directions.
-        label: what is shown, with the unit.
+        label: axis label, with the unit.
         log: whether the axis is logarithmic.
 
     Returns:
@@ -165,11 +165,11 @@ def paths(
 
 
 def over_rounds(runs: Mapping[str, xr.Dataset], quantities: Mapping[str, str]) -> Figure:
-    """Variables of runs over rounds, mean over seeds, a line per rule and a panel per variable.
+    """Draw variables of runs over rounds, mean over seeds: a line per rule, a panel per variable.
 
     Args:
-        runs: by rule.
-        quantities: label of the axis by name of the variable.
+        runs: runs by rule.
+        quantities: axis label by name of the variable.
 
     Returns:
         The figure.
@@ -190,10 +190,10 @@ def over_rounds(runs: Mapping[str, xr.Dataset], quantities: Mapping[str, str]) -
 
 
 def images(rows: Mapping[str, ArrayLike]) -> Figure:
-    """Small grey pictures in rows.
+    """Draw small grey images in rows.
 
     Args:
-        rows: pictures (count, height, width) by name.
+        rows: images (count, height, width) by name.
 
     Returns:
         The figure.
@@ -214,10 +214,10 @@ def images(rows: Mapping[str, ArrayLike]) -> Figure:
 
 
 def spectra(by_rule: Mapping[str, Sequence[ArrayLike]], titles: Sequence[str]) -> Figure:
-    """Singular values of updates, a marker per direction and a panel per layer.
+    """Draw singular values of updates, a marker per direction and a panel per layer.
 
     Args:
-        by_rule: singular values of every layer, by rule.
+        by_rule: singular values of each layer, by rule.
         titles: names of the layers.
 
     Returns:
@@ -250,10 +250,10 @@ def spectra(by_rule: Mapping[str, Sequence[ArrayLike]], titles: Sequence[str]) -
 
 
 def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) -> Figure:
-    """What was predicted of the later rounds of a real run, beside what happened.
+    """Draw forecasts of the later rounds of a real run, and the measurements.
 
     Args:
-        scores: of `analysis.studies.score`, by rule; the first seed is drawn.
+        scores: result of `analysis.studies.score`, by rule; the first seed is drawn.
         runs: the runs.
 
     Returns:
@@ -290,7 +290,7 @@ def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) 
 
 
 def _beside(axis: Axes, colors: Mapping[str, Any]) -> None:
-    """A legend beside the last panel, from the lowest color to the highest."""
+    """Draw a legend next to the last panel, from the lowest color to the highest."""
     handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
 
@@ -301,10 +301,10 @@ def _rounds(axis: Axes, last: int) -> None:
     axis.set_xlabel("round $t$")
 
 
-# A federation under one rule at a glance: spectrum, energies over rounds, training, verdict
+# The explorer's figure: spectrum, energies over rounds, training, verdict
 
 SIZE = (9.0, 4.6)  # inches
-LINE, GAP = 0.19, 0.45  # of the table's lines, and between it and the panels
+LINE, GAP = 0.19, 0.45  # height of the table's lines, and gap between it and the panels
 LOWEST, TOP = 1e-8, 20.0
 WORDS = {Collapse.KEEPS: "kept", Collapse.COLLAPSES: "lost", Collapse.UNDECIDED: "?"}
 COLORS = {
@@ -327,11 +327,11 @@ COLUMNS = (
     "held at",
     "training",
 )
-"""Heads of the table; the verdicts stand under `no training` and `training`."""
+"""Heads of the table; the verdicts are in the columns `no training` and `training`."""
 
 
 def draw(found: Exploration) -> tuple[Figure, np.ndarray]:
-    """Three panels over a table; all of it from closed forms.
+    """Draw three panels above a table, all from closed forms.
 
     Args:
         found: any exploration.
@@ -339,7 +339,7 @@ def draw(found: Exploration) -> tuple[Figure, np.ndarray]:
     Returns:
         The figure and its axes: energies over rounds, spectrum, training, and the table's.
     """
-    # Neither pyplot nor a layout engine: places are fixed, and a picture takes a fifth of the time.
+    # Without pyplot and layout engine: positions are fixed, and a figure takes a fifth of the time.
     figure = Figure(figsize=SIZE)
     figure.set_layout_engine("none")
     room = (LINE * (len(found.rows) + 1) + GAP) / SIZE[1]
@@ -391,7 +391,7 @@ def _training(axis: Axes, found: Exploration) -> None:
 def _over_rounds(
     axis: Axes, found: Exploration, energy: Array | None, label: str, missing: str = ""
 ) -> None:
-    """Energies (rounds + 1, r_max) as lines, coloured by partition."""
+    """Draw energies (rounds + 1, r_max) as lines, colored by partition."""
     _decades(axis)
     axis.set_xlim(0, found.scenario.rounds)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -405,7 +405,7 @@ def _over_rounds(
 
 
 def _spectrum(axis: Axes, found: Exploration) -> None:
-    """Energies by direction at the start and at the end."""
+    """Draw energies by direction at the start and at the end."""
     _decades(axis)
     axis.set_xlabel("direction $i$")
     axis.set_ylabel(f"energy after {found.scenario.rounds} rounds")
@@ -421,7 +421,7 @@ def _spectrum(axis: Axes, found: Exploration) -> None:
 
 
 def _table(axis: Axes, found: Exploration) -> None:
-    """Numbers by partition, in columns."""
+    """Draw numbers by partition, in columns."""
     axis.set_axis_off()
     axis.set_xlim(0, len(COLUMNS))
     axis.set_ylim(len(found.rows) + 0.6, -0.6)
@@ -435,7 +435,7 @@ def _table(axis: Axes, found: Exploration) -> None:
 
 
 def _cells(row: PartitionVerdict, *, shared: bool) -> list[tuple[str, str]]:
-    """Texts with their colors; none for that of the partition."""
+    """Return the texts with their colors; none for that of the partition."""
     told = [
         f"{row.coverage:.3g}",
         f"{row.empty:.3g}",
@@ -475,7 +475,7 @@ def _decades(axis: Axes) -> None:
 
 
 def _shown(energy: Array) -> Array:
-    """What is gone is drawn below the axis, so that a line is seen to leave it."""
+    """Return energies with zeros below the axis, so that a line visibly leaves it."""
     return np.maximum(energy, LOWEST / 10)
 
 
@@ -483,10 +483,10 @@ def _say(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", color="0.4")
 
 
-# Knobs for the explorer, in a notebook: every turn is answered from closed forms, at once.
+# Controls of the explorer in a notebook; every change is answered from closed forms at once.
 #
-# Where no widgets can be shown, on a page that was made from a notebook, its last picture stands.
-# Needs ipywidgets, `pip install 'fedlora-sim[notebooks]'`.
+# If widgets are not available, as on a page made from a notebook, the last figure is shown.
+# Requires ipywidgets, `pip install 'fedlora-sim[notebooks]'`.
 
 CONTROLS_DPI = 110
 RANKS = ("4x8,8x6,16x4", "2x4,4x4,16x4", "4x5,8x5,16x5,32x5", "8x16,64x2", "8x18")
@@ -496,10 +496,10 @@ WIDE = {"width": "31%", "min_width": "240px"}
 
 
 class Explorer(ipywidgets.VBox):
-    """Controls over a picture.
+    """Controls with a figure.
 
     Args:
-        **start: settings to start with: `rule`, `local_time`, and fields of a scenario.
+        **start: initial settings: `rule`, `local_time`, and fields of a scenario.
     """
 
     def __init__(self, **start: Any) -> None:
@@ -516,19 +516,22 @@ class Explorer(ipywidgets.VBox):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The rule, the local time and the scenario's fields, as the knobs stand."""
+        """The rule, the local time and the scenario's fields, as set by the controls."""
         values = {name: knob.value for name, knob in self.knobs.items()}
         return {**values, "cohort_size": _cohort(values["cohort_size"])}
 
     def explore(self) -> Exploration:
-        """Ask the closed forms."""
+        """Evaluate the closed forms."""
         fields = self.settings
         rule, time = fields.pop("rule"), fields.pop("local_time")
         scenario = Scenario(**fields, rounds=ROUNDS)
         return explore(scenario, rule, local_time=time or None)
 
     def update(self) -> None:
-        """Ask the closed forms, and draw; where they refuse, say why and leave the picture."""
+        """Evaluate the closed forms and draw; if they refuse.
+
+        Show the reason and keep the figure.
+        """
         try:
             self.found = self.explore()
         except InputError as error:
@@ -541,7 +544,7 @@ class Explorer(ipywidgets.VBox):
         self.update()
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
-        """The widget, with its picture for pages without widgets."""
+        """Return the widget, with its figure for pages without widgets."""
         bundle: dict[str, str] = dict(super()._repr_mimebundle_(**options) or {})
         told = "explorer" if self.found is None else self.found.sentence
         picture = base64.b64encode(self.picture.value).decode()
@@ -549,7 +552,7 @@ class Explorer(ipywidgets.VBox):
 
 
 def png(found: Exploration) -> bytes:
-    """The picture of an exploration, as a file."""
+    """Return the figure of an exploration as a file."""
     figure, _ = draw(found)
     file = BytesIO()
     figure.savefig(file, format="png", dpi=CONTROLS_DPI, metadata=style.METADATA["png"])
@@ -557,7 +560,7 @@ def png(found: Exploration) -> bytes:
 
 
 def _knobs(start: dict[str, Any]) -> dict[str, Any]:
-    """The controls by setting."""
+    """Return the controls by setting."""
     unknown = sorted(start.keys() - _MAKERS.keys())
     if unknown:
         raise InputError(f"{unknown[0]}: expected one of {', '.join(_MAKERS)}")
@@ -586,7 +589,7 @@ def _rules(value: str) -> Any:
 
 def _policies(value: str) -> Any:
     return ipywidgets.Dropdown(
-        options=("carry", "zero"), value=value, description="if nobody", layout=WIDE
+        options=("carry", "zero"), value=value, description="if empty", layout=WIDE
     )
 
 
@@ -606,7 +609,7 @@ def _cohorts(value: int | str | None) -> Any:
 
 
 def _cohort(text: str) -> Any:
-    """Clients per round: a number where it is one, and what was written where it is not."""
+    """Return the clients per round as a number if possible, else the text."""
     words = text.strip().lower()
     if words in ("", EVERYBODY):
         return None

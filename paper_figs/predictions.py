@@ -1,4 +1,4 @@
-"""Figure of a comparison of predictions: energies of every partition under every rule."""
+"""Figure of a comparison of predictions: energies of each partition under each rule."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from analysis.predict import RulePrediction, directions_label
 from paper_figs.style import DOUBLE_COLUMN
 
 PER_ROW = 4
-LOWEST = 1e-8  # of the highest energy: what falls below has long collapsed
-HIGHEST = 1e150  # axes must stay far from the largest number there is
+LOWEST = 1e-8  # relative to the highest energy: lower values have long collapsed
+HIGHEST = 1e150  # axes must stay far from the largest floating-point number
 
 
 def draw_predict(rows: Sequence[RulePrediction]) -> tuple[Figure, np.ndarray]:
-    """One panel per rule, or per set of rules that do the same: mean energy of a direction.
+    """Draw one panel per rule, or per set of equal rules: mean energy of a direction.
 
     Args:
-        rows: what `analysis.predict.compare` returned.
+        rows: result of `analysis.predict.compare`.
 
     Returns:
         The figure and its axes, one per panel; a floor is a dashed line, a rule without a closed
@@ -52,14 +52,14 @@ def draw_predict(rows: Sequence[RulePrediction]) -> tuple[Figure, np.ndarray]:
         handles.append(Line2D([], [], color="0.3", ls="--", lw=0.8, label="floor"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
     figure.supxlabel("\n".join(["round $t$", *_missing(rows)]), fontsize=8)
-    # laid out once, not again for each file: that is half of the time that drawing takes
+    # laid out once, not for each file: this halves the time
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure, axes[: len(panels)]
 
 
 def _panels(rows: Sequence[RulePrediction]) -> list[list[RulePrediction]]:
-    """Rules that have energies, those of equal energies together."""
+    """Return the rules that have energies, grouped by equal energies."""
     panels: list[list[RulePrediction]] = []
     for row in rows:
         energy = row.of("energy")
@@ -75,7 +75,7 @@ def _panels(rows: Sequence[RulePrediction]) -> list[list[RulePrediction]]:
 
 
 def _energy(row: RulePrediction) -> NDArray[np.float64]:
-    """Energies (rounds + 1, partitions) of a rule that has them."""
+    """Return the energies (rounds + 1, partitions) of a rule that has them."""
     energy = row.of("energy")
     assert energy is not None
     return energy
@@ -114,6 +114,6 @@ def _missing(rows: Sequence[RulePrediction]) -> list[str]:
 
 
 def _name(row: RulePrediction) -> str:
-    """Return the rule as the tables have it; display names need torch, which takes seconds."""
+    """Return the rule's name as in the tables; display names need torch, which takes seconds."""
     policy = "" if row.empty_partition is None else f"\N{NO-BREAK SPACE}({row.empty_partition})"
     return row.rule + policy

@@ -52,11 +52,7 @@ def tracked(*patterns: str) -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
-PENDING = re.compile(
-    "analysis/closed_form/|analysis/collapse/(predict|scenarios)|analysis/[delop][^/]*.py$"
-    "|paper_figs/notebook|notebooks/0[125]"
-)
-SOURCES = [name for name in tracked("*.py", "*.pyi") if not PENDING.match(name)]
+SOURCES = tracked("*.py", "*.pyi")
 DOCUMENTS = [name for name in tracked("*.md") if name != "CHANGELOG.md"]
 
 

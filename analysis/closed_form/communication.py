@@ -1,4 +1,4 @@
-"""Numbers that a round sends, up from its cohort and down to it."""
+"""Communication: the number of values that a round sends and receives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedlora_sim.scenario import Scenario
 
 @dataclass(frozen=True)
 class Communication:
-    """Expected numbers of a round, summed over its clients and all layers.
+    """Expected number of values per round, summed over its clients and all layers.
 
     Args:
         upload: from the clients to the server.
@@ -28,30 +28,32 @@ class Communication:
 
     @property
     def total(self) -> float:
-        """Both ways."""
+        """Upload plus download."""
         return self.upload + self.download
 
 
 def communication(scenario: Scenario, rule: str, *, layers: int = 1) -> Communication:
-    """Numbers that a round's cohort sends and receives, in expectation over cohorts.
+    """Return the number of values that a round's cohort sends and receives, in expectation.
 
     A client of rank r sends both factors, `r (d_in + d_out)` numbers, and receives as many. ffa
-    sends B alone, `r d_out`. flora's clients receive the stack of all adapters, of rank
-    `sum_S r_k`. fedex' receive their adapter and the residual, which is as large as that stack or
-    a dense matrix, whichever is less on average. A client that sat out has to fetch what the base
-    gained meanwhile; that is not counted. Nor are the few numbers that are no matrices.
+    sends B only, `r d_out`. flora's clients receive the stack of all adapters, of rank `sum_S r_k`.
+    fedex's clients receive their adapter and the residual, which is sent as that stack or as a
+    dense matrix, whichever is smaller on average. A client that did not take part must fetch the
+    changes of the base in the meantime; this is not counted, and neither are the few values outside
+    matrices.
 
     Args:
-        scenario: the federation and the shape of a layer, `d_in` and `d_out`; a client drawn twice
-            trains and sends once, and how many directions travel depends on no allocation.
+        scenario: the federation and the shape of a layer, `d_in` and `d_out`. A client drawn twice
+            trains and sends once; the allocation has no effect.
         rule: any of `RULES`, or an alias.
         layers: number of adapted layers, all of this shape.
 
     Returns:
-        Expected numbers per round.
+        Expected number of values per round.
 
     Raises:
-        InputError: on a bad argument, and at fidelity `training`, whose layers are the model's.
+        InputError: if an argument is invalid, and at fidelity `training`, whose layers are the
+            model's.
 
     Reference:
         Sizes: Wu et al., arXiv 2602.13486, Sec. 3, and the rules' papers. Counts: our derivation.
@@ -64,7 +66,7 @@ def communication(scenario: Scenario, rule: str, *, layers: int = 1) -> Communic
     clients, client_ranks = np.diag(together), np.asarray(federation.ranks, dtype=np.float64)
     size = height if form.name == "ffa" else width + height
     adapters = float(clients @ client_ranks) * size
-    # the stack goes to everybody in the cohort: E[number of clients times sum of ranks]
+    # each client of the cohort receives the stack: E[number of clients times sum of ranks]
     stack = float(together.sum(axis=0) @ client_ranks) * size
     download = adapters
     if form.space == "base":
@@ -75,7 +77,10 @@ def communication(scenario: Scenario, rule: str, *, layers: int = 1) -> Communic
 
 
 def _taking_part(federation: Federation) -> Array:
-    """Probability that clients j and k both take part, (K, K); the diagonal: that k does."""
+    """Return the probability that clients j and k both take part, (K, K); on the diagonal.
+
+    That k does.
+    """
     K, m = federation.num_clients, federation.cohort_size
     assert m is not None  # resolved by Federation
     if federation.sampling in ("with_replacement", "size_weighted"):

@@ -1,4 +1,4 @@
-"""Coverage, energy rates, extinction, and the bound on the collapse."""
+"""Coverage, energy rates, floors, trajectories and noise of one direction in closed form."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from analysis.cohorts.shares import empty_probability
 from fedlora_sim.errors import MOST_ROUNDS, check_count, expected
 from fedlora_sim.scenario import Scenario
 
-# Which recursion of the energies is a rule's: one pair of moments, two, or all directions
+# The moment recursion of a rule: of one pair, of two pairs, or of all directions together
 
 
 def moment_map(setting: Setting, clients: Clients) -> MomentMap:
-    """The moments' map of one round with fresh clients; hetlora in its limit of uniform weights."""
+    """Return the moment map of one round with fresh clients; for hetlora, with uniform weights."""
     if setting.form.space == "residual":
         return pair_map(setting, clients)
     return round_map(setting, clients)
 
 
 def trajectory(setting: Setting) -> tuple[Array, Array]:
-    """Mean amplitudes and energies for t = 0..rounds, each (rounds + 1, r_max)."""
+    """Return the mean amplitudes and energies for t = 0..rounds, each (rounds + 1, r_max)."""
     clients = clients_of(setting)
     count = check_count("rounds", setting.scenario.rounds, MOST_ROUNDS)
     start = setting.direction("initial_amplitude")
@@ -41,17 +41,18 @@ def trajectory(setting: Setting) -> tuple[Array, Array]:
     return moment_map(setting, clients).trajectory(start, count)
 
 
-# Non-IID floors: the energy at which drift holds a direction
+# Floors: the energy at which drift holds a direction
 
 
 def energy_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Energy at which drift holds a direction: `tau^2 E[sum w^2] / (1 - q')` at zero mean drift.
+    """Return the energy at which drift holds a direction.
 
-    With a mean drift c the mean settles at `m = c E[sum w] / (1 - g E[sum w])`, and the floor is
-    `((tau^2 E[sum w^2] + c^2 E[(sum w)^2]) + 2 g c E[(sum w)^2] m) / (1 - q')`. Where `q' >= 1`
-    there is no floor and the value is `inf`, also without any drift; where `q' < 1` and there is
-    no drift it is 0. Persistent gains that differ (`gain_std` above 0) have no floor in the mean:
-    `inf`, since normal gains have no bound; persistent drifts alone have one.
+    `tau^2 E[sum w^2] / (1 - q')` at zero mean drift. With a mean drift c the mean converges to
+    `m = c E[sum w] / (1 - g E[sum w])`, and the floor is `((tau^2 E[sum w^2] + c^2 E[(sum w)^2]) +
+    2 g c E[(sum w)^2] m) / (1 - q')`. Where `q' >= 1` there is no floor and the value is `inf`,
+    even without drift; where `q' < 1` and there is no drift it is 0. Persistent gains with a spread
+    (`gain_std` above 0) have no floor of the mean: `inf`, because normal gains are unbounded;
+    persistent drifts alone have one.
 
     Args:
         scenario: the federation and what its clients return.
@@ -62,7 +63,7 @@ def energy_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Floors in units of energy, shape (r_max,).
 
     Raises:
-        InputError: as `energy_trajectory`; also on drift under hetlora.
+        InputError: as `energy_trajectory`; also for drift under hetlora.
 
     Reference:
         Wu et al., arXiv 2602.13486, App. B (order of magnitude); constants: our derivation.
@@ -76,11 +77,11 @@ def energy_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     return moment_map(setting, clients).floor()
 
 
-# Mean amplitude and mean energy of every direction after every round
+# Trajectories: mean amplitude and mean energy of each direction after each round
 
 
 def energy_trajectory(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Mean energy `E[x_t^2]` of every direction after every round, exact for every t.
+    """Return the mean energy `E[x_t^2]` of each direction after each round, exact for every t.
 
     `E[x'^2] = q' E[x^2] + 2 g c E[(sum w)^2] E[x] + tau^2 E[sum w^2] + c^2 E[(sum w)^2]`, iterated
     with `E[x'] = (g E[x] + c) E[sum w]`; for other rules see `RULES`. Persistent gains and drifts
@@ -92,12 +93,12 @@ def energy_trajectory(scenario: Scenario, rule: str, **values: ArrayLike) -> Arr
         **values: gains, drifts and the start per direction, see `analysis.closed_form`.
 
     Returns:
-        Energies, shape (rounds + 1, r_max), round 0 first; `inf` beyond floating point.
+        Energies, shape (rounds + 1, r_max), round 0 first; `inf` on overflow.
 
     Raises:
-        InputError: on a field that the form does not cover; on spread under zero_pad, rbla,
-            hetlora and fedex (their factors hold square roots of client amplitudes: no closed
-            form); on hetlora without full participation; on `error` where P0 > 0; on persistent
+        InputError: for a field that the form does not cover; for spread under zero_pad, rbla,
+            hetlora and fedex (their factors contain square roots of client amplitudes: no closed
+            form); for hetlora without full participation; for `error` where P0 > 0; for persistent
             spread with unequal samples or random allocation without full participation, or with
             more than 500 rounds of random cohorts.
 
@@ -108,36 +109,36 @@ def energy_trajectory(scenario: Scenario, rule: str, **values: ArrayLike) -> Arr
 
 
 def mean_trajectory(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Mean amplitude `E[x_t]` of every direction after every round, exact for every t.
+    """Return the mean amplitude `E[x_t]` of each direction after each round, exact for every t.
 
-    `E[x'] = (g E[x] + c) E[sum w]`. Args, errors and reference are those of `energy_trajectory`.
+    `E[x'] = (g E[x] + c) E[sum w]`. Arguments, errors and reference as for `energy_trajectory`.
 
     Returns:
-        Amplitudes, shape (rounds + 1, r_max), round 0 first; `inf` beyond floating point.
+        Amplitudes, shape (rounds + 1, r_max), round 0 first; `inf` on overflow.
     """
     return trajectory(setting_of("mean_trajectory", scenario, rule, values))[0]
 
 
-# Noise of one round: what clients' differences do to a direction, against its signal
+# Noise of one round, relative to the signal
 
 
 def noise_gain(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Share of one client's variance that reaches the global update: `E[sum w^2]`.
+    """Return the share of one client's variance that reaches the global update: `E[sum w^2]`.
 
     `pi / m` for fedavg with equal samples, without replacement or with all clients; `E[1/H; H > 0]`
-    for raflora, H the contributors in the cohort: it amplifies the noise that it keeps alive.
+    for raflora, with H contributors in the cohort: it amplifies noise along with the signal.
 
     Args:
         scenario: the federation.
         rule: fedavg, ffa, raflora or flora.
-        **values: accepted as everywhere; none enters.
+        **values: accepted as everywhere; none has an effect.
 
     Returns:
         Variance factors, shape (r_max,).
 
     Raises:
-        InputError: on a field that the form does not cover; on rules in factor space, where spread
-            has no closed form.
+        InputError: for a field that the form does not cover; for rules in factor space, where
+            spread has no closed form.
 
     Reference:
         Our derivation.
@@ -148,12 +149,12 @@ def noise_gain(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
 
 
 def noise_to_signal(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Noise of one round over its signal, given a contributor: `sqrt(E[noise^2 / signal^2])`.
+    """Return noise of one round over its signal given a contributor, `sqrt(E[noise^2 / signal^2])`.
 
-    The round is the first: x are the initial amplitudes. Given the cohort the signal is `g x sum w`
-    and the noise has variance `(nu^2 x^2 + tau^2) sum w^2`. Both scale with the weights, so the
-    ratio is the same for fedavg, ffa and raflora. For flora the signal is the whole direction,
-    `x (1 + (g - 1) sum w)`.
+    This is the first round: x are the initial amplitudes. Given the cohort the signal is
+    `g x sum w` and the noise has variance `(nu^2 x^2 + tau^2) sum w^2`. Both scale with the
+    weights, so the ratio is equal for fedavg, ffa and raflora. For flora the signal is the whole
+    direction, `x (1 + (g - 1) sum w)`.
 
     Args:
         scenario: the federation, what its clients return, and the amplitudes before the round.
@@ -164,7 +165,7 @@ def noise_to_signal(scenario: Scenario, rule: str, **values: ArrayLike) -> Array
         Ratios of amplitudes, shape (r_max,): 0 without noise, else `inf` without signal.
 
     Raises:
-        InputError: on a field that the form does not cover, such as `drift_mean`; on rules in
+        InputError: for a field that the form does not cover, such as `drift_mean`; for rules in
             factor space, where spread has no closed form.
 
     Reference:
@@ -190,16 +191,16 @@ def noise_to_signal(scenario: Scenario, rule: str, **values: ArrayLike) -> Array
 
 
 def need_spread(setting: Setting) -> None:
-    """Refuse rules for which clients that differ have no closed form."""
+    """Refuse rules without a closed form for clients that differ."""
     if not setting.form.takes_spread:
         raise expected("rule", setting.form.name, f"fedavg, ffa, raflora or flora ({NO_SPREAD})")
 
 
-# Coverage, energy rates, extinction, and the bound on the collapse
+# Coverage, rates, extinction, and the collapse bound
 
 
 def coverage(scenario: Scenario) -> Array:
-    """Coverage of every direction: `pi_h = sum of p_k over clients with r_k >= l_h`.
+    """Return the coverage of every direction: `pi_h = sum of p_k over clients with r_k >= l_h`.
 
     Under random allocation `sum_k p_k r_k / r_max` for every direction.
 
@@ -220,7 +221,7 @@ def coverage(scenario: Scenario) -> Array:
 
 
 def extinction_probability(scenario: Scenario) -> Array:
-    """Probability P0 per round that no client of the cohort carries a direction.
+    """Return the probability P0 per round that no client of the cohort carries a direction.
 
     Without replacement `P0 = C(K-n, m) / C(K, m)` with `n` contributors. Under raFLoRA with
     `empty_partition="zero"` a direction survives `t` rounds with probability `(1 - P0)^t`.
@@ -242,7 +243,7 @@ def extinction_probability(scenario: Scenario) -> Array:
 
 
 def energy_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Factor q' by which the mean energy of a direction changes per round, drift apart.
+    """Return the factor q' of the mean energy of a direction per round, without drift.
 
     `q' = g^2 E[(sum w)^2] + nu^2 E[sum w^2]`, plus P0 for raflora and rbla with `carry`;
     `g^2 E[(sum w)^4]` for zero_pad, which dilutes both factors; for hetlora the same with uniform
@@ -251,7 +252,7 @@ def energy_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     map of adapter and base, 1 where g = 1.
 
     Args:
-        scenario: the federation and what its clients return; drift does not enter.
+        scenario: the federation and what its clients return; drift has no effect.
         rule: any of `RULES`, or an alias.
         **values: gains and drifts per direction, see `analysis.closed_form`.
 
@@ -259,10 +260,10 @@ def energy_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Rates, shape (r_max,).
 
     Raises:
-        InputError: on a field that the form does not cover; on `gain_std` above 0 in factor space
-            (the factors hold square roots of client amplitudes: no closed form) and with
-            persistent gains (they have no rate in the mean: see `energy_floor`); on drift under
-            hetlora; on `error` where P0 > 0.
+        InputError: for a field that the form does not cover; for `gain_std` above 0 in factor space
+            (the factors contain square roots of client amplitudes: no closed form) and with
+            persistent gains (no rate of the mean: see `energy_floor`); for drift under hetlora; for
+            `error` where P0 > 0.
 
     Reference:
         Wu et al., arXiv 2602.13486, App. A and B; cohorts and other rules: our derivation.
@@ -278,20 +279,20 @@ def energy_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
 
 
 def critical_gain_std(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Deviation nu of the gains at which `q' = 1`: heterogeneity that stops the suppression.
+    """Return the standard deviation nu of gains at which `q' = 1`, which stops the suppression.
 
-    `nu = sqrt((1 - q'(nu = 0)) / E[sum w^2])`: 0 where nothing is suppressed even without it.
+    `nu = sqrt((1 - q'(nu = 0)) / E[sum w^2])`: 0 if nothing is suppressed without it.
 
     Args:
-        scenario: the federation and its gain; `gain_std` and drift do not enter.
+        scenario: the federation and its gain; `gain_std` and drift have no effect.
         rule: fedavg, ffa, raflora or flora.
         **values: gains per direction, see `analysis.closed_form`.
 
     Returns:
-        Deviations, shape (r_max,); `inf` where no finite one is enough.
+        Standard deviations, shape (r_max,); `inf` where no finite value is sufficient.
 
     Raises:
-        InputError: on a field that the form does not cover, such as persistent heterogeneity; on
+        InputError: for a field that the form does not cover, such as persistent heterogeneity; for
             rules in factor space, where spread has no closed form.
 
     Reference:
@@ -309,17 +310,18 @@ def critical_gain_std(scenario: Scenario, rule: str, **values: ArrayLike) -> Arr
 
 
 def need_fresh(setting: Setting) -> None:
-    """Refuse persistent clients where a form asks how far they may differ."""
+    """Refuse persistent clients in forms that ask for their allowed spread."""
     if setting.scenario.heterogeneity == "persistent":
         reason = "clients that keep their gains have no rate in the mean"
         raise expected("heterogeneity", "persistent", f"'fresh' ({reason})")
 
 
 def collapse_bound(scenario: Scenario, **values: ArrayLike) -> Array:
-    """Upper bound `C gamma^t` on `1 - rho_{l_1}(t)` for FedAvg, full participation, common gain.
+    """Return the upper bound `C gamma^t` on `1 - rho_{l_1}(t)` for FedAvg.
 
-    `gamma = pi_2^2`, the squared coverage of the second-lowest level, and
-    `C = E_high(0) / E_shared(0)`, energies above and up to `l_1`. Zero if there is one level.
+    It assumes full participation and a common gain. `gamma = pi_2^2`, the squared coverage of the
+    second-lowest level, and `C = E_high(0) / E_shared(0)`, energies above and up to `l_1`. Zero if
+    there is one level.
 
     Args:
         scenario: the federation, the number of rounds, and where a run starts.
@@ -329,8 +331,8 @@ def collapse_bound(scenario: Scenario, **values: ArrayLike) -> Array:
         The bound for t = 0..rounds, shape (rounds + 1,).
 
     Raises:
-        InputError: on a field that the form does not cover, such as cohorts; or no energy in the
-            shared directions.
+        InputError: for a field that the form does not cover, such as cohorts; if the shared
+            directions have no energy.
 
     Reference:
         Wu et al., arXiv 2602.13486, App. A; the constants: our derivation.

@@ -1,12 +1,12 @@
-"""Training itself, as a flow: local gradient descent restores what averaging dilutes.
+"""Local training as a gradient flow, which restores what averaging dilutes.
 
-Clients follow `flow_map` towards their targets for local time T, and a round is
-`x' = omega f(x)`, omega = W (fedavg), W**2 (zero_pad) or 1 (raflora, rbla). In `y = 1/x` it is
-affine: `y' = (y/G + (G - 1)/(M G)) / omega`. So with equal targets the mean of 1/x over cohorts is
-known for every t, given that somebody carried the direction in every round; the functions return
-the harmonic-mean amplitude `1/E[1/x]`. Clients with targets of their own need full participation.
-ffa trains B alone, with A of unit length: `f(x) = M + (x - M) exp(-T)`, linear, and the functions
-return the mean. All of this is our derivation.
+Clients follow `flow_map` towards their targets for local time T, and a round is `x' = omega f(x)`,
+omega = W (fedavg), W**2 (zero_pad) or 1 (raflora, rbla). In `y = 1/x` it is affine:
+`y' = (y/G + (G - 1)/(M G)) / omega`. With equal targets the mean of 1/x over cohorts is therefore
+known for every t, given a carrier in every round; the functions return the harmonic-mean amplitude
+`1/E[1/x]`. Clients with different targets require full participation. ffa trains B only, with A of
+unit length: `f(x) = M + (x - M) exp(-T)`, which is linear, and the functions return the mean. All
+of this is our derivation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fedlora_sim.errors import MOST_ROUNDS, check_count, expected
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tolerances import relative
 
-# One round of the flow, in the coordinates in which it is simple, and its fixed points
+# One round of the flow as an affine map, and its fixed points
 
 _HALVINGS = 200
 _MOST_ROUNDS = 100_000
@@ -47,9 +47,9 @@ class Step:
 
     Args:
         slope: factor per round.
-        shift: what is added.
+        shift: increment per round.
         margin: `1 - slope`, from terms that do not cancel.
-        limit: fixed point where slope and shift say nothing (1 and 0).
+        limit: fixed point if slope and shift do not determine it (1 and 0).
     """
 
     slope: Array
@@ -58,7 +58,7 @@ class Step:
     limit: Array | None = None
 
     def path(self, start: Array, rounds: int) -> Array:
-        """Values for t = 0..rounds, (rounds + 1, r_max); what overflows is `inf`."""
+        """Return the values for t = 0..rounds, (rounds + 1, r_max); `inf` on overflow."""
         values = np.empty((rounds + 1, start.size))
         values[0] = start
         with np.errstate(over="ignore"):
@@ -67,13 +67,13 @@ class Step:
         return values
 
     def floor(self) -> Array:
-        """The fixed point of a contraction."""
+        """Return the fixed point of a contraction."""
         rest = np.zeros_like(self.shift) if self.limit is None else self.limit.copy()
         return np.divide(self.shift, self.margin, out=rest, where=self.margin > 0)
 
 
 def reciprocal_step(setting: Setting, target: Array, time: float) -> Step:
-    """The affine recursion of `E[1/x]` given a contributor, for equal targets (r_max,)."""
+    """Return the affine recursion of `E[1/x]` given a contributor, for equal targets (r_max,)."""
     decay, pull = reciprocal_map(target, time)
     if setting.form.normalizer == "contributors":
         trained = 1 - setting.empty if setting.carries else np.ones_like(target)
@@ -87,7 +87,7 @@ def reciprocal_step(setting: Setting, target: Array, time: float) -> Step:
 
 
 def _mean_inverse(setting: Setting) -> Array:
-    """`E[1/omega | omega > 0]`, (r_max,)."""
+    """Return `E[1/omega | omega > 0]`, (r_max,)."""
     if setting.form.power == 1:
         return setting.moments.inverse
 
@@ -99,10 +99,10 @@ def _mean_inverse(setting: Setting) -> Array:
 
 
 def ratio(setting: Setting, targets: Array, time: float, amplitude: Array) -> Array:
-    """`x'/x` under full participation with targets (K, r_max); falls as x grows."""
+    """Return `x'/x` under full participation with targets (K, r_max); it decreases with x."""
     decay, pull = reciprocal_map(targets, time)
     weights, power = full_weights(setting), setting.form.power
-    # both coefficients may be infinite, and what nobody carries counts for nothing
+    # both coefficients may be infinite; clients that do not carry the direction have no effect
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         growth = 1 / (decay + np.where(amplitude > 0, pull * amplitude, 0.0))
         mean = np.where(weights > 0, weights * growth ** (1 / power), 0.0).sum(axis=0)
@@ -110,7 +110,7 @@ def ratio(setting: Setting, targets: Array, time: float, amplitude: Array) -> Ar
 
 
 def path(setting: Setting, targets: Array, time: float, start: Array, rounds: int) -> Array:
-    """Amplitudes for t = 0..rounds under full participation with targets (K, r_max)."""
+    """Return the amplitudes for t = 0..rounds under full participation with targets (K, r_max)."""
     values = np.empty((rounds + 1, start.size))
     values[0] = start
     weights, power = full_weights(setting), setting.form.power
@@ -126,7 +126,7 @@ def excess(setting: Setting, targets: Array, time: float, amplitude: Array) -> A
     weights = full_weights(setting)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         gain = pull * (targets - amplitude) / (decay + pull * amplitude)
-        # a client whose target is far below 0 returns nothing
+        # a client with a target far below 0 returns zero
         gain = np.where(np.isfinite(decay), gain, -1.0)
         if setting.form.power == 2:
             gain = np.where(np.isinf(gain), gain, gain / (np.sqrt(1 + gain) + 1))
@@ -134,12 +134,12 @@ def excess(setting: Setting, targets: Array, time: float, amplitude: Array) -> A
 
 
 def rest(setting: Setting, targets: Array, time: float) -> Array:
-    """Return the positive fixed point of `path`, 0 where there is none; at time 0 its limit."""
+    """Return the positive fixed point of `path`, 0 if there is none; for zero time its limit."""
     if time == 0:
         mean = (full_weights(setting) * targets).sum(axis=0)
         return np.where(missing_share(setting) == 0, np.maximum(mean, 0.0), 0.0)
     grows = excess(setting, targets, time, np.zeros(setting.r_max)) > 0
-    # nobody moves beyond the largest target
+    # no amplitude exceeds the largest target
     low = np.zeros(setting.r_max)
     high = np.where(full_weights(setting) > 0, targets, -np.inf).max(axis=0)
     high = np.where(grows, high, 0.0)
@@ -151,7 +151,7 @@ def rest(setting: Setting, targets: Array, time: float) -> Array:
 
 
 def slope(setting: Setting, targets: Array, time: float, amplitude: Array) -> Array:
-    """Derivative of a round under full participation at amplitudes (r_max,)."""
+    """Return the derivative of a round under full participation at amplitudes (r_max,)."""
     decay, pull = reciprocal_map(targets, time)
     power, weights = setting.form.power, full_weights(setting)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -166,7 +166,7 @@ def slope(setting: Setting, targets: Array, time: float, amplitude: Array) -> Ar
 
 
 def hetlora_path(setting: Setting, targets: Array, time: float, start: Array, rounds: int) -> Array:
-    """HetLoRA under full participation: weights are the norms of what the clients return."""
+    """Return the amplitudes of HetLoRA under full participation, weighted by norms of updates."""
     values = np.empty((rounds + 1, start.size))
     values[0] = start
     for t in range(rounds):
@@ -175,10 +175,10 @@ def hetlora_path(setting: Setting, targets: Array, time: float, start: Array, ro
 
 
 def hetlora_rest(setting: Setting, targets: Array, time: float) -> Array:
-    """Where `hetlora_path` settles from the targets; 0 where its last weights let x fall."""
+    """Return the limit of `hetlora_path` from the targets; 0 if its last weights let x fall."""
     members = setting.federation.members
     x = np.where(members, np.maximum(targets, 0.0), 0.0).max(axis=0)
-    enough = 8 * np.finfo(np.float64).eps * x.max()  # a round's own roundings
+    enough = 8 * np.finfo(np.float64).eps * x.max()  # rounding errors of one round
     for _ in range(_MOST_ROUNDS):
         new, shares = _hetlora_round(setting, targets, time, x)
         if np.abs(new - x).max() <= enough:
@@ -194,21 +194,21 @@ def hetlora_rest(setting: Setting, targets: Array, time: float) -> Array:
 
 
 def _hetlora_round(setting: Setting, targets: Array, time: float, x: Array) -> tuple[Array, Array]:
-    """The next amplitudes (r_max,) and the clients' weights (K,)."""
+    """Return the next amplitudes (r_max,) and the clients' weights (K,)."""
     trained = local_map(x, targets, time) * setting.federation.members
     shares = norm_weights(trained)
     return (shares[:, None] * np.sqrt(trained)).sum(axis=0) ** 2, shares
 
 
 def flow_trajectory(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Amplitude of every direction after every round of training, exact for every t.
+    """Return the amplitude of each direction after each round of training, exact for every t.
 
     Random cohorts: `1/E[1/x_t]` given a contributor in every round (with `carry`: over all runs);
     for ffa the mean `E[x_t]`. hetlora: the joint recursion of all directions.
 
     Args:
         scenario: the federation and its training, `local_loss="quadratic"` at fidelity `spectral`.
-        rule: any of `RULES` but flora and fedex.
+        rule: any of `RULES` except flora and fedex.
         **values: the start per direction, targets M per direction, or per client (K,) or
             (K, r_max); see `analysis.closed_form`.
 
@@ -216,8 +216,8 @@ def flow_trajectory(scenario: Scenario, rule: str, **values: ArrayLike) -> Array
         Amplitudes, shape (rounds + 1, r_max), round 0 first.
 
     Raises:
-        InputError: on a field that the form does not cover; on flora and fedex, whose clients
-            start from other factors; on unequal targets, or hetlora, without full participation.
+        InputError: for a field that the form does not cover; for flora and fedex, whose clients
+            start from other factors; for unequal targets, or hetlora, without full participation.
     """
     setting = setting_of("flow_trajectory", scenario, rule, values)
     count = check_count("rounds", scenario.rounds, MOST_ROUNDS)
@@ -242,25 +242,26 @@ def flow_trajectory(scenario: Scenario, rule: str, **values: ArrayLike) -> Array
 
 
 def flow_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Amplitude at which training holds a direction: `M (omega G - 1) / (G - 1)`, or 0.
+    """Return the amplitude at which training holds a direction: `M (omega G - 1) / (G - 1)`, or 0.
 
-    0 where `omega G <= 1`; for random cohorts omega is `1/E[1/omega]` given a contributor, so the
+    0 where `omega G <= 1`. For random cohorts omega is `1/E[1/omega]` given a contributor, so the
     floor is that of `1/E[1/x]`, which vanishes before a typical run collapses. ffa:
-    `W M (1 - e) / (1 - W e)`, `e = exp(-T)`. flora: M, which the base reaches. hetlora: where its
-    recursion settles when it starts from the targets. A local time of 0 stands for the limit.
+    `W M (1 - e) / (1 - W e)`, `e = exp(-T)`. flora: M, which the base reaches. hetlora: the limit
+    of its recursion from the targets. A local time of 0 means the limit.
 
     Args:
         scenario: the federation and its training, `local_loss="quadratic"` at fidelity `spectral`.
-        rule: any of `RULES` but fedex.
+        rule: any of `RULES` except fedex.
         **values: targets, see `flow_trajectory`.
 
     Returns:
         Amplitudes, shape (r_max,).
 
     Raises:
-        InputError: on a field that the form does not cover; on fedex, whose floor depends on the
-            path; on unequal targets, or hetlora, without full participation; on flora with unequal
-            targets; on hetlora so close to the threshold that its recursion does not settle.
+        InputError: for a field that the form does not cover; for fedex, whose floor depends on the
+            path; for unequal targets, or hetlora, without full participation; for flora with
+            unequal targets; for hetlora so close to the threshold that its recursion does not
+            converge.
     """
     setting = setting_of("flow_floor", scenario, rule, values)
     time = scenario.local_time
@@ -278,7 +279,7 @@ def flow_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         need_full(setting, "targets differ")
         return rest(setting, targets, time)
     step = reciprocal_step(setting, equal, time)
-    # training that changes nothing holds every amplitude: the limit of short training is M
+    # training without effect holds every amplitude: the limit of short training is M
     still = (step.margin == 0) & (step.shift == 0)
     held = np.where(still, np.maximum(equal, 0.0), 0.0)
     with np.errstate(over="ignore"):
@@ -287,23 +288,24 @@ def flow_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
 
 
 def flow_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Factor per round by which an amplitude nears its floor: `omega G` below, `1/(omega G)` above.
+    """Return the factor per round by which an amplitude approaches its limit.
 
-    1 at the critical point, where the approach is algebraic, 1/t. omega as in `flow_floor`; hetlora
-    as zero_pad with uniform weights, its limit when the directions above have collapsed. Unequal
-    targets: the slope of the round's map at its fixed point. ffa: `W exp(-T)`.
+    `omega G` below the threshold, `1/(omega G)` above, and 1 at the critical point, where the
+    approach is algebraic, 1/t. omega as in `flow_floor`; hetlora as zero_pad with uniform weights,
+    its limit after the directions above have collapsed. Unequal targets: the slope of the round's
+    map at its fixed point. ffa: `W exp(-T)`.
 
     Args:
         scenario: the federation and its training, `local_loss="quadratic"` at fidelity `spectral`.
-        rule: any of `RULES` but flora and fedex.
+        rule: any of `RULES` except flora and fedex.
         **values: targets, see `flow_trajectory`.
 
     Returns:
         Factors in [0, 1], shape (r_max,).
 
     Raises:
-        InputError: on a field that the form does not cover; on flora and fedex; on unequal targets
-            without full participation, or under hetlora.
+        InputError: for a field that the form does not cover; for flora and fedex; for unequal
+            targets without full participation, or under hetlora.
     """
     setting = setting_of("flow_rate", scenario, rule, values)
     time = scenario.local_time
@@ -324,7 +326,7 @@ def flow_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
 
 
 def _ffa_step(setting: Setting, targets: Array, time: float) -> Step:
-    """`E[x'] = W (e E[x] + (1 - e) M)`, with `e = exp(-T)`: B alone is trained."""
+    """Return `E[x'] = W (e E[x] + (1 - e) M)`, with `e = exp(-T)`, because only B is trained."""
     equal = shared_targets(setting, targets)
     if equal is None:
         need_full(setting, "targets differ")
@@ -348,31 +350,33 @@ def _refuse_other_factors(setting: Setting) -> None:
         )
 
 
-# The local time at which training just makes up for what averaging dilutes
+# The local time at which training balances dilution
 
 _THRESHOLD_HALVINGS = 200
 
 
 def collapse_threshold(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Local time T* below which a direction collapses: `omega G = 1`, `T* = ln(1/omega) / (2 M)`.
+    """Return the local time `T* = ln(1/omega) / (2 M)` below which a direction collapses.
+
+    `omega G = 1`.
 
     Random cohorts: for a typical run that survives, `E[log omega | omega > 0] + 2 M T = 0`. Unequal
     targets: `sum_{C} w_k exp(2 M_k T) = 1`; in factor space `sum_{C} w_k exp(M_k T) = 1`. hetlora:
-    uniform weights, its limit when the directions above have collapsed.
+    uniform weights, its limit after the directions above have collapsed.
 
     Args:
         scenario: the federation and its targets, `local_loss="quadratic"` at fidelity `spectral`;
-            its local time does not enter.
+            its local time has no effect.
         rule: any of `RULES`, or an alias.
         **values: targets, see `flow_trajectory`.
 
     Returns:
         Local times, shape (r_max,). 0 where nothing is diluted; also for ffa and flora, which any
-        training pulls towards the target, and for fedex, whose base keeps what it has. `inf` where
-        no local time helps: no target above 0 (but fedex).
+        training moves towards the target, and for fedex, whose base keeps its value. `inf` where no
+        local time is sufficient: no target above 0 (except fedex).
 
     Raises:
-        InputError: on a field that the form does not cover; on unequal targets without full
+        InputError: for a field that the form does not cover; for unequal targets without full
             participation, or under hetlora.
     """
     setting = setting_of("collapse_threshold", scenario, rule, values)
@@ -397,16 +401,16 @@ def collapse_threshold(scenario: Scenario, rule: str, **values: ArrayLike) -> Ar
 
 
 def _unequal_threshold(setting: Setting, targets: Array) -> Array:
-    """Return the time at which the carriers' growth makes up for the weight that is missing.
+    """Return the time at which the carriers' growth compensates for the missing weight.
 
-    `sum w_k (exp(s M_k T) - 1)` is convex in T and 0 at T = 0; it has to exceed the share of the
+    `sum w_k (exp(s M_k T) - 1)` is convex in T and 0 at T = 0; it must exceed the share of the
     clients that do not carry the direction.
     """
     weights, missing = full_weights(setting), missing_share(setting)
     scale = 2.0 / setting.form.power
     rising = (weights > 0) & (targets > 0)
     longest = np.finfo(np.float64).max
-    alone = np.full_like(weights, longest)  # the time at which one client carries it all
+    alone = np.full_like(weights, longest)  # the time at which a single client suffices
     needed = -np.log(np.where(rising, weights, 1.0)) / scale
     low = np.zeros(setting.r_max)
     with np.errstate(over="ignore"):

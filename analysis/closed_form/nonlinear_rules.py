@@ -1,9 +1,10 @@
-"""FedEx: an adapter x that is averaged by factors, and a base z that takes up what that misses.
+"""FedEx and HetLoRA, whose rounds are not a map of one amplitude's two moments.
 
-Clients bring the total to `a (x + z) + b` and return `y = a (x + z) + b - z`. With a common gain g
-and drift c the round is linear, `x' = W**2 y` and `z' = z + (W - W**2) y` with
-`y = g x + (g - 1) z + c`, and so are the second moments in `(x**2, x z, z**2)`. With g = 1 and
-c = 0 the total settles at `W / (1 + W)` of where it began, all of it in the base. Our derivation.
+FedEx averages the adapter x by factors, and a base z takes the residual. Clients change the total
+to `a (x + z) + b` and return `y = a (x + z) + b - z`. With a common gain g and drift c the round is
+linear, `x' = W**2 y` and `z' = z + (W - W**2) y` with `y = g x + (g - 1) z + c`, and so are the
+second moments in `(x**2, x z, z**2)`. With g = 1 and c = 0 the total converges to `W / (1 + W)` of
+its start, all of it in the base. Our derivation.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class PairMap:
     rate: Array
 
     def floor(self) -> Array:
-        """Energy of the total at the fixed point; `inf` where the rate is 1 or more."""
+        """Return the energy of the total at the fixed point; `inf` where the rate is 1 or more."""
         floor = np.full(self.rate.size, np.inf)
         for i in np.flatnonzero(self.rate < 1):
             first = np.linalg.solve(np.eye(2) - self.means[i], self.shift[i])
@@ -52,7 +53,7 @@ class PairMap:
         return floor
 
     def trajectory(self, start: Array, rounds: int) -> tuple[Array, Array]:
-        """Means and energies of the total for t = 0..rounds, each (rounds + 1, r_max)."""
+        """Return means and energies of the total for t = 0..rounds, each (rounds + 1, r_max)."""
         first = np.stack([start, np.zeros_like(start)], axis=1)
         mean = np.empty((rounds + 1, start.size))
         energy = np.empty_like(mean)
@@ -71,14 +72,14 @@ _TOTAL = np.array([1.0, 2.0, 1.0])  # (x + z)**2
 
 
 def pair_map(setting: Setting, clients: Clients) -> PairMap:
-    """The affine map of one round of fedex with a common gain and drift.
+    """Return the affine map of one round of fedex with a common gain and drift.
 
     Args:
         setting: the rule in its federation.
         clients: gains and drifts without spread.
     """
     third = setting.expect(lambda share: share**3)
-    # what leaves the range of floating point is infinite: no rate, no floor
+    # overflow is infinite: no rate, no floor
     with np.errstate(over="ignore", invalid="ignore"):
         return _pair_map(setting.moments, third, clients.gain_mean, clients.drift_mean)
 
@@ -88,7 +89,7 @@ def _pair_map(moments: WeightMoments, third: Array, g: Array, c: Array) -> PairM
     u, v = moments.second, moments.mean - moments.second
     uu, uv = moments.fourth, third - moments.fourth
     vv = moments.second - 2 * third + moments.fourth
-    # where nothing is diluted the base gains nothing, and it starts at nothing
+    # without dilution the base gains nothing, and starts at zero
     whole = moments.mean == 1
     keeps, v, uv, vv = (np.where(whole, 0.0, value) for value in (one, v, uv, vv))
     square = (g**2, 2 * g * d, d**2)  # y**2 in x**2, x z, z**2
@@ -107,20 +108,20 @@ def _pair_map(moments: WeightMoments, third: Array, g: Array, c: Array) -> PairM
     noise = np.stack([uu * c**2, uv * c**2, vv * c**2], axis=-1)
     radius, finite = np.full_like(g, np.inf), np.isfinite(energies).all(axis=(1, 2))
     radius[finite] = np.abs(np.linalg.eigvals(energies[finite])).max(axis=1)
-    # with g = 1 the map is triangular, and what is in the base stays as it is
+    # with g = 1 the map is triangular, and the content of the base does not change
     rate = np.where(whole, g**2, np.where(g == 1, 1.0, radius))
     return PairMap(means, np.stack([u * c, v * c], axis=-1), energies, cross, noise, rate)
 
 
 def _rows(*rows: list[Array]) -> Array:
-    """Entries, each (r_max,), as matrices (r_max, rows, columns)."""
+    """Return the entries, each (r_max,), as matrices (r_max, rows, columns)."""
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-# HetLoRA's energies: weights are norms of updates, so all directions move together.
+# HetLoRA's energies: weights are norms of updates, so all directions are coupled.
 #
-# `x_i' = (sum_{k: r_k > i} w_k)**2 (g_i x_i + c_i)`, `w_k = ||y_k|| / sum_l ||y_l||`, y_k the
-# first r_k of all `g x + c`. As the directions of long clients collapse, all norms become those
+# `x_i' = (sum_{k: r_k > i} w_k)**2 (g_i x_i + c_i)`, `w_k = ||y_k|| / sum_l ||y_l||`, y_k the first
+# r_k of all `g x + c`. As the directions of the high-rank clients collapse, all norms become those
 # of the shared directions and the weights uniform: that limit gives the rate. Our derivation; the
 # rule is that of Cho et al., arXiv 2401.06432, Sec. 3.2.
 
@@ -128,7 +129,9 @@ def _rows(*rows: list[Array]) -> Array:
 def hetlora_trajectory(
     setting: Setting, clients: Clients, start: Array, rounds: int
 ) -> tuple[Array, Array]:
-    """Amplitudes and energies under full participation, each (rounds + 1, r_max); no randomness.
+    """Return amplitudes and energies under full participation, each (rounds + 1, r_max).
+
+    Deterministic.
 
     Raises:
         InputError: without full participation.
@@ -146,9 +149,9 @@ def hetlora_trajectory(
 
 
 def norm_weights(returned: Array) -> Array:
-    """Weights (K,) of clients by the norm of what they return, (K, r_max); equal if all is zero."""
-    scale = returned.max() or 1.0  # squares of what is very large or small are not
-    # beside what left the range of floating point all else is nothing
+    """Return the clients' weights (K,) from the norms of (K, r_max); equal if all are zero."""
+    scale = returned.max() or 1.0  # squares of very large or small values overflow
+    # relative to an overflow all else is zero
     relative = returned / scale if np.isfinite(scale) else np.isinf(returned).astype(np.float64)
     norms = np.sqrt((relative**2).sum(axis=1))
     total = norms.sum()
@@ -156,7 +159,7 @@ def norm_weights(returned: Array) -> Array:
 
 
 def hetlora_floor(step: RoundMap, clients: Clients) -> Array:
-    """0 without drift where the limiting rate suppresses, `inf` where it does not.
+    """Return 0 without drift where the limiting rate suppresses, else `inf`.
 
     Raises:
         InputError: with drift, which keeps the federation from the limit of uniform weights.

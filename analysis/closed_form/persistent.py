@@ -1,8 +1,8 @@
-"""Persistent heterogeneity: gains and drifts are drawn once per client and stay.
+"""Persistent heterogeneity: gains and drifts are drawn once per client.
 
-Rounds are then not independent, but given the gains they are: the pair of moments follows an affine
-map, and the closed forms are means of its iterates over normal gains `a_k` (mean g, deviation nu)
-and drifts `b_k` (mean c, deviation tau).
+Rounds are then independent only given the gains: the pair of moments follows an affine map, and the
+closed forms are means of its iterates over normal gains `a_k` (mean g, standard deviation nu) and
+drifts `b_k` (mean c, standard deviation tau).
 
 - Full participation, any weights: `x_{t+1} = A x_t + D` with one normal pair (A, D) for the whole
   run, so `E[x_t^2]` is a sum of moments of A up to order 2 t.
@@ -10,9 +10,9 @@ and drifts `b_k` (mean c, deviation tau).
   enter through their mean (normal) and their sum of squares about it (chi-square). `E[x_t^2]` is
   polynomial in both, which Gauss-Hermite and generalised Gauss-Laguerre quadrature sum exactly.
 
-Normal gains have no bound: for nu > 0 the runs with `|A| > 1` make the mean energy grow without
-limit and ever faster, however small nu is. So there is no rate and no finite floor in the mean. All
-of this is our derivation.
+Normal gains are unbounded: for nu > 0 the runs with `|A| > 1` make the mean energy grow without
+limit and at an increasing rate, however small nu is. The mean therefore has no rate and no finite
+floor. All of this is our derivation.
 """
 
 from __future__ import annotations
@@ -25,25 +25,31 @@ from analysis.closed_form.setting import Setting
 from analysis.cohorts.law import Array
 from fedlora_sim.errors import expected
 
-# Gauss quadrature over normal and gamma laws: exact for polynomials, at any order
+# Gauss quadrature for normal and gamma distributions, exact for polynomials of any order
 
 
 def normal_rule(order: int) -> tuple[Array, Array]:
-    """Nodes and weights of the standard normal law, exact to degree `2 * order - 1`."""
+    """Return nodes and weights of the standard normal distribution.
+
+    Exact to degree `2 * order - 1`.
+    """
     return gauss_rule(np.zeros(order), np.sqrt(np.arange(1.0, order)))
 
 
 def gamma_rule(order: int, shape: float) -> tuple[Array, Array]:
-    """Nodes and weights of the gamma law of scale 1, exact to degree `2 * order - 1`."""
+    """Return nodes and weights of the gamma distribution of scale 1.
+
+    Exact to degree `2 * order - 1`.
+    """
     k = np.arange(1.0, order)
     return gauss_rule(2 * np.arange(float(order)) + shape, np.sqrt(k * (k + shape - 1)))
 
 
 def gauss_rule(diagonal: Array, beside: Array) -> tuple[Array, Array]:
-    """Nodes and weights of a probability law from the recurrence of its orthonormal polynomials.
+    """Return nodes and weights from the recurrence of a distribution's orthonormal polynomials.
 
     Nodes are the eigenvalues of the Jacobi matrix. A weight is `1 / sum_k p_k(node)**2`, a sum of
-    positive terms, taken with a running scale: tail weights keep their digits until they underflow.
+    positive terms, computed with a running scale: tail weights are accurate until they underflow.
 
     Args:
         diagonal: coefficients a_k, (order,).
@@ -67,21 +73,24 @@ def gauss_rule(diagonal: Array, beside: Array) -> tuple[Array, Array]:
     return nodes[keep], weights[keep] / weights[keep].sum()
 
 
-_MOST_ROUNDS = 500  # the work grows with the third power of the rounds
+_MOST_ROUNDS = 500  # the cost grows with the third power of the rounds
 
 
 def stays(setting: Setting, clients: Clients) -> bool:
-    """Whether clients differ and stay as they are; alike they are fresh and persistent at once."""
+    """Return True if clients are persistent and differ.
+
+    Equal clients are fresh and persistent at once.
+    """
     return setting.scenario.heterogeneity == "persistent" and clients.differ
 
 
 def persistent_trajectory(
     setting: Setting, clients: Clients, start: Array, rounds: int
 ) -> tuple[Array, Array]:
-    """Means and energies for t = 0..rounds, each (rounds + 1, r_max); `inf` on overflow.
+    """Return means and energies for t = 0..rounds, each (rounds + 1, r_max); `inf` on overflow.
 
     Raises:
-        InputError: on unequal samples or random allocation without full participation; on more
+        InputError: for unequal samples or random allocation without full participation; for more
             than 500 rounds with random cohorts.
     """
     if setting.is_full:
@@ -90,7 +99,7 @@ def persistent_trajectory(
     if rounds > _MOST_ROUNDS:
         reason = "the quadrature is exact, and its work grows with the cube of the rounds"
         raise expected("rounds", rounds, f"at most {_MOST_ROUNDS} with random cohorts ({reason})")
-    # directions that differ in nothing but where they start share one quadrature
+    # directions that differ in their start only share one quadrature
     rows = [setting.federation.members.sum(axis=0), *_map_moments(setting), clients.gain_mean]
     rows += [clients.gain_std, clients.drift_mean, clients.drift_std]
     _, first, group = np.unique(np.stack(rows), axis=1, return_index=True, return_inverse=True)
@@ -103,12 +112,12 @@ def persistent_trajectory(
 
 
 def persistent_floor(setting: Setting, clients: Clients) -> Array:
-    """Energy at which persistent drifts hold a direction, (r_max,).
+    """Return the energy at which persistent drifts hold a direction, (r_max,).
 
     `inf` where gains differ (see the module) or the common gain suppresses nothing.
 
     Raises:
-        InputError: on unequal samples or random allocation without full participation.
+        InputError: for unequal samples or random allocation without full participation.
     """
     if not setting.is_full:
         _check_exchangeable(setting)
@@ -122,7 +131,7 @@ def persistent_floor(setting: Setting, clients: Clients) -> Array:
         shifted = g - _offset(setting)
         gain = kept + share * shifted
         rate = kept + 2 * kept_pair * share * shifted + second * shifted**2
-        # the amplitude remembers the drifts: E[x times their mean], settled
+        # the amplitude is correlated with the drifts: E[x times their mean], in the limit
         drift = share * (c**2 + tau**2 / setting.federation.members.sum(axis=0))
         settled = np.divide(drift, 1 - gain, out=np.zeros_like(g), where=rate < 1)
         height = height + 2 * (kept_pair * share + shifted * second) * settled
@@ -132,7 +141,7 @@ def persistent_floor(setting: Setting, clients: Clients) -> Array:
 
 
 def _check_exchangeable(setting: Setting) -> None:
-    """Contributors must be alike in law: equal samples, and directions that never change hands."""
+    """Refuse contributors that are not exchangeable: unequal samples, or random allocation."""
     samples = setting.federation.num_samples
     assert samples is not None  # resolved by Federation
     if setting.scenario.allocation != "svd":
@@ -147,12 +156,12 @@ def _check_exchangeable(setting: Setting) -> None:
 
 
 def _offset(setting: Setting) -> float:
-    """The gain that a contribution is counted from: what the base holds is not sent again."""
+    """Return gain from which a contribution is counted: the base's content is not sent again."""
     return 1.0 if setting.form.space == "base" else 0.0
 
 
 def _map_moments(setting: Setting) -> tuple[Array, Array, Array, Array]:
-    """`E[W]`, `E[W^2]`, the chance that x stays without a client's help, and with one's."""
+    """Return `E[W]`, `E[W^2]`, and the probabilities that x is kept without and with a client."""
     mean, second = multiplier_moments(setting)
     if setting.form.space == "base":
         return mean, second, np.ones_like(mean), np.ones_like(mean)
@@ -168,7 +177,7 @@ def _full_gain(setting: Setting, g: Array) -> Array:
 def _full_trajectory(
     setting: Setting, clients: Clients, start: Array, rounds: int
 ) -> tuple[Array, Array]:
-    """Full participation: sums of moments of one normal gain A, drift D apart from it."""
+    """Return means and energies under full participation, from moments of one normal gain A."""
     squares = setting.moments.sum_of_squares
     drift = clients.drift_mean * multiplier_moments(setting)[0]
     drift_square = drift**2 + clients.drift_std**2 * squares
@@ -188,7 +197,7 @@ def _full_trajectory(
 
 
 def _normal_moments(center: Array, variance: Array, order: int) -> Array:
-    """`E[A^j]` for j = 0..order, A normal: `M_{j+1} = mu M_j + j s^2 M_{j-1}`."""
+    """Return `E[A^j]` for j = 0..order, A normal: `M_{j+1} = mu M_j + j s^2 M_{j-1}`."""
     moments = np.ones((order + 1, center.size))
     for j in range(order):
         moments[j + 1] = _times(center, moments[j])
@@ -198,15 +207,15 @@ def _normal_moments(center: Array, variance: Array, order: int) -> Array:
 
 
 def _times(factor: Array, value: Array) -> Array:
-    """A product in which nothing times infinity is nothing."""
+    """Return a product in which zero times infinity is zero."""
     return np.where(factor == 0, 0.0, factor * value)
 
 
 def _coefficients(setting: Setting, clients: Clients, i: int, rounds: int) -> Array:
-    """Direction i as a function of where it starts, shape (5, rounds + 1).
+    """Return direction i as a function of its start, shape (5, rounds + 1).
 
     `E[x_t] = p + q x_0` and `E[x_t^2] = u + v x_0 + w x_0**2`, in the order p, q, u, v, w. Given
-    the gains all of it follows an affine map, together with x times the mean drift.
+    the gains they follow an affine map, together with x times the mean drift.
     """
     nu, c, tau = clients.gain_std[i], clients.drift_mean[i], clients.drift_std[i]
     number = int(setting.federation.members[:, i].sum())
@@ -218,8 +227,8 @@ def _coefficients(setting: Setting, clients: Clients, i: int, rounds: int) -> Ar
     apart = (squares - (second - squares) / max(number - 1, 1)) / number
     rate = kept + 2 * kept_pair * share * shifted + second * shifted**2 + apart * nu**2 * spread
     gain, pull = kept + share * shifted, 2 * (kept_pair * share + shifted * second)
-    # rows: the part without x_0, with x_0, with its square; all times the weight of the node, since
-    # the powers of a far node overflow and their share of the mean does not
+    # rows: the part without x_0, with x_0, with its square; all times the weight of the node,
+    # because the powers of a far node overflow and their share of the mean does not
     drift = np.outer([share * c, 0.0], weight)
     tied_drift = np.outer([share * (c**2 + tau**2 / number), 0.0], weight)
     noise = np.outer([second * c**2 + squares * tau**2, 0.0, 0.0], weight)
@@ -236,12 +245,12 @@ def _coefficients(setting: Setting, clients: Clients, i: int, rounds: int) -> Ar
 
 
 def _gain_nodes(number: int, rounds: int) -> tuple[Array, Array, Array]:
-    """Nodes for the scaled mean and sum of squares of `number` normal gains, and their weights."""
+    """Return nodes for the scaled mean and sum of squares of `number` normal gains, and weights."""
     own, weight = normal_rule(rounds + 1)
     if number == 1:
         return own, np.zeros_like(own), weight
     half, chance = gamma_rule(rounds // 2 + 1, (number - 1) / 2)
     mean, spread = np.meshgrid(own, 2 * half, indexing="ij")
     joint = np.outer(weight, chance)
-    keep = joint > 0  # a tail that underflows carries nothing within the limit on rounds
+    keep = joint > 0  # a tail that underflows is negligible within the limit on rounds
     return mean[keep], spread[keep], joint[keep]

@@ -1,9 +1,9 @@
-"""One round as an affine map of the first two moments of every amplitude.
+"""One round as an affine map of the first two moments of each amplitude.
 
-Client k returns `a_k x + b_k` with independent gains (mean g, deviation nu) and drifts (mean c,
-deviation tau); the server forms `x' = sum_k w_k (a_k x + b_k)`, or what its rule makes of it. The
-mean-field recursion of Wu et al., arXiv 2602.13486, App. B; its exact second moment and the other
-rules are our derivation.
+Client k returns `a_k x + b_k` with independent gains (mean g, standard deviation nu) and drifts
+(mean c, standard deviation tau); the server forms `x' = sum_k w_k (a_k x + b_k)`, or the result of
+its rule. The mean-field recursion of Wu et al., arXiv 2602.13486, App. B; its exact second moment
+and the other rules are our derivation.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from analysis.cohorts.law import Array
 from fedlora_sim.errors import expected
 
 NO_SPREAD = "the factors hold square roots of client amplitudes: no closed form"
-"""Why clients that differ are refused in factor space."""
+"""Reason why clients that differ are refused in factor space."""
 
 
 @dataclass(frozen=True)
 class Clients:
-    """Law of what clients return, `a x + b`; every array has shape (r_max,).
+    """Distribution of what clients return, `a x + b`; every array has shape (r_max,).
 
     Args:
         gain_mean: g.
@@ -39,22 +39,22 @@ class Clients:
 
     @property
     def differ(self) -> bool:
-        """Whether clients differ at all."""
+        """True if clients differ."""
         return bool(self.gain_std.any() or self.drift_std.any())
 
 
 class MomentMap(Protocol):
-    """What one round does to the mean and the mean energy of an amplitude."""
+    """Base class of maps of the mean and the mean energy of an amplitude in one round."""
 
     @property
     def rate(self) -> Array:
-        """Factor by which the mean energy changes per round, drift apart, (r_max,)."""
+        """Factor of the mean energy per round, without drift, (r_max,)."""
 
     def floor(self) -> Array:
-        """Energy at which it stays, `inf` where the rate is 1 or more, (r_max,)."""
+        """Return fixed point of the mean energy, `inf` where the rate is 1 or more, (r_max,)."""
 
     def trajectory(self, start: Array, rounds: int) -> tuple[Array, Array]:
-        """Means and energies for t = 0..rounds, each (rounds + 1, r_max)."""
+        """Return the means and energies for t = 0..rounds, each (rounds + 1, r_max)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class RoundMap:
     noise: Array
 
     def floor(self) -> Array:
-        """The fixed point of the energy; `rate < 1` makes the mean settle too (Jensen)."""
+        """Return the fixed point of the energy; with `rate < 1` the mean converges too (Jensen)."""
         settles = self.rate < 1
         mean = np.zeros_like(self.shift)
         np.divide(self.shift, 1 - self.gain, out=mean, where=settles)
@@ -80,7 +80,7 @@ class RoundMap:
         return np.divide(height, 1 - self.rate, out=np.full_like(mean, np.inf), where=settles)
 
     def trajectory(self, start: Array, rounds: int) -> tuple[Array, Array]:
-        """Means and energies for t = 0..rounds, each (rounds + 1, r_max)."""
+        """Return the means and energies for t = 0..rounds, each (rounds + 1, r_max)."""
         mean = np.empty((rounds + 1, start.size))
         energy = np.empty_like(mean)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -92,15 +92,15 @@ class RoundMap:
 
 
 def without_nan(values: Array) -> Array:
-    """`inf` for what left the range of floating point, where terms of both signs overflowed."""
+    """Return `inf` where terms of both signs overflowed."""
     return np.where(np.isnan(values), np.inf, values)
 
 
 def clients_of(setting: Setting) -> Clients:
-    """Return the checked law of what clients return.
+    """Return the checked distribution of what clients return.
 
     Raises:
-        InputError: on a bad value; on spread in factor space.
+        InputError: for an invalid value, and for spread in factor space.
     """
     checked = {name: setting.direction(name, minimum=0.0) for name in ("gain_std", "drift_std")}
     if not setting.form.takes_spread:
@@ -118,11 +118,11 @@ def clients_of(setting: Setting) -> Clients:
 
 
 def round_map(setting: Setting, clients: Clients) -> RoundMap:
-    """The affine map of one round, for every rule but fedex.
+    """Return the affine map of one round, for every rule except fedex.
 
     Args:
         setting: the rule in its federation.
-        clients: the law of gains and drifts.
+        clients: the distribution of gains and drifts.
 
     Returns:
         The map's coefficients.
@@ -138,7 +138,7 @@ def round_map(setting: Setting, clients: Clients) -> RoundMap:
 def affine_map(
     setting: Setting, clients: Clients, mean: Array, second: Array, squares: Array
 ) -> RoundMap:
-    """`round_map` of moments that are given: of the multiplier, and `E[sum w^2]`."""
+    """Return `round_map` for given moments of the multiplier and `E[sum w^2]`."""
     g, c = clients.gain_mean, clients.drift_mean
     spread = clients.gain_std**2 * squares
     noise = clients.drift_std**2 * squares + c**2 * second
@@ -155,9 +155,9 @@ def affine_map(
 
 
 def multiplier_moments(setting: Setting) -> tuple[Array, Array]:
-    """First two moments of the round's multiplier `W**power`, each (r_max,)."""
+    """Return the first two moments of the round's multiplier `W**power`, each (r_max,)."""
     if setting.form.normalizer == "contributors":
-        # the share is 0 or 1: nothing to enumerate or sample
+        # the share is 0 or 1: no enumeration or sampling
         kept = 1.0 - setting.empty
         return kept, kept
     moments = setting.moments

@@ -1,6 +1,6 @@
-"""Which fields of a scenario each closed form covers, and which fields a scenario does not use.
+"""Scope of the closed forms: the fields of a scenario that each one covers.
 
-No field is ignored silently. A field either does not act in the scenario (`unused_fields` gives
+No field is ignored silently. A field either has no effect in the scenario (`unused_fields` gives
 the reason), or is covered by the form, or the form refuses the scenario and names the field.
 """
 
@@ -17,15 +17,18 @@ from fedlora_sim.errors import check_choice, check_numbers, expected
 from fedlora_sim.scenario import Scenario, TrainingFields
 
 VALUES = ("gain_mean", "gain_std", "drift_mean", "drift_std", "initial_amplitude", "target")
-"""What may be given per direction, or for targets per client and direction, instead of a field."""
+"""Values that can be given per direction, or for targets per client and direction.
 
-# Fields that every form covers: who takes part, what a round carries, where the run starts.
+Instead of a field.
+"""
+
+# Fields that every form covers: participants, the content of a round, and the start.
 COMMON = (
     *("ranks", "num_samples", "cohort_size", "sampling", "allocation", "empty_partition"),
     *("rounds", "initial_amplitude", "spectrum_decay", "d_in", "d_out"),
 )
 
-# The value with which a field has no effect, and why the other values need a form that covers them.
+# The value with which a field has no effect, and why other values require a form that covers them.
 _NEUTRAL: dict[str, tuple[object, str]] = {
     "fidelity": ("spectral", "plain steps are finite; the flow is their limit of many small ones"),
     "local_loss": ("none", "clients descend a loss instead of returning a x + b"),
@@ -48,12 +51,12 @@ _FLOW = frozenset(("local_loss", "local_time", "target_amplitude", "target_decay
 
 @dataclass(frozen=True)
 class Scope:
-    """What one closed form covers, apart from the fields that every form covers.
+    """What one closed form covers in addition to the fields that every form covers.
 
     Args:
         covers: fields of the scenario that may have any value.
-        flow: whether the form is one of training, which needs `local_loss="quadratic"`.
-        reasons: why other fields are refused, where it is not the usual reason.
+        flow: whether the form is one of training, which requires `local_loss="quadratic"`.
+        reasons: reasons for refusing other fields, if not the usual one.
     """
 
     covers: frozenset[str]
@@ -71,7 +74,7 @@ _TYPICAL = Scope(
 )
 _MOMENTS = Scope(_MATRIX | _CLIENTS | {"heterogeneity"})
 _TRAINING = Scope(_FLOW, flow=True)
-# who takes part does not depend on what clients do
+# participation does not depend on the clients' training
 _FEDERATION = Scope(frozenset(_NEUTRAL))
 
 SCOPES: dict[str, Scope] = {
@@ -104,19 +107,19 @@ SCOPES: dict[str, Scope] = {
     "flow_rate": _TRAINING,
     "flow_trajectory": _TRAINING,
 }
-"""What every closed form of a federation covers, by its name."""
+"""Scope of each closed form of a federation, by its name."""
 
 
 def check_scope(form: str, scenario: object, values: Mapping[str, ArrayLike]) -> Scenario:
-    """Return the scenario, if the form covers every field that acts in it.
+    """Return the scenario if the form covers every field that has an effect in it.
 
     Args:
         form: name of the closed form.
-        scenario: what was given as one.
-        values: what was given per direction, by name.
+        scenario: the argument that should be a scenario.
+        values: values per direction, by name.
 
     Raises:
-        InputError: naming the argument that is no scenario, the unknown value (with the closest
+        InputError: names the argument that is not a scenario, the unknown value (with the closest
             name) or the field that the form does not cover.
     """
     if not isinstance(scenario, Scenario):
@@ -148,7 +151,7 @@ def check_scope(form: str, scenario: object, values: Mapping[str, ArrayLike]) ->
     return scenario
 
 
-# Why a field does not act in a scenario
+# Reasons why a field has no effect in a scenario
 
 _STORAGE = "how and where numbers are stored: a prediction is exact"
 _SHAPE = "energies do not depend on the shape of the layer; `communication` does"
@@ -163,12 +166,12 @@ _STEPS = ("optimizer", "local_steps")
 
 
 def unused_fields(scenario: Scenario) -> dict[str, str]:
-    """Return the fields that do not act in a scenario, each with the reason.
+    """Return the fields that have no effect in a scenario, each with the reason.
 
-    Changing one of them alone changes neither a simulation's law nor a prediction.
+    Changing one of them alone changes neither the distribution of a simulation nor a prediction.
 
     Args:
-        scenario: what is simulated.
+        scenario: the scenario.
     """
     unused = dict.fromkeys(("dtype", "device"), _STORAGE)
     if scenario.fidelity == "training":

@@ -1,4 +1,4 @@
-"""By how many percent rates and floors move per percent of what they depend on."""
+"""Elasticities: relative change of rates and floors per relative change of a parameter."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ from fedlora_sim.errors import expected
 from fedlora_sim.federation import Federation
 from fedlora_sim.scenario import Scenario
 
-# Neighbouring federations: one client more or fewer that carries a direction, or in the cohort
+# Adjacent federations: one client more or fewer that carries a direction, or in the cohort
 
 Energies = Callable[[Setting, NDArray[np.int64]], tuple[Array, Array]]
-"""Rates and floors in a setting of clients who are what they are in the directions given."""
+"""Rates and floors in a setting with fixed clients in the given directions."""
 
 Differences = tuple[Array, Array, Array]
-"""Differences of `ln q`, `ln rate` and `ln floor` between the two neighbours, each (r_max,)."""
+"""Differences of `ln q`, `ln rate` and `ln floor` between two adjacent federations.
+
+Shape of each (r_max,).
+"""
 
 
 def cohort_sizes(setting: Setting, energies: Energies) -> Differences:
-    """From one client fewer in the cohort to one more, as far as there are."""
+    """Return the differences from one client fewer in the cohort to one more, where possible."""
     federation = setting.federation
     m, K = federation.cohort_size or 0, federation.num_clients
     sampling = "without_replacement" if federation.sampling == "full" else federation.sampling
@@ -45,7 +48,7 @@ def cohort_sizes(setting: Setting, energies: Energies) -> Differences:
 
 
 def coverages(setting: Setting, energies: Energies) -> Differences:
-    """From one carrier fewer of every direction to one more, as far as there are."""
+    """Return differences from one carrier fewer of each direction to one more, where possible."""
     if setting.scenario.allocation == "random":
         return _difference(*(_other_rank(setting, energies, step) for step in (-1, 1)))
     columns = [
@@ -57,12 +60,12 @@ def coverages(setting: Setting, energies: Energies) -> Differences:
 
 
 def _other_carriers(setting: Setting, energies: Energies, i: int, more: bool) -> Differences:
-    """Logarithms where one client more, or one fewer, carries direction i; each a scalar."""
+    """Return logarithms with one carrier of direction i more or fewer; each a scalar."""
     carries = setting.federation.members[:, i].copy()
     free = ~carries if more else carries.copy()
     if free.any() and (more or free.sum() > 1):
         carries[_typical_client(setting.federation, free)] = more
-    # a federation of two directions, the second of which is the one in question
+    # a federation of two directions, of which the second is direction i
     other = _with(setting, tuple((1 + carries).tolist()))
     coverage = other.federation.coverage()[1]
     values = _logs(energies, other, float(coverage), np.array([i, i]))
@@ -70,12 +73,15 @@ def _other_carriers(setting: Setting, energies: Energies, i: int, more: bool) ->
 
 
 def _other_rank(setting: Setting, energies: Energies, step: int) -> Differences:
-    """Logarithms where one client has one rank more, or one fewer: all directions move."""
+    """Return logarithms with one client's rank increased or decreased by one.
+
+    For all directions.
+    """
     ranks = np.asarray(setting.federation.ranks)
     top = setting.r_max
     free = ranks < top if step > 0 else ranks > 1
     if step < 0 and (ranks == top).sum() == 1:
-        free &= ranks < top  # the federation's rank must stay
+        free &= ranks < top  # the federation's rank must not change
     moved = ranks.copy()
     if free.any():
         moved[_typical_client(setting.federation, free)] += step
@@ -84,7 +90,7 @@ def _other_rank(setting: Setting, energies: Energies, step: int) -> Differences:
 
 
 def _typical_client(federation: Federation, free: NDArray[np.bool_]) -> int:
-    """Of some clients the one whose sample count is closest to the mean of all."""
+    """Return, of some clients, the one whose sample count is closest to the mean of all."""
     samples = np.asarray(federation.num_samples)
     return int(np.where(free, np.abs(samples - samples.mean()), np.inf).argmin())
 
@@ -95,7 +101,10 @@ def _with(
     cohort_size: int | None = None,
     sampling: str | None = None,
 ) -> Setting:
-    """The setting with other ranks, or another cohort; `energies` has the values per direction."""
+    """Return the setting with other ranks or another cohort.
+
+    `energies` has the values per direction.
+    """
     old = setting.federation
     other = setting.scenario.replace(
         ranks=ranks,
@@ -109,7 +118,7 @@ def _with(
 def _logs(
     energies: Energies, setting: Setting, value: float, index: NDArray[np.int64] | None = None
 ) -> Differences:
-    """Logarithms of the parameter, the rates and the floors; of no drift or rate: -inf."""
+    """Return logarithms of the parameter, rates and floors; -inf without drift or rate."""
     chosen = np.arange(setting.r_max) if index is None else index
     with np.errstate(divide="ignore"):
         rate, floor = (np.log(values) for values in energies(setting, chosen))
@@ -117,14 +126,14 @@ def _logs(
 
 
 def _difference(low: Differences, high: Differences) -> Differences:
-    with np.errstate(invalid="ignore"):  # both infinite: the caller knows of no floor there
+    with np.errstate(invalid="ignore"):  # both infinite: there is no floor
         span, rate, floor = (b - a for a, b in zip(low, high, strict=True))
     return span, rate, floor
 
 
-# By how many percent rates and floors move per percent of what they depend on
+# Elasticities
 
-_STEP = 1e-30  # imaginary: derivatives along it lose no digits
+_STEP = 1e-30  # imaginary, so that derivatives lose no digits
 
 Moments = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # multiplier, its square, sum of squares
 
@@ -135,7 +144,7 @@ class Sensitivity:
 
     Args:
         rate: of the rate q' (`energy_rate`).
-        floor: of the floor (`energy_floor`); `inf` where there is none.
+        floor: of the floor (`energy_floor`); `inf` if there is none.
     """
 
     rate: Array
@@ -143,32 +152,32 @@ class Sensitivity:
 
 
 def sensitivities(scenario: Scenario, rule: str, **values: ArrayLike) -> dict[str, Sensitivity]:
-    """Elasticities of rate and floor: the data-dependent constants of the collapse.
+    """Return the elasticities of rate and floor: the data-dependent constants of the collapse.
 
     Keys `gain_mean` (g), `gain_std` (nu), `drift_std` (tau; `drift_mean` for zero_pad and rbla,
-    whose closed forms know common drift only), `coverage` and `cohort_size`. The floor moves as
-    `1 / (1 - q')`: close to `q' = 1` it answers to everything. Its elasticities are those of a
-    floor that this one drift alone holds up; how large the drift is does not enter.
+    whose closed forms cover common drift only), `coverage` and `cohort_size`. The floor scales with
+    `1 / (1 - q')`: close to `q' = 1` it is sensitive to everything. Its elasticities are those of a
+    floor that this drift alone causes; the size of the drift has no effect.
 
-    Coverage and cohort size are whole numbers of clients. Where equal clients come without
-    replacement (or all) and weights are over the cohort, the moments are rational functions of
-    both and the elasticity is their derivative. Else it is the arc between neighbours, differences
-    of logarithms: one client more and one fewer that carries the direction (of about the mean
-    sample count; under random allocation, one of its ranks), or in the cohort; 0 without
-    neighbours.
+    Coverage and cohort size are whole numbers of clients. If equal clients are drawn without
+    replacement (or all) and weights are over the cohort, the moments are rational functions of both
+    and the elasticity is their derivative. Otherwise it is the arc elasticity, from differences of
+    logarithms between adjacent federations: one client more and one fewer that carries the
+    direction (of about the mean sample count; under random allocation, one of its ranks), or in the
+    cohort; 0 if there are none.
 
     Args:
         scenario: the federation and what its clients return.
-        rule: any of `RULES` but hetlora and fedex.
+        rule: any of `RULES` except hetlora and fedex.
         **values: gains per direction, see `analysis.closed_form`.
 
     Returns:
         One `Sensitivity` per parameter.
 
     Raises:
-        InputError: on a field that the form does not cover, such as persistent heterogeneity, or
-            `drift_mean` where the floor is that of `drift_std`; on hetlora (no floor) and fedex
-            (its rate is an eigenvalue); where gains of 0 leave no rate; on spread in factor space.
+        InputError: for a field that the form does not cover, such as persistent heterogeneity, or
+            `drift_mean` where the floor is that of `drift_std`; for hetlora (no floor) and fedex
+            (its rate is an eigenvalue); if gains of 0 leave no rate; for spread in factor space.
 
     Reference:
         Our derivation.
@@ -222,14 +231,14 @@ def _moments(setting: Setting, clients: Clients) -> tuple[Array, Array, Array]:
 
 
 def _settled(step: RoundMap) -> NDArray[Any]:
-    """The floor as an analytic function; undefined where there is none."""
+    """Return the floor as an analytic function; undefined if there is none."""
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = step.shift / (1 - step.gain)
         return np.asarray((step.cross * mean + step.noise) / (1 - step.rate))
 
 
 def _derivative(base: RoundMap, moved: RoundMap) -> Sensitivity:
-    """Elasticities from a step in an imaginary direction."""
+    """Return the elasticities from a step in the imaginary direction."""
     rate = np.imag(moved.rate) / _STEP / base.rate
     with np.errstate(divide="ignore", invalid="ignore"):
         floor = np.imag(_settled(moved)) / _STEP / _settled(base)
@@ -237,17 +246,17 @@ def _derivative(base: RoundMap, moved: RoundMap) -> Sensitivity:
 
 
 def _arc(base: RoundMap, pair: tuple[Array, Array, Array]) -> Sensitivity:
-    """Elasticities from neighbours: differences of `ln q`, `ln rate` and `ln floor`."""
+    """Return the arc elasticities: differences of `ln q`, `ln rate` and `ln floor`."""
     span, rate, floor = pair
     moved = span != 0
     slope = np.divide(rate, span, out=np.zeros_like(span), where=moved)
     finite = np.divide(floor, span, out=np.zeros_like(span), where=moved)
-    # a neighbour without a floor is infinitely far away
+    # an adjacent federation without a floor is infinitely far away
     return Sensitivity(slope, np.where(base.rate < 1, finite, np.inf))
 
 
 def _is_rational(setting: Setting) -> bool:
-    """Whether moments are rational functions of the numbers of contributors and of draws."""
+    """Return True if moments are rational functions of the numbers of contributors and draws."""
     samples = setting.federation.num_samples or ()
     fixed = setting.federation.sampling in ("full", "without_replacement")
     plain = setting.form.normalizer == "cohort" and setting.scenario.allocation == "svd"
@@ -255,13 +264,13 @@ def _is_rational(setting: Setting) -> bool:
 
 
 def _sizes(setting: Setting) -> tuple[Array, Array]:
-    """Contributors n and draws m, each (r_max,)."""
+    """Return the contributors n and draws m, each (r_max,)."""
     n = setting.federation.members.sum(axis=0).astype(np.float64)
     return n, np.full_like(n, float(setting.federation.cohort_size or 0))
 
 
 def _rational_moments(setting: Setting, n: NDArray[Any], m: NDArray[Any]) -> Moments:
-    """Moments of the share D/m, D hypergeometric, from its factorial moments."""
+    """Return the moments of the share D/m, D hypergeometric, from its factorial moments."""
     K = setting.federation.num_clients
     factorial, product = [], np.ones_like(n * m)
     for j in range(4):

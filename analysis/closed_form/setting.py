@@ -1,4 +1,4 @@
-"""A rule in a scenario: the one place where closed forms ask for laws of cohorts."""
+"""A rule in a scenario: its form, the distributions of its weights, and the targets of clients."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from fedlora_sim.tolerances import relative
 def each_direction(
     argument: str, value: ArrayLike, r_max: int, minimum: float | None = None
 ) -> Array:
-    """`value` as finite floats of at least `minimum`, broadcast to shape (r_max,).
+    """Return `value` as finite floats of at least `minimum`, broadcast to shape (r_max,).
 
     Raises:
-        InputError: naming the argument.
+        InputError: names the argument.
     """
     bound = "" if minimum is None else f" of at least {minimum:g}"
     expectation = f"finite numbers{bound}, a scalar or one per direction ({r_max})"
@@ -45,35 +45,34 @@ def each_direction(
     return array
 
 
-# What each aggregation rule does to one direction: weights, space, policy and multiplier.
+# Forms of the aggregation rules: weights, space, policy and multiplier.
 #
 #     fedavg, ffa  x' = sum w (a x + b), weights over the cohort (`flexlora` is fedavg)
 #     raflora      the same, weights over the cohort's contributors
 #     zero_pad     factors averaged, weights over the cohort: both are diluted (`fedit`)
 #     rbla         factors averaged, weights over the contributors
-#     hetlora      factors averaged, weights by the norm of the update: they depend on the state
-#     flora        the base gains sum w (a x + b - x) and keeps what it has
-#     fedex        factors averaged; the base takes what they miss of the exact average
+#     hetlora      factors averaged, weights by the norm of the update, which depend on the state
+#     flora        the base gains sum w (a x + b - x) and keeps its value
+#     fedex        factors averaged, and the residual of the exact average goes into the base
 #
-# An amplitude sits half in A and half in B, so averaging factors dilutes it by W twice.
+# An amplitude is split evenly between A and B, so averaging factors dilutes it by W twice.
 #
-# Reference: Wu et al., arXiv 2602.13486, Sec. 3 and 5 (fedavg, raflora); zero_pad arXiv
-# 2305.05644, hetlora 2401.06432, rbla 2408.08699, flora 2409.05976, fedex 2410.09432, ffa
-# 2403.12313.
+# Reference: Wu et al., arXiv 2602.13486, Sec. 3 and 5 (fedavg, raflora); zero_pad arXiv 2305.05644,
+# hetlora 2401.06432, rbla 2408.08699, flora 2409.05976, fedex 2410.09432, ffa 2403.12313.
 
 Space = Literal["product", "factor", "base", "residual"]
 
 
 @dataclass(frozen=True)
 class RuleForm:
-    """A rule as the closed forms see it.
+    """A rule in the closed forms.
 
     Args:
         name: the rule.
-        normalizer: over whom weights are normalised, `cohort` or `contributors`.
+        normalizer: clients over which weights are normalised, `cohort` or `contributors`.
         space: what is averaged: `product`, `factor`, `base` (the increment, into the base) or
             `residual` (factors, with the rest in the base).
-        has_policy: whether `empty_partition` says what happens without a contributor.
+        has_policy: whether `empty_partition` applies in rounds without a contributor.
         norm_weighted: whether weights are norms of updates.
     """
 
@@ -85,17 +84,17 @@ class RuleForm:
 
     @property
     def policies(self) -> tuple[str, ...] | tuple[None]:
-        """Values of `empty_partition` that make a difference; None alone where none does."""
+        """Values of `empty_partition` that make a difference; only None if there are none."""
         return ("zero", "carry") if self.has_policy else (None,)
 
     @property
     def power(self) -> int:
-        """How often a round multiplies an amplitude by the share W."""
+        """Exponent of the share W in a round's factor on an amplitude."""
         return 2 if self.space == "factor" else 1
 
     @property
     def takes_spread(self) -> bool:
-        """Whether clients that differ leave the round a linear map: not in factor space."""
+        """True if the round is a linear map also for clients that differ: not in factor space."""
         return self.space in ("product", "base")
 
 
@@ -120,29 +119,29 @@ ALIASES = {"flexlora": "fedavg", "fedit": "zero_pad"}
 
 
 def check_rule(rule: object) -> str:
-    """The rule's name, lower-cased and with aliases resolved.
+    """Return the rule's name, lower-cased and with aliases resolved.
 
     Raises:
-        InputError: on an unknown rule, with the closest name.
+        InputError: for an unknown rule; names the closest one.
     """
     name = check_choice("rule", rule, (*RULES, *ALIASES))
     return ALIASES.get(name, name)
 
 
 def rule_form(rule: object) -> RuleForm:
-    """What the closed forms need to know of a rule.
+    """Return the form of a rule.
 
     Raises:
-        InputError: on an unknown rule, with the closest name.
+        InputError: for an unknown rule; names the closest one.
     """
     return _FORMS[check_rule(rule)]
 
 
 def multiplier(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
-    """What a round leaves of an amplitude that all contributors return alike.
+    """Return the factor of a round on an amplitude that all contributors return alike.
 
     `W` for fedavg, ffa and fedex, `W**2` for zero_pad and hetlora (of the norm shares), 1 for
-    raflora and rbla wherever somebody contributes; for flora `W`, of the round's increment alone.
+    raflora and rbla with a contributor; for flora `W`, on the round's increment only.
 
     Args:
         rule: any of `RULES`, or an alias.
@@ -152,7 +151,7 @@ def multiplier(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
         Multipliers, shape of `coverage`.
 
     Raises:
-        InputError: on an unknown rule, or a share outside [0, 1].
+        InputError: for an unknown rule, or a share outside [0, 1].
 
     Reference:
         Wu et al., arXiv 2602.13486, Sec. 4 and 5 (fedavg, raflora). Others: our derivation.
@@ -164,7 +163,7 @@ def multiplier(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
 
 
 def base_share(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
-    """The part of `multiplier` that goes into the frozen base, where no later round dilutes it.
+    """Return the part of `multiplier` that goes into the base, where it is never diluted again.
 
     All of it for flora, `W - W**2` for fedex, nothing for the others.
 
@@ -176,7 +175,7 @@ def base_share(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
         Shares, shape of `coverage`.
 
     Raises:
-        InputError: on an unknown rule, or a share outside [0, 1].
+        InputError: for an unknown rule, or a share outside [0, 1].
 
     Reference:
         Our derivation.
@@ -188,7 +187,7 @@ def base_share(rule: str, coverage: ArrayLike) -> NDArray[np.float64]:
 
 
 def _shares(coverage: ArrayLike) -> NDArray[np.float64]:
-    """Return checked shares; a sum of the caller's own may pass 0 or 1 by its rounding."""
+    """Return checked shares; rounding of the caller's sums may exceed 0 or 1."""
     share: NDArray[np.float64] = check_numbers("coverage", coverage, "numbers in [0, 1]")
     rounding = relative("reduction")
     if not ((share >= -rounding) & (share <= 1 + rounding)).all():
@@ -196,17 +195,17 @@ def _shares(coverage: ArrayLike) -> NDArray[np.float64]:
     return np.clip(share, 0.0, 1.0)
 
 
-# A rule in a scenario: the one place where closed forms ask for laws of cohorts
+# The setting of a closed form
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """A rule in a scenario, with the laws of its weights; checked by `setting_of`.
+    """A rule in a scenario, with the distributions of its weights; checked by `setting_of`.
 
     Args:
-        scenario: what is predicted.
-        form: the rule.
-        values: what was given per direction instead of a field of the scenario, by name.
+        scenario: the scenario to predict.
+        form: the form of the rule.
+        values: values per direction instead of a field of the scenario, by name.
     """
 
     scenario: Scenario
@@ -215,7 +214,7 @@ class Setting:
 
     @cached_property
     def federation(self) -> Federation:
-        """The clients as the rule weighs them; under hetlora's limit all weigh alike."""
+        """The clients with the rule's weights; in hetlora's limit all weights are equal."""
         own = self.scenario.federation
         if self.form.norm_weighted:
             return Federation(own.ranks, None, own.cohort_size, own.sampling)
@@ -228,23 +227,23 @@ class Setting:
 
     @property
     def carries(self) -> bool:
-        """Whether a direction without a contributor stays as it was."""
+        """True if a direction without a contributor is kept unchanged."""
         return self.form.has_policy and self.scenario.empty_partition == "carry"
 
     @property
     def is_full(self) -> bool:
-        """Whether all rounds are alike."""
+        """True if all rounds are equal."""
         return is_full(self.scenario)
 
     def direction(self, name: str, minimum: float | None = None) -> Array:
-        """Return a field of the scenario per direction, (r_max,), or what was given in its place.
+        """Return a field of the scenario per direction, (r_max,), or the value given instead.
 
         Args:
-            name: one of `analysis.closed_form.scope.VALUES` but `target`.
-            minimum: least value.
+            name: one of `analysis.closed_form.scope.VALUES` except `target`.
+            minimum: minimum value.
 
         Raises:
-            InputError: naming the field.
+            InputError: names the field.
         """
         usual: ArrayLike
         if name == "initial_amplitude":
@@ -264,23 +263,23 @@ class Setting:
         return empty_probability(self.federation, self.scenario.allocation)
 
     def expect(self, function: Callable[[Array], Array]) -> Array:
-        """Mean of a function of the share W, empty rounds included, (r_max,)."""
+        """Return the mean of a function of the share W, including empty rounds, (r_max,)."""
         if self.form.normalizer == "contributors":
             nobody, somebody = function(np.zeros(1)), function(np.ones(1))
-            # nobody's value may be infinite where it never happens
+            # the value without a contributor may be infinite if that never happens
             return np.where(self.empty > 0, self.empty * nobody, 0.0) + (1 - self.empty) * somebody
         return expect(self.federation, self.form.normalizer, function, self.scenario.allocation)
 
     @cached_property
     def laws(self) -> tuple[ShareLaw, ...]:
-        """Joint law of the share and the sum of squares for every direction, r_max of them."""
+        """Joint distributions of the share and the sum of squares, one per direction."""
         laws = share_laws(self.federation, self.form.normalizer, self.scenario.allocation)
         index = per_direction(self.federation, np.arange(float(len(laws))))
         return tuple(laws[int(i)] for i in index)
 
 
 def is_full(scenario: Scenario) -> bool:
-    """Whether all rounds are alike: all clients take part, with the same directions."""
+    """Return True if all rounds are equal: full participation with constant directions."""
     federation = scenario.federation
     everybody = federation.cohort_size == federation.num_clients
     repeated = federation.sampling in ("with_replacement", "size_weighted")
@@ -294,15 +293,15 @@ def setting_of(
 
     Args:
         form: name of the closed form, see `analysis.closed_form.scope`.
-        scenario: what is predicted.
+        scenario: the scenario to predict.
         rule: name of the rule.
-        values: what is given per direction, by name.
+        values: values per direction, by name.
 
     Raises:
-        InputError: on a scenario that the form does not cover, naming the field; on an unknown
-            rule; on `error` where a direction can be without contributor; on `importance`, whose
-            choice depends on the state; on HetLoRA where clients are drawn with replacement, or
-            carry random directions.
+        InputError: for a scenario that the form does not cover, naming the field; for an unknown
+            rule; for `error` where a direction can have no contributor; for `importance`, which
+            depends on the state; for HetLoRA if clients are drawn with replacement, or carry random
+            directions.
     """
     asked = rule_form(rule)
     checked = check_scope(form, scenario, values)
@@ -327,7 +326,7 @@ def federation_of(form: str, scenario: Scenario) -> Federation:
 
 
 def _check_uniform(federation: Federation) -> None:
-    """Refuse cohorts in which the norms' limit of equal weights does not hold."""
+    """Refuse cohorts for which the norms do not have a limit of equal weights."""
     if federation.sampling in ("with_replacement", "size_weighted"):
         reason = "a client drawn twice counts once under hetlora: no closed form"
         raise expected(
@@ -341,21 +340,21 @@ def _check_uniform(federation: Federation) -> None:
 
 
 def flow_map(amplitude: ArrayLike, target: ArrayLike, local_time: ArrayLike) -> Array:
-    """What gradient flow makes of an amplitude: `f(x) = M G x / (M + x (G - 1))`, `G = exp(2 M T)`.
+    """Return the amplitude after gradient flow: `f(x) = M G x / (M + x (G - 1))`, `G = exp(2 M T)`.
 
     The flow of `0.5 ||B A - M||_F**2` for time T from balanced factors, M sharing their basis with
     amplitude M. `x / (1 + 2 T x)` at M = 0; 0 stays 0; all arguments broadcast.
 
     Args:
-        amplitude: x, finite and not negative.
+        amplitude: x, finite and non-negative.
         target: M, finite, of any sign.
-        local_time: T, finite and not negative.
+        local_time: T, finite and non-negative.
 
     Returns:
         Amplitudes, in the unit of x.
 
     Raises:
-        InputError: on a negative or undefined amplitude or time.
+        InputError: for a negative or undefined amplitude or time.
 
     Reference:
         Our derivation (theory of LoRA's own training; the paper assumes a common gain).
@@ -371,41 +370,44 @@ def flow_map(amplitude: ArrayLike, target: ArrayLike, local_time: ArrayLike) -> 
 
 
 def local_map(x: Array, target: Array, local_time: Array | float) -> Array:
-    """`flow_map` of checked arguments."""
+    """Return `flow_map` of checked arguments."""
     decay, pull = reciprocal_map(target, local_time)
     some = x > 0
     safe = np.where(some, x, 1.0)
     # x / (e + k x), with e = 1/G and k = (1 - 1/G) / M: neither can overflow for M >= 0
     with np.errstate(over="ignore"):
         divisor = decay + pull * safe
-        grown = divisor == 0  # e and k x both below the smallest number: time enough to reach M
+        grown = divisor == 0  # e and k x both underflow: the amplitude has reached M
         mapped = np.where(grown, target, safe / np.where(grown, 1.0, divisor))
         return np.where(some, mapped, 0.0)
 
 
 def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Array]:
-    """Coefficients of `1/x -> e/x + k`: `e = exp(-2 M T)` and `k = (1 - e) / M`, 2 T at M = 0."""
+    """Return the coefficients of `1/x -> e/x + k`: `e = exp(-2 M T)` and `k = (1 - e) / M`.
+
+    2 T at M = 0.
+    """
     with np.errstate(over="ignore"):
         exponent = -2 * np.asarray(target, dtype=np.float64) * local_time
         decay, drop = np.exp(exponent), -np.expm1(exponent)
     flat = np.broadcast_to(np.asarray(2.0 * np.asarray(local_time)), exponent.shape).copy()
-    # a subnormal exponent has lost its digits, and the limit at M = 0 has not
+    # a subnormal exponent has lost digits, while the limit at M = 0 is exact
     curved = np.abs(exponent) >= np.finfo(np.float64).tiny
     pull = np.divide(drop, target, out=flat, where=curved)
     return decay, pull
 
 
 def client_targets(setting: Setting) -> Array:
-    """Return the targets M_k of all clients, 0 where they do not carry, shape (K, r_max).
+    """Return the targets M_k of all clients, 0 where not carried, shape (K, r_max).
 
     Given targets are a scalar, (r_max,) for targets per direction, or (K,), (K, 1) or (K, r_max)
-    for targets per client. Where K = r_max, a plain list of unequal values is refused.
+    for targets per client. If K = r_max, a plain list of unequal values is refused as ambiguous.
 
     Args:
         setting: the rule in its scenario.
 
     Raises:
-        InputError: naming the argument.
+        InputError: names the argument.
     """
     K, r_max = setting.federation.num_clients, setting.r_max
     target = setting.values.get("target", setting.scenario.target_amplitudes[None])
@@ -426,7 +428,7 @@ def client_targets(setting: Setting) -> Array:
 
 
 def shared_targets(setting: Setting, targets: Array) -> Array | None:
-    """Targets (r_max,) where all clients that carry a direction agree; None where they do not."""
+    """Return the common targets (r_max,) of the carriers of each direction; None if they differ."""
     first = np.empty(setting.r_max)
     for i in range(setting.r_max):
         own = targets[carriers(setting)[:, i], i]
@@ -437,13 +439,13 @@ def shared_targets(setting: Setting, targets: Array) -> Array | None:
 
 
 def carriers(setting: Setting) -> Array:
-    """Who may carry a direction, boolean (K, r_max)."""
+    """Return which clients may carry a direction, boolean (K, r_max)."""
     members = setting.federation.members
     return np.ones_like(members) if setting.scenario.allocation == "random" else members
 
 
 def full_weights(setting: Setting) -> Array:
-    """The rule's weights when everybody takes part, (K, r_max), zero where not carried."""
+    """Return the rule's weights under full participation, (K, r_max), zero where not carried."""
     own = setting.federation.weights[:, None] * setting.federation.members
     if setting.form.normalizer == "contributors":
         return np.asarray(own / own.sum(axis=0), dtype=np.float64)
@@ -451,9 +453,9 @@ def full_weights(setting: Setting) -> Array:
 
 
 def missing_share(setting: Setting) -> Array:
-    """Return the weight share of the clients that do not carry a direction, (r_max,).
+    """Return the weight share of clients that do not carry a direction, (r_max,).
 
-    0 where the rule's weights are over the carriers alone.
+    0 if the rule's weights are over the carriers only.
     """
     if setting.form.normalizer == "contributors":
         return np.zeros(setting.r_max)
@@ -463,7 +465,7 @@ def missing_share(setting: Setting) -> Array:
 
 
 def need_full(setting: Setting, reason: str) -> None:
-    """Refuse random cohorts where only rounds that are all alike have a closed form."""
+    """Refuse random cohorts in forms that require equal rounds."""
     if not setting.is_full:
         raise expected(
             "cohort_size",

@@ -1,7 +1,7 @@
-"""What a typical run does, where the mean is held up by rare ones: survival, rate and spread.
+"""The typical run, when rare runs dominate the mean: survival, rate and spread.
 
 Without drift and with a common gain the log energy of a direction is a random walk with steps
-`2 log A`, A the round's multiplier, that ends where a cohort without contributor loses it.
+`2 log A`, A the round's multiplier, which ends in the first round without a contributor.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fedlora_sim.tolerances import relative
 
 
 def survival(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Probability that a direction is not lost after t rounds, without drift.
+    """Return the probability that a direction is not lost after t rounds, without drift.
 
-    `(1 - P0)**t`: a round without contributor sets the amplitude to exactly zero, from which
-    neither a gain nor training brings it back. It is 1 for raflora and rbla with `carry` and for
-    flora. Under fedex what a round with `0 < W < 1` put into the base stays:
+    `(1 - P0)**t`: a round without contributor sets the amplitude to exactly zero, which neither a
+    gain nor training restores. It is 1 for raflora and rbla with `carry` and for flora. Under fedex
+    the part that a round with `0 < W < 1` puts into the base remains:
     `1 - P0 (1 - P1**t) / (1 - P1)` with `P1 = P[W = 1]`.
 
     Args:
@@ -35,8 +35,8 @@ def survival(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Probabilities, shape (rounds + 1, r_max), round 0 first.
 
     Raises:
-        InputError: on a field that the form does not cover, such as drift; on a common gain of 0,
-            under flora and fedex of 0 and below; on training under flora and fedex; on `error`
+        InputError: for a field that the form does not cover, such as drift; for a common gain of 0,
+            under flora and fedex of at most 0; for training under flora and fedex; for `error`
             where P0 > 0.
 
     Reference:
@@ -58,20 +58,20 @@ def survival(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     if setting.form.space != "residual":
         return np.asarray((1 - setting.empty) ** times, dtype=np.float64)
     undiluted = setting.expect(lambda share: (share >= 1 - relative("reduction")).astype(float))
-    # 1 + P1 + ... + P1**(t - 1): rounds in which the adapter still holds all there is
+    # 1 + P1 + ... + P1**(t - 1): rounds in which the adapter still holds everything
     exposed = np.cumsum(undiluted**times, axis=0) - undiluted**times
-    # all chances together are 1 or less, which their roundings need not be
+    # the probabilities sum to at most 1, up to rounding
     return np.maximum(1 - setting.empty * exposed, 0.0)
 
 
 def typical_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Factor by which the energy of a typical surviving run changes per round: `exp(2 E[log A])`.
+    """Return the factor per round of the energy of a typical surviving run: `exp(2 E[log A])`.
 
     A is `g W` given W > 0 (fedavg, ffa), `g W**2` (zero_pad; hetlora with uniform weights), g given
     a contributor (raflora, rbla; with `carry` 1 with probability P0), `1 + (g - 1) W` (flora). By
-    Jensen never above `energy_rate` over the probability of survival. fedex: 1 where g = 1, since
-    what is in the base stays; else the squared spectral radius of its round, if all rounds are
-    alike.
+    Jensen it never exceeds `energy_rate` over the probability of survival. fedex: 1 where g = 1,
+    because the base keeps its value; otherwise the squared spectral radius of its round, if all
+    rounds are equal.
 
     Args:
         scenario: the federation, and the gain that all clients share.
@@ -82,9 +82,9 @@ def typical_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Rates, shape (r_max,); 0 where no run survives.
 
     Raises:
-        InputError: on a field that the form does not cover, such as drift or gains that differ; on
-            fedex with g other than 1 and random cohorts (a product of random matrices that do not
-            commute: no closed form).
+        InputError: for a field that the form does not cover, such as drift or gains that differ;
+            for fedex with g other than 1 and random cohorts (a product of random matrices that do
+            not commute: no closed form).
 
     Reference:
         Our derivation.
@@ -93,14 +93,14 @@ def typical_rate(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     g = setting.direction("gain_mean")
     if setting.form.space == "residual":
         return _fedex_rate(setting, g)
-    with np.errstate(divide="ignore"):  # no gain, nothing left: exp(-inf) = 0
+    with np.errstate(divide="ignore"):  # zero gain: exp(-inf) = 0
         return np.asarray(np.exp(2 * log_multiplier(setting, g)[0]), dtype=np.float64)
 
 
 def log_energy_std(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Standard deviation of the log energy over surviving runs: `2 sqrt(t Var[log A])`.
+    """Return the standard deviation of the log energy over surviving runs: `2 sqrt(t Var[log A])`.
 
-    A is as in `typical_rate`. By the central limit theorem the energy is about log-normal.
+    A is as in `typical_rate`. By the central limit theorem the energy is approximately log-normal.
 
     Args:
         scenario: the federation, the gain that all clients share, and the number of rounds.
@@ -108,11 +108,11 @@ def log_energy_std(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         **values: gains per direction, see `analysis.closed_form`.
 
     Returns:
-        Deviations of the natural logarithm, shape (rounds + 1, r_max), round 0 first.
+        Standard deviations of the natural logarithm, shape (rounds + 1, r_max), round 0 first.
 
     Raises:
-        InputError: on a field that the form does not cover; on fedex with random cohorts (its
-            total is no random walk).
+        InputError: for a field that the form does not cover; for fedex with random cohorts (its
+            total is not a random walk).
 
     Reference:
         Our derivation.
@@ -130,16 +130,16 @@ def log_energy_std(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
 
 
 def half_life(rate: ArrayLike) -> Array:
-    """Rounds in which a quantity that changes by `rate` per round halves: `log(1/2) / log(rate)`.
+    """Return the number of rounds in which a quantity halves: `log(1/2) / log(rate)`.
 
     Args:
-        rate: factors per round, not negative, any shape.
+        rate: factors per round, non-negative, any shape.
 
     Returns:
         Rounds, shape of `rate`: `inf` at 1 and above, 0 at 0.
 
     Raises:
-        InputError: on a negative or undefined rate.
+        InputError: for a negative or undefined rate.
     """
     factor: Array = check_numbers("rate", rate, "numbers of at least 0")
     if not (factor >= 0).all():
@@ -150,9 +150,9 @@ def half_life(rate: ArrayLike) -> Array:
 
 
 def log_multiplier(setting: Setting, gain: Array) -> tuple[Array, Array]:
-    """Mean and variance of `log |A|` given survival, A the round's multiplier, each (r_max,).
+    """Return the mean and variance of `log |A|` given survival, A the round's multiplier, (r_max,).
 
-    The mean is -inf where g = 0, and the variance that of the share.
+    The mean is -inf where g = 0, and the variance is that of the share.
     """
     size = np.log(np.abs(gain))
     if setting.form.space == "base":
@@ -168,7 +168,10 @@ def log_multiplier(setting: Setting, gain: Array) -> tuple[Array, Array]:
 
 
 def _increment_log(setting: Setting, gain: Array) -> tuple[Array, Array]:
-    """Mean and variance of `log |1 + (g - 1) W|` where that is not 0; -inf where it always is."""
+    """Return the mean and variance of `log |1 + (g - 1) W|` where nonzero.
+
+    -inf where it is always zero.
+    """
     mean, variance = np.full_like(gain, -np.inf), np.zeros_like(gain)
     for i, law in enumerate(setting.laws):
         factor = np.abs(1 + (gain[i] - 1) * law.share)
@@ -192,7 +195,7 @@ def _fedex_rate(setting: Setting, gain: Array) -> Array:
     determinant = gain * share**2
     root = np.sqrt(np.asarray(trace**2 / 4 - determinant, dtype=np.complex128))
     radius = np.maximum(np.abs(trace / 2 + root), np.abs(trace / 2 - root))
-    # where W = 1 the base gains nothing: the adapter is all there is
+    # where W = 1 the base gains nothing: the adapter holds everything
     return np.where(share == 1, gain**2, radius**2)
 
 

@@ -1,8 +1,8 @@
-"""What theory says of a rule in a standard scenario, before anything is run.
+"""Predict a rule in a standard scenario, before anything is run.
 
-A rule that the closed forms know is predicted by them; another one that declares its multiplier and
-is weights on amplitudes, by that multiplier over the law of cohorts, where the round is linear.
-A trajectory of the closed forms is read with the very gauge that runs are measured with.
+Rules with closed forms are predicted by them. Other rules that are weights on amplitudes and
+declare their multiplier are predicted by that multiplier over the distribution of cohorts, if the
+round is linear. A trajectory of the closed forms is measured by the same function as runs.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from fedlora_sim.federation import Federation
 from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.rules.external import ExternalRule
 
-# Energies of one partition as a random walk: rounds are alike, and each multiplies by a factor
+# The energy of a partition as a random walk of independent factors per round
 
-# Decimals to which logarithms of energies are one state of the walk.
+# Decimals to which logarithms of energies are merged into one state of the walk.
 DECIMALS = 9
 
 
 @dataclass(frozen=True, eq=False)
 class RandomWalk:
-    """What independent rounds make of a partition's energy.
+    """A partition's energy under independent rounds.
 
     Args:
-        typical: factor per round of a run that lives, `exp(2 E[log |A| | A != 0])`; 0 if none does.
+        typical: factor per round of a surviving run, `exp(2 E[log |A| | A != 0])`; 0 if none
+            survives.
         mean: factor per round of the mean energy, `E[A**2]`.
         extinct: probability to be extinct by each round, (T + 1,).
-        median: median energy of each round over the start, (T + 1,); 0 where it is extinct.
+        median: median energy of each round relative to the start, (T + 1,); 0 where it is extinct.
     """
 
     typical: float
@@ -52,7 +53,7 @@ class RandomWalk:
 
     @classmethod
     def of(cls, factor: Array, probability: Array, rounds: int) -> RandomWalk:
-        """The walk of rounds that multiply an amplitude by a factor (n,) with probability (n,)."""
+        """Return the walk with factors (n,) on an amplitude and their probabilities (n,)."""
         lives = (factor != 0) & (probability > 0)
         steps, chances = 2 * np.log(np.abs(factor[lives])), probability[lives]
         typical = float(np.exp(chances @ steps / chances.sum())) if lives.any() else 0.0
@@ -66,7 +67,7 @@ class RandomWalk:
             mass = np.bincount(where, weights, len(log)).astype(np.float64)
             alive = log >= np.log(EXTINCT)
             log, mass = log[alive], mass[alive]
-            # what is not alive stays extinct, whatever later rounds would make of it
+            # extinct partitions stay extinct, whatever the later factors
             gone = max(0.0, 1.0 - float(mass.sum()))
             extinct.append(0.0 if gone < GONE else gone)
             below = gone + np.cumsum(mass)
@@ -76,7 +77,7 @@ class RandomWalk:
         return cls(typical, mean, np.array(extinct), np.array(median))
 
     def times(self, factor: float) -> RandomWalk:
-        """The walk whose energies all rounds multiply by a factor more; extinct is what was."""
+        """Return walk with an additional factor on the energy in all rounds, extinct as before."""
         gains = factor ** np.arange(len(self.median))
         return RandomWalk(
             self.typical * factor, self.mean * factor, self.extinct, self.median * gains
@@ -90,17 +91,17 @@ def walks(
     *,
     carries: bool = False,
 ) -> list[RandomWalk]:
-    """The walk of every partition, lowest rank level first.
+    """Return the walk of each partition, lowest rank level first.
 
     Args:
-        federation: the clients and the law of cohorts; SVD allocation.
-        multiplier: from shares W of the contributors in the cohort's weights, (n,), to factors.
+        federation: the clients and the cohort law; SVD allocation.
+        multiplier: maps shares W of the contributors in the cohort's weights, (n,), to factors.
         rounds: number of rounds T.
-        carries: whether a partition without contributors stays as it is.
+        carries: whether a partition without contributors is kept.
 
     Returns:
-        One walk per rank level. Extinct is what is lost beside the shared partition, which every
-        client carries, as in runs; where that one is gone by the end, what is lost at all.
+        One walk per rank level. Extinct means lost relative to the shared partition, which every
+        client carries, as in runs; if that one is lost by the end, it means lost absolutely.
     """
     shared = float(np.abs(multiplier(np.ones(1)))[0])
     unit = shared if shared > GONE ** (0.5 / rounds) else 1.0
@@ -114,16 +115,11 @@ def walks(
     return [of(law) for law in share_laws(federation)]
 
 
-# What theory says of a rule in a standard scenario, before anything is run.
-#
-# A rule that the closed forms know is predicted by them; another one that declares its multiplier
-# and is weights on amplitudes, by that multiplier over the law of cohorts, where the round is
-# linear. A trajectory of the closed forms is read with the very gauge that runs are measured
-# with.
+# Predictions
 
 NONE_DECLARED = "no closed form declared"
 NOT_APPLICABLE = "the declared multiplier is not applicable here: "
-"""Before the reason."""
+"""Prefix of the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +127,11 @@ class CollapsePrediction:
     """A prediction for one rule in one scenario.
 
     Args:
-        source: where it comes from, or why there is none.
-        values: numbers by kind, (M,), `rho` (1,); those that theory is silent on are missing.
-        verdict: what the rule does here, None where theory does not say.
-        path: energies of the partitions over their start, (T + 1, M), for the figure; or None.
+        source: source of the prediction, or the reason why there is none.
+        values: numbers by kind, (M,), `rho` (1,); those without a prediction are missing.
+        verdict: the predicted verdict, None without one.
+        path: energies of the partitions relative to their start, (T + 1, M), for the figure; or
+            None.
     """
 
     source: str
@@ -144,20 +141,20 @@ class CollapsePrediction:
 
 
 def known_form(rule: AggregationRule) -> str | None:
-    """Name of the rule in the closed forms, which know it without options; None for others."""
+    """Return the rule's name in the closed forms, which cover it without options; else None."""
     if rule.label not in RULES:
         return None
     return rule.label if type(get_rule(rule.label)) is type(rule) else None
 
 
 def predict(rule: AggregationRule, standard: Standard) -> CollapsePrediction:
-    """What theory says of a rule in a scenario."""
+    """Return the prediction for a rule in a scenario."""
     name = known_form(rule)
     if name is None:
         return _declared(rule, standard)
     try:
         return _known(name, standard)
-    except InputError as error:  # the scenario is sound: the rule has no closed form in it
+    except InputError as error:  # the scenario is valid: the rule has no closed form in it
         why = f"no closed form of {name} here: {error}"
         return CollapsePrediction(why, verdict=_by_threshold(name, standard))
 
@@ -177,17 +174,17 @@ def _known(name: str, standard: Standard) -> CollapsePrediction:
 
 
 def _trajectory(name: str, standard: Standard) -> Array:
-    """Energies of the directions: means over runs, exact for every round, (T + 1, r_max)."""
+    """Return the mean energies of the directions, exact for every round, (T + 1, r_max)."""
     if standard.is_flow:
         return np.asarray(closed_form.flow_trajectory(standard.scenario, name) ** 2)
     return closed_form.energy_trajectory(standard.scenario, name)
 
 
 def _limit(name: str, standard: Standard) -> CollapsePrediction:
-    """Cohorts of a rule whose round depends on more than the share: mean energies, and the limit.
+    """Return mean energies and the limit for a rule whose round depends on more than the share.
 
     Raises:
-        InputError: for hetlora, whose weights are known in the limit of collapse alone.
+        InputError: for hetlora, whose weights are known only in the limit of collapse.
     """
     scenario = standard.scenario
     energy = partition_sums(_trajectory(name, standard), standard)
@@ -198,7 +195,7 @@ def _limit(name: str, standard: Standard) -> CollapsePrediction:
         "extinct": 1 - survival,
         "rho": energy[-1:, 0] / energy[-1:].sum(-1),
     }
-    if rule_form(name).space == "base":  # nothing is diluted, so the limit is there at once
+    if rule_form(name).space == "base":  # without dilution the limit is reached at once
         values["rate"] = values["late_rate"]
     path = energy / energy[0] if "rate" in values else None
     numbers = _as_exact(values, standard)
@@ -223,10 +220,10 @@ def _declared(rule: AggregationRule, standard: Standard) -> CollapsePrediction:
 
 
 def _not_applicable(rule: AggregationRule, standard: Standard) -> str:
-    """Why a declared multiplier does not tell the rule's fate in a scenario; empty if it does."""
+    """Return why a declared multiplier does not determine the rule's result; empty if it does."""
     if rule.properties.coverage != "weights":
         return "it is not one of shares of the clients' weights"
-    # a rule that meets the protocol alone says nothing of itself but its properties
+    # a rule that only meets the protocol declares nothing but its properties
     linear = rule.has_spectral_form and not rule.residual_in_base and rule.space != "none"
     if not (linear or isinstance(rule, ExternalRule)):
         return "the rule is more than weights on amplitudes"
@@ -253,11 +250,11 @@ def _walked(source: str, found: list[RandomWalk], standard: Standard) -> Collaps
 
 
 def _as_exact(values: dict[str, Array], standard: Standard) -> Numbers:
-    """What of the prediction decides, as if measured without error."""
-    # a walk is no other in the second half: where there is no rate of its own, it is the rate
+    """Return the deciding part of the prediction, as if measured without error."""
+    # a walk does not change in the second half: without its own rate, the rate applies
     late, extinct = values.get("late_rate", values.get("rate")), values["extinct"]
     assert late is not None
-    with np.errstate(divide="ignore", invalid="ignore"):  # the shared partition is lost at once
+    with np.errstate(divide="ignore", invalid="ignore"):  # the shared partition may be lost at once
         relative = late / late[0]
     left = np.minimum(relative, 1.0) ** standard.late[1]
     numbers = {"relative_late": relative, "left": left, "extinct": extinct}
@@ -265,7 +262,7 @@ def _as_exact(values: dict[str, Array], standard: Standard) -> Numbers:
 
 
 def _read(source: str, energy: Array, standard: Standard) -> CollapsePrediction:
-    """A trajectory, through the gauge of runs."""
+    """Return the measures of a predicted trajectory, computed as for runs."""
     numbers = measure(energy[None], standard, FAMILY_ERROR)
     values = {name: numbers[name].value for name in standard.predicted}
     known = {name: x for name, x in values.items() if not np.isnan(x).all()}
@@ -273,7 +270,7 @@ def _read(source: str, energy: Array, standard: Standard) -> CollapsePrediction:
 
 
 def _by_threshold(name: str, standard: Standard) -> Collapse | None:
-    """The verdict alone, of rules whose training has a threshold and no trajectory."""
+    """Return only the verdict, for rules whose training has a threshold but no trajectory."""
     if not standard.is_flow:
         return None
     scenario = standard.scenario
@@ -283,6 +280,6 @@ def _by_threshold(name: str, standard: Standard) -> Collapse | None:
 
 
 def partition_sums(energy: Array, standard: Standard) -> Array:
-    """Energies of the partitions, (..., M), from those of directions (..., r_max)."""
+    """Return the energies of the partitions, (..., M), from those of directions (..., r_max)."""
     parts = standard.scenario.federation.partitions
     return np.stack([energy[..., part].sum(-1) for part in parts], axis=-1)

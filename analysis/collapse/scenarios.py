@@ -1,8 +1,8 @@
-"""The six standard scenarios, fixed: every rule meets the same clients, cohorts and training.
+"""The six fixed standard scenarios: every rule gets the same clients, cohorts and training.
 
-Three rank levels, 2, 4 and 8, so that there is a staircase: all clients carry directions 1-2, the
-shared ones, 60% of them 3-4 and 30% of them 5-8. Amplitudes start at 1, each 0.8 times the one
-before, so that sorting by an SVD keeps directions in their places while noise is small.
+Three rank levels, 2, 4 and 8, give a staircase: all clients carry directions 1-2, the shared ones,
+60% of them 3-4 and 30% of them 5-8. Amplitudes start at 1, each 0.8 times the previous one, so that
+sorting by an SVD keeps the order of directions while noise is small.
 """
 
 from __future__ import annotations
@@ -25,23 +25,26 @@ MANY_RANKS = "2x16,4x12,8x12"
 COHORT = 4  # of 40: 10%
 DECAY = 0.8
 ROUNDS = 20
-# Small enough for the mean of a logarithm to be the logarithm of a mean, within the margins, and
-# for 64 runs to tell gains that last from a decay.
+# Small enough that the mean of a logarithm equals the logarithm of a mean within the margins, and
+# that 64 runs distinguish persistent gains from a decay.
 GAIN_STD, DRIFT = 0.03, 0.05
-# Local time over the closed-form threshold of FedAvg: of the first partition to be held above the
-# shared one, and of the last.
+# Local time relative to FedAvg's threshold in closed form: for the first partition to be held above
+# the shared one, and for the last.
 BELOW, ABOVE = 0.5, 1.5
-TINY = 0.01  # start of the flow, in units of its target: training is linear there
+TINY = 0.01  # start of the flow in units of its target, where training is linear
 STEPS = 50
-"""Local steps of the flow at matrix fidelity: one step is so long that margins must hold it."""
+"""Local steps of the flow at matrix fidelity; margins must include the length of a step."""
 
 SPECTRAL_SEEDS, MATRIX_SEEDS = 2_000, 64
 COHORT_SEEDS = 6_000
-"""Runs of cohorts at spectral fidelity: most of them soon lose a partition, and its rate."""
+"""Runs with cohorts at spectral fidelity: most of them soon lose a partition.
+
+And with it its rate.
+"""
 ALIKE_SEEDS, ALIKE_MATRIX_SEEDS = 2, 8
-"""Runs where a scenario draws nothing: they differ in the basis alone, at matrix fidelity."""
+"""Runs of scenarios without random draws: at matrix fidelity they differ in the basis only."""
 EXACT = 1e-6
-"""Relative margin where nothing is drawn; smaller differences over rounds count as none."""
+"""Relative margin without random draws; smaller differences over rounds count as none."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class Margins:
     """Widths of the regions in which a measured number agrees with its prediction.
 
     Args:
-        relative: of rates and floors, a share of the prediction.
-        ratio: of the energy ratio, absolute.
-        extinct: of shares of runs, absolute.
+        relative: for rates and floors, relative to the prediction.
+        ratio: for the energy ratio, absolute.
+        extinct: for shares of runs, absolute.
     """
 
     relative: float
@@ -59,12 +62,12 @@ class Margins:
     extinct: float
 
     def widened(self, factor: float) -> Margins:
-        """All margins `factor` times as wide."""
+        """Return all margins `factor` times as wide."""
         return Margins(factor * self.relative, factor * self.ratio, factor * self.extinct)
 
 
-# The one table of margins. Nothing is drawn at full participation or in the flow. With gains or
-# drift the logarithm of a mean stands for the mean of a logarithm, which moves rates by up to 1%.
+# The table of margins. Full participation and the flow have no random draws. With gains or drift
+# the logarithm of a mean replaces the mean of a logarithm, which changes rates by up to 1%.
 _EXACTLY = Margins(EXACT, EXACT, EXACT)
 MARGINS = {
     "full": _EXACTLY,
@@ -74,13 +77,13 @@ MARGINS = {
     "flow_below": _EXACTLY,
     "flow_above": _EXACTLY,
 }
-"""By scenario, at spectral fidelity."""
-# A descent of 50 steps is not the flow: a step multiplies a small amplitude by 1 + x in place of
-# exp(x), x at most 0.018, which 50 steps and the square of an energy make 2% and more.
+"""Margins by scenario, at spectral fidelity."""
+# A descent of 50 steps is not the flow: a step multiplies a small amplitude by 1 + x instead of
+# exp(x), x at most 0.018; over 50 steps and squared this is 2% and more.
 MATRIX_MARGINS = {
     name: margins if name == "full" else margins.widened(2.0) for name, margins in MARGINS.items()
 } | dict.fromkeys(("flow_below", "flow_above"), Margins(0.05, 0.02, 0.1))
-"""At matrix fidelity: fewer runs, and steps in place of the flow."""
+"""Margins at matrix fidelity: fewer runs, and steps instead of the flow."""
 SCENARIOS = tuple(MARGINS)
 """Names of the standard scenarios, in the order of the report."""
 
@@ -91,14 +94,14 @@ class Standard:
 
     Args:
         name: one of `SCENARIOS`.
-        title: what tables and figures call it.
-        about: what it is, in full.
-        scenario: at spectral fidelity.
+        title: title in tables and figures.
+        about: full description.
+        scenario: the scenario at spectral fidelity.
         window: first and last round over which decay is measured.
-        draws: whether runs differ by what the scenario draws.
-        beside: whether a partition is held against the shared one of the same run, or against its
-            own start, as where training lets all partitions grow, each at its own rate.
-        predicted: numbers that the closed forms' trajectory of means speaks of here.
+        draws: whether runs differ by random draws of the scenario.
+        beside: whether a partition is compared with the shared one of the same run, or with its own
+            start, as where training lets all partitions grow at different rates.
+        predicted: numbers that the mean trajectory of the closed forms predicts here.
     """
 
     name: str
@@ -111,12 +114,15 @@ class Standard:
     predicted: tuple[str, ...] = ("rate", "late_rate", "floor", "extinct", "rho")
 
     def margins(self, fidelity: str) -> Margins:
-        """Margins of the scenario's predictions."""
+        """Return the margins of the scenario's predictions."""
         return (MARGINS if fidelity == "spectral" else MATRIX_MARGINS)[self.name]
 
     @property
     def late(self) -> tuple[int, int]:
-        """First and last round of the second half: what has not stopped by then, goes on."""
+        """First and last round of the second half.
+
+        Changes that have not stopped by then continue.
+        """
         return self.scenario.rounds // 2, self.scenario.rounds
 
     @property
@@ -126,7 +132,7 @@ class Standard:
 
     @property
     def federation_text(self) -> str:
-        """Ranks, cohort and sample counts in words."""
+        """Ranks, cohort and sample counts as text."""
         federation = self.scenario.federation
         counts = Counter(federation.ranks)
         ranks = ",".join(f"{rank}x{count}" for rank, count in counts.items())
@@ -141,14 +147,14 @@ class Standard:
         return f"{text}, {self.scenario.rounds} rounds"
 
     def at(self, fidelity: str) -> Scenario:
-        """The scenario at spectral or matrix fidelity, there of small layers."""
+        """Return the scenario at spectral or matrix fidelity, the latter with small layers."""
         if fidelity == "spectral":
             return self.scenario
         steps = STEPS if self.is_flow else None
         return self.scenario.replace(fidelity="matrix", d_in=20, d_out=16, local_steps=steps)
 
     def seeds(self, fidelity: str, wanted: int | None) -> int:
-        """Number of runs: as many as wanted where something is drawn."""
+        """Return the number of runs: as many as requested if the scenario has random draws."""
         spectral = fidelity == "spectral"
         if not self.draws:
             usual = ALIKE_SEEDS if spectral else ALIKE_MATRIX_SEEDS
@@ -157,29 +163,32 @@ class Standard:
         return wanted or (usual if spectral else MATRIX_SEEDS)
 
     def fidelity_for(self, rule: AggregationRule) -> str:
-        """Spectral for a rule that is weights on amplitudes, else matrix.
+        """Return `spectral` for a rule that is weights on amplitudes, else `matrix`.
 
-        So is the flow of a rule that puts something into the base: its clients' factors are not
-        balanced, and their training is no map of amplitudes.
+        The flow of a rule with a base correction is `matrix` too: its clients' factors are not
+        balanced, and their training is not a map of amplitudes.
         """
         fits = rule.space != "none" and not rule.residual_in_base
         return "spectral" if rule.has_spectral_form and (fits or not self.is_flow) else "matrix"
 
     @property
     def is_flow(self) -> bool:
-        """Whether clients train."""
+        """True if clients train."""
         return self.scenario.local_loss != "none"
 
 
 def dirichlet_samples() -> tuple[int, ...]:
-    """Samples of 20 clients: 1,000 times a draw of Dirichlet(1, ..., 1), fixed, at least 1 each."""
+    """Return the samples of 20 clients: 1,000 times a fixed draw of Dirichlet(1, ..., 1).
+
+    At least 1.
+    """
     shares = stream(0, "dirichlet_samples").dirichlet(np.ones(20))
     return tuple(np.maximum(1, np.round(1_000 * shares)).astype(int).tolist())
 
 
 @cache
 def standards() -> dict[str, Standard]:
-    """All standard scenarios by name."""
+    """Return all standard scenarios by name."""
     plain = Scenario(parse_ranks(RANKS), rounds=ROUNDS, spectrum_decay=DECAY, device="cpu")
     tiny = plain.replace(local_loss="quadratic", initial_amplitude=TINY)
     threshold = closed_form.collapse_threshold(tiny, "fedavg")
@@ -201,7 +210,7 @@ def standards() -> dict[str, Standard]:
             f"{COHORT} of 40 clients ({MANY_RANKS}) a round, drawn uniformly; the rate is that of "
             "runs that still carry the partition",
             plain.replace(ranks=parse_ranks(MANY_RANKS), cohort_size=COHORT),
-            (0, 8),  # later runs are those that lost less: the others are rounding
+            (0, 8),  # later rounds contain only runs that lost less: the others are rounding
         ),
         Standard(
             "gains",
@@ -216,7 +225,7 @@ def standards() -> dict[str, Standard]:
                 rounds=12,
             ),
             (0, 6),
-            # Gains that last make the mean run away from the typical run.
+            # Persistent gains make the mean deviate from the typical run.
             predicted=("rate", "extinct", "rho"),
         ),
         Standard(
@@ -251,10 +260,10 @@ def standards() -> dict[str, Standard]:
 
 
 def chosen(names: Sequence[str] | None) -> tuple[Standard, ...]:
-    """Standard scenarios of these names in the report's order; all of them when None.
+    """Return the standard scenarios of these names in the report's order; all of them when None.
 
     Raises:
-        InputError: on an unknown name, or none.
+        InputError: if a name is unknown, or there is none.
     """
     known = standards()
     if names is None:
