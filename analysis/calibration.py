@@ -140,10 +140,7 @@ def _quotients(rng: Generator, n: int, q: int) -> Array:
 
 
 def _series(rounds: int, phi: float, rng: Generator, n: int, q: int) -> Array:
-    """Return energies of autoregressive amplitudes: correlated.
-
-    And skewed as the square of a normal.
-    """
+    """Return energies of autoregressive amplitudes: correlated and skewed."""
     noise = rng.standard_normal((n, q, rounds)) * np.sqrt(1 - phi**2)
     first = rng.standard_normal((n, q, 1))
     return np.asarray(lfilter([1.0], [1.0, -phi], noise, axis=-1, zi=phi * first)[0] ** 2)

@@ -323,10 +323,7 @@ class _Prediction:
         return energy
 
     def _sorted(self, energy: Array) -> Array:
-        """Return the energies of sorted singular values.
-
-        Which are those of directions in constant order.
-        """
+        """Return the energies of sorted singular values: those of directions in constant order."""
         if self.scenario.allocation != "svd":
             raise expected("allocation", self.scenario.allocation, f"'svd' ({SORTED})")
         return energy

@@ -15,7 +15,7 @@ INTERRUPTED = 130
 
 @contextmanager
 def resumable(store: RunStore) -> Iterator[None]:
-    """Report existing results; on Ctrl-C report what is stored and how to continue.
+    """Report existing results; on Ctrl-C explain how to continue, and exit with 130.
 
     And exit with 130.
 

@@ -585,10 +585,7 @@ def _gather(blocks: Blocks, weights: Tensor) -> tuple[Blocks, Tensor]:
 
 
 def _form(B: Tensor, A: Tensor) -> tuple[int, torch.dtype, torch.device]:
-    """Return min(d_out, d_in), compute dtype and device.
-
-    Without keeping references to the factors.
-    """
+    """Return min(d_out, d_in), compute dtype and device, keeping no reference to the factors."""
     return min(B.shape[-2], A.shape[-1]), compute_dtype(B.dtype), B.device
 
 

@@ -113,10 +113,7 @@ def simulate_many(
 
 
 def check_suits(scenario: Scenario, rule: AggregationRule) -> None:
-    """Refuse scenarios without a form for the rule.
-
-    And comparisons that other rules would refuse.
-    """
+    """Refuse scenarios and comparisons that the rules do not support."""
     if scenario.fidelity == "spectral" and not rule.has_spectral_form:
         reason = f"matrix or training: {rule.label} is more than weights on amplitudes"
         raise expected("fidelity", "spectral", reason)

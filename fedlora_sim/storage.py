@@ -403,10 +403,7 @@ def _holder(path: Path) -> str:
 
 
 def _lock(path: Path, *, create: bool) -> int | None:
-    """Return a descriptor that locks an existing file or folder.
-
-    None if another process holds it.
-    """
+    """Return a descriptor that locks a file or folder; None if another process holds the lock."""
     while fcntl is not None:
         try:
             flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY

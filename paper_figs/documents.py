@@ -67,10 +67,7 @@ SWEEPS = {
 
 
 def sweep_table(bench: dict[str, Any]) -> str:
-    """Return the speed of sweeps relative to a serial loop of `simulate`.
-
-    And the overhead of a task.
-    """
+    """Return the speed of sweeps relative to a loop of `simulate`, and their overhead."""
     workers = f"{bench['workers']} workers"
     head = ("grid", "rows, runs, tasks", "serial loop", "sweep / loop", f"{workers} / loop")
     lines: Lines = []

@@ -53,9 +53,7 @@ MARKERS = {"fedavg": "v", "raflora": "^"}
 
 
 def draw_collapse(report: CollapseReport) -> Figure:
-    """Draw one panel per scenario: the rule's partitions.
-
-    And the highest one of FedAvg and raFLoRA.
+    """Draw one panel per scenario: partitions of the rule, and the highest of both controls.
 
     Args:
         report: any collapse report.

@@ -177,10 +177,7 @@ def by_partition(values: xr.DataArray) -> xr.DataArray:
 
 
 def fitted_rates(scenario: Scenario, rule: str) -> Experiment:
-    """Return the energy factor per round of each partition relative to the shared one.
-
-    By log-linear fit.
-    """
+    """Return log-linear energy factor per round of each partition, relative to the shared one."""
 
     def experiment(numbers: Sequence[int], context: RunContext) -> Array:
         energy = by_partition(simulated(scenario, rule, numbers, context).energy)

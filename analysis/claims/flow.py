@@ -495,7 +495,7 @@ def trajectory_of(rule: str, scenario: Scenario, targets: Array) -> Array:
 
 
 def own_trajectory(rule: str, *, mean_target: bool = False, larger: float = 1.0) -> Experiment:
-    """Return the predicted amplitude of each partition's last direction over the measured one.
+    """Return predicted over measured amplitudes of each partition's last direction at some rounds.
 
     At some rounds.
 

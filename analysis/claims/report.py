@@ -135,7 +135,7 @@ def _nature(claim: Record) -> str:
 
 
 def worst(claim: Record) -> int:
-    """Return index of the quantity whose interval is closest to or beyond the end of its margin.
+    """Return the index of the quantity whose interval is closest to leaving its margin.
 
     Distances are relative or absolute as the margin is, on both sides or on the forbidden one. A
     quantity without a finite interval is the worst of all.

@@ -86,7 +86,10 @@ def run(numbers: Sequence[int], context: RunContext) -> Array:
 
 
 def fractions(numbers: Sequence[int], context: RunContext) -> Array:
-    """Return energy of each higher partition from round 1 on, and the total, (n, T (M - 1), 2)."""
+    """Return the energy of each higher partition from round 1 on, and the total.
+
+    Shape (n, T (M - 1), 2).
+    """
     energy = partition_sums(run(numbers, context))[:, 1:]
     total = np.broadcast_to(energy.sum(-1, keepdims=True), energy.shape)
     return np.stack([energy, total], axis=-1)[:, :, 1:].reshape(len(energy), -1, 2)

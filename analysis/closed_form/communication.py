@@ -77,9 +77,9 @@ def communication(scenario: Scenario, rule: str, *, layers: int = 1) -> Communic
 
 
 def _taking_part(federation: Federation) -> Array:
-    """Return the probability that clients j and k both take part, (K, K); on the diagonal.
+    """Return the probability that clients j and k both take part, (K, K).
 
-    That k does.
+    The diagonal is the probability that k takes part.
     """
     K, m = federation.num_clients, federation.cohort_size
     assert m is not None  # resolved by Federation

@@ -379,10 +379,7 @@ def _law_moments(law: ShareLaw, clients: DirectionClients) -> Array:
 
 
 def _unbiased(clients: DirectionClients) -> tuple[float, float, float]:
-    """Return `E[W]`, `E[W^2]`, `E[sum w^2]` of `w_k = p_k c_k / E[c_k]`.
-
-    Without the distribution of W.
-    """
+    """Return `E[W]`, `E[W^2]`, `E[sum w^2]` of `w_k = p_k c_k / E[c_k]` in closed form."""
     K, m = clients.number, clients.size
     p = normalized(clients.weight * clients.law)
     mean = share(p, clients.carry)

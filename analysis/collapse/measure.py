@@ -75,9 +75,7 @@ class Slopes:
 
 
 def series_of(energy: Array, *, beside: bool) -> Array:
-    """Return the energies (S, T + 1, M) relative to their start.
-
-    And to the shared partition if requested.
+    """Return energies (S, T + 1, M) relative to their start, and to the shared partition if asked.
 
     NaN where the shared partition is lost.
     """
@@ -296,9 +294,9 @@ def by_partition(numbers: Numbers) -> tuple[Collapse, ...]:
 
 
 def of_partitions(numbers: Numbers) -> Collapse:
-    """Return the verdict on a scenario: it collapses if one partition does.
+    """Return the verdict on a scenario from its partitions.
 
-    And keeps its rank if all do.
+    It collapses if one partition does, and keeps its rank if all do.
     """
     return together(by_partition(numbers))
 

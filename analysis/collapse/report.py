@@ -219,10 +219,7 @@ class CollapseReport:
         return of_report(self)
 
     def table(self) -> Table:
-        """Return a rich table of all partitions and scenarios.
-
-        With FedAvg and raFLoRA for comparison.
-        """
+        """Return a rich table of all partitions and scenarios, including FedAvg and raFLoRA."""
         return of(self)
 
     def to_frame(self) -> pd.DataFrame:
@@ -559,10 +556,7 @@ CAPTION = (
 
 
 def of(report: CollapseReport) -> Table:
-    """Return losses per round, half-lives, remaining energy, extinction.
-
-    And the shared-rank ratio.
-    """
+    """Return table: losses per round, half-lives, remaining energy, extinction, shared ratio."""
     table = Table(
         title="Energy lost a round, half-lives, and what is left",
         box=SIMPLE,

@@ -178,9 +178,9 @@ class Standard:
 
 
 def dirichlet_samples() -> tuple[int, ...]:
-    """Return the samples of 20 clients: 1,000 times a fixed draw of Dirichlet(1, ..., 1).
+    """Return the samples of 20 clients, at least 1.
 
-    At least 1.
+    1,000 times a fixed draw of Dirichlet(1, ..., 1).
     """
     shares = stream(0, "dirichlet_samples").dirichlet(np.ones(20))
     return tuple(np.maximum(1, np.round(1_000 * shares)).astype(int).tolist())

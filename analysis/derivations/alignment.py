@@ -29,9 +29,9 @@ def _rotation() -> sp.Matrix:
 
 
 def _turned(second: sp.Expr) -> sp.Matrix:
-    """Return an update with amplitudes x and `second` in the rotated basis.
+    """Return an update that is diagonal in the rotated basis, written in the server's basis.
 
-    In the server's basis.
+    Its amplitudes are x and `second`.
     """
     turn = _rotation()
     return turn * sp.diag(x, second) * turn.T

@@ -61,7 +61,7 @@ def amplitude_flow() -> sp.Expr:
 
 @derivation(r"\tfrac{d}{dt}(b^2 - a^2)")
 def balance() -> sp.Expr:
-    """Return change of the factors' imbalance along the flow: zero, so that balance is preserved.
+    """Return the change of the factors' imbalance along the flow, which is zero.
 
     Returns:
         Zero.
@@ -169,7 +169,7 @@ def amplitude_after() -> sp.Expr:
 def critical_amplitude() -> sp.Expr:
     """Return the amplitude after t rounds at the threshold.
 
-    Where the recurrence in 1/x adds a constant.
+    The recurrence in 1/x adds a constant.
 
     Returns:
         Expression in `x_0`, M, G and t.

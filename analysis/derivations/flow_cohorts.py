@@ -90,7 +90,7 @@ def harmonic_floor() -> sp.Expr:
 def carried_inverse_map() -> sp.Expr:
     """Return the mean of `1/x'` for raFLoRA with `carry`.
 
-    Where a round has no effect with probability P0.
+    With probability P0 a round has no effect.
 
     Returns:
         Expression in y, P0, M and G, with the target itself as its fixed point.

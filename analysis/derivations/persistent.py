@@ -96,7 +96,7 @@ def floor_of_a_draw() -> sp.Expr:
 def approach() -> sp.Expr:
     """Return the remaining distance of one draw to its fixed point.
 
-    Which vanishes exactly if `|A| < 1`.
+    It vanishes exactly if `|A| < 1`.
 
     Returns:
         Expression in A and t.

@@ -107,7 +107,7 @@ def drift_floor(num_contributors: int = 3) -> sp.Expr:
 
 @derivation(r"E[x_\infty^2]_{\mathrm{persistent}} - E[x_\infty^2]_{\mathrm{fresh}}")
 def persistence_effect() -> sp.Expr:
-    """Return effect of persistent drifts on the floor: they act in the same direction every round.
+    """Return the effect on the floor of drifts that act in the same direction every round.
 
     Common gain, drift of mean zero; the fresh floor is `tau^2 Q / (1 - g^2 S2)`.
 

@@ -113,7 +113,7 @@ def floor_decomposition() -> sp.Expr:
 
 @derivation(r"\partial E[W^2] / \partial m")
 def participation_effect() -> sp.Expr:
-    """Return effect of the cohort size on the mean-energy rate: a larger cohort suppresses more.
+    """Return the effect of the cohort size on the mean-energy rate: larger cohorts suppress more.
 
     Returns:
         Expression in K, m and pi, negative for coverage below 1: lower participation makes the

@@ -92,10 +92,7 @@ FORECAST_NAMES = ("theory", "persistence", "pure")
 
 
 def curves(context: RunContext) -> xr.Dataset:
-    """Return the accuracy, `rho`, effective rank and preservation.
-
-    Shape (heterogeneity, rule, run, round).
-    """
+    """Return accuracy, `rho`, effective rank, preservation: (heterogeneity, rule, run, round)."""
     return with_study(load_dataset(ROOT / CURVES), _report())
 
 

@@ -408,10 +408,7 @@ def _federation(run: xr.Dataset, row: int) -> Federation:
 
 
 def _measured(dataset: xr.Dataset, first: int) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return energies after the calibration by layer and partition.
-
-    And each layer's rounding level.
-    """
+    """Return energies after the calibration, and each layer's rounding level."""
     energy = dataset.layer_energy.sel(round=slice(first + 1, None))
     energy = energy.rename(round="horizon")
     energy = energy.assign_coords(horizon=np.arange(1, energy.sizes["horizon"] + 1))
@@ -445,10 +442,7 @@ def _compare(
 def _circumstances(
     dataset: xr.Dataset, first: int, calibration: Calibration
 ) -> dict[str, xr.DataArray]:
-    """Return leakage, amplitudes outside the calibration.
-
-    And (where recorded) rotation of subspaces.
-    """
+    """Return leakage, amplitudes outside the calibration, and rotation of subspaces if recorded."""
     after = {"round": slice(first + 1, None)}
     sigma = amplitudes(dataset).sel(after)
     least, greatest = (

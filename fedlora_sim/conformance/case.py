@@ -174,7 +174,7 @@ class Case:
         return replace(self, updates=tuple(updates), weights=tuple(weights), positions=kept)
 
     def code(self) -> str:
-        """Return round as Python code: `updates`, `weights`, the `context` of a step, `seed`."""
+        """Return the round as Python code: `updates`, `weights`, `context` of a step, `seed`."""
         held = "" if self.positions is None else f", {self.positions}"
         lines = [
             "import torch",

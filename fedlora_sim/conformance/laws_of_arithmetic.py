@@ -324,10 +324,7 @@ def _batched(rule: Aggregator, case: Case) -> None:
 
 
 def _continuous(rule: Aggregator, case: Case) -> None:
-    """Check a small step of all B.
-
-    In some cases also where a long path changes the result fastest.
-    """
+    """Check a small step of all B, in some cases where a long path changes the result fastest."""
     case, generator = replace(case, empty_partition="zero"), case.generator
     factors = (*case.updates, case.previous)
     drawn = [torch.randn(u.lora_B.shape, generator=generator, dtype=torch.float64) for u in factors]

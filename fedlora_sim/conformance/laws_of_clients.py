@@ -218,7 +218,7 @@ def _rounding(rule: Aggregator) -> str:
 
 
 def _in_gauge(case: Case, parts: Sequence[slice]) -> Case:
-    """Return round with each client in its own gauge, which mixes within each of these parts."""
+    """Return the round with a separate gauge per client, which mixes within each of these parts."""
     generator = case.generator
 
     def change(update: LoRAFactors) -> LoRAFactors:

@@ -192,10 +192,7 @@ def random_factors(
 def factors_with_gaps(
     generator: torch.Generator, d_out: int, d_in: int, r: int, scaling: float = 1.0
 ) -> LoRAFactors:
-    """Return random float64 factors whose singular values fall in equal steps.
-
-    In a random gauge.
-    """
+    """Return random float64 factors with equally spaced singular values, in a random gauge."""
 
     def directions(d: int, q: int) -> Tensor:
         return torch.linalg.qr(torch.randn(d, q, generator=generator, dtype=torch.float64))[0]

@@ -99,10 +99,7 @@ def _haar(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float
 def subspace_mixing(
     scenario: Scenario, seed: int, t: int, rank: int, k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return `I + eps E` for B (from the right) and for A (from the left) of client k.
-
-    Shape of each (r_k, r_k).
-    """
+    """Return `I + eps E` for B (from the right) and A (from the left) of client k, (r_k, r_k)."""
     rng = stream(seed, "subspace_noise", t, k)
     noise = rng.standard_normal((2, rank, rank)) * scenario.subspace_noise / np.sqrt(rank)
     return np.eye(rank) + noise[0], np.eye(rank) + noise[1]

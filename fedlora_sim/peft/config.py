@@ -196,7 +196,7 @@ class AdapterConfig:
         return multiple if key in FUSED_PATTERNS and rest == 0 else None
 
     def scaling_of(self, module: str) -> float:
-        """Return scaling of a module's update: `alpha / r`, or `alpha / sqrt(r)` under rsLoRA."""
+        """Return the scaling of a module: `alpha / r`, or `alpha / sqrt(r)` under rsLoRA."""
         alpha = self.alpha_pattern.get(pattern_key(self.alpha_pattern, module), self.alpha)
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)

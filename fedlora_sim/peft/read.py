@@ -211,7 +211,9 @@ class AdapterFolder:
     def factors(
         self, module: str, dtype: torch.dtype, device: torch.device, width: int = 0
     ) -> LoRAFactors:
-        """Return a module's update: A (r, d_in) and B (d_out, r), kernels flattened.
+        """Return a module's update with its scaling: A (r, d_in) and B (d_out, r).
+
+        Flattened kernels.
 
         With its scaling.
 
@@ -279,7 +281,7 @@ class AdapterFolder:
         return key.replace(".modules_to_save.", ".", 1) in self.keys - {key}
 
     def _check_names(self) -> None:
-        """Refuse names that cannot be a module's.
+        """Refuse names that cannot be a module's, and patterns that are slow to match with them.
 
         And patterns that take too long to match with them.
 
@@ -349,10 +351,7 @@ class AdapterFolder:
         return tied
 
     def _is_tied(self, module: str) -> bool:
-        """Return True if PEFT ties a module's LoRA to that of the embedding.
-
-        And does not target it.
-        """
+        """Return True if a module is not targeted and PEFT ties its LoRA to the embedding's."""
         ties = self.config.options.get("ensure_weight_tying") is True
         return ties and not self.config.targets(module) and not self._parameters_of(module)
 

@@ -231,9 +231,7 @@ def client_content(
     frozen_a: bool,
     seed: int,
 ) -> AdapterContent:
-    """Return what a client receives: the adapter truncated to its ranks.
-
-    In its scaling and options.
+    """Return what a client receives: its ranks of the adapter, in its own scaling and options.
 
     Components without energy are reinitialised in the client's own scaling. Under a rule that
     freezes A they are kept, and the change of scaling goes to B only.

@@ -284,10 +284,7 @@ def importance_reference(
     *,
     frozen_a: bool,
 ) -> dict[str, Array]:
-    """Return the norm of one client's gradient along each direction of the global adapter.
-
-    By module.
-    """
+    """Return, by module, the norm of one client's gradient along each global direction."""
     leaves = {
         (name, side): torch.from_numpy(factor).clone().requires_grad_(True)
         for name, pair in received.items()
@@ -313,10 +310,7 @@ Direction = tuple[Array, Array, float, float]  # u, v, amplitudes in adapter and
 
 
 def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, Array]:
-    """Return singular values and amplitudes on the initial basis of one run.
-
-    Shape of each (T + 1, r_max).
-    """
+    """Return a run's singular values and amplitudes on the initial basis, each (T + 1, r_max)."""
     federation, counts = scenario.federation, cohort_counts(scenario, seed)
     draws, basis = client_draws(scenario, seed), initial_basis(scenario, seed)
     scores = allocation_scores(scenario, seed)

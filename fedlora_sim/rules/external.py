@@ -225,7 +225,7 @@ class ExternalRule(AggregationRule):
         return replace(result, state=after)
 
     def _stacked_states(self, states: Sequence[State], batch: Index) -> State:
-        """Return what is kept for every layer and seed, of one form."""
+        """Return the state of all layers and seeds in one form."""
         forms = [{name: tuple(x.shape) for name, x in state.items()} for state in states]
         if any(form != forms[0] for form in forms):
             other = next(form for form in forms if form != forms[0])

@@ -126,10 +126,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
 
 
 def linear_ends(model: nn.Module) -> tuple[str, ...]:
-    """Return the last parts of the names of all linear maps, without duplicates.
-
-    In the model's order.
-    """
+    """Return the last parts of the names of all linear maps, each once, in the model's order."""
     names = (name for name, module in model.named_modules() if is_linear(module))
     return tuple(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
@@ -150,10 +147,7 @@ def _means(end: str, name: str) -> bool:
 
 
 def _closest(end: str, linear: Sequence[str]) -> str:
-    """Return a hint: the most similar suffix, of the same number of parts.
-
-    Of a linear map's name.
-    """
+    """Return a hint: the most similar suffix, with as many parts, of a linear map's name."""
     parts = end.count(".") + 1
     tails = [".".join(name.split(".")[-parts:]) for name in linear]
     close = difflib.get_close_matches(end, tails, n=1, cutoff=0.0)

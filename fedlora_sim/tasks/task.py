@@ -179,10 +179,7 @@ class Completion:
     """
 
     def check_labels(self, argument: str, labels: Tensor, num_classes: int | None) -> None:
-        """Refuse a sample without a completion: its loss is 0/0.
-
-        And every output would be correct.
-        """
+        """Refuse a sample without a completion, whose loss is 0/0."""
         counted = (labels[:, 1:] != IGNORED).any(1)
         if not bool(counted.all()):
             first = int(counted.logical_not().nonzero()[0, 0])
