@@ -147,47 +147,47 @@ def known_form(rule: AggregationRule) -> str | None:
     return rule.label if type(get_rule(rule.label)) is type(rule) else None
 
 
-def predict(rule: AggregationRule, standard: Standard) -> CollapsePrediction:
+def predict(standard: Standard, rule: AggregationRule) -> CollapsePrediction:
     """Return the prediction for a rule in a scenario."""
     name = known_form(rule)
     if name is None:
-        return _declared(rule, standard)
+        return _declared(standard, rule)
     try:
-        return _known(name, standard)
+        return _known(standard, name)
     except InputError as error:  # the scenario is valid: the rule has no closed form in it
         why = f"no closed form of {name} here: {error}"
-        return CollapsePrediction(why, verdict=_by_threshold(name, standard))
+        return CollapsePrediction(why, verdict=_by_threshold(standard, name))
 
 
-def _known(name: str, standard: Standard) -> CollapsePrediction:
+def _known(standard: Standard, name: str) -> CollapsePrediction:
     source = f"closed form of {name}"
     if standard.name != "cohorts":
-        energy = partition_sums(_trajectory(name, standard), standard)
+        energy = partition_sums(_trajectory(standard, name), standard)
         return _read(source, energy, standard)
     form = rule_form(name)
     if form.space in ("residual", "base") or form.norm_weighted:
-        return _limit(name, standard)
+        return _limit(standard, name)
     federation, rounds = standard.scenario.federation, standard.scenario.rounds
     multiplier = partial(closed_form.multiplier, name)
     found = walks(federation, multiplier, rounds, carries=form.has_policy)
     return _walked(source, found, standard)
 
 
-def _trajectory(name: str, standard: Standard) -> Array:
+def _trajectory(standard: Standard, name: str) -> Array:
     """Return the mean energies of the directions, exact for every round, (T + 1, r_max)."""
     if standard.is_flow:
         return np.asarray(closed_form.flow_trajectory(standard.scenario, name) ** 2)
     return closed_form.energy_trajectory(standard.scenario, name)
 
 
-def _limit(name: str, standard: Standard) -> CollapsePrediction:
+def _limit(standard: Standard, name: str) -> CollapsePrediction:
     """Return mean energies and the limit for a rule whose round depends on more than the share.
 
     Raises:
         InputError: for hetlora, whose weights are known only in the limit of collapse.
     """
     scenario = standard.scenario
-    energy = partition_sums(_trajectory(name, standard), standard)
+    energy = partition_sums(_trajectory(standard, name), standard)
     first = [part.start for part in scenario.federation.partitions]
     survival = closed_form.survival(scenario, name)[-1, first]
     values = {
@@ -202,11 +202,11 @@ def _limit(name: str, standard: Standard) -> CollapsePrediction:
     return CollapsePrediction(f"closed form of {name}", values, of_partitions(numbers), path)
 
 
-def _declared(rule: AggregationRule, standard: Standard) -> CollapsePrediction:
+def _declared(standard: Standard, rule: AggregationRule) -> CollapsePrediction:
     multiplier = rule.properties.multiplier
     if multiplier is None:
         return CollapsePrediction(NONE_DECLARED)
-    why = _not_applicable(rule, standard)
+    why = _not_applicable(standard, rule)
     if why:
         return CollapsePrediction(NOT_APPLICABLE + why)
     scenario = standard.scenario
@@ -219,7 +219,7 @@ def _declared(rule: AggregationRule, standard: Standard) -> CollapsePrediction:
     return _walked("declared multiplier", found, standard)
 
 
-def _not_applicable(rule: AggregationRule, standard: Standard) -> str:
+def _not_applicable(standard: Standard, rule: AggregationRule) -> str:
     """Return why a declared multiplier does not determine the rule's result; empty if it does."""
     if rule.properties.coverage != "weights":
         return "it is not one of shares of the clients' weights"
@@ -269,7 +269,7 @@ def _read(source: str, energy: Array, standard: Standard) -> CollapsePrediction:
     return CollapsePrediction(source, known, of_partitions(numbers), energy / energy[0])
 
 
-def _by_threshold(name: str, standard: Standard) -> Collapse | None:
+def _by_threshold(standard: Standard, name: str) -> Collapse | None:
     """Return only the verdict, for rules whose training has a threshold but no trajectory."""
     if not standard.is_flow:
         return None

@@ -269,7 +269,7 @@ def collapse_report(
     if seeds is not None and check_count("seeds", seeds) < 2:
         raise expected("seeds", seeds, "at least 2 runs: one says nothing of its own spread")
     rules = {own.label: own} | _controls(own)
-    predictions = {s.name: {k: predict(r, s) for k, r in rules.items()} for s in standards}
+    predictions = {s.name: {k: predict(s, r) for k, r in rules.items()} for s in standards}
     counts = {s.name: s.seeds(s.fidelity_for(own), seeds) for s in standards}
     total = len(rules) * sum(counts.values())
     with tqdm(total=total, disable=not progress, desc=own.label, unit="run") as bar:

@@ -180,7 +180,7 @@ def test_what_a_protocol_rule_declares_is_a_prediction() -> None:
     ],
 )
 def test_reasons_for_no_prediction_are_told_apart(rule: str | Aggregator, why: str) -> None:
-    prediction = predict(get_rule(rule), standards()["full"])
+    prediction = predict(standards()["full"], get_rule(rule))
     assert why in prediction.source
     assert prediction.values == {}
 
@@ -208,7 +208,7 @@ def test_a_rule_that_shrinks_everything_to_rounding_loses_everything() -> None:
 
 
 def test_a_multiplier_of_zero_is_foretold_to_lose_everything() -> None:
-    prediction = predict(Shrinking(factor=0.0), standards()["full"])
+    prediction = predict(standards()["full"], Shrinking(factor=0.0))
     assert prediction.verdict is C
     np.testing.assert_array_equal(prediction.values["rate"], 0.0)
     assert np.isnan(prediction.values["rho"]).all()

@@ -76,7 +76,7 @@ def test_energies_and_training_are_those_of_the_closed_forms():
 def test_the_verdict_is_that_of_the_collapse_report(rule):
     (standard,) = chosen(["full"])
     scenario = standard.scenario
-    told = predicted_outcome(get_rule(rule), standard).verdict
+    told = predicted_outcome(standard, get_rule(rule)).verdict
     assert explore(scenario, rule).passive is told
 
 
