@@ -143,7 +143,7 @@ def test_what_is_drawn_is_what_is_in_the_file(paper_data: Path) -> None:
     np.testing.assert_allclose(axis.lines[0].get_ydata(), data.bound)
     assert axis.get_yscale() == "log"
     told = {text.get_text() for text in axis.texts}
-    assert "FFA-LoRA, FedAvg" in told  # they coincide, and are named together
+    assert "FedAvg, FFA-LoRA" in told  # they coincide, and are named together
     data = read(paper_data, "spectrum")
     _, (fedavg, raflora) = FIGURES["spectrum"].draw(data)
     (shades,) = fedavg.collections
