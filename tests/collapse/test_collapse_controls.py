@@ -30,7 +30,7 @@ def test_a_control_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "get_rule", disguised)
     raflora = get_rule("raflora")
     monkeypatch.setattr(
-        report, "predict", lambda rule, s: real(raflora if rule.label == "raflora" else rule, s)
+        report, "predict", lambda s, rule: real(s, raflora if rule.label == "raflora" else rule)
     )
     found = collapse_report("zero_pad", seeds=100, scenarios=("full",))
     wrong = "raflora, full participation: theory says keeps its rank, measured collapses"
