@@ -48,7 +48,15 @@ API = {
         ("check_aggregator", "CheckResult", "Case", "parametrize_with_checks"),
         "fedlora_sim.conformance",
     ),
-    "predict": ("Predict", (), "analysis.closed_form"),
+    "predict": (
+        "Predict",
+        (
+            *("predict", "design", "verify", "collapse_report"),
+            *("calibrate", "forecast", "summarize"),
+        ),
+        "analysis",
+    ),
+    "closed_forms": ("Closed forms", (), "analysis.closed_form"),
     "train": ("Fine-tune", ("Task", "Examples"), "fedlora_sim.tasks"),
     "sweep": ("Sweeps", ("run_sweep", "open_sweep"), "fedlora_sim.sweep"),
 }

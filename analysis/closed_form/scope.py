@@ -17,10 +17,7 @@ from fedlora_sim.errors import check_choice, check_numbers, expected
 from fedlora_sim.scenario import Scenario, TrainingFields
 
 VALUES = ("gain_mean", "gain_std", "drift_mean", "drift_std", "initial_amplitude", "target")
-"""Values that can be given per direction, or for targets per client and direction.
-
-Instead of a field.
-"""
+"""Values that can replace a field: one per direction, targets also per client and direction."""
 
 # Fields that every form covers: participants, the content of a round, and the start.
 COMMON = (
