@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -159,8 +160,9 @@ def in_processes(
     """
     from joblib import Parallel, delayed
 
+    driver = (os.getpid(), Path.cwd())
     made = Parallel(n_jobs=processes, batch_size=1, return_as="generator_unordered")(
-        delayed(_call)(os.getpid(), function, job) for job in jobs
+        delayed(_call)(driver, function, job) for job in jobs
     )
     try:
         for result in made:  # noqa: UP028 - `yield from` would close it outside the filter
@@ -171,9 +173,11 @@ def in_processes(
             made.close()  # returns after the workers have ended
 
 
-def _call(owner: int, function: Callable[..., T], job: Sequence[Any]) -> T:
+def _call(driver: tuple[int, Path], function: Callable[..., T], job: Sequence[Any]) -> T:
+    owner, folder = driver
     if os.getpid() != owner:
         _settle(owner)
+        os.chdir(folder)  # joblib reuses workers, and the driver may have left the folder of theirs
     return function(*job)
 
 

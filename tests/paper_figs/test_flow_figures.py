@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from fedlora_sim.storage import load_dataset, save_dataset
 from paper_figs import floors, style
+from paper_figs.files import FIGURES
 
 pytestmark = pytest.mark.usefixtures("coarse_figures")
 
@@ -143,10 +144,11 @@ def test_drawn_from_files_they_are_the_same_every_time(
     monkeypatch.setitem(style.RC, "savefig.dpi", 40)
     style.apply()
     made = {"breakdown": curves, "settling": settled, "phase": diagram}
-    for name, module in (("breakdown", floors), ("settling", floors), ("phase", floors)):
+    for name in made:
         save_dataset(made[name], tmp_path / f"{name}.nc")
+        draw = FIGURES[name].draw
         first, second = (
-            style.save(module.draw(load_dataset(tmp_path / f"{name}.nc"))[0], tmp_path / out, name)
+            style.save(draw(load_dataset(tmp_path / f"{name}.nc"))[0], tmp_path / out, name)
             for out in ("here", "there")
         )
         for one, other in zip(first, second, strict=True):
