@@ -23,7 +23,7 @@ import torch
 from analysis.collapse import collapse_report
 from fedlora_sim import LoRAFactors
 from fedlora_sim.conformance import check_aggregator
-from fedlora_sim.conformance.report import Report, failure, summary
+from fedlora_sim.conformance.report import ConformanceReport, failure, summary
 from fedlora_sim.rules import Aggregated, AggregationRule, Properties, get_rule
 from fedlora_sim.rules.base import data_shares
 from paper_figs import theory
@@ -72,7 +72,7 @@ class FirstTry:
 def check(rule, examples=10):
     """Hold all laws against a rule; print the count, and give the failures."""
     results = check_aggregator(rule, examples=examples)
-    report = Report(get_rule(rule), results, seed=0, examples=examples)
+    report = ConformanceReport(get_rule(rule), results, seed=0, examples=examples)
     print(summary(report))
     return report.failures
 

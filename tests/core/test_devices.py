@@ -1,16 +1,13 @@
-"""Devices by name: what `auto` takes and what is refused; worker processes."""
+"""Devices by name: what `auto` takes and what is refused."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import pytest
 import torch
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError
-from fedlora_sim.runtime import in_processes, resolve_device
+from fedlora_sim.runtime import resolve_device
 
 
 @pytest.fixture
@@ -66,13 +63,3 @@ def test_a_simulation_refuses_an_absent_device(machine, fidelity):
     run = Scenario("2x2", fidelity=fidelity, rounds=1, device="cuda")
     with pytest.raises(InputError, match="device='cuda'"):
         simulate(run)
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_used_again_works_in_the_drivers_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        monkeypatch.chdir(tmp_path / name)
-        assert set(in_processes(os.getcwd, [(), ()], 2)) == {str(tmp_path / name)}
