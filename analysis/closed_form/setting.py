@@ -265,9 +265,9 @@ class Setting:
     def expect(self, function: Callable[[Array], Array]) -> Array:
         """Return the mean of a function of the share W, including empty rounds, (r_max,)."""
         if self.form.normalizer == "contributors":
-            nobody, somebody = function(np.zeros(1)), function(np.ones(1))
+            at_zero, at_one = function(np.zeros(1)), function(np.ones(1))
             # the value without a contributor may be infinite if that never happens
-            return np.where(self.empty > 0, self.empty * nobody, 0.0) + (1 - self.empty) * somebody
+            return np.where(self.empty > 0, self.empty * at_zero, 0.0) + (1 - self.empty) * at_one
         return expect(self.federation, self.form.normalizer, function, self.scenario.allocation)
 
     @cached_property

@@ -312,9 +312,9 @@ def _bernoulli(clients: DirectionClients) -> float:
     none = float(np.log1p(-p * clients.carry).sum())
     if not clients.redrawn:
         return math.exp(none)
-    nobody = float(np.log1p(np.full(clients.number, -p)).sum())
+    no_client = float(np.log1p(np.full(clients.number, -p)).sum())
     # both differences by expm1, without cancellation
-    return max(0.0, -math.exp(none) * math.expm1(nobody - none) / -math.expm1(nobody))
+    return max(0.0, -math.exp(none) * math.expm1(no_client - none) / -math.expm1(no_client))
 
 
 def _mean_product(factors: np.ndarray, size: int) -> float:

@@ -379,7 +379,7 @@ class Upload:
     heads: Heads = field(default_factory=dict)
 
     @classmethod
-    def nobody(cls, layers: Sequence[str]) -> Upload:
+    def empty(cls, layers: Sequence[str]) -> Upload:
         """Return the empty upload of the state before the first round."""
         none = np.zeros(0)
         return cls(none.astype(np.int64), none, none.astype(bool), {name: [] for name in layers})

@@ -301,7 +301,7 @@ class FederatedRun:
         self.state, self.ranks = self.start, list(self.federation.ranks)
         start = self.state.svd(self.federation.r_max)
         nothing = {name: (u, torch.zeros_like(s), vh) for name, (u, s, vh) in start.items()}
-        row = self._measure(0, Upload.nobody(self.task.target_modules), nothing)
+        row = self._measure(0, Upload.empty(self.task.target_modules), nothing)
         if checkpoints is not None:
             checkpoints.save(0, self.state, row)
         return [row]
@@ -344,11 +344,11 @@ class FederatedRun:
         stack = replace(stack, tail=self._tail(ranks), rates=rates)
         plan = plan_round(self.scenario, samples, client_streams(self.seed, t, clients.tolist()))
         trained = train_on_plan(task, stack, plan, self.scenario)
-        lost, nobody = np.flatnonzero(~trained.finite.cpu()), not bool(trained.finite.any())
-        if len(lost) and (self.scenario.nonfinite == "error" or nobody):
+        lost, all_lost = np.flatnonzero(~trained.finite.cpu()), not bool(trained.finite.any())
+        if len(lost) and (self.scenario.nonfinite == "error" or all_lost):
             slot, client = int(lost[0]), int(clients[lost[0]])
             found = find_divergence(task, stack, plan, self.scenario, slot, client)
-            raise found.error(t + 1, whole_cohort=nobody)
+            raise found.error(t + 1, whole_cohort=all_lost)
         if stack.tail is not None:
             ranks = self._prune(clients, ranks, stack.tail.shrank(stack.adapters, trained.adapters))
         weights = self.federation.cohort_weights(clients, drawn)

@@ -12,7 +12,7 @@ from fedlora_sim.peft import aggregate_adapters
 from fedlora_sim.peft.config import NAME, REVISION
 
 CONFIG = "adapter_config.json"
-CACHE = "/root/.cache/huggingface/hub/models--org--llama/snapshots"
+CACHE = "/home/user/.cache/huggingface/hub/models--org--llama/snapshots"
 
 
 @pytest.fixture
