@@ -11,13 +11,13 @@ al., arXiv 2602.13486, Sec. 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from fedlora_sim.rules.base import DataWeightedRule
-from fedlora_sim.rules.properties import Properties
+from fedlora_sim.rules.properties import Properties, of_product_average
 from fedlora_sim.rules.registry import register
 
 
@@ -36,20 +36,7 @@ class FedAvg(DataWeightedRule):
     @property
     def properties(self) -> Properties:
         """Linear, exact before truncation, and independent of the factorization of an update."""
-        return replace(
-            super().properties,
-            transpose=True,
-            linear=True,
-            exact=True,
-            best_approximation=True,
-            rank_bound=True,
-            energy_hull="whole",
-            gauge="full",
-            partition_identity=False,
-            equal_ranks_fedavg=True,
-            low_rank_client="dilutes",
-            continuous=True,
-        )
+        return of_product_average(super().properties)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """Return `W`."""

@@ -21,7 +21,7 @@ from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct, largest
 from fedlora_sim.rules.base import NO_STATE, DataWeightedRule, Finish, Space, State, average_factors
 from fedlora_sim.rules.cohort import Aggregated, Cohort
-from fedlora_sim.rules.properties import Properties
+from fedlora_sim.rules.properties import Properties, of_product_average
 from fedlora_sim.rules.registry import register
 from fedlora_sim.tolerances import relative
 
@@ -43,18 +43,8 @@ class FFA(DataWeightedRule):
     @property
     def properties(self) -> Properties:
         """Linear and exact for clients that share one frozen A; a gauge change would alter A."""
-        return replace(
-            super().properties,
-            linear=True,
-            exact=True,
-            best_approximation=True,
-            rank_bound=True,
-            energy_hull="whole",
-            partition_identity=False,
-            equal_ranks_fedavg=True,
-            low_rank_client="dilutes",
-            continuous=True,
-        )
+        usual = super().properties
+        return replace(of_product_average(usual), transpose=usual.transpose, gauge=usual.gauge)
 
     @property
     def has_spectral_form(self) -> bool:

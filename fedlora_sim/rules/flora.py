@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedlora_sim.rules.base import DataWeightedRule, Space
-from fedlora_sim.rules.properties import Properties
+from fedlora_sim.rules.properties import Properties, of_product_average
 from fedlora_sim.rules.registry import register
 
 
@@ -38,18 +38,10 @@ class FLoRA(DataWeightedRule):
     def properties(self) -> Properties:
         """Linear and exact, without a bound on the rank."""
         return replace(
-            super().properties,
-            transpose=True,
-            linear=True,
-            exact=True,
+            of_product_average(super().properties),
             best_approximation=False,
             rank_bound=False,
-            energy_hull="whole",
-            gauge="full",
-            partition_identity=False,
             equal_ranks_fedavg=False,
-            low_rank_client="dilutes",
-            continuous=True,
         )
 
     def multiplier(self, coverage: Tensor) -> Tensor:

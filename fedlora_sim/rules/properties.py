@@ -112,6 +112,28 @@ class Properties:
     coverage: Coverage = "weights"
 
 
+def of_product_average(usual: Properties) -> Properties:
+    """Return the laws of an average of the products `B A` over the cohort, added to the usual laws.
+
+    The average is linear and exact before truncation, depends on products alone, and is diluted by
+    clients that do not carry a direction.
+    """
+    return replace(
+        usual,
+        transpose=True,
+        linear=True,
+        exact=True,
+        best_approximation=True,
+        rank_bound=True,
+        energy_hull="whole",
+        gauge="full",
+        partition_identity=False,
+        equal_ranks_fedavg=True,
+        low_rank_client="dilutes",
+        continuous=True,
+    )
+
+
 def of_factor_average(usual: Properties) -> Properties:
     """Return the laws of every separate average of A and of B, added to the usual laws.
 
