@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 from fedlora_sim.errors import InputError
 
@@ -25,17 +26,37 @@ def number(value: float | None, digits: int = DIGITS, absent: str = "not finite"
     """Return a number with this many significant digits; zero is plain, None is `absent`."""
     if value is None:
         return absent
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
     return "0" if value == 0 else f"{value:.{digits}g}"
 
 
-def interval(ends: Sequence[float | None], digits: int = DIGITS) -> str:
-    """Return an interval as text: `[0.1, 0.2]`."""
-    return f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
+def interval(
+    ends: Sequence[float | None],
+    digits: int = DIGITS,
+    text: Callable[[float | None, int], str] = number,
+) -> str:
+    """Return an interval as text: `[0.1, 0.2]`; `text` is the form of its ends."""
+    return f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
 
 
-def percent(share: float) -> str:
-    """Return a share as a percentage, with the digits that distinguish it from 100%."""
-    return f"{100 * float(share):.6g}%"
+def percent(share: float | None, digits: int = 6, decimals: int | None = None) -> str:
+    """Return a share as a percentage.
+
+    Args:
+        share: the share; 1 is 100%.
+        digits: significant digits. The default distinguishes all shares in use from 100%.
+        decimals: maximum number of decimals of the percentage, so that rounding errors are 0%.
+    """
+    if share is None or not math.isfinite(share):
+        return number(share)
+    rounded = 100 * float(share) if decimals is None else round(100 * float(share), decimals)
+    return f"{number(rounded, digits)}%"
+
+
+def times(factor: float | None, digits: int = DIGITS) -> str:
+    """Return a factor as text: `×3`."""
+    return f"×{number(factor, digits)}"
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

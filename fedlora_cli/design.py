@@ -15,9 +15,9 @@ from rich.table import Table
 from analysis.closed_form.setting import RULES
 from analysis.design import LEVELS, Design
 from analysis.design import design as find_designs
+from analysis.formats import NONE
 from analysis.predict import rule_label
 from fedlora_cli.options import parse_pair
-from fedlora_cli.prediction_tables import ABSENT
 from fedlora_cli.tables import print_note, print_table, wide_console
 from fedlora_sim.errors import InputError, check_count, expected
 from fedlora_sim.scenario import Scenario
@@ -110,7 +110,7 @@ def design(
     _print_designs(console, f"Best of all after {rounds} rounds", designs)
     _print_designs(console, "Best of each rule", each)
     reasons = {
-        f"{ABSENT} {best.rule} ({name.replace('_', ' ')}): {reason}"
+        f"{NONE} {best.rule} ({name.replace('_', ' ')}): {reason}"
         for best in [*designs, *each]
         for name, reason in best.reasons.items()
     }
@@ -164,7 +164,7 @@ def _table(designs: Sequence[Design], heads: Sequence[str]) -> Table:
             "noise": f"{best.noise:.3f}",
             "lost": f"{best.lost:.3f}",
             "top": f"{best.top_coverage:.3f}",
-            "worst": ABSENT if best.worst_rate is None else f"{best.worst_rate:.3f}",
+            "worst": NONE if best.worst_rate is None else f"{best.worst_rate:.3f}",
             "up": f"{best.upload:,.0f}",
             "down": f"{best.download:,.0f}",
         }

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from analysis.formats import NONE, number
 from analysis.predict import RulePrediction, comparison_notes, directions_label
 from fedlora_cli.tables import print_note, print_table, wide_console
 
+DIGITS = 3
 COLUMNS = 4  # partitions next to each other
-ABSENT = "—"
 HEADS = {"coverage": "coverage", "extinction_probability": "chance of a cohort without"}
 # Titles, and the quantities that share a cell.
 TOPICS = {
@@ -74,7 +74,7 @@ def _print_federation(console: Console, row: RulePrediction, shown: Sequence[int
     for name, head in HEADS.items():
         values = row.of(name)
         assert values is not None
-        table.add_row(head, *(_number(values[h]) for h in shown))
+        table.add_row(head, *(number(values[h], DIGITS) for h in shown))
     print_table(console, title, table)
 
 
@@ -99,7 +99,7 @@ def _print_reasons(console: Console, rows: Sequence[RulePrediction]) -> None:
             rules, names = found.setdefault(why, ({}, {}))
             rules[row.rule] = names[name.replace("_", " ")] = None
     if found:
-        console.print(f"{ABSENT} no value", style="bold", highlight=False)
+        console.print(f"{NONE} no value", style="bold", highlight=False)
     for why, (rules, names) in found.items():
         print_note(console, f"  {', '.join(rules)} ({', '.join(names)}): {why}")
 
@@ -115,9 +115,5 @@ def _table(row: RulePrediction, corner: str, shown: Sequence[int]) -> Table:
 
 def _cell(row: RulePrediction, names: Sequence[str], h: int) -> str:
     found = [row.of(name) for name in names]
-    cells = [ABSENT if values is None else _number(values[h]) for values in found]
-    return ABSENT if set(cells) == {ABSENT} else " · ".join(cells)
-
-
-def _number(value: float) -> str:
-    return "∞" if np.isposinf(value) else f"{value:.3g}"
+    cells = [NONE if values is None else number(values[h], DIGITS) for values in found]
+    return NONE if set(cells) == {NONE} else " · ".join(cells)

@@ -22,7 +22,7 @@ from analysis.claims.report import (
     digits_table,
     theme_table,
 )
-from analysis.formats import NONE, markdown_table, number, percent
+from analysis.formats import NONE, interval, markdown_table, number, percent
 from analysis.studies.report import claims_table, outcomes_table, premise_table, scores_table
 from fedlora_sim.rules.registry import describe_all
 from fedlora_sim.storage import ResultFolder, write_bytes, write_text
@@ -192,7 +192,7 @@ def _milliseconds(row: Row, clock: str = "cpu", share: int = 1) -> str:
     """Return median and range in milliseconds, divided into so many equal shares."""
     low, median, high = (1e3 / share * row[f"{clock}_{kind}"] for kind in ("min", "median", "max"))
     if high < 1e3:
-        return f"{median:.3g} ms [{low:.3g}, {high:.3g}]"
+        return f"{number(median, 3)} ms {interval((low, high), 3)}"
     return f"{median:.0f} ms [{low:.0f}, {high:.0f}]"
 
 
@@ -257,7 +257,7 @@ def _largest(rows: list[Row], dtype: str) -> str:
     found = [row["relative_difference"].get(dtype) for row in rows]
     values = [value for value in found if value is not None]
     if not values:
-        return "–"
+        return NONE
     return f"{max(values):.0e}" if max(values) else "0"
 
 
@@ -265,7 +265,7 @@ def _rivals_speed_seconds(row: Row) -> str:
     if row["problem"] is not None:
         return str(row["problem"])
     low, median, high = (row[f"round_{kind}"] for kind in ("min", "median", "max"))
-    return f"{median:.3g} s [{low:.3g}, {high:.3g}]"
+    return f"{number(median, 3)} s {interval((low, high), 3)}"
 
 
 def _rivals_speed_multiple(row: Row, own: Row) -> str:
@@ -274,11 +274,11 @@ def _rivals_speed_multiple(row: Row, own: Row) -> str:
     Below 1 it is faster.
     """
     if row["problem"] is not None or own["problem"] is not None:
-        return str(row["problem"] or "–")
+        return str(row["problem"] or NONE)
     low, median, high = (
         row[f"round_{kind}"] / own["round_median"] for kind in ("min", "median", "max")
     )
-    return f"{median:.2g}x [{low:.2g}, {high:.2g}]"
+    return f"{number(median, 2)}x {interval((low, high), 2)}"
 
 
 # Studies: copies in the record, and their tables
@@ -486,7 +486,7 @@ def _ratio(row: Record) -> str:
     return f"{number(row['ratio'], DIGITS)}{'' if row['calibrated'] else ' ✗'}"
 
 
-# Tests of faults: guarantees, how they are tested, and findings
+# Guarantees: how they are tested, and findings
 
 
 def faults_table(record: dict[str, Any]) -> str:
@@ -495,7 +495,7 @@ def faults_table(record: dict[str, Any]) -> str:
     Args:
         record: written by `tests/faults/record.py`.
     """
-    head = ("promise", "tested in `tests/faults` by", "tried", "result")
+    head = ("promise", "tested in `tests` by", "tried", "result")
     lines: Lines = []
     by_promise: dict[str, list[dict[str, Any]]] = {}
     for row in record["rows"]:

@@ -449,7 +449,7 @@ BARS, SPLIT_ROW, SPLIT_LOWEST, SPLIT_HIGHEST = (
     1.3,
     5.5,
 )  # inches: the sizes, a class, all classes
-BESIDE, BELOW = 1.6, 0.6  # inches for labels and legends
+RIGHT, BELOW = 1.6, 0.6  # inches for labels and legends
 WIDEST, SMALLEST = 20.0, 1.2  # diameter of bubbles in points
 MANY = 24  # up to this number of clients or classes each has a tick
 ASIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8, "title_fontsize": 8}
@@ -482,7 +482,7 @@ def draw_split(dataset: xr.Dataset) -> tuple[Figure, np.ndarray]:
     axes[0].bar(np.arange(len(ranks)), counts.sum(1), 0.7, color=of_client)
     axes[0].set_ylabel("samples")
     axes[0].legend(handles=_rank_handles(levels.tolist(), colors), **ASIDE)
-    cell = min((DOUBLE_COLUMN - BESIDE) / len(ranks), height / counts.shape[1])
+    cell = min((DOUBLE_COLUMN - RIGHT) / len(ranks), height / counts.shape[1])
     scale = min(cell * POINTS, WIDEST) / np.sqrt(counts.max())
     _bubbles(axes[1], counts, of_client, scale)
     axes[1].legend(

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from analysis.closed_form import RULES
 from analysis.cohorts.law import Array
 from analysis.collapse.measure import Collapse
+from analysis.formats import NONE, number, percent
 from analysis.notebook import Exploration, PartitionVerdict, explore
 from analysis.predict import directions_label
 from analysis.stats.intervals import Measurement
@@ -312,7 +313,6 @@ COLORS = {
     Collapse.COLLAPSES: RULE_COLORS["fedavg"],
     Collapse.UNDECIDED: "0.4",
 }
-ABSENT = "–"
 COLUMNS = (
     "directions",
     "coverage $\\pi$",
@@ -437,15 +437,15 @@ def _table(axis: Axes, found: Exploration) -> None:
 def _cells(row: PartitionVerdict, *, shared: bool) -> list[tuple[str, str]]:
     """Return the texts with their colors; none for that of the partition."""
     told = [
-        f"{row.coverage:.3g}",
-        f"{row.empty:.3g}",
-        f"{row.rate:.4g}",
-        f"{row.typical:.4g}",
-        "never" if np.isinf(row.half_life) else f"{row.half_life:.3g} rounds",
-        f"{100 * row.survival:.3g}%",
-        "none" if np.isinf(row.floor) else f"{row.floor:.3g}",
+        number(row.coverage, 3),
+        number(row.empty, 3),
+        number(row.rate),
+        number(row.typical),
+        "never" if np.isinf(row.half_life) else f"{number(row.half_life, 3)} rounds",
+        percent(row.survival, 3),
+        "none" if np.isinf(row.floor) else number(row.floor, 3),
     ]
-    trains = [f"{row.threshold:.3g}", f"{row.held:.3g}"]
+    trains = [number(row.threshold, 3), number(row.held, 3)]
     black = "k"
     return [
         (row.directions, ""),
@@ -457,11 +457,11 @@ def _cells(row: PartitionVerdict, *, shared: bool) -> list[tuple[str, str]]:
 
 
 def _known(text: str) -> str:
-    return ABSENT if text.startswith("nan") else text
+    return NONE if text.startswith("nan") else text
 
 
 def _verdict(verdict: Collapse | None) -> tuple[str, str]:
-    return (ABSENT, "0.4") if verdict is None else (WORDS[verdict], COLORS[verdict])
+    return (NONE, "0.4") if verdict is None else (WORDS[verdict], COLORS[verdict])
 
 
 def _colors(found: Exploration) -> list[Any]:

@@ -160,7 +160,7 @@ def look(rule: str) -> RuleLook:
 
 # Text in figures: letters of panels, and names at the ends of lines
 
-BESIDE = 3.0  # points between the end of an axis and the label of a line
+LABEL_GAP = 3.0  # points between the end of an axis and the label of a line
 LINE = 1.2  # height of a line of text, in font sizes
 
 
@@ -245,7 +245,7 @@ def _name(axis: Axes, ends: Sequence[End], height: float, size: float) -> list[A
                 text,
                 (1, y / height),
                 xycoords="axes fraction",
-                xytext=(BESIDE, 0),
+                xytext=(LABEL_GAP, 0),
                 textcoords="offset points",
                 va="center",
                 color=color,

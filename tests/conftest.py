@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis_profiles
 import pytest
+from promises import promise, pytest_addoption, pytest_configure  # noqa: F401
 
 from fedlora_sim import runtime
 
@@ -16,8 +17,10 @@ hypothesis_profiles.load()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the package that others wrote, which knows nothing of our marks."""
+    """Mark tests of guarantees, and those of the external package, which does not use our marks."""
     for item in items:
+        if "promise" in getattr(item, "fixturenames", ()):
+            item.add_marker("faults")
         if Path(__file__).parent / "third_party" in item.path.parents:
             item.add_marker("slow")
 

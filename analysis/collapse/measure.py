@@ -74,14 +74,14 @@ class Slopes:
         return cls(slope, rounds.astype(np.float64), begun)
 
 
-def series_of(energy: Array, *, beside: bool) -> Array:
+def series_of(energy: Array, *, relative: bool) -> Array:
     """Return energies (S, T + 1, M) relative to their start, and to the shared partition if asked.
 
     NaN where the shared partition is lost.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         own = energy / energy[:, :1]
-        if not beside:
+        if not relative:
             return np.asarray(own)
         shared = own[..., :1]
         return np.where(shared > GONE, own / shared, np.nan)
@@ -92,8 +92,8 @@ def lost(energy: Array, standard: Standard) -> NDArray[np.bool_]:
 
     If the shared partition is lost too, each partition is compared with its own start.
     """
-    own, beside = (series_of(energy, beside=x) for x in (False, standard.beside))
-    return (np.where(np.isnan(beside), own, beside) < EXTINCT).astype(np.bool_)
+    own, relative = (series_of(energy, relative=x) for x in (False, standard.relative))
+    return (np.where(np.isnan(relative), own, relative) < EXTINCT).astype(np.bool_)
 
 
 def measure(energy: Array, standard: Standard, error: float) -> Numbers:
@@ -110,7 +110,7 @@ def measure(energy: Array, standard: Standard, error: float) -> Numbers:
         unless nothing is random. NaN: nothing is left to measure.
     """
     part, exact = error / len(KINDS), _is_exact(energy, standard)
-    own, beside = series_of(energy, beside=False), series_of(energy, beside=standard.beside)
+    own, relative = series_of(energy, relative=False), series_of(energy, relative=standard.relative)
     late = rates(Slopes.of(own, standard.late), part, exact=exact)
     left = _late_level(own, part, exact=exact)
     settled = late.low >= 1 - FALLS
@@ -121,9 +121,9 @@ def measure(energy: Array, standard: Standard, error: float) -> Numbers:
         "floor": Measurement(value, low, high, len(energy)),
         "extinct": _extinct(lost(energy, standard)[:, -1], part, exact=exact),
         "rho": _shared_ratio(energy, part),
-        "relative_rate": rates(Slopes.of(beside, standard.window), part, exact=exact),
-        "relative_late": rates(Slopes.of(beside, standard.late), part, exact=exact),
-        "left": _late_level(beside, part, exact=exact),
+        "relative_rate": rates(Slopes.of(relative, standard.window), part, exact=exact),
+        "relative_late": rates(Slopes.of(relative, standard.late), part, exact=exact),
+        "left": _late_level(relative, part, exact=exact),
     }
 
 
@@ -133,7 +133,7 @@ def versus(own: Array, other: Array, standard: Standard, error: float) -> Measur
     Runs are paired.
     """
     ours, theirs = (
-        Slopes.of(series_of(energy, beside=standard.beside), standard.window)
+        Slopes.of(series_of(energy, relative=standard.relative), standard.window)
         for energy in (own, other)
     )
     both = np.minimum(ours.rounds, theirs.rounds)

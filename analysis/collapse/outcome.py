@@ -183,7 +183,7 @@ def _agreement(
 
 
 def _curves(energy: Array) -> Array:
-    series = series_of(energy, beside=False)
+    series = series_of(energy, relative=False)
     quantiles = np.quantile(series, (0.5, *BAND), axis=0)
     return np.asarray(quantiles, dtype=np.float64)
 
@@ -202,7 +202,7 @@ def _doubts(runs: Runs) -> tuple[str, ...]:
 
 
 def _notes(runs: Runs) -> tuple[str, ...]:
-    last = series_of(runs.energy, beside=False)[:, -1, 0]
+    last = series_of(runs.energy, relative=False)[:, -1, 0]
     lost = float((last < EXTINCT).mean())
     if not lost:
         return ()

@@ -17,6 +17,7 @@ from analysis.collapse.measure import CRITERIA, MOST, Collapse, together, versus
 from analysis.collapse.outcome import Agreement, Outcome, Progress, Runs, outcome, run
 from analysis.collapse.predict import CollapsePrediction, predict
 from analysis.collapse.scenarios import EXACT, SCENARIOS, Standard, chosen
+from analysis.formats import NONE, interval, number, percent, rule_name, times
 from analysis.predict import directions_label
 from analysis.stats.intervals import Array, Measurement
 from analysis.stats.verdicts import FAMILY_ERROR
@@ -26,15 +27,12 @@ from fedlora_sim.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
-
-    pass
 
 # Numbers with intervals as text: losses, half-lives, shares
 
-ABSENT = "—"
 EXACTLY = "exactly "
 """Prefix of a number that every run gave, which has no interval."""
+DIGITS = 3
 DOUBLES = 2.0
 """Growth from this factor on is shown as a factor."""
 MANY = 10.0
@@ -46,30 +44,18 @@ def directions(standard: Standard, partition: int) -> str:
     return directions_label(standard.scenario.federation.partitions[partition])
 
 
-def percent(share: float) -> str:
-    """Return a share as text, with three digits and at most hundredths of a percent."""
-    if not np.isfinite(share):
-        return "∞" if share > 0 else "-∞"
-    if share >= MANY:
-        return times(share)
-    return f"{round(100 * share, 2) + 0.0:.3g}%"
-
-
-def times(factor: float) -> str:
-    """Return a factor as text."""
-    return f"×{number(factor)}"
-
-
-def number(value: float) -> str:
-    """Return a number as text, to three digits."""
-    return "∞" if np.isposinf(value) else f"{value:.3g}"
+def share_or_factor(share: float | None, digits: int = DIGITS) -> str:
+    """Return a share as a percentage with at most two decimals; a multiple above ten."""
+    if share is None or not MANY <= share < np.inf:
+        return percent(share, digits, decimals=2)
+    return times(share, digits)
 
 
 def share_text(found: Measurement, h: int) -> str:
     """Return a share with its interval; a multiple above ten."""
     if np.isnan(found.value[h]):
         return "nothing"
-    return _with_ends(found, h, times if found.value[h] >= MANY else percent)
+    return _with_ends(found, h, times if found.value[h] >= MANY else share_or_factor)
 
 
 def loss_text(found: Measurement, h: int) -> str:
@@ -78,10 +64,10 @@ def loss_text(found: Measurement, h: int) -> str:
     The factor itself if it doubles the energy or more.
     """
     if np.isnan(found.value[h]):
-        return ABSENT
+        return NONE
     if found.value[h] >= DOUBLES:
         return _with_ends(found, h, times)
-    return _with_ends(_lost(found), h, percent)
+    return _with_ends(_lost(found), h, share_or_factor)
 
 
 def change_text(found: Measurement, h: int) -> str:
@@ -90,9 +76,9 @@ def change_text(found: Measurement, h: int) -> str:
         return "has nothing left to lose"
     if found.value[h] >= DOUBLES:
         return f"grows {loss_text(found, h)}"
-    if percent(1 - found.value[h]).startswith("-"):
+    if share_or_factor(1 - found.value[h]).startswith("-"):
         gained = Measurement(found.value - 1, found.low - 1, found.high - 1, found.samples)
-        return f"grows by {_with_ends(gained, h, percent)}"
+        return f"grows by {_with_ends(gained, h, share_or_factor)}"
     return f"loses {loss_text(found, h)}"
 
 
@@ -112,7 +98,7 @@ def half_life_text(found: Measurement, h: int) -> str:
     if not np.isfinite(lives.value[h]):
         return ""
     if not np.isfinite(lives.high[h]):
-        return f"at least {number(lives.low[h])}"
+        return f"at least {number(lives.low[h], DIGITS)}"
     return _with_ends(lives, h, number)
 
 
@@ -135,11 +121,11 @@ def _lost(found: Measurement) -> Measurement:
     return Measurement(1 - found.value, 1 - found.high, 1 - found.low, found.samples)
 
 
-def _with_ends(found: Measurement, h: int, text: Callable[[float], str]) -> str:
-    value = text(float(found.value[h]))
+def _with_ends(found: Measurement, h: int, text: Callable[[float | None, int], str]) -> str:
+    value = text(float(found.value[h]), DIGITS)
     if found.low[h] == found.high[h]:
         return f"{EXACTLY}{value}"
-    return f"{value} [{text(found.low[h])}, {text(found.high[h])}]"
+    return f"{value} {interval((found.low[h], found.high[h]), DIGITS, text)}"
 
 
 # The report
@@ -440,7 +426,6 @@ def _plain(value: Any) -> Any:
 
 # Verdicts as sentences, with all numbers, their intervals, and those of FedAvg and raFLoRA
 
-NAMES = {"fedavg": "FedAvg", "raflora": "raFLoRA"}
 UNTRUSTED = "The controls failed: do not trust this report."
 EVERYTHING = "it loses everything, the shared directions too"
 WIDTH = 100
@@ -503,14 +488,14 @@ def _evidence(rules: Mapping[str, Outcome], label: str, standard: Standard) -> s
         details.append(f"extinct in {extinct_text(own, h)}")
     inside = "; ".join(details)
     others = ", ".join(
-        f"{name} {change_text(rules[key].numbers['relative_rate'], h)}"
-        for key, name in NAMES.items()
+        f"{rule_name(key)} {change_text(rules[key].numbers['relative_rate'], h)}"
+        for key in CONTROLS
         if key != label
     )
     change = change_text(rate, h)
     said = f"it {change} of its energy" if change.startswith("loses") else f"its energy {change}"
     place = f"above the shared rank {standard.levels[0]} (directions {directions(standard, h)})"
-    against = "relative to the shared directions" if standard.beside else "itself"
+    against = "relative to the shared directions" if standard.relative else "itself"
     return f"{place} {said} a round, {against}" + (f" ({inside})" if inside else "") + f"; {others}"
 
 
@@ -567,7 +552,7 @@ def of(report: CollapseReport) -> Table:
     )
     table.add_column("scenario", min_width=16, max_width=16)
     table.add_column("dir.", no_wrap=True)
-    others = [name for key, name in NAMES.items() if key != report.rule]
+    others = [rule_name(key) for key in CONTROLS if key != report.rule]
     names = ("itself", "theory", "relative", "half-life, rounds", "left", "extinct")
     for name in (*names, *others):
         table.add_column(name, justify="right", overflow="fold")
@@ -588,9 +573,9 @@ def _row(part: ScenarioReport, own: Outcome, h: int, label: str) -> list[str]:
     rate, predicted = own.numbers["rate"], own.prediction.values.get("rate")
     relative = own.numbers["relative_rate"]
     sign = SIGNS.get(own.agreement["rate"][h], "")
-    told = ABSENT if predicted is None else f"{_loss(predicted[h])} {sign}".strip()
-    lives = half_life_text(relative, h) or ("never" if np.isfinite(relative.value[h]) else ABSENT)
-    others = [part.rules[key].numbers["relative_rate"].value[h] for key in NAMES if key != label]
+    told = NONE if predicted is None else f"{_loss(predicted[h])} {sign}".strip()
+    lives = half_life_text(relative, h) or ("never" if np.isfinite(relative.value[h]) else NONE)
+    others = [part.rules[key].numbers["relative_rate"].value[h] for key in CONTROLS if key != label]
     extinct, by = own.numbers["extinct"], own.extinct_rounds[h]
     lost, bracket, ends = share_text(extinct, h).partition(" [")
     lost += (f", {by:.0f}" if np.isfinite(by) else "") + bracket + ends
@@ -602,7 +587,7 @@ def _row(part: ScenarioReport, own: Outcome, h: int, label: str) -> list[str]:
         lives,
         share_text(own.numbers["left"], h),
         lost if extinct.value[h] > 0 else "no",
-        *(ABSENT if np.isnan(factor) else _loss(factor) for factor in others),
+        *(NONE if np.isnan(factor) else _loss(factor) for factor in others),
     ]
     return [_stacked(cell) for cell in cells]
 
@@ -614,7 +599,7 @@ def _stacked(text: str) -> str:
 
 
 def _loss(factor: float) -> str:
-    return times(factor) if factor >= DOUBLES else percent(1 - factor)
+    return times(factor, DIGITS) if factor >= DOUBLES else share_or_factor(1 - factor)
 
 
 def _verdict(own: Outcome) -> str:

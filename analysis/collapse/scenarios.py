@@ -99,8 +99,8 @@ class Standard:
         scenario: the scenario at spectral fidelity.
         window: first and last round over which decay is measured.
         draws: whether runs differ by random draws of the scenario.
-        beside: whether a partition is compared with the shared one of the same run, or with its own
-            start, as where training lets all partitions grow at different rates.
+        relative: True to compare a partition with the shared one of the same run; False to compare
+            it with its own start, because training makes the partitions grow at different rates.
         predicted: numbers that the mean trajectory of the closed forms predicts here.
     """
 
@@ -110,7 +110,7 @@ class Standard:
     scenario: Scenario
     window: tuple[int, int]
     draws: bool = True
-    beside: bool = True
+    relative: bool = True
     predicted: tuple[str, ...] = ("rate", "late_rate", "floor", "extinct", "rho")
 
     def margins(self, fidelity: str) -> Margins:
@@ -244,7 +244,7 @@ def standards() -> dict[str, Standard]:
             tiny.replace(local_time=below),
             whole,
             draws=False,
-            beside=False,
+            relative=False,
         ),
         Standard(
             "flow_above",
@@ -253,7 +253,7 @@ def standards() -> dict[str, Standard]:
             tiny.replace(local_time=above),
             (0, 3),
             draws=False,
-            beside=False,
+            relative=False,
         ),
     )
     return {standard.name: standard for standard in made}

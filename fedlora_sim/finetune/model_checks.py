@@ -29,7 +29,7 @@ from fedlora_sim.tolerances import relative
 Outputs = dict[str, list[Tensor]]
 """Module name -> outputs of all its calls; "" is the model. In order of the first return."""
 
-BESIDE, CANDIDATES = 7, 64
+OTHERS, CANDIDATES = 7, 64
 """Number of samples in the batch with the first one, and of candidates that differ from it."""
 
 
@@ -74,7 +74,7 @@ def _samples(examples: Examples) -> tuple[int, list[int]]:
         for other in range(min(len(examples), CANDIDATES))
         if not all(torch.equal(x[first], x[other]) for x in examples.inputs.values())
     ]
-    return first, others[:BESIDE]
+    return first, others[:OTHERS]
 
 
 def _outputs(model: nn.Module, task: Task, samples: list[int]) -> Outputs:
@@ -194,8 +194,8 @@ def _check_padding(task: Task, samples: Sequence[Tensor]) -> None:
     model = frozen_copy(task.model)
     with torch.no_grad():
         alone = _losses(task, model, samples[1])
-        beside = _losses(task, model, torch.cat([samples[1], samples[0]]))[: len(alone)]
-    if not _close(beside, alone, task.dtype):
+        padded = _losses(task, model, torch.cat([samples[1], samples[0]]))[: len(alone)]
+    if not _close(padded, alone, task.dtype):
         wanted = f"a model that leaves out what {MASK} calls padding"
         raise expected("model", type(task.model).__name__, wanted)
 
@@ -232,10 +232,10 @@ def _same(task: Task, samples: Sequence[Tensor], trial: Trial) -> bool:
     adapters, heads = trial
     try:
         model = attach(task.model, adapters, [1.0] * CLIENTS, heads=heads)
-        beside = _losses(task, model, torch.cat(list(samples)))  # with gradients, as in training
+        together = _losses(task, model, torch.cat(list(samples)))  # with gradients, as in training
     except InputError:  # a first axis that clients cannot share
         return False
-    for k, own in enumerate(beside.detach().split(EACH)):
+    for k, own in enumerate(together.detach().split(EACH)):
         deltas = {name: b[k] @ a[k] for name, (a, b) in adapters.items()}
         own_heads = {name: tuple(x[k] for x in parts) for name, parts in heads.items()}
         with torch.inference_mode():

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from promises import ONE_LINE, Promise
 
 from analysis import closed_form
 from analysis.design import design
@@ -215,7 +216,10 @@ def outcome(function: Callable[..., Any], arguments: dict[str, Any], where: str)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLS)
-def test_any_value_of_every_argument(name: str, tmp_path: Path, monkeypatch) -> None:
+def test_any_value_of_every_argument(
+    name: str, tmp_path: Path, monkeypatch, promise: Promise
+) -> None:
+    count = promise(ONE_LINE, "values of arguments")
     monkeypatch.chdir(tmp_path)
     function, arguments = CALLS[name]
     for argument in arguments:
@@ -226,6 +230,7 @@ def test_any_value_of_every_argument(name: str, tmp_path: Path, monkeypatch) -> 
             assert "\n" not in refused, where
             assert len(refused) <= LINE, where
             assert time.thread_time() - start < SECONDS, where
+            count()
 
 
 RANKS = ("--ranks", "2,3")
@@ -272,7 +277,8 @@ OPTIONS = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", COMMANDS)
-def test_any_text_of_every_option(name: str, fedlora, here) -> None:
+def test_any_text_of_every_option(name: str, fedlora, here, promise: Promise) -> None:
+    count = promise(ONE_LINE, "texts of options")
     for option in OPTIONS[name]:
         for text in TEXTS:
             where = f"{name} {option}={text[:20]!r}"
@@ -281,6 +287,7 @@ def test_any_text_of_every_option(name: str, fedlora, here) -> None:
             assert "\x1b[2J" not in done.err, where
             last = done.err.splitlines()[-1:] if done.code == 2 else []
             assert all(len(line) <= LINE + len("fedlora-sim: ") for line in last), where
+            count()
 
 
 def test_the_documented_limits_are_those_of_the_code() -> None:

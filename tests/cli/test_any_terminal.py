@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from promises import Promise
 from safetensors.torch import save_file
 
 from fedlora_cli.main import COMMANDS
@@ -54,7 +55,11 @@ def _adapter(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_every_command_under_a_c_locale(tmp_path: Path) -> None:
+def test_every_command_under_a_c_locale(tmp_path: Path, promise: Promise) -> None:
+    count = promise(
+        "Every command works under a C locale: all that it prints and writes arrives.",
+        "commands",
+    )
     (tmp_path / "scenario.toml").write_text(SCENARIO, encoding="utf-8")
     (tmp_path / "grid.toml").write_text(GRID, encoding="utf-8")
     train = ("--set", "ranks=2,3", "--set", "rounds=1", "--set", "local_epochs=1")
@@ -97,6 +102,7 @@ def test_every_command_under_a_c_locale(tmp_path: Path) -> None:
     assert "ranks='\\udce2\\udc88\\udc9e': expected" in errors
     report = (tmp_path / OUT / "verify" / "report.json").read_text(encoding="utf-8")
     assert json.loads(report)["claims"]
+    count(len(commands))
 
 
 def test_forms_in_ascii(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_what_is_back_after_a_round_is_not_extinct() -> None:
 
 
 def test_nothing_is_compared_with_a_shared_partition_that_is_gone() -> None:
-    series = series_of(energies(0.0, 0.5), beside=True)
+    series = series_of(energies(0.0, 0.5), relative=True)
     assert np.isnan(series[:, 1:, 1]).all()
 
 

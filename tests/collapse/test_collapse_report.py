@@ -102,7 +102,7 @@ def test_the_sentence_states_the_relative_column_of_the_table(reports: Reports) 
             cells = _row(part, own, h, label)
             assert cells[3] == _stacked(loss_text(relative, h))
             assert cells[1] == _stacked(loss_text(own.numbers["rate"], h))
-            by = "relative to the shared directions" if part.standard.beside else ", itself"
+            by = "relative to the shared directions" if part.standard.relative else ", itself"
             assert by in sentence
 
 

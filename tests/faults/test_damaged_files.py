@@ -13,6 +13,7 @@ import torch
 from faults_cases import TRAIN, Prepared, results, succeed, write_inputs
 from faults_child import Fault, run
 from hypothesis_profiles import is_random
+from promises import Promise
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError
@@ -24,7 +25,6 @@ from fedlora_sim.storage import MARKER, ResultFolder, RunStore, load_dataset, sa
 from fedlora_sim.sweep import run_sweep
 from fedlora_sim.sweep.store import load_manifest
 
-Promise = Callable[[str, str], Callable[..., None]]
 TEXT = "A damaged state file ends a command with one line that names the file and the remedy."
 DAMAGES = 40 if is_random() else 6
 """Random damages of each kind of file."""

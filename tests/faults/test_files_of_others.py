@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from faults_cases import COMMANDS, Prepared, results, succeed, tree, write_inputs
 from faults_child import run
+from promises import Promise
 
 from fedlora_sim.storage import MARKER, only_writer
 
-Promise = Callable[[str, str], Callable[..., None]]
 FORCED = ("aggregate", "simulate", "verify", "predict")
 PLACES = {
     "aggregate": ("out/adapter_config.json", "out/notes.txt", "out/clients/rank-2/notes.txt"),

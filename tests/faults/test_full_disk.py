@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from faults_cases import COMMANDS, Prepared, results, succeed, tree, write_inputs
 from faults_child import Fault, Outcome, run
+from promises import Promise
 
 from fedlora_sim.randomness import stream
 from fedlora_sim.storage import LOCK, MARKER
 
-Promise = Callable[[str, str], Callable[..., None]]
 TEXT = (
     "A full disk, or a quota, ends a command with one line and exit code 1. The old result stays, "
     "finished work is kept, no partial file is left, and the same command goes on."

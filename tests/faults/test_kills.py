@@ -10,11 +10,11 @@ import pytest
 import torch
 from faults_cases import COMMANDS, Prepared, leftovers, moments, results, succeed, tree
 from faults_child import KILLED, Fault, call, run
+from promises import Promise
 
 from fedlora_sim import storage
 from fedlora_sim.peft.write import AdapterContent, check_output, write_adapters
 
-Promise = Callable[[str, str], Callable[..., None]]
 OTHERS = {"notes.txt": b"mine", "data/mine.nc": b"\x89HDF mine"}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from page_cases import Element, Page, page_claim, page_report, recorded_report
+from promises import Promise
 
 from fedlora_cli.verify import verify
 from paper_figs.html import page as views
@@ -144,18 +146,55 @@ def test_the_headline_says_what_came_out(claims: list[dict], expected: str) -> N
     assert views.headline(page_report(*claims)).startswith(expected)
 
 
-def test_text_of_a_report_is_never_read_as_html() -> None:
-    evil = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'too'"
-    changes = dict.fromkeys(("statement", "source", "assumptions", "statistic", "theme"), evil)
-    control = {"description": evil, "verdict": "refuted"}
-    claim = page_claim("evil", quantities=[evil, evil], negative_control=control, **changes)
-    plain = Page(render(page_report(page_claim("evil")), Path("nowhere")))
-    report = page_report({**claim, "verdict": "undecided", "reason": evil})
-    report["environment"]["platform"] = evil
-    page = Page(render(report, Path("nowhere")))
-    assert len(page.root.find("script")) == len(plain.root.find("script"))
-    assert not page.root.find("img")
-    assert page.root.text().count("alert(1)") >= 8
+INJECTIONS = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "</style></title></textarea></template></noscript><img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    '" autofocus onfocus="alert(1)" x="',
+    "<!-- alert(1)",
+    "]]><script>alert(1)</script>",
+    "<a href=javascript:alert(1)>x</a>",
+    "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
+    "$</math><script>alert(1)</script>$",
+    "{{ 7 * 7 }}{% raise %}${alert(1)}",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+)
+
+
+def page_with(text: str) -> Page:
+    """A page on a claim with this text in every field that may hold any text."""
+    changes = dict.fromkeys(("statement", "source", "assumptions", "statistic", "theme"), text)
+    changes |= {"verdict": "undecided", "reason": text}
+    controls = {
+        name: {**page_claim("a")[name], "description": text}
+        for name in ("negative_control", "near_control")
+    }
+    report = page_report(page_claim("evil", quantities=[text, text], **changes, **controls))
+    report["environment"] |= dict.fromkeys(("platform", "processor", "command"), text)
+    return Page(render(report, Path("nowhere")))
+
+
+def structure(element: Element) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """All elements with the names of their attributes, without formulas: a text may have some."""
+    if element.tag == "math":
+        assert all(re.fullmatch("m[a-z]+", inner.tag) for inner in element.walk())
+        return
+    yield element.tag, tuple(element.attributes)
+    for child in element.children:
+        if isinstance(child, Element):
+            yield from structure(child)
+
+
+@pytest.mark.parametrize("text", INJECTIONS)
+def test_text_of_a_report_is_never_read_as_html(text: str, promise: Promise) -> None:
+    count = promise("No text of a report is read as HTML by its page.", "injected texts")
+    page, plain = page_with(text), page_with("plain text")
+    assert list(structure(page.root)) == list(structure(plain.root))
+    shown = " ".join(text.split())
+    assert page.root.text().count(shown) == plain.root.text().count("plain text") >= 8
+    count(page.root.text().count(shown))
 
 
 def test_energies_are_drawn_with_their_numbers(page: Page) -> None:

@@ -93,8 +93,8 @@ def test_nothing_is_cut_and_no_words_overlap(name: str, paper_data: Path) -> Non
     width, height = 72 * figure.get_size_inches()
     for text, box in found:
         assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -OUTSIDE, text
-    for (one, box), (other, beside) in combinations(found, 2):
-        shared = Bbox.intersection(box, beside)
+    for (one, first), (other, second) in combinations(found, 2):
+        shared = Bbox.intersection(first, second)
         if shared is not None:
             assert min(shared.width, shared.height) <= TOUCH, (one, other)
 

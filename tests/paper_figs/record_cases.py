@@ -218,10 +218,10 @@ FAULTS = {
     "command": "python faults.py",
     "rows": [
         {"promise": "Nothing is lost.", "kind": "kills", "count": 20, "passed": True}
-        | {"test": "test_kills.py::test_one"},
+        | {"test": "faults/test_kills.py::test_one"},
         {"promise": "Nothing is lost.", "kind": "kills", "count": 5, "passed": True}
-        | {"test": "test_kills.py::test_two"},
+        | {"test": "faults/test_kills.py::test_two"},
         {"promise": "Nothing is hidden.", "kind": "files", "count": 2000, "passed": False}
-        | {"test": "test_files.py::test_three"},
+        | {"test": "peft/test_files.py::test_three"},
     ],
 }

@@ -94,8 +94,9 @@ def test_the_conformance_tables_count_what_was_caught_and_hide_nothing() -> None
 
 def test_the_table_of_faults_sums_trials_and_hides_no_failure() -> None:
     text = faults_table(FAULTS)
-    assert "| Nothing is lost. | `test_kills.py` | 25 kills | kept in all |" in text
-    assert "| Nothing is hidden. | `test_files.py` | 2,000 files | broken in 1 of 1 tests |" in text
+    assert "| Nothing is lost. | `faults/test_kills.py` | 25 kills | kept in all |" in text
+    hidden = "| Nothing is hidden. | `peft/test_files.py` | 2,000 files | broken in 1 of 1 tests |"
+    assert hidden in text
 
 
 def test_the_table_of_planted_faults_counts_by_folder_and_names_survivors() -> None:

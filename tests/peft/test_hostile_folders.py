@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis_profiles import examples
+from promises import ONE_LINE, Promise
 from safetensors.torch import save_file
 
 from fedlora_sim.errors import LINE, InputError
@@ -25,6 +26,8 @@ SECONDS = 3.0
 REDOS = ("(a+)+$", "(a|aa)+$", r"(\w+\s?)*x", "(.*?a){20}x", "(.*.*.*.*.*.*.*.*)*=")
 LONG = "a" * 48 + "!"
 """A name that these patterns take years to refuse."""
+IN_TIME = "Regular expressions of a client are matched in bounded time; slower ones are refused."
+HOSTILE = "A client's folder with damaged, oversized or ambiguous content is refused in one line."
 
 
 def write_folder(folder: Path, module: str = "layer", keys: tuple[str, ...] = (), **options):
@@ -55,26 +58,32 @@ def refusal(call) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", REDOS)
-def test_target_modules_that_take_years(tmp_path, pattern, monkeypatch):
+def test_target_modules_that_take_years(tmp_path, pattern, monkeypatch, promise: Promise):
+    count = promise(IN_TIME, "patterns")
     monkeypatch.setattr(patterns, "SECONDS", 0.2)
     folder = write_folder(tmp_path, LONG, target_modules=pattern)
     message = refusal(partial(AdapterFolder, folder))
     assert f"adapter_config.json: pattern={pattern!r}: expected patterns that" in message
+    count()
 
 
 @pytest.mark.parametrize("where", ["rank_pattern", "alpha_pattern"])
-def test_patterns_that_take_years(tmp_path, where, monkeypatch):
+def test_patterns_that_take_years(tmp_path, where, monkeypatch, promise: Promise):
+    count = promise(IN_TIME, "patterns")
     monkeypatch.setattr(patterns, "SECONDS", 0.2)
     folder = write_folder(tmp_path, LONG, **{where: {"q": 1, "(q|k)_proj": 1, "(a+)+$": 2}})
     message = refusal(partial(AdapterFolder, folder))
     assert "pattern='(a+)+$': expected patterns that" in message
+    count()
 
 
 @pytest.mark.slow
-def test_many_patterns_that_take_a_while_each(tmp_path):
+def test_many_patterns_that_take_a_while_each(tmp_path, promise: Promise):
+    count = promise(IN_TIME, "patterns")
     slow = {f"(a+)+{'a' * k}$|x{k}": 2 for k in range(300)}
     folder = write_folder(tmp_path, LONG[-23:], rank_pattern=slow)
     assert "pattern='(a+)+aa" in refusal(partial(AdapterFolder, folder))
+    count(len(slow))
 
 
 def test_more_patterns_and_modules_than_can_be_matched():
@@ -86,9 +95,11 @@ def test_more_patterns_and_modules_than_can_be_matched():
 @pytest.mark.parametrize(
     "pattern", ["(q", "a{99999999999}", "(" * 5000, "*", "q" * 20_000, "[[:x", r"(?P<a>.)(?P<a>.)"]
 )
-def test_what_is_no_pattern(tmp_path, pattern):
+def test_what_is_no_pattern(tmp_path, pattern, promise: Promise):
+    count = promise(IN_TIME, "patterns")
     folder = write_folder(tmp_path, rank_pattern={pattern: 2})
     assert "rank_pattern" in refusal(partial(AdapterFolder, folder))
+    count()
 
 
 WORDS = st.sampled_from(["q_proj", "k_proj", "layers", "0", "1", "11", "mlp", "down", "h", "attn"])
@@ -109,37 +120,47 @@ def test_ordinary_patterns_match_as_with_re(pattern, name):
 @pytest.mark.parametrize(
     "bad", ["a\x1b[2Jb", "a\nb", "a\u202eb", "a\x00b", "(a+)+$", "a*b", "x" * 600]
 )
-def test_names_that_cannot_be_a_modules(tmp_path, bad):
+def test_names_that_cannot_be_a_modules(tmp_path, bad, promise: Promise):
+    count = promise(HOSTILE, "folders")
     folder = write_folder(tmp_path, bad)
     assert "printable names of at most 500 characters" in refusal(partial(AdapterFolder, folder))
+    count()
 
 
-def test_control_characters_in_every_text_of_a_configuration(tmp_path):
+def test_control_characters_in_every_text_of_a_configuration(tmp_path, promise: Promise):
+    count = promise(ONE_LINE, "texts of a configuration")
     evil = "\x1b[2J\x1b]0;owned\x07\r\n\u202e\x9b31m"
     for option in ("bias", "r", "peft_type", "init_lora_weights", "rank_pattern", evil):
         folder = write_folder(tmp_path, **{option: evil})
         assert "\\x1b[2J" in refusal(partial(AdapterFolder, folder))
+        count()
 
 
-def test_errors_are_short_however_long_the_option(tmp_path):
+def test_errors_are_short_however_long_the_option(tmp_path, promise: Promise):
+    count = promise(ONE_LINE, "texts of a configuration")
     flood = "x" * 10_000_000
     for options in ({"bias": flood}, {"modules_to_save": [flood, 1]}, {"r": [1] * 1_000_000}):
         refusal(partial(AdapterFolder, write_folder(tmp_path, **options)))
+        count()
 
 
-def test_more_tensors_than_a_model_has(tmp_path, monkeypatch):
+def test_more_tensors_than_a_model_has(tmp_path, monkeypatch, promise: Promise):
+    count = promise(HOSTILE, "folders")
     monkeypatch.setattr(read, "MOST_TENSORS", 10)
     keys = tuple(f"base_model.model.m{k}.lora_{x}.weight" for k in range(6) for x in "AB")
     folder = write_folder(tmp_path, keys=keys)
     assert "12 tensors" in refusal(partial(AdapterFolder, folder))
+    count()
 
 
 @pytest.mark.parametrize("length", [2**62, 100_000_001, 10])
-def test_a_header_that_is_no_header(tmp_path, length):
+def test_a_header_that_is_no_header(tmp_path, length, promise: Promise):
+    count = promise(HOSTILE, "folders")
     folder = write_folder(tmp_path)
     path = folder / "adapter_model.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
     assert "a whole safetensors file" in refusal(partial(AdapterFolder, folder))
+    count()
 
 
 def json_refusal(tmp_path, content: str) -> str:
@@ -148,14 +169,18 @@ def json_refusal(tmp_path, content: str) -> str:
     return refusal(partial(AdapterFolder, folder))
 
 
-def test_a_configuration_of_any_size_and_form(tmp_path):
-    assert "more than 16,000,000" in json_refusal(tmp_path, " " * (MOST_BYTES + 1))
-    assert "within each other" in json_refusal(tmp_path, "[" * 100_000 + "]" * 100_000)
-    deep = '{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1)
-    assert "within each other" in json_refusal(tmp_path, deep)
-    assert "'r' twice" in json_refusal(tmp_path, '{"r": 1, "peft_type": "LORA", "r": 2}')
-    assert "valid JSON" in json_refusal(tmp_path, '{"r": ' + "9" * 5000 + "}")
-    assert "valid JSON" in json_refusal(tmp_path, "\ufeff{}")
+def test_a_configuration_of_any_size_and_form(tmp_path, promise: Promise):
+    count = promise(HOSTILE, "folders")
+    for content, named in (
+        (" " * (MOST_BYTES + 1), "more than 16,000,000"),
+        ("[" * 100_000 + "]" * 100_000, "within each other"),
+        ('{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1), "within each other"),
+        ('{"r": 1, "peft_type": "LORA", "r": 2}', "'r' twice"),
+        ('{"r": ' + "9" * 5000 + "}", "valid JSON"),
+        ("\ufeff{}", "valid JSON"),
+    ):
+        assert named in json_refusal(tmp_path, content)
+        count()
 
 
 def test_what_json_may_say_is_read(tmp_path):
@@ -167,7 +192,8 @@ def test_what_json_may_say_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_types_without_arithmetic(tmp_path, dtype):
+def test_types_without_arithmetic(tmp_path, dtype, promise: Promise):
+    count = promise(HOSTILE, "folders")
     folder = write_folder(tmp_path, modules_to_save=["head"])
     path = "base_model.model."
     tensors = {
@@ -181,3 +207,4 @@ def test_types_without_arithmetic(tmp_path, dtype):
     tensors[f"{path}layer.lora_A.weight"] = torch.ones(2, 6).to(dtype)
     save_file(tensors, folder / "adapter_model.safetensors")
     assert "F8" in refusal(partial(AdapterFolder, folder))
+    count()

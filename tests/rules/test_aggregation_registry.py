@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from promises import Promise
 from simulator_cases import ALL_RULES, assert_close, random_factors
 
 from fedlora_sim import aggregate, rule_names, rules
@@ -264,7 +265,14 @@ def test_a_module_may_use_the_decorator_as_well(install):
         assert "damped" in rule_names()
 
 
-def test_a_broken_entry_point_is_named_and_spares_the_rest(install):
+ENTRY_POINTS = (
+    "An entry point that fails to load, raises or calls `sys.exit` is named in a warning and left "
+    "out; the other rules work."
+)
+
+
+def test_a_broken_entry_point_is_named_and_the_others_work(install, promise: Promise):
+    count = promise(ENTRY_POINTS, "entry points")
     broken = {
         "absent": "no_such_module:Rule",
         "nameless": "half_broken:NoSuchRule",
@@ -281,8 +289,9 @@ def test_a_broken_entry_point_is_named_and_spares_the_rest(install):
     assert names == tuple(sorted(("damped", *(rule.name for rule in OWN))))
     assert get_rule("raflora") == RaFLoRA()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # told once
+        warnings.simplefilter("error")  # the warning is given once
         assert rule_names() == names
+    count(len(told))
 
 
 @pytest.mark.parametrize(
@@ -304,9 +313,11 @@ def test_linear_rules_say_so(rule, linear):
         ("Broken = 3", "a class of rules"),
     ],
 )
-def test_an_entry_point_that_fails_is_named_and_left_out(install, source, reason):
+def test_an_entry_point_that_fails_is_named_and_left_out(install, source, reason, promise: Promise):
+    count = promise(ENTRY_POINTS, "entry points")
     name = f"failing_{abs(hash(source))}"
     install({"broken": f"{name}:Broken"}, name, source)
     with pytest.warns(UserWarning, match=rf"entry point broken = {name}:Broken.*{reason}"):
         assert "fedavg" in rule_names()
     assert isinstance(get_rule("fedavg"), AggregationRule)
+    count()

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from hypothesis_profiles import examples
+from promises import NO_CODE, Promise
 
 from fedlora_sim.tasks.plain_pickle import PlainPickleError, load_plain_pickle
 
@@ -71,18 +72,22 @@ OBJECT_ARRAY = (
     module=["os", "posix", "builtins", "numpy", "subprocess"],
     name=["system", "eval", "exec", "load", "open", "getoutput"],
 )
-def test_no_function_is_called(tmp_path: Path, module: str, name: str) -> None:
+def test_no_function_is_called(tmp_path: Path, module: str, name: str, promise: Promise) -> None:
+    count = promise(NO_CODE, "crafted pickles")
     canary = tmp_path / "canary"
     for argument in (f"touch {canary}", f"__import__('os').mkdir({str(canary)!r})", str(canary)):
         with pytest.raises(PlainPickleError, match=rf"it asks for {module}\.{name}"):
             load_plain_pickle(by_name(module, name, argument.encode()))
+        count()
     assert not canary.exists()
 
 
 @pytest.mark.parametrize("kind", [b"O8", b"V8", b"S8", b"U2", b"M8"])
-def test_arrays_of_anything_but_numbers_are_refused(kind: bytes) -> None:
+def test_arrays_of_anything_but_numbers_are_refused(kind: bytes, promise: Promise) -> None:
+    count = promise(NO_CODE, "crafted pickles")
     with pytest.raises(PlainPickleError, match="array of type"):
         load_plain_pickle(OBJECT_ARRAY % kind)
+    count()
 
 
 def test_the_crafted_array_crashes_pickle_itself() -> None:
