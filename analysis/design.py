@@ -7,7 +7,7 @@ without a carrier are lost, without signal or noise. The score is signal minus n
 initial energy: 1 if everything is kept. The ratio of signal to noise would not be suitable: it is
 best for a single direction, and undefined without noise.
 
-The score measures what is kept, not what is learnt: a direction that one client trains counts as
+The score measures what is kept, not what is learned: a direction that one client trains counts as
 much as one that all clients train, if the rule keeps it. `min_coverage` requires more clients at
 the top.
 """

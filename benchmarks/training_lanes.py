@@ -1,4 +1,4 @@
-"""Ways to take the same optimiser step of a cohort: the package's, and what it is held against."""
+"""Ways to take the same optimizer step of a cohort: the package's, and what it is held against."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from fedlora_sim.scenario import Scenario
 
 LEGEND = (
     "score: signal - noise, as shares of the energy at the start; it says what is kept, not what "
-    "is learnt (a direction of one client counts like one of all: see --min-coverage); lost: in "
+    "is learned (a direction of one client counts like one of all: see --min-coverage); lost: in "
     "directions of no client; top: coverage of the highest level; worst: lowest factor of mean "
     "energy a round, drift apart; up, down: numbers a round and layer"
 )
@@ -70,7 +70,7 @@ def design(
 
     Score: signal minus noise after the last round, as a share of the energy at the start: squared
     mean amplitudes, and the variance around them. Directions without a carrier are lost. The score
-    measures what is kept, not what is learnt: see --min-coverage.
+    measures what is kept, not what is learned: see --min-coverage.
 
     With --json: "designs", best first; "best_of_each_rule"; and "left_out", for each rule without a
     design why.

@@ -17,8 +17,7 @@ from fedlora_sim.version import __version__
 # Modules of this package with a command of the same name, and the first line of its help.
 COMMANDS = {
     "verify": "Verify the theory: predictions against measurements, with negative controls.",
-    "simulate": "Simulate federated LoRA under one or several rules and write the labelled "
-    "dataset.",
+    "simulate": "Simulate federated LoRA under one or several rules and write the labeled dataset.",
     "sweep": "Run a grid of scenarios, rules and seeds, here or on a cluster, and go on if killed.",
     "train": "Fine-tune a federation under one rule, round by round in a folder, and go on if "
     "stopped.",

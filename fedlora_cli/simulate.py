@@ -1,4 +1,4 @@
-"""`fedlora-sim simulate`: simulate a scenario under several rules into one labelled netCDF file."""
+"""`fedlora-sim simulate`: simulate a scenario under several rules into one labeled netCDF file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def simulate(
     device: Device = None,
     force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
 ) -> None:
-    """Simulate federated LoRA under one or several rules and write the labelled dataset."""
+    """Simulate federated LoRA under one or several rules and write the labeled dataset."""
     given = {
         "fidelity": fidelity,
         "task": task,

@@ -1,4 +1,4 @@
-"""Labelled datasets: convert result arrays to `xarray.Dataset`."""
+"""Labeled datasets: convert result arrays to `xarray.Dataset`."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ class Federation:
         return np.repeat(by_level, np.diff((0, *self.levels)))
 
     def cohort_weights(self, clients: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Return the unnormalised aggregation weights of drawn clients.
+        """Return the unnormalized aggregation weights of drawn clients.
 
         Args:
             clients: client numbers, any shape.

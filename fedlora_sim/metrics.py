@@ -151,7 +151,7 @@ def direction_preservation(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor
 
     from fedlora_sim.lora import LoRAFactors
 
-    # The share does not depend on scale: normalise, so that tiny factors do not underflow when
+    # The share does not depend on scale: normalize, so that tiny factors do not underflow when
     # squared.
     lora_b, lora_a = (
         x / x.abs().amax((-2, -1), keepdim=True) for x in (update.lora_B, update.lora_A)

@@ -321,7 +321,7 @@ UNUSED_BY_TRAINING = {
 @documented
 @dataclass(frozen=True)
 class Scenario(TrainingFields):
-    """A federation, its clients' behaviour and the simulation fidelity.
+    """A federation, its clients' behavior and the simulation fidelity.
 
     A fidelity ignores the fields that it does not use.
 

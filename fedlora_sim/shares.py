@@ -2,7 +2,7 @@
 
 Each sum is rounded once (`math.fsum`) and divided last. A share is therefore exactly 1 if
 everything is chosen, exactly 0 if nothing is, always in [0, 1], and monotone in the chosen set. A
-matrix product of normalised weights has none of these properties, because its rounding depends on
+matrix product of normalized weights has none of these properties, because its rounding depends on
 the BLAS kernel.
 """
 

@@ -15,7 +15,7 @@ from fedlora_sim.datasets import DIMS, build_dataset
 from fedlora_sim.engines.matrix import run_matrix
 from fedlora_sim.engines.spectral import run_spectral
 from fedlora_sim.errors import check_seed, check_sequence, expected
-from fedlora_sim.finetune.measures import TrainingResult, labelled
+from fedlora_sim.finetune.measures import TrainingResult, labeled
 from fedlora_sim.finetune.run import run_training
 from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.scenario import Scenario
@@ -225,8 +225,8 @@ def training_dataset(
     seeds: Sequence[int],
     results: Sequence[TrainingResult],
 ) -> xr.Dataset:
-    """Return the labelled dataset of fine-tuning runs, one per seed, as `simulate` returns it."""
-    variables, coords = labelled(results)
+    """Return the labeled dataset of fine-tuning runs, one per seed, as `simulate` returns it."""
+    variables, coords = labeled(results)
     energy = variables["layer_energy"][1].sum(2)
     return build_dataset(scenario, rule.label, seeds, energy, variables, coords)
 

@@ -288,7 +288,7 @@ def _deal_classes(
         # lexsort's last key comes first: fewest owners, then a random tie-break.
         for label in np.lexsort((rng.random(num_classes), counts))[:per_client]:
             owners[label].append(client)
-    # array_split gives the spare samples to the earlier parts: do not always favour client 0.
+    # array_split gives the spare samples to the earlier parts: do not always favor client 0.
     return [rng.permutation(clients).tolist() for clients in owners]
 
 

@@ -738,7 +738,7 @@ class RunStore:
 
     Args:
         parent: where the folder is created when the first result is stored.
-        configuration: what the job depends on besides the simulator, JSON-serialisable.
+        configuration: what the job depends on besides the simulator, JSON-serializable.
     """
 
     def __init__(self, parent: str | Path, configuration: Mapping[str, Any]) -> None:

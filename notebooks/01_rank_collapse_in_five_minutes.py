@@ -66,7 +66,7 @@ for direction in (1, 5, 9):
 #
 # Now the real thing: factors $A_k$ and $B_k$, averaged, cut by a singular value decomposition, sent
 # back, three runs with different bases. In the picture time runs to the right and directions
-# downwards, colours are measured energies. The dashed white lines are *not* fitted: they stand
+# downwards, colors are measured energies. The dashed white lines are *not* fitted: they stand
 # where the cell above said that the energy would fall below $10^{-2}$, $10^{-4}$ and $10^{-6}$.
 
 # %%

@@ -150,7 +150,7 @@ print(*[f"{x:.3g}" for x in floor])
 ledger.predict("floor of the energy", floor, within=0.1)
 
 # %% [markdown]
-# Sixty rounds of 10,000 runs. The picture has their mean energies (colours) and the whole predicted
+# Sixty rounds of 10,000 runs. The picture has their mean energies (colors) and the whole predicted
 # course, not its end alone (dashed).
 
 # %%

@@ -32,7 +32,7 @@ folder = Path(workplace.name)
 # %% [markdown]
 # ## The task
 #
-# A transformer of two blocks has learnt to read handwritten digits that stand upright. The
+# A transformer of two blocks has learned to read handwritten digits that stand upright. The
 # federation has digits turned by 90 degrees, unequally many of each class at every client, and
 # adapts the model by LoRA. The model sees this:
 
@@ -167,7 +167,7 @@ pd.DataFrame(gains, index=["directions 1–2", "3–4", "5–16"]).round(2)
 # %% [markdown]
 # (Mean gains, 95% intervals, their median over layers: above 1 training makes a direction grow.)
 # Now the forecast. Solid is what happened, all layers together; dashed with its band is what the
-# recursion predicted from round 8 on; the grey part is what it was allowed to see.
+# recursion predicted from round 8 on; the gray part is what it was allowed to see.
 
 # %%
 scores = {name: studies.score(run, 8, calibration=laws[name]) for name, run in runs.items()}

@@ -35,7 +35,7 @@ prepare()
 #
 # ## How to read the picture
 #
-# (a) is the mean energy of every direction over rounds, coloured by partition; dashed, what a
+# (a) is the mean energy of every direction over rounds, colored by partition; dashed, what a
 # typical run has left of its start. (b) is what that leaves of the spectrum. (c) is the same
 # federation when clients train for the local time instead, dotted where training holds them. The
 # table has a row for every partition, and the verdict stands on top: a partition is *lost* if most

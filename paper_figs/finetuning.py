@@ -187,7 +187,7 @@ TEXT_ROW = 1.25  # inches
 def draw_text(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
     """Draw one column per split and one row per quantity; four rules by name.
 
-    The others thin and grey.
+    The others thin and gray.
 
     Args:
         data: `accuracy`, `rho`, `effective_rank` and `preservation`, dimensions (heterogeneity,
@@ -236,7 +236,7 @@ def caption_text(data: xr.Dataset) -> str:
     level = data.attrs["study_levels"][0]
     return (
         f"Real fine-tuning on text: {style.study(data)}. Columns: splits of the data. Mean of "
-        f"the seeds, and for the named rules their range; grey, {style.joined(others)}. "
+        f"the seeds, and for the named rules their range; gray, {style.joined(others)}. "
         f"Energy above rank {level}: $1-\\rho_{{{level}}}$; directions preserved: share of a "
         "client's update on the directions that it started from (FLoRA's clients start from "
         "fresh factors every round). FedAvg and zero padding lose the energy above the lowest "

@@ -169,7 +169,7 @@ def caption_phase(data: xr.Dataset) -> str:
     return (
         "Collapse over coverage and local training time: predicted floors as shades, in units "
         f"of the target $M$; measured after {attrs['rounds']} rounds of {attrs['local_steps']} "
-        "plain steps on real factors as circles in the colour of the amplitude (held) and "
+        "plain steps on real factors as circles in the color of the amplitude (held) and "
         f"crosses (collapsed, below {percent(attrs['collapsed'])} of the target); "
         f"{len(data.measured_time)} training times, one run each with seed "
         f"{attrs['first_seed']}, {style.clients(data)}. Line: the predicted threshold "
@@ -254,7 +254,7 @@ def caption_settling(data: xr.Dataset) -> str:
         "Under FedAvg energy settles in the shared directions at the predicted speed. "
         f"{style.clients(data)}, {style.cohort(data)}, gains of mean 1 and deviation "
         f"{attrs['gain_std']:g}, real factors; {style.seeds(data)}. (a) Fraction of the "
-        "energy in every partition of the singular values (large) and in each of them (grey): "
+        "energy in every partition of the singular values (large) and in each of them (gray): "
         "markers measured, lines predicted before, dotted what alike clients who all take part "
         f"would do. (b) Factors per round, with {percent(attrs['confidence'])} "
         "intervals each for itself."

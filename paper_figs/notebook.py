@@ -191,7 +191,7 @@ def over_rounds(runs: Mapping[str, xr.Dataset], quantities: Mapping[str, str]) -
 
 
 def images(rows: Mapping[str, ArrayLike]) -> Figure:
-    """Draw small grey images in rows.
+    """Draw small gray images in rows.
 
     Args:
         rows: images (count, height, width) by name.

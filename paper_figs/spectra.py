@@ -85,7 +85,7 @@ SPECTRUM_GRID = (1e-2, 1e-4, 1e-6)  # energies whose predicted rounds are marked
 
 
 def draw_spectrum(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """Draw one panel per rule: measured energies as colours, predicted ones as contour lines.
+    """Draw one panel per rule: measured energies as colors, predicted ones as contour lines.
 
     Args:
         data: `measured`, `predicted` (rule, round, direction); `partition` and `coverage`
@@ -111,7 +111,7 @@ def caption_spectrum(data: xr.Dataset) -> str:
     """Return the caption: setting and seeds."""
     return (
         "Energy of every direction of the global update over rounds, real factors through real "
-        f"aggregation: {style.clients(data)}, {style.cohort(data)}. Colours are measured "
+        f"aggregation: {style.clients(data)}, {style.cohort(data)}. Colors are measured "
         f"(mean of {style.seeds(data)}); white lines are where the closed form, computed "
         "before, predicts the energies written on them. FedAvg drains every partition at its "
         "own rate, its coverage $\\pi$ squared; raFLoRA keeps all of them."

@@ -1,4 +1,4 @@
-"""The common style of all figures: sizes, colours, rule names, labels, captions and series."""
+"""The common style of all figures: sizes, colors, rule names, labels, captions and series."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from analysis.formats import rule_name
 from fedlora_sim import parse_ranks
 from fedlora_sim.storage import write_bytes
 
-# Sizes, fonts, colours, and reproducible files
+# Sizes, fonts, colors, and reproducible files
 
 SINGLE_COLUMN, DOUBLE_COLUMN = 3.35, 6.9  # inches: a column and a page's width of two-column papers
 SMALL, SMALLEST = 7, 6  # points: labels within an axis, and where space is scarce
 
-# Okabe and Ito's colours, which are distinguishable under every kind of colour blindness, and grey.
+# Okabe and Ito's colors, which are distinguishable under every kind of color blindness, and gray.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, BLACK, YELLOW, GRAY, SKY = "#CC79A7", "#000000", "#F0E442", "#8C8C8C", "#56B4E9"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, BLACK, YELLOW, GRAY, SKY)
@@ -79,9 +79,9 @@ def apply() -> None:
 
 
 def partition_colors(count: int) -> list[Any]:
-    """Return the colours of so many partitions, the shared one darkest.
+    """Return the colors of so many partitions, the shared one darkest.
 
-    They also become lighter in greyscale.
+    They also become lighter in grayscale.
     """
     if count == len(PARTITION_COLORS):
         return list(PARTITION_COLORS)
@@ -123,8 +123,8 @@ class RuleLook:
 
     Args:
         name: name in the legend.
-        color: colour of its line.
-        line: matplotlib's line style, which distinguishes rules without colour too.
+        color: color of its line.
+        line: matplotlib's line style, which distinguishes rules without color too.
         marker: marker of its dots.
     """
 
@@ -154,7 +154,7 @@ def ranks_text(ranks: Sequence[int]) -> str:
 
 
 def look(rule: str) -> RuleLook:
-    """Return the style of a rule; an unknown rule is grey under its own name."""
+    """Return the style of a rule; an unknown rule is gray under its own name."""
     return RuleLook(rule_name(rule), *LINES_OF.get(rule, ("0.5", ":", "*")))
 
 
@@ -165,7 +165,7 @@ LINE = 1.2  # height of a line of text, in font sizes
 
 
 class End(NamedTuple):
-    """The end of a line, with its name and colour."""
+    """The end of a line, with its name and color."""
 
     y: float
     text: str
@@ -354,7 +354,7 @@ def draw_runs(
         axis: axis to draw on.
         values: dimensions `round` and `over`; rounds without evaluation are NaN.
         over: the dimension of the runs.
-        color: colour of the line and the band.
+        color: color of the line and the band.
         line: matplotlib's line style.
         label: label of the line.
         width: width of the line, in points.

@@ -31,7 +31,7 @@ class Group:
 
     Args:
         size: number of clients.
-        weight: weight of one draw of such a client, not normalised.
+        weight: weight of one draw of such a client, not normalized.
         starts: first row of each number of draws, shape (most draws + 2,); the last is the end.
         draws: number of draws, ascending, one per row.
         carried: number of draws that contribute.

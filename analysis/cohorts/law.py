@@ -177,9 +177,9 @@ class DirectionClients:
         sampling: `full`, `without_replacement`, `with_replacement` or `bernoulli`.
         size: (expected) number of draws m.
         law: probability that one draw with replacement selects each client, shape (K,).
-        weight: unnormalised weight of one draw of each client, shape (K,).
+        weight: unnormalized weight of one draw of each client, shape (K,).
         carry: probability that each client carries the direction, shape (K,).
-        normalizer: clients over which weights are normalised.
+        normalizer: clients over which weights are normalized.
     """
 
     sampling: str
@@ -345,7 +345,7 @@ def _repeated(clients: DirectionClients) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """Outcomes of one cohort, with weights that are not normalised; arrays have shape (n,).
+    """Outcomes of one cohort, with weights that are not normalized; arrays have shape (n,).
 
     Args:
         probability: probability of each outcome, up to a common factor.
@@ -360,7 +360,7 @@ class Sums:
     squares: Array
 
     def law(self, clients: DirectionClients) -> ShareLaw:
-        """Return the distribution of the normalised weights."""
+        """Return the distribution of the normalized weights."""
         keep = (self.contributing > 0) & (self.probability > 0)
         contributing = self.contributing[keep]
         norm = clients.norm(contributing, self.other[keep])

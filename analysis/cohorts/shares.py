@@ -1,14 +1,14 @@
 """The distribution of the weight share in one random cohort, by the cheapest exact route.
 
 With `S` the round's cohort, `C_h` the clients that carry a direction and c_k how often client k is
-drawn, the share is `W = sum_{k in S & C_h} w_k`. Normalisers:
+drawn, the share is `W = sum_{k in S & C_h} w_k`. Normalizers:
 
     cohort        w_k = n_k c_k / sum_S n_j c_j: every rule that averages over the cohort
     contributors  w_k = n_k c_k / sum_{S & C_h} n_j c_j (Wu et al., arXiv 2602.13486, Eq. 8)
-    federation    w_k = p_k c_k / E[c_k]: unbiased, nothing is renormalised, and W may exceed 1
+    federation    w_k = p_k c_k / E[c_k]: unbiased, nothing is renormalized, and W may exceed 1
 
 Under `size_weighted` sampling each draw has weight 1 in the first two. Under `bernoulli` the first
-two draw an empty cohort again, as the simulator does; without renormalisation it is a round with W
+two draw an empty cohort again, as the simulator does; without renormalization it is a round with W
 = 0. The distributions are our derivation.
 """
 
@@ -341,7 +341,7 @@ def empty_probability(
     Args:
         federation: the clients and the cohort law.
         allocation: `svd` or `random`.
-        normalizer: matters under `bernoulli` only: without renormalisation (`federation`) an empty
+        normalizer: matters under `bernoulli` only: without renormalization (`federation`) an empty
             cohort counts, otherwise it is drawn again.
 
     Returns:

@@ -134,7 +134,7 @@ def log_normal() -> LogNormal:
     (peak,) = sp.solve(sp.diff(exponent, z), z)
     shifted = sp.expand(exponent.subs(z, z + peak))
     height = shifted.subs(z, 0)
-    # the rest is a centred Gaussian of the same width
+    # the rest is a centered Gaussian of the same width
     kernel = sp.exp(sp.simplify(shifted - height))
     norm = sp.integrate(kernel, (z, -sp.oo, sp.oo)) / (spread * sp.sqrt(2 * sp.pi))
     walk = log_energy()
@@ -189,8 +189,8 @@ def small_fluctuation_gap() -> sp.Expr:
     """
     e, z = sp.symbols("e z", positive=True)
     typical = sp.series(sp.log(1 + e * z), e, 0, 3).removeO()
-    typical = _standardised(sp.expand(typical), z)
-    mean = sp.log(_standardised(sp.expand((1 + e * z) ** 2), z))
+    typical = _standardized(sp.expand(typical), z)
+    mean = sp.log(_standardized(sp.expand((1 + e * z) ** 2), z))
     return sp.series(mean - 2 * typical, e, 0, 3).removeO()
 
 
@@ -209,12 +209,12 @@ def opposite_corrections() -> Corrections:
     """
     e, z = sp.symbols("e z", positive=True)
     log_share = sp.series(sp.log(1 + e * z), e, 0, 3).removeO()
-    typical = sp.exp(2 * _standardised(sp.expand(log_share), z))
-    mean = _standardised(sp.expand((1 + e * z) ** 2), z)
+    typical = sp.exp(2 * _standardized(sp.expand(log_share), z))
+    mean = _standardized(sp.expand((1 + e * z) ** 2), z)
     return Corrections(mean, sp.series(typical, e, 0, 3).removeO())
 
 
-def _standardised(expression: sp.Expr, z: sp.Symbol) -> sp.Expr:
+def _standardized(expression: sp.Expr, z: sp.Symbol) -> sp.Expr:
     """Return the expectation of a quadratic in z, of mean 0 and variance 1."""
     return sum(expression.coeff(z, power) * moment for power, moment in enumerate((1, 0, 1)))
 

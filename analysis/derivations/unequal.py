@@ -1,6 +1,6 @@
 """Derivation of share moments for unequal sample counts, over a few explicit clients.
 
-Without renormalisation weights are linear in the indicators and inclusion probabilities suffice.
+Without renormalization weights are linear in the indicators and inclusion probabilities suffice.
 Weights divided by the cohort's samples are ratios: their moments are sums over all cohorts. All
 formulas: our derivation, for the weights of Wu et al., arXiv 2602.13486, Sec. 3 and Eq. 8.
 """
@@ -41,7 +41,7 @@ def unbiased_mean(num_contributors: int = 3) -> sp.Expr:
 
 @derivation(r"E[W^2]_{\mathrm{federation}}")
 def unbiased_second_moment(num_contributors: int = 3, *, independent: bool = False) -> sp.Expr:
-    """Return `E[W^2]` without renormalisation from first and second inclusion probabilities.
+    """Return `E[W^2]` without renormalization from first and second inclusion probabilities.
 
     `E[1_j 1_k] = m (m - 1) / (K (K - 1))` without replacement and `(m / K)^2` for independent
     clients, `E[1_k^2] = m / K`; products of weights are gathered in `pi^2` and `s_2`.

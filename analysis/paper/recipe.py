@@ -92,6 +92,6 @@ def ranks_text(ranks: Sequence[int]) -> str:
 
 
 def stacked(parts: Mapping[str, xr.Dataset], dim: str) -> xr.Dataset:
-    """Return datasets of the same form along a new labelled dimension."""
+    """Return datasets of the same form along a new labeled dimension."""
     joined = xr.concat(list(parts.values()), dim, combine_attrs="drop", join="override")
     return joined.assign_coords({dim: np.array(list(parts))})

@@ -247,7 +247,7 @@ def median_interval(samples: ArrayLike, error: float) -> Measurement:
     return Measurement(value, x[left_out - 1], x[n - left_out], n)
 
 
-# Ratios of means with Fieller's intervals, which need no linearisation
+# Ratios of means with Fieller's intervals, which need no linearization
 
 
 def fieller_ratio(samples: ArrayLike, error: float) -> Measurement:
@@ -405,7 +405,7 @@ def cdf_distance(
 
     Args:
         predicted: the predicted cumulative distribution function, or one for each quantity;
-            vectorised. Distributions with jumps must be right-continuous.
+            vectorized. Distributions with jumps must be right-continuous.
         integer: samples are whole numbers, and `predicted` must be valid only there: the step below
             x is at x - 1.
         horizon: distributions are compared up to here; larger values (survivors of all rounds) may

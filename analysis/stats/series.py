@@ -69,9 +69,9 @@ def integrated_time(series: ArrayLike) -> IntegratedTime:
 
 
 def mser_burn_in(series: ArrayLike) -> int:
-    """Return the burn-in that minimises the error of the remaining mean (MSER).
+    """Return the burn-in that minimizes the error of the remaining mean (MSER).
 
-    Minimises `Var[x_d, ..., x_T] / (T - d)` of the mean over runs, over d up to half the series.
+    Minimizes `Var[x_d, ..., x_T] / (T - d)` of the mean over runs, over d up to half the series.
 
     Args:
         series: (n, q, T).

@@ -54,7 +54,7 @@ class Exchange:
 
     Args:
         settings: the numbers.
-        images: grey values, (n, 8, 8).
+        images: gray values, (n, 8, 8).
         labels: classes, int64 (n,).
         weights: parameters of the frozen model by name, as in PyTorch (weights (d_out, d_in)).
         adapters: initial adapters; their modules are those that carry LoRA.

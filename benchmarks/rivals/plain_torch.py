@@ -117,7 +117,7 @@ def read_adapters(model: Classifier) -> Adapters:
 
 
 def trained_parameters(model: Classifier) -> list[nn.Parameter]:
-    """What the optimiser moves."""
+    """What the optimizer moves."""
     return [p for p in model.parameters() if p.requires_grad]
 
 

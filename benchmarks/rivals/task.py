@@ -1,6 +1,6 @@
 """The task of the comparison, drawn once and written for every lane to read.
 
-A transformer classifier of `fedlora_sim.tasks.digits`, as initialised, on all of
+A transformer classifier of `fedlora_sim.tasks.digits`, as initialized, on all of
 scikit-learn's digits; LoRA of equal rank on q and v. A client has between half and all of
 `max_steps` batches of samples, passes over them once a round, and is averaged with that weight.
 """
@@ -57,7 +57,7 @@ def draw_exchange(
 
 
 def build_model(settings: Settings, generator: torch.Generator) -> TinyTransformer:
-    """The frozen model, as initialised by the generator, in float32."""
+    """The frozen model, as initialized by the generator, in float32."""
     model = TinyTransformer(
         generator,
         d_model=settings.d_model,

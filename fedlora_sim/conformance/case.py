@@ -38,7 +38,7 @@ class Case:
 
     Args:
         updates: `lora_A` (r_k, d_in), `lora_B` (d_out, r_k) and scaling of each client.
-        weights: client weights, not normalised; at least one is positive.
+        weights: client weights, not normalized; at least one is positive.
         rank_levels: distinct ranks of the federation, ascending; the last one is r_max.
         previous: the last global adapter, of rank r_max.
         empty_partition: `zero | carry`.
@@ -319,7 +319,7 @@ def require_close(
     if found.shape != wanted.shape:
         raise Violation(f"{what}: shapes {tuple(found.shape)} and {tuple(wanted.shape)}")
     off = float(torch.linalg.vector_norm((found - wanted).double()))
-    # The result may exceed the inputs if weights are not normalised.
+    # The result may exceed the inputs if weights are not normalized.
     bound = relative(kind) * max(scale, float(torch.linalg.vector_norm(wanted.double())))
     if not off <= bound:
         raise Violation(f"{what} differ by {off:.3g} in norm, {bound:.1g} is rounding")

@@ -42,7 +42,7 @@ integers and half precision, and small enough to be lost in rounding.
 REPEATED = (2, 10)
 """Number of repetitions of a client; also ten, for rules with a minimum weight."""
 ALONE = 3.0
-"""Weight of a single client: 1 would look normalised."""
+"""Weight of a single client: 1 would look normalized."""
 
 
 def _client_order(rule: Aggregator, case: Case) -> None:

@@ -176,7 +176,7 @@ def plan_round(
 
 
 def highest_rate(scenario: Scenario) -> float:
-    """Return the learning rate of the optimiser, the highest of any client.
+    """Return the learning rate of the optimizer, the highest of any client.
 
     Steps of clients with a lower rate are shortened from it, which loses no digits.
     """

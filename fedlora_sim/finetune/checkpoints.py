@@ -99,7 +99,7 @@ class Checkpoints:
 
     Args:
         folder: created when the run starts.
-        described: everything on which the run depends, JSON-serialisable.
+        described: everything on which the run depends, JSON-serializable.
         keep: store the states of `all` rounds, from which any client of any round can be
             recomputed, or only the `last` one and the start.
         but_for: entries of `described` that may differ.

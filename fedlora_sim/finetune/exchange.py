@@ -258,7 +258,7 @@ class Download:
         """Return the given components of a module's global adapter, in a client's scaling.
 
         A direction without energy has two zero factors and therefore no gradient. It is sent as
-        LoRA initialises directions, A random and B zero, which does not change the update.
+        LoRA initializes directions, A random and B zero, which does not change the update.
         """
         whole = state.adapters[name]
         own, lost = whole.select(held), whole.lost_columns()[held]
@@ -346,7 +346,7 @@ def averaged_heads(trained: Heads, weights: NDArray[np.float64]) -> Heads:
 
     Args:
         trained: heads of the participating clients, first axis K.
-        weights: unnormalised, (K,).
+        weights: unnormalized, (K,).
     """
     share = torch.as_tensor(weights / weights.sum())
     return {
@@ -364,7 +364,7 @@ class Upload:
 
     Args:
         clients: the cohort, (m,).
-        weights: unnormalised aggregation weights, (m,); zero for dropped clients.
+        weights: unnormalized aggregation weights, (m,); zero for dropped clients.
         kept: which clients were not dropped, boolean (m,).
         updates: module name to the updates of the remaining clients.
         positions: module name to the rank indices of their columns.
@@ -398,7 +398,7 @@ class Upload:
 
         Args:
             clients: the cohort, (m,).
-            weights: unnormalised aggregation weights, (m,).
+            weights: unnormalized aggregation weights, (m,).
             trained: result of local training.
             ranks: ranks with which the clients continue.
             scalings: their LoRA scalings.

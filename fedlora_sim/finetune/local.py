@@ -120,7 +120,7 @@ def _optimizer(scenario: Scenario, parameters: list[nn.Parameter]) -> torch.opti
 # HetLoRA's rank self-pruning: a client gives up rank components that it does not need.
 #
 # The tail of a client of rank r is its components from `ceil(decay r)` on. Its size, the product
-# `||B_tail||_F ||A_tail||_F` summed over the adapted layers, is penalised in the local loss. If
+# `||B_tail||_F ||A_tail||_F` summed over the adapted layers, is penalized in the local loss. If
 # local training shrinks it, the client continues with rank `ceil(decay r)`.
 #
 # Source: Cho et al. 2024, arXiv 2401.06432, Sec. 3.2 (rank self-pruning). The paper describes one
@@ -379,7 +379,7 @@ def check_sizes(
 
 # Local training of a cohort: all clients' adapters and heads in one batched run.
 #
-# A client minimises the mean loss of its own batches from its own starting point; its batches come
+# A client minimizes the mean loss of its own batches from its own starting point; its batches come
 # from its own random stream. Clients do not share arithmetic, so training them one by one, in
 # chunks or in one stack gives the same adapters up to the order of sums. A client with fewer steps
 # than the others leaves the stack after its last one.

@@ -117,7 +117,7 @@ def _padded(values: NDArray[np.generic], slots: int, filler: object) -> NDArray[
     return row
 
 
-# The result of a run and its labelled form
+# The result of a run and its labeled form
 
 PER_ROUND: dict[str, tuple[str, ...]] = {
     "accuracy": (),
@@ -183,7 +183,7 @@ def stacked_rows(rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
     return measures
 
 
-def labelled(
+def labeled(
     results: Sequence[TrainingResult],
 ) -> tuple[dict[str, tuple[tuple[str, ...], NDArray[Any]]], dict[str, Any]]:
     """Return the variables and coordinates of several runs, without the energies.

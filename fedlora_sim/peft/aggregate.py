@@ -228,7 +228,7 @@ def aggregate_adapters(
         empty_partition: `zero | carry | error`, see `aggregate`.
         device: compute device: `auto | cpu | cuda | mps`.
         seed: seed for components without energy (all of them under `flora`, those above the
-            cohort's ranks under other rules). They are written as LoRA initialises them, A random
+            cohort's ranks under other rules). They are written as LoRA initializes them, A random
             and B zero, because clients could not train two zero factors. Use a new seed every
             round. The update does not depend on it, and a rule that freezes A draws nothing.
         force: replace an existing adapter folder.

@@ -39,14 +39,14 @@ REFUSED = {
     "velora_config": "VeLoRA keeps a random projection of every client in addition to the factors",
 }
 
-# Initialisations that keep the base weights and train both factors.
+# Initializations that keep the base weights and train both factors.
 PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 REFUSED_INITIALIZATIONS = {
     "pissa": "PiSSA takes the leading singular vectors out of the base weights",
     "olora": "OLoRA takes its first update out of the base weights",
     "corda": "CorDA takes singular vectors out of the base weights",
     "lora_ga": "LoRA-GA takes its first update out of the base weights",
-    "loftq": "LoftQ quantises the base weights",
+    "loftq": "LoftQ quantizes the base weights",
     "mica": "MiCA freezes B, which the aggregated adapter would not keep",
 }
 
@@ -67,7 +67,7 @@ UNMERGEABLE = {
     "layer_replication": "replicated layers share their base weights",
 }
 
-# Options that the output sets: base model, ranks, scalings, and initialisation.
+# Options that the output sets: base model, ranks, scalings, and initialization.
 WRITTEN = {
     "alpha_pattern",
     "base_model_name_or_path",
@@ -129,7 +129,7 @@ def check_plain_lora(source: str, options: Mapping[str, Any]) -> None:
         kind = str(initialization).lower()
         reasons = [why for name, why in REFUSED_INITIALIZATIONS.items() if kind.startswith(name)]
         expectation = (
-            "an initialisation that leaves the base weights unchanged and trains both factors: "
+            "an initialization that leaves the base weights unchanged and trains both factors: "
             "true, false, 'gaussian', 'orthogonal' or 'eva'" + "".join(f" ({w})" for w in reasons)
         )
         raise expected(f"{source}: init_lora_weights", initialization, expectation)
@@ -145,7 +145,7 @@ CONFIG_FILE = "adapter_config.json"
 # Pattern that `peft.utils.transformers_weight_conversion` writes for experts with fused
 # projections.
 FUSED_PATTERNS = (r".*\.gate_up_proj",)
-# Options of the initialisation, which do not apply to a written adapter.
+# Options of the initialization, which do not apply to a written adapter.
 NO_INITIALIZATION: dict[str, Any] = {
     "corda_config": None,
     "eva_config": None,

@@ -276,7 +276,7 @@ class AdapterFolder:
         """Return True if a tensor is a duplicate.
 
         With bias="all" PEFT saves the bias of a whole module a second time, under a name that it
-        does not recognise when it loads the file.
+        does not recognize when it loads the file.
         """
         return key.replace(".modules_to_save.", ".", 1) in self.keys - {key}
 

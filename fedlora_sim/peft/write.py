@@ -1,4 +1,4 @@
-"""Assemble adapters, write them as PEFT folders, and reinitialise empty components."""
+"""Assemble adapters, write them as PEFT folders, and reinitialize empty components."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-# Components without energy, reinitialised as LoRA does.
+# Components without energy, reinitialized as LoRA does.
 #
 # FLoRA sends an adapter of zeros, and a cohort of low ranks leaves the higher components empty.
 # With A and B both zero there is no gradient, and a client could not train them. One factor is
@@ -114,7 +114,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def with_fresh_components(
     clients: Sequence[AdapterFolder], factors: Mapping[str, LoRAFactors], seed: int
 ) -> dict[str, LoRAFactors]:
-    """Return the same updates with lost components reinitialised.
+    """Return the same updates with lost components reinitialized.
 
     A module's draw depends only on the seed and its name, and its first rows do not depend on the
     rank, so that all folders of one aggregation start alike.
@@ -130,7 +130,7 @@ def _fresh_components(update: LoRAFactors, module: str, seed: int, layer: Layer)
     if not bool(lost.any()):
         return update
     lora_a, lora_b = update.lora_A, update.lora_B
-    if layer.is_embedding:  # PEFT initialises these the other way round
+    if layer.is_embedding:  # PEFT initializes these the other way round
         drawn = stream(seed, "lora_B", module).standard_normal((update.rank, layer.d_out))
         start = pad_last(torch.from_numpy(drawn), update.d_out)
         lora_a = torch.where(lost.unsqueeze(-1), 0.0, lora_a)
@@ -193,7 +193,7 @@ def global_content(
         factors: update of each module.
         extras: other tensors by key.
         report: how the adapter was made.
-        start: reinitialises components without energy, after the written ranks are known.
+        start: reinitializes components without energy, after the written ranks are known.
         frozen_a: whether a change of scaling goes to B only.
         uniform_rank: write one rank and one alpha, and no patterns.
     """
@@ -233,7 +233,7 @@ def client_content(
 ) -> AdapterContent:
     """Return what a client receives: its ranks of the adapter, in its own scaling and options.
 
-    Components without energy are reinitialised in the client's own scaling. Under a rule that
+    Components without energy are reinitialized in the client's own scaling. Under a rule that
     freezes A they are kept, and the change of scaling goes to B only.
     """
     config = client.config

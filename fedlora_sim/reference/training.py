@@ -228,7 +228,7 @@ class _Run:
         }
 
     def _received(self, adapter: Factors, name: str, scaling: float) -> Factors:
-        """Return the global factors in a client's scaling; lost directions are reinitialised."""
+        """Return the global factors in a client's scaling; lost directions are reinitialized."""
         share = 1.0 if self.frozen_a else np.sqrt(scaling)
         lora_a, lora_b = adapter[0] / share, adapter[1] / (scaling / share)
         amplitudes = np.linalg.norm(adapter[1], axis=0) * np.linalg.norm(adapter[0], axis=1)

@@ -267,10 +267,10 @@ class AggregationRule(ABC):
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None
     ) -> Tensor:
-        """Return the normalised weight of each client in each direction.
+        """Return the normalized weight of each client in each direction.
 
         Args:
-            weights: unnormalised client weights, (..., K), with a positive sum.
+            weights: unnormalized client weights, (..., K), with a positive sum.
             members: which directions each client carries, boolean, broadcastable to (..., K, q).
             norms: `||dW_k||_F`, (..., K), for rules with `weights_from_norms`.
 
@@ -445,7 +445,7 @@ class AggregationRule(ABC):
 
         Args:
             cohort: the updates.
-            shares: normalised weights, (..., K, r_max).
+            shares: normalized weights, (..., K, r_max).
             exact: the weighted sum of products, including kept columns.
             kept: the last global adapter, if a policy keeps columns of it.
             mask: 1 for the rank indices without contributors, (..., r_max).
@@ -495,14 +495,14 @@ class AggregationRule(ABC):
         return previous
 
 
-# Normalisations of client weights
+# Normalizations of client weights
 
 
 def data_shares(weights: Tensor, members: Tensor) -> Tensor:
     """Return the data weights `w_k / sum_S w` of the cohort, zero where not carried.
 
     Args:
-        weights: unnormalised client weights, (..., K).
+        weights: unnormalized client weights, (..., K).
         members: which directions each client carries, boolean, broadcastable to (..., K, q).
 
     Returns:

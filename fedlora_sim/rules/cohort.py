@@ -30,7 +30,7 @@ class Cohort:
     Args:
         updates: one update per client, `lora_A` (..., r_k, d_in), `lora_B` (..., d_out, r_k); any
             sequence, including one that loads a client when it is indexed.
-        weights: unnormalised aggregation weight of each client (its sample count), (..., K).
+        weights: unnormalized aggregation weight of each client (its sample count), (..., K).
         members: which rank indices each client carries, boolean (..., K, r_max).
         positions: rank index of each column of each client, K tensors of shape (r_k,).
         scaling: LoRA scaling of each client, (K,) in the compute dtype.
@@ -71,7 +71,7 @@ class Cohort:
 
         Args:
             updates: one update per client, as for `Cohort`.
-            weights: unnormalised client weights, (..., K).
+            weights: unnormalized client weights, (..., K).
             rank_levels: distinct ranks of the federation.
             positions: rank index of each column of each client.
         """
@@ -228,7 +228,7 @@ def check_round(
 
     Args:
         updates: as for `aggregate`.
-        weights: unnormalised, one per client; equal when None.
+        weights: unnormalized, one per client; equal when None.
         rank_levels: as for `aggregate`.
         positions: as for `aggregate`.
         previous: as for `aggregate`.

@@ -1,4 +1,4 @@
-"""Causal language modelling: questions and answers, generation, and the tasks."""
+"""Causal language modeling: questions and answers, generation, and the tasks."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ def _fitting(
 
 def _samples(questions: Sequence[Question], tokenizer: Any) -> list[Sample]:
     prompts = encode(tokenizer, [q.prompt for q in questions])
-    # Tokenised as one text, because some tokenizers would insert a space before the completion.
+    # Tokenized as one text, because some tokenizers would insert a space before the completion.
     wholes = encode(tokenizer, [q.prompt + q.completion for q in questions])
     return [
         Sample(question, (*whole, tokenizer.eos_token_id), _common(prompt, whole))
@@ -486,7 +486,7 @@ def continue_greedily(
 #
 # Samples are equations modulo 100 of two-digit numbers, "17+95=12", in a vocabulary of characters.
 # The model was pretrained on sums only; the federation's samples are differences, "17-95=22", of
-# other pairs than the test samples. Carrying and borrowing must be learned and cannot be memorised:
+# other pairs than the test samples. Carrying and borrowing must be learned and cannot be memorized:
 # a tenth of the 10,000 pairs occurs neither in pretraining nor in adaptation.
 
 CHARACTERS = "0123456789+-="

@@ -1,6 +1,6 @@
 """A task that takes seconds: scikit-learn's digits, and a model pretrained on one domain of them.
 
-1,797 grey 8x8 images of handwritten digits (Alpaydin and Kaynak 1998, UCI "Optical Recognition of
+1,797 gray 8x8 images of handwritten digits (Alpaydin and Kaynak 1998, UCI "Optical Recognition of
 Handwritten Digits"), bundled with scikit-learn. The samples are split, class by class, into
 disjoint parts: pretraining 50 %, federated training 32 %, test 18 %.
 """
@@ -26,7 +26,7 @@ from fedlora_sim.tasks.task import Examples, Task, TaskOptions, stratified_sampl
 
 # A small pre-norm transformer classifier for 8x8 images, with a name for every linear map.
 #
-# The block is that of Vaswani et al. 2017 (arXiv 1706.03762) with the normalisation moved before
+# The block is that of Vaswani et al. 2017 (arXiv 1706.03762) with the normalization moved before
 # each branch (Xiong et al. 2020, arXiv 2002.04745). It has no dropout, so the forward pass is
 # deterministic.
 
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
 
 class TinyTransformer(nn.Module):
-    """Transformer classifier of 8x8 grey images, cut into square patches.
+    """Transformer classifier of 8x8 gray images, cut into square patches.
 
     LoRA targets, for block i: `blocks.{i}.attention.{q,k,v,o}_proj`, `blocks.{i}.fc1`,
     `blocks.{i}.fc2`; also `embed` and `head`.
@@ -137,7 +137,7 @@ class TinyTransformer(nn.Module):
         """Classify images.
 
         Args:
-            images: grey values, shape (N, 8, 8).
+            images: gray values, shape (N, 8, 8).
 
         Returns:
             Logits, shape (N, num_classes).
@@ -150,7 +150,7 @@ class TinyTransformer(nn.Module):
 
 def _linear(d_in: int, d_out: int, generator: torch.Generator) -> nn.Linear:
     """Return a linear map with Xavier-uniform weights from `generator` only, and zero bias."""
-    # nn.Linear's own initialisation would advance torch's global generator: skip it.
+    # nn.Linear's own initialization would advance torch's global generator: skip it.
     layer = skip_init(nn.Linear, d_in, d_out)
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
@@ -174,7 +174,7 @@ HALF = 5
 
 @dataclass(frozen=True, eq=False)
 class DigitsTask(Task):
-    """A classifier of images (n, 8, 8), grey in [0, 1], and the shifted domain to adapt to.
+    """A classifier of images (n, 8, 8), gray in [0, 1], and the shifted domain to adapt to.
 
     Args:
         source: unseen images of the domain on which the model was pretrained.

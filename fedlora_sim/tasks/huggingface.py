@@ -224,7 +224,7 @@ def load_huggingface_parts(argument: str, name: str, otherwise: str) -> dict[str
 
     Args:
         argument: the caller's name of the argument.
-        name: hub name, as `cifar100` or `organisation/name`, or a folder.
+        name: hub name, as `cifar100` or `organization/name`, or a folder.
         otherwise: other possible values, for the message.
 
     Returns:

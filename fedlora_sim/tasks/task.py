@@ -18,7 +18,7 @@ from fedlora_sim.errors import expected
 from fedlora_sim.scenario import Scenario, TaskFields
 from fedlora_sim.storage import raw_bytes
 
-# Labelled data as tensors, and batches trimmed to their longest sample
+# Labeled data as tensors, and batches trimmed to their longest sample
 
 MASK = "attention_mask"
 """Input that marks the real positions of a sample: 1, or 0 for padding on the right."""

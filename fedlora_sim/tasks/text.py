@@ -1,4 +1,4 @@
-"""Text classification: labelled texts, tokens, and the task."""
+"""Text classification: labeled texts, tokens, and the task."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fedlora_sim.tasks.huggingface import (
 from fedlora_sim.tasks.targets import inside, resolve_targets, usual_targets
 from fedlora_sim.tasks.task import Examples, Task, TaskOptions, stratified_sample
 
-# Sources of labelled texts: tab-separated files and scikit-learn's 20 newsgroups
+# Sources of labeled texts: tab-separated files and scikit-learn's 20 newsgroups
 
 NEWSGROUPS = "20newsgroups"
 
@@ -101,7 +101,7 @@ def read_newsgroups(argument: str) -> dict[str, LabeledTexts]:
     return parts
 
 
-# Labelled texts from Hugging Face: a data set of the hub, or one saved in a folder
+# Labeled texts from Hugging Face: a data set of the hub, or one saved in a folder
 
 TEXT_COLUMNS = ("text", "sentence", "content", "question", "document", "review", "tweet")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "topic", "intent")
@@ -115,7 +115,7 @@ def read_huggingface(argument: str, name: str) -> dict[str, LabeledTexts]:
 
     Args:
         argument: the caller's name of the argument.
-        name: hub name, as `ag_news` or `organisation/name`, or a folder by `save_to_disk`.
+        name: hub name, as `ag_news` or `organization/name`, or a folder by `save_to_disk`.
 
     Returns:
         `train`, and `test` if a test part has labels.
@@ -208,7 +208,7 @@ class TextData:
 
 
 def load_text(data: str | None, test_data: str | None, seed: int) -> TextData:
-    """Read a data set of labelled texts.
+    """Read a data set of labeled texts.
 
     Args:
         data: source of the training part: a tab-separated file (`read_tsv`), `20newsgroups`, a data
@@ -349,7 +349,7 @@ def _read_tokenizer(path: Path, shape: tuple[int, int]) -> dict[str, Tensor] | N
 
 
 def load_text_task(options: TaskOptions) -> Task:
-    """Load a model, its tokenizer and labelled texts.
+    """Load a model, its tokenizer and labeled texts.
 
     Args:
         options: `model` is a hub name or a folder that transformers'

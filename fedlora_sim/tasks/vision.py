@@ -80,7 +80,7 @@ def load_vision_model(
 
     Raises:
         InputError: if the package is not installed, the model is not available, or it does not
-            state its size of colour images.
+            state its size of color images.
     """
     if isinstance(name, str) and name.startswith(TIMM):
         return _from_timm(name, num_classes, dtype, seed)
@@ -95,7 +95,7 @@ def _from_transformers(
     model: Any = found.model
     side = getattr(model.config, "image_size", None)
     if side is None or getattr(model.config, "num_channels", CHANNELS) != CHANNELS:
-        raise expected("model", name, "a model of colour images whose config gives image_size")
+        raise expected("model", name, "a model of color images whose config gives image_size")
     mean, std = _normalization(str(name))
     head = tuple(
         module_name
@@ -226,7 +226,7 @@ def read_cifar_folder(argument: str, folder: Path) -> Read:
         folder: usually called `cifar-100-python`.
 
     Returns:
-        Both parts, 32x32 colour images, and the class names.
+        Both parts, 32x32 color images, and the class names.
 
     Raises:
         InputError: names a file that is missing, is not a pickle of the expected content, or
@@ -275,7 +275,7 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-# Labelled images from files, folders and named data sets
+# Labeled images from files, folders and named data sets
 
 CIFAR_FOLDER = "cifar-100-python"
 KINDS = (
@@ -439,7 +439,7 @@ CHUNK = 256
 
 
 def load_vision_task(options: TaskOptions) -> Task:
-    """Load model and data, and scale and normalise the images as the model requires.
+    """Load model and data, and scale and normalize the images as the model requires.
 
     Args:
         options: `model`: hub name or folder of an image classifier of transformers, or
@@ -483,10 +483,10 @@ def load_vision_task(options: TaskOptions) -> Task:
 
 
 def prepare_images(images: Pixels | Sequence[Pixels], like: VisionModel) -> Tensor:
-    """Scale and normalise images as a model requires.
+    """Scale and normalize images as a model requires.
 
     Args:
-        images: uint8 (n, H, W) or (n, H, W, 3), or a list of (H, W, 3); grey becomes colour.
+        images: uint8 (n, H, W) or (n, H, W, 3), or a list of (H, W, 3); gray becomes color.
         like: the model, for its image size, mean and standard deviation.
 
     Returns:

@@ -38,7 +38,7 @@ def test_half_a_cross_term_in_the_floor(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-def test_noise_that_neighbouring_runs_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_that_neighboring_runs_share(monkeypatch: pytest.MonkeyPatch) -> None:
     def shared(seed: int, *purpose: str | int) -> np.random.Generator:
         return stream(seed // 2, *purpose)
 

@@ -1,4 +1,4 @@
-"""`fedlora-sim simulate`, any scenario to a labelled netCDF file; and `fedlora-sim rules`."""
+"""`fedlora-sim simulate`, any scenario to a labeled netCDF file; and `fedlora-sim rules`."""
 
 from __future__ import annotations
 

@@ -123,12 +123,12 @@ def test_a_signal_that_python_swallowed_is_heard_after_the_task(
 ) -> None:
     put = work.put_task
 
-    def signalled(*arguments: object) -> None:
+    def signaled(*arguments: object) -> None:
         put(*arguments)
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(work, "put_task", signalled)
+    monkeypatch.setattr(work, "put_task", signaled)
     outcome = fedlora("sweep", grid, "--out", "s", "--task-seconds", "0.001")
     assert outcome.code == 130
     assert "stopped; 1 of 4 tasks are kept in s" in outcome.err

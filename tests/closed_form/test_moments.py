@@ -76,7 +76,7 @@ def test_fields_are_all_compared():
 @pytest.mark.parametrize("allocation", ["svd", "random"])
 @pytest.mark.parametrize("samples", [None, (7, 1, 12, 3, 3, 5, 40)])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_without_renormalisation_the_mean_is_the_coverage(sampling, samples, allocation):
+def test_without_renormalization_the_mean_is_the_coverage(sampling, samples, allocation):
     fed = federation(sampling, samples, 3, (1, 2, 2, 3, 5, 5, 5))
     found = weight_moments("federation", fed, allocation)
     np.testing.assert_allclose(found.mean, fed.coverage(allocation), rtol=CLOSE)

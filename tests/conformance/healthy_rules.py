@@ -1,7 +1,7 @@
 """Rules from outside the family, written from their definitions in dense linear algebra.
 
 They share nothing with the package's own rules but the containers, and what is separated as a step
-of its own is what the broken rules break: see `broken_averages` and its neighbours.
+of its own is what the broken rules break: see `broken_averages` and its neighbors.
 """
 
 from __future__ import annotations

@@ -110,12 +110,12 @@ def nearly_identical(rng):
     return [tuple(x * (1 + 1e-6 * rng.standard_normal(x.shape)) for x in one) for _ in range(3)]
 
 
-def nearly_cancelling(rng):
+def nearly_canceling(rng):
     lora_b, lora_a = client(rng, 4)
     return [(lora_b, lora_a), (-lora_b, lora_a * (1 + 1e-5 * rng.standard_normal(lora_a.shape)))]
 
 
-def cancelling(rng):
+def canceling(rng):
     lora_b, lora_a = client(rng, 4)
     return [(lora_b, lora_a), (-lora_b, lora_a)]
 
@@ -129,7 +129,7 @@ def one_sided(rng):
     return [(lora_b, lora_a[:1] + 1e-3 * lora_a)]
 
 
-HARD = (steep, identical, nearly_identical, nearly_cancelling, cancelling, zero, one_sided)
+HARD = (steep, identical, nearly_identical, nearly_canceling, canceling, zero, one_sided)
 
 
 def conditioned(rng, rows, columns, condition):

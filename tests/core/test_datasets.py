@@ -1,4 +1,4 @@
-"""The labelled boundary: dimensions, coordinates, attributes, netCDF and back, atomic files."""
+"""The labeled boundary: dimensions, coordinates, attributes, netCDF and back, atomic files."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from lowrank_cases import (
     HARD,
     Truth,
     assert_right,
-    cancelling,
+    canceling,
     client,
     conditioned,
     identical,
@@ -61,7 +61,7 @@ def test_what_the_gram_path_cannot_hold_is_right_all_the_same(case, dtype):
     assert_right(given.svd(r), given, r, max(Truth.of(given).summed, torch.tensor(1e-30)))
 
 
-@pytest.mark.parametrize("case", [identical, cancelling, zero, one_sided, nearly_identical])
+@pytest.mark.parametrize("case", [identical, canceling, zero, one_sided, nearly_identical])
 def test_the_gram_path_knows_what_it_cannot_hold(case):
     given = product(case(np.random.default_rng(1)), None, torch.float32)
     core = gram_core(given.blocks, given.weights, given.columns, torch.float32)

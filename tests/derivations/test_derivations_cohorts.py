@@ -130,7 +130,7 @@ def test_share_moments_equal_the_numbers(case):
 
 @settings(max_examples=examples(10))
 @given(case=federations(fewest=4, most=15))
-def test_bernoulli_with_renormalisation_equals_the_numbers(case):
+def test_bernoulli_with_renormalization_equals_the_numbers(case):
     clients, carriers, size = case
     values = values_of(case) | {derived.share: sp.Rational(size, clients)}
     federation = Federation(ranks_of(clients, carriers), None, size, "bernoulli")

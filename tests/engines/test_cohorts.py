@@ -66,7 +66,7 @@ def test_bernoulli_is_independent_given_that_somebody_came(size):
 
 def test_rounds_are_independent():
     first, second = draw("without_replacement")[:-1], draw("without_replacement")[1:]
-    # Neighbouring pairs overlap: every second one makes them independent.
+    # Neighboring pairs overlap: every second one makes them independent.
     assert_frequency((first * second)[::2], np.full(K, (M / K) ** 2))
 
 

@@ -70,7 +70,7 @@ def test_it_is_the_reference(rule, law, empty_partition):
     changes=[{}, UNALIKE, DISTURBED, {**UNALIKE, **DISTURBED}],
     optimizer=["sgd", "adam"],
 )
-def test_every_optimiser_under_every_disturbance_is_the_reference(rule, changes, optimizer):
+def test_every_optimizer_under_every_disturbance_is_the_reference(rule, changes, optimizer):
     kind = "training" if optimizer == "adam" else "iteration"
     assert_reference(scenario(optimizer=optimizer, **changes), rule, kind)
 

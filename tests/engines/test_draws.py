@@ -146,7 +146,7 @@ def test_every_cohort_has_its_probability(sampling, size):
     assert_law(observed, list(law.values()))
 
 
-def test_cohorts_of_neighbouring_rounds_are_independent():
+def test_cohorts_of_neighboring_rounds_are_independent():
     federation = Federation([1] * 4, None, 2)
     counts = draw_cohorts(federation, 400_000, stream(1, "cohorts"))
     number = counts @ [1, 2, 4, 8]

@@ -1,4 +1,4 @@
-"""One optimiser for a whole stack: every client clipped and stepped as if it were alone."""
+"""One optimizer for a whole stack: every client clipped and stepped as if it were alone."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_rates_of_their_own_are_those_of_training_alone(
 
 
 def test_a_scenario_gives_every_client_its_rate(make_run):
-    """Whoever else is in the cohort; the optimiser's own rate is the highest of all."""
+    """Whoever else is in the cohort; the optimizer's own rate is the highest of all."""
     rates = (1e-3, 4e-3, 2e-3, 1e-2, 3e-3, 5e-3, 6e-3)
     run = make_run(client_learning_rates=rates, cohort_size=3)
     assert highest_rate(run.scenario) == max(rates)

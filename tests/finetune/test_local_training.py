@@ -48,7 +48,7 @@ def assert_same(actual: Adapters, expected: Adapters) -> None:
 
 
 def plain_loop(task, adapters: Adapters, samples, config: Scenario, k: int) -> Adapters:
-    """Client k trained as a textbook would, with dense weights and torch's plain optimisers."""
+    """Client k trained as a textbook would, with dense weights and torch's plain optimizers."""
     rank = RANKS[k]
     factors = {
         name: (A[k, :rank].clone().requires_grad_(), B[k, :, :rank].clone().requires_grad_())

@@ -67,9 +67,9 @@ def test_a_strong_penalty_prunes_down_to_one_and_the_run_goes_on(make_run, rule)
 
 def test_without_decay_nobody_prunes_and_a_penalty_alone_does_nothing(make_run):
     plain = make_run().run()
-    penalised = make_run(pruning_penalty=50.0).run()
+    penalized = make_run(pruning_penalty=50.0).run()
     assert (plain.client_rank == plain.client_rank[0]).all()
-    np.testing.assert_array_equal(plain.singular_values, penalised.singular_values)
+    np.testing.assert_array_equal(plain.singular_values, penalized.singular_values)
 
 
 def test_a_decay_that_leaves_every_rank_changes_nothing(make_run):

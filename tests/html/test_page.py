@@ -242,7 +242,7 @@ def test_a_claim_is_repeated_by_a_command_that_verify_knows() -> None:
 
 
 def themes_of_style() -> dict[str, dict[str, str]]:
-    """Colours by name, in light and in dark."""
+    """Colors by name, in light and in dark."""
     text = STYLE.read_text()
     found = {}
     for name, start in (("light", ":root {"), ("dark", ':root[data-theme="dark"] {')):

@@ -248,7 +248,7 @@ FAULTS = (
         "return first / (1 - BETAS[0] ** step) / spread",
         "return first / spread",
         (*DESCENT, "-k", "every_optimizer"),
-        "test_every_optimiser_under_every_disturbance_is_the_reference",
+        "test_every_optimizer_under_every_disturbance_is_the_reference",
     ),
     Fault(
         "Adam's epsilon stands under the root",
@@ -256,7 +256,7 @@ FAULTS = (
         ".sqrt_().add_(EPSILON)",
         ".add_(EPSILON).sqrt_()",
         (*DESCENT, "-k", "every_optimizer"),
-        "test_every_optimiser_under_every_disturbance_is_the_reference",
+        "test_every_optimizer_under_every_disturbance_is_the_reference",
     ),
     Fault(
         "B descends at the place that A has reached already",
@@ -292,7 +292,7 @@ FAULTS = (
         "test_stacked_agrees_with_a_plain_loop",
     ),
     Fault(
-        "moments of the optimiser are lost when a client leaves the stack",
+        "moments of the optimizer are lost when a client leaves the stack",
         "fedlora_sim/finetune/local.py",
         "state = self.optimizer.state.pop(before, {})",
         "self.optimizer.state.pop(before, {})\n            state: dict[str, Tensor] = {}",

@@ -154,7 +154,7 @@ def test_what_is_drawn_is_what_is_in_the_file(paper_data: Path) -> None:
     ]
 
 
-def test_rules_are_told_apart_without_colour() -> None:
+def test_rules_are_distinguishable_without_color() -> None:
     rules = [look(rule) for rule in LINES_OF]
     looks = [(str(rule.line), rule.marker) for rule in rules]
     assert len(set(looks)) == len(looks)

@@ -51,7 +51,7 @@ def test_bars_are_sizes_and_bubbles_are_samples() -> None:
     assert "client" in axes[1].get_xlabel()
 
 
-def test_ranks_have_colours_and_a_legend() -> None:
+def test_ranks_have_colors_and_a_legend() -> None:
     _, axes = finetuning.draw_split(dataset())
     colors = [tuple(bar.get_facecolor()) for bar in axes[0].patches]
     assert colors[0] != colors[1] == colors[2]

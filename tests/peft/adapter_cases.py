@@ -146,14 +146,14 @@ def train(model, seed, steps=3):
     """A few steps on random tokens; B, which PEFT starts at zero, is none of it afterwards."""
     rng = torch.Generator().manual_seed(100 + seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(parameters, lr=0.05)
+    optimizer = torch.optim.Adam(parameters, lr=0.05)
     for _ in range(steps):
         result = model(input_ids=torch.randint(VOCABULARY, (4, 8), generator=rng))
         logits = result if isinstance(result, torch.Tensor) else result.logits
         targets = torch.randn(logits.shape, generator=rng, dtype=logits.dtype)
         (logits - targets).square().mean().backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def load(architecture, folder, dtype=torch.float64):

@@ -75,7 +75,7 @@ def logits(task, deltas, heads):
 
 
 def write_text_task(folder: Path, headless: bool = True) -> Scenario:
-    """A folder with a tiny BERT and its tokenizer, and a file of short labelled texts."""
+    """A folder with a tiny BERT and its tokenizer, and a file of short labeled texts."""
     model = base_model("bert", torch.float32)
     (model.base_model if headless else model).save_pretrained(folder / "model")
     wordpiece(WORDS, longest=16).save_pretrained(folder / "model")

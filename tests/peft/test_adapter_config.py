@@ -72,13 +72,13 @@ def test_variants_are_refused_by_name(tmp_path, option):
     "name",
     [*REFUSED_INITIALIZATIONS, "pissa_niter_4", "new", 3, {}],
 )
-def test_initialisations_that_change_the_base_are_refused(tmp_path, name):
+def test_initializations_that_change_the_base_are_refused(tmp_path, name):
     with pytest.raises(InputError, match="init_lora_weights="):
         read_config(written(tmp_path, init_lora_weights=name))
 
 
 @pytest.mark.parametrize("name", [True, False, "gaussian", "orthogonal", "eva"])
-def test_plain_initialisations_are_not(tmp_path, name):
+def test_plain_initializations_are_not(tmp_path, name):
     assert read_config(written(tmp_path, init_lora_weights=name)).rank == 8
 
 

@@ -74,7 +74,7 @@ TARGETS = {
     "qwen3_moe": {"target_modules": "all-linear"},
     "gpt_oss": {"target_modules": ["q_proj"], "target_parameters": STACKED},
 }
-# Three scalings, one of them rank-stabilised.
+# Three scalings, one of them rank-stabilized.
 MIXED = [{"r": r, "lora_alpha": 3 + r, "use_rslora": r == 2} for r in RANKS]
 
 

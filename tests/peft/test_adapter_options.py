@@ -163,7 +163,7 @@ def test_carried_options_are_those_of_the_first_client(plain, tmp_path, name):
     "initialization",
     [True, False, "gaussian", "orthogonal", "eva", "pissa", "pissa_niter_2", "olora", "mica"],
 )
-def test_initialisations_are_refused_where_peft_changes_the_base_or_freezes(initialization):
+def test_initializations_are_refused_where_peft_changes_the_base_or_freezes(initialization):
     with third_party_warnings_ignored(), library_draws(0):
         base = base_model().float()
         weight = base.model.layers[0].self_attn.q_proj.weight.detach().clone()

@@ -25,7 +25,7 @@ def test_brackets_hold_the_threshold_and_are_narrow(threshold: float, tolerance:
     assert len(asked) <= 2 + max(0.0, np.ceil(np.log2(2.0 / tolerance)))
 
 
-def test_a_tolerance_below_resolution_ends_at_neighbouring_floats() -> None:
+def test_a_tolerance_below_resolution_ends_at_neighboring_floats() -> None:
     low, high = bisect(lambda x: x > 1 / 3, 0.0, 1.0, 1e-300)
     assert high == np.nextafter(low, 1.0)
 

@@ -93,7 +93,7 @@ def test_what_cannot_be_told_is_undecided(study, name, changes):
 
 
 def test_scatter_alone_is_no_dependence_on_the_ranks(study):
-    """FedAvg's runs scatter most, and neither rule knows of the ranks: a range would favour one."""
+    """FedAvg's runs scatter most, and neither rule knows of the ranks: a range would favor one."""
     even = table_of(study, few=ACCURACY)
     rng = np.random.default_rng(1)
     for rule, scatter in (("fedavg", 0.1), ("raflora", 0.01)):

@@ -45,8 +45,8 @@ def test_drifts_are_what_the_mean_gain_leaves():
     updates = studies.describe_updates(linear_run("raflora", law=law))
     drift = studies.drifts(updates, 0.8).values
     np.testing.assert_allclose(drift[np.isfinite(drift)], 0.3, rtol=CLOSE)
-    labelled = xr.DataArray([0.8, 0.8], dims="layer", coords={"layer": updates.layer})
-    np.testing.assert_array_equal(studies.drifts(updates, labelled).values, drift)
+    labeled = xr.DataArray([0.8, 0.8], dims="layer", coords={"layer": updates.layer})
+    np.testing.assert_array_equal(studies.drifts(updates, labeled).values, drift)
 
 
 def test_leakage_counts_clients_by_their_weight(run):

@@ -165,7 +165,7 @@ def test_no_path_of_the_machine_stands_in_a_report(tmp_path):
         "cache_prefix": True,
     }
     assert str(tmp_path) not in json.dumps(told)
-    assert last_part("organisation/model") == "organisation/model"
+    assert last_part("organization/model") == "organization/model"
 
 
 def test_every_table_is_in_the_text(report):

@@ -23,7 +23,7 @@ NAMES = tuple(f"digit {k}" for k in range(10))
 
 
 def digit_images(number: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The first of scikit-learn's digits, grey 8x8 of 0 to 240, and their classes."""
+    """The first of scikit-learn's digits, gray 8x8 of 0 to 240, and their classes."""
     bunch = load_digits()
     return (bunch.images[:number] * 15).astype(np.uint8), bunch.target[:number].astype(np.int64)
 
@@ -37,7 +37,7 @@ def write_npz(path: Path, train: int = 60, test: int = 20, **more: object) -> st
 
 
 def cifar_pixels(number: int) -> tuple[NDArray[np.uint8], list[int]]:
-    """Colour images (n, 32, 32, 3) of noise, and classes."""
+    """Color images (n, 32, 32, 3) of noise, and classes."""
     rng = np.random.default_rng(number)
     return rng.integers(256, size=(number, 32, 32, 3), dtype=np.uint8), [
         k % 10 for k in range(number)
@@ -90,8 +90,8 @@ class FakePicture:
 
     def convert(self, mode: str) -> NDArray[np.uint8]:
         assert mode == "RGB"
-        grey = self.pixels.ndim == 2
-        return np.repeat(self.pixels[..., None], 3, axis=2) if grey else self.pixels
+        gray = self.pixels.ndim == 2
+        return np.repeat(self.pixels[..., None], 3, axis=2) if gray else self.pixels
 
 
 class FakeSplit:

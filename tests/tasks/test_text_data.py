@@ -1,4 +1,4 @@
-"""Labelled texts from every source: parts, class names, numbers, and refusals that say where."""
+"""Labeled texts from every source: parts, class names, numbers, and refusals that say where."""
 
 from __future__ import annotations
 

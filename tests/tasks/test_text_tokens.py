@@ -16,7 +16,7 @@ TEXTS = ("the cat sat", "a dog", "", "the team match goal fell rose on the road"
 
 @pytest.fixture
 def made(monkeypatch):
-    """How many texts were tokenised, call by call."""
+    """How many texts were tokenized, call by call."""
     calls: list[int] = []
 
     def count(tokenizer, texts, max_length, make=tasks_text._make):

@@ -137,7 +137,7 @@ def test_float64(tmp_path: Path, tiny_vit: MakeModel) -> None:
     assert task.train.inputs["pixel_values"].dtype == torch.float64
 
 
-def test_pixels_of_the_right_size_are_only_normalised() -> None:
+def test_pixels_of_the_right_size_are_only_normalized() -> None:
     images = np.random.default_rng(0).integers(256, size=(3, 5, 4, 3), dtype=np.uint8)
     found = prepare_images(images, plain((5, 4), mean=0.25, std=2.0))
     wanted = torch.from_numpy((images / 255 - 0.25) / 2.0).permute(0, 3, 1, 2).float()
@@ -164,10 +164,10 @@ def test_images_that_may_not_be_written_to_are_taken() -> None:
 
 
 def test_gray_and_lists_become_the_same_color_images() -> None:
-    grey = digit_images(4)[0]
-    color = np.repeat(grey[..., None], 3, axis=3)
+    gray = digit_images(4)[0]
+    color = np.repeat(gray[..., None], 3, axis=3)
     wanted = prepare_images(color, plain())
-    assert torch.equal(prepare_images(grey, plain()), wanted)
+    assert torch.equal(prepare_images(gray, plain()), wanted)
     tolerance = relative("reduction", torch.float32)
     torch.testing.assert_close(
         prepare_images(list(color), plain()), wanted, rtol=tolerance, atol=tolerance

@@ -44,7 +44,7 @@ def tiny_vit(tmp_path: Path) -> MakeModel:
         ({"do_normalize": False}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     ],
 )
-def test_normalisation_is_the_models_own(
+def test_normalization_is_the_models_own(
     tiny_vit: MakeModel,
     processor: dict[str, Any] | None,
     mean: tuple[float, ...],
