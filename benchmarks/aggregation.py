@@ -1,9 +1,9 @@
-"""Time of the aggregation engine against QR, dense SVD, PEFT's own merge and the physical limit.
+"""Time the aggregation engine against QR, dense SVD, PEFT's merge and the lower limit.
 
 Run as `python -m benchmarks.aggregation [--device cuda]`; writes results/bench/aggregation.json
-(aggregation-cuda.json). Ten clients of ranks 4, 8, 16, 32, 64, twice; square layers; rank 64 out.
-Before it is timed, every candidate is compared with a dense SVD in float64, beyond 4096 with the QR
-path in float64; PEFT's merge, which is FedAvg's, with that path below 4096.
+(aggregation-cuda.json). Ten clients, two per rank 4, 8, 16, 32, 64; square layers; rank 64 out.
+Before timing, every candidate is compared with a reference in float64: a dense SVD up to 4096, the
+QR path above. PEFT's merge, which equals FedAvg's, is compared below 4096.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OUT = Path("results/bench")
 RANKS = (4, 8, 16, 32, 64) * 2
 RANK_OUT = max(RANKS)
 SIZES = (768, 2048, 4096, 8192)
-DENSE_UP_TO = 4096  # beyond, one dense SVD takes minutes
+DENSE_UP_TO = 4096  # above, one dense SVD takes minutes
 LAYERS, LAYER_SIZE = 64, 768
 RULES_SIZE = 2048
 LIBRARIES = ("numpy", "scipy", "peft")
@@ -44,7 +44,7 @@ Row = dict[str, Any]
 def draw_updates(
     d: int, dtype: torch.dtype, device: str, batch: tuple[int, ...] = ()
 ) -> list[LoRAFactors]:
-    """Gaussian factors with alpha/r scalings; spectra without structure are the hardest to cut."""
+    """Return Gaussian factors with alpha/r scalings; flat spectra are the hardest to truncate."""
     rng = torch.Generator().manual_seed(0)
     draws = [
         (torch.randn(*batch, r, d, generator=rng), torch.randn(*batch, d, r, generator=rng))
@@ -57,31 +57,31 @@ def draw_updates(
 
 
 def samples() -> list[float]:
-    """Sample counts that differ."""
+    """Return different sample counts."""
     return [100.0 + 10 * k for k in range(len(RANKS))]
 
 
 def product_of(updates: list[LoRAFactors], rule: str = "raflora") -> LowRankProduct:
-    """The rule's weighted sum, as the engine sees it."""
+    """Return the rule's weighted sum as the engine receives it."""
     weights = torch.tensor(samples(), dtype=torch.float64)
     cohort = Cohort.from_updates(updates, weights, (RANK_OUT,))
     return cohort.product(get_rule(rule).direction_weights(cohort.weights, cohort.members))
 
 
 def reference(updates: list[LoRAFactors], d: int, rule: str = "raflora") -> Tensor:
-    """Best rank-64 approximation in float64: by dense SVD, beyond its reach by the QR path."""
+    """Return the best rank-64 approximation in float64, by dense SVD or, if too large, by QR."""
     product = product_of([u.to(torch.float64) for u in updates], rule)
     u, s, vh = product.svd(RANK_OUT, "dense" if d <= DENSE_UP_TO and rule == "raflora" else "qr")
     return (u * s.unsqueeze(-2)) @ vh
 
 
 def error(result: Tensor, wanted: Tensor) -> float:
-    """Relative difference in norm."""
+    """Return the relative difference in norm."""
     return float((result.double() - wanted).norm() / wanted.norm())
 
 
 def collapsed(updates: list[LoRAFactors]) -> list[LoRAFactors]:
-    """The same clients late in a collapse: a ten-thousandth of the energy's root beyond rank 4."""
+    """Return the clients late in a collapse: amplitudes above rank 4 are 1e-4 of the others."""
     kept = min(RANKS)
     return [
         LoRAFactors(
@@ -94,7 +94,7 @@ def collapsed(updates: list[LoRAFactors]) -> list[LoRAFactors]:
 
 
 def one_layer(d: int, dtype: torch.dtype, device: str, repeats: int, wanted: Tensor) -> list[Row]:
-    """One layer of d x d: every path to the same aggregate."""
+    """Time all paths to the same aggregate of one d x d layer."""
     updates = [u.to(dtype) for u in draw_updates(d, torch.float32, device)]
     product = product_of(updates)
     by_path: dict[str, Callable[[], LoRAFactors]] = {
@@ -117,7 +117,7 @@ def one_layer(d: int, dtype: torch.dtype, device: str, repeats: int, wanted: Ten
     if d <= DENSE_UP_TO and dtype == torch.float32 and device == "cpu":
         merge, merged = peft_merge(updates)
         candidates["peft"] = merge
-        if d < DENSE_UP_TO:  # one more of its merges takes half a minute there
+        if d < DENSE_UP_TO:  # each merge takes half a minute there
             merge()
             errors["peft"] = error(merged(), reference(updates, d, "fedavg"))
     counts = dict.fromkeys(candidates, repeats)
@@ -145,7 +145,7 @@ def _split(product: LowRankProduct, method: str) -> LoRAFactors:
 
 
 def _products(updates: list[LoRAFactors]) -> Callable[[], object]:
-    """What no method can do without: two Gram matrices and two back-projections."""
+    """Return the minimum work of any method: two Gram matrices and two back-projections."""
     left = torch.cat([u.lora_B for u in updates], dim=-1)
     right = torch.cat([u.lora_A for u in updates], dim=-2)
     core = left.new_ones(left.shape[-1], RANK_OUT)
@@ -155,10 +155,10 @@ def _products(updates: list[LoRAFactors]) -> Callable[[], object]:
 def peft_merge(
     updates: list[LoRAFactors],
 ) -> tuple[Callable[[], None], Callable[[], Tensor]]:
-    """PEFT's own merge of adapters of different ranks, `add_weighted_adapter(..., "svd")`.
+    """Prepare PEFT's merge of adapters of different ranks, `add_weighted_adapter(..., "svd")`.
 
     Returns:
-        The merge, and what returns its result; FedAvg of the same updates.
+        The merge, and a function that returns its result, FedAvg of the same updates.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -188,7 +188,7 @@ def peft_merge(
 
 
 def many_layers(layers: int, dtype: torch.dtype, device: str, repeats: int) -> list[Row]:
-    """So many layers at once against one after the other."""
+    """Time several layers in one batch against one after the other."""
     batch = draw_updates(LAYER_SIZE, dtype, device, batch=(layers,))
     single = [
         [LoRAFactors(u.lora_A[i], u.lora_B[i], u.scaling) for u in batch] for i in range(layers)
@@ -212,7 +212,7 @@ def many_layers(layers: int, dtype: torch.dtype, device: str, repeats: int) -> l
 
 
 def every_rule(d: int, device: str, repeats: int) -> list[Row]:
-    """Time of `aggregate` under every rule, one layer, float32."""
+    """Time `aggregate` under every rule for one layer in float32."""
     updates = draw_updates(d, torch.float32, device)
     common = updates[-1].lora_A
     frozen = [LoRAFactors(common[: u.rank], u.lora_B, u.scaling) for u in updates]
@@ -228,7 +228,7 @@ def every_rule(d: int, device: str, repeats: int) -> list[Row]:
 
 
 def check(errors: dict[str, float], dtype: torch.dtype) -> None:
-    """Refuse to time what is wrong."""
+    """Refuse to time a wrong result."""
     bound = relative("factorization", dtype)
     for name in OURS & set(errors):
         if errors[name] > bound:
@@ -236,7 +236,7 @@ def check(errors: dict[str, float], dtype: torch.dtype) -> None:
 
 
 def show(rows: list[Row]) -> None:
-    """What was measured, a line each."""
+    """Print one line per measurement."""
     for row in rows:
         apart = row.get("relative_error", row.get("relative_difference"))
         size = row.get("d", "layers")
@@ -247,7 +247,7 @@ def show(rows: list[Row]) -> None:
 
 
 def main() -> None:
-    """Equality, then times, then the record."""
+    """Check equality, measure times, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))

@@ -1,4 +1,4 @@
-"""What the aggregation engine was built to reach, and whether this run reached it."""
+"""Speed targets of the aggregation engine, and whether this run reached them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from benchmarks.bars import Bar, decided
 from fedlora_sim.tolerances import RELATIVE
 
-SIZE = 4096  # of the layer that the speed bars speak of
+SIZE = 4096  # width of the layer of the speed targets
 FASTER_THAN_DENSE, FASTER_THAN_QR, OF_THE_PRODUCTS = 300.0, 2.0, 2.0
 
 Record = dict[str, Any]
 
 
 def aggregation_bars(record: Record) -> list[dict[str, Any]]:
-    """Every bar that the record can decide: what, wanted, measured, verdict.
+    """Return all targets that the record can decide: quantity, target, measurement, verdict.
 
     One layer by median CPU time on one thread, many layers by median wall time.
     """

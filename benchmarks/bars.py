@@ -1,4 +1,4 @@
-"""A figure held against what it was wanted to be."""
+"""Measurements compared with their targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Bar = tuple[str, Literal["<=", ">="], float, float]
 
 
 def decided(found: Iterable[Bar]) -> list[dict[str, Any]]:
-    """Every bar as a record: what, wanted, measured, verdict."""
+    """Return all targets as records: quantity, target, measurement, verdict."""
     return [
         {
             "what": what,

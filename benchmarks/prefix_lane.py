@@ -1,4 +1,4 @@
-"""A BERT-like encoder that was not pretrained, for the time that a cached prefix saves."""
+"""A BERT-like encoder with random weights, to time what a cached prefix saves."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SAMPLES, VOCABULARY, CLASSES = 128, 1_000, 4
 
 
 def prefix_cases(dtype: torch.dtype, device: str) -> dict[str, Case]:
-    """The same clients on the whole model and on one that starts at its first adapted block."""
+    """Return the clients on the whole model and on one that starts at the first adapted block."""
     task = encoder_task().to(torch.device(device), dtype)
     ranks = (RANK,) * CLIENTS
     return {"whole": make_case(task, ranks), "cached": make_case(cache_prefix(task), ranks)}
 
 
 def encoder_task() -> Task:
-    """Random tokens, none of them padding, in `CLASSES` classes."""
+    """Return random tokens without padding, in `CLASSES` classes."""
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(

@@ -15,7 +15,7 @@ from fedlora_sim.finetune.stacked import Adapters
 
 
 class Grouped(Stacked):
-    """The package's code but for the adapters, which are not padded: one product per rank."""
+    """The package's code, except that adapters are not padded: one product per rank."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -42,8 +42,8 @@ class GroupedLoRALinear(nn.Module):
 
     Args:
         base: the linear map.
-        pairs: of every group `lora_A` (K_g, r_g, d_in) and `lora_B` (K_g, d_out, r_g).
-        scaling: of every group.
+        pairs: `lora_A` (K_g, r_g, d_in) and `lora_B` (K_g, d_out, r_g) of each group.
+        scaling: LoRA scaling of each group.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class GroupedLoRALinear(nn.Module):
 
 
 class GroupedProduct(torch.autograd.Function):
-    """The map and its gradients, in as few passes as the package's own."""
+    """The map and its gradients, in as few passes as in the package."""
 
     @staticmethod
     def forward(

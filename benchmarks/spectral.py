@@ -1,4 +1,4 @@
-"""Time of the spectral fidelity at 1,000 seeds x 200 rounds x 100 clients, after its equality.
+"""Check and time the spectral fidelity at 1,000 seeds x 200 rounds x 100 clients.
 
 Run as `python -m benchmarks.spectral`; writes results/bench/spectral.json.
 """
@@ -26,20 +26,20 @@ SEEDS, REPEATS = 1_000, 5
 
 
 def largest_difference(rule: str) -> float:
-    """Relative difference in norm from the per-client reference, on one noise-free run."""
+    """Return the relative difference in norm from the reference, on one noise-free run."""
     fast = simulate(SCENARIO, rule=rule, seed=0).energy.values[0]
     slow = spectral_reference(SCENARIO, rule, seed=0) ** 2
     return float(np.linalg.norm(fast - slow) / np.linalg.norm(slow))
 
 
 def measure(scenario: Scenario, rule: str) -> dict[str, float]:
-    """Wall and CPU seconds: median, least and most of the repeats."""
+    """Return wall and CPU seconds: median, minimum and maximum of the repeats."""
     run = {rule: lambda: simulate(scenario, rule=rule, seed=range(SEEDS))}
     return side_by_side(run, REPEATS)[rule]
 
 
 def main() -> None:
-    """Equality first, then the times, for every rule and for one and two threads."""
+    """Check equality, then measure the times of all rules with one and two threads."""
     write, rows = result_file(OUT, "benchmarks.spectral"), []
     for rule in RULES:
         difference = largest_difference(rule)
@@ -47,7 +47,7 @@ def main() -> None:
             raise SystemExit(f"{rule}: differs from the reference by {difference:.2e}; not timed")
         for noise in ({}, NOISE):
             if noise and rule == "zero_pad":
-                continue  # its unlike clients have no shortcut: minutes, not seconds
+                continue  # no shortcut for different clients: takes minutes instead of seconds
             for threads in (1, 2):
                 torch.set_num_threads(threads)
                 times = measure(SCENARIO.replace(**noise), rule)

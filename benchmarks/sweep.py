@@ -1,4 +1,4 @@
-"""Throughput of sweeps and their overhead per task, compared with the serial loop of `simulate`.
+"""Measure the throughput of sweeps and their overhead per task against a serial loop.
 
 Run as `python -m benchmarks.sweep`; writes results/bench/sweep.json.
 """
@@ -35,7 +35,7 @@ RULES = ["fedavg", "raflora"]
 
 
 def grids(size: int) -> dict[str, Mapping[str, Any]]:
-    """Grids by what there is much of: seeds, points, or work in a run."""
+    """Return grids with many seeds, many points, or much work per run."""
     spread = [i / 1000 for i in range(200 * size)]
     small = {"ranks": "4x8,8x6,16x4", "cohort_size": 5, "fidelity": "matrix"}
     return {
@@ -55,7 +55,7 @@ def grids(size: int) -> dict[str, Mapping[str, Any]]:
 
 
 def loop(grid: Grid) -> list[np.ndarray]:
-    """What one writes without sweeps: a call of `simulate` for every row, nothing kept on disk."""
+    """Run the loop without sweeps: one call of `simulate` per row, nothing stored on disk."""
     with one_thread(), blas_threads(1):
         return [
             simulate(row.point.scenario, rule=row.point.rule, seed=row.seeds).energy.values
@@ -64,14 +64,14 @@ def loop(grid: Grid) -> list[np.ndarray]:
 
 
 def tasks_alone(grid: Grid) -> None:
-    """The tasks of the sweep without their files, driver and display."""
+    """Run the tasks of the sweep without files, driver and display."""
     with one_thread(), blas_threads(1):
         for task in plan(grid.rows):
             task_dataset(task)
 
 
 def check_equal(grid: Grid, folder: Path) -> float:
-    """Largest relative difference in norm of a row from the loop's."""
+    """Return the largest relative difference in norm between a row and that of the loop."""
     run_sweep(grid, folder, progress=False)
     energy = open_sweep(folder).energy.values.reshape(len(grid.rows), -1)
     pairs = zip(energy, loop(grid), strict=True)
@@ -79,7 +79,7 @@ def check_equal(grid: Grid, folder: Path) -> float:
 
 
 def measure(name: str, tables: Mapping[str, Any], repeats: int, scratch: Path) -> dict[str, Any]:
-    """Equality first, then times of the loop, of the tasks alone, and of sweeps."""
+    """Check equality, then time the loop, the tasks alone, and sweeps."""
     grid, number = read_grid(tables), count()
     difference = check_equal(grid, scratch / "equal")
     allowed = 0.0 if name != "matrix" else 1e-12
@@ -102,7 +102,7 @@ def measure(name: str, tables: Mapping[str, Any], repeats: int, scratch: Path) -
     )
     tasks, runs = len(plan(grid.rows)), sum(len(row.seeds) for row in grid.rows)
     seconds = {lane: times[lane]["wall_median"] for lane in times}
-    # least time of the processor: what else the machine does only adds to either
+    # minimum CPU time: other load on the machine can only add to it
     spent = {lane: times[lane]["cpu_min"] for lane in ("tasks", "serial")}
     row = {
         "grid": name,
@@ -120,7 +120,7 @@ def measure(name: str, tables: Mapping[str, Any], repeats: int, scratch: Path) -
 
 
 def main() -> None:
-    """All grids; the pool's start, paid once, is in its untimed first call."""
+    """Run all grids; the start of the pool is part of the untimed first call."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=4, help="grids so many times as large")
     parser.add_argument("--repeats", type=int, default=5)

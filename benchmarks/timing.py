@@ -1,4 +1,4 @@
-"""Honest timing: candidates side by side in one process, CPU and wall time, with ranges."""
+"""Timing of candidates in turn in one process: CPU and wall time, with ranges."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def side_by_side(
     repeats: int | Mapping[str, int],
     device: str = "cpu",
 ) -> dict[str, Times]:
-    """Time candidates in turn, round after round, so that a busy moment meets all of them.
+    """Time candidates in turn, round after round, so that a busy moment affects all of them.
 
     Args:
         candidates: name to a function without arguments.
-        repeats: timed calls of each, or of each by name; one more call comes first, untimed, for
-            those with more than one repeat.
-        device: waited for at the end of every call.
+        repeats: number of timed calls, for all or by name; candidates with more than one repeat
+            are called once more, untimed, before.
+        device: device to synchronize at the end of every call.
 
     Returns:
-        Name to wall and CPU seconds: median, least and most.
+        Name to wall and CPU seconds: median, minimum and maximum.
     """
     counts = repeats if isinstance(repeats, Mapping) else dict.fromkeys(candidates, repeats)
     wall: dict[str, list[float]] = {name: [] for name in candidates}
@@ -57,7 +57,7 @@ def _summary(kind: str, seconds: list[float]) -> Times:
 
 
 def hardware(device: str = "cpu") -> str:
-    """Name of the processor, or of the GPU."""
+    """Return the name of the processor or of the GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:

@@ -1,9 +1,9 @@
-"""Time of one local step of a cohort: the package, one big batch, one client after the other.
+"""Time one local step of a cohort: the package, one large batch, one client after the other.
 
 Run as `python -m benchmarks.training [--device cuda]`; writes results/bench/training.json
 (training-cuda.json). A two-layer transformer, LoRA of rank 16 on q, v and both maps of the MLP, 8
-samples a client, Adam, float32. Before it is timed, every lane takes three steps, and its adapters
-are compared with those of the clients one after the other, on small cohorts in float64 too.
+samples per client, Adam, float32. Before timing, each lane takes three steps, and its adapters are
+compared with those of a loop over the clients, for small cohorts in float64 too.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from fedlora_sim.version import versions
 
 OUT = Path("results/bench")
 PATCHES = {64: (4, 4), 256: (2, 2)}
-"""Width of the model -> height and width of a token in pixels: 4 and 16 tokens an image."""
+"""Width of the model -> height and width of a token in pixels: 4 and 16 tokens per image."""
 REPEATS = {64: 21, 256: 5}
 CLIENTS, THREADS = (8, 20, 50, 100), (1, 2)
 RANK, MIXED_RANKS = 16, (4, 8, 16, 32)
-STEPS = 3  # before adapters are compared
-FLOAT64_UP_TO = 8  # clients; beyond, equality in float32 is enough
+STEPS = 3  # number of steps before adapters are compared
+FLOAT64_UP_TO = 8  # number of clients; above, equality in float32 is enough
 PREFIX_REPEATS = 7
 LIBRARIES = ("scipy", "transformers")
 
@@ -52,14 +52,14 @@ Row = dict[str, Any]
 
 
 def cases(d: int, clients: int, dtype: torch.dtype, device: str) -> tuple[Case, Case]:
-    """Clients of one rank, and of four."""
+    """Return cohorts of one rank and of four ranks."""
     task = image_task(d, PATCHES[d], dtype, device)
     mixed = sorted(MIXED_RANKS[i % len(MIXED_RANKS)] for i in range(clients))
     return make_case(task, (RANK,) * clients), make_case(task, tuple(mixed))
 
 
 def errors(d: int, clients: int, dtype: torch.dtype, device: str) -> dict[str, float]:
-    """Relative difference in norm of the lanes' adapters from the loop's."""
+    """Return the relative differences in norm between the lanes' adapters and the loop's."""
     same, mixed = cases(d, clients, dtype, device)
     alone, alone_mixed = (trained(case, Loop(case), STEPS) for case in (same, mixed))
     found = {
@@ -72,7 +72,7 @@ def errors(d: int, clients: int, dtype: torch.dtype, device: str) -> dict[str, f
 
 
 def one_size(d: int, clients: int, device: str, repeats: int) -> list[Row]:
-    """Every lane's time of one step, float32."""
+    """Time one step of each lane in float32."""
     same, mixed = cases(d, clients, torch.float32, device)
     lanes: dict[str, Lane] = {
         "stacked": Stacked(same),
@@ -89,7 +89,7 @@ def one_size(d: int, clients: int, device: str, repeats: int) -> list[Row]:
 
 
 def prefix_rows(device: str, repeats: int) -> list[Row]:
-    """A step on the whole encoder, and on what comes after its cached prefix."""
+    """Time a step on the whole encoder and on the part after its cached prefix."""
     found = prefix_cases(torch.float32, device)
     index = found["whole"].batches(1)[0]
     steps = {name: partial(Stacked(case).step, index) for name, case in found.items()}
@@ -99,13 +99,13 @@ def prefix_rows(device: str, repeats: int) -> list[Row]:
 
 
 def setting(device: str) -> Row:
-    """Threads, and the clock that is fair: of several threads, CPU time counts the waiting ones."""
+    """Return numbers of threads and clocks; with several threads CPU time includes waiting."""
     threads = torch.get_num_threads()
     return {"threads": threads, "clock": "cpu" if device == "cpu" and threads == 1 else "wall"}
 
 
 def prefix_error(dtype: torch.dtype, device: str) -> float:
-    """Relative difference in norm of the adapters with a cached prefix from those without."""
+    """Return the relative difference in norm of the adapters with and without a cached prefix."""
     found = prefix_cases(dtype, device)
     ends = {name: trained(case, Stacked(case), STEPS) for name, case in found.items()}
     apart = difference(ends["cached"], ends["whole"])
@@ -114,7 +114,7 @@ def prefix_error(dtype: torch.dtype, device: str) -> float:
 
 
 def check(found: dict[str, float], dtype: torch.dtype) -> None:
-    """Refuse to time what is wrong."""
+    """Refuse to time a wrong result."""
     bound = relative("factorization", dtype)
     for name, error in found.items():
         if not error <= bound:
@@ -122,7 +122,7 @@ def check(found: dict[str, float], dtype: torch.dtype) -> None:
 
 
 def show(rows: list[Row]) -> None:
-    """What was measured, a line each."""
+    """Print one line per measurement."""
     for row in rows:
         size = f"d={row['d']} K={row['clients']}" if "d" in row else "BERT"
         wall = f"wall {row['wall_median']:.4f} [{row['wall_min']:.4f}, {row['wall_max']:.4f}] s"
@@ -131,7 +131,7 @@ def show(rows: list[Row]) -> None:
 
 
 def equal_first(sizes: list[int], clients: list[int], device: str) -> list[Row]:
-    """Largest difference of every lane, by dtype."""
+    """Return the largest difference of each lane by dtype."""
     found: dict[tuple[str, str], float] = {}
     for dtype in (torch.float32, torch.float64):
         kind = str(dtype).removeprefix("torch.")
@@ -146,7 +146,7 @@ def equal_first(sizes: list[int], clients: list[int], device: str) -> list[Row]:
 
 
 def measure(sizes: list[int], clients: list[int], device: str, repeats: int | None) -> Row:
-    """Equality, then times."""
+    """Check equality, then measure times."""
     threads = THREADS if device == "cpu" else (1,)
     torch.set_num_threads(1)
     record: Row = {"device": device, "batch": BATCH, "rank": RANK, "rows": [], "prefix": []}
@@ -163,7 +163,7 @@ def measure(sizes: list[int], clients: list[int], device: str, repeats: int | No
 
 
 def main() -> None:
-    """Measure, hold against the bars, and write the record."""
+    """Measure, compare with the targets, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", choices=list(PATCHES), default=[*PATCHES])

@@ -1,4 +1,4 @@
-"""What stacked training was built to reach, and whether this run reached it."""
+"""Speed targets of stacked training, and whether this run reached them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 from benchmarks.bars import Bar, decided
 
-SIZE, CLIENTS, THREADS = 64, 100, 2  # what the bars against the loop speak of
+SIZE, CLIENTS, THREADS = 64, 100, 2  # the case of the targets against the loop
 OF_THE_LIMIT, FASTER_THAN_LOOP, FASTER_ON_GPU = 1.25, 2.0, 20.0
 
 Record = dict[str, Any]
 
 
 def training_bars(record: Record) -> list[dict[str, Any]]:
-    """Every bar that the record can decide: what, wanted, measured, verdict."""
+    """Return all targets that the record can decide: quantity, target, measurement, verdict."""
     gpu = record["device"] != "cpu"
     found: list[Bar] = []
     for d, threads in sorted({(row["d"], row["threads"]) for row in record["rows"]}):
@@ -29,7 +29,7 @@ def training_bars(record: Record) -> list[dict[str, Any]]:
 
 
 def multiples(record: Record, over: str, under: str, d: int, threads: int) -> dict[int, float]:
-    """Median time of one lane over that of another, by the number of clients."""
+    """Return the ratio of the median times of two lanes by number of clients."""
     times: dict[str, dict[int, float]] = {over: {}, under: {}}
     for row in record["rows"]:
         if (row["d"], row["threads"]) == (d, threads) and row["lane"] in times:
@@ -40,5 +40,5 @@ def multiples(record: Record, over: str, under: str, d: int, threads: int) -> di
 def _on(threads: int, gpu: bool) -> str:
     if gpu:
         return ", on a GPU"
-    # of several threads, CPU time counts the waiting ones
+    # with several threads CPU time includes waiting
     return ", 1 thread, CPU time" if threads == 1 else f", {threads} threads, wall time"

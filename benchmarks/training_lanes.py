@@ -1,4 +1,4 @@
-"""Ways to take the same optimizer step of a cohort: the package's, and what it is held against."""
+"""Ways to take the same optimizer step of a cohort: the package's and those it is compared with."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from fedlora_sim.tasks.digits import TinyTransformer
 from fedlora_sim.tasks.targets import resolve_targets
 from fedlora_sim.tasks.task import logits_of
 
-BATCH = 8  # samples of a client's step
+BATCH = 8  # samples per step of a client
 ALPHA = 16.0  # scaling alpha / r
-RATE = 1e-4  # Adam moves by as much where a gradient is rounding: differences grow with the rate
+RATE = 1e-4  # Adam takes full steps even on rounding errors: differences grow with the rate
 TRAINING = Scenario("1", fidelity="training", learning_rate=RATE, local_steps=1)
 SAMPLES = 2_000
 TARGETS = ("q_proj", "v_proj", "fc1", "fc2")
 
 
 class Lane(Protocol):
-    """What takes steps."""
+    """Interface of a lane."""
 
     def step(self, index: Tensor) -> None:
-        """One step of Adam on the samples `index` of all clients, (K, b)."""
+        """Take one step of Adam on the samples `index` of all clients, (K, b)."""
 
 
 class Cohort(Lane, Protocol):
     """A lane that trains every client's own adapter."""
 
     def adapters(self) -> Adapters:
-        """What the clients have now, zero-padded to the highest rank."""
+        """Return the clients' current adapters, zero-padded to the highest rank."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What all lanes start from.
+    """Initial state of all lanes.
 
     Args:
         task: model and data.
-        ranks: of the clients, rising.
+        ranks: ranks of the clients, ascending.
         start: their adapters, both factors random, zero-padded to the highest rank.
     """
 
@@ -58,18 +58,18 @@ class Case:
 
     @property
     def scaling(self) -> Tensor:
-        """Of every client, (K,)."""
+        """LoRA scaling of each client, (K,)."""
         return ALPHA / torch.tensor(self.ranks, dtype=torch.float64)
 
     def batches(self, steps: int) -> Tensor:
-        """Samples of so many steps, (steps, K, b)."""
+        """Return the samples of a number of steps, (steps, K, b)."""
         rng = torch.Generator().manual_seed(1)
         shape = (steps, len(self.ranks), BATCH)
         return torch.randint(len(self.task.train), shape, generator=rng).to(self.task.device)
 
 
 def image_task(d_model: int, patch: tuple[int, int], dtype: torch.dtype, device: str) -> Task:
-    """A two-layer transformer that was not pretrained, and random images."""
+    """Return a two-layer transformer with random weights, and random images."""
     rng = torch.Generator().manual_seed(0)
     model = TinyTransformer(rng, d_model=d_model, patch=patch).requires_grad_(False).eval()
     images = torch.rand(SAMPLES, 8, 8, generator=rng)
@@ -79,7 +79,7 @@ def image_task(d_model: int, patch: tuple[int, int], dtype: torch.dtype, device:
 
 
 def make_case(task: Task, ranks: tuple[int, ...]) -> Case:
-    """Clients of these ranks on a task."""
+    """Return clients of these ranks on a task."""
     rng = torch.Generator().manual_seed(2)
     alive = torch.arange(max(ranks)) < torch.tensor(ranks).unsqueeze(1)
     start = {}
@@ -93,7 +93,7 @@ def make_case(task: Task, ranks: tuple[int, ...]) -> Case:
 
 
 class Stacked:
-    """The package's own code."""
+    """The package's code."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -114,8 +114,8 @@ class Alone:
     """One adapter in plain PyTorch.
 
     Args:
-        case: of whose clients it is one.
-        client: which.
+        case: the cohort.
+        client: number of the client.
         module: the adapted linear map.
         fused: Adam in one kernel; False leaves PyTorch's default.
     """
@@ -137,7 +137,7 @@ class Alone:
         self.optimizer = torch.optim.Adam(trained, lr=RATE, fused=fused or None)
 
     def step(self, index: Tensor) -> None:
-        """A step on these samples, (n,)."""
+        """Take a step on these samples, (n,)."""
         batch = self.task.train.take(index)
         loss = functional.cross_entropy(logits_of(self.model, batch.inputs), batch.labels)
         self.optimizer.zero_grad()
@@ -146,7 +146,7 @@ class Alone:
 
 
 class Limit(Alone):
-    """All samples of the cohort in one batch of one adapter: what the arithmetic costs."""
+    """All samples of the cohort in one batch of one adapter: the cost of the arithmetic."""
 
     def __init__(self, case: Case) -> None:
         super().__init__(case, 0, LeanLoRALinear, fused=True)
@@ -177,7 +177,7 @@ class Loop:
 
 
 class LeanLoRALinear(LoRALinear):
-    """One adapter with the fewest passes over memory that plain PyTorch allows."""
+    """One adapter with the fewest passes over memory possible in plain PyTorch."""
 
     def forward(self, x: Tensor) -> Tensor:
         base, flat = self.base(x), x.flatten(0, -2)
@@ -186,7 +186,7 @@ class LeanLoRALinear(LoRALinear):
 
 
 def with_modules(case: Case, build: Callable[[nn.Linear, str], nn.Module]) -> nn.Module:
-    """A copy of the model with its targets replaced; what is frozen is shared."""
+    """Return a copy of the model with its targets replaced; frozen parameters are shared."""
     model = copy.deepcopy(case.task.model, {id(p): p for p in case.task.model.parameters()})
     for name in case.start:
         parent, _, leaf = name.rpartition(".")
@@ -196,14 +196,14 @@ def with_modules(case: Case, build: Callable[[nn.Linear, str], nn.Module]) -> nn
 
 
 def trained(case: Case, lane: Cohort, steps: int) -> Adapters:
-    """A cohort's adapters after so many steps."""
+    """Return a cohort's adapters after a number of steps."""
     for index in case.batches(steps):
         lane.step(index)
     return lane.adapters()
 
 
 def difference(found: Adapters, wanted: Adapters) -> float:
-    """Relative, in norm over all adapters."""
+    """Return the relative difference in norm over all adapters."""
     flat = [
         torch.cat([x.double().flatten() for name in wanted for x in own[name]])
         for own in (found, wanted)
@@ -212,7 +212,7 @@ def difference(found: Adapters, wanted: Adapters) -> float:
 
 
 def padded(parts: Any, rank_axis: int) -> Tensor:
-    """Factors of different ranks as one tensor, clients first, zero-padded."""
+    """Return factors of different ranks as one zero-padded tensor, clients first."""
     highest = max(part.shape[rank_axis] for part in parts)
     grown = []
     for part in parts:

@@ -2,9 +2,9 @@
 
 Run as `python -m benchmarks.rivals --environments DIR` after
 `python -m benchmarks.rivals.install --environments DIR`; writes results/bench/rivals.json. Every
-framework runs in a virtual environment of its own, none is a dependency. All do the same rounds:
-same weights, initial adapters, batches and order of samples, SGD, average of A and of B. A lane is
-timed only where its final adapters are the reference's; one that is not installed, fails or
+framework runs in a separate virtual environment and is not a dependency. All do the same rounds:
+same weights, initial adapters, batches, order of samples, SGD, and averages of A and of B. A lane
+is timed only if its final adapters equal the reference. A lane that is not installed, fails or
 disagrees is shown with the reason.
 """
 
@@ -36,7 +36,7 @@ COLUMNS = ("threads", "lane", "off, f64 / f32", "first round, s", "later rounds,
 
 
 def runner(environments: Path, folder: Path) -> Runner:
-    """Runs lanes in processes of their own, their files in `folder`."""
+    """Return a function that runs lanes in separate processes, with their files in `folder`."""
 
     def run(lane: Lane, exchange: Exchange, threads: int) -> Outcome:
         given, out = folder / "exchange.npz", folder / "outcome.npz"
@@ -47,7 +47,7 @@ def runner(environments: Path, folder: Path) -> Runner:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows of one case, a line each: below 1 in the last column, the lane beats ours."""
+    """Print one line per row of a case; a lane below 1 in the last column is faster than ours."""
     shown = Table(title="d = {d_model}, {cohort} client(s) a round".format(**rows[0]))
     for name in COLUMNS:
         shown.add_column(name, justify="left" if name == "lane" else "right")
@@ -73,10 +73,10 @@ def _times(row: Row, ours: float | None) -> list[str]:
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line.
+    """Run the command line.
 
     Raises:
-        InputError: if there would be nothing to time.
+        InputError: if there is nothing to time.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rivals", description=__doc__)
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
@@ -95,7 +95,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """All cases, then the record."""
+    """Run all cases and write the record."""
     given, console = parse(words), Console()
     write = result_file(given.out, "benchmarks.rivals")
     lanes = [lane for lane in LANES if given.lanes is None or lane.name in given.lanes]

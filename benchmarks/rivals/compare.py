@@ -1,4 +1,4 @@
-"""Equality first, then times: every lane on the same run, in turn."""
+"""Check equality, then time all lanes on the same run in turn."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from fedlora_sim.tolerances import relative
 TIMED, EXACT = "float32", "float64"
 Row = dict[str, Any]
 Runner = Callable[[Lane, Exchange, int], Outcome]
-"""Runs a lane on an exchange with a number of threads; raises `LaneError`."""
+"""Function that runs a lane on an exchange with a number of threads; raises `LaneError`."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared: a transformer of this width, so many clients, so many rounds."""
+    """A comparison: width of the transformer, number of clients, number of rounds."""
 
     d_model: int
     cohort: int
     rounds: int
 
     def draw(self, dtype: str) -> Exchange:
-        """The run in this dtype."""
+        """Return the run in this dtype."""
         settings = Settings(d_model=self.d_model, dtype=dtype)
         return draw_exchange(settings, cohort=self.cohort, rounds=self.rounds)
 
@@ -38,17 +38,17 @@ class Case:
 def compare(
     case: Case, lanes: Sequence[Lane], threads: Sequence[int], repeats: int, run: Runner
 ) -> list[Row]:
-    """Hold every lane against plain PyTorch in float64; time those that agree, in float32.
+    """Compare all lanes with plain PyTorch in float64; time those that agree, in float32.
 
     Args:
-        case: what is compared.
-        lanes: who takes part.
-        threads: numbers of threads, and of cores, to time on.
-        repeats: timed runs of every lane, lanes in turn, so that a busy moment meets all of them.
-        run: runs a lane.
+        case: the comparison.
+        lanes: the lanes that take part.
+        threads: numbers of threads, and of cores, to use.
+        repeats: timed runs of every lane; lanes take turns, so that a busy moment affects all.
+        run: function that runs a lane.
 
     Returns:
-        A row for every number of threads and lane: its times, or under `problem` why it has none.
+        One row per number of threads and lane: its times, or in `problem` why it has none.
     """
     exact, timed = case.draw(EXACT), case.draw(TIMED)
     reference = run(PLAIN, exact, 1).adapters
@@ -69,10 +69,10 @@ def compare(
 
 
 class _Record:
-    """The runs of one lane, each held against the reference; none after one has gone wrong.
+    """The runs of one lane, each compared with the reference; it stops at the first failure.
 
     Args:
-        lane: which.
+        lane: the lane.
         reference: final adapters of plain PyTorch in float64.
         start: initial adapters.
     """
@@ -84,13 +84,13 @@ class _Record:
         self.runs: list[Outcome] = []
 
     def fresh(self) -> _Record:
-        """The same verdict so far, without the runs."""
+        """Return the verdict so far, without the runs."""
         other = _Record(self.lane, self.reference, self.start)
         other.problem, other.differences = self.problem, dict(self.differences)
         return other
 
     def attempt(self, exchange: Exchange, threads: int, run: Runner) -> None:
-        """Run the lane once more; keep the run if it agrees, else the reason."""
+        """Run the lane once more; keep the run if it agrees, otherwise the reason."""
         if self.problem is not None:
             return
         try:
@@ -107,7 +107,7 @@ class _Record:
             self.runs.append(outcome)
 
     def row(self) -> Row:
-        """What is written of the lane."""
+        """Return the record of the lane."""
         row: Row = {"lane": self.lane.name, "problem": self.problem}
         row |= {"relative_difference": self.differences}
         if self.problem is not None:
@@ -123,7 +123,7 @@ class _Record:
 
 
 def _summary(kind: str, seconds: NDArray[np.float64]) -> dict[str, float]:
-    """Median and range of wall seconds."""
+    """Return median and range of wall seconds."""
     return {
         f"{kind}_median": statistics.median(seconds.tolist()),
         f"{kind}_min": float(seconds.min()),

@@ -1,7 +1,7 @@
-"""What every lane reads and writes: plain arrays in one npz file. NumPy only.
+"""Input and output of all lanes: plain arrays in one npz file. Needs only NumPy.
 
-The lanes run in environments of their own, where nothing of this project is installed; this module
-is all that they share with it.
+The lanes run in separate environments where this project is not installed; this module is all that
+they share with it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Settings:
 
     Args:
         d_model: width of the transformer.
-        num_layers: its blocks.
-        num_heads: attention heads of a block.
+        num_layers: number of blocks.
+        num_heads: attention heads per block.
         patch: side of a token in pixels.
         scaling: LoRA scaling of every client.
-        learning_rate: of SGD, which starts anew at every client.
+        learning_rate: of SGD, which every client starts without momentum.
         momentum: of SGD.
-        dtype: `float32 | float64`, of all that is computed.
+        dtype: `float32 | float64`, for all computations.
     """
 
     d_model: int = 64
@@ -50,15 +50,15 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """One federated run, given down to the order of the samples.
+    """One federated run, specified down to the order of the samples.
 
     Args:
-        settings: the numbers.
+        settings: the settings.
         images: gray values, (n, 8, 8).
         labels: classes, int64 (n,).
         weights: parameters of the frozen model by name, as in PyTorch (weights (d_out, d_in)).
         adapters: initial adapters; their modules are those that carry LoRA.
-        batches: sample indices, int64 (rounds, steps, K, b), filled up with zeros.
+        batches: sample indices, int64 (rounds, steps, K, b), padded with zeros.
         num_steps: steps of every client, (rounds, K): one pass over `b * num_steps` samples, which
             is also its weight in the average.
     """
@@ -73,29 +73,29 @@ class Exchange:
 
     @property
     def rounds(self) -> int:
-        """Federated rounds."""
+        """Number of federated rounds."""
         return len(self.num_steps)
 
     @property
     def cohort(self) -> int:
-        """Clients of a round."""
+        """Number of clients per round."""
         return self.num_steps.shape[1]
 
     @property
     def batch_size(self) -> int:
-        """Samples of a batch."""
+        """Number of samples per batch."""
         return self.batches.shape[-1]
 
     def batches_of(self, t: int, k: int) -> NDArray[np.int64]:
-        """Sample indices of client k in round t, in order, (steps, b)."""
+        """Return the sample indices of client k in round t, in order, (steps, b)."""
         return self.batches[t, : self.num_steps[t, k], k]
 
     def num_samples(self, t: int) -> NDArray[np.int64]:
-        """Samples that the clients of round t see, (K,)."""
+        """Return the number of samples of each client in round t, (K,)."""
         return self.num_steps[t] * self.batch_size
 
     def save(self, path: Path) -> None:
-        """Write everything into one npz file."""
+        """Write all into one npz file."""
         arrays = {"images": self.images, "labels": self.labels}
         arrays |= {"batches": self.batches, "num_steps": self.num_steps}
         arrays |= {f"weights/{name}": x for name, x in self.weights.items()}
@@ -104,7 +104,7 @@ class Exchange:
 
     @classmethod
     def load(cls, path: Path) -> Exchange:
-        """Read what `save` has written."""
+        """Read a file of `save`."""
         with np.load(path) as file:
             weights = {n.removeprefix("weights/"): file[n] for n in file if n.startswith("weights")}
             plain = {n: file[n] for n in ("images", "labels", "batches", "num_steps")}
@@ -114,13 +114,13 @@ class Exchange:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a lane leaves behind.
+    """Result of a lane.
 
     Args:
         adapters: the global adapters after the last round.
-        seconds: wall time of every round, (rounds,); the first one holds all preparation.
-        how: how the framework was run, in words.
-        versions: of what it was run with.
+        seconds: wall time of every round, (rounds,); the first one includes the preparation.
+        how: how the framework was run, as text.
+        versions: versions of the packages.
     """
 
     adapters: Adapters
@@ -129,7 +129,7 @@ class Outcome:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write everything into one npz file, whole or not at all: processes may share a path."""
+        """Write all into one npz file atomically, because processes may share a path."""
         words = np.array(json.dumps({"how": self.how, "versions": dict(self.versions)}))
         temporary = path.with_name(f".{os.getpid()}.{path.name}")
         np.savez(temporary, seconds=self.seconds, words=words, **_flat(self.adapters))
@@ -137,13 +137,13 @@ class Outcome:
 
     @classmethod
     def load(cls, path: Path) -> Outcome:
-        """Read what `save` has written."""
+        """Read a file of `save`."""
         with np.load(path) as file:
             return cls(_nested(file), file["seconds"], **json.loads(str(file["words"])))
 
 
 class Stopwatch:
-    """Wall time of rounds: starts when made, `lap` ends a round."""
+    """Wall time of rounds: starts when created; `lap` ends a round."""
 
     def __init__(self) -> None:
         self.marks = [time.perf_counter()]
@@ -154,16 +154,16 @@ class Stopwatch:
 
     @property
     def seconds(self) -> NDArray[np.float64]:
-        """Seconds of every round."""
+        """Return the seconds of each round."""
         return np.diff(self.marks)
 
 
 Lane = Callable[[Exchange, int], Outcome]
-"""Runs all rounds of an exchange with a number of threads."""
+"""Function that runs all rounds of an exchange with a number of threads."""
 
 
 def parse() -> argparse.Namespace:
-    """Command line of a lane: `EXCHANGE OUT --threads N`."""
+    """Return the parser of a lane's command line: `EXCHANGE OUT --threads N`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("exchange", type=Path)
     parser.add_argument("out", type=Path)
@@ -172,7 +172,7 @@ def parse() -> argparse.Namespace:
 
 
 def serve(lane: Lane, packages: Sequence[str]) -> None:
-    """Do what the command line says, with the versions of these packages in the outcome."""
+    """Run the command line and save the result with the versions of these packages."""
     given = parse()
     outcome = lane(Exchange.load(given.exchange), given.threads)
     versions = {name: version(name) for name in packages}

@@ -1,6 +1,6 @@
 """Flower's client: takes the global adapters and a client's number, returns trained adapters.
 
-In a module of its own, so that a worker process imports it once and is sent its name after that.
+It is a separate module, so that a worker process imports it once and later receives only its name.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from benchmarks.rivals.exchange import Exchange
 from benchmarks.rivals.plain_torch import Classifier, build, train
 
 EXCHANGE = "RIVALS_EXCHANGE"
-"""Environment variable with the path of the exchange file, for the worker processes."""
+"""Environment variable with the path of the exchange file for worker processes."""
 
 app = ClientApp()
 
 
 @lru_cache(maxsize=1)
 def _loaded() -> tuple[Exchange, Classifier, torch.Tensor, torch.Tensor]:
-    """What a worker keeps: data and model; a client that built its own would cost milliseconds."""
+    """Return the worker's data and model, built once, because building them takes milliseconds."""
     exchange = Exchange.load(Path(os.environ[EXCHANGE]))
     images, labels = torch.from_numpy(exchange.images), torch.from_numpy(exchange.labels)
     return exchange, build(exchange), images, labels
@@ -32,8 +32,8 @@ def _loaded() -> tuple[Exchange, Classifier, torch.Tensor, torch.Tensor]:
 
 @app.train()
 def train_client(message: Message, context: Context) -> Message:
-    """Local training of the client that the message names."""
-    torch.set_num_threads(1)  # a worker a core
+    """Train the client that the message names."""
+    torch.set_num_threads(1)  # one worker per core
     exchange, model, images, labels = _loaded()
     config = message.content["config"]
     t, k = int(config["server-round"]) - 1, int(config["client"])

@@ -1,9 +1,9 @@
-"""Virtual environments for the frameworks, one each: `python -m benchmarks.rivals.install`.
+"""Create one virtual environment per framework: `python -m benchmarks.rivals.install`.
 
-The versions are those that the comparison was made with. FedJAX was last released in 2023 and
-needs a JAX that still has `jax.tree_map`, up to 0.5; at d = 64 it is twice as fast with 0.4.31 as
-with 0.5.3. Both are for Python 3.10 to 3.12. PyPI's torch for Linux brings gigabytes for GPUs:
-`--index https://download.pytorch.org/whl/cpu` offers one without.
+The versions are those of the recorded comparison. FedJAX was last released in 2023 and
+needs a JAX that has `jax.tree_map`, up to 0.5; at d = 64 it is twice as fast with 0.4.31 as with
+0.5.3. Both need Python 3.10 to 3.12. PyPI's torch for Linux includes gigabytes for GPUs: pass
+`--index https://download.pytorch.org/whl/cpu` to install one without.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REQUIREMENTS = {
 
 
 def install(name: str, environments: Path, python: str, index: str | None) -> None:
-    """Make one environment, or bring the one that is there to the versions above."""
+    """Create one environment, or update an existing one to the versions above."""
     folder = environments / name
     if not (folder / "bin" / "python").exists():
         subprocess.run([python, "-m", "venv", str(folder)], check=True)
@@ -40,7 +40,7 @@ def install(name: str, environments: Path, python: str, index: str | None) -> No
 
 
 def main() -> None:
-    """Every environment that was asked for."""
+    """Create the requested environments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     parser.add_argument("--only", nargs="+", choices=sorted(REQUIREMENTS))

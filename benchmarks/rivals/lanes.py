@@ -1,4 +1,4 @@
-"""The lanes of the comparison: where each is installed, how one is run, whether it agrees."""
+"""The lanes of the comparison: where they are installed, how they run, whether they agree."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class LaneError(Exception):
 
 @dataclass(frozen=True)
 class Lane:
-    """One way to do the same rounds.
+    """One implementation of the same rounds.
 
     Args:
-        name: as shown.
-        module: what is run, `python -m`.
-        environment: folder of its virtual environment; None for this interpreter.
-        float64: whether it can compute in float64 throughout, where equality says most.
+        name: display name.
+        module: module for `python -m`.
+        environment: folder of the virtual environment; None for this interpreter.
+        float64: whether all of it can compute in float64, in which equality is the strictest.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Lane:
     float64: bool = True
 
     def python(self, environments: Path) -> Path:
-        """Its interpreter.
+        """Return the interpreter.
 
         Raises:
-            LaneError: if there is none.
+            LaneError: if it is not installed.
         """
         if self.environment is None:
             return Path(sys.executable)
@@ -69,17 +69,17 @@ LANES = (
 
 
 def run_lane(lane: Lane, exchange: Path, out: Path, *, threads: int, environments: Path) -> Outcome:
-    """Run a lane in a process of its own, on so many cores.
+    """Run a lane in a separate process on a number of cores.
 
     Args:
-        lane: which.
-        exchange: the run, as written by `Exchange.save`.
-        out: where the lane writes its outcome.
-        threads: cores, and threads of all that computes on them.
+        lane: the lane.
+        exchange: file of the run, written by `Exchange.save`.
+        out: file for the result.
+        threads: number of cores and of threads.
         environments: folder of the virtual environments.
 
     Returns:
-        What the lane has written.
+        The result of the lane.
 
     Raises:
         LaneError: if it is not installed, fails, or takes too long.
@@ -94,7 +94,7 @@ def run_lane(lane: Lane, exchange: Path, out: Path, *, threads: int, environment
 
 
 def _run(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
-    """Run a command to its end; its exit status, and what it has printed."""
+    """Run a command and return its exit status and output."""
     with subprocess.Popen(
         command,
         cwd=ROOT,
@@ -106,7 +106,7 @@ def _run(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
     ) as process:
         try:
             output, _ = process.communicate(timeout=TIMEOUT)
-        except BaseException as error:  # a framework's workers would live on without their parent
+        except BaseException as error:  # otherwise a framework's workers would outlive their parent
             os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise LaneError(f"no result within {TIMEOUT:.0f} s") from None
@@ -115,17 +115,17 @@ def _run(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
 
 
 def _reason(output: str) -> str:
-    """The line that says most: the first exception of a traceback, else the last line."""
+    """Return the first exception of a traceback, or the last line."""
     lines = [line.strip() for line in output.splitlines() if any(map(str.isalnum, line))]
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return next(iter(raised or lines[-1:]), "no message")
 
 
 def disagreement(found: Adapters, wanted: Adapters, start: Adapters) -> float:
-    """Relative difference in norm of what the rounds have changed in the adapters.
+    """Return the relative difference in norm between the changes of the adapters.
 
-    The change is compared, not the adapters: A moves little from where it starts, and a lane that
-    trained nothing would agree to a few per cent.
+    Changes are compared instead of adapters, because A changes little: a lane that trains nothing
+    would agree up to a few percent.
 
     Args:
         found: final adapters of a lane.
@@ -133,7 +133,7 @@ def disagreement(found: Adapters, wanted: Adapters, start: Adapters) -> float:
         start: initial adapters.
 
     Returns:
-        The difference; infinite where the adapters have other names or shapes.
+        The difference; infinite if the adapters have other names or shapes.
     """
     shapes = ({n: (a.shape, b.shape) for n, (a, b) in x.items()} for x in (found, wanted))
     if next(shapes) != next(shapes):
@@ -149,17 +149,17 @@ def _flat(adapters: Adapters) -> NDArray[np.float64]:
 
 
 def _thread_limits(threads: int) -> dict[str, str]:
-    """What the libraries are told of their threads, by their own variables."""
+    """Return the environment variables that set the libraries' numbers of threads."""
     count = str(threads)
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    # XLA takes a device a core: sharing steps this small between its threads slows them down.
+    # XLA uses one device per core: threads that share such small steps are slower.
     flags = f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"
     return {**dict.fromkeys(pools, count), "XLA_FLAGS": f"{flags} intra_op_parallelism_threads=1"}
 
 
 @contextmanager
 def _pinned(cores: int) -> Iterator[None]:
-    """Keep processes that are started in the block on so many cores, where the system can."""
+    """Restrict processes started in the block to a number of cores, if the system can."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return

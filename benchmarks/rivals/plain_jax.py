@@ -1,4 +1,4 @@
-"""The model of `plain_torch` in plain JAX, as a user of FedJAX would write it. JAX only."""
+"""The model of `plain_torch` in plain JAX, as a FedJAX user would write it. Needs only JAX."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from benchmarks.rivals.exchange import Settings
 
 Arrays = Mapping[str, Any]
 LAYER_NORM_EPS = 1e-5
-"""PyTorch's default."""
+"""Default of PyTorch."""
 
 
 def make_loss(settings: Settings, weights: Arrays) -> Callable[[Any, Arrays], Any]:
-    """Mean cross-entropy of a batch as a function of the adapters.
+    """Return the mean cross-entropy of a batch as a function of the adapters.
 
     Args:
         settings: sizes and LoRA scaling.
-        weights: frozen parameters, PyTorch's names and layouts.
+        weights: frozen parameters with PyTorch's names and layouts.
 
     Returns:
-        A function of adapters, module -> (A, B), and a batch with images `x` and labels `y`.
+        Function of adapters, module -> (A, B), and a batch with images `x` and labels `y`.
     """
     frozen = {name: jnp.asarray(x) for name, x in weights.items()}
 

@@ -1,4 +1,4 @@
-"""The model in plain PyTorch, as a user of Flower or pfl-research would write it. Torch only."""
+"""The model in plain PyTorch, as a Flower or pfl-research user would write it."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ class Classifier(nn.Module):
         return self.head(self.norm(x).mean(dim=1))
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of a batch."""
+        """Return the mean cross-entropy of a batch."""
         return functional.cross_entropy(self(images), labels)
 
 
 def build(exchange: Exchange) -> Classifier:
-    """The frozen model with the initial adapters, the only parameters that want gradients."""
+    """Return the frozen model with the initial adapters, the only trainable parameters."""
     hidden, classes = len(exchange.weights["blocks.0.fc1.bias"]), len(exchange.weights["head.bias"])
     model = Classifier(exchange.settings, hidden, classes)
     model.to(getattr(torch, exchange.settings.dtype)).requires_grad_(False)
@@ -98,7 +98,7 @@ def build(exchange: Exchange) -> Classifier:
 
 
 def write_adapters(model: Classifier, adapters: Adapters) -> None:
-    """Put adapters into the model."""
+    """Copy adapters into the model."""
     with torch.no_grad():
         for name, (lora_a, lora_b) in adapters.items():
             layer = model.get_submodule(name)
@@ -108,7 +108,7 @@ def write_adapters(model: Classifier, adapters: Adapters) -> None:
 
 
 def read_adapters(model: Classifier) -> Adapters:
-    """Copies of the model's adapters."""
+    """Return copies of the model's adapters."""
     return {
         name: (_copy(layer.lora_A), _copy(layer.lora_B))
         for name, layer in model.named_modules()
@@ -117,7 +117,7 @@ def read_adapters(model: Classifier) -> Adapters:
 
 
 def trained_parameters(model: Classifier) -> list[nn.Parameter]:
-    """What the optimizer moves."""
+    """Return the trainable parameters."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -132,7 +132,7 @@ def train(
     labels: Tensor,
     batches: NDArray[np.int64],
 ) -> None:
-    """Local training on these batches, (steps, b), from the adapters that the model holds."""
+    """Train on these batches, (steps, b), starting at the model's adapters."""
     optimizer = torch.optim.SGD(
         trained_parameters(model), lr=settings.learning_rate, momentum=settings.momentum
     )

@@ -1,6 +1,7 @@
-"""The lane of FedJAX: its federated averaging, every client step compiled by XLA.
+"""Lane of FedJAX: its federated averaging, with client steps compiled by XLA.
 
-On one core its jit backend, one client after the other; on more its pmap backend, a client a core.
+On one core it uses the jit backend, one client after the other; on more cores the pmap backend with
+one client per core.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from benchmarks.rivals.plain_jax import make_loss
 
 
 def run(exchange: Exchange, threads: int) -> Outcome:
-    """All rounds; XLA's flags have set how many devices of one thread there are."""
+    """Run all rounds on the number of one-thread devices that XLA's flags have set."""
     settings = exchange.settings
     jax.config.update("jax_enable_x64", settings.dtype == "float64")
     backend = "jit" if threads == 1 else "pmap"
@@ -41,7 +42,7 @@ def run(exchange: Exchange, threads: int) -> Outcome:
 
 
 def _clients(exchange: Exchange, t: int) -> list[tuple[int, fedjax.ClientDataset, Any]]:
-    """The cohort of round t, samples in their order; nothing is random, the keys are not used."""
+    """Return the cohort of round t, samples in order; the random keys are not used."""
     key, found = jax.random.PRNGKey(0), []
     for k in range(exchange.cohort):
         index = exchange.batches_of(t, k).reshape(-1)

@@ -1,6 +1,6 @@
-"""The lane of Flower: its FedAvg strategy on its simulation runtime, a Ray worker a core.
+"""Lane of Flower: its FedAvg strategy on its simulation runtime, one Ray worker per core.
 
-The runtime looks for messages and for replies every 0.1 s: a round takes at least that.
+The runtime polls for messages and replies every 0.1 s, which is the minimum time of a round.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # before the imports
+os.environ |= {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}  # before imports
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
@@ -25,11 +28,11 @@ from benchmarks.rivals.flower_app import EXCHANGE, app
 
 
 class WholeCohort(FedAvg):
-    """FedAvg that tells every node which client it is, and takes the time.
+    """FedAvg that assigns a client to each node and measures the time.
 
     Args:
         cohort: clients of a round.
-        watch: told when a round ends.
+        watch: stopwatch, advanced when a round ends.
     """
 
     def __init__(self, cohort: int, watch: Stopwatch) -> None:
@@ -41,7 +44,7 @@ class WholeCohort(FedAvg):
     ) -> Iterable[Message]:
         if server_round > 1:
             self.watch.lap()
-        # The base class waits until all nodes are there, and picks them all.
+        # The base class waits for all nodes and selects them all.
         sampled = super().configure_train(server_round, arrays, config, grid)
         for client, message in enumerate(sampled):
             told = ConfigRecord({"server-round": server_round, "client": client})
@@ -53,7 +56,7 @@ class WholeCohort(FedAvg):
 
 
 def run(exchange: Exchange, threads: int) -> Outcome:
-    """All rounds."""
+    """Run all rounds."""
     os.environ[EXCHANGE] = str(Path(sys.argv[1]).absolute())
     logging.getLogger("flwr").setLevel(logging.ERROR)
     watch, found = Stopwatch(), {}
@@ -81,7 +84,7 @@ def run(exchange: Exchange, threads: int) -> Outcome:
 
 
 def _named(adapters: Adapters) -> dict[str, Any]:
-    """Adapters under the names of the model's parameters."""
+    """Return the adapters by the names of the model's parameters."""
     return {
         f"{name}.{leaf}": x
         for name, pair in adapters.items()

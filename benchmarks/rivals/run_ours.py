@@ -1,4 +1,4 @@
-"""Our own lane: the whole cohort stacked into one model, averaged by the `zero_pad` rule."""
+"""Lane of this project: the cohort stacked into one model, averaged by the `zero_pad` rule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Global = dict[str, LoRAFactors]
 
 
 def run(exchange: Exchange, threads: int) -> Outcome:
-    """All rounds."""
+    """Run all rounds."""
     torch.set_num_threads(threads)
     watch = Stopwatch()
     task, settings = build_task(exchange), exchange.settings
@@ -44,7 +44,7 @@ def run(exchange: Exchange, threads: int) -> Outcome:
 
 
 def build_task(exchange: Exchange) -> Task:
-    """Model and data of the exchange, as a task."""
+    """Return model and data of the exchange as a task."""
     model = build_model(exchange.settings, torch.Generator())
     model.to(getattr(torch, exchange.settings.dtype))
     model.load_state_dict({name: torch.from_numpy(x) for name, x in exchange.weights.items()})
@@ -54,14 +54,14 @@ def build_task(exchange: Exchange) -> Task:
 
 
 def plan_of(exchange: Exchange, t: int) -> BatchPlan:
-    """The batches of round t; all samples are real up to a client's last step."""
+    """Return the batches of round t; up to a client's last step no sample is padding."""
     index, num_steps = exchange.batches[t], exchange.num_steps[t]
     before_end = np.arange(len(index))[:, None] < num_steps
     return BatchPlan(index, np.repeat(before_end[..., None], index.shape[2], axis=2), num_steps)
 
 
 def _stack(state: Global, clients: int) -> Stack:
-    """The global adapters, once for every client."""
+    """Return one copy of the global adapters per client."""
     adapters = {
         name: (f.lora_A.expand(clients, -1, -1), f.lora_B.expand(clients, -1, -1))
         for name, f in state.items()
@@ -71,7 +71,7 @@ def _stack(state: Global, clients: int) -> Stack:
 
 
 def _average(trained: Adapters, scaling: float, samples: list[int]) -> Global:
-    """Data-weighted mean of A and of B; the layers are of one shape and go as one batch."""
+    """Return the data-weighted means of A and of B; layers have one shape and form one batch."""
     lora_a, lora_b = (torch.stack(side, dim=1) for side in zip(*trained.values(), strict=True))
     updates = [LoRAFactors(a, b, scaling) for a, b in zip(lora_a, lora_b, strict=True)]
     mean = aggregate(updates, samples, "zero_pad", scaling=scaling).adapter

@@ -1,4 +1,4 @@
-"""The lane of pfl-research: its FederatedAveraging on its simulated backend, a process a core."""
+"""Lane of pfl-research: its FederatedAveraging on its simulated backend, one process per core."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RANK = "RANK"
 
 
 class Laps(TrainingProcessCallback):
-    """Ends a round of the stopwatch."""
+    """Callback that ends a round of the stopwatch."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self.watch = watch
@@ -40,7 +40,7 @@ class Laps(TrainingProcessCallback):
 
 
 def federated_data(exchange: Exchange) -> FederatedDataset:
-    """Every round's clients in order; a user is a pair (round, client)."""
+    """Return the clients of each round in order; a user is a pair (round, client)."""
     images, labels = torch.from_numpy(exchange.images), torch.from_numpy(exchange.labels)
 
     def users() -> Iterator[tuple[int, int]]:
@@ -57,11 +57,11 @@ def federated_data(exchange: Exchange) -> FederatedDataset:
 
 
 def run(exchange: Exchange, threads: int) -> Outcome:
-    """All rounds, on one thread of each process."""
+    """Run all rounds with one thread per process."""
     torch.set_num_threads(1)
     watch = Stopwatch()
     settings, network = exchange.settings, build(exchange)
-    # It evaluates every client in its first round, whatever the frequency: as little as it takes.
+    # It evaluates all clients in the first round at any frequency: use the least possible work.
     network.metrics = lambda images, labels: {"samples": Weighted(len(labels), 1)}
     model = PyTorchModel(
         network,
@@ -92,7 +92,7 @@ def run(exchange: Exchange, threads: int) -> Outcome:
 
 
 def main() -> None:
-    """Start a process a thread, as far as there are clients; one that was started does its part."""
+    """Start one process per thread, at most one per client; started processes do their part."""
     given = parse()
     count = min(given.threads, Exchange.load(given.exchange).cohort)
     if count > 1 and RANK not in os.environ:

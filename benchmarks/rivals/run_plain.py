@@ -1,4 +1,4 @@
-"""The lane that all others are held against: one client after the other, in plain PyTorch."""
+"""The reference lane: one client after the other, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.rivals.plain_torch import build, read_adapters, train, write_ada
 
 
 def run(exchange: Exchange, threads: int) -> Outcome:
-    """All rounds."""
+    """Run all rounds."""
     torch.set_num_threads(threads)
     watch = Stopwatch()
     model, adapters = build(exchange), exchange.adapters
@@ -27,7 +27,7 @@ def run(exchange: Exchange, threads: int) -> Outcome:
 
 
 def average(clients: list[Adapters], weights: list[float]) -> Adapters:
-    """Weighted mean of A and of B, each by itself."""
+    """Return the weighted means of A and of B."""
     return {
         name: tuple(  # type: ignore[misc]
             sum(w * client[name][side] for w, client in zip(weights, clients, strict=True))

@@ -1,8 +1,8 @@
-"""The task of the comparison, drawn once and written for every lane to read.
+"""Task of the comparison, drawn once and read by all lanes.
 
-A transformer classifier of `fedlora_sim.tasks.digits`, as initialized, on all of
-scikit-learn's digits; LoRA of equal rank on q and v. A client has between half and all of
-`max_steps` batches of samples, passes over them once a round, and is averaged with that weight.
+A randomly initialized transformer classifier of `fedlora_sim.tasks.digits` on scikit-learn's
+digits; LoRA of equal rank on q and v. A client has between half of `max_steps` and `max_steps`
+batches of samples, passes over them once per round, and is averaged with that weight.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def draw_exchange(
     max_steps: int = MAX_STEPS,
     seed: int = 0,
 ) -> Exchange:
-    """Draw a run.
+    """Draw a federated run.
 
     Args:
-        settings: the numbers; all draws are float64 and cast to its dtype at the end.
+        settings: the settings; all draws are float64 and cast to its dtype at the end.
         cohort: clients of a round, K.
         rounds: federated rounds.
-        max_steps: most batches that a client has.
-        seed: of everything.
+        max_steps: maximum number of batches of a client.
+        seed: seed of all draws.
 
     Returns:
-        The run: another dtype gives the same one, rounded.
+        The run; another dtype gives the same run, rounded.
     """
     bunch = load_digits()
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +57,7 @@ def draw_exchange(
 
 
 def build_model(settings: Settings, generator: torch.Generator) -> TinyTransformer:
-    """The frozen model, as initialized by the generator, in float32."""
+    """Return the frozen model, initialized by the generator, in float32."""
     model = TinyTransformer(
         generator,
         d_model=settings.d_model,
@@ -69,7 +69,7 @@ def build_model(settings: Settings, generator: torch.Generator) -> TinyTransform
 
 
 def _initial_adapters(settings: Settings, seed: int) -> Adapters:
-    """A uniform within 1/sqrt(d), B zero, as PEFT starts."""
+    """Return PEFT's initial adapters: A uniform within 1/sqrt(d), B zero."""
     d, found = settings.d_model, {}
     for i in range(settings.num_layers):
         for target in TARGETS:
@@ -82,7 +82,7 @@ def _initial_adapters(settings: Settings, seed: int) -> Adapters:
 def _draw_batches(
     samples: int, cohort: int, rounds: int, max_steps: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Steps (rounds, K) and batches (rounds, steps, K, b): other clients every round."""
+    """Return steps (rounds, K) and batches (rounds, steps, K, b), of new clients in each round."""
     rng = stream(seed, "rivals batches")
     num_steps = rng.integers(-(-max_steps // 2), max_steps + 1, size=(rounds, cohort))
     batches = np.zeros((rounds, int(num_steps.max()), cohort, BATCH_SIZE), dtype=np.int64)
