@@ -63,8 +63,7 @@ class Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" or report.skipped:
             return
-        file, _, name = report.nodeid.rpartition("::")
-        test = f"{Path(file).relative_to(TESTS.name).as_posix()}::{name.partition('[')[0]}"
+        test = report.nodeid.partition("[")[0].removeprefix(f"{TESTS.name}/")
         found = [row for key, row in report.user_properties if key == PROPERTY]
         self.rows += [{**row, "test": test, "passed": report.passed} for row in found]
 
