@@ -48,7 +48,7 @@ def test_tests_that_ran_again_replace_their_rows_and_no_others() -> None:
 
 
 @cache
-def tests_that_promise() -> set[str]:
+def promising_tests() -> set[str]:
     """Tests that take the fixture `promise`, named as in the record."""
     return {
         f"{path.relative_to(TESTS).as_posix()}::{node.name}"
@@ -56,13 +56,14 @@ def tests_that_promise() -> set[str]:
         if "promise" in (text := path.read_text(encoding="utf-8"))
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.FunctionDef)
+        and node.name.startswith("test_")
         and any(argument.arg == "promise" for argument in node.args.args)
     }
 
 
 def test_the_record_has_every_test_that_promises() -> None:
     rows = json.loads(RECORD.read_text(encoding="utf-8"))["rows"]
-    assert {row["test"] for row in rows} == tests_that_promise()
+    assert {row["test"] for row in rows} == promising_tests()
     assert all(row["count"] > 0 for row in rows)
     for row in rows:
         text = (TESTS / row["test"].partition("::")[0]).read_text(encoding="utf-8")
