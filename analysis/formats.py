@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from fedlora_sim.errors import InputError
@@ -57,6 +58,27 @@ def percent(share: float | None, digits: int = 6, decimals: int | None = None) -
 def times(factor: float | None, digits: int = DIGITS) -> str:
     """Return a factor as text: `×3`."""
     return f"×{number(factor, digits)}"
+
+
+FORMULA = re.compile(r"\$([^$]+)\$")
+"""A formula in a text: LaTeX between dollar signs, as GitHub shows it."""
+
+_SIGNS = {"gt": ">", "lt": "<", "le": "<=", "mid": "|", "lvert": "|", "rvert": "|", "ast": "*"}
+
+
+def plain(text: str) -> str:
+    r"""Return a text without LaTeX: `$\delta^2 / (1 - q')$` as `delta^2 / (1 - q')`.
+
+    Signs are written in ASCII, other commands by their names, and groups in parentheses.
+    """
+    return FORMULA.sub(_plain_formula, text)
+
+
+def _plain_formula(formula: re.Match[str]) -> str:
+    text = re.sub(r"\\(?:mathrm|text)\{([^{}]*)\}", r"\1", formula[1])
+    text = re.sub(r"\\(\w+)", lambda command: _SIGNS.get(command[1], command[1]), text)
+    text = re.sub(r"(?<=[_^])\{([-\w]+)\}", r"\1", text)  # a single word needs no parentheses
+    return text.replace("{", "(").replace("}", ")")
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -23,6 +23,7 @@ from latex2mathml.converter import convert
 from analysis.derivations import symbols
 from analysis.derivations.appendix import derivations_of, notation, sections
 from analysis.derivations.statement import MARK
+from analysis.formats import FORMULA
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "build" / "docs" / "pages"
@@ -126,7 +127,7 @@ def _unlatexed(paragraph: str) -> str:
     text = text.replace(r"\textasciicircum{}", "^").replace(r"\_", "_").replace(r"\%", "%")
     text = text.replace(r"\textless{}", "&lt;").replace(r"\textgreater{}", "&gt;")
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
-    return f"<p>{re.sub(r'[$]([^$]+)[$]', lambda found: mathml(found[1]), text)}</p>"
+    return f"<p>{FORMULA.sub(lambda found: mathml(found[1]), text)}</p>"
 
 
 def figures() -> Iterator[str]:
@@ -169,11 +170,15 @@ def _relinked(text: str) -> str:
     """Return a document as a page, with valid links to other pages.
 
     Links to files of the repository become plain text. The site has pages and recorded figures in
-    one folder, and no other files.
+    one folder, and no other files. Formulas outside code become MathML.
     """
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL).replace("](../", "](")
     text = text.replace("](docs/", "](").replace("](CONTRIBUTING.md", "](contributing.md")
-    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|[a-z_]+\.md)[^)]+\)", r"\1", text)
+    text = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|[a-z_]+\.md)[^)]+\)", r"\1", text)
+    code = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+    parts = code.split(text)  # text and code by turns
+    parts[::2] = [FORMULA.sub(lambda found: mathml(found[1]), part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _plain(text: str) -> str:

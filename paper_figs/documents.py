@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.claims import with_texts
 from analysis.claims.report import (
     claim_tables,
     conjecture_table,
@@ -599,7 +600,7 @@ def rules_table() -> str:
 
 def tables(record: Path) -> dict[str, str]:
     """Return the generated blocks by name, from the available recorded results."""
-    report = json.loads((record / "report.json").read_text(encoding="utf-8"))
+    report = with_texts(json.loads((record / "report.json").read_text(encoding="utf-8")))
     blocks = {
         "themes": theme_table(report),
         "conjectures": conjecture_table(report),

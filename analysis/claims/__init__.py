@@ -1,6 +1,7 @@
 """The registry of all claims, in the order of the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from analysis.claims import (
     allocation,
@@ -26,7 +27,7 @@ THEMES: dict[str, tuple[Claim, ...]] = {
     "Random allocation: the review's second conjecture": allocation.CLAIMS,
     "Non-IID floors and trajectories": rates.FLOOR_CLAIMS,
     "Identities and multipliers": (*identities.IDENTITY_CLAIMS, *identities.MULTIPLIER_CLAIMS),
-    "Rival rules": (*other_rules.OTHER_RULE_CLAIMS, *other_rules.NORM_WEIGHT_CLAIMS),
+    "Other rules": (*other_rules.OTHER_RULE_CLAIMS, *other_rules.NORM_WEIGHT_CLAIMS),
     "Heterogeneity": heterogeneity.CLAIMS,
     "Noise and signal": (*noise.NOISE_CLAIMS, *noise.SIGNAL_CLAIMS),
     "Phase transition of LoRA's own training": (
@@ -47,6 +48,25 @@ def theme_of(claim: Claim) -> str:
     """Return the theme of a claim."""
     themes = (name for name, claims in THEMES.items() if claim.id in {c.id for c in claims})
     return next(themes, "")
+
+
+def with_texts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report with the texts of today's claims, by id, so that a record keeps only numbers.
+
+    Args:
+        report: a verification's report; entries without such a claim are not changed.
+    """
+    known = {claim.id: claim for claim in CLAIMS}
+    claims = []
+    for entry in report["claims"]:
+        texts: dict[str, Any] = {}
+        if claim := known.get(entry["id"]):
+            texts = {"theme": theme_of(claim), **claim.texts()}
+            for name, control in claim.controls.items():
+                if name in entry:
+                    texts[name] = {**entry[name], "description": control.description}
+        claims.append({**entry, **texts})
+    return {**report, "claims": claims}
 
 
 def select(ids: Sequence[str] | None, quick: bool = False) -> tuple[Claim, ...]:

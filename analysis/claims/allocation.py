@@ -135,7 +135,7 @@ _TOTAL: dict[str, Any] = {
     **_COMMON,
 }
 _SHARED: dict[str, Any] = {
-    "quantities": (f"rho_2 after {SVD.rounds} rounds",),
+    "quantities": (rf"$\rho_2$ after {SVD.rounds} rounds",),
     "statistic": "share of energy in the shared partition, of a spectrum that starts flat",
     **_COMMON,
 }
@@ -143,8 +143,8 @@ _SHARED: dict[str, Any] = {
 CLAIMS = (
     Claim(
         id="random-allocation-rate",
-        statement="Under random allocation FedAvg drains every partition at one rate: E[W^2] of "
-        "random coverage, the shared partition included.",
+        statement="Under random allocation FedAvg shrinks every partition at one rate, the shared "
+        r"one included: $\mathrm{E}[W^2]$ of random coverage.",
         predict=partial(_rate, RANDOM),
         experiment=partial(energy_left, RANDOM, "fedavg"),
         control=Control("the staircase of SVD allocation", partial(_rate, SVD)),
@@ -154,7 +154,7 @@ CLAIMS = (
     Claim(
         id="random-allocation-variance",
         statement="Under random allocation FedAvg's rate exceeds the squared mean coverage by the "
-        "variance of who holds what.",
+        "variance of the random coverage.",
         predict=partial(_rate, FEW),
         experiment=partial(energy_left, FEW, "fedavg"),
         control=Control("the squared mean coverage", _squared_mean_coverage),
@@ -168,7 +168,7 @@ CLAIMS = (
         experiment=concentration(RANDOM),
         control=Control("SVD allocation", experiment=concentration(SVD)),
         near=Control(
-            "a spectrum that falls by 1.2% a direction",
+            "a spectrum that falls by 1.2% per direction",
             experiment=concentration(RANDOM.replace(spectrum_decay=0.988)),
         ),
         kind="conjecture",
@@ -191,7 +191,7 @@ CLAIMS = (
         predict=lambda: Prediction.at_least(_svd_total(), SCALE * _svd_total()),
         experiment=total_left(RANDOM),
         control=Control(
-            "raFLoRA's total under SVD allocation asked of it", partial(Prediction.at_least, 1.0)
+            "raFLoRA's total under SVD allocation as the bound", partial(Prediction.at_least, 1.0)
         ),
         near=_leaving((1 - NEAR_SHARE) * float(_svd_total()[0])),
         positive=_leaving((1 + NEAR_SHARE) * float(_svd_total()[0])),
@@ -205,9 +205,9 @@ CLAIMS = (
         quantities=("energy rate of the highest partition",),
         predict=partial(_rate_of_svd, -1),
         experiment=top_left,
-        control=Control("the rate of the shared partition asked of it", partial(_rate_of_svd, 0)),
+        control=Control("the rate of the shared partition as the bound", partial(_rate_of_svd, 0)),
         near=Control(
-            f"the rate of random allocation to clients with a gain of {HIGHER_GAIN:g} asked of it",
+            f"the rate of random allocation to clients with a gain of {HIGHER_GAIN:g} as the bound",
             lambda: _bound(_rates(RANDOM)[-1] * HIGHER_GAIN**2),
         ),
         estimator=root_of_mean(SVD.rounds),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -128,6 +128,8 @@ class Claim:
         kind: a `theorem` must hold; a `conjecture` is reported with any verdict.
         wide_because: for statements about every run, the reason for a margin wider than 1e-9.
         scenario: scenario of a seed, if it differs from run to run; printed with a counterexample.
+
+    Formulas in texts are LaTeX between dollar signs, as GitHub and the report's page show them.
     """
 
     id: str
@@ -154,6 +156,34 @@ class Claim:
     def runs(self, quick: bool) -> tuple[int, int]:
         """Return the number of runs of the first look, and the maximum."""
         return self.quick if quick and self.quick is not None else (self.first, self.cap)
+
+    @property
+    def controls(self) -> dict[str, Control]:
+        """The controls that the claim has, by their names in a report."""
+        named = {
+            "negative_control": self.control,
+            "near_control": self.near,
+            "positive_control": self.positive,
+        }
+        return {name: control for name, control in named.items() if control is not None}
+
+    def texts(self) -> dict[str, Any]:
+        """Return the texts of the claim, by their names in a report."""
+        return {
+            "statement": self.statement,
+            "source": self.source,
+            "assumptions": self.assumptions,
+            "statistic": self.statistic,
+            "quantities": list(self.quantities),
+            **({"wide_because": self.wide_because} if self.wide_because else {}),
+        }
+
+    def all_texts(self) -> list[str]:
+        """Return the texts of the claim and of its controls, one by one."""
+        own = self.texts()
+        quantities = own.pop("quantities")
+        controls = [control.description for control in self.controls.values()]
+        return [*own.values(), *quantities, *controls]
 
 
 # Shared experiments: map a scenario and a rule to one row per run

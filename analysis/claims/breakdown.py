@@ -273,8 +273,8 @@ def _region(name: str, points: Sequence[int], outside: str, *, plain: bool) -> d
     return {
         "source": "ours",
         "fidelity": "matrix",
-        "statistic": "|measured / predicted - 1| of the energy rate over that of the shared "
-        f"partition, fitted over {AFFINE.rounds} rounds, median of runs",
+        "statistic": r"$\lvert \text{measured} / \text{predicted} - 1 \rvert$ of the energy rate "
+        f"relative to the shared partition, fitted over {AFFINE.rounds} rounds, median of runs",
         "quantities": quantities,
         "predict": partial(_within_tolerance, len(quantities)),
         "experiment": partial(deviation, name, points),
@@ -293,15 +293,15 @@ CLAIMS = (
     Claim(
         id="breakdown-drift",
         statement="The staircase of rates holds within 5%, over four decades of the highest "
-        "partition's energy, while updates turn away by up to 0.1 rad a round.",
-        assumptions="full participation, common gain; the basis of every update turned at random",
+        "partition's energy, while updates rotate by up to 0.1 rad per round.",
+        assumptions="full participation, common gain; the basis of every update rotated at random",
         **_region("drift", range(SWEEPS["drift"].inside), "an angle of 0.3 rad", plain=False),
     ),
     Claim(
         id="breakdown-steps",
-        statement="With targets turned by 0.4 rad from each other the predicted rates hold within "
-        f"5% up to 10 local steps of {STEP:g}.",
-        assumptions="full participation, quadratic loss, plain steps; targets turned at random",
+        statement="With targets rotated by 0.4 rad against each other the predicted rates hold "
+        f"within 5% up to 10 local steps of {STEP:g}.",
+        assumptions="full participation, quadratic loss, plain steps; targets rotated at random",
         **_region("steps", range(SWEEPS["steps"].inside), "40 steps", plain=False),
     ),
     Claim(
@@ -312,17 +312,17 @@ CLAIMS = (
         kind="conjecture",
         in_quick=False,
         positive=Control(
-            f"{PLAIN_STEPS} plain steps in place of Adam's",
+            f"{PLAIN_STEPS} plain steps instead of Adam's",
             experiment=partial(deviation, "adam", range(USUAL, len(TIMES)), plain=True),
         ),
         **_region("adam", range(USUAL, len(TIMES)), "the longest training only", plain=True),
     ),
     Claim(
         id="adam-floor",
-        statement="Under Adam no training is too short: partitions that plain steps let collapse "
+        statement="Under Adam no training is too short: partitions that collapse under plain steps "
         "are held, at amplitudes that grow with the square of the local time.",
-        source="ours, by dimensions: a step of Adam is as long as its rate in every entry of A and "
-        "of B, whatever the gradient",
+        source="ours, by dimensions: a step of Adam is as long as its rate in every entry of $A$ "
+        "and $B$, for any gradient",
         assumptions=f"full participation, quadratic loss, {ADAM_STEPS} steps of Adam a round, "
         "common target, local times far below the threshold",
         fidelity="matrix",
@@ -333,7 +333,7 @@ CLAIMS = (
         experiment=partial(held_exponent, "adam"),
         control=Control("plain steps", experiment=partial(held_exponent, "sgd")),
         near=Control(
-            f"the second local time longer by {LONGER - 1:.0%}",
+            f"the second local time {LONGER - 1:.0%} longer",
             experiment=partial(held_exponent, "adam", longer=LONGER),
         ),
         estimator=median_interval,

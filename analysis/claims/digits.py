@@ -215,7 +215,7 @@ def gather(context: RunContext, count: int) -> xr.Dataset:
 
 _COMMON: dict[str, Any] = {
     "source": "arXiv 2602.13486, Sec. 4 and Sec. 6, on other tasks",
-    "assumptions": "digits, Dirichlet 0.5, 12 clients of mixed ranks, Adam, all take part",
+    "assumptions": "digits, Dirichlet 0.5, 12 clients of mixed ranks, Adam, full participation",
     "fidelity": "training",
     # A median requires no assumption on the distribution of the few runs.
     "estimator": median_interval,
@@ -226,18 +226,18 @@ _COMMON: dict[str, Any] = {
 }
 _RHO: dict[str, Any] = {
     "statistic": "energy ratio after the last round, median of runs",
-    "quantities": (f"rho_{LEVEL} after the last round",),
+    "quantities": (rf"$\rho_{LEVEL}$ after the last round",),
 }
 
 
 def _collapse(rule: str) -> Claim:
     return Claim(
         id=f"digits-collapse-{rule.replace('_', '-')}",
-        statement=f"On real fine-tuning {rule_name(rule)} leaves the energy in the lowest "
-        "rank level.",
+        statement=f"On real fine-tuning {rule_name(rule)} concentrates the energy in the "
+        "lowest rank level.",
         predict=partial(Prediction.at_least, COLLAPSED, 1 - COLLAPSED),
         experiment=partial(rho_of, rule),
-        control=Control("raFLoRA in its place", experiment=partial(rho_of, "raflora")),
+        control=Control("raFLoRA instead", experiment=partial(rho_of, "raflora")),
         near=Control(
             f"the highest direction gains {PUT_BACK:.0%} of all energy",
             experiment=partial(rho_put_back, rule),
@@ -254,12 +254,12 @@ def _accuracy(
     return Claim(
         id=claim_id,
         statement=f"On real fine-tuning raFLoRA's model is more accurate than FedAvg's{where}.",
-        statistic="test accuracy after the last round less the baseline's, median over seeds",
+        statistic="test accuracy after the last round minus the baseline's, median over seeds",
         quantities=("accuracy gained over FedAvg, paired by seed",),
         predict=partial(Prediction.at_least, 0.0, 0.05),
         experiment=partial(accuracy_gain, raflora, fedavg),
         control=Control(
-            "the untrained model in raFLoRA's place", experiment=partial(untrained_gain, fedavg)
+            "the untrained model instead of raFLoRA's", experiment=partial(untrained_gain, fedavg)
         ),
         near=near,
         positive=positive,
@@ -270,7 +270,7 @@ def _accuracy(
 
 
 _EARLY_FEDAVG = Control(
-    f"FedAvg after {EARLY} rounds in its place", experiment=partial(rho_of, "fedavg", after=EARLY)
+    f"FedAvg after {EARLY} rounds instead", experiment=partial(rho_of, "fedavg", after=EARLY)
 )
 
 CLAIMS = (
@@ -281,7 +281,7 @@ CLAIMS = (
         statement="On real fine-tuning raFLoRA keeps energy above the lowest rank level.",
         predict=partial(Prediction.at_most, NOT_COLLAPSED, 0.03),
         experiment=partial(rho_of, "raflora"),
-        control=Control("FedAvg in its place", experiment=partial(rho_of, "fedavg")),
+        control=Control("FedAvg instead", experiment=partial(rho_of, "fedavg")),
         near=_EARLY_FEDAVG,
         **_RHO,
         **_COMMON,
@@ -292,7 +292,7 @@ CLAIMS = (
         "rank level.",
         predict=partial(Prediction.at_most, NOT_COLLAPSED, 0.03),
         experiment=partial(rho_of, "raflora_canonical"),
-        control=Control("FedAvg in its place", experiment=partial(rho_of, "fedavg")),
+        control=Control("FedAvg instead", experiment=partial(rho_of, "fedavg")),
         near=_EARLY_FEDAVG,
         kind="conjecture",
         in_quick=False,
@@ -308,9 +308,9 @@ CLAIMS = (
     _accuracy(
         "digits-accuracy-two-high",
         "_two_high",
-        " also with two high-rank clients and large steps",
+        ", also with two high-rank clients and large steps",
         Control(
-            "FedAvg with four high-rank clients and usual steps in raFLoRA's place",
+            "FedAvg with four high-rank clients and usual steps instead of raFLoRA",
             experiment=partial(accuracy_gain, "fedavg", "fedavg_two_high"),
         ),
         positive=Control(

@@ -315,14 +315,15 @@ def _floor_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"flow-floor-{rule.replace('_', '-')}",
         statement=f"Above the threshold training under {rule_name(rule)} holds every partition at "
-        "the floor M (omega G - 1) / (G - 1).",
-        statistic=f"floor over the amplitude after {FLOOR_ROUNDS} rounds, of every federation",
+        r"the floor $M (\omega G - 1) / (G - 1)$.",
+        statistic=f"floor relative to the amplitude after {FLOOR_ROUNDS} rounds, for every "
+        "federation",
         quantities=tuple(f"predicted / measured, {name}" for name in PARTITIONS),
         predict=partial(Prediction.within, np.ones(len(PARTITIONS)), FLOW_MARGIN),
         experiment=held(rule, rule),
         control=Control(f"the floor of {rule_name(other)}", experiment=held(rule, other)),
         near=Control(
-            f"the floor of targets larger by {FITTED_LARGER - 1:.1%}",
+            f"the floor of targets {FITTED_LARGER - 1:.1%} larger",
             experiment=held(rule, rule, FITTED_LARGER),
         ),
         scenario=partial(above, rule),
@@ -334,17 +335,17 @@ def _floor_claim(rule: str, other: str) -> Claim:
 def _above_claim(rule: str) -> Claim:
     return Claim(
         id=f"flow-rate-above-{rule.replace('_', '-')}",
-        statement=f"Above the threshold the way to the floor under {rule_name(rule)} shrinks by "
-        "1/(omega G) a round.",
-        statistic="factor per round, by log-linear fit, of the steps of 1/x, over the prediction",
+        statement=f"Above the threshold $1/x$ approaches its limit under {rule_name(rule)} by a "
+        r"factor $1 / (\omega G)$ per round.",
+        statistic="factor per round of the steps of $1/x$, by log-linear fit, over the prediction",
         quantities=_over(HIGHER),
         predict=partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN),
         experiment=approach(rule),
         control=Control(
-            "the side below the threshold, omega G", experiment=approach(rule, swapped=True)
+            r"the factor below the threshold, $\omega G$", experiment=approach(rule, swapped=True)
         ),
         near=Control(
-            f"a growth omega G larger by {MORE_GROWTH - 1:.1%}",
+            rf"a growth $\omega G$ that is {MORE_GROWTH - 1:.1%} larger",
             experiment=approach(rule, more=MORE_GROWTH),
         ),
         scenario=partial(above, rule),
@@ -356,17 +357,17 @@ def _above_claim(rule: str) -> Claim:
 def _below_claim(rule: str) -> Claim:
     return Claim(
         id=f"flow-rate-below-{rule.replace('_', '-')}",
-        statement=f"Below the threshold amplitudes under {rule_name(rule)} decay by omega G a "
-        "round.",
+        statement=f"Below the threshold amplitudes under {rule_name(rule)} decay by "
+        r"$\omega G$ per round.",
         statistic="amplitude factor per round, by log-linear fit, over the prediction",
         quantities=_over(HIGHER),
         predict=partial(Prediction.within, np.ones(len(HIGHER)), FLOW_MARGIN),
         experiment=decay(rule),
         control=Control(
-            "omega alone, as if clients did not train", experiment=decay(rule, trained=False)
+            r"$\omega$ alone, as if clients did not train", experiment=decay(rule, trained=False)
         ),
         near=Control(
-            f"a growth omega G larger by {MORE_GROWTH - 1:.1%}",
+            rf"a growth $\omega G$ that is {MORE_GROWTH - 1:.1%} larger",
             experiment=decay(rule, more=MORE_GROWTH),
         ),
         scenario=partial(below, rule),
@@ -379,18 +380,18 @@ def _critical_claim(rule: str) -> Claim:
     assumptions = _FLOW["assumptions"].replace(str(STEPS), str(CRITICAL_STEPS))
     return Claim(
         id=f"flow-critical-{rule.replace('_', '-')}",
-        statement=f"At omega G = 1 amplitudes under {rule_name(rule)} fall like 1/t: 1/x grows by "
-        "(G - 1)/M every round.",
-        statistic="mean growth of 1/x a round, over the prediction",
+        statement=rf"At $\omega G = 1$ amplitudes under {rule_name(rule)} fall like $1/t$: $1/x$ "
+        "grows by $(G - 1) / M$ in every round.",
+        statistic="mean growth of $1/x$ per round, over the prediction",
         quantities=_over(("first half of the rounds", "second half")),
         predict=partial(Prediction.within, np.ones(2), CRITICAL_MARGIN),
         experiment=critical_slope(rule, 1.0),
         control=Control(
-            "local time a tenth short of critical, where the decay is geometric",
+            "local time 10% below the critical one, where the decay is geometric",
             experiment=critical_slope(rule, 0.9),
         ),
         near=Control(
-            f"the growth of targets larger by {CRITICAL_LARGER - 1:.1%}",
+            f"the growth of targets {CRITICAL_LARGER - 1:.1%} larger",
             experiment=critical_slope(rule, 1.0, CRITICAL_LARGER),
         ),
         scenario=partial(critical, 1.0, rule),
@@ -521,12 +522,12 @@ def _cohort_claim(rule: str) -> Claim:
     return Claim(
         id=f"flow-cohorts-{rule.replace('_', '-')}",
         statement=f"With sampled cohorts under {rule_name(rule)} the harmonic mean of the "
-        "amplitude over runs follows its closed form every round.",
+        "amplitude over runs follows its closed form in every round.",
         source="ours",
         assumptions="quadratic loss with one target on the common basis, gradient flow, uniform "
         "cohorts that always hold a contributor",
         fidelity="spectral",
-        statistic="mean of 1/x over runs times the predicted harmonic mean",
+        statistic="mean of $1/x$ over runs times the predicted harmonic mean",
         quantities=tuple(f"partition 2, round {t}" for t in range(1, COHORT.rounds + 1)),
         predict=partial(Prediction.within, np.ones(COHORT.rounds), COHORT_MARGIN),
         experiment=inverse_over(rule, harmonic_mean(rule, COHORTS[rule].cohort_size)),
@@ -535,7 +536,7 @@ def _cohort_claim(rule: str) -> Claim:
             experiment=inverse_over(rule, harmonic_mean(rule, None)),
         ),
         near=Control(
-            f"amplitudes and targets larger by {LARGER - 1:.1%}",
+            f"amplitudes and targets {LARGER - 1:.1%} larger",
             experiment=inverse_over(rule, harmonic_mean(rule, COHORTS[rule].cohort_size, LARGER)),
         ),
         first=16_000,
@@ -547,14 +548,14 @@ def _targets_claim(rule: str) -> Claim:
     quantities = tuple(f"round {t}, {name}" for t in SHOWN_ROUNDS for name in PARTITIONS)
     return Claim(
         id=f"flow-targets-{rule.replace('_', '-')}",
-        statement=f"Clients with targets of their own under {rule_name(rule)} take every "
-        "partition along the predicted amplitudes to the predicted floor.",
+        statement=f"If clients have different targets, every partition under {rule_name(rule)} "
+        "follows the predicted amplitudes to the predicted floor.",
         source="ours",
         assumptions="quadratic loss, persistent targets on the common basis, the larger ones with "
         f"clients of lower rank, balanced factors, {TARGET_STEPS} plain steps a round, full "
         "participation",
         fidelity="matrix",
-        statistic="predicted amplitude of a partition's last direction over the measured one, of "
+        statistic="predicted amplitude of a partition's last direction over the measured one, for "
         "every federation",
         quantities=quantities,
         predict=partial(Prediction.within, np.ones(len(quantities)), TARGET_MARGIN),
@@ -564,7 +565,7 @@ def _targets_claim(rule: str) -> Claim:
             experiment=own_trajectory(rule, mean_target=True),
         ),
         near=Control(
-            f"amplitudes and targets larger by {LARGER - 1:.1%}",
+            f"amplitudes and targets {LARGER - 1:.1%} larger",
             experiment=own_trajectory(rule, larger=LARGER),
         ),
         estimator=every_run,
@@ -711,7 +712,7 @@ _THRESHOLD: dict[str, Any] = {
 }
 _BRACKETS: dict[str, Any] = {
     "statistic": "local time at which a small amplitude neither grows nor falls, by bisection to "
-    f"{BRACKET:.1%}, over the prediction, of every federation; the brackets' width included",
+    f"{BRACKET:.1%}, over the prediction, for every federation; includes the brackets' width",
     "quantities": tuple(f"measured / predicted, {name}" for name in HIGHER),
     "predict": _UNITY,
     **_THRESHOLD,
@@ -725,14 +726,14 @@ def _threshold_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"flow-threshold-{rule.replace('_', '-')}",
         statement=f"Under {rule_name(rule)} a partition collapses exactly if clients train for "
-        "less than T* = ln(1/omega) / (2 M).",
+        r"less than $T^\ast = \ln(1/\omega) / (2 M)$.",
         experiment=found_threshold(rule, alike, _threshold_alike),
         control=Control(
             f"the threshold of {rule_name(other)}",
             experiment=found_threshold(rule, alike, threshold_of_other),
         ),
         near=Control(
-            f"the threshold of targets larger by {FITTED_LARGER - 1:.1%}",
+            f"the threshold of targets {FITTED_LARGER - 1:.1%} larger",
             experiment=found_threshold(rule, alike, threshold_of_larger),
         ),
         scenario=alike,
@@ -746,35 +747,35 @@ THRESHOLD_CLAIMS = (
     _threshold_claim("zero_pad", "fedavg"),
     Claim(
         id="flow-raflora-no-threshold",
-        statement="Under raFLoRA no training is too short: small amplitudes grow by exp(2 M T) "
-        "for any T, as if nobody diluted them.",
-        statistic=f"log of the amplitude factor of a round with T = {SHORT:g}, over 2 M T, of "
+        statement="Under raFLoRA no training is too short: small amplitudes grow by "
+        r"$\exp(2 M T)$ for any $T$, without dilution.",
+        statistic=f"log of the amplitude factor of a round with $T = {SHORT:g}$, over $2 M T$, for "
         "every federation",
         quantities=tuple(f"measured / predicted, {name}" for name in HIGHER),
         predict=_UNITY,
         experiment=growth_of_short_training("raflora"),
-        control=Control("FedAvg in its place", experiment=growth_of_short_training("fedavg")),
+        control=Control("FedAvg instead", experiment=growth_of_short_training("fedavg")),
         near=Control(
-            f"the growth of targets larger by {FITTED_LARGER - 1:.1%}",
+            f"the growth of targets {FITTED_LARGER - 1:.1%} larger",
             experiment=growth_of_short_training("raflora", FITTED_LARGER),
         ),
         scenario=trained_shortly,
-        wide_because="the amplitude's growth is linear in it only as far as it is small against "
-        "its target",
+        wide_because="the growth of an amplitude is linear in it only while it is small relative "
+        "to its target",
         **_THRESHOLD,
         **RUNS,
     ),
     Claim(
         id="flow-threshold-targets",
-        statement="With targets M_k of their own FedAvg's clients need less training, as Jensen "
-        "says: T* solves sum_(k in C) p_k exp(2 M_k T) = 1.",
+        statement="With targets $M_k$ that differ between clients FedAvg needs less training, by "
+        r"Jensen's inequality: $T^\ast$ solves $\sum_{k \in C} p_k \exp(2 M_k T) = 1$.",
         experiment=found_threshold("fedavg", unlike, threshold_of_each),
         control=Control(
             "the threshold of the contributors' mean target",
             experiment=found_threshold("fedavg", unlike, threshold_of_mean),
         ),
         near=Control(
-            f"the threshold of targets larger by {FITTED_LARGER - 1:.1%} each",
+            f"the threshold of targets {FITTED_LARGER - 1:.1%} larger each",
             experiment=found_threshold("fedavg", unlike, threshold_of_larger_each),
         ),
         scenario=unlike,

@@ -1,7 +1,7 @@
 """Claims on heterogeneous clients: how the spread of gains slows the suppression, or stops it.
 
 The average of the clients' gains varies more the more they differ, and energy is a mean of squares,
-so it decreases less. If clients differ in the same way every round instead of anew, deviations of a
+so it decreases less. If clients differ in the same way in every round, deviations of a
 round persist, and energy decreases even less.
 """
 
@@ -174,10 +174,10 @@ def _persistent_claim(name: str, scenario: Scenario, who: str) -> Claim:
     size = scenario.rounds * len(PARTITIONS)
     return Claim(
         id=f"persistent-{name}",
-        statement=f"Where clients keep their gains for all rounds, and {who}, the mean energy "
+        statement=f"If clients keep their gains for all rounds and {who}, the mean energy "
         "follows the moments of these gains.",
         assumptions="FedAvg, gains drawn once per client and direction, equal samples, fixed basis",
-        statistic="mean energy of every round over its prediction",
+        statistic="mean energy of every round relative to its prediction",
         quantities=tuple(
             f"measured / predicted, round {t + 1}, {p}"
             for t in range(scenario.rounds)
@@ -186,10 +186,10 @@ def _persistent_claim(name: str, scenario: Scenario, who: str) -> Claim:
         predict=partial(Prediction.within, np.ones(size), TRAJECTORY_MARGIN),
         experiment=over_prediction(scenario, "persistent"),
         control=Control(
-            "gains drawn anew every round", experiment=over_prediction(scenario, "fresh")
+            "gains drawn again in every round", experiment=over_prediction(scenario, "fresh")
         ),
         near=Control(
-            "amplitudes 6.5% larger at the start",
+            "initial amplitudes 6.5% larger",
             experiment=over_prediction(scenario, "persistent", 1.065),
         ),
         **_FOLLOWED,
@@ -199,24 +199,24 @@ def _persistent_claim(name: str, scenario: Scenario, who: str) -> Claim:
 CLAIMS = (
     Claim(
         id="heterogeneity-slows",
-        statement="Heterogeneity slows the suppression: q' = g^2 q + nu^2 pi / m.",
-        assumptions="FedAvg, independent gains anew every round, uniform cohorts, fixed basis",
-        quantities=tuple(f"q' at nu = {nu:g}, {p}" for nu in DEVIATIONS for p in HIGHER),
+        statement=r"Heterogeneity slows the suppression: $q' = g^2 q + \nu^2 \pi / m$.",
+        assumptions="FedAvg, independent gains in every round, uniform cohorts, fixed basis",
+        quantities=tuple(rf"$q'$ at $\nu = {nu:g}$, {p}" for nu in DEVIATIONS for p in HIGHER),
         predict=partial(_rates, 1.0),
         experiment=left_at_deviations(1.0),
-        control=Control("clients that do not differ, nu = 0", partial(_rates, 0.0)),
+        control=Control(r"clients that do not differ, $\nu = 0$", partial(_rates, 0.0)),
         near=Control("gains 5% larger", experiment=left_at_deviations(1.05)),
         **_RATES,
     ),
     Claim(
         id="heterogeneity-critical",
-        statement="Heterogeneity stops the suppression at q' = 1: at the critical deviation the "
-        "mean energy stays, below it falls, above it grows.",
-        assumptions="FedAvg, full participation, independent gains anew every round, fixed basis",
-        quantities=tuple(f"q' at {f:g} nu*, {p}" for f in FACTORS for p in HIGHER),
+        statement="Heterogeneity stops the suppression at $q' = 1$: at the critical deviation the "
+        "mean energy stays constant, below it falls, above it grows.",
+        assumptions="FedAvg, full participation, independent gains in every round, fixed basis",
+        quantities=tuple(rf"$q'$ at ${f:g} \nu^\ast$, {p}" for f in FACTORS for p in HIGHER),
         predict=_around_critical,
         experiment=left_around_critical(1.0),
-        control=Control("deviations of half those", experiment=left_around_critical(0.5)),
+        control=Control("half the deviations", experiment=left_around_critical(0.5)),
         near=Control("gains 5% larger", experiment=left_around_critical(1.0, 1.05)),
         **_RATES,
     ),
@@ -225,9 +225,9 @@ CLAIMS = (
     Claim(
         id="persistent-outgrows-fresh",
         statement="Clients that keep their gains for all rounds lose less energy than clients that "
-        "differ as much, but anew every round.",
+        "differ as much, but have new gains in every round.",
         assumptions="FedAvg, full participation, equal samples, fixed basis",
-        statistic=f"mean energy after {PERSISTENT.rounds} rounds over that of fresh gains",
+        statistic=f"mean energy after {PERSISTENT.rounds} rounds relative to that of fresh gains",
         quantities=PARTITIONS,
         predict=partial(Prediction.at_least, np.ones(len(PARTITIONS)), SCALE),
         experiment=final_over_fresh(PERSISTENT),
@@ -236,7 +236,7 @@ CLAIMS = (
             experiment=final_over_fresh(PERSISTENT.replace(gain_std=0)),
         ),
         near=Control(
-            "as much as clients who keep gains that are 2.5% larger", _more_than_persistent
+            "the energy of clients that keep gains 2.5% larger as the bound", _more_than_persistent
         ),
         **_FOLLOWED,
     ),

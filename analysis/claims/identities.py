@@ -164,7 +164,7 @@ IDENTITY_CLAIMS = (
         source="Kingma and Ba, arXiv 1412.6980",
         assumptions=f"quadratic loss, random factors and targets, {ADAM.local_steps} local steps",
         fidelity="matrix",
-        statistic="distance of the factors after a round over what the round moved",
+        statistic="distance of the factors after a round relative to their change in the round",
         quantities=("relative distance of the factors",),
         predict=partial(Prediction.near, 0.0, EXACT),
         experiment=partial(adam_distance, 0.0),
@@ -180,13 +180,13 @@ IDENTITY_CLAIMS = (
         source="arXiv 2602.13486, Sec. 5",
         assumptions="any factors, any sample counts, any scalings",
         fidelity="matrix",
-        statistic="Frobenius distance of the two products over the norm of FedAvg's",
-        quantities=("relative distance, factors as they are", "canonical factors"),
+        statistic="Frobenius distance of the two products relative to the norm of FedAvg's",
+        quantities=("relative distance, factors as drawn", "relative distance, canonical factors"),
         predict=partial(Prediction.near, [0.0, 0.0], IDENTICAL),
         experiment=partial(product_distance, EQUAL, 0.0),
         control=Control("unequal ranks", experiment=partial(product_distance, UNEQUAL, 0.0)),
         near=Control(
-            "shares of the data that sum up to 1 + 3.4e-10",
+            "shares of the data that sum to 1 + 3.4e-10",
             experiment=partial(product_distance, EQUAL, 3.4e-10),
         ),
         estimator=every_run,
@@ -195,20 +195,21 @@ IDENTITY_CLAIMS = (
     ),
     Claim(
         id="partition-identity",
-        statement="raFLoRA is FedAvg with partition h divided by W_h, cut to the highest rank.",
+        statement="raFLoRA is FedAvg with partition $h$ divided by $W_h$, truncated to the highest "
+        "rank.",
         source="arXiv 2602.13486, Sec. 5; ours (for any cohort and any scalings)",
         assumptions="none on the basis: any factors, sample counts, scalings and cohorts",
         fidelity="matrix",
-        statistic="Frobenius distance of the two products over the latter's norm",
+        statistic="Frobenius distance of the two products relative to the norm of the latter",
         quantities=("relative distance of the products",),
         predict=partial(Prediction.near, 0.0, IDENTICAL),
         experiment=partial(partition_distance, -1),
         estimator=every_run,
         control=Control(
-            "not divided by W_h, as in FedAvg", experiment=partial(partition_distance, 0)
+            "not divided by $W_h$, as in FedAvg", experiment=partial(partition_distance, 0)
         ),
         near=Control(
-            "divided by W_h (1 - 3.4e-10)",
+            "divided by $W_h$ times 1 - 3.4e-10",
             experiment=partial(partition_distance, -1, off=3.4e-10),
         ),
         first=40,
@@ -325,12 +326,12 @@ def gauge_distance(
 MULTIPLIER_CLAIMS = (
     Claim(
         id="declared-multipliers",
-        statement="Every rule multiplies a direction that all contributors return alike by what "
-        "it declares.",
+        statement="Every rule multiplies a direction that all contributors return alike by the "
+        "multiplier that it declares.",
         source="the rules' papers; arXiv 2602.13486, Sec. 4",
         assumptions="fixed basis, common amplitudes, any sample counts and scalings, one round",
         fidelity="matrix",
-        statistic="distance of the amplitudes from multiplier times what was sent",
+        statistic="relative distance of the amplitudes from the multiplier times the sent ones",
         quantities=tuple(f"relative error, {name}" for name in RULES),
         predict=partial(Prediction.near, [0.0] * len(RULES), IDENTICAL),
         estimator=every_run,
@@ -348,17 +349,17 @@ MULTIPLIER_CLAIMS = (
     ),
     Claim(
         id="canonical-gauge",
-        statement="raFLoRA on canonical factors does not depend on how updates are written.",
+        statement="raFLoRA on canonical factors does not depend on the gauge of the updates.",
         source="ours",
         assumptions="any factors, any invertible change of gauge",
         fidelity="matrix",
-        statistic="Frobenius distance of the updates in two gauges over their norm",
+        statistic="Frobenius distance of the updates in two gauges relative to their norm",
         quantities=("relative change of the global update",),
         predict=partial(Prediction.near, 0.0, IDENTICAL),
         estimator=every_run,
         experiment=partial(gauge_distance, "raflora:canonicalize=true"),
         control=Control(
-            "plain raFLoRA, which partitions the factors as they are",
+            "plain raFLoRA, which partitions the factors as trained",
             experiment=partial(gauge_distance, "raflora"),
         ),
         near=Control(

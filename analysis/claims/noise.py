@@ -129,7 +129,7 @@ def _floor_ratio(scenario: Scenario) -> Prediction:
 
 _COMMON: dict[str, Any] = {
     "source": "ours",
-    "assumptions": "independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
+    "assumptions": "independent gains of mean $g$, drifts of mean 0, uniform cohorts, fixed basis",
     "fidelity": "spectral",
 }
 _RATIO: dict[str, Any] = {
@@ -144,9 +144,9 @@ def _long_run_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"long-run-{rule}",
         statement=f"In one long run under {rule_name(rule)} the energies average to the floor: "
-        "time gives what many runs give.",
-        statistic=f"mean energy of rounds {LONG_BURN_IN} to {LONG.rounds} of few runs, its error "
-        "from the autocorrelation",
+        "the mean over rounds equals the mean over runs.",
+        statistic=f"mean energy of rounds {LONG_BURN_IN} to {LONG.rounds} of few runs; its error "
+        "is estimated from the autocorrelation",
         quantities=PARTITIONS,
         predict=partial(_floor, LONG, rule, LONG_MARGIN),
         experiment=energy_series(LONG, rule),
@@ -164,7 +164,7 @@ def _long_run_claim(rule: str, other: str) -> Claim:
 def _larger_drifts(scenario: Scenario, rule: str) -> Control:
     larger = with_drifts(scenario, LONG_LITTLE)
     return Control(
-        f"the floor of drifts larger by {LONG_LITTLE - 1:.0%}",
+        f"the floor of drifts {LONG_LITTLE - 1:.0%} larger",
         partial(_floor, larger, rule, LONG_MARGIN),
     )
 
@@ -172,25 +172,27 @@ def _larger_drifts(scenario: Scenario, rule: str) -> Control:
 NOISE_CLAIMS = (
     Claim(
         id="noise-gain",
-        statement="Of the energy of client noise FedAvg keeps pi/m, and raFLoRA E[1/H; H > 0].",
+        statement=r"Of the energy of client noise FedAvg keeps $\pi / m$, and raFLoRA "
+        r"$\mathrm{E}[1/H; H \gt 0]$.",
         statistic="mean energy of a round in which clients return noise alone",
         quantities=tuple(f"{rule}, {p}" for rule in RULES for p in PARTITIONS),
         predict=partial(_noise, *RULES),
         experiment=mean_energies(NOISE, 1),
         control=Control("the rules exchanged", partial(_noise, *RULES[::-1])),
-        near=Control(f"noise larger by {LITTLE - 1:.1%}", partial(_noise, *RULES, factor=LITTLE)),
+        near=Control(f"noise {LITTLE - 1:.1%} larger", partial(_noise, *RULES, factor=LITTLE)),
         **_RUNS,
         **_COMMON,
     ),
     Claim(
         id="raflora-noise-amplification",
-        statement="raFLoRA has E[1/H; H > 0] m / pi times the noise energy of FedAvg.",
+        statement=r"raFLoRA has $\mathrm{E}[1/H; H \gt 0] m / \pi$ times the noise energy of "
+        "FedAvg.",
         statistic="ratio of mean energies of rounds in which clients return noise alone",
         predict=partial(_noise_ratio, "raflora", "fedavg"),
         experiment=energy_pairs(NOISE, 1),
         control=Control("the rules exchanged", partial(_noise_ratio, "fedavg", "raflora")),
         near=Control(
-            f"clients whose noise is larger by {LITTLE - 1:.1%} under raFLoRA",
+            f"under raFLoRA clients whose noise is {LITTLE - 1:.1%} larger",
             experiment=energy_pairs(NOISE, 1, LITTLE),
         ),
         **_RUNS,
@@ -198,8 +200,8 @@ NOISE_CLAIMS = (
     ),
     Claim(
         id="raflora-floor-ratio",
-        statement="raFLoRA's floor exceeds FedAvg's by more than the noise does: by the ratio of "
-        "the noise times (1 - q') of FedAvg over (1 - q') of raFLoRA.",
+        statement="The ratio of raFLoRA's floor to FedAvg's is larger than the ratio of their "
+        "noise: it is that ratio times $(1 - q')$ of FedAvg over $(1 - q')$ of raFLoRA.",
         statistic="ratio of mean energies over the stationary rounds",
         predict=partial(_floor_ratio, HELD),
         experiment=energy_pairs(HELD, BURN_IN),
@@ -218,10 +220,10 @@ NOISE_CLAIMS = (
     _long_run_claim("raflora", "fedavg"),
     Claim(
         id="floor-drift-mean",
-        statement="A drift that has a mean c holds the energy higher: its floor is that of the "
+        statement="A drift of mean $c$ holds the energy at a higher floor: that of the "
         "second-moment map, cross term included.",
-        statistic=f"mean energy of rounds {LONG_BURN_IN} to {LONG.rounds} of few runs, its error "
-        "from the autocorrelation",
+        statistic=f"mean energy of rounds {LONG_BURN_IN} to {LONG.rounds} of few runs; its error "
+        "is estimated from the autocorrelation",
         quantities=PARTITIONS,
         predict=partial(_floor, DRIFTING, "fedavg", LONG_MARGIN),
         experiment=energy_series(DRIFTING, "fedavg"),
@@ -364,22 +366,23 @@ SIGNAL_CLAIMS = (
         experiment=signal_pairs("raflora"),
         control=Control("raFLoRA's noise at FedAvg's signal", experiment=signal_pairs("fedavg")),
         near=Control(
-            f"raFLoRA's clients spread by {MORE_SPREAD - 1:.0%} more",
+            f"a {MORE_SPREAD - 1:.0%} larger spread of raFLoRA's clients",
             experiment=signal_pairs("raflora", MORE_SPREAD),
         ),
-        assumptions="full participation, independent gains and drifts of mean (g, 0), fixed basis",
+        assumptions="full participation, independent gains of mean $g$, drifts of mean 0, fixed "
+        "basis",
         quantities=tuple(f"raflora / fedavg, {p}" for p in PARTITIONS),
         estimator=fieller_ratio,
         **_SIGNAL,
     ),
     Claim(
         id="signal-to-noise-cohorts",
-        statement="With sampled cohorts both rules have the same noise over signal, given how many "
-        "clients contribute: (g^2 x^2 H)^-1 (nu^2 x^2 + tau^2).",
-        statistic="variance over squared mean of an amplitude after one round, runs with H "
+        statement="With sampled cohorts both rules have the same ratio of noise to signal, given "
+        r"the number of contributors: $(g^2 x^2 H)^{-1} (\nu^2 x^2 + \tau^2)$.",
+        statistic="variance over squared mean of an amplitude after one round, in runs with $H$ "
         "contributors",
         quantities=tuple(
-            f"{rule}, partition 3, H = {h}" for rule in SIGNAL_RULES for h in CONTRIBUTORS
+            f"{rule}, partition 3, $H = {h}$" for rule in SIGNAL_RULES for h in CONTRIBUTORS
         ),
         predict=_signal_by_contributors,
         experiment=signal_by_contributors("raflora"),
@@ -387,11 +390,11 @@ SIGNAL_CLAIMS = (
             "raFLoRA's noise at FedAvg's signal", experiment=signal_by_contributors("fedavg")
         ),
         near=Control(
-            f"clients who spread by {MORE_SPREAD - 1:.0%} more",
+            f"a {MORE_SPREAD - 1:.0%} larger spread of the clients",
             experiment=signal_by_contributors("raflora", MORE_SPREAD),
         ),
         estimator=over_survivors(mean_interval),
-        assumptions="uniform cohorts, independent gains and drifts of mean (g, 0), fixed basis",
+        assumptions="independent gains of mean $g$, drifts of mean 0, uniform cohorts, fixed basis",
         **_SIGNAL,
     ),
 )

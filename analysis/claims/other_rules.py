@@ -192,7 +192,7 @@ _COHORTS: dict[str, Any] = {
 # Only the basis is random: all runs must agree.
 _EACH: dict[str, Any] = {"estimator": every_run, "first": 20, "cap": 20}
 _RATES: dict[str, Any] = {
-    "statistic": "energy factor per round by log-linear fit",
+    "statistic": "energy factor per round, by log-linear fit",
     "quantities": HIGHER,
     **_FULL,
     **_EACH,
@@ -209,10 +209,11 @@ _EQUAL: dict[str, Any] = {
 OTHER_RULE_CLAIMS = (
     Claim(
         id="flora-no-compounding",
-        statement="FLoRA does not compound: what clients leave as it is stays, at any coverage.",
+        statement="FLoRA does not compound the dilution: amplitudes that clients do not change "
+        "stay constant, at any coverage.",
         predict=partial(_rate, KEPT, "flora"),
         experiment=own_rates(KEPT, "flora"),
-        control=Control("FedAvg in its place", experiment=own_rates(KEPT, "fedavg")),
+        control=Control("FedAvg instead", experiment=own_rates(KEPT, "fedavg")),
         near=Control(
             "most data at the highest rank, and clients with a gain of 1 + 2.5e-9",
             experiment=own_rates(MOSTLY_HIGH.replace(gain_mean=1 + 2.5e-9), "flora"),
@@ -221,27 +222,27 @@ OTHER_RULE_CLAIMS = (
     ),
     Claim(
         id="flora-dilutes-loss",
-        statement="Under FLoRA a gain g below 1 multiplies an amplitude by 1 - W (1 - g): the loss "
-        "of a round is diluted, not what there is.",
+        statement="Under FLoRA a gain $g$ below 1 multiplies an amplitude by $1 - W (1 - g)$: the "
+        "loss of a round is diluted, not the amplitude.",
         predict=partial(_rate, LOSSY, "flora"),
         experiment=own_rates(LOSSY, "flora"),
-        control=Control("FedAvg's rate, (g W)^2", partial(_rate, LOSSY, "fedavg")),
+        control=Control("FedAvg's rate, $(g W)^2$", partial(_rate, LOSSY, "fedavg")),
         near=Control(
-            "1.7e-8 of all data with a client of the highest rank instead of the lowest",
+            "1.7e-8 of all data moved from a client of the lowest rank to one of the highest",
             experiment=own_rates(moving(1.7e-8, LOSSY, to=-1), "flora"),
         ),
         **_RATES,
     ),
     Claim(
         id="flora-linear-growth",
-        statement="Under FLoRA a steady drift c adds W c to an amplitude in every round.",
-        statistic="what a round adds to the amplitude, in units of the drift",
-        quantities=rounds_by_partition("W", (1, 6, 12)),
+        statement="Under FLoRA a steady drift $c$ adds $W c$ to an amplitude in every round.",
+        statistic="increase of the amplitude in a round, in units of the drift",
+        quantities=rounds_by_partition("$W$", (1, 6, 12)),
         predict=partial(_growth, GROWING, (1, 6, 12), EXACT),
         experiment=growth(GROWING, "flora", (1, 6, 12)),
-        control=Control("FedAvg in its place", experiment=growth(GROWING, "fedavg", (1, 6, 12))),
+        control=Control("FedAvg instead", experiment=growth(GROWING, "fedavg", (1, 6, 12))),
         near=Control(
-            "a client of the lowest rank lacks 3.4e-9 of all data",
+            "a client of the lowest rank has 3.4e-9 of all data less",
             experiment=growth(moving(3.4e-9, GROWING), "flora", (1, 6, 12)),
         ),
         **_EACH,
@@ -249,13 +250,13 @@ OTHER_RULE_CLAIMS = (
     ),
     Claim(
         id="flora-cohort-growth",
-        statement="With sampled cohorts a steady drift c adds pi c to an amplitude under FLoRA, in "
-        "the mean and in every round.",
-        statistic="what a round adds to the mean amplitude, in units of the drift",
-        quantities=rounds_by_partition("pi", GROWTH_ROUNDS),
+        statement=r"With sampled cohorts a steady drift $c$ adds $\pi c$ on average to an "
+        "amplitude under FLoRA, in every round.",
+        statistic="increase of the mean amplitude in a round, in units of the drift",
+        quantities=rounds_by_partition(r"$\pi$", GROWTH_ROUNDS),
         predict=partial(_growth, COHORTS, GROWTH_ROUNDS, MARGIN),
         experiment=growth(COHORTS, "flora", GROWTH_ROUNDS),
-        control=Control("FedAvg in its place", experiment=growth(COHORTS, "fedavg", GROWTH_ROUNDS)),
+        control=Control("FedAvg instead", experiment=growth(COHORTS, "fedavg", GROWTH_ROUNDS)),
         near=Control(
             "drifts 7% larger",
             experiment=growth(LARGER, "flora", GROWTH_ROUNDS, COHORTS.drift_mean),
@@ -266,15 +267,15 @@ OTHER_RULE_CLAIMS = (
     ),
     Claim(
         id="fedex-settles",
-        statement="FedEx-LoRA's total settles at W / (1 + W) of its amplitude: neither kept nor "
-        "lost.",
-        statistic=f"amplitude after {SETTLED.rounds} rounds over the initial one",
+        statement="FedEx-LoRA's total settles at $W / (1 + W)$ of its initial amplitude: it is "
+        "neither kept nor lost.",
+        statistic=f"amplitude after {SETTLED.rounds} rounds relative to the initial one",
         quantities=HIGHER,
         predict=lambda: Prediction.within(_settled(_coverage(SETTLED)), EXACT),
         experiment=left(SETTLED, "fedex"),
-        control=Control("FedAvg in its place", experiment=left(SETTLED, "fedavg")),
+        control=Control("FedAvg instead", experiment=left(SETTLED, "fedavg")),
         near=Control(
-            "a client of the lowest rank lacks 4.5e-9 of all data",
+            "a client of the lowest rank has 4.5e-9 of all data less",
             experiment=left(moving(4.5e-9, SETTLED), "fedex"),
         ),
         **_EACH,
@@ -282,18 +283,18 @@ OTHER_RULE_CLAIMS = (
     ),
     Claim(
         id="fedex-approach",
-        statement="FedEx-LoRA's total nears W / (1 + W) of its amplitude by a factor W^2 per "
-        "round, the adapter's share.",
-        statistic="factor per round of the distance from W / (1 + W), by log-linear fit",
+        statement="The distance of FedEx-LoRA's total from $W / (1 + W)$ of its initial amplitude "
+        "falls by a factor $W^2$ per round, the multiplier of the adapter.",
+        statistic="factor per round of the distance from $W / (1 + W)$, by log-linear fit",
         quantities=HIGHER,
         predict=lambda: Prediction.within(_coverage(APPROACHING) ** 2, EXACT),
         experiment=approach(APPROACHING, "fedex"),
         control=Control(
-            "a factor W, by which FedAvg's amplitude falls",
+            "a factor $W$, by which FedAvg's amplitude falls",
             lambda: Prediction.within(_coverage(APPROACHING), EXACT),
         ),
         near=Control(
-            "a client of the lowest rank lacks 1.7e-9 of all data",
+            "a client of the lowest rank has 1.7e-9 of all data less",
             experiment=approach(moving(1.7e-9, APPROACHING), "fedex"),
         ),
         **_EACH,
@@ -301,28 +302,26 @@ OTHER_RULE_CLAIMS = (
     ),
     Claim(
         id="ffa-is-fedavg",
-        statement="With A frozen, averaging factors is averaging products: FFA-LoRA has FedAvg's "
+        statement="With $A$ frozen, averaging factors is averaging products: FFA-LoRA has FedAvg's "
         "energies.",
         experiment=distance(TWINS, "ffa", "fedavg"),
         control=Control(
-            "zero padding, where A is averaged too",
+            "zero padding, where $A$ is averaged too",
             experiment=distance(TWINS, "zero_pad", "fedavg"),
         ),
         near=Control(
-            "a client of the lowest rank lacks 5e-10 of all data under FFA-LoRA",
+            "under FFA-LoRA a client of the lowest rank has 5e-10 of all data less",
             experiment=distance(TWINS, "ffa", "fedavg", moving(5e-10, TWINS)),
         ),
         **_EQUAL,
     ),
     Claim(
         id="rbla-is-raflora",
-        statement="Where clients return alike, RBLA's average over contributors is raFLoRA's.",
+        statement="If contributors return equal directions, RBLA's average is raFLoRA's.",
         experiment=distance(TWINS, "rbla", "raflora"),
-        control=Control(
-            "zero padding in its place", experiment=distance(TWINS, "zero_pad", "raflora")
-        ),
+        control=Control("zero padding instead", experiment=distance(TWINS, "zero_pad", "raflora")),
         near=Control(
-            "clients with a gain that is larger by 2e-10 under RBLA",
+            "under RBLA clients with a gain that is larger by 2e-10",
             experiment=distance(
                 TWINS, "rbla", "raflora", TWINS.replace(gain_mean=TWINS.gain_mean + 2e-10)
             ),
@@ -432,7 +431,7 @@ NORM_WEIGHT_CLAIMS = (
     Claim(
         id="hetlora-recursion",
         statement="HetLoRA's energies follow the recursion of norm weights in every round.",
-        statistic="energy of every round over its prediction",
+        statistic="energy of every round relative to its prediction",
         quantities=rounds_by_partition("measured / predicted", range(1, NORMS.rounds + 1)),
         predict=partial(Prediction.within, np.ones(NORMS.rounds * len(HIGHER)), EXACT),
         experiment=followed(NORMS, "hetlora", "hetlora"),
@@ -440,20 +439,21 @@ NORM_WEIGHT_CLAIMS = (
             "the recursion of data weights", experiment=followed(NORMS, "hetlora", "zero_pad")
         ),
         near=Control(
-            "amplitudes 1.7e-9 larger at the start",
+            "initial amplitudes 1.7e-9 larger",
             experiment=followed(NORMS, "hetlora", "hetlora", 1 + 1.7e-9),
         ),
         **_NORM_FULL,
     ),
     Claim(
         id="hetlora-first-round",
-        statement="In the first round HetLoRA weighs contributors by norm, above their number.",
-        statistic="weight share that the first round's energy factor implies, its fourth root",
+        statement="In the first round HetLoRA weights by norm: contributors weigh more than their "
+        "share of clients.",
+        statistic="weight share by the first round's energy factor, its fourth root",
         quantities=HIGHER,
         predict=partial(_first_share, NORMS),
         experiment=share_of_round(NORMS, "hetlora", 1),
         control=Control(
-            "client-uniform weights", lambda: Prediction.within(_clients_share(NORMS), EXACT)
+            "equal weights of all clients", lambda: Prediction.within(_clients_share(NORMS), EXACT)
         ),
         near=Control(
             "clients with a gain of 1 + 7e-9",
@@ -463,9 +463,9 @@ NORM_WEIGHT_CLAIMS = (
     ),
     Claim(
         id="hetlora-uniform",
-        statement="As the federation collapses, HetLoRA's weights become client-uniform, whatever "
-        "the sample counts.",
-        statistic="weight share that the last round's energy factor implies, its fourth root",
+        statement="As the federation collapses, HetLoRA's weights become equal for all clients, at "
+        "any sample counts.",
+        statistic="weight share by the last round's energy factor, its fourth root",
         quantities=HIGHER,
         predict=lambda: Prediction.within(_clients_share(COLLAPSING), LATE),
         experiment=share_of_round(COLLAPSING, "hetlora", COLLAPSING.rounds),
@@ -478,14 +478,15 @@ NORM_WEIGHT_CLAIMS = (
                 COLLAPSING.replace(gain_mean=1 + 7e-5), "hetlora", COLLAPSING.rounds
             ),
         ),
-        wide_because="weights become uniform only as the energy falls, of which 1e-6 is left",
+        wide_because="weights become equal only as the energy falls, and 1e-6 of it is left",
         **_NORM_FULL,
     ),
     Claim(
         id="hetlora-uniform-cohorts",
-        statement="With sampled cohorts HetLoRA's mean-energy rate tends to E[(H/m)^4].",
-        statistic=f"root of the mean energy after {NORM_COHORTS.rounds} rounds over that after "
-        f"{COLLAPSED_AFTER}",
+        statement="With sampled cohorts HetLoRA's mean-energy rate tends to "
+        r"$\mathrm{E}[(H/m)^4]$.",
+        statistic=f"root of the mean energy after {NORM_COHORTS.rounds} rounds relative to that "
+        f"after {COLLAPSED_AFTER}",
         quantities=HIGHER,
         predict=partial(_norm_rate, "hetlora"),
         experiment=late_energy(NORM_COHORTS, "hetlora", COLLAPSED_AFTER),

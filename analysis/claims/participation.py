@@ -147,7 +147,7 @@ _TYPICAL: dict[str, Any] = {
 }
 _RUNS: dict[str, Any] = {"first": 8_000, "cap": 64_000}
 _RATE: dict[str, Any] = {
-    "statistic": "exp of the mean step of the log energy, over runs that still have it",
+    "statistic": "exponential of the mean step of the log energy, over surviving runs",
     "estimator": mapped(over_survivors(mean_interval), np.exp),
 }
 
@@ -173,24 +173,25 @@ TYPICAL_CLAIMS = (
     _typical_claim(
         "fedavg",
         "fedavg",
-        "A typical run under FedAvg loses energy at rate exp(2 E[log W | W > 0]), faster than the "
-        "mean over runs.",
+        "A typical run under FedAvg loses energy at rate "
+        r"$\exp(2 \mathrm{E}[\log W \mid W \gt 0])$, faster than the mean over runs.",
     ),
     _typical_claim(
         "zero_pad",
         "zero-pad",
-        "A typical run under zero padding loses energy at rate exp(4 E[log W | W > 0]).",
+        "A typical run under zero padding loses energy at rate "
+        r"$\exp(4 \mathrm{E}[\log W \mid W \gt 0])$.",
     ),
     Claim(
         id="log-energy-spread",
         statement="The log energy of surviving runs spreads like a random walk, with standard "
-        "deviation 2 sqrt(t Var[log W | W > 0]).",
+        r"deviation $2 \sqrt{t \mathrm{Var}[\log W \mid W \gt 0]}$.",
         statistic="root mean square distance of the log energy from its predicted mean",
         predict=partial(_spread, 1.0),
         experiment=squared_deviation(RANDOM_WALK, "fedavg"),
-        control=Control("the spread of a walk of half as many rounds", partial(_spread, 0.5**0.5)),
+        control=Control("the spread of half as many rounds", partial(_spread, 0.5**0.5)),
         near=Control(
-            f"the spread of a walk of {RANDOM_WALK.rounds * 5 // 4} rounds",
+            f"the spread of {RANDOM_WALK.rounds * 5 // 4} rounds",
             partial(_spread, 1.25**0.5),
         ),
         estimator=mapped(over_survivors(mean_interval), np.sqrt),
@@ -223,9 +224,10 @@ TYPICAL_CLAIMS = (
     ),
     Claim(
         id="extinction-law",
-        statement="A direction lives through t rounds with probability (1 - P0)^t: the round of "
-        "its extinction is geometric.",
-        statistic="largest distance of the law of extinction rounds from the predicted one",
+        statement="A direction survives $t$ rounds with probability $(1 - P_0)^t$: the round of "
+        "its extinction has a geometric distribution.",
+        statistic="largest distance of the distribution of extinction rounds from the predicted "
+        "one",
         predict=partial(Prediction.near, [0.0] * len(HIGHER), DISTANCE),
         experiment=extinction_round(SPARSE, "fedavg"),
         control=Control(
@@ -233,7 +235,7 @@ TYPICAL_CLAIMS = (
             experiment=extinction_round(SPARSE.replace(empty_partition="carry"), "raflora"),
         ),
         near=Control(
-            "40 clients, of whom 23 carry the second partition and 10 the third",
+            "40 clients, of which 23 carry the second partition and 10 the third",
             experiment=extinction_round(SPARSE.replace(ranks="2x17,4x13,8x10"), "fedavg"),
         ),
         estimator=cdf_distance(_extinction_laws(SPARSE), integer=True, horizon=SPARSE.rounds),
@@ -321,8 +323,8 @@ _COMMON: dict[str, Any] = {
     "cap": 64_000,
 }
 _MEAN: dict[str, Any] = {
-    "statistic": f"mean energy left after {ALL.rounds} rounds over its prediction, against what is "
-    "left at the higher participation",
+    "statistic": f"mean energy left after {ALL.rounds} rounds relative to its prediction, compared "
+    "with what is left at the higher participation",
     **_COMMON,
 }
 
@@ -338,7 +340,7 @@ def _typical_conjecture(
         id=f"review-participation-typical-{name}",
         statement=f"Lower participation makes the factor of a typical surviving run more severe: "
         f"with {who} it is below coverage squared.",
-        statistic="exp of the mean step of the log energy, over runs that still have it",
+        statistic="exponential of the mean step of the log energy, over surviving runs",
         quantities=HIGHER,
         predict=lambda: _at_most(full_rate()),
         experiment=log_rate(scenario, "fedavg"),
@@ -357,9 +359,13 @@ def _typical_conjecture(
 PARTICIPATION_CLAIMS = (
     Claim(
         id="participation-mean-milder",
-        statement="Lower participation makes the factor of the mean energy milder: 8 of 20 clients "
-        "keep more of it than all, 3 more than 8.",
-        quantities=tuple(f"{pair}, {p}" for pair in ("8 less 20", "3 less 8") for p in HIGHER),
+        statement="Lower participation makes the factor of the mean energy milder: with 8 of 20 "
+        "clients more energy remains than with all, and with 3 more than with 8.",
+        quantities=tuple(
+            f"{pair}, {p}"
+            for pair in ("8 against 20 clients", "3 against 8 clients")
+            for p in HIGHER
+        ),
         predict=lambda: Prediction.at_least(_ratios(*LESS), SCALE),
         experiment=over_predicted(MODERATE, TINY),
         control=Control(
@@ -391,7 +397,7 @@ PARTICIPATION_CLAIMS = (
             lambda: Prediction.at_most(_ratios((MODERATE, MODERATE), gain=0.955), SCALE),
         ),
         positive=Control(
-            "full participation in place of the lower one",
+            "full participation instead of the lower one",
             lambda: Prediction.at_most(_ratios((MODERATE, ALL)), SCALE),
             over_predicted(ALL),
         ),
@@ -412,9 +418,9 @@ PARTICIPATION_CLAIMS = (
     Claim(
         id="participation-median",
         statement="Under lower participation most runs end with less energy than under full "
-        "participation, extinct ones included, although the mean is higher.",
+        "participation, although the mean is higher; extinct runs count.",
         statistic=f"share of runs below full participation after {LONG} rounds",
-        quantities=tuple(f"{m} of 20, {p}" for m in (12, 8) for p in HIGHER),
+        quantities=tuple(f"{m} of 20 clients, {p}" for m in (12, 8) for p in HIGHER),
         predict=partial(Prediction.at_least, [0.5] * 2 * len(HIGHER), SCALE),
         experiment=fell_below("fedavg"),
         near=Control(

@@ -139,37 +139,39 @@ _FULL_PARTICIPATION: dict[str, Any] = {
 RATE_CLAIMS = (
     Claim(
         id="staircase",
-        statement="Under FedAvg every partition decays at its own rate, its coverage squared.",
+        statement="Under FedAvg every partition decays at its own rate, the square of its "
+        "coverage.",
         source="arXiv 2602.13486, Sec. 4 and App. A (one rate); ours (one per partition)",
         predict=partial(_rates, 2),
         experiment=fitted_rates(FEDERATION, "fedavg"),
-        control=Control("one rate, that of the second level, for all", _single_rate),
+        control=Control("the rate of the second level for all partitions", _single_rate),
         near=Control(
-            "a client of the lowest rank lacks 1.7e-9 of all data",
+            "a client of the lowest rank has 1.7e-9 of all data less",
             experiment=fitted_rates(with_less_data(1.7e-9), "fedavg"),
         ),
         **_FULL_PARTICIPATION,
     ),
     Claim(
         id="zero-pad-fourth-power",
-        statement="Averaging zero-padded factors doubles the exponent: coverage to the fourth.",
+        statement="Averaging zero-padded factors doubles the exponent: the rate is the fourth "
+        "power of coverage.",
         source="ours",
         predict=partial(_rates, 4),
         experiment=fitted_rates(FEDERATION, "zero_pad"),
         control=Control("the product-space rate, coverage squared", partial(_rates, 2)),
         near=Control(
-            "a client of the lowest rank lacks 0.85e-9 of all data",
+            "a client of the lowest rank has 0.85e-9 of all data less",
             experiment=fitted_rates(with_less_data(0.85e-9), "zero_pad"),
         ),
         **_FULL_PARTICIPATION,
     ),
     Claim(
         id="raflora-flat",
-        statement="Under raFLoRA no partition loses energy against the shared one.",
+        statement="Under raFLoRA no partition loses energy relative to the shared one.",
         source="arXiv 2602.13486, Sec. 5",
         predict=partial(_rates, 0),
         experiment=fitted_rates(FEDERATION, "raflora"),
-        control=Control("FedAvg in its place", experiment=fitted_rates(FEDERATION, "fedavg")),
+        control=Control("FedAvg instead", experiment=fitted_rates(FEDERATION, "fedavg")),
         near=Control(
             "FedAvg where clients of the lower ranks hold 2.2e-9 of all data",
             experiment=fitted_rates(with_little_data_at_low_ranks(), "fedavg"),
@@ -179,20 +181,22 @@ RATE_CLAIMS = (
     Claim(
         id="collapse-bound",
         statement="The share of energy above the shared directions stays below its bound at every "
-        "round of every federation: 1 - rho_{l_1}(t) <= C gamma^t, gamma the squared coverage of "
-        "the second level and C the energy above the shared directions over theirs at the start.",
+        r"round of every federation: $1 - \rho_{l_1}(t) \le C \gamma^t$, with $\gamma$ the squared "
+        "coverage of the second level and $C$ the energy above the shared directions relative to "
+        "that of the shared ones at the start.",
         source="arXiv 2602.13486, App. A",
         assumptions=_FULL_PARTICIPATION["assumptions"],
         fidelity="spectral",
-        statistic="largest 1 - rho over its bound of all rounds, of every random federation",
+        statistic=r"largest ratio of $1 - \rho$ to its bound over all rounds, for every random "
+        "federation",
         quantities=("largest share of the bound that is reached",),
         predict=partial(Prediction.at_most, 1 + EXACT, BOUND_SCALE),
         experiment=partial(share_of_bound, 1, 1.0),
         control=Control(
-            "gamma of the highest level instead of the second",
+            r"$\gamma$ of the highest level instead of the second",
             experiment=partial(share_of_bound, -1, 1.0),
         ),
-        near=Control("C smaller by 15%", experiment=partial(share_of_bound, 1, 0.85)),
+        near=Control("$C$ smaller by 15%", experiment=partial(share_of_bound, 1, 0.85)),
         estimator=every_run,
         first=800,
         cap=800,
@@ -247,7 +251,7 @@ def _gain(scenario: Scenario, rule: str, gain: float) -> Control:
 
 _COMMON: dict[str, Any] = {
     "fidelity": "spectral",
-    "statistic": "T-th root of the mean energy after T rounds over the initial one",
+    "statistic": "$t$-th root of the mean energy after $t$ rounds relative to the initial one",
     "quantities": HIGHER,
     "assumptions": "uniform cohorts without replacement, equal samples, common gain, fixed basis",
 }
@@ -257,7 +261,7 @@ _ZERO, _CARRY = (SPARSE.replace(empty_partition=policy) for policy in ("zero", "
 COHORT_CLAIMS = (
     Claim(
         id="cohort-rate",
-        statement="With sampled cohorts FedAvg's mean-energy rate is q_h = E[W_h^2].",
+        statement=r"With sampled cohorts FedAvg's mean-energy rate is $q_h = \mathrm{E}[W_h^2]$.",
         source="ours; full participation in arXiv 2602.13486, App. A",
         predict=partial(_rate, "fedavg", SAMPLED),
         experiment=partial(higher_energy_left, SAMPLED, "fedavg"),
@@ -272,12 +276,12 @@ COHORT_CLAIMS = (
     ),
     Claim(
         id="zero-pad-cohort-rate",
-        statement="With sampled cohorts zero padding's mean-energy rate is E[W_h^4].",
+        statement=r"With sampled cohorts zero padding's mean-energy rate is $\mathrm{E}[W_h^4]$.",
         source="ours",
         predict=partial(_rate, "zero_pad", SAMPLED_PAD),
         experiment=partial(higher_energy_left, SAMPLED_PAD, "zero_pad"),
         control=Control(
-            "coverage to the fourth, as if the cohort did not vary",
+            "the fourth power of coverage, as if the cohort did not vary",
             partial(_power_of_coverage, SAMPLED_PAD, 4),
         ),
         near=_gain(SAMPLED_PAD, "zero_pad", 1.035),
@@ -287,11 +291,13 @@ COHORT_CLAIMS = (
     ),
     Claim(
         id="raflora-zero-cohort",
-        statement="raFLoRA that drops empty partitions still collapses, at rate 1 - P0_h.",
+        statement="raFLoRA that drops empty partitions still collapses, at rate $1 - P_{0,h}$.",
         source="ours",
         predict=partial(_rate, "raflora", _ZERO),
         experiment=partial(higher_energy_left, _ZERO, "raflora"),
-        control=Control("no loss at all, as under carry", partial(_rate, "raflora", _CARRY)),
+        control=Control(
+            "no loss, as with empty partitions carried over", partial(_rate, "raflora", _CARRY)
+        ),
         near=_gain(_ZERO, "raflora", 1.035),
         estimator=root_of_mean(SPARSE.rounds),
         **_STATISTICAL,
@@ -299,7 +305,8 @@ COHORT_CLAIMS = (
     ),
     Claim(
         id="raflora-carry-flat",
-        statement="raFLoRA that carries empty partitions over does not collapse in small cohorts.",
+        statement="raFLoRA that carries empty partitions over does not collapse, even in small "
+        "cohorts.",
         source="ours",
         predict=partial(_rate, "raflora", _CARRY, EXACT),
         experiment=rate_of_each_run(_CARRY, "raflora"),
@@ -311,7 +318,10 @@ COHORT_CLAIMS = (
         estimator=every_run,
         first=500,
         cap=500,
-        **{**_COMMON, "statistic": "T-th root of the energy after T rounds over the initial one"},
+        **{
+            **_COMMON,
+            "statistic": "$t$-th root of the energy after $t$ rounds relative to the initial one",
+        },
     ),
 )
 
@@ -371,9 +381,9 @@ def _floor_claim(rule: str, other: str) -> Claim:
     return Claim(
         id=f"floor-{rule}",
         statement=f"Drift holds the energies under {rule_name(rule)} at the floor "
-        "delta^2 / (1 - q').",
+        r"$\delta^2 / (1 - q')$.",
         source="arXiv 2602.13486, App. B (order of the floor); ours (its value)",
-        assumptions="independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
+        assumptions="independent gains of mean $g$, drifts of mean 0, uniform cohorts, fixed basis",
         fidelity="spectral",
         statistic="mean energy of a direction over the stationary rounds",
         quantities=PARTITIONS,
@@ -401,9 +411,9 @@ def _trajectory_claim(rule: str, other: str) -> Claim:
         statement=f"Under {rule_name(rule)} the mean energy follows the second-moment recursion "
         "every round.",
         source="arXiv 2602.13486, App. B (mean field); ours (exact second moment)",
-        assumptions="independent gains and drifts of mean (g, 0), uniform cohorts, fixed basis",
+        assumptions="independent gains of mean $g$, drifts of mean 0, uniform cohorts, fixed basis",
         fidelity="spectral",
-        statistic="mean energy of every round over its prediction",
+        statistic="mean energy of every round relative to its prediction",
         quantities=quantities,
         predict=partial(Prediction.within, np.ones(len(quantities)), TRAJECTORY_MARGIN),
         experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(rule)),
@@ -412,7 +422,7 @@ def _trajectory_claim(rule: str, other: str) -> Claim:
             experiment=relative_trajectory(TRAJECTORY, rule, predicted_trajectory(other)),
         ),
         near=Control(
-            "drifts and the amplitudes at the start 8% larger",
+            "drifts and initial amplitudes 8% larger",
             experiment=relative_trajectory(LARGER, rule, predicted_trajectory(rule)),
         ),
         first=4_000,
@@ -449,11 +459,11 @@ def _independence_claim() -> Claim:
     return Claim(
         id="independent-runs",
         statement="Runs of different seeds are independent: noise, clients and cohorts of "
-        "neighbouring runs are not correlated.",
+        "successive runs are not correlated.",
         source="ours",
         assumptions="one round, clients who return noise or what they received",
         fidelity="spectral",
-        statistic="correlation of the energies of runs 2i and 2i + 1",
+        statistic="correlation of the energies of runs $2i$ and $2i + 1$",
         quantities=("aggregate noise", "gains of clients", "cohorts"),
         predict=partial(Prediction.near, [0.0] * len(DRAWN), CORRELATION),
         experiment=adjacent_correlation(0.0),

@@ -10,14 +10,16 @@ from analysis.formats import DIGITS, NONE, interval, markdown_table, number, per
 
 Record = Mapping[str, Any]
 SYMBOLS = (
-    "Symbols: h, a partition of the directions, the lowest shared by all clients; rho_l, the share "
-    "of energy in the first l directions; w, a client's weight in a round, W the sum over those "
-    "who carry a direction, H their number, pi the mean of W (coverage), P0 the chance that there "
-    "is none; g and nu, mean and deviation of the gains by which clients change an amplitude x, c "
-    "and tau those of the drifts that they add, delta^2 what drifts add to the energy a round; q "
-    "and q', the factor of the mean energy a round, with equal gains of 1 and with any; m, the "
-    "clients of a round; M, the amplitude that training aims at, T the local time, "
-    "G = exp(2 M T), and omega what averaging leaves of an amplitude that is not trained."
+    r"Symbols: $h$, a partition of the directions, the lowest shared by all clients; $\rho_l$, "
+    "the share of energy in the first $l$ directions; $t$, the number of rounds; $w$, a "
+    "client's weight in a round, $W$ the sum over the carriers of a direction, $H$ their "
+    r"number, $\pi$ the mean of $W$ (coverage), $P_0$ the probability that there is none; $g$ "
+    r"and $\nu$, mean and standard deviation of the gains by which clients multiply an "
+    r"amplitude $x$, $c$ and $\tau$ those of the drifts that they add, $\delta^2$ the energy "
+    "that drifts add in a round; $q$ and $q'$, the factors of the mean energy per round, for "
+    "gains of 1 and for any; $m$, the clients of a round; $M$, the target amplitude of the "
+    r"training, $T$ the local time, $G = \exp(2 M T)$, and $\omega$ the factor of averaging on "
+    "an amplitude that is not trained."
 )
 
 # Of many quantities, a claim shows the one closest to leaving its region.
@@ -117,7 +119,7 @@ def families_text(report: Record) -> list[str]:
         "control, and it refutes its near control, which is 2 to 5 margins away, in every "
         "quantity. A claim is refuted if one interval lies wholly outside, and undecided "
         "otherwise; a conjecture is refuted only if the check supports its positive control. "
-        "Controls that are simulated anew have intervals of their own, which err in addition. "
+        "Controls that are simulated have separate intervals, whose errors come in addition. "
         "Intervals of means are exact for normal runs only; with many runs they allow for "
         "skewness. p (Holm) is the least error of the family at which Holm's rule would still "
         "decide the claim as it is; claims not run count as undecided.",

@@ -180,17 +180,17 @@ CLAIMS = (
         id="review-settling-fractions",
         statement="Under FedAvg the fraction of energy in every higher partition of the singular "
         "values follows its prediction, round by round; the rest is in the shared one.",
-        statistic="mean energy of the partition's singular values over that of all",
+        statistic="mean energy of the partition's singular values relative to that of all",
         quantities=tuple(f"round {t}, {name}" for t in ROUNDS for name in HIGHER),
         predict=_fractions,
         experiment=fractions,
         estimator=fieller_ratio,
         control=Control(
-            "the fractions of alike clients who all take part",
+            "the fractions for equal clients under full participation",
             partial(_fractions, controlled=False),
         ),
         near=Control(
-            f"the fractions of shared directions that start stronger by {STRONGER - 1:.0%}",
+            f"the fractions for shared directions that start {STRONGER - 1:.0%} stronger",
             partial(_fractions, stronger=STRONGER),
         ),
         **_COMMON,
@@ -198,18 +198,18 @@ CLAIMS = (
     Claim(
         id="review-settling-speed",
         statement="Under FedAvg every partition settles at its own speed, "
-        "q'_h = E[W^2] + nu^2 E[sum w^2].",
+        r"$q'_h = \mathrm{E}[W^2] + \nu^2 \mathrm{E}[\sum w^2]$.",
         statistic=f"root of the mean energy left after {SETTLING.rounds} rounds",
         quantities=PARTITIONS,
         predict=_speeds,
         experiment=energy_left,
         estimator=_estimate_speed,
         control=Control(
-            "the speeds of alike clients who all take part, coverage squared",
+            "the speeds for equal clients under full participation, coverage squared",
             partial(_speeds, controlled=False),
         ),
         near=Control(
-            f"the speeds of clients with a mean gain of {GAIN:g}", partial(_speeds, gain=GAIN)
+            f"the speeds for clients with a mean gain of {GAIN:g}", partial(_speeds, gain=GAIN)
         ),
         **_COMMON,
     ),

@@ -126,13 +126,10 @@ def run_claim(claim: Claim, context: RunContext, error: float | None = None) -> 
     )
     found = _Found(measurement, prediction, error)
     controls = {
-        name: _run_control(claim, control, context, found, decide)
-        for name, control, decide in (
-            ("negative_control", claim.control, judge),
-            ("near_control", claim.near, judge_near_control),
-            ("positive_control", claim.positive, judge),
+        name: _run_control(
+            claim, control, context, found, judge_near_control if name == "near_control" else judge
         )
-        if control is not None
+        for name, control in claim.controls.items()
     }
     reason = _why_undecided(measurement, claim) if verdict is Verdict.UNDECIDED else ""
     untested = _why_untested(verdict, controls)
@@ -142,16 +139,11 @@ def run_claim(claim: Claim, context: RunContext, error: float | None = None) -> 
     record = {
         "id": claim.id,
         "theme": theme_of(claim),
-        "statement": claim.statement,
-        "source": claim.source,
         "kind": claim.kind,
-        "assumptions": claim.assumptions,
         "fidelity": claim.fidelity,
-        "statistic": claim.statistic,
-        "quantities": list(claim.quantities),
+        **claim.texts(),
         "prediction": prediction.value.tolist(),
         "margin": prediction.margin,
-        **({"wide_because": claim.wide_because} if claim.wide_because else {}),
         "measurement": measurement.value.tolist(),
         "interval": _pairs(measurement),
         "confidence": 1 - error,

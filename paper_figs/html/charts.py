@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from analysis.claims.report import digits_for, p_text
-from analysis.formats import DIGITS, number, rule_name
+from analysis.formats import DIGITS, number, plain, rule_name
 from fedlora_sim.storage import load_dataset
 
 # Numbers in HTML: a true minus sign, powers of ten, digits of equal width
@@ -478,7 +478,7 @@ def sweep(claim: Mapping[str, Any]) -> Markup | None:
     lines: dict[str, list[int]] = {}
     found: dict[int, tuple[str, float]] = {}
     for i, quantity in enumerate(claim["quantities"]):
-        match = _SWEEP.match(_PARTITION.sub(", ", quantity).strip(", "))
+        match = _SWEEP.match(_PARTITION.sub(", ", plain(quantity)).strip(", "))
         if match is None or None in (claim["measurement"][i], *claim["interval"][i]):
             return None
         partition = _PARTITION.search(quantity)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.claims.report import digits_for, shown
-from analysis.formats import number
+from analysis.formats import number, plain
 from paper_figs.html.charts import spoken
 
 
@@ -139,7 +139,7 @@ def _sentence(claim: Mapping[str, Any]) -> str:
     """Return the measurements of a claim, quantity by quantity."""
     digits = digits_for(claim["margin"])
     values = [
-        f"{claim['quantities'][i]} {spoken(claim['measurement'][i], digits)} (predicted "
+        f"{plain(claim['quantities'][i])} {spoken(claim['measurement'][i], digits)} (predicted "
         f"{'' if claim['margin'].startswith('±') else claim['margin'] + ' '}"
         f"{spoken(claim['prediction'][i], digits)})"
         for i in shown(claim)

@@ -1,7 +1,8 @@
-"""Mathematics as MathML: formulas in plain sentences, and the derivations of a claim.
+"""Mathematics as MathML: formulas in texts, and the derivations of a claim.
 
-Derivations are expressions of sympy whose left sides are written in LaTeX. Both sides become LaTeX,
-as in the appendix, and latex2mathml makes the MathML that browsers and screen readers support.
+Formulas in texts are LaTeX between dollar signs. Derivations are expressions of sympy whose left
+sides are written in LaTeX; both sides become LaTeX, as in the appendix. latex2mathml makes the
+MathML, which browsers and screen readers support.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import sympy as sp
 from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 
+from analysis.claims import CLAIMS
+from analysis.claims.report import SYMBOLS
 from analysis.derivations.appendix import equation, statement_of
 from analysis.derivations.statement import MARK
+from analysis.formats import FORMULA
 
 # The derivations of each claim.
 #
@@ -120,55 +124,6 @@ DERIVED: dict[str, tuple[str, ...]] = {
 
 # Typesetting
 
-FORMULAS = {
-    "1 - rho_{l_1}(t) <= C gamma^t": r"1 - \rho_{l_1}(t) \le C \gamma^t",
-    "1 - rho": r"1 - \rho",
-    "q_h = E[W_h^2]": r"q_h = \mathrm{E}[W_h^2]",
-    "E[W_h^4]": r"\mathrm{E}[W_h^4]",
-    "E[W^2]": r"\mathrm{E}[W^2]",
-    "1 - P0_h": r"1 - P_{0,h}",
-    "(1 - P0)^t": r"(1 - P_0)^t",
-    "exp(2 E[log W | W > 0])": r"\exp(2\,\mathrm{E}[\log W \mid W > 0])",
-    "exp(4 E[log W | W > 0])": r"\exp(4\,\mathrm{E}[\log W \mid W > 0])",
-    "2 sqrt(t Var[log W | W > 0])": r"2 \sqrt{t\,\mathrm{Var}[\log W \mid W > 0]}",
-    "delta^2 / (1 - q')": r"\delta^2 / (1 - q')",
-    "(1 - q')": r"(1 - q')",
-    "1 - W (1 - g)": r"1 - W (1 - g)",
-    "(g W)^2": r"(g W)^2",
-    "(g, 0)": r"(g, 0)",
-    "W c": r"W c",
-    "pi c": r"\pi c",
-    "W / (1 + W)": r"W / (1 + W)",
-    "W^2": r"W^2",
-    "E[(H/m)^4]": r"\mathrm{E}[(H/m)^4]",
-    "q' = g^2 q + nu^2 pi / m": r"q' = g^2 q + \nu^2 \pi / m",
-    "q' = 1": r"q' = 1",
-    "nu = 0": r"\nu = 0",
-    "pi/m": r"\pi / m",
-    "E[1/H; H > 0] m / pi": r"\mathrm{E}[1/H;\, H > 0]\, m / \pi",
-    "E[1/H; H > 0]": r"\mathrm{E}[1/H;\, H > 0]",
-    "(g^2 x^2 H)^-1 (nu^2 x^2 + tau^2)": r"(g^2 x^2 H)^{-1} (\nu^2 x^2 + \tau^2)",
-    "M (omega G - 1) / (G - 1)": r"M (\omega G - 1) / (G - 1)",
-    "1/(omega G)": r"1 / (\omega G)",
-    "omega G = 1": r"\omega G = 1",
-    "omega G": r"\omega G",
-    "(G - 1)/M": r"(G - 1) / M",
-    "1/t": r"1/t",
-    "1/x": r"1/x",
-    "T* = ln(1/omega) / (2 M)": r"T^* = \ln(1/\omega) / (2 M)",
-    "sum_(k in C) p_k exp(2 M_k T) = 1": r"\sum_{k \in C} p_k \exp(2 M_k T) = 1",
-    "exp(2 M T)": r"\exp(2 M T)",
-    "G = exp(2 M T)": r"G = \exp(2 M T)",
-    "2 M T": r"2 M T",
-    "T = 0.001": r"T = 0.001",
-    "q'_h = E[W^2] + nu^2 E[sum w^2]": (
-        r"q'_h = \mathrm{E}[W^2] + \nu^2\,\mathrm{E}[\textstyle\sum w^2]"
-    ),
-    "|measured / predicted - 1|": r"|\text{measured} / \text{predicted} - 1|",
-    "delta^2": r"\delta^2",
-}
-"""Formulas of the claims in plain text, with their LaTeX."""
-
 LONGEST = 60
 """Number of operations above which a formula is broken into lines."""
 
@@ -178,14 +133,6 @@ _FOR_MATHML = {
     r"\end{aligned}": r"\end{array}",
     r"\lim_": r"\lim\limits_",
 }
-_GREEK = "alpha|beta|gamma|delta|kappa|nu|omega|pi|rho|tau"
-_SYMBOL = rf"(?<![\w'’.-])(?:{_GREEK}|P0|[b-zB-Z])(?:_\w+)?[*']?(?![\w’-])"
-_ROOT = r"\bT-th\b"
-_WHOLE = "|".join(re.escape(text) for text in sorted(FORMULAS, key=len, reverse=True))
-_PATTERN = re.compile(
-    rf"(?P<formula>{_WHOLE})|(?P<root>{_ROOT})|(?P<symbol>{_SYMBOL})|(?P<article>\bA\b)"
-)
-_FACTOR_A = ("With A frozen", "where A is")
 
 
 def mathml(latex: str, display: bool = False) -> Markup:
@@ -195,30 +142,23 @@ def mathml(latex: str, display: bool = False) -> Markup:
 
 @functools.cache
 def typeset(text: str) -> Markup:
-    """Return a sentence with formulas and symbols as MathML, and typographic apostrophes."""
-    parts, end = [], 0
-    for match in _PATTERN.finditer(text):
-        latex = _latex(text, match)
-        if latex is None:
-            continue
-        parts += [_prose(text[end : match.start()]), mathml(latex)]
-        end = match.end()
-    return Markup("").join([*parts, _prose(text[end:])])
+    """Return a text as HTML, with formulas as MathML and typographic apostrophes.
+
+    Only formulas of the claims' texts become MathML, because LaTeX of a report from elsewhere could
+    contain links and HTML.
+    """
+    parts = FORMULA.split(text)  # text and formula by turns
+    return Markup("").join(
+        _prose(part) if i % 2 == 0 else mathml(part) if part in _formulas() else f"${part}$"
+        for i, part in enumerate(parts)
+    )
 
 
-def _latex(text: str, match: re.Match[str]) -> str | None:
-    """Return the LaTeX of a match, or None if it is an ordinary word."""
-    if match["formula"]:
-        return FORMULAS[match[0]]
-    if match["root"]:
-        return r"T\text{-th}"
-    if match["article"]:  # the factor, never the article
-        start = match.start()
-        return "A" if any(text.startswith(f, start - f.index("A")) for f in _FACTOR_A) else None
-    name, _, index = match[0].rstrip("*'").partition("_")
-    name = "P_0" if name == "P0" else rf"\{name}" if len(name) > 1 else name
-    tail = {"*": "^*", "'": "'"}.get(match[0][-1], "")
-    return f"{name}{f'_{{{index}}}' if index else ''}{tail}"
+@functools.cache
+def _formulas() -> frozenset[str]:
+    """Return all formulas in the texts of the claims."""
+    texts = [SYMBOLS, *(text for claim in CLAIMS for text in claim.all_texts())]
+    return frozenset(formula for text in texts for formula in FORMULA.findall(text))
 
 
 def _prose(text: str) -> Markup:

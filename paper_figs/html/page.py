@@ -19,6 +19,7 @@ from analysis.claims.report import (
     shown,
     worst,
 )
+from analysis.formats import plain
 from paper_figs.html.charts import interval_html, interval_plot, number_html, p_html, sweep
 from paper_figs.html.formulas import behind, typeset
 
@@ -190,7 +191,7 @@ def _row(claim: Record, i: int, digits: int) -> dict[str, Any]:
         "predicted": number_html(predicted, digits),
         "measured": number_html(measured, digits),
         "interval": interval_html(low_high, digits),
-        "plot": interval_plot(predicted, measured, low_high, claim["margin"], name),
+        "plot": interval_plot(predicted, measured, low_high, claim["margin"], plain(name)),
     }
 
 
@@ -238,7 +239,7 @@ def command(claim: Record, report: Record) -> str:
 def _search_text(claim: Record) -> str:
     controls = [claim[name]["description"] for name in CONTROLS if name in claim]
     texts = (claim["id"], claim["statement"], claim["theme"], claim["source"], *controls)
-    return " ".join((*texts, *claim["quantities"])).lower()
+    return plain(" ".join((*texts, *claim["quantities"]))).lower()
 
 
 # Studies: convert a study's report to the form of a verification's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ import fedlora_sim
 from analysis.claims import CLAIMS, THEMES, select, theme_of
 from analysis.claims.base import NEAR, Claim, RunContext
 from analysis.claims.verify import KINDS, run_claim
+from analysis.formats import FORMULA, plain
 from analysis.stats.verdicts import Prediction
 from fedlora_sim.errors import InputError
 
@@ -117,16 +119,7 @@ def test_select_names_the_closest_claim() -> None:
 
 def test_every_claim_says_what_it_claims() -> None:
     for claim in CLAIMS:
-        texts = (
-            claim.id,
-            claim.statement,
-            claim.source,
-            claim.assumptions,
-            claim.statistic,
-            claim.control.description,
-            *claim.quantities,
-        )
-        for text in texts:
+        for text in (claim.id, *claim.all_texts()):
             assert text.strip(), claim.id
             assert "\n" not in text, claim.id
         assert claim.statement.endswith("."), claim.id
@@ -135,6 +128,29 @@ def test_every_claim_says_what_it_claims() -> None:
         assert claim.fidelity in {"spectral", "matrix", "training"}, claim.id
         for first, cap in map(claim.runs, (False, True)):
             assert 2 <= first <= cap, claim.id  # an interval needs two runs
+
+
+def test_formulas_of_claims_are_latex_that_github_shows_in_a_table() -> None:
+    for claim in CLAIMS:
+        for text in claim.all_texts():
+            prose, formulas = FORMULA.sub("", text), "".join(FORMULA.findall(text))
+            # Markdown reads bars, HTML and escaped signs before it reads formulas.
+            assert not re.search(r"[|<>&*]|\\[^a-z]", formulas), text
+            assert not re.search(r"[$_^=|*<>\\]", prose.replace("zero_pad", "")), text
+            assert not re.search(r"[$\\{}]", plain(text)), text
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        (r"$1 - \rho_{l_1}(t) \le C \gamma^t$, always", "1 - rho_l_1(t) <= C gamma^t, always"),
+        (r"$\sqrt{t \mathrm{Var}[W \mid W \gt 0]}$", "sqrt(t Var[W | W > 0])"),
+        (r"$\sum_{k \in C} x^{-1}$", "sum_(k in C) x^-1"),
+        ("costs $5", "costs $5"),
+    ],
+)
+def test_formulas_have_a_plain_form(text: str, written: str) -> None:
+    assert plain(text) == written
 
 
 def test_every_claim_has_a_control_that_differs_from_it() -> None:

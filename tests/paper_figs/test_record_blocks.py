@@ -21,7 +21,14 @@ from record_cases import (
     TRAINING,
 )
 
-from analysis.claims.report import conjecture_table, digits_table, theme_table, verdict_table
+from analysis.claims import CLAIMS, with_texts
+from analysis.claims.report import (
+    claim_tables,
+    conjecture_table,
+    digits_table,
+    theme_table,
+    verdict_table,
+)
 from paper_figs import documents
 from paper_figs.documents import (
     broken_table,
@@ -111,6 +118,17 @@ def test_a_block_without_its_end_is_refused(report: dict[str, Any]) -> None:
         render(unfinished, report)
 
 
+def test_the_recorded_claims_are_those_of_the_code() -> None:
+    path = documents.RECORD / "report.json"
+    recorded = {c["id"]: c for c in json.loads(path.read_text())["claims"]}
+    claims = {claim.id: claim for claim in CLAIMS}
+    assert not set(recorded) - set(claims)
+    for name, entry in recorded.items():
+        assert (entry["kind"], entry["fidelity"]) == (claims[name].kind, claims[name].fidelity)
+        assert len(entry["prediction"]) == len(claims[name].quantities)
+        assert {c for c in entry if c.endswith("_control")} == set(claims[name].controls)
+
+
 def at_seed(report: dict[str, Any], seed: int) -> dict[str, Any]:
     return report | {"environment": report["environment"] | {"seed": seed}}
 
@@ -159,8 +177,10 @@ def test_a_recorded_readme_passes_its_check(
 ) -> None:
     run(monkeypatch)
     text = (house / "README.md").read_text()
-    for table in (verdict_table, theme_table, conjecture_table):
-        assert table(report) in text
+    worded = with_texts(report)  # numbers of the record, texts of the code
+    for table in (claim_tables, theme_table, conjecture_table):
+        assert table(worded) in text
+    assert "What staircase states." not in text
     assert documents.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "calibration.json", "conformance.json"),
