@@ -16,7 +16,24 @@ from fedlora_sim.version import versions
 
 DIMS = ("seed", "round", "direction")
 
+ACCOUNT = (
+    "round_coverage",
+    "round_multiplier",
+    "idle_amplitude",
+    "trained_amplitude",
+    "server_amplitude",
+)
+"""Variables from which `analysis.ledger` accounts for each round; see `fedlora_sim.account`."""
+
 LABELS = {
+    "round_coverage": ("weight share of the round's clients that carry the direction", "1"),
+    "round_multiplier": ("declared multiplier of the direction in the round", "1"),
+    "idle_amplitude": (
+        "declared amplitude after the round, had no client trained",
+        "amplitude of dW",
+    ),
+    "trained_amplitude": ("declared amplitude after the round, as trained", "amplitude of dW"),
+    "server_amplitude": ("new update on the old direction, u_i^T G' v_i", "amplitude of dW"),
     "energy": ("energy of the direction, sigma_i**2", "squared amplitude of dW"),
     "projected_energy": (
         "energy on the initial basis, (u_i^T dW v_i)**2",

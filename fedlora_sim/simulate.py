@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from fedlora_sim.datasets import DIMS, build_dataset
+from fedlora_sim.datasets import ACCOUNT, DIMS, build_dataset
 from fedlora_sim.engines.matrix import run_matrix
-from fedlora_sim.engines.spectral import run_spectral
+from fedlora_sim.engines.spectral import run_spectral, run_spectral_account
 from fedlora_sim.errors import check_seed, check_sequence, expected
 from fedlora_sim.finetune.measures import TrainingResult, labeled
 from fedlora_sim.finetune.run import run_training
@@ -35,6 +35,7 @@ def simulate(
     on_progress: Progress | None = None,
     task: Task | None = None,
     checkpoints: str | Path | None = None,
+    ledger: bool = False,
 ) -> xr.Dataset:
     """Simulate a federation under one server rule.
 
@@ -48,13 +49,14 @@ def simulate(
         task: a custom model and data set to fine-tune, instead of the scenario's task.
         checkpoints: folder that stores each round of fine-tuning. The same call resumes from there
             and gives the same result.
+        ledger: add the variables from which `analysis.ledger` accounts for each round. Training
+            fidelity always has them.
 
     Returns:
         Dataset with dimensions (seed, round, direction): `energy`, `rho` (at the lowest rank level
         of the federation) and `effective_rank`. Matrix fidelity adds `projected_energy`. Training
         fidelity adds accuracy, loss, `layer_energy`, and the effect of each cohort client's update
-            on
-        the directions (`amplitude`, `client_preservation`, `angle`, ...). Round 0 is the initial
+        on the directions (`amplitude`, `client_preservation`, `angle`, ...). Round 0 is the initial
         state. Attributes hold the full configuration.
 
     Raises:
@@ -63,11 +65,13 @@ def simulate(
     _check_scenario("scenario", scenario)
     chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]
     check_suits(scenario, chosen)
-    check_size(scenario, len(seeds))
+    check_size(scenario, len(seeds), 1 + ledger * len(ACCOUNT))
     options = {"task": task, "checkpoints": None if checkpoints is None else Path(checkpoints)}
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if given and scenario.fidelity != "training":
         raise expected(next(iter(given)), "given", "None but at fidelity='training'")
+    if ledger and scenario.fidelity != "training":
+        given["ledger"] = True
     if on_progress is not None:
         return engine(scenario, chosen, seeds, on_progress, **given)
     with tqdm(total=len(seeds), disable=not progress, desc=chosen.label, unit="run") as bar:
@@ -134,12 +138,13 @@ def _check_scenario(argument: str, value: object) -> Scenario:
     return value
 
 
-def check_size(scenario: Scenario, runs: int) -> None:
+def check_size(scenario: Scenario, runs: int, arrays: int = 1) -> None:
     """Refuse scenarios that do not fit in memory, before anything is allocated.
 
     Args:
         scenario: the scenario to simulate.
         runs: number of seeds.
+        arrays: values per run, round and direction.
 
     Raises:
         InputError: if a run, or the energies of all runs, have more than `MOST_NUMBERS` numbers.
@@ -156,9 +161,10 @@ def check_size(scenario: Scenario, runs: int) -> None:
         sizes = f", {d_in:,} x {d_out:,}" if scenario.fidelity == "matrix" else ""
         wanted = f"runs of at most {MOST_NUMBERS:,} numbers each, not {one:,}"
         raise expected("scenario", given + sizes, wanted)
-    total = runs * (rounds + 1) * r_max
+    total = runs * (rounds + 1) * r_max * arrays
     if total > MOST_NUMBERS:
         given = f"{runs:,} seeds x {rounds + 1:,} rounds x {r_max:,} directions"
+        given += f" x {arrays} values" if arrays > 1 else ""
         raise expected("seed", given, f"at most {MOST_NUMBERS:,} energies in one call")
 
 
@@ -193,17 +199,34 @@ def energies(
 
 
 def _spectral(
-    scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
+    scenario: Scenario,
+    rule: AggregationRule,
+    seeds: tuple[int, ...],
+    on_progress: Progress,
+    *,
+    ledger: bool = False,
 ) -> xr.Dataset:
-    (amplitudes,) = run_spectral([scenario], rule, seeds, on_progress)
-    return build_dataset(scenario, rule.label, seeds, energies(scenario, seeds, amplitudes))
+    account: Mapping[str, NDArray[np.float64]] = {}
+    if ledger:
+        amplitudes, account = run_spectral_account(scenario, rule, seeds, on_progress)
+    else:
+        (amplitudes,) = run_spectral([scenario], rule, seeds, on_progress)
+    energy = energies(scenario, seeds, amplitudes)
+    extra = {name: (DIMS, values) for name, values in account.items()}
+    return build_dataset(scenario, rule.label, seeds, energy, extra)
 
 
 def _matrix(
-    scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
+    scenario: Scenario,
+    rule: AggregationRule,
+    seeds: tuple[int, ...],
+    on_progress: Progress,
+    *,
+    ledger: bool = False,
 ) -> xr.Dataset:
-    result = run_matrix(scenario, rule, seeds, on_progress)
+    result = run_matrix(scenario, rule, seeds, on_progress, account=ledger)
     extra = {"projected_energy": (DIMS, energies(scenario, seeds, result.projected))}
+    extra |= {name: (DIMS, values) for name, values in result.account.items()}
     energy = energies(scenario, seeds, result.singular_values)
     return build_dataset(scenario, rule.label, seeds, energy, extra)
 

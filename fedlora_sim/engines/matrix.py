@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlora_sim.account import Account, Carriers, over_rounds
 from fedlora_sim.engines.draws import (
     allocation_scores,
     basis_rotation,
@@ -260,10 +261,12 @@ class MatrixResult:
     Args:
         singular_values: singular values of the global update, (S, T + 1, r_max), descending.
         projected: amplitudes on the initial basis, (S, T + 1, r_max), signed.
+        account: arrays of the same shape by the names in `ACCOUNT`; empty unless asked for.
     """
 
     singular_values: NDArray[np.float64]
     projected: NDArray[np.float64]
+    account: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @classmethod
     def joined(cls, parts: Sequence[MatrixResult]) -> MatrixResult:
@@ -271,7 +274,14 @@ class MatrixResult:
         return cls(
             np.concatenate([p.singular_values for p in parts]),
             np.concatenate([p.projected for p in parts]),
+            {name: np.concatenate([p.account[name] for p in parts]) for name in parts[0].account},
         )
+
+    def replace(self, runs: Sequence[int], others: MatrixResult) -> None:
+        """Replace the results of some runs."""
+        self.singular_values[runs], self.projected[runs] = others.singular_values, others.projected
+        for name, values in others.account.items():
+            self.account[name][runs] = values
 
 
 def run_matrix(
@@ -279,6 +289,8 @@ def run_matrix(
     rule: AggregationRule,
     seeds: Sequence[int],
     on_progress: Callable[[float], object] = lambda runs: None,
+    *,
+    account: bool = False,
 ) -> MatrixResult:
     """Simulate real factors under real aggregation.
 
@@ -287,6 +299,7 @@ def run_matrix(
         rule: the server rule.
         seeds: one run per seed; the result of a run does not depend on batching.
         on_progress: called with the number of runs finished since the last call.
+        account: whether to account for each round.
 
     Returns:
         Singular values and amplitudes projected on the initial basis.
@@ -299,32 +312,32 @@ def run_matrix(
     with one_thread():
         for start in range(0, len(seeds), size):
             chunk = seeds[start : start + size]
-            parts.append(_in_range(scenario, rule, chunk))
+            parts.append(_in_range(scenario, rule, chunk, account))
             on_progress(len(chunk))
-    return MatrixResult(
-        np.concatenate([p.singular_values for p in parts]),
-        np.concatenate([p.projected for p in parts]),
-    )
+    return MatrixResult.joined(parts)
 
 
-def _in_range(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> MatrixResult:
+def _in_range(
+    scenario: Scenario, rule: AggregationRule, seeds: Sequence[int], account: bool
+) -> MatrixResult:
     """Run one batch; runs whose amplitudes leave the range of float32 are repeated in float64."""
     try:
-        found = _Batch(scenario, rule, seeds).run()
+        found = _Batch(scenario, rule, seeds).run(account=account)
     except (InputError, torch.linalg.LinAlgError) as error:
         if len(seeds) > 1:  # run each seed alone to find the failing one
-            return MatrixResult.joined([_in_range(scenario, rule, [seed]) for seed in seeds])
+            alone = [_in_range(scenario, rule, [seed], account) for seed in seeds]
+            return MatrixResult.joined(alone)
         if scenario.dtype == "float64":
             if isinstance(error, InputError):
                 raise
             wanted = f"a run whose amplitudes are numbers; those of seed {seeds[0]} leave float64"
             raise expected("rounds", scenario.rounds, wanted) from None
-        return _in_range(scenario.replace(dtype="float64"), rule, seeds)
+        return _in_range(scenario.replace(dtype="float64"), rule, seeds, account)
     lost = np.flatnonzero(leaves_range(found.singular_values)).tolist()
     if scenario.dtype == "float64" or not lost:
         return found
-    again = _in_range(scenario.replace(dtype="float64"), rule, [seeds[k] for k in lost])
-    found.singular_values[lost], found.projected[lost] = again.singular_values, again.projected
+    wide = scenario.replace(dtype="float64")
+    found.replace(lost, _in_range(wide, rule, [seeds[k] for k in lost], account))
     return found
 
 
@@ -344,6 +357,14 @@ class _State:
         if self.base is None:
             return torch.zeros_like(u[:, 0])
         return (u * (self.base @ v)).sum(-2)
+
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the leading triplets of the whole update, as many as the adapter has columns."""
+        if self.base is None:
+            return self.adapter.svd()
+        u, s, vh = torch.linalg.svd(self.adapter.delta() + self.base, full_matrices=False)
+        r = self.adapter.rank
+        return u[..., :r], s[..., :r], vh[..., :r, :]
 
 
 class _Batch:
@@ -366,14 +387,28 @@ class _Batch:
     def _tensor(self, values: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(self.dtype).to(self.device)
 
-    def run(self) -> MatrixResult:
+    def run(self, *, account: bool = False) -> MatrixResult:
         state = self._initial_state()
-        rows = [self._measure(state)]
+        rows, accounts = [self._measure(state)], []
         for t in range(self.scenario.rounds):
-            state = self._round(t, state)
+            before, (state, cohort) = state, self._round(t, state)
             rows.append(self._measure(state))
+            if account:
+                accounts.append(self._account(before, cohort, state))
         values, projected = (torch.stack(x, 1).cpu().double() for x in zip(*rows, strict=True))
-        return MatrixResult(values.numpy(), projected.numpy())
+        found = over_rounds(accounts) if account else {}
+        return MatrixResult(values.numpy(), projected.numpy(), found)
+
+    def _account(self, before: _State, cohort: Cohort, after: _State) -> Account:
+        """Return the account of a round on the singular directions of the update before it."""
+        u, s, vh = before.svd()
+        v = vh.mT
+        parts = [projected_amplitudes(u, vh, update) for update in cohort.updates]
+        norms = None if self.rule.properties.coverage == "weights" else cohort.norms()
+        policy = self.scenario.empty_partition
+        carriers = Carriers.of(self.rule, policy, cohort.weights, cohort.members, norms)
+        now = projected_amplitudes(u, vh, after.adapter) + after.on(u, v)
+        return carriers.account_of_svd(s, before.on(u, v), torch.stack(parts, 1), now, s.dtype)
 
     def _initial_state(self) -> _State:
         """Return the initial update, in the adapter or in the base, depending on the rule."""
@@ -395,24 +430,22 @@ class _Batch:
         values = torch.linalg.svdvals(state.adapter.delta() + state.base)
         return values[..., : projected.shape[-1]], projected + state.on(self.u0, self.v0)
 
-    def _round(self, t: int, state: _State) -> _State:
+    def _round(self, t: int, state: _State) -> tuple[_State, Cohort]:
         slots, weights = self._slots(t)
         by_svd = self.rule.space == "product"
         u, v, x = split_directions(state.adapter, self.u0, self.v0, sorted_columns=by_svd)
         train = self._fitted if self.scenario.local_loss == "quadratic" else self._returned
         carried, lora_a, lora_b = train(t, slots, state, u, v, x)
         lora_a, lora_b = self._disturb(t, slots, carried, lora_a, lora_b)
+        cohort = _cohort(lora_a, lora_b, weights, carried, self.scenario.federation.levels)
         result = self.rule.aggregate(
-            _cohort(lora_a, lora_b, weights, carried, self.scenario.federation.levels),
-            state.adapter,
-            self.scenario.empty_partition,
-            state=state.kept,
+            cohort, state.adapter, self.scenario.empty_partition, state=state.kept
         )
         if result.base is None:
-            return _State(result.adapter, state.base, result.state)
+            return _State(result.adapter, state.base, result.state), cohort
         more = result.base.dense()
         base = more if state.base is None else state.base + more
-        return _State(result.adapter, base, result.state)
+        return _State(result.adapter, base, result.state), cohort
 
     def _returned(
         self, t: int, slots: NDArray[np.int64], state: _State, u: Tensor, v: Tensor, x: Tensor

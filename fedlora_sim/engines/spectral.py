@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fedlora_sim.account import Account, Carriers, over_rounds
 from fedlora_sim.engines.draws import (
     allocation_scores,
     carried_directions,
@@ -251,6 +252,7 @@ def run_clients(
     initial: Tensor,
     cohorts: Cohorts,
     local: Local,
+    rows: list[Account] | None = None,
 ) -> Tensor:
     """Return the amplitudes of the whole update, computed client by client.
 
@@ -260,6 +262,7 @@ def run_clients(
         initial: (S, r_max).
         cohorts: participants with their weights and directions.
         local: the local change of each client.
+        rows: receives the account of each round, unless None.
 
     Returns:
         (S, T + 1, r_max).
@@ -285,6 +288,9 @@ def run_clients(
             empty = ~(members & (weights > 0).unsqueeze(-1)).any(-2)
             _refuse_empty(scenario, empty, t)
             new_x = torch.where(empty & (scenario.empty_partition == "carry"), x, new_x)
+        if rows is not None:
+            carriers = Carriers.of(rule, scenario.empty_partition, weights, members, norms)
+            rows.append(carriers.account(x + z, z, y, new_x + (z + more)))
         x, z = new_x, z + more
         states.append(x + z)
     return torch.stack(states, dim=1)
@@ -617,7 +623,12 @@ def _initial(scenario: Scenario, seeds: Sequence[int]) -> Tensor:
     return _put(scenario, [scenario.initial_amplitudes]).expand(len(seeds), -1)
 
 
-def _run_clients(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Tensor:
+def _run_clients(
+    scenario: Scenario,
+    rule: AggregationRule,
+    seeds: Sequence[int],
+    rows: list[Account] | None = None,
+) -> Tensor:
     local: Local
     if _fits(scenario):
         targets = _put(scenario, [client_targets(scenario, seed) for seed in seeds])
@@ -625,7 +636,7 @@ def _run_clients(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
     else:
         local = AffineClients(*_draws(scenario, seeds))
     cohorts = _cohorts(scenario, seeds)
-    return run_clients(scenario, rule, _initial(scenario, seeds), cohorts, local)
+    return run_clients(scenario, rule, _initial(scenario, seeds), cohorts, local, rows)
 
 
 def _run_flow(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Tensor:
@@ -640,3 +651,80 @@ def _run_flow(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -
 
 def _local_map(scenario: Scenario, rule: AggregationRule, targets: Tensor) -> LocalMap:
     return LocalMap.fitting(targets, scenario.local_time, frozen_a=rule.frozen_a)
+
+
+# Runs with their accounts, one scenario at a time
+
+AccountOfRuns = dict[str, NDArray[np.float64]]
+
+
+def run_spectral_account(
+    scenario: Scenario,
+    rule: AggregationRule,
+    seeds: Sequence[int],
+    on_progress: Callable[[float], object] = lambda runs: None,
+) -> tuple[NDArray[np.float64], AccountOfRuns]:
+    """Return the amplitudes of `run_spectral` with the account of each round.
+
+    Where the engine has no single clients, the carriers' mean is taken with the rule's weights.
+
+    Args:
+        scenario: a spectral scenario.
+        rule: the server rule.
+        seeds: one run per seed.
+        on_progress: called with the number of runs finished since the last call.
+
+    Returns:
+        Amplitudes (S, T + 1, r_max), and arrays of the same shape by the names in `ACCOUNT`.
+
+    Raises:
+        InputError: as `run_spectral`.
+    """
+    if _fits(scenario):
+        refuse_flow(rule)
+    parts = []
+    for chunk in _chunks(scenario, rule, seeds):
+        parts.append(_accounted(scenario, rule, chunk))
+        on_progress(len(chunk))
+    found = np.concatenate([states for states, _ in parts])
+    account = {name: np.concatenate([own[name] for _, own in parts]) for name in parts[0][1]}
+    lost = np.flatnonzero(leaves_range(found)).tolist() if scenario.dtype != "float64" else []
+    if lost:  # repeat those runs in float64
+        wide, again = scenario.replace(dtype="float64"), [seeds[k] for k in lost]
+        found[lost], more = run_spectral_account(wide, rule, again)
+        for name, values in more.items():
+            account[name][lost] = values
+    return found, account
+
+
+def _accounted(
+    scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
+) -> tuple[NDArray[np.float64], AccountOfRuns]:
+    """Return the amplitudes and the account of one chunk of runs."""
+    rows: list[Account] = []
+    if _has_common_flow(scenario, rule):
+        states = _run_flow(scenario, rule, seeds)
+    elif _needs_clients(scenario, rule):
+        states = _run_clients(scenario, rule, seeds, rows)
+    else:
+        states = _recursion(scenario, rule, seeds).run()
+    rows = rows or _account_of_sums(scenario, rule, seeds, states)
+    return states.cpu().double().numpy(), over_rounds(rows)
+
+
+def _account_of_sums(
+    scenario: Scenario, rule: AggregationRule, seeds: Sequence[int], states: Tensor
+) -> list[Account]:
+    """Return the account of each round from the amplitudes, where the cohort's sum decides."""
+    cohorts = _cohorts(scenario, seeds)
+    total = CohortShares.of(scenario, rule, cohorts).total()
+    factor = (total if rule.is_linear else total.square()).expand(states[:, 1:].shape)
+    carriers = Carriers.of(
+        rule, scenario.empty_partition, cohorts.weights, cohorts.members[..., cohorts.groups]
+    )
+    before, after = states[:, :-1], states[:, 1:]
+    base = before if rule.space == "none" else torch.zeros_like(before)
+    carried = factor > 0
+    mean = torch.where(carried, (after - base) / torch.where(carried, factor, 1.0), 0.0)
+    account = carriers.account_of_mean(before, base, mean, after)
+    return [{name: x[:, t] for name, x in account.items()} for t in range(scenario.rounds)]

@@ -24,6 +24,7 @@ from fedlora_sim.finetune.stacked import (
 )
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import pad_last, sign_fixed_svd
+from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.rules import NO_STATE, Aggregated, AggregationRule, State
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.targets import linear_shape
@@ -103,6 +104,16 @@ class GlobalUpdate:
             else:
                 found[name] = factors.svd()
         return found
+
+    def base_on(self, name: str, u: Tensor, vh: Tensor) -> Tensor:
+        """Return the amplitudes of a module's base correction, `u_i^T Z v_i`, (r,)."""
+        if name not in self.base:
+            return u.new_zeros(u.shape[-1])
+        return (u * (self.base[name] @ vh.mT)).sum(0)
+
+    def on(self, name: str, u: Tensor, vh: Tensor) -> Tensor:
+        """Return the amplitudes of a module's whole update on given directions, (r,)."""
+        return projected_amplitudes(u, vh, self.adapters[name]) + self.base_on(name, u, vh)
 
     def merged(self, task: Task) -> Task:
         """Return the task with the base corrections merged, on which clients train."""

@@ -17,9 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlora_sim.account import Carriers
+from fedlora_sim.datasets import ACCOUNT
 from fedlora_sim.federation import Federation
-from fedlora_sim.finetune.exchange import SVD, Upload
+from fedlora_sim.finetune.exchange import SVD, GlobalUpdate, Upload
+from fedlora_sim.lowrank import pad_last
 from fedlora_sim.metrics import direction_preservation, projected_amplitudes, subspace_angles
+from fedlora_sim.rules import AggregationRule
 
 Row = dict[str, NDArray[np.generic]]
 """Metrics of one round by name, of the same shapes in every round."""
@@ -69,6 +73,51 @@ def update_row(bases: Mapping[str, SVD], upload: Upload, slots: int, r_max: int)
                 amplitude[layer, slot, : len(s)] = found.cpu().double().numpy()
                 share[layer, slot] = float(direction_preservation(u, vh, update))
     return {"amplitude": amplitude, "update_energy": energy, "client_preservation": share}
+
+
+def account_row(
+    rule: AggregationRule,
+    empty_partition: str,
+    before: GlobalUpdate,
+    bases: Mapping[str, SVD],
+    upload: Upload,
+    after: GlobalUpdate,
+    row: Row,
+) -> Row:
+    """Return the account of the round on the directions of the global update before it.
+
+    Args:
+        rule: the server rule.
+        empty_partition: policy for directions without carriers.
+        before: the global update before the round.
+        bases: its SVD, per layer.
+        upload: upload of the round.
+        after: the global update after the round.
+        row: `amplitude` and `update_energy` of the round, see `update_row`.
+
+    Returns:
+        The variables of `ACCOUNT`, each (L, r_max). Amplitudes are NaN in a layer without a global
+        update, and beyond the number of its directions.
+    """
+    place, r_max = np.flatnonzero(upload.kept), row["amplitude"].shape[-1]
+    weights = torch.from_numpy(upload.weights[place])
+    found = {name: np.full((len(bases), r_max), np.nan) for name in ACCOUNT}
+    for layer, (name, (u, s, vh)) in enumerate(bases.items()):
+        members = torch.zeros(len(place), r_max, dtype=torch.bool)
+        for k, held in enumerate(upload.positions[name]):
+            members[k, held.cpu()] = True
+        returned, energy = (
+            torch.from_numpy(row[key][layer, place]) for key in ("amplitude", "update_energy")
+        )
+        carriers = Carriers.of(rule, empty_partition, weights, members, energy.sqrt())
+        total, base, now = (
+            pad_last(x.cpu().double(), r_max)
+            for x in (s, before.base_on(name, u, vh), after.on(name, u, vh))
+        )
+        account = carriers.account_of_svd(total, base, returned, now, s.dtype)
+        for key, values in account.items():
+            found[key][layer] = values.numpy()
+    return found
 
 
 def angle_row(before: Mapping[str, SVD], after: Mapping[str, SVD], levels: Sequence[int]) -> Row:
@@ -130,6 +179,7 @@ PER_ROUND: dict[str, tuple[str, ...]] = {
     "update_energy": ("layer", "slot"),
     "client_preservation": ("layer", "slot"),
     "preservation": ("layer",),
+    **dict.fromkeys(ACCOUNT, ("layer", "direction")),
     "angle": ("layer", "side", "level", "direction"),
     "counterfactual_energy": ("compared_rule", "layer", "direction"),
     "counterfactual_accuracy": ("compared_rule",),

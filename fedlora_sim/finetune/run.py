@@ -34,6 +34,7 @@ from fedlora_sim.finetune.local import (
 from fedlora_sim.finetune.measures import (
     Row,
     TrainingResult,
+    account_row,
     angle_row,
     cohort_row,
     spectrum_row,
@@ -314,6 +315,8 @@ class FederatedRun:
         heads = averaged_heads(upload.heads, upload.weights[upload.kept])
         self.state = before.after(self._aggregate(upload, self.rule, before), heads)
         row = self._measure(t + 1, upload, bases)
+        policy = self.scenario.empty_partition
+        row |= account_row(self.rule, policy, before, bases, upload, self.state, row)
         if self.compared:
             row |= counterfactual_row(
                 self.compared,

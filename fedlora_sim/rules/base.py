@@ -324,6 +324,11 @@ class AggregationRule(ABC):
         )
 
     @property
+    def declares_multiplier(self) -> bool:
+        """True if `multiplier` can be called."""
+        return True
+
+    @property
     def is_linear(self) -> bool:
         """True if the adapter is a linear function of the updates for fixed weights."""
         return (self.space != "factor" or self.frozen_a) and not self.weights_from_norms

@@ -113,6 +113,11 @@ class ExternalRule(AggregationRule):
         return self.inner.properties
 
     @property
+    def declares_multiplier(self) -> bool:
+        """As the rule declares."""
+        return self.properties.multiplier is not None
+
+    @property
     def is_linear(self) -> bool:
         """As the rule declares; what it leaves open is not taken for linear."""
         return self.properties.linear is True

@@ -16,11 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fedlora_sim.rules.base import AggregationRule, Space, data_shares
-from fedlora_sim.rules.properties import Properties, of_factor_average
+from fedlora_sim.rules.properties import Properties, counted_weights, of_factor_average
 from fedlora_sim.rules.registry import register
 
 
@@ -57,10 +56,7 @@ class HetLoRA(AggregationRule):
     ) -> Tensor:
         """Return each client's share of the cohort's norms `||dW_k||_F`; equal if all are zero."""
         assert norms is not None  # weights_from_norms
-        taking_part = weights if self.data_weighted else (weights > 0).to(weights.dtype)
-        own = taking_part * norms
-        none_moved = own.sum(-1, keepdim=True) == 0
-        return data_shares(torch.where(none_moved, taking_part, own), members)
+        return data_shares(counted_weights(self.properties.coverage, weights, norms), members)
 
     def multiplier(self, coverage: Tensor) -> Tensor:
         """Return `W~**2`, with W~ the norm share of the contributors."""

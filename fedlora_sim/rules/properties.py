@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Declared = bool | None
@@ -75,8 +76,8 @@ class Properties:
         equal_ranks_only: the rule refuses cohorts of unequal ranks.
         multiplier: factor on the amplitude of a direction that all contributors return alike, as a
             function of its coverage, a tensor of shares in [0, 1].
-        coverage: quantity whose shares are the coverage: `weights` of the clients, their `norms`,
-            or `products`.
+        coverage: quantity whose shares are the coverage: `weights` of the clients, `norms` of their
+            updates, or the products of both.
     """
 
     client_order: Declared = True
@@ -110,6 +111,25 @@ class Properties:
     equal_ranks_only: bool = False
     multiplier: Callable[[Tensor], Tensor] | None = None
     coverage: Coverage = "weights"
+
+
+def counted_weights(coverage: Coverage, weights: Tensor, norms: Tensor | None) -> Tensor:
+    """Return the quantity whose shares are the coverage, (..., K); zero for absent clients.
+
+    If the norms of all present clients are zero, all of these count alike (`norms`) or by their
+    weights (`weights_and_norms`).
+
+    Args:
+        coverage: the quantity, as a rule declares it.
+        weights: unnormalised client weights, (..., K); zero for absent clients.
+        norms: `||dW_k||_F`, (..., K); None is enough for `weights`.
+    """
+    if coverage == "weights":
+        return weights
+    assert norms is not None  # declared with the coverage
+    present = weights if coverage == "weights_and_norms" else (weights > 0).to(norms.dtype)
+    moved = present * norms
+    return torch.where(moved.sum(-1, keepdim=True) == 0, present, moved)
 
 
 def of_product_average(usual: Properties) -> Properties:

@@ -30,10 +30,12 @@ class Watched:
 
     def __init__(self, run) -> None:
         self.run, self.states, self.updates = run, [self.dense(run.state)], []
+        self.bases, self.uploads = [dict(run.state.base)], []
         train, advance = run.train, run.round
 
         def watched_train(t):
             upload = train(t)
+            self.uploads.append(upload)
             self.updates.append(
                 {
                     name: [u.scaling * u.lora_B.numpy() @ u.lora_A.numpy() for u in own]
@@ -45,6 +47,7 @@ class Watched:
         def watched_round(t):
             row = advance(t)
             self.states.append(self.dense(run.state))
+            self.bases.append(dict(run.state.base))
             return row
 
         run.train, run.round = watched_train, watched_round
@@ -75,6 +78,71 @@ def test_energies_of_the_global_update(watched):
             wanted = np.linalg.svd(dense, compute_uv=False)[:8]
             gap = np.linalg.norm(watched.result.singular_values[t, layer] - wanted)
             assert gap <= relative("factorization") * wanted[0]
+
+
+def amplitudes_of(u, matrix, v):
+    return np.diag(u.T @ matrix @ v)
+
+
+def dense_account(watched, t, layer, name, *, power=1.0, sign=1.0):
+    """The account of round t, from dense matrices; None where directions are not defined.
+
+    `power` of the coverage, and `sign` of the base, are 1 unless a fault is wanted.
+    """
+    basis, upload = leading(watched.states[t - 1][name], 8), watched.uploads[t - 1]
+    if basis is None:
+        return None
+    u, s, v = basis
+    rule, updates = watched.run.rule, watched.updates[t - 1][name]
+    base = watched.bases[t - 1].get(name)
+    z = np.zeros(8) if base is None else sign * amplitudes_of(u, base.numpy(), v)
+    weights = upload.weights[upload.kept]
+    if rule.name == "hetlora":
+        weights = np.array([np.linalg.norm(update) for update in updates])
+    carries = np.zeros((len(updates), 8))
+    for row, held in zip(carries, upload.positions[name], strict=True):
+        row[held.numpy()] = 1
+    coverage = weights @ carries / weights.sum()
+    mu = {"raflora": (coverage > 0).astype(float), "hetlora": coverage**2}.get(rule.name, coverage)
+    mu = mu**power
+    returned = np.array([amplitudes_of(u, update, v) for update in updates])
+    mean = (weights[:, None] * carries * returned).sum(0) / np.maximum(weights @ carries, 1e-300)
+    if rule.name == "raflora":  # the policy of the run carries
+        mu, mean = np.where(coverage > 0, mu, 1.0), np.where(coverage > 0, mean, s)
+    server = amplitudes_of(u, watched.states[t][name], v)
+    return {
+        "round_coverage": coverage,
+        "round_multiplier": mu,
+        "idle_amplitude": z + mu * (s - z),
+        "trained_amplitude": z + mu * mean,
+        "server_amplitude": server,
+    }
+
+
+def test_the_account_on_dense_matrices(watched):
+    compared, noticed = 0, {"power": 0, "sign": 0}
+    for t in range(1, len(watched.states)):
+        for layer, name in enumerate(watched.run.task.target_modules):
+            wanted = dense_account(watched, t, layer, name)
+            if wanted is None:
+                continue
+            compared += 1
+            size = np.linalg.norm(watched.states[t - 1][name])
+
+            def gaps(account, t=t, layer=layer):
+                return [
+                    np.abs(getattr(watched.result, key)[t, layer] - values).max()
+                    for key, values in account.items()
+                ]
+
+            assert max(gaps(wanted)) <= relative("iteration") * max(size, 1.0)
+            for key, changed in (("power", {"power": 1.01}), ("sign", {"sign": -1.0})):
+                wrong = dense_account(watched, t, layer, name, **changed)
+                noticed[key] += max(gaps(wrong)) > 1e3 * relative("iteration") * max(size, 1.0)
+    assert compared > 0
+    has_base = any(watched.bases[1:-1])
+    assert (noticed["power"] > 0) == (watched.run.rule.name != "raflora")
+    assert (noticed["sign"] > 0) == has_base
 
 
 def test_clients_on_the_basis_that_they_started_from(watched):
