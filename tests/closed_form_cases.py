@@ -25,7 +25,7 @@ def federation_keywords(sampling: str, samples=SAMPLES, size: int = 2) -> dict:
 
 
 def outcomes(rule: str, fed: Federation, allocation: str, i: int):
-    """Probability and weights of direction i's contributors for every cohort."""
+    """Yield probability and weights of direction i's contributors for every cohort."""
     members = [Fraction(int(r > i)) for r in fed.ranks]
     carry = [Fraction(r, fed.r_max) for r in fed.ranks] if allocation == "random" else members
     for chance, counts in cohorts(fed):
@@ -53,7 +53,7 @@ def server(rule: str, policy: str, x, z, weights, reached):
 
 
 def evolve(rule, fed, i, start, rounds, *, policy="zero", allocation="svd", gains, drifts):
-    """All values of the total after some rounds and their probabilities.
+    """Return all values of the total after some rounds and their probabilities.
 
     `gains` and `drifts` are lists of (probability, value), drawn for every contributor and round.
     """
@@ -74,5 +74,5 @@ def evolve(rule, fed, i, start, rounds, *, policy="zero", allocation="svd", gain
 
 
 def two_points(mean: float, std: float) -> list[tuple[float, float]]:
-    """A law with this mean and deviation."""
+    """Return a law with this mean and deviation."""
     return [(1.0, mean)] if std == 0 else [(0.5, mean - std), (0.5, mean + std)]

@@ -37,7 +37,7 @@ def federations(draw: st.DrawFn, sampling: str) -> Federation:
 
 
 def cohorts(fed: Federation, *, redrawn: bool = True) -> Iterator[tuple[Fraction, tuple[int, ...]]]:
-    """Probability and draw counts of every cohort."""
+    """Yield probability and draw counts of every cohort."""
     K, m = fed.num_clients, fed.cohort_size
     assert m is not None
     samples = [Fraction(n) for n in fed.num_samples or ()]
@@ -61,7 +61,7 @@ def cohorts(fed: Federation, *, redrawn: bool = True) -> Iterator[tuple[Fraction
 
 
 def carriers(fed: Federation, counts: tuple[int, ...], carry: list[Fraction]):
-    """Probability of every choice of carriers among the drawn clients."""
+    """Yield probability of every choice of carriers among the drawn clients."""
     options = [
         ((0, Fraction(1)),) if not c else ((0, 1 - p), (1, p))
         for c, p in zip(counts, carry, strict=True)
@@ -73,7 +73,7 @@ def carriers(fed: Federation, counts: tuple[int, ...], carry: list[Fraction]):
 
 
 def weights_of(fed: Federation, normalizer: str, counts, flags) -> list[Fraction]:
-    """Weights of the contributors, from the definition."""
+    """Return weights of the contributors, from the definition."""
     samples = [Fraction(n) for n in fed.num_samples or ()]
     sized = fed.sampling == "size_weighted"
     m = fed.cohort_size

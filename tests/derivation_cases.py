@@ -17,7 +17,7 @@ AWAY = 1e-2  # closer to a boundary than this, 1 - q' loses more digits than CLO
 
 
 def evaluate(expression: sp.Expr, values: Mapping[sp.Symbol, object]) -> float:
-    """The expression's value, floats taken as the exact numbers that they are."""
+    """Return the expression's value, floats taken as the exact numbers that they are."""
     exact = {s: sp.Rational(v) if isinstance(v, float) else v for s, v in values.items()}
     # finite sums are written out
     return float(sp.N(expression.subs(exact).doit(), DIGITS))
@@ -30,18 +30,18 @@ def ranks_of(K: int, n: int) -> str:
 
 @st.composite
 def federations(draw: st.DrawFn, fewest: int = 2, most: int = 60) -> tuple[int, int, int]:
-    """Clients K, contributors n of the top partition, cohort size m."""
+    """Return clients K, contributors n of the top partition, cohort size m."""
     K = draw(st.integers(fewest, most))
     return K, draw(st.integers(1, K - 1)), draw(st.integers(1, K))
 
 
 def cohorts(K: int, m: int) -> list[tuple[int, ...]]:
-    """All cohorts without replacement."""
+    """Return all cohorts without replacement."""
     return list(combinations(range(K), m))
 
 
 def draws(K: int, m: int) -> list[tuple[int, ...]]:
-    """All sequences of m draws with replacement."""
+    """Return all sequences of m draws with replacement."""
     return list(product(range(K), repeat=m))
 
 

@@ -23,7 +23,7 @@ def load() -> None:
 
 
 def is_random() -> bool:
-    """Whether the profile in force draws other examples every time."""
+    """Return whether the profile in force draws other examples every time."""
     return not settings().derandomize
 
 

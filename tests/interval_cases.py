@@ -19,7 +19,7 @@ def coverage(
     error: float,
     replicates: int = 2000,
 ) -> float:
-    """Share of replicates in which all q intervals hold their quantity."""
+    """Return share of replicates in which all q intervals hold their quantity."""
     rng = np.random.default_rng(20)
     hits = 0
     for _ in range(replicates):

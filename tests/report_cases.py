@@ -59,7 +59,7 @@ def digits_row(run: str, accuracy: float) -> dict[str, Any]:
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    """Claims of every verdict, those that the figures draw among them, and a digits run."""
+    """Return claims of every verdict, those that the figures draw among them, and a digits run."""
     three = {
         "quantities": ["partition 1", "partition 2", "partition 3"],
         "prediction": [0.5, 0.25, 0.04],

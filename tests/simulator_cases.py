@@ -28,7 +28,7 @@ ALL_RULES = (*OWN_RULES, *OPTIONS)
 
 
 def rules_that(holds):
-    """The rules, and their options, of which something holds."""
+    """Return the rules, and their options, of which something holds."""
     return tuple(name for name in ALL_RULES if holds(get_rule(name)))
 
 
@@ -65,19 +65,19 @@ def differs(actual, wanted, kind="factorization", dtype=torch.float64):
 
 
 def random_factors(rng, d_out, d_in, r, scaling=1.0, dtype=torch.float64, batch=()):
-    """Gaussian factors."""
+    """Return gaussian factors."""
     lora_a = torch.from_numpy(rng.standard_normal((*batch, r, d_in))).to(dtype)
     lora_b = torch.from_numpy(rng.standard_normal((*batch, d_out, r))).to(dtype)
     return LoRAFactors(lora_a, lora_b, scaling)
 
 
 def orthogonal(rng, d):
-    """A random orthogonal matrix."""
+    """Return a random orthogonal matrix."""
     return torch.from_numpy(np.linalg.qr(rng.standard_normal((d, d)))[0])
 
 
 def map_factors(update, on_a=lambda a: a, on_b=lambda b: b, scaling=None):
-    """The update with its factors changed."""
+    """Return the update with its factors changed."""
     kept = update.scaling if scaling is None else scaling
     return LoRAFactors(on_a(update.lora_A), on_b(update.lora_B), kept)
 
@@ -106,7 +106,7 @@ class Round(Case):
 
 
 def rounds(*, full_rank=False):
-    """Rounds as the conformance suite draws them, where singular vectors are well defined.
+    """Return rounds as the conformance suite draws them, where singular vectors are well defined.
 
     Args:
         full_rank: the highest level is min(d_in, d_out), so that aggregation cuts nothing off.

@@ -17,7 +17,7 @@ D_OUT, D_IN = 6, 5
 
 
 def study_values(**changes) -> dict:
-    """Tables of a study's file: two rules under two heterogeneities, two seeds each."""
+    """Return tables of a study's file: two rules under two heterogeneities, two seeds each."""
     values = {
         "name": "small",
         "about": "Made up.",
@@ -67,5 +67,5 @@ def made_up_runs(study: Study, law=LAW) -> dict[str, xr.Dataset]:
 
 
 def keep(run: StudyRun, out: Path) -> Path:
-    """A made-up run on disk, where the study looks for it."""
+    """Return a made-up run on disk, where the study looks for it."""
     return save_dataset(made_up(run), out / "runs" / f"{run.label}.nc")

@@ -32,7 +32,7 @@ def claim(verdict: str) -> dict[str, Any]:
 
 
 def scored(rule: str, error: float | None) -> dict[str, Any]:
-    """Scores of a rule; without an error one of which the theory says nothing."""
+    """Return scores of a rule; without an error one of which the theory says nothing."""
     coverage = None if error is None else 0.8
     known = {"error": error, "error_range": [error, error], "coverage": coverage}
     known |= {"coverage_range": [0.7, 0.9]}

@@ -60,7 +60,7 @@ def test_links_between_documents_lead_somewhere(path):
 
 
 def outside_fences(text):
-    """The lines that are not code; every fence must be closed."""
+    """Return the lines that are not code; every fence must be closed."""
     lines, fenced = [], False
     for line in text.splitlines():
         if line.startswith("```"):

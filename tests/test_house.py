@@ -26,7 +26,7 @@ FAST_PATH = (
 
 @cache
 def modules():
-    """Every module of the project by dotted name."""
+    """Return every module of the project by dotted name."""
     found = {}
     for path in (p for package in PACKAGES for p in (ROOT / package).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -79,7 +79,7 @@ def dependencies(module):
 
 
 def owner(package, name):
-    """The module that `from package import name` imports."""
+    """Return the module that `from package import name` imports."""
     return public_names(package).get(name, package)
 
 

@@ -37,7 +37,7 @@ SEED = 3
 
 
 def shortened(factor: float) -> calibration.Estimator:
-    """Intervals of means that are too short by a factor."""
+    """Return intervals of means that are too short by a factor."""
 
     def estimate(samples: np.ndarray, error: float) -> Measurement:
         m = mean_interval(samples, error)
@@ -48,7 +48,7 @@ def shortened(factor: float) -> calibration.Estimator:
 
 
 def shifted(samples: np.ndarray, error: float) -> Measurement:
-    """Intervals that lie a quarter of a standard error too high."""
+    """Return intervals that lie a quarter of a standard error too high."""
     m = mean_interval(samples, error)
     shift = 0.25 * samples.std(0, ddof=1) / np.sqrt(len(samples))
     return Measurement(m.value + shift, m.low + shift, m.high + shift, m.samples)

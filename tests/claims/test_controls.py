@@ -22,7 +22,7 @@ RECORDED = Path(__file__).parents[2] / "results/recorded/report.json"
 
 
 def too_wide(claim: Claim) -> bool:
-    """Whether a margin is more than 5% of the value, or 0.05 of a share or of a difference.
+    """Return whether a margin is more than 5% of the value, or 0.05 of a share or of a difference.
 
     What must hold in every run is given 1e-9. The unit of a one-sided bound, in which distances
     from it are counted, is held to 5% in either case.
@@ -37,7 +37,7 @@ def too_wide(claim: Claim) -> bool:
 
 
 def far_or_vacuous(claim: Claim) -> bool:
-    """Whether the wrong prediction of a near control is not 2 to 5 margins from the claim's.
+    """Return whether the wrong prediction of a near control is not 2 to 5 margins from the claim's.
 
     Where the simulation is wrong, or the bound one-sided, the distance is known only from a run:
     `test_claims` holds it to the same limits.

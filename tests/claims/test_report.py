@@ -63,7 +63,7 @@ def test_one_sided_predictions_say_so(report: Report) -> None:
 
 
 def many(report: Report) -> Report:
-    """A claim on five quantities, the fourth of which leaves its prediction furthest."""
+    """Return a claim on five quantities, the fourth of which leaves its prediction furthest."""
     return {
         **report["claims"][0],
         "quantities": ["a", "b", "c", "d", "e"],

@@ -30,7 +30,7 @@ from fedlora_sim.storage import RunStore
 
 
 def normal(mean: float, std: float = 0.1) -> Experiment:
-    """Runs whose one quantity is normal; run i depends on its seed alone."""
+    """Return runs whose one quantity is normal; run i depends on its seed alone."""
 
     def experiment(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         return np.array(
@@ -170,7 +170,7 @@ TWO = replace(TOY, quantities=("one", "two"), predict=partial(Prediction.within,
 
 
 def pair(first: float, second: float) -> Experiment:
-    """Two quantities."""
+    """Return two quantities."""
 
     def experiment(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         columns = [normal(mean)(numbers, context) for mean in (first, second)]
@@ -232,7 +232,7 @@ def test_what_is_refuted_needs_a_check_that_can_support(positive: Control, verdi
 
 
 def all_but(run: int, value: float) -> Experiment:
-    """One in all runs, `value` in one of them."""
+    """Return one in all runs, `value` in one of them."""
 
     def experiment(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         return np.array([[value if number == run else 1.0] for number in numbers])

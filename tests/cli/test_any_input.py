@@ -201,7 +201,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 
 def outcome(function: Callable[..., Any], arguments: dict[str, Any], where: str) -> str:
-    """The message of a refusal; nothing where there is a result."""
+    """Return the message of a refusal; nothing where there is a result."""
     try:
         function(**arguments)
     except (InputError, TypeError) as error:

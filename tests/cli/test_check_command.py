@@ -68,7 +68,7 @@ number = 3
 
 @pytest.fixture
 def module(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module of rules in the working folder, forgotten afterwards."""
+    """Provide a module of rules in the working folder, forgotten afterwards."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
     (here / "own_rules.py").write_text(OWN)

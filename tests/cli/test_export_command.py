@@ -21,7 +21,7 @@ EXPORT = ("export", "run", "--out", "out")
 
 @pytest.fixture
 def trained(fedlora: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable:
-    """A run in the working folder, by any rule."""
+    """Return a run in the working folder, by any rule."""
     use_small_task(monkeypatch)
 
     def make(*arguments: str) -> None:
@@ -32,7 +32,7 @@ def trained(fedlora: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable:
 
 
 def cohort(t: int) -> list[int]:
-    """Clients of a round, from the run's dataset."""
+    """Return clients of a round, from the run's dataset."""
     return load_dataset("run/run.nc").cohort.values[0, t].tolist()
 
 

@@ -23,7 +23,7 @@ RECORDED = Path(__file__).parents[2] / "results" / "recorded"
 
 @pytest.fixture
 def kept(here: Path) -> Path:
-    """A folder with the recorded report and nothing else."""
+    """Return a folder with the recorded report and nothing else."""
     folder = here / "kept"
     folder.mkdir()
     shutil.copy(RECORDED / "report.json", folder)
@@ -112,7 +112,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(
 
 
 def found(numbers: Sequence[int], context: RunContext) -> np.ndarray:
-    """An experiment that finds one."""
+    """Return an experiment that finds one."""
     return np.full((len(numbers), 1), 1.0)
 
 

@@ -39,7 +39,7 @@ HEAVY = (
 
 
 def imported_by(statement: str) -> set[str]:
-    """Names of the modules that a statement imports, in a process of its own."""
+    """Return names of the modules that a statement imports, in a process of its own."""
     code = f"import sys\n{statement}\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120

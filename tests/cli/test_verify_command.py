@@ -69,7 +69,7 @@ CASES_RIGHT = Prediction.within(1.0, 0.1)
 
 @pytest.fixture(autouse=True)
 def small_house(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The claims of this file in place of the project's, few points, and no pictures."""
+    """Return the claims of this file in place of the project's, few points, and no pictures."""
 
     def select(names: Sequence[str] | None, quick: bool = False) -> tuple[Claim, ...]:
         return tuple(CASES[check_choice("claim", name, CASES)] for name in names or CASES)
@@ -195,7 +195,7 @@ def test_kept_claims_of_another_seed_are_measured_anew(fedlora: Callable) -> Non
 def fine_tuned(
     scenario: Scenario, *, rule: str, seed: Sequence[int], on_progress: object = None
 ) -> xr.Dataset:
-    """A made-up fine-tuning run that collapses where the real one does.
+    """Return a made-up fine-tuning run that collapses where the real one does.
 
     FedAvg's runs differ so much that its claim asks for more of them than the others do.
     """

@@ -61,7 +61,7 @@ def test_limits_of_the_map():
 
 
 def one_round(rule, weights, x, targets, time):
-    """A round of unequal clients, straight from the definition."""
+    """Return a round of unequal clients, straight from the definition."""
     root = 0.5 if rule in FACTOR else 1.0
     trained = closed_form.flow_map(x, targets, time)
     if rule == "ffa":

@@ -98,7 +98,7 @@ def test_bad_communication_is_named():
 
 
 def slope(function):
-    """Logarithmic derivative at 1 of a function of a factor."""
+    """Return logarithmic derivative at 1 of a function of a factor."""
     step = relative("training")
     high, low = function(1 + step), function(1 - step)
     return (np.log(high) - np.log(low)) / (np.log1p(step) - np.log1p(-step))

@@ -30,7 +30,7 @@ def nodes(mean: float, std: float, order: int) -> list[tuple[float, float]]:
 
 
 def brute(rule, fed, i, policy, law=LAW):
-    """Mean and energy after two rounds, exact: polynomials of low degree in every draw."""
+    """Return mean and energy after two rounds, exact: polynomials of low degree in every draw."""
     own = [int(r > i) for r in fed.ranks]
     table = list(client_weights(rule, fed, i))
     gains, drifts = (

@@ -35,7 +35,7 @@ every_case = pytest.mark.parametrize(("sampling", "normalizer", "allocation"), C
 
 
 def brute_moments(fed, normalizer, allocation):
-    """All fields, shape (8, r_max); logarithms are the only floats."""
+    """Return all fields, shape (8, r_max); logarithms are the only floats."""
     rows = []
     for law in brute_laws(fed, normalizer, allocation):
         plain = [float(sum(p * W**k for W, (p, _) in law.items())) for k in (1, 2, 4)]

@@ -17,5 +17,5 @@ def _report(rule: str, scenarios: tuple[str, ...] | None) -> CollapseReport:
 
 @pytest.fixture(scope="session")
 def reports() -> Reports:
-    """The report on a rule's name with the default number of runs."""
+    """Return the report on a rule's name with the default number of runs."""
     return lambda rule, *scenarios: _report(rule, scenarios or None)

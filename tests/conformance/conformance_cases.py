@@ -22,7 +22,7 @@ WANTED = MOST_KEPT + 1
 
 
 def search_seed() -> int:
-    """The seed of a search: another one every time under a profile that draws at random."""
+    """Return the seed of a search: another one every time under a profile that draws at random."""
     return SystemRandom().randrange(2**16) if is_random() else 0
 
 
@@ -47,7 +47,7 @@ def reasons(results: dict[str, CheckResult], status: str) -> dict[str, str]:
 
 
 def pasted(case: Case) -> Case:
-    """The case that its own Python makes, in a namespace that knows nothing else."""
+    """Return the case that its own Python makes, in a namespace that knows nothing else."""
     made: dict[str, object] = {}
     exec(case.code(), made)
     updates, weights, context, seed = (made[n] for n in ("updates", "weights", "context", "seed"))

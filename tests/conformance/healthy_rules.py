@@ -96,7 +96,7 @@ class DenseFedAvg:
         return context.r_max
 
     def read(self, updates, weights, context):
-        """The clients that take part."""
+        """Return the clients that take part."""
         held = context.positions or [range(u.rank) for u in updates]
         r_max, given = self.r_max(updates, context), zip(updates, weights, held, strict=True)
         return [self.client(u, w, list(own), r_max) for u, w, own in given if w > 0]

@@ -43,7 +43,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the package is installed into: its wheel, built and unpacked."""
+    """Return the folder that the package is installed into: its wheel, built and unpacked."""
     place = tmp_path_factory.mktemp("third_party")
     source, wheels, site = (place / name for name in ("source", "wheels", "site"))
     skipped = shutil.ignore_patterns("__pycache__", ".*", "build", "*.egg-info")

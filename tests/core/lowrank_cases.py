@@ -15,7 +15,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def client(rng, rank, d_out=D_OUT, d_in=D_IN, batch=()):
-    """Gaussian columns and rows of norm about 1, float64."""
+    """Return gaussian columns and rows of norm about 1, float64."""
     lora_b = rng.standard_normal((*batch, d_out, rank)) / d_out**0.5
     return lora_b, rng.standard_normal((*batch, rank, d_in)) / d_in**0.5
 

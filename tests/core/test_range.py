@@ -21,7 +21,7 @@ RANKS, SCALINGS, SAMPLES = (2, 3, 4), (1.0, 0.5, 2.0), (3, 1, 2)
 
 
 def cohort(seed, dtype, rule, d_out=7, d_in=9):
-    """Three clients of different ranks; FFA's share their A."""
+    """Return three clients of different ranks; FFA's share their A."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):

@@ -157,7 +157,7 @@ def test_results_that_count_already_survive_a_disk_that_runs_full(tmp_path, step
 
 
 def stopped(folder, monkeypatch):
-    """A folder whose new results count, and of which one alone is in place."""
+    """Return a folder whose new results count, and of which one alone is in place."""
     write_results(folder, 0)
     done, replace = [], Path.replace
 

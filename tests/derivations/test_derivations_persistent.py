@@ -18,7 +18,7 @@ from fedlora_sim import Scenario
 
 
 def gaussian(order: int, mean: float, std: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights that integrate polynomials up to 2 order - 1 exactly."""
+    """Return nodes and weights that integrate polynomials up to 2 order - 1 exactly."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(order)
     return mean + std * nodes, weights / weights.sum()
 

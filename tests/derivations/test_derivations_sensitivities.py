@@ -19,7 +19,7 @@ from fedlora_sim import Scenario
 
 
 def quotient(quantity: sp.Expr, parameter: sp.Symbol, values: dict[sp.Symbol, object]) -> float:
-    """Elasticity by a symmetric difference of logarithms, in high precision."""
+    """Return elasticity by a symmetric difference of logarithms, in high precision."""
     step = sp.Rational(1, 10**12)
     sides = [
         sp.log(sp.N(quantity.subs(values | {parameter: values[parameter] * factor}), 60))

@@ -52,7 +52,7 @@ RANDOM = Scenario("1x1,2x1,3x1,5x1", rounds=4000, allocation="random")
 
 
 def random_masks(scenario, seed):
-    """Directions of every round and client, boolean (T, K, r_max)."""
+    """Return directions of every round and client, boolean (T, K, r_max)."""
     scores = torch.from_numpy(allocation_scores(scenario, seed))
     return carried_directions(torch.tensor(scenario.ranks), scores).numpy()
 

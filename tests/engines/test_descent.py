@@ -86,7 +86,7 @@ def test_layers_of_any_shape_are_the_reference(rule, shape):
 
 
 def errors(run, rule, steps):
-    """Largest error of the amplitudes against the flow, for each number of local steps."""
+    """Return largest error of the amplitudes against the flow, for each number of local steps."""
     exact = simulate(run.replace(fidelity="spectral"), rule=rule, seed=SEEDS).energy
     found = []
     for count in steps:

@@ -44,7 +44,7 @@ def assert_uncorrelated(x, y):
 
 
 def standard(scenario=NOISY, seed=0):
-    """Gains and drifts as standard normal numbers, each (T, K, r_max)."""
+    """Return gains and drifts as standard normal numbers, each (T, K, r_max)."""
     drawn = draws.client_draws(scenario, seed)
     return (
         (drawn.gain - scenario.gain_mean) / scenario.gain_std,
@@ -109,13 +109,13 @@ def test_random_allocation_gives_every_subset_of_directions_the_same_chance():
 
 
 def multinomial(counts, p):
-    """Probability of these counts in `sum(counts)` draws."""
+    """Return probability of these counts in `sum(counts)` draws."""
     ways = factorial(sum(counts)) / prod(factorial(n) for n in counts)
     return ways * prod(q**n for q, n in zip(p, counts, strict=True))
 
 
 def cohort_law(sampling, clients, size):
-    """Every cohort that the sampling can draw, as counts per client, and its probability."""
+    """Return every cohort that the sampling can draw, as counts per client, and its probability."""
     most = size if sampling in ("with_replacement", "size_weighted") else 1
     cohorts = [c for c in product(range(most + 1), repeat=clients) if sum(c)]
     if sampling == "bernoulli":

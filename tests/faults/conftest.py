@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def prepared_command(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], faults_cases.Prepared]:
-    """A command of `COMMANDS` by name, prepared once."""
+    """Return a command of `COMMANDS` by name, prepared once."""
     return cache(lambda name: faults_cases.prepared(name, tmp_path_factory.mktemp(name)))
 
 

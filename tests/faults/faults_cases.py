@@ -94,7 +94,7 @@ COMMANDS = {
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    """Content of every file at or below a path, by its name there."""
+    """Return content of every file at or below a path, by its name there."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return {p.relative_to(path).as_posix(): p.read_bytes() for p in files}
 
@@ -140,13 +140,13 @@ class Prepared:
     steps: int
 
     def copy(self, here: Path) -> Path:
-        """A copy of the start."""
+        """Return a copy of the start."""
         shutil.copytree(self.start, here, dirs_exist_ok=True)
         return here
 
 
 def prepared(name: str, folder: Path) -> Prepared:
-    """Inputs and older result of a command, and what it makes of a copy of them."""
+    """Return inputs and older result of a command, and what it makes of a copy of them."""
     command, start, whole = COMMANDS[name], folder / "start", folder / "whole"
     start.mkdir()
     prepare(command, start)
@@ -166,7 +166,7 @@ def prepare(command: Command, here: Path) -> None:
 
 
 def succeed(outcome: Outcome) -> Outcome:
-    """The outcome of a command that must succeed."""
+    """Return the outcome of a command that must succeed."""
     assert outcome.code == 0, outcome.err
     return outcome
 

@@ -50,7 +50,7 @@ def picture(figure: Figure, kind: str, *, close: bool = True) -> memoryview:
 
 
 def small_task() -> Task:
-    """An untrained model of one block on 60 random images."""
+    """Return an untrained model of one block on 60 random images."""
     generator = torch.Generator().manual_seed(0)
     model = TinyTransformer(generator, d_model=16, num_layers=1, num_heads=2)
     images = torch.rand(60, 8, 8, generator=generator)

@@ -67,7 +67,7 @@ def test_a_full_disk_ends_a_command_and_loses_nothing(
 
 @contextmanager
 def small_disk(place: Path) -> Iterator[Path]:
-    """A file system of 24 kB."""
+    """Yield a file system of 24 kB."""
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS}", "tmpfs", str(place)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:

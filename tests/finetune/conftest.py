@@ -23,20 +23,20 @@ MakeRun = Callable[..., run.FederatedRun]
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """One thread: on a busy machine, threads that wait for each other cost minutes."""
+    """Provide one thread: on a busy machine, threads that wait for each other cost minutes."""
     with one_thread():
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_task() -> DigitsTask:
-    """A one-block float64 model, not pretrained, and 60 random images."""
+    """Return a one-block float64 model, not pretrained, and 60 random images."""
     return make_tiny_task()
 
 
 @pytest.fixture
 def make_adapters(tiny_task: DigitsTask) -> MakeAdapters:
-    """Random adapters of the given ranks, zero-padded to the highest."""
+    """Return random adapters of the given ranks, zero-padded to the highest."""
 
     def make(ranks: list[int], seed: int = 0) -> Adapters:
         rng = stream(seed, "test adapters")
@@ -54,7 +54,7 @@ def make_adapters(tiny_task: DigitsTask) -> MakeAdapters:
 
 @pytest.fixture
 def cohort_samples() -> list[np.ndarray]:
-    """Five clients of very different sizes: 1, 4, 7, 10 and 18 samples."""
+    """Return five clients of very different sizes: 1, 4, 7, 10 and 18 samples."""
     cuts = np.cumsum([1, 4, 7, 10])
     return np.split(stream(0, "test samples").permutation(40), cuts)
 

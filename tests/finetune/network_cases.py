@@ -36,7 +36,7 @@ class Function(nn.Module):
 
 
 def random_network(middle: nn.Module | None = None, *, bias: bool = True) -> Network:
-    """A float64 network in training mode, its parameters random and wanting gradients."""
+    """Return a float64 network in training mode, its parameters random and wanting gradients."""
     model = Network(nn.Identity() if middle is None else middle, bias=bias).double()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -47,7 +47,7 @@ def random_network(middle: nn.Module | None = None, *, bias: bool = True) -> Net
 def network_task(
     model: nn.Module, targets: tuple[str, ...] = ("first",), heads: tuple[str, ...] = ()
 ) -> Task:
-    """Forty random samples of three classes, the same for training and test."""
+    """Return forty random samples of three classes, the same for training and test."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(40, WIDTH, generator=generator, dtype=torch.float64)
     part = Examples({"x": x}, torch.arange(40) % CLASSES)

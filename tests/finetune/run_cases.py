@@ -21,7 +21,7 @@ TINY = Scenario(
 
 
 def make_tiny_task() -> DigitsTask:
-    """A one-block float64 model, not pretrained, and 60 random images."""
+    """Return a one-block float64 model, not pretrained, and 60 random images."""
     generator = torch.Generator().manual_seed(0)
     model = TinyTransformer(generator, d_model=16, num_layers=1, num_heads=2)
     images = torch.rand(60, 8, 8, generator=generator, dtype=torch.float64)

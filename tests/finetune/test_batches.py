@@ -14,7 +14,7 @@ SAMPLES = [np.arange(5), np.arange(100, 112), np.array([7])]
 
 
 def drawn(plan, client: int) -> list[list[int]]:
-    """The real samples of each step of a client."""
+    """Return the real samples of each step of a client."""
     return [
         plan.index[step, client][plan.real[step, client]].tolist()
         for step in range(plan.num_steps[client])

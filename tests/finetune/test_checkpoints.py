@@ -41,7 +41,7 @@ class StoppedError(Exception):
 
 
 def stop_after(number: int):
-    """A progress callback that stops a run after so many rounds."""
+    """Return a progress callback that stops a run after so many rounds."""
     count = 0
 
     def progress(_: float) -> None:
@@ -91,7 +91,7 @@ def test_several_seeds_have_folders_of_their_own(tiny_task, folder):
 
 
 def run_with(task, folder: Path, keep: str, rule: str = "fedex") -> FederatedRun:
-    """A finished run that was kept."""
+    """Return a finished run that was kept."""
     run = FederatedRun(TINY, get_rule(rule), 5, task)
     run.run(checkpoints=Checkpoints(folder, run.description(), keep))
     return run

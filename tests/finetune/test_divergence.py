@@ -30,14 +30,14 @@ CONFIGS = {
 
 
 def spoilt(task, samples, value: float = torch.nan):
-    """The task with the images of these samples at a value."""
+    """Return the task with the images of these samples at a value."""
     images = task.train.inputs["images"].clone()
     images[samples] = value
     return replace(task, train=Examples({"images": images}, task.train.labels))
 
 
 def spoilt_clients(run, *clients: int):
-    """The run's task without a finite image of these clients."""
+    """Return the run's task without a finite image of these clients."""
     return spoilt(run.task, np.concatenate([run.samples[k] for k in clients]))
 
 

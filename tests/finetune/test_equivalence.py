@@ -68,7 +68,7 @@ class SelfAttention(nn.MultiheadAttention):
 
 
 def middle_task(middle: nn.Module, *targets: str) -> Task:
-    """The network with this between its maps, parameters drawn anew."""
+    """Return the network with this between its maps, parameters drawn anew."""
     return network_task(random_network(middle).requires_grad_(False), targets, heads=("last",))
 
 

@@ -39,7 +39,7 @@ VARIANTS = {
 
 @pytest.fixture
 def task(tiny_task):
-    """The tiny task with four samples of every class: enough for two owners."""
+    """Return the tiny task with four samples of every class: enough for two owners."""
     train = Examples(tiny_task.train.inputs, torch.arange(len(tiny_task.train)) % 10)
     return replace(tiny_task, train=train)
 

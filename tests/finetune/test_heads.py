@@ -25,7 +25,7 @@ CONFIG = local_training("adamw", 0.02, weight_decay=0.1, local_steps=4, batch_si
 
 
 def start_of(task, clients: int = 3) -> Stack:
-    """Adapters of rank 2 and the model's own head, for every client."""
+    """Return adapters of rank 2 and the model's own head, for every client."""
     generator = torch.Generator().manual_seed(0)
     lora_a = torch.randn(clients, 2, 6, generator=generator, dtype=torch.float64)
     adapters = {"first": (lora_a, torch.zeros(clients, 6, 2, dtype=torch.float64))}

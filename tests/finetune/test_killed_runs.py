@@ -28,7 +28,7 @@ run(sys.argv[1])
 
 
 def run(folder: str | None = None):
-    """The run, kept in a folder; more steps than `TINY`, so that a kill meets work."""
+    """Return the run, kept in a folder; more steps than `TINY`, so that a kill meets work."""
     scenario = TINY.replace(rounds=ROUNDS, local_steps=10, cohort_size=4)
     return simulate(scenario, rule="fedex", seed=5, task=make_tiny_task(), checkpoints=folder)
 

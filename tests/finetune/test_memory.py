@@ -50,7 +50,7 @@ def cohort(make_adapters, cohort_samples):
 
 @pytest.fixture
 def sizes(monkeypatch) -> list[int]:
-    """Clients of every stack that is trained from now on."""
+    """Return clients of every stack that is trained from now on."""
     found, original = [], local.train_stack
 
     def train_stack(task, stack, plan, config):
@@ -114,7 +114,7 @@ def test_a_longer_batch_and_more_clients_take_more(tiny_task, cohort_samples, ma
 
 
 def allocated(task, stack, plan, *, checkpointing: bool) -> int:
-    """Bytes that a forward pass has allocated and not freed while its loss lives."""
+    """Return bytes that a forward pass has allocated and not freed while its loss lives."""
     index, real = torch.from_numpy(plan.index[0]), torch.from_numpy(plan.real[0])
     model = stack.on(task.model, gradient_checkpointing=checkpointing)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

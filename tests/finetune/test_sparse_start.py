@@ -24,7 +24,7 @@ LAWS = {
 
 
 def stage(run, seed=None, **changes):
-    """The sparse stage of a run, with other fields or another seed."""
+    """Return the sparse stage of a run, with other fields or another seed."""
     scenario = run.scenario.replace(**changes)
     seed = run.seed if seed is None else seed
     return sparse_stage(scenario, run.task, run.federation, run.samples, seed)

@@ -26,13 +26,13 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def recorded_page() -> str:
-    """The page of the recorded report."""
+    """Return the page of the recorded report."""
     return render(recorded_report(), RECORDED)
 
 
 @pytest.fixture(scope="session")
 def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a verification leaves it: a report, and energies of three rounds."""
+    """Return a folder as a verification leaves it: a report, and energies of three rounds."""
     folder = tmp_path_factory.mktemp("verified")
     (folder / "report.json").write_text(json.dumps(page_report()))
     rounds, rules = np.arange(4), ["fedavg", "raflora"]

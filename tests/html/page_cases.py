@@ -16,7 +16,7 @@ VOID = {"meta", "link", "br", "img", "input", "hr", "col", "mspace"}
 
 
 def page_claim(name: str, **changes: Any) -> dict[str, Any]:
-    """A claim of the record, with what its control measured."""
+    """Return a claim of the record, with what its control measured."""
     control = {
         "description": "something wrong",
         "verdict": "refuted",
@@ -29,7 +29,7 @@ def page_claim(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def page_report(*claims: dict[str, Any]) -> dict[str, Any]:
-    """A report on some claims; without any, on one of every verdict."""
+    """Return a report on some claims; without any, on one of every verdict."""
     rounds = [f"round {t}, partition {h}" for t in (1, 2, 3) for h in (1, 2)]
     series = {
         "quantities": rounds,

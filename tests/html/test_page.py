@@ -166,7 +166,7 @@ INJECTIONS = (
 
 
 def page_with(text: str) -> Page:
-    """A page on a claim with this text in every field that may hold any text."""
+    """Return a page on a claim with this text in every field that may hold any text."""
     changes = dict.fromkeys(("statement", "source", "assumptions", "statistic", "theme"), text)
     changes |= {"verdict": "undecided", "reason": text}
     controls = {

@@ -33,7 +33,7 @@ class Reader:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wish})
 
     def shown(self) -> list[str]:
-        """Names of the claims that are to be seen, in their order on the page."""
+        """Return names of the claims that are to be seen, in their order on the page."""
         return self.ask(
             "[...document.querySelectorAll('tbody.claim')].filter((c) => c.offsetHeight > 0)"
             ".map((c) => c.dataset.name)"

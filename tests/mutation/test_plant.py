@@ -23,7 +23,7 @@ def test_names_are_unique():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A project of one function with one test."""
+    """Return a project of one function with one test."""
     monkeypatch.setattr(plant, "ROOT", tmp_path)
     (tmp_path / "small.py").write_text("def double(x):\n    return 2 * x + 0 * x\n")
     test = "from small import double\n\ndef test_double():\n    assert double(3) == 6\n"

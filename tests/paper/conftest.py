@@ -17,7 +17,7 @@ from paper_figs import style
 
 @pytest.fixture(scope="session")
 def paper_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of data files, as `python -m analysis.paper` writes it."""
+    """Return the folder of data files, as `python -m analysis.paper` writes it."""
     folder = tmp_path_factory.mktemp("paper")
     for name in RECIPES:
         recipe = small_recipe(name)

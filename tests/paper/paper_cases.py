@@ -32,7 +32,7 @@ def made_up_digits(context: RunContext) -> xr.Dataset:
 
 
 def patched(module: object, name: str, **values: object) -> Callable[[RunContext], xr.Dataset]:
-    """A function of a module with smaller constants in the module."""
+    """Return a function of a module with smaller constants in the module."""
 
     def gather(context: RunContext) -> xr.Dataset:
         with pytest.MonkeyPatch.context() as patch:
@@ -68,6 +68,6 @@ SMALL: dict[str, Callable[[RunContext], xr.Dataset]] = {
 
 
 def small_recipe(name: str) -> Recipe:
-    """A recipe of the catalogue with less to simulate."""
+    """Return a recipe of the catalogue with less to simulate."""
     recipe = RECIPES[name]
     return dataclasses.replace(recipe, make=SMALL.get(name, recipe.make))

@@ -80,7 +80,7 @@ def test_the_spectrum_is_the_closed_form(paper_data: Path) -> None:
 
 
 def held(data: xr.Dataset, predicted: xr.DataArray) -> float:
-    """Share of the intervals that hold the prediction, to a rounding."""
+    """Return share of the intervals that hold the prediction, to a rounding."""
     slack = relative("reduction") * np.abs(predicted)
     inside = (data.low - slack <= predicted) & (predicted <= data.high + slack)
     return float(inside.mean())

@@ -38,14 +38,14 @@ def data(name: str, paper_data: Path) -> xr.Dataset:
 
 @cache
 def drawn(name: str, paper_data: Path) -> tuple[Figure, np.ndarray, list[tuple[str, Bbox]]]:
-    """A figure, its axes, and all that is written in it: laid out once for all tests."""
+    """Return a figure, its axes, and all that is written in it: laid out once for all tests."""
     figure, axes = FIGURES[name].draw(read(paper_data, name))
     assert isinstance(figure, Figure)
     return figure, axes, words(figure)
 
 
 def words(figure: Figure) -> list[tuple[str, Bbox]]:
-    """All that is written, and its box in points."""
+    """Return all that is written, and its box in points."""
     figure.draw_without_rendering()
     scale = 72 / figure.dpi
     hidden = {id(text) for axis in figure.findobj(Axes) for text in hidden_ticks(axis)}
@@ -57,7 +57,7 @@ def words(figure: Figure) -> list[tuple[str, Bbox]]:
 
 
 def hidden_ticks(axis: Axes) -> list[Text]:
-    """Labels of ticks that lie outside their axis: they exist and are not drawn."""
+    """Return labels of ticks that lie outside their axis: they exist and are not drawn."""
     hidden = []
     for side, limits in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
         low, high = sorted(side.get_transform().transform(limits))

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("coarse_figures")
 
 @pytest.fixture
 def data(tmp_path: Path, energies: xr.Dataset, digits_runs: xr.Dataset) -> Path:
-    """The folder of datasets next to a report."""
+    """Return the folder of datasets next to a report."""
     save_dataset(energies, tmp_path / "data" / "energies.nc")
     save_dataset(digits_runs, tmp_path / "data" / "digits.nc")
     return tmp_path / "data"

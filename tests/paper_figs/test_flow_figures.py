@@ -38,7 +38,7 @@ def curves() -> xr.Dataset:
 
 @pytest.fixture
 def settled() -> xr.Dataset:
-    """Fractions of four directions in two partitions."""
+    """Return fractions of four directions in two partitions."""
     fraction = np.full((3, 4), 0.25)
     ends = {
         f"speed{name}": ("level", np.array([1.0, 0.2]) * scale)

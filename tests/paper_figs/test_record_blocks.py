@@ -135,7 +135,7 @@ def at_seed(report: dict[str, Any], seed: int) -> dict[str, Any]:
 
 @pytest.fixture
 def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with a README and a verification's results."""
+    """Return a repository with a README and a verification's results."""
     (tmp_path / "README.md").write_text(TEMPLATE)
     figures = tmp_path / "results" / "verify" / "figures"
     figures.mkdir(parents=True)

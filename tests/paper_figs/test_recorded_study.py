@@ -40,38 +40,38 @@ def curves() -> xr.Dataset:
 
 
 def last(curves: xr.Dataset, name: str, rule: str) -> np.ndarray:
-    """A quantity after the last round, (split, replicate)."""
+    """Return a quantity after the last round, (split, replicate)."""
     return curves[name].sel(rule=rule).isel(round=-1).values
 
 
 def splits_mean(report: dict[str, Any], configuration: str, rule: str, name: str) -> np.ndarray:
-    """Means of every split, (split,)."""
+    """Return means of every split, (split,)."""
     rows = {(r["heterogeneity"], r["configuration"], r["rule"]): r for r in report["rows"]}
     splits = report["study"]["heterogeneity"]
     return np.array([rows[split, configuration, rule][name] for split in splits])
 
 
 def splits_spread(report: dict[str, Any], configuration: str, rule: str, name: str) -> np.ndarray:
-    """Standard deviations of every split's three runs, from their intervals, (split,)."""
+    """Return standard deviations of every split's three runs, from their intervals, (split,)."""
     ends = np.array(splits_mean(report, configuration, rule, f"{name}_interval").tolist())
     value = splits_mean(report, configuration, rule, name)
     return np.abs(ends - value[:, None]).max(1) / (stats.t.isf(TABLE_ERROR / 2, 2) / np.sqrt(3))
 
 
 def half(spread: float, replicates: int = 3) -> float:
-    """Half the length of the interval of replicates of this standard deviation."""
+    """Return half the length of the interval of replicates of this standard deviation."""
     error = 0.05 / len(PAPER_CLAIMS)
     return float(stats.t.isf(error / 2, replicates - 1) * spread / np.sqrt(replicates))
 
 
 def exact(samples: np.ndarray) -> Ends:
-    """The interval of samples (split, replicate)."""
+    """Return the interval of samples (split, replicate)."""
     m = mean_interval(samples.mean(0)[:, None], 0.05 / len(PAPER_CLAIMS))
     return float(m.low[0]), float(m.high[0])
 
 
 def less_highest(tail: np.ndarray, report: dict[str, Any]) -> Ends:
-    """Widest interval of log tails (split, replicate) over those of equal highest ranks.
+    """Return widest interval of log tails (split, replicate) over those of equal highest ranks.
 
     Three numbers of known mean and spread lie on a circle; their replicates' deviations add up to
     at most the sum over splits.
@@ -85,7 +85,7 @@ def less_highest(tail: np.ndarray, report: dict[str, Any]) -> Ends:
 
 
 def within_splits(pooled: Ends, means: np.ndarray) -> Ends:
-    """Widest interval of three replicates whose twelve runs have this pooled interval.
+    """Return widest interval of three replicates whose twelve runs have this pooled interval.
 
     Of their sum of squares the part between the splits' means is known, and the rest W is what
     deviations within splits sum up to. Four splits' deviations of one replicate average to a

@@ -77,7 +77,7 @@ def test_a_run_in_float32_is_the_one_in_float64_rounded(exchange: Exchange) -> N
 
 
 def by_hand(exchange: Exchange) -> Adapters:
-    """The same rounds with dW merged into the weights of the simulator's own model."""
+    """Return the same rounds with dW merged into the weights of the simulator's own model."""
     settings = exchange.settings
     model = build_model(settings, torch.Generator()).double()
     model.load_state_dict({name: torch.from_numpy(x) for name, x in exchange.weights.items()})
@@ -141,7 +141,7 @@ def test_disagreement_is_of_the_change(exchange: Exchange) -> None:
 def runs(
     spoil: Callable[[Lane, Exchange, Adapters], Adapters],
 ) -> tuple[list[tuple[str, str, int]], Callable[[Lane, Exchange, int], Outcome]]:
-    """A runner in this process, whose results are spoiled, and the calls that it got."""
+    """Return a runner in this process, whose results are spoiled, and the calls that it got."""
     calls: list[tuple[str, str, int]] = []
 
     def run(lane: Lane, exchange: Exchange, threads: int) -> Outcome:

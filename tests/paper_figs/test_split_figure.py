@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("coarse_figures")
 
 
 def dataset(counts: np.ndarray = COUNTS, ranks: object = (2, 4, 4)) -> xr.Dataset:
-    """A split as a run records it, for two seeds; the second holds nothing."""
+    """Return a split as a run records it, for two seeds; the second holds nothing."""
     both = np.stack([counts, np.zeros_like(counts)])
     dims = ("seed", "client", "class")
     return xr.Dataset({"split_counts": (dims, both)}, attrs={"ranks": ranks})

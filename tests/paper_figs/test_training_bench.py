@@ -32,7 +32,7 @@ TIGHT = relative("factorization")
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """One thread: on a busy machine, threads that wait for each other cost minutes."""
+    """Provide one thread: on a busy machine, threads that wait for each other cost minutes."""
     with one_thread():
         yield
 

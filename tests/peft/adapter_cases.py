@@ -95,7 +95,7 @@ def third_party_warnings_ignored():
 
 
 def base_model(architecture, dtype=torch.float64):
-    """The same model every time, random weights, in evaluation mode."""
+    """Return the same model every time, random weights, in evaluation mode."""
     with library_draws(7):
         return MODELS[architecture]().to(dtype).eval()
 
@@ -127,7 +127,7 @@ def make_clients(architecture, settings, folder):
 
 
 def share_a(folders, to):
-    """Copies of the folders in which every A is the top of the highest client's."""
+    """Return copies of the folders in which every A is the top of the highest client's."""
     highest = load_file(folders[-1] / "adapter_model.safetensors")
     copies = []
     for folder in folders:
@@ -194,13 +194,13 @@ def dense_average(factors, samples, rule):
 
 
 def cut(matrix, rank):
-    """Best approximation of a rank, by NumPy's SVD."""
+    """Return best approximation of a rank, by NumPy's SVD."""
     u, s, vh = np.linalg.svd(matrix.numpy(), full_matrices=False)
     return torch.from_numpy((u[:, :rank] * s[:rank]) @ vh[:rank])
 
 
 def merged_model(architecture, deltas):
-    """The base model with dense updates added to its weights, as the layer stores them."""
+    """Return the base model with dense updates added to its weights, as the layer stores them."""
     model = base_model(architecture)
     for name, delta in deltas.items():
         module = model.get_submodule(name)
@@ -219,5 +219,5 @@ def assert_same(actual, wanted, kind="factorization", dtype=torch.float64):
 
 
 def tree(folder):
-    """Every file below a folder with its content."""
+    """Return every file below a folder with its content."""
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -22,7 +22,7 @@ def fedlora_aggregate(fedlora: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, ...]]:
-    """Folders of trained adapters, made once for each architecture and list of settings."""
+    """Return folders of trained adapters, made once for each architecture and list of settings."""
     from adapter_cases import make_clients
 
     made: dict[tuple[object, ...], tuple[Path, ...]] = {}
@@ -39,7 +39,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pat
 
 @pytest.fixture
 def folders(clients, here):
-    """Three clients' folders `a`, `b`, `c` in the working folder, to be spoilt."""
+    """Return three clients' folders `a`, `b`, `c` in the working folder, to be spoilt."""
     settings = [{"r": r, "lora_alpha": 8} for r in (2, 4, 8)]
     for name, folder in zip("abc", clients("llama", *settings), strict=True):
         shutil.copytree(folder, here / name)

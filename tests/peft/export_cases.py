@@ -38,7 +38,7 @@ WORDS = "the cat dog sat ran road ball goal team bank stock price"
 
 
 def tiny_task(architecture="bert", heads=("classifier",), dtype=torch.float64):
-    """A random model of two blocks and 40 samples of random tokens."""
+    """Return a random model of two blocks and 40 samples of random tokens."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCABULARY, (40, 6), generator=generator)
     labels = torch.randint(2, (40,), generator=generator) if architecture == "bert" else tokens
@@ -54,7 +54,7 @@ def tiny_task(architecture="bert", heads=("classifier",), dtype=torch.float64):
 
 
 def keep_run(folder, task, rule="raflora", **changes):
-    """A run on a task of its own, all its rounds kept; opened."""
+    """Return a run on a task of its own, all its rounds kept; opened."""
     scenario = TINY.replace(**changes)
     run_training(scenario, get_rule(rule), [3], task=task, checkpoints=folder, keep="all")
     return KeptRun(folder / "seed-3", task)
@@ -75,7 +75,7 @@ def logits(task, deltas, heads):
 
 
 def write_text_task(folder: Path, headless: bool = True) -> Scenario:
-    """A folder with a tiny BERT and its tokenizer, and a file of short labeled texts."""
+    """Return a folder with a tiny BERT and its tokenizer, and a file of short labeled texts."""
     model = base_model("bert", torch.float32)
     (model.base_model if headless else model).save_pretrained(folder / "model")
     wordpiece(WORDS, longest=16).save_pretrained(folder / "model")

@@ -156,7 +156,7 @@ def averages(of_clients, samples, rule, rank=None):
 
 
 def merged_outputs(architecture, deltas):
-    """Outputs of the base model with dense updates added to its parameters."""
+    """Return outputs of the base model with dense updates added to its parameters."""
     model = base_model(architecture)
     with torch.no_grad():
         for name, experts in deltas.items():
@@ -224,7 +224,7 @@ def test_every_rule_goes_expert_by_expert(expert_clients, tmp_path, rule):
 
 
 def one_expert(folder, expert, to):
-    """An adapter folder with one expert of every stack, as a module."""
+    """Return an adapter folder with one expert of every stack, as a module."""
     source, tensors = AdapterFolder(folder), {}
     for name in source.layers:
         factors = source.factors(name, torch.float64, torch.device("cpu"))
@@ -239,7 +239,7 @@ def one_expert(folder, expert, to):
 
 
 def with_common_a(folder, to):
-    """A copy in which every A is the top of one matrix that all clients share."""
+    """Return a copy in which every A is the top of one matrix that all clients share."""
     shutil.copytree(folder, to)
     tensors = load_file(to / WEIGHTS)
     for key, tensor in tensors.items():

@@ -24,7 +24,7 @@ TRAINED = [{"r": r, "bias": "lora_only", "modules_to_save": ["classifier"]} for 
 
 
 def changed(folder, to, change):
-    """A copy of an adapter folder with its tensors changed."""
+    """Return a copy of an adapter folder with its tensors changed."""
     shutil.copytree(folder, to)
     tensors = load_file(to / WEIGHTS)
     save_file(change(tensors) or tensors, to / WEIGHTS)

@@ -80,7 +80,7 @@ def edited(folder, to, **options):
 
 
 def averages(folders, samples, tie=False):
-    """Dense averages of the clients' updates by module, cut to their highest rank."""
+    """Return dense averages of the clients' updates by module, cut to their highest rank."""
     found = [lora_layers(load(folder, tie)) for folder in folders]
     return {
         name: cut(

@@ -83,7 +83,7 @@ def llava():
 
 
 def client_of_an_old_version(folder, seed, **options):
-    """An adapter with the module names that transformers 4.51 gave LLaVA."""
+    """Return an adapter with the module names that transformers 4.51 gave LLaVA."""
     targets = r".*language_model.*\.(q_proj|k_proj)"
     config = LoraConfig(**{"target_modules": targets, "init_lora_weights": False, **options})
     with third_party_warnings_ignored(), library_draws(seed):

@@ -312,7 +312,7 @@ def base_model(name, embeddings):
 
 
 def save_clients(name, case, folder):
-    """Two clients' folders, saved by PEFT, of random factors and moved whole modules."""
+    """Yield two clients' folders, saved by PEFT, of random factors and moved whole modules."""
     ranks, scalings, trained, embeddings, precisions, _ = case
     spec = ARCHITECTURES[name]
     targets = [*spec.targets]
@@ -353,7 +353,7 @@ def save_clients(name, case, folder):
 
 
 def adapted(name, embeddings, folder):
-    """The model with an adapter on top, through PEFT; every tensor must find its place."""
+    """Return the model with an adapter on top, through PEFT; every tensor must find its place."""
     with third_party_warnings_ignored():
         model = PeftModel(base_model(name, embeddings), PeftConfig.from_pretrained(folder))
         result = model.load_adapter(folder, adapter_name="default")
@@ -362,7 +362,7 @@ def adapted(name, embeddings, folder):
 
 
 def dense_merge(name, case, models):
-    """The base model with the average of the clients' merged weights, summed in float64.
+    """Return the base model with the average of the clients' merged weights, summed in float64.
 
     Under a rule that is not exact a layer with LoRA gets the dense reference's update instead.
     """

@@ -17,7 +17,7 @@ CACHE = "/home/user/.cache/huggingface/hub/models--org--llama/snapshots"
 
 @pytest.fixture
 def named(clients, tmp_path):
-    """A client's folder for every pair of a name and a revision."""
+    """Return a client's folder for every pair of a name and a revision."""
 
     def make(*names):
         folders = []

@@ -32,13 +32,13 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 @pytest.fixture(autouse=True)
 def alone():
-    """One thread, as in a run."""
+    """Provide one thread, as in a run."""
     with one_thread():
         yield
 
 
 def load_folder(base, folder):
-    """A model with the adapter of a folder, through PEFT; every key must find its place."""
+    """Return a model with the adapter of a folder, through PEFT; every key must find its place."""
     with third_party_warnings_ignored():
         model = PeftModel.from_pretrained(base, folder)
         result = model.load_adapter(folder, adapter_name="default")
@@ -53,7 +53,7 @@ def peft_logits(model, inputs):
 
 
 def aggregated(kept, t, folder):
-    """The exported cohort of a round, aggregated as the round did; the result's folder."""
+    """Return the exported cohort of a round, aggregated as the round did; the result's folder."""
     cohort = kept.export_clients(t, None, folder)
     kept.export_global(t - 1, folder / "previous")
     aggregate_adapters(

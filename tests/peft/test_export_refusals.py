@@ -20,14 +20,14 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(autouse=True)
 def alone():
-    """One thread, as in a run."""
+    """Provide one thread, as in a run."""
     with one_thread():
         yield
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A kept run of clients [0, 1, 2], [...], ..., its task and folder."""
+    """Return a kept run of clients [0, 1, 2], [...], ..., its task and folder."""
     with one_thread():
         task, folder = tiny_task(), tmp_path_factory.mktemp("small")
         return keep_run(folder, task), task, folder

@@ -31,7 +31,7 @@ HOSTILE = "A client's folder with damaged, oversized or ambiguous content is ref
 
 
 def write_folder(folder: Path, module: str = "layer", keys: tuple[str, ...] = (), **options):
-    """A client's folder with LoRA on one module, of rank 2."""
+    """Return a client's folder with LoRA on one module, of rank 2."""
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [module]}
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**config, **options})

@@ -57,7 +57,7 @@ def scenario_of(number: int) -> Scenario:
 
 
 def is_random(scenario: Scenario) -> bool:
-    """Whether runs of a scenario differ."""
+    """Return whether runs of a scenario differ."""
     return not is_full(scenario) or bool(scenario.gain_std or scenario.drift_std)
 
 

@@ -36,7 +36,7 @@ def own(best: Design, task: Scenario) -> Scenario:
 
 
 def shares(best: Design, task: Scenario, top: int) -> tuple[float, float]:
-    """Signal and noise of a design, from trajectories of its own federation."""
+    """Return signal and noise of a design, from trajectories of its own federation."""
     scenario = own(best, task)
     mean = closed_form.mean_trajectory(scenario, best.rule)[-1]
     energy = closed_form.energy_trajectory(scenario, best.rule)[-1]

@@ -69,7 +69,7 @@ class Runs:
         self.first = [part.start for part in scenario.federation.partitions]
 
     def amplitudes(self, runs: int = RUNS, **changes: object) -> np.ndarray:
-        """Amplitudes (runs, rounds + 1, r_max) of the scenario with other fields."""
+        """Return amplitudes (runs, rounds + 1, r_max) of the scenario with other fields."""
         scenario = self.scenario.replace(**changes)
         return run_spectral([scenario], get_rule(self.rule), range(runs))[0]
 

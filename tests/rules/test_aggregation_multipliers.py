@@ -14,7 +14,7 @@ every_rule = pytest.mark.parametrize("rule", ALL_RULES)
 
 
 def fixed_basis_cohort(ranks, amplitudes, scaling):
-    """Clients that return the directions of one basis with common amplitudes."""
+    """Return clients that return the directions of one basis with common amplitudes."""
     rng = np.random.default_rng(2)
     q = len(amplitudes)
     u, v = orthogonal(rng, q + 2)[:, :q], orthogonal(rng, q + 1)[:, :q]

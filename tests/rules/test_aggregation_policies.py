@@ -30,7 +30,7 @@ def cohort(*ranks, seed=0, scaling=1.0, dtype=torch.float64):
 
 
 def common_a(updates):
-    """The updates over one A: `ffa` takes no others, and the rest do not mind."""
+    """Return the updates over one A: `ffa` takes no others, and the rest do not mind."""
     last = PREVIOUS.lora_A
     return [map_factors(u, on_a=lambda a: last[: a.shape[-2]]) for u in updates]
 

@@ -175,7 +175,7 @@ def test_what_cannot_be_read_is_named(name, message):
 
 
 def named(name):
-    """A new rule, a copy of FedAvg."""
+    """Return a new rule, a copy of FedAvg."""
 
     @dataclass(frozen=True)
     class New(FedAvg):

@@ -57,7 +57,7 @@ EDITS = {
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the project that has the rule."""
+    """Return a copy of the project that has the rule."""
     skipped = shutil.ignore_patterns("__pycache__", ".*")
     for folder in (*PACKAGES, "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skipped)

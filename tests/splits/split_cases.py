@@ -18,7 +18,7 @@ def assert_partition(clients: list[np.ndarray], num_clients: int, num_samples: i
 
 @st.composite
 def labels_and_clients(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
-    """Labels (n,), a number of clients and a least number of samples that can be served."""
+    """Return labels (n,), a number of clients and a least number of samples that can be served."""
     labels = np.array(draw(st.lists(st.integers(0, 5), min_size=1, max_size=80)))
     clients = draw(st.integers(1, len(labels)))
     return labels, clients, draw(st.integers(1, len(labels) // clients))

@@ -31,7 +31,7 @@ TOKENS = Examples({"x": torch.zeros(len(LABELS), 2)}, torch.zeros(len(LABELS), 2
 
 
 def scenario(split: str) -> Any:
-    """The fields that a split looks at."""
+    """Return the fields that a split looks at."""
     return SimpleNamespace(
         ranks=(2, 4, 4, 8),
         split=split,

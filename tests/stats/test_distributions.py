@@ -20,7 +20,7 @@ GEOMETRIC = stats.geom(LOSS).cdf
 
 
 def survival_formula(x: np.ndarray) -> np.ndarray:
-    """The same law by a formula that is right at whole numbers only."""
+    """Return the same law by a formula that is right at whole numbers only."""
     return 1 - (1 - LOSS) ** x
 
 

@@ -79,13 +79,13 @@ MEAN_SQUARE = float(stats.hypergeom(20, 6, 8).pmf(np.arange(7)) @ WEIGHTS**2)
 
 
 def products(rng: np.random.Generator, runs: int = 1_000) -> np.ndarray:
-    """Energies after four rounds of random cohorts, over their mean: skewness 10."""
+    """Return energies after four rounds of random cohorts, over their mean: skewness 10."""
     weights = rng.hypergeometric(6, 14, 8, (runs, 4)) / 8
     return np.asarray((weights**2 / MEAN_SQUARE).prod(1)[:, None])
 
 
 def quotients(rng: np.random.Generator) -> np.ndarray:
-    """The same over what varies little."""
+    """Return the same over what varies little."""
     return np.stack([products(rng, 300), 1 + 0.2 * rng.standard_normal((300, 1))], axis=-1)
 
 

@@ -16,7 +16,7 @@ CLOSE = relative("iteration")
 
 
 def pairs(rng: np.random.Generator, runs: int, spread: float, shared: float = 0.0) -> np.ndarray:
-    """Means 3 and 2 of skewed numbers, paired by a share of their noise: ratio 1.5."""
+    """Return means 3 and 2 of skewed numbers, paired by a share of their noise: ratio 1.5."""
     noise = rng.exponential(size=(runs, 1, 2)) - 1
     common = rng.exponential(size=(runs, 1, 1)) - 1
     return np.array([3.0, 2.0]) * (1 + spread * (shared * common + (1 - shared) * noise))

@@ -30,7 +30,7 @@ def linear_run(
     start=None,
     base: int = 0,
 ) -> xr.Dataset:
-    """Runs under fedavg, raflora or flora, written out as the definitions have them."""
+    """Return runs under fedavg, raflora or flora, written out as the definitions have them."""
     scenario = scenario or scenario_of()
     fed = scenario.federation
     rng = stream(base, "real cases", rule)

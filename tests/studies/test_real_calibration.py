@@ -26,7 +26,7 @@ SILENT = {**NOISY, "gain_std": 0.0, "drift_std": 0.0}
 
 @cache
 def hits(rule):
-    """Whether each interval holds the truth, (quantity, runs and layers and partitions)."""
+    """Return whether each interval holds the truth, (quantity, runs and layers and partitions)."""
     scenario = scenario_of("1x10,3x10", rounds=10)
     run = linear_run(rule, scenario, law=NOISY, seeds=300, start=START)
     found = studies.calibrate(run, ALL)

@@ -23,7 +23,7 @@ ROUNDS = 4
 
 
 def known(law, layers=1) -> studies.Calibration:
-    """A calibration that holds this law for certain."""
+    """Return a calibration that holds this law for certain."""
     run = linear_run("fedavg", scenario_of(RANKS), layers=layers)
     pure = studies.pure_suppression(studies.calibrate(run, slice(1, None)).of_run(0))
     moments = {"mean": ("gain_mean", "drift_mean"), "variance": ("gain_std", "drift_std")}

@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """A folder for a sweep, not made yet."""
+    """Return a folder for a sweep, not made yet."""
     return tmp_path / "sweep"

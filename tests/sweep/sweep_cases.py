@@ -21,7 +21,7 @@ SMALL: Tables = {
 
 
 def changed(tables: Tables, **changes: dict[str, Any]) -> Tables:
-    """Tables with fields added to or replaced in them; None takes a field away."""
+    """Return tables with fields added to or replaced in them; None takes a field away."""
     found = {name: dict(table) for name, table in tables.items()}
     for name, table in changes.items():
         found[name] = {k: v for k, v in {**found.get(name, {}), **table}.items() if v is not None}
@@ -36,7 +36,7 @@ def swept(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every task's file, by name."""
+    """Return every task's file, by name."""
     return {path.name: path.read_bytes() for path in sorted((folder / "tasks").iterdir())}
 
 

@@ -44,7 +44,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def serial(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run, in this process."""
+    """Return the undisturbed run, in this process."""
     out = tmp_path_factory.mktemp("serial")
     run.run_sweep(grid, out, task_seconds=0.004, progress=False)
     return out
@@ -52,7 +52,7 @@ def serial(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def driving(grid: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A driver in a process of its own, which is not left behind."""
+    """Yield a driver in a process of its own, which is not left behind."""
     words = ["sweep", str(grid), "--out", str(out), *SPLIT, *options]
     code = "from fedlora_cli.main import main; main()"
     child = subprocess.Popen(

@@ -50,13 +50,13 @@ MODELS = {
 
 
 def causal_model(architecture: str = "llama") -> PreTrainedModel:
-    """A random model of two blocks in evaluation mode, always the same."""
+    """Return a random model of two blocks in evaluation mode, always the same."""
     with library_draws(0):
         return MODELS[architecture]().eval().requires_grad_(False)
 
 
 def causal_tokenizer(*, adds_end: bool = False, end: str | None = END) -> PreTrainedTokenizerFast:
-    """A token per character after a start token; without padding token."""
+    """Return a token per character after a start token; without padding token."""
     backend = Tokenizer(models.WordLevel(VOCABULARY, unk_token=START))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     backend.decoder = decoders.Fuse()
@@ -68,7 +68,7 @@ def causal_tokenizer(*, adds_end: bool = False, end: str | None = END) -> PreTra
 
 
 def causal_folder(folder: Path, architecture: str = "llama", **tokenizer: object) -> str:
-    """A folder with a model and its tokenizer."""
+    """Return a folder with a model and its tokenizer."""
     causal_model(architecture).save_pretrained(folder)
     causal_tokenizer(**tokenizer).save_pretrained(folder)
     return str(folder)
@@ -87,6 +87,6 @@ def sums(number: int, **fields: Callable[[int], object]) -> list[dict[str, objec
 
 
 def write_lines(path: Path, records: Iterable[object]) -> str:
-    """A file with one JSON value per line."""
+    """Return a file with one JSON value per line."""
     path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
     return str(path)

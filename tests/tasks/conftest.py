@@ -65,14 +65,14 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """One thread: on a busy machine, threads that wait for each other cost minutes."""
+    """Provide one thread: on a busy machine, threads that wait for each other cost minutes."""
     with one_thread():
         yield
 
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """Return a cache of the test's own."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("FEDLORA_CACHE", str(folder))
     return folder

@@ -23,7 +23,7 @@ NAMES = tuple(f"digit {k}" for k in range(10))
 
 
 def digit_images(number: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The first of scikit-learn's digits, gray 8x8 of 0 to 240, and their classes."""
+    """Return the first of scikit-learn's digits, gray 8x8 of 0 to 240, and their classes."""
     bunch = load_digits()
     return (bunch.images[:number] * 15).astype(np.uint8), bunch.target[:number].astype(np.int64)
 
@@ -45,7 +45,7 @@ def cifar_pixels(number: int) -> tuple[NDArray[np.uint8], list[int]]:
 
 
 def write_cifar(folder: Path, *, python2: bool = True) -> Path:
-    """A folder like CIFAR-100's python version, of ten classes; 30 and 20 images."""
+    """Return a folder like CIFAR-100's python version, of ten classes; 30 and 20 images."""
     folder.mkdir(parents=True)
     dump = python2_pickle if python2 else pickle.dumps
     for part, number in (("train", 30), ("test", 20)):
@@ -117,7 +117,7 @@ class FakeSplit:
 
 
 def fake_package(name: str, **members: object) -> ModuleType:
-    """A module to put into `sys.modules`."""
+    """Return a module to put into `sys.modules`."""
     module = ModuleType(name)
     vars(module).update(members)
     return module
@@ -140,6 +140,6 @@ def write_vit(
 
 
 def vision_options(tmp_path: Path, model: str | None, **changes: Any) -> TaskOptions:
-    """The task of 60 and 20 digits."""
+    """Return the task of 60 and 20 digits."""
     data = write_npz(tmp_path / "digits.npz")
     return TaskOptions(**{"task": "vision", "model": model, "data": data, **changes})

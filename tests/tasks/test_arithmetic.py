@@ -108,7 +108,7 @@ def test_without_transformers(monkeypatch):
 
 
 def adapted(task, *, steps: int, rate: float, rank: int = 8, batch_size: int = 32):
-    """The weights after plain LoRA of one client that has all samples; B starts at zero."""
+    """Return the weights after plain LoRA of one client that has all samples; B starts at zero."""
     rng, factors = stream(0, "test LoRA"), {}
     for name in task.target_modules:
         d_out, d_in = task.model.get_submodule(name).weight.shape

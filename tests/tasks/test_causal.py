@@ -17,7 +17,7 @@ from fedlora_sim.tolerances import relative
 
 @pytest.fixture
 def options(tmp_path) -> TaskOptions:
-    """A LLaMA and twenty questions."""
+    """Return a LLaMA and twenty questions."""
     data = write_lines(tmp_path / "questions.jsonl", sums(20))
     return TaskOptions(
         task="causal",

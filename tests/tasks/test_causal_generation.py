@@ -26,7 +26,7 @@ PROMPTS = ("Question: 2+3?\nAnswer:", "a", "Question: 1,200.5 - 7 = ?\nAnswer:",
 
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request):
-    """Random weights in float64: no two tokens are equally likely."""
+    """Return random weights in float64: no two tokens are equally likely."""
     return causal_model(request.param).double()
 
 

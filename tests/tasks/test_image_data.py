@@ -26,7 +26,7 @@ from fedlora_sim.tasks.vision import Images, load_image_data
 
 
 def pixels(part: Images) -> np.ndarray:
-    """All images of a part."""
+    """Return all images of a part."""
     return np.stack(list(part.read(np.arange(len(part.labels)))))
 
 

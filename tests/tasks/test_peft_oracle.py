@@ -84,7 +84,7 @@ def peft_client(task: Task, stack: Stack, k: int) -> nn.Module:
 
 
 def plain_loss(task: Task, model: nn.Module, batch: Tensor) -> Tensor:
-    """Mean loss of a batch at its full, padded length."""
+    """Return mean loss of a batch at its full, padded length."""
     logits = logits_of(model, {name: x[batch] for name, x in task.train.inputs.items()})
     labels = task.train.labels[batch]
     if isinstance(task.objective, Completion):

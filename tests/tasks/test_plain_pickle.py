@@ -54,7 +54,7 @@ def test_damage_is_an_error_or_another_plain_value(noise: bytes, place: int, cha
 
 
 def by_name(module: str, name: str, argument: bytes) -> bytes:
-    """A pickle that calls a function with a text, as an attacker writes it."""
+    """Return a pickle that calls a function with a text, as an attacker writes it."""
     text = b"X" + struct.pack("<I", len(argument)) + argument
     return b"\x80\x02c" + f"{module}\n{name}\n".encode() + text + b"\x85R."
 

@@ -23,7 +23,7 @@ TIGHT = relative("factorization", "float64")
 
 
 def samples(count: int, seed: int, length: int = 12) -> Examples:
-    """Random tokens of random lengths, the longest shorter than the tensor, padded by 0."""
+    """Return random tokens of random lengths, the longest shorter than the tensor, padded by 0."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, length - 1, (count, 1), generator=generator)
     mask = (torch.arange(length) < lengths).long()
@@ -35,7 +35,7 @@ def samples(count: int, seed: int, length: int = 12) -> Examples:
 
 @pytest.fixture
 def make_task(tiny_model) -> Callable[..., Task]:
-    """A tiny classifier of four blocks, adapted in its last ones."""
+    """Return a tiny classifier of four blocks, adapted in its last ones."""
 
     def make(architecture: str = "bert", adapted_layers: int | None = 2, **heads: object) -> Task:
         model = tiny_model(architecture)

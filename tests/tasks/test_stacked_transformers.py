@@ -65,7 +65,7 @@ def moves(trained: Trained, task) -> dict[str, torch.Tensor]:
 
 
 def client_norms(moved: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The norm of each client's whole update, (clients,)."""
+    """Return the norm of each client's whole update, (clients,)."""
     return torch.cat([move.flatten(1) for move in moved.values()], dim=1).norm(dim=1)
 
 

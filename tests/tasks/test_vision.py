@@ -38,7 +38,7 @@ def tiny_vit(tmp_path: Path) -> MakeModel:
 
 
 def plain(size: tuple[int, int] = (16, 16), mean: float = 0.5, std: float = 0.5) -> VisionModel:
-    """A model that is only asked how it wants its images."""
+    """Return a model that is only asked how it wants its images."""
     return VisionModel(nn.Identity(), "x", size, (mean,) * 3, (std,) * 3, (), False)
 
 

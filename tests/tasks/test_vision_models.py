@@ -89,7 +89,7 @@ class TimmViT(nn.Module):
 
 @pytest.fixture
 def timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for the package timm."""
+    """Return a stand-in for the package timm."""
 
     def create_model(name: str, *, pretrained: bool, num_classes: int) -> TimmViT:
         assert pretrained

@@ -31,7 +31,7 @@ def texts(tokens: int, longest: int = 12) -> dict[str, Tensor]:
 
 
 def classification_task(model: PreTrainedModel, targets: tuple[str, ...], heads=()) -> Task:
-    """Three classes, drawn at random."""
+    """Return three classes, drawn at random."""
     inputs = texts(model.config.vocab_size)
     part = Examples(inputs, torch.from_numpy(stream(0, "test labels").integers(3, size=sum(SIZES))))
     return Task(model, part, part, resolve_targets(model, targets), heads)
@@ -48,7 +48,7 @@ def causal_task(targets: tuple[str, ...] = ("c_attn", "c_fc")) -> Task:
 
 
 def samples() -> list[np.ndarray]:
-    """Sample indices of the clients."""
+    """Return sample indices of the clients."""
     order = stream(0, "test samples").permutation(sum(SIZES))
     return np.split(order, np.cumsum(SIZES)[:-1])
 
