@@ -1,4 +1,4 @@
-"""Brute force for closed forms: whole distributions of amplitudes, round by round."""
+"""Brute force for closed forms: complete distributions of amplitudes, round by round."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def outcomes(rule: str, fed: Federation, allocation: str, i: int):
 
 
 def server(rule: str, policy: str, x, z, weights, reached):
-    """New adapter and base from the totals (clients, states) that contributors reached."""
+    """Return the new adapter and base from the contributors' totals (clients, states)."""
     y = reached - z
     w = weights[:, None]
     exact = (w * y).sum(axis=0)
-    if rule == "flora":  # the adapter is fresh: what it learns is the increment
+    if rule == "flora":  # the adapter restarts, so it learns only the increment
         return np.zeros_like(x), z + (w * (reached - (x + z))).sum(axis=0) + x
     if rule == "fedex" or rule in FACTOR:
         root = np.sqrt(np.abs(y))

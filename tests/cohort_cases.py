@@ -1,4 +1,4 @@
-"""Brute force for laws of weights: every cohort and carrier written out, in fractions."""
+"""Brute force for laws of weights: all cohorts and carriers, in fractions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def federation(
 
 @st.composite
 def federations(draw: st.DrawFn, sampling: str) -> Federation:
-    """At most four clients of unequal ranks and samples."""
+    """Draw at most four clients of different ranks and samples."""
     clients = draw(
         st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=4)
     )
@@ -89,7 +89,7 @@ def weights_of(fed: Federation, normalizer: str, counts, flags) -> list[Fraction
 
 
 def brute_laws(fed: Federation, normalizer: str, allocation: str) -> list[Law]:
-    """Per level `{share: (probability, E[sum w^2 | share])}`."""
+    """Return `{share: (probability, E[sum w^2 | share])}` per level."""
     if allocation == "svd":
         carry = [[Fraction(int(r >= level)) for r in fed.ranks] for level in fed.levels]
     else:

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command printed, and its exit code."""
+    """Output and exit code of a command."""
 
     code: int
     out: str
@@ -45,7 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fedlora(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
-    """`fedlora-sim` with arguments, in this process: to import it again costs seconds."""
+    """Run `fedlora-sim` with arguments in this process, because imports take seconds."""
     from fedlora_cli.main import main
 
     def run(*arguments: object) -> Outcome:
@@ -63,6 +63,6 @@ def fedlora(
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Torch on one thread, as in a run: sums in the same order, whatever the machine."""
+    """Use one thread in torch, as in a run, so that sums have the same order on all machines."""
     with runtime.one_thread():
         yield

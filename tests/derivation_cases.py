@@ -1,4 +1,4 @@
-"""What the tests of derivations share: exact evaluation, and federations of two rank levels."""
+"""Shared by the tests of derivations: exact evaluation, and federations of two rank levels."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from fedlora_sim.tolerances import relative
 CLOSE = 100 * relative("factorization")  # 1e-10: numbers and symbols agree to this
 TOP = -1  # the highest partition, where coverage is lowest
 DIGITS = 30
-AWAY = 1e-2  # closer to a boundary than this, 1 - q' loses more digits than CLOSE allows
+AWAY = 1e-2  # nearer to a boundary 1 - q' loses more digits than CLOSE allows
 
 
 def evaluate(expression: sp.Expr, values: Mapping[sp.Symbol, object]) -> float:
-    """Return the expression's value, floats taken as the exact numbers that they are."""
+    """Return the expression's value, with floats as exact numbers."""
     exact = {s: sp.Rational(v) if isinstance(v, float) else v for s, v in values.items()}
     # finite sums are written out
     return float(sp.N(expression.subs(exact).doit(), DIGITS))
 
 
 def ranks_of(K: int, n: int) -> str:
-    """K clients of which n carry the second direction."""
+    """Return the ranks of K clients of which n carry the second direction."""
     return f"1x{K - n},2x{n}" if n < K else f"2x{K}"
 
 

@@ -24,7 +24,7 @@ def covering(
     """Return cases in which every possible combination of `strength` values occurs.
 
     Greedy and deterministic: the next case is the one with most combinations that are still
-    missing; of equals the one whose values were used least, then the first of the product.
+    missing; among equals the one with the least used values, then the first of the product.
 
     Args:
         axes: values of each parameter.

@@ -1,3 +1,3 @@
-"""The report that tests of its text read."""
+"""Report for the tests of its text."""
 
 from report_cases import report  # noqa: F401 - a fixture

@@ -1,4 +1,4 @@
-"""Where the theory stops, and how energy settles: sweeps, predictions and their datasets."""
+"""Claims on the limits of the theory and on how energy settles: sweeps, predictions, datasets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calibration: it sees an estimator that errs too often, and the recorded one holds."""
+"""Calibration: it detects an estimator that errs too often; the recorded estimators pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project's claims as data: each can fail, and says so before anything is simulated."""
+"""The project's claims as data: each can fail, and is predicted before anything is simulated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from analysis.stats.verdicts import Prediction
 from fedlora_sim.errors import InputError
 
 SIMULATORS = ("simulate", "simulate_many", "aggregate", "run_spectral", "run_matrix", "descend")
-# Conjectures that measurement refutes: results, kept as such.
+# Conjectures that the measurements refute; they are kept as results.
 REFUTED = {
     "review-participation-mean",
     "review-participation-typical-tiny",
@@ -58,7 +58,7 @@ KEYS = {
     "negative_control": dict,
 }
 
-# Small matrices on a busy machine spend their time waiting for a second thread.
+# On a busy machine small matrices spend most of the time waiting for a second thread.
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -167,7 +167,7 @@ def test_every_claim_has_a_control_that_differs_from_it() -> None:
 
 @pytest.fixture
 def no_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every way from a claim into the simulator raises."""
+    """Make all calls of the simulator raise an error."""
 
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("simulated")
@@ -195,7 +195,7 @@ def test_predictions_need_no_simulation() -> None:
 
 
 def is_twin(claim: Claim) -> bool:
-    """Whether a claim says of zero padding what another one says of FedAvg, by the same code."""
+    """Return whether a claim states of zero padding what another one states of FedAvg."""
     return not claim.in_quick and claim.id.endswith("-zero-pad")
 
 

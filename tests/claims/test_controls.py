@@ -1,4 +1,4 @@
-"""How wide margins may be, and how far controls may lie away: what makes a check a hard one."""
+"""Limits of the width of margins and of the distance of controls, so that no check is too easy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from analysis.stats import Prediction, every_run, median_interval
 from analysis.stats.intervals import MEAN_RUNS
 from analysis.stats.series import bracketed
 
-# The widest margins: of means and other statistics over runs, and of what holds in every run.
+# Maximum margins: of statistics over runs, and of statements on every run.
 STATISTIC, EXACT = 0.05, 1e-9
 RECORDED = Path(__file__).parents[2] / "results/recorded/report.json"
 
@@ -24,8 +24,8 @@ RECORDED = Path(__file__).parents[2] / "results/recorded/report.json"
 def too_wide(claim: Claim) -> bool:
     """Return whether a margin is more than 5% of the value, or 0.05 of a share or of a difference.
 
-    What must hold in every run is given 1e-9. The unit of a one-sided bound, in which distances
-    from it are counted, is held to 5% in either case.
+    Statements on every run have 1e-9. The unit of a one-sided bound, in which distances from it
+    are counted, is at most 5% in either case.
     """
     prediction = claim.predict()
     two_sided = np.isfinite(prediction.low) & np.isfinite(prediction.high)
@@ -39,8 +39,8 @@ def too_wide(claim: Claim) -> bool:
 def far_or_vacuous(claim: Claim) -> bool:
     """Return whether the wrong prediction of a near control is not 2 to 5 margins from the claim's.
 
-    Where the simulation is wrong, or the bound one-sided, the distance is known only from a run:
-    `test_claims` holds it to the same limits.
+    If the simulation is wrong, or the bound is one-sided, the distance is known only from a run:
+    `test_claims` applies the same limits.
     """
     assert claim.near is not None
     if claim.near.experiment is not None or claim.near.predict is None:
@@ -86,7 +86,7 @@ def test_few_runs_are_judged_without_a_normal_law() -> None:
 
 
 def widened(prediction: Prediction, factor: float) -> Prediction:
-    """Margins `factor` times as wide."""
+    """Multiply all margins by `factor`."""
     width = factor * prediction.width
     two_sided = {"low": prediction.value - width, "high": prediction.value + width}
     return replace(prediction, width=width, **two_sided)

@@ -1,4 +1,4 @@
-"""Claims on training: their federations are on the side of the threshold that they speak of."""
+"""Claims on training: their federations are on the right side of the threshold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims on the other rules, on clients that differ and on noise: what they measure, by hand."""
+"""Claims on other rules, different clients and noise: measurements checked by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_claims_are_registered(module) -> None:
 
 
 def test_flora_is_asked_of_directions_not_of_places_in_the_spectrum() -> None:
-    # With a common gain below 1 the shared directions lose most, and singular values change places.
+    # With a common gain below 1 the shared directions lose most, and the order of values changes.
     g, coverage = other_rules.LOSSY.gain_mean, other_rules._coverage(other_rules.LOSSY)
     rates = other_rules.own_rates(other_rules.LOSSY, "flora")(RUNS, CONTEXT)
     assert rates == pytest.approx(np.tile((1 - coverage * (1 - g)) ** 2, (3, 1)), rel=CLOSE)
@@ -70,7 +70,7 @@ def test_partition_identity_meets_cohorts_without_the_highest_rank() -> None:
     assert (distance(-1, range(40), CONTEXT) < identities.IDENTICAL).all()
     for power in (0, 1):
         wrong = distance(power, range(40), CONTEXT)
-        # a cohort whose clients all have the highest rank has nothing to divide
+        # if all clients of the cohort have the highest rank, there is nothing to divide
         assert (wrong > 0.01).mean() > 0.8
 
 

@@ -1,4 +1,4 @@
-"""Faults planted in the product, which quick claims must not let pass."""
+"""Faults planted in the product that the quick claims must detect."""
 
 from __future__ import annotations
 

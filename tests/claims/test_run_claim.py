@@ -1,4 +1,4 @@
-"""Running a claim, on claims small enough to see through."""
+"""Running a claim, tested on small claims with known results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs made ahead of the claims: the same as those made when asked for, each kept at once."""
+"""Runs made before the claims equal runs made on demand, and each is stored at once."""
 
 from __future__ import annotations
 

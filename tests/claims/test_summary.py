@@ -1,4 +1,4 @@
-"""A report in brief: themes in order, nothing lost, conjectures whole."""
+"""Summary of a report: all claims, themes in order, conjectures in full."""
 
 from __future__ import annotations
 

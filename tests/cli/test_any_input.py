@@ -1,7 +1,7 @@
 """Public functions and commands with any input: a result, or one line that names the argument.
 
-Every argument of every function, one at a time, takes each of the values below. What comes back is
-a result, an `InputError`, or Python's own `TypeError`; never another error, and soon.
+Every argument of every function takes each of the values below, one argument at a time. The call
+quickly returns a result or raises an `InputError` or Python's `TypeError`, and no other error.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SECONDS = 5.0
 
 
 class Rude:
-    """Every method that a check may call fails, in its own way."""
+    """All methods that a check may call fail, each with another error."""
 
     def __repr__(self) -> str:
         raise SystemError
@@ -72,7 +72,7 @@ class Rude:
 
 
 def values() -> dict[str, Any]:
-    """What an argument may be given; made anew, since one of them can be used once."""
+    """Return new values for an argument, because one of them can be used only once."""
     return {
         **{repr(x): x for x in (None, True, 0, -1, -0.0, 2**63, 10**9, 5e-324, 1e308, "", "x")},
         **{str(x): float(x) for x in ("nan", "inf", "-inf", "-1e308")},
@@ -201,12 +201,12 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 
 def outcome(function: Callable[..., Any], arguments: dict[str, Any], where: str) -> str:
-    """Return the message of a refusal; nothing where there is a result."""
+    """Return the message of a refusal; empty if there is a result."""
     try:
         function(**arguments)
     except (InputError, TypeError) as error:
         return str(error)
-    except OSError:  # the system's own line, with the path that was given
+    except OSError:  # message of the system with the given path
         return ""
     except Exception as error:
         pytest.fail(f"{where}: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Every command under a C locale: what it prints arrives; no text file depends on the locale."""
+"""Every command under a C locale: all output is printed; no text file depends on the locale."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from fedlora_cli.main import COMMANDS
 from fedlora_cli.terminal import ASCII_FORMS, print_anywhere
 
-# One process for all commands: to import them takes most of the time.
+# One process for all commands, because importing them takes most of the time.
 PROGRAM = """
 import json, os, sys
 from fedlora_cli.main import main
@@ -30,7 +30,7 @@ for arguments in json.load(open(sys.argv[1], encoding="utf-8")):
     print(f"END {arguments[0]} {code}", flush=True)
 """
 OUT = "r\u00e9sultats \u221e"
-"""A name that ASCII cannot write."""
+"""A name with characters outside of ASCII."""
 SCENARIO = """# \u03c1 \u2260 1
 ranks = "2x2,4x1"
 """

@@ -1,4 +1,4 @@
-"""`fedlora-sim check`: laws held against a rule, ours or a reader's; and rules by their place."""
+"""`fedlora-sim check`: laws tested on a built-in or a custom rule; rules by their module."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def laws(*names: str) -> tuple[str, ...]:
 
 def test_every_status_is_shown_and_counted(fedlora: Callable) -> None:
     done = fedlora("check", "fedavg", *FEW, *laws(*LAWS))
-    assert (done.code, done.err) == (0, "")  # where no terminal is, no progress is shown
+    assert (done.code, done.err) == (0, "")  # without a terminal no progress is shown
     lines = done.out.splitlines()
     assert max(map(len, lines)) <= 110
     rows = [line.split() for line in lines]
@@ -116,7 +116,7 @@ def test_all_laws_are_held_against_a_rule_unless_some_are_named(fedlora: Callabl
 
 
 def run_pasted(text: str) -> tuple[dict[str, object], torch.Tensor]:
-    """What the printed code makes when it is pasted."""
+    """Run the printed code and return its results."""
     names: dict[str, object] = {}
     exec(text, names)
     return names, names["result"].delta()  # type: ignore[attr-defined]
@@ -237,7 +237,7 @@ def test_a_registered_name_wins_over_a_module(module: str, here: Path) -> None:
     assert load_rule(" RaFLoRA:canonicalize=true") == RaFLoRA(canonicalize=True)
     assert load_rule("raflora: canonicalize = true ") == RaFLoRA(canonicalize=True)
     with pytest.raises(InputError, match="rule='own_rules'"):
-        load_rule(f"{module}:times=3")  # an option, hence no name in a module
+        load_rule(f"{module}:times=3")  # an option, so it is not a name in a module
 
 
 def test_a_rule_is_loaded_from_where_it_is(module: str, here: Path) -> None:
@@ -275,7 +275,7 @@ def test_rules_from_modules_are_simulated_and_trained(
 def test_pieces_of_another_version_of_a_rule_are_not_taken(
     fedlora: Callable, module: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was stopped goes on with the code that it began with, or begins anew."""
+    """A stopped run continues only with the code that it started with; otherwise it restarts."""
     settings = ("--fidelity", "matrix", "--ranks", "2x2,4x1", "--rounds", "2", "--seeds", "60")
     command = ("simulate", *settings, "--rule", f"{module}:Last", "--out", "x.nc")
     import fedlora_cli.simulate as simulate

@@ -1,4 +1,4 @@
-"""`fedlora-sim design`: a ranked table, JSON, and one line for what cannot be."""
+"""`fedlora-sim design`: a ranked table, JSON, and one line for invalid input."""
 
 from __future__ import annotations
 

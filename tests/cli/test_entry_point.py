@@ -1,4 +1,4 @@
-"""The installed `fedlora-sim`, as a process of its own: what a user's shell sees."""
+"""The installed `fedlora-sim` in a separate process, as in a user's shell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import xarray as xr
 from fedlora_sim.storage import load_dataset
 
 PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
-# One thread: small matrices on a busy machine spend their time waiting for the second.
+# One thread: on a busy machine small matrices spend most of the time waiting for a second one.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LONG_RUN = (
     *("simulate", "--fidelity", "matrix", "--ranks", "2x2,4x2", "--rounds", "40"),
@@ -75,7 +75,7 @@ def test_verify_one_claim(tmp_path: Path) -> None:
 
 
 def stopped(here: Path, number: int) -> tuple[int, str]:
-    """Exit code and words of a run that gets a signal when it has finished a piece more."""
+    """Return exit code and output of a run that gets a signal after finishing one more piece."""
     parts = here / ".x.nc.parts"
     before = len(list(parts.glob("*/*.nc")))
     process = subprocess.Popen(
@@ -84,14 +84,14 @@ def stopped(here: Path, number: int) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that starts the tests in the background has them, and all below, ignore SIGINT
+        # if a shell starts the tests in the background, they and their children ignore SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while len(list(parts.glob("*/*.nc"))) == before and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    # Into the next piece: Python drops an interrupt that meets the destructor of a closing file.
+    # Wait for the next piece: Python drops an interrupt in the destructor of a closing file.
     time.sleep(0.3)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)

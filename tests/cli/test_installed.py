@@ -25,14 +25,14 @@ WITH_WORKERS = (
     *("staircase", "zero-pad-fourth-power", "raflora-flat", "collapse-bound"),
     *("cohort-rate", "zero-pad-cohort-rate", "raflora-zero-cohort", "raflora-carry-flat"),
 )
-"""Quick claims; from eight on they are judged in two worker processes where there are two cores."""
+"""Quick claims; with eight or more, two worker processes judge them if there are two cores."""
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment that has the project as a wheel and sees the libraries of this one."""
+    """Create an environment with the project's wheel that shares this one's libraries."""
     place = tmp_path_factory.mktemp("installed")
     source, wheels, environment = (place / name for name in ("source", "wheels", "environment"))
     skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -54,7 +54,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = site / "site-packages"
     with ZipFile(wheel) as packed:
         packed.extractall(site)
-    # As plain folders of the path: editable installations within them are not followed.
+    # As plain folders of the path, so that editable installations in them are not followed.
     shared = [path for path in sys.path if Path(path).name == "site-packages"]
     (site / "shared.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")
     (metadata,) = site.glob("*.dist-info/entry_points.txt")
@@ -73,7 +73,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def theirs(tmp_path: Path) -> Path:
-    """A research repository with packages of our names, and a rule in a module of its own."""
+    """Create a research repository with packages of our names, and a rule in a module."""
     for name in ("analysis", "paper_figs"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(THEIRS, encoding="utf-8")
@@ -119,7 +119,7 @@ def test_the_wheel_has_types_and_tells_its_version(installed: Path, tmp_path: Pa
 def test_the_command_line_works_in_a_folder_that_has_packages_of_our_names(
     installed: Path, theirs: Path
 ) -> None:
-    """With `PYTHONPATH=.`, by `python -m`, in worker processes, and with a rule of their own."""
+    """With `PYTHONPATH=.`, by `python -m`, in worker processes, and with the repository's rule."""
     predict = ("predict", "--ranks", "2x2,4x2", "--rounds", "5")
     out = call(installed, theirs, "fedlora-sim", *predict, PYTHONPATH=".")
     assert "raflora" in out

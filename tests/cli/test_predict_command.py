@@ -21,7 +21,7 @@ EXAMPLE = (
     *("predict", "--ranks", "8x10,16x6,64x4", "--cohort", "5", "--gain", "0.98,0.1"),
     *("--drift", "0.02", "--rounds", "40"),
 )
-BOUND = 5.0  # seconds of computing, where the promise is two on a quiet machine
+BOUND = 5.0  # CPU seconds; the documents state two on a quiet machine
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_a_new_process_answers_soon_and_without_torch(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    after = os.times()  # of the child that has ended: its own work, however busy the machine
+    after = os.times()  # of the ended child: CPU time, independent of the machine's load
     spent = after.children_user + after.children_system
     assert spent - before.children_user - before.children_system < BOUND
     assert {"torch", "sklearn"}.isdisjoint(done.stderr.split())

@@ -1,4 +1,4 @@
-"""Start-up: what costs seconds to import is imported by what needs it, and by nothing else."""
+"""Start-up: slow imports happen only where they are needed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HEAVY = (
 
 
 def imported_by(statement: str) -> set[str]:
-    """Return names of the modules that a statement imports, in a process of its own."""
+    """Return names of the modules that a statement imports, in a separate process."""
     code = f"import sys\n{statement}\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
@@ -64,7 +64,7 @@ def test_what_needs_numpy_alone_imports_nothing_heavy(statement: str) -> None:
 
 @pytest.mark.slow
 def test_functions_are_given_and_not_the_modules_of_their_names() -> None:
-    """In whichever order they are imported, in one process per package and order."""
+    """In any order of imports, with one process per package and order."""
     modules_first = (
         "import fedlora_sim.simulate, analysis.predict, analysis.design\n"
         "from analysis.predict import predict as other\n"

@@ -1,4 +1,4 @@
-"""`fedlora-sim study`: what is refused, a tiny study end to end, and one that is stopped."""
+"""`fedlora-sim study`: refusals, a tiny study from start to end, and one that is stopped."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STUDY = ("study", "tiny.toml", "--out", "t")
 ONE_SEED = (*STUDY, "--seeds", "1")  # every process pretrains the model of every seed
 DEADLINE = 120
 FEW = SimpleNamespace(train=Examples({"x": torch.zeros(40, 1)}, torch.arange(40) % 10))
-"""Enough of a task to be split."""
+"""The part of a task that a split needs."""
 
 
 @pytest.fixture
@@ -131,7 +131,11 @@ def test_a_tiny_study_from_end_to_end(
     again = fedlora(*STUDY)
     assert again.err == f"going on from {RUNS} of {RUNS} runs in t\n"
     assert report() == found
-    for mine in ("study.toml", "data/mine.nc", "figures/mine.png"):  # next to what it writes
+    for mine in (
+        "study.toml",
+        "data/mine.nc",
+        "figures/mine.png",
+    ):  # in addition to the written files
         (Path("t") / mine).write_text("mine")
     only = fedlora(*STUDY, "--report-only", "--rules", "raflora", "--seeds", "1")
     assert only.code == 0
@@ -159,7 +163,7 @@ def test_a_longer_study_is_predicted_and_drawn(fedlora: Callable, tiny: Path) ->
 
 
 def stopped(number: int, workers: str) -> str:
-    """What a study says that gets a signal when it has kept one run more."""
+    """Return the output of a study that gets a signal after storing one more run."""
     before = len(list(Path("t/runs").glob("*.nc")))
     process = subprocess.Popen(
         [PROGRAM, *ONE_SEED, "--workers", workers],
@@ -167,7 +171,7 @@ def stopped(number: int, workers: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that starts the tests in the background has them, and all below, ignore SIGINT
+        # if a shell starts the tests in the background, they and their children ignore SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + DEADLINE
@@ -189,7 +193,7 @@ def test_a_study_that_is_stopped_and_then_killed_goes_on_to_the_same_end(
     told = stopped(signal.SIGINT, workers="1")
     assert f"of {RUNS // 2} runs are kept in t" in told
     assert "the same command goes on from there" in told
-    stopped(signal.SIGKILL, workers="2")  # which leaves the workers
+    stopped(signal.SIGKILL, workers="2")  # the workers survive
 
     again = fedlora(*ONE_SEED)
     assert again.code == 0, again.err

@@ -1,4 +1,4 @@
-"""`fedlora-sim sweep`: a grid in a folder, checked first, and gone on with."""
+"""`fedlora-sim sweep`: a grid in a folder, checked first, and continued after a stop."""
 
 from __future__ import annotations
 

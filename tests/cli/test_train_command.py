@@ -1,4 +1,4 @@
-"""`fedlora-sim train`: a run in a folder; however it was stopped, it goes on to the same result."""
+"""`fedlora-sim train`: a run in a folder that continues to the same result after any stop."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ STATES = [f"state-{t:05d}.safetensors" for t in range(4)]
 
 @pytest.fixture
 def small(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small task and its scenario file."""
+    """Write the scenario file of the small task."""
     use_small_task(monkeypatch)
     write_scenario()
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, t: int) -> None:
-    """Ctrl-C when round t, counted from 0, is about to begin."""
+    """Send Ctrl-C before round t, counted from 0."""
     go_on = FederatedRun.round
 
     def stop(run: FederatedRun, number: int) -> object:
@@ -93,7 +93,7 @@ def test_only_the_last_state_is_kept_where_that_is_wanted(fedlora: Callable) -> 
 CASES = [
     ("raflora", ()),
     ("flora", ("--set", "optimizer=sgd", "--set", "learning_rate=0.1")),
-    # Whose bits were seen to depend on how the global update lies in memory.
+    # The bits of these rules were observed to depend on the memory layout of the global update.
     ("raflora", ("--set", "dtype=float64", "--seed", "2")),
     ("hetlora", ("--set", "pruning_decay=0.6", "--set", "counterfactuals=true")),
 ]
@@ -245,7 +245,7 @@ def test_simulate_goes_on_within_a_run(
 def test_a_process_that_is_stopped_and_then_killed_goes_on_to_the_same_bits(
     fedlora: Callable, here: Path
 ) -> None:
-    """With so many rounds that both signals meet work."""
+    """With enough rounds that both signals arrive during work."""
     Path("s.toml").write_text(TOML.replace("rounds = 3", "rounds = 300"))
     for more, finished, number, code in (
         ((), 2, signal.SIGINT, 130),
@@ -257,7 +257,7 @@ def test_a_process_that_is_stopped_and_then_killed_goes_on_to_the_same_bits(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # a shell that starts the tests in the background has them, and all below, ignore it
+            # if a shell starts the tests in the background, they and their children ignore it
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 300

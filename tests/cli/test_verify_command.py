@@ -1,4 +1,4 @@
-"""`fedlora-sim verify`: reports, exit codes and interruptions, with claims made for the purpose."""
+"""`fedlora-sim verify`: reports, exit codes and interruptions, with claims made for the tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from paper_figs import finetuning as digits_figure
 
 
 class Measured:
-    """An experiment that finds one value, and counts its runs."""
+    """An experiment that measures one value and counts its runs."""
 
     def __init__(self, value: float) -> None:
         self.value, self.runs, self.stop = value, 0, False
@@ -197,7 +197,7 @@ def fine_tuned(
 ) -> xr.Dataset:
     """Return a made-up fine-tuning run that collapses where the real one does.
 
-    FedAvg's runs differ so much that its claim asks for more of them than the others do.
+    FedAvg's runs differ so much that its claim needs more runs than the others.
     """
     (number,) = seed if isinstance(seed, Sequence) else (seed,)
     keeps = rule == "raflora"
@@ -211,7 +211,7 @@ def fine_tuned(
 
 @pytest.fixture
 def digits_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids of the project's digits claims that quick runs hold too, on made-up runs."""
+    """Provide the ids of the digits claims of quick runs, with artificial runs."""
     monkeypatch.setattr(digits, "simulate", fine_tuned)
     monkeypatch.setattr(digits, "RUNS", {name: digits.RUNS[name] for name in digits.QUICK_RUNS})
     # Two looks, so that claims stop at different numbers of runs.

@@ -1,4 +1,4 @@
-"""A task of milliseconds in place of the scenario's, no picture, and a small federation for it."""
+"""A task of milliseconds in place of the scenario's, without picture, and a small federation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RUN = ("--scenario", "s.toml", "--out", "run")
 
 
 def use_small_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An untrained model of one block on 60 random images, whatever the scenario says; no plot."""
+    """Use an untrained model of one block on 60 random images for all scenarios, without plots."""
     generator = torch.Generator().manual_seed(0)
     model = TinyTransformer(generator, d_model=16, num_layers=1, num_heads=2)
     images = torch.rand(60, 8, 8, generator=generator)
@@ -47,10 +47,10 @@ def use_small_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_scenario(text: str = TOML) -> None:
-    """The small federation's file in the working folder."""
+    """Write the small federation's file into the working folder."""
     Path("s.toml").write_text(text)
 
 
-if __name__ == "__main__":  # `fedlora-sim` on the small task, in a process of its own
+if __name__ == "__main__":  # `fedlora-sim` on the small task, in a separate process
     use_small_task(pytest.MonkeyPatch())
     main()

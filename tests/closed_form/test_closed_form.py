@@ -139,7 +139,7 @@ def test_first_round_by_hand():
 
 
 def simulated(rule: str, policy: str, fed: Federation, rounds: int, spread: dict, runs: int):
-    """Return amplitudes (runs, r_max) after `rounds`, straight from the rule's definition."""
+    """Return amplitudes (runs, r_max) after `rounds`, from the rule's definition."""
     rng = stream(11, rule, policy, str(fed.sampling))
     members = fed.members.astype(float)
     x = np.full((runs, fed.r_max), 1.5)

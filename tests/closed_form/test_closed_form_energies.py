@@ -1,4 +1,4 @@
-"""Means and energies of every rule against whole distributions, and against their own limits."""
+"""Means and energies of every rule against complete distributions and against their limits."""
 
 from __future__ import annotations
 

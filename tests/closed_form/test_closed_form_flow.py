@@ -1,4 +1,4 @@
-"""The flow against the differential equation of the factors and against rounds written out."""
+"""The flow against the differential equation of the factors and against explicit rounds."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_limits_of_the_map():
 
 
 def one_round(rule, weights, x, targets, time):
-    """Return a round of unequal clients, straight from the definition."""
+    """Return a round of unequal clients from the definition."""
     root = 0.5 if rule in FACTOR else 1.0
     trained = closed_form.flow_map(x, targets, time)
     if rule == "ffa":
@@ -342,7 +342,7 @@ def test_thresholds_of_unequal_targets_equal_those_of_arithmetic_without_limits(
         whole = sum(n for n, _ in own) if rule in ("raflora", "rbla") else sum(samples)
 
         def growth(t, own=own, whole=whole):
-            """Factor of a small amplitude, or its root, over a round of local time t, less 1."""
+            """Return the factor of a small amplitude, or its root, over a round, minus 1."""
             with mpmath.workdps(700):
                 return sum(n * mpmath.exp(scale * m * mpmath.mpf(t)) for n, m in own) / whole - 1
 

@@ -1,4 +1,4 @@
-"""Noise, communication and sensitivities against cohorts written out and finite differences."""
+"""Noise, communication and sensitivities against all cohorts and finite differences."""
 
 from __future__ import annotations
 

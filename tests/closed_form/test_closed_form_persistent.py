@@ -56,7 +56,7 @@ def brute(rule, fed, i, policy, law=LAW):
 
 
 def client_weights(rule, fed, i):
-    """Probability and weight of every client, from the cohorts that `outcomes` goes through."""
+    """Yield probability and weight of every client, from the cohorts of `outcomes`."""
     for (chance, counts), (_, weights) in zip(
         cohorts(fed), outcomes(rule, fed, "svd", i), strict=True
     ):
@@ -97,7 +97,7 @@ def test_both_routes_agree_over_many_rounds():
     asked = {"spectrum_decay": 0.5, "heterogeneity": "persistent", **LAW}
     for rule in ("fedavg", "raflora", "flora"):
         full = closed_form.energy_trajectory(Scenario(RANKS, rounds=60, **asked), rule)
-        # with replacement and one client everything is drawn every time
+        # with replacement and one client all values are drawn every time
         alone = closed_form.energy_trajectory(Scenario([2], rounds=60, **asked), rule)
         drawn = closed_form.energy_trajectory(
             Scenario([2], rounds=60, cohort_size=1, sampling="with_replacement", **asked), rule

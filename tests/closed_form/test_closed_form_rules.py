@@ -1,4 +1,4 @@
-"""Names and multipliers of rules; every function answers for every rule, or says why not."""
+"""Names and multipliers of rules; each function covers each rule or gives the reason."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_every_rule_has_an_answer_or_a_reason(rule, name):
     for asked in SETTINGS:
         refused = REFUSED.get(rule, "").split()
         refused = refused + (DRAWN.get(rule, "").split() if asked else [])
-        # norms of updates of random directions differ by rank for good
+        # norms of updates of random directions differ by rank permanently
         unlike = rule == "hetlora" and asked.get("allocation") == "random"
         if name in refused or unlike:
             with pytest.raises(ValueError, match=r"no closed form|expected a rule whose clients"):

@@ -1,4 +1,4 @@
-"""Survival, typical rate and spread against whole distributions of a few rounds."""
+"""Survival, typical rate and spread against complete distributions of a few rounds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_few_rounds(rule, sampling, allocation):
                 rule, fed, i, 1.0, ROUNDS, policy=policy, allocation=allocation,
                 gains=two_points(0.8, 0), drifts=two_points(0, 0),
             )  # fmt: skip
-            lives = np.abs(x) > CLOSE  # a residual of nothing is a rounding
+            lives = np.abs(x) > CLOSE  # a residual of zero is only rounding
             assert p[lives].sum() == pytest.approx(alive[-1, i], rel=CLOSE)
             if rule == "fedex":
                 continue

@@ -1,4 +1,4 @@
-"""One place for defaults: the scenario's, in every form, prediction and command."""
+"""All defaults come from the scenario, in closed forms, predictions and commands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_no_function_of_predictions_repeats_a_field_of_the_scenario():
     fields = set(Fields.__dataclass_fields__) - {"ranks"}
     for function in (predict, compare, design):
         own = set(inspect.signature(function).parameters) & fields
-        # compare asks for gains and for training side by side, where a scenario has one of them
+        # compare takes gains and training together; a scenario has one of them
         assert own == ({"local_time"} if function is compare else set())
 
 

@@ -1,4 +1,4 @@
-"""Weight moments against brute force, and what they must be at the limits."""
+"""Weight moments against brute force and in known limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FIELDS = (
     "empty",
 )
 CLOSE = relative("factorization")
-SIGMAS = 5.0  # a false alarm in a few million comparisons
+SIGMAS = 5.0  # one false alarm in a few million comparisons
 every_case = pytest.mark.parametrize(("sampling", "normalizer", "allocation"), CASES)
 
 

@@ -41,7 +41,7 @@ from fedlora_sim.federation import SAMPLINGS, Federation
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("factorization")
-SIGMAS = 5.0  # a false alarm in a few million comparisons
+SIGMAS = 5.0  # one false alarm in a few million comparisons
 every_case = pytest.mark.parametrize(("sampling", "normalizer", "allocation"), CASES)
 
 
@@ -126,7 +126,7 @@ def test_routes_agree_in_larger_federations(sampling, normalizer, allocation, sa
 
 @pytest.mark.parametrize("sampling", ["without_replacement", "with_replacement", "bernoulli"])
 def test_random_carriers_of_a_thousand_clients(sampling):
-    """No other route could visit them; mean and emptiness are known from elsewhere."""
+    """No other route is fast enough; mean and emptiness have closed forms."""
     fed = Federation("2x300,4x500,8x200", cohort_size=40, sampling=sampling)
     [law] = share_laws(fed, "cohort", "random")
     assert law.expect(law.share) == pytest.approx(fed.coverage("random")[0], rel=CLOSE)
@@ -157,7 +157,7 @@ def test_moments_are_computed_once_and_cannot_be_changed():
 
 
 def test_cheapest_route_is_taken(monkeypatch):
-    """Many cohorts of few sums go to the tables, few cohorts of many sums to enumeration."""
+    """Many cohorts with few sums use tables; few cohorts with many sums use enumeration."""
     taken = []
     for name in ("enumerate_sums", "tabulate_sums", "equal_sums"):
         original = getattr(shares, name)

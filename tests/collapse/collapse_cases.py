@@ -1,4 +1,4 @@
-"""Rules made for the collapse report's tests: right ones, wrong ones and broken ones."""
+"""Rules for the tests of the collapse report: correct, wrong and broken ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Reports = Callable[..., CollapseReport]
 
 @dataclass(frozen=True)
 class Halving(DataWeightedRule):
-    """Averages over contributors and halves what not all clients carry, as it declares."""
+    """Average over contributors, halved for directions that not all clients carry, as declared."""
 
     name: ClassVar[str] = "halving"
     source: ClassVar[str] = "a test"
@@ -40,7 +40,7 @@ class Halving(DataWeightedRule):
 
 @dataclass(frozen=True)
 class Boasting(DataWeightedRule):
-    """FedAvg that declares to dilute nothing."""
+    """FedAvg that declares no dilution."""
 
     name: ClassVar[str] = "boasting"
     source: ClassVar[str] = "a test"
@@ -51,7 +51,7 @@ class Boasting(DataWeightedRule):
 
 @dataclass(frozen=True)
 class Honest(DataWeightedRule):
-    """FedAvg from elsewhere, with the multiplier it has."""
+    """FedAvg of another package, with the right multiplier."""
 
     name: ClassVar[str] = "honest"
     source: ClassVar[str] = "a test"
@@ -62,14 +62,14 @@ class Honest(DataWeightedRule):
 
 @dataclass(frozen=True)
 class Raised(RaFLoRA):
-    """raFLoRA under another class: closed forms do not know it."""
+    """raFLoRA under another class, which closed forms do not know."""
 
     name: ClassVar[str] = "raised"
 
 
 @dataclass(frozen=True)
 class Shrinking(RaFLoRA):
-    """raFLoRA times a factor, as it declares: what is lost is lost by all directions alike."""
+    """raFLoRA times a factor, as declared: all directions lose alike."""
 
     name: ClassVar[str] = "shrinking"
     factor: float = 0.5
@@ -85,7 +85,7 @@ class Shrinking(RaFLoRA):
 
 @dataclass(frozen=True)
 class Impostor(FedAvg):
-    """raFLoRA's weights under the name that it inherits."""
+    """raFLoRA's weights under an inherited name."""
 
     def direction_weights(
         self, weights: Tensor, members: Tensor, norms: Tensor | None = None
@@ -108,7 +108,7 @@ class _Foreign:
 
 
 class Momentum(_Foreign):
-    """FedAvg with a server's momentum, which is state."""
+    """FedAvg with server momentum, which is a state."""
 
     name = "momentum"
 
@@ -130,7 +130,7 @@ class Momentum(_Foreign):
 
 
 class Declaring(_Foreign):
-    """FedAvg by the protocol alone, with the multiplier it has."""
+    """FedAvg by the protocol alone, with the right multiplier."""
 
     name = "declaring"
     properties = Properties(multiplier=lambda coverage: coverage)
@@ -146,14 +146,14 @@ class Declaring(_Foreign):
 
 
 class ByNorms(Declaring):
-    """The same, with a multiplier of other shares."""
+    """FedAvg by the protocol with the multiplier of other shares."""
 
     name = "by_norms"
     properties = Properties(multiplier=lambda coverage: coverage, coverage="norms")
 
 
 class Turning(_Foreign):
-    """raFLoRA that turns the whole update by a fixed rotation: no rank is lost by that."""
+    """raFLoRA that rotates the whole update, which loses no rank."""
 
     name = "turning"
 
@@ -172,7 +172,7 @@ class Turning(_Foreign):
 
 
 class Nothing(_Foreign):
-    """Returns zeros: the shared directions are lost as well."""
+    """Zeros: the shared directions are lost as well."""
 
     name = "nothing"
 
@@ -206,7 +206,7 @@ class Small(_Foreign):
 
 
 class Explosive(_Foreign):
-    """raFLoRA times a thousand, every round."""
+    """raFLoRA times a thousand in every round."""
 
     name = "explosive"
 

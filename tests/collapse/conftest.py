@@ -1,4 +1,4 @@
-"""Reports that several tests read, each made once."""
+"""Reports for several tests, each made once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report whose controls fail says so, and nothing else counts."""
+"""A report whose controls fail states it and is not to be trusted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedlora_sim.rules.fedavg import FedAvg
 
 
 class _Disguised(Halving):
-    """A rule that halves, under raFLoRA's name."""
+    """A rule that halves the update, under raFLoRA's name."""
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""The measure on series whose rates, floors and extinctions are known beforehand."""
+"""Measurements of series with known rates, floors and extinctions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FULL, COHORTS = standards()["full"], standards()["cohorts"]
 
 
 def energies(*factors: float, runs: int = 2, rounds: int = 20) -> np.ndarray:
-    """Partitions that change by these factors a round, (runs, rounds + 1, partitions)."""
+    """Return energies that change by these factors per round, (runs, rounds + 1, partitions)."""
     path = np.array(factors) ** np.arange(rounds + 1)[:, None]
     return np.tile(path, (runs, 1, 1))
 
@@ -43,7 +43,7 @@ def test_geometric_decays_are_measured_exactly() -> None:
 
 
 def test_the_numbers_of_a_scenario_share_its_error() -> None:
-    """Each has an equal part, and the three partitions have equal parts of that."""
+    """Each number has an equal part, divided equally among the three partitions."""
     energy = energies(1.0, 0.9, 0.8, runs=40)
     energy[:, -1, 1:] = np.where(np.arange(40)[:, None] < 15, 1e-9, energy[:, -1, 1:])
     found = measure(energy, COHORTS, ERROR)["extinct"]
@@ -55,7 +55,7 @@ def test_the_numbers_of_a_scenario_share_its_error() -> None:
 
 
 def test_rates_are_relative_to_the_shared_partition() -> None:
-    """A gain of one half for all is no collapse."""
+    """A gain of one half for all directions is not a collapse."""
     found = measure(energies(0.5, 0.5, 0.5), FULL, ERROR)
     np.testing.assert_allclose(found["rate"].value, 0.5)
     np.testing.assert_allclose(found["relative_rate"].value, 1.0)
@@ -77,7 +77,7 @@ def test_a_slow_decay_is_a_collapse_and_a_loss_that_stops_is_none() -> None:
 
 
 def test_intervals_hold_the_rate_of_a_random_walk_with_deaths() -> None:
-    """Whatever the runs' lengths; at most a few of many studies may miss."""
+    """For runs of any length; at most a few of many studies may miss."""
     rng = np.random.default_rng(5)
     steps, chance = np.log([0.9, 0.5]), 0.2
     true = float(np.exp(steps.mean()))
@@ -145,7 +145,7 @@ def test_what_is_gone_with_the_shared_partition_is_extinct() -> None:
 
 
 def test_what_is_back_after_a_round_is_not_extinct() -> None:
-    """A server with a memory brings back what a cohort without contributors sets to zero."""
+    """A server with a state restores what a cohort without contributors set to zero."""
     path = energies(1.0, 0.9)
     path[:, 5, 1] = 0
     found = measure(path, FULL, ERROR)

@@ -68,7 +68,7 @@ def test_the_table_fits_and_names_what_it_shows(reports: Reports) -> None:
     shown = text.getvalue()
     for words in ("collapses", "keeps its rank", "raFLoRA", "half-life", "5–8", "91% ✓"):
         assert words in shown, words
-    # a mark speaks of theory alone, never of a verdict
+    # a mark refers only to the theory, not to a verdict
     assert "✗" not in shown.partition("Energy lost a round by")[0]
     for words in ("itself", "relative"):
         assert words in shown

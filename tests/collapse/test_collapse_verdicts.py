@@ -1,4 +1,4 @@
-"""What the report says of rules whose fate theory knows, and of rules made to deceive it."""
+"""Verdicts on rules with known results and on rules that try to deceive the report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from analysis.collapse.scenarios import standards
 from fedlora_sim.rules import Aggregator, get_rule
 
 C, K = Collapse.COLLAPSES, Collapse.KEEPS
-# In the order of `SCENARIOS`: above FedAvg's threshold training holds what FedAvg dilutes once.
+# In the order of `SCENARIOS`: above FedAvg's threshold training compensates one dilution.
 FATES = {
     "fedavg": (C, C, C, C, C, K),
     "ffa": (C, C, C, C, K, K),
@@ -42,7 +42,7 @@ FATES = {
 
 
 def agreements(report: CollapseReport) -> dict[Agreement, list[tuple[str, str]]]:
-    """Scenario and kind of every compared number of the report's own rule."""
+    """Return scenario and kind of every compared number of the report's rule."""
     found: dict[Agreement, list[tuple[str, str]]] = {a: [] for a in Agreement}
     for part in report.scenarios:
         for kind, each in part.rules[report.rule].agreement.items():

@@ -1,7 +1,7 @@
-"""Rules with one bug each, in what they average: which check finds it, and no other.
+"""Rules with one bug each in what they average, and the checks that find it.
 
-Every rule keeps what the healthy rule declares that it is made of. `fails` has the checks that the
-bug breaks; among them are laws declared absent that the bug happens to bring about.
+Every rule declares the properties of the healthy rule that it was made from. `fails` lists the
+checks that the bug breaks, including laws declared absent that hold because of the bug.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from healthy_rules import (
 
 from fedlora_sim import LoRAFactors
 
-# What shows that a result is another than the weighted mean, if the mean is over more than one.
+# Checks that detect a wrong weighted mean of more than one client.
 MEAN = {"exact", "best_approximation", "equal_ranks_fedavg", "multiplier"}
 ALONE = {"single_client", "identical_clients"}
 HULLS = {"energy_hull", "partition_energy_hull"}
@@ -29,7 +29,7 @@ DILUTION = {"low_rank_client_keeps", "low_rank_client_dilutes"}
 
 
 class AlphaOverRIgnored(DenseFedAvg):
-    """`lora_B @ lora_A`, read from the state dict, where no scaling is."""
+    """`lora_B @ lora_A` from the state dict, without the scaling."""
 
     fails = MEAN | ALONE | HULLS | {"scaling_convention"}
 
@@ -49,10 +49,10 @@ class ScalingOnBAlone(DenseZeroPad):
 
 
 class VForVT(DenseFedAvg):
-    """`U, S, V = torch.linalg.svd(dW)` and then `V[:, :r].T`: what is called V is V^T already.
+    """`U, S, V = torch.linalg.svd(dW)` and then `V[:, :r].T`, although V is already V^T.
 
-    The null space has no basis of its own, and its vectors stand in the columns of V^T: whatever
-    changes a digit of an update changes the result. Its norm and its rank are right.
+    The null space has no unique basis, and the columns of V^T contain its vectors: a change of one
+    digit of an update changes the result. Its norm and rank are right.
     """
 
     fails = (
@@ -70,7 +70,7 @@ class VForVT(DenseFedAvg):
 
 
 class TransposedResidual(StackedExact):
-    """The residual goes into a weight that is stored transposed: square layers take it as it is."""
+    """The residual is stored transposed, which square layers accept."""
 
     fails = (
         ALONE
@@ -88,7 +88,7 @@ class TransposedResidual(StackedExact):
 
 
 class OnlyTheFirstClient(DenseFedAvg):
-    """`global_dict = copy(w[0])`, and the loop that would add the others starts at len(w)."""
+    """`global_dict = copy(w[0])`, and the loop that should add the others starts at len(w)."""
 
     fails = MEAN | DILUTION | {"client_order"}
 
@@ -97,7 +97,7 @@ class OnlyTheFirstClient(DenseFedAvg):
 
 
 class OnlyTheFirstFile(DenseFedAvg):
-    """The same, before those who have no samples are left out."""
+    """The same, before clients without samples are left out."""
 
     fails = MEAN | DILUTION | {"client_order", "zero_weight", "batched"}
 
@@ -107,7 +107,7 @@ class OnlyTheFirstFile(DenseFedAvg):
 
 
 class WeightsNotNormalized(DenseFedAvg):
-    """Sample counts where shares are meant."""
+    """Sample counts in place of shares."""
 
     fails = MEAN | ALONE | HULLS | DILUTION | {"weight_scale", "dtypes", "continuous"}
 
@@ -116,7 +116,7 @@ class WeightsNotNormalized(DenseFedAvg):
 
 
 class EqualWeights(DenseFedAvg):
-    """`sum(deltas) / len(deltas)`: sample counts are asked for and never used."""
+    """`sum(deltas) / len(deltas)`: sample counts are required but not used."""
 
     fails = MEAN | {"weight_repetition"}
 
@@ -134,9 +134,9 @@ class WeightsTwice(DenseFedAvg):
 
 
 class PaddedColumnsTwice(DenseRaFLoRA):
-    """A padded column is divided by its contributors, and then counted with its coverage again."""
+    """A padded column is divided by its contributors and then multiplied by its coverage."""
 
-    # It is FedAvg, but for what is carried, and keeps what raFLoRA declares absent.
+    # It is FedAvg except for carried partitions, and keeps laws that raFLoRA declares absent.
     fails = DILUTION | {"partition_identity", "multiplier", "energy_hull", "full_gauge"}
 
     def weight(self, carrying, clients):
@@ -151,16 +151,16 @@ class FactorsSoldAsExact(DenseZeroPad):
 
 
 class DilutedOnceDeclared(DenseZeroPad):
-    """An average of factors that says it dilutes by W: it dilutes A, and it dilutes B."""
+    """An average of factors that declares dilution by W, but dilutes both A and B."""
 
     properties = replace(ZERO_PAD, multiplier=lambda coverage: coverage)
     fails = frozenset({"multiplier"})
 
 
 class ShapesGuessed(DenseFedAvg):
-    """A is the factor with fewer rows than columns, and of two square ones the one that has B's.
+    """Factors are distinguished by shape: A is the one with fewer rows than columns.
 
-    Padded to the smaller side of a square layer both are square, whoever's they are.
+    Padded to the smaller side of a square layer, both factors are square.
     """
 
     fails = (
@@ -173,7 +173,7 @@ class ShapesGuessed(DenseFedAvg):
 
 
 class RunningMean(DenseFedAvg):
-    """`mean = (mean + dW_k) / 2` in a loop over the clients: the last one counts half."""
+    """`mean = (mean + dW_k) / 2` in a loop over clients: the last one has weight 1/2."""
 
     fails = MEAN | {"client_order", "weight_repetition"}
 
@@ -195,7 +195,7 @@ class NormWeights(DenseFedAvg):
 
 
 class ZeroWeightsFilled(DenseFedAvg):
-    """A count of 0 is taken for one that is missing, and filled with the mean of the others."""
+    """A count of 0 is treated as missing and replaced by the mean of the others."""
 
     fails = MEAN | {"zero_weight", "weight_repetition", "batched"}
 
@@ -216,11 +216,11 @@ class UpdatesClipped(DenseFedAvg):
 
 
 class SmallUpdatesDropped(DenseFedAvg):
-    """Clients whose update is small compared with the largest are left out as free riders."""
+    """Clients with an update much smaller than the largest are left out as free riders."""
 
     fails = MEAN | {"linear", "continuous", "low_rank_client_dilutes"}
 
-    SHARE = 0.55  # not 1/2, which norms of whole numbers meet: there rounding decides
+    SHARE = 0.55  # not 1/2, at which rounding would decide for norms of whole numbers
 
     def read(self, updates, weights, context):
         clients = super().read(updates, weights, context)
@@ -231,14 +231,14 @@ class SmallUpdatesDropped(DenseFedAvg):
 
 
 class ResidualKept(StackedExact):
-    """FedAvg that keeps what it cuts off in the base, and still says that it is of rank r_max."""
+    """FedAvg that adds the truncated part to the base, and still declares rank r_max."""
 
     properties = FEDAVG
     fails = frozenset({"rank_bound", "best_approximation", "equal_ranks_fedavg"})
 
 
 class SinglePrecision(DenseFedAvg):
-    """Products and sums in float32, whatever the updates are in: what is one differs by 1e-7."""
+    """Products and sums in float32 for updates of any dtype, with errors of 1e-7."""
 
     fails = (
         MEAN

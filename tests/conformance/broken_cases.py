@@ -1,6 +1,6 @@
-"""Rules with one bug each that shows in some cases only: many levels, later rounds, few clients.
+"""Rules with one bug each that appears only in some cases: many levels, later rounds, few clients.
 
-As `broken_averages`: what they declare is the healthy rule's, `fails` are the checks that find it.
+As in `broken_averages`, they declare the healthy rule's properties; `fails` lists the checks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedlora_sim.rules import Aggregated, FedAvg, RaFLoRA
 
 
 class ThreeLevels(DenseRaFLoRA):
-    """Low, middle and high: what is above the third level is one partition of all who reach it."""
+    """Three partitions at most: all directions above the third level form one partition."""
 
     fails = frozenset(
         {"partition_identity", "multiplier", "rank_indices", "column_order"}
@@ -39,7 +39,7 @@ class ThreeLevels(DenseRaFLoRA):
 
 
 class EightDirections(DenseFedAvg):
-    """`svd_lowrank(W, q=8)`: eight directions, whatever the ranks are."""
+    """`svd_lowrank(W, q=8)`: eight directions for all ranks."""
 
     fails = MEAN | ALONE | {"linear", "low_rank_client_dilutes"}
 
@@ -68,7 +68,7 @@ class MomentumNotDeclared(ServerMomentum):
 
 
 class PositionsIgnored(DenseZeroPad):
-    """Every client is taken to carry the first directions, whatever `positions` says."""
+    """Every client is assumed to carry the first directions; `positions` is ignored."""
 
     fails = frozenset({"column_order", "multiplier"})
 
@@ -77,7 +77,7 @@ class PositionsIgnored(DenseZeroPad):
 
 
 class CoverageByRank(DenseRaFLoRA):
-    """Who carries a rank index is told by the rank, where clients carry any directions too."""
+    """Carriers are found by rank, although clients may carry any directions."""
 
     fails = ALONE | {"rank_indices", "multiplier"}
 
@@ -86,7 +86,7 @@ class CoverageByRank(DenseRaFLoRA):
 
 
 class PositionsOfAll(DenseZeroPad):
-    """Clients without samples are left out, and their positions stay: the next client gets them."""
+    """Clients without samples are left out, but the next client gets their positions."""
 
     fails = frozenset(
         {"zero_weight", "rank_indices", "column_order", "multiplier", "batched", "client_order"}
@@ -103,7 +103,7 @@ class PositionsOfAll(DenseZeroPad):
 
 
 class TensorFloat(DenseFedAvg):
-    """Float32 is multiplied with ten bits of mantissa, as GPUs do when they are allowed to."""
+    """Float32 is multiplied with ten bits of mantissa, as TF32 does on GPUs."""
 
     fails = frozenset({"dtypes"})
 
@@ -117,7 +117,7 @@ class TensorFloat(DenseFedAvg):
 
 
 class HalfSums(DenseFedAvg):
-    """`sum n_k dW_k` in half precision where the updates are: sample counts make it overflow."""
+    """`sum n_k dW_k` in half precision for such updates: sample counts make it overflow."""
 
     fails = frozenset({"dtypes"})
 
@@ -143,7 +143,7 @@ class OneClientClipped(DenseFedAvg):
 
 
 class EightClients(DenseFedAvg):
-    """Clients are averaged in blocks of eight, and the blocks alike, also the last one of fewer."""
+    """Clients are averaged in blocks of eight with equal weights, also the smaller last block."""
 
     fails = MEAN | {"client_order", "weight_repetition", "low_rank_client_dilutes"}
 
@@ -154,7 +154,7 @@ class EightClients(DenseFedAvg):
 
 
 class SquareCore(DenseFedAvg):
-    """Rows of a layer that has more outputs than inputs are lost beyond the square."""
+    """Rows beyond the number of inputs are lost."""
 
     fails = MEAN | ALONE | {"transpose", "orthogonal"}
 
@@ -165,7 +165,7 @@ class SquareCore(DenseFedAvg):
 
 
 class RsLoRAUnknown(DenseFedAvg):
-    """The scaling is written as `alpha / r` with a whole alpha, which rsLoRA's is not."""
+    """The scaling is written as `alpha / r` with a whole alpha, which is wrong for rsLoRA."""
 
     fails = MEAN | ALONE | HULLS | {"scaling_convention"}
 
@@ -176,7 +176,7 @@ class RsLoRAUnknown(DenseFedAvg):
 
 
 class ZeroClientsLeftOut(DenseFedAvg):
-    """Clients whose update is zero are taken for absent, and the others share their weight."""
+    """Clients with a zero update count as absent, and the others share their weight."""
 
     fails = MEAN - {"multiplier"} | {"linear", "continuous"}
 
@@ -196,7 +196,7 @@ class WholeWeights(DenseFedAvg):
 
 
 class AbsentCarriers(DenseRaFLoRA):
-    """Clients without samples count as carriers: what they alone carry is no empty partition."""
+    """Clients without samples count as carriers, so their partitions are not empty."""
 
     fails = frozenset({"zero_weight", "batched", "empty_partition_carry"})
 
@@ -210,7 +210,7 @@ class AbsentCarriers(DenseRaFLoRA):
 
 
 class NaNInASwallowed(DenseFedAvg):
-    """`nan_to_num` on A alone, since it was A that diverged."""
+    """`nan_to_num` on A alone."""
 
     fails = frozenset({"nonfinite"})
 
@@ -220,7 +220,7 @@ class NaNInASwallowed(DenseFedAvg):
 
 
 class ViewedFlat(DenseFedAvg):
-    """`B.view(-1)`, which tensors that are views of others do not have."""
+    """`B.view(-1)`, which fails for tensors that are views."""
 
     fails = frozenset({"layout", "transpose"})
 
@@ -230,7 +230,7 @@ class ViewedFlat(DenseFedAvg):
 
 
 class WeightedInPlaceLater(ServerMomentum):
-    """Once there is a velocity the clients' own tensors are weighted in place."""
+    """With a velocity, the clients' tensors are weighted in place."""
 
     fails = frozenset({"inputs_untouched"})
 
@@ -255,7 +255,7 @@ class RandomLater(ServerMomentum):
 
 
 class VelocityByPlace(ServerMomentum):
-    """Every client has a velocity, which is found by its place in the cohort."""
+    """Every client has a velocity, indexed by its place in the cohort."""
 
     fails = frozenset({"client_order"})
 
@@ -272,7 +272,7 @@ class VelocityByPlace(ServerMomentum):
 
 
 class SignsOfTheLastRun(DenseFedAvg):
-    """Singular vectors get the signs of those before, which the rule keeps for itself."""
+    """Singular vectors get the previous signs, which the rule stores outside of its state."""
 
     fails = frozenset({"independent_runs"})
 
@@ -290,7 +290,7 @@ class SignsOfTheLastRun(DenseFedAvg):
 
 @dataclass(frozen=True)
 class WeightsOfNoCarrier(RaFLoRA):
-    """The weight of a direction that no client carries is 0 / 0: products never look at it."""
+    """The weight of a direction without carriers is 0 / 0, which products do not use."""
 
     name: ClassVar[str] = "weights_of_no_carrier"
     fails = frozenset({"direction_weights"})
@@ -302,7 +302,7 @@ class WeightsOfNoCarrier(RaFLoRA):
 
 @dataclass(frozen=True)
 class SeedsForLayers(FedAvg):
-    """A batch of layers and seeds is taken for one of seeds and layers."""
+    """A batch of layers and seeds is treated as one of seeds and layers."""
 
     name: ClassVar[str] = "seeds_for_layers"
     fails = frozenset({"batched"})

@@ -1,6 +1,6 @@
-"""Rules with one bug each, in how a round is met: ranks, levels, empty partitions, memory, numbers.
+"""Rules with one bug each in a round: ranks, levels, empty partitions, memory, numbers.
 
-As `broken_averages`: what they declare is the healthy rule's, `fails` are the checks that find it.
+As in `broken_averages`, they declare the healthy rule's properties; `fails` lists the checks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fedlora_sim.rules import Aggregated, FedAvg
 
 
 class RMaxFromCohort(DenseZeroPad):
-    """The global adapter is as large as the largest one that came in: the engines refuse it."""
+    """The global adapter has the highest received rank, which the engines refuse."""
 
     fails = frozenset({"shapes", "batched"})
 
@@ -26,7 +26,7 @@ class RMaxFromCohort(DenseZeroPad):
 
 
 class LevelsFromCohort(DenseRaFLoRA):
-    """Partitions are cut at the ranks that came in: those above them are never looked at."""
+    """Partitions are cut at the received ranks; higher ones are ignored."""
 
     fails = frozenset(
         {"empty_partition_carry", "empty_partition_error", "unknown_level"}
@@ -44,7 +44,7 @@ class LevelsFromCohort(DenseRaFLoRA):
 
 
 class NearestLevel(DenseRaFLoRA):
-    """A rank that is no level counts as the nearest one below it; what lies above is left out."""
+    """A rank that is not a level counts as the next lower level; directions above are left out."""
 
     fails = frozenset({"unknown_level"})
 
@@ -56,7 +56,7 @@ class NearestLevel(DenseRaFLoRA):
 class EdgeOffByOne(DenseRaFLoRA):
     """Ranks are counted from 1 and rank indices from 0: `rank >= i` takes one client too many.
 
-    The first index of a partition is averaged with those who end just below it.
+    The first index of a partition is averaged with clients that end just below it.
     """
 
     fails = frozenset(
@@ -97,7 +97,7 @@ class AlwaysCarried(DenseRaFLoRA):
 
 
 class ErrorNotRaised(DenseRaFLoRA):
-    """Under `error` a partition without contributors is carried over."""
+    """Under `error` a partition without contributors is carried over instead of refused."""
 
     fails = frozenset({"empty_partition_error"})
 
@@ -107,7 +107,7 @@ class ErrorNotRaised(DenseRaFLoRA):
 
 
 class ZeroOverZero(DenseRaFLoRA):
-    """A partition without contributors is a sum of nothing over a weight of nothing: NaN."""
+    """A partition without contributors is 0 / 0, which is NaN."""
 
     fails = frozenset(
         {"shapes", "finite", "inputs_untouched", "determinism", "dtypes", "batched", "continuous"}
@@ -147,7 +147,7 @@ class WeightedInPlace(DenseFedAvg):
 
 
 class VelocityInPlace(ServerMomentum):
-    """`v.mul_(m).add_(mean)`: the state of the last round is lost to who wants to start there."""
+    """`v.mul_(m).add_(mean)` in place, which changes the previous round's state."""
 
     fails = frozenset({"inputs_untouched"})
 
@@ -156,7 +156,7 @@ class VelocityInPlace(ServerMomentum):
 
 
 class NaNSwallowed(DenseFedAvg):
-    """`nan_to_num` against a client that diverged, silently."""
+    """`nan_to_num` hides a client that diverged."""
 
     fails = frozenset({"nonfinite"})
 
@@ -166,7 +166,7 @@ class NaNSwallowed(DenseFedAvg):
 
 
 class AlwaysDouble(DenseFedAvg):
-    """The result comes in the dtype that it was computed in."""
+    """The result has the dtype of the computation."""
 
     fails = frozenset({"dtypes"})
 
@@ -176,7 +176,7 @@ class AlwaysDouble(DenseFedAvg):
 
 @dataclass(frozen=True)
 class OneAForAllLayers(FedAvg):
-    """A rule of the family that reads the first layer of a batch and broadcasts it."""
+    """A built-in kind of rule that reads the first layer of a batch and broadcasts it."""
 
     name = "one_a_for_all_layers"
     fails = frozenset({"batched"})
@@ -188,13 +188,13 @@ class OneAForAllLayers(FedAvg):
 
 
 class ElsewhereReturned(DenseFedAvg):
-    """The result stays on the device that it was computed on; here one that holds no numbers."""
+    """The result stays on the device of the computation, here the meta device."""
 
     fails = frozenset({"device"})
 
     def step(self, updates, weights, context, state):
         adapter = super().step(updates, weights, context, state)[0].adapter
-        for name in ("lora_A", "lora_B"):  # past the constructor, which refuses such a device
+        for name in ("lora_A", "lora_B"):  # without the constructor, which refuses such a device
             object.__setattr__(adapter, name, getattr(adapter, name).to("meta"))
         return Aggregated(adapter), {}
 

@@ -1,7 +1,7 @@
-"""How the suite is run on many rules: a law that holds on the profile's share of examples.
+"""Runs of the suite on many rules, with numbers of examples by profile.
 
-A counterexample that is wanted ends a search when it is found, so that it is always looked for in
-as many examples, whatever the profile.
+A search for a counterexample ends when one is found, so its maximum number of examples does not
+depend on the profile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedlora_sim.conformance.check import MOST_KEPT
 from fedlora_sim.rules import Context, get_rule
 
 NAMES = tuple(check.name for check in CHECKS)
-# More than are kept for other searches: it draws no more than it needs.
+# More than are cached for other searches; a search draws only what it needs.
 WANTED = MOST_KEPT + 1
 
 
@@ -27,7 +27,7 @@ def search_seed() -> int:
 
 
 def outcomes(rule, count: int, broken=(), seed: int = 0):
-    """Results by check: `count` examples, and `WANTED` where a counterexample must be found."""
+    """Return results by check: of `count` examples, or `WANTED` if a counterexample must exist."""
     properties = get_rule(rule).properties
     absent = {check.name for check in CHECKS if check.declared(properties) is False}
     rare = [name for name in NAMES if name in absent | set(broken)]
@@ -47,7 +47,7 @@ def reasons(results: dict[str, CheckResult], status: str) -> dict[str, str]:
 
 
 def pasted(case: Case) -> Case:
-    """Return the case that its own Python makes, in a namespace that knows nothing else."""
+    """Return the case that its own Python makes, in an empty namespace."""
     made: dict[str, object] = {}
     exec(case.code(), made)
     updates, weights, context, seed = (made[n] for n in ("updates", "weights", "context", "seed"))

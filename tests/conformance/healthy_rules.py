@@ -1,7 +1,7 @@
-"""Rules from outside the family, written from their definitions in dense linear algebra.
+"""Rules written from their definitions in dense linear algebra.
 
-They share nothing with the package's own rules but the containers, and what is separated as a step
-of its own is what the broken rules break: see `broken_averages` and its neighbors.
+They share only the containers with the package's rules. Each step that is a separate method is
+broken by one of the broken rules in `broken_averages`, `broken_cases` and `broken_rounds`.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class DenseRaFLoRA(DenseFedAvg):
         return total
 
     def levels(self, clients, context):
-        """Partitions; where clients carry any directions, every rank index is one of its own."""
+        """Return the partitions; if clients may carry any directions, one per rank index."""
         return context.rank_levels if context.positions is None else range(1, context.r_max + 1)
 
     def partition(self, clients, part, context):

@@ -1,4 +1,4 @@
-"""Record what the suite says of every rule, and whether it catches every broken one.
+"""Record the suite's results for every rule, and whether it catches all broken ones.
 
     python tests/conformance/record.py [--examples N] [--seed N]
 
@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' shared modules, as pytest has them
+sys.path.insert(0, str(Path(__file__).parents[1]))  # shared modules of the tests
 
 import torch
 from broken_averages import AVERAGES

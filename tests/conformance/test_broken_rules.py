@@ -1,4 +1,4 @@
-"""The suite can fail: each bug is found by the checks that are named for it, and by no other."""
+"""The suite detects each bug by the checks named for it and by no others."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from fedlora_sim.conformance import CHECKS, check_aggregator, laws_of_arithmetic
 from fedlora_sim.conformance.check import MOST_KEPT, check_named
 from fedlora_sim.rules import FedAvg, RaFLoRA, get_rule
 
-# A search of its own, see `make test-deep`: dozens of rules, a second or two each.
+# A separate search, see `make test-deep`: dozens of rules, a second or two each.
 pytestmark = [pytest.mark.hypothesis, pytest.mark.slow]
 BROKEN_RULES = (*AVERAGES, *ROUNDS, *CASES)
-EXAMPLES = min(examples(16), MOST_KEPT) if is_random() else 4  # of what dozens of rules pass
+EXAMPLES = (
+    min(examples(16), MOST_KEPT) if is_random() else 4
+)  # number of examples for checks that dozens of rules pass
 
 
 def of(rules):
@@ -70,7 +72,7 @@ def test_a_broken_rule_says_what_its_bug_is_and_declares_what_a_healthy_rule_dec
     ("rule", "status"), [(DenseFedAvg, "passed"), (ElsewhereReturned, "failed")]
 )
 def test_results_elsewhere_than_the_updates_are_found(monkeypatch, rule, status):
-    """Without a GPU the check has the CPU for one: who leaves it is found all the same."""
+    """Without a GPU the check treats the CPU as one and detects results elsewhere."""
     monkeypatch.setattr(laws_of_arithmetic, "_accelerator", lambda: "cpu")
     (result,) = check_aggregator(rule(), examples=5, checks=["device"])
     assert (result.status, result.examples) == (status, 5 if status == "passed" else 1)

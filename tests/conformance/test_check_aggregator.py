@@ -1,4 +1,4 @@
-"""`check_aggregator`: what is passed, failed, expected and skipped, and which cases are tried."""
+"""`check_aggregator`: passed, failed, expected and skipped checks, and the tried cases."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fedlora_sim.errors import InputError
 from fedlora_sim.rules import Properties, get_rule
 
 FEW = 20
-# What is declared of a rule that declares nothing.
+# Declarations of a rule that declares nothing.
 USUAL = [field.name for field in fields(Properties) if field.default is True]
 
 
 class Raises(DenseFedAvg):
-    """It has no answer, but a complaint."""
+    """A rule that raises an error."""
 
     def mean(self, clients, context):
         raise RuntimeError("no such mean")
 
 
 class RaisesAtTimes(DenseZeroPad):
-    """Two clients are one too many."""
+    """A rule that fails for two or more clients."""
 
     def factors(self, clients):
         if len(clients) == 2:
@@ -39,7 +39,7 @@ class RaisesAtTimes(DenseZeroPad):
 
 def declaring(**properties):
     class Declares(DenseFedAvg):
-        """FedAvg that says something else of itself."""
+        """FedAvg with other declarations."""
 
     Declares.properties = replace(FEDAVG, **properties)
     return Declares()
@@ -138,7 +138,7 @@ def test_the_same_seed_finds_the_same_case(shrink, examples):
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", [OnlyTheFirstClient, FactorsSoldAsExact])
 def test_what_is_kept_of_the_cases_changes_nothing(monkeypatch, rule):
-    """Searches of few examples go through cases that were drawn before: they find the same."""
+    """Searches of few examples reuse cached cases and find the same."""
     found = [one(rule(), "exact")]
     monkeypatch.setattr(check, "MOST_KEPT", 0)
     found.append(one(rule(), "exact"))
@@ -148,7 +148,7 @@ def test_what_is_kept_of_the_cases_changes_nothing(monkeypatch, rule):
 
 @pytest.mark.parametrize("every", [2, 3, 7])
 def test_a_rule_that_breaks_a_law_at_times_fails_once_it_was_seen(every):
-    """Hypothesis, which tries a case again, calls it flaky; that is no answer."""
+    """Hypothesis, which repeats a case, calls it flaky, which is not a result."""
 
     class AtTimes(DenseFedAvg):
         calls = 0

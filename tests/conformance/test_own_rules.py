@@ -1,4 +1,4 @@
-"""Every rule of the package, with its options, keeps the laws that it declares and no other."""
+"""Every rule of the package, with its options, keeps exactly the laws that it declares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from simulator_cases import ALL_RULES
 from fedlora_sim.conformance import CHECKS
 from fedlora_sim.rules import get_rule
 
-pytestmark = [pytest.mark.hypothesis, pytest.mark.slow]  # a search of its own
+pytestmark = [pytest.mark.hypothesis, pytest.mark.slow]  # a separate search
 EXAMPLES = examples(24) if is_random() else 8
 
 

@@ -1,4 +1,4 @@
-"""The checks in a reader's own test files: one test per rule and law, and strategies to compose."""
+"""The checks in users' test files: one test per rule and law, and strategies to compose."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_failure_is_told_with_code_to_paste(pytester: pytest.Pytester) -> None
             "E *print(result.delta())",
         ]
     )
-    assert "runner.py" not in done.stdout.str()  # what the reader has not written is hidden
+    assert "runner.py" not in done.stdout.str()  # frames outside of the user's code are hidden
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_cohorts_are_filtered_as_any_strategy(case: Case) -> None:
 @few
 @given(st.tuples(cases(equal_ranks=True, full_rank=False), st.integers(1, 5)))
 def test_cohorts_are_composed_with_ones_own_draws(drawn: tuple[Case, int]) -> None:
-    """With equal ranks and one client as often as one likes, all rules of averages are FedAvg."""
+    """With equal ranks and any number of copies of one client, all averages are FedAvg."""
     case, times = drawn
     many = case.take([0] * times, [1.0] * times)
     own = case.updates[0].delta()
@@ -180,7 +180,7 @@ def test_factors_are_short_to_paste() -> None:
 
 
 def test_cases_are_mostly_small_and_a_share_is_large() -> None:
-    """What a rule meets in the default number of examples: every kind of case, more than once."""
+    """The default number of examples has every kind of case more than once."""
     seen = drawn(suitable(get_rule("raflora").properties), CI, 0)
     low = [min(w for w in c.weights if w) for c in seen]
     spread = [max(c.weights) / x for x, c in zip(low, seen, strict=True)]
@@ -214,7 +214,7 @@ def test_a_rule_that_refuses_positions_gets_none(case: Case) -> None:
 @few
 @given(suitable(Properties(stateless=False), earlier=True))
 def test_rounds_before_are_of_the_same_clients(case: Case) -> None:
-    """A rule that sums what it was sent has the sum of the earlier rounds' multiples."""
+    """A rule that sums its inputs has the sum of the earlier rounds' multiples."""
 
     class Summing:
         name, source, properties = "summing", "a test", Properties(stateless=False)

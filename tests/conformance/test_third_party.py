@@ -1,4 +1,4 @@
-"""A package of rules that others wrote, installed: the command line takes it as one of ours."""
+"""An installed external package of rules: the command line treats its rules as built-in ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder that the package is installed into: its wheel, built and unpacked."""
+    """Return the folder with the installed package: its wheel, built and unpacked."""
     place = tmp_path_factory.mktemp("third_party")
     source, wheels, site = (place / name for name in ("source", "wheels", "site"))
     skipped = shutil.ignore_patterns("__pycache__", ".*", "build", "*.egg-info")
@@ -64,7 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(fedlora: Run, site: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`fedlora-sim` with arguments in this process, next to the package, of which nothing stays."""
+    """Run `fedlora-sim` in this process with the package, and remove the package afterwards."""
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
     monkeypatch.setattr(registry, "_loaded", False)
@@ -73,7 +73,7 @@ def run(fedlora: Run, site: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def process(site: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A program with arguments in a process of its own, next to the package, in an empty folder."""
+    """Run a program with the package in a separate process and an empty folder."""
 
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -133,7 +133,7 @@ def test_the_one_of_the_family_is_simulated(run: Run, tmp_path: Path, fidelity: 
 
 
 def test_the_one_with_a_state_is_simulated(run: Run, tmp_path: Path) -> None:
-    """Momentum overshoots: after the same rounds less is left of what FedAvg loses."""
+    """Momentum overshoots: after the same rounds, less is left in FedAvg's lost directions."""
     settings = ("--ranks", "2x2,4x2", "--rounds", "4", "--seeds", "2", "--out", "x.nc")
     rules = "fedavg,momentum:beta=0.0,momentum:beta=0.2"
     done = run("simulate", "--fidelity", "matrix", "--rule", rules, *settings)
@@ -178,7 +178,7 @@ def test_it_is_told_whether_one_with_a_state_collapses(run: Run) -> None:
 
 
 def test_a_state_is_not_lost_between_folders(run: Run, tmp_path: Path) -> None:
-    """PEFT folders hold no state: the rule is refused; the other one is not."""
+    """PEFT folders hold no state, so only the rule with a state is refused."""
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["line"]}
     tensors = {
         "base_model.model.line.lora_A.weight": torch.ones(2, 5),

@@ -1,4 +1,4 @@
-"""Products of low-rank factors, easy and hard, and what float64 makes of them."""
+"""Products of low-rank factors, easy and hard, and their results in float64."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def client(rng, rank, d_out=D_OUT, d_in=D_IN, batch=()):
 
 
 def product(pairs, weights=None, dtype=torch.float64):
-    """A product of NumPy pairs, factors in the dtype, weights in the dtype of the computation."""
+    """Return the product of NumPy pairs: factors in the dtype, weights in that of the computation."""
     blocks = [tuple(torch.from_numpy(x).to(dtype) for x in pair) for pair in pairs]
     total = sum(b.shape[-1] for b, _ in blocks)
     weights = np.ones(total) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -30,7 +30,7 @@ def product(pairs, weights=None, dtype=torch.float64):
 
 @dataclass(frozen=True)
 class Truth:
-    """The same numbers in float64: the product, its singular values, the size of its terms."""
+    """The same product in float64: matrix, singular values, and size of its terms."""
 
     dense: torch.Tensor
     values: torch.Tensor
@@ -51,7 +51,7 @@ class Truth:
 
 
 def assert_right(svd, given, r, scale=None, kind="factorization"):
-    """Values, orthonormal vectors, and (r must end at a gap) the best approximation."""
+    """Check values, orthonormal vectors, and the best approximation (r must end at a gap)."""
     truth, dtype = Truth.of(given), given.dtype
     scale = truth.summed if scale is None else scale
     u, s, vh = (x.double() for x in svd)
@@ -133,7 +133,7 @@ HARD = (steep, identical, nearly_identical, nearly_canceling, canceling, zero, o
 
 
 def conditioned(rng, rows, columns, condition):
-    """Columns that come near to depending on each other."""
+    """Return nearly dependent columns."""
     u = np.linalg.qr(rng.standard_normal((rows, columns)))[0]
     v = np.linalg.qr(rng.standard_normal((columns, columns)))[0]
     return u * np.geomspace(1, 1 / condition, columns) @ v

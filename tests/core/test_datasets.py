@@ -46,7 +46,7 @@ def test_derived_variables(run):
 
 
 def test_the_lowest_level_is_the_federations_own():
-    """No client of rank 2 in any cohort: rho is still taken at l_1 = 2."""
+    """Without a client of rank 2 in any cohort rho is still computed at l_1 = 2."""
     run = Scenario("2x1,3x9", rounds=1, cohort_size=1)
     assert simulate(run, seed=0).attrs["rho_level"] == 2
 

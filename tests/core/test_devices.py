@@ -1,4 +1,4 @@
-"""Devices by name: what `auto` takes and what is refused."""
+"""Devices by name: the choice of `auto`, and refusals."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_cohort_weights_count_samples_and_repeats():
     clients, counts = np.array([0, 2]), np.array([1, 3])
     federation = Federation("1x3", [5, 1, 2], 2, "with_replacement")
     np.testing.assert_array_equal(federation.cohort_weights(clients, counts), [5, 6])
-    # The samples have already acted through the drawing probabilities.
+    # The drawing probabilities already include the samples.
     federation = Federation("1x3", [5, 1, 2], 2, "size_weighted")
     np.testing.assert_array_equal(federation.cohort_weights(clients, counts), [1, 3])
 

@@ -1,4 +1,4 @@
-"""Thousands of clients, one in memory: who is held, how often each is loaded, and the sum."""
+"""Thousands of clients with one in memory: which are held, how often each is loaded, the sum."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Server:
 
 @pytest.fixture
 def no_collector():
-    """Reference counts alone: what is freed is freed at once."""
+    """Disable the garbage collector, so that objects are freed only by reference counts."""
     gc.disable()
     yield
     gc.enable()
@@ -77,7 +77,7 @@ def test_clients_are_loaded_a_few_times_whatever_their_number(rule):
     for server in (few, many):
         aggregate(server.updates, None, rule).delta()
     assert max(many.loads.values()) == max(few.loads.values())
-    # To be checked, for its form, and once for every sum: of factors, of products, of norms.
+    # Once for the check, once for the shape, and once per sum of factors, products or norms.
     assert max(n for k, n in many.loads.items() if k > 0) <= 4
     assert set(many.loads) == set(range(60))
 
@@ -99,7 +99,7 @@ def test_thousands_of_clients_are_the_formula(rule):
     updates = [(*server.factors(k), 0.5) for k in range(3000)]
     result = aggregate(server.updates, samples, rule)
     lora_a, lora_b, base = aggregate_reference(updates, samples, rule, (2, 4))
-    # Independent clients cancel: the size of one, over the root of their number, is what is left.
+    # Independent clients cancel; the size of one over the root of their number remains.
     scale = np.mean([np.linalg.norm(b @ a) for a, b, _ in updates])
     assert_close(result.adapter.delta(), lora_b @ lora_a, "iteration", torch.float32)
     assert_close(result.delta(), lora_b @ lora_a + base, "reduction", torch.float32, scale)

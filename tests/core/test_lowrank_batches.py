@@ -1,4 +1,4 @@
-"""Many layers at once: a bad one leaves the others alone, threads leave the bits alone."""
+"""Batches of layers: a bad one does not change the others; threads do not change bits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedlora_sim.tolerances import relative
 
 
 def bad_batch(dtype):
-    """Six layers of which one is rank-deficient, one is zero and one cancels; a batch (2, 3)."""
+    """Provide a batch (2, 3) of layers: one is rank-deficient, one is zero, one cancels."""
     rng = np.random.default_rng(4)
     pairs = [client(rng, 3, batch=(2, 3)) for _ in range(2)]
     for x, y in zip(*pairs, strict=True):
@@ -50,7 +50,7 @@ def test_bad_layers_leave_the_good_ones_alone(method, dtype):
 
 
 def test_layers_that_are_solved_together_are_mended_one_by_one():
-    """The way of a GPU: one core for the batch, QR for what it cannot be trusted with."""
+    """As on a GPU: one core for the batch, QR for the layers that need more precision."""
     given = bad_batch(torch.float32)
     blocks, weights = given.blocks, given.weights
     core = gram_core(blocks, weights, 6, torch.float32)
@@ -67,7 +67,7 @@ def test_layers_that_are_solved_together_are_mended_one_by_one():
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_singular_values_of_one_bad_layer_are_right(bad):
-    """Two clients cancel up to their last digit, which the Gram path loses, in one of the layers.
+    """In one of the layers two clients cancel up to the last digit, which the Gram path loses.
 
     Trusting the whole batch because some of its layers can be trusted gives 12% of error there.
     """

@@ -36,7 +36,7 @@ def test_every_path_is_right_where_it_is_meant_to_be(case, method, dtype):
     pairs, weights, r = case(np.random.default_rng(0))
     given = product(pairs, weights, dtype)
     assert given.dtype == compute_dtype(dtype)
-    # Squaring costs the Gram path some of float64's digits, which is why `auto` does not take it.
+    # Squaring costs the Gram path some of float64's digits, so `auto` does not use it.
     loses = method == "gram" and dtype == torch.float64
     kind = "iteration" if loses else "factorization"
     assert_right(given.svd(r, method), given, r, kind=kind)
@@ -70,7 +70,7 @@ def test_the_gram_path_knows_what_it_cannot_hold(case):
 
 @pytest.mark.parametrize("case", [*CASES, identical, nearly_identical])
 def test_the_gram_path_is_trusted_with_what_it_can_hold(case):
-    """Also with clients that agree, where the leading directions are wanted."""
+    """Also for the leading directions of clients that agree."""
     result = case(np.random.default_rng(1))
     pairs, weights, r = result if isinstance(result, tuple) else (result, None, 4)
     given = product(pairs, weights, torch.float32)
@@ -87,7 +87,7 @@ def test_the_gram_path_is_trusted_with_what_it_can_hold(case):
     st.sampled_from([0.0, 3.0]),
 )
 def test_no_conditioning_of_the_factors_spoils_the_result(seed, columns, on_b, on_a, spread):
-    """Found so: values may be right where vectors, small sums of large columns, are not."""
+    """Values may be right while vectors, which are small sums of large columns, are not."""
     rng = np.random.default_rng(seed)
     lora_b = conditioned(rng, D_OUT, columns, 10**on_b)
     lora_a = conditioned(rng, D_IN, columns, 10**on_a).T
@@ -96,7 +96,7 @@ def test_no_conditioning_of_the_factors_spoils_the_result(seed, columns, on_b, o
     given = product([(lora_b * scales, lora_a / scales[:, None])], weights, torch.float32)
     assert_right(given.svd(), given, columns)
     if bool(gram_core(given.blocks, given.weights, columns, torch.float32).trusted):
-        # Here also relative to the product itself, however much of it cancels.
+        # Also relative to the product itself, even if most of it cancels.
         assert_right(given.svd(), given, columns, torch.linalg.matrix_norm(Truth.of(given).dense))
 
 
@@ -122,7 +122,7 @@ def test_values_alone_are_those_of_the_whole(case, method, dtype):
 
 @pytest.mark.slow
 def test_the_gram_matrices_are_summed_in_parts_of_any_length():
-    """More rows than are turned to float64 at a time, and not a multiple of them."""
+    """The number of rows exceeds a block of conversion to float64 and is not a multiple of it."""
     rng = np.random.default_rng(7)
     given = product([client(rng, 3, 2100, 1030), client(rng, 2, 2100, 1030)], None, torch.bfloat16)
     assert_right(given.svd(5), given, 5)

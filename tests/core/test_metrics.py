@@ -45,7 +45,7 @@ def test_the_zero_update_has_neither():
 
 @quick
 @given(ENERGIES, st.floats(1e-3, 1e3))
-# Summed in another order, the first seven come out a rounding above all eight.
+# In another order the sum of the first seven exceeds that of all eight by rounding.
 @example([0.0, 0.0, 0.0, 1.0, 0.0, 393216.6959110554, 131071.16016945512, 0.0], 1.0)
 def test_both_are_shares(energy, factor):
     energy = np.array(energy)
@@ -82,7 +82,7 @@ def test_an_update_on_its_own_directions_is_preserved_whatever_its_amplitudes():
     assert_close(direction_preservation(u, vh, update), 1.0, "factorization")
     changed = LoRAFactors(vh * torch.tensor([[2.0], [-1.0], [0.5]]), u)
     assert_close(direction_preservation(u, vh, changed), 1.0, "factorization")
-    # Reversing three directions leaves only the middle one where it was.
+    # Reversing three directions leaves only the middle one in place.
     energy = update.svd()[1].square()
     kept = direction_preservation(u, vh.flip(0), update)
     assert_close(kept, energy[1] / energy.sum(), "factorization", scale=1)
@@ -113,7 +113,7 @@ def test_principal_angles_are_those_of_the_dense_updates(side, seed, tilt):
     dense = [u[:, :4] if side == "left" else vh[:4].T for u, _, vh in bases]
     wanted = np.sort(scipy.linalg.subspace_angles(*dense))
     angles = principal_angles(one.product, near.product, 4, side)
-    # An angle is as sharp as the subspaces: rounding over their gap to what is not in them, zero.
+    # The error of an angle is that of the subspaces: rounding over their gap to zero.
     gap = min(float(u.svd()[1][-1] / u.svd()[1][0]) for u in (one, near))
     assert_close(angles, wanted, "factorization", scale=1 / gap)
 

@@ -16,7 +16,7 @@ from fedlora_sim.errors import InputError
 from fedlora_sim.lowrank import LowRankProduct, largest, times_power
 
 LIMITS = {torch.float32: 120, torch.float64: 1000}
-"""Exponents of factors' entries that either dtype holds with room for what is summed."""
+"""Exponents of the factors' entries that both dtypes hold, with room for sums."""
 RANKS, SCALINGS, SAMPLES = (2, 3, 4), (1.0, 0.5, 2.0), (3, 1, 2)
 
 
@@ -37,7 +37,7 @@ def cohort(seed, dtype, rule, d_out=7, d_in=9):
 
 
 def scaled(updates, e):
-    """Both factors times `2**e`."""
+    """Multiply both factors by `2**e`."""
     power = torch.tensor(e)
     return [
         LoRAFactors(times_power(u.lora_A, power), times_power(u.lora_B, power), u.scaling)
@@ -72,7 +72,7 @@ def test_aggregation_commutes_with_powers_of_two(rule, dtype, where, seed, d_out
 
 @each_value(rule=ALL_RULES, size=[1e19, 1e30, 3e37, 1e-19, 1e-30, 1e-37])
 def test_single_precision_of_every_size(rule, size):
-    # The case of the audit: 1e19 was NaN, 1e-30 was lost.
+    # Without rescaling 1e19 gives NaN and 1e-30 gives zero.
     big = [
         LoRAFactors(u.lora_A.clamp(-1, 1) * size, u.lora_B.clamp(-1, 1) * size, u.scaling)
         for u in cohort(0, torch.float32, rule)
@@ -95,7 +95,7 @@ def test_norm_weights_in_double_precision(size):
 
 @pytest.mark.parametrize("rule", ALL_RULES)
 def test_clients_far_apart(rule):
-    # A tiny client next to a huge one counts for nothing, and spoils nothing.
+    # A tiny client next to a huge one has no effect and does no harm.
     first, second, third = cohort(2, torch.float32, rule)
     if rule == "ffa":
         clients = [first, LoRAFactors(second.lora_A, second.lora_B * 1e-30, second.scaling), third]
@@ -160,7 +160,7 @@ def test_norms_and_products_of_factors_of_any_size(on_a, on_b, seed):
     ],
 )
 def test_spectral_runs_in_single_precision_leave_its_range(rule, gain, rounds):
-    # The case of the audit: 1.2**600 was 18% NaN.
+    # In float32 1.2**600 overflows.
     scenario = Scenario("2x2,4x1", gain_mean=gain, gain_std=0.01, rounds=rounds)
     single = simulate(scenario.replace(dtype="float32"), rule=rule, seed=[0, 1])
     double = simulate(scenario, rule=rule, seed=[0, 1])

@@ -1,4 +1,4 @@
-"""`simulate` and `simulate_many`: seeds, bits, progress, policies, what they refuse."""
+"""`simulate` and `simulate_many`: seeds, bits, progress, policies, refusals."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_no_scenarios_give_no_datasets():
 
 
 def test_rules_on_one_seed_are_paired():
-    """Equal ranks: raFLoRA and FedAvg differ in nothing once they meet the same draws."""
+    """With equal ranks and the same draws raFLoRA equals FedAvg."""
     run = SPECTRAL.replace(ranks="3x5")
     fedavg, raflora = (simulate(run, rule=rule, seed=range(4)) for rule in ("fedavg", "raflora"))
     assert not differs(raflora.energy, fedavg.energy)

@@ -1,4 +1,4 @@
-"""Finished pieces on disk: kept, resumed, dropped when they belong to other work."""
+"""Finished pieces on disk: stored, resumed, and dropped if they belong to other work."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_fingerprint_is_that_of_the_sources(tmp_path):
 
 
 def write_results(folder, number):
-    """What a command does with three results."""
+    """Write three results as a command does."""
     results = ResultFolder(folder, "test", force=False)
     with results.only_writer():
         results.check(RESULTS)
@@ -134,7 +134,7 @@ def write_results(folder, number):
 
 @pytest.mark.parametrize("step", range(1, 9))
 def test_results_that_count_already_survive_a_disk_that_runs_full(tmp_path, step, monkeypatch):
-    """At every move of a file, also after the marker names the new results."""
+    """At every rename of a file, also after the marker names the new results."""
     write_results(tmp_path, 0)
     (tmp_path / "mine.txt").write_text("mine")
     done, replace = [], Path.replace
@@ -157,7 +157,7 @@ def test_results_that_count_already_survive_a_disk_that_runs_full(tmp_path, step
 
 
 def stopped(folder, monkeypatch):
-    """Return a folder whose new results count, and of which one alone is in place."""
+    """Return a folder whose new results are valid, with only one of them in place."""
     write_results(folder, 0)
     done, replace = [], Path.replace
 

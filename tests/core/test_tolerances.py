@@ -1,4 +1,4 @@
-"""The table of tolerances: wide enough for rounding, and no wider than a few thousand roundings."""
+"""The table of tolerances: wide enough for rounding, at most a few thousand roundings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from fedlora_sim.tolerances import EPS, RELATIVE, ROUNDING_UNITS
 
 MOST_ROUNDINGS = {"exact": 0, "reduction": 500, "factorization": 5_000, "iteration": 5e6}
-"""Roundings that results of a kind may be apart, in the dtype in which there are more."""
+"""Maximum number of roundings between results of a kind, over both dtypes."""
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -1,4 +1,4 @@
-"""Derivations of what turned directions do, against matrices."""
+"""Derivations of rotated directions, against matrices."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_every_public_derivation_is_named():
     assert len(marked()) == text().count(")\n\\begin{equation*}")
 
 
-# public functions that help others and derive nothing of their own
+# public helper functions that are not derivations
 UNMARKED = {
     "floors.fedavg_cohort_moments",
     "trajectories.round_matrix",
@@ -147,6 +147,6 @@ def test_numbers_do_not_import_sympy():
     code = (
         "import sys, analysis.closed_form, analysis.cohorts.shares; print('sympy' in sys.modules)"
     )
-    # torch loads sympy itself, where it is imported
+    # torch imports sympy itself
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -103,7 +103,7 @@ def test_trajectories_with_drift_equal_the_numbers(case, gain, spread, mean, rou
     numbers = [evaluate(getattr(derived, f.name), values) for f in dataclasses.fields(derived)]
     alpha, _, rate, _, _ = numbers
     if min(abs(1 - rate), abs(1 - alpha), abs(rate - alpha)) < AWAY:
-        return  # 0/0 there: the limits have a test of their own
+        return  # 0/0 there; the limits have a separate test
     setting = {"gain_mean": gain, "gain_std": spread, "drift_mean": mean, "drift_std": 0.25}
     setting |= {"cohort_size": size, "initial_amplitude": 2.0, "spectrum_decay": 1.0}
     scenario = Scenario(ranks_of(clients, carriers), rounds=rounds, **setting)
@@ -118,7 +118,7 @@ def test_trajectories_with_drift_equal_the_numbers(case, gain, spread, mean, rou
 
 
 def stepped(values: dict[sp.Symbol, object], rounds: int) -> tuple[sp.Expr, sp.Expr]:
-    """Both moments after some rounds, by the round's matrix itself."""
+    """Return both moments after some rounds, by powers of the round's matrix."""
     matrix = trajectories.round_matrix().subs(values)
     state = sp.Matrix([values[x2_start], values[x1_start], 1])
     for _ in range(rounds):

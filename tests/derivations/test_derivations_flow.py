@@ -24,7 +24,7 @@ TARGETS, TIMES, STARTS = st.floats(0.2, 3.0), st.floats(0.05, 2.0), st.floats(0.
 
 
 def growth(target: float, time: float) -> sp.Expr:
-    """G = exp(2 M T) of exact numbers."""
+    """Return G = exp(2 M T) of exact numbers."""
     return sp.exp(2 * sp.Rational(target) * sp.Rational(time))
 
 
@@ -67,7 +67,7 @@ def test_local_map_equals_the_numbers(target, time, start):
 
 
 def multiplier(rule: str, K: int, n: int) -> sp.Rational:
-    """omega of a rule with full participation."""
+    """Return omega of a rule with full participation."""
     return sp.Rational(n, K) ** {"fedavg": 1, "zero_pad": 2, "raflora": 0}[rule]
 
 

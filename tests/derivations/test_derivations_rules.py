@@ -1,4 +1,4 @@
-"""Derivations of what rules do, their noise, traffic and sensitivities."""
+"""Derivations of the rules' multipliers, noise, traffic and sensitivities."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_base_rules_equal_the_numbers(case, gain):
     matrix = base_rules.fedex_energy_map().subs(base_rules.a, gain).subs(powers)
     radius = np.abs(np.linalg.eigvals(np.array(matrix, dtype=float))).max()
     found = closed_form.energy_rate(Scenario(ranks, **setting), "fedex")[TOP]
-    # eigenvalues of a matrix that is nearly defective hold half the digits
+    # eigenvalues of a nearly defective matrix have half the digits
     assert found == pytest.approx(radius, rel=np.sqrt(relative("factorization")))
 
 
