@@ -1,8 +1,8 @@
 """Hypothesis profiles of all tests: HYPOTHESIS_PROFILE = quick | ci | deep.
 
-quick: a few examples, for `make check`. ci, the default: what `make test` and the gate run. deep:
-thousands, and others every time, for `make test-deep`. Only deep draws at random: a red test of the
-other two means a changed source, never an unlucky day.
+quick: a few examples, for `make check`. ci, the default: examples of `make test` and the gate. deep:
+thousands, new ones each time, for `make test-deep`. Only deep draws at random, so a failure under
+the other two is caused by a change of the code.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ settings.register_profile("deep", max_examples=20 * CI, deadline=None, derandomi
 
 
 def load() -> None:
-    """Put the profile of the environment in force."""
+    """Load the profile of the environment."""
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def is_random() -> bool:
-    """Return whether the profile in force draws other examples every time."""
+    """Return whether the loaded profile draws new examples each time."""
     return not settings().derandomize
 
 
 def examples(count: int) -> int:
-    """Examples of a test that has `count` of them under ci, under the profile in force."""
+    """Return a test's number of examples in the loaded profile; `count` is that under ci."""
     return max(1, count * settings().max_examples // CI)

@@ -1,4 +1,4 @@
-"""How often intervals hold the truth, by simulation with a fixed seed."""
+"""Coverage of intervals, by simulation with a fixed seed."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def client(rng, rank, d_out=D_OUT, d_in=D_IN, batch=()):
 
 
 def product(pairs, weights=None, dtype=torch.float64):
-    """Return the product of NumPy pairs: factors in the dtype, weights in that of the computation."""
+    """Return the product of NumPy pairs, weights in the dtype of the computation."""
     blocks = [tuple(torch.from_numpy(x).to(dtype) for x in pair) for pair in pairs]
     total = sum(b.shape[-1] for b, _ in blocks)
     weights = np.ones(total) if weights is None else np.asarray(weights, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Rank allocation: who receives which directions, and that all engines use the same draws."""
+"""Rank allocation: the directions of each client, and equal draws in all engines."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_random_allocation_gives_every_client_its_rank():
 
 
 def test_random_allocation_is_uniform_over_subsets():
-    """Every subset of r_k directions is as frequent as every other, by the chi-square test."""
+    """All subsets of r_k directions are equally frequent, by the chi-square test."""
     held = random_masks(RANDOM, 0)
     for k, subsets in ((0, 5), (1, 10), (2, 10), (3, 1)):
         counts = np.unique(held[:, k], axis=0, return_counts=True)[1]
@@ -74,7 +74,7 @@ def test_random_allocation_is_uniform_over_subsets():
 
 
 def test_random_allocation_is_drawn_anew_every_round_and_for_every_client():
-    """Of two clients of rank 2 in 5, or one in two rounds, one draw says nothing of the other."""
+    """Draws of two clients (rank 2 of 5), or of one in two rounds, are independent."""
     held = random_masks(RANDOM.replace(ranks="2x2,5x1"), 1)[:, :2]
     rounds = held[:-1:2], held[1::2]
     for first, second in ((held[:, 0], held[:, 1]), (rounds[0][:, 0], rounds[1][:, 0])):
@@ -97,7 +97,7 @@ def test_coverage_under_random_allocation_is_the_mean_of_the_draws():
 
 
 def test_fidelities_meet_the_same_directions():
-    """Rounds, cohort and directions are those of the draws, whoever looks at them."""
+    """Rounds, cohort and directions are those of the draws."""
     small = RANDOM.replace(rounds=6, cohort_size=2)
     seeds = (3, 8)
     drawn = spectral.draw(small, seeds, torch.float64, torch.device("cpu"))
@@ -116,7 +116,7 @@ def test_fidelities_meet_the_same_directions():
 
 
 def task_on_cpu():
-    """As much of a task as an allocation without gradients asks for."""
+    """Return the part of a task that an allocation without gradients needs."""
 
     class Task:
         device = torch.device("cpu")
@@ -127,7 +127,7 @@ def task_on_cpu():
 @pytest.mark.slow
 @pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
 def test_draws_do_not_depend_on_the_rule(fidelity):
-    """With gain 0 as many directions hold a drift as the cohort's client carries."""
+    """With gain 0 the number of nonzero directions is the rank of the cohort's client."""
     scenario = RANDOM.replace(
         fidelity=fidelity, rounds=6, cohort_size=1, gain_mean=0.0, drift_mean=1.0
     )
@@ -143,7 +143,7 @@ def test_draws_do_not_depend_on_the_rule(fidelity):
 
 
 def test_importance_of_the_spectral_fidelity_is_how_far_a_client_would_move():
-    """One client of rank 1: it takes the direction that its gain changes most, and only that."""
+    """One client of rank 1 takes only the direction that its gain changes most."""
     scenario = Scenario("1x1,3x1", cohort_size=1, rounds=1, allocation="importance", gain_std=0.5)
     drops = simulate(scenario, rule="fedavg", seed=range(40)).energy.values
     kept = (drops[:, 1] > 0).sum(-1)
@@ -171,7 +171,7 @@ def test_a_gauge_needs_svd_allocation(allocation, fidelity):
 @pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
 @pytest.mark.parametrize("rule", ["fedavg", "flora", "fedex", "ffa", "rbla", "zero_pad"])
 def test_full_rank_leaves_nothing_to_allocate(fidelity, rule):
-    """All clients carry everything: the allocations are one."""
+    """All clients carry everything, so all allocations are equal."""
     scenario = Scenario("3x4", fidelity=fidelity, d_in=5, d_out=4, rounds=4, cohort_size=2)
     scenario = scenario.replace(gain_std=0.2, heterogeneity="persistent")
     wanted = simulate(scenario, rule=rule, seed=range(2)).energy

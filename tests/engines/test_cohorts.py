@@ -1,4 +1,4 @@
-"""Cohort laws: sizes, marginal and joint frequencies, never empty, the same seed the same draws."""
+"""Cohort laws: sizes, marginal and joint frequencies, no empty cohort, draws fixed by the seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def draw(sampling, size=M, rounds=ROUNDS, seed=0):
 
 
 def assert_frequency(hits, probability):
-    """Relative frequency over the first axis, within the spread of a binomial share."""
+    """Check the relative frequency over the first axis within the spread of a binomial share."""
     spread = np.sqrt(np.asarray(probability) * (1 - np.asarray(probability)) / len(hits))
     assert np.all(np.abs(hits.mean(0) - probability) <= SIGMAS * spread)
 
@@ -66,7 +66,7 @@ def test_bernoulli_is_independent_given_that_somebody_came(size):
 
 def test_rounds_are_independent():
     first, second = draw("without_replacement")[:-1], draw("without_replacement")[1:]
-    # Neighboring pairs overlap: every second one makes them independent.
+    # Neighboring pairs overlap; every second pair is independent.
     assert_frequency((first * second)[::2], np.full(K, (M / K) ** 2))
 
 

@@ -22,8 +22,8 @@ RULES = (
 )
 WITH_MAP = ("fedavg", "raflora", "zero_pad", "rbla", "hetlora", "ffa")
 SEEDS = range(2)
-# Every direction weaker than the one before, from the start and in the limit, so that no two swap;
-# and none at its target from the start, where Adam would divide rounding by rounding.
+# Each direction is weaker than the previous one, at the start and in the limit, so that none swap.
+# None starts at its target, where Adam would divide rounding by rounding.
 FITTING = {
     "local_loss": "quadratic",
     "spectrum_decay": 0.6,
@@ -98,7 +98,7 @@ def errors(run, rule, steps):
 @pytest.mark.slow
 @pairwise(rule=WITH_MAP, law=["full", "without_replacement", "bernoulli"], target_std=[0.0, 0.2])
 def test_the_error_against_the_flow_falls_with_the_step(rule, law, target_std):
-    """Euler's method has order one; the next order bends the slope by as much as a step."""
+    """Euler's method has order one; the next order changes the slope by about one step."""
     run = scenario(law, rounds=6, target_std=target_std)
     steps = np.array([25, 50, 100])
     found = errors(run, rule, steps)
@@ -114,7 +114,7 @@ def test_importance_picks_as_the_flow_does():
 
 @pytest.mark.slow
 def test_the_threshold_lies_where_the_flow_has_it():
-    """A small amplitude that half of the clients hold, just above and just below `w G = 1`."""
+    """A small amplitude that half of the clients carry, just above and below `w G = 1`."""
     critical = np.log(2) / 2
     for side in (0.9, 1.1):
         run = Scenario(
@@ -162,7 +162,7 @@ def test_undiluted_rules_reach_the_target(rule):
 
 @pytest.mark.slow
 def test_the_base_of_fedex_takes_over_until_the_adapter_no_longer_outgrows_its_dilution():
-    """Small amplitudes grow by `W**2 (1 + eta (m - z))**(2 n)` a round: 1 or less in the end."""
+    """Small amplitudes grow by `W**2 (1 + eta (m - z))**(2 n)` per round, finally by at most 1."""
     run = scenario("full", rounds=300, local_steps=40, local_time=4.0)
     total = np.sqrt(simulate(run, rule="fedex").projected_energy[0].values)
     assert_close(total[-1], total[-2], "iteration")

@@ -19,7 +19,7 @@ from fedlora_sim.federation import draw_cohorts
 from fedlora_sim.finetune.batches import initial_lora_a
 from fedlora_sim.randomness import stream
 
-SIGNIFICANCE = 1e-6  # of every test: draws are seeded, so a failure is a changed law
+SIGNIFICANCE = 1e-6  # error of every test; draws are seeded, so a failure is a changed law
 NOISY = Scenario(
     "2x3,4x2", rounds=4000, gain_mean=1.1, gain_std=0.2, drift_mean=-0.1, drift_std=0.5
 )
@@ -28,7 +28,7 @@ SEEDS = range(2000)
 
 
 def assert_law(observed, probabilities):
-    """Pearson's test of counts against the probabilities of their cells."""
+    """Apply Pearson's test to counts against the probabilities of their cells."""
     observed = np.asarray(observed)
     assert sum(probabilities) == pytest.approx(1)
     expected = observed.sum() * np.asarray(probabilities)
@@ -37,7 +37,7 @@ def assert_law(observed, probabilities):
 
 
 def assert_uncorrelated(x, y):
-    """Pearson's correlation of two samples, and of their squares."""
+    """Check Pearson's correlation of two samples and of their squares."""
     for power in (1, 2):
         found = stats.pearsonr(np.ravel(x) ** power, np.ravel(y) ** power)
         assert found.pvalue > SIGNIFICANCE, found
@@ -156,7 +156,7 @@ def test_cohorts_of_neighboring_rounds_are_independent():
 
 
 def test_cohorts_of_different_seeds_are_independent():
-    """A run's first rounds are the same law over seeds as over rounds."""
+    """A run's first rounds have the same law over seeds as over rounds."""
     scenario = Scenario("1x4", cohort_size=2, rounds=2)
     number = np.array([draws.cohort_counts(scenario, seed) @ [1, 2, 4, 8] for seed in SEEDS])
     cells = np.unique(number)

@@ -110,7 +110,7 @@ def test_the_basis_turns_by_exactly_the_angle(d_out, d_in, angle, k):
     for d, turn in zip((d_out, d_in), basis_rotation(run, 3, 2, k), strict=True):
         assert_close(turn @ turn.T, np.eye(d), "factorization")
         assert_close(np.linalg.det(turn), 1.0, "factorization")
-        # Every vector of an even-dimensional space; in an odd one a single axis stays.
+        # Every vector of an even-dimensional space; in an odd one a single axis is fixed.
         eigenvalues = np.full(d, np.cos(angle))
         if d % 2:
             eigenvalues[-1] = 1.0

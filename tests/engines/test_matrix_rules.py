@@ -24,7 +24,7 @@ ALLOCATIONS = ("svd", "random", "importance")
 
 
 def possible(rule, allocation, **others):
-    """Canonical factors have no other allocation than that by SVD."""
+    """Yield the possible combinations: canonical factors need SVD allocation."""
     return rule != CANONICAL or allocation == "svd"
 
 
@@ -85,8 +85,8 @@ def test_lost_directions_come_back_as_in_the_reference(rule):
 def test_a_lost_direction_comes_back_where_nothing_lives(rule):
     """With gain 0 and one client, the energies are the squared drifts of what it carries.
 
-    Random allocation loses some directions first. A drift that then fell on a direction that lives
-    would add to it, or show between two.
+    Random allocation loses some directions first. A later drift on a surviving direction would
+    add to it, or appear between two.
     """
     run = Scenario("1x3,3x1", fidelity="matrix", d_out=5, d_in=4, rounds=6, cohort_size=1)
     run = run.replace(allocation="random", empty_partition="zero", gain_mean=0.0, drift_std=1.0)
@@ -121,10 +121,10 @@ def test_without_noise_it_is_the_spectral_fidelity(rule, allocation, law):
 def test_with_gains_rules_that_keep_columns_in_place_are_the_spectral_fidelity(
     rule, allocation, law
 ):
-    """Gains may turn signs, which factors have in their columns and amplitudes in themselves.
+    """Gains may change signs, which factors store in their columns and amplitudes in their value.
 
-    The spectral fidelity draws the fresh gains of linear rules as a sum: persistent ones are the
-    same everywhere.
+    The spectral fidelity draws the fresh gains of linear rules as a sum; persistent gains are
+    equal in all fidelities.
     """
     gains = {"gain_mean": 0.8, "gain_std": 0.6, "heterogeneity": "persistent"}
     assert_spectral(scenario(law, allocation=allocation, **gains), rule)
@@ -139,7 +139,7 @@ def assert_spectral(run, rule):
 
 
 def test_drifts_differ_where_an_amplitude_has_turned_its_sign():
-    """Spectral -1 + 0.1 is 0.9 in size; of a turned column 1 it is 1.1: the premise of the last."""
+    """Spectral -1 + 0.1 has size 0.9; with the sign in the column it is 1.1."""
     run = Scenario("1x1", fidelity="matrix", d_out=3, d_in=3, rounds=2, gain_mean=-1.0)
     run = run.replace(drift_mean=0.1)
     sizes = {
@@ -161,7 +161,7 @@ def test_flora_keeps_every_direction_and_fedex_what_its_base_took():
 
 
 class Watched:
-    """A rule that remembers what reached its server."""
+    """A rule that records its inputs."""
 
     def __init__(self, rule, monkeypatch):
         self.seen, self.rule = [], get_rule(rule)
@@ -184,7 +184,7 @@ def test_the_a_of_ffa_is_the_initial_basis_throughout(allocation, monkeypatch):
     for cohort, result in watched.seen:
         for k, update in enumerate(cohort.updates):
             rows = cohort.members[:, k]
-            # Turned to unit length again every round, which a bit of rounding survives.
+            # Scaled to unit length in every round, which leaves some rounding.
             assert_close(update.lora_A[rows], v0[rows])
             assert not update.lora_A[~rows].any()
         some = (cohort.members & (cohort.weights > 0).unsqueeze(-1)).any(1)
@@ -194,7 +194,7 @@ def test_the_a_of_ffa_is_the_initial_basis_throughout(allocation, monkeypatch):
 @pytest.mark.slow
 @some_cases
 def test_clients_without_weight_and_batches_change_nothing(rule, allocation, monkeypatch):
-    """Cohorts of unlike size are padded to one; alone, a run has no padding but its own."""
+    """Cohorts of different sizes are padded to one size; a single run has only its own padding."""
     run = scenario("bernoulli", allocation=allocation, empty_partition="zero", **ALL)
     whole = simulate(run, rule=rule, seed=range(4)).energy
     monkeypatch.setattr(matrix_run, "BATCH_ELEMENTS", 1)

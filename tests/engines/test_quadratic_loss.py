@@ -63,7 +63,7 @@ def test_without_a_target_amplitudes_only_fall(rule):
 @quick
 @given(x=st.floats(0.01, 5), m=st.floats(-2, 3), time=st.floats(0.01, 3), frozen_a=st.booleans())
 def test_the_map_is_the_flow_of_the_two_factors(x, m, time, frozen_a):
-    """Integrated in the factors, with no use of balance."""
+    """Integrated in the factors, without assuming balance."""
     start = [1.0, x] if frozen_a else [np.sqrt(x), np.sqrt(x)]
 
     def slope(_, factors):
@@ -98,7 +98,7 @@ def test_full_participation_ends_at_the_floor(rule):
     share = {"zero_pad": coverage**2, "raflora": 1.0, "rbla": 1.0}.get(rule, coverage)
     growth = np.exp(2 * target * time)
     floor = np.maximum(target * (share * growth - 1) / (growth - 1), 0) * np.ones(4)
-    if rule == "ffa":  # linear: it never collapses
+    if rule == "ffa":  # linear, so it never collapses
         left = np.exp(-time)
         floor = target * coverage * (1 - left) / (1 - coverage * left)
     energy = simulate(run, rule=rule).energy[0, -1]
@@ -147,7 +147,7 @@ def test_float32_follows_float64(rule, target_std):
 @pytest.mark.parametrize("rule", ["raflora", "rbla", "fedavg", "zero_pad"])
 @pytest.mark.parametrize("target_std", [0.0, 0.2])
 def test_what_nobody_brought_is_lost_for_good(rule, target_std):
-    """Zero factors have no gradient: who comes later with a higher rank cannot revive them."""
+    """Zero factors have no gradient: later clients of a higher rank cannot revive them."""
     run = scenario(empty_partition="zero", target_std=target_std, rounds=20, cohort_size=1)
     members = run.federation.members
     for seed in SEEDS:

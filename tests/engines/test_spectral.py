@@ -54,7 +54,7 @@ RUNS, ROUNDS = 3000, 5
 
 
 def client_loop(run, rule, rng):
-    """Energies of independent runs, every client drawn on its own: (runs, rounds + 1, r_max)."""
+    """Return energies of independent runs with separate draws per client: (runs, rounds + 1, r_max)."""
     federation = run.federation
     counts = draw_cohorts(federation, RUNS * ROUNDS, rng).reshape(RUNS, ROUNDS, -1)
     weights = federation.cohort_weights(np.arange(federation.num_clients), counts)
@@ -85,7 +85,7 @@ def test_fresh_noise_in_product_space_agrees_in_law(law, rule, empty_partition):
     slow = client_loop(run, rule, np.random.default_rng(1))
     spread = np.sqrt((fast.var(0) + slow.var(0)) / RUNS)
     assert np.all(np.abs(fast.mean(0) - slow.mean(0)) <= SIGMAS * spread)
-    # The law has more to it than its mean: the variance within a round, too.
+    # Compare the variance within a round too, not only the mean.
     spread = np.sqrt(((fast - fast.mean(0)) ** 2).var(0) + ((slow - slow.mean(0)) ** 2).var(0))
     assert np.all(np.abs(fast.var(0) - slow.var(0)) <= SIGMAS * spread / np.sqrt(RUNS))
 

@@ -1,4 +1,4 @@
-"""Every rule under every allocation at spectral fidelity, and what their amplitudes do."""
+"""Every rule under every allocation at spectral fidelity, and its amplitudes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scenario(law="without_replacement", **changes):
 
 
 def amplitudes(run, rule, seeds=range(2)):
-    """Of the fast path, sizes only: energies do not tell the sign."""
+    """Return amplitudes of the fast path without signs, which energies do not show."""
     return np.sqrt(simulate(run, rule=rule, seed=seeds).energy.values)
 
 
@@ -54,7 +54,7 @@ def test_persistent_clients_are_the_reference(rule, allocation, law):
 
 @pairwise(rule=RULES, allocation=ALLOCATIONS, drift=[0.0, 0.05])
 def test_without_noise_it_is_the_reference(rule, allocation, drift):
-    """A residual that is cut to its largest entry has none where drift makes entries equal."""
+    """A residual truncated to its largest entry is not unique if drift makes entries equal."""
     drift = 0.0 if "residual_rank" in rule else drift
     run = scenario(allocation=allocation, gain_mean=-0.95, drift_mean=drift, rounds=12)
     assert_close(amplitudes(run, rule), reference(run, rule))
@@ -94,7 +94,7 @@ def test_spectral_fedex_keeps_the_largest_of_its_residual(residual_rank):
 
 
 def test_flora_loses_nothing_without_drift():
-    """What was gained is in the base; with gain 1 the cohort's increment is zero, whoever came."""
+    """Gains are in the base; with gain 1 the increment of any cohort is zero."""
     for allocation in ("svd", "random", "importance"):
         run = scenario("bernoulli", allocation=allocation, rounds=40)
         energy = simulate(run, rule="flora", seed=range(3)).energy
@@ -112,9 +112,9 @@ def test_flora_grows_by_its_coverage():
 def test_fedex_settles_where_its_base_has_taken_the_rest():
     """With gain 1 and full participation a direction settles at `W / (1 + W)` of its start.
 
-    Adapter x and base z. All clients bring the total to x + z, which they had; the W of them that
-    carry the direction return adapters `x + z - z = x`, the others 0. The average of the products
-    is `W x`, the product of the averages `W**2 x`, and the base takes the residual:
+    Adapter x and base z. All clients keep the total x + z. The share W that carries the direction
+    returns adapters `x + z - z = x`, the others 0. The average of the products is `W x`, the
+    product of the averages `W**2 x`, and the base takes the residual:
 
         x' = W**2 x,    z' = z + (W - W**2) x.
 
@@ -133,10 +133,10 @@ def test_fedex_settles_where_its_base_has_taken_the_rest():
 
 @pytest.mark.parametrize("rule", ["hetlora", "hetlora:data_weighted=true"])
 def test_the_weights_of_hetlora_become_uniform_as_the_high_directions_drain(rule):
-    """From what survives of direction i in a round follows the weight of its contributors.
+    """The surviving part of direction i in a round shows the weight of its contributors.
 
-    With gain 1 it is `W~**2`, the squared norm share of those who carry it: first above their
-    share of the clients, since they have more directions, and in the end exactly that.
+    With gain 1 it is `W~**2`, the squared norm share of its carriers. At first it exceeds their
+    share of the clients, because they have more directions; in the end it equals that share.
     """
     run = scenario("full", rounds=60, num_samples=None, spectrum_decay=1.0)
     weights = np.sqrt((left := amplitudes(run, rule)[0])[1:] / left[:-1])
@@ -204,7 +204,7 @@ def test_rules_without_partitions_have_no_policy(rule):
 
 @dataclass(frozen=True)
 class Halved(FedAvg):
-    """A rule that is more than its weights: it hands out half of the average."""
+    """A rule that is more than its weights: it returns half of the average."""
 
     def adapter(self, *arguments, **options):
         return LoRAFactors(*(0.5**0.5 * f for f in pair(super().adapter(*arguments, **options))))

@@ -1,4 +1,4 @@
-"""Folders and commands that the tests of faults start from."""
+"""Folders and commands of the tests of faults."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ gain_std = [0.0, 0.1]
 
 
 def write_inputs(here: Path) -> None:
-    """Adapters of two clients, a scenario, and a grid."""
+    """Write adapters of two clients, a scenario, and a grid."""
     for number, rank in enumerate((2, 4)):
         folder = here / f"client-{number}"
         folder.mkdir()
@@ -63,10 +63,10 @@ class Command:
     """A command that replaces, or continues, a result.
 
     Args:
-        out: what it writes.
-        first: words of the command that made the older result; none where there is none.
-        again: words of the command itself, which may be given again after a fault.
-        same: whether its result is the same bytes every time.
+        out: path of its result.
+        first: arguments of the command that made the older result; empty if there is none.
+        again: arguments of the command, which can be repeated after a fault.
+        same: whether its result always has the same bytes.
     """
 
     out: str
@@ -100,7 +100,7 @@ def tree(path: Path) -> dict[str, bytes]:
 
 
 def results(path: Path) -> dict[str, object]:
-    """The tree, without what says when and how long: the times of a report, and the marker's."""
+    """Return the tree without times: those of the report and of the marker."""
     found: dict[str, object] = {}
     for name, content in tree(path).items():
         if name == MARKER:
@@ -116,21 +116,21 @@ def results(path: Path) -> dict[str, object]:
 
 
 def leftovers(here: Path) -> list[str]:
-    """Temporary files, locks and unfinished pieces."""
+    """Return temporary files, locks and unfinished pieces."""
     hidden = (path for path in here.rglob(".*") if path.name != MARKER)
     return sorted(path.relative_to(here).as_posix() for path in hidden)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A command before it, and what it does without a fault.
+    """A command ready to run, and its result without a fault.
 
     Args:
-        command: which.
-        start: folder with its inputs and the older result; to be copied.
+        command: the command.
+        start: folder with its inputs and the older result, to be copied.
         new: its result.
         largest: size of its largest file in bytes.
-        steps: that it takes.
+        steps: number of its steps.
     """
 
     command: Command
@@ -146,7 +146,7 @@ class Prepared:
 
 
 def prepared(name: str, folder: Path) -> Prepared:
-    """Return inputs and older result of a command, and what it makes of a copy of them."""
+    """Return inputs and older result of a command, and its result on a copy of them."""
     command, start, whole = COMMANDS[name], folder / "start", folder / "whole"
     start.mkdir()
     prepare(command, start)
@@ -159,7 +159,7 @@ def prepared(name: str, folder: Path) -> Prepared:
 
 
 def prepare(command: Command, here: Path) -> None:
-    """Inputs, and the older result."""
+    """Write inputs and the older result."""
     write_inputs(here)
     if command.first:
         succeed(run(command.first, here))
@@ -172,7 +172,7 @@ def succeed(outcome: Outcome) -> Outcome:
 
 
 def moments(name: str, steps: int, trials: int) -> list[int]:
-    """Steps at which a command is stopped, drawn from a seed; all of them if they are few."""
+    """Return steps at which to stop a command, drawn from a seed; all if they are few."""
     if steps <= trials:
         return list(range(steps))
     drawn = stream(0, "moments", name).choice(steps, trials, replace=False)

@@ -1,8 +1,8 @@
 """Commands in child processes that are killed, or whose disk is full, at a chosen step.
 
-A step is a change of the file system below the working folder: a file that is opened to be written,
-a folder that is made, a file or folder that is renamed or removed. The children are forked from a
-server that has imported everything once (`faults_server`).
+A step is a change of the file system below the working folder: a file opened to be written, a
+folder created, a file or folder renamed or removed. The children are forked from a server that has
+imported all modules once (`faults_server`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ KILLED = -signal.SIGKILL
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a command.
+    """A fault of a command.
 
     Args:
         kill: number of the step before which it is killed; None for never.
-        full: number of the step from which on the disk is full.
+        full: number of the step from which the disk is full.
         limit: size in bytes that no file may exceed, as by `ulimit -f`.
     """
 
@@ -46,7 +46,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended; `code` is -9 for one that was killed, which tells nothing else."""
+    """Result of a command; `code` is -9 if it was killed, without any output."""
 
     code: int
     out: str = ""
@@ -110,13 +110,13 @@ def _work(
 
 
 def _command(words: Sequence[str]) -> None:
-    from faults_server import command  # what the server has imported, and this process need not
+    from faults_server import command  # imported by the server, not needed in this process
 
     command(words)
 
 
 class _Steps:
-    """An audit hook that counts steps and brings the fault about."""
+    """An audit hook that counts steps and causes the fault."""
 
     def __init__(self, here: Path, fault: Fault) -> None:
         self.here, self.fault, self.count, self.on = f"{here}{os.sep}", fault, 0, True

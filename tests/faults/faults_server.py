@@ -1,6 +1,6 @@
-"""What the server of child processes does once: it imports, and runs, every command.
+"""Server of child processes: it imports and runs every command once.
 
-Most of what a command takes is imports, many of them late: children find them done.
+Imports, many of them late, take most of a command's time; children inherit them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def command(words: Sequence[str]) -> None:
 
 
 def picture(figure: Figure, kind: str, *, close: bool = True) -> memoryview:
-    """In place of a picture, whose drawing takes seconds: its numbers, as large as a picture."""
+    """Return the numbers of a picture in its size, because drawing takes seconds."""
     lines = [line.get_xydata().tolist() for axes in figure.axes for line in axes.lines]
     told = f"{kind} {digest(repr(lines).encode())}".encode()
     return memoryview(told.ljust(20_000))
@@ -65,7 +65,7 @@ def small_task() -> Task:
 
 
 def warm_up() -> None:
-    """Run every command once, in a folder of its own."""
+    """Run every command once, in a separate folder."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         os.chdir(folder)

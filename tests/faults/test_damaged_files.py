@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 def damages(content: bytes, rng: np.random.Generator, *, flips: bool) -> list[bytes]:
-    """Truncated, empty, overwritten and (where that must be noticed) changed content."""
+    """Return truncated, empty, overwritten and (if it must be detected) changed content."""
     found = [b"", b"\0" * len(content), rng.bytes(len(content)), rng.bytes(10)]
     for _ in range(DAMAGES):
         found.append(content[: int(rng.integers(len(content) - 3))])
@@ -141,7 +141,7 @@ def test_damaged_texts_are_named(kind: str, tmp_path: Path, promise: Promise) ->
     random = damages(path.read_bytes(), stream(0, "damage", kind), flips=False)
     for content in (*JSON, *random):
         if kind == "description of a run" and content == b"{}":
-            continue  # a run that depends on nothing: refused as another run
+            continue  # a run without inputs, refused as another run
         path.write_bytes(content)
         assert_named(path, read)
         count()
@@ -149,7 +149,7 @@ def test_damaged_texts_are_named(kind: str, tmp_path: Path, promise: Promise) ->
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Inputs, and a run of `fedlora-sim train`; to be copied."""
+    """Provide inputs and a run of `fedlora-sim train`, to be copied."""
     folder = tmp_path_factory.mktemp("trained")
     write_inputs(folder)
     succeed(run(TRAIN, folder))
@@ -162,7 +162,7 @@ def here(trained: Path, tmp_path: Path) -> Path:
 
 
 def test_the_remedy_helps(here: Path, promise: Promise) -> None:
-    """A run goes on from the round before, with the same bits."""
+    """A run continues from the previous round with the same bits."""
     count = promise(TEXT, "damaged files")
     wanted = results(here / "run")
     path = here / "run/rounds/state-00003.safetensors"
@@ -224,7 +224,7 @@ def test_train_does_not_go_on_with_another_run(
     "name", ["fedlora_sim_version", "torch_version", "code", "model_content", "data_content"]
 )
 def test_train_names_what_differs_in_a_kept_run(name: str, here: Path, promise: Promise) -> None:
-    """The record says another version, code, model or data than there is now."""
+    """The record has another version, code, model or data than the current one."""
     count = promise(
         "`train --resume` with other code, scenario, model or data is refused by name.",
         "other runs",

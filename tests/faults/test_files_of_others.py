@@ -1,4 +1,4 @@
-"""No command replaces or deletes a file that it did not write, and no two write one place."""
+"""No command replaces or deletes files that it did not write; no two commands write one place."""
 
 from __future__ import annotations
 

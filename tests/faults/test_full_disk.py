@@ -26,7 +26,7 @@ TMPFS = 24 * 1024
 
 
 def assert_refused(outcome: Outcome, here: Path) -> None:
-    """One line, exit code 1, and nothing temporary."""
+    """Check for one line, exit code 1, and no temporary files."""
     assert outcome.code == 1, outcome
     assert "Traceback" not in outcome.err
     told = [line for line in outcome.err.splitlines() if line.startswith("fedlora-sim: ")]
@@ -44,7 +44,7 @@ def test_a_full_disk_ends_a_command_and_loses_nothing(
     trials: int,
     promise: Promise,
 ) -> None:
-    """By turns a quota of random size and a disk that is full from a random step on."""
+    """In turn a quota of random size and a disk that is full from a random step on."""
     quotas = promise(TEXT, "quotas of random size")
     disks = promise(TEXT, "disks full from a random step on")
     case = prepared_command(name)
@@ -54,7 +54,7 @@ def test_a_full_disk_ends_a_command_and_loses_nothing(
         here = case.copy(tmp_path / str(number))
         limit, step = int(case.largest * share), int(case.steps * share)
         outcome = run(command.again, here, Fault(limit=limit) if is_quota else Fault(full=step))
-        if outcome.code or is_quota:  # what is only removed or moved at the end needs no room
+        if outcome.code or is_quota:  # removals and renames at the end need no space
             assert_refused(outcome, here)
         if is_quota and command.first:
             found = tree(here / command.out)

@@ -1,4 +1,4 @@
-"""Commands that are killed with SIGKILL at random steps, and given again."""
+"""Commands that are killed with SIGKILL at random steps and repeated."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def cohort_samples() -> list[np.ndarray]:
 
 @pytest.fixture
 def make_run(tiny_task: DigitsTask, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
-    """Runs of seven clients on the tiny task, in milliseconds; `TINY` with some fields changed."""
+    """Return a function that makes runs of seven clients on the tiny task from changed fields."""
     monkeypatch.setattr(run, "load_task", lambda scenario: tiny_task)
 
     def make(

@@ -1,4 +1,4 @@
-"""A network of two linear maps with anything between them, and a task for it."""
+"""A network of two linear maps with any module between them, and a task for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDTH, CLASSES = 6, 3
 
 
 class Network(nn.Module):
-    """Two linear maps with whatever is under test between them."""
+    """Two linear maps with the module under test between them."""
 
     def __init__(self, middle: nn.Module, *, bias: bool = True) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Function(nn.Module):
 
 
 def random_network(middle: nn.Module | None = None, *, bias: bool = True) -> Network:
-    """Return a float64 network in training mode, its parameters random and wanting gradients."""
+    """Return a float64 network in training mode, with random parameters that require gradients."""
     model = Network(nn.Identity() if middle is None else middle, bias=bias).double()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():

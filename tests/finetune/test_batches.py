@@ -52,7 +52,7 @@ def test_a_batch_is_real_exactly_while_its_client_trains():
 
 
 def test_what_fills_a_batch_up_is_the_clients_own():
-    """Also where the client has no step left, in the stack of one that has."""
+    """Also if the client has finished while another client of the stack trains."""
     plan = plan_batches(SAMPLES, client_streams(0, 0, range(3)), batch_size=4, local_epochs=2)
     for client, own in enumerate(SAMPLES):
         alive = plan.index[: plan.num_steps[client], client]

@@ -1,4 +1,4 @@
-"""A run on disk: stopped anywhere and gone on with, it ends with the very same bits."""
+"""A run on disk: stopped anywhere and continued, it ends with the same bits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CASES = {
 
 
 class StoppedError(Exception):
-    """The run is stopped from outside."""
+    """An interruption from outside."""
 
 
 def stop_after(number: int):
@@ -47,7 +47,7 @@ def stop_after(number: int):
     def progress(_: float) -> None:
         nonlocal count
         count += 1
-        if count > number:  # the first call is that of the start
+        if count > number:  # the first call is for the start
             raise StoppedError
 
     return progress
@@ -75,7 +75,7 @@ def test_a_run_goes_on_where_it_was_as_often_as_it_is_stopped(tiny_task, folder)
     for _ in range(2):
         with pytest.raises(StoppedError):
             run(checkpoints=folder, on_progress=stop_after(1))
-    for progress in ([2 / 3, 1 / 3], [1.0]):  # what is there already comes first
+    for progress in ([2 / 3, 1 / 3], [1.0]):  # stored rounds come first
         done = []
         assert run(checkpoints=folder, on_progress=done.append).identical(run())
         assert done == progress
@@ -119,7 +119,7 @@ def test_all_states_can_be_kept_and_any_round_trained_again(tiny_task, folder):
 
 
 def assert_same_state(found, wanted) -> None:
-    """Bits and strides: a product of the same numbers in another order has other bits."""
+    """Check bits and strides: a product of the same numbers in another layout has other bits."""
     for name, factors in wanted.adapters.items():
         assert found.adapters[name].lora_A.stride() == factors.lora_A.stride()
         assert found.adapters[name].lora_B.stride() == factors.lora_B.stride()
@@ -169,7 +169,7 @@ def test_a_task_of_ones_own_is_not_the_scenarios(make_run, tiny_task, folder):
 
 
 def test_leftovers_of_a_killed_run_are_dropped(tiny_task, folder):
-    """Half a file under a temporary name, and measures of a round whose state never came."""
+    """Half a file under a temporary name, and measures of a round without a state."""
     wanted = simulate(TINY, seed=5, task=tiny_task)
     with pytest.raises(StoppedError):
         simulate(TINY, seed=5, task=tiny_task, checkpoints=folder, on_progress=stop_after(1))

@@ -34,7 +34,7 @@ CONFIGS = {
 
 
 def gradients(clients: int, dtype: torch.dtype) -> list[nn.Parameter]:
-    """Three parameters of each client; gradients long for client 0, short, zero, then random."""
+    """Set three parameters per client with large, small, zero and random gradients."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([100.0, 1e-3, 0.0, *[1.0] * (clients - 3)])
     parameters = []
@@ -95,7 +95,7 @@ def test_rates_of_their_own_are_those_of_training_alone(
 
 
 def test_a_scenario_gives_every_client_its_rate(make_run):
-    """Whoever else is in the cohort; the optimizer's own rate is the highest of all."""
+    """In any cohort; the optimizer's own rate is the highest one."""
     rates = (1e-3, 4e-3, 2e-3, 1e-2, 3e-3, 5e-3, 6e-3)
     run = make_run(client_learning_rates=rates, cohort_size=3)
     assert highest_rate(run.scenario) == max(rates)
@@ -117,7 +117,7 @@ def test_equal_rates_of_their_own_are_one_rate_for_all(make_run, initializer):
 
 
 def test_the_sparse_stage_knows_the_rates_too(make_run):
-    """A client that hardly moves leaves the average where the others' share puts it."""
+    """A client that hardly moves leaves the average at the others' share."""
     changes = {"initializer": "slora", "slora_rounds": 1, "ranks": "4x2", "optimizer": "sgd"}
     totals = []
     for rates in ((0.1, 1e-12), (0.1, 0.1)):

@@ -21,7 +21,7 @@ from fedlora_sim.tolerances import relative
 
 RANKS = [3, 1, 4, 2, 4]
 BAD = 2
-"""The client whose data are spoilt."""
+"""The client with damaged data."""
 DROP = {"nonfinite": "drop-client", "batch_size": 16}
 CONFIGS = {
     "sgd": local_training("sgd", 0.02, momentum=0.9, local_epochs=2, batch_size=16),
@@ -43,7 +43,7 @@ def spoilt_clients(run, *clients: int):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_refusal_names_client_round_step_and_layer(make_run, seed):
-    """One image is spoilt: the step is that of the client's first batch with it."""
+    """One image is damaged; the step is the client's first batch with it."""
     run = make_run(seed=seed, batch_size=2, local_steps=None)
     sample = run.samples[BAD][-1]
     streams = client_streams(seed, 0, [BAD])
@@ -73,7 +73,7 @@ def test_the_layer_is_the_first_that_overflows(tiny_task, make_adapters, cohort_
 def test_one_clients_nan_touches_no_bit_of_another(
     tiny_task, make_adapters, cohort_samples, name, value
 ):
-    """Whatever the others' batches are filled up with, and wherever they are in the data."""
+    """For any padding of the others' batches and any place in the data."""
     stack = Stack(make_adapters(RANKS), torch.ones(5))
     plan = plan_batches(
         cohort_samples, client_streams(0, 0, range(5)), batch_size=16, local_epochs=2
@@ -169,7 +169,7 @@ def test_a_sparse_stage_that_diverges_is_refused_by_name(make_run):
 
 
 def test_a_sparse_stage_goes_on_without_the_client(make_run, monkeypatch):
-    """As if it had taken no part in it."""
+    """As if the client had not taken part."""
     task = spoilt_clients(make_run(), BAD)
     found = make_run(initializer="slora", task=task, **DROP)
     everybody = slora.draw_cohorts

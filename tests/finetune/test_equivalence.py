@@ -1,4 +1,4 @@
-"""Stacked adapters and merged weights are one and the same, or the model is refused."""
+"""Stacked adapters equal merged weights, or the model is refused."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LENGTH, WORDS = 6, 9
 
 
 class Scaled(nn.Linear):
-    """A linear map by its type, another by what it does."""
+    """A linear map by type that computes something else."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 3 * super().forward(x)
 
 
 class Reader(nn.Module):
-    """Uses a map's weight and never calls it."""
+    """Uses a map's weight without calling the map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Reader(nn.Module):
 
 
 class Positions(nn.Module):
-    """Maps something that all samples share, of as many rows as the trial has samples."""
+    """Maps a tensor shared by all samples, with as many rows as the trial has samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Positions(nn.Module):
 
 
 class Sequences(nn.Module):
-    """Any middle between an embedding and a classifier of the mean over positions."""
+    """Any module between an embedding and a classifier of the mean over positions."""
 
     def __init__(self, middle: nn.Module, *, masked: bool = True) -> None:
         super().__init__()
@@ -61,19 +61,19 @@ class Sequences(nn.Module):
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Of a sequence to itself."""
+    """Self-attention."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x, x, x, need_weights=False)[0]
 
 
 def middle_task(middle: nn.Module, *targets: str) -> Task:
-    """Return the network with this between its maps, parameters drawn anew."""
+    """Return the network with this module between its maps and new random parameters."""
     return network_task(random_network(middle).requires_grad_(False), targets, heads=("last",))
 
 
 def sequence_task(middle: nn.Module, *targets: str, full: bool = True, masked: bool = True) -> Task:
-    """Twelve sequences; of lengths 1 to 6 unless all are to be full."""
+    """Return a task of twelve sequences of lengths 1 to 6, or all of full length."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(WORDS, (12, LENGTH), generator=generator)
     length = torch.full((12,), LENGTH) if full else 1 + torch.arange(12) % LENGTH
@@ -85,7 +85,7 @@ def sequence_task(middle: nn.Module, *targets: str, full: bool = True, masked: b
 
 
 def encoder() -> nn.Module:
-    """Torch's own block, whose fast path reads the weights of its maps."""
+    """Return torch's encoder block, whose fast path reads the weights of its maps."""
     block = nn.TransformerEncoderLayer(WIDTH, 2, 12, dropout=0.0, batch_first=True)
     return nn.TransformerEncoder(block, 1)
 
@@ -128,7 +128,7 @@ def test_a_model_that_looks_at_padding_is_refused():
 
 
 def test_samples_that_meet_only_those_before_them_are_found():
-    """As where batch_first is forgotten: the first sample is right, all others are not."""
+    """As if batch_first were forgotten: only the first sample is right."""
     task = sequence_task(nn.LSTM(WIDTH, WIDTH), "last")
     with pytest.raises(InputError, match="model='Sequences'"):
         check_isolation(task)

@@ -1,4 +1,4 @@
-"""Fine-tuning under rules from outside the family: their state is theirs, and survives a stop."""
+"""Fine-tuning under external rules: each has its own state, which survives a stop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Moving:
 
 @dataclass(frozen=True)
 class Other(Moving):
-    """Another rule that keeps as much."""
+    """Another rule with the same state."""
 
     name: ClassVar[str] = "other"
 
@@ -82,7 +82,9 @@ def test_rules_that_are_asked_besides_get_no_state_of_the_runs_own(
     assert "other" in found.compared
     modules = len(asked.task.target_modules)
     own = [bool(state) for name, state in SEEN if name == "moving"]
-    assert own == [t > 0 for t in range(3) for _ in range(2 * modules)]  # the round's, and asked
+    assert own == [
+        t > 0 for t in range(3) for _ in range(2 * modules)
+    ]  # of the round, and of the comparison
     assert [bool(state) for name, state in SEEN if name == "other"] == [False] * 3 * modules
     np.testing.assert_array_equal(found.singular_values, wanted.singular_values)
     energy = found.counterfactual_energy

@@ -1,4 +1,4 @@
-"""The round loop: against the one-client-at-a-time reference, and the collapse that it shows."""
+"""The round loop: against the one-client-at-a-time reference, and the collapse."""
 
 from dataclasses import replace
 

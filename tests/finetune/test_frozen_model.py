@@ -1,4 +1,4 @@
-"""The shared model: never changed, in evaluation mode wherever it is used, not to be trained."""
+"""The shared model is never changed or trained, and is used in evaluation mode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RULES = ["raflora", "flora"]
 
 @pytest.fixture(params=MIDDLES)
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    """Left in training mode, wanting gradients, its running statistics those of some data."""
+    """Return a model in training mode that requires gradients and has running statistics."""
     network = random_network(MIDDLES[request.param]())
     generator = torch.Generator().manual_seed(2)
     for buffer in network.buffers():
@@ -56,7 +56,7 @@ def test_a_run_leaves_model_and_buffers_alone(make_run, model, rule):
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_a_model_in_training_mode_runs_as_in_evaluation_mode(make_run, model, rule):
-    """Dropout and batch statistics of a stack would be another client's business."""
+    """Otherwise dropout and batch statistics would depend on the other clients of a stack."""
     trained = run_on(make_run, model, rule).run()
     stacked = run_on(make_run, model.eval().requires_grad_(False), rule).run()
     np.testing.assert_array_equal(trained.singular_values, stacked.singular_values)

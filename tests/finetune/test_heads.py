@@ -1,4 +1,4 @@
-"""Maps that clients train whole: each client its own, the server their average."""
+"""Heads that clients train in full: one per client, averaged by the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models whose batch clients can share: what mixes samples, or is random, is refused by name."""
+"""Models in which clients can share a batch; those that mix samples or are random are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedlora_sim.tasks.task import Examples, Task
 
 
 class BatchAttention(nn.Module):
-    """Attention from sample to sample; its maps themselves keep samples apart."""
+    """Attention between samples; its maps do not mix samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class BatchAttention(nn.Module):
 
 
 class SequenceFirst(nn.Module):
-    """Samples along the second axis, where no map mixes them, and no map distinguishes clients."""
+    """Samples along the second axis: no map mixes them, and none distinguishes clients."""
 
     def __init__(self) -> None:
         super().__init__()

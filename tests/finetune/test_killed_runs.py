@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL at random moments, several times, and gone on with."""
+"""A run killed with SIGKILL several times at random moments and continued."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedlora_sim.finetune.checkpoints import state_rounds
 from fedlora_sim.randomness import stream
 
 ROUNDS, KILLS, PATIENCE = 60, 6 if is_random() else 2, 120
-"""Rounds of the run, times that it is killed, and seconds in which it must get on."""
+"""Number of rounds, number of kills, and maximum seconds of a round."""
 
 CHILD = """
 import sys

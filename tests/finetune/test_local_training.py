@@ -48,7 +48,7 @@ def assert_same(actual: Adapters, expected: Adapters) -> None:
 
 
 def plain_loop(task, adapters: Adapters, samples, config: Scenario, k: int) -> Adapters:
-    """Client k trained as a textbook would, with dense weights and torch's plain optimizers."""
+    """Train client k with dense weights and torch's optimizers."""
     rank = RANKS[k]
     factors = {
         name: (A[k, :rank].clone().requires_grad_(), B[k, :, :rank].clone().requires_grad_())
@@ -94,10 +94,10 @@ def test_stacked_agrees_with_a_plain_loop(tiny_task, make_adapters, cohort_sampl
 
 
 def test_a_finished_client_rests(tiny_task, make_adapters, cohort_samples):
-    """One client's adapters are the same bits whether others train on after it or not.
+    """A client's adapters have the same bits whether or not others train longer.
 
     Clients 0 and 1 take 1 step each; client 4 takes 1 or 5. Under Adam, with its momentum, a
-    client that was only given zero gradients would move on.
+    client that received only zero gradients would still move.
     """
     adapters = make_adapters(RANKS)
     config = local_training(local_epochs=1, batch_size=4)

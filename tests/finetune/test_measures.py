@@ -1,4 +1,4 @@
-"""What is measured of a round, computed again with dense matrices and NumPy's own SVD."""
+"""Measures of a round, computed again with dense matrices and NumPy's SVD."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def watched(request: pytest.FixtureRequest, tiny_task) -> Watched:
 
 
 def leading(matrix, r):
-    """Left and right singular vectors as columns, and values; None where values are rounding."""
+    """Return singular vectors as columns, and values; None if the values are rounding."""
     u, s, vh = np.linalg.svd(matrix)
     return (u[:, :r], s[:r], vh[:r].T) if s[0] and s[r - 1] > s[0] * 1e-12 else None
 
@@ -247,7 +247,7 @@ def test_the_start_is_judged_as_it_is(make_run):
 
 
 def test_who_holds_what(make_run, tiny_task):
-    """Of a task with names for its classes, and of one without."""
+    """For tasks with and without class names."""
     run = make_run(task=replace(tiny_task, class_names=tuple("0123456789")))
     labels = tiny_task.train.labels.numpy()
     counts = run.run().split_counts

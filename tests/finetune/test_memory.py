@@ -1,4 +1,4 @@
-"""How many clients train side by side: by their number, by a memory budget, by what is kept."""
+"""Number of clients per stack: by option, by a memory budget, by checkpointing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KIB = 1024
 
 @pytest.fixture
 def deep_task(tiny_task):
-    """Four blocks in place of one."""
+    """Return a task with four blocks in place of one."""
     generator = torch.Generator().manual_seed(0)
     model = TinyTransformer(generator, d_model=16, num_layers=4, num_heads=2).double()
     return replace(tiny_task, model=model.requires_grad_(False))
@@ -41,7 +41,7 @@ def deep_task(tiny_task):
 
 @pytest.fixture
 def cohort(make_adapters, cohort_samples):
-    """What five clients start from, and their batches."""
+    """Return the start of five clients and their batches."""
     plan = plan_batches(
         cohort_samples, client_streams(0, 0, range(5)), batch_size=4, local_epochs=1
     )
@@ -90,7 +90,7 @@ def test_the_budget_holds_whole_clients(tiny_task, cohort):
 def test_the_budget_is_measured_at_the_widest_batch(
     tiny_task, cohort_samples, make_adapters, sizes
 ):
-    """All take as many steps, and the first client has a single sample."""
+    """All clients take the same number of steps; the first one has a single sample."""
     stack, streams = Stack(make_adapters(RANKS), torch.ones(5)), client_streams(0, 0, range(5))
     plan = plan_batches(cohort_samples, streams, batch_size=4, local_steps=2)
     narrow, wide = (
@@ -125,7 +125,7 @@ def allocated(task, stack, plan, *, checkpointing: bool) -> int:
 
 def test_the_estimate_is_what_the_profiler_sees(deep_task, cohort):
     plain = allocated(deep_task, *cohort, checkpointing=False)
-    # One of four blocks at a time is computed again.
+    # One of four blocks at a time is recomputed.
     again = allocated(deep_task, *cohort, checkpointing=True) + plain / 4
     for checkpointing, wanted in ((False, plain), (True, again)):
         config = replace(CONFIG, gradient_checkpointing=checkpointing)

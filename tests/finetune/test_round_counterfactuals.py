@@ -1,4 +1,4 @@
-"""Every rule on the very same cohort: the own rule's is the run's, and the run does not notice."""
+"""Every rule on the same cohort: the run's rule gives the run, which is not changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def labels(rule: str, allocation: str = "svd") -> list[str]:
 
 
 def test_who_is_compared_with_whom():
-    """Rules with the same local training, the own one first."""
+    """Rules with the same local training, the run's rule first."""
     for rule in TOGETHER:
         assert labels(rule) == [rule, *(other for other in TOGETHER if other != rule)]
     assert labels("ffa") == ["ffa"]
@@ -60,7 +60,7 @@ def test_the_own_rule_is_the_run_and_the_run_keeps_its_bits(make_run, rule):
 
 @pytest.mark.slow
 def test_another_rules_answer_is_its_own_first_round(make_run):
-    """All rules start alike, so that after one round they can be compared run by run."""
+    """All rules start equally, so that they can be compared after one round."""
     asked = make_run("fedavg", rounds=1, **ASKED).run()
     for rule, energy in zip(asked.compared, asked.counterfactual_energy[1], strict=True):
         wanted = make_run(rule, rounds=1).run()
@@ -71,7 +71,7 @@ def test_another_rules_answer_is_its_own_first_round(make_run):
 
 @pytest.mark.slow
 def test_later_rounds_answer_for_the_same_cohort(make_run):
-    """In round 3 the other rule gets what clients under the run's own rule have trained."""
+    """In round 3 the other rule gets the updates trained under the run's rule."""
     run = make_run("fedavg", rounds=3, **ASKED)
     result = run.run()
     again = make_run("fedavg", rounds=3)

@@ -38,7 +38,7 @@ RSLORA = {
 
 
 def assert_reference(run, rule):
-    """Every round's ranks, and in the end every module's adapter and whole update."""
+    """Compare the ranks of every round, and the final adapter and update of every module."""
     ranks = run.run().client_rank
     states = training_reference(run.scenario, run.task, rule, run.seed)
     np.testing.assert_array_equal(ranks, [state.ranks for state in states])
@@ -105,7 +105,7 @@ def test_everything_at_once_is_the_reference(make_run):
 
 
 class Watch:
-    """What goes into every round's local training, and what comes out."""
+    """Records inputs and outputs of every round's local training."""
 
     def __init__(self, monkeypatch):
         self.calls = []
@@ -122,7 +122,7 @@ class Watch:
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["flora", "fedex", "fedex:residual_rank=1"])
 def test_clients_train_on_the_corrected_model(make_run, monkeypatch, rule):
-    """The base of every round is in the weights, once, and the shared model is unchanged."""
+    """The base correction is added to the weights once, and the shared model is unchanged."""
     watch, run = Watch(monkeypatch), make_run(rule)
     before = {n: p.clone() for n, p in run.task.model.named_parameters()}
     bases = []
@@ -172,7 +172,7 @@ def test_flora_starts_every_round_afresh_and_moves_the_base_alone(make_run, monk
     allocation=["svd", "random", "importance"], start=[{}, SPARSE], law=[{}, {"cohort_size": 2}]
 )
 def test_the_a_of_ffa_never_moves_by_a_bit(make_run, monkeypatch, allocation, start, law):
-    """In no client and round, whatever the scalings are, and after rows that no client sent."""
+    """In all clients and rounds, for all scalings, and after rows that no client sent."""
     watch = Watch(monkeypatch)
     run = make_run("ffa", allocation=allocation, lora_alpha=6.0, **start, **law)
     common = {name: start.lora_A.clone() for name, start in run.received.fresh.items()}
@@ -201,7 +201,7 @@ def test_the_a_of_ffa_never_moves_by_a_bit(make_run, monkeypatch, allocation, st
 
 @pytest.mark.parametrize("frozen_a", [False, True])
 def test_importance_is_each_clients_own_gradient(make_run, tiny_task: DigitsTask, frozen_a):
-    """As one client at a time has it, and as the loss falls along it."""
+    """Equal to that of one client at a time and to the slope of the loss."""
     run = make_run("ffa" if frozen_a else "raflora", **SPARSE)
     run.run()
     received = run.received.whole(run.state)
@@ -218,7 +218,7 @@ def test_importance_is_each_clients_own_gradient(make_run, tiny_task: DigitsTask
 
 
 def assert_slope(task, weights, received, samples, norms, frozen_a):
-    """The loss along direction 2 of one module falls by the norm times the step, to first order."""
+    """Check that the loss along direction 2 of one module falls by norm times step."""
     name, i, step = next(iter(received)), 2, 1e-6
     factors = received[name]
     lora_a, lora_b = (x.clone().requires_grad_() for x in (factors.lora_A, factors.lora_B))
@@ -259,12 +259,12 @@ def test_clients_receive_the_components_that_their_positions_name(
             for k, (own, rank) in enumerate(zip(rows, run.scenario.ranks, strict=True)):
                 assert own.tolist() == sorted(set(own.tolist()))
                 assert len(own) == rank
-                if t:  # at round 0 every direction is lost, and sent as LoRA starts it
+                if t:  # in round 0 every direction is lost, and is sent as LoRA initializes it
                     lora_a, lora_b = (factor[k] for factor in sent[name])
                     assert torch.equal(lora_a[:rank], adapters[name].lora_A[own])
                     assert torch.equal(lora_b[:, :rank], adapters[name].lora_B[:, own])
     layers = [tuple(rows[0].tolist()) for rows in seen[-1][0].values()]
-    # Random directions are the client's, those that matter to it the layer's as well.
+    # Random directions depend on the client, important ones also on the layer.
     assert (len(set(layers)) == 1) == (allocation == "random")
 
 

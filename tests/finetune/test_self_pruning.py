@@ -1,4 +1,4 @@
-"""HetLoRA's self-pruning: who prunes, to which rank, and that the run goes on with it."""
+"""HetLoRA's self-pruning: which clients prune, to which rank, and later rounds."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_without_decay_nobody_prunes_and_a_penalty_alone_does_nothing(make_run):
 
 
 def test_a_decay_that_leaves_every_rank_changes_nothing(make_run):
-    """ceil(0.9 r) is r up to r = 9: no tail, so no penalty and no pruning."""
+    """ceil(0.9 r) is r up to r = 9, so there is no tail, no penalty and no pruning."""
     plain, decayed = make_run().run(), make_run(pruning_decay=0.9, pruning_penalty=9.0).run()
     np.testing.assert_array_equal(decayed.client_rank, plain.client_rank)
     np.testing.assert_array_equal(decayed.singular_values, plain.singular_values)
@@ -82,7 +82,7 @@ def test_a_decay_that_leaves_every_rank_changes_nothing(make_run):
 @pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["svd", "random", "importance"])
 def test_what_is_sent_has_the_new_rank(make_run, monkeypatch, allocation):
-    """In its old scaling, on the first of its old directions; the server knows the new levels."""
+    """With the old scaling, on the first old directions; the server knows the new levels."""
     calls, original = [], finetune_run.aggregate
 
     def aggregate(updates, weights, rule, **options):

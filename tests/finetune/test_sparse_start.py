@@ -1,4 +1,4 @@
-"""SLoRA's first stage: which entries move, and what the adapters start from."""
+"""SLoRA's first stage: which entries move, and the start of the adapters."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_only_the_chosen_entries_move(make_run, law, density, optimizer):
         assert len(set(chosen.tolist())) == max(1, round(density * dense.numel()))
         moved = dense.flatten()
         assert not moved[~mask].any()
-        # Hidden units that no image reaches have no gradient.
+        # Hidden units without input have no gradient.
         assert density == 1e-9 or (moved[mask] != 0).float().mean() > 0.5
 
 
@@ -89,7 +89,7 @@ def test_the_start_is_the_best_approximation(make_run):
         missed = (dense - start.delta()).norm()
         bound = relative("factorization") * dense.norm()
         assert abs(missed - values[8:].norm()) <= bound
-        # Balanced and in its SVD gauge: what truncation to r_k takes is best as well.
+        # Balanced and in SVD gauge, so that the truncation to r_k is optimal too.
         assert (start.lora_A @ start.lora_A.mT - torch.diag(values[:8])).norm() <= bound
         assert (start.lora_B.mT @ start.lora_B - torch.diag(values[:8])).norm() <= bound
 

@@ -1,4 +1,4 @@
-"""Pages made once, and Debian's Chromium to read them with."""
+"""Pages made once, and Debian's Chromium to read them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def recorded_page() -> str:
 
 @pytest.fixture(scope="session")
 def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder as a verification leaves it: a report, and energies of three rounds."""
+    """Return a folder of a verification: a report, and energies of three rounds."""
     folder = tmp_path_factory.mktemp("verified")
     (folder / "report.json").write_text(json.dumps(page_report()))
     rounds, rules = np.arange(4), ["fedavg", "raflora"]

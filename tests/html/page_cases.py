@@ -1,4 +1,4 @@
-"""A report small enough to write down, and a reader of the page that is made of it."""
+"""A small report, and a parser of its page."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Element:
 
 
 class Page(HTMLParser):
-    """A page as a tree; an element that is not closed, or not in its turn, is an error."""
+    """A page as a tree; unclosed or wrongly nested elements are errors."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The report's page as a file: complete, well-formed, closed in itself, and readable as it is."""
+"""The report's page as a file: complete, well-formed, self-contained and readable."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def page_with(text: str) -> Page:
 
 
 def structure(element: Element) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """All elements with the names of their attributes."""
+    """Yield all elements with the names of their attributes."""
     yield element.tag, tuple(element.attributes)
     for child in element.children:
         if isinstance(child, Element):
@@ -241,7 +241,7 @@ def test_a_claim_is_repeated_by_a_command_that_verify_knows() -> None:
 
 
 def themes_of_style() -> dict[str, dict[str, str]]:
-    """Colors by name, in light and in dark."""
+    """Return the colors by name of the light and the dark theme."""
     text = STYLE.read_text()
     found = {}
     for name, start in (("light", ":root {"), ("dark", ':root[data-theme="dark"] {')):

@@ -16,7 +16,7 @@ WIDTHS = [1280, 390]
 
 
 class Reader:
-    """A reader of a page: every look at it is a question that the page answers."""
+    """A page in the browser, queried by scripts."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -33,7 +33,7 @@ class Reader:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wish})
 
     def shown(self) -> list[str]:
-        """Return names of the claims that are to be seen, in their order on the page."""
+        """Return names of the claims that are visible, in their order on the page."""
         return self.ask(
             "[...document.querySelectorAll('tbody.claim')].filter((c) => c.offsetHeight > 0)"
             ".map((c) => c.dataset.name)"
@@ -43,7 +43,7 @@ class Reader:
         return self.ask("document.getElementById('shown').textContent")
 
     def choose(self, name: str, value: str) -> None:
-        """As a hand or a keyboard would: the control's value, and the event that follows."""
+        """Set a control's value and send the event, as mouse or keyboard would."""
         self.ask(
             "((c) => { c.value = arguments[1];"
             "c.dispatchEvent(new Event('input', {bubbles: true})); })"
@@ -59,7 +59,7 @@ class Reader:
         self.driver.switch_to.active_element.send_keys(*keys)
 
     def overflow(self) -> int:
-        """How much wider than the window the page is."""
+        """Return by how much the page is wider than the window."""
         return self.ask(
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
@@ -67,7 +67,7 @@ class Reader:
 
 @pytest.fixture
 def open_page(browser: Any, tmp_path: Path, verified: Path) -> Callable[..., Reader]:
-    """Opens a page from a file in a window of this width, for the first time."""
+    """Return a function that opens a page from a file in a window of some width."""
 
     def opened(text: str | None = None, width: int = 1280, hash_: str = "") -> Reader:
         path = tmp_path / "report.html"
@@ -202,7 +202,7 @@ def test_the_theme_follows_the_system_until_chosen(open_page: Callable[..., Read
     page.prefer("dark")
     dark = page.ask(ground)
     assert dark != light
-    for _ in range(4):  # on a busy machine Chromium itself loses one store in about thirty
+    for _ in range(4):  # on a busy machine Chromium loses about one of thirty writes
         page.click("#toggle")
         assert page.ask(ground) == light
         page.driver.refresh()

@@ -1,4 +1,4 @@
-"""What a page is made of: formulas, numbers, intervals against their margins, and line charts."""
+"""Parts of a page: formulas, numbers, intervals against their margins, and line charts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paper_figs.html.charts import Line, chart, interval_plot, number_html, p_ht
 from paper_figs.html.figures import pictures
 from paper_figs.html.formulas import DERIVED, behind, derivation, typeset
 
-# Identities of factors and comparisons on real data, of which no derivation speaks.
+# Identities of factors and comparisons on real data, which have no derivation.
 WITHOUT = {
     "adam-identity",
     "independent-runs",
