@@ -1,6 +1,6 @@
 """Hypothesis profiles of all tests: HYPOTHESIS_PROFILE = quick | ci | deep.
 
-quick: a few examples, for `make check`. ci, the default: examples of `make test` and the gate. deep:
+quick: a few examples, for `make check`. ci, the default: for `make test` and the gate. deep:
 thousands, new ones each time, for `make test-deep`. Only deep draws at random, so a failure under
 the other two is caused by a change of the code.
 """

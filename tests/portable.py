@@ -1,7 +1,7 @@
-"""Run the tests and the quick verification as other processors would: `make test-portable`.
+"""Run the tests and the quick verification with other processors' kernels: `make test-portable`.
 
 Numerical libraries choose their kernels by processor, and kernels round differently. Environment
-variables make them choose others here. Every setting must pass the tests, on few examples, and
+variables select other kernels here. Every setting must pass the tests, on few examples, and
 `verify --quick --strict`, and no verdict may contradict the recorded one.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "results/recorded/report.json"
-PROCESSES = 2  # of pytest, and of threads in all
+PROCESSES = 2  # number of pytest processes, and of all threads
 SETTINGS = {
     "torch-plain": {"ATEN_CPU_CAPABILITY": "default"},
     "torch-avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
@@ -35,9 +35,9 @@ def verdicts(report: Path) -> dict[str, str]:
 
 
 def contradictions(found: dict[str, str], recorded: dict[str, str]) -> list[str]:
-    """Return the claims that were decided otherwise than in the record, with both verdicts.
+    """Return the claims with another verdict than in the record, with both verdicts.
 
-    A quick run may leave a conjecture undecided that the full run decided; `--strict` sees to the
+    A quick run may leave a conjecture undecided that the full run decided; `--strict` checks the
     theorems.
     """
     return [
@@ -72,7 +72,7 @@ def try_setting(name: str, threads: int) -> list[str]:
 
 
 def main() -> int:
-    """Try every setting asked for, print one line for each, and return 1 if any failed."""
+    """Try the requested settings, print one line for each, and return 1 if any failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--setting", choices=SETTINGS, action="append", help="may be repeated")
     parser.add_argument("--threads", type=int, action="append", help="1 and 2 by default")

@@ -54,7 +54,7 @@ RUNS, ROUNDS = 3000, 5
 
 
 def client_loop(run, rule, rng):
-    """Return energies of independent runs with separate draws per client: (runs, rounds + 1, r_max)."""
+    """Return energies of runs with separate draws per client: (runs, rounds + 1, r_max)."""
     federation = run.federation
     counts = draw_cohorts(federation, RUNS * ROUNDS, rng).reshape(RUNS, ROUNDS, -1)
     weights = federation.cohort_weights(np.arange(federation.num_clients), counts)

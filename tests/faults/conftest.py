@@ -30,5 +30,5 @@ def prepared_command(
 
 @pytest.fixture
 def trials() -> int:
-    """Return the number of kills or full disks of a test: 25 in `make test-deep`, 3 in `make test`."""
+    """Return the number of kills or full disks: 25 in `make test-deep`, 3 in `make test`."""
     return DEEP if is_random() else max(1, CI * examples(CI) // CI)

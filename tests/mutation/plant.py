@@ -4,9 +4,9 @@
     python tests/mutation/plant.py NAME...        run these again
 
 A fault replaces one piece of text in one file; the tests named for it run on the copy. It is caught
-if one of them fails, and caught as expected if the test that was built for it is among those. A
-fault's result is kept as soon as it is there, and made anew when the fault, its file or its tests
-have changed. Not part of `make test`: a run takes about an hour on one core.
+if one of them fails, and caught as expected if the test built for it is among those. Each result
+is stored at once, and repeated if the fault, its file or its tests have changed. This is not part
+of `make test`: a run takes about an hour on one core.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LIBRARIES = (
     "matplotlib.pyplot",
     "sympy",
 )
-IGNORED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # plugins that are imported already
+IGNORED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # plugins that are already imported
 Results = dict[str, dict[str, Any]]
 
 
@@ -87,7 +87,7 @@ def run_tests(tests: tuple[str, ...], copy: Path, log: Path) -> None:
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     os.chdir(copy)
-    os.environ["PYTHONPATH"] = str(copy)  # of the processes that tests start
+    os.environ["PYTHONPATH"] = str(copy)  # of the tests' child processes
     sys.path[:] = [str(copy), *(path for path in sys.path if Path(path) != Path(__file__).parent)]
     code = pytest.main(["-rfE", "--maxfail=20", "-p", "no:cacheprovider", *IGNORED, *tests])
     sys.stdout.flush()
@@ -107,7 +107,7 @@ def try_fault(fault: Fault, copy: Path) -> dict[str, Any]:
     source = target.read_text(encoding="utf-8")
     target.write_text(planted(source, fault), encoding="utf-8")
     stamp = int(fingerprint(fault)[:7], 16)
-    os.utime(target, (stamp, stamp))  # so that bytecode of another fault does not fit it
+    os.utime(target, (stamp, stamp))  # so that bytecode of another fault is not used
     started = time.monotonic()
     child = get_context("fork").Process(target=run_tests, args=(fault.tests, copy, log))
     try:

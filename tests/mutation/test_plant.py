@@ -1,4 +1,4 @@
-"""The planted faults fit the code as it is, and the harness tells a caught one from a survivor."""
+"""The planted faults fit the current code, and the harness detects caught ones and survivors."""
 
 from __future__ import annotations
 

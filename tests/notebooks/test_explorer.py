@@ -1,4 +1,4 @@
-"""The explorer: its numbers are those of the closed forms, and every turn of a knob is quick."""
+"""The explorer: its numbers equal the closed forms, and every change of a control is quick."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fedlora_sim.rules import get_rule
 from paper_figs import notebook
 from paper_figs.notebook import Explorer
 
-QUICK = 0.5  # seconds from the turn of a knob to the picture
+QUICK = 0.5  # seconds from the change of a control to the picture
 PNG = b"\x89PNG"
-# first directions of the partitions, from 0, of each of these
+# first directions, from 0, of the partitions of each of these
 RANKS = ("4x8,8x6,16x4", "2x4,32x2", "2x10,4x10,8x10,16x5,32x5")
 FIRST = dict(zip(RANKS, ([0, 4, 8], [0, 2], [0, 2, 4, 8, 16]), strict=True))
 
 
 def asked_for(rule="fedavg", local_time=None, **fields):
-    """Explore a scenario of these fields, of the first ranks and 30 rounds where not given."""
+    """Explore a scenario of these fields; by default of the first ranks and 30 rounds."""
     scenario = Scenario(**{"ranks": RANKS[0], "rounds": 30, **fields})
     return explore(scenario, rule, local_time=local_time)
 
@@ -86,7 +86,7 @@ def test_the_verdict_is_that_of_the_collapse_report(rule):
         ({}, Collapse.COLLAPSES, None),
         ({"local_time": 0.7}, Collapse.COLLAPSES, Collapse.COLLAPSES),  # T* is 0.752
         ({"local_time": 0.8}, Collapse.COLLAPSES, Collapse.KEEPS),
-        # most cohorts of six have lost the last partition, however long clients train
+        # most cohorts of six have lost the last partition for any training time
         ({"local_time": 3.0, "cohort_size": 6}, Collapse.COLLAPSES, Collapse.COLLAPSES),
         ({"rule": "raflora", "cohort_size": 6}, Collapse.KEEPS, None),
         (
@@ -94,7 +94,7 @@ def test_the_verdict_is_that_of_the_collapse_report(rule):
             Collapse.COLLAPSES,
             None,
         ),
-        # noise on a floor is nothing that was kept
+        # noise on a floor is not kept energy
         ({"drift_std": 0.5}, Collapse.COLLAPSES, None),
         # gains that differ: a typical run has no closed form
         ({"gain_std": 0.5}, Collapse.UNDECIDED, None),
@@ -165,7 +165,7 @@ def test_every_turn_of_a_knob_is_answered_at_once():
     for name, value in TURNS.items():
         spent = []
         knob = widget.knobs[name]
-        # the fastest of some: others share the machine
+        # the fastest of several, because the machine is shared
         for turned in (value, knob.value) * 3:
             if min(spent, default=QUICK) < QUICK:
                 break

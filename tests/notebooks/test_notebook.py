@@ -1,4 +1,4 @@
-"""What the notebooks compute and draw with."""
+"""Functions with which the notebooks compute and draw."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is stored of the notebooks: pairs in step, no outputs, and words before every picture.
+"""Stored notebooks: equal pairs, no outputs, and text before every picture.
 
-That they run is tested by nbmake, `pytest --nbmake notebooks`.
+nbmake runs them: `pytest --nbmake notebooks`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NAMES = [
     "05_design_a_rank_configuration",
 ]
 DRAWS = re.compile(r"^(figure\b|Explorer\()", re.MULTILINE)
-LONGEST = 45  # lines of a cell: a story, with its helpers in the packages
-WORDS = 12  # fewer say nothing of what a picture shows
+LONGEST = 45  # lines of a cell; helpers are in the packages
+WORDS = 12  # minimum number of words before a picture
 
 each = pytest.mark.parametrize("name", NAMES)
 
@@ -96,7 +96,7 @@ def test_imports_stand_in_the_first_cell(name):
 
 
 def test_predictions_come_before_measurements():
-    """Of each name in the ledger, in cells of their own."""
+    """For each name in the ledger, in separate cells."""
     told = {}
     for i, cell in enumerate(code_cells("02_theory_and_prediction")):
         for verb, name in re.findall(r'ledger\.(predict|measure)\("([^"]+)"', cell.source):

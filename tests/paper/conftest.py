@@ -1,4 +1,4 @@
-"""Data files of all figures, small; figures with few pixels, and closed again."""
+"""Small data files of all figures; figures with few pixels, which are closed again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def paper_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def coarse(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few pixels, and every figure closed again."""
+    """Draw with few pixels, and close all figures afterwards."""
     monkeypatch.setitem(style.RC, "savefig.dpi", 40)
     style.apply()
     yield

@@ -20,7 +20,7 @@ FEW = range(400)
 
 
 def made_up_digits(context: RunContext) -> xr.Dataset:
-    """Curves as fine-tuning would give them: nothing is trained."""
+    """Write curves like those of fine-tuning, without training."""
     rng, rounds = np.random.default_rng(0), np.arange(6)
     dims, size = ("run", "seed", "round"), (len(training.LABELS), 2, len(rounds))
     names = ("accuracy", "rho", "effective_rank", "preservation")

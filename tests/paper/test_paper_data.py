@@ -1,4 +1,4 @@
-"""Data files of the paper: what is in them, that they hold true, and that finished work is kept."""
+"""Data files of the paper: their content, their agreement with theory, and finished work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedlora_sim.errors import InputError
 from fedlora_sim.storage import MARKER
 from fedlora_sim.tolerances import relative
 
-SHARE = 0.8  # of intervals at 95% each that hold what they measure: far from what chance leaves
+SHARE = 0.8  # minimum share of 95% intervals that contain the true value, far below chance
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -70,7 +70,7 @@ def test_files_give_the_numbers_back(name: str, paper_data: Path) -> None:
 
 def test_the_spectrum_is_the_closed_form(paper_data: Path) -> None:
     data = read(paper_data, "spectrum")
-    seen = data.predicted > 1e-20  # below, rounding of the aggregation is what is measured
+    seen = data.predicted > 1e-20  # below, only the aggregation's rounding is measured
     off = np.abs(data.measured / data.predicted - 1).where(seen)
     assert float(off.max()) < 1e-5
     coverage = closed_form.coverage(energies.SPECTRUM_SCENARIO)

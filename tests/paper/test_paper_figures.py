@@ -1,4 +1,4 @@
-"""Figures of the paper: what every one shows, and that a reader can read it."""
+"""Figures of the paper: content and legibility."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from paper_figs.style import LINES_OF, look
 
 pytestmark = pytest.mark.usefixtures("coarse")
 
-TOUCH = 1.0  # points by which the boxes of two texts may overlap: letters do not fill them
+TOUCH = 1.0  # points by which the boxes of two texts may overlap, because letters do not fill them
 OUTSIDE = 0.5  # points by which a box may reach beyond the canvas
 
 
@@ -38,7 +38,7 @@ def data(name: str, paper_data: Path) -> xr.Dataset:
 
 @cache
 def drawn(name: str, paper_data: Path) -> tuple[Figure, np.ndarray, list[tuple[str, Bbox]]]:
-    """Return a figure, its axes, and all that is written in it: laid out once for all tests."""
+    """Return a figure, its axes, and all texts in it, laid out once for all tests."""
     figure, axes = FIGURES[name].draw(read(paper_data, name))
     assert isinstance(figure, Figure)
     return figure, axes, words(figure)
@@ -143,7 +143,7 @@ def test_what_is_drawn_is_what_is_in_the_file(paper_data: Path) -> None:
     np.testing.assert_allclose(axis.lines[0].get_ydata(), data.bound)
     assert axis.get_yscale() == "log"
     told = {text.get_text() for text in axis.texts}
-    assert "FedAvg, FFA-LoRA" in told  # they coincide, and are named together
+    assert "FedAvg, FFA-LoRA" in told  # they coincide and share a label
     data = read(paper_data, "spectrum")
     _, (fedavg, raflora) = FIGURES["spectrum"].draw(data)
     (shades,) = fedavg.collections
@@ -176,7 +176,7 @@ def test_names_stand_apart_in_the_order_of_their_lines(values: list[float]) -> N
     ]
     boxes = [label.get_window_extent() for label in told]
     assert all(one.y1 <= other.y1 and one.y1 - other.y0 < 3 for one, other in pairwise(boxes))
-    # a name in the middle of which the axis ends
+    # a name that crosses the end of the axis
     half = (boxes[-1].y1 - boxes[-1].y0) / 2
     assert boxes[-1].y1 <= axis.get_window_extent().y1 + half + 1
 

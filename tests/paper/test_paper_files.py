@@ -1,4 +1,4 @@
-"""Files of the figures: whole, true to the manifest, and the same bytes every time."""
+"""Files of the figures: complete, as listed in the manifest, with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sha256(path: Path) -> str:
 
 
 def check(manifest: dict[str, Any], out: Path, data: Path) -> None:
-    """Every file is there with the bytes that the manifest tells of."""
+    """Check that all files exist with the bytes of the manifest."""
     told = {name for entry in manifest["figures"].values() for name in entry["files"]}
     there = {path.name for path in out.iterdir()}
     assert there == told | {"manifest.json", "captions.md", "captions.tex", MARKER}
@@ -62,7 +62,7 @@ def test_files_and_manifest(
     assert r"95\% intervals" in latex
     assert not plt.get_fignums()
     assert stale(manifest) == []
-    # one more figure later: the manifest speaks of all, in the order of the paper
+    # one more figure later: the manifest lists all in the order of the paper
     manifest = draw_paper(["ranks"], paper_data, tmp_path)
     assert list(manifest["figures"]) == [name for name in FIGURES if name in (*FEW, "ranks")]
     check(manifest, tmp_path, paper_data)

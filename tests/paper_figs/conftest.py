@@ -1,4 +1,4 @@
-"""A report and datasets small enough to write down."""
+"""A small report and small datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paper_figs import style
 
 @pytest.fixture
 def energies() -> xr.Dataset:
-    """Made-up energies of every rule, with a prediction."""
+    """Save artificial energies of every rule, with a prediction."""
     scenario, rng = Scenario("1x2,2x2,4x2", rounds=3), np.random.default_rng(0)
     runs = []
     for rule in ENERGY_RULES:
@@ -31,7 +31,7 @@ def energies() -> xr.Dataset:
 
 @pytest.fixture
 def digits_runs() -> xr.Dataset:
-    """Made-up energy ratios and accuracies of every run that the figure draws."""
+    """Save artificial energy ratios and accuracies of the figure's runs."""
     rng = np.random.default_rng(1)
     size = (len(digits_figure.LOOK), 2, 4)
     dims = ("run", "seed", "round")
@@ -43,7 +43,7 @@ def digits_runs() -> xr.Dataset:
 
 @pytest.fixture
 def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few pixels, and every figure closed again."""
+    """Draw with few pixels, and close all figures afterwards."""
     monkeypatch.setitem(style.RC, "savefig.dpi", 40)
     style.apply()
     yield

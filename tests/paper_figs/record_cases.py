@@ -1,4 +1,4 @@
-"""A document with every generated block, and records of benches to fill them from."""
+"""A document with every generated block, and the records that fill them."""
 
 from __future__ import annotations
 

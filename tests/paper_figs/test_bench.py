@@ -1,4 +1,4 @@
-"""The benches: bars are met or missed by what was measured, and a run writes all that is shown."""
+"""Benchmarks: targets are met or missed by the measurements; a run writes all shown values."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def labels(axis: Any) -> list[str]:
 
 
 def names(axis: Any) -> list[str]:
-    """What lines are called where they end, lowest first."""
+    """Return the labels at the ends of lines, lowest first."""
     return [text.get_text() for text in axis.texts]
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("coarse_figures")
 
 @pytest.fixture
 def curves() -> xr.Dataset:
-    """Deviations that grow tenfold from point to point."""
+    """Save deviations that grow tenfold from point to point."""
     value = np.geomspace(1e-4, 1e1, 6)
     deviation = np.broadcast_to(value[:, None] / 100, (3, 6, 2))
     dims = ("sweep", "point", "partition")
@@ -64,7 +64,7 @@ def settled() -> xr.Dataset:
 
 @pytest.fixture
 def diagram() -> xr.Dataset:
-    """Floors that are the coverage; one measured point is collapsed, three are held."""
+    """Save floors equal to the coverage; one measured point is collapsed, three are held."""
     coverage, time = np.linspace(1.0, 0.1, 4), np.linspace(0.0, 1.0, 5)
     floor = np.broadcast_to(coverage[:, None], (2, 4, 5))
     return xr.Dataset(
@@ -94,7 +94,7 @@ def test_breakdown(curves: xr.Dataset) -> None:
     assert titles == ["(a) turning basis", "(b) clients with turned targets", "(c) Adam"]
     assert [axis.get_xlabel() for axis in axes] == ["angle", "local steps", "local time"]
     assert "measured / predicted" in axes[0].get_ylabel()
-    # A region where there is one: its edge lies between its last point and the next.
+    # The edge of a region lies between its last point and the next one.
     shades = [axis.patches for axis in axes]
     assert [len(patches) for patches in shades] == [1, 1, 0]
     x = curves.value.values[0]

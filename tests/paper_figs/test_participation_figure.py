@@ -1,4 +1,4 @@
-"""The figure on participation: measurements and predictions, and where runs end."""
+"""The figure on participation: measurements, predictions, and the ends of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated blocks of the documents: made anew from a record, or refused."""
+"""Generated blocks of the documents: rendered from a record, or refused."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The recorded study: its verdicts follow from the numbers that the record has.
+"""The recorded study: its verdicts follow from the recorded numbers.
 
-The study was recorded before studies kept how every run ended. Of the mixed ranks the record has
-all runs, of the other rank configurations the means and intervals of every split. Where the
-replicates of a claim cannot be formed from these, the record states the widest interval that they
-allow.
+The study was recorded before studies stored the end of every run. The record has all runs of the
+mixed ranks, and means and intervals per split of the other rank configurations. If the replicates
+of a claim cannot be formed from these, the record states the widest interval that is possible.
 """
 
 from __future__ import annotations
@@ -73,8 +72,8 @@ def exact(samples: np.ndarray) -> Ends:
 def less_highest(tail: np.ndarray, report: dict[str, Any]) -> Ends:
     """Return widest interval of log tails (split, replicate) over those of equal highest ranks.
 
-    Three numbers of known mean and spread lie on a circle; their replicates' deviations add up to
-    at most the sum over splits.
+    Three numbers of known mean and spread lie on a circle; the deviations of the replicates are at
+    most the sum over splits.
     """
     m, s = (
         of(report, HIGHEST, "fedavg", "rho")[:, None, None] for of in (splits_mean, splits_spread)
@@ -87,9 +86,9 @@ def less_highest(tail: np.ndarray, report: dict[str, Any]) -> Ends:
 def within_splits(pooled: Ends, means: np.ndarray) -> Ends:
     """Return widest interval of three replicates whose twelve runs have this pooled interval.
 
-    Of their sum of squares the part between the splits' means is known, and the rest W is what
-    deviations within splits sum up to. Four splits' deviations of one replicate average to a
-    variance of at most W / 8, which they have where all splits deviate alike.
+    The part of their sum of squares between the splits' means is known; the rest W is the sum
+    within splits. The mean deviation of a replicate over four splits has a variance of at most
+    W / 8, which is attained if all splits deviate alike.
     """
     error, runs, splits = 0.05 / len(PAPER_CLAIMS), 12, len(means)
     variance = ((pooled[1] - pooled[0]) / 2 / stats.t.isf(error / 2, runs - 1)) ** 2 * runs
@@ -98,13 +97,13 @@ def within_splits(pooled: Ends, means: np.ndarray) -> Ends:
     return means.mean() - half(spread), means.mean() + half(spread)
 
 
-# Intervals of the twelve runs as if they were a sample of one law, with their recorded values.
+# Intervals of the twelve runs as a sample of one law, with their recorded values.
 POOLED_ROBUSTNESS = (-0.016103446902955718, 0.07943678023628906)
 POOLED_CONTROL = (-0.6329643888309402, -0.4553689445023932)
 
 
 def intervals(report: dict[str, Any], curves: xr.Dataset) -> dict[str, tuple[Ends, Ends]]:
-    """Of every claim and its control, from the record's own numbers."""
+    """Return the intervals of every claim and its control from the recorded numbers."""
     accuracy = {rule: last(curves, "accuracy", rule) for rule in ("fedavg", "raflora")}
     tail = {rule: np.log10(1 - last(curves, "rho", rule)) for rule in ("fedavg", "raflora")}
     untrained = curves.accuracy.sel(rule="fedavg").isel(round=0).values

@@ -1,4 +1,4 @@
-"""The comparison with other frameworks: one run for all, and no times for who disagrees."""
+"""The comparison with other frameworks: one run for all; lanes that disagree have no times."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_client_passes_once_over_distinct_samples(exchange: Exchange) -> N
         for k, own in enumerate(exchange.num_samples(t)):
             seen = exchange.batches_of(t, k)
             assert seen.size == own == len(np.unique(seen))
-    assert len(np.unique(exchange.num_steps)) > 1  # or the weights would not be tried
+    assert len(np.unique(exchange.num_steps)) > 1  # otherwise the weights would not be tested
 
 
 def test_a_run_in_float32_is_the_one_in_float64_rounded(exchange: Exchange) -> None:
@@ -177,7 +177,7 @@ def test_lanes_are_timed_in_turn_after_they_have_agreed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_lane_with_wrong_adapters_is_not_timed(dtype: str) -> None:
-    """Off by a twentieth of the change, be it in the check or in the runs that would be timed."""
+    """Wrong by a twentieth of the change, in the check or in the timed runs."""
 
     def spoil(lane: Lane, exchange: Exchange, found: Adapters) -> Adapters:
         if lane is not OURS or exchange.settings.dtype != dtype:

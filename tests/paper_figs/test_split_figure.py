@@ -1,7 +1,4 @@
-"""The picture of a split: every sample is in it, ranks are distinguished.
-
-And few are still seen.
-"""
+"""The picture of a split shows every sample, also in small numbers, and distinguishes ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of a study from made-up results: what they show, and that they say where it is from."""
+"""Figures of a study from artificial results: content, and the stated source."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_calibrated() -> None:
     assert {text.get_text() for text in fedavg.texts} == {"$i=$1–2", "$i=$3–4"}
     shown = [text.get_text() for text in raflora.get_legend().get_texts()]
     assert shown == ["measured", "predicted, median", "predicted, 90%", "calibration"]
-    # a diverging forecast does not determine the axis; it is made for
+    # a diverging forecast does not determine the axis, which is made for
     assert fedavg.get_ylim()[1] == finetuning.BEYOND * found.measured.max()
     (shade,) = fedavg.patches
     assert shade.get_width() == FIRST

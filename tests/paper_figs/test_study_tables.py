@@ -1,4 +1,4 @@
-"""A study's tables from a made-up report."""
+"""A study's tables from an artificial report."""
 
 from __future__ import annotations
 

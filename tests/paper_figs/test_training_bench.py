@@ -1,4 +1,4 @@
-"""The training bench: lanes that do the same, bars by what was measured, a record to be shown."""
+"""The training benchmark: equal lanes, measured targets, and the shown record."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def alone() -> Iterator[None]:
 
 @pytest.fixture
 def small_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An encoder that is trained in milliseconds."""
+    """Use an encoder that is trained in milliseconds."""
     for name, size in (("WIDTH", 16), ("HEADS", 2), ("TOKENS", 5)):
         monkeypatch.setattr(prefix_lane, name, size)
 

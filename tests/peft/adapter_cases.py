@@ -1,7 +1,7 @@
-"""What the adapters' tests share: tiny models, adapters trained by PEFT, and a dense merge.
+"""Shared by the adapters' tests: tiny models, adapters trained by PEFT, and a dense merge.
 
-The merge is independent of the package: factors and scalings come from PEFT's own modules after
-PEFT has loaded the client's folder, and weights are summed in dense float64 matrices.
+The merge is independent of the package: factors and scalings come from PEFT's modules after PEFT
+has loaded the client's folder, and weights are summed in dense float64 matrices.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ SETTINGS = {
 
 @contextmanager
 def third_party_warnings_ignored():
-    """What PEFT and transformers warn of, none of which is about the files."""
+    """Ignore warnings of PEFT and transformers that are not about the files."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
@@ -95,7 +95,7 @@ def third_party_warnings_ignored():
 
 
 def base_model(architecture, dtype=torch.float64):
-    """Return the same model every time, random weights, in evaluation mode."""
+    """Return the same model each time, with random weights, in evaluation mode."""
     with library_draws(7):
         return MODELS[architecture]().to(dtype).eval()
 
@@ -143,7 +143,7 @@ def share_a(folders, to):
 
 
 def train(model, seed, steps=3):
-    """A few steps on random tokens; B, which PEFT starts at zero, is none of it afterwards."""
+    """Take a few steps on random tokens, after which B, initially zero, is nowhere zero."""
     rng = torch.Generator().manual_seed(100 + seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=0.05)
@@ -160,14 +160,14 @@ def load(architecture, folder, dtype=torch.float64):
     """The base model with the adapter of a folder, through PEFT; every key must find its place."""
     with third_party_warnings_ignored():
         model = PeftModel.from_pretrained(base_model(architecture, dtype), folder)
-        result = model.load_adapter(folder, adapter_name="default")  # again, for what it reports
+        result = model.load_adapter(folder, adapter_name="default")  # load again for the report
     assert list(result.missing_keys) == []
     assert list(result.unexpected_keys) == []
     return model.eval()
 
 
 def lora_layers(model):
-    """PEFT's own view of every LoRA module: A (r, d_in), B (d_out, r), scaling."""
+    """Return PEFT's A (r, d_in), B (d_out, r) and scaling of every LoRA module."""
     found = {}
     for name, module in model.base_model.model.named_modules():
         if isinstance(module, LoraLayer):
@@ -212,7 +212,7 @@ def merged_model(architecture, deltas):
 
 
 def assert_same(actual, wanted, kind="factorization", dtype=torch.float64):
-    """Equal within the project's tolerance, relative to the norm of what was wanted."""
+    """Check equality within the project's tolerance, relative to the expected norm."""
     error = (actual.double() - wanted.double()).norm()
     bound = relative(kind, dtype) * wanted.double().norm()
     assert error <= bound, f"off by {float(error):.3g}, {float(bound):.3g} allowed"

@@ -16,7 +16,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_T
 
 @pytest.fixture
 def fedlora_aggregate(fedlora: Callable[..., Any]) -> Callable[..., Any]:
-    """`fedlora-sim aggregate` with arguments."""
+    """Return a function that runs `fedlora-sim aggregate` with arguments."""
     return partial(fedlora, "aggregate")
 
 
@@ -39,7 +39,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pat
 
 @pytest.fixture
 def folders(clients, here):
-    """Return three clients' folders `a`, `b`, `c` in the working folder, to be spoilt."""
+    """Return three clients' folders `a`, `b`, `c` in the working folder, to be damaged."""
     settings = [{"r": r, "lora_alpha": 8} for r in (2, 4, 8)]
     for name, folder in zip("abc", clients("llama", *settings), strict=True):
         shutil.copytree(folder, here / name)
@@ -48,7 +48,7 @@ def folders(clients, here):
 
 @pytest.fixture
 def refused(fedlora_aggregate, here):
-    """Run the command; check that it refuses and writes nothing; give its line."""
+    """Return a function that checks that the command refuses and writes nothing, and gives its line."""
     from adapter_cases import tree
 
     def run(*arguments):

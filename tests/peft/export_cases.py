@@ -1,4 +1,4 @@
-"""Runs on tiny models, kept on disk, and what the run itself makes of its model."""
+"""Runs on tiny models, stored on disk, and the outputs of their models."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def tiny_task(architecture="bert", heads=("classifier",), dtype=torch.float64):
 
 
 def keep_run(folder, task, rule="raflora", **changes):
-    """Return a run on a task of its own, all its rounds kept; opened."""
+    """Return a run on a custom task with all rounds stored, opened."""
     scenario = TINY.replace(**changes)
     run_training(scenario, get_rule(rule), [3], task=task, checkpoints=folder, keep="all")
     return KeptRun(folder / "seed-3", task)
 
 
 def logits(task, deltas, heads):
-    """What a task's model makes of the test part with updates and heads in place."""
+    """Return the outputs of a task's model on the test part with updates and heads."""
     replaced = add_deltas(task.model, deltas)
     for name, own in heads.items():
         replaced |= {f"{name}.{key}": x for key, x in zip(("weight", "bias"), own, strict=False)}
@@ -81,7 +81,7 @@ def write_text_task(folder: Path, headless: bool = True) -> Scenario:
     wordpiece(WORDS, longest=16).save_pretrained(folder / "model")
     topics = {"animals": "the cat sat", "money": "stock price", "sport": "goal team"}
     if not headless:
-        topics.pop("money")  # the model's own head knows two classes
+        topics.pop("money")  # the model's head has two classes
     lines = [
         f"{' '.join(t.split()[: 1 + i % 3])} road\t{n}"
         for i in range(10)

@@ -61,7 +61,7 @@ def empty(folder):
 
 
 def name_adapters(*names):
-    """What PEFT saves of adapters that are not called default."""
+    """Write a folder as PEFT saves adapters that are not called default."""
     for name in names:
         shutil.copytree("a", f"b/{name}")
     for name in (CONFIG, WEIGHTS):
@@ -69,14 +69,14 @@ def name_adapters(*names):
 
 
 def name_keys(name):
-    """What a plain `torch.save` of the model's own state has for keys."""
+    """Rename keys to those of the model's own state."""
     for key in load_file(Path("b", WEIGHTS)):
         if key.endswith("lora_A.weight"):
             rewrite("b", move(key, key.replace("lora_A.", f"lora_A.{name}.")))
 
 
 def point(name, to=None):
-    """What a clone has without git-lfs."""
+    """Replace the weights by a git-lfs pointer, as in a clone without git-lfs."""
     Path("b", name).unlink()
     oid = "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
     pointer = f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 12345\n"

@@ -1,4 +1,4 @@
-"""Configurations read as PEFT reads them; each of its variants has been decided on."""
+"""Configurations are read as by PEFT; each of its variants is accepted or refused explicitly."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_layer_variant_of_the_installed_peft_is_refused():
         for field in dataclasses.fields(LoraConfig)
         if field.metadata.get("is_lora_variant")
     }
-    # aLoRA adds B @ A too, to some of the tokens.
+    # aLoRA adds B @ A to some of the tokens.
     assert variants <= set(REFUSED) | {"alora_invocation_tokens"}
     assert len(variants) >= 5
 

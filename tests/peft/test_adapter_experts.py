@@ -37,7 +37,7 @@ from fedlora_sim.peft import AdapterFolder, aggregate_adapters
 from fedlora_sim.randomness import library_draws
 from fedlora_sim.rules import rule_names
 
-# PEFT warns that patterns for parameters, its own too, are ignored, and uses them.
+# PEFT warns that patterns for parameters are ignored, but uses them.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning"
 )
@@ -81,7 +81,7 @@ MIXED = [{"r": r, "lora_alpha": 3 + r, "use_rslora": r == 2} for r in RANKS]
 def base_model(architecture):
     with library_draws(7):
         model = MODELS[architecture]().double().eval()
-    model.set_experts_implementation("eager")  # the others know no double precision
+    model.set_experts_implementation("eager")  # the others do not support double precision
     return model
 
 
@@ -119,7 +119,7 @@ def outputs(model):
 
 
 def views(model):
-    """PEFT's own view of what LoRA is on: by parameter, (A, B, scaling) of every expert."""
+    """Return PEFT's (A, B, scaling) of every expert by parameter."""
     found = {}
     for name, module in model.base_model.model.named_modules():
         if not isinstance(module, LoraLayer):
@@ -143,7 +143,7 @@ def updates(view):
 
 
 def averages(of_clients, samples, rule, rank=None):
-    """Dense averages of every expert, by parameter, cut to a rank or to the clients' highest."""
+    """Return dense averages per parameter and expert, truncated to a rank."""
     found = {}
     for name, experts in of_clients[0].items():
         found[name] = []
@@ -253,7 +253,7 @@ def with_common_a(folder, to):
 
 @pytest.mark.parametrize("rule", ["flora", "fedavg"])
 def test_what_clients_receive_of_experts_trains(expert_clients, tmp_path, rule):
-    """Components that carry nothing start anew in every expert."""
+    """Components without energy are reinitialized in every expert."""
     folders = expert_clients("qwen2_moe", *MIXED)
     options = {"client_folders": True, "rank_levels": RANKS, "empty_partition": "zero"}
     aggregate_adapters(folders[:2], None, rule, tmp_path / "out", **options)
@@ -265,7 +265,7 @@ def test_what_clients_receive_of_experts_trains(expert_clients, tmp_path, rule):
 
 
 def test_the_rank_of_a_fused_parameter_follows_the_levels(expert_clients, tmp_path):
-    """PEFT doubles r for gate_up_proj: the federation's levels double there too."""
+    """PEFT doubles r for gate_up_proj, so the federation's levels double there too."""
     folders = expert_clients("mixtral", *MIXED)[:2]
     options = {"rank_levels": RANKS, "empty_partition": "zero"}
     report = aggregate_adapters(folders, None, "raflora", tmp_path / "out", **options)
@@ -304,7 +304,7 @@ def test_parameters_whose_order_is_not_known_are_told_by_their_ranks(tmp_path):
 
 
 def test_a_folder_cannot_make_the_server_try_endless_orders(tmp_path):
-    """20 parameters in 10 wrapped layers have 670 thousand million orders."""
+    """20 parameters in 10 wrapped layers have 6.7e11 orders."""
     path = "base_model.model.pair" + ".base_layer" * 10
     tensors = {}
     for _ in range(10):
@@ -337,7 +337,7 @@ def test_square_experts_of_two_versions_of_peft_are_refused(tmp_path):
 
 
 def test_experts_and_routers_of_one_rank(expert_clients, tmp_path):
-    """Also where that rank is above what a router can have."""
+    """Also if that rank exceeds the maximum of a router."""
     folders = expert_clients("mixtral", *MIXED)
     aggregate_adapters(folders, SAMPLES, "flora", tmp_path / "patterns")
     aggregate_adapters(folders, SAMPLES, "flora", tmp_path / "uniform", uniform_rank=True)

@@ -84,7 +84,7 @@ def test_frozen_embeddings_must_agree_and_stay(clients, tmp_path):
 
 
 def test_peft_would_notice_a_wrongly_keyed_file(clients, tmp_path):
-    """The check that the other tests rely on: PEFT reports missing and unexpected keys."""
+    """Other tests rely on this check: PEFT reports missing and unexpected keys."""
     aggregate_adapters(clients("gpt2", *SETTINGS), SAMPLES, "fedavg", tmp_path / "out")
 
     def rename(tensors):
@@ -109,7 +109,7 @@ def test_the_keys_are_those_that_peft_itself_saves(clients, tmp_path):
 
 
 def test_what_clients_receive_is_aggregated_in_the_next_round(clients, tmp_path):
-    """The next round: what clients received is aggregated again."""
+    """In the next round the received adapters are aggregated again."""
     folders = clients("bert", *SETTINGS)
     aggregate_adapters(folders, SAMPLES, "raflora", tmp_path / "one", client_folders=True)
     received = [tmp_path / "one" / "clients" / f"rank-{r}" for r in RANKS]
@@ -136,7 +136,7 @@ def test_carry_keeps_the_partition_that_nobody_sent(clients, tmp_path):
         ]
         kept = given[0].lora_B[:, 4:] @ given[0].lora_A[4:]
         assert float(kept.norm()) > 0
-        # The clients' part has rank 6 at most, of which "zero" lost nothing.
+        # The clients' part has rank at most 6, and "zero" lost nothing of it.
         assert_same(given[1].delta(), given[3].delta())
         whole = given[2].delta() + given[0].scaling * kept
         assert_same(
@@ -200,7 +200,7 @@ def test_adapters_that_are_zero_have_no_ratio(clients, tmp_path):
 
 @pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float64", "float16", "bfloat16")])
 def test_frozen_embeddings_may_differ_in_precision(clients, tmp_path, dtypes):
-    """One base model, loaded in two precisions; the most exact one is written."""
+    """One base model loaded in two precisions; the more exact one is written."""
     key = "base_model.model.model.embed_tokens.base_layer.weight"
 
     def stored_in(dtype):
@@ -242,7 +242,7 @@ def test_averaged_tensors_of_two_precisions_are_kept_in_the_wider_one(clients, t
 
 
 def test_counters_are_no_weights(tmp_path):
-    """BatchNorm's statistics are averaged by samples; of its counters the largest is kept."""
+    """BatchNorm's statistics are averaged by samples; the largest counter is kept."""
     folders = []
     for number, steps in enumerate((3, 5, 9)):
         with library_draws(number):

@@ -1,4 +1,4 @@
-"""What clients receive can be trained: components that carry nothing are written as LoRA starts."""
+"""Received adapters can be trained: components without energy are initialized as in LoRA."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CASES = [("llama", rule) for rule in RULES] + [
 
 
 def low_cohort(clients, architecture, rule, folder, name="out", **options):
-    """Aggregate a cohort that lacks the highest rank level; the folders that can be trained."""
+    """Aggregate a cohort without the highest rank level; return the trainable folders."""
     folders = clients(architecture, *CLIENTS)
     if rule == "ffa" and not (folder / "rank-2").exists():
         share_a(folders, folder)
@@ -48,7 +48,7 @@ def low_cohort(clients, architecture, rule, folder, name="out", **options):
     out = folder / name
     report = aggregate_adapters(folders[:2], [3, 1], rule, out, **wanted, **options)
     places = [out / place for place in report.client_folders]
-    # Of a frozen A the rows that no client sent are the server's to know.
+    # The server knows the rows of a frozen A that no client sent.
     return places if rule == "ffa" else [*places, out / "adapter" if report.has_base else out]
 
 
@@ -83,7 +83,7 @@ def test_a_frozen_a_is_not_drawn(clients, tmp_path):
 
 @pytest.mark.parametrize("architecture", SETTINGS)
 def test_a_fresh_adapter_looks_like_one_of_pefts(clients, tmp_path, architecture):
-    """Uniform within the same bound where PEFT draws A; of an embedding it draws B, and A is 0."""
+    """Uniform within the same bound if PEFT draws A; for an embedding PEFT draws B, and A is 0."""
     folders = low_cohort(clients, architecture, "flora", tmp_path)
     with third_party_warnings_ignored(), library_draws(0):
         options = {**SETTINGS[architecture], "r": max(RANKS)}
@@ -95,7 +95,7 @@ def test_a_fresh_adapter_looks_like_one_of_pefts(clients, tmp_path, architecture
             assert bool(theirs.any()) == bool(mine.any())
             assert bool((theirs != 0).all()) == bool((mine != 0).all())
         if b.any():
-            assert own_b.abs().max() > 1  # of a standard normal, tens of entries
+            assert own_b.abs().max() > 1  # for tens of standard normal entries
         else:
             bound = a.shape[1] ** -0.5
             assert a.abs().max() <= bound
@@ -140,7 +140,7 @@ def test_the_command_takes_a_seed(fedlora_aggregate, refused, clients, here):
 
 
 def test_a_small_component_is_nobodys_to_take():
-    """Averaged down to a ten-thousandth it is still an update that single precision holds."""
+    """Averaged to 1e-4 it is still an update within single precision."""
     amplitudes = torch.tensor([1.0, 1e-4, 1e-9, 0.0])
     lora_a = torch.nn.functional.normalize(torch.ones(4, 4096), dim=1)
     lora_b = torch.zeros(4096, 4)

@@ -1,4 +1,4 @@
-"""Options of PEFT's LoRA: each is decided on; what leaves the base unchanged is aggregated."""
+"""Options of PEFT's LoRA: each is known; those that leave the base unchanged are aggregated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fedlora_sim.peft.config import CARRIED, PLAIN_INITIALIZATIONS, REFUSED, SHA
 from fedlora_sim.randomness import library_draws
 
 TOKENS = [3, 7, 1]
-# What PEFT says of tied layers; the tests look at what comes out.
+# PEFT's warnings about tied layers; the tests check the outputs.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
     pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`:UserWarning"),
@@ -101,7 +101,7 @@ def merged(deltas, tie=False):
 
 
 def test_every_option_of_the_installed_peft_has_been_decided_on():
-    """A new option shows here; until then it is refused when it is set."""
+    """A new option fails this test; until it is handled, setting it is refused."""
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
     kinds = [WRITTEN, CARRIED, set(SHARED), set(REFUSED)]
     assert fields == set().union(*kinds)
@@ -152,7 +152,7 @@ CARRIED_VALUES = {
 
 @pytest.mark.parametrize("name", sorted(CARRIED - {"modules_to_save", "trainable_token_indices"}))
 def test_carried_options_are_those_of_the_first_client(plain, tmp_path, name):
-    """Modules_to_save and token indices, which come with tensors, have tests of their own."""
+    """Modules_to_save and token indices, which have tensors, have separate tests."""
     first = edited(plain[0], tmp_path / "first", **{name: CARRIED_VALUES[name]})
     aggregate_adapters([first, plain[1]], None, "fedavg", tmp_path / "out")
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -179,7 +179,7 @@ def test_initializations_are_refused_where_peft_changes_the_base_or_freezes(init
 
 
 def test_eva_is_ordinary_lora_whose_ranks_differ_by_module(tmp_path):
-    """It starts A from the client's own inputs and spreads ranks; the base stays as it is."""
+    """It initializes A from the client's inputs and distributes ranks; the base is unchanged."""
 
     def start(model, number):
         rng = torch.Generator().manual_seed(number)
@@ -202,7 +202,7 @@ def test_alora_acts_from_its_invocation_on(tmp_path):
     text = inputs()
     invocation = text[0, 3:5].tolist()
     own = {"alora_invocation_tokens": invocation, "task_type": "CAUSAL_LM"}
-    own["init_lora_weights"] = False  # random texts do not invoke it: nothing would be trained
+    own["init_lora_weights"] = False  # random texts do not invoke it, so nothing would be trained
     folders = clients(tmp_path, own, own)
     aggregate_adapters(folders, [3, 1], "fedavg", tmp_path / "out")
     deltas = averages(folders, [3, 1])
@@ -245,7 +245,7 @@ def test_replicated_layers_are_averaged_one_by_one(tmp_path):
 
 @pytest.mark.parametrize("tie", [False, True])
 def test_trained_tokens_are_averaged_row_by_row(tmp_path, tie):
-    """Also where the second client lists its tokens in another order, not its own inverse."""
+    """Also if the second client lists its tokens in another order that is not its own inverse."""
     orders = (TOKENS, [*TOKENS[1:], TOKENS[0]])
     settings = [{"trainable_token_indices": order} for order in orders]
     folders = clients(tmp_path, *settings, tie=tie)
@@ -330,7 +330,7 @@ def test_tied_weights_stay_tied(tmp_path, kind, rule):
 
 
 def test_peft_merges_lora_on_tied_layers_twice(tmp_path):
-    """The reason why no base correction is written for them: should it go, so can the refusal."""
+    """This is why no base correction is written for them; if it changes, so can the refusal."""
     own = {**TIED["lora"], "ensure_weight_tying": True}
     (folder,) = clients(tmp_path, own, tie=True)
     wanted = outputs(load(folder, tie=True))

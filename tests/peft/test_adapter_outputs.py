@@ -1,4 +1,4 @@
-"""The aggregated folder in the real PEFT against dense merges that the test computes itself."""
+"""The aggregated folder in PEFT against dense merges computed by the tests."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def with_pattern(architecture, r):
 
 
 def compare(architecture, folder, deltas):
-    """Outputs of PEFT with the folder against those of the base model with dense updates."""
+    """Compare PEFT's outputs with the folder with those of the base model with dense updates."""
     model = load(architecture, folder)
     merged = merged_model(architecture, deltas)
-    if architecture == "bert":  # a trained classifier, averaged, which its own test looks at
+    if architecture == "bert":  # a trained and averaged classifier has a separate test
         merged.classifier = model.base_model.model.classifier.modules_to_save["default"]
     assert_same(outputs(model), outputs(merged))
 
@@ -165,7 +165,7 @@ def test_rules_with_a_base_correction_are_exact(clients, tmp_path, architecture,
     folders, out = clients(architecture, *CONVENTIONS["mixed"]), tmp_path / "out"
     report = aggregate_adapters(folders, SAMPLES, rule, out, client_folders=True)
     assert report.has_base
-    # The exact sum has the clients' rank; what the base takes back of the adapter adds none.
+    # The exact sum has the clients' rank; the adapter's part in the base adds none.
     assert all(layer.rank == min(sum(RANKS), limit(folders, layer)) for layer in report.layers)
     views = [lora_layers(load(architecture, folder)) for folder in folders]
     exact = {
@@ -176,7 +176,7 @@ def test_rules_with_a_base_correction_are_exact(clients, tmp_path, architecture,
     for name, wanted in exact.items():
         assert_same(update(adapter[name]) + update(base[name]), wanted)
         assert adapter[name][0].shape[0] == max(RANKS)
-    # A client merges the correction and trains what it received on top of it.
+    # A client merges the correction and trains the received adapter on top.
     for place in report.client_folders:
         received = lora_layers(load(architecture, out / place))
         assert {a.shape[0] for a, _, _ in received.values()} == {int(place[-1])}
@@ -193,7 +193,7 @@ def test_the_base_correction_merges_into_the_base(clients, tmp_path, rule):
 
 
 def test_the_target_rank_of_averaged_factors_is_the_best_approximation_too(clients, tmp_path):
-    """Their components stand in no order: the first ones would be any."""
+    """Their components are not ordered, so the first ones would be arbitrary."""
     folders = clients("gpt2", *CONVENTIONS["alpha_over_r"])
     aggregate_adapters(folders, SAMPLES, "zero_pad", tmp_path / "whole")
     aggregate_adapters(folders, SAMPLES, "zero_pad", tmp_path / "out", target_rank=3)
@@ -254,7 +254,7 @@ def update(view):
 @pytest.mark.parametrize("rule", ["fedavg", "zero_pad", "flora"])
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_a_uniform_rank_changes_no_update(clients, fedlora_aggregate, here, rule, use_rslora):
-    """One rank, one alpha, no patterns: ranks and scalings of the clients differ by module."""
+    """One rank and alpha without patterns, for clients whose ranks and scalings differ by module."""
     settings = [{**with_pattern("bert", r), "use_rslora": use_rslora} for r in RANKS]
     folders = clients("bert", *settings)
     arguments = (*folders, "--samples", "120,80,40", "--rule", rule, "--client-folders")
@@ -275,6 +275,6 @@ def test_a_uniform_rank_changes_no_update(clients, fedlora_aggregate, here, rule
         for name, view in after.items():
             assert_same(update(view), update(before[name]))
     assert_same(*(outputs(load("bert", here / name)) for name in ("uniform", "patterns")))
-    for rank in RANKS:  # clients go on with their own ranks
+    for rank in RANKS:  # clients continue with their own ranks
         place = f"clients/rank-{rank}/adapter_config.json"
         assert (here / "uniform" / place).read_bytes() == (here / "patterns" / place).read_bytes()

@@ -1,4 +1,4 @@
-"""Patterns are written so that PEFT loads the output wherever it loads the inputs."""
+"""Patterns are written so that PEFT loads the output if it loads the inputs."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def merged(folder):
 
 
 def test_old_names_are_loaded_by_a_newer_version(tmp_path):
-    """Ranks above the limit of k_proj (8) too, so that its sum has a rank of its own."""
+    """Also ranks above the limit of k_proj (8), so that its sum has another rank."""
     settings = (
         {"r": 6, "lora_alpha": 8, "rank_pattern": {"k_proj": 2}},
         {"r": 4, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {"k_proj": 3}},
@@ -130,7 +130,7 @@ def test_old_names_are_loaded_by_a_newer_version(tmp_path):
 
 
 def test_modules_that_no_pattern_separates_are_padded(clients, tmp_path):
-    """PEFT takes the first pattern in alphabetical order: c_proj has all of its modules."""
+    """PEFT takes the first pattern in alphabetical order, so c_proj matches all its modules."""
     one = clients("gpt2", {"r": 4, "rank_pattern": {"c_proj": 2}})[0]
     two = clients("gpt2", {"r": 2, "rank_pattern": {"h.0.attn.c_proj": 4}})[0]
     report = aggregate_adapters([one, two], None, "raflora", tmp_path / "out")
@@ -162,7 +162,7 @@ RULES = ["fedavg", "flora", "fedex", "raflora", "raflora:canonicalize=true", "ze
 @pytest.mark.slow
 @each_value(rule=RULES, shape=[(1, 12), (12, 2), (3, 3)])
 def test_a_rank_above_the_limit_of_a_narrow_module(tmp_path, rule, shape):
-    """A value head, a router: the same as with rows or columns of zeros that make room."""
+    """A value head or a router equals one padded with rows or columns of zeros."""
     d_out, d_in = shape
     ranks, weights = (4, 8), (0.75, 0.25)
     updates, folders = [], []
@@ -201,7 +201,7 @@ def test_a_rank_above_the_limit_of_a_narrow_module(tmp_path, rule, shape):
 
 
 def canonical(a, b):
-    """Factors of the same product in SVD gauge, zeros where the product has no rank left."""
+    """Return factors of the same product in SVD gauge, with zeros beyond its rank."""
     u, s, vh = torch.linalg.svd(b @ a, full_matrices=False)
     lora_a, lora_b = torch.zeros_like(a), torch.zeros_like(b)
     lora_a[: len(s)], lora_b[:, : len(s)] = s.sqrt().unsqueeze(-1) * vh, u * s.sqrt()

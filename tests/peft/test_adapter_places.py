@@ -1,4 +1,4 @@
-"""Places that an output must not take: inputs, files, links, and folders with anything else in."""
+"""Refused outputs: inputs, files, links, and folders with other content."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Every rule through the real PEFT against the dense float64 reference, which shares no code.
+"""Every rule through PEFT against the dense float64 reference, which shares no code.
 
-What is compared are outputs: of the base model with the written folder, and of the base model with
-the reference's `lora_B @ lora_A + base` added to its weights.
+The test compares outputs of the base model with the written folder, and of the base model with the
+reference's `lora_B @ lora_A + base` added to its weights.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def test_outputs_are_those_of_the_dense_reference(clients, tmp_path, targets, co
     wanted = outputs(merged_model(architecture, totals(adapters, bases)))
     assert_same(outputs(load(architecture, out)), wanted)
     moved = wanted - outputs(base_model(architecture))
-    assert float(moved.norm()) > 0.01 * float(wanted.norm())  # the comparison is of something
+    assert float(moved.norm()) > 0.01 * float(wanted.norm())  # the update is not zero
 
-    # What a client goes on from: its first components of the adapter, on the corrected base.
+    # A client continues from its first components of the adapter on the corrected base.
     for rank, place in dict(zip(COHORT, report.client_folders, strict=True)).items():
         received = totals({n: (a[:rank], b[:, :rank]) for n, (a, b) in adapters.items()}, bases)
         model = corrected_base(architecture, out, report)
@@ -106,7 +106,7 @@ def corrected_base(architecture, out, report):
 @pytest.mark.parametrize("rule", [*rule_names(), "raflora:canonicalize=true"])
 @pytest.mark.parametrize("empty_partition", ["carry", "zero"])
 def test_a_sampled_cohort_with_the_last_adapter(clients, tmp_path, rule, empty_partition):
-    """The second round of a federation whose highest level stays away this time."""
+    """The second round of a federation, without clients of the highest level."""
     settings = [{"r": r, "lora_alpha": 12} for r in RANKS]
     folders = cohort(clients, tmp_path, "gpt2", rule, settings)
     samples = (120, 80, 40)
@@ -120,7 +120,7 @@ def test_a_sampled_cohort_with_the_last_adapter(clients, tmp_path, rule, empty_p
     views = [lora_layers(load("gpt2", folder)) for folder in (last, *folders[:2])]
     deltas = {}
     for name, (a, b, scaling) in views[0].items():
-        # Written at the scaling of the file; the reference wants it at 1, shared by both factors.
+        # Written with the file's scaling; the reference needs 1, shared by both factors.
         previous = (a.numpy() * scaling**0.5, b.numpy() * scaling**0.5)
         updates = [(v[name][0].numpy(), v[name][1].numpy(), v[name][2]) for v in views[1:]]
         wanted = aggregate_reference(

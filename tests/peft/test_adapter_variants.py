@@ -1,4 +1,4 @@
-"""Adapters of other kinds, trained and saved by the real PEFT, refused by name."""
+"""Adapters of other kinds, trained and saved by PEFT, are refused by name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def saved(folder, config, model=None):
 )
 def test_other_adapters_are_refused_by_name(tmp_path, config, named):
     model = None
-    if named == "lora_bias=True":  # LLaMA's own modules have no bias
+    if named == "lora_bias=True":  # LLaMA's modules have no bias
         model = nn.ModuleDict({"q_proj": nn.Linear(4, 4), "down_proj": nn.Linear(4, 4)})
         config.r = 2
     folder = saved(tmp_path / "client", config, model)
@@ -69,7 +69,7 @@ def test_a_variant_that_only_its_tensors_betray_is_refused(tmp_path):
 
 
 def test_attention_in_one_module_is_refused(tmp_path):
-    """PEFT nests two LoRA layers there, whose rank goes by one name."""
+    """PEFT nests two LoRA layers there, whose ranks share one name."""
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
     folder = saved(tmp_path / "client", LoraConfig(r=2, target_modules=["attention"]), model)
     with pytest.raises(InputError, match="not inside of another LoRA layer"):
@@ -124,7 +124,7 @@ def test_clients_of_different_precision_are_computed_in_the_wider_one(clients, t
 
 
 def test_what_the_clients_precision_cannot_hold_is_refused(clients, tmp_path):
-    """Half precision ends at 65504; the scaling alone takes the factors there."""
+    """Half precision ends at 65504, which the factors exceed by their scaling."""
     settings = {"r": 2, "lora_alpha": 2_000_000_000}
     folder = clients("gpt2", settings)[0]
     half = in_dtype(folder, tmp_path / "half", torch.float16, factor=1e3)

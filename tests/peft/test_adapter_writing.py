@@ -1,4 +1,4 @@
-"""Output folders are whole or absent: forced, interrupted, killed, or disturbed by others."""
+"""Output folders are complete or absent if forced, interrupted, killed or disturbed."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_without_an_exchange_a_swap_that_fails_brings_the_old_output_back(
 
 
 def test_the_old_output_is_never_deleted_while_it_is_the_only_one(out, tmp_path, monkeypatch):
-    """Neither rename works after the first: the old folder stays, and the next run puts it back."""
+    """All renames after the first fail: the old folder stays, and the next run restores it."""
     before, rename, done = tree(out), Path.rename, []
 
     def only_once(self, target):

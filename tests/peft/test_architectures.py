@@ -1,7 +1,7 @@
 """Tiny models of many architectures: outputs with the aggregated folder against a dense merge.
 
-Every architecture meets every way of writing a folder. A design of two cases each covers them; the
-deep profile crosses all of them.
+Every architecture is combined with every way of writing a folder, in two cases each; the deep
+profile runs all combinations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedlora_sim.reference.aggregation import aggregate_reference
 
 VOCABULARY, WIDTH, SAMPLES = 24, 16, (3, 1)
 WEIGHTS = "adapter_model.safetensors"
-# Sizes by all the names that configurations have for them; each takes those that it knows.
+# Sizes under all names in configurations; each takes the ones that it knows.
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
@@ -63,10 +63,10 @@ class Architecture:
     Args:
         model: class in transformers.
         targets: ends of the names of two kinds of modules.
-        saved: a module that is trained whole.
-        embeddings: end of the name of the input embeddings; empty for those of images, None if PEFT
-            finds none.
-        sizes: of the configuration, besides `SIZES`.
+        saved: a module that is trained in full.
+        embeddings: end of the name of the input embeddings; empty for models of images, None if
+            PEFT finds none.
+        sizes: further sizes of the configuration.
         inputs: kind of input.
     """
 
@@ -258,7 +258,7 @@ EXACT = ("flora", "fedex")
 
 
 def two_rows():
-    """Two cases an architecture: each meets patterns, rsLoRA, a saved module and two precisions."""
+    """Return two cases per architecture: patterns, rsLoRA, a saved module and two precisions."""
     for number, name in enumerate(ARCHITECTURES):
         embeddings = ("targeted", "resized")[:: 1 if number % 2 else -1]
         rule, trained = EXACT[number % 2], FACTORS["trained"][number % 3]
@@ -272,7 +272,7 @@ def two_rows():
 
 
 def all_pairs(seed):
-    """Cases of every architecture in which every two levels of two factors meet: greedy, seeded."""
+    """Return cases per architecture with all pairs of levels of two factors: greedy, seeded."""
     rng = random.Random(seed)
     levels = [[(factor, level) for level in own] for factor, own in FACTORS.items()]
     for name in ARCHITECTURES:
@@ -364,7 +364,7 @@ def adapted(name, embeddings, folder):
 def dense_merge(name, case, models):
     """Return the base model with the average of the clients' merged weights, summed in float64.
 
-    Under a rule that is not exact a layer with LoRA gets the dense reference's update instead.
+    Under a rule that is not exact, layers with LoRA get the dense reference's update.
     """
     *_, embeddings, _, rule = case
     updates = [factors(model) for model in models]

@@ -1,4 +1,4 @@
-"""Exported adapters: what clients sent back, what the server has, and PEFT reads both."""
+"""Exported adapters: the clients' updates and the server's adapter, both read by PEFT."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def aggregated(kept, t, folder):
 
 
 def assert_round_is_reproduced(kept, t, folder):
-    """Global product of every module, and the heads, as in the run's own states."""
+    """Compare the product of every module, and the heads, with the run's states."""
     result, cpu, dtype = aggregated(kept, t, folder), torch.device("cpu"), kept.run.task.dtype
     before, after = (load_state(kept.place, s, cpu) for s in (t - 1, t))
     for name, delta in after.deltas().items():
@@ -163,7 +163,7 @@ def test_peft_loads_the_global_adapter(tmp_path, architecture, rule):
 @pytest.mark.parametrize("use_rslora", [False, True])
 @pytest.mark.parametrize("rule", ["raflora", "ffa", "flora"])
 def test_the_global_adapter_is_what_the_largest_client_starts_from(tmp_path, rule, use_rslora):
-    """To the bit: A and B share the product as in the run, so that training goes on as there."""
+    """To the bit: A and B share the product as in the run, so that training continues equally."""
     changes = {"lora_alpha": 16.0, "use_rslora": use_rslora, "cohort_size": 6}
     kept = keep_run(tmp_path, tiny_task(), rule, **changes)
     run, cpu = kept.run, torch.device("cpu")
@@ -214,7 +214,7 @@ def test_a_correction_of_the_base_is_written_apart_too(tmp_path, rule):
         ]
         assert_same(parts[1].delta() + parts[2].delta(), parts[0].delta())
         assert parts[1].rank == 8
-        assert not parts[1].lora_A.norm(dim=1).eq(0).any()  # or no client could train it
+        assert not parts[1].lora_A.norm(dim=1).eq(0).any()  # otherwise no client could train it
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
@@ -258,7 +258,7 @@ def test_tasks_are_named_as_peft_names_them(name, kind):
     ("headless", "train_head"), [(True, None), (True, False), (False, None), (False, True)]
 )
 def test_a_text_task_from_its_folder(tmp_path, monkeypatch, headless, train_head):
-    """Also a classifier that was drawn when the task was loaded, and never trained."""
+    """Also a classifier that was drawn when the task was loaded and not trained."""
     monkeypatch.setenv("FEDLORA_CACHE", str(tmp_path / "cache"))
     scenario = write_text_task(tmp_path, headless).replace(train_head=train_head, cohort_size=6)
     run_training(scenario, get_rule("raflora"), [3], checkpoints=tmp_path / "run", keep="all")

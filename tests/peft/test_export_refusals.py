@@ -1,4 +1,4 @@
-"""What an export refuses, before it writes anything."""
+"""Refusals of an export, before it writes anything."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_nothing_is_replaced_unless_forced(small, tmp_path):
 
 
 def test_other_data_than_the_runs_are_noticed(small, tmp_path):
-    """Whatever was looked at when the run was opened: what is trained again tells."""
+    """Also if the data pass the checks at opening: training again shows the difference."""
     _, task, folder = small
     kept = KeptRun(folder / "seed-3", tiny_task())
     kept.run.task.train.labels.mul_(-1).add_(1)

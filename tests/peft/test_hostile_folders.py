@@ -1,4 +1,4 @@
-"""One client's folder can neither hang nor flood the server: a line, and soon."""
+"""A client's folder can neither hang nor flood the server: it is quickly refused in one line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from fedlora_sim.peft.patterns import check_time, fits_end, fits_whole
 from fedlora_sim.strict_json import DEEPEST, MOST_BYTES, read_json
 
 SECONDS = 3.0
-"""Processor time of this process within which all of this is refused; a trial has 1 s more."""
+"""Maximum processor time of a refusal in this process; the matching process has 1 s more."""
 REDOS = ("(a+)+$", "(a|aa)+$", r"(\w+\s?)*x", "(.*?a){20}x", "(.*.*.*.*.*.*.*.*)*=")
 LONG = "a" * 48 + "!"
-"""A name that these patterns take years to refuse."""
+"""A name for which these patterns would take years."""
 IN_TIME = "Regular expressions of a client are matched in bounded time; slower ones are refused."
 HOSTILE = "A client's folder with damaged, oversized or ambiguous content is refused in one line."
 
