@@ -1,4 +1,4 @@
-"""Entries of a report small enough to write down."""
+"""Entries of a small report."""
 
 from __future__ import annotations
 

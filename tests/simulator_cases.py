@@ -1,4 +1,4 @@
-"""What the simulator's tests share: one comparison, numbers of examples, random cohorts."""
+"""Shared by the simulator's tests: comparison, numbers of examples, random cohorts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ RULES = ("fedavg", "raflora", "zero_pad")
 
 CANONICAL = "raflora:canonicalize=true"
 OPTIONS = (CANONICAL, "fedex:residual_rank=1", "hetlora:data_weighted=true")
-"""Options of rules, each away from its default."""
+"""Options of rules, each different from its default."""
 OWN_RULES = tuple(
     name for name in rule_names() if type(get_rule(name)).__module__.startswith("fedlora_sim.")
 )
-"""The project's rules; other packages may have registered more."""
+"""The project's rules; other packages may register more."""
 ALL_RULES = (*OWN_RULES, *OPTIONS)
 
 
@@ -33,24 +33,24 @@ def rules_that(holds):
 
 
 PRODUCT_RULES = rules_that(lambda rule: rule.space == "product")
-# The whole update is the weighted sum of the clients' products, whatever the ranks.
+# The update is the weighted sum of the clients' products for all ranks.
 EXACT_RULES = rules_that(lambda rule: rule.properties.exact)
-# The product of averages: cross terms of different clients enter.
+# The product of averages, with cross terms of different clients.
 FACTOR_RULES = rules_that(
     lambda rule: rule.space == "factor" and not rule.frozen_a and not rule.residual_in_base
 )
 LAWS = ("full", "without_replacement", "with_replacement", "bernoulli", "size_weighted")
 
-# Standard errors that two estimates of one number may lie apart: once in two million comparisons.
+# Maximum distance of two estimates in standard errors: exceeded once in two million comparisons.
 SIGMAS = 5.0
 
-# What the profile leaves of 40 examples, and of 20 where a law is checked rule by rule.
+# The profile's share of 40 examples, and of 20 for laws checked rule by rule.
 quick = settings(max_examples=examples(40))
 per_rule = settings(max_examples=examples(20))
 
 
 def assert_close(actual, wanted, kind="reduction", dtype=torch.float64, scale=None):
-    """Equal within the project's tolerance, relative to the norm of `wanted` (or to `scale`)."""
+    """Check equality within the project's tolerance relative to the norm of `wanted` or `scale`."""
     actual, wanted = (np.asarray(x, dtype=np.float64) for x in (actual, wanted))
     assert actual.shape == wanted.shape
     error = np.linalg.norm(actual - wanted)
@@ -59,7 +59,7 @@ def assert_close(actual, wanted, kind="reduction", dtype=torch.float64, scale=No
 
 
 def differs(actual, wanted, kind="factorization", dtype=torch.float64):
-    """Whether two arrays are distinguished by the tolerance that `assert_close` would apply."""
+    """Return whether two arrays differ by more than the tolerance of `assert_close`."""
     error = np.linalg.norm(np.asarray(actual) - np.asarray(wanted))
     return bool(error > relative(kind, dtype) * np.linalg.norm(np.asarray(wanted)))
 

@@ -1,4 +1,4 @@
-"""A small study, and made-up runs of it that follow the linear model."""
+"""A small study, and artificial runs of it that follow the linear model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def small_study(**changes) -> Study:
 
 
 def made_up(run: StudyRun, law=LAW) -> xr.Dataset:
-    """What a run might have left behind: accuracy grows by a tenth a round, and by seed."""
+    """Return an artificial run whose accuracy grows by a tenth per round, and by seed."""
     found = linear_run(run.rule, run.scenario, law=law, base=run.seed)
     if run.scenario.counterfactuals:
         found = with_counterfactuals(found)

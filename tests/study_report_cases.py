@@ -1,4 +1,4 @@
-"""A study's report and data small enough to write down."""
+"""A small report and small data of a study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Covering designs: nothing is missing, little is repeated, and the deep profile runs it all."""
+"""Covering designs: complete, with few cases; the deep profile runs the full product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README and docs tell the truth: tables match the record, examples run, links lead somewhere."""
+"""README and docs: tables match the record, examples run, and link targets exist."""
 
 import re
 import subprocess
@@ -28,7 +28,7 @@ def test_tables_are_those_of_the_recorded_report():
 
 @pytest.mark.parametrize(("page", "example"), EXAMPLES, ids=lambda text: text.splitlines()[0])
 def test_examples_run(page, example, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # one of them makes a sweep
+    monkeypatch.chdir(tmp_path)  # one of them runs a sweep
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))  # one example adds a rule
     exec(compile(example, page, "exec"), {})
     assert capsys.readouterr().out
@@ -39,7 +39,7 @@ def test_there_are_examples():
 
 
 def anchor(heading):
-    """What a heading is known by on the web: lower case, no punctuation, dashes for spaces."""
+    """Return the web anchor of a heading: lower case, no punctuation, dashes for spaces."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -60,7 +60,7 @@ def test_links_between_documents_lead_somewhere(path):
 
 
 def outside_fences(text):
-    """Return the lines that are not code; every fence must be closed."""
+    """Yield the lines that are not code; every fence must be closed."""
     lines, fenced = [], False
     for line in text.splitlines():
         if line.startswith("```"):

@@ -1,4 +1,4 @@
-"""The rooms of the house: imports go one way and never in a circle."""
+"""Structure of the packages: direction of imports, no cycles, unique names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tree(module):
 
 @cache
 def public_names(package):
-    """Modules of the public names of a package, as its `__init__.pyi` lists them."""
+    """Return the modules of a package's public names as listed in its `__init__.pyi`."""
     stub = modules().get(package, Path()).with_suffix(".pyi")
     if package not in modules() or not stub.is_file():
         return {}
@@ -54,7 +54,7 @@ def public_names(package):
 
 @cache
 def imports(module):
-    """Dotted names that a module imports, wherever in the file it does so."""
+    """Return the dotted names that a module imports anywhere in the file."""
     names = set()
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
@@ -67,9 +67,9 @@ def imports(module):
 
 @cache
 def dependencies(module):
-    """Modules that a module imports: of `from a import b` the module a.b, or a if b is a name.
+    """Return the modules that a module imports: for `from a import b` a.b, or a if b is a name.
 
-    If a imports its public names on first use, b's own module is what is imported.
+    If a imports its public names on first use, this is the module of b.
     """
     return {
         name if name in modules() else owner(*name.rpartition(".")[::2])
@@ -105,7 +105,7 @@ def test_imports_go_one_way(room, above):
     wrong = {
         (module, name)
         for module in members(room)
-        if module != "fedlora_sim.__main__"  # starts the command line, and is imported by nothing
+        if module != "fedlora_sim.__main__"  # starts the command line; no module imports it
         for name in imports(module)
         if any(inside(name, package) for package in above)
     }
@@ -181,7 +181,7 @@ SAME_NAME = {
     "paper_figs": {},
     "fedlora_cli": {},
 }
-"""File names that stand more than once in a package, each with its one meaning."""
+"""File names that occur more than once in a package, each with one meaning."""
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -210,7 +210,7 @@ def test_one_module_writes_files():
 
 
 def test_every_text_file_names_its_encoding():
-    # Else the locale decides, and under LC_ALL=C work is lost when its results are written.
+    # Otherwise the locale decides, and under LC_ALL=C results cannot be written.
     tracked = [
         *modules().values(),
         *(ROOT / "docs").rglob("*.py"),

@@ -1,4 +1,4 @@
-"""The run under other processors' kernels sees a changed verdict and a failed command."""
+"""The run with other processors' kernels detects changed verdicts and failed commands."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 def wordpiece(
     words: str, longest: int, pad_token: str | None = SPECIAL[0]
 ) -> PreTrainedTokenizerFast:
-    """WordPiece over the special tokens and these words, for models of `longest` positions."""
+    """Return a WordPiece tokenizer of special tokens and these words for `longest` positions."""
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *words.split()))}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -48,7 +48,7 @@ def folders(clients, here):
 
 @pytest.fixture
 def refused(fedlora_aggregate, here):
-    """Return a function that checks that the command refuses and writes nothing, and gives its line."""
+    """Return a function that checks that the command refuses, and returns the error line."""
     from adapter_cases import tree
 
     def run(*arguments):

@@ -254,7 +254,7 @@ def update(view):
 @pytest.mark.parametrize("rule", ["fedavg", "zero_pad", "flora"])
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_a_uniform_rank_changes_no_update(clients, fedlora_aggregate, here, rule, use_rslora):
-    """One rank and alpha without patterns, for clients whose ranks and scalings differ by module."""
+    """One rank and alpha without patterns, for clients of different ranks and scalings."""
     settings = [{**with_pattern("bert", r), "use_rslora": use_rslora} for r in RANKS]
     folders = clients("bert", *settings)
     arguments = (*folders, "--samples", "120,80,40", "--rule", rule, "--client-folders")

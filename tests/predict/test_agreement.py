@@ -1,7 +1,7 @@
 """`predict` and `simulate` agree on a scenario and a rule, and no field is ignored silently.
 
-Scenarios are drawn from seeds. Where nothing is random a prediction is that of every run, to
-rounding; else the mean over runs is within `SIGMAS` standard errors of it.
+Scenarios are drawn from seeds. Without randomness a prediction equals every run up to rounding;
+otherwise the mean over runs is within `SIGMAS` standard errors of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXACT = relative("factorization")
 
 
 def scenario_of(number: int) -> Scenario:
-    """Draw a scenario; the first numbers go through cohort laws, allocations and policies."""
+    """Draw a scenario; the first seeds cover cohort laws, allocations and policies."""
     rng = stream(number, "agreement")
     K = int(rng.integers(3, 7))
     sampling = SAMPLINGS[number % len(SAMPLINGS)]
@@ -62,7 +62,7 @@ def is_random(scenario: Scenario) -> bool:
 
 
 def assert_agree(scenario: Scenario, rule: str, of: Scenario | None = None) -> list[str]:
-    """Hold the predicted energies of a scenario against runs of it, or of another one."""
+    """Compare the predicted energies of a scenario with runs of it, or of another one."""
     theory, simulated = predict(scenario, rule), scenario if of is None else of
     names = [name for name in ("energy", "projected_energy") if name in theory]
     why = reasons(theory)
@@ -76,7 +76,7 @@ def assert_agree(scenario: Scenario, rule: str, of: Scenario | None = None) -> l
         wanted = theory[name].values
         error = run[name].std("seed", ddof=1).values / np.sqrt(RUNS) if drawn else 0.0
         apart = (run[name].values - mean) ** 2
-        # of events so rare that none or a handful of runs has them the mean says nothing
+        # events that occur in few or no runs make the mean meaningless
         told = np.ones_like(mean, dtype=bool)
         if drawn:
             some = apart.sum(0) > EXACT * wanted**2
@@ -102,7 +102,7 @@ def test_every_rule_agrees_where_nothing_is_drawn(rule: str) -> None:
         refused = rule in ("flora", "fedex") and "local_loss" in given
         assert assert_agree(scenario, rule) == ([] if refused else ["energy"])
     sigma = Scenario(ranks, fidelity="matrix", rounds=4, gain_mean=0.9, d_in=9, d_out=7)
-    if rule == "flora":  # what is sent more often shrinks more: directions change places
+    if rule == "flora":  # directions sent more often shrink more, so their order changes
         assert "change places" in reasons(predict(sigma, rule))["energy"]
         sigma = sigma.replace(gain_mean=1.0)
     assert assert_agree(sigma, rule) == ["energy", "projected_energy"]
@@ -132,10 +132,10 @@ def test_directions_that_may_change_places_are_not_predicted() -> None:
         why = reasons(predict(ordered.replace(**change), rule))
         for name in ("energy", "projected_energy", "rho", "mean_amplitude", "energy_rate"):
             assert "change places" in why[name]
-    # directions that are drawn anew do not depend on their place
+    # newly drawn directions do not depend on their place
     drawn = ordered.replace(allocation="random")
     assert assert_agree(drawn, "fedavg") == ["projected_energy"]
-    # one run is every run there, so that its order is known
+    # all runs are equal there, so the order is known
     assert assert_agree(ordered.replace(cohort_size=None, drift_mean=0.1), "fedavg")
     equal = ordered.replace(spectrum_decay=1.0)
     assert reasons(predict(equal, "fedavg"))["projected_energy"].startswith("spectrum_decay=1.0")
@@ -194,7 +194,7 @@ CHANGES: dict[str, object] = {
 
 
 def content(scenario: Scenario) -> dict[str, list]:
-    """Numbers, coordinates and reasons of a prediction under rules of every kind."""
+    """Return numbers, coordinates and reasons of a prediction under rules of every kind."""
     found: dict[str, list] = {}
     for rule in ("fedavg", "raflora"):
         theory = predict(scenario, rule)
@@ -214,7 +214,7 @@ def test_a_changed_field_changes_the_prediction_or_does_not_act_in_the_scenario(
         try:
             other = scenario.replace(**{name: value})
         except ValueError:
-            continue  # no scenario: it is refused before anything is predicted
+            continue  # invalid scenario, refused before the prediction
         acts = name not in unused or name not in unused_fields(other)
         assert (str(content(other)) != str(unchanged)) == acts, name
 

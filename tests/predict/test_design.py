@@ -1,4 +1,4 @@
-"""`design` against the closed forms asked for every configuration by itself."""
+"""`design` against the closed forms of each configuration."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def own(best: Design, task: Scenario) -> Scenario:
 
 
 def shares(best: Design, task: Scenario, top: int) -> tuple[float, float]:
-    """Return signal and noise of a design, from trajectories of its own federation."""
+    """Return signal and noise of a design, from trajectories of its federation."""
     scenario = own(best, task)
     mean = closed_form.mean_trajectory(scenario, best.rule)[-1]
     energy = closed_form.energy_trajectory(scenario, best.rule)[-1]

@@ -1,4 +1,4 @@
-"""`predict` labels what the closed forms say as a simulation, and adds nothing of its own."""
+"""`predict` labels the closed forms' values as a simulation, and adds nothing."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_floor_and_rate_of_training_need_a_local_time(compared) -> None:
 def test_a_federation_without_differences_keeps_everything() -> None:
     rows = compare(Scenario("4x3", rounds=4))
     for found in rows:
-        if found.rule != "fedex":  # its fresh adapters hold what its base does not
+        if found.rule != "fedex":  # its new adapters hold the part that is not in the base
             assert found.of("relative_energy") == pytest.approx(1.0)
         assert found.of("survival") == 1
         if found.rule in ("fedex", "hetlora"):

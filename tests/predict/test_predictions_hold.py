@@ -1,8 +1,8 @@
-"""What `predict` and `design` return agrees with 2,000 simulated runs, or it is not returned.
+"""Every value of `predict` and `design` agrees with 2,000 simulated runs.
 
-Scenarios are drawn from seeds, so that a run of the tests is the same every time. A prediction is
-refuted where it is further from the mean over runs than `SIGMAS` standard errors: with some
-thousand comparisons the chance of one false alarm is below 1e-3, skewness of the energies included.
+Scenarios are drawn from seeds, so that the tests are reproducible. A prediction is refuted if it is
+more than `SIGMAS` standard errors from the mean over runs: in some thousand comparisons the
+probability of a false alarm is below 1e-3, including the skewness of the energies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedlora_sim.rules import get_rule
 from fedlora_sim.tolerances import relative
 
 RUNS, SIGMAS, FEW = 2_000, 6.0, 30
-LEVELS, TOP = (1, 2, 4), 12  # of designs
+LEVELS, TOP = (1, 2, 4), 12  # number of runs of designs
 LONG = 2_000  # rounds after which closed forms have settled
 TINY = 1e-7  # amplitude at which training grows exponentially
 SETTLED = relative("training") ** 0.5
@@ -97,9 +97,9 @@ class Runs:
 
 
 def assert_mean(samples, predicted, what) -> None:
-    """The mean over runs agrees with the prediction.
+    """Check that the mean over runs agrees with the prediction.
 
-    Not judged where fewer than `FEW` runs make up the variance: rarer events may have no run.
+    Not checked if fewer than `FEW` runs cause the variance, because rarer events may have no run.
     """
     apart = (samples - np.median(samples)) ** 2
     if 0 < apart.sum() ** 2 < FEW * (apart**2).sum():
@@ -111,7 +111,7 @@ def assert_mean(samples, predicted, what) -> None:
 
 
 def assert_share(found, predicted, what) -> None:
-    """A number of runs agrees with a probability."""
+    """Check that a number of runs agrees with a probability."""
     error = np.sqrt(predicted * (1 - predicted) / RUNS)
     assert abs(found - predicted) <= SIGMAS * error + SIGMAS**2 / RUNS * (error > 0), (what, found)
 
@@ -177,7 +177,7 @@ def check_half_lives(runs: Runs, values) -> None:
 
 
 def check_floor(runs: Runs, values) -> None:
-    """The energies, which agree with runs, settle at the floor; without one they do not settle."""
+    """Check that the energies settle at the floor, or do not settle without one."""
     long = with_training(runs.scenario.replace(rounds=LONG), runs.rule)
     energy = long.of("energy")
     for h, floor in enumerate(values["energy_floor"]):
@@ -216,7 +216,7 @@ def check_training(runs: Runs, values) -> None:
     if threshold is None or rule in ("ffa", "flora", "fedex"):
         assert threshold is None or (threshold == 0).all()
         return
-    # a start at which the direction grows exponentially, under hetlora with all weights alike
+    # a start with exponential growth; under hetlora with equal weights
     start = {"initial_amplitude": TINY, "spectrum_decay": 1.0}
     if rule == "hetlora":
         start = {"initial_amplitude": 1.0, "spectrum_decay": TINY}
@@ -246,7 +246,7 @@ def values_of(row: RulePrediction) -> dict[str, np.ndarray]:
 
 
 def check_all(scenario: Scenario, rules=RULES, local_time: float | None = None) -> None:
-    """Hold every value of a prediction against runs."""
+    """Compare every value of a prediction with runs."""
     for row in compare(scenario, rules, local_time=local_time):
         runs, values = Runs(row.scenario, row.rule, local_time), values_of(row)
         for name, check in CHECKS.items():
@@ -294,8 +294,8 @@ def designed(number: int) -> tuple[Scenario, list[Design]]:
 
 
 def check_design(asked: Scenario, found: Design) -> None:
-    """Hold signal, noise, score, loss and rate of a design against runs."""
-    # A direction that no client carries is lost: it is not simulated.
+    """Compare signal, noise, score, loss and rate of a design with runs."""
+    # A direction without carriers is lost and not simulated.
     start = asked.initial_amplitude * asked.spectrum_decay ** np.arange(max(LEVELS))
     policy = found.empty_partition or asked.empty_partition
     scenario = asked.replace(ranks=found.ranks, empty_partition=policy)
@@ -304,7 +304,7 @@ def check_design(asked: Scenario, found: Design) -> None:
     whole = (start**2).sum()
     first = x[:, -1]
     mean, energy = first.mean(0), (first**2).sum(1) / whole
-    # E[x]^2 and its error, from the error of each mean; directions share cohorts, so errors add up.
+    # E[x]^2 and its error from the errors of the means; directions share cohorts, so errors add.
     signal, error = (mean**2).sum() / whole, first.std(0, ddof=1) / np.sqrt(RUNS)
     spread = (2 * np.abs(mean) * error + SIGMAS * error**2).sum() / whole
     rounding = relative("iteration")

@@ -1,4 +1,4 @@
-"""Rules from outside the family, and rounds and scenarios to run them in."""
+"""External rules, and rounds and scenarios for them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Moving(DenseFedAvg):
 
 @dataclass(frozen=True)
 class DenseFedEx(DenseFedAvg):
-    """FedEx: averaged factors, and what they miss, in as many columns as it needs."""
+    """FedEx: averaged factors, and the residual in as many columns as necessary."""
 
     name: ClassVar[str] = "dense_fedex"
     space: ClassVar[str] = "factor"

@@ -1,7 +1,7 @@
-"""What the package's rules keep besides the laws of `fedlora_sim.conformance`, where all are held.
+"""Properties of the package's rules in addition to the laws of `fedlora_sim.conformance`.
 
-Other scalings than a cohort has, weights beyond float32, half precision bit by bit, batches of
-batches, and what single rules say of each other.
+Scalings that differ from the cohort's, weights beyond float32, half precision bit by bit, batches
+of batches, and relations between rules.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def size(cohort):
 
 
 def assert_same(rule, one, other, kind="factorization"):
-    """Equal global updates; cutting to r_max is left out by rounds of full rank."""
+    """Check for equal global updates; rounds of full rank avoid the truncation to r_max."""
     assert_close(one.delta(rule), other.delta(rule), kind, scale=size(one))
 
 
@@ -101,7 +101,7 @@ def test_identical_clients_come_back_to_the_rounding_of_one(rule, cohort, copies
 @quick
 @given(cohort=rounds())
 def test_flora_and_fedex_are_exact_where_the_adapter_is_cut(cohort):
-    """With the highest level below min(d_in, d_out), which cuts FedAvg's average."""
+    """With the highest level below min(d_in, d_out), which truncates FedAvg's average."""
     pairs = zip(cohort.updates, cohort.weights, strict=True)
     wanted = sum(n / sum(cohort.weights) * u.delta() for u, n in pairs)
     for rule in ("flora", "fedex"):
@@ -136,7 +136,7 @@ def test_the_partitions_of_raflora_sum_to_the_whole(cohort):
 @quick
 @given(cohort=rounds(full_rank=True), seed=SEEDS, weight=st.integers(1, 20))
 def test_a_low_rank_client_leaves_the_higher_partitions_alone(cohort, seed, weight):
-    """Whatever is in them: the law of the suite is of single directions."""
+    """For any content; the suite's law is about single directions."""
     assume(len(cohort.rank_levels) > 1)
     high = slice(cohort.rank_levels[0], None)
     low = random_factors(
@@ -180,7 +180,7 @@ def test_half_precision_is_computed_in_float32(rule, dtype, cohort):
     assert result.adapter.dtype == dtype
     assert torch.equal(result.adapter.lora_A, single.adapter.lora_A.to(dtype))
     assert torch.equal(result.adapter.lora_B, single.adapter.lora_B.to(dtype))
-    if rule in ("flora", "fedex"):  # what rounding the adapter takes away is in the base
+    if rule in ("flora", "fedex"):  # the base contains the rounding error of the adapter
         whole = (result.delta(), single.delta())
         assert_close(*whole, "reduction", torch.float32, scale=size(cohort.suit(rule)))
 

@@ -1,4 +1,4 @@
-"""What every rule does to one direction: declared multipliers and weights, on real factors."""
+"""Effect of every rule on one direction: declared multipliers and weights, on real factors."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_the_declared_multiplier_is_what_real_factors_show(rule, scaling):
     updates, u, v = fixed_basis_cohort(ranks, amplitudes, scaling)
     result = aggregate(updates, weights, rule, rank_levels=(1, 3, 4, 5), empty_partition="zero")
     chosen = get_rule(rule)
-    if chosen.weights_from_norms:  # coverage is then the share of the norms
+    if chosen.weights_from_norms:  # the coverage is the share of the norms
         norms = np.array([np.linalg.norm(amplitudes[:r]) for r in ranks])
         weights = norms * (weights if chosen.data_weighted else 1)
     coverage = (weights / weights.sum()) @ (np.array(ranks)[:, None] > np.arange(5))
     declared = chosen.multiplier(torch.from_numpy(coverage)).numpy()
-    if rule == "fedex:residual_rank=1":  # which keeps the largest entry of the residual alone
+    if rule == "fedex:residual_rank=1":  # which keeps only the largest entry of the residual
         in_adapter = coverage**2
         lost = (coverage - in_adapter) * amplitudes
         declared = np.where(np.arange(5) == lost.argmax(), declared, in_adapter)

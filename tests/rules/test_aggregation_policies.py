@@ -1,4 +1,4 @@
-"""Rank levels, empty partitions, options of the result, and everything that `aggregate` refuses."""
+"""Rank levels, empty partitions, options of the result, and refusals of `aggregate`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_rank_levels_come_from_the_federation_and_not_from_the_cohort(rule):
     alone = aggregate(updates, None, rule)
     known = aggregate(updates, None, rule, rank_levels=LEVELS, empty_partition="zero")
     assert (alone.adapter.rank, known.adapter.rank) == (2, 6)
-    # Levels above the cohort's leave room for a sum of products, which the lower cut.
+    # Levels above the cohort's do not truncate a sum of products; lower levels do.
     cuts = rule in ("fedavg", "raflora", CANONICAL)
     assert differs(alone.delta(), known.delta()) == cuts
     wanted = sum(u.delta() for u in updates) / 2
@@ -253,7 +253,7 @@ def test_factor_averages_refuse_scalings_that_have_no_root():
     updates = [*cohort(2), *cohort(2, scaling=-1.0)]
     with pytest.raises(InputError, match=r"scaling=\[1.0, -1.0\]"):
         aggregate(updates, None, "zero_pad")
-    result = aggregate(common_a(updates), None, "ffa")  # its scaling goes to B alone
+    result = aggregate(common_a(updates), None, "ffa")  # its scaling is applied to B only
     assert_close(result.delta(), sum(u.delta() for u in common_a(updates)) / 2)
 
 
@@ -277,4 +277,4 @@ def test_a_row_that_differs_a_little_is_another_a():
     updates[1] = map_factors(updates[1], on_a=lambda a: scale.unsqueeze(-1) * a)
     with pytest.raises(InputError, match=r"updates\[1\].lora_A=.A that differs by 0.000"):
         aggregate(updates, None, "ffa")
-    aggregate(updates, [1, 0], "ffa")  # who takes no part may have any A
+    aggregate(updates, [1, 0], "ffa")  # clients that do not take part may have any A

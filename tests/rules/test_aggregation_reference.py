@@ -25,12 +25,12 @@ from fedlora_sim.reference.aggregation import aggregate_reference
 
 
 def dense_scale(cohort):
-    """Size of what is summed: cancellation is measured against it."""
+    """Return the size of the summands, against which cancellation is measured."""
     return sum(float(torch.linalg.matrix_norm(u.delta())) for u in cohort.updates)
 
 
 def reference(cohort, rule, positions=None):
-    """Adapter and base of the slow reference, both dense."""
+    """Return adapter and base of the slow reference, both dense."""
     updates = [(u.lora_A.numpy(), u.lora_B.numpy(), u.scaling) for u in cohort.updates]
     previous = cohort.previous.rescale(1.0)
     lora_a, lora_b, base = aggregate_reference(
@@ -46,7 +46,7 @@ def reference(cohort, rule, positions=None):
 
 
 def assert_agrees(result, wanted, kind, dtype=torch.float64, scale=None):
-    """Adapter and base each, and both together."""
+    """Compare adapter and base, each and together."""
     adapter, base = wanted
     assert_close(result.adapter.delta(), adapter, kind, dtype, scale)
     assert_close(result.delta(), adapter + base, kind, dtype, scale)

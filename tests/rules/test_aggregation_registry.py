@@ -1,4 +1,4 @@
-"""Rules by name: aliases, options in the name, and rules that other packages bring."""
+"""Rules by name: aliases, options in the name, and rules of other packages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OWN = tuple(
     for made in vars(rules).values()
     if isinstance(made, type) and issubclass(made, AggregationRule) and made is not AggregationRule
 )
-"""The classes of rules that `fedlora_sim.rules` gives."""
+"""The classes of rules in `fedlora_sim.rules`."""
 
 OUTSIDE = '''
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class Silent:
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
-    """What a test registers is forgotten."""
+    """Restore the registry after a test."""
     monkeypatch.setattr(registry, "_RULES", {rule.name: rule for rule in OWN})
     monkeypatch.setattr(registry, "_ALIASES", dict(registry._ALIASES))
     monkeypatch.setattr(registry, "_loaded", True)
@@ -78,7 +78,7 @@ def own_registry(monkeypatch):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """An installed package as far as Python can see: a module and a .dist-info next to it."""
+    """Return a function that installs a package: a module and its .dist-info."""
 
     def make(entry_points, name="outside_rules", source=OUTSIDE):
         (tmp_path / f"{name}.py").write_text(source)

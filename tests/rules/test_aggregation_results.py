@@ -1,4 +1,4 @@
-"""`Aggregated`: adapter and base as one update, cut or whole; the residual that FedEx keeps."""
+"""`Aggregated`: adapter and base as one update, truncated or full; the residual of FedEx."""
 
 from __future__ import annotations
 

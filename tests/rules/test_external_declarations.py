@@ -1,4 +1,4 @@
-"""What rules from outside say of themselves, and what is refused: names, options, results."""
+"""Declarations of external rules, and refusals: names, options, results."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_class_of_rules_can_be_made_from_its_name_alone():
 
 
 class Returning(DenseFedAvg):
-    """Returns what it was made with, or the average with another state."""
+    """Returns its option, or the average with another state."""
 
     name = "returning"
 

@@ -1,4 +1,4 @@
-"""Rules from outside the family: any object with a step, as the three engines take it."""
+"""External rules: any object with a step, in the three engines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def same_runs(found, wanted) -> None:
     ids=["full", "sampled", "bernoulli"],
 )
 def test_fedavg_written_outside_is_fedavg(allocation, cohort):
-    """Also where no client in a cohort of two carries the highest partition."""
+    """Also if no client in a cohort of two carries the highest partition."""
     settings = scenario(allocation=allocation, num_samples=(1, 5, 2, 8, 3, 1), **cohort)
     found, wanted = (
         simulate(settings, rule=rule, seed=range(3)) for rule in (DenseFedAvg(), "fedavg")
@@ -59,7 +59,7 @@ def test_seeds_with_a_state_are_the_same_together_and_alone():
 
 
 def test_a_state_is_kept_layer_by_layer():
-    """Layers in a batch of two dimensions, a state with matrices and one with none."""
+    """Layers in a batch of two dimensions; states with and without matrices."""
     updates, previous = (
         cohort(batch=(2, 3)),
         random_factors(np.random.default_rng(1), 6, 5, 3, batch=(2, 3)),
@@ -105,7 +105,7 @@ class Uneven(DenseFedAvg):
 
 def test_base_corrections_of_different_columns_are_stacked():
     updates = cohort(batch=(4,))
-    updates[0].lora_A[0] = -1  # no correction there at all
+    updates[0].lora_A[0] = -1  # no correction there
     found = aggregate(updates, None, Uneven())
     assert found.base is not None
     parts = [

@@ -1,4 +1,4 @@
-"""A rule is added to a copy of the project by the recipe of CONTRIBUTING, and is whole then."""
+"""A rule added to a copy of the project by the recipe of CONTRIBUTING is complete."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ EDITS = {
         '    "plain_mean": (GREEN, "--", "h"),\n',
     ),
 }
-"""Before which line of each file that CONTRIBUTING names something is written."""
+"""Line of each file in CONTRIBUTING before which text is inserted."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What every split must be, and data sets to cut."""
+"""Properties of all splits, and data sets to split."""
 
 from __future__ import annotations
 

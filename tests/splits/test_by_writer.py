@@ -1,4 +1,4 @@
-"""Groups stay whole, and clients are as equal as that lets."""
+"""Groups are not divided, and clients are as equal as possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input noise that grows with the client's number, and touches nothing else."""
+"""Input noise that grows with the client's number and changes nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scenario's split, and the table of who holds what."""
+"""A scenario's split, and the table of samples per client and class."""
 
 from __future__ import annotations
 

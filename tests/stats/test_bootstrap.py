@@ -1,4 +1,4 @@
-"""Bootstrap over runs: ratios and quantiles covered, and far tails that say they are unknown."""
+"""Bootstrap over runs: coverage of ratios and quantiles, and unknown far tails."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_agrees_with_scipys_bca_for_many_runs() -> None:
     width = theirs.high - theirs.low
     assert found.low[0] == pytest.approx(theirs.low, abs=0.07 * width)
     assert found.high[0] == pytest.approx(theirs.high, abs=0.07 * width)
-    # The skewed law's long side is above: the plain percentiles would have it the other way.
+    # The long side of the skewed law is above; plain percentiles would reverse it.
     assert found.high[0] - found.value[0] > found.value[0] - found.low[0]
 
 

@@ -1,4 +1,4 @@
-"""Distances between laws: against scipy's, with jumps, and within the band as often as it says."""
+"""Distances between laws: against scipy's, with jumps, and the coverage of the band."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_values_that_are_no_numbers_have_no_gap() -> None:
 
 
 def distance(p: float) -> float:
-    """True distance between the geometric laws of p and of `LOSS`."""
+    """Return the true distance between the geometric laws of p and of `LOSS`."""
     t = np.arange(200)
     return float(np.abs(stats.geom(p).cdf(t) - GEOMETRIC(t)).max())
 

@@ -1,4 +1,4 @@
-"""Estimators: exact where the data are, and intervals that cover as often as they say."""
+"""Estimators: exact for exact data, and intervals with the nominal coverage."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_proportion_interval_is_clopper_pearson_with_bonferroni(q: int) -> None:
 def test_mean_intervals_cover_together_at_the_nominal_rate(q: int) -> None:
     error = 0.1
     share = coverage(mean_interval, lambda rng: rng.normal(5.0, 2.0, (6, q)), 5.0, error)
-    # For independent quantities Bonferroni is off from the nominal rate by error**2 / 2 at most.
+    # For independent quantities Bonferroni differs from the nominal rate by at most error**2 / 2.
     assert abs(share - (1 - error)) < slack(error) + error**2 / 2
 
 

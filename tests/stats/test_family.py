@@ -20,11 +20,11 @@ from analysis.stats import (
 from fedlora_sim.errors import InputError
 
 CLAIMS, REPORTS = 40, 300
-ON_THE_EDGE = Prediction.near(1.0, 1.0)  # holds the truth, zero, as its low end
+ON_THE_EDGE = Prediction.near(1.0, 1.0)  # contains the true value, zero, as its low end
 
 
 def share_of_wrong_reports(error: float) -> float:
-    """Share of reports with any wrong verdict; all claims are true, by the width of a hair."""
+    """Return the share of reports with a wrong verdict if all claims are just true."""
     rng, wrong = np.random.default_rng(10), 0
     for _ in range(REPORTS):
         noise = rng.standard_normal((CLAIMS, 24, 1))

@@ -1,4 +1,4 @@
-"""Ratios of means: Fieller's intervals by hand, how often they hold the truth, where they open."""
+"""Ratios of means: Fieller's intervals by hand, their coverage, and unbounded ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_interval_ends_where_the_mean_of_its_remainder_just_holds_zero() -> N
 
 
 def test_a_negative_denominator_turns_the_interval_round() -> None:
-    """Also where a skewed remainder makes one side longer than the other."""
+    """Also if a skewed remainder makes one side longer than the other."""
     rng = np.random.default_rng(8)
     runs = np.stack([rng.exponential(1.0, (60, 1)), rng.uniform(1.0, 2.0, (60, 1))], axis=-1)
     found, turned = fieller_ratio(runs, ERROR), fieller_ratio(runs * [1.0, -1.0], ERROR)

@@ -1,4 +1,4 @@
-"""Runs until decided: the error over repeated looks, and the p-value of what was decided."""
+"""Runs until decided: the error over repeated looks, and the p-value of the decision."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_number_of_looks(first: int, cap: int, looks: int) -> None:
 
 
 class Sampler:
-    """Hands out rows of given data and notes how many it was asked for each time."""
+    """Returns rows of given data and records how many were requested each time."""
 
     def __init__(self, data: np.ndarray) -> None:
         self.data, self.asked = data, []
@@ -92,7 +92,7 @@ def test_an_unclear_case_stops_at_the_cap_after_the_announced_looks() -> None:
 
 
 def wrong_verdicts(replicates: int) -> dict[Verdict, float]:
-    """Share of each verdict when the truth lies on the edge of the region: no answer is right."""
+    """Return the share of each verdict if the true value is on the edge of the region."""
     prediction, rng = Prediction.within(1.0, 0.1), np.random.default_rng(4)
     found = [
         measure_until_decided(
@@ -111,7 +111,7 @@ def test_repeated_looks_keep_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares[Verdict.SUPPORTED] + shares[Verdict.REFUTED] <= bound
     assert shares[Verdict.UNDECIDED] > 0.9
 
-    # The same simulation must notice looks that are not paid for.
+    # The same simulation must detect looks that do not share the error.
     monkeypatch.setattr(verdicts, "number_of_looks", lambda first, cap: 1)
     unpaid = wrong_verdicts(replicates)
     assert unpaid[Verdict.SUPPORTED] + unpaid[Verdict.REFUTED] > bound
@@ -193,7 +193,7 @@ def test_the_undecided_have_p_value_one_and_the_exact_the_floor() -> None:
 
 @pytest.mark.slow
 def test_p_values_of_claims_on_the_edge_are_as_rare_as_they_say() -> None:
-    """The truth is on the edge of the region: neither verdict is right, and p <= e at rate e."""
+    """The true value is on the edge of the region, so p <= e has probability e."""
     rng, prediction, error, replicates = (
         np.random.default_rng(13),
         Prediction.at_least(0.0),

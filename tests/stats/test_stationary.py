@@ -1,4 +1,4 @@
-"""Means of autocorrelated series: the true time, and intervals that cover as often as they say."""
+"""Means of autocorrelated series: the true time, and intervals with the nominal coverage."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ REPLICATES = 500
 def autoregressive(
     rng: np.random.Generator, shape: tuple[int, ...], phi: float, start: float | None = None
 ) -> np.ndarray:
-    """AR(1) series of variance 1 and mean 0 along the last axis, stationary unless started."""
+    """Return AR(1) series of variance 1 and mean 0; stationary unless a start is given."""
     noise = rng.standard_normal(shape) * np.sqrt(1 - phi**2)
     first = rng.standard_normal(shape[:-1]) if start is None else np.full(shape[:-1], start)
     return lfilter([1.0], [1.0, -phi], noise, axis=-1, zi=phi * first[..., None])[0]
 
 
 def one_round_each(samples: np.ndarray, error: float) -> Measurement:
-    """What takes every round for an independent run."""
+    """Estimate a mean as if every round were an independent run."""
     return mean_interval(samples.transpose(0, 2, 1).reshape(-1, samples.shape[1]), error)
 
 

@@ -1,4 +1,4 @@
-"""Thresholds: brackets hold them, and ranges hold the brackets of every run."""
+"""Thresholds: brackets contain them, and ranges contain the brackets of all runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training datasets of clients who do exactly what the linear model says."""
+"""Training datasets of clients that follow the linear model exactly."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def linear_run(
         nobody = (shares.sum(1) == 0)[:, None]
         kept = (rule == "flora") | (nobody & (rule == "raflora"))
         x[:, t + 1] = average + kept * x[:, t]
-        returned[:, t + 1] = s * np.sign(now)  # a singular vector turns with its amplitude
+        returned[:, t + 1] = s * np.sign(now)  # a singular vector changes sign with its amplitude
     return dataset_of(rule, scenario, x, returned, np.where(drawn > 0, slots, -1), weight)
 
 
@@ -114,7 +114,7 @@ def dataset_of(rule, scenario, x, returned, slots, weight) -> xr.Dataset:
 
 
 def turning_run(scenario: Scenario, angle: float, since: int) -> xr.Dataset:
-    """raFLoRA, clients who agree, and from a round on turn both bases by an angle, all alike.
+    """Return a raFLoRA run of equal clients that rotate both bases by an angle from a round on.
 
     The update keeps its singular values; on the old vectors it shows `cos(angle)**2` of them.
     """
@@ -129,7 +129,7 @@ def turning_run(scenario: Scenario, angle: float, since: int) -> xr.Dataset:
 
 
 def with_counterfactuals(run: xr.Dataset) -> xr.Dataset:
-    """What fedavg and raflora make of the run's cohorts, in the basis that stays."""
+    """Add results of fedavg and raflora on the run's cohorts, in a fixed basis."""
     returned, weight = run.amplitude.fillna(0.0), run.client_weight
     ranks = run.client_rank.isel(seed=0, round=0, drop=True)
     held = run.direction <= ranks.isel(client=run.cohort.clip(min=0))

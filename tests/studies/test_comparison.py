@@ -1,4 +1,4 @@
-"""The table of a study's runs, and what its seeds say together."""
+"""The table of a study's runs, and the summary of its seeds."""
 
 from __future__ import annotations
 

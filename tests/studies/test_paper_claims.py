@@ -1,4 +1,4 @@
-"""The paper's claims on made-up outcomes in which each is true, false, or not to be told."""
+"""The paper's claims on artificial outcomes in which each is true, false or undecidable."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def study():
 
 
 def table_of(study, tails=None, accuracy=None, few=None, spread=NARROW) -> pd.DataFrame:
-    """Outcomes that scatter by so much around what every rule gets."""
+    """Return outcomes with this spread around the value of each rule."""
     tail_of, mixed = TAILS | (tails or {}), ACCURACY | (accuracy or {})
     of_few, rng = FEW | (few or {}), np.random.default_rng(0)
     rows = []
@@ -93,7 +93,7 @@ def test_what_cannot_be_told_is_undecided(study, name, changes):
 
 
 def test_scatter_alone_is_no_dependence_on_the_ranks(study):
-    """FedAvg's runs scatter most, and neither rule knows of the ranks: a range would favor one."""
+    """FedAvg's runs vary most, and neither rule depends on the ranks; a range would favor one."""
     even = table_of(study, few=ACCURACY)
     rng = np.random.default_rng(1)
     for rule, scatter in (("fedavg", 0.1), ("raflora", 0.01)):
@@ -109,7 +109,7 @@ def test_wide_scatter_decides_nothing(study):
 
 
 def test_a_check_that_refutes_nothing_supports_nothing(study):
-    """Where raFLoRA collapses too, FedAvg's collapse says nothing of the check."""
+    """If raFLoRA collapses too, FedAvg's collapse does not confirm the check."""
     claims = {c["id"]: c for c in judge_claims(study, table_of(study, tails={"raflora": 1e-4}))}
     collapse, prevention = claims["collapse"], claims["prevention"]
     assert collapse["interval"][1] < collapse["prediction"]
@@ -165,11 +165,11 @@ SLACK = 4 * (ERROR * (1 - ERROR) / STUDIES) ** 0.5  # four standard errors of a 
 
 
 def missed(study, shared: float, spreads: dict[str, float]) -> tuple[float, float]:
-    """How often intervals over replicates and over pooled runs miss a mean of 0.
+    """Return how often intervals over replicates and over pooled runs miss a mean of 0.
 
     Args:
-        study: whose seeds the runs have.
-        shared: standard deviation of what all splits of a replicate have in common.
+        study: study with the runs' seeds.
+        shared: standard deviation of the part that all splits of a replicate share.
         spreads: standard deviation of a run's own part, by split.
     """
     rng = np.random.default_rng(14)
@@ -212,7 +212,7 @@ def test_a_replicate_without_one_of_its_runs_is_left_out(study):
 
 
 def test_negative_controls_are_judged_on_the_same_replicates(study):
-    """What all splits of a seed share widens a control's interval as it widens the claim's."""
+    """The part shared by all splits of a seed widens the intervals of claim and control."""
     table, rng = table_of(study), np.random.default_rng(2)
     shared = dict(enumerate(rng.standard_normal(6)))
     keys = zip(table["heterogeneity"], table["seed"], strict=True)

@@ -1,4 +1,4 @@
-"""Whether directions are preserved: what runs say of it, and which of them say nothing."""
+"""Preservation of directions: runs that measure it, and runs that cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moments of clients: the known ones are found, and what cannot be told is not made up."""
+"""Moments of clients: known ones are found, and undeterminable ones are NaN."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedlora_sim.tolerances import relative
 ITERATED = relative("iteration")
 ALL = slice(1, None)
 QUANTITIES = tuple(LAW)
-# Amplitudes that fall far: gain and drift are distinguished beyond noise.
+# Amplitudes that fall far, so that gain and drift can be distinguished in noise.
 START = 8 * 0.8 ** np.arange(3)
 NOISY = {"gain_mean": 0.8, "gain_std": 0.2, "drift_mean": 0.1, "drift_std": 0.1}
 SILENT = {**NOISY, "gain_std": 0.0, "drift_std": 0.0}
@@ -39,7 +39,7 @@ def hits(rule):
 @pytest.mark.parametrize("rule", ["fedavg", "raflora", "flora"])
 def test_intervals_hold_the_truth_as_often_as_they_say(rule, quantity):
     measured = proportion_interval(hits(rule)[quantity][:, None], error=1e-3)
-    # A little less for means, as their errors move later amplitudes; more for a spread near 0.
+    # Slightly less for means, whose errors change later amplitudes; more for a spread near 0.
     assert judge(measured, Prediction.near(0.95, 0.05)) is Verdict.SUPPORTED
 
 
@@ -78,13 +78,13 @@ def test_constant_amplitudes_do_not_tell_gain_from_drift():
     assert (found.drift_mean == 0).all()
     assert (found.drift_std == 0).all()
     np.testing.assert_allclose(found.gain_mean, 1.0, rtol=ITERATED)
-    # Two directions of unlike amplitudes do.
+    # Two directions of different amplitudes do.
     unlike = linear_run("raflora", law=EXACT, start=np.array([4.0, 2.0, 1.0]))
     assert studies.calibrate(unlike, ALL).identified.sel(partition=2).all()
 
 
 def test_the_variance_of_few_clients_is_unbiased():
-    """Of a constant amplitude it is the sample variance: the fit has taken one freedom of it."""
+    """For a constant amplitude it is the sample variance, with one degree of freedom less."""
     s = np.random.default_rng(6).normal(0.9, 0.2, 5)
     fit = fit_linear(np.ones((1, 1, 1, 1, 1)), s.reshape(1, 1, 1, 5, 1), np.zeros(1, np.int64))
     assert fit.variance[0, 0, 0].tolist() == pytest.approx([s.var(ddof=1), 0.0])

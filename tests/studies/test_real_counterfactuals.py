@@ -1,4 +1,4 @@
-"""One-step tables of every rule, where a basis that stays makes them exact."""
+"""One-step tables of every rule, which are exact in a fixed basis."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(request) -> xr.Dataset:
 
 def test_raflora_is_fedavg_over_the_share(run):
     share = studies.coverage_shares(run)
-    # What FedAvg has lost altogether shows on no direction of the next round.
+    # Directions that FedAvg has lost completely are not in the next round.
     there = (share > 0) & (studies.one_step_energy(run).sel(compared_rule="fedavg") > 0)
     ratio = studies.relative_to_rule(run).sel(compared_rule="fedavg")
     np.testing.assert_allclose(ratio, (share**2).where(there.all("layer")), rtol=CLOSE)

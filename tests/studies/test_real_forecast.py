@@ -45,7 +45,7 @@ def told(rule, law, federation, **options) -> xr.Dataset:
 
 
 def check_mean(rule, law, policy="zero", sampling="without_replacement"):
-    """Energies of the Monte Carlo against the closed form, by partition and round."""
+    """Compare Monte Carlo energies with the closed form, by partition and round."""
     full = sampling == "full"
     given = {
         "num_samples": (2, 1, 3, 1, 2),
@@ -62,7 +62,7 @@ def check_mean(rule, law, policy="zero", sampling="without_replacement"):
     exact = closed_form.energy_trajectory(scenario, rule, initial_amplitude=START, **law)
     measured = mean_interval(np.array([m.values.ravel() for m in means]), error=1e-3)
     wanted = exact[1:].T.ravel()
-    slack = ITERATED * wanted  # where nothing is random
+    slack = ITERATED * wanted  # without randomness
     assert (measured.low - slack <= wanted).all()
     assert (wanted <= measured.high + slack).all()
 

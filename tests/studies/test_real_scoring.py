@@ -1,4 +1,4 @@
-"""Scores: near nominal where the model is true, and telling where it is not."""
+"""Scores: near nominal if the model is true, and informative if it is not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedlora_sim.tolerances import relative
 
 ITERATED = relative("iteration")
 START = 8 * 0.8 ** np.arange(3)
-# Noise that holds no floor yet: the energies are on their way.
+# Noise is below the floor: the energies still fall.
 FALLING = {"gain_mean": 0.9, "gain_std": 0.2, "drift_mean": 0.05, "drift_std": 0.05}
 ANGLE = 0.5
 
@@ -96,7 +96,7 @@ def test_pure_suppression_is_all_there_is_to_clients_who_agree():
 
 
 def test_a_turning_basis_is_reported_as_failure():
-    """The update keeps its energy, but clients seem to lose some of it, every round."""
+    """The update keeps its energy, but clients seem to lose some of it in every round."""
     scores = studies.score(turning_run(scenario_of(), ANGLE, since=1), 6)
     seen = np.cos(ANGLE) ** 2
     np.testing.assert_allclose(
@@ -135,7 +135,7 @@ def test_a_summary_is_plain_and_tells_how_far_runs_are_apart():
 
 @pytest.mark.slow
 def test_one_rule_calibrates_for_all():
-    """FedAvg's amplitudes fall the farthest, so that every other's were met in its calibration."""
+    """FedAvg's amplitudes fall farthest, so its calibration covers those of the other rules."""
     runs = {rule: falling_run(rule, seeds=40) for rule in ("fedavg", "raflora", "flora")}
     scores = studies.predict_every_rule(runs["fedavg"], runs, 8, samples=100)
     assert list(scores) == list(runs)

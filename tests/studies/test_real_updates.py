@@ -1,4 +1,4 @@
-"""What is read off clients' updates, where the answer is known."""
+"""Measures of clients' updates with known results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies: what runs they take, what is refused before the first, and what is on disk."""
+"""Studies: their runs, refusals before the first run, and runs on disk."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_a_run_of_another_scenario_is_refused_with_what_differs(tmp_path):
 
 
 def test_every_seed_draws_a_task_of_its_own():
-    """Samples and new parameters too: runs that shared them would not be independent."""
+    """Samples and new parameters too, because runs that share them are not independent."""
     for run in small_study().runs():
         assert run.scenario.task_seed == run.seed
 

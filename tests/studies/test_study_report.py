@@ -1,4 +1,4 @@
-"""The report on a study: true where the model is, plain, and of no machine."""
+"""The report on a study: correct if the model is true, plain, without paths of the machine."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_what_follows_the_model_is_predicted(study, scores):
         np.testing.assert_allclose(row["theory"]["error_range"], 0.0, atol=ITERATED)
         assert row["theory"]["coverage"] == 1
         assert [part["partition"] for part in row["by_partition"]] == [1, 2]
-    # equal energies of clients who shrink by a tenth: persistence is off by the rounds between
+    # equal energies shrink by a tenth per round, which persistence misses
     horizons = np.arange(1, ROUNDS - FIRST + 1)
     wanted = np.median(-2 * np.log10(CERTAIN["gain_mean"]) * horizons)
     measured = rows["own", "raflora"]["persistence"]["error"]
@@ -117,7 +117,7 @@ def test_a_third_of_the_rounds_calibrates(study):
 
 @pytest.mark.slow
 def test_one_step_is_what_the_shares_say(study, report):
-    """With all clients and a basis that stays FedAvg keeps W_h^2 of what raFLoRA keeps."""
+    """With all clients and a fixed basis FedAvg keeps W_h^2 of raFLoRA's energy."""
     (row,) = report["counterfactuals"]
     assert (row["ran"], row["compared"], row["runs"]) == ("raflora", "fedavg", 4)
     shares = [part["energy"] for part in row["partitions"]]

@@ -1,4 +1,4 @@
-"""The runs of a study on disk: which are missing, whose rounds stay, what code made them."""
+"""The runs of a study on disk: missing runs, stored rounds, and the code that made them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of sweeps share as fixtures."""
+"""Shared fixtures of the tests of sweeps."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """Return a folder for a sweep, not made yet."""
+    """Return a folder for a sweep that does not exist yet."""
     return tmp_path / "sweep"

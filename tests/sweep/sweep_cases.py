@@ -11,7 +11,7 @@ import xarray as xr
 from fedlora_sim.sweep.run import Engine, SweepReport, run_sweep
 
 QUICK = 0.004
-"""Estimated seconds of a task: many small ones, where a sweep would have few."""
+"""Estimated seconds of a task, so that a sweep has many small tasks."""
 Tables = dict[str, dict[str, Any]]
 
 SMALL: Tables = {
@@ -31,7 +31,7 @@ def changed(tables: Tables, **changes: dict[str, Any]) -> Tables:
 def swept(
     tables: Tables, out: Path, *, engine: Engine | None = None, seconds: float = QUICK, **more: Any
 ) -> SweepReport:
-    """Run a sweep in silence, in many small tasks."""
+    """Run a sweep silently in many small tasks."""
     return run_sweep(tables, out, engine=engine, task_seconds=seconds, progress=False, **more)
 
 
@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def assert_same_bits(one: xr.Dataset, other: xr.Dataset) -> None:
-    """Equal values, to the bit, under equal labels."""
+    """Check for equal bits of values and equal labels."""
     assert set(one.variables) == set(other.variables)
     for name in one.variables:
         assert one[name].dims == other[name].dims

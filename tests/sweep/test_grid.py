@@ -1,4 +1,4 @@
-"""Grids are read, and checked to the last row before anything is run."""
+"""Grids: reading, and checks of all rows before any run."""
 
 from __future__ import annotations
 

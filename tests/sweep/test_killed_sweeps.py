@@ -1,4 +1,4 @@
-"""Sweeps whose workers and drivers are killed with SIGKILL midway, and gone on with."""
+"""Sweeps whose workers and drivers are killed with SIGKILL and which are continued."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def serial(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def driving(grid: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Yield a driver in a process of its own, which is not left behind."""
+    """Yield a driver in a separate process, which is killed at the end."""
     words = ["sweep", str(grid), "--out", str(out), *SPLIT, *options]
     code = "from fedlora_cli.main import main; main()"
     child = subprocess.Popen(
@@ -101,7 +101,7 @@ def loky_workers(child: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def assert_whole(out: Path, serial: Path) -> None:
-    """Every task is there once, with the bytes of the undisturbed serial run, and nothing else."""
+    """Check for exactly one file per task, with the bytes of the undisturbed serial run."""
     found = contents(out)
     ids = [task["id"] for task in json.loads((out / MANIFEST).read_text())["tasks"]]
     assert len(ids) == len(set(ids)) == TASKS

@@ -1,4 +1,4 @@
-"""A sweep as one dataset: labeled, lazy, and honest about what is missing."""
+"""A sweep as one dataset: labeled, lazy, with missing runs as NaN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans: every run once, tasks neither tiny nor long, the same on every machine."""
+"""Plans: every run once, tasks neither tiny nor long, equal on all machines."""
 
 from __future__ import annotations
 

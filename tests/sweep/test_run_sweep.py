@@ -1,4 +1,4 @@
-"""Sweeps run, stopped, gone on with, extended and refused; in this process and in several."""
+"""Sweeps run, stopped, continued, extended and refused, in one process and in several."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedlora_sim.sweep.store import MANIFEST, load_manifest
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
-    """Let so many tasks be kept, then raise."""
+    """Raise after a number of stored tasks."""
     kept, put = [], store.put_task
 
     def counted(*arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""Files of tasks: the same bytes whoever looks on while they are written."""
+"""Files of tasks have the same bytes if a profiler watches while they are written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedlora_sim.sweep.store import load_manifest
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """This thread as under the profiler of a Dask worker, which holds its frames for a moment."""
+    """Hold this thread's frames for a moment, as the profiler of a Dask worker does."""
     me, done = threading.get_ident(), threading.Event()
 
     def watch() -> None:
@@ -56,7 +56,7 @@ def test_a_file_of_another_task_is_made_again(tmp_path: Path) -> None:
 def test_a_profiler_does_not_change_the_bytes(
     own_thread: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control writes in the thread that is looked at: the layout of its files varies."""
+    """The control writes in the watched thread, and the layout of its files varies."""
     swept(SMALL, tmp_path)
     task = load_manifest(tmp_path).tasks[0]
     path = store.task_path(tmp_path, task)

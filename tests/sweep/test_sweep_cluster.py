@@ -1,4 +1,4 @@
-"""Sweeps on Dask: the documented SLURM cluster, and what workers and schedulers may do wrong."""
+"""Sweeps on Dask: the documented SLURM cluster, and faults of workers and schedulers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def client() -> Iterator[Any]:
-    """A scheduler and two workers, threads of this process: what they raise is seen at once."""
+    """Yield a scheduler and two workers as threads of this process, which show errors at once."""
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
@@ -126,7 +126,7 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_documented_slurm_cluster_has_jobs_of_one_worker() -> None:
-    """The options of the README's snippet, without the jobs."""
+    """The options of the README's example, without the jobs."""
     jobqueue = pytest.importorskip("dask_jobqueue")
     snippets = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     (snippet,) = (text for text in snippets if "SLURMCluster" in text)

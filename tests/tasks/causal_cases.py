@@ -75,7 +75,7 @@ def causal_folder(folder: Path, architecture: str = "llama", **tokenizer: object
 
 
 def sums(number: int, **fields: Callable[[int], object]) -> list[dict[str, object]]:
-    """Questions of different lengths; further fields are made from i."""
+    """Return questions of different lengths; further fields are functions of i."""
     return [
         {
             "question": f"{i}+{i * i}?",

@@ -1,4 +1,4 @@
-"""Tiny pretrained models in folders, offline: random encoders with a vocabulary of their own."""
+"""Tiny models in folders, offline: random encoders with a small vocabulary."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """Provide one thread: on a busy machine, threads that wait for each other cost minutes."""
+    """Use one thread: on a busy machine, threads that wait for each other take minutes."""
     with one_thread():
         yield
 
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a cache of the test's own."""
+    """Return the test's own cache."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("FEDLORA_CACHE", str(folder))
     return folder
@@ -80,7 +80,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 @pytest.fixture
 def tiny_model() -> Callable[..., PreTrainedModel]:
-    """A random classifier of four blocks in evaluation mode, by architecture; always the same."""
+    """Return a function from architectures to random classifiers of four blocks."""
 
     def make(architecture: str = "bert") -> PreTrainedModel:
         with library_draws(0):
@@ -94,7 +94,7 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture
 def tiny_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
-    """WordPiece over two dozen words, as BERT's; optionally without a padding token."""
+    """Return a function that makes a WordPiece tokenizer, optionally without a padding token."""
     return partial(wordpiece, WORDS, LONGEST)
 
 
@@ -104,7 +104,7 @@ def tiny_folder(
     tiny_model: Callable[..., PreTrainedModel],
     tiny_tokenizer: Callable[..., PreTrainedTokenizerFast],
 ) -> Callable[..., str]:
-    """A folder with a model and its tokenizer; without its classifier for `headless=True`."""
+    """Return a function that saves a model, without classifier if `headless`, and its tokenizer."""
 
     def make(
         architecture: str = "bert", *, headless: bool = True, pad_token: str | None = "[PAD]"

@@ -29,7 +29,7 @@ def digit_images(number: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def write_npz(path: Path, train: int = 60, test: int = 20, **more: object) -> str:
-    """Digits as an `.npz` file; further arrays by name."""
+    """Write digits as an `.npz` file; further arrays by name."""
     x, y = digit_images(train + test)
     arrays = {"x_train": x[:train], "y_train": y[:train], "x_test": x[train:], "y_test": y[train:]}
     np.savez(path, **{**arrays, **more})
@@ -37,7 +37,7 @@ def write_npz(path: Path, train: int = 60, test: int = 20, **more: object) -> st
 
 
 def cifar_pixels(number: int) -> tuple[NDArray[np.uint8], list[int]]:
-    """Color images (n, 32, 32, 3) of noise, and classes."""
+    """Return color images (n, 32, 32, 3) of noise, and classes."""
     rng = np.random.default_rng(number)
     return rng.integers(256, size=(number, 32, 32, 3), dtype=np.uint8), [
         k % 10 for k in range(number)
@@ -57,7 +57,7 @@ def write_cifar(folder: Path, *, python2: bool = True) -> Path:
 
 
 def python2_pickle(value: object) -> bytes:
-    """What Python 2's `pickle.dumps(value, 2)` gave, for what CIFAR's files are made of."""
+    """Return Python 2's `pickle.dumps(value, 2)` for the types in CIFAR's files."""
     return b"\x80\x02" + _python2(value) + b"."
 
 
@@ -83,7 +83,7 @@ def _python2(value: object) -> bytes:
 
 
 class FakePicture:
-    """As much of a PIL image as is asked for."""
+    """The used part of a PIL image."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
@@ -95,7 +95,7 @@ class FakePicture:
 
 
 class FakeSplit:
-    """As much of a `datasets.Dataset` as is asked for."""
+    """The used part of a `datasets.Dataset`."""
 
     def __init__(self, columns: Mapping[str, Sequence], names: Sequence[str] | None) -> None:
         self.columns, self.names = columns, names
@@ -126,7 +126,7 @@ def fake_package(name: str, **members: object) -> ModuleType:
 def write_vit(
     parent: Path, *, head: bool = False, processor: dict[str, Any] | None = None, **config: Any
 ) -> str:
-    """A folder with a random two-block ViT for 16x16 images; with its classifier if asked."""
+    """Write a random two-block ViT for 16x16 images, optionally with its classifier."""
     folder = parent / f"vit-{head}"
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     more = {"intermediate_size": 24, "image_size": 16, "patch_size": 8, "num_labels": 10}

@@ -32,7 +32,7 @@ OPTIONS = TaskOptions(task="arithmetic")
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Pretraining of two steps."""
+    """Use a pretraining of two steps."""
     pretrain = _pretrained.__wrapped__
     monkeypatch.setattr(causal, "_pretrained", lambda seed: pretrain(seed, steps=2))
 

@@ -1,4 +1,4 @@
-"""Language models on questions: tokens, labels, lengths, targets, and what is refused."""
+"""Language models on questions: tokens, labels, lengths, targets, and refusals."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_loss_is_that_of_transformers(options):
         logits_of(task.model, task.train.inputs), task.train.labels
     )
     theirs = task.model(**task.train.inputs, labels=task.train.labels).loss
-    bound = relative("reduction", "float32")  # theirs is computed in float32
+    bound = relative("reduction", "float32")  # transformers' loss is computed in float32
     torch.testing.assert_close(
         (totals.sum() / counts.sum()).float(), theirs.float(), rtol=bound, atol=0
     )

@@ -1,4 +1,4 @@
-"""Files of questions: what is read, what is held out, and what is refused by its line."""
+"""Files of questions: reading, held-out parts, and refusals that name the line."""
 
 from __future__ import annotations
 

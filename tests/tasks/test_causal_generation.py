@@ -1,4 +1,4 @@
-"""What models write: greedy, whatever the batch, and judged by its last number."""
+"""Generated text: greedy, independent of the batch, and scored by its last number."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_batches_write_what_each_prompt_alone_would(model):
 
 
 def test_hits_are_what_greedy_decoding_writes(model):
-    """Completions that it writes, and the same with one token changed, wherever it is."""
+    """Generated completions, and the same with one token changed at any place."""
     prompts = encode(causal_tokenizer(), PROMPTS)
     for prompt, new in zip(prompts, continue_greedily(model, prompts, LENGTH, END), strict=True):
         right = torch.tensor(new if len(new) == LENGTH else [*new, END])
@@ -107,7 +107,7 @@ def test_accuracy_is_the_share_of_right_numbers(model):
     tokenizer = causal_tokenizer()
     prompts = [f"Question: {i}\nAnswer:" for i in range(40)]
     numbers = [final_answer(t) for t in generate_answers(model, tokenizer, prompts, 20, 8)]
-    # None of a random model's numbers of at most 20 characters is as long as the wrong ones.
+    # The wrong numbers are longer than any number in 20 characters of a random model.
     right = [number is not None and i % 2 == 0 for i, number in enumerate(numbers)]
     assert any(right)
     questions = [

@@ -1,4 +1,4 @@
-"""The real task: good where it was pretrained, lost where it was not, and learnable by LoRA."""
+"""The digits task: accurate on the pretraining domain, not on the other, learnable by LoRA."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_parts_are_disjoint_stratified_and_seeded():
 
 @pytest.fixture
 def untrained(monkeypatch) -> None:
-    """Digits with a model that has learned nothing."""
+    """Return the digits task with an untrained model."""
 
     def pretrain(images, labels, rng):
         return TinyTransformer(torch.Generator().manual_seed(0)).requires_grad_(False)

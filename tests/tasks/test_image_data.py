@@ -1,4 +1,4 @@
-"""Where images come from: files, folders and packages; and what is refused."""
+"""Sources of images: files, folders and packages; and refusals."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_cifar_folder_in_every_protocol_of_python3(tmp_path: Path, protocol: int
 
 
 class Call:
-    """A pickle of this calls a function when it is loaded."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = function, arguments
@@ -165,7 +165,7 @@ def test_a_download_that_fails_is_an_error_of_its_own(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """What the stand-in for the package datasets has, by name."""
+    """Provide the data sets of a stand-in for the package datasets, by name."""
     sets: dict[str, object] = {}
 
     def load(name: str, trust_remote_code: bool = False) -> object:

@@ -1,4 +1,4 @@
-"""What a task's labels may be: refused where they are made, not rounds later as a rate too high."""
+"""Labels of a task: invalid ones are refused at once, not later as a diverging run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_names_of_other_classes_say_nothing_of_the_labels():
 
 @pytest.mark.parametrize("nothing", [[IGNORED] * 3, [5, IGNORED, IGNORED]])
 def test_a_completion_has_a_token_that_is_predicted(nothing):
-    """The first token stands where no position before it could predict it."""
+    """No previous position can predict the first token."""
     good = part([[IGNORED, IGNORED, 5], [IGNORED, 5, IGNORED], [5, 5, 5]])
     task = make_task(good, good, objective=Completion(), class_names=("a",))
     labels = torch.tensor([*good.labels[:2].tolist(), nothing, nothing])

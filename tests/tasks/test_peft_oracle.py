@@ -43,7 +43,7 @@ OPTIMIZERS = {
 
 
 def image_task() -> Task:
-    """Plain `nn.Linear` maps outside transformers' models, and a head of them."""
+    """Return a task of plain `nn.Linear` maps with a head."""
     generator = torch.Generator().manual_seed(0)
     model = TinyTransformer(generator, d_model=8, num_layers=2, num_heads=2).double()
     images = torch.rand(23, 8, 8, generator=generator, dtype=torch.float64)
@@ -62,14 +62,14 @@ def task(request: pytest.FixtureRequest, tiny_model) -> Task:
 
 
 def peft_client(task: Task, stack: Stack, k: int) -> nn.Module:
-    """Client k's model as PEFT builds it, on the same start."""
+    """Return client k's model as PEFT builds it, with the same start."""
     config = LoraConfig(
         r=RANKS[k],
         lora_alpha=SCALING[k] * RANKS[k],
         target_modules=list(task.target_modules),
         fan_in_fan_out=isinstance(task.objective, Completion),
     )
-    # PEFT puts its layers into the model that it is given.
+    # PEFT replaces layers in the given model.
     with library_draws(0):
         model = LoraModel(copy.deepcopy(task.model), config, "default").model
     for name, (lora_a, lora_b) in stack.adapters.items():
@@ -93,7 +93,7 @@ def plain_loss(task: Task, model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def train_plainly(task: Task, model: nn.Module, config: Scenario, plan, k: int) -> list[float]:
-    """Client k's steps, one by one; returns its losses."""
+    """Take client k's steps one by one and return its losses."""
     moving, losses = [p for p in model.parameters() if p.requires_grad], []
     descent = OPTIMIZERS[config.optimizer](moving, config, RATES[k])
     for step in range(plan.num_steps[k]):

@@ -1,4 +1,4 @@
-"""Pickles are read as data: the same values as `pickle` builds, and no instruction is ever run."""
+"""Pickles are read as data: with the values of `pickle`, and without running instructions."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ OBJECT_ARRAY = (
     b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb"
     b"\x89U\x08AAAAAAAAtb."
 )
-"""An array of pointers to whatever stands in the file: read by `pickle` it ends the process."""
+"""An array of pointers taken from the file; reading it by `pickle` ends the process."""
 
 
 @each_value(
@@ -91,7 +91,7 @@ def test_arrays_of_anything_but_numbers_are_refused(kind: bytes, promise: Promis
 
 
 def test_the_crafted_array_crashes_pickle_itself() -> None:
-    # Else the tests above would refuse something harmless.
+    # Otherwise the tests above would refuse a harmless file.
     program = f"import pickle; print(pickle.loads({OBJECT_ARRAY % b'O8'!r}, encoding='bytes'))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""A cached prefix: the same outputs, gradients and names; what cannot be cached is refused."""
+"""A cached prefix: equal outputs, gradients and names; refusals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_task(tiny_model) -> Callable[..., Task]:
 
 
 def gradients(task: Task, index: Tensor) -> list[Tensor]:
-    """Of the loss with respect to the adapted maps' weights, in a copy of the model."""
+    """Return gradients of the loss in the adapted maps' weights, in a copy of the model."""
     model, batch = copy.deepcopy(task.model), task.train.take(index)
     weights = [model.get_submodule(name).weight.requires_grad_() for name in task.target_modules]
     losses, _ = task.objective.losses(logits_of(model, batch.inputs), batch.labels)
@@ -216,7 +216,7 @@ def test_blocks_with_settings_that_return_tuples():
         (lambda: blocks_task(Blocks((2, 0, 1)), ("blocks.2",)), "nothing adapted before blocks.1"),
         (lambda: blocks_task(Blocks((0, 1, 1, 2)), ("blocks.2",)), "runs each of .* once"),
         (lambda: blocks_task(Blocks((0, 2)), ("blocks.2",)), "runs each of .* once"),
-        # Residual sums outside of the blocks: what a block returns is not the hidden state.
+        # Residual sums are outside of the blocks: a block does not return the hidden state.
         (lambda: blocks_task(Blocks(), ("blocks.2",)), "outputs differ by"),
     ],
 )

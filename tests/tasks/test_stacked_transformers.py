@@ -1,6 +1,6 @@
-"""Clients in one stack, in chunks and one by one: the same adapters and heads on real transformers.
+"""Clients in one stack, in chunks and one by one train equally on real transformers.
 
-Texts of mixed lengths are cut to the longest of a stack, so that every chunk sees other padding.
+Texts of mixed lengths are trimmed to the longest of a stack, so that chunks have different padding.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def train(task, config: Scenario, **changes: object) -> Trained:
 
 
 def moves(trained: Trained, task) -> dict[str, torch.Tensor]:
-    """How far every factor and head of the cohort has moved."""
+    """Return the changes of all factors and heads of the cohort."""
     stack = cohort(task)
     pairs = ((trained.adapters, stack.adapters), (trained.heads, stack.heads))
     return {
@@ -92,7 +92,7 @@ def test_checkpointed_blocks_train_the_same(make_task, model):
 
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
 def test_a_stack_trains_what_the_merged_model_computes(make_task, model):
-    """The logits of client k are those of the model with its update and head in its weights."""
+    """The logits of client k equal those of the model with its update and head in the weights."""
     task, stack = make_task(model), cohort(make_task(model))
     for k in range(len(stack.scaling)):
         own = stack.take(torch.tensor([k]).numpy())
@@ -107,7 +107,7 @@ def test_a_stack_trains_what_the_merged_model_computes(make_task, model):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
 def test_the_importance_of_directions_does_not_depend_on_how_it_is_computed(make_task, model):
-    """Few samples and clients at a time, as in training, or all at once."""
+    """With few samples and clients at a time, as in training, or all at once."""
     task = make_task(model)
     start = cohort(task)
     at_once = replace(CONFIGS["adam"], batch_size=sum(map(len, samples())))
@@ -120,7 +120,7 @@ def test_the_importance_of_directions_does_not_depend_on_how_it_is_computed(make
 
 
 def test_memory_is_estimated_at_the_longest_text(make_task):
-    """Whoever is asked: in a stack all are padded to it."""
+    """For any client, because all are padded to it in a stack."""
     task, stack = make_task("bert"), cohort(make_task("bert"))
     short = int(task.train.inputs["attention_mask"].sum(1).argmin())
     one, config = stack.take(torch.tensor([0]).numpy()), CONFIGS["adam"]

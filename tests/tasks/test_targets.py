@@ -1,4 +1,4 @@
-"""Names that mean linear maps: PEFT's rule, the last blocks, and refusals that help."""
+"""Names of linear maps: PEFT's rule, the last blocks, and refusals with a remedy."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_shapes_of_both_kinds_of_linear_map(tiny_model):
 
 
 def test_an_update_is_merged_into_both_kinds_of_square_maps():
-    """No shape tells how a square map stores its weight."""
+    """The shape does not show how a square map stores its weight."""
     maps = nn.ModuleDict({"conv1d": Conv1D(3, 3), "linear": nn.Linear(3, 3)}).double()
     delta = torch.arange(9, dtype=torch.float64).reshape(3, 3)
     x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Labeled texts from every source: parts, class names, numbers, and refusals that say where."""
+"""Labeled texts from every source: parts, class names, numbers, and refusals with the place."""
 
 from __future__ import annotations
 

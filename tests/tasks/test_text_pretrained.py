@@ -1,4 +1,4 @@
-"""Pretrained models: what is new is known and drawn by the seed, what fails says so in a line."""
+"""Pretrained models: new parameters are known and drawn by the seed; failures give one line."""
 
 from __future__ import annotations
 

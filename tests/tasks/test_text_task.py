@@ -1,4 +1,4 @@
-"""The text task: tokens and labels that belong together, what is adapted, what is trained whole."""
+"""The text task: matching tokens and labels, adapted maps, and heads trained in full."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADS = {
 
 @pytest.fixture
 def options(tmp_path, tiny_folder):
-    """Options of a task on a tiny model and thirty short texts by five writers."""
+    """Return options of a task on a tiny model and thirty short texts by five writers."""
     lines = [
         f"{' '.join(words.split()[: 1 + i % 3])} road\t{topic}\tw{i % 5}"
         for i in range(10)

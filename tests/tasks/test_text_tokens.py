@@ -1,4 +1,4 @@
-"""Tokens: what the tokenizer makes, made once, found again, never half written."""
+"""Tokens of the tokenizer: made once, found again, never partially written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXTS = ("the cat sat", "a dog", "", "the team match goal fell rose on the road"
 
 @pytest.fixture
 def made(monkeypatch):
-    """How many texts were tokenized, call by call."""
+    """Record how many texts each call tokenizes."""
     calls: list[int] = []
 
     def count(tokenizer, texts, max_length, make=tasks_text._make):

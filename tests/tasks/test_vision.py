@@ -1,4 +1,4 @@
-"""A tiny ViT on digits: images as the model wants them, targets, head, and every refusal."""
+"""A tiny ViT on digits: prepared images, targets, head, and refusals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MakeModel = Callable[..., str]
 
 @pytest.fixture
 def tiny_vit(tmp_path: Path) -> MakeModel:
-    """`write_vit` into a folder of the test's own."""
+    """Return a function that writes a ViT into the test's folder."""
     return partial(write_vit, tmp_path)
 
 
@@ -79,7 +79,7 @@ def test_who_trains_the_head(tmp_path: Path, tiny_vit: MakeModel) -> None:
     for (model, train_head), number in wanted.items():
         task = load_vision_task(vision_options(tmp_path, model, train_head=train_head))
         assert task.head_modules == ("classifier",)[:number]
-    # A classifier of another number of classes is no use: a new one takes its place.
+    # A classifier of another number of classes is replaced by a new one.
     x, y = digit_images(40)
     np.savez(tmp_path / "few.npz", x_train=x, y_train=y % 3, x_test=x, y_test=y % 3)
     few = load_vision_task(vision_options(tmp_path, old, data=str(tmp_path / "few.npz")))

@@ -1,4 +1,4 @@
-"""Models of transformers and timm: how they want their images, their heads, and refusals."""
+"""Models of transformers and timm: image settings, heads, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MakeModel = Callable[..., str]
 
 @pytest.fixture
 def tiny_vit(tmp_path: Path) -> MakeModel:
-    """`write_vit` into a folder of the test's own."""
+    """Return a function that writes a ViT into the test's folder."""
     return partial(write_vit, tmp_path)
 
 
@@ -67,7 +67,7 @@ def test_models_of_other_images_are_refused(tmp_path: Path, tiny_vit: MakeModel)
 
 
 class TimmViT(nn.Module):
-    """As much of timm's VisionTransformer as is asked for; its argument is called x."""
+    """The used part of timm's VisionTransformer; its argument is called x."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ SIZES = (1, 3, 7, 12)
 
 
 def texts(tokens: int, longest: int = 12) -> dict[str, Tensor]:
-    """As many random texts as the clients have samples, of 3 to `longest` random tokens each."""
+    """Return random texts of 3 to `longest` tokens, as many as the clients have samples."""
     rng = stream(0, "test texts")
     lengths = torch.from_numpy(rng.integers(3, longest + 1, sum(SIZES)))
     ids = torch.from_numpy(rng.integers(1, tokens, (sum(SIZES), longest)))
@@ -38,7 +38,7 @@ def classification_task(model: PreTrainedModel, targets: tuple[str, ...], heads=
 
 
 def causal_task(targets: tuple[str, ...] = ("c_attn", "c_fc")) -> Task:
-    """A GPT-2, whose maps are `Conv1D`, that completes random texts after their second token."""
+    """Return a GPT-2 task (`Conv1D` maps) that completes random texts from the third token on."""
     model = causal_model("gpt2").double()
     inputs = texts(model.config.vocab_size)
     labels = torch.where(inputs[MASK].bool(), inputs["input_ids"], IGNORED)
@@ -54,7 +54,7 @@ def samples() -> list[np.ndarray]:
 
 
 def cohort(task: Task) -> Stack:
-    """Random adapters of mixed ranks, padded to the highest, and heads that differ a little."""
+    """Return random adapters of mixed ranks, padded to the highest, and different heads."""
     rng = stream(0, "test cohort")
     alive = torch.arange(max(RANKS)) < torch.tensor(RANKS)[:, None]
 

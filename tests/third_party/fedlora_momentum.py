@@ -1,7 +1,7 @@
-"""Two aggregation rules for fedlora-sim, as another package brings them.
+"""Two aggregation rules for fedlora-sim in an external package.
 
-`Tempered` is of the family, weights per client and direction, and says no more than its weights;
-`Momentum` is a step of its own, with something to keep from round to round.
+`Tempered` is defined by its weights per client and direction. `Momentum` implements a step with a
+state that is kept from round to round.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Tempered(AggregationRule):
 
     @property
     def properties(self) -> Properties:
-        """FedAvg's laws, but for those that speak of the data weights themselves."""
+        """FedAvg's laws, except those about the data weights."""
         is_fedavg = self.beta == 1
         return replace(
             super().properties,
@@ -48,7 +48,7 @@ class Tempered(AggregationRule):
             equal_ranks_fedavg=is_fedavg,
             low_rank_client="dilutes",
             continuous=True,
-            # a function of the share of the tempered weights, not of the data's
+            # a function of the share of the tempered weights, not of the data weights
             multiplier=self.multiplier if is_fedavg else None,
         )
 
@@ -60,20 +60,20 @@ class Tempered(AggregationRule):
         return shares.unsqueeze(-1) * members
 
     def multiplier(self, coverage: Tensor) -> Tensor:
-        """`W`, of the tempered weights."""
+        """Return `W` of the tempered weights."""
         return coverage
 
 
 @dataclass(frozen=True)
 class Momentum:
-    """FedAvg with server momentum: the global update moves on with a velocity.
+    """FedAvg with server momentum: the global update has a velocity.
 
-    `v <- beta v + (mean of the products - last update)`, then `last update + learning_rate v`, cut
-    to the highest rank. The velocity is of the whole update, dense.
+    `v <- beta v + (mean of the products - last update)`, then `last update + learning_rate v`,
+    truncated to the highest rank. The velocity is that of the full dense update.
 
     Args:
         beta: share of the velocity that is kept.
-        learning_rate: of the server.
+        learning_rate: learning rate of the server.
     """
 
     beta: float = 0.9
@@ -84,7 +84,7 @@ class Momentum:
 
     @property
     def properties(self) -> Properties:
-        """A first round with learning rate 1 is FedAvg's; with another the last update stays in."""
+        """Laws of the first round, which equals FedAvg if the learning rate is 1."""
         is_fedavg = self.learning_rate == 1
         return Properties(
             single_client=is_fedavg,
@@ -106,7 +106,7 @@ class Momentum:
         )
 
     def first_multiplier(self, coverage: Tensor) -> Tensor:
-        """`W` in the first round."""
+        """Return `W` of the first round."""
         return coverage
 
     def step(

@@ -1,4 +1,4 @@
-"""What a package of rules tests of itself: the laws, and what is its rules' own."""
+"""Tests of an external package of rules: the laws, and properties of its rules."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_without_beta_and_at_rate_one_there_is_no_momentum():
 
 
 def test_the_velocity_goes_on():
-    """One client of full rank that stays where it is sent: the velocity alone moves it."""
+    """One client of full rank returns its input, so only the velocity moves it."""
     rule = Momentum(beta=0.5)
     generator = torch.Generator().manual_seed(1)
     start, end = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
