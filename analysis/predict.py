@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
@@ -91,6 +91,14 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "flow_floor": (DIRECTIONS, "amplitude at which training holds it", _UNIT["amplitude"]),
     "flow_rate": (DIRECTIONS, "factor per round of the approach to that amplitude", "1"),
     "flow_amplitude": (ROUNDS, "amplitude under training", _UNIT["amplitude"]),
+    "drift_floor": (DIRECTIONS, "mean amplitude at which drift holds it", _UNIT["amplitude"]),
+    "drift_growth": (DIRECTIONS, "growth of the mean amplitude per late round", _UNIT["amplitude"]),
+    "drift_settling": (
+        DIRECTIONS,
+        "rounds until the mean amplitude stays within 10% of its floor",
+        _UNIT["rounds"],
+    ),
+    "drift_std": (ROUNDS, "standard deviation of the amplitude over runs", _UNIT["amplitude"]),
 }
 """Dimensions, meaning and unit of all predicted variables."""
 
@@ -102,6 +110,9 @@ MOST_VALUES = 100_000_000
 
 TRAINING = ("collapse_threshold", "flow_floor", "flow_rate", "flow_amplitude")
 """Variables that need `local_loss="quadratic"`."""
+
+DRIFT = ("drift_floor", "drift_growth", "drift_settling", "drift_std")
+"""Variables that need `local_loss="drift"`."""
 
 
 # One scenario under one rule
@@ -116,11 +127,12 @@ def predict(scenario: Scenario, rule: str | AggregationRule = "raflora") -> xr.D
 
     Returns:
         Dataset with the names and coordinates of a simulation's, without seeds. Per (round,
-        direction): `energy`, `mean_amplitude` and `flow_amplitude`; at matrix fidelity also
-        `projected_energy`. Per (round): `rho` and `effective_rank`, both of the mean energies. Per
-        (direction): `energy_rate`, `half_life`, `typical_rate`, `typical_half_life`,
+        direction): `energy`, `mean_amplitude`, `flow_amplitude` and `drift_std`; at matrix fidelity
+        also `projected_energy`. Per (round): `rho` and `effective_rank`, both of the mean energies.
+        Per (direction): `energy_rate`, `half_life`, `typical_rate`, `typical_half_life`,
         `energy_floor`, `extinction_probability`, `survival` after the last round,
-        `collapse_threshold`, `flow_floor` and `flow_rate`. Coordinates `partition` and `coverage`.
+        `collapse_threshold`, `flow_floor`, `flow_rate`, `drift_floor`, `drift_growth` and
+        `drift_settling`. Coordinates `partition` and `coverage`.
         Values without a closed form are NaN; the reason is in the variable's attribute `reason`,
         and in the dataset's attribute `reasons` (JSON, by variable). Further attributes hold the
         scenario, the rule and `notes` (JSON), for instance on estimated distributions.
@@ -199,7 +211,7 @@ class _Prediction:
                 expected("rule", self.label, f"one of {', '.join(RULES)}: no closed form")
             )
             return
-        passive = scenario.local_loss == "none" and scenario.allocation == "svd"
+        passive = scenario.local_loss != "quadratic" and scenario.allocation == "svd"
         if scenario.fidelity == "matrix" and passive:
             try:
                 self._check_order()
@@ -217,6 +229,8 @@ class _Prediction:
         self._add("flow_floor", lambda: cf.flow_floor(scenario, rule))
         self._add("flow_rate", self._flow_rate)
         self._add("flow_amplitude", lambda: cf.flow_trajectory(scenario, rule))
+        for name in DRIFT:
+            self._add(name, partial(getattr(cf, name), scenario, rule))
         if scenario.local_loss == "quadratic":
             self._follow("mean_amplitude", "flow_amplitude", self._flow_mean)
             self._follow("energy", "flow_amplitude", self._flow_energy)
@@ -252,9 +266,9 @@ class _Prediction:
 
     def _half_life(self, rate: Array) -> Array:
         """Return the half-lives, except of energies without a constant factor per round."""
-        for name in ("drift_mean", "drift_std"):
+        for name in ("drift_mean", "drift_std", "drift_levels"):
             value = getattr(self.scenario, name)
-            if value != 0:
+            if np.any(value):
                 reason = "drift holds the energy up, so it does not halve at its rate"
                 raise expected(name, value, f"0 ({reason})")
         return self._typical_half_life(rate)
@@ -306,9 +320,9 @@ class _Prediction:
             if (np.diff(mean, axis=-1) > relative("reduction") * mean[:, :-1]).any():
                 raise expected("fidelity", "matrix", f"'spectral' ({PLACES})")
             return
-        g, c = scenario.gain_mean, scenario.drift_mean
+        g, c = scenario.gain_mean, scenario.drift_means
         # carriers of a direction carry all earlier ones
-        falls = alike and g >= 0 and c >= 0
+        falls = alike and g >= 0 and bool((c >= 0).all() and (np.diff(c) <= 0).all())
         held = form.has_policy and scenario.empty_partition == "carry"
         if form.space == "base" or (held and self.values["extinction_probability"].any()):
             falls = falls and g >= 1
@@ -372,9 +386,8 @@ def left_of_the_start(scenario: Scenario, rule: str) -> xr.Dataset:
     Drift adds energy that does not belong to the start. If gains differ the rate has no closed form
     and is NaN.
     """
-    return predict(scenario.replace(drift_mean=0.0, drift_std=0.0), rule)[
-        ["typical_rate", "survival"]
-    ]
+    none = {"drift_mean": 0.0, "drift_std": 0.0, "drift_levels": None}
+    return predict(scenario.replace(**none), rule)[["typical_rate", "survival"]]
 
 
 # Comparison of several rules, as the command shows it. A partition's numbers are those of its first
@@ -499,7 +512,8 @@ def with_training(
     form = rule_form(rule)
     allocation_of(scenario.allocation)  # no form of any rule covers importance
     time = {} if local_time is None else {"local_time": check_positive("local_time", local_time)}
-    none = {"gain_mean": 1.0, "gain_std": 0.0, "drift_mean": 0.0, "drift_std": 0.0}
+    none: dict[str, Any] = {"gain_mean": 1.0, "gain_std": 0.0, "drift_mean": 0.0, "drift_std": 0.0}
+    none |= {"drift_levels": None, "drift_schedule": "constant"}
     training = scenario.replace(local_loss="quadratic", **none, **time)
     theory = predict(scenario, form.name).drop_vars(TRAINING)
     trained = predict(training, form.name)
@@ -542,7 +556,7 @@ def comparison_notes(rows: Sequence[RulePrediction]) -> list[str]:
     """Return notes on a comparison, for instance on estimated distributions."""
     notes = [note for row in rows for note in json.loads(row.theory.attrs["notes"])]
     scenario = rows[0].scenario if rows else None
-    passive = ("gain_mean", "gain_std", "drift_mean", "drift_std")
+    passive = ("gain_mean", "gain_std", "drift_mean", "drift_std", "drift_levels")
     if scenario and any(getattr(scenario, n) != getattr(Scenario, n) for n in passive):
         notes.append(TRAINED)
     return list(dict.fromkeys(notes))
@@ -664,8 +678,10 @@ def by_carriers(scenario: Scenario, rule: str) -> ByCarriers:
     if len(set(samples)) > 1:
         reason = "else it matters which clients carry a direction"
         raise expected("num_samples", list(samples), f"equal values ({reason})")
+    reason = "a mean drift adds to what is left of the start"
+    if scenario.drift_levels is not None:
+        raise expected("drift_levels", scenario.drift_levels, f"None ({reason})")
     if scenario.drift_mean != 0:
-        reason = "a mean drift adds to what is left of the start"
         raise expected("drift_mean", scenario.drift_mean, f"0 ({reason})")
     ranks = tuple(range(1, scenario.federation.num_clients + 1))
     ladder = scenario.replace(ranks=ranks, fidelity="spectral")

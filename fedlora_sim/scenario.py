@@ -38,7 +38,8 @@ from fedlora_sim.runtime import DEVICES, DTYPES
 # What a field may be: its type says it, or a check next to its text
 
 FIDELITIES = ("spectral", "matrix", "training")
-LOCAL_LOSSES = ("none", "quadratic")
+LOCAL_LOSSES = ("none", "drift", "quadratic")
+SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 TASKS = ("digits", "text", "vision", "causal", "arithmetic")
 SPLITS = ("dirichlet", "pathological", "iid", "quantity", "by_writer")
@@ -71,6 +72,10 @@ def _flag(name: str, value: object) -> bool:
 
 def _rates(name: str, value: object) -> tuple[float, ...]:
     return tuple(check_positive(name, rate) for rate in check_sequence(name, value, "rates"))
+
+
+def _numbers(name: str, value: object) -> tuple[float, ...]:
+    return tuple(check_finite(name, one) for one in check_sequence(name, value, "numbers"))
 
 
 def _modules(name: str, value: object) -> tuple[str, ...]:
@@ -386,12 +391,28 @@ class Scenario(TrainingFields):
 
     local_loss: Annotated[
         str,
-        "local training of the clients. `none`: they return `a x + b`. `quadratic`: they fit a "
-        "target, `0.5 ||B A + Z - M_k||_F**2` with Z the part of the update in the base, by "
-        "gradient descent on their factors (`matrix`) or its limit of small steps, the flow "
-        "(`spectral`). A component whose factors are zero has no gradient and stays zero",
+        "local training of the clients. `none`: they return `a x + b`, the same in all rounds. "
+        "`drift`: the drift law of Adam, `x + s_t ((a - 1) x + b)`, with a mean drift per "
+        "partition (`drift_levels`) and a learning-rate schedule s_t (`drift_schedule`). "
+        "`quadratic`: they fit a target, `0.5 ||B A + Z - M_k||_F**2` with Z the part of the "
+        "update in the base, by gradient descent on their factors (`matrix`) or its limit of small "
+        "steps, the flow (`spectral`). A component whose factors are zero has no gradient and "
+        "stays zero",
         _one_of(LOCAL_LOSSES),
     ] = "none"
+    drift_levels: Annotated[
+        tuple[float, ...] | None,
+        "with `local_loss='drift'`: mean drift `c_h` of every direction in each partition, one per "
+        "rank level, in place of `drift_mean`; None takes `drift_mean` everywhere",
+        _numbers,
+    ] = None
+    drift_schedule: Annotated[
+        str,
+        "with `local_loss='drift'`: learning rate of round t of T relative to the first, counted "
+        "from t = 0. `constant` (1), `linear` (`1 - t/T`) or `cosine` (`(1 + cos(pi t/T)) / 2`). "
+        "It scales all that training changes, `(a - 1) x + b`",
+        _one_of(SCHEDULES),
+    ] = "constant"
     local_time: Annotated[
         float,
         "total step length of a round, T, 0 for none; a step at matrix fidelity is T / local_steps",
@@ -441,7 +462,8 @@ class Scenario(TrainingFields):
             value = getattr(self, name)
             if value is not None or not info.optional:
                 self._set(name, info.check(name, value))
-        self._check_local_loss()
+        self._check_drift_law()
+        self._check_quadratic_loss()
         self._check_training()
         federation = self.federation
         if self.num_samples is not None:
@@ -464,14 +486,33 @@ class Scenario(TrainingFields):
         if self.momentum and self.optimizer != "sgd":
             raise expected("momentum", self.momentum, f"0 with optimizer={self.optimizer!r}")
 
-    def _check_local_loss(self) -> None:
+    def _check_drift_law(self) -> None:
+        """Refuse fields of the drift law without it, and a mean drift that is given twice."""
+        if self.fidelity == "training" and self.local_loss != "none":
+            other = "none at fidelity='training', where clients train on the task's own loss"
+            raise expected("local_loss", self.local_loss, other)
+        levels = self.drift_levels
+        if self.local_loss != "drift":
+            law = f"with local_loss={self.local_loss!r} (or choose local_loss='drift')"
+            if levels is not None:
+                raise expected("drift_levels", list(levels), f"None {law}")
+            if self.drift_schedule != "constant":
+                raise expected("drift_schedule", self.drift_schedule, f"constant {law}")
+            return
+        if levels is None:
+            return
+        known = self.federation.levels
+        if len(levels) != len(known):
+            wanted = f"{len(known)} numbers, one per rank level {list(known)}"
+            raise expected("drift_levels", list(levels), wanted)
+        if self.drift_mean != 0:
+            raise expected("drift_mean", self.drift_mean, "0 where drift_levels gives the means")
+
+    def _check_quadratic_loss(self) -> None:
         """Refuse fields that clients who descend the quadratic loss do not use."""
         if self.local_loss != "quadratic":
             return
         also = "with local_loss='quadratic'"
-        if self.fidelity == "training":
-            other = "none at fidelity='training', where clients train on the task's own loss"
-            raise expected("local_loss", "quadratic", other)
         for name, usual in UNUSED_BY_TRAINING.items():
             if getattr(self, name) != usual:
                 wanted = f"{usual:g} {also}: clients train by plain steps"
@@ -506,6 +547,23 @@ class Scenario(TrainingFields):
     def target_amplitudes(self) -> NDArray[np.float64]:
         """Amplitudes of the common target of the clients, shape (r_max,), descending."""
         return _geometric(self.target_amplitude, self.target_decay, max(self.ranks))
+
+    @property
+    def drift_means(self) -> NDArray[np.float64]:
+        """Mean drift of each direction, before the schedule, shape (r_max,)."""
+        if self.drift_levels is None:
+            return np.full(max(self.ranks), self.drift_mean)
+        return np.repeat(self.drift_levels, np.diff((0, *self.federation.levels)))
+
+    @property
+    def training_scales(self) -> NDArray[np.float64]:
+        """Learning rate of each round relative to the first one, shape (rounds,)."""
+        passed = np.arange(self.rounds) / self.rounds
+        if self.drift_schedule == "linear":
+            return np.asarray(1 - passed, dtype=np.float64)
+        if self.drift_schedule == "cosine":
+            return np.asarray((1 + np.cos(np.pi * passed)) / 2, dtype=np.float64)
+        return np.ones(self.rounds)
 
     def client_scaling(self, rank: int) -> float:
         """Return LoRA scaling of a client of this rank: alpha/r, or alpha/sqrt(r) under rsLoRA."""

@@ -17,6 +17,17 @@ drifts (unit of `x`) and energies (that unit squared).
 
 from analysis.closed_form.communication import Communication as Communication
 from analysis.closed_form.communication import communication as communication
+from analysis.closed_form.drift import DriftInterval as DriftInterval
+from analysis.closed_form.drift import adam_drift as adam_drift
+from analysis.closed_form.drift import adamw_gain as adamw_gain
+from analysis.closed_form.drift import drift_exponent as drift_exponent
+from analysis.closed_form.drift import drift_floor as drift_floor
+from analysis.closed_form.drift import drift_growth as drift_growth
+from analysis.closed_form.drift import drift_interval as drift_interval
+from analysis.closed_form.drift import drift_settling as drift_settling
+from analysis.closed_form.drift import drift_std as drift_std
+from analysis.closed_form.drift import drift_trajectory as drift_trajectory
+from analysis.closed_form.drift import implied_drift as implied_drift
 from analysis.closed_form.energy import collapse_bound as collapse_bound
 from analysis.closed_form.energy import coverage as coverage
 from analysis.closed_form.energy import critical_gain_std as critical_gain_std

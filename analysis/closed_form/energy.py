@@ -6,13 +6,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.closed_form.nonlinear_rules import (
-    hetlora_floor,
+    hetlora_floors,
     hetlora_trajectory,
     need_no_drift,
     pair_map,
 )
 from analysis.closed_form.persistent import persistent_floor, persistent_trajectory, stays
-from analysis.closed_form.round_map import NO_SPREAD, Clients, MomentMap, clients_of, round_map
+from analysis.closed_form.round_map import (
+    NO_SPREAD,
+    Clients,
+    MomentMap,
+    clients_of,
+    follow,
+    round_map,
+)
 from analysis.closed_form.setting import Setting, federation_of, need_full, setting_of
 from analysis.cohorts.law import Array
 from analysis.cohorts.shares import empty_probability
@@ -35,10 +42,17 @@ def trajectory(setting: Setting) -> tuple[Array, Array]:
     count = check_count("rounds", setting.scenario.rounds, MOST_ROUNDS)
     start = setting.direction("initial_amplitude")
     if stays(setting, clients):
+        schedule = setting.scenario.drift_schedule
+        if schedule != "constant":
+            reason = "the gains of a client then differ from round to round: no closed form"
+            wanted = f"'constant' with heterogeneity='persistent' ({reason})"
+            raise expected("drift_schedule", schedule, wanted)
         return persistent_trajectory(setting, clients, start, count)
+    scales = setting.scenario.training_scales.tolist()
     if setting.form.norm_weighted:
-        return hetlora_trajectory(setting, clients, start, count)
-    return moment_map(setting, clients).trajectory(start, count)
+        return hetlora_trajectory(setting, [clients.scaled(scale) for scale in scales], start)
+    maps = {scale: moment_map(setting, clients.scaled(scale)) for scale in set(scales)}
+    return follow([maps[scale] for scale in scales], start)
 
 
 # Floors: the energy at which drift holds a direction
@@ -52,7 +66,7 @@ def energy_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     2 g c E[(sum w)^2] m) / (1 - q')`. Where `q' >= 1` there is no floor and the value is `inf`,
     even without drift; where `q' < 1` and there is no drift it is 0. Persistent gains with a spread
     (`gain_std` above 0) have no floor of the mean: `inf`, because normal gains are unbounded;
-    persistent drifts alone have one.
+    persistent drifts alone have one. hetlora: see `drift_floor`.
 
     Args:
         scenario: the federation and what its clients return.
@@ -63,7 +77,8 @@ def energy_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
         Floors in units of energy, shape (r_max,).
 
     Raises:
-        InputError: as `energy_trajectory`; also for drift under hetlora.
+        InputError: as `energy_trajectory`; hetlora does not require full participation without
+            drift, or where shared directions grow without end.
 
     Reference:
         Wu et al., arXiv 2602.13486, App. B (order of magnitude); constants: our derivation.
@@ -73,7 +88,7 @@ def energy_floor(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
     if stays(setting, clients):
         return persistent_floor(setting, clients)
     if setting.form.norm_weighted:
-        return hetlora_floor(round_map(setting, clients), clients)
+        return hetlora_floors(setting, clients, setting.direction("initial_amplitude"))[1]
     return moment_map(setting, clients).floor()
 
 

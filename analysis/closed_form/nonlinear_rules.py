@@ -9,11 +9,12 @@ its start, all of it in the base. Our derivation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.closed_form.round_map import Clients, RoundMap, without_nan
+from analysis.closed_form.round_map import Clients, round_map
 from analysis.closed_form.setting import Setting, need_full
 from analysis.cohorts.law import Array
 from analysis.cohorts.shares import WeightMoments
@@ -52,20 +53,38 @@ class PairMap:
             floor[i] = _TOTAL @ np.linalg.solve(np.eye(3) - self.energies[i], height)
         return floor
 
-    def trajectory(self, start: Array, rounds: int) -> tuple[Array, Array]:
-        """Return means and energies of the total for t = 0..rounds, each (rounds + 1, r_max)."""
-        first = np.stack([start, np.zeros_like(start)], axis=1)
-        mean = np.empty((rounds + 1, start.size))
-        energy = np.empty_like(mean)
-        with np.errstate(over="ignore", invalid="ignore"):
-            second = np.stack([start**2, np.zeros_like(start), np.zeros_like(start)], axis=1)
-            mean[0], energy[0] = start, start**2
-            for t in range(rounds):
-                moved = np.einsum("hij,hj->hi", self.cross, first) + self.noise
-                second = np.einsum("hij,hj->hi", self.energies, second) + moved
-                first = np.einsum("hij,hj->hi", self.means, first) + self.shift
-                mean[t + 1], energy[t + 1] = first.sum(axis=1), second @ _TOTAL
-        return without_nan(mean), without_nan(energy)
+    def mean_floor(self) -> Array:
+        """Return the fixed point of the mean of the total; `inf` where there is none."""
+        floor = np.full(self.rate.size, np.inf)
+        # with g = 1 and dilution the base gains without end, which rounding may hide
+        settles = np.where(self.means[:, 1, 1] == 1, np.inf, self.mean_radius()) < 1
+        for i in np.flatnonzero(settles):
+            floor[i] = np.linalg.solve(np.eye(2) - self.means[i], self.shift[i]).sum()
+        return floor
+
+    def mean_radius(self) -> Array:
+        """Return the spectral radius of `means`, (r_max,)."""
+        radius, finite = np.full_like(self.rate, np.inf), np.isfinite(self.means).all(axis=(1, 2))
+        radius[finite] = np.abs(np.linalg.eigvals(self.means[finite])).max(axis=1)
+        return radius
+
+    def begin(self, start: Array) -> tuple[Array, ...]:
+        """Return the moments of (x, z) for known amplitudes, all of them in the adapter."""
+        none = np.zeros_like(start)
+        with np.errstate(over="ignore"):
+            second = np.stack([start**2, none, none], axis=1)
+        return np.stack([start, none], axis=1), second
+
+    def advance(self, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Return the moments of (x, z) after the round."""
+        first, second = state
+        moved = np.einsum("hij,hj->hi", self.cross, first) + self.noise
+        second = np.einsum("hij,hj->hi", self.energies, second) + moved
+        return np.einsum("hij,hj->hi", self.means, first) + self.shift, second
+
+    def moments(self, state: tuple[Array, ...]) -> tuple[Array, Array]:
+        """Return the mean and the energy of the total."""
+        return state[0].sum(axis=1), state[1] @ _TOTAL
 
 
 _TOTAL = np.array([1.0, 2.0, 1.0])  # (x + z)**2
@@ -78,10 +97,11 @@ def pair_map(setting: Setting, clients: Clients) -> PairMap:
         setting: the rule in its federation.
         clients: gains and drifts without spread.
     """
-    third = setting.expect(lambda share: share**3)
     # overflow is infinite: no rate, no floor
     with np.errstate(over="ignore", invalid="ignore"):
-        return _pair_map(setting.moments, third, clients.gain_mean, clients.drift_mean)
+        return _pair_map(
+            setting.moments, setting.third_moment, clients.gain_mean, clients.drift_mean
+        )
 
 
 def _pair_map(moments: WeightMoments, third: Array, g: Array, c: Array) -> PairMap:
@@ -127,25 +147,64 @@ def _rows(*rows: list[Array]) -> Array:
 
 
 def hetlora_trajectory(
-    setting: Setting, clients: Clients, start: Array, rounds: int
+    setting: Setting, rounds: Sequence[Clients], start: Array
 ) -> tuple[Array, Array]:
     """Return amplitudes and energies under full participation, each (rounds + 1, r_max).
 
-    Deterministic.
+    Deterministic. `rounds` are the clients of each round.
 
     Raises:
         InputError: without full participation.
     """
     need_full(setting, "hetlora's weights depend on the state")
-    federation = setting.federation
-    mean = np.empty((rounds + 1, start.size))
+    mean = np.empty((len(rounds) + 1, start.size))
     mean[0] = start
     with np.errstate(over="ignore"):
-        for t in range(rounds):
-            reached = clients.gain_mean * mean[t] + clients.drift_mean
-            weights = norm_weights(np.where(federation.members, np.abs(reached), 0.0))
-            mean[t + 1] = federation.carried_shares(weights) ** 2 * reached
+        for t, clients in enumerate(rounds):
+            mean[t + 1] = _hetlora_round(setting, clients, mean[t])
         return mean, mean**2
+
+
+def _hetlora_round(setting: Setting, clients: Clients, mean: Array) -> Array:
+    """Return the amplitudes after one round of equal clients."""
+    reached = clients.gain_mean * mean + clients.drift_mean
+    weights = norm_weights(np.where(setting.federation.members, np.abs(reached), 0.0))
+    return np.asarray(setting.federation.carried_shares(weights) ** 2 * reached, dtype=np.float64)
+
+
+MOST_SETTLING_ROUNDS = 100_000
+
+
+def hetlora_floors(setting: Setting, clients: Clients, start: Array) -> tuple[Array, Array]:
+    """Return the mean amplitude and the energy at which drift holds all directions, each (r_max,).
+
+    Where a shared direction grows without end, or where there is no drift, the weights become
+    uniform, and the floors are those of zero padding with uniform weights, `inf` where there is
+    none. Otherwise the limit of the recursion.
+
+    Raises:
+        InputError: without full participation if drift holds the shared directions, because the
+            weights then depend on the state; if the recursion does not settle.
+    """
+    step = round_map(setting, clients)
+    shared = slice(0, setting.federation.levels[0])
+    gain, drift, x = clients.gain_mean[shared], clients.drift_mean[shared], start[shared]
+    grows = ((gain >= 1) & (drift > 0)) | ((gain > 1) & (drift == 0) & (x > 0))
+    if not clients.drift_mean.any() or (grows & (x >= 0)).any():
+        return step.mean_floor(), step.floor()
+    need_full(setting, "hetlora's weights depend on the state")
+    mean = start
+    enough = 8 * np.finfo(np.float64).eps  # rounding errors of one round
+    for _ in range(MOST_SETTLING_ROUNDS):
+        with np.errstate(over="ignore", invalid="ignore"):
+            new = _hetlora_round(setting, clients, mean)
+        if not np.isfinite(new).all():
+            return np.full_like(new, np.inf), np.full_like(new, np.inf)
+        if np.abs(new - mean).max() <= enough * np.abs(new).max():
+            return new, new**2
+        mean = new
+    reason = f"hetlora does not settle within {MOST_SETTLING_ROUNDS} rounds there: no closed form"
+    raise expected("gain_mean", clients.gain_mean.tolist(), f"others ({reason})")
 
 
 def norm_weights(returned: Array) -> Array:
@@ -156,16 +215,6 @@ def norm_weights(returned: Array) -> Array:
     norms = np.sqrt((relative**2).sum(axis=1))
     total = norms.sum()
     return norms / total if total > 0 else np.full(norms.size, 1 / norms.size)
-
-
-def hetlora_floor(step: RoundMap, clients: Clients) -> Array:
-    """Return 0 without drift where the limiting rate suppresses, else `inf`.
-
-    Raises:
-        InputError: with drift, which keeps the federation from the limit of uniform weights.
-    """
-    need_no_drift(clients)
-    return step.floor()
 
 
 def need_no_drift(clients: Clients) -> None:

@@ -8,6 +8,7 @@ and the other rules are our derivation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +43,17 @@ class Clients:
         """True if clients differ."""
         return bool(self.gain_std.any() or self.drift_std.any())
 
+    def scaled(self, scale: float) -> Clients:
+        """Return clients that change an amplitude by a share of this: gains `1 + s (a - 1)`."""
+        if scale == 1:
+            return self
+        return Clients(
+            1 + scale * (self.gain_mean - 1),
+            scale * self.gain_std,
+            scale * self.drift_mean,
+            scale * self.drift_std,
+        )
+
 
 class MomentMap(Protocol):
     """Base class of maps of the mean and the mean energy of an amplitude in one round."""
@@ -53,8 +65,34 @@ class MomentMap(Protocol):
     def floor(self) -> Array:
         """Return fixed point of the mean energy, `inf` where the rate is 1 or more, (r_max,)."""
 
-    def trajectory(self, start: Array, rounds: int) -> tuple[Array, Array]:
-        """Return the means and energies for t = 0..rounds, each (rounds + 1, r_max)."""
+    def mean_floor(self) -> Array:
+        """Return the fixed point of the mean, `inf` where there is none, (r_max,)."""
+
+    def begin(self, start: Array) -> tuple[Array, ...]:
+        """Return the state of amplitudes (r_max,) that are known."""
+
+    def advance(self, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Return the state after the round."""
+
+    def moments(self, state: tuple[Array, ...]) -> tuple[Array, Array]:
+        """Return the mean and the energy of the amplitude in a state, each (r_max,)."""
+
+
+def follow(maps: Sequence[MomentMap], start: Array) -> tuple[Array, Array]:
+    """Return the means and energies for t = 0..T, each (T + 1, r_max); `inf` on overflow.
+
+    Args:
+        maps: the maps of rounds 1 to T, at least one; all of the same kind.
+        start: amplitudes of round 0, (r_max,).
+    """
+    mean, energy = np.empty((2, len(maps) + 1, start.size))
+    state = maps[0].begin(start)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean[0], energy[0] = start, start**2
+        for t, step in enumerate(maps, start=1):
+            state = step.advance(state)
+            mean[t], energy[t] = step.moments(state)
+    return without_nan(mean), without_nan(energy)
 
 
 @dataclass(frozen=True)
@@ -79,16 +117,26 @@ class RoundMap:
         height = self.cross * mean + self.noise
         return np.divide(height, 1 - self.rate, out=np.full_like(mean, np.inf), where=settles)
 
-    def trajectory(self, start: Array, rounds: int) -> tuple[Array, Array]:
-        """Return the means and energies for t = 0..rounds, each (rounds + 1, r_max)."""
-        mean = np.empty((rounds + 1, start.size))
-        energy = np.empty_like(mean)
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean[0], energy[0] = start, start**2
-            for t in range(rounds):
-                mean[t + 1] = self.gain * mean[t] + self.shift
-                energy[t + 1] = self.rate * energy[t] + self.cross * mean[t] + self.noise
-        return without_nan(mean), without_nan(energy)
+    def mean_floor(self) -> Array:
+        """Return the fixed point of the mean, `inf` where `|gain| >= 1`, (r_max,)."""
+        settles = np.abs(self.gain) < 1
+        endless = np.full_like(self.shift, np.inf)
+        return np.divide(self.shift, 1 - self.gain, out=endless, where=settles)
+
+    def begin(self, start: Array) -> tuple[Array, ...]:
+        """Return the mean and the energy of known amplitudes."""
+        with np.errstate(over="ignore"):
+            return start, start**2
+
+    def advance(self, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Return the mean and the energy after the round."""
+        mean, energy = state
+        energy = self.rate * energy + self.cross * mean + self.noise
+        return self.gain * mean + self.shift, energy
+
+    def moments(self, state: tuple[Array, ...]) -> tuple[Array, Array]:
+        """Return the mean and the energy of a state."""
+        return state[0], state[1]
 
 
 def without_nan(values: Array) -> Array:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from analysis.cohorts.shares import empty_probability
 from fedlora_sim.errors import check_choice, check_numbers, expected
-from fedlora_sim.scenario import Scenario, TrainingFields
+from fedlora_sim.scenario import LOCAL_LOSSES, Scenario, TrainingFields
 
 VALUES = ("gain_mean", "gain_std", "drift_mean", "drift_std", "initial_amplitude", "target")
 """Values that can replace a field: one per direction, targets also per client and direction."""
@@ -28,11 +28,12 @@ COMMON = (
 # The value with which a field has no effect, and why other values require a form that covers them.
 _NEUTRAL: dict[str, tuple[object, str]] = {
     "fidelity": ("spectral", "plain steps are finite; the flow is their limit of many small ones"),
-    "local_loss": ("none", "clients descend a loss instead of returning a x + b"),
     "gain_mean": (1.0, "clients change the amplitude"),
     "gain_std": (0.0, "the form holds for one gain that all clients share"),
     "drift_mean": (0.0, "the form holds without drift"),
     "drift_std": (0.0, "the form holds without drift"),
+    "drift_levels": (None, "the form holds without drift"),
+    "drift_schedule": ("constant", "training, and with it the round, then changes over time"),
     "heterogeneity": ("fresh", "rounds are then not independent"),
     "local_time": (None, ""),
     "target_amplitude": (None, ""),
@@ -42,8 +43,15 @@ _NEUTRAL: dict[str, tuple[object, str]] = {
     "subspace_noise": (0.0, "directions of a client's subspace mix: no closed form"),
     "basis_drift": (0.0, "directions turn away from the common basis: no closed form"),
 }
-_CLIENTS = frozenset(("gain_mean", "gain_std", "drift_mean", "drift_std"))
-_FLOW = frozenset(("local_loss", "local_time", "target_amplitude", "target_decay"))
+_CLIENTS = frozenset(("gain_mean", "gain_std", "drift_mean", "drift_std", "drift_levels"))
+_FLOW = frozenset(("local_time", "target_amplitude", "target_decay"))
+
+# What a form of one kind of local training alone expects instead of another one.
+_WANTED = {
+    ("quadratic",): "'quadratic': the form is one of clients that descend to a target",
+    ("drift",): "'drift': the form is one of the drift law",
+    ("none", "drift"): "'none' or 'drift' (clients descend a loss instead of returning a x + b)",
+}
 
 
 @dataclass(frozen=True)
@@ -52,27 +60,32 @@ class Scope:
 
     Args:
         covers: fields of the scenario that may have any value.
-        flow: whether the form is one of training, which requires `local_loss="quadratic"`.
+        losses: values of `local_loss` that the form covers.
         reasons: reasons for refusing other fields, if not the usual one.
     """
 
     covers: frozenset[str]
-    flow: bool = False
+    losses: tuple[str, ...] = ("none", "drift")
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-_MATRIX = frozenset(("fidelity",))
-_NO_WALK = "with drift the log energy is no random walk: no closed form"
+_MATRIX, _SCHEDULE = frozenset(("fidelity",)), frozenset(("drift_schedule",))
+_NO_RANDOM_WALK = "with drift the log energy is no random walk: no closed form"
 _BACK = "drift brings back what a cohort without contributor has lost"
 _LOGARITHM = "the mean logarithm of a weighted sum of different gains has no closed form"
+_SIGNAL = "the signal of the form is what is left of the amplitude"
+_DRIFTS = ("drift_mean", "drift_std", "drift_levels")
 _TYPICAL = Scope(
     _MATRIX | {"gain_mean"},
-    reasons={"gain_std": _LOGARITHM, "drift_mean": _NO_WALK, "drift_std": _NO_WALK},
+    reasons={"gain_std": _LOGARITHM} | dict.fromkeys(_DRIFTS, _NO_RANDOM_WALK),
 )
 _MOMENTS = Scope(_MATRIX | _CLIENTS | {"heterogeneity"})
-_TRAINING = Scope(_FLOW, flow=True)
+_PATHS = Scope(_MOMENTS.covers | _SCHEDULE)
+_TRAINING = Scope(_FLOW, losses=("quadratic",))
+_DRIFT = Scope(_MOMENTS.covers, losses=("drift",))
+_DRIFT_PATHS = Scope(_PATHS.covers, losses=("drift",))
 # participation does not depend on the clients' training
-_FEDERATION = Scope(frozenset(_NEUTRAL))
+_FEDERATION = Scope(frozenset(_NEUTRAL), losses=LOCAL_LOSSES)
 
 SCOPES: dict[str, Scope] = {
     "coverage": _FEDERATION,
@@ -80,12 +93,13 @@ SCOPES: dict[str, Scope] = {
     "communication": _FEDERATION,
     "energy_rate": _MOMENTS,
     "energy_floor": _MOMENTS,
-    "energy_trajectory": _MOMENTS,
-    "mean_trajectory": _MOMENTS,
-    "noise_gain": _MOMENTS,
+    "energy_trajectory": _PATHS,
+    "mean_trajectory": _PATHS,
+    "noise_gain": _PATHS,
+    # the first round, in which a schedule is at its start
     "noise_to_signal": Scope(
-        _MOMENTS.covers - {"drift_mean"},
-        reasons={"drift_mean": "the signal of the form is what is left of the amplitude"},
+        _PATHS.covers - {"drift_mean", "drift_levels"},
+        reasons={"drift_mean": _SIGNAL, "drift_levels": _SIGNAL},
     ),
     "critical_gain_std": _MOMENTS,
     "sensitivities": _MOMENTS,
@@ -93,12 +107,19 @@ SCOPES: dict[str, Scope] = {
     "log_energy_std": _TYPICAL,
     "survival": Scope(
         _MATRIX | _FLOW | {"gain_mean", "gain_std", "heterogeneity", "target_std"},
-        reasons={"drift_mean": _BACK, "drift_std": _BACK},
+        losses=LOCAL_LOSSES,
+        reasons=dict.fromkeys(_DRIFTS, _BACK),
     ),
     "collapse_bound": Scope(
         _MATRIX | {"gain_mean"},
         reasons={"gain_std": "the bound is one on FedAvg with a common gain"},
     ),
+    "drift_floor": _DRIFT,
+    "drift_growth": _DRIFT,
+    "drift_interval": _DRIFT_PATHS,
+    "drift_settling": _DRIFT,
+    "drift_std": _DRIFT_PATHS,
+    "drift_trajectory": _DRIFT_PATHS,
     "collapse_threshold": _TRAINING,
     "flow_floor": _TRAINING,
     "flow_rate": _TRAINING,
@@ -127,14 +148,15 @@ def check_scope(form: str, scenario: object, values: Mapping[str, ArrayLike]) ->
     if scenario.fidelity == "training":
         wanted = "'spectral' or 'matrix': fine-tuning a model has no closed form"
         raise expected("fidelity", "training", wanted)
-    if scope.flow and scenario.local_loss != "quadratic":
-        wanted = "'quadratic': the form is one of clients that descend to a target"
-        raise expected("local_loss", scenario.local_loss, wanted)
+    if scenario.local_loss not in scope.losses:
+        raise expected("local_loss", scenario.local_loss, _WANTED[scope.losses])
     if "target" in values and "target_amplitude" not in scope.covers:
         raise expected("target", values["target"], "no target: the form is one of clients without")
     unused = unused_fields(scenario)
     if "target" in values:
         unused["target_std"] = "targets are given"
+    if "drift_mean" in values:
+        unused["drift_levels"] = "mean drifts are given"
     for name, (neutral, why) in _NEUTRAL.items():
         value = values.get(name, getattr(scenario, name))
         if name in scope.covers or (name in unused and name not in values):

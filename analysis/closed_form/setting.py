@@ -248,6 +248,8 @@ class Setting:
         usual: ArrayLike
         if name == "initial_amplitude":
             usual = self.scenario.initial_amplitudes
+        elif name == "drift_mean":
+            usual = self.scenario.drift_means
         else:
             usual = getattr(self.scenario, name)
         return each_direction(name, self.values.get(name, usual), self.r_max, minimum)
@@ -256,6 +258,11 @@ class Setting:
     def moments(self) -> WeightMoments:
         """Moments of the rule's weights."""
         return weight_moments(self.form.normalizer, self.federation, self.scenario.allocation)
+
+    @cached_property
+    def third_moment(self) -> Array:
+        """`E[W^3]`, (r_max,)."""
+        return self.expect(lambda share: share**3)
 
     @cached_property
     def empty(self) -> Array:

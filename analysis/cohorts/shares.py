@@ -44,6 +44,7 @@ from analysis.cohorts.law import (
 from fedlora_sim.errors import expected
 from fedlora_sim.federation import Federation, draw_cohorts
 from fedlora_sim.randomness import stream
+from fedlora_sim.scenario import Scenario
 from fedlora_sim.shares import normalized, share
 
 # Monte Carlo: distributions estimated from random cohorts, if no exact route is short enough
@@ -109,6 +110,30 @@ def _shares(level: DirectionClients, counts: np.ndarray, rng: np.random.Generato
     keep = contributing > 0
     norm = level.norm(contributing[keep], other[keep])
     return np.stack([contributing[keep] / norm, squares[keep] / norm**2])
+
+
+def drawn_shares(scenario: Scenario, seed: int) -> Array:
+    """Return the weight share of the carriers in the cohorts of a run.
+
+    Args:
+        scenario: a scenario whose clients carry the first directions, `allocation="svd"`.
+        seed: seed of the run, as for `simulate`.
+
+    Returns:
+        Shares W with weights over the cohort, shape (rounds, r_max).
+
+    Raises:
+        InputError: for another allocation.
+    """
+    if scenario.allocation != "svd":
+        wanted = "'svd', with which the cohort decides who carries a direction"
+        raise expected("allocation", scenario.allocation, wanted)
+    federation = scenario.federation
+    counts = draw_cohorts(federation, scenario.rounds, stream(seed, "cohorts"))
+    weights = federation.cohort_weights(np.arange(federation.num_clients), counts)
+    carried = weights @ federation.members
+    whole = federation.members.all(axis=0)
+    return np.where(whole, 1.0, carried / weights.sum(axis=1, keepdims=True))
 
 
 # Exact distributions with a fallback to Monte Carlo

@@ -174,7 +174,7 @@ class Standard:
     @property
     def is_flow(self) -> bool:
         """True if clients train."""
-        return self.scenario.local_loss != "none"
+        return self.scenario.local_loss == "quadratic"
 
 
 def dirichlet_samples() -> tuple[int, ...]:

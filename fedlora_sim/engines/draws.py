@@ -21,7 +21,7 @@ from fedlora_sim.scenario import Scenario
 
 @dataclass(frozen=True, eq=False)
 class ClientDraws:
-    """Gains `a_{k,i}` and drifts `b_{k,i}` of a run.
+    """Gains `a_{k,i}` and drifts `b_{k,i}` of a run, including the schedule of the drift law.
 
     Args:
         gain: (T, K, r_max), or (1, K, r_max) if all rounds are equal.
@@ -42,20 +42,25 @@ def cohort_counts(scenario: Scenario, seed: int) -> NDArray[np.int64]:
 
 
 def client_draws(scenario: Scenario, seed: int) -> ClientDraws:
-    """Return the gains and drifts of every client, direction and round."""
+    """Return the gains and drifts of every client, direction and round.
+
+    A schedule s_t scales what training changes: gains are `1 + s_t (a - 1)`, drifts `s_t b`.
+    """
     noisy = scenario.gain_std > 0 or scenario.drift_std > 0
     rounds = scenario.rounds if noisy and scenario.heterogeneity == "fresh" else 1
     shape = (rounds, len(scenario.ranks), max(scenario.ranks))
 
-    def draw(name: str, mean: float, std: float) -> NDArray[np.float64]:
+    def draw(name: str, mean: float | NDArray[np.float64], std: float) -> NDArray[np.float64]:
         if std == 0:
-            return np.full(shape, mean)
+            return np.broadcast_to(mean, shape).astype(np.float64)
         return mean + std * stream(seed, name).standard_normal(shape)
 
-    return ClientDraws(
-        gain=draw("gains", scenario.gain_mean, scenario.gain_std),
-        drift=draw("drifts", scenario.drift_mean, scenario.drift_std),
-    )
+    gain = draw("gains", scenario.gain_mean, scenario.gain_std)
+    drift = draw("drifts", scenario.drift_means, scenario.drift_std)
+    if scenario.drift_schedule != "constant":
+        scale = scenario.training_scales[:, None, None]
+        gain, drift = 1 + scale * (gain - 1), scale * drift
+    return ClientDraws(gain, drift)
 
 
 def client_targets(scenario: Scenario, seed: int) -> NDArray[np.float64]:

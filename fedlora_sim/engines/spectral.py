@@ -542,7 +542,8 @@ def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> 
     per_run = scenario.rounds * per_round
     if _needs_clients(scenario, rule):  # gains and drifts: drawn, stacked and moved
         fresh = _is_noisy(scenario) and scenario.heterogeneity == "fresh"
-        per_run += 6 * (scenario.rounds if fresh else 1) * federation.num_clients * r_max
+        rows = scenario.rounds if fresh or scenario.drift_schedule != "constant" else 1
+        per_run += 6 * rows * federation.num_clients * r_max
     size = max(1, BATCH_ELEMENTS // per_run)
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 
@@ -595,20 +596,26 @@ def _cohorts(scenario: Scenario, seeds: Sequence[int]) -> Cohorts:
 def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
     shares = CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
     total = shares.total()
+    multiplier = total if rule.is_linear else total.square()
     zero = torch.zeros((), dtype=total.dtype, device=total.device)
     noise = zero
     if scenario.heterogeneity == "persistent" and _is_noisy(scenario):
-        gains, drifts = (draw[:, 0] for draw in _draws(scenario, seeds))
+        unscaled = scenario.replace(drift_schedule="constant")
+        gains, drifts = (draw[:, 0] for draw in _draws(unscaled, seeds))
         alpha, beta, gamma, delta = shares.mean_of(gains), shares.mean_of(drifts), zero, zero
     else:
-        multiplier = total if rule.is_linear else total.square()
         norm = shares.squares().sqrt()
-        alpha, beta = scenario.gain_mean * multiplier, scenario.drift_mean * multiplier
+        alpha = scenario.gain_mean * multiplier
+        beta = _put(scenario, scenario.drift_means) * multiplier
         gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
         if _is_noisy(scenario):
             size = (scenario.rounds, max(scenario.ranks))
             draws = [stream(seed, "aggregate_noise").standard_normal(size) for seed in seeds]
             noise = _put(scenario, draws)
+    if scenario.drift_schedule != "constant":  # gains are `1 + s_t (a - 1)`, drifts `s_t b`
+        scale = _put(scenario, scenario.training_scales)[:, None]
+        alpha = multiplier + scale * (alpha - multiplier)
+        beta, gamma, delta = scale * beta, scale * gamma, scale * delta
     if rule.space == "none":  # the base keeps its value; only the increment is averaged
         alpha = alpha + (1 - total)
     if rule.has_empty_partition_policy and scenario.empty_partition == "carry":

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fedlora_sim.engines.draws import (
+    ClientDraws,
     allocation_scores,
     basis_rotation,
     client_draws,
@@ -53,7 +54,7 @@ def spectral_reference(scenario: Scenario, rule: str, seed: int) -> Array:
     Gains and drifts are drawn client by client. Where the fast code draws their sum instead (fresh
     noise in product space) the two agree in distribution, otherwise number by number.
     """
-    counts, draws = cohort_counts(scenario, seed), client_draws(scenario, seed)
+    counts, draws = cohort_counts(scenario, seed), _unscaled_draws(scenario, seed)
     scores = allocation_scores(scenario, seed)
     nothing, targets = np.zeros(scenario.federation.r_max), client_targets(scenario, seed)
     adapter, base = scenario.initial_amplitudes.copy(), nothing
@@ -61,7 +62,7 @@ def spectral_reference(scenario: Scenario, rule: str, seed: int) -> Array:
         adapter, base = base, adapter
     states = [adapter + base]
     for t in range(scenario.rounds):
-        gain, drift = draws.round(t)
+        gain, drift = _scheduled(scenario, draws, t)
         cohort = []
         for k in np.flatnonzero(counts[t]).tolist():
             reached = [
@@ -75,6 +76,28 @@ def spectral_reference(scenario: Scenario, rule: str, seed: int) -> Array:
         base = base + more
         states.append(adapter + base)
     return np.stack(states)
+
+
+def _unscaled_draws(scenario: Scenario, seed: int) -> ClientDraws:
+    """Return gains and drifts before the mean drifts of the partitions and the schedule."""
+    none = {"drift_levels": None, "drift_schedule": "constant"}
+    return client_draws(scenario.replace(**none), seed)
+
+
+def _scheduled(scenario: Scenario, draws: ClientDraws, t: int) -> tuple[Array, Array]:
+    """Return gains and drifts of round t, (K, r_max): the training of all rounds, scaled."""
+    gain, drift = (draw.copy() for draw in draws.round(t))
+    if scenario.drift_levels is not None:
+        for i in range(scenario.federation.r_max):
+            place = sum(level <= i for level in scenario.federation.levels)
+            drift[:, i] += scenario.drift_levels[place]
+    passed = t / scenario.rounds
+    scale = {
+        "constant": 1.0,
+        "linear": 1 - passed,
+        "cosine": math.cos(math.pi * passed / 2) ** 2,
+    }[scenario.drift_schedule]
+    return (gain, drift) if scale == 1 else (gain + (1 - scale) * (1 - gain), scale * drift)
 
 
 def _trained(scenario: Scenario, rule: str, x: float, m: float) -> float:
@@ -312,12 +335,12 @@ Direction = tuple[Array, Array, float, float]  # u, v, amplitudes in adapter and
 def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, Array]:
     """Return a run's singular values and amplitudes on the initial basis, each (T + 1, r_max)."""
     federation, counts = scenario.federation, cohort_counts(scenario, seed)
-    draws, basis = client_draws(scenario, seed), initial_basis(scenario, seed)
+    draws, basis = _unscaled_draws(scenario, seed), initial_basis(scenario, seed)
     scores = allocation_scores(scenario, seed)
     state, base = _initial(scenario, rule, basis)
     rows = [_measure(state, base, basis)]
     for t in range(scenario.rounds):
-        gain, drift = draws.round(t)
+        gain, drift = _scheduled(scenario, draws, t)
         directions = _directions(state, base, basis, rule)
         cohort, updates, positions = np.flatnonzero(counts[t]), [], []
         for k in cohort.tolist():

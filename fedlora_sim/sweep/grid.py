@@ -44,7 +44,7 @@ MOST_RUNS = 10_000_000
 """Maximum number of runs of a sweep, and so of seeds in one list."""
 RULE, SEED, ZIP = "rule", "seed", "zip"
 FIELDS = (*(field.name for field in fields(Scenario)), RULE, SEED)
-LISTS = ("ranks", "num_samples", "client_learning_rates", "target_modules")
+LISTS = ("ranks", "num_samples", "client_learning_rates", "target_modules", "drift_levels")
 """Fields whose value may be a list."""
 
 

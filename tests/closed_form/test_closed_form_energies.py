@@ -126,6 +126,17 @@ def test_hetlora_by_its_definition():
     floor = closed_form.energy_floor(Scenario(ranks, gain_mean=0.9), "hetlora")
     np.testing.assert_array_equal(floor, 0.0)
     assert np.isinf(closed_form.energy_floor(Scenario(ranks), "hetlora")[0])
+    held = Scenario(ranks, gain_mean=0.9, drift_mean=0.05, rounds=400)
+    last = closed_form.energy_trajectory(held, "hetlora")[-1]
+    np.testing.assert_allclose(closed_form.energy_floor(held, "hetlora"), last, rtol=CLOSE)
+    # the shared direction grows without end, decides all norms, and the weights become uniform
+    grows = Scenario(ranks, drift_mean=0.05, rounds=2_000)
+    floor = closed_form.energy_floor(grows, "hetlora")
+    assert np.isinf(floor[0])
+    near = closed_form.energy_trajectory(grows, "hetlora")[-1, 1:]
+    np.testing.assert_allclose(floor[1:], near, rtol=1e-2)
+    for share, energy in zip((2 / 3, 1 / 3), floor[1:], strict=True):
+        np.testing.assert_allclose(energy, (0.05 * share**2 / (1 - share**2)) ** 2, rtol=CLOSE)
 
 
 def test_critical_heterogeneity_stops_the_suppression():
@@ -179,4 +190,8 @@ def test_hetlora_says_what_it_has_no_closed_form_for():
             Scenario(RANKS, cohort_size=2, sampling="with_replacement"), "hetlora"
         )
     with pytest.raises(ValueError, match=r"drift_mean=.*: expected 0 for rule='hetlora'"):
-        closed_form.energy_floor(Scenario(RANKS, drift_mean=0.1), "hetlora")
+        closed_form.energy_rate(Scenario(RANKS, drift_mean=0.1), "hetlora")
+    with pytest.raises(ValueError, match=r"cohort_size=2: expected full participation"):
+        closed_form.energy_floor(
+            Scenario(RANKS, gain_mean=0.9, drift_mean=0.1, cohort_size=2), "hetlora"
+        )

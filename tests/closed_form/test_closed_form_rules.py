@@ -70,13 +70,13 @@ FUNCTIONS = {
 REFUSED = {
     "fedex": "critical_gain_std flow_floor flow_rate flow_trajectory noise_gain noise_to_signal",
     "flora": "flow_rate flow_trajectory",
-    "hetlora": "critical_gain_std energy_floor noise_gain noise_to_signal",
+    "hetlora": "critical_gain_std noise_gain noise_to_signal",
     "rbla": "critical_gain_std noise_gain noise_to_signal",
     "zero_pad": "critical_gain_std noise_gain noise_to_signal",
 }
 DRAWN = {
     "fedex": "log_energy_std typical_rate",
-    "hetlora": "energy_trajectory flow_floor flow_trajectory mean_trajectory",
+    "hetlora": "energy_floor energy_trajectory flow_floor flow_trajectory mean_trajectory",
 }
 SETTINGS = [
     {},

@@ -17,7 +17,17 @@ from fedlora_sim.scenario import Scenario as Fields
 from fedlora_sim.tolerances import relative
 
 RANKS, COHORT, ROUNDS = "1x8,4x1", 1, 20
-WITHOUT_SCENARIO = {"multiplier", "base_share", "flow_map", "half_life", "check_rule"}
+WITHOUT_SCENARIO = {
+    *("multiplier", "base_share", "flow_map", "half_life", "check_rule"),
+    *("adam_drift", "adamw_gain", "drift_exponent", "implied_drift"),
+}
+# What a form asks besides a scenario and a rule.
+OPTIONS = {
+    "communication": {"layers": 1},
+    "drift_interval": {"confidence": 0.9},
+    "drift_settling": {"within": 0.1},
+    "drift_trajectory": {"shares": None},
+}
 
 
 def test_every_form_of_a_federation_takes_a_scenario_then_a_rule_and_has_no_defaults_of_its_own():
@@ -30,7 +40,7 @@ def test_every_form_of_a_federation_takes_a_scenario_then_a_rule_and_has_no_defa
         if others and others[0].kind is not inspect.Parameter.VAR_KEYWORD:
             assert others.pop(0).name == "rule"
         defaults = {p.name: p.default for p in others if p.default is not p.empty}
-        assert defaults == ({"layers": 1} if name == "communication" else {})
+        assert defaults == OPTIONS.get(name, {})
 
 
 def test_no_function_of_predictions_repeats_a_field_of_the_scenario():

@@ -47,10 +47,12 @@ FITTING = Scenario(
     local_steps=3,
 )
 
+DRIFTING = Scenario("2x2,3x1", local_loss="drift", drift_levels=(0.2, 1), drift_schedule="cosine")
+
 
 @pytest.mark.parametrize(
     "scenario",
-    [FULL, FITTING, Scenario("4x8,8x6"), Scenario([3]), Scenario([2], num_samples=[7])],
+    [FULL, FITTING, DRIFTING, Scenario("4x8,8x6"), Scenario([3]), Scenario([2], num_samples=[7])],
 )
 def test_attributes_lead_back(scenario):
     attrs = scenario.to_attrs()
@@ -73,6 +75,11 @@ def test_the_initial_spectrum_is_geometric():
 def test_the_targets_are_geometric():
     scenario = Scenario("1x2,4x1", target_amplitude=2.0, target_decay=0.5)
     assert_close(scenario.target_amplitudes, [2.0, 1.0, 0.5, 0.25])
+
+
+def test_drifts_are_those_of_the_partitions():
+    assert_close(DRIFTING.drift_means, [0.2, 0.2, 1.0])
+    assert_close(Scenario("2x2,3x1", drift_mean=0.3).drift_means, [0.3, 0.3, 0.3])
 
 
 def test_the_optimizer_is_that_of_the_fidelity():
@@ -200,6 +207,10 @@ BAD = [
     {"allocation": "svds"},
     {"initializer": "pissa"},
     {"local_loss": "cubic"},
+    {"drift_schedule": "step"},
+    {"drift_schedule": "cosine"},
+    {"drift_levels": (0.1, 0.2)},
+    {"drift_levels": 0.1},
     {"local_time": -1.0},
     {"local_time": float("inf")},
     {"target_amplitude": -1.0},
@@ -244,6 +255,20 @@ def test_what_makes_no_sense_beside_the_quadratic_loss_is_named(name, value, fid
         Scenario(**{**fields, "local_loss": "quadratic"})
     if name != "local_loss":
         assert getattr(Scenario(**fields), name) == value
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"drift_levels": (0.1,)}, r"drift_levels=.*one per rank level \[2, 3\]"),
+        ({"drift_levels": (0.1, float("nan"))}, r"drift_levels="),
+        ({"drift_levels": (0.1, 0.2), "drift_mean": 0.1}, r"drift_mean=0\.1: expected 0 where"),
+        ({"fidelity": "training"}, r"local_loss='drift': expected none at fidelity='training'"),
+    ],
+)
+def test_what_makes_no_sense_beside_the_drift_law_is_named(fields, message):
+    with pytest.raises(InputError, match=message):
+        Scenario(**{"ranks": "2x2,3x1", "local_loss": "drift", **fields})
 
 
 @pytest.mark.parametrize(

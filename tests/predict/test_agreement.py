@@ -19,6 +19,7 @@ from analysis.predict import VARIABLES, predict, reasons
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.federation import ALLOCATIONS, EMPTY_PARTITION, HETEROGENEITY, SAMPLINGS
 from fedlora_sim.randomness import stream
+from fedlora_sim.scenario import LOCAL_LOSSES, SCHEDULES
 from fedlora_sim.tolerances import relative
 
 RUNS, SIGMAS, FEW = 1_000, 6.0, 30
@@ -50,6 +51,14 @@ def scenario_of(number: int) -> Scenario:
         target_decay=float(rng.uniform(0.6, 1.0)),
         local_time=float(rng.uniform(0.1, 1.5)),
     )
+    if number % 4 == 1:
+        levels = len(scenario.federation.levels)
+        scenario = scenario.replace(
+            local_loss="drift",
+            drift_mean=0.0,
+            drift_levels=tuple(rng.uniform(-0.05, 0.3, size=levels).tolist()),
+            drift_schedule=SCHEDULES[number // 4 % 3],
+        )
     if number % 4 == 3:
         none = {"gain_mean": 1.0, "gain_std": 0.0, "drift_mean": 0.0, "drift_std": 0.0}
         scenario = scenario.replace(local_loss="quadratic", **none)
@@ -97,9 +106,16 @@ def test_predicted_energies_are_those_of_the_runs(number: int) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_agrees_where_nothing_is_drawn(rule: str) -> None:
     ranks = "1x2,2x2,4x1"
-    for given in ({"gain_mean": 0.9}, {"drift_mean": 0.1}, {"local_loss": "quadratic"}):
+    law = {"local_loss": "drift", "drift_levels": (0.3, 0.2, 0.1), "gain_mean": 0.9}
+    for given in (
+        {"gain_mean": 0.9},
+        {"drift_mean": 0.1},
+        {"local_loss": "quadratic"},
+        law,
+        law | {"drift_schedule": "cosine"},
+    ):
         scenario = Scenario(ranks, rounds=6, num_samples=(2, 1, 3, 1, 2), **given)
-        refused = rule in ("flora", "fedex") and "local_loss" in given
+        refused = rule in ("flora", "fedex") and given.get("local_loss") == "quadratic"
         assert assert_agree(scenario, rule) == ([] if refused else ["energy"])
     sigma = Scenario(ranks, fidelity="matrix", rounds=4, gain_mean=0.9, d_in=9, d_out=7)
     if rule == "flora":  # directions sent more often shrink more, so their order changes
@@ -150,6 +166,7 @@ BASES = {
     "still": Scenario("1x2,2x2,4x2", cohort_size=3, rounds=3),
     "matrix": Scenario("1x2,2x2,4x2", fidelity="matrix", rounds=3, cohort_size=3, d_in=9, d_out=7),
     "flow": Scenario("1x2,2x2,4x2", local_loss="quadratic", rounds=3),
+    "drift": Scenario("1x2,2x2,4x2", rounds=3, local_loss="drift", drift_levels=(0.3, 0.2, 0.1)),
 }
 CHANGES: dict[str, object] = {
     "ranks": "1x3,2x2,4x1",
@@ -169,6 +186,8 @@ CHANGES: dict[str, object] = {
     "drift_std": 0.2,
     "heterogeneity": "persistent",
     "local_loss": "quadratic",
+    "drift_levels": (0.1, 0.2, 0.3),
+    "drift_schedule": "linear",
     "local_time": 0.9,
     "target_amplitude": 2.0,
     "target_decay": 0.7,
@@ -245,19 +264,26 @@ def test_fine_tuning_has_no_closed_form() -> None:
 def test_every_form_refuses_what_it_does_not_cover_by_name(name: str) -> None:
     scope = SCOPES[name]
     form = getattr(closed_form, name)
-    loss = {"local_loss": "quadratic"} if scope.flow else {}
-    base = Scenario("1x2,2x2", rounds=2, **loss)
+    base = Scenario("1x2,2x2", rounds=2, local_loss=scope.losses[0])
+    trains = scope.losses == ("quadratic",)
     rule = () if name in ("coverage", "extinction_probability", "collapse_bound") else ("fedavg",)
     form(base, *rule)
-    wrong = {"gain_std": 0.1, "drift_mean": 0.1, "drift_std": 0.1, "target_std": 0.1}
-    wrong |= {"local_loss": "none" if scope.flow else "quadratic"}
-    for field, value in wrong.items():
-        changes = {field: value}
-        if field == "target_std":
-            changes["local_loss"] = "quadratic"
-        if scope.flow and field not in ("target_std", "local_loss"):
+    for loss in set(LOCAL_LOSSES) - set(scope.losses):
+        with pytest.raises(ValueError, match=r"^local_loss="):
+            form(base.replace(local_loss=loss), *rule)
+    law = {"local_loss": "drift"}
+    wrong = {
+        "gain_std": {"gain_std": 0.1},
+        "drift_mean": {"drift_mean": 0.1},
+        "drift_std": {"drift_std": 0.1},
+        "drift_levels": {"drift_levels": (0.2, 0.1)} | law,
+        "drift_schedule": {"drift_schedule": "linear"} | law,
+        "target_std": {"target_std": 0.1, "local_loss": "quadratic"},
+    }
+    for field, changes in wrong.items():
+        if trains and field != "target_std":
             continue  # a scenario has no such clients
-        if field in scope.covers and not (scope.flow and field == "local_loss"):
+        if field in scope.covers:
             continue
         blamed = "target_std|local_loss" if field == "target_std" else field
         with pytest.raises(ValueError, match=f"^({blamed})="):
