@@ -515,7 +515,7 @@ def with_training(
     none: dict[str, Any] = {"gain_mean": 1.0, "gain_std": 0.0, "drift_mean": 0.0, "drift_std": 0.0}
     none |= {"drift_levels": None, "drift_schedule": "constant"}
     training = scenario.replace(local_loss="quadratic", **none, **time)
-    theory = predict(scenario, form.name).drop_vars(TRAINING)
+    theory = predict(scenario, form.name).drop_vars((*TRAINING, *DRIFT))
     trained = predict(training, form.name)
     notes = json.loads(theory.attrs["notes"]) + json.loads(trained.attrs["notes"])
     theory = theory.assign({n: trained[n] for n in (TRAINING if time else TRAINING[:1])})
