@@ -1,4 +1,18 @@
-"""Splits of a dataset over clients: IID, label, quantity and natural skew, and feature shift."""
+"""Splits of a dataset over clients: IID, label, quantity and natural skew, and feature shift.
+
+The splits (`*_split`) have these arguments and results in common:
+
+    labels: class of each sample, shape (n,); `iid_split` and `quantity_split` use only the number.
+    num_clients: number of clients K.
+    rng: source of randomness.
+    min_samples: minimum number of samples per client.
+
+They return K sorted arrays of sample indices, int64, disjoint and together 0..n-1. They raise an
+`InputError` if there are fewer than K * min_samples samples. If a split leaves a client with fewer
+than `min_samples`, the splits by Dirichlet shares fill it up with random samples from the client
+that has most at that moment, without repeating a draw, so that the call always ends and the other
+clients' shares do not change; the other splits raise an `InputError`.
+"""
 
 from __future__ import annotations
 
@@ -191,22 +205,13 @@ def dirichlet_split(
     """Distribute each class in Dirichlet(alpha) proportions: label skew and unequal sizes.
 
     For each class the shares of the K clients are drawn from a symmetric Dirichlet distribution;
-    alpha -> infinity is IID, alpha -> 0 gives each class to one client. A client left with fewer
-    than `min_samples` then receives random samples from the client that has most at that moment. No
-    draw is repeated, so the call always ends and the other clients' shares do not change.
+    alpha -> infinity is IID, alpha -> 0 gives each class to one client.
 
     Args:
-        labels: class of each sample, shape (n,).
-        num_clients: number of clients K.
         alpha: concentration, positive.
-        rng: source of randomness.
-        min_samples: minimum number of samples per client.
-
-    Returns:
-        K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
 
     Raises:
-        InputError: if alpha is not positive, or there are fewer than K * min_samples samples.
+        InputError: if alpha is not positive.
 
     Reference:
         Yurochkin et al. 2019 (arXiv 1905.12022), Sec. 4; Li et al. 2022 (arXiv 2102.02079).
@@ -241,14 +246,7 @@ def pathological_split(
     its owners. (The shards of McMahan et al. can contain two classes; these cannot.)
 
     Args:
-        labels: class of each sample, shape (n,).
-        num_clients: number of clients K.
         classes_per_client: number c of classes per client.
-        rng: source of randomness.
-        min_samples: minimum number of samples per client.
-
-    Returns:
-        K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
 
     Raises:
         InputError: if c exceeds the number of classes, if K * c is below it (a class would have no
@@ -310,11 +308,6 @@ def writer_split(
     Args:
         groups: writer of each sample, any integers, shape (n,).
         num_clients: number of clients K, at most the number of groups.
-        rng: source of randomness.
-        min_samples: minimum number of samples per client.
-
-    Returns:
-        K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
 
     Raises:
         InputError: if the data do not name the writers, if there are fewer groups than clients, or
@@ -354,22 +347,13 @@ def quantity_split(
 ) -> list[np.ndarray]:
     """Draw client sizes from Dirichlet(alpha) and fill them with random samples.
 
-    alpha -> infinity gives equal sizes, alpha -> 0 gives all samples to one client. A client left
-    with fewer than `min_samples` receives random samples from the client that has most at that
-    moment.
+    alpha -> infinity gives equal sizes, alpha -> 0 gives all samples to one client.
 
     Args:
-        labels: class of each sample, shape (n,); only their number matters.
-        num_clients: number of clients K.
         alpha: concentration, positive.
-        rng: source of randomness.
-        min_samples: minimum number of samples per client.
-
-    Returns:
-        K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
 
     Raises:
-        InputError: if alpha is not positive, or there are fewer than K * min_samples samples.
+        InputError: if alpha is not positive.
 
     Reference:
         Li et al. 2022 (arXiv 2102.02079), Sec. IV, "Quantity Skew".
@@ -387,19 +371,6 @@ def quantity_split(
 def iid_split(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, *, min_samples: int = 1
 ) -> list[np.ndarray]:
-    """Distribute the samples at random, in parts that differ by at most one sample.
-
-    Args:
-        labels: class of each sample, shape (n,); only their number matters.
-        num_clients: number of clients K.
-        rng: source of randomness.
-        min_samples: minimum number of samples per client.
-
-    Returns:
-        K sorted arrays of sample indices, int64, disjoint and together 0..n-1.
-
-    Raises:
-        InputError: if there are fewer than K * min_samples samples.
-    """
+    """Distribute the samples at random, in parts that differ by at most one sample."""
     labels = check_split("labels", labels, num_clients, min_samples)
     return in_order(np.array_split(rng.permutation(len(labels)), num_clients))
