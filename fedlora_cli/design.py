@@ -18,6 +18,7 @@ from analysis.design import design as find_designs
 from analysis.formats import NONE
 from analysis.predict import rule_label
 from fedlora_cli.options import parse_pair
+from fedlora_cli.scenario_options import InitialAmplitude, SpectrumDecay
 from fedlora_cli.tables import print_note, print_table, wide_console
 from fedlora_sim.errors import InputError, check_count, expected
 from fedlora_sim.scenario import Scenario
@@ -54,12 +55,8 @@ def design(
         str | None,
         typer.Option(help="cohort law: full, without_replacement, with_replacement or bernoulli"),
     ] = None,
-    initial_amplitude: Annotated[
-        float, typer.Option(help="of the first direction")
-    ] = Scenario.initial_amplitude,
-    spectrum_decay: Annotated[
-        float, typer.Option(help="each direction starts with this share of the one before")
-    ] = Scenario.spectrum_decay,
+    initial_amplitude: InitialAmplitude = Scenario.initial_amplitude,
+    spectrum_decay: SpectrumDecay = Scenario.spectrum_decay,
     min_coverage: Annotated[
         float, typer.Option(help="least share of clients at the highest rank of a design")
     ] = 0.0,

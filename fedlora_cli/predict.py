@@ -12,6 +12,7 @@ import typer
 from analysis.predict import RulePrediction, compare, comparison_record
 from fedlora_cli.options import check_folder, parse_pair, parse_samples
 from fedlora_cli.prediction_tables import print_tables
+from fedlora_cli.scenario_options import InitialAmplitude, SpectrumDecay
 from fedlora_sim.errors import check_positive
 from fedlora_sim.federation import parse_ranks
 from fedlora_sim.scenario import Scenario
@@ -51,12 +52,8 @@ def predict(
     allocation: Annotated[
         str, typer.Option(help="directions of a client: svd or random")
     ] = Scenario.allocation,
-    initial_amplitude: Annotated[
-        float, typer.Option(help="of the first direction")
-    ] = Scenario.initial_amplitude,
-    spectrum_decay: Annotated[
-        float, typer.Option(help="each direction starts with this share of the one before")
-    ] = Scenario.spectrum_decay,
+    initial_amplitude: InitialAmplitude = Scenario.initial_amplitude,
+    spectrum_decay: SpectrumDecay = Scenario.spectrum_decay,
     out: Annotated[
         Path | None, typer.Option(help=f"folder of the picture; {OUT} by default")
     ] = None,

@@ -205,10 +205,7 @@ def dirichlet_split(
     """Distribute each class in Dirichlet(alpha) proportions: label skew and unequal sizes.
 
     For each class the shares of the K clients are drawn from a symmetric Dirichlet distribution;
-    alpha -> infinity is IID, alpha -> 0 gives each class to one client.
-
-    Args:
-        alpha: concentration, positive.
+    alpha is positive; alpha -> infinity is IID, alpha -> 0 gives each class to one client.
 
     Raises:
         InputError: if alpha is not positive.
@@ -245,12 +242,9 @@ def pathological_split(
     so that the numbers of owners differ by at most one. Each class is then divided equally among
     its owners. (The shards of McMahan et al. can contain two classes; these cannot.)
 
-    Args:
-        classes_per_client: number c of classes per client.
-
     Raises:
-        InputError: if c exceeds the number of classes, if K * c is below it (a class would have no
-            owner), or if a class has too few samples for its owners.
+        InputError: if c = `classes_per_client` exceeds the number of classes, if K * c is below it
+            (a class would have no owner), or if a class has too few samples for its owners.
 
     Reference:
         McMahan et al. 2017 (arXiv 1602.05629), Sec. 3, "Pathological Non-IID".
@@ -303,11 +297,8 @@ def writer_split(
     """Give each group of samples to one client as a whole, with client sizes as equal as possible.
 
     The largest group goes first, each to the client with the fewest samples so far; ties are broken
-    at random. With as many clients as groups, each client has one group.
-
-    Args:
-        groups: writer of each sample, any integers, shape (n,).
-        num_clients: number of clients K, at most the number of groups.
+    at random. With as many clients as groups, each client has one group. `groups` has the writer of
+    each sample, any integers, shape (n,), and at least `num_clients` groups.
 
     Raises:
         InputError: if the data do not name the writers, if there are fewer groups than clients, or
@@ -347,10 +338,8 @@ def quantity_split(
 ) -> list[np.ndarray]:
     """Draw client sizes from Dirichlet(alpha) and fill them with random samples.
 
-    alpha -> infinity gives equal sizes, alpha -> 0 gives all samples to one client.
-
-    Args:
-        alpha: concentration, positive.
+    alpha is positive; alpha -> infinity gives equal sizes, alpha -> 0 gives all samples to one
+    client.
 
     Raises:
         InputError: if alpha is not positive.

@@ -18,7 +18,7 @@ def possible(rule, law, allocation, noise):
 
 @pytest.mark.parametrize("only", [None, possible])
 @pytest.mark.parametrize("strength", [1, 2, 3, 4])
-def test_every_combination_of_so_many_values_occurs(strength, only):
+def test_every_combination_of_values_occurs(strength, only):
     whole = [c for c in product(*AXES.values()) if only is None or only(*c)]
     chosen = covering(AXES, strength, only)
     assert len(set(chosen)) == len(chosen)

@@ -101,7 +101,7 @@ def members(package):
         ("paper_figs", ("fedlora_cli", "tests", "benchmarks")),
     ],
 )
-def test_imports_go_one_way(room, above):
+def test_imports_have_one_direction(room, above):
     wrong = {
         (module, name)
         for module in members(room)
@@ -132,7 +132,7 @@ def test_the_reference_shares_nothing_with_the_fast_path():
         waiting |= dependencies(module) - seen
 
 
-def test_no_import_goes_round_in_a_circle():
+def test_there_are_no_import_cycles():
     graph = {module: dependencies(module) for package in PACKAGES for module in members(package)}
     order = list(TopologicalSorter(graph).static_order())
     assert sorted(order) == sorted(graph)

@@ -54,7 +54,7 @@ def shifted(samples: np.ndarray, error: float) -> Measurement:
     return Measurement(m.value + shift, m.low + shift, m.high + shift, m.samples)
 
 
-def test_students_interval_of_normal_runs_misses_as_often_as_it_says() -> None:
+def test_students_interval_of_normal_runs_has_the_nominal_error() -> None:
     rows = coverage(CalibrationCase(MEAN, NORMAL, (8,), 40_000, (0.1, 0.01, 1e-3)), 8, SEED)
     assert [row["error"] for row in rows] == [0.1, 0.01, 1e-3]
     for row in rows:
@@ -82,7 +82,7 @@ def test_few_skewed_runs_are_seen_to_miss_on_the_side_of_their_tail() -> None:
     assert row["reach"] < REACH
 
 
-def test_what_is_expected_too_seldom_is_not_judged() -> None:
+def test_rare_expected_misses_are_not_judged() -> None:
     (row,) = coverage(CalibrationCase(MEAN, NORMAL, (8,), 100, (1e-3,)), 8, SEED)
     assert (row["resolved"], row["calibrated"]) == (False, None)
     assert "| normal | 8 | 100 | – |" in coverage_table({"coverage": [row]})
@@ -98,7 +98,7 @@ def test_support_on_the_edge_of_a_margin_is_as_rare_as_the_error() -> None:
     assert row["calibrated"]
 
 
-def test_wide_margins_and_short_intervals_support_what_lies_on_the_edge(
+def test_wide_margins_and_short_intervals_support_values_on_the_edge(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short = replace(ON_THE_EDGE, estimator=("short", shortened(0.02)))
@@ -140,7 +140,7 @@ def test_ranks_are_flat_for_a_right_estimator_and_not_for_a_shifted_one() -> Non
     assert ranks_table({"ranks": [flat]}).count("\n") == 2
 
 
-def test_a_stopped_calibration_goes_on_from_its_finished_pieces(
+def test_a_stopped_calibration_continues_from_its_finished_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []

@@ -86,13 +86,13 @@ def test_ids_are_unique_and_fit_a_command_line() -> None:
     assert all(name.replace("-", "").isalnum() and name == name.lower() for name in ids)
 
 
-def test_every_claim_stands_in_one_theme() -> None:
+def test_every_claim_belongs_to_one_theme() -> None:
     assert sum(len(claims) for claims in THEMES.values()) == len(CLAIMS)
     for name, claims in THEMES.items():
         assert {theme_of(claim) for claim in claims} == {name}
 
 
-def test_what_is_refuted_is_a_conjecture() -> None:
+def test_refuted_claims_are_conjectures() -> None:
     assert {by_id(name).kind for name in REFUTED} == {"conjecture"}
 
 
@@ -102,7 +102,7 @@ def test_select_keeps_report_order_and_drops_repeats() -> None:
     assert select(None) == select([]) == CLAIMS
 
 
-def test_quick_leaves_out_what_takes_long() -> None:
+def test_quick_leaves_out_slow_claims() -> None:
     left_out = [claim.id for claim in CLAIMS if claim not in select(None, quick=True)]
     assert left_out == [claim.id for claim in CLAIMS if not claim.in_quick]
     for claims in THEMES.values():
@@ -117,7 +117,7 @@ def test_select_names_the_closest_claim() -> None:
         select(["stair-case"])
 
 
-def test_every_claim_says_what_it_claims() -> None:
+def test_every_claim_has_all_its_texts() -> None:
     for claim in CLAIMS:
         for text in (claim.id, *claim.all_texts()):
             assert text.strip(), claim.id
@@ -246,7 +246,7 @@ def test_a_real_claim_with_a_vacuous_control_stays_undecided() -> None:
 
 
 @pytest.mark.slow
-def test_another_base_seed_measures_anew_and_agrees() -> None:
+def test_another_base_seed_measures_again_and_agrees() -> None:
     claim = replace(by_id("floor-fedavg"), quick=(400, 400))
     first, again, other = (run_claim(claim, RunContext(quick=True, seed=s)) for s in (0, 0, 7))
     assert first["measurement"] == again["measurement"]

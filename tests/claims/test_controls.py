@@ -64,7 +64,7 @@ def test_the_near_control_is_near() -> None:
     assert [claim.id for claim in CLAIMS if far_or_vacuous(claim)] == []
 
 
-def test_what_may_fall_has_a_positive_control_if_it_falls() -> None:
+def test_a_conjecture_that_can_be_refuted_has_a_positive_control() -> None:
     assert {claim.kind for claim in CLAIMS if claim.positive is not None} <= {"conjecture"}
 
 
@@ -116,5 +116,5 @@ def test_controls_that_are_not_near_are_caught(near: Control, caught: bool) -> N
     assert far_or_vacuous(replace(claim, predict=right, near=near)) is caught
 
 
-def test_a_margin_that_has_to_be_wide_says_why() -> None:
+def test_a_wide_margin_states_its_reason() -> None:
     assert all(len(claim.wide_because) > 20 for claim in CLAIMS if claim.wide_because)

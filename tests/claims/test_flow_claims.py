@@ -55,7 +55,7 @@ def test_federations_of_runs_differ_and_stay_themselves() -> None:
     assert flow.above("fedavg", 0) == scenarios[0]
 
 
-def test_the_search_finds_a_threshold_that_it_is_not_told() -> None:
+def test_the_search_finds_an_unknown_threshold() -> None:
     scenario = flow.alike(2)
     bracket = flow._search(scenario, "fedavg", 2).bracket.values
     predicted = threshold(scenario, "fedavg")[1:]
@@ -96,7 +96,7 @@ def test_a_control_takes_the_runs_of_its_claim(monkeypatch: pytest.MonkeyPatch) 
     assert (wrong[:, 1:] < right[:, 1:]).all()
 
 
-def test_critical_runs_and_those_beside_them_have_names_of_their_own() -> None:
+def test_critical_runs_and_runs_next_to_them_have_different_names() -> None:
     context = RunContext(seed=1)
     on, off = (flow.critical_slope("fedavg", share)(range(1), context) for share in (1.0, 0.9))
     assert len(context._runs) == 2

@@ -38,7 +38,7 @@ def test_claims_are_registered(module) -> None:
         assert [claim.id for claim in select(ids)] == ids
 
 
-def test_flora_is_asked_of_directions_not_of_places_in_the_spectrum() -> None:
+def test_flora_is_measured_by_direction_not_by_place_in_the_spectrum() -> None:
     # With a common gain below 1 the shared directions lose most, and the order of values changes.
     g, coverage = other_rules.LOSSY.gain_mean, other_rules._coverage(other_rules.LOSSY)
     rates = other_rules.own_rates(other_rules.LOSSY, "flora")(RUNS, CONTEXT)
@@ -65,7 +65,7 @@ def test_shares_of_rounds_are_norm_shares() -> None:
     assert (measured > other_rules._clients_share(scenario)).all()
 
 
-def test_partition_identity_meets_cohorts_without_the_highest_rank() -> None:
+def test_partition_identity_includes_cohorts_without_the_highest_rank() -> None:
     distance = identities.partition_distance
     assert (distance(-1, range(40), CONTEXT) < identities.IDENTICAL).all()
     for power in (0, 1):
@@ -100,7 +100,7 @@ def test_contributors_are_counted_from_the_drawn_cohorts() -> None:
         assert row.tolist() == [(ranks >= level).sum() for level in scenario.federation.levels]
 
 
-def test_clients_without_noise_have_none_over_their_signal() -> None:
+def test_clients_without_noise_have_a_noise_to_signal_ratio_of_zero() -> None:
     scenario = noise.SIGNAL_COHORTS.replace(gain_std=0.0, drift_std=0.0)
     held = noise.contributors(scenario, RUNS, CONTEXT)
     for rule in noise.SIGNAL_RULES:

@@ -57,7 +57,7 @@ def test_the_table_names_a_control_that_was_not_refuted(report: Report) -> None:
     )
 
 
-def test_one_sided_predictions_say_so(report: Report) -> None:
+def test_one_sided_predictions_are_marked(report: Report) -> None:
     claim = {**report["claims"][0], "margin": "at least"}
     assert prediction_text(claim) == "at least 0.25, 0.04"
 
@@ -85,7 +85,7 @@ def test_of_many_quantities_the_furthest_is_shown(report: Report) -> None:
 @pytest.mark.parametrize(
     ("margin", "furthest"), [("at most", "d"), ("at least", "b"), ("±0.5", "e"), ("±60%", "b")]
 )
-def test_the_furthest_is_so_on_the_side_and_in_the_unit_of_the_margin(
+def test_the_furthest_is_found_on_the_side_and_in_the_unit_of_the_margin(
     report: Report, margin: str, furthest: str
 ) -> None:
     claim = {
@@ -97,7 +97,7 @@ def test_the_furthest_is_so_on_the_side_and_in_the_unit_of_the_margin(
     assert claim["quantities"][worst(claim)] == furthest
 
 
-def test_what_has_no_finite_interval_is_the_furthest(report: Report) -> None:
+def test_a_quantity_without_finite_interval_is_the_furthest(report: Report) -> None:
     claim = many(report)
     claim["measurement"] = [1.0, None, 1.0, 150.0, 0.01]
     claim["interval"] = [[0.9, 1.1], [None, 1.1], *claim["interval"][2:]]
@@ -147,7 +147,7 @@ def test_a_report_without_digits(report: Report) -> None:
     assert verdict_table(report) in text
 
 
-def test_the_head_says_what_holds_over_which_claims(report: Report) -> None:
+def test_the_head_states_the_error_and_its_claims(report: Report) -> None:
     text, *_ = families_text(report)
     assert "20 theorems (4 in this report), error 0.05 in all, 0.0025 for each claim" in text
     assert "5 conjectures (1 in this report), error 0.05 in all, 0.01 for each claim" in text
@@ -169,14 +169,14 @@ def test_a_near_control_is_shown_with_its_distance(report: Report) -> None:
     assert "3 of 4 near controls refuted" in to_markdown(report)
 
 
-def test_a_positive_control_stands_with_the_negative_one(report: Report) -> None:
+def test_a_positive_control_is_shown_with_the_negative_one(report: Report) -> None:
     report["claims"][1]["positive_control"] = {"description": "it is so", "verdict": "supported"}
     row = verdict_table(report).splitlines()[3]
     assert cells(row)[-2] == "refuted: something wrong; positive control supported: it is so"
     assert "1 of 1 positive controls supported" in to_markdown(report)
 
 
-def test_a_report_made_before_there_were_families_is_shown_as_it_was(report: Report) -> None:
+def test_a_report_without_families_is_shown_unchanged(report: Report) -> None:
     del report["families"]
     for claim in report["claims"]:
         del claim["p_value"], claim["p_holm"], claim["statistic"], claim["near_control"]
@@ -210,6 +210,6 @@ def test_a_broken_control_is_counted(report: Report) -> None:
     assert "4 of 5 negative controls refuted" in to_markdown(report)
 
 
-def test_a_table_keeps_its_columns_whatever_its_cells_hold() -> None:
+def test_a_table_keeps_its_columns_for_any_cells() -> None:
     table = markdown_table(("a", ""), [("E[W | W > 0]", ""), ("x", "y")])
     assert table.splitlines() == ["| a | |", "|---|---|", r"| E[W \| W > 0] | |", "| x | y |"]

@@ -126,13 +126,13 @@ def test_the_prediction_comes_before_the_first_run() -> None:
     assert "simulate" in order
 
 
-def test_quick_and_full_runs_look_as_often_as_they_say() -> None:
+def test_quick_and_full_runs_have_the_stated_number_of_looks() -> None:
     claim = replace(TOY, first=16, cap=16, quick=(4, 4))
     assert run_claim(claim, RunContext())["runs"] == 16
     assert run_claim(claim, RunContext(quick=True))["runs"] == 4
 
 
-def test_the_error_of_a_claim_follows_from_the_registry_and_nothing_else() -> None:
+def test_the_error_of_a_claim_depends_on_the_registry_only() -> None:
     asked = []
 
     def estimator(samples: np.ndarray, error: float) -> Measurement:
@@ -150,7 +150,7 @@ def test_the_error_of_a_claim_follows_from_the_registry_and_nothing_else() -> No
             assert record["confidence"] == 1 - FAMILY_ERROR / size
 
 
-def test_an_error_can_be_asked_for() -> None:
+def test_the_error_can_be_given() -> None:
     loose, strict = (run_claim(replace(TOY, cap=8), RunContext(), error) for error in (0.2, 1e-5))
     assert (loose["confidence"], strict["confidence"]) == (0.8, 1 - 1e-5)
     widths = [np.ptp(record["interval"]) for record in (loose, strict)]
@@ -207,7 +207,7 @@ def test_a_near_control_must_be_refuted_in_every_quantity(
     assert ("near control in every quantity" in record["reason"]) is (verdict == "undecided")
 
 
-def test_a_near_control_goes_on_until_every_quantity_is_refuted() -> None:
+def test_a_near_control_runs_until_every_quantity_is_refuted() -> None:
     near = Control("one far off, the other less", experiment=pair(30.0, 3.15))
     claim = replace(TWO, experiment=pair(1.0, 2.0), near=near, first=4, cap=512)
     record = run_claim(claim, RunContext())
@@ -224,7 +224,7 @@ def test_a_near_control_goes_on_until_every_quantity_is_refuted() -> None:
     ],
     ids=lambda value: getattr(value, "description", value),
 )
-def test_what_is_refuted_needs_a_check_that_can_support(positive: Control, verdict: str) -> None:
+def test_a_refuted_claim_needs_a_check_that_can_support(positive: Control, verdict: str) -> None:
     claim = replace(TOY, kind="conjecture", experiment=normal(3.0), positive=positive)
     record = run_claim(claim, RunContext())
     assert record["verdict"] == verdict
@@ -288,7 +288,7 @@ def test_a_report_adjusts_p_values_within_each_family() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_null_in_the_report_and_named(bad: float) -> None:
+def test_values_that_are_not_finite_are_null_in_the_report_and_named(bad: float) -> None:
     def diverged(numbers: Sequence[int], context: RunContext) -> np.ndarray:
         return np.full((len(numbers), 1), bad)
 
@@ -306,13 +306,13 @@ def test_what_is_not_finite_is_null_in_the_report_and_named(bad: float) -> None:
         assert "not finite" in to_markdown(report) or error == "control"
 
 
-def test_an_undecided_claim_says_why() -> None:
+def test_an_undecided_claim_states_the_reason() -> None:
     record = run_claim(replace(TOY, experiment=normal(1.5, 1.0)), RunContext())
     assert record["verdict"] == "undecided"
     assert "crosses the end of its margin" in record["reason"]
 
 
-def test_seeds_of_different_bases_never_meet() -> None:
+def test_seeds_of_different_bases_are_disjoint() -> None:
     numbers = range(64_000)
     seeds = [RunContext(seed=seed).seeds(numbers) for seed in (0, 1)]
     assert not set(seeds[0]) & set(seeds[1])
@@ -356,7 +356,7 @@ def claims(*pairs: tuple[str, str]) -> dict[str, object]:
         (claims(("theorem", "supported"), ("conjecture", "refuted")), True),
     ],
 )
-def test_holds_asks_every_theorem(report: dict[str, object], expected: bool) -> None:
+def test_holds_requires_every_theorem(report: dict[str, object], expected: bool) -> None:
     assert holds(report) is expected
 
 

@@ -34,7 +34,9 @@ def test_runs_are_kept_as_they_would_be_made(tmp_path: Path) -> None:
         assert context(tmp_path).known_run(job.label) is not None
 
 
-def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_pieces_are_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_jobs(JOBS[:3], context(tmp_path), processes=1)
     made: list[str] = []
 
@@ -47,7 +49,7 @@ def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert made == [JOBS[3].label]
 
 
-def test_a_stopped_run_keeps_what_is_finished(
+def test_a_stopped_run_keeps_finished_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(range(2))

@@ -42,7 +42,7 @@ def test_the_theme_table_counts_verdicts_and_controls(mixed: dict[str, Any]) -> 
     ]
 
 
-def test_conjectures_stand_whole_and_alone(mixed: dict[str, Any]) -> None:
+def test_conjectures_are_listed_in_full_and_separately(mixed: dict[str, Any]) -> None:
     rows = conjecture_table(mixed).splitlines()[2:]
     assert [row.split("**")[1] for row in rows] == ["three", "five"]
     assert set(rows) <= set(verdict_table(mixed).splitlines())

@@ -45,7 +45,7 @@ def test_survivors_share_the_error_over_quantities() -> None:
 
 
 @pytest.mark.slow
-def test_intervals_hold_the_means_together() -> None:
+def test_intervals_contain_all_means_together() -> None:
     covered = coverage(
         over_survivors(mean_interval), lambda rng: with_losses(rng, 0.4), [1.0, -2.0], ERROR
     )
@@ -53,7 +53,7 @@ def test_intervals_hold_the_means_together() -> None:
 
 
 @pytest.mark.parametrize("left", [0, 1])
-def test_what_nearly_no_run_has_is_not_measured(left: int) -> None:
+def test_quantities_of_almost_no_run_are_not_measured(left: int) -> None:
     samples = with_losses(np.random.default_rng(3), 0.0)
     samples[left:, 1] = np.nan
     found = over_survivors(mean_interval)(samples, ERROR)

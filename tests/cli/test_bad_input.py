@@ -100,7 +100,7 @@ def test_bad_scenario_file(fedlora: Callable, here: Path, content: str, named: s
     assert named in refused(fedlora, here, ("simulate", "--out", "x.nc", "--scenario", "s.toml"))
 
 
-def test_scenario_file_that_is_no_text(fedlora: Callable, here: Path) -> None:
+def test_scenario_file_that_is_not_text(fedlora: Callable, here: Path) -> None:
     Path("s.toml").write_bytes(b"\xff\xfe\x00")
     arguments = ("simulate", "--out", "x.nc", "--scenario", "s.toml")
     assert "scenario='s.toml'" in refused(fedlora, here, arguments)
@@ -134,7 +134,7 @@ def test_output_that_cannot_be_written_is_refused(
         (("simulat",), "simulat"),
     ],
 )
-def test_what_the_parser_refuses_is_named(
+def test_refusals_of_the_parser_are_named(
     fedlora: Callable, here: Path, arguments: tuple[str, ...], named: str
 ) -> None:
     outcome = fedlora(*arguments)

@@ -240,7 +240,7 @@ def test_a_registered_name_wins_over_a_module(module: str, here: Path) -> None:
         load_rule(f"{module}:times=3")  # an option, so it is not a name in a module
 
 
-def test_a_rule_is_loaded_from_where_it_is(module: str, here: Path) -> None:
+def test_a_rule_is_loaded_from_its_module(module: str, here: Path) -> None:
     (here / "pkg").mkdir()
     (here / "pkg" / "deep.py").write_text("from own_rules import First\nclass Outer:\n  R = First")
     assert load_rule(f"{module}:First").label == "first"

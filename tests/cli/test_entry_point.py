@@ -103,7 +103,7 @@ def stopped(here: Path, number: int) -> tuple[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_a_stopped_run_leaves_no_file_and_goes_on(fedlora: Callable, here: Path) -> None:
+def test_a_stopped_run_leaves_no_file_and_continues(fedlora: Callable, here: Path) -> None:
     code, err = stopped(here, signal.SIGINT)
     assert code == 130
     assert "the same command goes on from there" in err

@@ -93,7 +93,7 @@ class Counting:
 
 
 @pytest.mark.slow
-def test_a_rule_of_ones_own_is_named_again_and_its_state_is_not_forgotten(
+def test_a_custom_rule_is_named_again_and_its_state_is_used(
     fedlora: Callable, trained: Callable, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -125,7 +125,7 @@ def test_global_adapter(fedlora: Callable, trained: Callable) -> None:
 
 
 @pytest.mark.slow
-def test_a_client_of_a_corrected_base_is_told_so(fedlora: Callable, trained: Callable) -> None:
+def test_an_export_with_a_corrected_base_says_so(fedlora: Callable, trained: Callable) -> None:
     trained("--rule", "flora")
     client = ("--client", str(cohort(2)[0]))
     assert "--global --round 1" in fedlora(*EXPORT, "--round", "2", *client).out
@@ -173,7 +173,7 @@ def test_a_folder_without_a_run(fedlora: Callable, here: Path) -> None:
     )
 
 
-def test_a_cohort_is_not_written_over_what_is_there(
+def test_a_cohort_does_not_overwrite_existing_files(
     fedlora: Callable, trained: Callable, here: Path
 ) -> None:
     trained()

@@ -104,7 +104,7 @@ MODULE = ("python", "-m", "fedlora_sim")
 
 
 @pytest.mark.slow
-def test_the_wheel_has_types_and_tells_its_version(installed: Path, tmp_path: Path) -> None:
+def test_the_wheel_has_types_and_prints_its_version(installed: Path, tmp_path: Path) -> None:
     (site,) = (installed / "lib").glob("*/site-packages")
     for package in import_path.PACKAGES:
         assert (site / package / "py.typed").is_file()

@@ -75,7 +75,7 @@ def test_many_partitions_are_shown_in_turns(fedlora: Callable) -> None:
     assert "33–64" in outcome.out
 
 
-def test_json_is_the_record_and_nothing_else(fedlora: Callable, here: Path) -> None:
+def test_json_output_is_only_the_record(fedlora: Callable, here: Path) -> None:
     outcome = fedlora(
         *("predict", "--ranks", "2x3,4x3", "--num-samples", "10x3,30,20x2", "--cohort", "2"),
         *("--drift", "0.1,0.2", "--rounds", "7", "--sampling", "with_replacement", "--json"),

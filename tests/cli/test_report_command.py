@@ -31,7 +31,7 @@ def kept(here: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_page_is_written_beside_its_report(fedlora: Callable, kept: Path) -> None:
+def test_a_page_is_written_next_to_its_report(fedlora: Callable, kept: Path) -> None:
     done = fedlora("report", "kept")
     assert (done.code, done.out) == (0, "report in kept/report.html\n")
     assert sorted(path.name for path in kept.iterdir()) == [MARKER, "report.html", "report.json"]
@@ -42,7 +42,7 @@ def test_a_page_is_written_beside_its_report(fedlora: Callable, kept: Path) -> N
     )
 
 
-def test_it_says_the_same_every_time(fedlora: Callable, kept: Path) -> None:
+def test_it_is_reproducible(fedlora: Callable, kept: Path) -> None:
     assert fedlora("report", "kept", "--out", "new/a.html").code == 0
     assert fedlora("report", "kept", "--out", "b.html").code == 0
     assert Path("new/a.html").read_bytes() == Path("b.html").read_bytes()
@@ -69,7 +69,7 @@ def without(read: dict[str, Any], part: str) -> dict[str, Any]:
         ('{"claims": [{"id": "a"}], "environment": {}}', "this version, with 'statement'"),
     ],
 )
-def test_what_is_no_report_is_refused(
+def test_files_that_are_not_reports_are_refused(
     fedlora: Callable, here: Path, written: str | None, expectation: str
 ) -> None:
     (here / "kept").mkdir()
@@ -117,7 +117,7 @@ def found(numbers: Sequence[int], context: RunContext) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_verify_writes_the_page_if_asked(
+def test_verify_writes_the_page_with_html(
     fedlora: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim = Claim(

@@ -34,7 +34,7 @@ def test_rules_are_listed(fedlora: Callable, here: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
-def test_dataset_is_labelled(fedlora: Callable, here: Path, fidelity: str) -> None:
+def test_dataset_is_labeled(fedlora: Callable, here: Path, fidelity: str) -> None:
     rules = ",".join(rule_names())
     data = written(fedlora, "--fidelity", fidelity, *SMALL, "--seeds", "2", "--rule", rules)
     assert data.energy.dims == ("rule", "seed", "round", "direction")
@@ -93,7 +93,7 @@ def test_options_win_over_the_file_and_settings_over_both(fedlora: Callable, her
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("word", "value"), [("true", True), ("false", False)])
-def test_yes_and_no_are_understood(fedlora: Callable, word: str, value: bool) -> None:
+def test_yes_and_no_are_read_as_booleans(fedlora: Callable, word: str, value: bool) -> None:
     data = written(fedlora, *SMALL, "--set", f"use_rslora={word}")
     assert bool(Scenario.from_attrs(data.attrs).use_rslora) is value
 

@@ -58,7 +58,7 @@ def imported_by(statement: str) -> set[str]:
         "import fedlora_sim; dir(fedlora_sim); fedlora_sim.__version__",
     ],
 )
-def test_what_needs_numpy_alone_imports_nothing_heavy(statement: str) -> None:
+def test_modules_that_need_only_numpy_import_nothing_slow(statement: str) -> None:
     assert imported_by(statement).isdisjoint(HEAVY)
 
 
@@ -84,7 +84,7 @@ def test_functions_are_given_and_not_the_modules_of_their_names() -> None:
 
 
 @pytest.mark.parametrize("package", [fedlora_sim, analysis], ids=lambda package: package.__name__)
-def test_every_public_name_is_there_and_no_other(package: ModuleType) -> None:
+def test_public_names_are_exactly_the_listed_ones(package: ModuleType) -> None:
     assert dir(package) == sorted(PUBLIC[package.__name__])
     assert all(getattr(package, name) is not None for name in dir(package))
     with pytest.raises(AttributeError, match="simulation"):

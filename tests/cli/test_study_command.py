@@ -93,7 +93,7 @@ def test_bad_input(fedlora: Callable, tiny: Path, arguments: tuple[str, ...], me
 
 
 @pytest.mark.parametrize("row", ["dirichlet_alfa = 0.5", 'split = "by_writer"'])
-def test_what_is_wrong_in_the_last_row_is_found_before_the_first_run(
+def test_errors_in_the_last_row_are_found_before_the_first_run(
     fedlora: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch, row: str
 ) -> None:
     monkeypatch.setattr(run, "load_task", lambda scenario: FEW)
@@ -187,7 +187,7 @@ def stopped(number: int, workers: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_and_then_killed_goes_on_to_the_same_end(
+def test_a_study_that_is_stopped_and_then_killed_continues_to_the_same_result(
     fedlora: Callable, tiny: Path
 ) -> None:
     told = stopped(signal.SIGINT, workers="1")
@@ -203,7 +203,7 @@ def test_a_study_that_is_stopped_and_then_killed_goes_on_to_the_same_end(
     assert report() == report("whole")
 
 
-def test_an_interrupt_says_what_is_kept(
+def test_an_interrupt_states_what_is_kept(
     fedlora: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*arguments: object) -> None:

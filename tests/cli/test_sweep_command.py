@@ -41,7 +41,7 @@ def test_a_grid_is_run_and_read_as_one(fedlora: Callable, grid: str) -> None:
     assert again.code == 0
 
 
-def test_a_dry_run_tells_what_it_takes_and_writes_nothing(
+def test_a_dry_run_prints_its_cost_and_writes_nothing(
     fedlora: Callable, grid: str, here: Path
 ) -> None:
     outcome = fedlora("sweep", grid, "--out", "s", "--dry-run")
@@ -105,7 +105,7 @@ def test_rows_that_failed_are_listed(fedlora: Callable, grid: str) -> None:
     assert "2 of 4 tasks are kept in s" in outcome.err
 
 
-def test_stopped_it_says_how_to_go_on(
+def test_a_stopped_sweep_prints_how_to_continue(
     fedlora: Callable, grid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*arguments: object) -> None:
@@ -118,7 +118,7 @@ def test_stopped_it_says_how_to_go_on(
     assert told in outcome.err
 
 
-def test_a_signal_that_python_swallowed_is_heard_after_the_task(
+def test_a_signal_that_python_dropped_is_handled_after_the_task(
     fedlora: Callable, grid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = work.put_task
@@ -134,7 +134,7 @@ def test_a_signal_that_python_swallowed_is_heard_after_the_task(
     assert "stopped; 1 of 4 tasks are kept in s" in outcome.err
 
 
-def test_a_full_disk_says_what_is_kept(
+def test_a_full_disk_states_what_is_kept(
     fedlora: Callable, grid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:

@@ -84,7 +84,7 @@ def test_options_win_over_the_file_and_settings_over_both(fedlora: Callable) -> 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_only_the_last_state_is_kept_where_that_is_wanted(fedlora: Callable) -> None:
+def test_only_the_last_state_is_kept_if_requested(fedlora: Callable) -> None:
     assert fedlora("train", *RUN, "--keep", "last").code == 0
     assert states() == [STATES[0], STATES[-1]]
     assert fedlora("train", *RUN, "--keep", "last", "--resume").code == 0
@@ -129,7 +129,7 @@ def test_ctrl_c_and_resume_give_the_undisturbed_result(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_resume_starts_where_there_is_nothing_and_ends_where_all_is_done(
+def test_resume_starts_an_empty_folder_and_accepts_a_finished_one(
     fedlora: Callable,
 ) -> None:
     assert fedlora("train", *RUN, "--resume").code == 0
@@ -175,7 +175,7 @@ def test_a_folder_of_a_run_is_not_begun_again(fedlora: Callable) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_another_run_does_not_go_on_from_a_folder(fedlora: Callable) -> None:
+def test_another_run_does_not_continue_in_a_folder(fedlora: Callable) -> None:
     assert fedlora("train", *RUN).code == 0
     for changed in (("--seed", "1"), ("--rule", "fedavg"), ("--set", "rounds=4")):
         other = fedlora("train", *RUN, *changed, "--resume")
@@ -217,7 +217,7 @@ def test_bad_input_is_one_line_before_any_work(
 
 
 @pytest.mark.usefixtures("small")
-def test_simulate_goes_on_within_a_run(
+def test_simulate_continues_within_a_run(
     fedlora: Callable, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("simulate", "--scenario", "s.toml", "--set", "fidelity=training", "--out")
@@ -242,7 +242,7 @@ def test_simulate_goes_on_within_a_run(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small", "one_thread")
-def test_a_process_that_is_stopped_and_then_killed_goes_on_to_the_same_bits(
+def test_a_process_that_is_stopped_and_then_killed_continues_to_the_same_bits(
     fedlora: Callable, here: Path
 ) -> None:
     """With enough rounds that both signals arrive during work."""

@@ -159,13 +159,13 @@ def test_the_function_returns_the_report_that_the_command_writes(
     assert sorted(p.name for p in here.iterdir()) == ["v"]
 
 
-def test_nothing_temporary_is_left(fedlora: Callable, here: Path) -> None:
+def test_no_temporary_files_are_left(fedlora: Callable, here: Path) -> None:
     assert verify(fedlora, "true") == 0
     assert [p.name for p in here.rglob(".*")] == [MARKER]
     assert not list(here.rglob("*tmp"))
 
 
-def test_ctrl_c_keeps_finished_claims_and_goes_on(fedlora: Callable) -> None:
+def test_ctrl_c_keeps_finished_claims_and_the_next_run_continues(fedlora: Callable) -> None:
     first, second = CASES["true"].experiment, CASES["false"].experiment
     first.runs, second.stop = 0, True
     stopped = fedlora("verify", "--out", "v", "--claim", "true", "--claim", "false")
@@ -183,7 +183,7 @@ def test_ctrl_c_keeps_finished_claims_and_goes_on(fedlora: Callable) -> None:
     assert not Path("v/.partial").exists()
 
 
-def test_kept_claims_of_another_seed_are_measured_anew(fedlora: Callable) -> None:
+def test_stored_claims_of_another_seed_are_measured_again(fedlora: Callable) -> None:
     first, second = CASES["true"].experiment, CASES["false"].experiment
     second.stop = True
     assert verify(fedlora, "true", "false") == 130

@@ -56,7 +56,7 @@ def test_heterogeneous_gains_add_their_variance():
     np.testing.assert_allclose(q, [1 + 0.04 * p @ p, 1 + 0.04 * 0.5], rtol=CLOSE)
 
 
-def test_raflora_loses_under_zero_what_carry_keeps():
+def test_raflora_loses_partitions_under_zero_that_carry_keeps():
     P0 = closed_form.extinction_probability(Scenario(RANKS, cohort_size=3))
     for samples in (None, UNEQUAL):
         given = {"cohort_size": 3, "num_samples": samples}
@@ -266,7 +266,7 @@ def test_bad_input_is_named(change, message):
         closed_form.energy_floor(Scenario(ranks, **given), rule, **values)
 
 
-def test_error_policy_refuses_only_what_can_be_empty():
+def test_error_policy_refuses_only_partitions_that_can_be_empty():
     q = closed_form.energy_rate(Scenario(RANKS, cohort_size=8, empty_partition="error"), "raflora")
     np.testing.assert_array_equal(q, 1.0)
     with pytest.raises(ValueError, match=r"empty_partition='error'.*empty with probability up to"):

@@ -81,7 +81,7 @@ def test_trajectories_tend_to_the_floor(rule, drift):
 
 
 @pytest.mark.parametrize("rule", closed_form.RULES)
-def test_the_rate_is_what_is_left_of_the_energy(rule):
+def test_the_rate_is_the_remaining_share_of_energy(rule):
     given = {"gain_mean": 0.9, "cohort_size": None if rule == "hetlora" else 2}
     rate = closed_form.energy_rate(Scenario(RANKS, **given), rule)
     path = closed_form.energy_trajectory(
@@ -101,7 +101,7 @@ def test_fedex_settles_at_its_share():
     )
 
 
-def test_flora_dilutes_what_is_learnt_and_keeps_what_is_there():
+def test_flora_dilutes_increments_and_keeps_the_base():
     given = {"cohort_size": 2, "spectrum_decay": 1.0}
     still = closed_form.energy_trajectory(Scenario(RANKS, rounds=50, **given), "flora")
     np.testing.assert_array_equal(still, 1.0)
@@ -156,7 +156,7 @@ def test_critical_heterogeneity_stops_the_suppression():
     np.testing.assert_array_equal(closed_form.critical_gain_std(Scenario(RANKS), "raflora"), 0.0)
 
 
-def test_what_overflows_is_infinite_and_never_undefined():
+def test_overflow_is_infinite_and_never_undefined():
     for rule in closed_form.RULES:
         given = {"gain_mean": -1e6, "drift_mean": 0.0 if rule == "hetlora" else 1e5}
         given["cohort_size"] = None if rule == "hetlora" else 2
@@ -180,7 +180,7 @@ def test_spread_in_factor_space_is_refused(rule, argument):
             function(Scenario(RANKS, rounds=3, **given), rule)
 
 
-def test_hetlora_says_what_it_has_no_closed_form_for():
+def test_hetlora_names_its_missing_closed_forms():
     with pytest.raises(ValueError, match=r"cohort_size=2: expected full participation"):
         closed_form.energy_trajectory(
             Scenario(RANKS, rounds=3, cohort_size=2), "hetlora", initial_amplitude=1.0

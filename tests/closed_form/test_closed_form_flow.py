@@ -80,7 +80,7 @@ def full_weights(rule):
 
 @pytest.mark.parametrize("time", [0.05, 0.6])
 @pytest.mark.parametrize("rule", [*LOGISTIC, "ffa", "hetlora"])
-def test_unequal_targets_with_everybody(rule, time):
+def test_unequal_targets_with_all_clients(rule, time):
     asked = {"num_samples": SAMPLES}
     path = closed_form.flow_trajectory(
         Scenario(RANKS, rounds=10_000, local_time=time, local_loss="quadratic", **asked),
@@ -421,7 +421,7 @@ def test_heterogeneous_targets_delay_the_collapse():
         )
 
 
-def test_more_training_and_larger_cohorts_hold_more():
+def test_more_training_and_larger_cohorts_keep_more():
     times = np.linspace(0.1, 3, 12)
     for rule in LOGISTIC:
         floors = [
@@ -445,7 +445,7 @@ def test_more_training_and_larger_cohorts_hold_more():
 
 
 @pytest.mark.parametrize("rule", ["flora", "fedex"])
-def test_rules_that_move_the_base_say_why_not(rule):
+def test_rules_that_change_the_base_state_the_reason(rule):
     with pytest.raises(ValueError, match=f"rule='{rule}': expected a rule whose clients train all"):
         closed_form.flow_trajectory(
             Scenario(RANKS, rounds=3, local_time=0.1, local_loss="quadratic"),

@@ -178,7 +178,7 @@ def test_elasticities_exist_everywhere(rule):
             assert np.isfinite(value.floor).all()
 
 
-def test_what_has_no_elasticity_is_refused():
+def test_quantities_without_elasticity_are_refused():
     for rule in ("hetlora", "fedex"):
         with pytest.raises(ValueError, match=f"rule='{rule}': expected a rule of one affine map"):
             closed_form.sensitivities(Scenario(RANKS), rule)

@@ -32,7 +32,7 @@ def test_a_share_may_pass_its_bounds_by_rounding_and_no_further():
                 function("fedavg", wrong)
 
 
-def test_what_goes_into_the_base():
+def test_base_corrections():
     for rule in closed_form.RULES:
         share = closed_form.base_share(rule, SHARES)
         wanted = {"flora": SHARES, "fedex": SHARES - SHARES**2}.get(rule, 0 * SHARES)

@@ -82,7 +82,7 @@ def test_no_gain_leaves_nothing():
     np.testing.assert_allclose(flora, (1 - closed_form.coverage(Scenario(RANKS))) ** 2)
 
 
-def test_full_participation_has_no_luck():
+def test_full_participation_is_not_random():
     for rule in closed_form.RULES:
         np.testing.assert_array_equal(closed_form.survival(Scenario(RANKS, rounds=5), rule), 1.0)
         spread = closed_form.log_energy_std(Scenario(RANKS, rounds=5, gain_mean=0.9), rule)
@@ -106,7 +106,7 @@ def test_half_lives_by_hand():
             closed_form.half_life(bad)
 
 
-def test_what_has_no_closed_form_is_refused():
+def test_cases_without_closed_form_are_refused():
     alone = {"gain_mean": 0.9, "cohort_size": 2}
     with pytest.raises(ValueError, match=r"cohort_size=2: expected full participation for"):
         closed_form.typical_rate(Scenario(RANKS, **alone), "fedex")

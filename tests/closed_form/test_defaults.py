@@ -30,7 +30,7 @@ OPTIONS = {
 }
 
 
-def test_every_form_of_a_federation_takes_a_scenario_then_a_rule_and_has_no_defaults_of_its_own():
+def test_every_closed_form_takes_scenario_and_rule_without_other_defaults():
     names = {name for name in dir(closed_form) if inspect.isfunction(getattr(closed_form, name))}
     assert names - WITHOUT_SCENARIO == set(SCOPES)
     for name in SCOPES:

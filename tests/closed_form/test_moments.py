@@ -168,7 +168,7 @@ def test_estimates_lie_within_the_standard_errors_returned(normalizer, allocatio
 
 @pytest.mark.parametrize("sampling", [s for s in SAMPLINGS if s != "full"])
 @pytest.mark.usefixtures("no_exact_route")
-def test_what_needs_no_law_stays_exact_beside_estimates(sampling):
+def test_values_that_need_no_law_are_exact_next_to_estimates(sampling):
     fed = federation(sampling, UNEQUAL, size=2)
     with pytest.warns(MonteCarloWarning):
         found = weight_moments("federation", fed, "random")
@@ -182,7 +182,7 @@ def test_what_needs_no_law_stays_exact_beside_estimates(sampling):
 
 
 @pytest.mark.usefixtures("no_exact_route")
-def test_sampling_leaves_what_is_exact_for_contributors_exact():
+def test_sampling_keeps_exact_values_of_contributors():
     with pytest.warns(MonteCarloWarning):
         found = weight_moments("contributors", federation("bernoulli", UNEQUAL))
     np.testing.assert_array_equal(found.second, 1 - found.empty)

@@ -182,7 +182,7 @@ def test_count_of_cohorts_is_the_number_of_them(sampling, size):
 
 
 @pytest.mark.parametrize("samples", [(0.5, 1.5, 1.0, 2.0), (2.0**60, 1.0, 1.0, 2.0)])
-def test_tables_refuse_what_is_no_whole_number(samples):
+def test_tables_refuse_fractions(samples):
     clients = views(federation("without_replacement", samples), "cohort", "svd")[0]
     assert plan_tables(clients) is None
 

@@ -21,7 +21,7 @@ class _Disguised(Halving):
         return "raflora"
 
 
-def test_a_control_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_control_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     real = report.predict
 
     def disguised(rule: object) -> AggregationRule:
@@ -48,12 +48,12 @@ def test_a_rule_does_not_take_the_place_of_a_control() -> None:
     assert list(found.scenarios[0].rules) == ["fedavg", "raflora"]
 
 
-def test_two_runs_of_what_is_drawn_are_too_few_for_trust() -> None:
+def test_two_random_runs_are_too_few() -> None:
     found = collapse_report("fedavg", seeds=2, scenarios=("gains",))
     assert any("raflora" in text and "undecided" in text for text in found.failed_controls)
 
 
-def test_controls_meet_the_same_runs_as_the_rule() -> None:
+def test_controls_use_the_same_runs_as_the_rule() -> None:
     found = collapse_report("fedavg", seeds=20, scenarios=("cohorts", "drift"))
     for part in found.scenarios:
         assert list(part.rules) == ["fedavg", "raflora"]
@@ -61,7 +61,7 @@ def test_controls_meet_the_same_runs_as_the_rule() -> None:
         assert (versus.value == 1).all()
 
 
-def test_fedavg_collapses_and_raflora_does_not_beside_any_rule() -> None:
+def test_fedavg_collapses_and_raflora_does_not_next_to_any_rule() -> None:
     found = collapse_report(Momentum(), scenarios=("gains", "flow_below"))
     verdicts = [[part.verdict(name) for name in ("fedavg", "raflora")] for part in found.scenarios]
     c, k = Collapse.COLLAPSES, Collapse.KEEPS

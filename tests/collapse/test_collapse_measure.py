@@ -62,11 +62,11 @@ def test_rates_are_relative_to_the_shared_partition() -> None:
     assert of_partitions(found) is Collapse.KEEPS
 
 
-def test_growth_is_no_collapse() -> None:
+def test_growth_is_not_a_collapse() -> None:
     assert of_partitions(measure(energies(1.0, 1.1, 1.5), FULL, ERROR)) is Collapse.KEEPS
 
 
-def test_a_slow_decay_is_a_collapse_and_a_loss_that_stops_is_none() -> None:
+def test_a_slow_decay_is_a_collapse_and_a_loss_that_stops_is_not() -> None:
     slow = measure(energies(1.0, 1.0, 0.97), FULL, ERROR)
     assert by_partition(slow) == (Collapse.KEEPS, Collapse.COLLAPSES)
     stops = energies(1.0, 1.0, 0.5)
@@ -76,7 +76,7 @@ def test_a_slow_decay_is_a_collapse_and_a_loss_that_stops_is_none() -> None:
     assert of_partitions(measure(stops, FULL, ERROR)) is Collapse.COLLAPSES
 
 
-def test_intervals_hold_the_rate_of_a_random_walk_with_deaths() -> None:
+def test_intervals_contain_the_rate_of_a_random_walk_with_deaths() -> None:
     """For runs of any length; at most a few of many studies may miss."""
     rng = np.random.default_rng(5)
     steps, chance = np.log([0.9, 0.5]), 0.2
@@ -92,7 +92,7 @@ def test_intervals_hold_the_rate_of_a_random_walk_with_deaths() -> None:
     assert missed == 0  # the rate has a small part of the error
 
 
-def test_runs_that_die_at_once_have_no_energy_left_to_lose() -> None:
+def test_runs_extinct_at_once_have_no_energy_to_lose() -> None:
     path = energies(1.0, 1.0)
     path[:, 1:, 1] = 0
     found = measure(path, FULL, ERROR)
@@ -136,7 +136,7 @@ def test_few_survivors_of_a_report_have_no_exact_rate() -> None:
     assert part.verdict("fedavg") is Collapse.UNDECIDED
 
 
-def test_what_is_gone_with_the_shared_partition_is_extinct() -> None:
+def test_partitions_lost_with_the_shared_one_are_extinct() -> None:
     path = energies(0.02, 0.02, 0.6)
     found = measure(path, FULL, ERROR)
     np.testing.assert_array_equal(found["extinct"].value, [1, 1, 0])  # 0.6**20 is left
@@ -144,7 +144,7 @@ def test_what_is_gone_with_the_shared_partition_is_extinct() -> None:
     assert by_partition(found) == (Collapse.COLLAPSES, Collapse.UNDECIDED)
 
 
-def test_what_is_back_after_a_round_is_not_extinct() -> None:
+def test_partitions_that_return_are_not_extinct() -> None:
     """A server with a state restores what a cohort without contributors set to zero."""
     path = energies(1.0, 0.9)
     path[:, 5, 1] = 0
@@ -157,7 +157,7 @@ def test_what_is_back_after_a_round_is_not_extinct() -> None:
     assert extinct_round(path, FULL) == (np.inf, 12)
 
 
-def test_nothing_is_compared_with_a_shared_partition_that_is_gone() -> None:
+def test_a_lost_shared_partition_is_not_a_reference() -> None:
     series = series_of(energies(0.0, 0.5), relative=True)
     assert np.isnan(series[:, 1:, 1]).all()
 

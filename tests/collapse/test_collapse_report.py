@@ -28,7 +28,7 @@ def test_the_same_seed_gives_the_same_report() -> None:
     assert one["scenarios"][0]["rules"] != other["scenarios"][0]["rules"]
 
 
-def test_a_scenario_alone_says_what_it_says_among_others() -> None:
+def test_a_scenario_has_the_same_report_alone_and_among_others() -> None:
     alone, among = (
         collapse_report("fedavg", seeds=30, scenarios=names).to_json()["scenarios"][0]
         for names in (("cohorts",), ("drift", "cohorts"))
@@ -62,7 +62,7 @@ def test_the_frame_is_tidy(reports: Reports) -> None:
     assert (ordered.value <= ordered.high + 1e-12).all()
 
 
-def test_the_table_fits_and_names_what_it_shows(reports: Reports) -> None:
+def test_the_table_fits_and_has_labels(reports: Reports) -> None:
     text = io.StringIO()
     Console(file=text, width=110).print(reports("fedavg").table())
     shown = text.getvalue()
@@ -189,7 +189,7 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert record["scenarios"][1]["runs"] == 20
 
 
-def test_the_command_takes_a_rule_of_ones_own(
+def test_the_command_takes_a_custom_rule(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "rule_of_mine.py").write_text(

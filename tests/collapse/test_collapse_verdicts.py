@@ -56,7 +56,7 @@ def test_every_rule_with_closed_forms_is_among_them() -> None:
 
 
 @pytest.mark.parametrize("rule", FATES)
-def test_every_rule_meets_its_fate(rule: str, reports: Reports) -> None:
+def test_every_rule_has_its_known_verdict(rule: str, reports: Reports) -> None:
     report = reports(rule)
     assert tuple(part.verdict(rule) for part in report.scenarios) == FATES[rule]
     assert report.verdict == (K if set(FATES[rule]) == {K} else C)
@@ -64,7 +64,7 @@ def test_every_rule_meets_its_fate(rule: str, reports: Reports) -> None:
 
 
 @pytest.mark.parametrize("rule", FATES)
-def test_predictions_agree_with_what_is_measured(rule: str, reports: Reports) -> None:
+def test_predictions_agree_with_measurements(rule: str, reports: Reports) -> None:
     report = reports(rule)
     found = agreements(report)
     assert found[Agreement.DISAGREES] == []
@@ -158,7 +158,7 @@ def test_energy_that_turns_away_is_not_called_lost() -> None:
     assert own.notes[0] in str(report).replace("\n    ", " ")
 
 
-def test_what_a_protocol_rule_declares_is_a_prediction() -> None:
+def test_the_multiplier_of_a_protocol_rule_is_a_prediction() -> None:
     report = collapse_report(Declaring(), seeds=16, scenarios=("full", "cohorts", "gains"))
     full, cohorts, gains = (part.rules["declaring"] for part in report.scenarios)
     for own in (full, cohorts):
@@ -179,13 +179,13 @@ def test_what_a_protocol_rule_declares_is_a_prediction() -> None:
         (Momentum(), "no closed form declared"),
     ],
 )
-def test_reasons_for_no_prediction_are_told_apart(rule: str | Aggregator, why: str) -> None:
+def test_reasons_for_no_prediction_are_distinguished(rule: str | Aggregator, why: str) -> None:
     prediction = predict(standards()["full"], get_rule(rule))
     assert why in prediction.source
     assert prediction.values == {}
 
 
-def test_a_factor_for_all_directions_is_no_collapse_in_theory_either() -> None:
+def test_a_factor_for_all_directions_is_not_predicted_to_collapse() -> None:
     report = collapse_report(Shrinking(), seeds=200, scenarios=("full", "cohorts"))
     assert agreements(report)[Agreement.DISAGREES] == []
     for part in report.scenarios:
@@ -207,7 +207,7 @@ def test_a_rule_that_shrinks_everything_to_rounding_loses_everything() -> None:
     assert "it loses everything, the shared directions too" in report.sentence
 
 
-def test_a_multiplier_of_zero_is_foretold_to_lose_everything() -> None:
+def test_a_multiplier_of_zero_is_predicted_to_lose_everything() -> None:
     prediction = predict(standards()["full"], Shrinking(factor=0.0))
     assert prediction.verdict is C
     np.testing.assert_array_equal(prediction.values["rate"], 0.0)
@@ -226,7 +226,7 @@ def test_a_rule_that_loses_everything_is_not_said_to_lose_its_rank_alone() -> No
     assert "it loses everything, the shared directions too" in report.sentence
 
 
-def test_a_rule_that_diverges_decides_nothing() -> None:
+def test_a_diverging_rule_is_undecided() -> None:
     report = collapse_report(Explosive(), seeds=2, scenarios=("full",))
     assert report.verdict is Collapse.UNDECIDED
     part = report.scenarios[0]

@@ -57,7 +57,7 @@ def test_every_check_can_fail():
     assert found == set(NAMES)
 
 
-def test_a_broken_rule_says_what_its_bug_is_and_declares_what_a_healthy_rule_declares():
+def test_a_broken_rule_describes_its_bug_and_declares_healthy_properties():
     healthy = (*HEALTHY_RULES, FedAvg, RaFLoRA)
     for rule in BROKEN_RULES:
         assert rule.__doc__, rule

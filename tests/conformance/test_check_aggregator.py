@@ -81,7 +81,7 @@ def test_a_law_that_is_declared_absent_and_kept_fails():
     assert result.reason == f"declared absent, but {LEAST_FOR_ABSENT} cases keep the law"
 
 
-def test_what_nothing_is_said_of_is_skipped():
+def test_undeclared_laws_are_skipped():
     rule = DenseFedAvg()
     rule.properties = Properties(**dict.fromkeys(USUAL))
     results = check_aggregator(rule, examples=2)
@@ -94,7 +94,7 @@ def test_what_nothing_is_said_of_is_skipped():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_rule_that_raises_fails_with_what_it_raised(declared):
+def test_a_rule_that_raises_fails_with_its_error(declared):
     rule = Raises()
     rule.properties = replace(FEDAVG, exact=declared)
     result = one(rule, "exact")
@@ -103,17 +103,17 @@ def test_a_rule_that_raises_fails_with_what_it_raised(declared):
 
 
 @pytest.mark.slow
-def test_an_error_in_some_case_is_no_sign_that_a_law_is_absent():
+def test_an_error_in_some_case_does_not_show_that_a_law_is_absent():
     assert one(RaisesAtTimes(), "exact", 100).status == "expected"
     assert one(RaisesAtTimes(), "shapes", 100).reason == "raised RuntimeError: two"
 
 
-def test_a_refusal_of_what_must_be_refused_is_no_error():
+def test_a_required_refusal_is_not_an_error():
     assert one(DenseFedAvg(), "unknown_level").status == "passed"
     assert one(DenseFedAvg(), "nonfinite").status == "passed"
 
 
-def test_a_law_that_speaks_of_no_case_is_skipped():
+def test_a_law_without_cases_is_skipped():
     def silent(rule, case):
         raise NotApplicable
 
@@ -137,7 +137,7 @@ def test_the_same_seed_finds_the_same_case(shrink, examples):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", [OnlyTheFirstClient, FactorsSoldAsExact])
-def test_what_is_kept_of_the_cases_changes_nothing(monkeypatch, rule):
+def test_cached_cases_change_no_result(monkeypatch, rule):
     """Searches of few examples reuse cached cases and find the same."""
     found = [one(rule(), "exact")]
     monkeypatch.setattr(check, "MOST_KEPT", 0)
@@ -170,7 +170,7 @@ def test_a_case_is_python_to_paste():
 
 
 @pytest.mark.slow
-def test_the_profile_in_force_says_how_many_examples():
+def test_the_loaded_profile_sets_the_number_of_examples():
     before = settings().max_examples
     (own,) = check_aggregator("fedavg", checks=["finite"])
     assert own.examples == before
@@ -185,14 +185,14 @@ def test_the_profile_in_force_says_how_many_examples():
     assert settings().max_examples == before
 
 
-def test_results_come_one_by_one_in_the_order_of_the_catalogue():
+def test_results_are_yielded_in_the_order_of_the_catalogue():
     seen = []
     results = check_aggregator("fedavg", examples=1, shrink=False, on_result=seen.append)
     assert [result.check for result in results] == list(NAMES)
     assert seen == results
 
 
-def test_checks_come_in_the_order_in_which_they_are_asked_for():
+def test_checks_run_in_the_requested_order():
     asked = ["orthogonal", "shapes"]
     assert [r.check for r in check_aggregator("fedavg", examples=1, checks=asked)] == asked
 
@@ -206,7 +206,7 @@ def test_checks_come_in_the_order_in_which_they_are_asked_for():
         ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(options, message):
+def test_invalid_requests_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         check_aggregator("fedavg", **options)
 

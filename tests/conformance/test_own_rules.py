@@ -15,7 +15,7 @@ EXAMPLES = examples(24) if is_random() else 8
 
 
 @pytest.mark.parametrize("name", ALL_RULES)
-def test_a_rule_is_what_it_says(name):
+def test_a_rule_keeps_what_it_declares(name):
     rule, seed = get_rule(name), search_seed()
     results = outcomes(rule, EXAMPLES, seed=seed)
     assert reasons(results, "failed") == {}, f"seed {seed}"

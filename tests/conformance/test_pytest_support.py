@@ -49,7 +49,7 @@ def chosen(*names: str) -> str:
     return " or ".join(f"[{name}]" for name in names)
 
 
-def test_laws_are_tests_of_their_own(pytester: pytest.Pytester) -> None:
+def test_laws_are_separate_tests(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(OWN_TESTS)
     listed = pytester.runpytest_inprocess("--collect-only", "-q")
     lines = listed.outlines
@@ -59,7 +59,7 @@ def test_laws_are_tests_of_their_own(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.slow
-def test_who_keeps_the_laws_passes_and_the_untested_ones_are_skips(
+def test_kept_laws_pass_and_undeclared_ones_are_skipped(
     pytester: pytest.Pytester,
 ) -> None:
     pytester.makepyfile(OWN_TESTS)
@@ -70,7 +70,7 @@ def test_who_keeps_the_laws_passes_and_the_untested_ones_are_skips(
 
 
 @pytest.mark.slow
-def test_a_failure_is_told_with_code_to_paste(pytester: pytest.Pytester) -> None:
+def test_a_failure_shows_code_to_paste(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(OWN_TESTS)
     done = pytester.runpytest_inprocess("-k", chosen("first-client_order", "first-shapes"))
     done.assert_outcomes(passed=1, failed=1, deselected=2 * len(CHECKS) - 2)
@@ -154,7 +154,7 @@ def test_cohorts_are_filtered_as_any_strategy(case: Case) -> None:
 
 @few
 @given(st.tuples(cases(equal_ranks=True, full_rank=False), st.integers(1, 5)))
-def test_cohorts_are_composed_with_ones_own_draws(drawn: tuple[Case, int]) -> None:
+def test_cohorts_are_composed_with_custom_draws(drawn: tuple[Case, int]) -> None:
     """With equal ranks and any number of copies of one client, all averages are FedAvg."""
     case, times = drawn
     many = case.take([0] * times, [1.0] * times)
@@ -166,7 +166,7 @@ def test_cohorts_are_composed_with_ones_own_draws(drawn: tuple[Case, int]) -> No
 
 @few
 @given(suitable(get_rule("ffa").properties, min_clients=2))
-def test_a_rule_is_given_what_it_can_meet(case: Case) -> None:
+def test_a_rule_receives_only_supported_cases(case: Case) -> None:
     for update, held in zip(case.updates, case.held, strict=True):
         assert torch.equal(update.lora_A, case.previous.lora_A[list(held)])
 

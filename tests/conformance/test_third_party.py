@@ -116,7 +116,7 @@ def test_its_rules_are_listed(process: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
-def test_the_one_of_the_family_is_simulated(run: Run, tmp_path: Path, fidelity: str) -> None:
+def test_the_rule_of_weights_is_simulated(run: Run, tmp_path: Path, fidelity: str) -> None:
     rules = "fedavg,tempered,tempered:beta=1.0"
     settings = ("--ranks", "2x2,4x2", "--rounds", "5", "--set", "num_samples=[1, 4, 9, 16]")
     done = run(
@@ -132,7 +132,7 @@ def test_the_one_of_the_family_is_simulated(run: Run, tmp_path: Path, fidelity: 
     assert ratio == pytest.approx(((7 / 10) / (25 / 30)) ** 10)
 
 
-def test_the_one_with_a_state_is_simulated(run: Run, tmp_path: Path) -> None:
+def test_the_rule_with_a_state_is_simulated(run: Run, tmp_path: Path) -> None:
     """Momentum overshoots: after the same rounds, less is left in FedAvg's lost directions."""
     settings = ("--ranks", "2x2,4x2", "--rounds", "4", "--seeds", "2", "--out", "x.nc")
     rules = "fedavg,momentum:beta=0.0,momentum:beta=0.2"
@@ -144,7 +144,7 @@ def test_the_one_with_a_state_is_simulated(run: Run, tmp_path: Path) -> None:
     assert (moving.sel(round=slice(2, None)) < fedavg.sel(round=slice(2, None)) / 2).all()
 
 
-def test_what_has_no_spectral_form_is_refused(run: Run, tmp_path: Path) -> None:
+def test_rules_without_spectral_form_are_refused(run: Run, tmp_path: Path) -> None:
     done = run("simulate", "--ranks", "2,4", "--rule", "momentum", "--out", "x.nc")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
@@ -167,7 +167,7 @@ def test_its_rules_are_checked(run: Run, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_told_whether_one_with_a_state_collapses(run: Run) -> None:
+def test_a_rule_with_a_state_gets_a_verdict(run: Run) -> None:
     name = "momentum"
     done = run("collapse", name, "--json")
     assert done.code == 0, done.out + done.err

@@ -36,7 +36,7 @@ def test_delta_is_scaling_times_B_A_and_not_A_B_on_a_square_layer():
     assert (update.rank, update.d_in, update.d_out) == (2, 4, 4)
 
 
-def test_square_factors_of_full_rank_are_told_apart_by_name():
+def test_square_factors_of_full_rank_are_distinguished_by_name():
     rng = np.random.default_rng(0)
     lora_a, lora_b = rng.standard_normal((2, SQUARE, SQUARE))
     assert_close(LoRAFactors(lora_a, lora_b, 0.5).delta(), 0.5 * lora_b @ lora_a)

@@ -101,7 +101,7 @@ def test_coverage_by_hand():
     assert_close(Federation("1x2,3x2").coverage(), [1, 0.5, 0.5])
 
 
-def test_the_default_cohort_is_everybody():
+def test_the_default_cohort_is_all_clients():
     assert Federation("1x3").sampling == "full"
     assert Federation("1x3").cohort_size == 3
     assert Federation("1x3", cohort_size=2).sampling == "without_replacement"

@@ -49,7 +49,7 @@ def test_bad_layers_leave_the_good_ones_alone(method, dtype):
                 assert torch.equal(a, b)
 
 
-def test_layers_that_are_solved_together_are_mended_one_by_one():
+def test_layers_of_a_batch_are_corrected_one_by_one():
     """As on a GPU: one core for the batch, QR for the layers that need more precision."""
     given = bad_batch(torch.float32)
     blocks, weights = given.blocks, given.weights

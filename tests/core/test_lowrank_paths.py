@@ -54,7 +54,7 @@ def test_fewer_and_more_columns_than_the_product_has_room_for(sizes, columns, dt
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", HARD)
-def test_what_the_gram_path_cannot_hold_is_right_all_the_same(case, dtype):
+def test_products_beyond_the_gram_paths_precision_are_right(case, dtype):
     given = product(case(np.random.default_rng(1)), None, dtype)
     r = given.columns
     # All columns: no gap is needed. A zero update has vectors too, and they are orthonormal.
@@ -62,14 +62,14 @@ def test_what_the_gram_path_cannot_hold_is_right_all_the_same(case, dtype):
 
 
 @pytest.mark.parametrize("case", [identical, canceling, zero, one_sided, nearly_identical])
-def test_the_gram_path_knows_what_it_cannot_hold(case):
+def test_the_gram_path_detects_products_beyond_its_precision(case):
     given = product(case(np.random.default_rng(1)), None, torch.float32)
     core = gram_core(given.blocks, given.weights, given.columns, torch.float32)
     assert not bool(core.trusted)
 
 
 @pytest.mark.parametrize("case", [*CASES, identical, nearly_identical])
-def test_the_gram_path_is_trusted_with_what_it_can_hold(case):
+def test_the_gram_path_is_used_within_its_precision(case):
     """Also for the leading directions of clients that agree."""
     result = case(np.random.default_rng(1))
     pairs, weights, r = result if isinstance(result, tuple) else (result, None, 4)

@@ -107,7 +107,7 @@ def test_clients_far_apart(rule):
     torch.testing.assert_close(total, wanted, rtol=1e-5, atol=float(wanted.max()) * 1e-5)
 
 
-def test_what_no_number_holds_is_an_error():
+def test_results_out_of_range_are_errors():
     top = torch.finfo(torch.float32).max
     full = LoRAFactors(torch.full((2, 9), top), torch.full((7, 2), top))
     with pytest.raises(InputError, match="of the aggregate=inf"):
@@ -119,7 +119,7 @@ def test_what_no_number_holds_is_an_error():
 
 
 @pytest.mark.parametrize("scaling", [1e60, 1e-60, 1e-310])
-def test_a_scaling_that_single_precision_does_not_hold(scaling):
+def test_a_scaling_outside_of_single_precision(scaling):
     update = LoRAFactors(torch.ones(2, 9), torch.ones(7, 2), scaling)
     with pytest.raises(InputError, match=r"updates\[0\].scaling=.*torch|float32 holds"):
         aggregate([update], None)
@@ -184,7 +184,7 @@ def test_runs_that_stay_in_range_keep_their_precision():
 
 @pytest.mark.parametrize("fidelity", ["spectral", "matrix"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_energies_that_no_number_holds(fidelity, dtype):
+def test_energies_out_of_range(fidelity, dtype):
     scenario = Scenario(
         "2,3", fidelity=fidelity, gain_mean=1e30, rounds=20, dtype=dtype, d_in=6, d_out=5
     )

@@ -249,7 +249,7 @@ def test_bad_fields_are_named(change):
         ("target_angle", 0.1, "spectral"),
     ],
 )
-def test_what_makes_no_sense_beside_the_quadratic_loss_is_named(name, value, fidelity):
+def test_fields_without_meaning_for_the_quadratic_loss_are_named(name, value, fidelity):
     fields = {"ranks": "2x2,3x1", "fidelity": fidelity, name: value}
     with pytest.raises(InputError, match=f"{name}={value!r}: expected .*(quadratic|spectral|own)"):
         Scenario(**{**fields, "local_loss": "quadratic"})

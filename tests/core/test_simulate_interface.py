@@ -39,7 +39,7 @@ def test_a_seed_is_a_run(run, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_many_scenarios_are_what_each_is_alone(rule):
+def test_many_scenarios_equal_each_one_alone(rule):
     together = simulate_many(MANY, rule=rule, seed=range(5))
     assert len(together) == len(MANY)
     for scenario, dataset in zip(MANY, together, strict=True):
@@ -116,7 +116,7 @@ def test_anything_else_is_refused(seed):
         simulate(SPECTRAL, seed=seed)
 
 
-def test_large_seeds_stay_apart():
+def test_large_seeds_are_different():
     dataset = simulate(SPECTRAL, seed=[2**60, 2**60 + 1])
     assert differs(dataset.energy.values[0], dataset.energy.values[1])
     np.testing.assert_array_equal(dataset.seed, [2**60, 2**60 + 1])

@@ -35,7 +35,7 @@ def assert_kept(store):
     assert store.get_record("claim") == {"verdict": "supported", "interval": [0.5, 1.0]}
 
 
-def test_nothing_is_made_until_something_is_kept(folder):
+def test_no_folder_is_made_before_the_first_piece(folder):
     store = RunStore(folder, CONFIGURATION)
     assert store.count() == 0
     assert store.get_run("fedavg-3") is None
@@ -58,7 +58,7 @@ def test_a_label_keeps_its_last_piece(folder):
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"ranks": [3, 2]}, {"extra": 1}])
-def test_pieces_of_another_configuration_are_kept_apart(folder, change):
+def test_pieces_of_another_configuration_are_separate(folder, change):
     filled(folder)
     other = RunStore(folder, {**CONFIGURATION, **change})
     assert other.count() == 0
@@ -106,7 +106,7 @@ def test_text_is_written_whole_or_not_at_all(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["report.md"]
 
 
-def test_who_reads_the_old_text_reads_it_to_its_end(tmp_path):
+def test_a_reader_of_the_old_text_reads_it_to_the_end(tmp_path):
     path = write_text(tmp_path / "report.md", "old")
     with path.open() as reader:
         write_text(path, "new")

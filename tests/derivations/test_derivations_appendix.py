@@ -71,7 +71,7 @@ def test_no_public_function_is_left_out():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "function"), marked(), ids=[name for name, _ in marked()])
-def test_a_derivation_says_what_it_is(name, function):
+def test_a_derivation_has_a_description(name, function):
     documentation = inspect.getdoc(function)
     assert documentation, name
     for section in ("Returns:", "Reference:"):

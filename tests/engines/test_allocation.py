@@ -73,7 +73,7 @@ def test_random_allocation_is_uniform_over_subsets():
         assert subsets == 1 or statistic <= chi2.isf(ONCE_IN_TWO_MILLION, subsets - 1)
 
 
-def test_random_allocation_is_drawn_anew_every_round_and_for_every_client():
+def test_random_allocation_is_drawn_for_every_round_and_client():
     """Draws of two clients (rank 2 of 5), or of one in two rounds, are independent."""
     held = random_masks(RANDOM.replace(ranks="2x2,5x1"), 1)[:, :2]
     rounds = held[:-1:2], held[1::2]
@@ -96,7 +96,7 @@ def test_coverage_under_random_allocation_is_the_mean_of_the_draws():
     assert np.all(np.abs(share.mean(0) - federation.coverage("random")) <= 5 * spread)
 
 
-def test_fidelities_meet_the_same_directions():
+def test_fidelities_use_the_same_directions():
     """Rounds, cohort and directions are those of the draws."""
     small = RANDOM.replace(rounds=6, cohort_size=2)
     seeds = (3, 8)

@@ -28,7 +28,7 @@ def assert_frequency(hits, probability):
     assert np.all(np.abs(hits.mean(0) - probability) <= SIGMAS * spread)
 
 
-def test_full_takes_everybody_once():
+def test_full_takes_every_client_once():
     np.testing.assert_array_equal(draw("full"), 1)
 
 
@@ -54,7 +54,7 @@ def test_repeated_draws_are_multinomial(law):
 
 
 @pytest.mark.parametrize("size", [1, M, K])
-def test_bernoulli_is_independent_given_that_somebody_came(size):
+def test_bernoulli_is_independent_given_that_the_cohort_is_not_empty(size):
     counts = draw("bernoulli", size)
     p = size / K
     somebody = 1 - (1 - p) ** K
@@ -78,7 +78,7 @@ def test_a_seed_is_its_draws(law):
     assert draw(law, size=1, rounds=2000).sum(1).min() >= 1
 
 
-def test_rules_and_fidelities_meet_the_same_cohorts():
+def test_rules_and_fidelities_use_the_same_cohorts():
     one = Scenario("1x6", cohort_size=2, rounds=20)
     other = one.replace(fidelity="matrix", gain_std=0.3, heterogeneity="persistent")
     np.testing.assert_array_equal(cohort_counts(one, 7), cohort_counts(other, 7))

@@ -76,7 +76,7 @@ def test_every_optimizer_under_every_disturbance_is_the_reference(rule, changes,
 
 
 @each_value(rule=[r for r in RULES if "canonicalize" not in r], allocation=["random", "importance"])
-def test_whatever_clients_carry_it_is_the_reference(rule, allocation):
+def test_it_is_the_reference_for_any_carried_directions(rule, allocation):
     assert_reference(scenario(allocation=allocation, **UNALIKE), rule)
 
 
@@ -137,7 +137,7 @@ def test_the_threshold_lies_where_the_flow_has_it():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["raflora", "fedavg", "zero_pad"])
-def test_what_nobody_brought_is_lost_for_good(rule):
+def test_directions_without_contributor_are_lost_permanently(rule):
     run = scenario(empty_partition="zero", rounds=12, cohort_size=1)
     members = run.federation.members
     for seed in range(4):
@@ -161,7 +161,7 @@ def test_undiluted_rules_reach_the_target(rule):
 
 
 @pytest.mark.slow
-def test_the_base_of_fedex_takes_over_until_the_adapter_no_longer_outgrows_its_dilution():
+def test_the_base_of_fedex_grows_until_dilution_outweighs_the_adapters_growth():
     """Small amplitudes grow by `W**2 (1 + eta (m - z))**(2 n)` per round, finally by at most 1."""
     run = scenario("full", rounds=300, local_steps=40, local_time=4.0)
     total = np.sqrt(simulate(run, rule="fedex").projected_energy[0].values)
@@ -211,7 +211,7 @@ def test_float32_follows_float64(rule):
     assert_close(single.energy, double.energy, "iteration", torch.float32)
 
 
-def test_a_file_tells_what_was_simulated(tmp_path):
+def test_a_file_states_its_scenario(tmp_path):
     run = scenario(optimizer="adam", **UNALIKE)
     path = save_dataset(simulate(run, rule="raflora", seed=SEEDS), tmp_path / "run.nc")
     attrs = load_dataset(path).attrs
@@ -223,7 +223,7 @@ def test_a_file_tells_what_was_simulated(tmp_path):
     assert Scenario.from_attrs(attrs) == run
 
 
-def test_many_scenarios_are_what_each_is_alone():
+def test_many_scenarios_equal_each_one_alone():
     matrix = scenario(**UNALIKE)
     alike = scenario(fidelity="spectral")
     several = [matrix, alike, alike.replace(target_std=0.1), alike.replace(local_loss="none")]

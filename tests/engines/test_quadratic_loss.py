@@ -48,7 +48,7 @@ def test_it_is_the_reference(rule, law, empty_partition, target_std):
 
 
 @pairwise(rule=RULES, allocation=["random", "importance"], target_std=[0.0, 0.3])
-def test_it_is_the_reference_whatever_clients_carry(rule, allocation, target_std):
+def test_it_is_the_reference_for_any_carried_directions(rule, allocation, target_std):
     assert_reference(scenario(allocation=allocation, target_std=target_std), rule)
 
 
@@ -146,7 +146,7 @@ def test_float32_follows_float64(rule, target_std):
 
 @pytest.mark.parametrize("rule", ["raflora", "rbla", "fedavg", "zero_pad"])
 @pytest.mark.parametrize("target_std", [0.0, 0.2])
-def test_what_nobody_brought_is_lost_for_good(rule, target_std):
+def test_directions_without_contributor_are_lost_permanently(rule, target_std):
     """Zero factors have no gradient: later clients of a higher rank cannot revive them."""
     run = scenario(empty_partition="zero", target_std=target_std, rounds=20, cohort_size=1)
     members = run.federation.members

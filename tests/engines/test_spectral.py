@@ -90,7 +90,7 @@ def test_fresh_noise_in_product_space_agrees_in_law(law, rule, empty_partition):
     assert np.all(np.abs(fast.var(0) - slow.var(0)) <= SIGMAS * spread / np.sqrt(RUNS))
 
 
-def test_rounds_directions_and_seeds_have_noise_of_their_own():
+def test_rounds_directions_and_seeds_have_independent_noise():
     run = Scenario("2x1", rounds=2, gain_mean=0.0, drift_std=1.0)
     amplitude = np.sqrt(simulate(run, rule="fedavg", seed=range(RUNS)).energy.values[:, 1:])
     flat = amplitude.reshape(RUNS, -1)
@@ -124,7 +124,7 @@ def test_float32_follows_float64(rule, heterogeneity):
 
 
 @pytest.mark.parametrize("law", ["without_replacement", "bernoulli", "size_weighted"])
-def test_raflora_loses_exactly_what_nobody_brought(law):
+def test_raflora_loses_exactly_the_partitions_without_contributor(law):
     """Gain 1 and no drift: under `zero` a partition lives until its first empty round."""
     run = scenario(law, empty_partition="zero")
     members = run.federation.members

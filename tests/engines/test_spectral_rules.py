@@ -172,7 +172,7 @@ def test_a_run_is_the_same_bits_alone_in_chunks_and_in_a_batch(
 
 
 @each_value(rule=RULES, allocation=ALLOCATIONS)
-def test_single_precision_meets_the_same_draws(rule, allocation):
+def test_single_precision_uses_the_same_draws(rule, allocation):
     run = scenario(allocation=allocation, **PERSISTENT)
     single = amplitudes(run.replace(dtype="float32"), rule, range(5))
     assert_close(single, amplitudes(run, rule, range(5)), "iteration", torch.float32)

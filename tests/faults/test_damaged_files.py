@@ -205,7 +205,7 @@ def test_a_damaged_piece_of_a_killed_command_is_named(
         (("--set", "learning_rate=0.5"), "learning_rate"),
     ],
 )
-def test_train_does_not_go_on_with_another_run(
+def test_train_does_not_continue_another_run(
     words: tuple[str, ...], named: str, here: Path, promise: Promise
 ) -> None:
     count = promise(
@@ -223,7 +223,9 @@ def test_train_does_not_go_on_with_another_run(
 @pytest.mark.parametrize(
     "name", ["fedlora_sim_version", "torch_version", "code", "model_content", "data_content"]
 )
-def test_train_names_what_differs_in_a_kept_run(name: str, here: Path, promise: Promise) -> None:
+def test_train_names_the_difference_to_a_stored_run(
+    name: str, here: Path, promise: Promise
+) -> None:
     """The record has another version, code, model or data than the current one."""
     count = promise(
         "`train --resume` with other code, scenario, model or data is refused by name.",

@@ -57,7 +57,7 @@ def test_a_file_in_the_way_is_refused_even_with_force(
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_other_files_beside_results_stay(
+def test_other_files_next_to_results_stay(
     name: str,
     prepared_command: Callable[[str], Prepared],
     tmp_path: Path,

@@ -31,7 +31,7 @@ def test_epochs_cover_every_sample_once():
     assert [len(batch) for batch in drawn(plan, 0)] == [4, 1, 4, 1]
 
 
-def test_epochs_are_shuffled_anew():
+def test_epochs_are_shuffled_again():
     plan = plan_batches([np.arange(99)], client_streams(0, 0, [0]), batch_size=99, local_epochs=3)
     orders = set(map(tuple, drawn(plan, 0)))
     assert len(orders) == 3
@@ -51,7 +51,7 @@ def test_a_batch_is_real_exactly_while_its_client_trains():
     np.testing.assert_array_equal(plan.real.sum(axis=(0, 2)), [len(own) for own in SAMPLES])
 
 
-def test_what_fills_a_batch_up_is_the_clients_own():
+def test_padding_of_a_batch_is_the_clients_own_data():
     """Also if the client has finished while another client of the stack trains."""
     plan = plan_batches(SAMPLES, client_streams(0, 0, range(3)), batch_size=4, local_epochs=2)
     for client, own in enumerate(SAMPLES):

@@ -70,7 +70,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tiny_task, folder, case):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_it_was_as_often_as_it_is_stopped(tiny_task, folder):
+def test_a_run_continues_after_any_number_of_stops(tiny_task, folder):
     run = partial(simulate, TINY, seed=5, task=tiny_task)
     for _ in range(2):
         with pytest.raises(StoppedError):
@@ -82,7 +82,7 @@ def test_a_run_goes_on_where_it_was_as_often_as_it_is_stopped(tiny_task, folder)
 
 
 @pytest.mark.slow
-def test_several_seeds_have_folders_of_their_own(tiny_task, folder):
+def test_several_seeds_have_separate_folders(tiny_task, folder):
     with pytest.raises(StoppedError):
         simulate(TINY, seed=[1, 2], task=tiny_task, checkpoints=folder, on_progress=stop_after(5))
     found = simulate(TINY, seed=[1, 2], task=tiny_task, checkpoints=folder)
@@ -152,7 +152,7 @@ def test_another_run_is_refused_and_nothing_written(tiny_task, folder, changes, 
     assert {path: path.read_bytes() for path in (folder / "seed-5").iterdir()} == before
 
 
-def test_a_folder_that_does_not_know_what_made_its_run_is_refused(tiny_task, folder):
+def test_a_folder_without_a_description_of_its_run_is_refused(tiny_task, folder):
     simulate(TINY, seed=5, task=tiny_task, checkpoints=folder)
     described = json.loads((folder / "seed-5" / "run.json").read_text(encoding="utf-8"))
     del described["numpy_version"]
@@ -161,7 +161,7 @@ def test_a_folder_that_does_not_know_what_made_its_run_is_refused(tiny_task, fol
         simulate(TINY, seed=5, task=tiny_task, checkpoints=folder)
 
 
-def test_a_task_of_ones_own_is_not_the_scenarios(make_run, tiny_task, folder):
+def test_a_custom_task_is_not_the_scenarios(make_run, tiny_task, folder):
     """`make_run` loads the tiny task as the scenario's."""
     simulate(make_run().scenario, seed=5, checkpoints=folder)
     with pytest.raises(ValueError, match="task='given by the caller': expected 'digits'"):
@@ -219,7 +219,7 @@ def test_bad_input(tiny_task, folder):
         )
 
 
-def test_a_folder_does_not_go_on_with_other_data(tiny_task, folder):
+def test_a_folder_does_not_continue_with_other_data(tiny_task, folder):
     simulate(TINY, seed=5, task=tiny_task, checkpoints=folder)
     labels = tiny_task.train.labels.flip(0)
     other = replace(tiny_task, train=replace(tiny_task.train, labels=labels))
@@ -233,7 +233,7 @@ def test_a_run_can_be_run_again(tiny_task):
     assert np.array_equal(first.singular_values, again.singular_values)
 
 
-def test_a_task_of_ones_own_is_moved_to_the_scenarios_dtype(tiny_task):
+def test_a_custom_task_is_converted_to_the_scenarios_dtype(tiny_task):
     run = FederatedRun(TINY.replace(dtype="float32"), get_rule("raflora"), 5, tiny_task)
     assert run.task.dtype == torch.float32
     assert tiny_task.dtype == torch.float64

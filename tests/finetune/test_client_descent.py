@@ -64,7 +64,7 @@ def test_clipping_is_pytorchs_client_by_client(dtype, norm):
         assert (gap <= relative("reduction", dtype) * gradient.flatten(1).norm(dim=1)).all()
 
 
-def test_clipping_one_client_leaves_the_others_bits_and_nan_stays_at_home():
+def test_clipping_and_nan_of_one_client_change_no_bit_of_the_others():
     together = gradients(6, torch.float64)
     together[1].grad[4, 0, 0] = torch.nan
     before = [p.grad.clone() for p in together]
@@ -75,9 +75,7 @@ def test_clipping_one_client_leaves_the_others_bits_and_nan_stays_at_home():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_rates_of_their_own_are_those_of_training_alone(
-    tiny_task, make_adapters, cohort_samples, name
-):
+def test_separate_rates_equal_training_alone(tiny_task, make_adapters, cohort_samples, name):
     rates = torch.tensor(RATES, dtype=torch.float64)
     stack = Stack(make_adapters(RANKS), torch.ones(5), rates=rates)
     kinds = {"batch_size": 4, "local_epochs": 2}
@@ -106,7 +104,7 @@ def test_a_scenario_gives_every_client_its_rate(make_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("initializer", ["lora", "slora"])
-def test_equal_rates_of_their_own_are_one_rate_for_all(make_run, initializer):
+def test_equal_separate_rates_equal_one_rate(make_run, initializer):
     one = make_run(learning_rate=4e-3, initializer=initializer)
     own = make_run(client_learning_rates=(4e-3,) * 7, initializer=initializer)
     first, second = one.run(), own.run()

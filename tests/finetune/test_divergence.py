@@ -109,7 +109,7 @@ def test_a_round_without_the_client_is_one_that_it_took_no_part_in(make_run, rul
     )
 
 
-def test_the_measures_say_who_was_dropped(make_run):
+def test_the_measures_record_dropped_clients(make_run):
     run = make_run()
     result = make_run(task=spoilt_clients(run, BAD, 5), counterfactuals=True, **DROP).run()
     out = np.isin(np.arange(7), (BAD, 5))
@@ -130,7 +130,7 @@ def test_the_measures_say_who_was_dropped(make_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pruned", "importance", "heads", "sampled"])
-def test_runs_of_every_kind_go_on_without_the_client(make_run, tiny_task, kind):
+def test_runs_of_every_kind_continue_without_the_client(make_run, tiny_task, kind):
     changes = {
         "pruned": {"pruning_decay": 0.6, "pruning_penalty": 5.0, "learning_rate": 0.03},
         "importance": {"allocation": "importance"},
@@ -151,7 +151,7 @@ def test_runs_of_every_kind_go_on_without_the_client(make_run, tiny_task, kind):
         assert all(torch.isfinite(x).all() for x in parts)
 
 
-def test_a_round_of_nobody_is_the_end(make_run):
+def test_a_round_without_clients_ends_the_run(make_run):
     run = make_run()
     task = spoilt_clients(run, *range(7))
     with pytest.raises(InputError, match=r"client 0 diverged .*all the others too\)$"):
@@ -168,7 +168,7 @@ def test_a_sparse_stage_that_diverges_is_refused_by_name(make_run):
         make_run(initializer="slora", optimizer="sgd", learning_rate=1e200, **DROP)
 
 
-def test_a_sparse_stage_goes_on_without_the_client(make_run, monkeypatch):
+def test_a_sparse_stage_continues_without_the_client(make_run, monkeypatch):
     """As if the client had not taken part."""
     task = spoilt_clients(make_run(), BAD)
     found = make_run(initializer="slora", task=task, **DROP)

@@ -135,7 +135,7 @@ def test_samples_that_meet_only_those_before_them_are_found():
 
 
 @pytest.mark.parametrize("heads", [(), ("last",)])
-def test_plain_models_pass_and_stay_as_they_are(heads):
+def test_plain_models_pass_and_are_unchanged(heads):
     model = random_network(nn.Tanh())
     before = {name: x.clone() for name, x in model.state_dict().items()}
     check_equivalence(network_task(model, heads=heads))

@@ -59,7 +59,7 @@ def test_without_velocity_it_is_fedavg(tiny_task):
     assert gap <= relative("training") * wanted.energy.max()
 
 
-def test_the_state_of_every_module_goes_on(make_run):
+def test_the_state_of_every_module_continues(make_run):
     run = make_run(Moving())
     run.run()
     modules = run.task.target_modules
@@ -70,9 +70,7 @@ def test_the_state_of_every_module_goes_on(make_run):
 
 
 @pytest.mark.slow
-def test_rules_that_are_asked_besides_get_no_state_of_the_runs_own(
-    make_run, monkeypatch: pytest.MonkeyPatch
-):
+def test_compared_rules_get_no_state_of_the_run(make_run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(registry, "_RULES", {**registry._RULES, "other": Other})
     plain, asked = make_run(Moving()), make_run(Moving(), counterfactuals=True)
     wanted = plain.run()
@@ -113,7 +111,7 @@ class Stop:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("counterfactuals", [False, True])
-def test_a_stopped_run_goes_on_with_its_state(tiny_task, tmp_path, counterfactuals):
+def test_a_stopped_run_continues_with_its_state(tiny_task, tmp_path, counterfactuals):
     scenario = TINY.replace(cohort_size=4, counterfactuals=counterfactuals)
     given: dict[str, Any] = {"rule": Moving(), "seed": 5, "task": tiny_task}
     with pytest.raises(StoppedError):

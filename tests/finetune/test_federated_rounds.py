@@ -65,7 +65,7 @@ def test_a_run_is_the_same_bits_again_and_among_others(task):
     assert simulate(SMALL, rule="raflora", seed=2, task=task).identical(first.sel(seed=[2]))
 
 
-def test_the_dataset_says_what_happened_in_each_layer(task):
+def test_the_dataset_has_the_measures_of_each_layer(task):
     run = simulate(SMALL, rule="fedavg", seed=0, task=task)
     assert run.layer_energy.dims == ("seed", "round", "layer", "direction")
     np.testing.assert_allclose(

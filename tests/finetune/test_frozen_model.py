@@ -84,7 +84,7 @@ def test_a_copy_shares_the_memory_of_all_that_is_not_replaced(model):
     assert own["first.weight"].data_ptr() == weight.data_ptr()
 
 
-def test_judging_moves_no_statistics(model):
+def test_evaluation_changes_no_statistics(model):
     task, before = network_task(model), copy.deepcopy(model.state_dict())
     first = evaluate(task, {"first": torch.ones(6, 6, dtype=torch.float64)})
     assert evaluate(task, {"first": torch.ones(6, 6, dtype=torch.float64)}) == first

@@ -126,7 +126,7 @@ def test_every_client_has_its_own_map(bias):
         assert gap <= relative("reduction") * own.norm()
 
 
-def test_a_head_carries_no_adapter_and_is_linear():
+def test_a_head_has_no_adapter_and_is_linear():
     task = network_task(random_network(nn.LayerNorm(6)), heads=("last",))
     stack = start_of(task)
     lora_a, lora_b = stack.adapters["first"]

@@ -47,7 +47,7 @@ class SequenceFirst(nn.Module):
         (Function(lambda x: x * (x > x.max(0).values / 2)), r"'middle' \(Function\)"),
     ],
 )
-def test_what_mixes_samples_is_named(middle, named):
+def test_modules_that_mix_samples_are_named(middle, named):
     task = network_task(random_network(middle))
     with pytest.raises(InputError, match=f"model='Network': expected .*do not mix.*{named}"):
         check_isolation(task)
@@ -95,7 +95,7 @@ def test_a_run_looks_at_its_model_before_anything_is_trained(make_run):
         make_run(ranks="2x7", task=network_task(random_network(BatchAttention())))
 
 
-def test_samples_that_are_all_the_same_say_nothing():
+def test_equal_samples_test_nothing():
     task = network_task(random_network(BatchAttention()))
     same = Examples({"x": torch.ones(4, WIDTH, dtype=torch.float64)}, torch.zeros(4).long())
     assert check_isolation(Task(task.model, same, same, ("first",))) is None

@@ -228,7 +228,7 @@ def test_angles_from_one_round_to_the_next(watched):
     assert seen, "some rounds must have had a basis"
 
 
-def test_judging_now_and_then(make_run):
+def test_evaluation_every_few_rounds(make_run):
     every = make_run(rounds=5).run()
     some = make_run(rounds=5, evaluate_every=3).run()
     for name in ("accuracy", "loss"):
@@ -239,14 +239,14 @@ def test_judging_now_and_then(make_run):
     np.testing.assert_array_equal(some.singular_values, every.singular_values)
 
 
-def test_the_start_is_judged_as_it_is(make_run):
+def test_the_start_is_evaluated_unchanged(make_run):
     run = make_run()
     accuracy, loss = evaluate(run.task)
     result = run.run()
     assert (result.accuracy[0], result.loss[0]) == (accuracy, loss)
 
 
-def test_who_holds_what(make_run, tiny_task):
+def test_samples_per_client_and_class(make_run, tiny_task):
     """For tasks with and without class names."""
     run = make_run(task=replace(tiny_task, class_names=tuple("0123456789")))
     labels = tiny_task.train.labels.numpy()

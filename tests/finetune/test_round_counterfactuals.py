@@ -24,7 +24,7 @@ def labels(rule: str, allocation: str = "svd") -> list[str]:
     return [other.label for other in compared_rules(get_rule(rule), allocation)]
 
 
-def test_who_is_compared_with_whom():
+def test_compared_rules():
     """Rules with the same local training, the run's rule first."""
     for rule in TOGETHER:
         assert labels(rule) == [rule, *(other for other in TOGETHER if other != rule)]
@@ -33,7 +33,7 @@ def test_who_is_compared_with_whom():
     assert labels("raflora:canonicalize=true") == ["raflora:canonicalize=true", *TOGETHER]
 
 
-def test_rules_that_need_svd_allocation_are_not_asked_about_others(monkeypatch):
+def test_rules_that_need_svd_allocation_are_not_compared_under_others(monkeypatch):
     def rule_of(name: str) -> AggregationRule:
         return get_rule("raflora:canonicalize=true" if name == "raflora" else name)
 
@@ -86,7 +86,7 @@ def test_later_rounds_answer_for_the_same_cohort(make_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "pruned", "heads"])
-def test_runs_of_every_kind_can_be_asked(make_run, tiny_task, kind):
+def test_runs_of_every_kind_can_be_compared(make_run, tiny_task, kind):
     changes = {
         "random": {"allocation": "random"},
         "pruned": {"pruning_decay": 0.6, "pruning_penalty": 5.0, "learning_rate": 0.03},
@@ -100,13 +100,13 @@ def test_runs_of_every_kind_can_be_asked(make_run, tiny_task, kind):
     np.testing.assert_array_equal(result.counterfactual_accuracy[1:, 0], result.accuracy[1:])
 
 
-def test_they_are_judged_when_the_run_is(make_run):
+def test_they_are_evaluated_with_the_run(make_run):
     result = make_run(evaluate_every=2, **ASKED).run()
     assert np.isnan(result.counterfactual_accuracy[1]).all()
     assert np.isfinite(result.counterfactual_accuracy[2:]).all()
 
 
-def test_a_rule_that_nobody_has_registered_can_be_asked_too(tiny_task):
+def test_an_unregistered_rule_can_be_compared(tiny_task):
     @dataclass(frozen=True)
     class Own(RaFLoRA):
         name: ClassVar[str] = "own"

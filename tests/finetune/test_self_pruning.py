@@ -53,7 +53,7 @@ def test_a_tail_of_zeros_has_no_gradient_and_is_never_smaller():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["raflora", "hetlora", "raflora:canonicalize=true", "rbla"])
-def test_a_strong_penalty_prunes_down_to_one_and_the_run_goes_on(make_run, rule):
+def test_a_strong_penalty_prunes_down_to_one_and_the_run_continues(make_run, rule):
     result = make_run(rule, **{**STRONG, "rounds": 12}).run()
     ranks = result.client_rank
     np.testing.assert_array_equal(ranks[0], [2, 2, 2, 4, 4, 8, 8])
@@ -65,7 +65,7 @@ def test_a_strong_penalty_prunes_down_to_one_and_the_run_goes_on(make_run, rule)
     assert np.isfinite(result.singular_values).all()
 
 
-def test_without_decay_nobody_prunes_and_a_penalty_alone_does_nothing(make_run):
+def test_without_decay_no_client_prunes_and_a_penalty_alone_does_nothing(make_run):
     plain = make_run().run()
     penalized = make_run(pruning_penalty=50.0).run()
     assert (plain.client_rank == plain.client_rank[0]).all()
@@ -81,7 +81,7 @@ def test_a_decay_that_leaves_every_rank_changes_nothing(make_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["svd", "random", "importance"])
-def test_what_is_sent_has_the_new_rank(make_run, monkeypatch, allocation):
+def test_sent_updates_have_the_new_rank(make_run, monkeypatch, allocation):
     """With the old scaling, on the first old directions; the server knows the new levels."""
     calls, original = [], finetune_run.aggregate
 
@@ -121,7 +121,7 @@ def test_what_is_sent_has_the_new_rank(make_run, monkeypatch, allocation):
 
 
 @pytest.mark.slow
-def test_the_dataset_tells_the_ranks(make_run):
+def test_the_dataset_has_the_ranks(make_run):
     scenario = make_run(initializer="slora", slora_rounds=1, **STRONG).scenario
     run = simulate(scenario, rule="hetlora", seed=[0, 1])
     assert run.client_rank.dims == ("seed", "round", "client")

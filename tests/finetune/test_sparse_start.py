@@ -46,7 +46,7 @@ def test_only_the_chosen_entries_move(make_run, law, density, optimizer):
         assert density == 1e-9 or (moved[mask] != 0).float().mean() > 0.5
 
 
-def test_modules_and_seeds_have_masks_of_their_own():
+def test_modules_and_seeds_have_different_masks():
     masks = [
         tuple(sorted(sparse_entries(seed, name, 400, 0.1).tolist()))
         for seed, name in ((0, "q"), (0, "v"), (1, "q"))
@@ -128,7 +128,7 @@ def test_one_client_one_step_of_sgd_is_its_masked_gradient(make_run):
         assert gap <= relative("training") * wanted.norm()
 
 
-def test_more_rounds_go_on_from_the_last(make_run):
+def test_more_rounds_continue_from_the_last(make_run):
     run = make_run(**SLORA, **LAWS["sampled"])
     one, three = stage(run, slora_rounds=1), stage(run, slora_rounds=3)
     start = evaluate(run.task)[1]
@@ -136,7 +136,7 @@ def test_more_rounds_go_on_from_the_last(make_run):
     assert evaluate(run.task, three)[1] != start
 
 
-def test_the_model_stays_as_it_was(make_run, tiny_task):
+def test_the_model_is_unchanged(make_run, tiny_task):
     before = [p.clone() for p in tiny_task.model.parameters()]
     make_run(**SLORA).run()
     assert all(map(torch.equal, before, tiny_task.model.parameters()))

@@ -149,7 +149,7 @@ def test_unknown_target(tiny_task, make_adapters, name: str, message: str):
         attach(tiny_task.model, adapters, SCALING)
 
 
-def test_what_has_no_adapter_stays_as_it_is(tiny_task, make_adapters):
+def test_modules_without_adapter_are_unchanged(tiny_task, make_adapters):
     adapters = make_adapters(RANKS)
     adapters.pop("blocks.0.fc1")
     model = attach(tiny_task.model, adapters, SCALING)

@@ -143,7 +143,7 @@ def test_a_control_that_is_not_refuted_stands_out() -> None:
         ),
     ],
 )
-def test_the_headline_says_what_came_out(claims: list[dict], expected: str) -> None:
+def test_the_headline_states_the_verdicts(claims: list[dict], expected: str) -> None:
     assert views.headline(page_report(*claims)).startswith(expected)
 
 

@@ -119,7 +119,7 @@ def test_every_drawing_has_a_name_for_screen_readers(
     assert all(node["name"]["value"] for node in named)
 
 
-def test_filters_show_what_matches_and_say_how_much(open_page: Callable[..., Reader]) -> None:
+def test_filters_show_matches_and_their_number(open_page: Callable[..., Reader]) -> None:
     page = open_page()
     assert page.status() == "4 claims"
     page.choose("verdict", "refuted")

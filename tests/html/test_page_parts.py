@@ -119,7 +119,7 @@ def test_margins_are_read(margin: str, ends: tuple[float, float]) -> None:
         ((0.6, 0.7), "outside the margin"),
     ],
 )
-def test_an_interval_is_drawn_where_it_lies(interval: tuple[float, float], where: str) -> None:
+def test_an_interval_is_drawn_at_its_values(interval: tuple[float, float], where: str) -> None:
     drawn = interval_plot(0.5, sum(interval) / 2, interval, "±2%", "share <b>")
     assert f'{where}."' in drawn
     assert "share &lt;b&gt;: predicted 0.5 ±2%" in drawn
@@ -132,7 +132,7 @@ def test_an_interval_is_drawn_where_it_lies(interval: tuple[float, float], where
     assert 0 <= low <= high <= 220
 
 
-def test_an_endless_interval_is_told_in_words() -> None:
+def test_an_unbounded_interval_is_described_in_words() -> None:
     told = interval_plot(0.5, 0.5, (None, 0.6), "±2%", "share")
     assert "<svg" not in told
     assert "interval from not finite to 0.6" in told
@@ -153,7 +153,7 @@ def test_a_claim_on_two_partitions_is_not() -> None:
     assert sweep(page_claim("two")) is None
 
 
-def test_what_is_drawn_of_the_recorded_report_is_over_one_quantity() -> None:
+def test_charts_of_the_recorded_report_have_one_quantity() -> None:
     drawn = {c["id"]: sweep(c) for c in recorded_report()["claims"]}
     names = {name for name, drawing in drawn.items() if drawing}
     assert {"trajectory-fedavg", "review-settling-fractions", "breakdown-adam"} <= names
@@ -180,7 +180,7 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def test_figures_come_with_what_was_measured(tmp_path: Path) -> None:
+def test_figures_are_shown_with_measurements(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "rates.png").write_bytes(png(140, 70))
     (tmp_path / "figures" / "floors.png").write_bytes(b"no picture")

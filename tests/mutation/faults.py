@@ -141,7 +141,7 @@ FAULTS = (
         "scaling = mask * factors.scaling",
         "scaling = mask",
         (*POLICIES, "-k", "carry"),
-        "test_carry_keeps_the_partitions_that_nobody_brought",
+        "test_carry_keeps_partitions_without_contributor",
     ),
     Fault(
         "factors that rbla carries keep the scaling of the last adapter",
@@ -174,14 +174,14 @@ FAULTS = (
         "if not fall_back or bool(core.trusted.all()):",
         "if not fall_back or bool(core.trusted.any()):",
         BATCHES,
-        "test_layers_that_are_solved_together_are_mended_one_by_one",
+        "test_layers_of_a_batch_are_corrected_one_by_one",
     ),
     Fault(
         "vectors of the Gram path are trusted with a thousand times the rounding",
         "fedlora_sim/lowrank.py",
         'torch.finfo(dtype).eps * summed <= relative("factorization", dtype) / 4',
         'torch.finfo(dtype).eps * summed <= relative("factorization", dtype) * 250',
-        ("tests/core/test_lowrank_paths.py", "-k", "knows or orthonormal"),
+        ("tests/core/test_lowrank_paths.py", "-k", "detects or orthonormal"),
         "test_vectors_stay_orthonormal_where_one_factor_is_nearly_dependent",
     ),
     Fault(
@@ -222,8 +222,8 @@ FAULTS = (
         "fedlora_sim/engines/spectral.py",
         'stream(seed, "aggregate_noise")',
         'stream(seed // 2, "aggregate_noise")',
-        ("tests/engines/test_spectral.py", "-k", "noise_of_their_own"),
-        "test_rounds_directions_and_seeds_have_noise_of_their_own",
+        ("tests/engines/test_spectral.py", "-k", "independent_noise"),
+        "test_rounds_directions_and_seeds_have_independent_noise",
     ),
     Fault(
         "importance ranks directions by where a client ends, not by how far it moves",
@@ -305,7 +305,7 @@ FAULTS = (
         "shuffled = (np.split(rng.permutation(samples), cuts) for _ in range(epochs))",
         "shuffled = [np.split(rng.permutation(samples), cuts)] * epochs",
         BATCH_PLANS,
-        "test_epochs_are_shuffled_anew",
+        "test_epochs_are_shuffled_again",
     ),
     Fault(
         "the penalty starts one rank too late",
@@ -639,7 +639,7 @@ FAULTS = (
         "analysis/studies/calibrate.py",
         "return np.asarray((s - gain * x - drift) ** 2 / free)",
         "return np.asarray((s - gain * x - drift) ** 2 / np.maximum(free, 1))",
-        ("tests/studies/test_real_calibration.py", "-k", "unbiased or hold_the_truth"),
+        ("tests/studies/test_real_calibration.py", "-k", "unbiased or moments_cover"),
         "test_the_variance_of_few_clients_is_unbiased",
     ),
     Fault(
@@ -647,8 +647,8 @@ FAULTS = (
         "analysis/studies/forecast.py",
         "(1 - level) / 2)",
         "1 - level)",
-        ("tests/studies/test_real_scoring.py", "-k", "intervals_hold"),
-        "test_intervals_hold_what_the_model_makes_as_often_as_they_say",
+        ("tests/studies/test_real_scoring.py", "-k", "intervals_cover"),
+        "test_intervals_cover_the_models_energies_at_the_nominal_rate",
     ),
     Fault(
         "replicates are compared although one of their runs is missing",
@@ -673,8 +673,8 @@ FAULTS = (
         "fedlora_sim/sweep/store.py",
         'range(seeds["first"], seeds["last"] + 1)',
         'range(seeds["first"], seeds["last"])',
-        ("tests/sweep/test_run_sweep.py", "-k", "what_is_there"),
-        "test_what_is_there_is_not_made_again",
+        ("tests/sweep/test_run_sweep.py", "-k", "larger_grid or existing_pieces or covered_runs"),
+        "test_existing_pieces_are_not_made_again",
     ),
     Fault(
         "only the simulator's own code decides whether a sweep may go on",
@@ -721,8 +721,8 @@ FAULTS = (
         "fedlora_sim/finetune/checkpoints.py",
         "for name in {**given, **found}:",
         "for name in found:",
-        ("tests/finetune/test_checkpoints.py", "-k", "refused or does_not_know"),
-        "test_a_folder_that_does_not_know_what_made_its_run_is_refused",
+        ("tests/finetune/test_checkpoints.py", "-k", "refused or without_a_description"),
+        "test_a_folder_without_a_description_of_its_run_is_refused",
     ),
     Fault(
         "simulate counts its seeds from zero, whatever --seed says",
@@ -738,6 +738,6 @@ FAULTS = (
         'if c["kind"] == "theorem"\n',
         'if c["kind"] in KINDS\n',
         ("tests/claims/test_run_claim.py", "-k", "holds"),
-        "test_holds_asks_every_theorem",
+        "test_holds_requires_every_theorem",
     ),
 )

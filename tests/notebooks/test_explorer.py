@@ -114,7 +114,7 @@ def test_clients_of_one_rank_have_nothing_to_lose():
     assert "cannot collapse" in found.sentence
 
 
-def test_what_has_no_closed_form_is_left_out_with_the_reason():
+def test_values_without_closed_form_are_left_out_with_the_reason():
     found = asked_for(rule="hetlora", cohort_size=6, local_time=0.5)
     assert found.energy is None
     assert found.training is None
@@ -160,7 +160,7 @@ TURNS = {
 }
 
 
-def test_every_turn_of_a_knob_is_answered_at_once():
+def test_every_change_of_a_control_is_quick():
     widget = Explorer()
     for name, value in TURNS.items():
         spent = []
@@ -180,7 +180,7 @@ def test_every_turn_of_a_knob_is_answered_at_once():
     assert widget.found.sentence == asked_for(**widget.settings).sentence
 
 
-def test_what_is_refused_is_said_and_the_picture_stays():
+def test_refusals_are_shown_and_the_picture_stays():
     widget = Explorer(rule="fedavg", cohort_size=6)
     before = widget.picture.value
     for name, wrong in (("ranks", "4x8,"), ("cohort_size", "99"), ("cohort_size", "some <b>")):
@@ -202,6 +202,6 @@ def test_a_page_without_widgets_has_the_picture():
     assert "application/vnd.jupyter.widget-view+json" in shown
 
 
-def test_knobs_that_are_not_there_are_refused():
+def test_unknown_controls_are_refused():
     with pytest.raises(InputError, match="gain: expected one of rule, ranks"):
         Explorer(gain=1.0)

@@ -28,7 +28,7 @@ def measured(*values):
     return Measurement(x, x - 0.01, x + 0.01, 10)
 
 
-def test_nothing_is_measured_that_was_not_predicted():
+def test_measurements_need_a_prediction():
     ledger = notebook.Ledger()
     with pytest.raises(InputError, match="predict"):
         ledger.measure("rate", measured(0.5))
@@ -38,7 +38,7 @@ def test_nothing_is_measured_that_was_not_predicted():
         ledger.measure("rate", measured(0.5))
 
 
-def test_the_ledger_judges_and_says_what_is_still_open():
+def test_the_ledger_judges_and_lists_open_predictions():
     ledger = notebook.Ledger()
     for name in ("right", "wrong", "open"):
         ledger.predict(name, [0.5, 0.2], within=0.1)
@@ -57,18 +57,18 @@ def test_equations_have_both_sides_of_every_line():
     assert "aligned" in notebook.equations(multipliers.fedavg)._repr_latex_()
 
 
-def test_what_derives_nothing_is_refused():
+def test_functions_that_are_not_derivations_are_refused():
     with pytest.raises(InputError, match="simulate"):
         notebook.equations(simulate)
 
 
-def test_rates_of_runs_without_chance_are_exact():
+def test_rates_of_runs_without_randomness_are_exact():
     rate = notebook.mean_rate(simulate(SCENARIO, rule="fedavg", seed=range(3)))
     told = closed_form.energy_rate(SCENARIO, "fedavg")[[2, 4]]
     np.testing.assert_allclose(rate.value, told, rtol=relative("iteration"))
 
 
-def test_what_lies_above_the_shared_rank_is_one_less_the_ratio():
+def test_the_share_above_the_shared_rank_is_one_minus_the_ratio():
     runs = {"fedavg": simulate(SCENARIO, rule="fedavg", seed=range(2))}
     told = closed_form.energy_trajectory(SCENARIO, "fedavg")
     data = notebook.side_by_side(runs, {"fedavg": told})
@@ -78,14 +78,14 @@ def test_what_lies_above_the_shared_rank_is_one_less_the_ratio():
     np.testing.assert_allclose(above.measured, 1 - rho, rtol=relative("iteration"))
 
 
-def test_who_carries_what():
+def test_carriers_of_each_direction():
     axis = pictures.carriers(SCENARIO.federation).axes[0]
     assert [text.get_text() for text in axis.texts] == [r"$\pi=1$", r"$\pi=0.56$", r"$\pi=0.22$"]
     held = axis.collections[0].get_array()
     assert (~np.isnan(held.filled(np.nan))).sum() == sum(SCENARIO.ranks)
 
 
-def test_estimates_stand_beside_their_predictions():
+def test_estimates_are_drawn_next_to_their_predictions():
     axis = pictures.estimates(["a", "b"], [0.5, 0.2], measured(0.51, 0.19), "rate").axes[0]
     assert axis.lines[0].get_xdata().tolist() == [0.5, 0.2]
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a", "b"]

@@ -72,7 +72,7 @@ def test_it_begins_with_words_and_ends_with_exercises(name):
 
 
 @each
-def test_words_stand_before_every_picture(name):
+def test_text_precedes_every_picture(name):
     cells = notebook(name).cells
     drawing = [i for i, c in enumerate(cells) if c.cell_type == "code" and DRAWS.search(c.source)]
     assert drawing
@@ -87,7 +87,7 @@ def test_cells_are_short(name):
 
 
 @each
-def test_imports_stand_in_the_first_cell(name):
+def test_imports_are_in_the_first_cell(name):
     first, *others = code_cells(name)
     kinds = (ast.Import, ast.ImportFrom)
     assert any(isinstance(node, kinds) for node in ast.walk(ast.parse(first.source)))

@@ -28,7 +28,7 @@ SHARE = 0.8  # minimum share of 95% intervals that contain the true value, far b
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_files_say_what_is_in_them(name: str, paper_data: Path) -> None:
+def test_files_describe_their_content(name: str, paper_data: Path) -> None:
     record = read_record(paper_data, name)
     assert record["command"] == f"python -m analysis.paper {name}"
     assert record["made_with"].keys() >= {"fedlora_sim_version", "torch_version", "code"}
@@ -194,7 +194,7 @@ def test_a_variable_without_a_unit_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_skips_what_is_there(
+def test_the_command_skips_existing_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(command.RECIPES, "allocation", small_recipe("allocation"))

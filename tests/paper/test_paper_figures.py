@@ -73,7 +73,7 @@ def test_there_is_a_figure_of_every_data_file() -> None:
     assert list(FIGURES) == list(RECIPES)
 
 
-def test_panels_are_lettered_and_labelled(name: str, paper_data: Path) -> None:
+def test_panels_have_letters_and_labels(name: str, paper_data: Path) -> None:
     figure, axes, _ = drawn(name, paper_data)
     assert isinstance(axes, np.ndarray)
     width = figure.get_size_inches()[0]
@@ -106,7 +106,7 @@ def test_no_letter_is_too_small(name: str, paper_data: Path) -> None:
     assert max(sizes) <= style.RC["font.size"]
 
 
-def test_captions_tell_setting_and_seeds(name: str, data: xr.Dataset, paper_data: Path) -> None:
+def test_captions_state_setting_and_seeds(name: str, data: xr.Dataset, paper_data: Path) -> None:
     caption = FIGURES[name].caption(data)
     seeds = read_record(paper_data, name)["seeds"]
     if seeds is not None:
@@ -132,7 +132,7 @@ def test_another_setting_is_another_caption(paper_data: Path) -> None:
     assert "seeds 77–" in caption
 
 
-def test_what_is_drawn_is_what_is_in_the_file(paper_data: Path) -> None:
+def test_figures_show_the_files_data(paper_data: Path) -> None:
     data = read(paper_data, "floors")
     _, axes = FIGURES["floors"].draw(data)
     np.testing.assert_allclose(
@@ -163,7 +163,7 @@ def test_rules_are_distinguishable_without_color() -> None:
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.1001, 0.9], [0.99, 1.0, 1.0, 1.0], [0.0, 0.0], [0.5]])
-def test_names_stand_apart_in_the_order_of_their_lines(values: list[float]) -> None:
+def test_names_do_not_overlap_and_have_the_order_of_their_lines(values: list[float]) -> None:
     figure, axis = style.plt.subplots(figsize=(3, 1.5))
     axis.set_ylim(0, 1)
     ends = [style.End(y, f"line {i}", "k") for i, y in enumerate(values)]

@@ -68,7 +68,7 @@ def test_files_and_manifest(
     check(manifest, tmp_path, paper_data)
 
 
-def test_data_of_other_code_are_told(paper_data: Path, tmp_path: Path) -> None:
+def test_data_of_other_code_are_reported(paper_data: Path, tmp_path: Path) -> None:
     for kind in ("csv", "json"):
         shutil.copy(paper_data / f"scaling.{kind}", tmp_path)
     record = json.loads((tmp_path / "scaling.json").read_text())

@@ -62,7 +62,7 @@ def test_a_bar_is_met_or_missed(seconds: dict[str, float], missed: set[str]) -> 
     assert len(found) == 8
 
 
-def test_what_was_not_measured_is_no_bar() -> None:
+def test_quantities_that_were_not_measured_have_no_target() -> None:
     measured = record()
     measured["rows"] = [row for row in measured["rows"] if row["method"] != "peft"]
     assert not [b for b in aggregation_bars(measured) if b["what"].startswith("peft")]

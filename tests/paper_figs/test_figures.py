@@ -79,7 +79,7 @@ def test_rates(report: dict[str, Any]) -> None:
     assert list(axis.patches[0].get_data().values) == [1.0, 0.25, 0.04]
 
 
-def test_what_is_not_finite_is_left_out(report: dict[str, Any]) -> None:
+def test_values_that_are_not_finite_are_left_out(report: dict[str, Any]) -> None:
     for claim in report["claims"]:
         claim["measurement"][0] = None
         claim["interval"][0] = [None, None]
@@ -111,7 +111,7 @@ def test_digits(digits_runs: xr.Dataset) -> None:
 
 
 @pytest.mark.slow
-def test_all_are_written_twice_alike_as_png_and_pdf(
+def test_all_are_written_reproducibly_as_png_and_pdf(
     report: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     first, second = (draw_all(report, data, tmp_path / name) for name in ("here", "there"))
@@ -125,7 +125,7 @@ def test_all_are_written_twice_alike_as_png_and_pdf(
 
 
 @pytest.mark.slow
-def test_only_what_the_report_speaks_of_is_drawn(
+def test_only_figures_of_the_report_are_drawn(
     report: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     (data / "digits.nc").unlink()

@@ -65,7 +65,7 @@ def test_blocks_are_replaced_and_the_rest_is_kept(report: dict[str, Any]) -> Non
     assert render(text, report) == text
 
 
-def test_a_backslash_in_a_statement_is_taken_as_it_is(report: dict[str, Any]) -> None:
+def test_a_backslash_in_a_statement_is_kept(report: dict[str, Any]) -> None:
     report["claims"][0]["statement"] = r"\rho at \1."
     assert r"\rho at \1." in render(SMALL, report)
 
@@ -81,7 +81,7 @@ def test_a_block_that_nothing_generates_is_refused(report: dict[str, Any]) -> No
         render(SMALL + "<!-- other: generated -->\n<!-- end -->\n", report)
 
 
-def test_blocks_stand_in_any_document_and_in_several(report: dict[str, Any]) -> None:
+def test_blocks_may_be_in_any_document_and_in_several(report: dict[str, Any]) -> None:
     verdicts, digits = SMALL.split("\n\n")
     made = documents.render({"a": verdicts, "b": digits, "c": digits}, blocks(report))
     assert verdict_table(report) in made["a"]
@@ -214,9 +214,7 @@ def test_a_recorded_readme_passes_its_check(
     assert (house / "README.md").read_text() == text
 
 
-def test_a_gpu_table_stands_where_one_was_measured(
-    house: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_table_is_shown_if_measured(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, bench in (("aggregation", AGGREGATION), ("training", TRAINING)):
         path = house / "results" / "bench" / f"{name}-cuda.json"
         path.write_text(json.dumps({**bench, "hardware": "an accelerator"}))

@@ -38,7 +38,7 @@ def arrays(adapters: Adapters) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-def test_what_is_written_is_what_is_read(exchange: Exchange, tmp_path: Path) -> None:
+def test_written_and_read_runs_are_equal(exchange: Exchange, tmp_path: Path) -> None:
     exchange.save(tmp_path / "x.npz")
     read = Exchange.load(tmp_path / "x.npz")
     assert read.settings == exchange.settings
@@ -117,7 +117,7 @@ def test_the_plain_lane_is_federated_averaging_of_factors(exchange: Exchange) ->
     assert found.seconds.shape == (exchange.rounds,)
 
 
-def test_our_lane_does_what_the_plain_one_does(exchange: Exchange) -> None:
+def test_our_lane_equals_the_plain_one(exchange: Exchange) -> None:
     ours = run_ours.run(exchange, torch.get_num_threads())
     plain = run_plain.run(exchange, torch.get_num_threads())
     assert disagreement(ours.adapters, plain.adapters, exchange.adapters) < relative("training")
@@ -210,7 +210,7 @@ def shown(rows: list[Row]) -> str:
     return captured.get()
 
 
-def test_a_lane_that_is_not_there_or_fails_says_so(tmp_path: Path) -> None:
+def test_a_missing_or_failing_lane_reports_it(tmp_path: Path) -> None:
     given, out = tmp_path / "exchange.npz", tmp_path / "out.npz"
     with pytest.raises(LaneError, match="not installed: no flower environment"):
         run_lane(ABSENT, given, out, threads=1, environments=tmp_path)
@@ -230,7 +230,7 @@ def test_a_lane_that_takes_too_long_is_ended(
     assert not out.exists()
 
 
-def test_every_rival_has_an_environment_of_its_own() -> None:
+def test_every_rival_has_a_separate_environment() -> None:
     assert {lane.environment for lane in LANES} - {None} == set(REQUIREMENTS)
 
 

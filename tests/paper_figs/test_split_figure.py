@@ -58,7 +58,7 @@ def test_ranks_have_colors_and_a_legend() -> None:
     assert texts == [["rank 2", "rank 4"], ["100", "400"]]
 
 
-def test_classes_have_their_names_where_there_are_any() -> None:
+def test_classes_have_their_names_if_any() -> None:
     _, axes = finetuning.draw_split(dataset())
     assert [t.get_text() for t in axes[1].get_yticklabels()] == ["0", "1", "2"]
     named = dataset().assign_coords({"class": ["World", "Sports", "Business"]})

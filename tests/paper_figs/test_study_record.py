@@ -42,7 +42,7 @@ def test_report_figures_and_small_data_are_recorded(results: Path) -> None:
     assert sorted(path.name for path in (record / "small").iterdir()) == KEPT
 
 
-def test_only_what_is_newer_or_asked_for_is_recorded_again(results: Path) -> None:
+def test_only_newer_or_requested_studies_are_recorded_again(results: Path) -> None:
     record = results / "recorded"
     record_studies(results, record)
     assert record_studies(results, record) == []
@@ -65,7 +65,7 @@ def test_a_part_of_a_study_is_not_recorded(
     assert not (results / "recorded" / "part").exists()
 
 
-def test_a_study_that_is_not_there_cannot_be_asked_for(results: Path) -> None:
+def test_a_missing_study_cannot_be_recorded(results: Path) -> None:
     with pytest.raises(SystemExit, match="--study large: expected a report"):
         record_studies(results, results / "recorded", ["large"])
     assert not (results / "recorded").exists()
@@ -91,7 +91,7 @@ def test_blocks_hold_every_recorded_study(results: Path) -> None:
     assert render(rendered, blocks) == rendered
 
 
-def test_claims_that_are_left_out_stand_in_the_table() -> None:
+def test_omitted_claims_are_in_the_table() -> None:
     table = claims_table(study_report())
     assert "✓ supported" in table
     assert "left out: no runs" in table

@@ -7,7 +7,7 @@ from study_report_cases import claim, study_report
 from analysis.studies.report import claims_table, scores_table, to_markdown
 
 
-def test_scores_stand_with_their_range_over_runs() -> None:
+def test_scores_are_shown_with_their_range_over_runs() -> None:
     head, _, fedavg, _, unknown = scores_table(study_report()).splitlines()
     assert "| error of the theory [range over runs] | persistence, likewise |" in head
     assert "| coverage of 90% intervals [range over runs] |" in head
@@ -17,7 +17,7 @@ def test_scores_stand_with_their_range_over_runs() -> None:
     assert unknown.endswith("| – | 0.5 [0.25 to 1] | – | – | – | no recursion |")
 
 
-def test_intervals_are_said_to_have_the_confidence_that_they_have() -> None:
+def test_intervals_are_shown_with_their_confidence() -> None:
     report = study_report(environment={})
     report["scores"]["confidence"] = 0.8
     assert "coverage of 80% intervals" in scores_table(report)

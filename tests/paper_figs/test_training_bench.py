@@ -89,7 +89,7 @@ def test_a_cached_prefix_changes_no_adapter(small_encoder: None) -> None:
 
 
 @pytest.mark.parametrize("error", [1.0, float("nan")])
-def test_what_is_wrong_is_not_timed(error: float) -> None:
+def test_wrong_results_are_not_timed(error: float) -> None:
     with pytest.raises(SystemExit, match="stacked: off by"):
         training.check({"stacked": error}, torch.float32)
 

@@ -253,7 +253,7 @@ def test_convolutions_of_another_kind(refused, clients, here):
     assert "plane.lora_B.weight=(8, 4, 3, 3): expected a kernel of size 1" in line
 
 
-def test_a_square_module_with_a_and_b_swapped_is_told_by_name(refused, folders):
+def test_a_square_module_with_swapped_a_and_b_is_detected_by_name(refused, folders):
     """16 x 16 at rank 4: A is (4, 16) and B (16, 4), which only the names distinguish."""
     rewrite("b", put(f"{LLAMA}.lora_B.weight", lambda b: b.T.contiguous()))
     assert "lora_B.weight=(4, 16): expected rank 4" in refused("a", "b", "c", "--out", "out")
@@ -307,7 +307,7 @@ def test_products_that_overflow(refused, folders):
     assert "for torch.float64" in line
 
 
-def test_no_folder_at_all_is_the_parsers_business(fedlora_aggregate, here):
+def test_no_folder_is_refused_by_the_parser(fedlora_aggregate, here):
     outcome = fedlora_aggregate("--out", "out")
     assert outcome.code == 2
     assert "CLIENT_DIR" in outcome.err

@@ -144,7 +144,7 @@ def test_bad_options_are_named(tmp_path, options, named):
     ],
     ids=str,
 )
-def test_what_is_written_reads_back_as_the_same_ranks_and_scalings(tmp_path, layers, use_rslora):
+def test_written_options_read_back_as_the_same_ranks_and_scalings(tmp_path, layers, use_rslora):
     options, sizes = written_config(PLAIN, layers, use_rslora, names=layers)
     for module, size in layers.items():
         assert sizes[module] == pytest.approx(size, rel=relative("reduction"))

@@ -252,7 +252,7 @@ def with_common_a(folder, to):
 
 
 @pytest.mark.parametrize("rule", ["flora", "fedavg"])
-def test_what_clients_receive_of_experts_trains(expert_clients, tmp_path, rule):
+def test_received_adapters_of_experts_can_be_trained(expert_clients, tmp_path, rule):
     """Components without energy are reinitialized in every expert."""
     folders = expert_clients("qwen2_moe", *MIXED)
     options = {"client_folders": True, "rank_levels": RANKS, "empty_partition": "zero"}
@@ -294,7 +294,7 @@ def saved_pair(folder, **options):
     return folder
 
 
-def test_parameters_whose_order_is_not_known_are_told_by_their_ranks(tmp_path):
+def test_parameters_of_unknown_order_are_identified_by_rank(tmp_path):
     folder = saved_pair(tmp_path / "told", rank_pattern={"pair.zeta": 3})
     layers = AdapterFolder(folder).layers
     assert layers["pair.zeta"].shape_A == (6, 4)

@@ -108,7 +108,7 @@ def test_the_keys_are_those_that_peft_itself_saves(clients, tmp_path):
             assert torch.equal(again[key], tensor), key
 
 
-def test_what_clients_receive_is_aggregated_in_the_next_round(clients, tmp_path):
+def test_received_adapters_are_aggregated_in_the_next_round(clients, tmp_path):
     """In the next round the received adapters are aggregated again."""
     folders = clients("bert", *SETTINGS)
     aggregate_adapters(folders, SAMPLES, "raflora", tmp_path / "one", client_folders=True)
@@ -117,7 +117,7 @@ def test_what_clients_receive_is_aggregated_in_the_next_round(clients, tmp_path)
     assert outputs(load("bert", tmp_path / "two")).isfinite().all()
 
 
-def test_carry_keeps_the_partition_that_nobody_sent(clients, tmp_path):
+def test_carry_keeps_the_partition_without_contributor(clients, tmp_path):
     folders = clients("gpt2", *SETTINGS)
     aggregate_adapters(folders, SAMPLES, "raflora", tmp_path / "one")
     arguments = (folders[:2], SAMPLES[:2], "raflora")
@@ -161,7 +161,7 @@ def test_rank_levels_are_for_modules_whose_rank_no_pattern_sets(clients, tmp_pat
     load("gpt2", tmp_path / "out")
 
 
-def test_the_report_is_written_beside_the_adapter(clients, tmp_path):
+def test_the_report_is_written_next_to_the_adapter(clients, tmp_path):
     folders = clients("gpt2", *SETTINGS)
     report = aggregate_adapters(folders, SAMPLES, "fedavg", tmp_path / "out")
     written = json.loads((tmp_path / "out" / "aggregation.json").read_text())
@@ -241,7 +241,7 @@ def test_averaged_tensors_of_two_precisions_are_kept_in_the_wider_one(clients, t
         assert_same(written, wanted, "reduction")
 
 
-def test_counters_are_no_weights(tmp_path):
+def test_counters_are_not_averaged(tmp_path):
     """BatchNorm's statistics are averaged by samples; the largest counter is kept."""
     folders = []
     for number, steps in enumerate((3, 5, 9)):

@@ -139,7 +139,7 @@ def test_the_command_takes_a_seed(fedlora_aggregate, refused, clients, here):
     assert "--seed=-1: expected" in refused(*folders, "--out", "out", "--seed", "-1")
 
 
-def test_a_small_component_is_nobodys_to_take():
+def test_a_small_component_is_not_replaced():
     """Averaged to 1e-4 it is still an update within single precision."""
     amplitudes = torch.tensor([1.0, 1e-4, 1e-9, 0.0])
     lora_a = torch.nn.functional.normalize(torch.ones(4, 4096), dim=1)

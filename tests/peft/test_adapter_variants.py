@@ -60,7 +60,7 @@ def test_other_adapters_are_refused_by_name(tmp_path, config, named):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_variant_that_only_its_tensors_betray_is_refused(tmp_path):
+def test_a_variant_that_only_its_tensors_show_is_refused(tmp_path):
     folder = saved(tmp_path / "client", LoraConfig(**TARGETS, use_dora=True))
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "use_dora": False}))
@@ -123,7 +123,7 @@ def test_clients_of_different_precision_are_computed_in_the_wider_one(clients, t
         assert_same(scaling * b @ a, wanted, dtype=torch.float32)
 
 
-def test_what_the_clients_precision_cannot_hold_is_refused(clients, tmp_path):
+def test_values_outside_of_the_clients_precision_are_refused(clients, tmp_path):
     """Half precision ends at 65504, which the factors exceed by their scaling."""
     settings = {"r": 2, "lora_alpha": 2_000_000_000}
     folder = clients("gpt2", settings)[0]

@@ -38,7 +38,7 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def test_the_command_reads_writes_and_tells(fedlora_aggregate, clients, here):
+def test_the_command_reads_writes_and_reports(fedlora_aggregate, clients, here):
     folders = clients("gpt2", *SETTINGS)
     outcome = fedlora_aggregate(
         *folders, "--samples", "120,80,40", "--out", "new/out", "--client-folders"
@@ -57,7 +57,7 @@ def test_the_command_reads_writes_and_tells(fedlora_aggregate, clients, here):
     assert hidden(here / "new") == []
 
 
-def test_the_readmes_command_runs_as_it_stands(fedlora_aggregate, clients, here):
+def test_the_readmes_command_runs(fedlora_aggregate, clients, here):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (command,) = re.findall(r"```sh\nfedlora-sim aggregate (.*?)```", readme, flags=re.DOTALL)
     for number, folder in enumerate(clients("gpt2", *SETTINGS), start=1):

@@ -104,7 +104,7 @@ def test_the_exported_cohort_aggregates_to_the_next_state(tmp_path, rule):
     ],
     ids=str,
 )
-def test_so_does_that_of_other_federations(tmp_path, rule, changes):
+def test_exported_cohorts_of_other_federations_aggregate_too(tmp_path, rule, changes):
     task = tiny_task(dtype=getattr(torch, changes.get("dtype", "float64")))
     kept = keep_run(tmp_path, task, rule, cohort_size=4, **changes)
     assert_round_is_reproduced(kept, 2, tmp_path / "2")
@@ -203,7 +203,7 @@ def test_peft_loads_a_client(tmp_path, architecture):
 
 
 @pytest.mark.parametrize("rule", ["flora", "fedex"])
-def test_a_correction_of_the_base_is_written_apart_too(tmp_path, rule):
+def test_a_correction_of_the_base_is_also_written_separately(tmp_path, rule):
     kept = keep_run(tmp_path, tiny_task(), rule)
     kept.export_global(2, tmp_path / "out")
     whole, adapter, base = (AdapterFolder(tmp_path / "out" / p) for p in ("", "adapter", "base"))

@@ -110,7 +110,7 @@ def test_folders_that_hold_no_run_that_can_be_opened(small, tmp_path):
         KeptRun(tmp_path, task)
 
 
-def test_lora_on_what_peft_saves_whole_is_refused(tmp_path):
+def test_lora_on_modules_that_peft_saves_in_full_is_refused(tmp_path):
     task = tiny_task(heads=())
     both = (*task.target_modules, "classifier")
     kept = keep_run(tmp_path, replace(task, target_modules=both), ranks="2x3")

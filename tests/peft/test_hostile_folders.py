@@ -58,7 +58,7 @@ def refusal(call) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", REDOS)
-def test_target_modules_that_take_years(tmp_path, pattern, monkeypatch, promise: Promise):
+def test_target_modules_of_exponential_time(tmp_path, pattern, monkeypatch, promise: Promise):
     count = promise(IN_TIME, "patterns")
     monkeypatch.setattr(patterns, "SECONDS", 0.2)
     folder = write_folder(tmp_path, LONG, target_modules=pattern)
@@ -68,7 +68,7 @@ def test_target_modules_that_take_years(tmp_path, pattern, monkeypatch, promise:
 
 
 @pytest.mark.parametrize("where", ["rank_pattern", "alpha_pattern"])
-def test_patterns_that_take_years(tmp_path, where, monkeypatch, promise: Promise):
+def test_patterns_of_exponential_time(tmp_path, where, monkeypatch, promise: Promise):
     count = promise(IN_TIME, "patterns")
     monkeypatch.setattr(patterns, "SECONDS", 0.2)
     folder = write_folder(tmp_path, LONG, **{where: {"q": 1, "(q|k)_proj": 1, "(a+)+$": 2}})
@@ -78,7 +78,7 @@ def test_patterns_that_take_years(tmp_path, where, monkeypatch, promise: Promise
 
 
 @pytest.mark.slow
-def test_many_patterns_that_take_a_while_each(tmp_path, promise: Promise):
+def test_many_slow_patterns(tmp_path, promise: Promise):
     count = promise(IN_TIME, "patterns")
     slow = {f"(a+)+{'a' * k}$|x{k}": 2 for k in range(300)}
     folder = write_folder(tmp_path, LONG[-23:], rank_pattern=slow)
@@ -95,7 +95,7 @@ def test_more_patterns_and_modules_than_can_be_matched():
 @pytest.mark.parametrize(
     "pattern", ["(q", "a{99999999999}", "(" * 5000, "*", "q" * 20_000, "[[:x", r"(?P<a>.)(?P<a>.)"]
 )
-def test_what_is_no_pattern(tmp_path, pattern, promise: Promise):
+def test_invalid_patterns(tmp_path, pattern, promise: Promise):
     count = promise(IN_TIME, "patterns")
     folder = write_folder(tmp_path, rank_pattern={pattern: 2})
     assert "rank_pattern" in refusal(partial(AdapterFolder, folder))
@@ -154,7 +154,7 @@ def test_more_tensors_than_a_model_has(tmp_path, monkeypatch, promise: Promise):
 
 
 @pytest.mark.parametrize("length", [2**62, 100_000_001, 10])
-def test_a_header_that_is_no_header(tmp_path, length, promise: Promise):
+def test_invalid_headers(tmp_path, length, promise: Promise):
     count = promise(HOSTILE, "folders")
     folder = write_folder(tmp_path)
     path = folder / "adapter_model.safetensors"
@@ -183,7 +183,7 @@ def test_a_configuration_of_any_size_and_form(tmp_path, promise: Promise):
         count()
 
 
-def test_what_json_may_say_is_read(tmp_path):
+def test_valid_json_is_read(tmp_path):
     nested = json.loads("[" * (DEEPEST - 1) + "1" + "]" * (DEEPEST - 1))
     content = {"a": 1, "b": [True, None, {"c": "d"}], "c": 1.5, "e": nested[0]}
     path = tmp_path / "x.json"

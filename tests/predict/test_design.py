@@ -94,7 +94,7 @@ def test_of_equals_the_rule_that_sends_less_comes_first() -> None:
     assert [design.rule for design in best] == ["raflora", "rbla", "flora"]
 
 
-def test_directions_of_nobody_are_lost() -> None:
+def test_directions_without_carrier_are_lost() -> None:
     (best,) = design(Scenario("1x4", spectrum_decay=0.5), ["fedavg"], total_rank=4, levels=(1, 2))
     assert (best.ranks, best.signal, best.noise) == ("1x4", 0.8, 0.0)
     assert best.lost == pytest.approx(0.2)
@@ -106,7 +106,7 @@ def test_with_carry_nothing_is_ever_lost_without_drift() -> None:
     assert (best.empty_partition, best.score, best.total_rank) == ("carry", 1.0, 26)
 
 
-def test_budgets_hold(all_designs: list[Design]) -> None:
+def test_budgets_are_kept(all_designs: list[Design]) -> None:
     within = design(TASK, total_rank=12, levels=LEVELS, top=10_000)
     assert within == [best for best in all_designs if best.total_rank <= 12]
     limit = float(np.median([best.upload + best.download for best in all_designs]))
@@ -114,7 +114,7 @@ def test_budgets_hold(all_designs: list[Design]) -> None:
     assert cheap == [best for best in all_designs if best.upload + best.download <= limit]
 
 
-def test_the_top_can_be_asked_to_have_clients() -> None:
+def test_a_minimum_coverage_of_the_top_can_be_required() -> None:
     task = TASK.replace(ranks=(1,) * 10)
     found = design(task, total_rank=60, levels=LEVELS, min_coverage=0.3, top=10_000)
     assert min(best.top_coverage for best in found) == 0.3
@@ -140,7 +140,9 @@ def test_configurations_are_all_and_each_once() -> None:
     ],
     ids=str,
 )
-def test_what_has_no_numbers_by_carriers_says_why(changes: dict, rule: str, message: str) -> None:
+def test_rules_without_numbers_by_carriers_state_the_reason(
+    changes: dict, rule: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         by_carriers(Scenario("1x4", rounds=5).replace(**changes), rule)
 

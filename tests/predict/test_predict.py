@@ -138,14 +138,14 @@ def test_training_is_the_flow_where_all_runs_are_alike() -> None:
     assert "energy" not in reasons(predict(cohorts.replace(ranks="2x6"), "raflora"))
 
 
-def test_rules_without_a_closed_form_say_why() -> None:
+def test_rules_without_a_closed_form_state_the_reason() -> None:
     theory = predict(EXAMPLE, "zero_pad")
     assert "gain_std=0.1" in reasons(theory)["energy_rate"]
     assert "no closed form" in reasons(theory)["energy_rate"]
     assert np.isnan(theory.energy).all()
 
 
-def test_what_ignores_drift_or_the_spread_of_gains_has_no_value() -> None:
+def test_forms_that_ignore_drift_or_the_spread_of_gains_have_no_value() -> None:
     scenario = Scenario("2x12,8x3", cohort_size=3, rounds=60)
     for change, missing in (
         ({"drift_mean": 0.1}, {"survival", "typical_rate", "typical_half_life"}),
@@ -304,7 +304,7 @@ def test_the_record_is_plain_and_whole(scenario: Scenario) -> None:
             assert (written[name]["reason"] is None) == bool(finite.all())
 
 
-def test_an_energy_beyond_the_range_of_numbers_is_infinite_and_says_so() -> None:
+def test_an_energy_out_of_range_is_infinite_with_a_reason() -> None:
     (found,) = compare(Scenario("2x2", rounds=600, gain_mean=10.0), ["fedavg"])
     assert np.isposinf(found.of("energy")[-1]).all()
     (written,) = comparison_record([found])["rules"]
@@ -320,7 +320,7 @@ def test_an_energy_beyond_the_range_of_numbers_is_infinite_and_says_so() -> None
     ],
     ids=str,
 )
-def test_what_cannot_be_compared_is_refused(changes: dict, message: str) -> None:
+def test_invalid_comparisons_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         compare(EXAMPLE.replace(**changes))
 

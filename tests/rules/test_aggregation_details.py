@@ -80,7 +80,7 @@ def test_a_client_without_samples_changes_nothing_whatever_its_rank_and_scaling(
 
 @quick
 @given(cohort=rounds(full_rank=True), factor=st.floats(1, 100))
-def test_hetlora_asks_only_who_took_part(cohort, factor):
+def test_hetlora_uses_only_clients_that_took_part(cohort, factor):
     first = factor * cohort.weights[0]
     more = replace(cohort, weights=(first, *cohort.weights[1:]))
     assert_same("hetlora", cohort, more, "exact")
@@ -89,7 +89,7 @@ def test_hetlora_asks_only_who_took_part(cohort, factor):
 @every_rule
 @per_rule
 @given(cohort=rounds(), copies=st.integers(1, 4))
-def test_identical_clients_come_back_to_the_rounding_of_one(rule, cohort, copies):
+def test_identical_clients_return_one_client_up_to_rounding(rule, cohort, copies):
     cohort = cohort.suit(rule)
     update = cohort.updates[0]
     same = replace(

@@ -71,7 +71,7 @@ def test_direction_weights_are_shares(rule):
     np.testing.assert_array_equal(shares[:, 1:, 1], 0)
 
 
-def test_hetlora_weighs_alike_where_nobody_moved():
+def test_hetlora_has_equal_weights_for_zero_updates():
     updates = [random_factors(np.random.default_rng(3), 5, 4, r, scaling=0.0) for r in (1, 2)]
     result = aggregate(updates, [1, 7], "hetlora").adapter
     wanted = (updates[0].lora_A[0] + updates[1].lora_A[0]) / 2

@@ -60,7 +60,7 @@ def test_levels_may_come_in_any_order_and_more_than_once():
     np.testing.assert_array_equal(aggregate(updates, [1, 2], rank_levels=[6, 2, 2]).delta(), wanted)
 
 
-def test_carry_keeps_the_partitions_that_nobody_brought():
+def test_carry_keeps_partitions_without_contributor():
     updates = cohort(2, 4)
     result = aggregate(updates, [1, 3], rank_levels=LEVELS, previous=PREVIOUS)
     low = aggregate(updates, [1, 3], rank_levels=LEVELS, empty_partition="zero")
@@ -91,7 +91,7 @@ def test_positions_make_partitions_empty_wherever_they_are():
     assert_close(result, wanted, "factorization")
 
 
-def test_zero_loses_them():
+def test_zero_loses_partitions_without_contributor():
     updates = cohort(2, 4)
     result = aggregate(
         updates, [1, 3], rank_levels=LEVELS, previous=PREVIOUS, empty_partition="zero"
@@ -132,7 +132,7 @@ def test_full_partitions_need_no_policy(rule):
 
 
 @pytest.mark.parametrize("rule", PARTITIONED)
-def test_partitions_that_nobody_brought_can_be_refused(rule):
+def test_partitions_without_contributor_can_be_refused(rule):
     with pytest.raises(InputError, match=r"empty_partition='error'.*rank index 4"):
         aggregate(cohort(2, 4), None, rule, rank_levels=LEVELS, empty_partition="error")
     with pytest.raises(InputError, match="previous=None"):
@@ -271,7 +271,7 @@ def test_factors_that_training_still_holds_are_taken(rule, dtype):
     np.testing.assert_array_equal(result.delta().detach(), aggregate(plain, None, rule).delta())
 
 
-def test_a_row_that_differs_a_little_is_another_a():
+def test_a_slightly_different_row_is_another_a():
     scale = torch.tensor([1, 1.001], dtype=torch.float64)
     updates = common_a(cohort(2, 2))
     updates[1] = map_factors(updates[1], on_a=lambda a: scale.unsqueeze(-1) * a)

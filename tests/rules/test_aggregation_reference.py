@@ -129,7 +129,7 @@ def test_product_space_rules_return_the_balanced_split(rule, cohort):
 
 @quick
 @given(cohort=rounds())
-def test_zero_pad_and_fedex_return_the_averaged_factors_as_they_are(cohort):
+def test_zero_pad_and_fedex_return_the_averaged_factors_unchanged(cohort):
     plain = cohort.map(lambda u: type(u)(u.lora_A, u.lora_B, 0.5))
     lora_a, lora_b = (
         torch.zeros_like(plain.previous.lora_A),
@@ -146,7 +146,7 @@ def test_zero_pad_and_fedex_return_the_averaged_factors_as_they_are(cohort):
 
 @quick
 @given(cohort=rounds())
-def test_ffa_hands_out_the_a_that_it_met(cohort):
+def test_ffa_returns_the_received_a(cohort):
     cohort = cohort.suit("ffa")
     taking_part = zip(cohort.updates, cohort.weights, strict=True)
     rank = max(u.rank for u, n in taking_part if n > 0)

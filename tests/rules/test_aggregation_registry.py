@@ -101,7 +101,7 @@ def test_every_rule_has_one_name_and_is_found_by_it():
         assert rule.source
 
 
-def test_rules_go_by_other_names_too():
+def test_rules_have_aliases():
     assert rule_aliases() == {"fedit": "zero_pad", "flexlora": "fedavg"}
     for alias, name in rule_aliases().items():
         assert get_rule(alias) == get_rule(name)
@@ -132,7 +132,7 @@ def test_labels_are_read_back(name):
         ("HetLoRA:data_weighted=true", HetLoRA(data_weighted=True)),
     ],
 )
-def test_options_stand_in_the_name(name, rule):
+def test_options_are_part_of_the_name(name, rule):
     assert get_rule(name) == rule
     assert repr(get_rule(name)) == repr(rule)
 
@@ -169,7 +169,7 @@ def test_options_may_be_keywords_and_a_rule_that_is_made_has_its_own():
         ("hetlora:data_weighted=0", "data_weighted=0"),
     ],
 )
-def test_what_cannot_be_read_is_named(name, message):
+def test_unreadable_rules_are_named(name, message):
     with pytest.raises(InputError, match=message):
         get_rule(name)
 
@@ -298,7 +298,7 @@ def test_a_broken_entry_point_is_named_and_the_others_work(install, promise: Pro
     ("rule", "linear"),
     [("fedavg", True), ("raflora", True), ("ffa", True), ("zero_pad", False), ("hetlora", False)],
 )
-def test_linear_rules_say_so(rule, linear):
+def test_linear_rules_declare_it(rule, linear):
     assert get_rule(rule).is_linear == linear
 
 

@@ -100,14 +100,14 @@ def test_fedex_keeps_the_best_residual_of_a_rank(cohort, rank):
 
 @quick
 @given(cohort=rounds(), data=st.data())
-def test_what_is_cut_from_the_adapter_is_made_up_for_by_the_base(cohort, data):
+def test_the_base_compensates_the_truncation_of_the_adapter(cohort, data):
     rank = data.draw(st.integers(1, cohort.rank_levels[-1]))
     cut = cohort.aggregate("fedex", rank=rank, scaling=0.7)
     assert (cut.adapter.rank, cut.adapter.scaling) == (rank, 0.7)
     assert_close(cut.delta(), cohort.delta("fedex"), "factorization", scale=size(cohort))
 
 
-def test_rows_of_a_frozen_a_that_nobody_brings_are_those_sent_out():
+def test_rows_of_a_frozen_a_without_contributor_are_the_sent_ones():
     rng = np.random.default_rng(4)
     sent = random_factors(rng, 7, 6, 5)
     cohort = [LoRAFactors(sent.lora_A[:2], random_factors(rng, 7, 6, 2).lora_B, 0.25)]
@@ -129,7 +129,7 @@ def test_an_exact_total_has_no_more_columns_than_the_clients(rule):
     assert_close(result.total().delta(), wanted, "factorization")
 
 
-def test_a_common_a_is_wanted_layer_by_layer_and_of_the_last_adapter():
+def test_a_common_a_is_required_per_layer_and_from_the_last_adapter():
     rng = np.random.default_rng(7)
     large = random_factors(rng, 5, 6, 3, batch=(2,))
     scale = torch.tensor([1.0, 1e-9], dtype=torch.float64).reshape(2, 1, 1)

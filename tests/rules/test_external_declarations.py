@@ -39,7 +39,7 @@ def test_names_options_and_listings():
     assert told.multiplier == "not declared"
 
 
-def test_a_multiplier_is_told_and_applied_as_declared():
+def test_a_multiplier_is_listed_and_applied_as_declared():
     @dataclass(frozen=True)
     class Doubled(DenseFedAvg):
         properties: ClassVar[Properties] = Properties(multiplier=lambda w: 2 * w)
@@ -53,7 +53,7 @@ def test_a_multiplier_is_told_and_applied_as_declared():
         rule.direction_weights(torch.ones(1), torch.ones(1, 1))
 
 
-def test_what_engines_ask_follows_from_the_properties():
+def test_the_engines_requirements_follow_from_the_properties():
     @dataclass(frozen=True)
     class Told(DenseFedAvg):
         properties: ClassVar[Properties] = Properties(common_a=True, empty_partitions=True)
@@ -93,7 +93,7 @@ class Listed(DenseFedAvg):
     name: ClassVar[str] = "listed"
 
 
-def test_options_may_be_made_and_what_is_derived_is_no_option():
+def test_options_may_have_factories_and_derived_fields_are_not_options():
     assert get_rule(Listed()).options == {"parts": [1, 2], "beta": 0.5}
     assert get_rule(Listed()).label == "listed"
     assert get_rule(Listed(parts=[3])).label == "listed:parts=[3]"
@@ -135,7 +135,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("rule", "message"), REFUSED)
 @pytest.mark.usefixtures("own_registry")
-def test_what_is_no_rule_is_refused_at_every_door(rule, message):
+def test_objects_that_are_not_rules_are_refused_everywhere(rule, message):
     with pytest.raises(InputError, match=message):
         as_rule(rule())
     with pytest.raises(InputError, match=message):
@@ -222,7 +222,7 @@ def test_the_spectral_fidelity_has_no_form_for_them():
         simulate(scenario(fidelity="spectral", subspace_noise=0.0), rule=Moving())
 
 
-def test_a_rule_is_no_other_rule_for_having_its_name():
+def test_rules_of_one_name_are_different():
     assert get_rule(DenseFedAvg()) == get_rule(DenseFedAvg())
     assert get_rule(Moving()) != get_rule(Moving(beta=0.1))
     assert get_rule(replace(Moving(), beta=0.1)) == get_rule(Moving(beta=0.1))

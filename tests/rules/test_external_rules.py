@@ -132,7 +132,7 @@ def test_base_corrections_of_different_columns_are_stacked():
     ],
     ids=str,
 )
-def test_what_the_adapter_loses_the_base_makes_up_for(options, dtype):
+def test_the_base_compensates_the_loss_of_the_adapter(options, dtype):
     updates = [u.to(dtype) for u in cohort(scaling=0.5)]
     found = aggregate(updates, [1, 2, 4], DenseFedEx(), **options)
     whole = aggregate([u.to(torch.float64) for u in updates], [1, 2, 4], DenseFedEx())
@@ -145,7 +145,7 @@ def test_what_the_adapter_loses_the_base_makes_up_for(options, dtype):
     assert_close(found.delta().double(), own.delta().double(), "factorization", wide)
 
 
-def test_a_base_that_needs_nothing_made_up_for_is_handed_on_as_it_is():
+def test_a_base_without_loss_of_the_adapter_is_passed_on_unchanged():
     result = simulate(scenario(rounds=1), rule=DenseFedEx(), seed=0)
     assert np.isfinite(result.energy).all()
     rule = as_rule(DenseFedEx())

@@ -71,7 +71,7 @@ def test_measured_deviations_are_the_levels() -> None:
         assert abs(float(values.std()) / deviation - 1) < 5 / (2 * values.numel()) ** 0.5
 
 
-def test_samples_of_nobody_stay_clean_and_seeds_differ() -> None:
+def test_samples_without_client_have_no_noise_and_seeds_differ() -> None:
     examples = images()
     first, other = (added(examples, [np.arange(5)], 1.0, seed) for seed in (0, 1))
     assert not first[5:].any()
@@ -109,7 +109,7 @@ def test_tokens_are_refused_by_name() -> None:
     assert add_feature_noise(tokens, [np.arange(40)], 0.0, 0) is tokens
 
 
-def test_what_was_computed_of_clean_inputs_is_refused() -> None:
+def test_prefixes_of_inputs_without_noise_are_refused() -> None:
     examples = images()
     cached = replace(examples, inputs={**examples.inputs, "prefix": torch.zeros(40, 2)})
     with pytest.raises(InputError, match=r"feature_noise=0\.5: expected 0 with cache_prefix"):

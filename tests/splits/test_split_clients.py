@@ -59,7 +59,7 @@ def test_a_scenario_names_its_split(split: str, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("split", ["iid", "quantity"])
-def test_tokens_can_be_split_where_no_class_is_asked_for(split: str) -> None:
+def test_tokens_can_be_split_without_classes(split: str) -> None:
     assert_partition(split_clients(scenario(split), TOKENS, 0), 4, len(LABELS))
 
 
@@ -71,7 +71,7 @@ def test_tokens_can_be_split_where_no_class_is_asked_for(split: str) -> None:
         ("by_writer", "groups=None: expected the writer of every sample for split='by_writer'"),
     ],
 )
-def test_what_the_data_do_not_say_is_asked_for_by_name(split: str, message: str) -> None:
+def test_missing_data_for_a_split_are_named(split: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         split_clients(scenario(split), TOKENS, 0)
 

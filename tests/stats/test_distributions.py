@@ -42,7 +42,7 @@ def test_gap_to_a_law_of_whole_numbers_is_that_at_whole_numbers(horizon: float) 
         assert largest_gap(x, survival_formula, True, horizon) == pytest.approx(exact, rel=CLOSE)
 
 
-def test_what_outlives_the_horizon_may_be_written_as_anything_larger() -> None:
+def test_values_beyond_the_horizon_may_be_any_larger_number() -> None:
     x = np.random.default_rng(3).geometric(LOSS, 400).astype(float)
     gaps = {
         largest_gap(np.where(x > 10, late, x), survival_formula, True, 10)
@@ -55,7 +55,7 @@ def test_a_horizon_before_every_value_still_compares() -> None:
     assert largest_gap([9.0, 9.0], GEOMETRIC, True, 3) == pytest.approx(GEOMETRIC(3), rel=CLOSE)
 
 
-def test_values_that_are_no_numbers_have_no_gap() -> None:
+def test_nan_has_no_gap() -> None:
     assert np.isnan(largest_gap([1.0, np.nan], GEOMETRIC))
     with pytest.raises(InputError, match="samples='fractions'"):
         largest_gap([1.0, 1.5], GEOMETRIC, integer=True)
@@ -70,7 +70,7 @@ def distance(p: float) -> float:
 
 
 @pytest.mark.parametrize("p", [LOSS, 0.25, 0.5])
-def test_the_band_holds_the_true_distance_at_the_nominal_rate_at_least(p: float) -> None:
+def test_the_band_contains_the_true_distance_at_least_at_the_nominal_rate(p: float) -> None:
     estimator, error, replicates = cdf_distance(survival_formula, integer=True), 0.1, 500
     share = coverage(
         estimator,

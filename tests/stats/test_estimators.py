@@ -54,12 +54,12 @@ def test_floor_is_relative_to_the_start() -> None:
 
 
 @pytest.mark.parametrize("energy", [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1e-30, 1e-31]])
-def test_what_is_gone_after_one_round_has_rate_zero(energy: list[float]) -> None:
+def test_energy_lost_after_one_round_has_rate_zero(energy: list[float]) -> None:
     assert log_linear_rate(energy) == 0.0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_run_that_blew_up_has_no_finite_rate(bad: float) -> None:
+def test_a_diverged_run_has_no_finite_rate(bad: float) -> None:
     assert not np.isfinite(log_linear_rate([1.0, 0.5, bad, bad]))
 
 
@@ -202,7 +202,7 @@ def test_log_odds_interval_covers_the_median_at_the_nominal_rate() -> None:
     assert abs(share - (1 - error)) < slack(error)
 
 
-def test_log_odds_of_a_share_that_is_no_number_are_no_interval() -> None:
+def test_log_odds_of_nan_have_no_interval() -> None:
     m = log_odds_interval(np.array([[0.9], [np.nan], [0.8]]), 0.01)
     assert np.isnan([m.low, m.value, m.high]).all()
 
@@ -221,7 +221,7 @@ def test_root_of_mean_stays_a_rate_where_the_interval_passes_zero() -> None:
     assert np.isfinite(m.high)
 
 
-def test_one_run_says_nothing_of_its_spread() -> None:
+def test_one_run_has_no_estimate_of_spread() -> None:
     with pytest.raises(InputError, match="samples=1"):
         mean_interval(np.ones((1, 3)), 0.05)
 
@@ -239,7 +239,7 @@ def test_a_smaller_error_makes_a_longer_interval_however_small(estimator: Estima
 @pytest.mark.slow
 @pytest.mark.parametrize("runs", [12, 16, 40])
 @pytest.mark.parametrize("power", [1, 9])
-def test_medians_are_covered_whatever_the_law(runs: int, power: int) -> None:
+def test_medians_are_covered_for_any_law(runs: int, power: int) -> None:
     error = 0.01
 
     def draw(rng: np.random.Generator) -> np.ndarray:
@@ -267,5 +267,5 @@ def test_every_run_is_the_range_and_its_error_changes_nothing() -> None:
         assert (m.value.tolist(), m.samples, m.every_run) == ([2.0, 5.0], 3, True)
 
 
-def test_what_many_runs_do_not_show_is_rare() -> None:
+def test_events_absent_in_many_runs_are_rare() -> None:
     assert (1 - rarer_than(300, 0.01)) ** 300 == pytest.approx(0.01)

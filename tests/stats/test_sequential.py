@@ -173,7 +173,7 @@ def test_at_its_p_value_the_verdict_stands_and_just_below_it_falls(
         assert judge(estimator(x, below), prediction) is Verdict.UNDECIDED
 
 
-def test_every_look_is_paid_for() -> None:
+def test_every_look_has_a_share_of_the_error() -> None:
     x = np.random.default_rng(6).normal(0.6, 1.0, (60, 1))
     once, thrice = (decided(x, Prediction.at_least(0.0), looks=n)[1] for n in (1, 3))
     assert thrice == pytest.approx(3 * once, rel=2 * (P_RESOLUTION - 1))
@@ -192,7 +192,7 @@ def test_the_undecided_have_p_value_one_and_the_exact_the_floor() -> None:
 
 
 @pytest.mark.slow
-def test_p_values_of_claims_on_the_edge_are_as_rare_as_they_say() -> None:
+def test_p_values_of_claims_on_the_edge_are_calibrated() -> None:
     """The true value is on the edge of the region, so p <= e has probability e."""
     rng, prediction, error, replicates = (
         np.random.default_rng(13),

@@ -112,7 +112,7 @@ def test_a_start_that_is_kept_fails_the_same_test() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0], ids=["short", "each its own mean"])
-def test_where_rounds_say_too_little_whole_runs_are_taken(spread: float) -> None:
+def test_if_rounds_are_too_correlated_runs_are_used(spread: float) -> None:
     rng = np.random.default_rng(5)
     x = autoregressive(rng, (12, 2, 30), 0.95) + spread * rng.standard_normal((12, 2, 1))
     m, runs = stationary_mean(0)(x, ERROR), mean_interval(x.mean(-1), ERROR)
@@ -125,13 +125,13 @@ def test_one_short_run_decides_nothing() -> None:
     assert (m.low[0], m.high[0]) == (-np.inf, np.inf)
 
 
-def test_a_single_number_says_nothing_of_its_error() -> None:
+def test_a_single_number_has_no_error_estimate() -> None:
     m = stationary_mean(burn_in=5)(np.arange(6.0).reshape(1, 1, 6), 0.1)
     assert (m.low[0], m.value[0], m.high[0]) == (-np.inf, 5.0, np.inf)
     assert np.isfinite(m.value).all()
 
 
-def test_constant_series_are_known_exactly_and_blown_up_ones_not_at_all() -> None:
+def test_constant_series_are_exact_and_diverged_ones_unknown() -> None:
     x = np.full((3, 2, 50), 0.25)
     x[0, 1, -1] = np.inf
     m = stationary_mean(10)(x, ERROR)

@@ -12,7 +12,7 @@ from fedlora_sim.errors import InputError
 
 
 @given(st.floats(-0.999, 0.999), st.floats(1e-12, 3.0))
-def test_brackets_hold_the_threshold_and_are_narrow(threshold: float, tolerance: float) -> None:
+def test_brackets_contain_the_threshold_and_are_narrow(threshold: float, tolerance: float) -> None:
     asked = []
 
     def is_above(x: float) -> bool:
@@ -39,14 +39,14 @@ def test_a_tolerance_below_resolution_ends_at_neighboring_floats() -> None:
         (-1.0, 1.0, 0.0, r"tolerance=0\.0"),
     ],
 )
-def test_ends_that_hold_no_threshold_are_refused(
+def test_ends_without_threshold_are_refused(
     low: float, high: float, tolerance: float, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         bisect(lambda x: x > 0.25, low, high, tolerance)
 
 
-def test_the_range_holds_the_bracket_of_every_run_and_one_run_outside_refutes() -> None:
+def test_the_range_contains_the_brackets_of_all_runs_and_one_outside_refutes() -> None:
     low = np.array([[0.99, 1.0], [1.0, 0.98], [0.995, 1.01]])
     samples = np.stack([low, low + 0.01], axis=-1)
     m = bracketed(samples, 0.5)
@@ -63,6 +63,6 @@ def test_runs_that_agree_give_their_bracket() -> None:
     assert (m.low[0], m.value[0], m.high[0], m.samples) == (0.5, 0.53125, 0.5625, 4)
 
 
-def test_samples_that_are_no_brackets_are_refused() -> None:
+def test_samples_that_are_not_brackets_are_refused() -> None:
     with pytest.raises(InputError, match=r"samples=.*quantities, 2"):
         bracketed(np.zeros((4, 2)), 0.1)

@@ -63,7 +63,7 @@ def test_one_sided_regions(
     assert judge(measured(interval), Prediction.at_most(1.0)) is at_most
 
 
-def test_regions_say_what_they_are() -> None:
+def test_regions_have_a_text() -> None:
     two_sided = Prediction.within([2.0, -2.0], 0.05)
     np.testing.assert_allclose(two_sided.low, [1.9, -2.1])
     np.testing.assert_allclose(two_sided.high, [2.1, -1.9])
@@ -90,7 +90,7 @@ def test_a_near_control_is_refuted_in_every_quantity_or_not_at_all(
     assert judge_near_control(measured(*intervals), prediction) is outcome
 
 
-def test_one_run_outside_refutes_what_is_said_of_every_run() -> None:
+def test_one_run_outside_refutes_a_statement_on_every_run() -> None:
     prediction = Prediction.within([1.0], 0.1)
     for ends, outcome in ((INSIDE, Verdict.SUPPORTED), (STRADDLING, Verdict.REFUTED)):
         m = replace(measured(ends), every_run=True)

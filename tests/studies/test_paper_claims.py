@@ -54,7 +54,7 @@ def verdicts(study, **changes) -> dict[str, str]:
     return {c["id"]: c["verdict"] for c in judge_claims(study, table_of(study, **changes))}
 
 
-def test_all_are_supported_where_they_are_true(study):
+def test_true_claims_are_supported(study):
     claims = judge_claims(study, table_of(study))
     assert [claim["id"] for claim in claims] == IDS
     assert {claim["verdict"] for claim in claims} == {"supported"}
@@ -74,7 +74,7 @@ def test_all_are_supported_where_they_are_true(study):
         ("robustness", {"few": {"raflora": 0.3}}),
     ],
 )
-def test_what_is_false_is_refuted(study, name, changes):
+def test_false_claims_are_refuted(study, name, changes):
     assert verdicts(study, **changes)[name] == "refuted"
 
 
@@ -88,11 +88,11 @@ def test_what_is_false_is_refuted(study, name, changes):
         ("robustness", {"few": {"raflora": 0.6}}),
     ],
 )
-def test_what_cannot_be_told_is_undecided(study, name, changes):
+def test_undecidable_claims_are_undecided(study, name, changes):
     assert verdicts(study, **changes, spread=0.05)[name] == "undecided"
 
 
-def test_scatter_alone_is_no_dependence_on_the_ranks(study):
+def test_variation_is_not_a_dependence_on_the_ranks(study):
     """FedAvg's runs vary most, and neither rule depends on the ranks; a range would favor one."""
     even = table_of(study, few=ACCURACY)
     rng = np.random.default_rng(1)
@@ -145,7 +145,7 @@ def test_every_claim_has_its_part_of_the_error_whatever_is_left_out(study):
         ({"rules": ["raflora"]}, IDS, "not in this study"),
     ],
 )
-def test_claims_whose_runs_are_missing_are_left_out_and_said_to_be(study, part, left_out, reason):
+def test_claims_with_missing_runs_are_left_out_and_listed(study, part, left_out, reason):
     smaller = study.part(**part)
     found = claims_left_out(smaller, table_of(smaller))
     assert [claim["id"] for claim in found] == left_out

@@ -34,7 +34,7 @@ def collapsing(runs, rounds, turn=TURN):
     }
 
 
-def test_the_premise_holds_where_nothing_turns(study, runs):
+def test_the_premise_holds_without_rotation(study, runs):
     rows = premise_rows(study, runs)
     places = [(row["rule"], row["heterogeneity"]) for row in rows]
     assert places[:2] == [("fedavg", None), ("raflora", None)]
@@ -47,7 +47,7 @@ def test_the_premise_holds_where_nothing_turns(study, runs):
         assert row["angle"] == [{"level": level, **still} for level in (2, 4)]
 
 
-def test_where_directions_turn_is_seen(study, runs):
+def test_rotated_directions_are_detected(study, runs):
     late = ROUNDS - 1
     turned = {
         run.label: runs[run.label].assign(
@@ -63,7 +63,7 @@ def test_where_directions_turn_is_seen(study, runs):
 
 
 @pytest.mark.slow
-def test_how_often_an_update_has_an_angle_is_told(study, runs):
+def test_the_share_of_rounds_with_an_angle_is_shown(study, runs):
     total = ROUNDS - FIRST + 1
     for rounds in (0, 1, total):
         row, *_ = premise_rows(study, collapsing(runs, rounds))

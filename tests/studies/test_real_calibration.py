@@ -37,7 +37,7 @@ def hits(rule):
 @pytest.mark.slow
 @pytest.mark.parametrize("quantity", QUANTITIES)
 @pytest.mark.parametrize("rule", ["fedavg", "raflora", "flora"])
-def test_intervals_hold_the_truth_as_often_as_they_say(rule, quantity):
+def test_intervals_of_moments_cover_at_the_nominal_rate(rule, quantity):
     measured = proportion_interval(hits(rule)[quantity][:, None], error=1e-3)
     # Slightly less for means, whose errors change later amplitudes; more for a spread near 0.
     assert judge(measured, Prediction.near(0.95, 0.05)) is Verdict.SUPPORTED
@@ -72,7 +72,7 @@ def test_units_do_not_matter():
             np.testing.assert_allclose(other, one * unit, rtol=ITERATED, atol=ITERATED * unit)
 
 
-def test_constant_amplitudes_do_not_tell_gain_from_drift():
+def test_constant_amplitudes_do_not_distinguish_gain_and_drift():
     found = studies.calibrate(linear_run("raflora", law=EXACT), ALL, "direction")
     assert not found.identified.any()
     assert (found.drift_mean == 0).all()
@@ -100,7 +100,7 @@ def test_deviations_are_never_negative():
     assert (found.standard_error("gain_mean") > 0).all()
 
 
-def test_who_was_dropped_leaves_no_trace():
+def test_dropped_clients_have_no_effect():
     run = linear_run("fedavg", start=START)
     there = run.slot != 3
     gone = run.assign(cohort=run.cohort.where(there, -1), dropped=run.dropped)
@@ -111,7 +111,7 @@ def test_who_was_dropped_leaves_no_trace():
     assert first.identical(second)
 
 
-def test_a_run_and_a_layer_stand_each_for_itself():
+def test_runs_and_layers_are_independent():
     run = linear_run("fedavg", seeds=2, layers=3, start=START)
     whole = studies.calibrate(run, ALL)
     alone = studies.calibrate(run.isel(seed=[1], layer=[2]), ALL)

@@ -37,7 +37,7 @@ def test_shares_are_those_of_the_cohort(run):
     assert (share.sel(partition=3) == 0).any()
 
 
-def test_rules_are_compared_with_the_one_that_is_asked_for(run):
+def test_rules_are_compared_with_the_requested_one(run):
     for reference in ("fedavg", "raflora"):
         ratio = studies.relative_to_rule(run, reference).sel(compared_rule=reference)
         assert (ratio.where(ratio.notnull(), 1.0) == 1).all()
@@ -48,7 +48,7 @@ def test_rules_are_compared_with_the_one_that_is_asked_for(run):
     assert energy.dims == ("seed", "round", "compared_rule", "layer", "partition")
 
 
-def test_what_is_missing_is_named(run):
+def test_missing_fields_are_named(run):
     with pytest.raises(InputError, match="counterfactual_energy"):
         studies.one_step_energy(run.drop_vars("counterfactual_energy"))
     with pytest.raises(InputError, match="reference='raflor'"):

@@ -91,7 +91,7 @@ def test_mean_energies_of_norm_weights_are_those_of_the_closed_form():
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "raflora"])
-def test_known_cohorts_and_clients_without_noise_leave_nothing_to_chance(rule):
+def test_known_cohorts_and_clients_without_noise_are_deterministic(rule):
     law = {"gain_mean": 0.9, "gain_std": 0.0, "drift_mean": 0.1, "drift_std": 0.0}
     run = linear_run(rule, scenario_of(RANKS, cohort_size=2), law=law, start=4 * START)
     cohorts = studies.actual_cohorts(run, slice(7, 12))
@@ -104,7 +104,7 @@ def test_known_cohorts_and_clients_without_noise_leave_nothing_to_chance(rule):
         np.testing.assert_allclose(one, measured, rtol=ITERATED)
 
 
-def test_what_is_known_makes_intervals_shorter():
+def test_knowledge_makes_intervals_shorter():
     scenario = scenario_of("1x6,3x6", cohort_size=4)
     run = linear_run("fedavg", scenario, law={**LAW, "gain_std": 0.02}, start=START)
     calibration = studies.calibrate(run, slice(1, 6)).of_run(0)
@@ -140,7 +140,7 @@ def test_statistics_are_in_order_and_sum_over_layers():
 
 
 @pytest.mark.parametrize("rule", ["fedex", "raflora:canonicalize=true"])
-def test_rules_without_a_recursion_of_amplitudes_say_so(rule):
+def test_rules_without_a_recursion_of_amplitudes_state_it(rule):
     found = told(rule, SPREAD, Federation(RANKS))
     assert found.energy.isnull().all()
     assert found.total.isnull().all()

@@ -36,14 +36,14 @@ def is_near_nominal(scores, margin=0.1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "cohorts"), [("fedavg", "random"), ("raflora", "actual")])
-def test_intervals_hold_what_the_model_makes_as_often_as_they_say(rule, cohorts):
+def test_intervals_cover_the_models_energies_at_the_nominal_rate(rule, cohorts):
     assert is_near_nominal(
         studies.score(falling_run(rule, seeds=50), 8, cohorts=cohorts, samples=100)
     )
 
 
 @pytest.mark.slow
-def test_the_theory_beats_both_baselines_where_it_is_true():
+def test_the_theory_beats_both_baselines_if_it_is_true():
     scores = studies.score(falling_run("fedavg", seeds=10), 8, samples=100)
     error = abs(scores.error).median(("seed", "layer", "horizon"))
     theory, *baselines = (error.sel(forecast=name) for name in studies.FORECASTS)
@@ -88,7 +88,7 @@ def test_without_noise_errors_are_rounding():
     np.testing.assert_allclose(scores.total_measured, measured, rtol=ITERATED)
 
 
-def test_pure_suppression_is_all_there_is_to_clients_who_agree():
+def test_equal_clients_show_pure_suppression():
     run = linear_run("fedavg", scenario_of(cohort_size=4), law=EXACT, start=START)
     error = studies.score(run, 6, cohorts="actual").error
     np.testing.assert_allclose(error.sel(forecast=["theory", "pure"]), 0.0, atol=ITERATED)
@@ -118,7 +118,7 @@ def test_a_turning_basis_is_reported_as_failure():
     assert (table.coverage == 0).all()
 
 
-def test_a_summary_is_plain_and_tells_how_far_runs_are_apart():
+def test_a_summary_is_plain_and_has_the_range_over_runs():
     scores = studies.score(falling_run("raflora", seeds=3), 8, samples=50)
     row = studies.summarize(scores)
     assert json.loads(json.dumps(row["theory"])) == row["theory"]
@@ -166,7 +166,7 @@ def test_rules_without_a_recursion_are_scored_against_the_baselines_alone():
 
 
 @pytest.mark.slow
-def test_files_are_scored_like_the_runs_they_hold(tmp_path):
+def test_files_are_scored_like_their_runs(tmp_path):
     run = falling_run("raflora", layers=1)
     again = load_dataset(save_dataset(run, tmp_path / "run.nc"))
     assert studies.score(again, 8, samples=20).identical(studies.score(run, 8, samples=20))

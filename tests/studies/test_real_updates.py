@@ -20,7 +20,7 @@ def run() -> xr.Dataset:
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "raflora", "flora"])
-def test_clients_who_return_what_they_got_have_gain_one_where_they_hold(rule):
+def test_clients_that_return_their_input_have_gain_one(rule):
     updates = studies.describe_updates(linear_run(rule, law=EXACT))
     gain = updates.gain.isel(round=slice(1, None))
     for direction, holders in ((1, 8), (2, 4), (3, 4)):
@@ -40,7 +40,7 @@ def test_a_round_sets_out_from_the_row_before(run):
     assert updates.sigma.isel(round=0).isnull().all()
 
 
-def test_drifts_are_what_the_mean_gain_leaves():
+def test_drifts_are_the_residuals_of_the_mean_gain():
     law = {"gain_mean": 0.8, "gain_std": 0.0, "drift_mean": 0.3, "drift_std": 0.0}
     updates = studies.describe_updates(linear_run("raflora", law=law))
     drift = studies.drifts(updates, 0.8).values
@@ -64,7 +64,7 @@ def test_leakage_counts_clients_by_their_weight(run):
     )
 
 
-def test_empty_slots_and_dropped_clients_say_nothing(run):
+def test_empty_slots_and_dropped_clients_are_ignored(run):
     cohort, dropped = run.cohort.copy(), run.dropped.copy()
     cohort[:, :, 0], dropped[:, :, 1] = -1, True
     updates = studies.describe_updates(run.assign(cohort=cohort, dropped=dropped))
@@ -74,7 +74,7 @@ def test_empty_slots_and_dropped_clients_say_nothing(run):
     assert heard.gain.sel(direction=1).notnull().all()
 
 
-def test_nothing_is_said_of_directions_that_are_not_there(run):
+def test_missing_directions_are_nan(run):
     energy = run.layer_energy.copy()
     energy[:, 3] = 0.0
     energy[:, 5, :, 2] = energy[:, 5, :, 0] * CLOSE**2 / 2  # below rounding

@@ -36,7 +36,7 @@ last = { split = "dirichlet", dirichlet_alfa = 0.5 }
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", study_names())
-def test_packaged_studies_hold_every_rule_under_every_heterogeneity(name):
+def test_packaged_studies_have_every_rule_under_every_heterogeneity(name):
     study = load_study(name, PLACES if name == "agnews" else {})
     mixed = [run for run in study.runs() if run.configuration == MIXED]
     assert study_about(name).endswith(".")
@@ -48,12 +48,12 @@ def test_packaged_studies_hold_every_rule_under_every_heterogeneity(name):
         assert re.fullmatch(r"[\w.-]+", run.label)
 
 
-def test_a_packaged_study_says_what_it_must_be_told():
+def test_a_packaged_study_names_its_required_options():
     with pytest.raises(InputError, match="model=None"):
         load_study("agnews")
 
 
-def test_rules_meet_the_same_seeds_and_heterogeneities_their_own():
+def test_rules_share_seeds_and_heterogeneities_do_not():
     study = small_study()
     assert study.seeds == {"mild": (7, 8), "harsh": (9, 10)}
     met = {}
@@ -105,7 +105,7 @@ def test_runs_have_the_ranks_and_the_split_of_their_names():
         ({"compared_rules": ["fedawg"]}, "rule='fedawg'.*'fedavg'"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_the_first_run(changes, message):
+def test_invalid_studies_are_refused_before_the_first_run(changes, message):
     values = study_values(**changes)
     with pytest.raises(InputError, match=message):
         study_of(values, {})
@@ -190,7 +190,7 @@ def test_a_run_of_another_scenario_is_refused_with_what_differs(tmp_path):
         missing_runs(other, tmp_path)
 
 
-def test_every_seed_draws_a_task_of_its_own():
+def test_every_seed_draws_another_task():
     """Samples and new parameters too, because runs that share them are not independent."""
     for run in small_study().runs():
         assert run.scenario.task_seed == run.seed

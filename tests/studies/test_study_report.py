@@ -60,7 +60,7 @@ def report(study, runs, scores):
 
 
 @pytest.mark.slow
-def test_what_follows_the_model_is_predicted(study, scores):
+def test_runs_that_follow_the_model_are_predicted(study, scores):
     rows = {(row["calibration"], row["rule"]): row for row in score_rows(scores)}
     assert set(rows) == {(calibration, rule) for calibration in ("own", "fedavg") for rule in RULES}
     for row in rows.values():
@@ -85,7 +85,7 @@ def test_scores_are_pooled_over_all_seeds(scores):
     assert set(scores["own"]["fedavg"].seed.values) == {7, 8, 9, 10}
 
 
-def test_forecasts_stand_beside_what_was_measured(study, runs, scores):
+def test_forecasts_are_shown_next_to_measurements(study, runs, scores):
     found = forecasts(study, runs, scores)
     assert found.attrs["heterogeneity"] == "mild"
     assert found.rule.values.tolist() == list(RULES)
@@ -103,7 +103,7 @@ def test_forecasts_stand_beside_what_was_measured(study, runs, scores):
         ({"rounds": 6, "allocation": "random"}, "under random allocation"),
     ],
 )
-def test_a_study_that_cannot_be_predicted_says_so(scenario, reason):
+def test_a_study_without_predictions_states_it(scenario, reason):
     study = small_study(scenario={"ranks": "2x2,4x2", **scenario})
     assert reason in why_no_scores(study)
     assert score_runs(study, {}) == {}
@@ -116,7 +116,7 @@ def test_a_third_of_the_rounds_calibrates(study):
 
 
 @pytest.mark.slow
-def test_one_step_is_what_the_shares_say(study, report):
+def test_one_step_equals_the_shares(study, report):
     """With all clients and a fixed basis FedAvg keeps W_h^2 of raFLoRA's energy."""
     (row,) = report["counterfactuals"]
     assert (row["ran"], row["compared"], row["runs"]) == ("raflora", "fedavg", 4)
@@ -146,7 +146,7 @@ def test_the_report_is_plain_and_complete(study, report):
 
 
 @pytest.mark.slow
-def test_runs_of_several_versions_are_told(study, runs, scores):
+def test_runs_of_several_versions_are_reported(study, runs, scores):
     first, *_ = runs
     mixed = {**runs, first: runs[first].assign_attrs(torch_version="1.0")}
     made_with = study_report(study, mixed, scores)["environment"]["runs_made_with"]
@@ -154,7 +154,7 @@ def test_runs_of_several_versions_are_told(study, runs, scores):
     assert "torch 1.0" in made_with
 
 
-def test_no_path_of_the_machine_stands_in_a_report(tmp_path):
+def test_a_report_has_no_path_of_the_machine(tmp_path):
     places = {"model": str(tmp_path / "a-model"), "data": str(tmp_path / "train.tsv")}
     scenario = {"task": "text", "ranks": "2x2,4x2", "rounds": 3, "cache_prefix": True, **places}
     told = study_fields(small_study(scenario=scenario))
@@ -194,7 +194,7 @@ def test_tables_are_as_wide_as_their_heads(report):
 
 
 @pytest.mark.slow
-def test_a_part_of_a_study_is_said_to_be_one():
+def test_a_part_of_a_study_is_marked_as_one():
     part = small_study().part(["fedavg"], ["mild"], 1)
     runs = made_up_runs(part, law=LAW)
     found = study_report(part, runs, score_runs(part, runs))

@@ -59,7 +59,7 @@ def test_only_missing_runs_are_made(tmp_path, monkeypatch):
     assert told == others
 
 
-def test_a_run_that_fails_says_which_it_is(tmp_path, monkeypatch):
+def test_a_failing_run_is_named(tmp_path, monkeypatch):
     study = small_study()
 
     def simulate(scenario, **options):
@@ -80,7 +80,7 @@ def test_a_split_that_the_data_do_not_allow_is_found_before_the_first_run(monkey
         check_data(study.runs())
 
 
-def test_a_torn_file_is_no_run(tmp_path):
+def test_a_truncated_file_is_not_a_run(tmp_path):
     run = small_study().runs()[0]
     path = save_dataset(made_up(run), tmp_path / "runs" / f"{run.label}.nc")
     path.write_bytes(path.read_bytes()[:100])
@@ -106,7 +106,7 @@ def test_rounds_of_other_parts_are_left_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_says_what_code_made_it(tmp_path, monkeypatch):
+def test_a_run_records_its_code(tmp_path, monkeypatch):
     part = small_study().part(heterogeneity=["mild"], seeds=1)
     runs = {(run.rule, run.scenario): run for run in part.runs()}
     monkeypatch.setattr(

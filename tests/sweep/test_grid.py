@@ -120,7 +120,7 @@ def test_one_seed_and_one_rule_need_no_field() -> None:
         (changed(SMALL, scenario={"seed": {"count": 2_000_000}}), "6 rows x 2,000,000 seeds"),
     ],
 )
-def test_what_is_wrong_is_named(tables: dict, message: str) -> None:
+def test_errors_of_a_grid_are_named(tables: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_grid(tables)
 
@@ -143,7 +143,7 @@ def test_values_become_labels() -> None:
     assert labels("num_samples", [[1, 2], [3, 4]]).tolist() == ["1,2", "3,4"]
 
 
-def test_a_point_is_known_by_what_is_not_at_its_default() -> None:
+def test_a_point_is_named_by_its_fields_that_are_not_at_their_defaults() -> None:
     rows = [
         read_grid({"scenario": {"ranks": "2x2", **more}}).rows[0].point.id
         for more in ({}, {"gain_std": 0.0}, {"gain_std": 0.1}, {"rule": "fedavg"})

@@ -166,7 +166,7 @@ def test_a_pool_with_killed_workers_and_a_killed_driver_ends_as_the_serial_run(
     [((), signal.SIGINT), (("--workers", "2"), signal.SIGTERM)],
     ids=["serial", "pool"],
 )
-def test_a_driver_that_is_told_to_stop_says_how_to_go_on(
+def test_a_stopped_driver_prints_how_to_continue(
     grid: Path, tmp_path: Path, options: tuple[str, ...], number: signal.Signals
 ) -> None:
     out = tmp_path / "out"

@@ -66,7 +66,7 @@ def test_zipped_fields_are_coordinates_of_one_dimension(out: Path) -> None:
     assert one.gain_std.values.tolist() == [1]
 
 
-def test_zipped_seeds_have_no_dimension_of_their_own(out: Path) -> None:
+def test_zipped_seeds_have_no_separate_dimension(out: Path) -> None:
     tables = changed(
         SMALL,
         scenario={"seed": None},
@@ -96,7 +96,7 @@ def test_fidelities_side_by_side(out: Path) -> None:
     assert data.projected_energy.sel(fidelity="matrix").notnull().all()
 
 
-def test_nothing_is_read_before_it_is_looked_at(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_read_only_on_access(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept(SMALL, out, seconds=0.001)
     opened: list[Path] = []
 
@@ -140,7 +140,7 @@ def test_dask_arrays_have_a_chunk_per_point(out: Path) -> None:
     assert_same_bits(data.compute(scheduler="threads"), open_sweep(out))
 
 
-def test_missing_tasks_are_told_and_nan(out: Path) -> None:
+def test_missing_tasks_are_reported_and_nan(out: Path) -> None:
     total = swept(SMALL, out).tasks
     first = min((out / "tasks").iterdir())
     first.unlink()
@@ -158,7 +158,7 @@ def test_a_broken_file_is_named(out: Path) -> None:
         open_sweep(out).load()
 
 
-def test_what_is_no_sweep_is_named(out: Path) -> None:
+def test_folders_that_are_not_sweeps_are_named(out: Path) -> None:
     with pytest.raises(InputError, match="sweep="):
         open_sweep(out)
 

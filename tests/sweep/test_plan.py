@@ -61,7 +61,7 @@ def test_points_are_together_only_where_their_arrays_are_alike() -> None:
         assert len({(p.point.scenario.rounds, p.point.scenario.fidelity) for p in task.parts}) == 1
 
 
-def test_what_is_covered_is_not_planned_again() -> None:
+def test_covered_runs_are_not_planned_again() -> None:
     small, larger = (
         read_grid(changed(SMALL, scenario={"seed": {"count": count}})) for count in (3, 5)
     )

@@ -61,14 +61,14 @@ def test_every_run_has_the_bits_that_simulate_gives_it(out: Path, more: dict) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [Engine(), Engine(workers=2)], ids=["serial", "pool"])
-def test_files_are_the_same_bytes_whatever_made_them(tmp_path: Path, engine: Engine) -> None:
+def test_files_have_the_same_bytes_for_any_driver(tmp_path: Path, engine: Engine) -> None:
     swept(SMALL, tmp_path / "a")
     report = swept(SMALL, tmp_path / "b", engine=engine)
     assert report.made == report.tasks == len(contents(tmp_path / "a")) > 2
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_what_is_there_is_not_made_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_pieces_are_not_made_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         stop_after(patch, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -103,7 +103,7 @@ def test_a_broken_file_is_made_again(out: Path, damage: object) -> None:
     assert contents(out) == before
 
 
-def test_what_a_killed_writer_left_is_removed_and_nothing_else(out: Path) -> None:
+def test_only_leftovers_of_killed_writers_are_removed(out: Path) -> None:
     swept(SMALL, out)
     left, other = out / "tasks" / f".abc.nc.{'0f' * 8}.tmp", out / "tasks" / "notes.txt"
     left.write_text("half")
@@ -123,7 +123,7 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(out: Path) -> Non
         changed(SMALL, grid={"rule": ["fedavg", "flora", "raflora"]}),
     ],
 )
-def test_a_larger_grid_adds_to_what_is_there(out: Path, tmp_path: Path, larger: dict) -> None:
+def test_a_larger_grid_adds_to_the_sweep(out: Path, tmp_path: Path, larger: dict) -> None:
     first = swept(SMALL, out)
     kept = {path: path.stat().st_mtime_ns for path in (out / "tasks").iterdir()}
     report = swept(larger, out)
@@ -153,9 +153,7 @@ def test_another_sweep_in_the_folder_is_refused(out: Path, other: dict, message:
     assert before == (contents(out), (out / MANIFEST).read_text())
 
 
-def test_other_code_is_refused_unless_it_is_asked_for(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_code_is_refused_unless_allowed(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_after(monkeypatch, 1, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         swept(SMALL, out)
@@ -178,7 +176,7 @@ def test_other_libraries_are_refused_by_name(out: Path, monkeypatch: pytest.Monk
         swept(SMALL, out)
 
 
-def test_the_manifest_says_what_made_the_sweep(out: Path) -> None:
+def test_the_manifest_records_the_sweeps_origin(out: Path) -> None:
     swept(SMALL, out)
     written = json.loads((out / MANIFEST).read_text())
     assert written["made_with"][0].keys() >= {"code", "fedlora_sim_version", "torch_version"}
@@ -190,7 +188,7 @@ def test_the_manifest_says_what_made_the_sweep(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fine_tuning_is_swept_and_goes_on_round_by_round(
+def test_fine_tuning_is_swept_and_continues_round_by_round(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = {

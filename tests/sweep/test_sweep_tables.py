@@ -56,7 +56,7 @@ def test_ranks_and_rounds_of_any_length_are_measured_at_their_own_end(out: Path)
     assert np.isnan(table.loc["fedavg", "4x2", 5].rate)
 
 
-def test_seeds_that_are_missing_or_alone_are_told(out: Path) -> None:
+def test_missing_and_single_seeds_are_reported(out: Path) -> None:
     swept(changed(SMALL, scenario={"seed": 3}), out)
     table = summarize(out)
     assert (table.runs == 1).all()

@@ -33,7 +33,7 @@ def test_the_second_driver_is_refused(out: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [Engine(), Engine(workers=2)], ids=["serial", "pool"])
-def test_a_full_disk_ends_the_sweep_and_keeps_what_is_done(
+def test_a_full_disk_ends_the_sweep_and_keeps_finished_tasks(
     out: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swept(SMALL, out)

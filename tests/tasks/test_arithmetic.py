@@ -141,7 +141,7 @@ def test_it_can_add_and_lora_teaches_it_to_subtract():
 
 
 @pytest.mark.slow
-def test_greedy_decoding_writes_what_hits_counts():
+def test_greedy_decoding_writes_the_counted_hits():
     task = load_arithmetic_task(OPTIONS)
     sums = equations(_parts(0)[1], "+")
     tokens = sums.inputs["input_ids"]

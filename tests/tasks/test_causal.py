@@ -37,7 +37,7 @@ def written(task, tokens) -> str:
 
 
 @pytest.mark.parametrize("adds_end", [False, True])
-def test_the_completion_is_labelled_and_nothing_else(options, tmp_path, adds_end):
+def test_only_the_completion_is_labeled(options, tmp_path, adds_end):
     folder = causal_folder(tmp_path / "other", adds_end=adds_end)
     task = load_causal_task(replace(options, model=folder))
     assert (len(task.train), len(task.test)) == (16, 4)

@@ -42,7 +42,7 @@ def test_a_fifth_of_every_topic_is_held_out_by_the_seed(tmp_path):
     assert load_questions(file, None, 4)[1] != test
 
 
-def test_a_test_part_of_its_own(tmp_path):
+def test_a_separate_test_part(tmp_path):
     file, other = (write_lines(tmp_path / str(n), sums(n)) for n in (4, 6))
     train, test = load_questions(file, other, 0)
     assert (len(train), len(test)) == (4, 6)

@@ -51,7 +51,7 @@ def test_final_answers(text, number):
     assert final_answer(text) == (None if number is None else Decimal(number))
 
 
-def test_batches_write_what_each_prompt_alone_would(model):
+def test_batches_write_the_same_as_single_prompts(model):
     tokenizer = causal_tokenizer()
     together = generate_answers(model, tokenizer, PROMPTS, 12, 3)
     alone = [generate_answers(model, tokenizer, [prompt], 12, 1)[0] for prompt in PROMPTS]
@@ -60,7 +60,7 @@ def test_batches_write_what_each_prompt_alone_would(model):
     assert max(map(len, together)) == 12
 
 
-def test_hits_are_what_greedy_decoding_writes(model):
+def test_hits_equal_greedy_decoding(model):
     """Generated completions, and the same with one token changed at any place."""
     prompts = encode(causal_tokenizer(), PROMPTS)
     for prompt, new in zip(prompts, continue_greedily(model, prompts, LENGTH, END), strict=True):

@@ -48,7 +48,7 @@ def test_npz_with_writers(tmp_path: Path) -> None:
     assert data.test.groups is None
 
 
-def test_a_test_part_of_its_own_replaces_the_other(tmp_path: Path) -> None:
+def test_a_separate_test_part_replaces_the_other(tmp_path: Path) -> None:
     whole = write_npz(tmp_path / "whole.npz")
     x, y = digit_images(30)
     np.savez(tmp_path / "alone.npz", x_train=x, y_train=y)
@@ -152,7 +152,7 @@ def test_cifar_by_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.class_names == NAMES
 
 
-def test_a_download_that_fails_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_a_separate_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
@@ -209,7 +209,7 @@ def test_hugging_face(hub: dict[str, object], tmp_path: Path) -> None:
     assert (len(saved.train.labels), len(saved.test.labels)) == (40, 20)
 
 
-def test_only_images_that_are_asked_for_are_decoded(hub: dict[str, object]) -> None:
+def test_only_requested_images_are_decoded(hub: dict[str, object]) -> None:
     hub["digits"] = {"train": split(60), "test": split(20)}
     few = load_image_data("digits").train.read(np.array([3, 5]))
     np.testing.assert_array_equal(np.stack(list(few))[..., 0], digit_images(60)[0][[3, 5]])
@@ -238,7 +238,7 @@ def test_hugging_face_refusals(hub: dict[str, object]) -> None:
         ("org/name", "datasets", "data='org/name'"),
     ],
 )
-def test_a_missing_package_is_asked_for(
+def test_a_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch, data: str, package: str, message: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -277,7 +277,7 @@ def test_a_bad_npz_is_refused(tmp_path: Path, arrays: dict, message: str) -> Non
         load_image_data(str(tmp_path / "bad.npz"))
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.npz", tmp_path / "text.npz"):
         if path.name == "text.npz":
             path.write_text("no archive")

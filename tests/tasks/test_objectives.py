@@ -29,7 +29,7 @@ def make_task(train: Examples, test: Examples, **fields) -> Task:
     ],
 )
 @pytest.mark.parametrize("which", ["train", "test"])
-def test_labels_that_are_no_class(labels, message, which):
+def test_labels_that_are_not_classes(labels, message, which):
     parts = {"train": part([0, 1, 2]), "test": part([2]), which: part(labels)}
     with pytest.raises(InputError, match=rf"^{which}\.{message}"):
         make_task(**parts, class_names=("a", "b", "c"))
@@ -42,7 +42,7 @@ def test_without_names_any_class_may_be():
         replace(task, train=part([0, -3]))
 
 
-def test_names_of_other_classes_say_nothing_of_the_labels():
+def test_names_of_other_classes_are_ignored():
     skewed = part([0, 7], classes=np.array([0, 1]))
     assert make_task(skewed, skewed, class_names=("a", "b")).train is skewed
 

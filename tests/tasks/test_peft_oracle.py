@@ -110,7 +110,7 @@ def train_plainly(task: Task, model: nn.Module, config: Scenario, plan, k: int) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_client_ends_where_pefts_does(task, name):
+def test_every_client_ends_as_in_peft(task, name):
     config, start = CONFIGS[name], cohort(task)
     stack = replace(start, rates=torch.tensor(RATES, dtype=torch.float64))
     plan = plan_batches(samples(), client_streams(0, 0, range(len(RANKS))), **BATCHES)

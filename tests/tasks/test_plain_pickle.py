@@ -34,7 +34,7 @@ VALUES = st.recursive(
 @pytest.mark.slow
 @settings(max_examples=examples(60))
 @given(VALUES, st.integers(0, pickle.HIGHEST_PROTOCOL))
-def test_what_pickle_wrote_comes_back(value: object, protocol: int) -> None:
+def test_values_of_pickle_are_read(value: object, protocol: int) -> None:
     found = load_plain_pickle(pickle.dumps(value, protocol))
     np.testing.assert_equal(found, value)
 
@@ -115,7 +115,7 @@ def test_the_crafted_array_crashes_pickle_itself() -> None:
         (OBJECT_ARRAY.replace(b"(K\x01t", b"(K\x09t") % b"u1", "shape"),
     ],
 )
-def test_what_is_no_plain_value_is_named(data: bytes, message: str) -> None:
+def test_values_that_are_not_plain_are_named(data: bytes, message: str) -> None:
     with pytest.raises(PlainPickleError, match=message):
         load_plain_pickle(data)
 

@@ -104,7 +104,7 @@ def test_an_adapter_changes_the_resumed_model_as_the_whole_one(make_task):
     assert (whole - logits_of(task.model, parts[0])).norm() > 0.01 * whole.norm()
 
 
-def test_the_task_is_left_as_it_was(make_task):
+def test_the_task_is_unchanged(make_task):
     task = make_task()
     names = [name for name, _ in task.model.named_modules()]
     before = logits_of(task.model, task.test.inputs)

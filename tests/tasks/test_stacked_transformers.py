@@ -91,7 +91,7 @@ def test_checkpointed_blocks_train_the_same(make_task, model):
 
 
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
-def test_a_stack_trains_what_the_merged_model_computes(make_task, model):
+def test_a_stack_computes_the_merged_models_logits(make_task, model):
     """The logits of client k equal those of the model with its update and head in the weights."""
     task, stack = make_task(model), cohort(make_task(model))
     for k in range(len(stack.scaling)):

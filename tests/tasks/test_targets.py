@@ -40,7 +40,7 @@ def adapted_by_peft(model, names):
         ("gpt2", ("c_attn",)),
     ],
 )
-def test_means_what_it_means_to_peft(tiny_model, architecture, names):
+def test_target_names_mean_the_same_as_in_peft(tiny_model, architecture, names):
     model = tiny_model(architecture)
     found = resolve_targets(model, names)
     assert found == adapted_by_peft(model, names)
@@ -129,7 +129,7 @@ def test_no_usual_targets_for_an_unknown_model(tiny_model):
     assert is_linear(model.classifier)
 
 
-def test_a_model_that_is_no_transformers_model(tiny_model):
+def test_a_model_that_is_not_of_transformers(tiny_model):
     model = TinyTransformer(torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match=r"TinyTransformer.* embed, q_proj"):
         usual_targets(model)

@@ -168,7 +168,7 @@ def test_a_saved_data_set_with_named_classes(saved):
     assert data.test.labels.tolist() == [1]
 
 
-def test_secret_labels_are_no_test_part(saved):
+def test_hidden_labels_are_not_a_test_part(saved):
     part = {"text": ["a", "b"], "label": [0, 1]}
     secret = {"text": ["c", "d"], "label": [-1, -1]}
     known = {"text": ["e"], "label": [2]}
@@ -203,7 +203,7 @@ def test_the_test_part_may_come_from_another_source(saved, tsv):
     assert load_text(file, folder, 0).test.texts == ("b",)
 
 
-def test_columns_by_their_kind_where_no_name_is_known(saved):
+def test_columns_of_unknown_names_are_found_by_kind(saved):
     features = Features({"words": Value("string"), "sort": ClassLabel(names=["x", "y"])})
     data = load_text(saved(features, train={"words": ["a", "b"] * 5, "sort": [0, 1] * 5}), None, 0)
     assert data.class_names == ("x", "y")
@@ -255,6 +255,6 @@ def test_samples_keep_the_classes_shares(size):
 
 
 @pytest.mark.parametrize("size", [None, 5, 6])
-def test_no_more_samples_than_there_are(size):
+def test_at_most_all_samples(size):
     drawn = stratified_sample(np.array([0, 1, 1, 0, 2]), size, stream(0))
     assert drawn.tolist() == [0, 1, 2, 3, 4]

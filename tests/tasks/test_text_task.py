@@ -99,7 +99,7 @@ def test_whether_the_head_is_trained(options, architecture):
         assert task.head_modules == expected
 
 
-def test_what_is_trained_whole_carries_no_adapter(options):
+def test_modules_trained_in_full_have_no_adapter(options):
     task = load_text_task(options("roberta", target_modules=("dense",)))
     assert not set(task.target_modules) & set(task.head_modules)
     assert "roberta.encoder.layer.0.output.dense" in task.target_modules

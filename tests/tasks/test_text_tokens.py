@@ -74,7 +74,7 @@ def test_other_texts_lengths_and_tokenizers_are_other_files(tiny_tokenizer, cach
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of tensors", None])
-def test_a_spoilt_file_is_made_again(tiny_tokenizer, made, cache_folder, content):
+def test_a_damaged_file_is_made_again(tiny_tokenizer, made, cache_folder, content):
     first = tokenize(tiny_tokenizer(), TEXTS, 8)
     (path,) = kept(cache_folder)
     path.write_bytes(path.read_bytes()[:-10] if content is None else content)
@@ -85,7 +85,7 @@ def test_a_spoilt_file_is_made_again(tiny_tokenizer, made, cache_folder, content
     assert made.count(len(TEXTS)) == 2
 
 
-def test_nothing_of_a_write_that_failed_stays(tiny_tokenizer, monkeypatch, cache_folder):
+def test_a_failed_write_leaves_no_file(tiny_tokenizer, monkeypatch, cache_folder):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -95,7 +95,7 @@ def test_nothing_of_a_write_that_failed_stays(tiny_tokenizer, monkeypatch, cache
     assert not kept(cache_folder)
 
 
-def test_where_the_cache_is(monkeypatch, tmp_path):
+def test_place_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDLORA_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("FEDLORA_CACHE")

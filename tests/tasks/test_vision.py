@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_new_head_and_no_other_draw(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_who_trains_the_head(tmp_path: Path, tiny_vit: MakeModel) -> None:
+def test_trained_heads(tmp_path: Path, tiny_vit: MakeModel) -> None:
     old, new = tiny_vit(head=True), tiny_vit()
     wanted = {(new, None): 1, (new, True): 1, (new, False): 0, (old, None): 0, (old, True): 1}
     for (model, train_head), number in wanted.items():
@@ -106,7 +106,7 @@ def test_subsets_keep_the_shares_of_the_classes(tmp_path: Path, tiny_vit: MakeMo
     assert not torch.equal(pixels[0], pixels[2])
 
 
-def test_images_are_read_in_chunks_alike(
+def test_images_are_equal_in_all_chunks(
     tmp_path: Path, tiny_vit: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = load_vision_task(vision_options(tmp_path, tiny_vit()))
@@ -201,7 +201,7 @@ def test_the_memory_of_this_machine_holds_some_images() -> None:
         ({"data": None}, "data=None"),
     ],
 )
-def test_what_cannot_be_had_is_named(
+def test_unavailable_models_and_data_are_named(
     tmp_path: Path, tiny_vit: MakeModel, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

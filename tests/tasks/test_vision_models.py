@@ -122,7 +122,7 @@ def test_the_task_of_timm(tmp_path: Path) -> None:
         load_vision_model("timm:vit_huge", 7, torch.float32, 0)
 
 
-def test_timm_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_if_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match="model='timm:vit_tiny'"):
         load_vision_model("timm:vit_tiny", 7, torch.float32, 0)

@@ -38,7 +38,7 @@ def test_without_beta_and_at_rate_one_there_is_no_momentum():
     torch.testing.assert_close(found.delta(), aggregate(cohort(), None, "fedavg").delta())
 
 
-def test_the_velocity_goes_on():
+def test_the_velocity_continues():
     """One client of full rank returns its input, so only the velocity moves it."""
     rule = Momentum(beta=0.5)
     generator = torch.Generator().manual_seed(1)
