@@ -1,0 +1,256 @@
+"""The drift law on runs of clients who follow it exactly, and on runs of those who do not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from real_cases import EXACT, linear_run, scenario_of
+
+from analysis.studies import drift_law as module
+from analysis.studies.drift_law import (
+    TERMS,
+    account,
+    curvature,
+    domain_names,
+    drift_law,
+    early_drift,
+    floor_ratio,
+    judge_law,
+    law_report,
+    laws_of,
+    load_domain,
+    main,
+    make_runs,
+    steadiness,
+    to_markdown,
+)
+from fedlora_sim.errors import InputError
+
+DRIFT = {**EXACT, "drift_mean": 0.02}
+RANKS = "2x4,3x4,5x4"
+WIDTHS = np.array([2, 1, 2])
+ROUNDS = 30
+
+
+def run_of(rule, *, ranks=RANKS, law=DRIFT, seed=0, **changes):
+    """A run in which all directions start alike, so that X gains `c sqrt(width)` a round."""
+    scenario = scenario_of(ranks, rounds=ROUNDS, cohort_size=6, **changes)
+    run = linear_run(rule, scenario, law=law, base=seed, start=0.01)
+    accuracy = 0.5 + 0 * run.energy.isel(direction=0, drop=True)
+    return run.assign(accuracy=accuracy).assign_attrs(cpu_seconds=0.0)
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "raflora", "flora"])
+def test_the_drift_of_clients_who_add_a_constant_is_that_constant(rule):
+    law = drift_law(run_of(rule))
+    known = law.drift.where(law.multiplier > 0, np.nan)
+    expected = DRIFT["drift_mean"] * np.sqrt(WIDTHS)
+    assert np.isnan(known.sel(round=[0, 1])).all()
+    for h, c in enumerate(expected):
+        values = known.isel(partition=h).values
+        assert np.isfinite(values).sum() > ROUNDS
+        np.testing.assert_allclose(values[np.isfinite(values)], c, rtol=1e-9)
+
+
+def test_a_lost_partition_has_no_drift():
+    run = run_of("fedavg", ranks="2x11,3x1", cohort_size=1)
+    law = drift_law(run)
+    lost = law.coverage.isel(partition=1) == 0
+    assert bool(lost.any())
+    assert np.isnan(law.drift.isel(partition=1).where(lost)).all()
+
+
+def test_the_floor_is_that_of_the_actual_cohorts():
+    law = drift_law(run_of("fedavg", seed=3))
+    np.testing.assert_allclose(floor_ratio(law)[1:], 1.0, atol=0.02)
+    np.testing.assert_allclose(steadiness(law), 1.0, rtol=1e-9)
+    assert (floor_ratio(law, np.square)[1:] > 1.5).all()
+
+
+def test_curvature_distinguishes_a_line_from_a_square():
+    law = drift_law(run_of("raflora"))
+    np.testing.assert_allclose(curvature(law)[0], 0.0, atol=1e-9)
+    line = law.assign(amplitude=0 * law.amplitude + law["round"] - 1.0)
+    np.testing.assert_allclose(curvature(line, 2.0), 1 / 3, rtol=1e-9)
+
+
+def test_the_account_closes():
+    run = run_of("fedavg", law={**DRIFT, "gain_std": 0.1, "drift_std": 0.01})
+    terms, energy = account(run), drift_law(run).amplitude ** 2
+    told = terms.to_array("term").sum("term", skipna=False)
+    change = np.log10(energy) - np.log10(energy.shift(round=1))
+    known = np.isfinite(told)
+    assert bool(known.isel(partition=0).sel(round=slice(2, None)).all())
+    np.testing.assert_allclose(told.where(known), change.where(known), atol=1e-9)
+    np.testing.assert_allclose(
+        terms.dilution.where(known),
+        np.log10(drift_law(run).multiplier ** 2).where(known),
+        atol=1e-9,
+    )
+
+
+def test_datasets_that_are_no_training_runs_are_refused():
+    with pytest.raises(InputError, match="dataset="):
+        drift_law(run_of("fedavg").drop_vars("client_weight"))
+
+
+# Claims on clients whose truth is known
+
+NOISE = {"gain_std": 0.02, "drift_std": 0.002}
+
+
+def seeds_of(law=DRIFT, count=12, **roles):
+    """Laws of the roles that need no other optimizer."""
+    made = {
+        "fedavg": ("fedavg", RANKS),
+        "few": ("fedavg", "2x6,3x3,5x3"),
+        "many": ("fedavg", "2x3,3x3,5x6"),
+        "raflora": ("raflora", RANKS),
+        **roles,
+    }
+    runs = {
+        role: [run_of(rule, ranks=ranks, law={**law, **NOISE}, seed=s) for s in range(count)]
+        for role, (rule, ranks) in made.items()
+    }
+    return laws_of(runs)
+
+
+@pytest.fixture(scope="module")
+def lawful():
+    return judge_law(seeds_of())
+
+
+def test_claims_are_supported_where_clients_follow_the_law(lawful):
+    judged, left_out = lawful
+    assert {claim["id"]: claim["verdict"] for claim in judged} == {
+        "drift-constant": "supported",
+        "drift-floor": "supported",
+        "raflora-linear": "supported",
+    }
+    assert "sgd-falls" in {claim["id"] for claim in left_out}
+
+
+def test_near_controls_are_two_to_five_margins_away_and_refuted(lawful):
+    for claim in lawful[0]:
+        near = claim["near_control"]
+        assert near["verdict"] == claim["negative_control"]["verdict"] == "refuted"
+        assert 2 <= min(near["distance"]) <= max(near["distance"]) <= 5, claim["id"]
+
+
+def test_claims_are_refuted_where_clients_follow_the_flow_of_a_gain():
+    judged, _ = judge_law(seeds_of({**EXACT, "gain_mean": 1.15}))
+    verdicts = {claim["id"]: claim["verdict"] for claim in judged}
+    assert verdicts["drift-constant"] == verdicts["raflora-linear"] == "refuted"
+
+
+def test_few_seeds_are_judged_by_their_mean():
+    judged, _ = judge_law(seeds_of(count=6))
+    floor = next(claim for claim in judged if claim["id"] == "drift-floor")
+    assert "mean over seeds" in floor["statistic"]
+    assert np.isfinite(floor["interval"]).all()
+
+
+def test_a_quadratic_law_is_told_from_a_proportional_one():
+    def measured(power):
+        laws = seeds_of(count=1)[0]
+        half = {**DRIFT, "drift_mean": DRIFT["drift_mean"] / 2**power}
+        laws["half_rate"] = seeds_of(half, count=1)[0]["fedavg"]
+        return early_drift(laws["fedavg"]) / early_drift(laws["half_rate"])
+
+    np.testing.assert_allclose(np.log2(measured(1)), 1, atol=0.2)
+    np.testing.assert_allclose(np.log2(measured(2)), 2, atol=0.2)
+
+
+# Domains and the command
+
+TOML = """
+name = "small"
+about = "Made up."
+seeds = 3
+first_seed = 5
+
+[scenario]
+ranks = "2x4,3x4,5x4"
+cohort_size = 6
+rounds = 30
+
+[runs.fedavg]
+[runs.raflora]
+rule = "raflora"
+"""
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    made = []
+
+    def simulate(scenario, *, rule, seed):
+        made.append((rule, seed))
+        assert scenario.task_seed == seed
+        return run_of(rule, seed=seed).drop_attrs().assign_attrs(**scenario.to_attrs(), rule=rule)
+
+    monkeypatch.setattr(module, "simulate", simulate)
+    return made
+
+
+def test_every_domain_of_the_package_is_readable():
+    places = {"agnews": {"model": "m", "data": "d", "test_data": "t"}}
+    domains = [load_domain(name, places.get(name)) for name in domain_names()]
+    assert {"agnews", "digits", "digits_few"} <= {domain.name for domain in domains}
+    seeds = [set(domain.seeds) for domain in domains]
+    assert sum(map(len, seeds)) == len(set.union(*seeds))
+    roles = {role for domain in domains for role in domain.runs}
+    needed = {role for family in module.FAMILIES.values() for c in family for role in c.roles}
+    assert needed <= roles
+
+
+def test_a_stopped_command_goes_on_from_the_stored_runs(tmp_path, simulated, capsys):
+    path = tmp_path / "small.toml"
+    path.write_text(TOML, encoding="utf-8")
+    make_runs(load_domain(str(path)).first(1), tmp_path / "out")
+    assert simulated == [("fedavg", 5), ("raflora", 5)]
+    main([str(path), "--out", str(tmp_path / "out")])
+    assert simulated[2:] == [(rule, seed) for seed in (6, 7) for rule in ("fedavg", "raflora")]
+    report = json.loads((tmp_path / "out" / "drift_law.json").read_text(encoding="utf-8"))
+    assert report["domain"]["seeds"] == [5, 6, 7]
+    assert report["command"] == "python -m analysis.studies.drift_law small.toml --out out"[:-10]
+    assert str(tmp_path) not in json.dumps(report)
+    assert [row["role"] for row in report["rows"]] == ["fedavg"] * 3 + ["raflora"] * 3
+    assert [set(TERMS) <= row.keys() for row in report["account"]] == [True] * 6
+    assert "raflora-linear" in capsys.readouterr().out
+    text = to_markdown(report)
+    assert all(claim["statement"] in text for claim in report["claims"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seeds = 3", "seeds = 0", "seeds=0"),
+        ("rounds = 30", "ruonds = 30", "rounds"),
+        ('rule = "raflora"', 'rule = "ralfora"', "raflora"),
+        ('about = "Made up."', "about = 1", "about=1"),
+        ("[runs.fedavg]", "[extra]", "extra"),
+    ],
+)
+def test_bad_domains_are_refused(tmp_path, old, new, message):
+    path = tmp_path / "bad.toml"
+    path.write_text(TOML.replace(old, new), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load_domain(str(path))
+
+
+def test_more_seeds_than_the_domain_has_are_refused(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(TOML, encoding="utf-8")
+    with pytest.raises(InputError, match="seeds=4"):
+        load_domain(str(path)).first(4)
+
+
+def test_the_report_of_one_seed_judges_nothing(simulated, tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(TOML, encoding="utf-8")
+    domain = load_domain(str(path)).first(1)
+    with pytest.raises(InputError, match="at least two runs"):
+        law_report(domain, make_runs(domain, tmp_path))
