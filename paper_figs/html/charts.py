@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -9,12 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from analysis.claims.report import digits_for, p_text
 from analysis.formats import DIGITS, number, plain, rule_name
 from fedlora_sim.storage import load_dataset
+from paper_figs.style import End, name_lines
 
 # Numbers in HTML: a true minus sign, powers of ten, digits of equal width
 
@@ -56,12 +63,33 @@ def _html(text: str) -> Markup:
 
 
 # Line charts: measured points, their intervals, the prediction dashed
+#
+# Matplotlib draws them in colors that stand for variables of the page's style sheet, which also
+# sets the fonts, so that charts follow the theme and the width of the page.
 
 LEFT, RIGHT, TOP, BOTTOM = 54.0, 88.0, 26.0, 40.0
-MOST_RULES = 6
+FONT = 12
+MOST_TICKS = 9
+MOST_UNEVEN = 5
+"""Ratio of the largest to the smallest gap between x values above which x is logarithmic."""
+_GAP = 11.0  # between a line and its name
 _APART = 5.0  # offset of intervals of several lines at one x
-_LABEL_STEP = 13.0  # least distance of two labels next to the ends of their lines
-_MARKS = ("circle", "square", "triangle", "diamond")
+_MARKS = "os^D"
+_VARIABLES = ("ink", "soft", "rule", "line-0", "line-1", "line-2", "line-3")
+_COLORS = {name: f"#0000{i:02x}" for i, name in enumerate(_VARIABLES, 1)}
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_RC: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "text.color": _COLORS["soft"],
+    "font.size": FONT,
+    "axes.axisbelow": True,
+    "ytick.major.pad": 11.0,
+    "grid.color": _COLORS["rule"],
+    "grid.linewidth": 1.0,
+    **{f"{axis}tick.labelcolor": _COLORS["soft"] for axis in "xy"},
+    **{f"{axis}tick.major.size": 0.0 for axis in "xy"},
+}
 
 
 @dataclass(frozen=True)
@@ -80,37 +108,6 @@ class Line:
     y: Sequence[float]
     predicted: Sequence[float]
     intervals: Sequence[Sequence[float]] = ()
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Positions of values on the drawing.
-
-    Args:
-        x, y: ends of the two axes, in values; in logarithms if `log`.
-        width, height: size of the drawing.
-        log: whether y is logarithmic.
-        floor: smaller values are drawn here.
-    """
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    width: float
-    height: float
-    log: bool = False
-    floor: float = 0.0
-
-    def at_x(self, value: float) -> float:
-        """Return the distance from the left."""
-        share = (value - self.x[0]) / (self.x[1] - self.x[0])
-        return round(LEFT + share * (self.width - LEFT - RIGHT), 1)
-
-    def at_y(self, value: float) -> float:
-        """Return the distance from the top."""
-        if self.log:
-            value = math.log10(max(value, self.floor))
-        share = (value - self.y[0]) / (self.y[1] - self.y[0])
-        return round(self.height - BOTTOM - share * (self.height - TOP - BOTTOM), 1)
 
 
 def chart(
@@ -133,137 +130,109 @@ def chart(
         panel: name of the panel for a page that moves a cross line over it.
 
     Returns:
-        An `svg` element with its text alternative.
+        An `svg` element with its text alternative, and a title for each point.
     """
-    axes = _axes(lines, size, floor)
-    parts = [_grid(axes, labels, lines)]
-    if panel:
-        x = axes.at_x(axes.x[1])
-        bottom = axes.height - BOTTOM
-        parts.append(f'<line class="cross" x1="{x}" y1="{TOP:g}" x2="{x}" y2="{bottom:g}"/>')
-    middle, apart = (len(lines) - 1) / 2, _APART if lines[0].intervals else 0.0
-    parts += [_line(line, axes, i, apart * (i - middle)) for i, line in enumerate(lines)]
-    parts.append(_names(lines, axes))
-    extent = f' data-left="{LEFT}" data-right="{axes.width - RIGHT}"' if panel else ""
+    width, height = size
+    right, bottom = width - RIGHT, height - BOTTOM
+    with mpl.rc_context({**_RC, "svg.hashsalt": said}):
+        figure = Figure(figsize=(width / 72, height / 72))
+        box = (LEFT / width, BOTTOM / height, (right - LEFT) / width, (bottom - TOP) / height)
+        axis = figure.add_axes(box, frameon=False)
+        _scale(axis, lines, floor)
+        for i, line in enumerate(lines):
+            shift = _APART * (i - (len(lines) - 1) / 2) if lines[0].intervals else 0.0
+            _draw(axis, line, i, shift, floor or -math.inf)
+        ends = [
+            End(max(line.y[-1], floor or -math.inf), line.name, _color(i))
+            for i, line in reversed(
+                list(enumerate(lines))
+            )  # of lines that coincide, the first on top
+        ]
+        for label in name_lines([axis], [ends], size=FONT):
+            label.xyann = (_GAP, 0.0)
+        figure.text((LEFT + right) / 2 / width, 6 / height, labels[0], ha="center")
+        figure.text(0.0, 1 - 12 / height, labels[1])
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True)
+    cross = f'<line class="cross" x1="{right:g}" y1="{TOP:g}" x2="{right:g}" y2="{bottom:g}"/>'
+    extent = f' data-left="{LEFT}" data-right="{right}"' if panel else ""
     return Markup(
-        '<svg class="chart" role="img" viewBox="0 0 {} {}"{} aria-label="{}">{}</svg>'
-    ).format(*size, Markup(extent), said, Markup("".join(parts)))
+        '<svg class="chart" role="img" viewBox="0 0 {} {}"{} aria-label="{}">{}{}</svg>'
+    ).format(
+        *size, Markup(extent), said, Markup(cross if panel else ""), _body(file.getvalue(), lines)
+    )
 
 
-def _axes(lines: Sequence[Line], size: tuple[int, int], floor: float | None) -> Axes:
-    x = [value for line in lines for value in line.x]
+def _color(i: int) -> str:
+    return _COLORS[f"line-{i % len(_MARKS)}"]
+
+
+def _scale(axis: Axes, lines: Sequence[Line], floor: float | None) -> None:
+    """Set limits, ticks and grid."""
+    x = sorted({value for line in lines for value in line.x})
     y = [v for line in lines for v in (*line.y, *line.predicted)]
     y += [end for line in lines for pair in line.intervals for end in pair]
-    if floor is not None:
-        top = math.ceil(math.log10(max(*y, 10 * floor)))
-        ends = (math.log10(floor), float(top))
-    else:
+    gaps = np.diff(x)
+    if x[0] > 0 and gaps.max() > MOST_UNEVEN * gaps.min():
+        axis.set_xscale("log")
+    axis.set_xlim(x[0], x[-1])
+    axis.set_xticks(x[:: math.ceil(len(x) / MOST_TICKS)])
+    axis.grid(axis="y")
+    if floor is None:
         room = 0.06 * (max(y) - min(y)) or 1.0
-        ends = (min(y) - room, max(y) + room)
-    return Axes((min(x), max(x)), ends, *size, floor is not None, floor or 0.0)
+        axis.set_ylim(min(y) - room, max(y) + room)
+        axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=3))
+    else:
+        low, high = round(math.log10(floor)), math.ceil(math.log10(max(*y, 10 * floor)))
+        axis.set_yscale("log")
+        axis.set_ylim(10.0**low, 10.0**high)
+        axis.set_yticks([10.0**k for k in range(high, low - 1, -max(1, (high - low) // 5))])
+    axis.minorticks_off()
+    axis.xaxis.set_major_formatter(lambda value, _: spoken(value, 6))
+    axis.yaxis.set_major_formatter(lambda value, _: _tick(value, floor is not None))
 
 
-def _grid(axes: Axes, labels: tuple[str, str], lines: Sequence[Line]) -> str:
-    """Return the grid lines, their numbers, and the names of the axes."""
-    right, bottom = axes.width - RIGHT, axes.height - BOTTOM
-    parts = []
-    for value in _ticks(axes):
-        y, said = axes.at_y(value), _plain(value, axes.log)
-        parts.append(f'<line class="rule" x1="{LEFT:g}" y1="{y}" x2="{right:g}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 13:g}" y="{y + 4:.1f}" text-anchor="end">{said}</text>')
-    for value in _few(sorted({value for line in lines for value in line.x})):
-        x = axes.at_x(value)
-        parts.append(
-            f'<text x="{x}" y="{bottom + 16:g}" text-anchor="middle">{_plain(value)}</text>'
-        )
-    middle = (LEFT + right) / 2
-    x_name = Markup('<text class="name" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-        f"{middle:g}", f"{axes.height - 6:g}", labels[0]
+def _tick(value: float, log: bool) -> str:
+    if not log or value == 1:
+        return spoken(value, 6)
+    return f"10{str(round(math.log10(value))).translate(_RAISED)}"
+
+
+def _draw(axis: Axes, line: Line, i: int, shift: float, floor: float) -> None:
+    """Draw a line, its points and intervals shifted to the right by so many points."""
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    place = axis.transData + ScaledTranslation(shift / 72, 0.0, figure.dpi_scale_trans)
+    own: Any = {"color": _color(i), "transform": place, "clip_on": False}
+    for x, (low, high) in zip(line.x, line.intervals, strict=False):
+        axis.plot([x, x], np.maximum([low, high], floor), linewidth=1.5, alpha=0.7, **own)
+    axis.plot(
+        line.x, np.maximum(line.y, floor), linewidth=1.75, marker=_MARKS[i % 4], markersize=5, **own
     )
-    y_name = Markup('<text class="name" x="0" y="10">{}</text>').format(labels[1])
-    return "".join([*parts, x_name, y_name])
+    dashed: Any = {"color": _COLORS["ink"], "linewidth": 1.1, "linestyle": (0, (4, 4))}
+    axis.plot(line.x, np.maximum(line.predicted, floor), clip_on=False, **dashed)
 
 
-def _ticks(axes: Axes) -> list[float]:
-    if axes.log:
-        bottom, top = (round(end) for end in axes.y)
-        every = max(1, (top - bottom) // 5)
-        return [10.0**power for power in range(top, bottom - 1, -every)]
-    low, high = axes.y
-    step = 10.0 ** math.floor(math.log10((high - low) / 3))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= MOST_RULES)
-    first = math.ceil(low / step)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step) + 1)]
+def _body(svg: str, lines: Sequence[Line]) -> Markup:
+    """Return the content of matplotlib's SVG for a page that holds other drawings too.
 
-
-def _few(values: Sequence[float], most: int = 9) -> list[float]:
-    step = math.ceil(len(values) / most)
-    return list(values[::step])
-
-
-def _plain(value: float, log: bool = False) -> str:
-    """Return a number for an axis, without HTML, which an SVG cannot contain."""
-    if log and value != 1:
-        power = f"{round(math.log10(value))}".replace("-", "−")
-        return f'10<tspan class="sup" dy="-4">{power}</tspan>'
-    return spoken(value, 6)
-
-
-def _line(line: Line, axes: Axes, i: int, shift: float) -> str:
-    x = [axes.at_x(value) + shift for value in line.x]
-    places = list(zip(x, map(axes.at_y, line.y), strict=True))
-    predicted = zip(map(axes.at_x, line.x), map(axes.at_y, line.predicted), strict=True)
-    parts = [f'<polyline class="measured" points="{_points(places)}"/>']
-    for left, (low, high) in zip(x, line.intervals, strict=False):
-        parts.append(
-            f'<line class="whisker" x1="{left:.1f}" y1="{axes.at_y(low)}" '
-            f'x2="{left:.1f}" y2="{axes.at_y(high)}"/>'
+    Without style sheet, fonts and unused ids, in the colors of the page, a title for each point.
+    """
+    body = " ".join(svg[svg.index("<g ") : svg.rindex("</svg>")].split())
+    for name, color in _COLORS.items():
+        body = body.replace(color, f"var(--{name})")
+    body = re.sub(r"font: [^;\"]*;? ?", "", body).replace("xlink:href", "href")
+    used = set(re.findall('href="#([^"]+)"', body))
+    body = re.sub(' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", body)
+    titles = (
+        Markup("<title>{}, {}: measured {}, predicted {}</title>").format(
+            line.name, spoken(x, 6), spoken(y), spoken(predicted)
         )
-    for place, value, y, p in zip(places, line.x, line.y, line.predicted, strict=True):
-        told = f"{line.name}, {_spoken(value)}: measured {spoken(y)}, predicted {spoken(p)}"
-        mark = Markup("<g>{}<title>{}</title></g>").format(Markup(_mark(*place, i)), told)
-        parts.append(str(mark))
-    parts.append(f'<polyline class="predicted" points="{_points(list(predicted))}"/>')
-    return f'<g class="line line-{i % len(_MARKS)}">{"".join(parts)}</g>'
-
-
-def _points(places: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-
-
-def _spoken(x: float) -> str:
-    return spoken(x, 6)
-
-
-def _mark(x: float, y: float, i: int) -> str:
-    kind = _MARKS[i % len(_MARKS)]
-    if kind == "circle":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
-    shapes = {
-        "square": [(-2.7, -2.7), (2.7, -2.7), (2.7, 2.7), (-2.7, 2.7)],
-        "triangle": [(0, -3.6), (3.4, 2.6), (-3.4, 2.6)],
-        "diamond": [(0, -3.9), (3.4, 0), (0, 3.9), (-3.4, 0)],
-    }
-    corners = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in shapes[kind])
-    return f'<polygon points="{corners}"/>'
-
-
-def _names(lines: Sequence[Line], axes: Axes) -> str:
-    """Return the name of each line next to its end, without overlaps."""
-    order = sorted(range(len(lines)), key=lambda i: axes.at_y(lines[i].y[-1]))
-    places = [axes.at_y(lines[i].y[-1]) + 4 for i in order]
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + _LABEL_STEP)
-    places[-1] = min(places[-1], axes.height - BOTTOM + 4)
-    for i in range(len(places) - 1, 0, -1):
-        places[i - 1] = min(places[i - 1], places[i] - _LABEL_STEP)
-    x = axes.width - RIGHT + 12
-    return "".join(
-        Markup('<text class="label line-{}" x="{}" y="{}">{}</text>').format(
-            i % len(_MARKS), f"{x:g}", f"{place:.1f}", lines[i].name
-        )
-        for i, place in zip(order, places, strict=True)
+        for line in lines
+        for x, y, predicted in zip(line.x, line.y, line.predicted, strict=True)
     )
+    mark = re.compile("<use ([^>]*)/>")
+    return Markup(mark.sub(lambda use: f"<use {use[1]}>{next(titles)}</use>", body))
 
 
 # Intervals: a measured interval and the margin of its prediction on one line
@@ -479,7 +448,8 @@ def sweep(claim: Mapping[str, Any]) -> Markup | None:
     found: dict[int, tuple[str, float]] = {}
     for i, quantity in enumerate(claim["quantities"]):
         match = _SWEEP.match(_PARTITION.sub(", ", plain(quantity)).strip(", "))
-        if match is None or None in (claim["measurement"][i], *claim["interval"][i]):
+        values = (claim["measurement"][i], claim["prediction"][i], *claim["interval"][i])
+        if match is None or None in values:
             return None
         partition = _PARTITION.search(quantity)
         name = partition[1] if partition else "measured"

@@ -146,7 +146,9 @@ def test_a_claim_on_many_rounds_is_drawn_over_them() -> None:
     claim = page_report()["claims"][1]
     drawn = sweep(claim)
     assert "measured against round, 1 to 3: partition 1 from 1 to 0.98" in drawn
-    assert drawn.count('class="measured"') == 2
+    assert re.findall(r"<title>(.*?): measured", drawn) == [
+        f"partition {h}, {t}" for h in (1, 2) for t in (1, 2, 3)
+    ]
 
 
 def test_a_claim_on_two_partitions_is_not() -> None:
@@ -158,16 +160,24 @@ def test_charts_of_the_recorded_report_have_one_quantity() -> None:
     names = {name for name, drawing in drawn.items() if drawing}
     assert {"trajectory-fedavg", "review-settling-fractions", "breakdown-adam"} <= names
     assert "against angle of the basis, rad per round, 0.02" in drawn["breakdown-drift"]
-    assert "10<tspan" in drawn["review-settling-fractions"], "over decades, a logarithmic axis"
+    assert ">10⁻³</text>" in drawn["review-settling-fractions"], "over decades, a logarithmic axis"
 
 
 def test_points_lie_where_their_values_are() -> None:
     drawn = chart([Line("one", [0, 1, 2], [1.0, 3.0, 2.0], [1.0, 3.0, 2.0])], "said", ("x", "y"))
-    (points,) = re.findall(r'class="measured" points="(.*?)"', drawn)
-    places = [tuple(map(float, point.split(","))) for point in points.split()]
-    (x0, y0), (x1, y1), (x2, y2) = places
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
-    assert y0 - y2 == pytest.approx(y2 - y1, abs=0.2), "up is more"
+    places = re.findall(r'<use href="#m\w+" x="([\d.]+)" y="([\d.]+)"', drawn)
+    (x0, y0), (x1, y1), (x2, y2) = [(float(x), float(y)) for x, y in places]
+    assert x1 - x0 == pytest.approx(x2 - x1)
+    assert y0 - y2 == pytest.approx(y2 - y1), "up is more"
+
+
+def test_a_chart_is_the_same_every_time_and_has_the_colors_and_fonts_of_the_page() -> None:
+    line = Line("<b>$x$", [1, 2], [1.0, 1e-4], [1.0, 1e-4], [(0.9, 1.1), (9e-5, 2e-4)])
+    drawn = chart([line], "said", ("x", "y"), floor=1e-5)
+    assert drawn == chart([line], "said", ("x", "y"), floor=1e-5)
+    assert not re.search(r"#[0-9a-f]{6}\b|font:|<style|<b>|xlink", drawn)
+    assert "var(--line-0)" in drawn
+    assert drawn.count("&lt;b&gt;$x$") == 1 + len(line.x), "the name, and the titles of the points"
 
 
 def png(width: int, height: int) -> bytes:
