@@ -39,7 +39,7 @@ test: $(STAMP)  ## run all tests, the notebooks too
 	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=120
 
 test-deep: $(STAMP)  ## run the tests that draw examples, cases, kills or full disks on many more
-	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "hypothesis or design or faults" -n 2
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "hypothesis or design or faults or deep" -n 2
 
 test-portable: $(STAMP)  ## run the tests and the quick verification as other processors would
 	$(BIN)/python tests/portable.py

@@ -243,7 +243,7 @@ def draw_cohorts(federation: Federation, rounds: int, rng: np.random.Generator) 
         case "full":
             return np.ones(shape, dtype=np.int64)
         case "without_replacement":
-            return _subsets(rng, shape, size)
+            return smallest_keys(rng.random(shape), size)
         case "with_replacement":
             return rng.multinomial(size, np.full(num_clients, 1.0 / num_clients), size=rounds)
         case "size_weighted":
@@ -252,13 +252,20 @@ def draw_cohorts(federation: Federation, rounds: int, rng: np.random.Generator) 
             return _bernoulli(rng, shape, size / num_clients)
 
 
-def _subsets(rng: np.random.Generator, shape: tuple[int, int], size: int) -> np.ndarray:
-    """Return uniform subsets of exactly `size` clients: the `size` smallest of K uniform keys."""
-    if size == shape[1]:
-        return np.ones(shape, dtype=np.int64)
-    keys = rng.random(shape)
-    counts = np.zeros(shape, dtype=np.int64)
-    np.put_along_axis(counts, np.argpartition(keys, size, axis=1)[:, :size], 1, axis=1)
+def smallest_keys(keys: np.ndarray, size: int) -> np.ndarray:
+    """Return which clients have the `size` smallest of K keys: a uniform subset if the keys are.
+
+    Args:
+        keys: uniform draws, shape (..., K).
+        size: clients of a subset, at most K.
+
+    Returns:
+        1 for chosen clients, else 0; int64, same shape.
+    """
+    if size == keys.shape[-1]:
+        return np.ones(keys.shape, dtype=np.int64)
+    counts = np.zeros(keys.shape, dtype=np.int64)
+    np.put_along_axis(counts, np.argpartition(keys, size)[..., :size], 1, axis=-1)
     return counts
 
 

@@ -16,8 +16,12 @@ from fedlora_sim import runtime
 hypothesis_profiles.load()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of guarantees, and those of the external package, which does not use our marks."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out deep tests; mark tests of guarantees, and those of the external package."""
+    if not hypothesis_profiles.is_random():
+        left_out = [item for item in items if item.get_closest_marker("deep")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     for item in items:
         if "promise" in getattr(item, "fixturenames", ()):
             item.add_marker("faults")

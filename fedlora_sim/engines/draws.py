@@ -7,6 +7,7 @@ the spectral fidelity draws the cohort's aggregate instead of one value per clie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_sim.federation import draw_cohorts
+from fedlora_sim.federation import draw_cohorts, smallest_keys
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
 
@@ -39,6 +40,17 @@ class ClientDraws:
 def cohort_counts(scenario: Scenario, seed: int) -> NDArray[np.int64]:
     """Return how often each client is drawn in each round, (T, K)."""
     return draw_cohorts(scenario.federation, scenario.rounds, stream(seed, "cohorts"))
+
+
+def cohort_counts_of_runs(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.int64]:
+    """Return `cohort_counts` of several seeds, (S, T, K), with one selection for all."""
+    federation = scenario.federation
+    if federation.sampling != "without_replacement":
+        return np.stack([cohort_counts(scenario, seed) for seed in seeds])
+    assert federation.cohort_size is not None  # resolved by the federation
+    shape = (scenario.rounds, federation.num_clients)
+    keys = np.stack([stream(seed, "cohorts").random(shape) for seed in seeds])
+    return smallest_keys(keys, federation.cohort_size)
 
 
 def client_draws(scenario: Scenario, seed: int) -> ClientDraws:

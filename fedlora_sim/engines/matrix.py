@@ -20,7 +20,7 @@ from fedlora_sim.engines.draws import (
     carried_directions,
     client_draws,
     client_targets,
-    cohort_counts,
+    cohort_counts_of_runs,
     initial_basis,
     leading_directions,
     subspace_mixing,
@@ -374,7 +374,7 @@ class _Batch:
         self.scenario, self.rule, self.seeds = scenario, rule, seeds
         self.dtype = torch_dtype(scenario.dtype)
         self.device = resolve_device(scenario.device, self.dtype)
-        self.counts = np.stack([cohort_counts(scenario, s) for s in seeds])
+        self.counts = cohort_counts_of_runs(scenario, seeds)
         self.draws = [client_draws(scenario, s) for s in seeds]
         if scenario.allocation == "random":
             self.scores = [allocation_scores(scenario, s) for s in seeds]

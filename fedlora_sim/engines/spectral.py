@@ -17,7 +17,7 @@ from fedlora_sim.engines.draws import (
     carried_directions,
     client_draws,
     client_targets,
-    cohort_counts,
+    cohort_counts_of_runs,
     leading_directions,
 )
 from fedlora_sim.errors import expected
@@ -175,7 +175,7 @@ def draw(
     if federation.sampling == "full":  # all rounds are equal: one row represents them
         counts = np.ones((1, 1, federation.num_clients), dtype=np.int64)
     else:
-        counts = np.stack([cohort_counts(scenario, seed) for seed in seeds])
+        counts = cohort_counts_of_runs(scenario, seeds)
     slots, drawn = cohort_slots(counts, federation.max_cohort)
     weights = torch.from_numpy(federation.cohort_weights(slots, drawn)).to(dtype).to(device)
     clients = torch.from_numpy(slots).to(device)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis_profiles import is_random
 
 import fedlora_sim
 from analysis.claims import CLAIMS, THEMES, select, theme_of
@@ -47,6 +46,22 @@ LONG = {
     *("review-random-concentration", "floor-raflora", "fedex-settles"),
     *("persistent-outgrows-fresh", "raflora-noise-amplification"),
 }
+TWINS = {
+    *(
+        "flow-threshold-fedavg",
+        "flow-floor-raflora",
+        "flow-rate-below-fedavg",
+        "flow-cohorts-zero-pad",
+    ),
+    *(
+        "review-settling-fractions",
+        "zero-pad-cohort-rate",
+        "trajectory-fedavg",
+        "persistent-cohorts",
+    ),
+    *("signal-to-noise-cohorts", "typical-rate-zero-pad"),
+}
+"""Claims that run the code of a faster claim, on another rule or quantity."""
 KEYS = {
     "id": str,
     "statement": str,
@@ -194,18 +209,20 @@ def test_predictions_need_no_simulation() -> None:
             claim.experiment(range(2), RunContext())
 
 
-def is_twin(claim: Claim) -> bool:
-    """Return whether a claim states of zero padding what another one states of FedAvg."""
-    return not claim.in_quick and claim.id.endswith("-zero-pad")
+def marks(claim: Claim) -> list[pytest.MarkDecorator]:
+    """Leave full runs, and claims whose code a faster claim runs, to the deep tests."""
+    if not claim.in_quick or claim.id in TWINS:
+        return [pytest.mark.slow, pytest.mark.deep]
+    return [pytest.mark.slow] if claim.id in LONG else []
 
 
 @pytest.mark.design
 @pytest.mark.parametrize(
     "claim",
     [
-        pytest.param(c, id=c.id, marks=[pytest.mark.slow] if c.id in LONG or not c.in_quick else [])
-        for c in CLAIMS
-        if c.fidelity != "training" and (is_random() or not is_twin(c))
+        pytest.param(claim, id=claim.id, marks=marks(claim))
+        for claim in CLAIMS
+        if claim.fidelity != "training"
     ],
 )
 def test_claim_is_settled_and_its_control_refuted(claim: Claim) -> None:

@@ -331,7 +331,7 @@ def test_a_stored_record_is_not_measured_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_other_processes_give_the_same_records(tmp_path: Path) -> None:
-    chosen = select(["staircase", "cohort-rate", "flow-rate-above-raflora"])
+    chosen = select(["staircase", "floor-drift-mean", "fedex-approach"])
     done: list[float] = []
     kept = RunContext(quick=True, store=RunStore(tmp_path / "store", {"seed": 0}))
     kept.on_progress = done.append

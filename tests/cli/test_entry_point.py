@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -50,28 +49,6 @@ def test_bad_input(tmp_path: Path) -> None:
     )
     assert done.stdout == ""
     assert not files(tmp_path)
-
-
-@pytest.mark.slow
-def test_verify_one_claim(tmp_path: Path) -> None:
-    done = call(tmp_path, "verify", "--quick", "--claim", "staircase", "--out", "results")
-    assert done.returncode == 0, done.stderr
-    assert "staircase" in done.stdout
-    assert "supported" in done.stdout
-    assert files(tmp_path / "results") == {
-        ".fedlora-sim.json",
-        "report.json",
-        "report.md",
-        "data/energies.nc",
-        "figures/energies.png",
-        "figures/energies.pdf",
-    }
-    report = json.loads((tmp_path / "results" / "report.json").read_text())
-    (claim,) = report["claims"]
-    assert (claim["id"], claim["verdict"]) == ("staircase", "supported")
-    assert claim["negative_control"]["verdict"] == "refuted"
-    assert report["environment"]["quick"] is True
-    assert "staircase" in (tmp_path / "results" / "report.md").read_text()
 
 
 def stopped(here: Path, number: int) -> tuple[int, str]:

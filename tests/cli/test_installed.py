@@ -22,8 +22,8 @@ BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(
 PATIENCE = 300
 THEIRS = "raise SystemExit('the package of the research repository was imported')\n"
 WITH_WORKERS = (
-    *("staircase", "zero-pad-fourth-power", "raflora-flat", "collapse-bound"),
-    *("cohort-rate", "zero-pad-cohort-rate", "raflora-zero-cohort", "raflora-carry-flat"),
+    *("staircase", "zero-pad-fourth-power", "raflora-flat", "hetlora-uniform"),
+    *("raflora-carry-flat", "floor-drift-mean", "fedex-approach", "flora-linear-growth"),
 )
 """Quick claims; with eight or more, two worker processes judge them if there are two cores."""
 

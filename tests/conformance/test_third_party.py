@@ -201,6 +201,7 @@ def test_a_state_is_not_lost_between_folders(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_a_killed_training_keeps_its_momentum(process: Run, site: Path, tmp_path: Path) -> None:
     fields = ("rounds=30", "local_steps=5", "batch_size=4", "cohort_size=4", "dtype=float64")
     settings = (word for field in ("ranks=2x3,4x2,8x2", *fields) for word in ("--set", field))

@@ -155,6 +155,18 @@ def test_cohorts_of_neighboring_rounds_are_independent():
     assert_law([pair.sum() for pair in pairs], np.full(len(pairs), 1 / len(pairs)))
 
 
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(
+    "sampling", ["full", "without_replacement", "with_replacement", "size_weighted", "bernoulli"]
+)
+def test_cohorts_of_several_runs_are_those_of_each(sampling, size):
+    size = None if sampling == "full" else size
+    scenario = Scenario("1x2,2x2", cohort_size=size, sampling=sampling, rounds=5)
+    together = draws.cohort_counts_of_runs(scenario, [3, 1, 8])
+    for seed, counts in zip([3, 1, 8], together, strict=True):
+        np.testing.assert_array_equal(counts, draws.cohort_counts(scenario, seed))
+
+
 def test_cohorts_of_different_seeds_are_independent():
     """A run's first rounds have the same law over seeds as over rounds."""
     scenario = Scenario("1x4", cohort_size=2, rounds=2)

@@ -60,6 +60,7 @@ def kill_at_work(child: subprocess.Popen[bytes], folder: Path, delay: float) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_a_killed_run_ends_with_the_same_bits_and_loses_one_round_at_most(tmp_path):
     wanted = run()
     done: dict[Path, int] = {}

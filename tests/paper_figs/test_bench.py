@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import aggregation
 from benchmarks.aggregation_bars import SIZE, aggregation_bars
 from benchmarks.timing import side_by_side
 from paper_figs.documents import aggregation_table, bars_table, layers_table
-
-ROOT = Path(__file__).parents[2]
 
 
 def record(**seconds: float) -> dict[str, Any]:
@@ -78,21 +75,16 @@ def test_candidates_are_timed_in_turn_and_warmed_up() -> None:
 
 
 @pytest.mark.slow
-def test_a_small_bench_writes_what_the_readme_shows(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_a_small_bench_writes_what_the_readme_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "benchmarks.aggregation", "--sizes", "256", "--layers", "4"]
-    command += ["--repeats", "1"]
-    done = subprocess.run(
-        [*command, "--out", str(out)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    few = ["--sizes", "256", "--layers", "4", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["aggregation", *few, "--out", str(out)])
+    aggregation.main()
     written = json.loads(out.read_text())
     assert aggregation_table(written).count("\n") == 2
     assert "| 2 |" in layers_table(written)
     assert "largest error of aggregate, float32" in bars_table(written)
-    assert "met" in done.stdout
+    assert "met" in capsys.readouterr().out

@@ -134,6 +134,7 @@ def test_phase(diagram: xr.Dataset) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_drawn_from_files_they_are_the_same_every_time(
     curves: xr.Dataset,
     settled: xr.Dataset,

@@ -153,6 +153,7 @@ def test_a_figure_without_forecasts_is_left_out(
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_all_are_written_reproducibly_as_png_and_pdf(tmp_path: Path) -> None:
     save_dataset(made_up_curves(), tmp_path / "curves.nc")
     save_dataset(made_up_forecasts(), tmp_path / "forecasts.nc")

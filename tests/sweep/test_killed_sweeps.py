@@ -113,6 +113,7 @@ def assert_whole(out: Path, serial: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_a_cluster_with_killed_workers_and_a_killed_driver_ends_as_the_serial_run(
     grid: Path, serial: Path, tmp_path: Path
 ) -> None:

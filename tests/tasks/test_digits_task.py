@@ -118,6 +118,7 @@ def test_lora_learns_the_shifted_domain(shift: str):
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_pretraining_holds_for_other_seeds_and_float64():
     for seed, dtype in ((2, torch.float32), (0, torch.float64)):
         task = load_digits_task(seed, dtype=dtype)
