@@ -78,7 +78,7 @@ $(DOCS): $(STAMP)
 	$(INSTALL) '.[docs]'
 	touch $(DOCS)
 
-docs: $(DOCS)  ## build the documentation's site into build/docs/site, notebooks run anew
+docs: $(DOCS)  ## build the documentation's site into build/docs/site, notebooks run again
 	$(BIN)/python docs/build_pages.py
 	$(BIN)/python -m mkdocs build --quiet --strict -f docs/mkdocs.yml
 

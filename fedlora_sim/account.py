@@ -64,7 +64,7 @@ class Carriers:
         Args:
             rule: the server rule.
             empty_partition: `zero | carry | error`, for rules with such a policy.
-            weights: unnormalised client weights, (..., K); zero for absent clients.
+            weights: unnormalized client weights, (..., K); zero for absent clients.
             members: which directions each client carries, boolean (..., K, r).
             norms: `||dW_k||_F`, (..., K), for rules whose coverage counts them.
         """

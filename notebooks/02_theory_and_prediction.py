@@ -127,7 +127,7 @@ ledger.measure("alive after 10 rounds", proportion_interval(lives, 0.05))
 # ## Clients that differ: floors
 #
 # Real clients do not return what they got. Let client $k$ return $a_k x + b_k$, with gains of mean
-# $g$ and deviation $\nu$, and drifts of mean 0 and deviation $\tau$, drawn anew every round.
+# $g$ and deviation $\nu$, and drifts of mean 0 and deviation $\tau$, drawn again in every round.
 # Squaring $x' = \sum_k w_k (a_k x + b_k)$ and taking the expectation term by term gives the rate
 # $q'$ and the energy at which the drifts hold a direction; with $S_2 = E[(\sum w)^2]$ and
 # $Q = E[\sum w^2]$, sums over the clients that carry it.

@@ -88,8 +88,8 @@ pd.DataFrame(
 #
 # ## Measure it: a sweep
 #
-# A sweep simulates every combination of a grid, each task in a file of its own, so that it may be
-# killed, gone on with and enlarged. (`fedlora-sim sweep grid.toml` does it from the command line,
+# A sweep simulates every combination of a grid, each task in a separate file, so that it may be
+# killed, continued and enlarged. (`fedlora-sim sweep grid.toml` does it from the command line,
 # on many machines if need be.) Here what is left after 30 rounds of the energy in directions
 # 9–16, which four clients carry: points are medians of 60 seeds, bars 95% bootstrap intervals.
 

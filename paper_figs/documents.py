@@ -190,7 +190,7 @@ def layers_table(bench: dict[str, Any]) -> str:
 
 
 def _milliseconds(row: Row, clock: str = "cpu", share: int = 1) -> str:
-    """Return median and range in milliseconds, divided into so many equal shares."""
+    """Return median and range in milliseconds, divided by the number of shares."""
     low, median, high = (1e3 / share * row[f"{clock}_{kind}"] for kind in ("min", "median", "max"))
     if high < 1e3:
         return f"{number(median, 3)} ms {interval((low, high), 3)}"

@@ -79,7 +79,7 @@ def apply() -> None:
 
 
 def partition_colors(count: int) -> list[Any]:
-    """Return the colors of so many partitions, the shared one darkest.
+    """Return the colors of a number of partitions, the shared one darkest.
 
     They also become lighter in grayscale.
     """

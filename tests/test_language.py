@@ -28,11 +28,25 @@ INSTEAD = {
     r"lest": "so that ... not",
     r"hands? back|handed back": "return",
     r"comes? to be|came to be": "is",
-    r"whosoever|whatsoever|wherein|whereof|thereof|hitherto|hence(?=forth)": "(leave it out)",
+    r"whatsoever|wherein|whereof|thereof|hitherto|hence(?=forth)": "(leave it out)",
     r"the same at all": "does not depend on",
     r"(is|are) not told from": "does not differ significantly from",
     r"stands? for itself": "separate, single",
+    r"anew": "again, newly",
+    r"(goes|gone|going|go|went) on (with|to|until|from)": "continue",
+    r"of (its|their|his|her|our) own(?= ?([.,;:)]|$))": "separate",
+    r"whoever|whosoever": "any client, all users",
+    r"spoilt|torn": "damaged",
+    r"so many": "a number of",
 }
+BRITISH = (
+    r"\w*(?:colour|behaviour|favour|neighbour|honour|rigour)\w*|\w*(?:model|label|travel|signal)l"
+    r"(?:ed|ing)|centred?|learnt|whilst|amongst|judgement|artefacts?|licence|"
+    r"\w*(?:normal|initial|general|standard|minim|maxim|optim|regular|recogn|serial|vector|linear|"
+    r"quant|penal|token|memor|organ|summar|random|symmetr|factor|stabil|parametr|visual|special|util)"
+    r"is(?:e[srd]?|ing|ations?)"
+)
+INSTEAD[BRITISH] = "American spelling"
 ANY = re.compile("|".join(rf"(?P<g{i}>\b(?:{w})\b)" for i, w in enumerate(INSTEAD)), re.IGNORECASE)
 
 # Quotations may use any word.
@@ -139,6 +153,7 @@ def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
         "Rules that are told\n    apart by name",
         "An energy that the theory foretold.",
         "It lies beside the report.",
+        "Normalised weights and the colours of neighbours.",
     ],
 )
 def test_old_words_are_found(text):

@@ -33,7 +33,7 @@ TABLE_ERROR = 0.01
 # Fewer than 12 runs give no interval of a median at the error of each claim in a family of
 # theorems: one half to the power 11.
 RUNS_EACH = 12
-# Accuracies with few high-rank clients vary more: two of so many runs may be exceptions.
+# Accuracies with few high-rank clients vary more: two of these runs may be exceptions.
 RUNS_TWO_HIGH = 17
 # Rounds after which only a few percent of FedAvg's energy remain in the higher levels.
 EARLY = 6

@@ -431,7 +431,7 @@ def _trajectory_claim(rule: str, other: str) -> Claim:
 
 
 def adjacent_correlation(repeated: float) -> Experiment:
-    """Product of the standardised energies of runs 2i and 2i + 1, for each kind of draw.
+    """Product of the standardized energies of runs 2i and 2i + 1, for each kind of draw.
 
     With a gain of 0 an amplitude is the clients' noise alone. Zero padding draws it client by
     client, the other rules direction by direction; without drifts the cohort is all that is drawn.

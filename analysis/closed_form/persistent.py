@@ -8,7 +8,7 @@ drifts `b_k` (mean c, standard deviation tau).
   run, so `E[x_t^2]` is a sum of moments of A up to order 2 t.
 - Random cohorts of clients with equal samples: contributors' weights are exchangeable, so gains
   enter through their mean (normal) and their sum of squares about it (chi-square). `E[x_t^2]` is
-  polynomial in both, which Gauss-Hermite and generalised Gauss-Laguerre quadrature sum exactly.
+  polynomial in both, which Gauss-Hermite and generalized Gauss-Laguerre quadrature sum exactly.
 
 Normal gains are unbounded: for nu > 0 the runs with `|A| > 1` make the mean energy grow without
 limit and at an increasing rate, however small nu is. The mean therefore has no rate and no finite
@@ -45,7 +45,7 @@ def gamma_rule(order: int, shape: float) -> tuple[Array, Array]:
     return gauss_rule(2 * np.arange(float(order)) + shape, np.sqrt(k * (k + shape - 1)))
 
 
-def gauss_rule(diagonal: Array, beside: Array) -> tuple[Array, Array]:
+def gauss_rule(diagonal: Array, off_diagonal: Array) -> tuple[Array, Array]:
     """Return nodes and weights from the recurrence of a distribution's orthonormal polynomials.
 
     Nodes are the eigenvalues of the Jacobi matrix. A weight is `1 / sum_k p_k(node)**2`, a sum of
@@ -53,17 +53,19 @@ def gauss_rule(diagonal: Array, beside: Array) -> tuple[Array, Array]:
 
     Args:
         diagonal: coefficients a_k, (order,).
-        beside: coefficients b_k between k - 1 and k, (order - 1,).
+        off_diagonal: coefficients b_k between k - 1 and k, (order - 1,).
 
     Returns:
         Nodes and weights, which sum to 1; nodes of weight 0 are left out.
     """
-    nodes = np.asarray(eigh_tridiagonal(diagonal, beside, eigvals_only=True), dtype=np.float64)
+    nodes = np.asarray(
+        eigh_tridiagonal(diagonal, off_diagonal, eigvals_only=True), dtype=np.float64
+    )
     before, here = np.zeros_like(nodes), np.ones_like(nodes)
     total, scale = np.ones_like(nodes), np.zeros_like(nodes)
     for k in range(1, nodes.size):
-        earlier = beside[k - 2] if k > 1 else 0.0
-        after = ((nodes - diagonal[k - 1]) * here - earlier * before) / beside[k - 1]
+        earlier = off_diagonal[k - 2] if k > 1 else 0.0
+        after = ((nodes - diagonal[k - 1]) * here - earlier * before) / off_diagonal[k - 1]
         total = total + after**2
         root = np.sqrt(total)
         before, here, total = here / root, after / root, np.ones_like(nodes)

@@ -69,7 +69,7 @@ class RuleForm:
 
     Args:
         name: the rule.
-        normalizer: clients over which weights are normalised, `cohort` or `contributors`.
+        normalizer: clients over which weights are normalized, `cohort` or `contributors`.
         space: what is averaged: `product`, `factor`, `base` (the increment, into the base) or
             `residual` (factors, with the rest in the base).
         has_policy: whether `empty_partition` applies in rounds without a contributor.

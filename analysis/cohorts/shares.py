@@ -150,7 +150,7 @@ WORK_LIMIT = 500_000_000
 MONTE_CARLO_DRAWS = 100_000
 """Number of random cohorts if no exact route is within its limit."""
 
-_CELLS_PER_COHORT = 20  # one enumerated cohort costs as much as so many cells of a table (measured)
+_CELLS_PER_COHORT = 20  # cost of an enumerated cohort in cells of a table (measured)
 _STACK_LEVEL = 3  # caller of the public function
 
 

@@ -165,7 +165,7 @@ CONFIGURATIONS = ("few high", "mixed", "many high")
 
 
 def scenario(size: int) -> Scenario:
-    """Return a federation of two ranks with so many clients of the higher one."""
+    """Return a federation of two ranks with a number of clients of the higher one."""
     return Scenario(
         ranks=(LOW,) * (CLIENTS - size) + (HIGH,) * size,
         rounds=RANKS_ROUNDS,

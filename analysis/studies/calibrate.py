@@ -282,7 +282,7 @@ def drifts(updates: xr.Dataset, gain_mean: xr.DataArray | float) -> xr.DataArray
 
     Args:
         updates: result of `describe_updates`.
-        gain_mean: g, a number or labelled by any of (seed, layer, direction).
+        gain_mean: g, a number or labeled by any of (seed, layer, direction).
 
     Returns:
         In units of dW, (seed, round, layer, slot, direction), NaN where not carried.
@@ -301,7 +301,7 @@ def by_partition(energy: xr.DataArray) -> xr.DataArray:
     `direction` becomes `partition`.
 
     Args:
-        energy: labelled by `direction` with the coordinate `partition`; NaN propagates.
+        energy: labeled by `direction` with the coordinate `partition`; NaN propagates.
     """
     numbers = np.unique(energy.partition)
     parts = [
@@ -325,7 +325,7 @@ def rounding_floor(energy: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
     """Return the energy below which a direction is rounding, relative to the largest one.
 
     Args:
-        energy: labelled by `direction`.
+        energy: labeled by `direction`.
         dataset: the run, which gives the dtype.
 
     Returns:

@@ -494,7 +494,7 @@ def coverage_shares(dataset: xr.Dataset) -> xr.DataArray:
 
     Partition h of raFLoRA equals that of product-space FedAvg divided by `W_h(S)`, as sums of
     columns, without an assumption on the basis. Energies scale with `W_h(S)^2` exactly if the
-    columns of the partitions are orthogonal, so that each is a singular subspace of its own; the
+    columns of the partitions are orthogonal, so that each is a separate singular subspace; the
     deviation measures the overlap of the partitions.
 
     Args:

@@ -230,7 +230,7 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
         scores: result of `score_runs`.
 
     Returns:
-        One mapping each: `rule`, `calibration`, and the result of `summarise` for all its runs.
+        One mapping each: `rule`, `calibration`, and the result of `summarize` for all its runs.
     """
     return [
         {"rule": rule, "calibration": calibration, **summarize(of_rule)}

@@ -129,7 +129,7 @@ def search(
     seed: int,
     phases: Sequence[Phase],
 ) -> None:
-    """Draw at most so many cases until one satisfies the condition, then shrink it."""
+    """Draw at most this number of cases until one satisfies the condition, then shrink it."""
     from hypothesis import HealthCheck, find, settings
     from hypothesis.errors import NoSuchExample
 

@@ -220,7 +220,7 @@ LAYERS, SHAPES = 3, ((3,), (1, 3), (3, 1))
 HALVINGS = 26
 """Halvings of a path as long as the updates until a step is about as small as `SMALL_STEP`."""
 ONE_IN = 3
-"""One in so many cases does that: it takes ten times as long as another law."""
+"""One in this number of cases does that, because it takes ten times as long as another law."""
 
 
 def _dtypes(rule: Aggregator, case: Case) -> None:

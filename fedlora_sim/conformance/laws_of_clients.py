@@ -569,7 +569,7 @@ def _direction_weights(rule: Aggregator, case: Case) -> None:
 
 
 def _has_weights(rule: AggregationRule) -> str | None:
-    return "a rule with a step of its own" if isinstance(rule, ExternalRule) else None
+    return "a rule with its own step" if isinstance(rule, ExternalRule) else None
 
 
 DIRECTIONS_LAWS = (

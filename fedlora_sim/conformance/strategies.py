@@ -26,7 +26,7 @@ MANY_CLIENTS, MANY_DIMENSIONS, MANY_LEVELS = 12, 48, 6
 MOST_RANK = 40
 """Highest rank of a large case."""
 LARGE_IN, POSITIONS_IN, SILENT_IN = 5, 4, 8
-"""One in so many cases is large, has positions, or has a client that sends a zero."""
+"""One in this number of cases is large, has positions, or has a client that sends a zero."""
 DECADES = 6
 """Weights of one case differ by up to 9 times 10 to this power."""
 MOST_EARLIER = 3

@@ -144,7 +144,7 @@ class Cohorts:
 
     Args:
         clients: client in each cohort slot, (S or 1, T or 1, m).
-        weights: unnormalised weight of each slot, same shape.
+        weights: unnormalized weight of each slot, same shape.
         ranks: rank of each client, (K,).
         groups: group of each rank index, (r_max,): its partition or, if clients carry other
             directions than the first ones, the index itself.
@@ -390,7 +390,7 @@ class CohortShares:
 
     Args:
         clients: client in each cohort slot, (S or 1, T or 1, m).
-        shares: normalised weight of each slot in each group of directions, (S, T, m, groups).
+        shares: normalized weight of each slot in each group of directions, (S, T, m, groups).
         groups: group of each direction, (r_max,).
     """
 

@@ -283,7 +283,7 @@ def clients_at_a_time(
 
     Args:
         task: model and data.
-        one: the client with the cohort's widest batch, as a stack of its own.
+        one: the client with the cohort's widest batch, as a separate stack.
         plan: its batches.
         scenario: `stack_size` and `memory_budget` apply.
         clients: number of clients in the cohort, K.

@@ -140,7 +140,7 @@ def _same_part(x: Tensor, y: Tensor, where: tuple[int, int], tolerance: float) -
 
 # Equivalence of training and evaluation: stacked adapters and merged weights.
 #
-# A cohort trains with its adapters in modules of their own; the global model is evaluated with the
+# A cohort trains with its adapters in separate modules; the global model is evaluated with the
 # update merged into the weights. Both agree if a target is a plain linear map that the model calls
 # on its samples. They differ if its weight is read without a call, if it has its own forward or
 # hooks, if its input is not one row per sample, or if the output of a sample depends on its

@@ -121,7 +121,7 @@ def counted_weights(coverage: Coverage, weights: Tensor, norms: Tensor | None) -
 
     Args:
         coverage: the quantity, as a rule declares it.
-        weights: unnormalised client weights, (..., K); zero for absent clients.
+        weights: unnormalized client weights, (..., K); zero for absent clients.
         norms: `||dW_k||_F`, (..., K); None is enough for `weights`.
     """
     if coverage == "weights":

@@ -1,4 +1,4 @@
-"""`open_sweep`: return the finished runs of a sweep as one labelled dataset."""
+"""`open_sweep`: return the finished runs of a sweep as one labeled dataset."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def open_sweep(folder: str | Path, *, chunks: Any = None) -> xr.Dataset:
 
     Returns:
         Dataset whose dimensions are all fields of `[grid]`, `zip` (with the fields of `[zip]` as
-        coordinates), seed (unless it is zipped), round and direction. Ranks are labelled `4x8,8x6`.
+        coordinates), seed (unless it is zipped), round and direction. Ranks are labeled `4x8,8x6`.
         Fields that do not vary are attributes.
 
     Raises:

@@ -310,7 +310,7 @@ def read_grid(source: str | Path | Mapping[str, Any]) -> Grid:
 
 
 def fingerprint(content: object) -> str:
-    """Return twelve hexadecimal digits of the hash of a JSON-serialisable value."""
+    """Return twelve hexadecimal digits of the hash of a JSON-serializable value."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -41,7 +41,7 @@ class Cost:
     nbytes: int
 
     def seconds(self, runs: int) -> float:
-        """Return the seconds of so many runs."""
+        """Return the seconds of a number of runs."""
         return self.call + runs * self.run
 
 
@@ -171,7 +171,7 @@ def plan(
     """Return the tasks of the rows' runs, a pure function of the arguments.
 
     Seeds of a point that takes long enough are divided into equal batches; shorter points are
-    combined with their neighbours. Fine-tuning has one task per seed.
+    combined with their neighbors. Fine-tuning has one task per seed.
 
     Args:
         rows: the rows to run.

@@ -65,8 +65,8 @@ def put_task(folder: Path, task: SweepTask, dataset: xr.Dataset) -> None:
     Raises:
         OSError: if there is no space or no permission; nothing remains in this case.
     """
-    labelled = dataset.assign_attrs({TASK_ATTR: task.id, COMPLETE: 1})
-    write_bytes(task_path(folder, task), encode_dataset(labelled))
+    labeled = dataset.assign_attrs({TASK_ATTR: task.id, COMPLETE: 1})
+    write_bytes(task_path(folder, task), encode_dataset(labeled))
 
 
 def is_valid(folder: Path, task: SweepTask) -> bool:

@@ -97,7 +97,7 @@ def do_task(
 def task_dataset(
     task: SweepTask, rounds: Path | None = None, on_progress: Progress = lambda runs: None
 ) -> xr.Dataset:
-    """Return the runs of a task along `run`, labelled by seed and by what varies.
+    """Return the runs of a task along `run`, labeled by seed and by what varies.
 
     Args:
         task: the task.

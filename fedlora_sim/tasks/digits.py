@@ -226,7 +226,7 @@ def load_adjusted_digits(options: TaskOptions) -> Task:
 
 
 def _subset(part: Examples, most: int | None, seed: int, which: str) -> Examples:
-    """Return at most so many samples, drawn from a separate stream for each part."""
+    """Return at most this number of samples, drawn from a separate stream for each part."""
     drawn = stratified_sample(part.skew_classes, most, stream(seed, "digits subset", which))
     return part.take(torch.from_numpy(drawn))
 

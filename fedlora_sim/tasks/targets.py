@@ -36,7 +36,7 @@ def resolve_targets(
         model: any module.
         names: a name means every linear map with this name, or whose full name ends with `.name`
             (the rule of PEFT's `target_modules`).
-        adapted_layers: keep only those in the last so many of `target_blocks`; None keeps all.
+        adapted_layers: number of last `target_blocks` whose targets are kept; None keeps all.
 
     Returns:
         Names in the order of `model.named_modules()`.

@@ -44,7 +44,7 @@ FIGURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "energies": (
         "Energy of every direction over rounds",
         "One panel per rule, rounds across, energy upwards on a logarithmic scale: one line per "
-        "direction, coloured by partition, closed forms dashed",
+        "direction, colored by partition, closed forms dashed",
         ("staircase", "zero-pad-fourth-power", "raflora-flat"),
     ),
     "rates": (

@@ -41,7 +41,7 @@ class StoppedError(Exception):
 
 
 def stop_after(number: int):
-    """Return a progress callback that stops a run after so many rounds."""
+    """Return a progress callback that stops a run after a number of rounds."""
     count = 0
 
     def progress(_: float) -> None:

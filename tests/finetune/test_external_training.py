@@ -98,7 +98,7 @@ class StoppedError(Exception):
 
 @dataclass
 class Stop:
-    """A progress callback that stops a run after so many rounds."""
+    """A progress callback that stops a run after a number of rounds."""
 
     rounds: int
     calls: list[float] = field(default_factory=list)

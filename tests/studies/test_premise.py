@@ -26,7 +26,7 @@ def runs(study):
 
 
 def collapsing(runs, rounds, turn=TURN):
-    """Return the highest level has so many rounds with an angle, all of them turned."""
+    """Return a run whose highest level has a number of rounds with a rotation angle."""
     kept = FIRST + rounds
     return {
         label: run.assign(angle=(run.angle + turn).where((run.level < 4) | (run["round"] < kept)))
