@@ -199,7 +199,7 @@ def _tick(value: float, log: bool) -> str:
 
 
 def _draw(axis: Axes, line: Line, i: int, shift: float, floor: float) -> None:
-    """Draw a line, its points and intervals shifted to the right by so many points."""
+    """Draw a line, its points and intervals shifted to the right by a number of points."""
     figure = axis.get_figure(root=True)
     assert figure is not None
     place = axis.transData + ScaledTranslation(shift / 72, 0.0, figure.dpi_scale_trans)
