@@ -17,8 +17,6 @@ INTERRUPTED = 130
 def resumable(store: RunStore) -> Iterator[None]:
     """Report existing results; on Ctrl-C explain how to continue, and exit with 130.
 
-    And exit with 130.
-
     The store is cleared when the block is complete, because then the results are in place.
     """
     store.remove_stale()

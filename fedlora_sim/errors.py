@@ -70,8 +70,7 @@ def one_line(text: str, limit: int = LINE) -> str:
 
     Returns:
         The text, with control characters (escape sequences, line ends, bidirectional marks) written
-            as
-        Python escapes, such as `\x1b`.
+        as Python escapes, such as `\x1b`.
     """
     if len(text) > limit:
         text = _shortened(text, limit)
@@ -105,10 +104,7 @@ class _Short(reprlib.Repr):
             return f"<{type(x).__name__}>"
 
     def repr_int(self, x: int, level: int) -> str:
-        """Return a number in full, or its size.
-
-        Because Python limits the digits of a conversion.
-        """
+        """Return a number in full, or its size where Python refuses to print its digits."""
         digits = math.floor(x.bit_length() * math.log10(2)) + 1
         if digits <= LONGEST_NUMBER:
             return repr(x)

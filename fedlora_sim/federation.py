@@ -211,8 +211,7 @@ class Federation:
 
         Returns:
             `n_k` times the count. Under `size_weighted` only the count, because the sample counts
-                already
-            determine the drawing probabilities.
+            already determine the drawing probabilities.
         """
         if self.sampling == "size_weighted":
             return counts.astype(np.float64)
@@ -286,8 +285,7 @@ def cohort_slots(counts: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]
 
     Returns:
         Client numbers in ascending order and their counts, both (..., m). Smaller cohorts are
-            padded
-        with client 0 at count 0, which has no weight.
+        padded with client 0 at count 0, which has no weight.
     """
     rows = counts.reshape(-1, counts.shape[-1])
     row, client = np.nonzero(rows)

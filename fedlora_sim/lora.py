@@ -194,10 +194,7 @@ class LoRAFactors:
         return u.to(self.dtype), s.to(self.dtype), vh.to(self.dtype)
 
     def canonical(self, r: int | None = None) -> LoRAFactors:
-        """Return the update in its SVD gauge, truncated to rank `r`.
-
-        `B = U sqrt(S)`, `A = sqrt(S) V^T`.
-        """
+        """Return the update truncated to rank `r`, as `B = U sqrt(S)`, `A = sqrt(S) V^T`."""
         scaled = LowRankProduct(
             [(self.scaling * self.lora_B, self.lora_A)], self.lora_B.new_ones(self.rank)
         )
@@ -332,10 +329,7 @@ def _largest_exponent(x: Tensor) -> Tensor:
 
 
 def from_svd(u: Tensor, s: Tensor, vh: Tensor, r: int | None = None) -> LoRAFactors:
-    """Return the balanced split of an SVD, zero-padded to rank r.
-
-    `B = U sqrt(S)` and `A = sqrt(S) V^T`.
-    """
+    """Return the balanced split `B = U sqrt(S)`, `A = sqrt(S) V^T`, zero-padded to rank r."""
     root = s.clamp_min(0).sqrt()
     lora_b, lora_a = u * root.unsqueeze(-2), vh * root.unsqueeze(-1)
     if r is not None and r > s.shape[-1]:

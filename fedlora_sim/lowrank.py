@@ -56,10 +56,7 @@ def project_right(blocks: Blocks, coefficients: Tensor) -> Tensor:
 
 
 def dense_product(blocks: Blocks, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `sum_k B_k diag(w_k) A_k`, (..., d_out, d_in).
-
-    Holding one block in memory at a time.
-    """
+    """Return `sum_k B_k diag(w_k) A_k`, (..., d_out, d_in), with one block in memory at a time."""
     total, start = None, 0
     for k in range(len(blocks)):  # by index: a loop variable would hold one block too many
         total, start = _add_block(total, blocks[k], weights, start, dtype)
@@ -251,10 +248,7 @@ def _is_small(blocks: Blocks, columns: int) -> bool:
 
 
 def _largest_sum(coefficients: Tensor, squares: Tensor) -> Tensor:
-    """Return the largest magnitude among the terms that are summed into a unit singular vector.
-
-    Shape (...).
-    """
+    """Return the largest magnitude of the terms that add up to a unit singular vector, (...)."""
     return (squares.unsqueeze(-1) * coefficients.square()).sum(-2).amax(-1).sqrt()
 
 
@@ -484,8 +478,7 @@ def low_rank_svd(B: Tensor, A: Tensor, r: int, method: str = "auto") -> SVD:
 
     Returns:
         U (..., d_out, r), S (..., r) in descending order and Vh (..., r, d_in). The sign of each
-            pair
-        is fixed, so that equal products give equal vectors.
+        pair is fixed, so that equal products give equal vectors.
 
     Raises:
         InputError: if the method is unknown, or r is not a whole number of at least 1.
@@ -504,8 +497,7 @@ def scaled_svd(
     Returns:
         U, S, Vh and m, (...): the singular values are `S * 2**(2 m)`, and the balanced factors
         `U sqrt(S) * 2**m` and `2**m * sqrt(S) Vh`. None means m = 0: nothing is rescaled in the
-            usual
-        range.
+        usual range.
     """
     (u, s, vh), m = solve_in_range(
         blocks,

@@ -17,9 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and predictions need energie
 
 
 def energy_ratio(energy: ArrayLike, r: int) -> NDArray[np.float64]:
-    """Return the share of the energy in the first r directions.
-
-    `rho_r = sum_{i<=r} E_i / sum_i E_i`.
+    """Return `rho_r = sum_{i<=r} E_i / sum_i E_i`, the share of energy in the first r directions.
 
     Args:
         energy: energies `sigma_i**2`, shape (..., direction), non-negative.
@@ -69,9 +67,7 @@ def _energies(energy: ArrayLike) -> NDArray[np.float64]:
 
 
 def projected_amplitudes(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor:
-    """Return the amplitudes of an update on given directions, without forming dW.
-
-    `s_i = u_i^T dW v_i`.
+    """Return `s_i = u_i^T dW v_i`, an update's amplitudes on given directions, without forming dW.
 
     Args:
         u: left directions, (..., d_out, q).
@@ -134,9 +130,7 @@ def _basis(product: LowRankProduct, r: int, side: str) -> Tensor:
 
 
 def direction_preservation(u: Tensor, vh: Tensor, update: LoRAFactors) -> Tensor:
-    """Return the share of an update's energy that stays on given directions.
-
-    `sum_i s_i**2 / ||dW||_F**2`.
+    """Return `sum_i s_i**2 / ||dW||_F**2`, the share of energy that stays on given directions.
 
     Args:
         u: left directions, (..., d_out, q), orthonormal columns.

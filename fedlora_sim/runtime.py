@@ -27,11 +27,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "float64")
 
 MOST, LEAST = 2.0**62, 2.0**-120
-"""Range of amplitudes in which float32 is accurate: the squares of the largest are finite.
-
-And values
-
-above the smallest have full precision.
+"""Range of amplitudes in which float32 is accurate: the squares of the largest are
+finite, and values above the smallest have full precision.
 """
 
 

@@ -320,10 +320,7 @@ def file_digest(path: Path) -> str:
 
 
 def source_fingerprint(folder: Path) -> str:
-    """Return a hash of the Python sources below a folder.
-
-    So that results of other code are not reused.
-    """
+    """Return a hash of the Python sources below a folder, which marks results of other code."""
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         found.update(path.read_bytes())

@@ -113,10 +113,7 @@ def caption_digits(data: xr.Dataset) -> str:
 # A study over its rounds: accuracy, energy above the lowest rank, effective rank, premise
 
 STUDY_CURVES_LOWEST = energy_floor("float32")
-"""Models train in single precision: a lower share of the energy is rounding.
-
-And drawn at this value.
-"""
+"""Models train in single precision: a lower share is rounding, and drawn at this value."""
 
 
 def quantities(curves: xr.Dataset, level: int) -> dict[str, xr.DataArray]:
@@ -185,9 +182,7 @@ TEXT_ROW = 1.25  # inches
 
 
 def draw_text(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
-    """Draw one column per split and one row per quantity; four rules by name.
-
-    The others thin and gray.
+    """Draw splits in columns, quantities in rows; four rules by name, the others thin and gray.
 
     Args:
         data: `accuracy`, `rho`, `effective_rank` and `preservation`, dimensions (heterogeneity,

@@ -94,10 +94,7 @@ def partition_colors(count: int) -> list[Any]:
 def save(
     figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("png", "pdf")
 ) -> list[Path]:
-    """Write PNG and PDF atomically, without dates and with this project's name.
-
-    Close the figure.
-    """
+    """Write PNG and PDF atomically, without dates, with this project's name; close the figure."""
     paths = [
         write_bytes(folder / f"{name}.{kind}", image(figure, kind, close=False)) for kind in kinds
     ]

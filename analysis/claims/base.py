@@ -47,10 +47,7 @@ class RunContext:
     _runs: dict[str, xr.Dataset] = field(default_factory=dict, init=False, repr=False)
 
     def run_once(self, label: str, simulate: Callable[[], xr.Dataset]) -> xr.Dataset:
-        """Return a run that several claims share, from memory or the store.
-
-        Simulate it if necessary.
-        """
+        """Return a run that several claims share, from memory, the store, or a new simulation."""
         dataset = self.known_run(label)
         if dataset is None:
             dataset = simulate()

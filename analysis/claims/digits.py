@@ -43,10 +43,7 @@ FEW_RANKS, LARGE_RATE = "2x6,4x4,16x2", 5e-3
 
 @dataclass(frozen=True)
 class Run:
-    """One configuration of the experiment: client ranks, server rule.
-
-    Length and rate of training.
-    """
+    """One configuration of the experiment: ranks, rule, length and rate of training."""
 
     ranks: str
     rule: str

@@ -498,8 +498,6 @@ def trajectory_of(rule: str, scenario: Scenario, targets: Array) -> Array:
 def own_trajectory(rule: str, *, mean_target: bool = False, larger: float = 1.0) -> Experiment:
     """Return predicted over measured amplitudes of each partition's last direction at some rounds.
 
-    At some rounds.
-
     Args:
         rule: the rule.
         mean_target: predict with the contributors' mean target for all clients.

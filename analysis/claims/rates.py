@@ -239,10 +239,7 @@ def rate_of_each_run(scenario: Scenario, rule: str) -> Experiment:
 
 
 def _gain(scenario: Scenario, rule: str, gain: float) -> Control:
-    """Return a near control: clients multiply what they receive by a gain.
-
-    Whose square is the rate's.
-    """
+    """Return a near control: clients multiply amplitudes by a gain, the rate by its square."""
     return Control(
         f"clients with a gain of {gain:g}",
         experiment=partial(higher_energy_left, scenario.replace(gain_mean=gain), rule),

@@ -39,10 +39,7 @@ VERDICT_MARK = {"supported": "✓ supported", "refuted": "✗ refuted", "undecid
 
 
 def verdict_table(report: Record) -> str:
-    """Return one row per claim: statement, prediction, measurement, p-value.
-
-    Verdict and controls.
-    """
+    """Return one row per claim: statement, prediction, measurement, p-value, verdict, controls."""
     # Reports from before claims had families have no p-values: the column is left out.
     with_p = ["p (Holm)"] if "families" in report else []
     # Claims of a study have no near controls.
@@ -75,10 +72,7 @@ def _control_cell(claim: Record, name: str) -> str:
 
 
 def distance_text(control: Record) -> str:
-    """Return the distance of the measurement from the control's prediction.
-
-    `3.1 to 3.4 margins away`.
-    """
+    """Return the distance from the control, such as `3.1 to 3.4 margins away`."""
     distances = control["distance"]
     if None in distances:
         return "distance not finite"
@@ -181,10 +175,7 @@ def measurement_text(claim: Record) -> str:
 
 
 def _runs_text(claim: Record) -> str:
-    """Return the number of runs and, for a statement on every run.
-
-    The number of counterexamples.
-    """
+    """Return the number of runs and, for a statement on every run, of its counterexamples."""
     runs = f"{claim['runs']:,} runs"
     if "every_run" not in claim:
         return runs

@@ -76,10 +76,7 @@ def predicted_fractions(**options: Any) -> Array:
 
 
 def run(numbers: Sequence[int], context: RunContext) -> Array:
-    """Return energies (n, T + 1, r_max) of the runs with these numbers.
-
-    Made once for all claims.
-    """
+    """Return energies (n, T + 1, r_max) of the runs with these numbers, cached for all claims."""
     label = f"settling-{numbers[0]}-{numbers[-1]}"
     dataset = context.run_once(label, lambda: simulated(SETTLING, "fedavg", numbers, context))
     return np.asarray(dataset.energy.values)

@@ -356,9 +356,9 @@ _THRESHOLD_HALVINGS = 200
 
 
 def collapse_threshold(scenario: Scenario, rule: str, **values: ArrayLike) -> Array:
-    """Return the local time `T* = ln(1/omega) / (2 M)` below which a direction collapses.
+    """Return the local time below which a direction collapses, `T* = ln(1/omega) / (2 M)`.
 
-    `omega G = 1`.
+    There `omega G = 1`.
 
     Random cohorts: for a typical run that survives, `E[log omega | omega > 0] + 2 M T = 0`. Unequal
     targets: `sum_{C} w_k exp(2 M_k T) = 1`; in factor space `sum_{C} w_k exp(M_k T) = 1`. hetlora:

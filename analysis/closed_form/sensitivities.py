@@ -29,10 +29,7 @@ Energies = Callable[[Setting, NDArray[np.int64]], tuple[Array, Array]]
 """Rates and floors in a setting with fixed clients in the given directions."""
 
 Differences = tuple[Array, Array, Array]
-"""Differences of `ln q`, `ln rate` and `ln floor` between two adjacent federations.
-
-Shape of each (r_max,).
-"""
+"""Differences of `ln q`, `ln rate` and `ln floor` between adjacent federations, each (r_max,)."""
 
 
 def cohort_sizes(setting: Setting, energies: Energies) -> Differences:
@@ -73,10 +70,7 @@ def _other_carriers(setting: Setting, energies: Energies, i: int, more: bool) ->
 
 
 def _other_rank(setting: Setting, energies: Energies, step: int) -> Differences:
-    """Return logarithms with one client's rank increased or decreased by one.
-
-    For all directions.
-    """
+    """Return logarithms of all directions with one client's rank increased or decreased by one."""
     ranks = np.asarray(setting.federation.ranks)
     top = setting.r_max
     free = ranks < top if step > 0 else ranks > 1

@@ -390,9 +390,9 @@ def local_map(x: Array, target: Array, local_time: Array | float) -> Array:
 
 
 def reciprocal_map(target: Array, local_time: Array | float) -> tuple[Array, Array]:
-    """Return the coefficients of `1/x -> e/x + k`: `e = exp(-2 M T)` and `k = (1 - e) / M`.
+    """Return e and k of the map `1/x -> e/x + k`: `e = exp(-2 M T)` and `k = (1 - e) / M`.
 
-    2 T at M = 0.
+    At M = 0, k is 2 T.
     """
     with np.errstate(over="ignore"):
         exponent = -2 * np.asarray(target, dtype=np.float64) * local_time

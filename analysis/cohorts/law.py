@@ -1,7 +1,4 @@
-"""The distribution of the contributors' weight share in one random cohort.
-
-As a list of outcomes.
-"""
+"""Outcomes of the contributors' weight share in one random cohort, with probabilities."""
 
 from __future__ import annotations
 
@@ -19,10 +16,7 @@ Array = NDArray[np.float64]
 
 
 class MonteCarloWarning(UserWarning):
-    """Warns that a distribution of weights was estimated from random cohorts.
-
-    Not computed exactly.
-    """
+    """Warns that a distribution of weights is estimated from random cohorts, not exact."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +131,7 @@ def sampled_law(share: Array, squares: Array, empty: float) -> ShareLaw:
 
 
 def frozen(law: ShareLaw) -> ShareLaw:
-    """Return the same distribution with read-only arrays.
-
-    Because distributions are cached and shared.
-    """
+    """Return the same distribution with read-only arrays, since it is cached and shared."""
     for array in (law.probability, law.share, law.squares):
         array.setflags(write=False)
     return law

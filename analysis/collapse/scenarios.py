@@ -37,10 +37,7 @@ STEPS = 50
 
 SPECTRAL_SEEDS, MATRIX_SEEDS = 2_000, 64
 COHORT_SEEDS = 6_000
-"""Runs with cohorts at spectral fidelity: most of them soon lose a partition.
-
-And with it its rate.
-"""
+"""Runs with cohorts at spectral fidelity: most soon lose a partition and thus its rate."""
 ALIKE_SEEDS, ALIKE_MATRIX_SEEDS = 2, 8
 """Runs of scenarios without random draws: at matrix fidelity they differ in the basis only."""
 EXACT = 1e-6

@@ -39,9 +39,7 @@ def _turned(second: sp.Expr) -> sp.Matrix:
 
 @derivation(r"s / \sigma")
 def gain() -> sp.Expr:
-    """Return the gain `u^T dW v` / amplitude of a direction that is rotated towards an empty one.
-
-    `u^T dW v` over the amplitude.
+    """Return the gain `u^T dW v / x` of a direction that is rotated towards an empty one.
 
     Returns:
         `cos(theta)^2`.

@@ -194,9 +194,7 @@ def flow_floor_gap() -> sp.Expr:
 
 @derivation(r"\eta_{E[(\sum w)^2]}[q']", r"\eta_{E[\sum w^2]}[q']")
 def moment_elasticities() -> MomentElasticities:
-    """Return the elasticities of q' in the two weight moments, which sum to 1.
-
-    For any rule and cohort law.
+    """Return the elasticities of q' in both weight moments; they sum to 1 for any rule and law.
 
     Returns:
         Expressions in g, nu, S2 and Q.

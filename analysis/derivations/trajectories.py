@@ -164,10 +164,7 @@ def deterministic_share_variance() -> sp.Expr:
 
 
 def as_recursion(expression: sp.Expr) -> sp.Expr:
-    """Return an expression with this section's coefficients in terms of g, c, nu, tau, S1.
-
-    S2 and Q.
-    """
+    """Return an expression with coefficients in terms of g, c, nu, tau, S1, S2 and Q."""
     values = coefficients()
     symbols = (gain, shift, rate, cross, noise)
     written = (values.gain, values.shift, values.rate, values.cross, values.noise)

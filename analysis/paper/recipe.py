@@ -84,10 +84,7 @@ def described(scenario: Scenario) -> dict[str, Any]:
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
-    """Return client ranks as `parse_ranks` reads them: `4x8,8x6` is 8 clients of rank 4.
-
-    6 of rank 8.
-    """
+    """Return client ranks as `parse_ranks` reads them: `4x8,8x6` is 8 of rank 4 and 6 of rank 8."""
     return ",".join(f"{rank}x{list(ranks).count(rank)}" for rank in dict.fromkeys(ranks))
 
 

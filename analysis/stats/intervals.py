@@ -115,9 +115,7 @@ def _without_skewness(factor: float, skewness: Array, runs: int) -> Array:
 
 
 def log_odds_interval(samples: ArrayLike, error: float) -> Measurement:
-    """Return typical shares of independent runs: `mean_interval` of their log-odds.
-
-    Transformed back.
+    """Return typical shares of independent runs: `mean_interval` of log-odds, transformed back.
 
     A share close to 0 or 1 is skewed, and a symmetric interval would exceed the range.
 

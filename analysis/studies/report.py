@@ -199,11 +199,8 @@ def environment(study: Study, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
 Record = Mapping[str, Any]
 DIGITS = 3
 MOST = 0.5
-"""Angles known in a smaller share of rounds than this are not shown.
-
-Because these are the rounds of
-
-least collapse.
+"""Angles known in a smaller share of rounds than this are not shown: they are the rounds of least
+collapse.
 """
 REPLICATES = (
     "Their samples are the replicates of the study: means over all splits, of the runs with the "

@@ -26,9 +26,7 @@ Law = Callable[[Case], None]
 """
 
 MOST_KEPT = 200
-"""Number of cases that are kept for the next law.
-
-Because drawing a case takes longer than checking a
+"""Number of cases that are kept for the next law, since drawing a case takes longer than checking a
 
 law; longer searches draw their own.
 """

@@ -363,10 +363,7 @@ def _steepest(result: Callable[[float], Tensor]) -> tuple[float, float]:
 
 
 def _apart(rule: Aggregator, case: Case) -> bool:
-    """Return True if truncated and kept directions, and those the rule distinguishes.
-
-    Are separated.
-    """
+    """Return True if gaps separate directions that are cut off or that the rule distinguishes."""
     if rule.properties.gap_needed and not all(map(lie_apart, case.updates)):
         return False
     r_max, limit = case.rank_levels[-1], min(case.previous.d_out, case.previous.d_in)

@@ -437,9 +437,7 @@ PARTITIONS_LAWS = (
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """A round in which all clients return the same directions of one basis.
-
-    As far as they carry them.
+    """A round in which all clients return the same directions, as far as they carry them.
 
     Args:
         case: the round; ranks, weights, scalings and levels are those of the original case.

@@ -93,10 +93,7 @@ def allocation_scores(scenario: Scenario, seed: int) -> NDArray[np.float32]:
 
 
 def initial_basis(scenario: Scenario, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return orthonormal U (d_out, r_max) and V (d_in, r_max) of the initial update.
-
-    Haar-distributed.
-    """
+    """Return Haar-distributed U (d_out, r_max) and V (d_in, r_max) of the initial update."""
     rng, r_max = stream(seed, "basis"), max(scenario.ranks)
     return _haar(rng, scenario.d_out, r_max), _haar(rng, scenario.d_in, r_max)
 

@@ -1,7 +1,4 @@
-"""Matrix fidelity: real factors, trained or perturbed by clients and aggregated.
-
-Batched over seeds.
-"""
+"""Matrix fidelity: real factors, trained or perturbed and aggregated, batched over seeds."""
 
 from __future__ import annotations
 

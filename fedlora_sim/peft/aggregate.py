@@ -59,10 +59,8 @@ def average_extras(clients: Sequence[AdapterFolder], weights: Sequence[float]) -
 
     Returns:
         Tensors by key, in the clients' dtype, or in the one that can hold all of theirs. A tensor
-            that
-        is equal in all folders is unchanged. Of a counter, such as `num_batches_tracked` of
-            BatchNorm,
-        the largest value is returned.
+        that is equal in all folders is unchanged. Of a counter, such as `num_batches_tracked` of
+        BatchNorm, the largest value is returned.
 
     Raises:
         InputError: if frozen weights differ by more than their precision, or integers differ that
@@ -134,10 +132,7 @@ def _in_order(rows: Tensor, tokens: list[int] | None, order: list[int] | None) -
 
 
 def _summed_in(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of sums: float32 for half precision.
-
-    Whose embeddings would not fit in float64.
-    """
+    """Return the dtype of sums: float32 for half precision, to save memory for embeddings."""
     return torch.float32 if tensor.element_size() <= 2 else torch.float64
 
 
@@ -288,10 +283,7 @@ def _check_request(
     empty_partition: str,
     target_rank: int | None,
 ) -> Request:
-    """Return the checked request for all modules; the device is resolved later.
-
-    When the dtype is known.
-    """
+    """Return the checked request for all modules; the device follows when the dtype is known."""
     if not isinstance(rule, str):
         raise expected("rule", rule, "the name of a rule, which the report can tell")
     get_rule(rule)

@@ -202,10 +202,7 @@ class AdapterConfig:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, module: str) -> bool:
-        """Return True if PEFT would apply LoRA to a module of this name.
-
-        PEFT drops other modules.
-        """
+        """Return True if PEFT would apply LoRA to a module of this name; it drops the others."""
         wanted = self.options.get("target_modules") or ()
         if isinstance(wanted, str):
             return wanted == "all-linear" or fits_whole(wanted, module)

@@ -1,7 +1,4 @@
-"""Patterns of module names: match them in bounded time, and write `rank_pattern`.
-
-`alpha_pattern`.
-"""
+"""Patterns of module names: match in bounded time; write `rank_pattern`, `alpha_pattern`."""
 
 from __future__ import annotations
 
@@ -190,8 +187,7 @@ def write_patterns(
 
     Returns:
         Default and patterns, and the value that they give each module: the required one, or
-            `common`
-        of all modules that match the same pattern.
+        `common` of all modules that match the same pattern.
     """
     known = functools.cache(fits_end)
     groups = _Groups(values, sorted(set(keys)), common, known)

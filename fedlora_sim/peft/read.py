@@ -211,9 +211,7 @@ class AdapterFolder:
     def factors(
         self, module: str, dtype: torch.dtype, device: torch.device, width: int = 0
     ) -> LoRAFactors:
-        """Return a module's update with its scaling: A (r, d_in) and B (d_out, r).
-
-        Flattened kernels.
+        """Return a module's update with its scaling: A (r, d_in), B (d_out, r), kernels flattened.
 
         With its scaling.
 
@@ -243,10 +241,7 @@ class AdapterFolder:
         return tuple(self._weights.get_slice(key).get_shape())
 
     def is_frozen(self, key: str) -> bool:
-        """Return True if a tensor is the base model's own.
-
-        Saved next to the LoRA of an embedding.
-        """
+        """Return True if a tensor is the base model's own, saved next to an embedding's LoRA."""
         path, _, leaf = key.rpartition(".")
         is_trained = leaf == "bias" and self.config.trains_biases
         return path.endswith(".base_layer") and not is_trained
@@ -282,8 +277,6 @@ class AdapterFolder:
 
     def _check_names(self) -> None:
         """Refuse names that cannot be a module's, and patterns that are slow to match with them.
-
-        And patterns that take too long to match with them.
 
         Names are printed, and written as patterns if their rank differs from that of other modules.
         """
@@ -413,10 +406,7 @@ class AdapterFolder:
         return fitting[0]
 
     def _layer(self, module: str, key_a: str, key_b: str) -> Layer:
-        """Return the shapes of a pair of factors.
-
-        After checking that they form a LoRA of the stated rank.
-        """
+        """Return the shapes of a pair of factors, which must form a LoRA of the stated rank."""
         shapes, dtypes = {}, {}
         for key in (key_a, key_b):
             shapes[key], name = self.shape(key), self._weights.get_slice(key).get_dtype()

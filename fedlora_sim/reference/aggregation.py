@@ -138,10 +138,7 @@ def _common_a(clients: Sequence[Client]) -> Factors:
 
 
 def _owners(clients: Sequence[Client], kept: Factors | None) -> Factors:
-    """Return each row of A and column of B averaged over the clients that have it.
-
-    Weighted by n_k.
-    """
+    """Return each row of A and column of B averaged by n_k over the clients that have it."""
     lora_a, lora_b = np.zeros_like(clients[0][0]), np.zeros_like(clients[0][1])
     for i in range(len(lora_a)):
         owners = [client for client in clients if client[3][i]]

@@ -35,10 +35,7 @@ from fedlora_sim.storage import digest, file_digest, source_fingerprint
 Index = tuple[int, ...]
 
 SEPARATORS = {":", ","}
-"""Characters that names must not contain: options follow `:`.
-
-And commas separate rules in lists.
-"""
+"""Characters that names must not contain: options follow `:`, and commas separate rules."""
 
 
 def as_rule(aggregator: AggregationRule | Aggregator) -> AggregationRule:

@@ -1,7 +1,4 @@
-"""Sweeps: a grid of scenarios, rules and seeds, planned as tasks, run anywhere.
-
-Read as one dataset.
-"""
+"""Sweeps: a grid of scenarios, rules and seeds, run as tasks anywhere, read as one dataset."""
 
 from fedlora_sim.sweep.dataset import open_sweep as open_sweep
 from fedlora_sim.sweep.grid import read_grid as read_grid

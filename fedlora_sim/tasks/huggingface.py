@@ -71,10 +71,7 @@ def _errors_only(*names: str) -> Iterator[None]:
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 FORBID = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-"""Settings of `torch.load`: the first overrides that of the caller.
-
-And the second is refused with it.
-"""
+"""Settings of `torch.load`: the first overrides the caller's, and refuses the second."""
 
 
 @contextmanager
@@ -171,9 +168,7 @@ def text_positions(model: Any) -> int | None:
 
 
 def from_pretrained(auto_class_name: str, name_or_folder: str | None, **kwargs: object) -> Any:
-    """Return `from_pretrained` of a class of transformers, silently.
-
-    From the local cache or the hub.
+    """Return a class's `from_pretrained`, from the local cache or the hub, without messages.
 
     No code from the model is run: `trust_remote_code=False`, and pickled weights
     (`pytorch_model.bin`) are read as tensors only.

@@ -42,8 +42,7 @@ def cache_prefix(task: TaskT, batch_size: int = 64) -> TaskT:
             to
         the original ones. Its model starts at the first adapted block, whose name is unchanged. The
         embeddings are still computed, because positions and masks depend on them; compared with a
-            block
-        they cost little.
+        block they cost little.
 
     Raises:
         InputError: names cache_prefix, if there is no block before the first adapted one, if an

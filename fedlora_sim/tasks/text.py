@@ -358,8 +358,7 @@ def load_text_task(options: TaskOptions) -> Task:
 
     Returns:
         The task, on the CPU in `options.dtype`. Splits use the labels; groups are the writers in
-            the
-        third column of the data.
+        the third column of the data.
 
     Raises:
         InputError: names the argument, its value and what was expected.

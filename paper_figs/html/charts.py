@@ -434,9 +434,7 @@ def _panel_words(rule: str, lines: list[Line], last: int) -> str:
 
 
 def sweep(claim: Mapping[str, Any]) -> Markup | None:
-    """Return a drawing of a claim's quantities over the parameter in their names.
-
-    Such as the round.
+    """Return a drawing of a claim's quantities over the parameter in their names, as the round.
 
     Args:
         claim: an entry of a report, with quantities named like `..., round 3, partition 2`.

@@ -1,7 +1,4 @@
-"""Clients whose training is not finite: named and refused.
-
-Or left out without changing other clients.
-"""
+"""Clients whose training is not finite: refused by name, or left out without side effects."""
 
 from __future__ import annotations
 
