@@ -7,7 +7,6 @@ docstrings and notebooks. Notebooks are executed.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import re
 import shutil
@@ -21,8 +20,7 @@ import sympy as sp
 from latex2mathml.converter import convert
 
 from analysis.derivations import symbols
-from analysis.derivations.appendix import derivations_of, notation, sections
-from analysis.derivations.statement import MARK
+from analysis.derivations.appendix import derivations_of, equations_of, notation, sections
 from analysis.formats import FORMULA
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,11 +105,7 @@ def theory() -> Iterator[str]:
 
 def _derivation(function: Callable[..., Any]) -> Iterator[str]:
     yield " ".join((function.__doc__ or "").partition("\n\n")[0].split())
-    result = function()
-    values = [result]
-    if dataclasses.is_dataclass(result):
-        values = [getattr(result, field.name) for field in dataclasses.fields(result)]
-    for left, value in zip(getattr(function, MARK), values, strict=True):
+    for left, value in equations_of(function):
         yield f'<div class="equation">{mathml(f"{left} = {sp.latex(value)}", "block")}</div>'
 
 

@@ -21,6 +21,7 @@ from analysis.claims.report import (
     claim_tables,
     conjecture_table,
     digits_table,
+    repeat_command,
     theme_table,
 )
 from analysis.formats import NONE, interval, markdown_table, number, percent
@@ -583,7 +584,7 @@ def run_line(report: dict[str, Any]) -> str:
     """Return command of the recorded report, and its duration if it ran without interruption."""
     made, seconds = report["environment"], report["seconds"]
     took = "" if seconds is None else f" ({seconds / 60:.1f} minutes on {made['cores']} cores)"
-    return f"Recorded from: `fedlora-sim verify --seed {made['seed']}`{took}."
+    return f"Recorded from: `{repeat_command(made)}`{took}."
 
 
 def rules_table() -> str:

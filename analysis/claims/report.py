@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,8 @@ WANTED = {
     "positive_control": "supported",
 }
 """The verdict that each control must have."""
-VERDICT_MARK = {"supported": "✓ supported", "refuted": "✗ refuted", "undecided": "? undecided"}
+MARKS = {"supported": "✓", "refuted": "✗", "undecided": "?"}
+VERDICT_MARK = {verdict: f"{mark} {verdict}" for verdict, mark in MARKS.items()}
 
 
 def verdict_table(report: Record) -> str:
@@ -254,7 +256,6 @@ def _claim_section(claim: Record, environment: Record) -> str:
         )
     ]
     reason = f" ({claim['reason']})" if claim["reason"] else ""
-    effort = f" --seed {environment['seed']}{' --quick' if environment['quick'] else ''}"
     return (
         f"### {claim['id']}: {claim['verdict']}{reason}\n\n{claim['statement']}\n\n"
         f"Source: {claim['source']}. Assumes: {claim['assumptions']}. "
@@ -262,8 +263,15 @@ def _claim_section(claim: Record, environment: Record) -> str:
         f"{_statistic(claim)}Margin: {claim['margin']}{_wide(claim)}.{_p_values(claim)}\n\n"
         f"{markdown_table(head, rows)}\n\n"
         f"{_every_run(claim)}{_controls(claim)}\n\n"
-        f"Repeat: `fedlora-sim verify{effort} --claim {claim['id']}`"
+        f"Repeat: `{repeat_command(environment, claim['id'])}`"
     )
+
+
+def repeat_command(environment: Record, claim: str | None = None) -> str:
+    """Return the command that repeats a verification, or one of its claims."""
+    words = ["fedlora-sim", "verify", "--seed", str(environment["seed"])]
+    words += ["--quick"] if environment["quick"] else []
+    return shlex.join([*words, *(["--claim", claim] if claim else [])])
 
 
 def _every_run(claim: Record) -> str:

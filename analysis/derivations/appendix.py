@@ -110,13 +110,17 @@ def notation(module: ModuleType) -> list[str]:
 def _statement(label: str, function: Callable[..., Any]) -> str:
     """Return one derivation: its sentence, its name and its equations."""
     sentence = prose(statement_of(function))
+    rows = [equation(left, value) for left, value in equations_of(function)]
+    return f"{sentence} (\\texttt{{{escape(label)}}})\n" + "\n".join(rows)
+
+
+def equations_of(function: Callable[..., Any]) -> list[tuple[str, sp.Expr]]:
+    """Return the equations of a derivation: left sides in LaTeX, each with the derived value."""
     result = function()
     values = [result]
     if dataclasses.is_dataclass(result):
         values = [getattr(result, field.name) for field in dataclasses.fields(result)]
-    left_sides = getattr(function, MARK)
-    rows = [equation(left, value) for left, value in zip(left_sides, values, strict=True)]
-    return f"{sentence} (\\texttt{{{escape(label)}}})\n" + "\n".join(rows)
+    return list(zip(getattr(function, MARK), values, strict=True))
 
 
 def statement_of(function: Callable[..., Any]) -> str:

@@ -7,7 +7,6 @@ MathML, which browsers and screen readers support.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import re
@@ -19,8 +18,7 @@ from markupsafe import Markup, escape
 
 from analysis.claims import CLAIMS
 from analysis.claims.report import SYMBOLS
-from analysis.derivations.appendix import equation, statement_of
-from analysis.derivations.statement import MARK
+from analysis.derivations.appendix import equation, equations_of, statement_of
 from analysis.formats import FORMULA
 
 # The derivations of each claim.
@@ -199,11 +197,7 @@ def derivation(name: str) -> Derivation:
     """
     module, function = name.split(".")
     derive = getattr(importlib.import_module(f"analysis.derivations.{module}"), function)
-    result = derive()
-    values = [result]
-    if dataclasses.is_dataclass(result):
-        values = [getattr(result, field.name) for field in dataclasses.fields(result)]
-    rows = zip(getattr(derive, MARK), values, strict=True)
+    rows = equations_of(derive)
     equations = tuple(mathml(_equation(left, value), display=True) for left, value in rows)
     return Derivation(name, _sentence(statement_of(derive)), equations)
 

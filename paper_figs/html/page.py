@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +9,14 @@ from markupsafe import Markup
 
 from analysis.claims.report import (
     CONTROLS,
+    MARKS,
     WANTED,
     by_theme,
     digits_for,
     distance_text,
     families_text,
     measured_head,
+    repeat_command,
     shown,
     worst,
 )
@@ -24,8 +25,6 @@ from paper_figs.html.charts import interval_html, interval_plot, number_html, p_
 from paper_figs.html.formulas import behind, typeset
 
 Record = Mapping[str, Any]
-VERDICTS = ("supported", "refuted", "undecided")
-MARKS = {"supported": "✓", "refuted": "✗", "undecided": "?"}
 SEEDS_APART = 1_000_000
 """Run i of base seed s has seed `s * 1_000_000 + i`."""
 
@@ -44,7 +43,7 @@ def headline(report: Record) -> str:
 
 def _kind_sentence(claims: Sequence[Record], kind: str) -> str:
     verdicts = [claim["verdict"] for claim in claims if claim["kind"] == kind]
-    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts}
+    counts = {verdict: verdicts.count(verdict) for verdict in MARKS if verdict in verdicts}
     count, names = len(verdicts), kind if len(verdicts) == 1 else f"{kind}s"
     if len(counts) == 1:
         every = "the" if count == 1 else "all"
@@ -94,7 +93,7 @@ def totals(report: Record) -> dict[str, dict[str, int]]:
 
 def _counts(claims: Sequence[Record], kind: str) -> dict[str, int]:
     verdicts = [claim["verdict"] for claim in claims if claim["kind"] == kind]
-    return {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts}
+    return {verdict: verdicts.count(verdict) for verdict in MARKS if verdict in verdicts}
 
 
 def choices(report: Record) -> dict[str, list[str]]:
@@ -150,7 +149,7 @@ def claim_view(claim: Record, report: Record, order: int) -> dict[str, Any]:
             if name in claim
         ],
         "counterexample": _counterexample(claim),
-        "command": command(claim, report),
+        "command": command(report, claim),
         "search": _search_text(claim),
     }
 
@@ -226,14 +225,11 @@ def _seeds(claim: Record, report: Record) -> str:
     return f"from {seed * SEEDS_APART} on (base seed {seed})"
 
 
-def command(claim: Record, report: Record) -> str:
-    """Return the command that repeats this claim alone; a study's claims are repeated together."""
+def command(report: Record, claim: Record | None = None) -> str:
+    """Return the command that repeats a report or one claim; a study is repeated as a whole."""
     if "command" in report:
         return str(report["command"])
-    made = report["environment"]
-    words = ["fedlora-sim", "verify", "--seed", str(made["seed"])]
-    words += ["--quick"] if made["quick"] else []
-    return shlex.join([*words, "--claim", claim["id"]])
+    return repeat_command(report["environment"], None if claim is None else claim["id"])
 
 
 def _search_text(claim: Record) -> str:

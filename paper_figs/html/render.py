@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from analysis.claims.report import SYMBOLS
+from analysis.claims.report import MARKS, SYMBOLS
 from analysis.formats import percent
 from fedlora_sim.version import __version__
 from paper_figs.html import page
@@ -61,7 +61,7 @@ def render(report: Mapping[str, Any], folder: Path, source: str = "report.json")
             totals=page.totals(report),
             themes=page.themes(report),
             controls={"refuted": controls.count("refuted"), "all": len(controls)},
-            marks=page.MARKS,
+            marks=MARKS,
             reading=[typeset(line) for line in page.how_to_read(report)],
             symbols=typeset(SYMBOLS),
             choices=page.choices(report),
@@ -75,7 +75,7 @@ def render(report: Mapping[str, Any], folder: Path, source: str = "report.json")
             pictures=pictures(report, folder, leave_out="energies" if drawn else ""),
             derivations=list(derived.values()),
             environment=_readable(made),
-            whole_command=_whole_command(report),
+            whole_command=page.command(report),
             version=__version__,
             source=source,
         )
@@ -110,14 +110,6 @@ def _about(report: Mapping[str, Any]) -> str:
         f"Base seed {made['seed']}, {effort}{minutes}. Predictions and margins are fixed in the "
         "code and take nothing from what is measured."
     )
-
-
-def _whole_command(report: Mapping[str, Any]) -> str:
-    """Return command that repeats the report: a study's, or a verification's with its effort."""
-    if "command" in report:
-        return str(report["command"])
-    made = report["environment"]
-    return f"fedlora-sim verify --seed {made['seed']}{' --quick' if made['quick'] else ''}"
 
 
 def _digits(report: Mapping[str, Any]) -> dict[str, Any] | None:

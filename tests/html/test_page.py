@@ -235,7 +235,7 @@ def test_a_study_is_shown_too() -> None:
 def test_a_claim_is_repeated_by_a_command_that_verify_knows() -> None:
     report = page_report()
     report["environment"]["quick"] = True
-    words = views.command(report["claims"][0], report).split()
+    words = views.command(report, report["claims"][0]).split()
     assert words == ["fedlora-sim", "verify", "--seed", "7", "--quick", "--claim", "staircase"]
     assert {"seed", "quick", "claim"} <= set(verify.__annotations__)
 
