@@ -333,11 +333,10 @@ def forecast(
     _check_same(calibration, dataset)
     found = []
     for j, number in enumerate(dataset.seed.values):
-        run = dataset.sel(seed=[number], round=slice(0, calibration.rounds))
-        past = past_of(run, calibration.rounds)
         draws = stream(seed, "forecast", int(number))
-        later = future_multipliers(run, calibration.rounds, horizon, count, draws)
-        paths = _combined(calibration, j, past, later)
+        past, later = _continuation(calibration, dataset, j, horizon, count, draws)
+        weights = dict(zip(LAWS.values(), calibration.weights.values[j], strict=True))
+        paths = _combined(weights, calibration.pasts[j], past, later)
         found.append(
             _summary(paths, calibration.scores.values[j], calibration, count, level, draws)
         )
@@ -374,12 +373,54 @@ def _check_same(calibration: Calibration, dataset: xr.Dataset) -> None:
         raise expected("dataset", f"{last} rounds", f"the calibration's {calibration.rounds}")
 
 
-def _combined(calibration: Calibration, j: int, past: Past, later: Array) -> Array:
-    """Return log10 of the energies of run j's continuations, (S, T, L, H)."""
-    weights = calibration.weights.values[j]
+def forecast_by_law(
+    calibration: Calibration,
+    dataset: xr.Dataset,
+    rounds: int,
+    law: Law,
+    *,
+    samples: int = 400,
+    seed: int = 0,
+) -> Array:
+    """Return log10 of the median energies of a single law, (seed, T, L, H); see `forecast`."""
+    _check_same(calibration, dataset)
+    found = []
+    for j, number in enumerate(dataset.seed.values):
+        draws = stream(seed, "forecast", int(number))
+        past, later = _continuation(calibration, dataset, j, rounds, samples, draws)
+        paths = _combined(
+            {law: np.ones(past.amplitude.shape[1:])}, calibration.pasts[j], past, later
+        )
+        found.append(np.median(paths, axis=0))
+    return np.stack(found)
+
+
+def _continuation(
+    calibration: Calibration,
+    dataset: xr.Dataset,
+    j: int,
+    rounds: int,
+    samples: int,
+    rng: np.random.Generator,
+) -> tuple[Past, Array]:
+    """Return the past of run j, and multipliers of its later rounds (S, T, L, H)."""
+    count = calibration.rounds
+    run = dataset.isel(seed=[j]).sel(round=slice(0, count))
+    return past_of(run, count), future_multipliers(run, count, rounds, samples, rng)
+
+
+def _combined(weights: Mapping[Law, Array], calibrating: Past, past: Past, later: Array) -> Array:
+    """Return log10 of the energies of a run's continuations, (S, T, L, H).
+
+    Args:
+        weights: laws with their weights (L, H).
+        calibrating: the run from which the laws are estimated.
+        past: the run that is continued, the same or one of another rule.
+        later: multipliers of later rounds (S, T, L, H).
+    """
     total = np.zeros(later.shape)
-    for weight, law in zip(weights, LAWS.values(), strict=True):
-        path = continued(law(calibration.pasts[j]), past.amplitude[-1], later, past.round)
+    for law, weight in weights.items():
+        path = continued(law(calibrating), past.amplitude[-1], later, past.round)
         total += weight * log_energy(path)
     return total
 
