@@ -39,6 +39,8 @@ CALIBRATION_ROUNDS, HORIZONS = 10, 15
 SEEDS = {"digits": tuple(range(5001, 5007)), "agnews": tuple(range(5101, 5104))}
 """Seeds of the record; laws and settings were chosen on runs with other seeds."""
 MODEL, DATA, TEST_DATA = "model", "data", "test_data"
+SECONDS = ("seconds", "cpu_seconds")
+"""What each run took: on the clock, and of the processor."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +84,25 @@ def make_runs(runs: Sequence[ForecastRun], out: Path) -> None:
             continue
         started, cpu = time.perf_counter(), time.process_time()
         dataset = simulate(run.scenario, rule=run.rule, seed=run.seed)
-        seconds = {
-            "seconds": time.perf_counter() - started,
-            "cpu_seconds": time.process_time() - cpu,
-        }
-        save_dataset(dataset.assign_attrs(seconds), path)
+        took = (time.perf_counter() - started, time.process_time() - cpu)
+        save_dataset(dataset.assign_attrs(dict(zip(SECONDS, took, strict=True))), path)
         line = f"run {number} of {len(runs)}: {run.rule}, seed {run.seed}"
-        print(f"{line}, {seconds['seconds']:.0f} s", file=sys.stderr, flush=True)
+        print(f"{line}, {took[0]:.0f} s", file=sys.stderr, flush=True)
 
 
-def load_runs(runs: Sequence[ForecastRun], out: Path) -> dict[str, xr.Dataset]:
-    """Return the runs of each rule, together along `seed`."""
+def load_runs(
+    runs: Sequence[ForecastRun], out: Path
+) -> tuple[dict[str, xr.Dataset], dict[str, float]]:
+    """Return the runs of each rule, together along `seed`, and the seconds that all took."""
     by_rule: dict[str, list[xr.Dataset]] = {}
     for run in runs:
         by_rule.setdefault(run.rule, []).append(load_dataset(out / run.file))
-    return {rule: xr.concat(own, "seed", combine_attrs="override") for rule, own in by_rule.items()}
+    every = [dataset for own in by_rule.values() for dataset in own]
+    took = {name: sum(float(one.attrs[name]) for one in every) for name in SECONDS}
+    together = {
+        rule: xr.concat(own, "seed", combine_attrs="override") for rule, own in by_rule.items()
+    }
+    return together, took
 
 
 # Scores: errors of forecasts in decades of energy, for each layer and partition
@@ -294,13 +300,13 @@ def drawn(runs: Mapping[str, xr.Dataset]) -> xr.Dataset:
     return together.transpose(*dims).drop_attrs().reset_coords(drop=True)
 
 
-def record(study: Study, runs: Mapping[str, xr.Dataset], seconds: float) -> Record:
+def record(study: Study, runs: Mapping[str, xr.Dataset], took: Mapping[str, float]) -> Record:
     """Return the record of all runs of a study.
 
     Args:
         study: the study.
         runs: its runs by rule.
-        seconds: what all runs took, one after the other.
+        took: what all runs took, one after the other, see `SECONDS`.
     """
     scores = {rule: score(dataset, HORIZONS) for rule, dataset in runs.items()}
     rows = [{"rule": rule, **summary(of)} for rule, of in scores.items()]
@@ -320,7 +326,7 @@ def record(study: Study, runs: Mapping[str, xr.Dataset], seconds: float) -> Reco
         "coverage_by_partition": partitions,
         "counterfactual": other,
         "bars": bars(rows, partitions, other),
-        "seconds": seconds,
+        **took,
         "command": f"python -m analysis.forecasting {study.name}",
         "environment": versions(),
     }
@@ -343,11 +349,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = asked.out / asked.study
     folder.mkdir(parents=True, exist_ok=True)
     make_runs(runs, folder)
-    by_rule, seconds = load_runs(runs, folder)
-    found = record(study, by_rule, seconds)
+    made, took = load_runs(runs, folder)
+    found = record(study, made, took)
     text = json.dumps(found, indent=1, allow_nan=False, default=list)
     write_text(asked.out / f"{study.name}.json", text + "\n")
-    save_dataset(drawn(by_rule), asked.out / f"{study.name}.nc")
+    save_dataset(drawn(made), asked.out / f"{study.name}.nc")
     for bar in found["bars"]:
         print("met   " if bar["met"] else "missed", bar["bar"], bar["measured"])
 

@@ -25,9 +25,11 @@ from analysis.claims.report import (
     theme_table,
 )
 from analysis.formats import NONE, interval, markdown_table, number, percent
+from analysis.paper import forecasts
 from analysis.studies.report import claims_table, outcomes_table, premise_table, scores_table
 from fedlora_sim.rules.registry import describe_all
-from fedlora_sim.storage import ResultFolder, write_bytes, write_text
+from fedlora_sim.storage import ResultFolder, load_dataset, write_bytes, write_text
+from paper_figs import forecasting, style
 from paper_figs.files import FROM_DATA
 
 # Speed tables, from the records of `make bench`
@@ -353,6 +355,123 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
+# Forecasts of real runs: copies in the record, and their tables
+
+FORECASTS = "forecasts"
+SHOWN_FORECASTS = {
+    "drift laws": "drift laws",
+    "persistence": "persistence",
+    "local trend": "local trend",
+    "damped trend": "damped trend",
+    "power of the round": "power law of the round",
+}
+"""Columns of the table, by the name of the forecast in the record."""
+
+
+def record_forecasts(results: Path, record: Path) -> None:
+    """Copy the forecasts' records, and draw their figure.
+
+    Args:
+        results: folder of results; nothing is done if there are no forecasts.
+        record: folder of the record.
+    """
+    found = [results / FORECASTS / f"{name}.json" for name in forecasts.STUDIES]
+    if not all(path.exists() for path in found):
+        return
+    target = record / FORECASTS
+    target.mkdir(parents=True, exist_ok=True)
+    for path in found:
+        for own in (path.with_suffix(".nc"), path):
+            write_bytes(target / own.name, own.read_bytes())
+    style.apply()
+    data = forecasts.described(
+        [load_dataset(path.with_suffix(".nc")) for path in found], [_read(path) for path in found]
+    )
+    style.save(forecasting.draw_forecasts(data)[0], target, FORECASTS, kinds=("png",))
+
+
+def forecast_blocks(record: Path) -> dict[str, str]:
+    """Return generated blocks by name, each of all studies; empty without recorded forecasts."""
+    paths = [record / FORECASTS / f"{name}.json" for name in forecasts.STUDIES]
+    found = [_read(path) for path in paths if path.exists()]
+    if not found:
+        return {}
+    return {
+        block: "\n\n".join(f"{_forecast_head(one)}\n\n{table(one)}" for one in found)
+        for block, table in {
+            "forecast_errors": forecast_table,
+            "forecast_bars": forecast_bars_table,
+            "forecast_counterfactuals": forecast_counterfactuals_table,
+        }.items()
+    }
+
+
+def _forecast_head(found: Record) -> str:
+    seeds = found["seeds"]
+    minutes = number(found["cpu_seconds"] / 60, 2)
+    return (
+        f"**{found['study']}**, {found['heterogeneity']}, seeds {seeds[0]} to {seeds[-1]}, "
+        f"horizons 1 to {found['horizons']} after {found['calibration_rounds']} rounds: "
+        f"`{found['command']}` ({minutes} minutes of one core)"
+    )
+
+
+def forecast_table(found: Record) -> str:
+    """Return the median errors of the drift laws and of the baselines, and the coverage."""
+    head = (
+        "rule",
+        *SHOWN_FORECASTS.values(),
+        "drift laws over persistence [95% over seeds]",
+        f"coverage of {percent(found['confidence'])} intervals [95% over seeds]",
+        "by partition",
+    )
+    rows: Lines = []
+    for row in found["rows"]:
+        errors = [number(row["errors"][name]["error"], 3) for name in SHOWN_FORECASTS]
+        by = ", ".join(number(share, 2) for share in row["coverage_by_partition"])
+        cells = (_with_interval(row["ratios"]["persistence"]), _with_interval(row["coverage"]), by)
+        rows.append([f"`{row['rule']}`", *errors, *cells])
+    return markdown_table(head, rows)
+
+
+def forecast_bars_table(found: Record) -> str:
+    """Return what was wanted before the runs, what was measured, and whether it is met."""
+    rows: Lines = []
+    for bar in found["bars"]:
+        value = bar["measured"]
+        told = (
+            number(value, 3) if isinstance(value, float) else f"{len(value)}: " + ", ".join(value)
+        )
+        rows.append((bar["bar"], bar["wanted"], told, "met" if bar["met"] else "missed"))
+    return markdown_table(("forecast", "wanted", "measured", ""), rows)
+
+
+def forecast_counterfactuals_table(found: Record) -> str:
+    """Return the errors of forecasts of one rule from another rule's first rounds."""
+    head = (
+        "calibrated on",
+        "forecast",
+        "error",
+        "persistence",
+        "by partition",
+        "persistence, likewise",
+    )
+    rows: Lines = []
+    for row in found["counterfactual"]:
+        pair = [row["errors"][name] for name in ("drift laws", "persistence")]
+        errors = [number(one["error"], 3) for one in pair]
+        by = [", ".join(number(error, 2) for error in one["by_partition"]) for one in pair]
+        rows.append([f"`{row['calibrated']}`", f"`{row['rule']}`", *errors, *by])
+    return markdown_table(head, rows)
+
+
+def _with_interval(found: Record) -> str:
+    value = number(found["value"], 3)
+    return (
+        value if found["low"] is None else f"{value} {interval((found['low'], found['high']), 3)}"
+    )
+
+
 # The conformance suite: results for each rule, and the faults that it finds
 
 
@@ -615,7 +734,7 @@ def tables(record: Path) -> dict[str, str]:
     for name, tables_of in BENCHES.items():
         bench = json.loads((record / f"{name}.json").read_text(encoding="utf-8"))
         blocks |= {block: table(bench) for block, table in tables_of.items()}
-    return blocks | study_blocks(record)
+    return blocks | study_blocks(record) | forecast_blocks(record)
 
 
 def documents(root: Path) -> list[Path]:
@@ -653,12 +772,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, default=ROOT / "results" / "verify")
     parser.add_argument("--bench", type=Path, default=ROOT / "results" / "bench")
+    parser.add_argument("--forecasts", action="store_true", help="record the forecasts alone")
     parser.add_argument("--study", action="append", help="record this study again")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--check", action="store_true", help="fail if a document is stale")
     chosen.add_argument("--tables", action="store_true", help="record nothing, write the tables")
     arguments = parser.parse_args()
-    if not arguments.check and not arguments.tables:
+    if arguments.forecasts:
+        record_forecasts(ROOT / "results", RECORD)
+    elif not arguments.check and not arguments.tables:
         record(arguments.source, arguments.bench, arguments.study or [])
     texts = {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in documents(ROOT)
@@ -694,6 +816,7 @@ def record(source: Path, bench: Path, studies: Sequence[str]) -> None:
     for name in FROM_DATA:
         write_bytes(RECORD / f"{name}.png", (source / "figures" / f"{name}.png").read_bytes())
     record_studies(ROOT / "results", RECORD, studies)
+    record_forecasts(ROOT / "results", RECORD)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ LEAST = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Round:
+class RoundStep:
     """What a rule makes of the amplitudes that clients return.
 
     Args:
@@ -98,7 +98,7 @@ class Past:
         return Past(amplitude, multiplier, self.in_base, self.carried)
 
     @property
-    def round(self) -> Round:
+    def round(self) -> RoundStep:
         """The rule's round; where nothing is carried over, with the share that leaks back.
 
         Without contributors a partition is not empty: truncation fills it with the rest of the
@@ -107,10 +107,10 @@ class Past:
         before, after = self.amplitude[1:-1], self.amplitude[2:]
         empty = (self.multiplier[1:] == 0) & (before > 0) & (after > 0)
         if self.carried:
-            return Round(self.in_base, 1.0)
+            return RoundStep(self.in_base, 1.0)
         if not empty.any():
-            return Round(self.in_base, LEAK)
-        return Round(self.in_base, float(np.exp(np.log(after[empty] / before[empty]).mean())))
+            return RoundStep(self.in_base, LEAK)
+        return RoundStep(self.in_base, float(np.exp(np.log(after[empty] / before[empty]).mean())))
 
     def recent(self, rounds: int) -> tuple[Array, Array, Array]:
         """Return X before, X after and mu of the last rounds, without the first, from zero."""
@@ -132,7 +132,7 @@ Drift = Callable[[int, Array, Array], Array]
 Law = Callable[[Past], Drift]
 
 
-def continued(drift: Drift, start: Array, multiplier: Array, rule: Round) -> Array:
+def continued(drift: Drift, start: Array, multiplier: Array, rule: RoundStep) -> Array:
     """Return the amplitudes of later rounds.
 
     Args:
@@ -264,10 +264,11 @@ def ledger(past: Past, rounds: int = LONG_WINDOW) -> Drift:
 def flow(past: Past, rounds: int = WINDOW) -> Drift:
     """Continue the logistic flow of plain gradient steps: clients return `1 / (a / X + b)`."""
     drift, weight, before = past.drifts(rounds)
-    known = (weight > 0) & (before > 0) & (before + drift > 0)
+    usable = (weight > 0) & (before > 0) & (before + drift > 0)
+    known = usable.astype(np.float64)
     unit = weighted_mean(before, known)
     unit = np.where(unit > 0, unit, 1.0)
-    x, y = (unit / np.where(known, values, 1.0) for values in (before, before + drift))
+    x, y = (unit / np.where(usable, values, 1.0) for values in (before, before + drift))
     factor = np.clip(slope(x, y, known), 0.0, 1.0)
     rest = np.maximum(weighted_mean(y - factor * x, known), 0.0)
     lost = factor + rest == 0  # nothing is known

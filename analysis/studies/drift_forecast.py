@@ -235,7 +235,7 @@ def conformity_scores(errors: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class DriftCalibration:
     """What the first rounds of some runs say about the later ones.
 
     Args:
@@ -254,7 +254,7 @@ class Calibration:
     scores: xr.DataArray
 
 
-def calibrate(dataset: xr.Dataset, rounds: int) -> Calibration:
+def calibrate(dataset: xr.Dataset, rounds: int) -> DriftCalibration:
     """Estimate the drift laws of a training run from its first rounds.
 
     Args:
@@ -290,7 +290,7 @@ def calibrate(dataset: xr.Dataset, rounds: int) -> Calibration:
         return xr.DataArray(np.stack(values), own, ("seed", *dims))
 
     drifts = [constant_drift(past)(0, past.amplitude[-1], past.multiplier[-1]) for past in pasts]
-    return Calibration(
+    return DriftCalibration(
         count,
         pasts,
         labelled([law_weights(e) for e in errors], "law", "layer", "partition"),
@@ -300,7 +300,7 @@ def calibrate(dataset: xr.Dataset, rounds: int) -> Calibration:
 
 
 def forecast(
-    calibration: Calibration,
+    calibration: DriftCalibration,
     dataset: xr.Dataset,
     rounds: int,
     *,
@@ -359,7 +359,7 @@ def forecast(
     return predicted.transpose(*order).assign_attrs(attrs)
 
 
-def _check_same(calibration: Calibration, dataset: xr.Dataset) -> None:
+def _check_same(calibration: DriftCalibration, dataset: xr.Dataset) -> None:
     check_has(dataset, USED)
     for name in ("seed", "layer"):
         known, given = calibration.weights[name].values, dataset[name].values
@@ -374,7 +374,7 @@ def _check_same(calibration: Calibration, dataset: xr.Dataset) -> None:
 
 
 def forecast_by_law(
-    calibration: Calibration,
+    calibration: DriftCalibration,
     dataset: xr.Dataset,
     rounds: int,
     law: Law,
@@ -396,7 +396,7 @@ def forecast_by_law(
 
 
 def _continuation(
-    calibration: Calibration,
+    calibration: DriftCalibration,
     dataset: xr.Dataset,
     j: int,
     rounds: int,
@@ -428,7 +428,7 @@ def _combined(weights: Mapping[Law, Array], calibrating: Past, past: Past, later
 def _summary(
     paths: Array,
     scores: Array,
-    calibration: Calibration,
+    calibration: DriftCalibration,
     count: int,
     confidence: float,
     rng: np.random.Generator,
