@@ -10,16 +10,14 @@ import venv
 from collections.abc import Callable
 from configparser import ConfigParser
 from pathlib import Path
-from zipfile import ZipFile
 
 import pytest
+from wheel_cases import PATIENCE, unpack_wheel
 
 from fedlora_sim import import_path
 from fedlora_sim.version import __version__
 
 ROOT = Path(__file__).parents[2]
-BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
-PATIENCE = 300
 THEIRS = "raise SystemExit('the package of the research repository was imported')\n"
 WITH_WORKERS = (
     *("staircase", "zero-pad-fourth-power", "raflora-flat", "hetlora-uniform"),
@@ -40,20 +38,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / package, source / package, ignore=skipped)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    wheels.mkdir()
-    subprocess.run(
-        [sys.executable, "-c", BUILD, str(wheels)],
-        cwd=source,
-        check=True,
-        capture_output=True,
-        timeout=PATIENCE,
-    )
-    (wheel,) = wheels.glob(f"fedlora_sim-{__version__}-*.whl")
     venv.create(environment, symlinks=True)
     site = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = site / "site-packages"
-    with ZipFile(wheel) as packed:
-        packed.extractall(site)
+    unpack_wheel(source, wheels, f"fedlora_sim-{__version__}-*.whl", site)
     # As plain folders of the path, so that editable installations in them are not followed.
     shared = [path for path in sys.path if Path(path).name == "site-packages"]
     (site / "shared.pth").write_text("\n".join(shared) + "\n", encoding="utf-8")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from verify_cases import claim
 
 import fedlora_cli.verify as command
-from analysis.claims.base import Claim, Control, RunContext
 from analysis.paper import energies
-from analysis.stats.verdicts import Prediction
 from fedlora_sim.storage import MARKER
 
 RECORDED = Path(__file__).parents[2] / "results" / "recorded"
@@ -111,36 +108,19 @@ def test_a_place_that_cannot_be_written_to_is_refused(
     assert expectation in done.err
 
 
-def found(numbers: Sequence[int], context: RunContext) -> np.ndarray:
-    """Return an experiment that finds one."""
-    return np.full((len(numbers), 1), 1.0)
-
-
 @pytest.mark.slow
 def test_verify_writes_the_page_with_html(
     fedlora: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = Claim(
-        id="one",
-        statement="The value is one.",
-        source="ours",
-        assumptions="none",
-        fidelity="spectral",
-        statistic="mean of the runs",
-        quantities=("value",),
-        predict=partial(Prediction.within, 1.0, 0.1),
-        experiment=found,
-        control=Control("the value is three", partial(Prediction.within, 3.0, 0.1)),
-    )
-    monkeypatch.setattr(command, "select", lambda names, quick: (claim,))
+    monkeypatch.setattr(command, "select", lambda names, quick: (claim("one"),))
     monkeypatch.setattr(command, "draw_all", lambda report, data, out: [])
     small = energies.ENERGIES.replace(ranks="1,2,3", rounds=2, d_in=6, d_out=5)
     monkeypatch.setattr(energies, "ENERGIES", small)
     assert fedlora("verify", "--out", "v", "--html").code == 0
     page = Path("v/report.html").read_text()
     assert "The value is one." in page
-    assert 'id="trajectories"' in page, "the energies beside the report are shown"
+    assert 'id="trajectories"' in page, "the energies next to the report are shown"
     assert fedlora("report", "v", "--out", "again.html").code == 0
     assert Path("again.html").read_text() == page
     assert fedlora("verify", "--out", "v").code == 0
-    assert not Path("v/report.html").exists(), "no page of an earlier run stays beside this one"
+    assert not Path("v/report.html").exists(), "no page of an earlier run stays next to this one"

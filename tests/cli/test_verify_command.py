@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from verify_cases import claim
 
 import analysis
 import analysis.claims.verify as verification
@@ -27,36 +27,6 @@ from fedlora_sim.datasets import build_dataset
 from fedlora_sim.errors import InputError, check_choice
 from fedlora_sim.storage import MARKER, load_dataset
 from paper_figs import finetuning as digits_figure
-
-
-class Measured:
-    """An experiment that measures one value and counts its runs."""
-
-    def __init__(self, value: float) -> None:
-        self.value, self.runs, self.stop = value, 0, False
-
-    def __call__(self, numbers: Sequence[int], context: RunContext) -> np.ndarray:
-        if self.stop:
-            raise KeyboardInterrupt
-        self.runs += len(numbers)
-        return np.full((len(numbers), 1), self.value)
-
-
-def claim(name: str, value: float = 1.0, **changes: object) -> Claim:
-    made = Claim(
-        id=name,
-        statement="The value is one.",
-        source="ours",
-        assumptions="none",
-        fidelity="spectral",
-        statistic="mean of the runs",
-        quantities=("value",),
-        predict=partial(Prediction.within, 1.0, 0.1),
-        experiment=Measured(value),
-        control=Control("the value is three", partial(Prediction.within, 3.0, 0.1)),
-    )
-    return replace(made, **changes)
-
 
 CASES = {
     "true": claim("true"),

@@ -12,20 +12,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import pytest
 import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
+from wheel_cases import PATIENCE, unpack_wheel
 
 from fedlora_sim.rules import registry
 from fedlora_sim.storage import load_dataset
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
-BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
-PATIENCE = 300
 
 TRAIN = """
 from run_cases import make_tiny_task
@@ -48,17 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, wheels, site = (place / name for name in ("source", "wheels", "site"))
     skipped = shutil.ignore_patterns("__pycache__", ".*", "build", "*.egg-info")
     shutil.copytree(TESTS / "third_party", source, ignore=skipped)
-    wheels.mkdir()
-    subprocess.run(
-        [sys.executable, "-c", BUILD, str(wheels)],
-        cwd=source,
-        check=True,
-        capture_output=True,
-        timeout=PATIENCE,
-    )
-    (wheel,) = wheels.glob("fedlora_momentum-1.0-*.whl")
-    with ZipFile(wheel) as packed:
-        packed.extractall(site)
+    unpack_wheel(source, wheels, "fedlora_momentum-1.0-*.whl", site)
     return site
 
 
@@ -102,7 +90,7 @@ def test_its_rules_are_listed(process: Run) -> None:
     assert done.stderr == ""
     blocks = done.stdout.split("\n")
     for name, options, multiplier, averages in (
-        ("momentum", "beta=0.9, learning_rate=1.0", "W in the first round", "in its own way"),
+        ("momentum", "beta=0.9, learning_rate=1.0", "W of the first round", "in its own way"),
         ("tempered", "beta=0.5", "not declared", "products"),
     ):
         at = blocks.index(name)

@@ -20,7 +20,7 @@ from paper_figs import style
 from paper_figs.files import FIGURES
 from paper_figs.style import LINES_OF, look
 
-pytestmark = pytest.mark.usefixtures("coarse")
+pytestmark = pytest.mark.usefixtures("coarse_figures")
 
 TOUCH = 1.0  # points by which the boxes of two texts may overlap, because letters do not fill them
 OUTSIDE = 0.5  # points by which a box may reach beyond the canvas

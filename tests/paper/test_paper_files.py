@@ -19,7 +19,7 @@ from paper_figs import __main__ as command
 from paper_figs import files as paper_figs_files
 from paper_figs.files import FIGURES, draw_paper, stale
 
-pytestmark = pytest.mark.usefixtures("coarse")
+pytestmark = pytest.mark.usefixtures("coarse_figures")
 
 FEW = ["allocation", "scaling"]
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from figure_cases import coarse_figures  # noqa: F401 - a fixture
 from report_cases import report  # noqa: F401 - a fixture
 
 from analysis.paper.energies import ENERGY_RULES
 from fedlora_sim import Scenario
 from fedlora_sim.datasets import build_dataset
 from paper_figs import finetuning as digits_figure
-from paper_figs import style
 
 
 @pytest.fixture
@@ -39,12 +36,3 @@ def digits_runs() -> xr.Dataset:
         {name: (dims, rng.uniform(0.5, 1.0, size)) for name in ("rho", "accuracy")},
         coords={"run": list(digits_figure.LOOK), "seed": [0, 1], "round": np.arange(4)},
     )
-
-
-@pytest.fixture
-def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Draw with few pixels, and close all figures afterwards."""
-    monkeypatch.setitem(style.RC, "savefig.dpi", 40)
-    style.apply()
-    yield
-    plt.close("all")
