@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,19 +18,18 @@ from analysis.formats import interval, number
 from analysis.studies.findings import curves
 from analysis.studies.report import last_part, study_report, to_markdown
 from analysis.studies.run import (
+    RUNS,
     Scores,
-    check_data,
     forecasts,
     load_runs,
-    missing_runs,
     pooled,
     run_study,
     score_runs,
     why_no_scores,
 )
-from analysis.studies.study import PATHS, Study, StudyRun, load_study, study_about, study_names
+from analysis.studies.study import PATHS, Study, load_study, study_about, study_names
 from fedlora_cli.options import check_folder, parse_assignment
-from fedlora_cli.resume import INTERRUPTED
+from fedlora_cli.resume import resumable_sweep
 from fedlora_cli.scenario_options import Settings
 from fedlora_cli.tables import wide_console
 from fedlora_sim.errors import check_count, expected
@@ -64,6 +61,9 @@ def study(
     force: Annotated[
         bool, typer.Option("--force", help="replace reports that were changed since")
     ] = False,
+    mix_code: Annotated[
+        bool, typer.Option("--mix-code", help="continue although other code made the finished runs")
+    ] = False,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="report on runs that are all there")
     ] = False,
@@ -77,50 +77,19 @@ def study(
         raise expected("study", None, f"one of {', '.join(study_names())}, or a file in TOML")
     changes = dict(parse_assignment(text) for text in settings or [])
     names = None if rules is None else [name.strip() for name in rules.split(",")]
-    chosen = load_study(source, changes).part(names, heterogeneity, seeds)
+    whole = load_study(source, changes)
+    chosen = whole.part(names, heterogeneity, seeds)
     folder = Path("results") / chosen.name if out is None else out
     check_folder("--out", folder, folder)
     workers = check_count("--workers", workers, 1_024)
     results = ResultFolder(folder, "study", force=force)
-    with results.only_writer(), _resumable(chosen, folder):
+    with results.only_writer(), resumable_sweep(folder / RUNS) as check_stopped:
         results.check(WRITTEN)
         if not report_only:
-            _make_runs(chosen, folder, workers)
+            run_study(whole, folder, workers, part=chosen, mix_code=mix_code, on_task=check_stopped)
         command = _command(source, settings or [], names, heterogeneity, seeds)
         report = _write_report(chosen, results, workers, command)
     _print_tables(report, folder)
-
-
-@contextmanager
-def _resumable(chosen: Study, out: Path) -> Iterator[None]:
-    """On Ctrl-C report what is stored and how to continue, and exit with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        total = len(chosen.runs())
-        kept = f"{total - len(missing_runs(chosen, out))} of {total} runs are kept in {out}"
-        rounds = "and the rounds of those under way"
-        print(f"\nstopped; {kept}, {rounds}; the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _make_runs(chosen: Study, out: Path, workers: int) -> None:
-    total, missing = len(chosen.runs()), missing_runs(chosen, out)
-    check_data(missing)
-    done = total - len(missing)
-    if done:
-        print(f"going on from {done} of {total} runs in {out}", file=sys.stderr)
-    with tqdm(total=total, initial=done, unit="run", disable=None) as bar:
-
-        def show(run: StudyRun) -> None:
-            nonlocal done
-            done += 1
-            bar.set_description(run.label, refresh=False)
-            bar.update()
-            if bar.disable:  # without a terminal: a line per run instead of a bar
-                print(f"run {done} of {total}: {run.label}", file=sys.stderr, flush=True)
-
-        run_study(chosen, out, workers, show)
 
 
 def _write_report(

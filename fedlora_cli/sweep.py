@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fedlora_cli.options import check_folder
-from fedlora_cli.resume import INTERRUPTED
+from fedlora_cli.resume import resumable_sweep
 from fedlora_sim.errors import check_positive
 from fedlora_sim.sweep.grid import read_grid
 from fedlora_sim.sweep.plan import TASK_SECONDS
 from fedlora_sim.sweep.run import Engine, Forecast, SweepReport, duration, forecast, run_sweep
-from fedlora_sim.sweep.store import load_manifest, present_tasks
 
 FAILED = 1
 
@@ -41,7 +36,7 @@ def sweep(
         bool, typer.Option("--dry-run", help="check all, say what it takes, write nothing")
     ] = False,
     task_seconds: Annotated[
-        float, typer.Option(help="estimated time that a new task takes at least")
+        float, typer.Option(help="estimated time of a new task, at most")
     ] = TASK_SECONDS,
     mix_code: Annotated[
         bool,
@@ -57,7 +52,7 @@ def sweep(
         told = forecast(checked, out, task_seconds=seconds, mix_code=mix_code, engine=engine)
         _print_forecast(told, engine)
         return
-    with _resumable(out) as check_stopped:
+    with resumable_sweep(out) as check_stopped:
         report = run_sweep(
             checked,
             out,
@@ -67,56 +62,6 @@ def sweep(
             on_task=check_stopped,
         )
     _print_report(report, out)
-
-
-@contextmanager
-def _resumable(out: Path) -> Iterator[Callable[[object], None]]:
-    """On Ctrl-C or SIGTERM report what is stored and how to continue, and exit with 130.
-
-    Yields:
-        A function to call after every task: an exception that a signal raises is lost within Python
-        callbacks.
-    """
-    stopped = False
-
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-        raise KeyboardInterrupt
-
-    def check(_: object) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-
-    def hook(lost: sys.UnraisableHookArgs) -> None:
-        if not issubclass(lost.exc_type, KeyboardInterrupt):  # raised again by `check`
-            hook_before(lost)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    hook_before, sys.unraisablehook = sys.unraisablehook, hook
-    try:
-        yield check
-    except (KeyboardInterrupt, OSError) as error:
-        print(f"\nstopped; {_kept(out)}; go on with: {_command()}", file=sys.stderr)
-        if isinstance(error, OSError):
-            raise
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        sys.unraisablehook = hook_before
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _kept(out: Path) -> str:
-    manifest = load_manifest(out)
-    if manifest is None:
-        return "nothing was begun"
-    ids, present = {task.id for task in manifest.tasks}, present_tasks(out)
-    return f"{len(ids & present):,} of {len(ids):,} tasks are kept in {out}"
-
-
-def _command() -> str:
-    return shlex.join(["fedlora-sim", *sys.argv[1:]])
 
 
 def _print_forecast(told: Forecast, engine: Engine) -> None:

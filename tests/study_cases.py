@@ -7,9 +7,11 @@ from pathlib import Path
 import xarray as xr
 from real_cases import LAW, linear_run, with_counterfactuals
 
+from analysis.studies.run import RUNS, point_of, task_of
 from analysis.studies.study import Study, StudyRun, study_of
 from fedlora_sim.metrics import effective_rank, energy_ratio
-from fedlora_sim.storage import save_dataset
+from fedlora_sim.sweep.grid import SEED
+from fedlora_sim.sweep.store import POINT, RUN, put_task, task_path
 from fedlora_sim.version import versions
 
 ROUNDS = 6
@@ -67,5 +69,8 @@ def made_up_runs(study: Study, law=LAW) -> dict[str, xr.Dataset]:
 
 
 def keep(run: StudyRun, out: Path) -> Path:
-    """Return a made-up run on disk, where the study looks for it."""
-    return save_dataset(made_up(run), out / "runs" / f"{run.label}.nc")
+    """Store a made-up run where the study looks for it."""
+    task, found = task_of(run), made_up(run)
+    stored = found.swap_dims({SEED: RUN}).assign_coords({POINT: (RUN, [point_of(run).id])})
+    put_task(out / RUNS, task, stored)
+    return task_path(out / RUNS, task)

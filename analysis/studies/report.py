@@ -34,7 +34,6 @@ from analysis.studies.findings import (
     with_interval,
 )
 from analysis.studies.run import (
-    CODE,
     Scores,
     calibration_rounds,
     interval_confidence,
@@ -181,7 +180,7 @@ def _one_step(run: xr.Dataset) -> xr.Dataset:
 
 def environment(study: Study, runs: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     """Return the versions that made the runs and the report."""
-    names = (*versions(), CODE)
+    names = (*versions(), "code")
     made_with = {", ".join(f"{n} {run.attrs.get(n)}" for n in names) for run in runs.values()}
     return {
         "runs_made_with": "; ".join(sorted(made_with)).replace("_version", ""),

@@ -1,41 +1,38 @@
-"""Run a study: one file per run, made in parallel, resumed round by round; and score its runs."""
+"""Run a study as a sweep, and score its runs."""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
-import fedlora_sim
 from analysis.studies.calibrate import by_partition
 from analysis.studies.forecast import failures, predict_every_rule, score, summarize
 from analysis.studies.study import MIXED, Study, StudyRun
-from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError, expected
-from fedlora_sim.finetune.batches import split_clients
-from fedlora_sim.finetune.checkpoints import OtherRunError, drop_other_run
 from fedlora_sim.runtime import in_processes, one_thread
-from fedlora_sim.storage import load_dataset, save_dataset, source_fingerprint
-from fedlora_sim.tasks.loading import load_task
+from fedlora_sim.sweep.grid import Point, listed_grid
+from fedlora_sim.sweep.plan import Part, SweepTask
+from fedlora_sim.sweep.run import Engine, run_sweep
+from fedlora_sim.sweep.store import is_valid, read_task
+from fedlora_sim.sweep.work import TaskResult
 
-RUNS, ROUNDS = "runs", "rounds"
-CODE = "code"
-"""Attribute of a run: hash of the simulator's sources that made it."""
+RUNS = "runs"
+"""Name of the sweep in a study's folder."""
 
 
 def run_study(
     study: Study,
     out: Path,
     workers: int = 1,
-    on_progress: Callable[[StudyRun], object] = lambda run: None,
+    *,
+    part: Study | None = None,
+    mix_code: bool = False,
+    on_task: Callable[[TaskResult], object] = lambda outcome: None,
 ) -> None:
-    """Make the missing runs.
+    """Run the missing runs as the sweep `runs`, see `run_sweep`.
 
     The bits of a run do not depend on the order or the process. A stopped study continues from the
     last finished round of each run.
@@ -44,106 +41,54 @@ def run_study(
         study: the study.
         out: folder of the results.
         workers: number of runs in parallel, each in its own process.
-        on_progress: called with each finished run.
+        part: the part of the study to run now; all when None.
+        mix_code: continue although other code computed the finished runs.
+        on_task: called with each outcome.
 
     Raises:
-        InputError: names the run and what is wrong with it.
+        InputError: before anything is run; or if a run has failed, after all others, with its name.
     """
-    code = source_fingerprint(Path(fedlora_sim.__file__).parent)[:12]
-    jobs = [(run, out, code) for run in missing_runs(study, out)]
-    for run in in_processes(_make, jobs, workers):
-        on_progress(run)
-    _drop_rounds(study, out)
+    names = {task_of(run).id: run.label for run in (part or study).runs()}
+    failed: dict[str, str] = {}
 
+    def tell(outcome: TaskResult) -> None:
+        if outcome.error is not None:
+            failed[names[outcome.id]] = outcome.error
+        on_task(outcome)
 
-def check_data(runs: Sequence[StudyRun]) -> None:
-    """Load the task and split it as every run will, so that errors occur before the first run.
-
-    Raises:
-        InputError: names the run and what is wrong with it.
-    """
-    for run in runs:
-        # a prefix takes time and memory, and does not affect the split
-        scenario = run.scenario.replace(cache_prefix=False)
-        try:
-            split_clients(scenario, load_task(scenario).train, run.seed)
-        except InputError as error:
-            raise _named(run, error) from None
+    grid = listed_grid((point_of(run), run.seed) for run in study.runs())
+    engine = Engine(workers)
+    run_sweep(grid, out / RUNS, engine=engine, mix_code=mix_code, only=names, on_task=tell)
+    for name, error in failed.items():
+        raise InputError(f"{name}: {error}")
 
 
 def missing_runs(study: Study, out: Path) -> list[StudyRun]:
-    """Return the runs without a file.
-
-    Raises:
-        InputError: if a file is of another run; names the difference.
-    """
-    missing = []
-    for run in study.runs():
-        path = _file(run, out)
-        if not path.exists():
-            missing.append(run)
-            continue
-        with xr.open_dataset(path, engine="h5netcdf") as dataset:
-            _check_same(run, dataset, path)
-    return missing
+    """Return the runs without a result."""
+    return [run for run in study.runs() if not is_valid(out / RUNS, task_of(run))]
 
 
 def load_runs(study: Study, out: Path) -> dict[str, xr.Dataset]:
     """Return all runs of a study by label.
 
     Raises:
-        InputError: if one is missing, or if a file is of another run.
+        InputError: if one is missing.
     """
     missing = missing_runs(study, out)
     if missing:
         wanted = f"all runs of the study; {len(missing)} are missing, {missing[0].label} first"
         raise expected("out", str(out), wanted)
-    return {run.label: load_dataset(_file(run, out)) for run in study.runs()}
+    return {run.label: read_task(out / RUNS, task_of(run)) for run in study.runs()}
 
 
-def _check_same(run: StudyRun, dataset: xr.Dataset, path: Path) -> None:
-    usual = Scenario(run.scenario.ranks, fidelity="training").to_attrs()
-    for name, value in {**run.scenario.to_attrs(), "rule": run.rule}.items():
-        # files from before this field existed correspond to its default
-        found = dataset.attrs.get(name, usual.get(name))
-        # netCDF stores a list of one item as a number
-        if np.atleast_1d(np.asarray(found)).tolist() != np.atleast_1d(np.asarray(value)).tolist():
-            raise expected(name, value, f"{found!r}, as in {path} (or another folder)")
+def point_of(run: StudyRun) -> Point:
+    """Return a run's scenario and rule as a point of a sweep."""
+    return Point(run.scenario, run.rule)
 
 
-def _make(run: StudyRun, out: Path, code: str) -> StudyRun:
-    """Make one run, or continue it if the same code started it."""
-    rounds = out / ROUNDS / code / run.label
-    make = partial(simulate, run.scenario, rule=run.rule, seed=run.seed, checkpoints=rounds)
-    try:
-        try:
-            dataset = make()
-        except OtherRunError as error:  # started on a machine where the model has other bits
-            drop_other_run(rounds, error)
-            dataset = make()
-    except InputError as error:
-        raise _named(run, error) from None
-    save_dataset(dataset.assign_attrs({CODE: code}), _file(run, out))
-    shutil.rmtree(rounds, ignore_errors=True)
-    return run
-
-
-def _drop_rounds(study: Study, out: Path) -> None:
-    """Remove stored rounds of finished runs, which other code or a killed process left."""
-    for run in study.runs():
-        for rounds in (out / ROUNDS).glob(f"*/{run.label}"):
-            shutil.rmtree(rounds, ignore_errors=True)
-    for folder in (*(out / ROUNDS).glob("*"), out / ROUNDS):
-        with contextlib.suppress(OSError):  # runs of another part are stored there
-            folder.rmdir()
-
-
-def _named(run: StudyRun, error: InputError) -> InputError:
-    return InputError(f"{run.label}: {error}")
-
-
-def _file(run: StudyRun, out: Path) -> Path:
-    return out / RUNS / f"{run.label}.nc"
+def task_of(run: StudyRun) -> SweepTask:
+    """Return the task of a sweep that makes a run."""
+    return SweepTask((Part(point_of(run), (run.seed,)),))
 
 
 # The calibrated theory on a study's runs: forecasts of its later rounds from the first ones.

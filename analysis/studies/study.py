@@ -22,11 +22,12 @@ from typing import Any
 from fedlora_sim import Scenario, parse_ranks
 from fedlora_sim.errors import check_choice, check_positive_int, check_seed, check_share, expected
 from fedlora_sim.rules import get_rule
+from fedlora_sim.simulate import check_suits
 
 MIXED, LOWEST, HIGHEST = "mixed", "equal_lowest", "equal_highest"
 PATHS = ("model", "data", "test_data")
 """Fields with local paths, which are not part of the definition of a study."""
-NO_FILE_NAME = r"[^\w.]+"  # spaces and characters of options: raflora:canonicalize=true
+NO_NAME = r"[^\w.]+"  # spaces and characters of options: raflora:canonicalize=true
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class StudyRun:
 
     @property
     def label(self) -> str:
-        """Unique name in the study, which is also the name of its file."""
+        """Unique name in the study."""
         parts = (self.heterogeneity, self.configuration, self.rule, f"seed-{self.seed}")
-        return "_".join(re.sub(NO_FILE_NAME, "-", part) for part in parts)
+        return "_".join(re.sub(NO_NAME, "-", part) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,4 @@ def _check_runs(study: Study) -> None:
         if run.label in labels:
             raise expected("name", run.label, "names that differ in more than their spaces")
         labels.add(run.label)
-        allocation = run.scenario.allocation
-        if get_rule(run.rule).needs_svd_allocation and allocation != "svd":
-            raise expected("allocation", allocation, f"svd for rule={run.rule!r}")
+        check_suits(run.scenario, get_rule(run.rule))

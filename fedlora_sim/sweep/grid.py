@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from itertools import groupby, product
@@ -306,6 +306,32 @@ def read_grid(source: str | Path | Mapping[str, Any]) -> Grid:
     grid = Grid(fixed, tuple(axes), seeds)
     _check_size(grid)
     _ = grid.rows
+    return grid
+
+
+def listed_grid(runs: Iterable[tuple[Point, int]]) -> Grid:
+    """Return the grid of listed points and seeds, which vary together; equal runs once.
+
+    Args:
+        runs: the points, of one fidelity, each with a seed.
+
+    Raises:
+        InputError: if there are too many runs.
+    """
+    unique = list({(point.id, seed): (point, seed) for point, seed in runs}.values())
+    usual = Scenario((1,), fidelity=unique[0][0].scenario.fidelity)
+    kept = {"ranks", "fidelity"} | {
+        field.name
+        for field in fields(Scenario)
+        if any(getattr(p.scenario, field.name) != getattr(usual, field.name) for p, _ in unique)
+    }
+    columns = {name: [getattr(p.scenario, name) for p, _ in unique] for name in sorted(kept)}
+    columns[RULE] = [point.rule for point, _ in unique]
+    varied = {name: own for name, own in columns.items() if own != own[:1] * len(own)}
+    fixed = {name: own[0] for name, own in columns.items() if name not in varied}
+    varied[SEED] = [seed for _, seed in unique]
+    grid = Grid(fixed, (Axis(ZIP, tuple(varied), tuple(zip(*varied.values(), strict=True))),), None)
+    _check_size(grid)
     return grid
 
 

@@ -1,103 +1,58 @@
-"""Plan of a sweep: tasks of at least a second each, the same on every machine."""
+"""Plan of a sweep: tasks of a few seconds each, the same on every machine."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from math import ceil
 
 import numpy as np
 
 from fedlora_sim.rules import get_rule
-from fedlora_sim.scenario import Scenario
 from fedlora_sim.sweep.grid import GridRow, Point, fingerprint
 
-# Cost model of a run; it is fixed so that the plan does not depend on the machine.
-#
-# Seconds of one thread of a server core of about 2020, fitted to the engines within a factor of
-# three; `probe` measures the ratio on this machine.
+# Cost of a run: a rough estimate, fixed so that the plan does not depend on the machine. The tasks
+# of a sweep take about equally long, and `probe` measures how long that is on this machine.
 
-MICRO = 1e-6
-FILE_BYTES, POINT_BYTES = 40_000, 200
-"""Bytes of a task's file in addition to its arrays, per file and per point."""
-WRITE_SECONDS = 0.04
-POINT_SECONDS = 0.003
-"""Seconds of a point in addition to its rounds, to set up draws and to label the dataset."""
+TASK_SECONDS = 2.0
+"""Estimated seconds of a task: long compared with its file, and little to lose."""
+TASK_BYTES, TASK_RUNS = 64_000_000, 10_000
+"""Maximum size of a task's arrays, and maximum number of runs in it."""
+POINT_SECONDS, FILE_BYTES = 0.003, 40_000
+"""What a point takes besides its rounds, and a file besides its arrays."""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Cost of runs of one point that advance together.
-
-    Args:
-        call: seconds per call, shared by the runs.
-        run: seconds per run.
-        nbytes: bytes per run in a file.
-    """
-
-    call: float
-    run: float
-    nbytes: int
-
-    def seconds(self, runs: int) -> float:
-        """Return the seconds of a number of runs."""
-        return self.call + runs * self.run
-
-
-def cost_of(scenario: Scenario, rule: str) -> Cost:
-    """Return the estimated cost of a scenario's runs under a rule."""
-    rounds, federation = scenario.rounds, scenario.federation
-    states, r_max = rounds + 1, federation.r_max
-    floats = states * (r_max + 2)
-    if scenario.fidelity == "spectral":
-        call, run = _spectral(scenario, rule)
-    elif scenario.fidelity == "matrix":
-        call, run = _matrix(scenario)
-        floats += states * r_max
-    else:
-        call, run = _training(scenario)
-        floats += states * (20 * federation.max_cohort + 4 * r_max)
-    return Cost(POINT_SECONDS + call * rounds, run * rounds, 8 * floats)
-
-
-def _spectral(scenario: Scenario, rule: str) -> tuple[float, float]:
-    """Return the seconds per round of a batch and of each run in it."""
-    federation, chosen = scenario.federation, get_rule(rule)
-    per_round = (2.8 + 0.035 * federation.num_clients) * MICRO
-    noisy = scenario.gain_std > 0 or scenario.drift_std > 0
-    spread = scenario.local_loss == "quadratic" and scenario.target_std > 0
-    unlike = noisy and (not chosen.is_linear or chosen.residual_in_base)
-    if spread or unlike or scenario.allocation != "svd":
-        carried = federation.max_cohort * federation.r_max
-        drawn = federation.num_clients * federation.r_max if noisy else 0
-        return 200 * MICRO, per_round + (0.08 * carried + 0.04 * drawn) * MICRO
-    return 50 * MICRO, per_round
-
-
-def _matrix(scenario: Scenario) -> tuple[float, float]:
-    federation, size = scenario.federation, scenario.d_in + scenario.d_out
+def run_seconds(point: Point) -> float:
+    """Return the estimated seconds of one of many runs, on one thread."""
+    scenario, rule = point.scenario, get_rule(point.rule)
+    federation = scenario.federation
     columns = federation.max_cohort * federation.r_max
-    run = 200 + 0.12 * size * min(columns, scenario.d_in, scenario.d_out)
-    if scenario.basis_drift != 0:
-        run += 0.25 * size * columns
-    if scenario.local_loss == "quadratic":
-        run += 0.01 * size * columns * (scenario.local_steps or 1)
-    return 2e3 * MICRO, run * MICRO
+    if scenario.fidelity == "training":
+        steps = scenario.local_steps or 10 * scenario.local_epochs
+        micros = 3e4 + 1e3 * steps * federation.max_cohort
+    elif scenario.fidelity == "matrix":
+        size = scenario.d_in + scenario.d_out
+        micros = 200 + 0.2 * size * min(columns, scenario.d_in, scenario.d_out)
+    else:
+        micros = 3 + 0.04 * federation.num_clients
+        each_client = not rule.is_linear or rule.residual_in_base or scenario.allocation != "svd"
+        if each_client or scenario.local_loss == "quadratic":
+            micros += 0.1 * columns
+    return 1e-6 * micros * scenario.rounds
 
 
-def _training(scenario: Scenario) -> tuple[float, float]:
-    """Return the cost of the small bundled task; other models require a probe."""
-    steps = scenario.local_steps or 10 * scenario.local_epochs
-    return 0.0, 0.03 + 1e-3 * steps * scenario.federation.max_cohort
+def run_bytes(point: Point) -> int:
+    """Return the estimated size of a run in a file."""
+    scenario, federation = point.scenario, point.scenario.federation
+    floats = 2 * federation.r_max + 2
+    if scenario.fidelity == "training":
+        floats += 20 * federation.max_cohort
+    return 8 * floats * (scenario.rounds + 1)
 
 
 # Tasks
-
-TASK_SECONDS = 2.0
-"""Estimated seconds of a task: a second or more on faster machines, and little to lose."""
-TASK_BYTES, TASK_RUNS = 64_000_000, 10_000
-"""Maximum size of a task's arrays, and maximum number of runs in it."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +68,29 @@ class Part:
     seeds: tuple[int, ...]
 
     @cached_property
-    def cost(self) -> Cost:
-        """Cost of the point's runs."""
-        return cost_of(self.point.scenario, self.point.rule)
-
-    @property
     def seconds(self) -> float:
         """Estimated time."""
-        return self.cost.seconds(len(self.seeds))
+        return POINT_SECONDS + len(self.seeds) * run_seconds(self.point)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Estimated size in a file."""
-        return POINT_BYTES + self.cost.nbytes * len(self.seeds)
+        return len(self.seeds) * run_bytes(self.point)
+
+    def share(self, seconds: float) -> float:
+        """Return the share of a task that the runs fill; a run of fine-tuning fills one."""
+        runs = len(self.seeds)
+        if self.point.scenario.fidelity == "training":
+            return float(runs)
+        time = (self.seconds - POINT_SECONDS) / seconds
+        return max(time, self.nbytes / TASK_BYTES, runs / TASK_RUNS)
+
+    def divided(self, seconds: float) -> list[Part]:
+        """Return the part in equal parts, none of which fills more than a task if it can be."""
+        runs = len(self.seeds)
+        count = min(ceil(self.share(seconds)), runs)
+        edges = np.linspace(0, runs, count + 1).round().astype(int)
+        return [Part(self.point, self.seeds[a:b]) for a, b in pairwise(edges)]
 
 
 @dataclass(frozen=True)
@@ -150,8 +115,8 @@ class SweepTask:
 
     @property
     def seconds(self) -> float:
-        """Estimated time, including writing the file."""
-        return WRITE_SECONDS + sum(part.seconds for part in self.parts)
+        """Estimated time."""
+        return sum(part.seconds for part in self.parts)
 
     @property
     def nbytes(self) -> int:
@@ -170,32 +135,33 @@ def plan(
 ) -> list[SweepTask]:
     """Return the tasks of the rows' runs, a pure function of the arguments.
 
-    Seeds of a point that takes long enough are divided into equal batches; shorter points are
-    combined with their neighbors. Fine-tuning has one task per seed.
+    Points are divided by seeds if they exceed a task, and put together if their arrays are alike
+    and they fit into one. Fine-tuning has one task per seed.
 
     Args:
         rows: the rows to run.
-        seconds: minimum estimated time of a task.
+        seconds: maximum estimated time of a task, unless one run takes longer.
         covered: seeds of points, by their ids, that other tasks compute.
     """
-    tasks: list[SweepTask] = []
-    waiting: dict[tuple[object, ...], list[Part]] = {}
+    alike: dict[tuple[object, ...], list[Part]] = {}
     for part in _parts(rows, covered or {}):
-        batches = _batches(part, seconds)
-        if len(batches) > 1 or part.point.scenario.fidelity == "training":
-            tasks += [SweepTask((batch,)) for batch in batches]
-            continue
         scenario = part.point.scenario
         shape = (scenario.fidelity, scenario.rounds, max(scenario.ranks))
-        held = waiting.setdefault(shape, [])
-        if held and _is_full([*held, part]):
-            tasks.append(SweepTask(tuple(held)))
-            held.clear()
+        alike.setdefault(shape, []).extend(part.divided(seconds))
+    return [SweepTask(held) for parts in alike.values() for held in _packed(parts, seconds)]
+
+
+def _packed(parts: Iterable[Part], seconds: float) -> Iterator[tuple[Part, ...]]:
+    """Yield successive parts that fit into one task together."""
+    held, used = list[Part](), 0.0
+    for part in parts:
+        share = part.share(seconds) + POINT_SECONDS / seconds
+        if held and used + share > 1:
+            yield tuple(held)
+            held, used = [], 0.0
         held.append(part)
-        if sum(p.seconds for p in held) >= seconds:
-            tasks.append(SweepTask(tuple(held)))
-            held.clear()
-    return tasks + [SweepTask(tuple(held)) for held in waiting.values() if held]
+        used += share
+    yield tuple(held)
 
 
 def _parts(rows: Iterable[GridRow], covered: Mapping[str, Collection[int]]) -> list[Part]:
@@ -211,27 +177,3 @@ def _parts(rows: Iterable[GridRow], covered: Mapping[str, Collection[int]]) -> l
         made = covered.get(own, ())
         seeds.setdefault(own, []).extend(s for s in row.seeds if s not in made)
     return [Part(points[own], tuple(left)) for own, left in seeds.items() if left]
-
-
-def _batches(part: Part, seconds: float) -> list[Part]:
-    runs = len(part.seeds)
-    if part.point.scenario.fidelity == "training":
-        count = runs
-    else:
-        shared = min(part.cost.call, seconds / 2)
-        by_time = int(runs * part.cost.run / max(seconds - shared, 1e-9))
-        by_size = -(-part.nbytes // TASK_BYTES)
-        count = min(max(1, by_time, by_size, -(-runs // TASK_RUNS)), runs)
-    return [
-        Part(part.point, tuple(int(seed) for seed in seeds)) for seeds in _cut(part.seeds, count)
-    ]
-
-
-def _cut(seeds: Sequence[int], count: int) -> list[Sequence[int]]:
-    edges = np.linspace(0, len(seeds), count + 1).round().astype(int)
-    return [seeds[a:b] for a, b in pairwise(edges)]
-
-
-def _is_full(parts: Sequence[Part]) -> bool:
-    runs, size = sum(len(p.seeds) for p in parts), sum(p.nbytes for p in parts)
-    return size > TASK_BYTES or runs > TASK_RUNS

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from fedlora_sim.errors import InputError, check_count, check_positive, expected
 from fedlora_sim.finetune.batches import split_clients
 from fedlora_sim.runtime import blas_threads, one_thread, resolve_device, torch_dtype
-from fedlora_sim.storage import only_writer, remove_stale
+from fedlora_sim.storage import remove_stale
 from fedlora_sim.sweep.cluster import (
     gpu_client,
     on_cluster,
@@ -31,9 +32,10 @@ from fedlora_sim.sweep.store import (
     TASKS,
     Manifest,
     check_found_by_workers,
+    claim_folder,
+    drop_rounds,
     is_valid,
     missing_tasks,
-    prepare_folder,
     updated_manifest,
 )
 from fedlora_sim.sweep.work import TaskResult, in_processes, in_this_process, task_dataset
@@ -81,10 +83,6 @@ class Display:
         """Print a line."""
         if self.shown:
             tqdm.write(text, file=sys.stderr) if self.terminal else print(text, file=sys.stderr)
-
-    def advance(self, runs: float) -> None:
-        """Update the clock of the bar when runs of the current task have advanced."""
-        self.bar.refresh()
 
     def finish(self, task: SweepTask, outcome: TaskResult) -> None:
         """Count a task that is done or has failed."""
@@ -187,7 +185,7 @@ class Engine:
         if self.workers > 1:
             return lambda tasks: in_processes(tasks, folder, self.workers)
         if self.is_local and not self.gpus:
-            return lambda tasks: in_this_process(tasks, folder, display.advance)
+            return lambda tasks: in_this_process(tasks, folder)
         if self.scheduler is not None:
             client = stack.enter_context(scheduler_client(self.scheduler))
         else:
@@ -203,6 +201,7 @@ def run_sweep(
     engine: Engine | None = None,
     task_seconds: float = TASK_SECONDS,
     mix_code: bool = False,
+    only: Collection[str] | None = None,
     progress: bool = True,
     on_task: Callable[[TaskResult], object] = lambda outcome: None,
 ) -> SweepReport:
@@ -215,8 +214,9 @@ def run_sweep(
         grid: a TOML file or its tables; see `fedlora_sim.sweep.grid`.
         out: folder of the sweep. A sweep with fewer rows or seeds is extended.
         engine: where tasks run; this process when None.
-        task_seconds: minimum estimated time of a new task.
+        task_seconds: maximum estimated time of a new task, unless one run takes longer.
         mix_code: continue although other code computed the existing tasks; the manifest lists both.
+        only: ids of the tasks to run now; all when None.
         progress: show a bar on a terminal, and lines elsewhere.
         on_task: called with each outcome; an exception ends the sweep and keeps finished tasks.
 
@@ -230,15 +230,17 @@ def run_sweep(
     chosen = Engine() if engine is None else engine
     checked = grid if isinstance(grid, Grid) else read_grid(grid)
     seconds = check_positive("task_seconds", task_seconds)
-    folder = prepare_folder(Path(out))
-    with only_writer(folder), ExitStack() as stack:
+    with ExitStack() as stack:
+        folder = claim_folder(Path(out), stack)
         manifest = updated_manifest(folder, checked, seconds, mix_code)
-        missing = missing_tasks(folder, manifest.tasks)
+        wanted = [task for task in manifest.tasks if only is None or task.id in only]
+        missing = missing_tasks(folder, wanted)
         remove_stale(folder)
         remove_stale(folder / TASKS)
         check_tasks(missing, checked, chosen)
         manifest.write(folder)
-        display = stack.enter_context(Display(manifest.tasks, missing, progress))
+        stack.callback(drop_rounds, folder)
+        display = stack.enter_context(Display(wanted, missing, progress))
         if not missing:
             return SweepReport(folder, len(manifest.tasks), 0, {})
         needed, free = sum(task.nbytes for task in missing), shutil.disk_usage(folder).free
@@ -338,7 +340,6 @@ class Forecast:
         seconds: time of the missing tasks, one after another on this machine.
         nbytes: disk space of the missing tasks.
         free: free disk space in bytes.
-        speed: fidelity to measured seconds per estimated second.
     """
 
     rows: int
@@ -348,7 +349,6 @@ class Forecast:
     seconds: float
     nbytes: int
     free: int
-    speed: Mapping[str, float]
 
 
 def forecast(
@@ -370,27 +370,23 @@ def forecast(
     missing = [task for task in tasks if not is_valid(folder, task)]
     chosen = Engine() if engine is None else engine
     check_tasks(missing, checked, chosen)
-    by_fidelity: dict[str, list[SweepTask]] = {}
+    alike: dict[str, list[SweepTask]] = {}
     for task in missing:
-        by_fidelity.setdefault(task.parts[0].point.scenario.fidelity, []).append(task)
-    speed = {
-        # models and data may be missing on this machine
-        fidelity: probe(own) if chosen.is_local or fidelity != "training" else 1.0
-        for fidelity, own in by_fidelity.items()
-    }
-    seconds = sum(
-        speed[fidelity] * sum(task.seconds for task in own) for fidelity, own in by_fidelity.items()
-    )
+        alike.setdefault(task.parts[0].point.scenario.fidelity, []).append(task)
     where = next(path for path in (folder, *folder.parents) if path.exists())
     return Forecast(
         rows=len(checked.rows),
         runs=sum(task.runs for task in tasks),
         tasks=len(tasks),
         present=len(tasks) - len(missing),
-        seconds=seconds,
+        # models and data may be missing on this machine
+        seconds=sum(
+            sum(task.seconds for task in own)
+            * (probe(own) if chosen.is_local or fidelity != "training" else 1.0)
+            for fidelity, own in alike.items()
+        ),
         nbytes=sum(task.nbytes for task in missing),
         free=shutil.disk_usage(where).free,
-        speed=speed,
     )
 
 
@@ -401,41 +397,22 @@ def probe(tasks: Sequence[SweepTask]) -> float:
         tasks: tasks of one fidelity. For fine-tuning the probe runs the first rounds and excludes
             the setup.
     """
-    ordered = sorted(tasks, key=lambda task: task.seconds)
-    middle = ordered[len(ordered) // 2]
-    if middle.parts[0].point.scenario.fidelity == "training":
-        few, more = (_of_rounds(middle, rounds) for rounds in (1, 3))
-        return (_time(more) - _time(few)) / (_estimate(more) - _estimate(few))
-    small = _smaller(middle)
-    _time(small)  # warm up
-    return _time(small) / _estimate(small)
+    task = sorted(tasks, key=lambda task: task.seconds)[len(tasks) // 2]
+    first = task.parts[0]
+    if first.point.scenario.fidelity == "training":
+        few, more = (
+            Part(Point(first.point.scenario.replace(rounds=n), first.point.rule), first.seeds)
+            for n in (1, 3)
+        )
+        return (_time(more) - _time(few)) / (more.seconds - few.seconds)
+    share = min(1.0, PROBE_SECONDS / task.seconds)
+    parts = [Part(part.point, part.seeds[: ceil(share * len(part.seeds))]) for part in task.parts]
+    _time(*parts)  # warm up
+    return _time(*parts) / sum(part.seconds for part in parts)
 
 
-def _time(task: SweepTask) -> float:
+def _time(*parts: Part) -> float:
     with one_thread(), blas_threads(1):
         started = time.perf_counter()
-        task_dataset(task)
+        task_dataset(SweepTask(parts))
         return time.perf_counter() - started
-
-
-def _estimate(task: SweepTask) -> float:
-    return sum(part.seconds for part in task.parts)
-
-
-def _of_rounds(task: SweepTask, rounds: int) -> SweepTask:
-    part = task.parts[0]
-    point = Point(part.point.scenario.replace(rounds=rounds), part.point.rule)
-    return SweepTask((Part(point, part.seeds),))
-
-
-def _smaller(task: SweepTask) -> SweepTask:
-    """Return the first parts and seeds of a task that together take a second."""
-    kept, left = list[Part](), PROBE_SECONDS
-    for part in task.parts:
-        if left <= 0:
-            break
-        count = int((left - part.cost.call) / part.cost.run)
-        smaller = Part(part.point, part.seeds[: max(1, count)])
-        kept.append(smaller)
-        left -= smaller.seconds
-    return SweepTask(tuple(kept))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -24,6 +26,8 @@ from fedlora_sim.storage import (
     code_versions,
     damaged,
     encode_dataset,
+    load_dataset,
+    only_writer,
     temporary_folder,
     write_bytes,
     write_json,
@@ -32,22 +36,26 @@ from fedlora_sim.sweep.grid import SEED, Grid, Point, described, label
 from fedlora_sim.sweep.plan import Part, SweepTask, plan
 
 TASKS, ROUNDS = "tasks", "rounds"
+RUN, POINT = "run", "point"
+"""Dimension of a file, and the id of the point of each run there."""
 TASK_ATTR, COMPLETE = "sweep_task", "complete"
 
 
-def prepare_folder(folder: Path) -> Path:
-    """Create the folder of a sweep and check that it is writable.
+def claim_folder(folder: Path, stack: ExitStack) -> Path:
+    """Lock the folder of a sweep until the stack is closed, and check that it is writable.
+
+    The folder is created, and removed again at the end if it is still empty.
 
     Returns:
         Its absolute path, under which remote workers find it.
 
     Raises:
-        InputError: if it cannot be created or written to.
+        InputError: if it cannot be created or written to, or if another process holds the lock.
     """
     target = folder.expanduser().absolute()
     try:
-        (target / TASKS).mkdir(parents=True, exist_ok=True)
-        with temporary_folder(target / TASKS / "probe"):
+        stack.enter_context(only_writer(target))
+        with temporary_folder(target / "probe"):
             pass
     except OSError as error:
         raise expected("out", str(folder), f"a folder that can be written to ({error})") from None
@@ -67,6 +75,15 @@ def put_task(folder: Path, task: SweepTask, dataset: xr.Dataset) -> None:
     """
     labeled = dataset.assign_attrs({TASK_ATTR: task.id, COMPLETE: 1})
     write_bytes(task_path(folder, task), encode_dataset(labeled))
+
+
+def read_task(folder: Path, task: SweepTask) -> xr.Dataset:
+    """Return the runs of a finished task as `simulate` returned them, in memory.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    return load_dataset(task_path(folder, task)).drop_vars(POINT).swap_dims({RUN: SEED})
 
 
 def is_valid(folder: Path, task: SweepTask) -> bool:
@@ -94,6 +111,16 @@ def present_tasks(folder: Path) -> set[str]:
         }
     except FileNotFoundError:
         return set()
+
+
+def drop_rounds(folder: Path) -> None:
+    """Remove the stored rounds of finished tasks, also those that other code has left."""
+    for rounds in (folder / ROUNDS).glob("*/*"):
+        if task_path(folder, rounds.name).exists():
+            shutil.rmtree(rounds, ignore_errors=True)
+    for place in (*(folder / ROUNDS).glob("*"), folder / ROUNDS):
+        with suppress(OSError):  # rounds of unfinished tasks are stored there
+            place.rmdir()
 
 
 # External rules: versions of their code, and whether workers can import them
@@ -205,7 +232,7 @@ def updated_manifest(folder: Path, grid: Grid, seconds: float, mix_code: bool) -
     Args:
         folder: folder of the sweep.
         grid: the requested grid.
-        seconds: minimum estimated time of a new task.
+        seconds: maximum estimated time of a new task, unless one run takes longer.
         mix_code: whether tasks of other code may remain.
 
     Raises:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,10 +24,7 @@ from fedlora_sim.runtime import blas_threads, one_thread, resolve_device, torch_
 from fedlora_sim.simulate import simulate, simulate_many
 from fedlora_sim.sweep.grid import SEED, labels
 from fedlora_sim.sweep.plan import Part, SweepTask
-from fedlora_sim.sweep.store import MANIFEST, ROUNDS, is_valid, put_task, versions_of
-
-RUN, POINT = "run", "point"
-Progress = Callable[[float], object]
+from fedlora_sim.sweep.store import MANIFEST, POINT, ROUNDS, RUN, is_valid, put_task, versions_of
 
 
 @dataclass(frozen=True)
@@ -46,19 +42,13 @@ class TaskResult:
     error: str | None = None
 
 
-def do_task(
-    task: SweepTask,
-    folder: Path,
-    versions: dict[str, str],
-    on_progress: Progress = lambda runs: None,
-) -> TaskResult:
+def do_task(task: SweepTask, folder: Path, versions: dict[str, str]) -> TaskResult:
     """Run a task on one thread and store its result.
 
     Args:
         task: the task.
         folder: folder of the sweep, which this process must see.
         versions: code versions of the driver, which must equal those of this process.
-        on_progress: called with the number of runs finished since the last call.
 
     Returns:
         The outcome; an error of the run itself is reported, not raised.
@@ -78,51 +68,32 @@ def do_task(
     try:
         with one_thread(), blas_threads(1):
             try:
-                dataset = task_dataset(task, rounds, on_progress)
+                dataset = task_dataset(task, rounds)
             except OtherRunError as error:  # started on a machine where the model has other bits
                 drop_other_run(rounds, error)
-                dataset = task_dataset(task, rounds, on_progress)
+                dataset = task_dataset(task, rounds)
     except Exception as error:  # an error of a rule or a model must not end the sweep
         if is_valid(folder, task):  # a worker of a killed driver was faster
             return TaskResult(task.id, time.perf_counter() - started)
         told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return TaskResult(task.id, time.perf_counter() - started, told)
     put_task(folder, task, dataset.assign_attrs({"code": own["code"]}))
-    for path in (rounds, rounds.parent, rounds.parent.parent):
-        with suppress(OSError):
-            shutil.rmtree(path) if path == rounds else path.rmdir()
+    shutil.rmtree(rounds, ignore_errors=True)
     return TaskResult(task.id, time.perf_counter() - started)
 
 
-def task_dataset(
-    task: SweepTask, rounds: Path | None = None, on_progress: Progress = lambda runs: None
-) -> xr.Dataset:
+def task_dataset(task: SweepTask, rounds: Path | None = None) -> xr.Dataset:
     """Return the runs of a task along `run`, labeled by seed and by what varies.
 
     Args:
         task: the task.
         rounds: where fine-tuning stores its rounds until it is done.
-        on_progress: called with the number of runs finished since the last call.
     """
-    first = task.parts[0]
-    if first.point.scenario.fidelity == "training":
-        made = [
-            simulate(
-                first.point.scenario,
-                rule=first.point.rule,
-                seed=first.seeds,
-                on_progress=on_progress,
-                checkpoints=rounds,
-            )
-        ]
-    elif len(task.parts) == 1:
-        point = first.point
-        made = [
-            simulate(point.scenario, rule=point.rule, seed=first.seeds, on_progress=on_progress)
-        ]
+    point, seeds = task.parts[0].point, task.parts[0].seeds
+    if point.scenario.fidelity == "training":
+        made = [simulate(point.scenario, rule=point.rule, seed=seeds, checkpoints=rounds)]
     else:
         made = _many(task.parts)
-        on_progress(task.runs)
     device = {part.point.scenario.device for part in task.parts}
     dtype = {part.point.scenario.dtype for part in task.parts}
     used = {str(resolve_device(x, torch_dtype(y)).type) for x in device for y in dtype}
@@ -184,12 +155,10 @@ MOST_BREAKS = 3
 """Maximum number of successive kills of workers without a finished task."""
 
 
-def in_this_process(
-    tasks: Sequence[SweepTask], folder: Path, on_progress: Progress
-) -> Iterator[TaskResult]:
+def in_this_process(tasks: Sequence[SweepTask], folder: Path) -> Iterator[TaskResult]:
     """Run tasks one after another."""
     for task in tasks:
-        yield do_task(task, folder, versions_of([task]), on_progress)
+        yield do_task(task, folder, versions_of([task]))
 
 
 def in_processes(tasks: Sequence[SweepTask], folder: Path, workers: int) -> Iterator[TaskResult]:

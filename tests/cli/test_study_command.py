@@ -14,14 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import train_cases
 from train_cases import use_small_task
 
 import fedlora_cli.study as command
-from analysis.studies import run
 from analysis.studies.study import study_names
+from fedlora_sim.sweep import run
 from fedlora_sim.tasks.task import Examples
 
-PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
 TOML = """
 name = "tiny"
 about = "Two rules on a few digits."
@@ -39,7 +39,7 @@ local_steps = 1
 RUNS = 2 * (2 + 2)  # seeds, rules and equal ranks
 STUDY = ("study", "tiny.toml", "--out", "t")
 ONE_SEED = (*STUDY, "--seeds", "1")  # every process pretrains the model of every seed
-DEADLINE = 120
+DEADLINE = 300
 FEW = SimpleNamespace(train=Examples({"x": torch.zeros(40, 1)}, torch.arange(40) % 10))
 """The part of a task that a split needs."""
 
@@ -53,6 +53,10 @@ def tiny(here: Path) -> Path:
 
 def report(out: str = "t") -> dict:
     return json.loads(Path(out, "study.json").read_text())
+
+
+def kept() -> list[Path]:
+    return list(Path("t/runs/tasks").glob("[!.]*.nc"))
 
 
 def files(out: str = "t") -> set[str]:
@@ -111,11 +115,11 @@ def test_a_tiny_study_from_end_to_end(
     use_small_task(monkeypatch)
     outcome = fedlora(*STUDY)
     assert outcome.code == 0, outcome.err
-    assert [line.split(":")[0] for line in outcome.err.splitlines() if "run " in line] == [
-        f"run {i} of {RUNS}" for i in range(1, RUNS + 1)
+    assert [line.split(",")[0] for line in outcome.err.splitlines()] == [
+        f"{i} of {RUNS} tasks" for i in range(1, RUNS + 1)
     ]
-    made = {f"runs/{path.name}" for path in Path("t/runs").iterdir()}
-    assert len(made) == RUNS
+    made = {"runs/manifest.json", *(f"runs/tasks/{path.name}" for path in kept())}
+    assert len(made) == 1 + RUNS
     figures = {f"figures/study_{n}.{k}" for n in ("curves", "outcomes") for k in ("png", "pdf")}
     documents = {".fedlora-sim.json", "data/curves.nc", "study.json", "study.md"}
     assert files() == {*made, *figures, *documents}
@@ -129,7 +133,7 @@ def test_a_tiny_study_from_end_to_end(
         assert text in outcome.out
 
     again = fedlora(*STUDY)
-    assert again.err == f"going on from {RUNS} of {RUNS} runs in t\n"
+    assert again.err == f"going on from {RUNS} of {RUNS} tasks\n"
     assert report() == found
     for mine in (
         "study.toml",
@@ -162,11 +166,11 @@ def test_a_longer_study_is_predicted_and_drawn(fedlora: Callable, tiny: Path) ->
     assert "## Calibrated theory" in Path("t/study.md").read_text()
 
 
-def stopped(number: int, workers: str) -> str:
+def stopped(number: int) -> str:
     """Return the output of a study that gets a signal after storing one more run."""
-    before = len(list(Path("t/runs").glob("*.nc")))
+    before = len(kept())
     process = subprocess.Popen(
-        [PROGRAM, *ONE_SEED, "--workers", workers],
+        [sys.executable, train_cases.__file__, *ONE_SEED],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -175,7 +179,7 @@ def stopped(number: int, workers: str) -> str:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + DEADLINE
-    while len(list(Path("t/runs").glob("*.nc"))) == before and process.poll() is None:
+    while len(kept()) == before and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(number)
@@ -188,17 +192,17 @@ def stopped(number: int, workers: str) -> str:
 
 @pytest.mark.slow
 def test_a_study_that_is_stopped_and_then_killed_continues_to_the_same_result(
-    fedlora: Callable, tiny: Path
+    fedlora: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = stopped(signal.SIGINT, workers="1")
-    assert f"of {RUNS // 2} runs are kept in t" in told
-    assert "the same command goes on from there" in told
-    stopped(signal.SIGKILL, workers="2")  # the workers survive
+    told = stopped(signal.SIGINT)
+    assert f"of {RUNS} tasks are kept in t/runs; go on with: fedlora-sim study tiny.toml" in told
+    stopped(signal.SIGKILL)
 
+    use_small_task(monkeypatch)
     again = fedlora(*ONE_SEED)
     assert again.code == 0, again.err
     assert again.err.startswith("going on from ")
-    assert not Path("t/rounds").exists()
+    assert not Path("t/runs/rounds").exists()
     assert fedlora(*ONE_SEED, "--out", "whole").code == 0
     assert report() == report("whole")
 
@@ -206,14 +210,13 @@ def test_a_study_that_is_stopped_and_then_killed_continues_to_the_same_result(
 def test_an_interrupt_states_what_is_kept(
     fedlora: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*arguments: object) -> None:
+    def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "run_study", stop)
-    monkeypatch.setattr(run, "load_task", lambda scenario: FEW)
     outcome = fedlora(*STUDY)
     assert outcome.code == 130
-    assert f"0 of {RUNS} runs are kept in t" in outcome.err
+    assert "stopped; nothing was begun; go on with: fedlora-sim study" in outcome.err
 
 
 def test_the_command_that_repeats_a_study_has_no_path_of_the_machine(here: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.studies import run as studies
 from fedlora_cli import train
 from fedlora_cli.main import main
 from fedlora_sim.finetune import run
 from fedlora_sim.runtime import torch_dtype
+from fedlora_sim.sweep import run as sweeps
 from fedlora_sim.tasks.digits import TinyTransformer
 from fedlora_sim.tasks.task import Examples, Task
 
@@ -41,7 +41,7 @@ def use_small_task(monkeypatch: pytest.MonkeyPatch) -> None:
         class_names=tuple("0123456789"),
     )
     cpu = torch.device("cpu")
-    for module in (run, studies):
+    for module in (run, sweeps):
         monkeypatch.setattr(module, "load_task", lambda s: task.to(cpu, torch_dtype(s.dtype)))
     monkeypatch.setattr(train, "draw_split", lambda dataset, out: None)
 

@@ -18,9 +18,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import patch
+
+from forked import forked
 
 PATIENCE = 300
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -63,18 +63,8 @@ def call(
     function: Callable[..., object], here: Path, fault: Fault = Fault(), *arguments: Any
 ) -> Outcome:
     """Call a function of a module that a child can import, in a child."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["faults_server"])
-    mine, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_work, args=(theirs, here, fault, function, arguments))
-    # Without the main module of this process, or a child would import all of pytest; the server
-    # finds what it imports by PYTHONPATH alone.
-    places = os.pathsep.join(sys.path)
-    with (
-        patch.dict(sys.modules, {"__main__": ModuleType("__main__")}),
-        patch.dict(os.environ, {"PYTHONPATH": places}),
-    ):
-        child.start()
+    mine, theirs = multiprocessing.Pipe(duplex=False)
+    child = forked(_work, theirs, here, fault, function, arguments)
     theirs.close()
     try:
         outcome = mine.recv() if mine.poll(PATIENCE) else None

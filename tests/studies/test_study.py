@@ -182,14 +182,6 @@ def test_runs_on_disk_are_found_and_loaded(tmp_path):
     np.testing.assert_array_equal(found[first.label].energy, made_up(first).energy)
 
 
-def test_a_run_of_another_scenario_is_refused_with_what_differs(tmp_path):
-    run = small_study().runs()[0]
-    keep(run, tmp_path)
-    other = small_study(scenario={"ranks": "2x2,4x2", "rounds": 6, "batch_size": 5})
-    with pytest.raises(InputError, match=f"batch_size=5: expected.*16.*{run.label}"):
-        missing_runs(other, tmp_path)
-
-
 def test_every_seed_draws_another_task():
     """Samples and new parameters too, because runs that share them are not independent."""
     for run in small_study().runs():

@@ -10,7 +10,7 @@ import xarray as xr
 
 from fedlora_sim.sweep.run import Engine, SweepReport, run_sweep
 
-QUICK = 0.004
+QUICK = 0.0075
 """Estimated seconds of a task, so that a sweep has many small tasks."""
 Tables = dict[str, dict[str, Any]]
 

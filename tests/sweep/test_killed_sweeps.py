@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
 import pytest
+from forked import forked
 from sweep_cases import contents
 
 from fedlora_sim.sweep import open_sweep, run
 from fedlora_sim.sweep.store import MANIFEST, load_manifest
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 120.0
-TASKS = 120
+PATIENCE = 240.0
+TASKS = 60
 GRID = """
 [scenario]
 ranks = "2x3,4x2,8x1"
@@ -32,7 +32,7 @@ seed = {count = 2}
 rule = ["fedavg", "raflora", "flora"]
 gain_std = %s
 """
-SPLIT = ["--task-seconds", "0.004"]
+SECONDS = 0.004
 
 
 @pytest.fixture(scope="module")
@@ -46,56 +46,81 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serial(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the undisturbed run, in this process."""
     out = tmp_path_factory.mktemp("serial")
-    run.run_sweep(grid, out, task_seconds=0.004, progress=False)
+    run.run_sweep(grid, out, task_seconds=SECONDS, progress=False)
     return out
 
 
+@dataclass(frozen=True)
+class Driver:
+    """A driver in a separate process, and the file of its output."""
+
+    process: BaseProcess
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def ended(self) -> str:
+        """Wait for the end, and return what was printed."""
+        self.process.join(PATIENCE)
+        return self.log.read_text()
+
+
 @contextmanager
-def driving(grid: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def driving(grid: Path, out: Path, *options: str) -> Iterator[Driver]:
     """Yield a driver in a separate process, which is killed at the end."""
-    words = ["sweep", str(grid), "--out", str(out), *SPLIT, *options]
-    code = "from fedlora_cli.main import main; main()"
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    words = ["sweep", str(grid), "--out", str(out), "--task-seconds", str(SECONDS), *options]
+    log = out.with_name(f"{out.name}-{time.monotonic_ns()}.log")
+    child = forked(drive, log, words)
     try:
-        yield child
+        yield Driver(child, log)
     finally:
         child.kill()
-        child.wait()
-        child.stdout.close()
+        child.join()
+        child.close()
+
+
+def drive(log: Path, words: Sequence[str]) -> None:
+    """Run `fedlora-sim` in this process, which prints to a file."""
+    from faults_server import command  # what the server has imported, and this process need not
+
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        command(words)
+    finally:  # idle workers end with an interpreter, but a child of multiprocessing waits for them
+        for worker in psutil.Process().children():
+            worker.kill()
 
 
 def count(out: Path) -> int:
     return len(list((out / "tasks").glob("[!.]*.nc")))
 
 
-def wait(child: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+def wait(child: Driver, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert child.poll() is None, child.communicate()[0]
+        assert child.process.is_alive(), child.log.read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
-def kill_driver(child: subprocess.Popen[str], out: Path) -> None:
-    child.kill()
-    child.wait(PATIENCE)
+def kill_driver(child: Driver, out: Path) -> None:
+    child.process.kill()
+    child.process.join(PATIENCE)
     assert 0 < count(out) < TASKS, "the kill must meet work"
 
 
-def finish(child: subprocess.Popen[str]) -> None:
-    told, _ = child.communicate(timeout=PATIENCE)
-    assert child.returncode == 0, told
+def finish(child: Driver) -> None:
+    told = child.ended()
+    assert child.process.exitcode == 0, told
     assert f"all {TASKS} tasks are in" in told
 
 
-def loky_workers(child: subprocess.Popen[str]) -> list[psutil.Process]:
+def loky_workers(child: Driver) -> list[psutil.Process]:
     family = psutil.Process(child.pid).children(recursive=True)
     return [process for process in family if "popen_loky" in " ".join(process.cmdline())]
 
@@ -130,13 +155,13 @@ def test_a_cluster_with_killed_workers_and_a_killed_driver_ends_as_the_serial_ru
 
         address = ["--scheduler", cluster.scheduler_address]
         with driving(grid, out, *address) as first:
-            wait(first, lambda: count(out) >= 15)
+            wait(first, lambda: count(out) >= 5)
             kill_worker()
-            wait(first, lambda: count(out) >= 45)
+            wait(first, lambda: count(out) >= 20)
             kill_driver(first, out)
         with driving(grid, out, *address) as second:
             done = count(out)
-            wait(second, lambda: count(out) >= done + 15)
+            wait(second, lambda: count(out) >= done + 5)
             kill_worker()
             finish(second)
     assert_whole(out, serial)
@@ -148,9 +173,9 @@ def test_a_pool_with_killed_workers_and_a_killed_driver_ends_as_the_serial_run(
 ) -> None:
     out = tmp_path / "out"
     with driving(grid, out, "--workers", "2") as first:
-        wait(first, lambda: count(out) >= 15)
+        wait(first, lambda: count(out) >= 5)
         loky_workers(first)[0].kill()
-        wait(first, lambda: count(out) >= 45)
+        wait(first, lambda: count(out) >= 20)
         orphans = loky_workers(first)
         assert orphans
         kill_driver(first, out)
@@ -175,13 +200,15 @@ def test_a_stopped_driver_prints_how_to_continue(
         wait(child, lambda: count(out) >= 5)
         workers = loky_workers(child)
         if not options:
+            os.kill(child.pid, signal.SIGSTOP)  # or it may be done before the other has begun
             with driving(grid, out) as other:
-                told, _ = other.communicate(timeout=PATIENCE)
-                assert other.returncode == 2
+                told = other.ended()
+                assert other.process.exitcode == 2
                 assert f"no other process at work there (process {child.pid} on" in told
-        child.send_signal(number)
-        told, _ = child.communicate(timeout=PATIENCE)
-    assert child.returncode == 130, told
+            os.kill(child.pid, signal.SIGCONT)
+        os.kill(child.pid, number)
+        told = child.ended()
+        assert child.process.exitcode == 130, told
     kept = count(out)
     assert f"stopped; {kept} of {TASKS} tasks are kept in {out}; go on with: fedlora-sim" in told
     assert "Traceback" not in told

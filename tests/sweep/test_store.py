@@ -51,6 +51,21 @@ def test_a_file_of_another_task_is_made_again(tmp_path: Path) -> None:
     assert not store.task_path(tmp_path, first).exists()
 
 
+def test_rounds_of_finished_tasks_are_removed_and_no_others(tmp_path: Path) -> None:
+    swept(SMALL, tmp_path)
+    done = load_manifest(tmp_path).tasks[0].id
+    finished, again = (tmp_path / "rounds" / code / done for code in ("older", "newer"))
+    other = tmp_path / "rounds/newer/0123456789ab"
+    for folder in (finished, again, other):
+        folder.mkdir(parents=True)
+    swept(SMALL, tmp_path)
+    assert list((tmp_path / "rounds").glob("*/*")) == [other]
+    assert not finished.parent.exists()
+    other.rmdir()
+    store.drop_rounds(tmp_path)
+    assert not (tmp_path / "rounds").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("own_thread", [True, False], ids=["own thread", "control"])
 def test_a_profiler_does_not_change_the_bytes(

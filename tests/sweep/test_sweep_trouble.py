@@ -21,7 +21,6 @@ ROWS = 6
 
 
 def test_the_second_driver_is_refused(out: Path) -> None:
-    store.prepare_folder(out)
     with (
         storage.only_writer(out),
         pytest.raises(InputError, match=rf"no other process at work there .*{os.getpid()}"),
@@ -142,14 +141,14 @@ def test_data_that_is_missing_is_refused_before_the_first_run(out: Path) -> None
     tables["scenario"] |= {"model": "/nowhere", "data": "/nowhere.csv"}
     with pytest.raises((ValueError, OSError), match="nowhere"):
         swept(tables, out)
-    assert not contents(out)
+    assert not out.exists()
 
 
 def test_a_device_that_is_not_there_is_refused_before_the_first_run(out: Path) -> None:
     tables = changed(SMALL, grid={"device": ["cpu", "mps"]})
     with pytest.raises(InputError, match="mps"):
         swept(tables, out)
-    assert not contents(out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
