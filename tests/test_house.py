@@ -168,6 +168,7 @@ SAME_NAME = {
     "analysis": {
         "allocation": "which directions clients carry: derivation and claims",
         "communication": "what a round sends: closed form and derivation",
+        "drift": "the drift law of Adam: closed form, derivation, claims",
         "flow": "the exact flow of local training: closed form, derivation, claims",
         "noise": "noise in aggregates: derivation and claims",
         "participation": "partial participation: claims and the paper's numbers",

@@ -41,6 +41,7 @@ SECTIONS = (
     "persistent_cohorts",
     "flow",
     "flow_cohorts",
+    "drift",
     "noise",
     "communication",
     "sensitivities",
