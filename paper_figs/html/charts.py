@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -134,7 +134,7 @@ def chart(
     """
     width, height = size
     right, bottom = width - RIGHT, height - BOTTOM
-    with mpl.rc_context({**_RC, "svg.hashsalt": said}):
+    with context(["default", {**_RC, "svg.hashsalt": said}]):  # whatever style figures use
         figure = Figure(figsize=(width / 72, height / 72))
         box = (LEFT / width, BOTTOM / height, (right - LEFT) / width, (bottom - TOP) / height)
         axis = figure.add_axes(box, frameon=False)

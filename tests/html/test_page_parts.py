@@ -8,11 +8,13 @@ import struct
 import zlib
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 from page_cases import page_claim, page_report, recorded_report
 
 from analysis.claims import CLAIMS
 from analysis.claims.report import SYMBOLS
+from paper_figs import style
 from paper_figs.html.charts import Line, chart, interval_plot, number_html, p_html, region, sweep
 from paper_figs.html.figures import pictures
 from paper_figs.html.formulas import DERIVED, behind, derivation, typeset
@@ -174,7 +176,9 @@ def test_points_lie_where_their_values_are() -> None:
 def test_a_chart_is_the_same_every_time_and_has_the_colors_and_fonts_of_the_page() -> None:
     line = Line("<b>$x$", [1, 2], [1.0, 1e-4], [1.0, 1e-4], [(0.9, 1.1), (9e-5, 2e-4)])
     drawn = chart([line], "said", ("x", "y"), floor=1e-5)
-    assert drawn == chart([line], "said", ("x", "y"), floor=1e-5)
+    with mpl.rc_context():
+        style.apply()  # as after the figures of a verification
+        assert drawn == chart([line], "said", ("x", "y"), floor=1e-5)
     assert not re.search(r"#[0-9a-f]{6}\b|font:|<style|<b>|xlink", drawn)
     assert "var(--line-0)" in drawn
     assert drawn.count("&lt;b&gt;$x$") == 1 + len(line.x), "the name, and the titles of the points"
