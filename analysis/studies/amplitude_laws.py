@@ -299,7 +299,7 @@ def persistence(past: Past, rounds: int) -> Array:
 def local_trend(past: Past, rounds: int, damping: tuple[float, ...] = (1.0,)) -> Array:
     """Continue level and trend of Holt's exponential smoothing.
 
-    The smoothing parameters of each series minimise the squared errors one round ahead.
+    The smoothing parameters of each series minimize the squared errors one round ahead.
     """
     series = past.amplitude[1:]
     if len(series) < 3:
