@@ -342,7 +342,7 @@ def drift_of_step() -> sp.Expr:
     """Return the drift of two balanced columns that both move by L at an angle to themselves.
 
     The singular value of `(b + Delta)(a + Delta')^T` is the product of the norms: linear in the
-    step if it is short beside `sqrt(x)`, quadratic if it is long.
+    step if it is short compared with `sqrt(x)`, quadratic if it is long.
 
     Returns:
         Expression in x, L and the cosine.
