@@ -26,10 +26,17 @@ from analysis.claims.report import (
 )
 from analysis.formats import NONE, interval, markdown_table, number, percent
 from analysis.paper import forecasts
+from analysis.studies.drift_law.law_report import (
+    account_table,
+    accuracy_table,
+    law_claims_table,
+    law_rows_table,
+)
 from analysis.studies.report import claims_table, outcomes_table, premise_table, scores_table
 from fedlora_sim.rules.registry import describe_all
 from fedlora_sim.storage import ResultFolder, load_dataset, write_bytes, write_text
 from paper_figs import forecasting, style
+from paper_figs.drift import COURSES, draw_drift_law
 from paper_figs.files import FROM_DATA
 
 # Speed tables, from the records of `make bench`
@@ -342,6 +349,56 @@ def study_blocks(record: Path) -> dict[str, str]:
         block: "\n\n".join(f"{_head(report)}\n\n{table(report)}" for report in reports)
         for block, table in TABLES.items()
     }
+
+
+# The drift law: copies in the record, and their tables
+
+LAWS = "drift_law"
+LAW_TABLES = {
+    "law_claims": law_claims_table,
+    "law_rows": law_rows_table,
+    "law_account": account_table,
+    "law_accuracy": accuracy_table,
+}
+
+
+def record_laws(results: Path, record: Path) -> list[str]:
+    """Copy the report of each domain of the drift law, draw their figure, and return their names.
+
+    Args:
+        results: folder of the results, with a folder `drift_law` of the domains' folders.
+        record: folder of the record.
+    """
+    found = sorted(results.glob(f"{LAWS}/*/drift_law.json"))
+    for report in found:
+        write_bytes(record / LAWS / f"{report.parent.name}.json", report.read_bytes())
+    reports = [_read(path) for path in sorted((record / LAWS).glob("*.json"), reverse=True)]
+    shown = [report for report in reports if set(COURSES) <= report["domain"]["runs"].keys()]
+    if found and shown:
+        style.apply()
+        style.save(draw_drift_law(shown), record / LAWS, LAWS, ["png"])
+    return [report.parent.name for report in found]
+
+
+def law_blocks(record: Path) -> dict[str, str]:
+    """Return generated blocks by name, each of all recorded domains that have such a table."""
+    reports = [_read(path) for path in sorted((record / LAWS).glob("*.json"))]
+    if not reports:
+        return {}
+    found = {}
+    for block, table in LAW_TABLES.items():
+        parts = [(report, table(report)) for report in reports]
+        found[block] = "\n\n".join(
+            f"{_law_head(report)}\n\n{text}" for report, text in parts if text
+        )
+    return found
+
+
+def _law_head(report: dict[str, Any]) -> str:
+    domain = report["domain"]
+    effort = f"{len(domain['seeds'])} seeds, {domain['rounds']} rounds"
+    spent = f"{report['cpu_seconds'] / 60:.0f} minutes of CPU time"
+    return f"**{domain['name']}**, {effort}, {spent}: `{report['command']}`"
 
 
 def _head(report: dict[str, Any]) -> str:
@@ -734,7 +791,7 @@ def tables(record: Path) -> dict[str, str]:
     for name, tables_of in BENCHES.items():
         bench = json.loads((record / f"{name}.json").read_text(encoding="utf-8"))
         blocks |= {block: table(bench) for block, table in tables_of.items()}
-    return blocks | study_blocks(record) | forecast_blocks(record)
+    return blocks | study_blocks(record) | forecast_blocks(record) | law_blocks(record)
 
 
 def documents(root: Path) -> list[Path]:
@@ -817,6 +874,7 @@ def record(source: Path, bench: Path, studies: Sequence[str]) -> None:
         write_bytes(RECORD / f"{name}.png", (source / "figures" / f"{name}.png").read_bytes())
     record_studies(ROOT / "results", RECORD, studies)
     record_forecasts(ROOT / "results", RECORD)
+    record_laws(ROOT / "results", RECORD)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from analysis.studies.drift_law.law_claims import FAMILIES, judge_law, laws_of
 from analysis.studies.drift_law.law_report import law_report, to_markdown
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError
+from fedlora_sim.storage import is_signed, write_json
+from paper_figs.documents import law_blocks, record_laws
 
 sys.path.append(str(Path(__file__).parents[1] / "finetune"))
 from run_cases import TINY, make_tiny_task
@@ -65,6 +67,7 @@ def test_the_floor_is_that_of_the_actual_cohorts():
     np.testing.assert_allclose(floor_ratio(law)[1:], 1.0, atol=0.02)
     np.testing.assert_allclose(steadiness(law), 1.0, rtol=1e-9)
     assert (floor_ratio(law, np.square)[1:] > 1.5).all()
+    assert np.isnan(floor_ratio(law)[0])  # every client carries the shared partition
 
 
 def test_curvature_distinguishes_a_line_from_a_square():
@@ -215,6 +218,25 @@ def test_a_stopped_command_goes_on_from_the_stored_runs(tmp_path, simulated, cap
     assert "raflora-linear" in capsys.readouterr().out
     text = to_markdown(report)
     assert all(claim["statement"] in text for claim in report["claims"])
+    assert "## Accuracy" not in text
+
+
+def test_documents_show_the_recorded_domains(tmp_path, simulated):
+    path = tmp_path / "small.toml"
+    path.write_text(TOML, encoding="utf-8")
+    out = tmp_path / "results" / "drift_law" / "small"
+    main([str(path), "--out", str(out)])
+    assert law_blocks(tmp_path / "record") == {}
+    assert record_laws(tmp_path / "results", tmp_path / "record") == ["small"]
+    assert is_signed(tmp_path / "record" / "drift_law" / "drift_law.png")
+    blocks = law_blocks(tmp_path / "record")
+    report = json.loads((out / "drift_law.json").read_text(encoding="utf-8"))
+    assert blocks["law_rows"].count("\n| ") == len(report["rows"]) + 1
+    assert blocks["law_claims"].startswith("**small**, 3 seeds, 30 rounds, 0 minutes")
+    assert blocks["law_accuracy"] == ""
+    report["diluted_accuracy"] = {"raflora": [0.5, 0.75, 0.625]}
+    write_json(tmp_path / "record" / "drift_law" / "small.json", report)
+    assert "| 0.625 [0.5, 0.75] |" in law_blocks(tmp_path / "record")["law_accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fedlora_sim.errors import check_choice, check_positive_int, check_seed, exp
 from fedlora_sim.finetune.checkpoints import load_state
 from fedlora_sim.finetune.run import evaluate
 from fedlora_sim.rules import get_rule
-from fedlora_sim.storage import RunStore, temporary_folder
+from fedlora_sim.storage import RunStore, code_versions, temporary_folder
 from fedlora_sim.tasks.loading import load_task
 
 PACKAGED = files("analysis") / "studies" / "drift_law"
@@ -32,6 +32,8 @@ FIELDS = {
     "scenario": dict,
     "runs": dict,
 }
+CODE = "code"
+"""Attribute of a run: hash of the simulator's sources that made it."""
 PLACES = (*PATHS, "threads", "device")
 """Fields that say where the runs are made, and are no part of a domain."""
 
@@ -135,7 +137,8 @@ def _made(scenario: Scenario, rule: str, seed: int, out: Path, dilute: bool) -> 
             dataset.attrs[DILUTED] = diluted_accuracy(dataset, scenario, folder)
     else:
         dataset = simulate(scenario, rule=rule, seed=seed)
-    return dataset.assign_attrs(cpu_seconds=time.process_time() - started)
+    code = {CODE: code_versions()["code"]}
+    return dataset.assign_attrs(cpu_seconds=time.process_time() - started, **code)
 
 
 # The final update with every partition diluted by its coverage

@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.ledger import ledger
+from fedlora_sim.tolerances import relative
 
 Array = NDArray[np.float64]
 
@@ -76,6 +77,13 @@ def steadiness(law: xr.Dataset) -> Array:
     return np.asarray(pooled(late(law).drift) / early_drift(law))
 
 
+def floor_of(multiplier: Array, drift: Array) -> Array:
+    """Return `mu c / (1 - mu)`; NaN where mu is 1 to rounding, without a floor."""
+    left = 1 - multiplier
+    settles = left > relative("reduction")
+    return np.where(settles, multiplier * drift / np.where(settles, left, 1.0), np.nan)
+
+
 def floor_ratio(law: xr.Dataset, factor: Callable[[Array], Array] = lambda mu: mu) -> Array:
     """Return the late amplitudes over the floor of the early drift, (M,); 1 under the law.
 
@@ -90,9 +98,8 @@ def floor_ratio(law: xr.Dataset, factor: Callable[[Array], Array] = lambda mu: m
     one = law.isel(seed=0)
     own = one.multiplier.mean("layer").transpose("round", "partition").values
     mu = np.asarray(factor(own), dtype=np.float64)
-    drift, mean = early_drift(law), np.nanmean(mu, axis=0)
-    with np.errstate(divide="ignore"):
-        floor = np.where(mean < 1, mean * drift / (1 - mean), np.nan)
+    drift = early_drift(law)
+    floor = floor_of(np.nanmean(mu, axis=0), drift)
     known = dict(zip(one["round"].values.tolist(), mu, strict=True))
     kept, wanted = [], set(late(law)["round"].values.tolist())
     for t in range(int(early(law)["round"][-1]) + 1, _rounds(law) + 1):

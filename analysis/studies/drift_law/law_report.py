@@ -20,11 +20,12 @@ from analysis.claims.report import (
 from analysis.claims.verify import LIBRARIES, finite_or_none
 from analysis.formats import NONE, interval, markdown_table, number, percent
 from analysis.ledger import TERMS
-from analysis.studies.drift_law.domains import Domain
+from analysis.studies.drift_law.domains import CODE, Domain
 from analysis.studies.drift_law.implied import (
     Array,
     curvature,
     early,
+    floor_of,
     floor_ratio,
     late,
     pooled,
@@ -57,7 +58,8 @@ def law_rows(seeds: Sequence[Laws]) -> Rows:
         `role`, `rule`, `partition`; `coverage`; `drift` in the early, middle and late rounds;
         `steadiness`, late over early drift; `amplitude` of the late rounds; `floor_ratio`, that
         over the floor for the actual cohorts, and `mean_floor_ratio`, over the floor of the mean
-        multiplier; `curvature`. Each quantity with its range over seeds, `{name}_range`.
+        multiplier; `curvature`. Each quantity with its range over seeds, `{name}_range`. Of FedAvg
+        and raFLoRA also the `course` of the amplitude, rounds 1 to T.
     """
     rows: Rows = []
     for role, law in seeds[0].items():
@@ -68,6 +70,11 @@ def law_rows(seeds: Sequence[Laws]) -> Rows:
                 values = np.array([of_seed[name][..., h] for of_seed in measured])
                 row[name] = np.median(values, axis=0).tolist()
                 row[f"{name}_range"] = [values.min(0).tolist(), values.max(0).tolist()]
+            if role in (BASE, RAFLORA):
+                courses = [
+                    own[role].amplitude.isel(seed=0, partition=h).mean("layer") for own in seeds
+                ]
+                row["course"] = np.median(courses, axis=0)[1:].tolist()
             rows.append(row)
     return rows
 
@@ -75,16 +82,14 @@ def law_rows(seeds: Sequence[Laws]) -> Rows:
 def _measured(law: xr.Dataset) -> dict[str, Array]:
     middle = law.sel(round=slice(int(early(law)["round"][-1]) + 1, int(late(law)["round"][0]) - 1))
     drift = np.stack([pooled(part.drift) for part in (early(law), middle, late(law))])
-    multiplier, amplitude = pooled(law.multiplier), pooled(late(law).amplitude)
-    with np.errstate(divide="ignore"):
-        mean_floor = np.where(multiplier < 1, multiplier * drift[0] / (1 - multiplier), np.nan)
+    amplitude = pooled(late(law).amplitude)
     return {
         "coverage": pooled(law.coverage),
         "drift": drift,
         "steadiness": steadiness(law),
         "amplitude": amplitude,
         "floor_ratio": floor_ratio(law),
-        "mean_floor_ratio": amplitude / mean_floor,
+        "mean_floor_ratio": amplitude / floor_of(pooled(law.multiplier), drift[0]),
         "curvature": curvature(law),
     }
 
@@ -160,6 +165,13 @@ def law_report(
         "cpu_seconds": float(sum(run.attrs["cpu_seconds"] for own in runs.values() for run in own)),
         "environment": {
             **code_versions(),
+            "runs_made_with": sorted(
+                {
+                    run.attrs.get(CODE, code_versions()["code"])
+                    for own in runs.values()
+                    for run in own
+                }
+            ),
             **{f"{name}_version": version(name) for name in LIBRARIES},
             "python_version": platform.python_version(),
             "platform": platform.platform(),
@@ -212,13 +224,20 @@ def law_rows_table(report: Record) -> str:
         cells = [row["role"], f"`{row['rule']}`", str(row["partition"])]
         cells += [number(row["coverage"], 2), ", ".join(number(c, 2) for c in row["drift"])]
         cells.append(number(row["amplitude"], 2))
-        cells += [_with_range(row, name) for name in ("floor_ratio", "curvature")]
+        cells.append(_with_range(row, "floor_ratio"))
+        # an amplitude that stays at its floor has no course of which this would be the curvature
+        cells.append(_with_range(row, "curvature") if row["floor_ratio"] is None else NONE)
         rows.append(cells)
     return markdown_table((*head, *further), rows)
 
 
 def account_table(report: Record) -> str:
-    """Return the terms of a late round in decades of energy, by role and partition."""
+    """Return the terms of a late round in decades of energy, by role and partition.
+
+    Empty if no role is accounted for.
+    """
+    if not report["account"]:
+        return ""
     head = ("runs", "partition", *TERMS, "sum", "known")
     rows = [
         (
@@ -230,6 +249,26 @@ def account_table(report: Record) -> str:
         for row in report["account"]
     ]
     return markdown_table(head, rows)
+
+
+def accuracy_table(report: Record) -> str:
+    """Return the accuracy of each role after the last round, and with diluted partitions.
+
+    Medians over seeds with their range; empty where no update was diluted.
+    """
+    if not report["diluted_accuracy"]:
+        return ""
+    head = ("runs", "rule", "accuracy", "with every partition diluted by its coverage")
+    rows = []
+    for role, run in report["domain"]["runs"].items():
+        found = [report[name].get(role) for name in ("accuracy", "diluted_accuracy")]
+        rows.append([role, f"`{run['rule']}`", *(NONE if x is None else _spread(x) for x in found)])
+    return markdown_table(head, rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    ends = interval((min(values), max(values)), 3)
+    return f"{number(float(np.median(values)), 3)} {ends}"
 
 
 def _with_range(row: Record, name: str) -> str:
@@ -257,5 +296,7 @@ def to_markdown(report: Record) -> str:
     ]
     if report["account"]:
         parts += ["## A late round, in decades of energy", account_table(report)]
+    if report["diluted_accuracy"]:
+        parts += ["## Accuracy", accuracy_table(report)]
     lines = (f"- {key}: {value}" for key, value in report["environment"].items())
     return "\n\n".join([*parts, "## Environment", "\n".join(lines)]) + "\n"
