@@ -213,8 +213,6 @@ class AdapterFolder:
     ) -> LoRAFactors:
         """Return a module's update with its scaling: A (r, d_in), B (d_out, r), kernels flattened.
 
-        With its scaling.
-
         For stacked experts the shapes are (experts, r, d_in) and (experts, d_out, r). If d_in or
         d_out is below the rank or below `width`, zeros are appended.
         """
