@@ -60,6 +60,13 @@ DERIVED: dict[str, tuple[str, ...]] = {
     "floor-raflora": (_FLOOR,),
     "trajectory-fedavg": ("floors.energy_after",),
     "trajectory-raflora": ("floors.energy_after",),
+    "drift-floor-fedavg": ("floors.mean_floor", "drift.full_floor"),
+    "drift-floor-zero-pad": ("drift.zero_pad_floor",),
+    "drift-saturation": ("drift.raflora_saturation",),
+    "drift-raflora-linear": ("drift.raflora_growth:0",),
+    "drift-trajectory": ("floors.mean_recursion",),
+    "drift-interval": ("drift.variance_recursion",),
+    "drift-known-cohorts": ("floors.mean_recursion",),
     "equal-ranks-identity": ("multipliers.raflora_identity",),
     "partition-identity": ("multipliers.raflora_identity",),
     "declared-multipliers": tuple(

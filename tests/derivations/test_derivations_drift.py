@@ -150,7 +150,7 @@ def test_adam_moves_by_the_learning_rate_in_every_step():
         np.testing.assert_allclose(moved, gradient.sign(), rtol=1e-4)
 
 
-def test_a_step_is_linear_beside_a_long_column_and_quadratic_beside_a_short_one():
+def test_a_step_is_linear_for_a_long_column_and_quadratic_for_a_short_one():
     drifted = drift.drift_of_step().subs(drift.cosine, 1)
     exponent = sp.diff(drifted, drift.L) * drift.L / drifted
     assert sp.limit(exponent, amplitude, sp.oo) == 1
