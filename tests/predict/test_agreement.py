@@ -137,6 +137,15 @@ def test_runs_of_another_scenario_are_refused(wrong: dict) -> None:
             assert_agree(scenario, "fedavg", of=scenario.replace(**wrong))
 
 
+@pytest.mark.parametrize("rule", ["fedavg", "raflora"])
+def test_drifts_that_are_larger_by_a_twentieth_are_refused(rule: str) -> None:
+    law = {"local_loss": "drift", "drift_schedule": "linear", "drift_std": 0.1}
+    scenario = Scenario((1, 2, 2), rounds=4, cohort_size=3, drift_levels=(0.3, 0.2), **law)
+    assert assert_agree(scenario, rule) == ["energy"]
+    with pytest.raises(AssertionError):
+        assert_agree(scenario, rule, of=scenario.replace(drift_levels=(0.315, 0.21)))
+
+
 def test_directions_that_may_change_places_are_not_predicted() -> None:
     ordered = Scenario("1x2,2x2,4x2", fidelity="matrix", cohort_size=3, rounds=3, d_in=9, d_out=7)
     assert assert_agree(ordered, "fedavg") == ["energy", "projected_energy"]
