@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from analysis.closed_form import adam_drift
 from analysis.ledger import TERMS
 from analysis.studies.drift_law import domains as module
 from analysis.studies.drift_law.__main__ import main
@@ -24,9 +25,15 @@ from analysis.studies.drift_law.implied import (
     drift_law,
     early_drift,
     floor_ratio,
+    pooled,
     steadiness,
 )
-from analysis.studies.drift_law.law_claims import FAMILIES, judge_law, laws_of
+from analysis.studies.drift_law.law_claims import (
+    FAMILIES,
+    LAW_CLAIMS,
+    judge_law,
+    laws_of,
+)
 from analysis.studies.drift_law.law_report import law_report, to_markdown
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError
@@ -157,6 +164,21 @@ def test_a_quadratic_law_is_told_from_a_proportional_one():
 
     np.testing.assert_allclose(np.log2(measured(1)), 1, atol=0.2)
     np.testing.assert_allclose(np.log2(measured(2)), 2, atol=0.2)
+
+
+def test_the_derived_power_is_that_of_the_paths():
+    laws, path, persistence = seeds_of(count=1)[0], 0.05, 0.25
+    share = pooled(laws["fedavg"].multiplier)
+
+    def at(length):
+        drift = adam_drift(length, persistence, share) * np.sqrt(WIDTHS)
+        law = laws["fedavg"]
+        return law.assign(drift=xr.zeros_like(law.drift) + xr.DataArray(drift, dims="partition"))
+
+    made = {"fedavg": at(path), "half_rate": at(path / 2)}
+    derived = next(claim for claim in LAW_CLAIMS if claim.id == "drift-derived-power")
+    np.testing.assert_allclose(derived.quantity(made), 0.0, atol=1e-6)
+    assert (np.abs(derived.near[1](made)) > 0.3).all()
 
 
 # Domains and the command
