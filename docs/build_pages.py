@@ -51,7 +51,7 @@ API = {
         "Predict",
         (
             *("predict", "design", "verify", "collapse_report"),
-            *("calibrate", "forecast", "summarize"),
+            *("calibrate", "forecast", "ledger", "summarize"),
         ),
         "analysis",
     ),

@@ -37,13 +37,14 @@ FIGURES = {
     "allocation": Drawing(cohorts.draw_allocation, cohorts.caption_allocation),
     "ranks": Drawing(cohorts.draw_ranks, cohorts.caption_ranks),
     "digits": Drawing(finetuning.draw_digits, finetuning.caption_digits),
+    "ledger": Drawing(finetuning.draw_ledger, finetuning.caption_ledger),
     "text": Drawing(finetuning.draw_text, finetuning.caption_text),
     "calibrated": Drawing(finetuning.draw_calibrated, finetuning.caption_calibrated),
     "scaling": Drawing(theory.draw_scaling, theory.caption_scaling),
 }
 """The paper's figures in order; each is drawn from the data file of the same name."""
 
-FROM_DATA = ("energies", "participation", "phase", "breakdown", "settling", "digits")
+FROM_DATA = ("energies", "participation", "phase", "breakdown", "settling", "digits", "ledger")
 """Figures of a verification that are drawn from a data file of the same name."""
 
 

@@ -170,6 +170,7 @@ SAME_NAME = {
         "communication": "what a round sends: closed form and derivation",
         "drift": "the drift law of Adam: closed form, derivation, claims",
         "flow": "the exact flow of local training: closed form, derivation, claims",
+        "ledger": "the energy ledger: the account of a run, claims on it",
         "noise": "noise in aggregates: derivation and claims",
         "participation": "partial participation: claims and the paper's numbers",
         "persistent": "clients whose gains last: closed form and derivation",

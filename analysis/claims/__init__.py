@@ -11,6 +11,7 @@ from analysis.claims import (
     flow,
     heterogeneity,
     identities,
+    ledger,
     noise,
     other_rules,
     participation,
@@ -39,7 +40,7 @@ THEMES: dict[str, tuple[Claim, ...]] = {
     "Drift law": drift.CLAIMS,
     "Where the theory stops": breakdown.CLAIMS,
     "The settling experiment that the review asks for": settling.CLAIMS,
-    "Real fine-tuning": digits.CLAIMS,
+    "Real fine-tuning": (*digits.CLAIMS, *ledger.CLAIMS),
 }
 """Claims by theme, both in the order of the report."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from joblib import cpu_count
 
-from analysis.claims import CLAIMS, digits, select, theme_of
+from analysis.claims import CLAIMS, digits, ledger, select, theme_of
 from analysis.claims.base import Claim, Control, RunContext, run_jobs, workers
 from analysis.claims.report import WANTED
 from analysis.stats.intervals import Array, Measurement, rarer_than
@@ -82,7 +82,9 @@ def judge_claims(claims: Sequence[Claim], context: RunContext) -> Iterator[Recor
         context: seed, effort and device. Its store, if any, stores every entry at once.
     """
     at_once = workers(context.device)
-    here = [claim for claim in claims if claim in digits.CLAIMS]  # has the shared runs
+    here = [
+        claim for claim in claims if claim in (*digits.CLAIMS, *ledger.CLAIMS)
+    ]  # has the shared runs
     if here:
         run_jobs(digits.first_look(context), context, at_once)
     others = [claim for claim in claims if claim not in here]

@@ -126,6 +126,7 @@ RECIPES: dict[str, Recipe] = {
         participation.ALLOCATION,
         participation.RANK_CONFIGURATIONS,
         training.DIGITS,
+        training.LEDGER,
         training.TEXT,
         training.CALIBRATED,
         scaling.RECIPE,

@@ -10,7 +10,9 @@ import numpy as np
 import xarray as xr
 
 from analysis.claims.base import RunContext, run_jobs, workers
+from analysis.claims import ledger as ledger_claims
 from analysis.claims.digits import LEVEL, MIXED, RUNS, digits_run, job
+from analysis.ledger import ledger
 from analysis.paper.recipe import Recipe, described
 from analysis.paper.store import ROOT
 from fedlora_sim.metrics import energy_ratio
@@ -79,6 +81,55 @@ DIGITS = Recipe(
     },
     runs=NUMBERS,
     base_seed=RECORDED_SEED,
+)
+
+
+# The energy ledger of the same runs
+
+LEDGER_RULES = ("fedavg", "raflora")
+
+
+def gather_ledger(context: RunContext, numbers: range = NUMBERS) -> xr.Dataset:
+    """Return the terms of the energy ledger in decades, (rule, round, partition, term).
+
+    Means over layers and seeds. The update is zero at the start, so that the second round is the
+    first with a change.
+    """
+    jobs = [job(label, number, context) for label in LEDGER_RULES for number in numbers]
+    run_jobs(jobs, context, workers(context.device))
+    parts = {}
+    for label in LEDGER_RULES:
+        runs = [ledger(digits_run(label, number, context)) for number in numbers]
+        found = xr.concat(runs, "seed", combine_attrs="drop").isel(round=slice(2, None))
+        parts[label] = found[["change", "coverage"]].mean(("seed", "layer"))
+    joined = xr.concat(list(parts.values()), xr.Variable("rule", list(parts)))
+    described_runs = described(MIXED) | {"local_steps": MIXED.local_steps}
+    coverage = joined.coverage.mean(("rule", "round"))
+    return joined[["change"]].assign(coverage=coverage).assign_attrs(described_runs)
+
+
+LEDGER = Recipe(
+    name="ledger",
+    about="Change of the energy of every partition by dilution, training, mixing and turning.",
+    make=gather_ledger,
+    settings={
+        **described(MIXED),
+        "rules": list(LEDGER_RULES),
+        "local_steps": MIXED.local_steps,
+        "learning_rate": MIXED.learning_rate,
+        "dirichlet_alpha": MIXED.dirichlet_alpha,
+    },
+    units={
+        "change": "decades of the energy",
+        "coverage": "share of the clients' weight",
+        "rule": "name",
+        "round": "rounds",
+        "partition": "number, shared by all clients first",
+        "term": "of the energy ledger",
+    },
+    runs=NUMBERS,
+    base_seed=RECORDED_SEED,
+    claims=ledger_claims.CLAIMS,
 )
 
 

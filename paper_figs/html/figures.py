@@ -86,6 +86,12 @@ FIGURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Share of energy in the lowest rank level and test accuracy over rounds, one line per run",
         ("digits-collapse-fedavg", "digits-raflora-no-collapse", "digits-accuracy"),
     ),
+    "ledger": (
+        "The energy ledger of real fine-tuning",
+        "Decades of energy that dilution, training, mixing and turning add to every partition in "
+        "each round, under FedAvg and raFLoRA",
+        ("ledger-closes", "ledger-dilution", "ledger-regrowth", "ledger-floor"),
+    ),
     "study_curves": ("Training curves", "Accuracy and energy ratio over rounds, by rule", ()),
     "study_outcomes": ("Outcomes", "Final accuracy of every rule and configuration", ()),
     "calibrated": (

@@ -25,6 +25,7 @@ WITHOUT = {
     "independent-runs",
     *("canonical-gauge", "adam-floor", "digits-canonical-no-collapse", "digits-accuracy"),
     "digits-accuracy-two-high",
+    *("ledger-closes", "ledger-dilution", "ledger-regrowth", "ledger-floor", "ledger-same-cohort"),
 }
 
 

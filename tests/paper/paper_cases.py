@@ -12,6 +12,7 @@ import xarray as xr
 
 from analysis.claims import breakdown, settling
 from analysis.claims.base import RunContext
+from analysis.ledger import TERMS
 from analysis.paper import energies, participation, phase, training
 from analysis.paper.catalogue import RECIPES
 from analysis.paper.recipe import Recipe, described
@@ -28,6 +29,26 @@ def made_up_digits(context: RunContext) -> xr.Dataset:
         {name: (dims, np.sort(rng.uniform(0.2, 0.9, size), axis=-1)) for name in names},
         {"run": list(training.LABELS), "seed": context.seeds(range(2)), "round": rounds},
         described(training.MIXED) | {"level": training.LEVEL},
+    )
+
+
+def made_up_ledger(context: RunContext) -> xr.Dataset:
+    """Return a ledger as fine-tuning would give it: nothing is trained."""
+    rng, rounds, partitions = np.random.default_rng(0), np.arange(2, 8), np.arange(1, 4)
+    size = (len(training.LEDGER_RULES), len(rounds), len(partitions), len(TERMS))
+    change = rng.normal(0.0, 0.2, size)
+    return xr.Dataset(
+        {
+            "change": (("rule", "round", "partition", "term"), change),
+            "coverage": ("partition", [1.0, 0.7, 0.4]),
+        },
+        {
+            "rule": list(training.LEDGER_RULES),
+            "round": rounds,
+            "partition": partitions,
+            "term": list(TERMS),
+        },
+        described(training.MIXED),
     )
 
 
@@ -64,6 +85,7 @@ SMALL: dict[str, Callable[[RunContext], xr.Dataset]] = {
     "allocation": partial(participation.gather_allocation, runs=FEW),
     "ranks": partial(participation.gather_ranks, sizes=(1, 10, 19), runs=FEW),
     "digits": made_up_digits,
+    "ledger": made_up_ledger,
 }
 
 
