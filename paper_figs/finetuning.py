@@ -147,6 +147,7 @@ def draw_ledger(data: xr.Dataset) -> tuple[Figure, np.ndarray]:
                     axis.bar(rounds, part, 0.8, bottom=end, color=color, lw=0)
                     ends[sign] = end + part
             axis.axhline(0, color=BLACK, lw=0.6)
+            axis.use_sticky_edges = False  # else bars touch the lower end
             axis.plot(rounds, change.sum("term"), "o", ms=2.4, color="w", mec=BLACK, mew=0.7)
             axis.set_xlim(rounds[0] - 1, rounds[-1] + 1)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -170,7 +171,7 @@ def caption_ledger(data: xr.Dataset) -> str:
         f"{style.joined(coverage)}; mean over layers and {style.seeds(data)}, the first of the "
         "recorded verification's. Dilution: the rule's effect on a cohort that does not train; "
         "training: what the clients that carry a direction add; mixing: what all others add; "
-        "turning: energy that leaves the old directions. Dots: the sum, the change of the energy. "
+        "turning: energy outside the old directions. Dots: the sum, the change of the energy. "
         "FedAvg dilutes the higher partitions every round, and local training regrows what "
         "dilution removes: collapse stops where the two are equal. raFLoRA does not dilute."
     )

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analysis.claims.base import RunContext, run_jobs, workers
 from analysis.claims import ledger as ledger_claims
+from analysis.claims.base import RunContext, run_jobs, workers
 from analysis.claims.digits import LEVEL, MIXED, RUNS, digits_run, job
 from analysis.ledger import ledger
 from analysis.paper.recipe import Recipe, described

@@ -25,6 +25,7 @@ LOSSES = (
     {},
     {"gain_std": 0.3, "drift_mean": 0.1, "drift_std": 0.1},
     {"gain_mean": 0.9, "gain_std": 0.2, "heterogeneity": "persistent"},
+    {"local_loss": "drift", "drift_mean": 0.1, "drift_std": 0.05},
     {"local_loss": "quadratic", "local_time": 0.5},
     {"local_loss": "quadratic", "local_time": 0.5, "target_std": 0.3},
 )

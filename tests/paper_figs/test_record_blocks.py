@@ -184,7 +184,7 @@ def test_a_recorded_readme_passes_its_check(
     assert documents.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "calibration.json", "conformance.json"),
-        *("digits.png", "energies.png", "faults.json", "mutation.json"),
+        *("digits.png", "energies.png", "faults.json", "ledger.png", "mutation.json"),
         *("participation.png", "phase.png", "report.json", "rivals.json", "settling.png"),
         *("spectral.json", "sweep.json", "training.json"),
     ]
