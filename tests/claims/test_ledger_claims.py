@@ -46,7 +46,7 @@ def test_the_floor_of_a_constant_drift_is_exact(
     still = simulate(AFFINE, "fedavg", ledger=True)
     monkeypatch.setattr(claims, "digits_run", lambda label, number, context: still)
     error = claims.floor_error("fedavg", [0], context)
-    assert error.max() < 0.01  # energies within 1% of the floor after so many rounds
+    assert error.max() < 0.01  # energies within 1% of the floor after 20 rounds
     larger = claims.floor_error("fedavg", [0], context, drift=claims.LARGER_DRIFT)
     np.testing.assert_allclose(larger, 2 * np.log10(claims.LARGER_DRIFT), atol=0.01)
     assert claims.floor_error("fedavg", [0], context, drift=0.0).min() > 1
