@@ -1,8 +1,8 @@
 """Run the tests and the quick verification with other processors' kernels: `make test-portable`.
 
 Numerical libraries choose their kernels by processor, and kernels round differently. Environment
-variables select other kernels here. Every setting must pass the tests, on few examples, and
-`verify --quick --strict`, and no verdict may contradict the recorded one.
+variables select other kernels here. Every setting must pass the quick tests, the slow tests
+of numerical folders and `verify --quick --strict`, and no verdict may contradict the recorded one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ SETTINGS = {
     "mkl-compatible": {"MKL_CBWR": "COMPATIBLE"},
     "openblas-old": {"OPENBLAS_CORETYPE": "Nehalem"},  # x86-64; ignored elsewhere
 }
+NUMERICAL = (
+    *("core", "rules", "engines", "closed_form", "predict", "ledger", "stats"),
+    *("finetune", "tasks", "peft", "conformance"),
+)
+"""Folders of tests whose results depend on kernels."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -59,8 +64,10 @@ def try_setting(name: str, threads: int) -> list[str]:
     count = {variable: str(threads) for variable in THREADS}
     environment = {**os.environ, **SETTINGS[name], **count, "HYPOTHESIS_PROFILE": "quick"}
     workers = max(1, PROCESSES // threads)
-    tests = ["pytest", "-m", "not faults", "-n", str(workers), "--dist", "worksteal"]
-    failed = [] if run([sys.executable, "-m", *tests], environment) else ["the tests"]
+    pytest = [sys.executable, "-m", "pytest", "-n", str(workers), "--dist", "worksteal", "-m"]
+    folders = [f"tests/{folder}" for folder in NUMERICAL]
+    tests = {"the quick tests": ["not slow"], "slow tests": ["slow and not faults", *folders]}
+    failed = [what for what, chosen in tests.items() if not run([*pytest, *chosen], environment)]
     with tempfile.TemporaryDirectory() as folder:
         verify = [str(Path(sys.executable).parent / "fedlora-sim"), "verify", "--quick", "--strict"]
         if not run([*verify, "--out", folder], environment):

@@ -14,7 +14,7 @@ def test_a_verdict_that_contradicts_the_record_is_named():
     assert portable.contradictions(found, recorded) == ["b: supported, recorded refuted"]
 
 
-@pytest.mark.parametrize("broken", ["pytest", "verify"])
+@pytest.mark.parametrize("broken", ["not slow", "tests/engines", "verify"])
 def test_a_command_that_fails_fails_its_setting(monkeypatch, broken):
     seen = []
 
@@ -24,6 +24,7 @@ def test_a_command_that_fails_fails_its_setting(monkeypatch, broken):
 
     monkeypatch.setattr(portable, "run", run)
     assert len(portable.try_setting("torch-avx2", 2)) == 1
+    assert all((portable.ROOT / "tests" / folder).is_dir() for folder in portable.NUMERICAL)
     for environment in seen:
         assert environment["ATEN_CPU_CAPABILITY"] == "avx2"
         assert environment["OMP_NUM_THREADS"] == "2"
