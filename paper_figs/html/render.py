@@ -103,7 +103,7 @@ def _has_p(report: Mapping[str, Any]) -> bool:
 
 def _about(report: Mapping[str, Any]) -> str:
     made = report["environment"]
-    effort = "a quick run, with fewer runs and wider margins" if made["quick"] else "a full run"
+    effort = "a quick run, of fewer claims with fewer runs" if made["quick"] else "a full run"
     took = report.get("seconds")
     minutes = "" if took is None else f", {took / 60:.1f} minutes on {made['cores']} cores"
     return (
