@@ -20,8 +20,7 @@ import xarray as xr
 from scipy import stats
 
 from analysis.studies.amplitude_laws import BASELINES, LAWS, OTHER_LAWS
-from analysis.studies.calibrate import by_partition
-from analysis.studies.drift_forecast import (
+from analysis.studies.forecast import (
     STATISTICS,
     calibrate,
     forecast,
@@ -30,6 +29,7 @@ from analysis.studies.drift_forecast import (
     past_of,
 )
 from analysis.studies.study import PATHS, Study, load_study
+from analysis.studies.updates import by_partition
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.storage import load_dataset, save_dataset, write_text
 from fedlora_sim.version import versions
@@ -311,13 +311,14 @@ def record(study: Study, runs: Mapping[str, xr.Dataset], took: Mapping[str, floa
     scores = {rule: score(dataset, HORIZONS) for rule, dataset in runs.items()}
     rows = [{"rule": rule, **summary(of)} for rule, of in scores.items()]
     partitions, other = coverage_by_partition(scores), counterfactual_rows(runs, HORIZONS)
-    first = next(iter(runs.values()))
+    seeds = next(iter(runs.values())).seed.values.tolist()
+    part = "" if len(seeds) == len(SEEDS[study.name]) else f" --seeds {len(seeds)}"
     fields = {name: value for name, value in asdict(study.scenario).items() if name not in PATHS}
     return {
         "study": study.name,
         "heterogeneity": HETEROGENEITY,
         "scenario": fields,
-        "seeds": first.seed.values.tolist(),
+        "seeds": seeds,
         "calibration_rounds": CALIBRATION_ROUNDS,
         "horizons": HORIZONS,
         "forecasts": list(FORECASTS),
@@ -327,7 +328,7 @@ def record(study: Study, runs: Mapping[str, xr.Dataset], took: Mapping[str, floa
         "counterfactual": other,
         "bars": bars(rows, partitions, other),
         **took,
-        "command": f"python -m analysis.forecasting {study.name}",
+        "command": f"python -m analysis.forecasting {study.name}{part}",
         "environment": versions(),
     }
 

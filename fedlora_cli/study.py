@@ -12,21 +12,11 @@ import typer
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
-from tqdm import tqdm
 
 from analysis.formats import interval, number
 from analysis.studies.findings import curves
 from analysis.studies.report import last_part, study_report, to_markdown
-from analysis.studies.run import (
-    RUNS,
-    Scores,
-    forecasts,
-    load_runs,
-    pooled,
-    run_study,
-    score_runs,
-    why_no_scores,
-)
+from analysis.studies.run import RUNS, load_runs, run_study
 from analysis.studies.study import PATHS, Study, load_study, study_about, study_names
 from fedlora_cli.options import check_folder, parse_assignment
 from fedlora_cli.resume import resumable_sweep
@@ -39,8 +29,8 @@ from paper_figs import draw_study
 KINDS = ("png", "pdf")
 WRITTEN = (
     *("study.md", "study.json", "study.html"),
-    *(f"data/{name}.nc" for name in ("curves", "scores", "forecasts")),
-    *(f"figures/{n}.{k}" for n in ("study_curves", "study_outcomes", "calibrated") for k in KINDS),
+    "data/curves.nc",
+    *(f"figures/{n}.{k}" for n in ("study_curves", "study_outcomes") for k in KINDS),
 )
 COLORS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
@@ -88,34 +78,21 @@ def study(
         if not report_only:
             run_study(whole, folder, workers, part=chosen, mix_code=mix_code, on_task=check_stopped)
         command = _command(source, settings or [], names, heterogeneity, seeds)
-        report = _write_report(chosen, results, workers, command)
+        report = _write_report(chosen, results, command)
     _print_tables(report, folder)
 
 
-def _write_report(
-    chosen: Study, results: ResultFolder, workers: int, command: str
-) -> dict[str, Any]:
+def _write_report(chosen: Study, results: ResultFolder, command: str) -> dict[str, Any]:
     """Write report, data and figures, replacing older ones."""
-    runs, seeds = load_runs(chosen, results.folder), sum(map(len, chosen.seeds.values()))
-    with tqdm(total=seeds, desc="calibrated theory", unit="seed", disable=None) as bar:
-        scores = score_runs(chosen, runs, workers, bar.update)
-    report = study_report(chosen, runs, scores, command)
+    runs = load_runs(chosen, results.folder)
+    report = study_report(chosen, runs, command)
     with results.replace() as new:
         save_dataset(curves(chosen, runs), new / "data" / "curves.nc")
-        if not why_no_scores(chosen):
-            _save_scores(chosen, runs, scores, new)
         matplotlib.use("Agg")
         draw_study(report, new / "data", new / "figures")
         write_text(new / "study.md", to_markdown(report))
         write_json(new / "study.json", report)
     return report
-
-
-def _save_scores(chosen: Study, runs: dict[str, Any], scores: Scores, out: Path) -> None:
-    save_dataset(pooled(scores), out / "data" / "scores.nc")
-    told = forecasts(chosen, runs, scores)
-    if told is not None:
-        save_dataset(told, out / "data" / "forecasts.nc")
 
 
 def _command(

@@ -32,9 +32,9 @@ from analysis.studies.drift_law.law_report import (
     law_claims_table,
     law_rows_table,
 )
-from analysis.studies.report import claims_table, outcomes_table, premise_table, scores_table
+from analysis.studies.report import claims_table, outcomes_table, premise_table
 from fedlora_sim.rules.registry import describe_all
-from fedlora_sim.storage import ResultFolder, load_dataset, write_bytes, write_text
+from fedlora_sim.storage import ResultFolder, write_bytes, write_text
 from paper_figs import forecasting, style
 from paper_figs.drift import COURSES, draw_drift_law
 from paper_figs.files import FROM_DATA
@@ -300,7 +300,6 @@ TABLES = {
     "study_claims": claims_table,
     "study_rows": outcomes_table,
     "study_premise": premise_table,
-    "study_scores": scores_table,
 }
 
 
@@ -432,25 +431,22 @@ def record_forecasts(results: Path, record: Path) -> None:
         results: folder of results; nothing is done if there are no forecasts.
         record: folder of the record.
     """
-    found = [results / FORECASTS / f"{name}.json" for name in forecasts.STUDIES]
-    if not all(path.exists() for path in found):
+    found = forecasts.recorded(results / FORECASTS)
+    if not found:
         return
     target = record / FORECASTS
     target.mkdir(parents=True, exist_ok=True)
-    for path in found:
-        for own in (path.with_suffix(".nc"), path):
-            write_bytes(target / own.name, own.read_bytes())
+    for name in (f"{study}.{kind}" for study in found for kind in ("nc", "json")):
+        write_bytes(target / name, (results / FORECASTS / name).read_bytes())
     style.apply()
-    data = forecasts.described(
-        [load_dataset(path.with_suffix(".nc")) for path in found], [_read(path) for path in found]
-    )
-    style.save(forecasting.draw_forecasts(data)[0], target, FORECASTS, kinds=("png",))
+    figure, _ = forecasting.draw_forecasts(forecasts.load(target))
+    style.save(figure, target, FORECASTS, kinds=("png",))
 
 
 def forecast_blocks(record: Path) -> dict[str, str]:
     """Return generated blocks by name, each of all studies; empty without recorded forecasts."""
-    paths = [record / FORECASTS / f"{name}.json" for name in forecasts.STUDIES]
-    found = [_read(path) for path in paths if path.exists()]
+    folder = record / FORECASTS
+    found = [_read(folder / f"{name}.json") for name in forecasts.recorded(folder)]
     if not found:
         return {}
     return {

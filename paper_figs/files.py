@@ -11,10 +11,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis.paper.store import ROOT, code_fingerprint, digest, read, read_record
-from analysis.paper.training import scored
 from fedlora_sim.storage import ResultFolder, load_dataset, write_bytes, write_text
 from fedlora_sim.version import versions
-from paper_figs import cohorts, finetuning, floors, spectra, style, theory
+from paper_figs import cohorts, finetuning, floors, forecasting, spectra, style, theory
 
 
 class Drawing(NamedTuple):
@@ -39,7 +38,7 @@ FIGURES = {
     "digits": Drawing(finetuning.draw_digits, finetuning.caption_digits),
     "ledger": Drawing(finetuning.draw_ledger, finetuning.caption_ledger),
     "text": Drawing(finetuning.draw_text, finetuning.caption_text),
-    "calibrated": Drawing(finetuning.draw_calibrated, finetuning.caption_calibrated),
+    "forecasts": Drawing(forecasting.draw_forecasts, forecasting.caption_forecasts),
     "scaling": Drawing(theory.draw_scaling, theory.caption_scaling),
 }
 """The paper's figures in order; each is drawn from the data file of the same name."""
@@ -77,7 +76,7 @@ def draw_all(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
 
 
 def draw_study(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
-    """Draw all figures of a study whose data exist, as PNG and PDF.
+    """Draw the figures of a study, as PNG and PDF.
 
     Args:
         report: as in `study.json`.
@@ -91,9 +90,6 @@ def draw_study(report: Mapping[str, Any], data: Path, out: Path) -> list[Path]:
     curves = finetuning.draw_study_curves(load_dataset(data / "curves.nc"), report)[0]
     written = style.save(curves, out, "study_curves")
     written += style.save(finetuning.draw_study_outcomes(report)[0], out, "study_outcomes")
-    if (data / "forecasts.nc").exists():
-        told = finetuning.draw_calibrated(scored(load_dataset(data / "forecasts.nc"), report))[0]
-        written += style.save(told, out, "calibrated")
     return written
 
 

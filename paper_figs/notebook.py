@@ -250,11 +250,11 @@ def spectra(by_rule: Mapping[str, Sequence[ArrayLike]], titles: Sequence[str]) -
     return figure
 
 
-def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) -> Figure:
+def forecasts(predictions: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) -> Figure:
     """Draw forecasts of the later rounds of a real run, and the measurements.
 
     Args:
-        scores: result of `analysis.studies.score`, by rule; the first seed is drawn.
+        predictions: result of `analysis.forecast`, by rule; the first seed is drawn.
         runs: the runs.
 
     Returns:
@@ -262,17 +262,16 @@ def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) 
         and interval.
     """
     figure, axes = plt.subplots(
-        1, len(scores), figsize=(style.DOUBLE_COLUMN, 1.15 * HEIGHT), squeeze=False
+        1, len(predictions), figsize=(style.DOUBLE_COLUMN, 1.15 * HEIGHT), squeeze=False
     )
-    for axis, (rule, score) in zip(axes[0], scores.items(), strict=True):
-        one, first = score.isel(seed=0), int(score.attrs["calibration_rounds"])
+    for axis, (rule, predicted) in zip(axes[0], predictions.items(), strict=True):
+        one, first = predicted.isel(seed=0), int(predicted.attrs["calibration_rounds"])
         energy = runs[rule].layer_energy.isel(seed=0).sum("layer").groupby("partition").sum()
         seen = energy.transpose("round", "partition").values[1:]
-        told = one.total_predicted.sel(forecast="theory")
         rounds, later = np.arange(1, len(seen) + 1), first + one.horizon.values
         colors = style.partition_colors(one.sizes["partition"])
         for h, color in enumerate(colors):
-            of = told.isel(partition=h)
+            of = one.total.isel(partition=h)
             low, middle, high = (of.sel(statistic=n) for n in ("low", "median", "high"))
             axis.fill_between(later, low, high, color=color, alpha=0.25, lw=0)
             axis.plot(later, middle, color=color, ls="--", lw=1)
@@ -282,11 +281,11 @@ def forecasts(scores: Mapping[str, xr.Dataset], runs: Mapping[str, xr.Dataset]) 
         axis.set_ylim(seen[seen > 0].min() / FAR, seen.max() * FAR)
         _rounds(axis, len(seen))
     axes[0, 0].set_ylabel("energy of the partition")
-    levels = runs[next(iter(scores))].coords["level"].values.tolist()
+    levels = runs[next(iter(predictions))].coords["level"].values.tolist()
     starts = [slice(low, high) for low, high in pairwise([0, *levels])]
     names = [f"$i=${directions_label(part)}" for part in starts]
     _beside(axes[0, -1], dict(zip(names, colors, strict=True)))
-    style.letter(axes[0], [look(rule).name for rule in scores])
+    style.letter(axes[0], [look(rule).name for rule in predictions])
     return figure
 
 

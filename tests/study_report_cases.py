@@ -9,8 +9,7 @@ import xarray as xr
 
 RULES = ["fedavg", "raflora", "raflora:canonicalize=true"]
 SPLITS = ["mild", "harsh"]
-ROUNDS, FIRST = 6, 2
-STATISTICS = ["mean", "median", "low", "high"]
+ROUNDS = 6
 
 
 def outcome(split: str, configuration: str, rule: str, accuracy: float) -> dict[str, Any]:
@@ -31,22 +30,6 @@ def claim(verdict: str) -> dict[str, Any]:
     }
 
 
-def scored(rule: str, error: float | None) -> dict[str, Any]:
-    """Return scores of a rule; without an error one of which the theory says nothing."""
-    coverage = None if error is None else 0.8
-    known = {"error": error, "error_range": [error, error], "coverage": coverage}
-    known |= {"coverage_range": [0.7, 0.9]}
-    lasting = {"error": 0.5, "error_range": [0.25, 1.0], "coverage": None}
-    place = {"partition": 2, "horizon": 4, "error": 1.5}
-    return {
-        **{"rule": rule, "calibration": "own", "runs": 6},
-        "reason": "" if error is not None else "no recursion",
-        **{"theory": known, "persistence": lasting, "pure": known},
-        "by_partition": [{"partition": h, "coverage": coverage} for h in (1, 2)],
-        "worst": None if error is None else place,
-    }
-
-
 def study_report(**changes: Any) -> dict[str, Any]:
     rows = []
     for split in SPLITS:
@@ -59,15 +42,10 @@ def study_report(**changes: Any) -> dict[str, Any]:
         "heterogeneity": {name: {} for name in SPLITS},
         "seeds": {"mild": [0, 1, 2], "harsh": [3, 4, 5]},
     }
-    scores = [scored(RULES[0], 0.3), scored(RULES[1], 0.2), scored(RULES[2], None)]
     return {
         **{"study": study, "command": "fedlora-sim study small.toml", "confidence": 0.95},
         **{"rows": rows, "claims": [claim("supported")]},
         "left_out": [{"id": "robustness", "statement": "It is robust.", "reason": "no runs"}],
-        "scores": {
-            **{"calibration_rounds": FIRST, "confidence": 0.9, "reason": ""},
-            "rows": scores,
-        },
         **{"counterfactuals": [], "premise": []},
         **changes,
     }
@@ -81,19 +59,3 @@ def made_up_curves(runs: int = 3) -> xr.Dataset:
     data = data.assign_coords(heterogeneity=SPLITS, rule=RULES, round=np.arange(ROUNDS + 1))
     judged = data["round"] % 2 == 0
     return data.assign(accuracy=data.accuracy.where(judged), rho=data.rho.where(data["round"] > 0))
-
-
-def made_up_forecasts() -> xr.Dataset:
-    rng, dims = np.random.default_rng(1), ("rule", "seed", "partition", "round")
-    measured = rng.uniform(0.1, 1.0, (2, 1, 2, ROUNDS + 1))
-    measured[..., 0] = 0.0  # the start
-    predicted = measured[..., None] * np.array([1.0, 1.0, 0.5, 1e9])
-    predicted[..., : FIRST + 1, :] = np.nan
-    return xr.Dataset(
-        {"measured": (dims, measured), "predicted": ((*dims, "statistic"), predicted)},
-        coords={
-            **{"rule": RULES[:2], "seed": [3], "partition": [1, 2]},
-            **{"round": np.arange(ROUNDS + 1), "statistic": STATISTICS},
-        },
-        attrs={"heterogeneity": "harsh", "calibration_rounds": FIRST, "confidence": 0.9},
-    )

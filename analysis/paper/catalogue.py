@@ -6,7 +6,7 @@ from analysis.claims import breakdown, flow, settling
 from analysis.claims.breakdown import AFFINE, FIGURE_ERROR, FITTING
 from analysis.claims.participation import LONG_RANDOM_WALK, PARTICIPATION_CLAIMS, TYPICAL_CLAIMS
 from analysis.claims.settling import SETTLING
-from analysis.paper import energies, participation, phase, scaling, training
+from analysis.paper import energies, forecasts, participation, phase, scaling, training
 from analysis.paper.recipe import Recipe, described
 
 # Figures that a verification also makes: the same datasets, with the paper's seeds
@@ -128,7 +128,7 @@ RECIPES: dict[str, Recipe] = {
         training.DIGITS,
         training.LEDGER,
         training.TEXT,
-        training.CALIBRATED,
+        forecasts.RECIPE,
         scaling.RECIPE,
     )
 }

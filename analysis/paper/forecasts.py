@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -15,15 +16,24 @@ from fedlora_sim.storage import load_dataset
 
 FOLDER = "results/recorded/forecasts"
 STUDIES = ("digits", "agnews")
+"""Studies with forecasts, in the order of the figure."""
+
+
+def recorded(folder: Path) -> list[str]:
+    """Return the studies whose forecasts are in a folder."""
+    return [name for name in STUDIES if (folder / f"{name}.json").exists()]
+
+
+def load(folder: Path) -> xr.Dataset:
+    """Return measured and predicted energies of a folder's studies, see `described`."""
+    names = recorded(folder)
+    records = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+    return described([load_dataset(folder / f"{name}.nc") for name in names], records)
 
 
 def gather(context: RunContext) -> xr.Dataset:
     """Return measured and predicted energies of the record, see `described`."""
-    found = [load_dataset(ROOT / FOLDER / f"{name}.nc") for name in STUDIES]
-    records = [
-        json.loads((ROOT / FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in STUDIES
-    ]
-    return described(found, records)
+    return load(ROOT / FOLDER)
 
 
 def described(datasets: Sequence[xr.Dataset], records: Sequence[Mapping[str, Any]]) -> xr.Dataset:
@@ -65,5 +75,7 @@ RECIPE = Recipe(
         "partition": "number, shared by all clients first",
         "statistic": "of the forecast",
     },
-    sources=tuple(f"{FOLDER}/{name}.{kind}" for name in STUDIES for kind in ("nc", "json")),
+    sources=tuple(
+        f"{FOLDER}/{name}.{kind}" for name in recorded(ROOT / FOLDER) for kind in ("nc", "json")
+    ),
 )

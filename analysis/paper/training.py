@@ -1,4 +1,4 @@
-"""Numbers of the figures of fine-tuning: digits, text, and the calibrated theory."""
+"""Numbers of the figures of fine-tuning on digits and on text."""
 
 from __future__ import annotations
 
@@ -133,13 +133,10 @@ LEDGER = Recipe(
 )
 
 
-# The recorded study on text: its curves over rounds, and what the calibrated theory predicted
+# The recorded study on text: its curves over rounds
 
 FOLDER = "results/recorded/agnews"
-REPORT, CURVES, FORECASTS = (
-    f"{FOLDER}/{name}" for name in ("study.json", "curves.nc", "forecasts.nc")
-)
-FORECAST_NAMES = ("theory", "persistence", "pure")
+REPORT, CURVES = (f"{FOLDER}/{name}" for name in ("study.json", "curves.nc"))
 
 
 def curves(context: RunContext) -> xr.Dataset:
@@ -147,9 +144,8 @@ def curves(context: RunContext) -> xr.Dataset:
     return with_study(load_dataset(ROOT / CURVES), _report())
 
 
-def calibrated(context: RunContext) -> xr.Dataset:
-    """Return forecasts and scores of the record, see `scored`."""
-    return scored(load_dataset(ROOT / FORECASTS), _report())
+def _report() -> dict[str, Any]:
+    return dict(json.loads((ROOT / REPORT).read_text(encoding="utf-8")))
 
 
 def with_study(dataset: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
@@ -171,43 +167,6 @@ def with_study(dataset: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
     )
 
 
-def scored(forecasts: xr.Dataset, report: Mapping[str, Any]) -> xr.Dataset:
-    """Return the forecasts of a study with the scores of each rule on its own calibration.
-
-    Args:
-        forecasts: `measured` and `predicted`, see `analysis.studies.run.forecasts`.
-        report: as in `study.json`.
-
-    Returns:
-        The forecasts; `error`, `error_low`, `error_high` (scored_rule, forecast), median of
-        |log10(measured / predicted)| and its range over runs; `coverage` (scored_rule) of the
-        theory's intervals; NaN where there is no forecast.
-    """
-    rows = [row for row in report["scores"]["rows"] if row["calibration"] == "own"]
-    found = np.array([[_error(row[name]) for name in FORECAST_NAMES] for row in rows], dtype=float)
-    coverage = np.array([row["theory"]["coverage"] for row in rows], dtype=float)
-    dims = ("scored_rule", "forecast")
-    names = ("error", "error_low", "error_high")
-    scores = {name: (dims, found[..., i]) for i, name in enumerate(names)}
-    together = forecasts.assign({**scores, "coverage": (dims[:1], coverage)}).assign_coords(
-        scored_rule=[row["rule"] for row in rows], forecast=list(FORECAST_NAMES)
-    )
-    return with_study(together, report).assign_attrs(
-        scored_runs=max(row["runs"] for row in rows),
-        score_confidence=report["scores"]["confidence"],
-    )
-
-
-def _error(score: Mapping[str, Any]) -> list[float | None]:
-    return [score["error"], *score["error_range"]]
-
-
-def _report() -> dict[str, Any]:
-    return dict(json.loads((ROOT / REPORT).read_text(encoding="utf-8")))
-
-
-ENERGY = "squared amplitude of the update"
-_COMMON = {"rule": "name", "round": "rounds", "heterogeneity": "split of the data"}
 TEXT = Recipe(
     name="text",
     about="Real fine-tuning on text over its rounds, by rule and heterogeneity.",
@@ -219,25 +178,9 @@ TEXT = Recipe(
         "effective_rank": "directions",
         "preservation": "share of a client's update on the directions that it started from",
         "run": "number of the run",
-        **_COMMON,
+        "rule": "name",
+        "round": "rounds",
+        "heterogeneity": "split of the data",
     },
     sources=(CURVES, REPORT),
-)
-CALIBRATED = Recipe(
-    name="calibrated",
-    about="Energies of real updates, and predictions of the theory, calibrated on early rounds.",
-    make=calibrated,
-    settings={"record": FOLDER},
-    units={
-        **dict.fromkeys(("measured", "predicted"), ENERGY),
-        **dict.fromkeys(("error", "error_low", "error_high"), "decades"),
-        "coverage": "share of the measurements within the theory's intervals",
-        "seed": "seed of the run",
-        "partition": "number, shared by all clients first",
-        "statistic": "of the forecast",
-        "scored_rule": "name",
-        "forecast": "name",
-        **_COMMON,
-    },
-    sources=(FORECASTS, REPORT),
 )

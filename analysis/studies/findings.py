@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike
 from analysis.closed_form import RULES, communication
 from analysis.stats.intervals import Array, mean_interval
 from analysis.stats.verdicts import Prediction, Verdict, claim_error, judge
-from analysis.studies.calibrate import (
+from analysis.studies.study import HIGHEST, MIXED, Study, StudyRun
+from analysis.studies.updates import (
     by_partition,
     check_has,
     energy_floor,
@@ -29,7 +30,6 @@ from analysis.studies.calibrate import (
     slot_ranks,
     slot_weights,
 )
-from analysis.studies.study import HIGHEST, MIXED, Study, StudyRun
 from fedlora_sim import parse_ranks
 from fedlora_sim.errors import check_choice
 from fedlora_sim.metrics import energy_ratio

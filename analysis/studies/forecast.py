@@ -1,404 +1,95 @@
-"""Forecast energies by the calibrated linear model with prediction intervals, and score forecasts.
+"""Forecast the energies of real runs by drift laws, combined by their earlier errors.
 
-Clients return `s = a x + b`, drawn every round from normal distributions with the calibrated
-moments. The server applies the rule as declared (`direction_weights`, `space`, `empty_partition`),
-direction by direction in a fixed basis. In product space
-
-    E[x'] = (g E[x] + c) E[sum w],
-    E[x'^2] = (g^2 E[(sum w)^2] + nu^2 E[sum w^2]) E[x^2] + 2 g c E[(sum w)^2] E[x]
-              + tau^2 E[sum w^2] + c^2 E[(sum w)^2],
-
-and the Monte Carlo simulation of this module has these means. It also supports all other rules with
-an amplitude recursion, and gives the spread of a single run. Layers share their cohorts, as in a
-run. A direction keeps its number, whereas an SVD would sort amplitudes that cross.
-
-Reference: Wu et al., arXiv 2602.13486, App. B; the moments: our derivation.
+Every law of `amplitude_laws` continues each earlier round of the calibration (a rolling origin).
+The forecast is the geometric mean of all laws, weighted by the inverse square of their errors
+there. Its own earlier errors, where each used the weights known at its time, calibrate the
+prediction intervals: split conformal prediction (Vovk et al. 2005), without its guarantee, because
+the errors depend on each other. They are pooled over the layers of a partition, over origins and
+over horizons, and scale with the horizon over the number of past rounds. Later cohorts are drawn by
+the federation's law.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from torch import Tensor
 
-from analysis.studies.calibrate import (
-    Calibration,
-    Draws,
-    amplitudes,
-    by_partition,
-    calibrate,
-    describe_updates,
-    mean_leakage,
-    pure_suppression,
-    rounding_floor,
-    rule_of,
-    slot_ranks,
-    slot_weights,
-)
-from fedlora_sim.engines.draws import leading_directions
-from fedlora_sim.engines.spectral import Cohorts, run_clients
-from fedlora_sim.errors import check_choice, check_positive_int, check_share, expected
-from fedlora_sim.federation import Federation, cohort_slots, draw_cohorts
+from analysis.studies.amplitude_laws import LAWS, Law, Past, constant_drift, continued
+from analysis.studies.updates import by_partition, check_has, rule_of, slot_ranks, slot_weights
+from fedlora_sim.errors import check_positive_int, check_share, expected
+from fedlora_sim.federation import Federation, draw_cohorts
 from fedlora_sim.randomness import stream
-from fedlora_sim.rules import AggregationRule, get_rule
-from fedlora_sim.scenario import Scenario
-from fedlora_sim.tolerances import relative
+from fedlora_sim.rules import AggregationRule
 
 Array = NDArray[np.float64]
 
-STATISTICS = ("mean", "median", "low", "high")
+STATISTICS = ("median", "low", "high")
+
+FIRST_ORIGIN = 4
+"""First round from which laws are tried: each needs a few rounds to be estimated."""
+LEAST_CALIBRATION = FIRST_ORIGIN + 2
+LEAST_ERROR = 0.005
+"""Added to errors in decades, so that none is zero."""
+SHARPNESS = 2.0
+"""Weights are errors to the power of minus this."""
+LEAST_AMPLITUDE = 1e-8
+"""Amplitudes below this count as this in errors."""
+NORM_ROUNDS = 3
+"""Rounds from which the norms of updates are taken, for rules whose weights depend on them."""
+
+USED = ("layer_energy", "client_rank", "cohort", "dropped", "client_weight", "update_energy")
+"""Variables of a training run that a forecast uses."""
 
 
-@dataclass(frozen=True, eq=False)
-class LinearClients:
-    """Clients that change the amplitude x to `a x + b`, normal and drawn every round.
-
-    Args:
-        rng: source of their draws.
-        gain_mean, gain_std, drift_mean, drift_std: g, nu, c and tau, each (samples, 1, r_max).
-    """
-
-    rng: np.random.Generator
-    gain_mean: Tensor
-    gain_std: Tensor
-    drift_mean: Tensor
-    drift_std: Tensor
-
-    def __call__(self, t: int, runs: Tensor, clients: Tensor, total: Tensor) -> Tensor:
-        """Return the amplitudes that the cohort of round t returns, (samples, m, r_max)."""
-        spread = torch.hypot(self.gain_std * total, self.drift_std)
-        size = (len(total), clients.shape[-1], total.shape[-1])
-        normal = torch.from_numpy(self.rng.standard_normal(size))
-        return self.gain_mean * total + self.drift_mean + spread * normal
+# Past rounds of a run
 
 
-def forecast(
-    calibration: Calibration,
-    start: xr.DataArray,
-    rule: str | AggregationRule,
-    federation: Federation,
-    rounds: int,
-    *,
-    empty_partition: str = "carry",
-    cohorts: Cohorts | None = None,
-    samples: int = 400,
-    confidence: float = 0.9,
-    certain: bool = False,
-    seed: int = 0,
-) -> xr.Dataset:
-    """Return forecasts of the energies of each layer and partition in future rounds.
-
-    Args:
-        calibration: calibration of one run's clients, without the dimension `seed`.
-        start: amplitudes sigma of the global update at the start, (layer, direction), with the
-            coordinate `partition`.
-        rule: the server rule.
-        federation: the clients and the cohort law.
-        rounds: number of rounds to forecast.
-        empty_partition: `zero | carry | error`, for rules with such a policy.
-        cohorts: the cohorts, if known (`actual_cohorts`); drawn at random when None.
-        samples: number of Monte Carlo runs.
-        confidence: confidence of each single central prediction interval, in (0, 1).
-        certain: use the estimates as if exact, instead of draws from their distribution.
-        seed: seed of all draws.
-
-    Returns:
-        `energy` (layer, partition, horizon, statistic) and `total` (partition, horizon, statistic),
-        the sum over layers. Horizons count from 1; statistics are `mean`, `median`, `low` and
-        `high` of the energy of one run. All NaN under a rule whose amplitudes do not follow from
-        what clients return, with the reason in `attrs["reason"]`; NaN for a layer and pool without
-        calibration.
-
-    Raises:
-        InputError: if an argument is invalid, or a direction has no contributor under
-            `empty_partition="error"`.
-    """
-    chosen, horizon = get_rule(rule), check_positive_int("rounds", rounds)
-    count, level = check_positive_int("samples", samples), check_share("confidence", confidence)
-    x = _checked_start(start, calibration)
-    reason = no_recursion(chosen)
-    r_max = x.shape[1]
-    if reason:
-        energy = np.full((len(x), 1, horizon, r_max), np.nan)
-    else:
-        if cohorts is None:
-            rng = stream(seed, "cohorts")
-            cohorts = random_cohorts(federation, horizon, count, r_max, rng)
-        laws = calibration.draw(count, None if certain else stream(seed, "calibration"))
-        scenario = Scenario(federation.ranks, rounds=horizon, empty_partition=empty_partition)
-        runs = [
-            _run_layer(scenario, chosen, x[j], cohorts, laws, j, stream(seed, "clients", j))
-            for j in range(len(x))
-        ]
-        energy = np.stack(runs)
-    return _labeled(energy, start, (1 - level) / 2).assign_attrs(
-        rule=chosen.label, reason=reason or "", confidence=level, samples=count
-    )
-
-
-def no_recursion(rule: AggregationRule) -> str | None:
-    """Return why a rule has no amplitude recursion; None if it has one.
-
-    For rules that average factors (`zero_pad`, `rbla`, `hetlora`, `ffa`) rank positions are
-    identified with singular directions, as everywhere in the theory.
-    """
-    if not rule.has_spectral_form:
-        return f"{rule.label} is more than weights on amplitudes"
-    if rule.residual_in_base and rule.space != "none":
-        return f"how much of an amplitude {rule.label} holds in the base is not recorded"
-    return None
-
-
-def random_cohorts(
-    federation: Federation, rounds: int, samples: int, r_max: int, rng: np.random.Generator
-) -> Cohorts:
-    """Return cohorts drawn by the federation's law: `samples` runs of some rounds.
-
-    Args:
-        federation: the clients and the cohort law.
-        rounds: rounds per run.
-        samples: number of runs.
-        r_max: directions of the global update.
-        rng: source of randomness.
-    """
-    if federation.sampling == "full":
-        samples = rounds = 1  # one row represents all
-    counts = draw_cohorts(federation, samples * rounds, rng)
-    slots, drawn = cohort_slots(counts.reshape(samples, rounds, -1), federation.max_cohort)
-    ranks = np.asarray(federation.ranks)
-    return _cohorts(slots, federation.cohort_weights(slots, drawn), ranks[slots], ranks, r_max)
-
-
-def actual_cohorts(dataset: xr.Dataset, rounds: slice) -> Cohorts:
-    """Return the cohorts of one run, with their weights and ranks.
+def past_of(dataset: xr.Dataset, last: int) -> Past:
+    """Return amplitudes and multipliers of rounds 0 to `last` of one run.
 
     Args:
         dataset: a training run, dimension `seed` of length 1.
-        rounds: labels of the rounds, both ends included.
-
-    Raises:
-        InputError: if a round has no update.
+        last: the last round that is used.
     """
-    run = dataset.sel(round=rounds)
-    weights = slot_weights(run).values
-    empty = np.flatnonzero(weights.sum((0, -1)) == 0)
-    if empty.size:
-        t = int(run["round"].values[empty[0]])
-        raise expected("cohorts", "actual", f"a client in every round; round {t} has none")
-    last_ranks = run.client_rank.values[0, -1]
-    slots = run.cohort.values.clip(min=0)
-    return _cohorts(slots, weights, slot_ranks(run).values, last_ranks, run.sizes["direction"])
+    run = dataset.sel(round=slice(0, last))
+    energy = by_partition(run.layer_energy.isel(seed=0))
+    amplitude = energy.transpose("round", "layer", "partition").values ** 0.5
+    rule = rule_of(dataset)
+    weights = _slot_weights(run, rule)
+    carriers = slot_ranks(run).values[0][..., None] >= dataset.level.values
+    carried = (weights[..., None] * carriers[:, None]).sum(2)
+    total = weights.sum(2)[..., None]
+    coverage = np.where(total > 0, carried / np.where(total > 0, total, 1.0), 0.0)
+    in_base = rule.space == "none" or rule.residual_in_base
+    carried = rule.has_empty_partition_policy and dataset.attrs["empty_partition"] == "carry"
+    return Past(amplitude, multipliers(rule, coverage)[1:], in_base, carried)
 
 
-def _cohorts(slots: Array, weights: Array, held: Array, ranks: Array, r_max: int) -> Cohorts:
-    return Cohorts(
-        torch.as_tensor(slots.astype(np.int64)),
-        torch.as_tensor(weights.astype(np.float64)),
-        torch.as_tensor(ranks),
-        torch.arange(r_max),
-        leading_directions(torch.as_tensor(held), r_max),
-    )
+def multipliers(rule: AggregationRule, coverage: Array) -> Array:
+    """Return the rule's factor on a direction of each coverage."""
+    return np.asarray(rule.multiplier(torch.from_numpy(np.ascontiguousarray(coverage))).numpy())
 
 
-def _run_layer(
-    scenario: Scenario,
-    rule: AggregationRule,
-    start: Array,
-    cohorts: Cohorts,
-    laws: Draws,
-    layer: int,
-    rng: np.random.Generator,
-) -> Array:
-    """Return the energies (samples, rounds, r_max) of one layer."""
-    chosen = (laws.gain_mean, laws.gain_std, laws.drift_mean, laws.drift_std)
-    values = [torch.as_tensor(law[:, None, layer]) for law in chosen]
-    initial = torch.as_tensor(start).expand(len(values[0]), -1)
-    path = run_clients(scenario, rule, initial, cohorts, LinearClients(rng, *values))
-    return np.asarray(path[:, 1:].square().numpy())
+def _slot_weights(run: xr.Dataset, rule: AggregationRule) -> Array:
+    """Return the weight of each slot, (round, layer, slot)."""
+    shares = slot_weights(run).transpose("seed", "round", "slot").values[0]
+    norms = run.update_energy.transpose("seed", "round", "layer", "slot").values[0] ** 0.5
+    norms = np.nan_to_num(norms)
+    if not rule.weights_from_norms:
+        norms = np.ones_like(norms)
+    elif not rule.options.get("data_weighted", False):
+        shares = (shares > 0).astype(np.float64)
+    return np.asarray(shares[:, None] * norms)
 
 
-def _checked_start(start: xr.DataArray, calibration: Calibration) -> Array:
-    layers = calibration.estimates.layer.values
-    shape = (len(layers), len(calibration.cells))
-    if dict(start.sizes) != dict(zip(("layer", "direction"), shape, strict=True)):
-        raise expected("start", dict(start.sizes), f"amplitudes (layer, direction) of {shape}")
-    if list(start.layer.values) != list(layers):
-        raise expected("start", list(start.layer.values), f"the calibration's layers {layers}")
-    x = start.transpose("layer", "direction").values.astype(np.float64)
-    if not (np.isfinite(x) & (x >= 0)).all():
-        raise expected("start", x.tolist(), "finite amplitudes of at least 0")
-    return x
-
-
-def _labeled(energy: Array, start: xr.DataArray, tail: float) -> xr.Dataset:
-    """Statistics of energies (layer, samples, horizon, direction)."""
-    coords = {"layer": start.layer, "direction": start.direction, "partition": start.partition}
-    dims = ("layer", "sample", "horizon", "direction")
-    parts = by_partition(xr.DataArray(energy, coords, dims)).assign_coords(
-        horizon=np.arange(1, energy.shape[2] + 1)
-    )
-    total = parts.sum("layer", skipna=False)
-    return xr.Dataset({"energy": _statistics(parts, tail), "total": _statistics(total, tail)})
-
-
-def _statistics(energy: xr.DataArray, tail: float) -> xr.DataArray:
-    """Return the mean and quantiles over samples, along the last dimension `statistic`."""
-    values = energy.transpose("sample", "layer", "partition", "horizon", missing_dims="ignore")
-    ends = np.quantile(values.values, [0.5, tail, 1 - tail], axis=0)
-    found = np.concatenate([values.values.mean(0)[None], ends])
-    labels = values.isel(sample=0).expand_dims(statistic=list(STATISTICS))
-    return labels.copy(data=found).transpose(..., "statistic")
-
-
-# Scores: the error of calibrated forecasts on the later rounds of a run.
-#
-# The error of a forecast is `log10(measured / predicted)` of a partition's energy in a layer, or in
-# all layers together; the prediction is the median, the best guess for one run. Energies below the
-# resolution of the run's arithmetic count as that resolution. Three forecasts are scored:
-#
-# - theory: the linear model with the moments of the first rounds
-# - persistence: energies keep their values at the end of the calibration
-# - pure: clients return what they received, g = 1 and c = nu = tau = 0: suppression only
-
-FORECASTS = ("theory", "persistence", "pure")
-COHORTS = ("random", "actual")
-SCORE_DIMS = ("seed", "forecast", "layer", "partition", "horizon", "statistic")
-
-
-def score(
-    dataset: xr.Dataset,
-    calibration_rounds: int,
-    *,
-    calibration: Calibration | None = None,
-    pool: str = "partition",
-    cohorts: str = "random",
-    samples: int = 400,
-    confidence: float = 0.9,
-    seed: int = 0,
-) -> xr.Dataset:
-    """Calibrate on the first rounds of each run, forecast the others, and compare.
-
-    Args:
-        dataset: a training run.
-        calibration_rounds: C: rounds 1 to C calibrate, and forecasts start from row C.
-        calibration: moments from other data for the same seeds and layers; None estimates them
-            here.
-        pool: directions that share moments, see `calibrate`.
-        cohorts: forecasts for `random` cohorts, or for the `actual` ones of the run.
-        samples: number of Monte Carlo runs.
-        confidence: confidence of each single prediction interval.
-        seed: seed of all draws.
-
-    Returns:
-        `measured` energies (seed, layer, partition, horizon); for each `forecast` the `predicted`
-        values with their `statistic`, the `error`, and whether the interval `covered` the measured
-        value, NaN without an interval; `total_...`, the same for all layers together; `leakage`
-        (seed, layer, horizon) of the round's cohort; `outside` (seed, layer, partition, horizon),
-        the share of directions whose amplitudes are outside the calibrated range; and where
-        recorded `angle`, same dimensions, the largest rotation of the partition's leading subspace
-        in the round.
-
-    Raises:
-        InputError: if an argument is invalid, or nothing can be calibrated.
-    """
-    first = check_positive_int("calibration_rounds", calibration_rounds)
-    choice, last = check_choice("cohorts", cohorts, COHORTS), int(dataset["round"].values[-1])
-    if first >= last:
-        raise expected("calibration_rounds", first, f"fewer than the {last} rounds of the run")
-    if calibration is None:
-        calibration = calibrate(dataset, slice(1, first), pool)
-    _check_seeds(dataset, calibration)
-    predictions = []
-    for number in dataset.seed.values:
-        run = dataset.sel(seed=[number])
-        known = actual_cohorts(run, slice(first + 1, last)) if choice == "actual" else None
-        draws = int(stream(seed, "score", int(number)).integers(2**62))
-        options: dict[str, Any] = {"cohorts": known, "confidence": confidence, "seed": draws}
-        predictions.append(
-            _predict(run, calibration.of_run(number), first, last - first, samples, options)
-        )
-    predicted = xr.concat(predictions, dim="seed").assign_coords(seed=dataset.seed)
-    digits = relative("iteration", str(dataset.attrs["dtype"]))
-    scores = _compare(predicted, *_measured(dataset, first), digits)
-    found = _circumstances(dataset, first, calibration)
-    scores = scores.assign(found).transpose(*SCORE_DIMS)
-    return scores.assign_attrs(
-        rule=rule_of(dataset).label,
-        reason=predictions[0].attrs["reason"],
-        calibration_rounds=first,
-        cohorts=choice,
-        confidence=confidence,
-    )
-
-
-def predict_every_rule(
-    calibrating: xr.Dataset,
-    by_rule: Mapping[str, xr.Dataset],
-    calibration_rounds: int,
-    *,
-    pool: str = "partition",
-    **options: Any,
-) -> dict[str, xr.Dataset]:
-    """Calibrate on one rule's first rounds, and forecast each rule from its own state at that time.
-
-    Args:
-        calibrating: run of the rule that calibrates.
-        by_rule: runs of the rules to forecast, with the same seeds and layers.
-        calibration_rounds: as for `score`.
-        pool: as for `score`.
-        **options: further arguments of `score`.
-
-    Returns:
-        Results of `score` by rule.
-    """
-    calibration = calibrate(calibrating, slice(1, calibration_rounds), pool)
-    return {
-        name: score(dataset, calibration_rounds, calibration=calibration, **options)
-        for name, dataset in by_rule.items()
-    }
-
-
-def _predict(
-    run: xr.Dataset,
-    calibration: Calibration,
-    first: int,
-    rounds: int,
-    samples: int,
-    options: dict[str, Any],
-) -> xr.Dataset:
-    """Return all forecasts of one run."""
-    state = amplitudes(run).sel(round=first, drop=True).isel(seed=0, drop=True)
-
-    def told(law: Calibration, samples: int) -> xr.Dataset:
-        federation, policy = _federation(run, first), run.attrs["empty_partition"]
-        given = {"empty_partition": policy, "samples": samples, **options}
-        return forecast(law, state, rule_of(run), federation, rounds, **given)
-
-    theory = told(calibration, samples)
-    # With known cohorts nothing is random if all clients return what they received.
-    pure = told(pure_suppression(calibration), samples if options["cohorts"] is None else 1)
-    now = by_partition(state**2)
-    exact = xr.DataArray([1.0, 1.0, np.nan, np.nan], {"statistic": list(STATISTICS)}, ["statistic"])
-    stays = xr.Dataset({"energy": now * exact, "total": now.sum("layer") * exact})
-    stays = stays.expand_dims(horizon=theory.horizon)
-    told_by = xr.concat(
-        [theory, stays, pure],
-        dim=xr.Variable("forecast", list(FORECASTS)),
-        coords="minimal",
-        compat="override",
-    )
-    return told_by.assign_attrs(reason=theory.attrs["reason"])
-
-
-def _federation(run: xr.Dataset, row: int) -> Federation:
+def federation_of(run: xr.Dataset, last: int) -> Federation:
     """Return the federation of a run with the ranks of its clients after a round."""
-    ranks = run.client_rank.sel(round=row).values[0].tolist()
+    ranks = run.client_rank.sel(round=last).values[0].tolist()
     samples = run.split_counts.sum("class").values[0].tolist() if "split_counts" in run else None
     size, sampling = (
         None if (value := run.attrs[name]) == "none" else value
@@ -407,132 +98,354 @@ def _federation(run: xr.Dataset, row: int) -> Federation:
     return Federation(ranks, samples, None if size is None else int(size), sampling)
 
 
-def _measured(dataset: xr.Dataset, first: int) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return energies after the calibration, and each layer's rounding level."""
-    energy = dataset.layer_energy.sel(round=slice(first + 1, None))
-    energy = energy.rename(round="horizon")
-    energy = energy.assign_coords(horizon=np.arange(1, energy.sizes["horizon"] + 1))
-    return by_partition(energy), rounding_floor(energy, dataset)
+def future_multipliers(
+    dataset: xr.Dataset, last: int, rounds: int, samples: int, rng: np.random.Generator
+) -> Array:
+    """Return multipliers of later rounds for cohorts drawn by the federation's law.
+
+    Clients are weighted as in the average; under rules whose weights depend on the norms of the
+    updates, each by the mean norm of its rank in the last rounds.
+
+    Args:
+        dataset: a training run, dimension `seed` of length 1.
+        last: the last round that is used.
+        rounds: number T of later rounds.
+        samples: number S of draws; one with full participation.
+        rng: source of randomness.
+
+    Returns:
+        Multipliers (S, T, L, H).
+    """
+    federation, rule = federation_of(dataset, last), rule_of(dataset)
+    if federation.sampling == "full":
+        samples = 1
+    counts = draw_cohorts(federation, samples * rounds, rng)
+    clients = np.arange(federation.num_clients)
+    weights = federation.cohort_weights(np.broadcast_to(clients, counts.shape), counts)
+    norms = np.ones((dataset.sizes["layer"], federation.num_clients))
+    if rule.weights_from_norms:
+        norms = _norms_by_client(dataset, last, federation)
+        if not rule.options.get("data_weighted", False):
+            weights = (weights > 0).astype(np.float64)
+    each = weights[:, None] * norms
+    carriers = np.asarray(federation.ranks)[:, None] >= dataset.level.values
+    coverage = (each @ carriers) / each.sum(-1, keepdims=True)
+    return multipliers(rule, coverage).reshape(samples, rounds, *coverage.shape[1:])
 
 
-def _compare(
-    predicted: xr.Dataset, measured: xr.DataArray, floor: xr.DataArray, digits: float
-) -> xr.Dataset:
-    pairs = {
-        "": (predicted.energy, measured, floor),
-        "total_": (predicted.total, measured.sum("layer"), floor.max("layer")),
+def _norms_by_client(dataset: xr.Dataset, last: int, federation: Federation) -> Array:
+    """Return the mean norm of the last updates of clients of the same rank, (L, K)."""
+    run = dataset.sel(round=slice(max(1, last - NORM_ROUNDS + 1), last))
+    norms = run.update_energy.transpose("seed", "round", "layer", "slot").values[0] ** 0.5
+    held = np.broadcast_to(slot_ranks(run).values[0][:, None], norms.shape)
+    known = np.isfinite(norms)
+    overall = np.nanmean(norms, axis=(0, 2))
+    found = np.empty((norms.shape[1], federation.num_clients))
+    for k, rank in enumerate(federation.ranks):
+        own = known & (held == rank)
+        count, total = own.sum((0, 2)), np.where(own, norms, 0.0).sum((0, 2))
+        found[:, k] = np.where(count > 0, total / np.maximum(count, 1), overall)
+    return found
+
+
+# Rolling origins
+
+
+def rolling_errors(past: Past, laws: Mapping[str, Law]) -> Array:
+    """Return the error of each law from each earlier round.
+
+    Args:
+        past: the calibration's rounds, C of them.
+        laws: the laws.
+
+    Returns:
+        `log10(measured / predicted)` of energies, (laws, origins, horizons, L, H), origins
+        FIRST_ORIGIN to C - 1, horizons 1 to C - FIRST_ORIGIN; NaN beyond round C.
+    """
+    count = past.rounds - FIRST_ORIGIN
+    shape = (len(laws), count, count, *past.amplitude.shape[1:])
+    errors = np.full(shape, np.nan)
+    for j, origin in enumerate(range(FIRST_ORIGIN, past.rounds)):
+        early, later = past.until(origin), past.multiplier[None, origin:]
+        measured = log_energy(past.amplitude[origin + 1 :])
+        for i, law in enumerate(laws.values()):
+            path = continued(law(early), early.amplitude[-1], later, early.round)[0]
+            errors[i, j, : len(measured)] = measured - log_energy(path)
+    return errors
+
+
+def log_energy(amplitude: Array) -> Array:
+    """Return log10 of the energy."""
+    return np.asarray(2 * np.log10(np.maximum(amplitude, LEAST_AMPLITUDE)))
+
+
+def law_weights(errors: Array, known: int | None = None) -> Array:
+    """Return the weight of each law, (laws, L, H), which add up to 1.
+
+    Errors are averaged over origins and horizons, in proportion to the horizon. That of a layer
+    counts half, and the mean over layers half.
+
+    Args:
+        errors: result of `rolling_errors`.
+        known: number of rounds after the first origin that are known; None for all.
+    """
+    count = errors.shape[1]
+    known = count if known is None else known
+    origins, horizons = np.nonzero(np.add.outer(np.arange(count), np.arange(1, count + 1)) <= known)
+    if not len(horizons):
+        return np.full((len(errors), *errors.shape[3:]), 1 / len(errors))
+    size = np.average(np.abs(errors[:, origins, horizons]), axis=1, weights=horizons + 1)
+    size = (size + size.mean(1, keepdims=True)) / 2
+    weight = (size + LEAST_ERROR) ** -SHARPNESS
+    return np.asarray(weight / weight.sum(0))
+
+
+def combined_errors(errors: Array) -> Array:
+    """Return the errors of the combination from each origin, with the weights known there.
+
+    The logarithm of a geometric mean is the mean of the logarithms, and so is its error.
+
+    Args:
+        errors: result of `rolling_errors`.
+
+    Returns:
+        Errors (origins, horizons, L, H), NaN beyond the calibration.
+    """
+    weights = [law_weights(errors, known) for known in range(errors.shape[1])]
+    return np.stack([(w[:, None] * errors[:, j]).sum(0) for j, w in enumerate(weights)])
+
+
+def conformity_scores(errors: Array) -> Array:
+    """Return absolute errors of the combination over their horizon per past round, (scores, H).
+
+    The error of a rate that is estimated from t rounds and continued over h grows as h / t. The
+    first origin has no weights yet and is left out.
+
+    Args:
+        errors: result of `combined_errors`.
+    """
+    origins = FIRST_ORIGIN + np.arange(len(errors))[:, None]
+    scale = np.arange(1, errors.shape[1] + 1) / origins
+    scores = (np.abs(errors) / scale[:, :, None, None])[1:]
+    seen = np.isfinite(scores).all((2, 3))
+    return np.asarray(scores[seen].reshape(-1, errors.shape[-1]))
+
+
+# Calibration, and forecasts from it
+
+
+@dataclass(frozen=True, eq=False)
+class DriftCalibration:
+    """What the first rounds of some runs say about the later ones.
+
+    Args:
+        rounds: number C of rounds.
+        pasts: rounds 0 to C of each run.
+        weights: weight of each law, (seed, law, layer, partition).
+        drift: mean drift of the last rounds in units of the amplitude, (seed, layer, partition).
+        scores: errors of earlier forecasts in decades of energy, over their horizon per past round,
+            (seed, score, partition).
+    """
+
+    rounds: int
+    pasts: tuple[Past, ...]
+    weights: xr.DataArray
+    drift: xr.DataArray
+    scores: xr.DataArray
+
+
+def calibrate(dataset: xr.Dataset, rounds: int) -> DriftCalibration:
+    """Estimate the drift laws of a training run from its first rounds.
+
+    Args:
+        dataset: a training run, any number of seeds. Later rounds are not used.
+        rounds: number C of rounds that calibrate, at least 6.
+
+    Returns:
+        The calibration of each run.
+
+    Raises:
+        InputError: for a dataset without the clients' updates, an allocation other than `svd`, or
+            too few rounds.
+    """
+    count = check_positive_int("rounds", rounds)
+    last = int(dataset["round"].values[-1])
+    if not LEAST_CALIBRATION <= count <= last:
+        raise expected("rounds", count, f"from {LEAST_CALIBRATION} to the run's {last} rounds")
+    check_has(dataset, USED)
+    allocation = dataset.attrs.get("allocation", "svd")
+    if allocation != "svd":
+        raise expected("allocation", allocation, "svd: of others it is not known who holds what")
+    pasts = tuple(past_of(dataset.sel(seed=[seed]), count) for seed in dataset.seed.values)
+    errors = [rolling_errors(past, LAWS) for past in pasts]
+    coords = {
+        "seed": dataset.seed.values,
+        "law": list(LAWS),
+        "layer": dataset.layer.values,
+        "partition": np.unique(dataset.partition),
     }
-    scores = xr.Dataset()
-    for prefix, (told, seen, lowest) in pairs.items():
-        law, fact = (energy.clip(min=lowest) for energy in (told, seen))
-        low, high = (law.sel(statistic=end, drop=True) for end in ("low", "high"))
-        # An interval of zero width, of a run without randomness, contains its value up to rounding.
-        held = (fact >= low * (1 - digits)) & (fact <= high * (1 + digits))
-        held = held.where(low.notnull() & fact.notnull())
-        median = law.sel(statistic="median", drop=True)
-        scores[f"{prefix}measured"], scores[f"{prefix}predicted"] = seen, told
-        with np.errstate(divide="ignore", invalid="ignore"):
-            error = xr.apply_ufunc(np.log10, fact) - xr.apply_ufunc(np.log10, median)
-        # An update of zero that was predicted as zero has no error, and no logarithm either.
-        scores[f"{prefix}error"] = error.where((fact > 0) | (median != 0), 0.0)
-        scores[f"{prefix}covered"] = held
-    return scores
 
+    def labelled(values: list[Array], *dims: str) -> xr.DataArray:
+        own = {name: coords[name] for name in ("seed", *dims) if name in coords}
+        return xr.DataArray(np.stack(values), own, ("seed", *dims))
 
-def _circumstances(
-    dataset: xr.Dataset, first: int, calibration: Calibration
-) -> dict[str, xr.DataArray]:
-    """Return leakage, amplitudes outside the calibration, and rotation of subspaces if recorded."""
-    after = {"round": slice(first + 1, None)}
-    sigma = amplitudes(dataset).sel(after)
-    least, greatest = (
-        calibration.per_direction(calibration.estimates[name]) for name in ("least", "greatest")
+    drifts = [constant_drift(past)(0, past.amplitude[-1], past.multiplier[-1]) for past in pasts]
+    return DriftCalibration(
+        count,
+        pasts,
+        labelled([law_weights(e) for e in errors], "law", "layer", "partition"),
+        labelled(drifts, "layer", "partition"),
+        labelled([conformity_scores(combined_errors(e)) for e in errors], "score", "partition"),
     )
-    strange = (sigma < least) | (sigma > greatest)
-    found = {
-        "leakage": mean_leakage(describe_updates(dataset).sel(after)),
-        "outside": by_partition(strange) / by_partition(xr.ones_like(strange, dtype=float)),
-    }
-    if "angle" in dataset:
-        angle = dataset.angle.sel(after).max(["side", "direction"])
-        partitions = np.unique(dataset.partition)
-        found["angle"] = angle.rename(level="partition").assign_coords(partition=partitions)
-    return {
-        name: values.rename(round="horizon").assign_coords(
-            horizon=np.arange(1, values.sizes["round"] + 1)
+
+
+def forecast(
+    calibration: DriftCalibration,
+    dataset: xr.Dataset,
+    rounds: int,
+    *,
+    samples: int = 400,
+    confidence: float = 0.9,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Return forecasts of the energies of each layer and partition after the calibration.
+
+    Args:
+        calibration: calibration of the same run, or of a run of another rule with the same seeds
+            and layers: what this rule would do with clients that train alike.
+        dataset: the run to continue. Rounds after the calibration's are not used.
+        rounds: number of rounds to forecast.
+        samples: number of draws of later cohorts and of errors.
+        confidence: confidence of each single central prediction interval, in (0, 1).
+        seed: seed of all draws.
+
+    Returns:
+        `energy` (seed, layer, partition, horizon, statistic) and `total`, its sum over layers,
+        (seed, partition, horizon, statistic). Horizons count from 1; statistics are `median`, `low`
+        and `high`.
+
+    Raises:
+        InputError: if an argument is invalid, or the dataset has other seeds, layers or partitions
+            than the calibration.
+    """
+    horizon = check_positive_int("rounds", rounds)
+    count, level = check_positive_int("samples", samples), check_share("confidence", confidence)
+    _check_same(calibration, dataset)
+    found = []
+    for j, number in enumerate(dataset.seed.values):
+        draws = stream(seed, "forecast", int(number))
+        past, later = _continuation(calibration, dataset, j, horizon, count, draws)
+        weights = dict(zip(LAWS.values(), calibration.weights.values[j], strict=True))
+        paths = _combined(weights, calibration.pasts[j], past, later)
+        found.append(
+            _summary(paths, calibration.scores.values[j], calibration, count, level, draws)
         )
-        for name, values in found.items()
+    coords = {
+        "seed": dataset.seed.values,
+        "layer": dataset.layer.values,
+        "partition": np.unique(dataset.partition),
+        "horizon": np.arange(1, horizon + 1),
+        "statistic": list(STATISTICS),
     }
+    together = ("seed", "statistic", "horizon", "layer", "partition")
+    energy = xr.DataArray(
+        np.stack([e for e, _ in found]), {d: coords[d] for d in together}, together
+    )
+    dims = tuple(d for d in together if d != "layer")
+    total = xr.DataArray(np.stack([t for _, t in found]), {d: coords[d] for d in dims}, dims)
+    predicted = xr.Dataset({"energy": energy, "total": total})
+    order = ("seed", "layer", "partition", "horizon", "statistic")
+    return predicted.transpose(*order).assign_attrs(
+        rule=rule_of(dataset).label,
+        calibration_rounds=calibration.rounds,
+        confidence=level,
+        samples=count,
+    )
 
 
-def _check_seeds(dataset: xr.Dataset, calibration: Calibration) -> None:
-    given, known = (np.atleast_1d(x.seed).tolist() for x in (dataset, calibration.estimates))
-    if given != known:
-        raise expected("calibration", known, f"moments of the runs of seeds {given}")
+def _check_same(calibration: DriftCalibration, dataset: xr.Dataset) -> None:
+    check_has(dataset, USED)
+    for name in ("seed", "layer"):
+        known, given = calibration.weights[name].values, dataset[name].values
+        if list(known) != list(given):
+            raise expected("dataset", list(given), f"the {name}s of the calibration: {list(known)}")
+    known, given = calibration.weights.partition.values, np.unique(dataset.partition)
+    if list(known) != list(given):
+        raise expected("dataset", list(given), f"the calibration's partitions: {list(known)}")
+    last = int(dataset["round"].values[-1])
+    if last < calibration.rounds:
+        raise expected("dataset", f"{last} rounds", f"the calibration's {calibration.rounds}")
 
 
-# Summaries of scores over many runs
+def forecast_by_law(
+    calibration: DriftCalibration,
+    dataset: xr.Dataset,
+    rounds: int,
+    law: Law,
+    *,
+    samples: int = 400,
+    seed: int = 0,
+) -> Array:
+    """Return log10 of the median energies of a single law, (seed, T, L, H); see `forecast`."""
+    _check_same(calibration, dataset)
+    found = []
+    for j, number in enumerate(dataset.seed.values):
+        draws = stream(seed, "forecast", int(number))
+        past, later = _continuation(calibration, dataset, j, rounds, samples, draws)
+        paths = _combined(
+            {law: np.ones(past.amplitude.shape[1:])}, calibration.pasts[j], past, later
+        )
+        found.append(np.median(paths, axis=0))
+    return np.stack(found)
 
-CIRCUMSTANCES = ("leakage", "angle", "outside")
+
+def _continuation(
+    calibration: DriftCalibration,
+    dataset: xr.Dataset,
+    j: int,
+    rounds: int,
+    samples: int,
+    rng: np.random.Generator,
+) -> tuple[Past, Array]:
+    """Return the past of run j, and multipliers of its later rounds (S, T, L, H)."""
+    count = calibration.rounds
+    run = dataset.isel(seed=[j]).sel(round=slice(0, count))
+    return past_of(run, count), future_multipliers(run, count, rounds, samples, rng)
 
 
-def failures(scores: xr.Dataset) -> xr.Dataset:
-    """Return the errors of forecasts by partition and horizon.
+def _combined(weights: Mapping[Law, Array], calibrating: Past, past: Past, later: Array) -> Array:
+    """Return log10 of the energies of a run's continuations, (S, T, L, H).
 
     Args:
-        scores: results of `score`, of any number of runs.
-
-    Returns:
-        `error`, the median absolute `error` over runs and layers, and `coverage`, the share of
-        intervals that contain the measured value, both (forecast, partition, horizon); `leakage`,
-        `angle` and `outside` in the horizon's rounds, means over runs and layers.
+        weights: laws with their weights (L, H).
+        calibrating: the run from which the laws are estimated.
+        past: the run that is continued, the same or one of another rule.
+        later: multipliers of later rounds (S, T, L, H).
     """
-    over = ["seed", "layer"]
-    table = {"error": abs(scores.error).median(over), "coverage": scores.covered.mean(over)}
-    table |= {name: scores[name].mean(over) for name in CIRCUMSTANCES if name in scores}
-    return xr.Dataset(table, attrs=scores.attrs)
+    total = np.zeros(later.shape)
+    for law, weight in weights.items():
+        path = continued(law(calibrating), past.amplitude[-1], later, past.round)
+        total += weight * log_energy(path)
+    return total
 
 
-def summarize(scores: xr.Dataset) -> dict[str, Any]:
-    """Return a summary over all runs of a rule.
+def _summary(
+    paths: Array,
+    scores: Array,
+    calibration: DriftCalibration,
+    count: int,
+    confidence: float,
+    rng: np.random.Generator,
+) -> tuple[Array, Array]:
+    """Return statistics of each layer's energies (statistic, T, L, H), and of their sum."""
+    scale = np.arange(1, paths.shape[1] + 1)[:, None, None] / calibration.rounds
+    sign = rng.choice([-1.0, 1.0], size=(count, 1))
+    error = sign * scores[rng.integers(len(scores), size=count)]
+    drawn = paths[rng.integers(len(paths), size=count)] + error[:, None, None] * scale
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
 
-    Args:
-        scores: results of `score`, of any number of runs.
+    def statistics(central: Array, spread: Array) -> Array:
+        return np.concatenate([np.median(central, axis=0)[None], np.quantile(spread, ends, axis=0)])
 
-    Returns:
-        `runs`, their number, and the `reason` if the theory makes no prediction; for each forecast
-        `error`, the median absolute log10 error over runs, layers, partitions and horizons, and
-        `coverage` of the intervals, both with their range over runs, `error_range` and
-        `coverage_range`; `by_partition`, the theory's coverage in each; `worst`, the partition and
-        horizon of the theory's largest median error, with that error; None if it has no error. NaN
-        where there is none.
-    """
-    row: dict[str, Any] = {"runs": scores.sizes["seed"], "reason": scores.attrs["reason"]}
-    cells = ("layer", "partition", "horizon")
-    for name in FORECASTS:
-        one = scores.sel(forecast=name)
-        row[name] = {
-            "error": float(abs(one.error).median()),
-            "error_range": _range(abs(one.error).median(cells)),
-            "coverage": float(one.covered.mean()),
-            "coverage_range": _range(one.covered.mean(cells)),
-        }
-    covered = scores.covered.sel(forecast="theory")
-    row["by_partition"] = [
-        {"partition": int(h), "coverage": float(covered.sel(partition=h).mean())}
-        for h in covered.partition
-    ]
-    return row | {"worst": _worst(failures(scores).error.sel(forecast="theory"))}
-
-
-def _range(values: xr.DataArray) -> list[float]:
-    return [float(values.min()), float(values.max())]
-
-
-def _worst(error: xr.DataArray) -> dict[str, Any] | None:
-    """Return the cell (partition, horizon) of the largest error."""
-    if not bool(error.notnull().any()):
-        return None
-    cell = error.isel(error.argmax(["partition", "horizon"]))
-    place = {name: int(cell[name]) for name in ("partition", "horizon")}
-    return place | {"error": float(cell)}
+    central, spread = 10.0**paths, 10.0**drawn
+    return statistics(central, spread), statistics(central.sum(2), spread.sum(2))

@@ -33,13 +33,6 @@ from analysis.studies.findings import (
     summary,
     with_interval,
 )
-from analysis.studies.run import (
-    Scores,
-    calibration_rounds,
-    interval_confidence,
-    score_rows,
-    why_no_scores,
-)
 from analysis.studies.study import HIGHEST, LOWEST, MIXED, PATHS, Study
 from fedlora_sim import Scenario
 from fedlora_sim.version import versions
@@ -47,21 +40,18 @@ from fedlora_sim.version import versions
 REFERENCE, AVERAGE = "raflora", "fedavg"
 
 
-def study_report(
-    study: Study, runs: Mapping[str, xr.Dataset], scores: Scores, command: str = ""
-) -> dict[str, Any]:
+def study_report(study: Study, runs: Mapping[str, xr.Dataset], command: str = "") -> dict[str, Any]:
     """Return the report of a study.
 
     Args:
         study: the study.
         runs: its datasets by label.
-        scores: result of `score_runs`.
         command: the command that repeats it.
 
     Returns:
         `study`, its fields; `finals`, the final metrics of each run; `rows` of the comparison;
-        `claims` and those `left_out`, which follow from the finals alone; `scores` of the
-        calibrated theory; `counterfactuals`; `premise`; `environment`. Non-finite numbers are None.
+        `claims` and those `left_out`, which follow from the finals alone; `counterfactuals`;
+        `premise`; `environment`. Non-finite numbers are None.
     """
     table = finals(study, runs)
     report = {
@@ -72,12 +62,6 @@ def study_report(
         "confidence": 1 - TABLE_ERROR,
         "claims": judge_claims(study, table),
         "left_out": claims_left_out(study, table),
-        "scores": {
-            "calibration_rounds": calibration_rounds(study),
-            "confidence": interval_confidence(scores),
-            "reason": why_no_scores(study),
-            "rows": score_rows(scores),
-        },
         "counterfactuals": counterfactual_rows(study, runs),
         "premise": premise_rows(study, runs),
         "environment": environment(study, runs),
@@ -273,30 +257,6 @@ def rows_table(report: Record) -> str:
     return markdown_table((*head, *further), rows)
 
 
-def scores_table(report: Record) -> str:
-    """Return the error of each forecast on the later rounds, and where the theory's is largest."""
-    scores = report["scores"]
-    if scores["reason"]:
-        return f"No forecasts: {scores['reason']}."
-    head = ("rule", "calibrated on", "runs", "error of the theory [range over runs]")
-    others = ("persistence, likewise", "pure suppression, likewise")
-    intervals = f"coverage of {percent(scores['confidence'])} intervals [range over runs]"
-    further = (intervals, "coverage by partition", "furthest in, with the error there")
-    rows = []
-    for row in scores["rows"]:
-        worst = row["worst"]
-        by = ", ".join(_number(part["coverage"], 2) for part in row["by_partition"])
-        cells = [f"`{row['rule']}`", row["calibration"], str(row["runs"])]
-        cells += [_ranged(row[name], "error") for name in ("theory", "persistence", "pure")]
-        if worst is None:
-            rows.append([*cells, NONE, NONE, row["reason"]])
-            continue
-        place = f"partition {worst['partition']}, {worst['horizon']} rounds ahead"
-        coverage = _ranged(row["theory"], "coverage", 2)
-        rows.append([*cells, coverage, by, f"{place}: {_number(worst['error'])}"])
-    return markdown_table((*head, *others, *further), rows)
-
-
 def counterfactuals_table(report: Record) -> str:
     """Return the results of each rule on the same cohorts, and the prediction for FedAvg."""
     found = report["counterfactuals"]
@@ -337,7 +297,7 @@ def premise_table(report: Record) -> str:
 
 def to_markdown(report: Record) -> str:
     """Return the whole report."""
-    study, scores = report["study"], report["scores"]
+    study = report["study"]
     part = "" if study["complete"] else " A part of the study."
     seeds = ", ".join(f"{name}: {_span(own)}" for name, own in study["seeds"].items())
     each = percent(report["confidence"])
@@ -354,11 +314,6 @@ def to_markdown(report: Record) -> str:
         f"Mean of the seeds; Student intervals each for itself at {each}, cut to what is possible.",
         outcomes_table(report),
         rows_table(report),
-        "## Calibrated theory",
-        f"Calibrated on the first {scores['calibration_rounds']} rounds; errors are medians of "
-        "|log10(measured / predicted)| of a partition's energy in a layer, in brackets with the "
-        "lowest and the highest run's.",
-        scores_table(report),
     ]
     if report["counterfactuals"]:
         parts += ["## One step of every rule", ONE_STEP, counterfactuals_table(report)]
@@ -399,14 +354,6 @@ def _measured(row: Record, name: str) -> str:
 def _above(row: Record) -> str:
     """Return energy above the lowest rank, with the digits that remain when rho is close to 1."""
     return NONE if row["rho"] is None else f"{1 - row['rho']:.2g}"
-
-
-def _ranged(found: Record, name: str, digits: int = DIGITS) -> str:
-    """Return a value over all runs, and its range over runs."""
-    if found[name] is None:
-        return NONE
-    low, high = (_number(end, digits) for end in found[f"{name}_range"])
-    return f"{_number(found[name], digits)} [{low} to {high}]"
 
 
 def _angles(angle: Record) -> str:

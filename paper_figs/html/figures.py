@@ -94,11 +94,6 @@ FIGURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "study_curves": ("Training curves", "Accuracy and energy ratio over rounds, by rule", ()),
     "study_outcomes": ("Outcomes", "Final accuracy of every rule and configuration", ()),
-    "calibrated": (
-        "Calibrated theory",
-        "Measured energies, and forecasts of the theory from the first rounds",
-        (),
-    ),
 }
 """Title, description and claims of a figure, by name of its file."""
 

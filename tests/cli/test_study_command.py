@@ -157,15 +157,6 @@ def test_a_tiny_study_from_end_to_end(
     assert "rounds=3: expected" in other.err
 
 
-@pytest.mark.slow
-def test_a_longer_study_is_predicted_and_drawn(fedlora: Callable, tiny: Path) -> None:
-    outcome = fedlora(*ONE_SEED, "--set", "rounds=4", "--workers", "2")
-    assert outcome.code == 0, outcome.err
-    assert {"data/scores.nc", "data/forecasts.nc", "figures/calibrated.png"} < files()
-    assert {row["rule"] for row in report()["scores"]["rows"]} == {"fedavg", "raflora"}
-    assert "## Calibrated theory" in Path("t/study.md").read_text()
-
-
 def stopped(number: int) -> str:
     """Return the output of a study that gets a signal after storing one more run."""
     before = len(kept())

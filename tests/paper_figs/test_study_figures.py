@@ -8,18 +8,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from study_report_cases import (
-    FIRST,
     ROUNDS,
     RULES,
     SPLITS,
     made_up_curves,
-    made_up_forecasts,
     study_report,
 )
 
-from analysis.paper.training import scored
 from fedlora_sim.storage import save_dataset
-from paper_figs import draw_study, finetuning, style
+from paper_figs import draw_study, finetuning
 from paper_figs.style import look, ranks_text
 
 NAMES = [look(rule).name for rule in RULES]
@@ -114,52 +111,13 @@ def test_outcomes_of_one_seed() -> None:
     assert not axes[0].patches
 
 
-def test_calibrated() -> None:
-    found = made_up_forecasts()
-    data = scored(found, study_report())
-    _, axes = finetuning.draw_calibrated(data)
-    fedavg, raflora, bars = axes
-    titles = [axis.get_title(loc="left") for axis in (fedavg, raflora)]
-    assert titles == ["(a) FedAvg, seed 3", "(b) raFLoRA, seed 3"]
-    assert fedavg.get_yscale() == "log"
-    assert {text.get_text() for text in fedavg.texts} == {"$i=$1–2", "$i=$3–4"}
-    shown = [text.get_text() for text in raflora.get_legend().get_texts()]
-    assert shown == ["measured", "predicted, median", "predicted, 90%", "calibration"]
-    # a diverging forecast does not determine the axis, which is made for
-    assert fedavg.get_ylim()[1] == finetuning.BEYOND * found.measured.max()
-    (shade,) = fedavg.patches
-    assert shade.get_width() == FIRST
-    heights = [patch.get_height() for patch in bars.patches]
-    assert heights == [0.3, 0.2, 0.5, 0.5, 0.5, 0.3, 0.2]
-    ticks = [text.get_text().replace("\n", " ") for text in bars.get_xticklabels()]
-    assert ticks == ["FedAvg 80%", "raFLoRA 80%", "raFLoRA, canonical no recursion"]
-    words = finetuning.caption_calibrated(data)
-    assert "its range over 6 runs" in words
-    assert "within the theory's 90% intervals" in words
-    assert "less than persistence under FedAvg and raFLoRA, and more under no rule" in words
-
-
-@pytest.mark.slow
-def test_a_figure_without_forecasts_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(style, "save", lambda figure, out, name: [out / name])
-    save_dataset(made_up_curves(), tmp_path / "curves.nc")
-    written = draw_study(study_report(), tmp_path, tmp_path)
-    assert [path.name for path in written] == ["study_curves", "study_outcomes"]
-    save_dataset(made_up_forecasts(), tmp_path / "forecasts.nc")
-    written = draw_study(study_report(), tmp_path, tmp_path)
-    assert [path.name for path in written][2:] == ["calibrated"]
-
-
 @pytest.mark.slow
 @pytest.mark.deep
 def test_all_are_written_reproducibly_as_png_and_pdf(tmp_path: Path) -> None:
     save_dataset(made_up_curves(), tmp_path / "curves.nc")
-    save_dataset(made_up_forecasts(), tmp_path / "forecasts.nc")
     first, second = (
         draw_study(study_report(), tmp_path, tmp_path / name) for name in ("here", "there")
     )
-    assert len(first) == 6
+    assert len(first) == 4
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from study_report_cases import study_report
 
-from analysis.studies.report import claims_table, outcomes_table, premise_table, scores_table
+from analysis.studies.report import claims_table, outcomes_table, premise_table
 from fedlora_sim.storage import MARKER
 from paper_figs.documents import record_studies, render, study_blocks
 
-KEPT = [MARKER, "calibrated.png", "curves.nc", "study.json", "study_curves.png"]
+KEPT = [MARKER, "curves.nc", "study.json", "study_curves.png", "study_outcomes.png"]
 DAY = 86400
 
 
 def write_study(folder: Path, **changes: Any) -> None:
-    for name in ("figures/study_curves", "figures/calibrated"):
+    for name in ("figures/study_curves", "figures/study_outcomes"):
         for kind in ("png", "pdf"):
             path = folder / f"{name}.{kind}"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +77,8 @@ def test_blocks_hold_every_recorded_study(results: Path) -> None:
     write_study(results / "other", study={**study_report()["study"], "name": "other"})
     record_studies(results, record)
     blocks, report = study_blocks(record), study_report()
-    assert list(blocks) == ["study_claims", "study_rows", "study_premise", "study_scores"]
-    tables = (claims_table, outcomes_table, premise_table, scores_table)
+    assert list(blocks) == ["study_claims", "study_rows", "study_premise"]
+    tables = (claims_table, outcomes_table, premise_table)
     for text, table in zip(blocks.values(), tables, strict=True):
         assert text.count(table(report)) == 2
         assert text.startswith(

@@ -113,21 +113,6 @@ def dataset_of(rule, scenario, x, returned, slots, weight) -> xr.Dataset:
     )
 
 
-def turning_run(scenario: Scenario, angle: float, since: int) -> xr.Dataset:
-    """Return a raFLoRA run of equal clients that rotate both bases by an angle from a round on.
-
-    The update keeps its singular values; on the old vectors it shows `cos(angle)**2` of them.
-    """
-    run = linear_run("raflora", scenario, law=EXACT)
-    turns = (run["round"] >= since).astype(float)
-    kept = np.cos(angle * turns) ** 2
-    return run.assign(
-        amplitude=run.amplitude * kept,
-        client_preservation=run.client_preservation * kept**2,
-        angle=run.angle + angle * turns,
-    )
-
-
 def with_counterfactuals(run: xr.Dataset) -> xr.Dataset:
     """Add results of fedavg and raflora on the run's cohorts, in a fixed basis."""
     returned, weight = run.amplitude.fillna(0.0), run.client_weight

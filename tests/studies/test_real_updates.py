@@ -40,25 +40,13 @@ def test_a_round_sets_out_from_the_row_before(run):
     assert updates.sigma.isel(round=0).isnull().all()
 
 
-def test_drifts_are_the_residuals_of_the_mean_gain():
-    law = {"gain_mean": 0.8, "gain_std": 0.0, "drift_mean": 0.3, "drift_std": 0.0}
-    updates = studies.describe_updates(linear_run("raflora", law=law))
-    drift = studies.drifts(updates, 0.8).values
-    np.testing.assert_allclose(drift[np.isfinite(drift)], 0.3, rtol=CLOSE)
-    labeled = xr.DataArray([0.8, 0.8], dims="layer", coords={"layer": updates.layer})
-    np.testing.assert_array_equal(studies.drifts(updates, labeled).values, drift)
-
-
-def test_leakage_counts_clients_by_their_weight(run):
+def test_leakage_is_what_is_not_preserved(run):
     preserved = run.client_preservation.copy()
     preserved[:, :, :, 0] = 0.25
-    samples = np.r_[9.0, np.ones(7)]
-    weight = run.client_weight.copy(data=np.broadcast_to(samples / 16, run.client_weight.shape))
-    updates = studies.describe_updates(
-        run.assign(client_preservation=preserved, client_weight=weight)
-    )
-    leakage = studies.mean_leakage(updates).isel(round=slice(1, None))
-    np.testing.assert_allclose(leakage, 0.75 * 9 / 16, rtol=CLOSE)
+    updates = studies.describe_updates(run.assign(client_preservation=preserved))
+    leakage = updates.leakage.isel(round=slice(1, None))
+    np.testing.assert_allclose(leakage.isel(slot=0), 0.75, rtol=CLOSE)
+    np.testing.assert_allclose(leakage.isel(slot=slice(1, None)), 0.0, atol=CLOSE)
     np.testing.assert_allclose(
         updates.leaked_energy.isel(slot=0, round=1), 0.75 * run.update_energy.isel(slot=0, round=1)
     )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from real_cases import EXACT, LAW
-from study_cases import ROUNDS, made_up_runs, small_study
+from study_cases import made_up_runs, small_study
 
 from analysis.studies.report import (
     claims_table,
@@ -16,27 +15,16 @@ from analysis.studies.report import (
     last_part,
     outcomes_table,
     premise_table,
-    scores_table,
     study_fields,
     study_report,
     to_markdown,
-)
-from analysis.studies.run import (
-    calibration_rounds,
-    forecasts,
-    pooled,
-    score_rows,
-    score_runs,
-    why_no_scores,
 )
 from analysis.studies.study import MIXED
 from fedlora_sim.tolerances import relative
 
 ITERATED = relative("iteration")
 CERTAIN = {**EXACT, "gain_mean": 0.9}
-FIRST = 2
-RULES = ("fedavg", "raflora")
-TABLES = (claims_table, outcomes_table, scores_table)
+TABLES = (claims_table, outcomes_table)
 
 
 @pytest.fixture(scope="module")
@@ -50,69 +38,8 @@ def runs(study):
 
 
 @pytest.fixture(scope="module")
-def scores(study, runs):
-    return score_runs(study, runs)
-
-
-@pytest.fixture(scope="module")
-def report(study, runs, scores):
-    return study_report(study, runs, scores, "fedlora-sim study small.toml")
-
-
-@pytest.mark.slow
-def test_runs_that_follow_the_model_are_predicted(study, scores):
-    rows = {(row["calibration"], row["rule"]): row for row in score_rows(scores)}
-    assert set(rows) == {(calibration, rule) for calibration in ("own", "fedavg") for rule in RULES}
-    for row in rows.values():
-        assert row["runs"] == 4
-        np.testing.assert_allclose(row["theory"]["error"], 0.0, atol=ITERATED)
-        np.testing.assert_allclose(row["theory"]["error_range"], 0.0, atol=ITERATED)
-        assert row["theory"]["coverage"] == 1
-        assert [part["partition"] for part in row["by_partition"]] == [1, 2]
-    # equal energies shrink by a tenth per round, which persistence misses
-    horizons = np.arange(1, ROUNDS - FIRST + 1)
-    wanted = np.median(-2 * np.log10(CERTAIN["gain_mean"]) * horizons)
-    measured = rows["own", "raflora"]["persistence"]["error"]
-    np.testing.assert_allclose(measured, wanted, rtol=ITERATED)
-
-
-def test_scores_are_pooled_over_all_seeds(scores):
-    table = pooled(scores)
-    assert dict(table.error.sizes) == {
-        **{"calibration": 2, "rule": 2, "forecast": 3},
-        **{"partition": 2, "horizon": ROUNDS - FIRST},
-    }
-    assert set(scores["own"]["fedavg"].seed.values) == {7, 8, 9, 10}
-
-
-def test_forecasts_are_shown_next_to_measurements(study, runs, scores):
-    found = forecasts(study, runs, scores)
-    assert found.attrs["heterogeneity"] == "mild"
-    assert found.rule.values.tolist() == list(RULES)
-    assert found.seed.values.tolist() == [7, 8]
-    later = found.sel(round=slice(FIRST + 1, None), statistic="median")
-    np.testing.assert_allclose(later.predicted, later.measured, rtol=ITERATED)
-    assert found.predicted.sel(round=slice(None, FIRST)).isnull().all()
-    assert found.measured.notnull().all()
-
-
-@pytest.mark.parametrize(
-    ("scenario", "reason"),
-    [
-        ({"rounds": 2}, "2 rounds leave none"),
-        ({"rounds": 6, "allocation": "random"}, "under random allocation"),
-    ],
-)
-def test_a_study_without_predictions_states_it(scenario, reason):
-    study = small_study(scenario={"ranks": "2x2,4x2", **scenario})
-    assert reason in why_no_scores(study)
-    assert score_runs(study, {}) == {}
-
-
-def test_a_third_of_the_rounds_calibrates(study):
-    assert calibration_rounds(study) == FIRST
-    longer = replace(study, scenario=study.scenario.replace(rounds=30))
-    assert calibration_rounds(longer) == 10
+def report(study, runs):
+    return study_report(study, runs, "fedlora-sim study small.toml")
 
 
 @pytest.mark.slow
@@ -138,18 +65,16 @@ def test_the_report_is_plain_and_complete(study, report):
     assert report["study"]["levels"] == [2, 4]
     assert len(report["rows"]) == 12
     assert len(report["claims"]) + len(report["left_out"]) == 4
-    assert report["scores"]["calibration_rounds"] == FIRST
-    assert report["scores"]["confidence"] == 0.9
     versions = report["environment"]
     assert versions["runs_made_with"].startswith("fedlora_sim ")
     assert {"torch_version", "numpy_version", "python_version", "threads"} <= set(versions)
 
 
 @pytest.mark.slow
-def test_runs_of_several_versions_are_reported(study, runs, scores):
+def test_runs_of_several_versions_are_reported(study, runs):
     first, *_ = runs
     mixed = {**runs, first: runs[first].assign_attrs(torch_version="1.0")}
-    made_with = study_report(study, mixed, scores)["environment"]["runs_made_with"]
+    made_with = study_report(study, mixed)["environment"]["runs_made_with"]
     assert made_with.count(";") == 1
     assert "torch 1.0" in made_with
 
@@ -197,7 +122,7 @@ def test_tables_are_as_wide_as_their_heads(report):
 def test_a_part_of_a_study_is_marked_as_one():
     part = small_study().part(["fedavg"], ["mild"], 1)
     runs = made_up_runs(part, law=LAW)
-    found = study_report(part, runs, score_runs(part, runs))
+    found = study_report(part, runs)
     assert found["claims"] == found["counterfactuals"] == []
     assert len(found["left_out"]) == 4
     text = to_markdown(found)

@@ -9,7 +9,7 @@ from real_cases import linear_run, scenario_of
 
 from analysis import forecasting
 from analysis.studies.amplitude_laws import BASELINES, LAWS, OTHER_LAWS, Past, continued
-from analysis.studies.drift_forecast import (
+from analysis.studies.forecast import (
     FIRST_ORIGIN,
     LEAST_CALIBRATION,
     calibrate,
