@@ -20,6 +20,7 @@ import xarray as xr
 from scipy import stats
 
 from analysis.studies.amplitude_laws import BASELINES, LAWS, OTHER_LAWS
+from analysis.studies.findings import SHARE
 from analysis.studies.forecast import (
     STATISTICS,
     calibrate,
@@ -164,16 +165,21 @@ COVERAGE = (0.85, 0.95)
 Record = dict[str, Any]
 
 
-def over_seeds(values: np.ndarray) -> Record:
-    """Return the mean over seeds with Student's interval; None for a single seed."""
+def over_seeds(values: np.ndarray, limits: tuple[float, float] = (-np.inf, np.inf)) -> Record:
+    """Return the mean over seeds with Student's interval, cut to what is possible.
+
+    Args:
+        values: one value per seed; a single one has no interval, None.
+        limits: least and greatest possible value.
+    """
     count = len(values)
     if count < 2:
         return {"value": float(values.mean()), "low": None, "high": None}
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(ddof=1) / count**0.5
     return {
         "value": float(values.mean()),
-        "low": float(values.mean() - reach),
-        "high": float(values.mean() + reach),
+        "low": max(float(values.mean() - reach), limits[0]),
+        "high": min(float(values.mean() + reach), limits[1]),
     }
 
 
@@ -214,7 +220,7 @@ def summary(scores: xr.Dataset) -> Record:
         "runs": scores.sizes["seed"],
         "errors": errors,
         "ratios": ratios,
-        "coverage": over_seeds(covered.mean(cells).values),
+        "coverage": over_seeds(covered.mean(cells).values, SHARE),
         "coverage_by_partition": covered.mean(["seed", "layer", "horizon"]).values.tolist(),
     }
 
@@ -239,7 +245,8 @@ def coverage_by_partition(scores: Mapping[str, xr.Dataset]) -> list[Record]:
     covered = xr.concat([of.covered for of in scores.values()], "rule")
     share = covered.mean(["rule", "layer", "horizon"])
     return [
-        {"partition": int(h), **over_seeds(share.sel(partition=h).values)} for h in share.partition
+        {"partition": int(h), **over_seeds(share.sel(partition=h).values, SHARE)}
+        for h in share.partition
     ]
 
 

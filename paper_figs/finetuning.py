@@ -12,6 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from analysis.studies.updates import energy_floor
 from paper_figs import style
 from paper_figs.style import (
     BLACK,
+    BLUE,
     DOUBLE_COLUMN,
     GRAY,
     LINES,

@@ -58,15 +58,16 @@ def caption_forecasts(data: xr.Dataset) -> str:
     """Return the caption: setting and seeds."""
     attrs = data.attrs
     names = [STUDY_NAMES.get(study, study) for study in data.study.values.tolist()]
-    seeds = style.joined(
-        f"{int(seed)} ({name})" for name, seed in zip(names, data.seed.values, strict=True)
+    settings = style.joined(
+        f"{name}: {style.clients(data, f'ranks_{study}')}, seed {int(seed)}"
+        for study, name, seed in zip(data.study.values, names, data.seed.values, strict=True)
     )
     return (
         f"Energy of every partition of the update in real fine-tuning, all layers together, "
         f"{attrs['heterogeneity']}: measured (dots), and predicted by drift laws that know the "
         f"first {attrs['calibration_rounds']} rounds (shaded) alone, median (dashed) and "
-        f"{percent(attrs['confidence'])} interval (band). Dotted: persistence. Seeds: {seeds}, "
-        "the first of the record."
+        f"{percent(attrs['confidence'])} interval (band). Dotted: persistence. The first runs "
+        f"of the record: {settings}."
     )
 
 

@@ -35,7 +35,7 @@ def test_examples_run(page, example, capsys, monkeypatch, tmp_path):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8
 
 
 def anchor(heading):

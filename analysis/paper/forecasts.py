@@ -57,7 +57,8 @@ def described(datasets: Sequence[xr.Dataset], records: Sequence[Mapping[str, Any
     together = xr.concat(parts, "study", data_vars="all", join="outer", combine_attrs="drop")
     together = together.assign_coords(study=[record["study"] for record in records])
     settings = ("calibration_rounds", "confidence", "heterogeneity")
-    return together.assign_attrs({name: records[0][name] for name in settings})
+    ranks = {f"ranks_{record['study']}": list(record["scenario"]["ranks"]) for record in records}
+    return together.assign_attrs({name: records[0][name] for name in settings} | ranks)
 
 
 RECIPE = Recipe(

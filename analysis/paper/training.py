@@ -1,4 +1,4 @@
-"""Numbers of the figures of fine-tuning on digits and on text."""
+"""Numbers of the figures of fine-tuning: digits, the energy ledger, text."""
 
 from __future__ import annotations
 

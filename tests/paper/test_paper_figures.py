@@ -115,6 +115,9 @@ def test_captions_state_setting_and_seeds(name: str, data: xr.Dataset, paper_dat
     elif "study_first_seed" in data.attrs:
         assert f"{data.attrs['study_first_seed']}–{data.attrs['study_last_seed']}" in caption
         assert "clients of ranks" in caption
+    elif "seed" in data:
+        assert all(f"seed {seed:d}" in caption for seed in data.seed.values)
+        assert "clients of ranks" in caption
     else:
         assert "no seed" in caption
         assert data.attrs["hardware"] in caption

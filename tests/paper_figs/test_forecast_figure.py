@@ -114,7 +114,12 @@ def test_figure_and_caption() -> None:
     assert predicted[FIRST] == measured[FIRST]
     figure.canvas.draw()
     caption = caption_forecasts(data)
-    for text in ("first 4 rounds", "90% interval", "dirichlet 0.5", "7 (digits)"):
+    for text in (
+        "first 4 rounds",
+        "90% interval",
+        "dirichlet 0.5",
+        "clients of ranks 2, 4 and 16, one of each, seed 7",
+    ):
         assert text in caption
 
 
