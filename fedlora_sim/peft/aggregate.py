@@ -20,6 +20,7 @@ from fedlora_sim.errors import (
 )
 from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.peft.cohort import MODULES, AdapterCohort, check_mergeable
 from fedlora_sim.peft.config import NAME, agreed_base_model
 from fedlora_sim.peft.layers import (
     LayerReport,
@@ -27,10 +28,11 @@ from fedlora_sim.peft.layers import (
     aggregate_layer,
     check_nothing_to_keep,
     computing_dtype,
+    keep_layer,
     rank_levels_of,
     without_samples,
 )
-from fedlora_sim.peft.read import AdapterFolder, check_agreement, check_mergeable, check_previous
+from fedlora_sim.peft.read import PREFIX, Adapter, AdapterFolder
 from fedlora_sim.peft.write import (
     AdapterContent,
     Factors,
@@ -50,35 +52,42 @@ from fedlora_sim.storage import only_writer
 # Tensors besides the LoRA factors: trained ones are averaged, frozen ones must agree
 
 
-def average_extras(clients: Sequence[AdapterFolder], weights: Sequence[float]) -> dict[str, Tensor]:
+def average_extras(cohort: AdapterCohort) -> dict[str, Tensor]:
     """Return the average of `modules_to_save`, trained biases and resized embeddings.
 
     Args:
-        clients: folders with equal keys and shapes.
-        weights: sample count of each client. Clients without samples take no part.
+        cohort: the clients. Those without samples take no part. Each tensor is averaged over the
+            clients that have it.
 
     Returns:
         Tensors by key, in the clients' dtype, or in the one that can hold all of theirs. A tensor
-        that is equal in all folders is unchanged. Of a counter, such as `num_batches_tracked` of
+        that is equal in all adapters is unchanged. Of a counter, such as `num_batches_tracked` of
         BatchNorm, the largest value is returned.
 
     Raises:
         InputError: if frozen weights differ by more than their precision, or integers differ that
             are not counters.
     """
-    total = sum(weights)
-    present = []
-    for client, weight in zip(clients, weights, strict=True):
-        if weight > 0:
-            present.append((client, weight / total))
-            continue
-        with without_samples(client, weight):
-            for key in client.extras:
+    result = {}
+    for key, having in cohort.extras.items():
+        total = sum(cohort.weights[k] for k in having)
+        present = []
+        for k in having:
+            client, weight = cohort.clients[k], cohort.weights[k]
+            if weight > 0:
+                present.append((client, weight / total))
+                continue
+            with without_samples(client, weight):
                 client.tensor(key)
-    return {key: _average(key, present) for key in clients[0].extras}
+        result[key] = _average(key, present)
+    for module in cohort.carried:  # frozen weights next to the LoRA of an embedding
+        (last,) = cohort.holders(module)
+        keys = [key for key in last.extras if key.startswith(f"{PREFIX}{module}.")]
+        result |= {key: last.tensor(key) for key in keys if key not in result}
+    return result
 
 
-def _average(key: str, clients: Sequence[tuple[AdapterFolder, float]]) -> Tensor:
+def _average(key: str, clients: Sequence[tuple[Adapter, float]]) -> Tensor:
     first_client = clients[0][0]
     first, order = first_client.tensor(key), first_client.token_indices(key)
     kept, is_same = first, True
@@ -87,7 +96,7 @@ def _average(key: str, clients: Sequence[tuple[AdapterFolder, float]]) -> Tensor
         tensor = _in_order(client.tensor(key), client.token_indices(key), order)
         if tensor.is_floating_point() != first.is_floating_point():
             raise expected(
-                f"{key} in {client.path}", tensor.dtype, f"{first.dtype}, as in {first_client.path}"
+                f"{key} in {client.name}", tensor.dtype, f"{first.dtype}, as in {first_client.name}"
             )
         is_equal = tensor.dtype == first.dtype and torch.equal(tensor, first)
         is_same &= is_equal
@@ -96,8 +105,8 @@ def _average(key: str, clients: Sequence[tuple[AdapterFolder, float]]) -> Tensor
         elif client.is_frozen(key) or not tensor.is_floating_point():
             if not is_equal and not _same_but_for_precision(tensor, kept):
                 what = "frozen weights" if client.is_frozen(key) else "whole numbers"
-                where = f"{key} in {client.path}"
-                raise expected(where, f"{what} that differ", f"the same as in {first_client.path}")
+                where = f"{key} in {client.name}"
+                raise expected(where, f"{what} that differ", f"the same as in {first_client.name}")
             if _digits(tensor) > _digits(kept):
                 kept = tensor
         else:
@@ -154,6 +163,8 @@ class AggregationReport:
         has_base: whether `out` is the sum of `out/adapter` and `out/base`.
         seed: seed of the draws for empty components.
         layers: one report per module.
+        modules: how clients with different modules were treated: `same | shared | owners`.
+        left_out: modules that a client has and the output has not.
     """
 
     rule: str
@@ -166,10 +177,12 @@ class AggregationReport:
     has_base: bool
     seed: int
     layers: tuple[LayerReport, ...]
+    modules: str = "same"
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class _Results:
+class Results:
     """The written update, the adapter for the clients and the base correction, by module."""
 
     total: dict[str, LoRAFactors]
@@ -189,6 +202,7 @@ def aggregate_adapters(
     target_rank: int | None = None,
     uniform_rank: bool = False,
     client_folders: bool = False,
+    modules: str = "same",
     empty_partition: str = "carry",
     device: str = "auto",
     seed: int = 0,
@@ -198,8 +212,8 @@ def aggregate_adapters(
 
     Args:
         folders: one adapter folder per client, `adapter_config.json` and
-            `adapter_model.safetensors`. Ranks and scalings may differ, base model and modules may
-            not. A folder may be listed more than once.
+            `adapter_model.safetensors`. Ranks and scalings may differ, the base model may not, and
+            modules only if `modules` says so. A folder may be listed more than once.
         num_samples: sample count of each client; equal when None.
         rule: name of a rule, with options after a colon.
         out: output folder. Under a rule that merges a correction into the base weights it holds the
@@ -220,6 +234,10 @@ def aggregate_adapters(
             padded with zeros; the updates do not change.
         client_folders: also write what each client receives, `out/clients/rank-*`: the adapter
             truncated to its ranks, in its own scaling and configuration.
+        modules: what to do if clients have different modules. `same`: refuse. `shared`: aggregate
+            the modules that all clients have, and leave the others out. `owners`: aggregate every
+            module over the clients that have it; modules of `previous` that no client in the cohort
+            has are an empty partition as a whole, under every rule.
         empty_partition: `zero | carry | error`, see `aggregate`.
         device: compute device: `auto | cpu | cuda | mps`.
         seed: seed for components without energy (all of them under `flora`, those above the
@@ -242,18 +260,21 @@ def aggregate_adapters(
     samples = [1.0] * len(paths) if num_samples is None else num_samples
     weights = check_num_samples(samples, len(paths))
     seed = check_seed("seed", seed)
-    request = _check_request(weights, rule, rank_levels, empty_partition, target_rank)
+    check_choice("modules", modules, MODULES)
+    request = check_request(rule, rank_levels, empty_partition, target_rank)
     check_output(out, [*paths, *([] if last is None else [last])], force=force)
     if base_model is not None and (not isinstance(base_model, str) or not base_model.strip()):
         raise expected("base_model", base_model, "a hub name or a path")
     with only_writer(out, inside=False):
-        clients, previous_folder = _open(paths, last)
-        check_mergeable(clients[0], rule)
-        opened = [*clients, *([] if previous_folder is None else [previous_folder])]
-        model = agreed_base_model([folder.config for folder in dict.fromkeys(opened)], base_model)
-        place = resolve_device(device, _computing_dtype(clients))
-        results, layers = _aggregate(clients, previous_folder, replace(request, device=place))
-        extras = average_extras(clients, request.weights)
+        opened = {path: AdapterFolder(path) for path in dict.fromkeys(paths)}
+        clients = [opened[path] for path in paths]
+        previous_folder = None if last is None else AdapterFolder(last)
+        cohort = AdapterCohort(clients, relative_weights(weights), previous_folder, modules)
+        check_mergeable(cohort, rule)
+        used = [*opened.values(), *([] if previous_folder is None else [previous_folder])]
+        model = agreed_base_model([folder.config for folder in used], base_model)
+        results, layers = aggregate_modules(cohort, request, device)
+        extras = average_extras(cohort)
         report = AggregationReport(
             rule,
             str(out),
@@ -265,23 +286,21 @@ def aggregate_adapters(
                     str(c.config.options[NAME]) for c in clients if c.config.options.get(NAME)
                 )
             ),
-            client_places(clients) if client_folders else (),
+            client_places(cohort) if client_folders else (),
             bool(results.base),
             seed,
             layers,
+            cohort.policy,
+            cohort.left_out,
         )
-        contents = _contents(clients, results, extras, report, uniform_rank)
+        contents = _contents(cohort, results, extras, report, uniform_rank)
         named = ((place, replace(own, config={**own.config, **model})) for place, own in contents)
         write_adapters(out, named, force=force)
     return report
 
 
-def _check_request(
-    weights: tuple[float, ...],
-    rule: str,
-    rank_levels: Sequence[int] | None,
-    empty_partition: str,
-    target_rank: int | None,
+def check_request(
+    rule: str, rank_levels: Sequence[int] | None, empty_partition: str, target_rank: int | None
 ) -> Request:
     """Return the checked request for all modules; the device follows when the dtype is known."""
     if not isinstance(rule, str):
@@ -289,12 +308,16 @@ def _check_request(
     get_rule(rule)
     return Request(
         rule,
-        tuple(weight / max(weights) for weight in weights),  # the sum is always finite
         _check_levels(rank_levels),
         check_choice("empty_partition", empty_partition, EMPTY_PARTITION),
         None if target_rank is None else check_positive_int("target_rank", target_rank),
         torch.device("cpu"),
     )
+
+
+def relative_weights(num_samples: Sequence[float]) -> tuple[float, ...]:
+    """Return checked sample counts divided by the largest; their sum is always finite."""
+    return tuple(count / max(num_samples) for count in num_samples)
 
 
 def _check_levels(rank_levels: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -306,43 +329,29 @@ def _check_levels(rank_levels: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(sorted({check_positive_int("rank_levels", level) for level in given}))
 
 
-def _open(
-    paths: Sequence[Path], previous: Path | None
-) -> tuple[list[AdapterFolder], AdapterFolder | None]:
-    """Open and check all folders; a folder that is listed twice is opened once."""
-    opened = {path: AdapterFolder(path) for path in dict.fromkeys(paths)}
-    check_agreement(list(opened.values()))
-    clients = [opened[path] for path in paths]
-    if previous is None:
-        return clients, None
-    last = AdapterFolder(previous)
-    check_previous(last, clients[0])
-    return clients, last
-
-
-def _computing_dtype(clients: Sequence[AdapterFolder]) -> torch.dtype:
-    found = {computing_dtype(clients, module) for module in clients[0].layers}
-    return torch.float64 if torch.float64 in found else torch.float32
-
-
-def _aggregate(
-    clients: Sequence[AdapterFolder], previous: AdapterFolder | None, request: Request
-) -> tuple[_Results, tuple[LayerReport, ...]]:
+def aggregate_modules(
+    cohort: AdapterCohort, request: Request, device: str
+) -> tuple[Results, tuple[LayerReport, ...]]:
     """Aggregate module by module, so that only one module's factors are in memory at a time."""
-    results, reports = _Results({}, {}, {}), []
-    modules = list(clients[0].layers)
-    _check_highest_level(clients, request.rank_levels)
-    for module in modules:  # run all checks before the first, possibly long, computation
-        levels = rank_levels_of(module, clients, previous, request.rank_levels)
-        if previous is None:
-            check_nothing_to_keep(module, clients, levels, request)
-    for module in tqdm(modules, unit="module", disable=None, leave=False):
-        result, total, report = aggregate_layer(module, clients, previous, request)
+    results, reports = Results({}, {}, {}), []
+    found = {computing_dtype(cohort, module) for module in cohort.modules}
+    dtype = torch.float64 if torch.float64 in found else torch.float32
+    request = replace(request, device=resolve_device(device, dtype))
+    _check_highest_level(cohort, request.rank_levels)
+    for module in cohort.modules:  # run all checks before the first, possibly long, computation
+        levels = rank_levels_of(module, cohort, request.rank_levels)
+        if cohort.previous_of(module) is None:
+            check_nothing_to_keep(module, cohort, levels, request)
+    every = [*cohort.modules, *cohort.carried]
+    for module in tqdm(every, unit="module", disable=None, leave=False):
+        is_carried = module in cohort.carried
+        found_for = keep_layer if is_carried else aggregate_layer
+        result, total, report = found_for(module, cohort, request)
         results.total[module], results.adapter[module] = total, result.adapter
         if result.base is not None:
             results.base[module] = base_factors(result.base)
         reports.append(report)
-    _check_some_trained(clients, reports)
+    _check_some_trained(cohort, reports)
     highest = max(report.rank for report in reports)
     if request.target_rank is not None and highest < request.target_rank:
         expectation = f"at most the rank of the aggregated update, {highest}"
@@ -350,34 +359,34 @@ def _aggregate(
     return results, tuple(reports)
 
 
-def _check_some_trained(clients: Sequence[AdapterFolder], reports: Sequence[LayerReport]) -> None:
+def _check_some_trained(cohort: AdapterCohort, reports: Sequence[LayerReport]) -> None:
     """Refuse a round in which all updates are zero and no other tensor was trained."""
-    first = clients[0]
     if any(any(report.energy_before) for report in reports):
         return
-    if all(first.is_frozen(key) for key in first.extras):
+    if all(cohort.is_frozen(key) for key in cohort.extras):
+        kind, names = cohort.clients[0].kind, [client.name for client in cohort.clients]
         expectation = (
-            "a client that has trained: in every folder with samples every update B @ A is zero, "
+            f"a client that has trained: in every {kind} with samples every update B @ A is zero, "
             "as LoRA starts it"
         )
-        raise expected("folders", [str(client.path) for client in clients], expectation)
+        raise expected(f"{kind}s", names, expectation)
 
 
-def _check_highest_level(clients: Sequence[AdapterFolder], levels: tuple[int, ...] | None) -> None:
+def _check_highest_level(cohort: AdapterCohort, levels: tuple[int, ...] | None) -> None:
     """Refuse levels above the limit of all modules.
 
     The federation's rank may exceed that of some.
     """
-    limits = [layer.limit for layer in clients[0].layers.values()]
-    limit = max(*limits, *(client.config.rank for client in clients))
+    limits = [cohort.layer(module).limit for module in cohort.modules]
+    limit = max(*limits, *(client.config.rank for client in cohort.clients))
     if levels is not None and levels[-1] > limit:
         expectation = f"ranks from 1 to {limit}, the largest min(d_in, d_out) of a module"
         raise expected("rank_levels", list(levels), expectation)
 
 
 def _contents(
-    clients: Sequence[AdapterFolder],
-    results: _Results,
+    cohort: AdapterCohort,
+    results: Results,
     extras: Mapping[str, Tensor],
     report: AggregationReport,
     uniform_rank: bool,
@@ -386,22 +395,22 @@ def _contents(
     frozen_a, seed = get_rule(report.rule).frozen_a, report.seed
 
     def start(factors: Factors) -> Factors:
-        return factors if frozen_a else with_fresh_components(clients, factors, seed)
+        return factors if frozen_a else with_fresh_components(cohort, factors, seed)
 
     def content(factors: Factors, *others: Any) -> AdapterContent:
         how: dict[str, Any] = {"start": start, "frozen_a": frozen_a, "uniform_rank": uniform_rank}
-        return global_content(clients, factors, *others, **how)
+        return global_content(cohort, factors, *others, **how)
 
     yield "", content(results.total, extras, described)
     if results.base:
         # These are applied to the corrected base; PEFT would restore its embeddings to the old
         # ones.
-        extras = {key: x for key, x in extras.items() if not clients[0].is_frozen(key)}
+        extras = {key: x for key, x in extras.items() if not cohort.is_frozen(key)}
         yield "adapter", content(results.adapter, extras)
-        yield "base", base_content(clients, results.base, uniform_rank=uniform_rank)
-    receivers = dict(zip(reversed(report.client_folders), reversed(clients), strict=False))
+        yield "base", base_content(cohort, results.base, uniform_rank=uniform_rank)
+    receivers = dict(zip(reversed(report.client_folders), reversed(cohort.clients), strict=False))
     for place, client in receivers.items():  # by the first client of each folder
         yield (
             place,
-            client_content(client, clients, results.adapter, extras, frozen_a=frozen_a, seed=seed),
+            client_content(client, cohort, results.adapter, extras, frozen_a=frozen_a, seed=seed),
         )

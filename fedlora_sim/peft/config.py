@@ -195,10 +195,17 @@ class AdapterConfig:
         multiple, rest = divmod(self.rank_pattern[key], self.rank)
         return multiple if key in FUSED_PATTERNS and rest == 0 else None
 
+    def fits_rows(self, module: str, rows: int) -> bool:
+        """Return True if the stored A of a parameter may have that many rows."""
+        return rows % self.rank_of(module) == 0
+
     def scaling_of(self, module: str) -> float:
-        """Return the scaling of a module: `alpha / r`, or `alpha / sqrt(r)` under rsLoRA."""
+        """Return the scaling of a module at its own rank."""
+        return self.scaling_at(module, self.rank_of(module))
+
+    def scaling_at(self, module: str, rank: int) -> float:
+        """Return the scaling of a module: `alpha / rank`, or `alpha / sqrt(rank)` under rsLoRA."""
         alpha = self.alpha_pattern.get(pattern_key(self.alpha_pattern, module), self.alpha)
-        rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, module: str) -> bool:
@@ -254,15 +261,15 @@ def read_config(folder: Path) -> AdapterConfig:
     if not isinstance(options, dict):
         raise expected("adapter_config", source, f"a JSON object, not {type(options).__name__}")
     check_plain_lora(source, options)
-    _check_options(source, options)
+    check_options(source, options)
     return AdapterConfig(
         source,
         options,
-        _rank(f"{source}: r", options.get("r")),
-        _alpha(f"{source}: lora_alpha", options.get("lora_alpha")),
+        check_rank(f"{source}: r", options.get("r")),
+        check_alpha(f"{source}: lora_alpha", options.get("lora_alpha")),
         options.get("use_rslora", False),
-        _pattern(source, options, "rank_pattern", _rank),
-        _pattern(source, options, "alpha_pattern", _alpha),
+        checked_pattern(source, options, "rank_pattern", check_rank),
+        checked_pattern(source, options, "alpha_pattern", check_alpha),
     )
 
 
@@ -339,7 +346,8 @@ def _tidy(alpha: float) -> float:
     return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
 
 
-def _check_options(source: str, options: Mapping[str, Any]) -> None:
+def check_options(source: str, options: Mapping[str, Any]) -> None:
+    """Refuse options of the wrong type; the error names the source and the option."""
     for name in ("use_rslora", "fan_in_fan_out"):
         if not isinstance(options.get(name, False), bool):
             raise expected(f"{source}: {name}", options[name], "true or false")
@@ -360,7 +368,10 @@ def _check_options(source: str, options: Mapping[str, Any]) -> None:
         check_pattern(f"{source}: target_modules", targets)
 
 
-def _pattern(source: str, options: Mapping[str, Any], name: str, check: Any) -> dict[str, Any]:
+def checked_pattern(
+    source: str, options: Mapping[str, Any], name: str, check: Any
+) -> dict[str, Any]:
+    """Return the checked patterns of an option, with their checked values."""
     pattern = options.get(name)
     if pattern is None:
         return {}
@@ -371,13 +382,15 @@ def _pattern(source: str, options: Mapping[str, Any], name: str, check: Any) -> 
     return {key: check(f"{source}: {name}[{key!r}]", value) for key, value in pattern.items()}
 
 
-def _rank(argument: str, value: object) -> int:
+def check_rank(argument: str, value: object) -> int:
+    """Return `value` if it is a whole number of at least 1."""
     if type(value) is not int or value < 1:
         raise expected(argument, value, "a rank, a whole number of at least 1")
     return value
 
 
-def _alpha(argument: str, value: object) -> float:
+def check_alpha(argument: str, value: object) -> float:
+    """Return `value` if it is a positive finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise expected(argument, value, "a positive number")
     if not 0 < value <= sys.float_info.max:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from fedlora_sim.errors import InputError, expected
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import compute_dtype
 from fedlora_sim.metrics import energy_ratio
-from fedlora_sim.peft.read import AdapterFolder
+from fedlora_sim.peft.cohort import AdapterCohort
+from fedlora_sim.peft.read import Adapter
 from fedlora_sim.rules import Aggregated, aggregate, get_rule
 
 
@@ -27,7 +28,7 @@ class LayerReport:
 
     Args:
         module: name in the base model; for target_parameters the name of the parameter.
-        client_ranks: rank of each client.
+        client_ranks: rank of each client that has the module.
         levels: rank levels that the rule used.
         rank: rank of the written update, not counting components of zeros that pad it to the rank
             of other modules.
@@ -37,6 +38,11 @@ class LayerReport:
             updates; None if all updates are zero.
         rho_after: the same share of the written update; None if it is zero.
         experts: number of experts that the parameter stacks; 1 for other modules.
+        owners: positions of the clients that have the module, from 0. Empty for a module that was
+            kept from the last global adapter.
+        coverage: weight share of these clients. Their weights are normalized to 1, so that the
+            other clients do not dilute the module: its prediction is that of a federation of the
+            owners alone.
     """
 
     module: str
@@ -48,6 +54,8 @@ class LayerReport:
     rho_before: float | None
     rho_after: float | None
     experts: int = 1
+    owners: tuple[int, ...] = ()
+    coverage: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,6 @@ class Request:
 
     Args:
         rule: name of the rule, with its options.
-        weights: relative sample count of each client.
         rank_levels: ranks of the federation, for modules whose rank no pattern sets.
         empty_partition: `zero | carry | error`.
         target_rank: rank to which the written update is truncated.
@@ -64,7 +71,6 @@ class Request:
     """
 
     rule: str
-    weights: tuple[float, ...]
     rank_levels: tuple[int, ...] | None
     empty_partition: str
     target_rank: int | None
@@ -72,10 +78,7 @@ class Request:
 
 
 def aggregate_layer(
-    module: str,
-    clients: Sequence[AdapterFolder],
-    previous: AdapterFolder | None,
-    request: Request,
+    module: str, cohort: AdapterCohort, request: Request
 ) -> tuple[Aggregated, LoRAFactors, LayerReport]:
     """Aggregate one module's updates.
 
@@ -86,24 +89,27 @@ def aggregate_layer(
     Raises:
         InputError: names the module.
     """
-    dtype = computing_dtype(clients, module)
-    levels = rank_levels_of(module, clients, previous, request.rank_levels)
+    dtype = computing_dtype(cohort, module)
+    levels = rank_levels_of(module, cohort, request.rank_levels)
+    owners, previous = cohort.owners(module), cohort.previous_of(module)
+    clients = [cohort.clients[k] for k in owners]
+    weights = tuple(cohort.weights[k] for k in owners)
 
-    def factors(folder: AdapterFolder) -> LoRAFactors:
+    def factors(folder: Adapter) -> LoRAFactors:
         return folder.factors(module, dtype, request.device, width=levels[-1])
 
     updates = []
-    for client, weight in zip(clients, request.weights, strict=True):
+    for client, weight in zip(clients, weights, strict=True):
         with without_samples(client, weight):
             updates.append(factors(client))
     last = None if previous is None else factors(previous).truncate(levels[-1])
     # A client without samples takes no part. It is left out here, so that the engine's client
     # numbers match the names below.
-    present = [k for k, weight in enumerate(request.weights) if weight > 0]
+    present = [k for k, weight in enumerate(weights) if weight > 0]
     try:
         result = aggregate(
             [updates[k] for k in present],
-            [request.weights[k] for k in present],
+            [weights[k] for k in present],
             request.rule,
             rank_levels=levels,
             previous=last,
@@ -113,9 +119,11 @@ def aggregate_layer(
             expectation = "a rule that keeps nothing from round to round, as folders cannot"
             raise expected("rule", request.rule, expectation)
         total = _written(result, request.target_rank)
-        return result, total, _report(module, updates, total, levels, request.weights)
+        report = _report(module, updates, total, levels, weights)
+        coverage = cohort.coverage(module)
+        return result, total, replace(report, owners=owners, coverage=coverage)
     except InputError as error:
-        names = (f"{module} in {clients[k].path}" for k in present)
+        names = (f"{module} in {clients[k].name}" for k in present)
         raise InputError(_with_names(str(error), module, list(names))) from None
     except torch.linalg.LinAlgError:
         largest = max(float(t.abs().max()) for u in updates for t in (u.lora_A, u.lora_B))
@@ -123,8 +131,35 @@ def aggregate_layer(
         raise expected(f"largest entry of {module}", largest, expectation) from None
 
 
+def keep_layer(
+    module: str, cohort: AdapterCohort, request: Request
+) -> tuple[Aggregated, LoRAFactors, LayerReport]:
+    """Return the result for a module of the last global adapter that no client in the cohort has.
+
+    The whole module is an empty partition: it is kept, set to zero or refused, under every rule.
+    """
+    (last,) = cohort.holders(module)
+    dtype = computing_dtype(cohort, module)
+    kept = last.factors(module, dtype, request.device)
+    if request.empty_partition == "error":
+        raise expected(f"{module}: empty_partition", "error", "a client in the cohort that has it")
+    if request.empty_partition == "zero":
+        kept = LoRAFactors(kept.lora_A, torch.zeros_like(kept.lora_B), kept.scaling)
+    result = Aggregated(kept)
+    total = _written(result, request.target_rank)
+    after = energies(total)
+    levels = (last.config.rank_of(module),)
+    ratio = float(energy_ratio(after, levels[0]))
+    experts = math.prod(total.lora_A.shape[:-2])
+    share = None if np.isnan(ratio) else ratio
+    report = LayerReport(
+        module, (), levels, total.rank, (), tuple(after.tolist()), None, share, experts, (), 0.0
+    )
+    return result, total, report
+
+
 @contextmanager
-def without_samples(client: AdapterFolder, weight: float) -> Iterator[None]:
+def without_samples(client: Adapter, weight: float) -> Iterator[None]:
     """Add to read errors that the client has no samples, so that its folder is not needed.
 
     The folder is refused nevertheless: values that are not finite are never ignored silently.
@@ -134,17 +169,18 @@ def without_samples(client: AdapterFolder, weight: float) -> Iterator[None]:
     except InputError as error:
         if weight > 0:
             raise
-        hint = f"; its client has 0 samples and takes no part: leave {client.path} out"
+        hint = f"; its client has 0 samples and takes no part: leave {client.name} out"
         raise InputError(f"{error}{hint}") from None
 
 
-def computing_dtype(clients: Sequence[AdapterFolder], module: str) -> torch.dtype:
+def computing_dtype(cohort: AdapterCohort, module: str) -> torch.dtype:
     """Return the compute dtype that can hold all clients' factors of a module."""
-    return compute_dtype(kept_dtype(clients, module))
+    return compute_dtype(kept_dtype(cohort, module))
 
 
-def kept_dtype(clients: Sequence[AdapterFolder], module: str) -> torch.dtype:
+def kept_dtype(cohort: AdapterCohort, module: str) -> torch.dtype:
     """Return the clients' dtype of a module; if they differ, the one that can hold all of them."""
+    clients = cohort.holders(module)
     dtype = clients[0].layers[module].dtype
     for client in clients[1:]:
         dtype = torch.promote_types(dtype, client.layers[module].dtype)
@@ -152,10 +188,7 @@ def kept_dtype(clients: Sequence[AdapterFolder], module: str) -> torch.dtype:
 
 
 def rank_levels_of(
-    module: str,
-    clients: Sequence[AdapterFolder],
-    previous: AdapterFolder | None,
-    given: Sequence[int] | None,
+    module: str, cohort: AdapterCohort, given: Sequence[int] | None
 ) -> tuple[int, ...]:
     """Return the federation's ranks for a module, ascending.
 
@@ -166,6 +199,8 @@ def rank_levels_of(
     Raises:
         InputError: if a client's rank is not a given level or above the last adapter's.
     """
+    clients = [cohort.clients[k] for k in cohort.owners(module)]
+    previous = cohort.previous_of(module)
     ranks = {client.config.rank_of(module) for client in clients}
     multiples = {client.config.rank_multiple(module) for client in clients}
     multiple = multiples.pop() if len(multiples) == 1 else None
@@ -174,18 +209,18 @@ def rank_levels_of(
         for client in clients:
             rank = client.config.rank_of(module)
             if rank not in levels:
-                where = f"rank of {module} in {client.path}"
+                where = f"rank of {module} in {client.name}"
                 raise expected(where, rank, f"one of the ranks in rank_levels, {levels}")
     else:
         levels = sorted(ranks | ({previous.config.rank_of(module)} if previous else set()))
     if previous is not None and _rank_carried(previous, module, levels[-1]) != levels[-1]:
         rank = previous.config.rank_of(module)
-        where = f"rank of {module} in the last adapter {previous.path}"
+        where = f"rank of {module} in the last adapter {previous.name}"
         raise expected(where, rank, f"the highest rank level, {levels[-1]}")
     return tuple(levels)
 
 
-def _rank_carried(previous: AdapterFolder, module: str, highest: int) -> int:
+def _rank_carried(previous: Adapter, module: str, highest: int) -> int:
     """Return the rank of the last adapter, ignoring components above `highest` if all are zero.
 
     An adapter is written with such components if no pattern gives a module its own rank.
@@ -198,7 +233,7 @@ def _rank_carried(previous: AdapterFolder, module: str, highest: int) -> int:
 
 
 def check_nothing_to_keep(
-    module: str, clients: Sequence[AdapterFolder], levels: Sequence[int], request: Request
+    module: str, cohort: AdapterCohort, levels: Sequence[int], request: Request
 ) -> None:
     """Refuse to carry an empty partition without a last global adapter.
 
@@ -209,8 +244,8 @@ def check_nothing_to_keep(
     """
     if request.empty_partition != "carry" or not get_rule(request.rule).has_empty_partition_policy:
         return
-    present = zip(clients, request.weights, strict=True)
-    highest = max(client.config.rank_of(module) for client, weight in present if weight > 0)
+    present = [cohort.clients[k] for k in cohort.owners(module) if cohort.weights[k] > 0]
+    highest = max(client.config.rank_of(module) for client in present)
     if highest < levels[-1]:
         expectation = (
             "the last global adapter, because no client in this cohort sends components "

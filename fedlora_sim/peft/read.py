@@ -5,28 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedlora_sim.errors import expected
+from fedlora_sim.errors import InputError, expected
 from fedlora_sim.lora import LoRAFactors, check_tensor_finite
 from fedlora_sim.lowrank import pad_last
 from fedlora_sim.peft.config import (
-    SHARED,
-    UNMERGEABLE,
     AdapterConfig,
     check_no_pointer,
     read_config,
 )
 from fedlora_sim.peft.patterns import check_time
-from fedlora_sim.rules import get_rule
 
 # Padding of factors with zeros.
 #
@@ -70,7 +66,7 @@ def resized(update: LoRAFactors, rank: int, scaling: float, *, frozen_a: bool) -
     return cut if scaling == update.scaling else cut.rescale(scaling)
 
 
-# The adapter folder: its layers and other tensors, each read on demand.
+# An adapter: its layers and other tensors, each read on demand, from a folder or from memory.
 #
 # A and B are distinguished by name, never by shape. Every key of the file must be understood: keys
 # that PEFT would drop silently or could not map to a module are refused.
@@ -176,24 +172,75 @@ class Layer:
         return self.key_A.endswith(".lora_embedding_A")
 
 
-class AdapterFolder:
-    """One checked adapter folder; tensors stay on disk until they are needed.
+class Weights(Protocol):
+    """Tensors by key, in a file or in memory."""
 
-    Args:
-        folder: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+    def keys(self) -> Iterable[str]:
+        """Return the names of all tensors."""
+
+    def tensor(self, key: str) -> Tensor:
+        """Return a tensor; may raise `SafetensorError`."""
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Return the shape of a tensor without reading its entries."""
+
+    def dtype(self, key: str) -> str:
+        """Return the dtype of a tensor under the name that safetensors gives it."""
+
+
+class FileWeights:
+    """Tensors of a safetensors file, read when they are needed.
 
     Raises:
-        InputError: names the folder, the file or the key and what was expected.
+        SafetensorError: if the file is not a whole safetensors file.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder)
-        if not self.path.is_dir():
-            is_file = ", not a file in it" if self.path.is_file() else ""
-            raise expected("folder", str(folder), f"a folder with a PEFT adapter{is_file}")
-        self.config: AdapterConfig = read_config(self.path)
-        self._weights = _open(self.path)
-        self.keys = frozenset(self._weights.keys())
+    def __init__(self, path: Path) -> None:
+        self._file: Any = safe_open(path, framework="pt")
+
+    def keys(self) -> Iterable[str]:
+        """Return the names of all tensors."""
+        names: list[str] = self._file.keys()
+        return names
+
+    def tensor(self, key: str) -> Tensor:
+        """Return a tensor."""
+        tensor: Tensor = self._file.get_tensor(key)
+        return tensor
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, from the file's header."""
+        return tuple(self._file.get_slice(key).get_shape())
+
+    def dtype(self, key: str) -> str:
+        """Return the dtype of a tensor, from the file's header."""
+        return str(self._file.get_slice(key).get_dtype())
+
+
+class Adapter:
+    """One checked adapter: configuration, LoRA layers and other tensors.
+
+    Args:
+        name: folder or argument of the adapter, for messages.
+        file: file or argument of the tensors, for messages.
+        config: options, ranks and scalings.
+        weights: the tensors.
+
+    Raises:
+        InputError: names the file or the key and what was expected.
+    """
+
+    kind = "folder"
+    """What holds the adapter, for messages."""
+
+    @property
+    def rank_source(self) -> str:
+        """Where the rank of a module is stated, for messages."""
+        return self.config.source
+
+    def __init__(self, name: str, file: str, config: AdapterConfig, weights: Weights) -> None:
+        self.name, self._file, self.config, self._weights = name, file, config, weights
+        self.keys = frozenset(weights.keys())
         self._check_names()
         self.layers = dict(self._find_layers())
         if not self.layers:
@@ -204,9 +251,18 @@ class AdapterFolder:
         self.extras = tuple(key for key in sorted(self.keys - used) if not self._is_copy(key))
         self._check_extras()
 
-    @cached_property
-    def _file(self) -> str:
-        return str(self.path / WEIGHTS_FILE)
+    @property
+    def _key(self) -> str:
+        """Argument of messages about the name of a tensor."""
+        return self._file
+
+    def refused(self, expectation: str) -> InputError:
+        """Return the error for an adapter that is refused as a whole."""
+        return expected("folder", self.name, expectation)
+
+    def stored_rank(self, module: str, rows: int) -> int:
+        """Return the rank of a module or parameter whose stored A has that many rows."""
+        return self.config.rank_of(module)
 
     def factors(
         self, module: str, dtype: torch.dtype, device: torch.device, width: int = 0
@@ -224,7 +280,7 @@ class AdapterFolder:
     def tensor(self, key: str) -> Tensor:
         """Return a stored tensor; refuse one with an entry that is not finite."""
         try:
-            tensor: Tensor = self._weights.get_tensor(key)
+            tensor = self._weights.tensor(key)
         except SafetensorError as error:
             raise expected(self._file, key, f"a readable tensor ({error})") from None
         if tensor.is_floating_point():
@@ -235,8 +291,8 @@ class AdapterFolder:
         return tensor
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Return the shape of a tensor, from the file's header."""
-        return tuple(self._weights.get_slice(key).get_shape())
+        """Return the shape of a stored tensor."""
+        return self._weights.shape(key)
 
     def is_frozen(self, key: str) -> bool:
         """Return True if a tensor is the base model's own, saved next to an embedding's LoRA."""
@@ -284,7 +340,7 @@ class AdapterFolder:
             if not key.isprintable() or _PATTERN_SIGNS & set(key) or len(key) > LONGEST_NAME:
                 signs = " ".join(sorted(_PATTERN_SIGNS))
                 wanted = f"printable names of at most {LONGEST_NAME} characters, without {signs}"
-                raise expected(self._file, key, wanted)
+                raise expected(self._key, key, wanted)
         found = {key.removeprefix(PREFIX).partition(".lora_")[0] for key in self.keys}
         targets = self.config.options.get("target_modules")
         check_time(
@@ -308,12 +364,12 @@ class AdapterFolder:
                 if factor not in factors:
                     missing, other = f"{path}.{kind}{factor}{end}", "B" if factor == "A" else "A"
                     expectation = f"{missing!r} next to it (A without B, or B without A)"
-                    raise expected(self._file, f"{path}.{kind}{other}{end}", expectation)
+                    raise expected(self._key, f"{path}.{kind}{other}{end}", expectation)
             module = path.removeprefix(PREFIX)
             if self.config.targets(module) or self._is_tied(module):
                 yield module, self._layer(module, f"{path}.{kind}A{end}", f"{path}.{kind}B{end}")
             else:
-                wrapped.setdefault(_unwrapped(module), []).append(path)
+                wrapped.setdefault(unwrapped(module), []).append(path)
         for module, paths in wrapped.items():
             inner_first = sorted(paths, key=len, reverse=True)
             names = self._parameters(module, inner_first)
@@ -356,21 +412,21 @@ class AdapterFolder:
             )
             if found is not None and _NAMED.fullmatch(found["end"]):
                 expectation += " (without the name of the adapter, as save_pretrained writes them)"
-            raise expected(self._file, key, expectation)
+            raise expected(self._key, key, expectation)
         if not key.startswith(PREFIX):
-            raise expected(self._file, key, f"a key that starts with {PREFIX!r}, as PEFT writes it")
+            raise expected(self._key, key, f"a key that starts with {PREFIX!r}, as PEFT writes it")
         path = found["module"].removeprefix(PREFIX)
-        module, is_module = _unwrapped(path), self.config.targets(path) or self._is_tied(path)
+        module, is_module = unwrapped(path), self.config.targets(path) or self._is_tied(path)
         parameters = () if is_module else self._parameters_of(path)
         if "base_layer" in (module if parameters else path).split("."):
-            raise expected(self._file, key, "LoRA on a module, not inside of another LoRA layer")
+            raise expected(self._key, key, "LoRA on a module, not inside of another LoRA layer")
         if not is_module and not (parameters and found["kind"] == "lora_"):
             targets = self.config.options.get("target_modules")
-            raise expected(self._file, key, f"a module among target_modules={targets!r}")
+            raise expected(self._key, key, f"a module among target_modules={targets!r}")
         return found
 
     def _parameters_of(self, path: str) -> tuple[str, ...]:
-        return self.config.targeted_parameters(_unwrapped(path))
+        return self.config.targeted_parameters(unwrapped(path))
 
     def _parameters(self, module: str, paths: Sequence[str]) -> tuple[str, ...]:
         """Return the parameter that each wrapped layer of a module adapts, innermost first.
@@ -390,15 +446,15 @@ class AdapterFolder:
             order
             for order in orders
             if all(
-                shape and shape[0] % self.config.rank_of(f"{module}.{name}") == 0
+                shape and self.config.fits_rows(f"{module}.{name}", shape[0])
                 for name, shape in zip(order, shapes, strict=True)
             )
         ]
         if len(fitting) != 1:
             given = [shape[0] if shape else 0 for shape in shapes]
             expectation = (
-                f"{len(paths)} of the parameters {list(names)}, experts times rank each, told by "
-                f"the ranks in {self.config.source} or by the order {', '.join(_REGISTERED)}"
+                f"{len(paths)} of the parameters {list(names)}, experts times rank each, named "
+                f"by the ranks in {self.config.source} or by the order {', '.join(_REGISTERED)}"
             )
             raise expected(f"{self._file}: rows of lora_A of {module}", given, expectation)
         return fitting[0]
@@ -407,7 +463,7 @@ class AdapterFolder:
         """Return the shapes of a pair of factors, which must form a LoRA of the stated rank."""
         shapes, dtypes = {}, {}
         for key in (key_a, key_b):
-            shapes[key], name = self.shape(key), self._weights.get_slice(key).get_dtype()
+            shapes[key], name = self.shape(key), self._weights.dtype(key)
             if name not in DTYPES:
                 raise expected(f"{self._file}: {key}", name, f"one of {', '.join(DTYPES)}")
             dtypes[key] = DTYPES[name]
@@ -415,12 +471,12 @@ class AdapterFolder:
         for key, shape in shapes.items():
             if len(shape) < 2 or 0 in shape:
                 raise expected(f"{self._file}: {key}", shape, "a matrix that is not empty")
-        rank = self.config.rank_of(module)
+        rank = self.stored_rank(module, a[0])
         is_module = self.config.targets(module) or self._is_tied(module)
         experts = 1 if is_module else max(1, a[0] // rank)
         for key, found in ((key_a, a[0]), (key_b, b[1])):
             if found != rank * experts:
-                wanted = f"rank {rank}, as {self.config.source} says"
+                wanted = f"rank {rank}, as {self.rank_source} says"
                 raise expected(f"{self._file}: {key}", shapes[key], wanted)
         if any(size != 1 for size in b[2:]):
             raise expected(f"{self._file}: {key_b}", b, "a kernel of size 1")
@@ -445,7 +501,7 @@ class AdapterFolder:
                 f"(modules_to_save, bias), or the whole input or output embeddings, under the "
                 f"prefix {PREFIX!r}"
             )
-            raise expected(self._file, wrong[0], expectation)
+            raise expected(self._key, wrong[0], expectation)
 
     def _is_configured(self, key: str) -> bool:
         if not key.startswith(PREFIX):
@@ -471,7 +527,26 @@ class AdapterFolder:
         return len(shape) >= 2 and (leaf == "weight" or self.shape(key) == shape[:1])
 
 
-def _unwrapped(module: str) -> str:
+class AdapterFolder(Adapter):
+    """One checked adapter folder; tensors stay on disk until they are needed.
+
+    Args:
+        folder: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        InputError: names the folder, the file or the key and what was expected.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder)
+        if not self.path.is_dir():
+            is_file = ", not a file in it" if self.path.is_file() else ""
+            raise expected("folder", str(folder), f"a folder with a PEFT adapter{is_file}")
+        config, weights = read_config(self.path), _open(self.path)
+        super().__init__(str(self.path), str(self.path / WEIGHTS_FILE), config, weights)
+
+
+def unwrapped(module: str) -> str:
     """Return a module's name without the layers that PEFT wrapped around it."""
     while module.endswith(_WRAPPED):
         module = module.removesuffix(_WRAPPED)
@@ -483,7 +558,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
-def _open(folder: Path) -> Any:
+def _open(folder: Path) -> FileWeights:
     """Open the weights of a folder without loading any."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
@@ -502,131 +577,6 @@ def _open(folder: Path) -> Any:
         raise expected("folder", str(folder), f"a PEFT adapter folder (it has no {WEIGHTS_FILE})")
     check_no_pointer("weights", path)
     try:
-        return safe_open(path, framework="pt")
+        return FileWeights(path)
     except SafetensorError as error:
         raise expected("weights", str(path), f"a whole safetensors file ({error})") from None
-
-
-# Agreement of adapter folders: the same tensors with the same forms
-
-# Options that define how the update is stored in the model; absent means the default. See also
-# `base_model`.
-SHARED_OPTIONS: dict[str, Any] = {
-    **SHARED,
-}
-SHOWN = 8
-
-
-def check_agreement(folders: Sequence[AdapterFolder]) -> None:
-    """Refuse folders that are not adapters of the same modules.
-
-    Ranks, scalings, their conventions and the name of the base model may differ.
-
-    Raises:
-        InputError: names both files and the difference.
-    """
-    for folder in folders[1:]:
-        _check_shared_options(folder, folders[0])
-        _check_keys(folder, folders[0])
-        _check_forms(folder, folders[0])
-
-
-def check_previous(previous: AdapterFolder, client: AdapterFolder) -> None:
-    """Refuse a last global adapter that does not match the clients' modules."""
-    _check_shared_options(previous, client)
-    _check_names(previous, set(previous.layers), set(client.layers), client)
-    _check_layers(previous, client)
-
-
-def check_mergeable(client: AdapterFolder, rule: str) -> None:
-    """Refuse a rule with a base correction if nothing can be merged into the base weights.
-
-    Raises:
-        InputError: names the option that prevents it, and the reason.
-    """
-    if not get_rule(rule).residual_in_base:
-        return
-    reasons = {n: why for n, why in UNMERGEABLE.items() if client.config.options.get(n)}
-    if client.tied:
-        names = ", ".join(client.tied)
-        reasons["ensure_weight_tying"] = f"PEFT adds LoRA on tied layers ({names}) to them twice"
-    for name, reason in reasons.items():
-        expectation = (
-            f"a rule that leaves the base weights unchanged: {reason}, so no correction can be "
-            f"merged into them ({client.config.source}: {name})"
-        )
-        raise expected("rule", rule, expectation)
-
-
-def _check_shared_options(folder: AdapterFolder, first: AdapterFolder) -> None:
-    for name, default in SHARED_OPTIONS.items():
-        given = folder.config.options.get(name, default)
-        wanted = first.config.options.get(name, default)
-        if given != wanted:
-            where = f"{folder.config.source}: {name}"
-            raise expected(where, given, f"{wanted!r}, as in {first.config.source}")
-
-
-def _check_keys(folder: AdapterFolder, first: AdapterFolder) -> None:
-    _check_names(folder, set(folder.layers), set(first.layers), first)
-    _check_names(folder, set(folder.keys), set(first.keys), first)
-
-
-def _check_names(
-    folder: AdapterFolder, given: set[str], wanted: set[str], first: AdapterFolder
-) -> None:
-    missing, unknown = sorted(wanted - given), sorted(given - wanted)
-    if missing or unknown:
-        differences = [
-            f"{count} {what} ({', '.join(names[:SHOWN])}{', ...' if count > SHOWN else ''})"
-            for what, names in (("missing", missing), ("unexpected", unknown))
-            if (count := len(names))
-        ]
-        expectation = f"the modules and keys of {first.path}: {' and '.join(differences)}"
-        raise expected("folder", str(folder.path), expectation)
-
-
-def _check_forms(folder: AdapterFolder, first: AdapterFolder) -> None:
-    _check_layers(folder, first)
-    for key in first.extras:
-        given, wanted = (sorted(f.token_indices(key) or ()) for f in (folder, first))
-        if given != wanted:
-            where = f"{folder.config.source}: trainable_token_indices"
-            expectation = (
-                f"the tokens {wanted}, as in {first.config.source}: a client's rows of tokens that "
-                "it did not train are not in its file"
-            )
-            raise expected(where, given, expectation)
-        if folder.shape(key) != first.shape(key):
-            where = f"shape of {key} in {folder.path}"
-            raise expected(where, folder.shape(key), f"{first.shape(key)}, as in {first.path}")
-
-
-def _check_layers(folder: AdapterFolder, first: AdapterFolder) -> None:
-    for module, layer in first.layers.items():
-        given = folder.layers[module]
-        if given.form != layer.form:
-            expectation = f"(inputs, outputs) = {layer.form}, as in {first.path}"
-            raise expected(f"shape of {module} in {folder.path}", given.form, expectation)
-        if layer.experts > 1 and layer.shape_A[1] == layer.shape_B[0]:
-            _check_orientation(module, folder, first)
-
-
-def _check_orientation(module: str, folder: AdapterFolder, first: AdapterFolder) -> None:
-    """Refuse stacks of square experts that two versions of PEFT may store transposed.
-
-    PEFT exchanged inputs and outputs of most stacked experts in version 0.19; equal sizes do not
-    reveal the orientation.
-    """
-    given, wanted = (f.config.options.get("peft_version") for f in (folder, first))
-    if _minor_version(given) != _minor_version(wanted):
-        where = f"{folder.config.source}: peft_version"
-        expectation = (
-            f"version {wanted} as in {first.config.source}: {module} stacks square matrices, which "
-            "versions of PEFT store transposed to each other"
-        )
-        raise expected(where, given, expectation)
-
-
-def _minor_version(version: object) -> list[str]:
-    return str(version).split(".")[:2]

@@ -15,9 +15,10 @@ from torch import Tensor
 from fedlora_sim.errors import expected
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct, pad_last
+from fedlora_sim.peft.cohort import SELECTION, TOKENS, AdapterCohort
 from fedlora_sim.peft.config import CONFIG_FILE, written_config
 from fedlora_sim.peft.layers import kept_dtype
-from fedlora_sim.peft.read import WEIGHTS_FILE, AdapterFolder, Layer, resized
+from fedlora_sim.peft.read import WEIGHTS_FILE, Adapter, Layer, resized
 from fedlora_sim.randomness import stream
 from fedlora_sim.storage import (
     check_folder,
@@ -112,7 +113,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def with_fresh_components(
-    clients: Sequence[AdapterFolder], factors: Mapping[str, LoRAFactors], seed: int
+    cohort: AdapterCohort, factors: Mapping[str, LoRAFactors], seed: int
 ) -> dict[str, LoRAFactors]:
     """Return the same updates with lost components reinitialized.
 
@@ -120,7 +121,7 @@ def with_fresh_components(
     rank, so that all folders of one aggregation start alike.
     """
     return {
-        module: _fresh_components(update, module, seed, clients[0].layers[module])
+        module: _fresh_components(update, module, seed, cohort.layer(module))
         for module, update in factors.items()
     }
 
@@ -169,13 +170,12 @@ BASE_OPTIONS = {
     "bias": "none",
     "trainable_token_indices": None,
 }
-TOKENS = "trainable_token_indices"
 
 Factors = Mapping[str, LoRAFactors]
 
 
 def global_content(
-    clients: Sequence[AdapterFolder],
+    cohort: AdapterCohort,
     factors: Factors,
     extras: Mapping[str, Tensor],
     report: Mapping[str, Any] | None = None,
@@ -189,7 +189,7 @@ def global_content(
     It uses rsLoRA's convention if all clients do, otherwise alpha/r.
 
     Args:
-        clients: the aggregated folders.
+        cohort: the aggregated adapters.
         factors: update of each module.
         extras: other tensors by key.
         report: how the adapter was made.
@@ -197,12 +197,12 @@ def global_content(
         frozen_a: whether a change of scaling goes to B only.
         uniform_rank: write one rank and one alpha, and no patterns.
     """
-    use_rslora = all(client.config.use_rslora for client in clients)
+    use_rslora = all(client.config.use_rslora for client in cohort.clients)
     layers = {module: (update.rank, update.scaling) for module, update in factors.items()}
-    tied = {name: module for name, (_, module) in clients[0].tied.items()}
+    tied = {name: module for name, (_, module) in cohort.tied.items() if module in layers}
     layers |= {name: layers[module] for name, module in tied.items()}
-    options = clients[0].config.options
-    configs = [] if uniform_rank else [client.config for client in clients]
+    options = cohort.options
+    configs = [] if uniform_rank else [client.config for client in cohort.clients]
     config, sizes = written_config(options, layers, use_rslora, clients=configs)
     while uneven := [name for name, module in tied.items() if sizes[name][0] != sizes[module][0]]:
         for name in uneven:  # tied factors have one rank, the higher one
@@ -211,20 +211,20 @@ def global_content(
             layers |= {one: (rank, layers[one][1]) for one in (name, module)}
         config, sizes = written_config(options, layers, use_rslora, clients=configs)
     written = {m: resized(own, *sizes[m], frozen_a=frozen_a) for m, own in factors.items()}
-    return AdapterContent(config, {**_stored(clients, start(written)), **extras}, report)
+    return AdapterContent(config, {**stored(cohort, start(written)), **extras}, report)
 
 
 def base_content(
-    clients: Sequence[AdapterFolder], factors: Factors, *, uniform_rank: bool = False
+    cohort: AdapterCohort, factors: Factors, *, uniform_rank: bool = False
 ) -> AdapterContent:
     """Return the base correction as a separate adapter."""
-    content = global_content(clients, factors, {}, uniform_rank=uniform_rank)
+    content = global_content(cohort, factors, {}, uniform_rank=uniform_rank)
     return AdapterContent({**content.config, **BASE_OPTIONS}, content.tensors)
 
 
 def client_content(
-    client: AdapterFolder,
-    clients: Sequence[AdapterFolder],
+    client: Adapter,
+    cohort: AdapterCohort,
     adapter: Factors,
     extras: Mapping[str, Tensor],
     *,
@@ -237,25 +237,30 @@ def client_content(
     freezes A they are kept, and the change of scaling goes to B only.
     """
     config = client.config
+    adapter = {m: update for m, update in adapter.items() if m in client.layers}
+    extras = {key: tensor for key, tensor in extras.items() if key in client.keys}
     cut = {
         m: resized(update, config.rank_of(m), config.scaling_of(m), frozen_a=frozen_a)
         for m, update in adapter.items()
     }
     if not frozen_a:
-        cut = with_fresh_components(clients, cut, seed)
+        cut = with_fresh_components(cohort, cut, seed)
     options = dict(client.config.options)
+    if len(adapter) < len(client.layers):  # the client keeps its other modules
+        options |= {name: cohort.options.get(name) for name in SELECTION}
     if options.get(TOKENS) is not None:  # rows are in the first client's order
-        options[TOKENS] = clients[0].config.options[TOKENS]
-    return AdapterContent(options, {**_stored(clients, cut), **extras})
+        options[TOKENS] = cohort.options[TOKENS]
+    return AdapterContent(options, {**stored(cohort, cut), **extras})
 
 
-def client_places(clients: Sequence[AdapterFolder]) -> tuple[str, ...]:
+def client_places(cohort: AdapterCohort) -> tuple[str, ...]:
     """Return the relative path of each client's folder; clients that receive the same share one."""
-    places: dict[tuple[tuple[int, float], ...], str] = {}
+    places: dict[tuple[tuple[str, int, float], ...], str] = {}
     result = []
-    for number, client in enumerate(clients, start=1):
+    for number, client in enumerate(cohort.clients, start=1):
         config = client.config
-        form = tuple((config.rank_of(m), config.scaling_of(m)) for m in clients[0].layers)
+        written = (m for m in cohort.modules if m in client.layers)
+        form = tuple((m, config.rank_of(m), config.scaling_of(m)) for m in written)
         place = f"clients/rank-{config.rank}"
         if form not in places:
             taken = place in places.values()
@@ -272,16 +277,18 @@ def base_factors(product: LowRankProduct) -> LoRAFactors:
     return LoRAFactors(s.unsqueeze(-1) * vh, u)
 
 
-def _stored(clients: Sequence[AdapterFolder], factors: Factors) -> dict[str, Tensor]:
-    """Return the tensors by key, in the clients' shapes and dtype."""
+def stored(cohort: AdapterCohort, factors: Factors) -> dict[str, Tensor]:
+    """Return the tensors by key, in the clients' shapes and dtype, on the CPU."""
     tensors = {}
     for module, update in factors.items():
-        layer, dtype = clients[0].layers[module], kept_dtype(clients, module)
+        layer, dtype = cohort.layer(module), kept_dtype(cohort, module)
         lora_a, lora_b = layer.packed(update.lora_A, update.lora_B)
         for key, tensor in ((layer.key_A, lora_a), (layer.key_B, lora_b)):
             tensors[key] = _as_dtype(key, tensor, dtype)
-    for layer, module in clients[0].tied.values():
-        own = clients[0].layers[module]
+    for layer, module in cohort.tied.values():
+        if module not in factors:
+            continue
+        own = cohort.layer(module)
         tensors |= {layer.key_A: tensors[own.key_B].mT, layer.key_B: tensors[own.key_A].mT}
     return tensors
 

@@ -148,8 +148,8 @@ def test_a_small_component_is_not_replaced():
     update = LoRAFactors(lora_a, lora_b)
     assert update.lost_columns().tolist() == [False, True, True, True]
     layer = SimpleNamespace(is_embedding=False, d_in=update.d_in)
-    client = SimpleNamespace(layers={"m": layer})
-    kept = write.with_fresh_components([client], {"m": update}, seed=0)["m"]
+    cohort = SimpleNamespace(layer={"m": layer}.get)
+    kept = write.with_fresh_components(cohort, {"m": update}, seed=0)["m"]
     assert torch.equal(kept.lora_A[:2], lora_a[:2])
     assert torch.equal(kept.lora_B[:, :2], lora_b[:, :2])
     assert not kept.lora_B[:, 2:].any()
