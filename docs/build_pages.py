@@ -42,6 +42,11 @@ API = {
         ),
         "fedlora_sim.rules",
     ),
+    "adapters": (
+        "Aggregate PEFT adapters",
+        ("aggregate_adapters", "aggregate_state_dicts", "truncate_state_dict"),
+        "fedlora_sim.peft",
+    ),
     "check": (
         "Check a rule",
         ("check_aggregator", "CheckResult", "Case", "parametrize_with_checks"),

@@ -25,6 +25,7 @@ OPTIONS = {
     "base_model": "--base-model",
     "device": "--device",
     "empty_partition": "--empty-partition",
+    "modules": "--modules",
     "num_samples": "--samples",
     "out": "--out",
     "previous": "--previous",
@@ -78,6 +79,13 @@ def aggregate(
     client_folders: Annotated[
         bool, typer.Option("--client-folders", help="also write what each client receives")
     ] = False,
+    modules: Annotated[
+        str,
+        typer.Option(
+            help="clients with different modules: same refuses them, shared aggregates the common "
+            "modules, owners every module over the clients that have it"
+        ),
+    ] = "same",
     empty_partition: Annotated[
         str,
         typer.Option(
@@ -109,12 +117,15 @@ def aggregate(
             target_rank=target_rank,
             uniform_rank=uniform_rank,
             client_folders=client_folders,
+            modules=modules,
             empty_partition=empty_partition,
             device=device,
             seed=seed,
             force=force,
         )
     _print_layers(report)
+    if report.left_out:
+        print(f"left out, because not all clients have them: {', '.join(report.left_out)}")
     if len(report.base_models) > 1:
         names = ", ".join(map(repr, report.base_models))
         print(f"base model: {report.base_model!r}; the clients name it {names}")
@@ -172,10 +183,16 @@ def _ranks(text: str) -> list[int]:
 
 
 def _print_layers(report: AggregationReport) -> None:
-    table = Table("module", "rho before", "rho after", "singular values", "rank", box=SIMPLE)
+    has_owners = any(layer.coverage < 1 for layer in report.layers)
+    titles = ("module", "rho before", "rho after", "singular values", "rank")
+    table = Table(*titles, *(["clients", "coverage"] if has_owners else []), box=SIMPLE)
     for layer in report.layers:
-        cells = (_share(layer.rho_before), _share(layer.rho_after), _spectrum(layer))
-        table.add_row(escape(layer.module), *cells, str(layer.rank))
+        cells = [_share(layer.rho_before), _share(layer.rho_after), _spectrum(layer)]
+        cells.append(str(layer.rank))
+        if has_owners:
+            owners = ", ".join(str(k + 1) for k in layer.owners) or "none: kept from before"
+            cells += [owners, _share(layer.coverage)]
+        table.add_row(escape(layer.module), *cells)
     for column in table.columns:
         column.overflow = "fold"
     console = Console()
@@ -188,6 +205,8 @@ def _print_layers(report: AggregationReport) -> None:
         f"rho: energy share of the first {lowest} directions, the lowest rank level; before: the "
         "clients' own updates, mean of energies and of rho by samples"
     )
+    if has_owners:
+        console.print("coverage: weight share of the clients that have the module")
 
 
 def _share(value: float | None) -> str:

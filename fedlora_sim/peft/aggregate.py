@@ -20,7 +20,7 @@ from fedlora_sim.errors import (
 )
 from fedlora_sim.federation import EMPTY_PARTITION, check_num_samples
 from fedlora_sim.lora import LoRAFactors
-from fedlora_sim.peft.cohort import MODULES, AdapterCohort, check_mergeable
+from fedlora_sim.peft.agreement import MODULES, AdapterCohort, check_mergeable
 from fedlora_sim.peft.config import NAME, agreed_base_model
 from fedlora_sim.peft.layers import (
     LayerReport,

@@ -15,7 +15,7 @@ from fedlora_sim.errors import InputError, expected
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import compute_dtype
 from fedlora_sim.metrics import energy_ratio
-from fedlora_sim.peft.cohort import AdapterCohort
+from fedlora_sim.peft.agreement import AdapterCohort
 from fedlora_sim.peft.read import Adapter
 from fedlora_sim.rules import Aggregated, aggregate, get_rule
 

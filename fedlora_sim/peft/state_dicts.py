@@ -32,7 +32,7 @@ from fedlora_sim.peft.aggregate import (
     check_request,
     relative_weights,
 )
-from fedlora_sim.peft.cohort import MODULES, AdapterCohort, check_mergeable
+from fedlora_sim.peft.agreement import MODULES, AdapterCohort, check_mergeable
 from fedlora_sim.peft.config import (
     FUSED_PATTERNS,
     AdapterConfig,
@@ -143,8 +143,9 @@ class ShapeConfig(AdapterConfig):
         return rows % self.experts_of(module) == 0
 
     def targets(self, module: str) -> bool:
-        """Return True for a module, False for one whose parameters have LoRA."""
-        return not self.targeted_parameters(unwrapped(module))
+        """Return True for a module; False for a parameter, and for a module of such parameters."""
+        is_parameter = any(f".{module}".endswith(f".{name}") for name in self.experts)
+        return not is_parameter and not self.targeted_parameters(unwrapped(module))
 
 
 class StateDictAdapter(Adapter):

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedlora_sim.errors import expected
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct, pad_last
-from fedlora_sim.peft.cohort import SELECTION, TOKENS, AdapterCohort
+from fedlora_sim.peft.agreement import SELECTION, TOKENS, AdapterCohort
 from fedlora_sim.peft.config import CONFIG_FILE, written_config
 from fedlora_sim.peft.layers import kept_dtype
 from fedlora_sim.peft.read import WEIGHTS_FILE, Adapter, Layer, resized

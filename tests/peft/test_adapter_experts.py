@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import load_file, save_file
+from state_dict_cases import ALPHA, assert_bits_of_folder, states
 from torch import nn
 from transformers import (
     GptOssConfig,
@@ -33,7 +34,7 @@ from transformers import (
 )
 
 from fedlora_sim.errors import InputError
-from fedlora_sim.peft import AdapterFolder, aggregate_adapters
+from fedlora_sim.peft import AdapterFolder, aggregate_adapters, aggregate_state_dicts
 from fedlora_sim.randomness import library_draws
 from fedlora_sim.rules import rule_names
 
@@ -348,3 +349,21 @@ def test_experts_and_routers_of_one_rank(expert_clients, tmp_path):
     assert_same(outputs(uniform), outputs(load("mixtral", tmp_path / "patterns")))
     config = json.loads((tmp_path / "uniform" / "adapter_config.json").read_text())
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
+
+
+@pytest.mark.parametrize("rule", ["raflora", "flora"])
+def test_experts_in_memory(expert_clients, tmp_path, rule):
+    """Shapes do not show how many experts a parameter stacks: an argument does."""
+    folders = expert_clients("qwen2_moe", *({"r": r, "lora_alpha": ALPHA} for r in RANKS))
+    aggregate_adapters(folders, SAMPLES, rule, tmp_path / "out")
+    found = aggregate_state_dicts(
+        states(folders),
+        SAMPLES,
+        rule=rule,
+        lora_alpha=ALPHA,
+        target_parameters=dict.fromkeys(STACKED, 5),
+    )
+    assert_bits_of_folder(found, tmp_path / "out", ALPHA)
+    wrong = dict.fromkeys(STACKED, 7)
+    with pytest.raises(InputError, match=r"rows of lora_A of mlp|rows of lora_A of model"):
+        aggregate_state_dicts(states(folders), lora_alpha=ALPHA, target_parameters=wrong)

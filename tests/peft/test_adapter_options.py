@@ -20,11 +20,12 @@ from adapter_cases import (
     train,
 )
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
+from state_dict_cases import ALPHA, assert_bits_of_folder, states
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedlora_sim.errors import InputError
-from fedlora_sim.peft import aggregate_adapters
+from fedlora_sim.peft import aggregate_adapters, aggregate_state_dicts
 from fedlora_sim.peft.config import CARRIED, PLAIN_INITIALIZATIONS, REFUSED, SHARED, WRITTEN
 from fedlora_sim.randomness import library_draws
 
@@ -345,3 +346,23 @@ def test_tied_factors_that_differ_are_refused(tmp_path):
     other = edited(folder, tmp_path / "other", alpha_pattern={"lm_head": 3})
     with pytest.raises(InputError, match="tied factors of='lm_head'"):
         aggregate_adapters([other], None, "fedavg", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainable_token_indices": TOKENS},
+        {**TIED["lora"], "ensure_weight_tying": True},
+        {"bias": "all"},
+        {"modules_to_save": ["input_layernorm", "post_attention_layernorm", "model.norm"]},
+    ],
+    ids=lambda options: next(reversed(options)),
+)
+def test_options_in_memory(tmp_path, options):
+    """The same options as arguments give the bits of the folders."""
+    is_tied = "ensure_weight_tying" in options
+    folders = clients(tmp_path, *[{**options, "lora_alpha": ALPHA}] * 2, tie=is_tied)
+    aggregate_adapters(folders, [3, 1], "raflora", tmp_path / "out")
+    given = json.loads((folders[0] / "adapter_config.json").read_text())
+    found = aggregate_state_dicts(states(folders), [3, 1], lora_alpha=ALPHA, options=given)
+    assert_bits_of_folder(found, tmp_path / "out", ALPHA)
