@@ -69,7 +69,7 @@ class FirstTry:
 
 
 # %%
-def check(rule, examples=10):
+def check(rule, examples=5):
     """Hold all laws against a rule; print the count, and give the failures."""
     results = check_aggregator(rule, examples=examples)
     report = ConformanceReport(get_rule(rule), results, seed=0, examples=examples)
