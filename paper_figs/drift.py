@@ -82,8 +82,8 @@ def _draw_floors(axis: Axes, reports: Sequence[Report]) -> None:
             measured = np.array([row["amplitude"] for row in own])
             floors = measured / np.array([row["floor_ratio"] for row in own])
             hollow = own[0]["rule"] != "fedavg"
-            face = "none" if hollow else color
-            axis.plot(floors, measured, marker, color=color, markerfacecolor=face, markersize=4)
+            shape, face = ("s", "none") if hollow else (marker, color)
+            axis.plot(floors, measured, shape, color=color, markerfacecolor=face, markersize=4)
             every += [*floors, *measured]
         handles.append(Line2D([], [], color=color, marker="o", linestyle="", label=_name(report)))
     handles.append(

@@ -111,6 +111,8 @@ def account_rows(seeds: Sequence[Laws]) -> Rows:
         whole = found.where((abs(found) < np.inf).all("term"))
         mean = whole.mean(["seed", "round", "layer"]).transpose("partition", "term").values
         known = whole.isel(term=0).notnull().mean(["seed", "round", "layer"]).values
+        if not known.any():  # runs of before the ledger have the first terms alone
+            continue
         for h, terms in enumerate(mean):
             named = dict(zip(TERMS, terms.tolist(), strict=True))
             row = {"role": role, "partition": h + 1, **named, "sum": float(terms.sum())}
