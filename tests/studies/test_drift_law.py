@@ -111,8 +111,13 @@ def seeds_of(law=DRIFT, count=12, **roles):
 
 
 @pytest.fixture(scope="module")
-def lawful():
-    return judge_law(seeds_of())
+def lawful_seeds():
+    return seeds_of()
+
+
+@pytest.fixture(scope="module")
+def lawful(lawful_seeds):
+    return judge_law(lawful_seeds)
 
 
 def test_claims_are_supported_where_clients_follow_the_law(lawful):
@@ -133,23 +138,26 @@ def test_near_controls_are_two_to_five_margins_away_and_refuted(lawful):
 
 
 def test_growth_by_a_gain_is_not_linear():
-    judged, _ = judge_law(seeds_of({**DRIFT, "gain_mean": 1.15}))
+    law = {**DRIFT, **NOISE, "gain_mean": 1.15}
+    runs = [run_of("raflora", law=law, seed=seed) for seed in range(12)]
+    judged, _ = judge_law(laws_of({"raflora": runs}))
     verdicts = {claim["id"]: claim["verdict"] for claim in judged}
     assert verdicts["raflora-linear"] == "refuted"
 
 
-def test_a_drift_that_falls_is_not_constant():
-    seeds = seeds_of()
-    for laws in seeds:
+def test_a_drift_that_falls_is_not_constant(lawful_seeds):
+    seeds = []
+    for laws in lawful_seeds:
         law = laws["fedavg"]
-        laws["fedavg"] = law.assign(drift=law.drift * (1 - 0.5 * law["round"] / ROUNDS))
+        falls = law.assign(drift=law.drift * (1 - 0.5 * law["round"] / ROUNDS))
+        seeds.append({"fedavg": falls, "raflora": laws["raflora"]})
     judged, _ = judge_law(seeds)
     verdicts = {claim["id"]: claim["verdict"] for claim in judged}
     assert verdicts["drift-constant"] == "refuted"
 
 
-def test_few_seeds_are_judged_by_their_mean():
-    judged, _ = judge_law(seeds_of(count=6))
+def test_few_seeds_are_judged_by_their_mean(lawful_seeds):
+    judged, _ = judge_law(lawful_seeds[:6])
     floor = next(claim for claim in judged if claim["id"] == "drift-floor")
     assert "mean over seeds" in floor["statistic"]
     assert np.isfinite(floor["interval"]).all()
