@@ -208,8 +208,7 @@ workplace.cleanup()
 # Two runs prove nothing by themselves; recorded runs on digits and on news, under every rule and
 # compared with four baselines, are in the documentation's page on real models. Energies that grow
 # are predicted well, and so are those that training holds at the floor. A drift of raFLoRA is no
-# drift of FedAvg, though: above rank 2 FedAvg's clients start from diluted directions, which turn
-# more, and gain less.
+# drift of FedAvg, though: above rank 2 FedAvg's is smaller.
 #
 # ## Change one thing
 #
