@@ -35,7 +35,8 @@ def test_examples_run(page, example, capsys, monkeypatch, tmp_path):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) >= 9
+    assert "README.md" in {page for page, _ in EXAMPLES}
 
 
 def anchor(heading):

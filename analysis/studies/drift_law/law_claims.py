@@ -329,8 +329,8 @@ FEW_CLAIMS = (
     ),
     LawClaim(
         id="few-own-data",
-        statement="FedAvg wins there because raFLoRA does not dilute what the few have learned from "
-        "data of their own: on an IID split raFLoRA is as accurate as FedAvg.",
+        statement="FedAvg wins there because raFLoRA does not dilute what the few have learned "
+        "from data of their own: on an IID split raFLoRA is as accurate as FedAvg.",
         statistic="accuracy after the last round on an IID split, raFLoRA's less FedAvg's",
         roles=(*FEW, *IID),
         names=lambda laws: ("accuracy",),
