@@ -61,6 +61,16 @@ class AdapterCohort:
         extras = dict.fromkeys(key for client in self.clients for key in client.extras)
         found = {key: self._all_with(key, lambda client: client.extras) for key in extras}
         self.extras = {key: having for key, having in found.items() if self._is_kept(having)}
+        self._check_whole_modules()
+
+    def _check_whole_modules(self) -> None:
+        """Refuse a module that has LoRA in one client and is trained as a whole in another."""
+        for module in self.modules:
+            key = f"{PREFIX}{module}.weight"
+            if key in self.extras:
+                client = self.clients[self.extras[key][0]]
+                first = self.holders(module)[0].name
+                raise client.refused(f"LoRA on {module}, as in {first}, not the whole module")
 
     def _all_with(self, name: str, of: Any) -> tuple[int, ...]:
         return tuple(k for k, client in enumerate(self.clients) if name in of(client))

@@ -217,8 +217,8 @@ def _config(
         raise expected("target_parameters", target_parameters, wanted)
     if not isinstance(use_rslora, bool):
         raise expected("use_rslora", use_rslora, "True or False")
-    number = alpha.item() if hasattr(alpha, "item") else alpha
-    alpha = check_alpha(argument, number)
+    scalar: Any = alpha
+    alpha = check_alpha(argument, scalar.item() if getattr(alpha, "ndim", None) == 0 else alpha)
     experts = {
         _parameter(name): check_positive_int(f"target_parameters[{name!r}]", count)
         for name, count in (target_parameters or {}).items()
@@ -307,20 +307,28 @@ class _Clients:
         return True
 
 
-def _per_client(argument: str, value: object) -> Callable[[int], object]:
-    """Return a function from the number of a client to its value; one value is for all."""
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        return lambda number: value
-    if isinstance(value, Tensor) and value.ndim == 0:
-        return lambda number: value
-    values = check_sequence(argument, value)
+class _PerClient:
+    """An argument with one value for all clients, or one value per client."""
 
-    def get(number: int) -> object:
-        if number >= len(values):
-            raise expected(argument, values, "one value per client, or one for all")
-        return values[number]
+    def __init__(self, argument: str, value: object) -> None:
+        self._argument, self._value = argument, value
+        is_one = isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
+        is_one = is_one or getattr(value, "ndim", None) == 0
+        self._values = None if is_one else check_sequence(argument, value)
 
-    return get
+    def of(self, number: int) -> object:
+        """Return the value of a client."""
+        if self._values is None:
+            return self._value
+        if number >= len(self._values):
+            raise expected(self._argument, self._values, "one value per client, or one for all")
+        return self._values[number]
+
+    def check(self, clients: int) -> None:
+        """Refuse more values than clients."""
+        if self._values is not None and len(self._values) != clients:
+            wanted = f"{clients} values, one per client, or one for all"
+            raise expected(self._argument, self._values, wanted)
 
 
 # `aggregate_state_dicts` and `truncate_state_dict`
@@ -471,32 +479,29 @@ def aggregate_state_dicts(
         The state dicts that the caller holds, or one client at a time (see `state_dicts`); all
         factors of the one module that is being aggregated; and the results. The temporary files
         take the space of all clients' tensors in `tempfile.gettempdir()`, which may itself be in
-        memory: `TMPDIR` chooses another place.
+        memory: `TMPDIR` chooses another place. They are mapped: their pages count in the resident
+        size of the process, but the system can drop them.
     """
     request = check_request(rule, rank_levels, empty_partition, target_rank)
     check_choice("modules", modules, MODULES)
     seed = check_seed("seed", seed)
-    alphas, conventions = (
-        _per_client("lora_alpha", lora_alpha),
-        _per_client("use_rslora", use_rslora),
-    )
+    alphas = _PerClient("lora_alpha", lora_alpha)
+    conventions = _PerClient("use_rslora", use_rslora)
 
     def config(number: int) -> ShapeConfig:
-        return _config(alphas(number), conventions(number), options, target_parameters)
+        return _config(alphas.of(number), conventions.of(number), options, target_parameters)
 
     with tempfile.TemporaryDirectory(prefix="fedlora-sim-", ignore_cleanup_errors=True) as folder:
         read = _Clients(state_dicts, config, Path(folder))
         clients = read.adapters
-        for argument, value in (("lora_alpha", lora_alpha), ("use_rslora", use_rslora)):
-            if isinstance(value, Sequence) and len(value) != len(clients):
-                raise expected(argument, value, f"{len(clients)} values, one per client")
+        for argument in (alphas, conventions):
+            argument.check(len(clients))
         if read.counts and num_samples is not None:
             raise expected("num_samples", num_samples, "None, because the clients come with theirs")
         counts: Any = read.counts or ([1.0] * len(clients) if num_samples is None else num_samples)
         weights = relative_weights(check_num_samples(counts, len(clients)))
-        result = _result_config(
-            result_alpha, [c.config for c in clients], options, target_parameters
-        )
+        configs = [client.config for client in clients]
+        result = _result_config(result_alpha, configs, options, target_parameters)
         last = None
         if previous is not None:
             found = previous() if callable(previous) else previous
@@ -554,12 +559,12 @@ def _sizes(
     Modules of a client's usual rank are returned with one rank, the highest, as a `LoraConfig`
     without rank_pattern requires.
     """
-    usual = [
-        module
-        for module in factors
-        if uniform_rank
-        or all(a.config.rank_of(module) == a.config.rank for a in cohort.holders(module))
-    ]
+
+    def is_usual(module: str) -> bool:
+        configs = [adapter.config for adapter in cohort.holders(module)]
+        return all(own.rank_of(module) == own.rank for own in configs)
+
+    usual = [module for module in factors if uniform_rank or is_usual(module)]
     highest = max((factors[module].rank for module in usual), default=0)
     ranks = {module: update.rank for module, update in factors.items()}
     ranks |= dict.fromkeys(usual, highest)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from adapter_cases import assert_same, cut, dense_average, load, lora_layers
+from safetensors.torch import load_file
 from state_dict_cases import ALPHA, assert_bits_of_folder, client, product, states
 
 from analysis import predict
@@ -185,3 +186,37 @@ def test_the_prediction_of_a_module_is_that_of_its_owners():
         np.testing.assert_allclose(
             (last / first).square().numpy(), rate**rounds, rtol=relative("factorization")
         )
+
+
+@pytest.mark.parametrize("policy", ["owners", "shared"])
+def test_an_embedding_of_one_client(clients, tmp_path, policy):
+    """PEFT saves its frozen weights next to its LoRA; they come and go with the module."""
+    settings = [
+        {"r": 2, "target_modules": ["q_proj", "embed_tokens"]},
+        {"r": 4, "target_modules": ["q_proj", "down_proj"]},
+    ]
+    folders = clients("llama", *settings)
+    out = tmp_path / "out"
+    report = aggregate_adapters(folders, None, "raflora", out, modules=policy, client_folders=True)
+    views = [lora_layers(load("llama", folder)) for folder in folders]
+    found = lora_layers(load("llama", out))
+    written = {*views[0], *views[1]} if policy == "owners" else set(views[0]) & set(views[1])
+    assert set(found) == written
+    frozen = [key for key in load_file(out / "adapter_model.safetensors") if "base_layer" in key]
+    assert len(frozen) == (1 if policy == "owners" else 0)
+    for name in written:
+        own = [view[name] for view in views if name in view]
+        a, b, scaling = found[name]
+        dense = dense_average(own, [1] * len(own), "raflora")
+        assert_same(scaling * b @ a, cut(dense, max(a.shape[0] for a, _, _ in own)))
+    for place, view in zip(report.client_folders, views, strict=True):
+        assert set(lora_layers(load("llama", out / place))) == set(view) & written
+
+
+def test_a_module_with_lora_that_another_client_trains_as_a_whole():
+    whole = {**client(2), "base_model.model.other.weight": torch.ones(7, 9)}
+    lora = {**client(2), **other(client(2))}
+    with pytest.raises(
+        InputError, match=r"state_dicts\[1\]=.*LoRA on other, as in state_dicts\[0\]"
+    ):
+        aggregate_state_dicts([lora, whole], lora_alpha=ALPHA, modules="owners")
