@@ -23,6 +23,7 @@ from analysis.studies.drift_law.domains import (
 from analysis.studies.drift_law.implied import (
     curvature,
     drift_law,
+    drift_of,
     early_drift,
     floor_ratio,
     pooled,
@@ -75,6 +76,41 @@ def test_the_floor_is_that_of_the_actual_cohorts():
     np.testing.assert_allclose(steadiness(law), 1.0, rtol=1e-9)
     assert (floor_ratio(law, np.square)[1:] > 1.5).all()
     assert np.isnan(floor_ratio(law)[0])  # every client carries the shared partition
+
+
+def noisy_law(c=1.0, count=2000, clients=3, share=0.2):
+    """Independent runs as partitions: few clients of random weight, and noise after the average."""
+    rng = np.random.default_rng(20)
+    weight = rng.dirichlet(np.ones(clients), (ROUNDS, count))
+    mu = (weight * (rng.random(weight.shape) < share)).sum(-1)
+    x, noise = np.zeros((ROUNDS + 1, count)), rng.normal(0.0, 0.1 * c, (ROUNDS, count))
+    for t in range(ROUNDS):
+        x[t + 1] = np.where(mu[t] > 0, mu[t] * (x[t] + c) + noise[t], x[t])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drift = np.where(mu > 0, (x[1:] - mu * x[:-1]) / mu, np.nan)
+    dims = ("seed", "round", "layer", "partition")
+    data = {"multiplier": mu, "drift": drift}
+    return xr.Dataset(
+        {name: (dims, values[None, :, None]) for name, values in data.items()},
+        {"round": np.arange(1, ROUNDS + 1)},
+    )
+
+
+def test_noise_in_rounds_of_small_coverage_does_not_dominate_the_drift():
+    law = noisy_law()
+    found, mean = drift_of(law), pooled(law.drift)
+    assert abs(found.mean() - 1) < 4 * found.std() / np.sqrt(found.size)
+
+    def error(values):
+        return np.sqrt(np.mean((values - 1) ** 2))
+
+    assert error(found) < 0.2 < error(mean) / 3
+
+
+def test_rounds_without_a_carrier_do_not_count_in_the_drift():
+    law = drift_law(run_of("fedavg", ranks="2x10,5x2", seed=2))
+    assert (law.coverage.isel(partition=1) == 0).any()
+    np.testing.assert_allclose(drift_of(law), DRIFT["drift_mean"] * np.sqrt([2, 3]), rtol=1e-9)
 
 
 def test_curvature_distinguishes_a_line_from_a_square():

@@ -67,14 +67,28 @@ def pooled(values: xr.DataArray) -> Array:
     return np.asarray(mean.transpose("partition").values, dtype=np.float64)
 
 
+def drift_of(part: xr.Dataset) -> Array:
+    """Return c of some rounds of one run, (M,): `sum (X' - I) / sum mu` over rounds and layers.
+
+    I is the ledger's idle amplitude, mu X without a base correction. This is the mean of the
+    ledger's drift weighted by mu. It is unbiased under `X' = mu (X + c) + noise`, as the plain mean
+    is, but the plain mean divides the noise by mu, and rounds of small coverage dominate it.
+
+    Args:
+        part: some rounds of the law of one run. Those without a carrier have no drift.
+    """
+    weight = part.multiplier.where(part.drift.notnull())
+    return np.asarray(pooled(weight * part.drift) / pooled(weight))
+
+
 def early_drift(law: xr.Dataset) -> Array:
     """Return c of the early rounds, (M,)."""
-    return pooled(early(law).drift)
+    return drift_of(early(law))
 
 
 def steadiness(law: xr.Dataset) -> Array:
     """Return the drift of the late rounds over that of the early ones, (M,); 1 if c is constant."""
-    return np.asarray(pooled(late(law).drift) / early_drift(law))
+    return np.asarray(drift_of(late(law)) / early_drift(law))
 
 
 def floor_of(multiplier: Array, drift: Array) -> Array:

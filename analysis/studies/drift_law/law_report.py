@@ -24,6 +24,7 @@ from analysis.studies.drift_law.domains import CODE, Domain
 from analysis.studies.drift_law.implied import (
     Array,
     curvature,
+    drift_of,
     early,
     floor_of,
     floor_ratio,
@@ -81,7 +82,7 @@ def law_rows(seeds: Sequence[Laws]) -> Rows:
 
 def _measured(law: xr.Dataset) -> dict[str, Array]:
     middle = law.sel(round=slice(int(early(law)["round"][-1]) + 1, int(late(law)["round"][0]) - 1))
-    drift = np.stack([pooled(part.drift) for part in (early(law), middle, late(law))])
+    drift = np.stack([drift_of(part) for part in (early(law), middle, late(law))])
     amplitude = pooled(late(law).amplitude)
     return {
         "coverage": pooled(law.coverage),
