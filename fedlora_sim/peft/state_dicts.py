@@ -430,8 +430,8 @@ def aggregate_state_dicts(
 
     The update of a module is `alpha / r * B @ A`, with A (r, d_in) under `....lora_A.weight` and B
     (d_out, r) under `....lora_B.weight`. Ranks may differ between clients and are read from the
-    shapes. The result is that of `aggregate_adapters` on the same adapters, in the scaling of
-    `result_alpha`.
+    shapes. The updates are those of `aggregate_adapters` on the same adapters; the factors are in
+    the scaling of `result_alpha`.
 
     Args:
         state_dicts: one per client, keys as `peft.get_peft_model_state_dict` returns them
