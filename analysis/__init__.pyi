@@ -2,6 +2,9 @@ from . import closed_form as closed_form
 from .claims.verify import verify as verify
 from .collapse import collapse_report as collapse_report
 from .design import design as design
+from .diagnose import Diagnosis as Diagnosis
+from .diagnose import Monitor as Monitor
+from .diagnose import diagnose as diagnose
 from .ledger import ledger as ledger
 from .predict import predict as predict
 from .studies import calibrate as calibrate

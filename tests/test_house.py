@@ -176,7 +176,7 @@ SAME_NAME = {
         "persistent": "clients whose gains last: closed form and derivation",
         "predict": "predictions: of a scenario, of a rule's collapse",
         "rates": "energy rates: derivation and claims",
-        "report": "a report: of claims, of collapse, of a study",
+        "report": "a report: of claims, of collapse, of a study, of a diagnosis",
         "sensitivities": "derivatives of the closed forms: numbers and derivation",
         "typical": "the typical run: closed form and derivation",
     },

@@ -149,9 +149,9 @@ class Checkpoints:
 
     def rows(self, last: int) -> list[Row]:
         """Return the metrics of rounds 0 to `last`."""
-        return [self._row(t) for t in range(last + 1)]
+        return [self.row(t) for t in range(last + 1)]
 
-    def _row(self, t: int) -> Row:
+    def row(self, t: int) -> Row:
         again = f"delete {self.folder / 'state-*'} from round {t} on and go on: these rounds are "
         tensors, _ = _read(_measures_file(self.folder, t), again + "made again")
         return {name: x.numpy() for name, x in tensors.items()}

@@ -1,0 +1,454 @@
+"""`diagnose`: whether a federated run loses its higher ranks, why, and the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analysis.collapse.measure import EXTINCT, FALLS, NOTHING, Collapse, together
+from analysis.diagnose.client_rounds import ClientAccount, account_of_clients
+from analysis.diagnose.consistency import RuleFit, compare
+from analysis.diagnose.layouts import (
+    DATASET,
+    IN_MEMORY,
+    FoundRun,
+    RoundFiles,
+    Scalings,
+    find_run,
+    is_own,
+    state_dict_adapter,
+)
+from analysis.diagnose.own_run import OwnRun, read_own_run
+from analysis.diagnose.spectra import (
+    ERROR,
+    Array,
+    Estimate,
+    Settling,
+    Spectra,
+    alive,
+    drift_line,
+    geometric_rate,
+    half_life,
+    read_spectra,
+    settling,
+    share_of_shared,
+)
+from analysis.ledger import TERMS
+from fedlora_sim.errors import check_positive, expected
+from fedlora_sim.federation import Federation, parse_ranks
+from fedlora_sim.metrics import effective_rank
+
+HALF = 0.5
+"""A run collapses only if a partition has lost this share of its energy relative to the shared."""
+FEWEST = 4
+"""Fewer rounds leave the verdict undecided, unless a partition is extinct."""
+
+
+# What is measured
+
+
+@dataclass(frozen=True)
+class PartitionHealth:
+    """One partition of one layer, or of all layers together.
+
+    Args:
+        directions: its first and last direction, from 1.
+        share: share of the update's energy after each round, (T,); NaN where there is none.
+        left: energy relative to the shared partition, mean of the last third of the rounds over the
+            largest mean of a third.
+        rate: factor of that relative energy per round.
+        half_life: rounds in which it halves; infinite if it does not fall.
+        settling: floor of the energy, and rounds until then, by the drift law.
+        extinct: whether the relative energy is extinct in the last round.
+        verdict: `collapses`, `keeps its rank` or `undecided`; the shared partition keeps it.
+    """
+
+    directions: tuple[int, int]
+    share: tuple[float, ...]
+    left: float
+    rate: Estimate
+    half_life: Estimate
+    settling: Settling
+    extinct: bool
+    verdict: Collapse
+
+
+@dataclass(frozen=True)
+class LayerHealth:
+    """One layer.
+
+    Args:
+        layer: its name.
+        effective_rank: after each round, (T,).
+        spectrum: squared singular values after the last round, (R,).
+        partitions: its partitions; empty without rank levels.
+    """
+
+    layer: str
+    effective_rank: tuple[float, ...]
+    spectrum: tuple[float, ...]
+    partitions: tuple[PartitionHealth, ...]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Information that the run does not state.
+
+    Args:
+        name: argument that states it.
+        needed_for: what cannot be measured without it.
+    """
+
+    name: str
+    needed_for: str
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """The result of `diagnose`.
+
+    Args:
+        run: the folder, or the kind of object.
+        layout: recognized or given layout.
+        rounds: numbers of the rounds, ascending, (T,).
+        gaps: rounds between them that are missing.
+        is_scaled: whether energies include the LoRA scaling; otherwise they are those of `B A`.
+        levels: rank levels; empty if not known.
+        energy: energies of the directions, all layers together, (T, R).
+        effective_rank: of these, (T,).
+        partitions: all layers together; empty without rank levels.
+        layers: each layer.
+        rules: known rules, compared with the adapters; empty without ranks or cohort.
+        clients: account of the client files; None without.
+        terms: ledger terms of each partition, decades per round, mean over rounds and layers, by
+            name; empty without client files or records of clients.
+        scalings: inconsistencies between the scalings of clients and the global adapter.
+        missing: information to pass.
+        assumed: assumptions.
+        rule: the rule that the run states.
+        verdict, sentence, remedy: the outcome, in a sentence each.
+    """
+
+    run: str
+    layout: str
+    rounds: tuple[int, ...]
+    gaps: tuple[int, ...]
+    is_scaled: bool
+    levels: tuple[int, ...]
+    energy: Array
+    effective_rank: tuple[float, ...]
+    partitions: tuple[PartitionHealth, ...]
+    layers: tuple[LayerHealth, ...]
+    rules: tuple[RuleFit, ...]
+    clients: ClientAccount | None
+    terms: Mapping[str, tuple[float, ...]]
+    scalings: tuple[str, ...]
+    missing: tuple[Missing, ...]
+    assumed: tuple[str, ...]
+    rule: str | None
+    verdict: Collapse
+    sentence: str = ""
+    remedy: str = ""
+
+    @property
+    def collapses(self) -> bool:
+        """True if the run collapses."""
+        return self.verdict == Collapse.COLLAPSES
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all numbers, JSON-serializable; numbers that are not finite are None."""
+        record = {
+            "run": self.run,
+            "layout": self.layout,
+            "rounds": self.rounds,
+            "gaps": self.gaps,
+            "is_scaled": self.is_scaled,
+            "levels": self.levels,
+            "verdict": self.verdict,
+            "sentence": self.sentence,
+            "remedy": self.remedy,
+            "rule": self.rule,
+            "energy": self.energy.tolist(),
+            "effective_rank": self.effective_rank,
+            "partitions": [asdict(part) for part in self.partitions],
+            "layers": [asdict(layer) for layer in self.layers],
+            "rules": [asdict(rule) for rule in self.rules],
+            "clients": None if self.clients is None else self.clients.to_json(),
+            "terms": dict(self.terms),
+            "scalings": self.scalings,
+            "missing": [asdict(one) for one in self.missing],
+            "assumed": self.assumed,
+        }
+        found: dict[str, Any] = _finite(record)
+        return found
+
+    def __str__(self) -> str:
+        """Return the report as text."""
+        from analysis.diagnose.report import as_text
+
+        return as_text(self)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+# The diagnosis
+
+
+def diagnose(
+    run: str | Path | Sequence[Mapping[str, Any]] | Mapping[int, Mapping[str, Any]] | xr.Dataset,
+    *,
+    ranks: str | Sequence[int] | None = None,
+    cohort: int | None = None,
+    num_samples: Sequence[float] | None = None,
+    alpha: float | None = None,
+    use_rslora: bool = False,
+    layout: str | None = None,
+) -> Diagnosis:
+    """Diagnose whether a federated run loses the energy of its higher ranks.
+
+    Args:
+        run: a folder with the global adapters of rounds, optionally with those of clients; a run of
+            `fedlora-sim train`; the state dicts of successive rounds, or by round; or a dataset of
+            `simulate` with one seed.
+        ranks: rank of each client of the federation, as a sequence or as text (`"4x5,8x5"`).
+        cohort: clients per round.
+        num_samples: sample count of each client; equal when None. With client files in order of the
+            clients' names.
+        alpha: `lora_alpha`, for files that do not state it.
+        use_rslora: whether the scaling is `alpha / sqrt(r)`, for files that do not state it.
+        layout: a known layout, or a regular expression whose one group is the round in the path of
+            an adapter; None: recognized.
+
+    Returns:
+        Measures, verdict and remedy. Information that is missing is listed, and never guessed.
+
+    Raises:
+        InputError: if the run cannot be read, or an argument contradicts it.
+    """
+    if alpha is not None:
+        check_positive("alpha", alpha)
+    scalings = Scalings(alpha, use_rslora)
+    given = None if ranks is None else parse_ranks(ranks)
+    found, own = _source(run, layout, scalings)
+    if own is not None:
+        given = own.ranks if given is None else given
+        cohort = own.cohort if cohort is None else cohort
+        num_samples = own.num_samples if num_samples is None else num_samples
+    spectra = own.spectra if own is not None else read_spectra(found)
+    federation = None if given is None else Federation(given, num_samples, cohort)
+    clients = None
+    if any(files.clients for files in found.rounds):
+        clients = account_of_clients(found, given, num_samples)
+    levels = _levels(federation, found, clients)
+    missing = list(_missing(levels, federation, cohort, spectra, clients))
+    assumed = []
+    if federation is not None and num_samples is None:
+        assumed.append("clients have equal sample counts (num_samples)")
+    shared = spectra.energy.sum(1)
+    parts = _partitions(spectra.rounds, spectra.partitions(levels).sum(1), levels)
+    rules: tuple[RuleFit, ...] = ()
+    if federation is not None and cohort is not None and len(levels) > 1:
+        amplitude = np.sqrt(spectra.partitions(levels).sum(1))
+        rules = tuple(compare(federation, spectra.rounds, amplitude))
+    account = own.account if own is not None else (None if clients is None else clients.account)
+    diagnosis = Diagnosis(
+        run=str(run) if isinstance(run, str | Path) else found.layout,
+        layout=found.layout,
+        rounds=tuple(spectra.rounds.tolist()),
+        gaps=_gaps(spectra.rounds.tolist()),
+        is_scaled=spectra.is_scaled,
+        levels=levels,
+        energy=shared,
+        effective_rank=_effective_rank(shared),
+        partitions=parts,
+        layers=tuple(_layer(spectra, i, levels) for i in range(len(spectra.layers))),
+        rules=rules,
+        clients=clients,
+        terms={} if account is None else _terms(account),
+        scalings=() if clients is None else clients.scalings,
+        missing=tuple(missing),
+        assumed=tuple(assumed),
+        rule=None if own is None else own.rule,
+        verdict=together(part.verdict for part in parts[1:]) if len(parts) > 1 else _alone(parts),
+    )
+    from analysis.diagnose.report import remedy_of, sentence_of
+
+    return replace(diagnosis, sentence=sentence_of(diagnosis), remedy=remedy_of(diagnosis))
+
+
+def _alone(parts: Sequence[PartitionHealth]) -> Collapse:
+    """Return the verdict on a run with one rank level, which has nothing to lose to dilution."""
+    return Collapse.KEEPS if parts else Collapse.UNDECIDED
+
+
+def _source(run: Any, layout: str | None, scalings: Scalings) -> tuple[FoundRun, OwnRun | None]:
+    if isinstance(run, xr.Dataset):
+        return FoundRun(DATASET, ()), OwnRun.of_dataset(run)
+    if isinstance(run, str | Path):
+        folder = Path(run)
+        if not folder.is_dir():
+            raise expected("run", str(run), "a folder with the adapters of a run")
+        inner = [path.parent for path in sorted(folder.glob("*/run.json"))]
+        if layout in (None, "own") and (is_own(folder) or inner):
+            if not is_own(folder) and len(inner) > 1:
+                names = ", ".join(map(str, inner[:4]))
+                raise expected("run", str(run), f"one run, e.g. one of {names}")
+            return FoundRun("own", ()), read_own_run(folder if is_own(folder) else inner[0])
+        return find_run(folder, layout, scalings), None
+    by_round: Iterable[tuple[int, Any]]
+    if isinstance(run, Mapping):
+        by_round = sorted(run.items())
+        if not all(isinstance(number, int) for number, _ in by_round):
+            raise expected("run", sorted(map(str, run))[:4], "state dicts by round")
+    elif isinstance(run, Sequence) and len(run):
+        by_round = enumerate(run)
+    else:
+        raise expected("run", type(run).__name__, "a folder, state dicts of rounds, or a dataset")
+    rounds = tuple(
+        RoundFiles(
+            number,
+            lambda state=state, number=number: state_dict_adapter(
+                state,
+                f"run[{number}]",
+                alpha=scalings.alpha,
+                use_rslora=scalings.use_rslora,
+            ),
+        )
+        for number, state in by_round
+    )
+    return FoundRun(IN_MEMORY, rounds), None
+
+
+def _levels(
+    federation: Federation | None, found: FoundRun, clients: ClientAccount | None
+) -> tuple[int, ...]:
+    if federation is not None:
+        return federation.levels
+    if clients is not None:
+        return clients.levels
+    return found.group_ranks
+
+
+def _missing(
+    levels: Sequence[int],
+    federation: Federation | None,
+    cohort: int | None,
+    spectra: Spectra,
+    clients: ClientAccount | None,
+) -> Iterable[Missing]:
+    if not levels:
+        yield Missing("ranks", "rank levels: which energy must be kept, and so the verdict")
+    elif federation is None:
+        yield Missing("ranks", "the coverage of each partition: which rules are possible")
+    if cohort is None and clients is None:
+        yield Missing("cohort", "the coverage of each round: which rules are possible")
+    if not spectra.is_scaled:
+        needed = "amplitudes of dW: energies are those of B A"
+        if clients is not None and len(clients.levels) > 1:
+            needed = "updates of clients of different ranks, whose scaling alpha / r differs"
+        yield Missing("alpha", needed)
+
+
+def _gaps(rounds: Sequence[int]) -> tuple[int, ...]:
+    known = set(rounds)
+    return tuple(t for t in range(rounds[0], rounds[-1]) if t not in known)[:1000]
+
+
+def _effective_rank(energy: Array) -> tuple[float, ...]:
+    some = energy.sum(-1) > 0
+    found = np.zeros(len(energy))
+    if some.any():
+        found[some] = effective_rank(energy[some])
+    return tuple(found.tolist())
+
+
+def _layer(spectra: Spectra, i: int, levels: Sequence[int]) -> LayerHealth:
+    energy = spectra.energy[:, i]
+    parts = _partitions(spectra.rounds, spectra.partitions(levels)[:, i], levels)
+    return LayerHealth(
+        spectra.layers[i], _effective_rank(energy), tuple(energy[-1].tolist()), parts
+    )
+
+
+def _partitions(
+    rounds: Array, energy: Array, levels: Sequence[int]
+) -> tuple[PartitionHealth, ...]:
+    """Return the health of the partitions of one series of energies, (T, M)."""
+    if not levels:
+        return ()
+    relative, whole = share_of_shared(energy), energy.sum(-1)
+    with np.errstate(invalid="ignore"):
+        share = energy / np.where(whole > 0, whole, np.nan)[:, None]
+    error = ERROR / max(len(levels) - 1, 1)
+    found = []
+    for h, (low, high) in enumerate(zip((0, *levels), levels, strict=False)):
+        rate = geometric_rate(rounds, relative[:, h], error)
+        line = drift_line(rounds, np.sqrt(energy[:, h]))
+        extinct = _is_extinct(relative[:, h])
+        found.append(
+            PartitionHealth(
+                (low + 1, high),
+                tuple(share[:, h].tolist()),
+                _left(relative[:, h]),
+                rate,
+                half_life(rate),
+                settling(line, float(np.sqrt(energy[-1, h])), error),
+                extinct,
+                _verdict(rate, _left(relative[:, h]), relative[:, h], extinct),
+            )
+        )
+    return tuple(found)
+
+
+def _is_extinct(relative: Array) -> bool:
+    """Return whether a partition that had energy has none after the last two rounds."""
+    known = relative[np.isfinite(relative)]
+    if len(known) < 2 or not known.max(initial=0.0) > 0:
+        return False
+    return bool((known[-2:] <= EXTINCT * known.max()).all())
+
+
+def _left(relative: Array) -> float:
+    known = relative[np.isfinite(relative)]
+    width = max(len(known) // 3, 1)
+    means = np.convolve(known, np.ones(width) / width, "valid") if len(known) else np.zeros(1)
+    return float(means[-1] / means.max()) if means.max() > 0 else math.nan
+
+
+def _verdict(rate: Estimate, left: float, relative: Array, extinct: bool) -> Collapse:
+    """Return the verdict on a partition from its energy relative to the shared partition."""
+    known = int((np.isfinite(relative) & (relative > 0)).sum())
+    if extinct:
+        return Collapse.COLLAPSES
+    if known < FEWEST or math.isnan(left):
+        return Collapse.UNDECIDED
+    if left < NOTHING or (rate.high < 1 - FALLS and left < HALF):
+        return Collapse.COLLAPSES
+    return Collapse.KEEPS if left >= HALF else Collapse.UNDECIDED
+
+
+def _terms(account: xr.Dataset) -> dict[str, tuple[float, ...]]:
+    """Return the mean of each ledger term over rounds and layers in which it is finite, (M,)."""
+    change = account.change.transpose("term", "partition", ...).values
+    change = change.reshape(*change.shape[:2], -1)
+    finite = np.isfinite(change)
+    total = np.where(finite, change, 0.0).sum(-1)
+    count = finite.sum(-1)
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return {name: tuple(mean[i].tolist()) for i, name in enumerate(TERMS)}
+
+
