@@ -55,7 +55,7 @@ API = {
     "predict": (
         "Predict",
         (
-            *("predict", "design", "verify", "collapse_report"),
+            *("predict", "design", "verify", "collapse_report", "diagnose", "Monitor"),
             *("calibrate", "forecast", "ledger", "summarize"),
         ),
         "analysis",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.diagnose.diagnosis import Diagnosis as Diagnosis
 from analysis.diagnose.diagnosis import diagnose as diagnose
 from analysis.diagnose.monitor import CollapseWarning as CollapseWarning
 from analysis.diagnose.monitor import Monitor as Monitor
+from analysis.diagnose.report import Diagnosis as Diagnosis

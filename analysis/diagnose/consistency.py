@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from analysis.cohorts.law import ShareLaw
 from analysis.cohorts.shares import share_laws
-from analysis.diagnose.spectra import Array, pairs_of
+from analysis.diagnose.spectra import Array, Rounds, pairs_of
 from fedlora_sim.federation import Federation
 from fedlora_sim.randomness import stream
 from fedlora_sim.rules import AggregationRule, get_rule, rule_names
@@ -65,7 +66,7 @@ class _Law:
 
     probability: Array
     factor: Array
-    kept: Array
+    kept: NDArray[np.bool_]
 
     @property
     def mean(self) -> float:
@@ -74,13 +75,13 @@ class _Law:
     @property
     def trained(self) -> tuple[float, float]:
         """Mean and variance of the multiplier in rounds that do not keep the partition."""
-        p = self.probability * ~self.kept.astype(bool)
+        p = self.probability * ~self.kept
         mean = float((p * self.factor).sum() / p.sum())
         return mean, float((p * (self.factor - mean) ** 2).sum() / p.sum())
 
 
 def compare(
-    federation: Federation, rounds: Sequence[int], amplitude: Array, error: float = ERROR
+    federation: Federation, rounds: Rounds, amplitude: Array, error: float = ERROR
 ) -> list[RuleFit]:
     """Return the fit of every rule whose global adapter is the whole update.
 
@@ -108,7 +109,7 @@ def compare(
             means = tuple(law.mean for law in laws)
             key = np.concatenate([np.r_[law.factor, law.kept] for law in laws]).tobytes()
             if key not in known:  # rules of equal multipliers are one law
-                known[key] = _agrees(laws, np.asarray(rounds), amplitude, error)
+                known[key] = _agrees(laws, rounds, amplitude, error)
             dilutes = any((law.factor[law.probability > 0] < 1).any() for law in laws[1:])
             label = f"{name}:{policy}" if policy else name
             fits.append(RuleFit(label, means, dilutes and policy != "carry", known[key]))
@@ -124,10 +125,10 @@ def _law(rule: AggregationRule, policy: str, law: ShareLaw) -> _Law:
     return _Law(np.array(law.probability), factor, empty & (policy == "carry"))
 
 
-def _agrees(laws: Sequence[_Law], rounds: Array, amplitude: Array, error: float) -> bool | None:
+def _agrees(laws: Sequence[_Law], rounds: Rounds, amplitude: Array, error: float) -> bool | None:
     rng = stream(0, "consistency")
     part = error / (3 * max(len(laws) - 1, 1))
-    answers = []
+    answers: list[bool | None] = []
     for h, law in enumerate(laws):
         if h == 0:  # every client carries it
             continue
@@ -175,24 +176,29 @@ def _statistics(x: Array, y: Array, mean: float) -> tuple[Array, Array]:
     """Return the fitted drift, (S,), and slope, mean and spread of the residuals, (3, S).
 
     Args:
-        x, y: amplitudes before and after rounds, (n, S).
+        x: amplitudes before rounds, (n, S).
+        y: amplitudes after them, (n, S).
         mean: mean multiplier.
     """
     some = (x > 0) | (y > 0)
-    size = np.maximum(x, y).max(0)
-    size = np.where(size > 0, size, 1.0)
+    size = _positive(np.maximum(x, y).max(0))
     c = 1e-3 * size
     for _ in range(3):
         w = some * (x + c + LEAST * size) ** -2.0
-        c = np.maximum((w * (y / mean - x)).sum(0) / w.sum(0), 0.0)
+        c = np.maximum((w * (y / mean - x)).sum(0) / _positive(w.sum(0)), 0.0)
     guess = mean * (x + c) + LEAST * size
     count = np.maximum(some.sum(0), 1)
     rest = some * (y / guess - 1)
     residual = rest.sum(0) / count
     width = np.sqrt((some * (rest - residual) ** 2).sum(0) / count)
     w = some * guess**-2.0
-    mean_x = (w * x).sum(0) / w.sum(0)
+    mean_x = (w * x).sum(0) / _positive(w.sum(0))
     dx = x - mean_x
     spread = (w * dx * dx).sum(0)
-    slope = (w * dx * y).sum(0) / np.where(spread > 0, spread, 1.0)
+    slope = (w * dx * y).sum(0) / _positive(spread)
     return c, np.stack([slope, residual, width])
+
+
+def _positive(values: Array) -> Array:
+    """Return divisors: 1 where a drawn run has nothing left."""
+    return np.where(values > 0, values, 1.0)

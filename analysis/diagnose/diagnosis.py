@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from analysis.diagnose.consistency import RuleFit, compare
 from analysis.diagnose.layouts import (
     DATASET,
     IN_MEMORY,
+    Adapter,
     FoundRun,
     RoundFiles,
     Scalings,
@@ -25,13 +27,21 @@ from analysis.diagnose.layouts import (
     state_dict_adapter,
 )
 from analysis.diagnose.own_run import OwnRun, read_own_run
+from analysis.diagnose.report import (
+    FEWEST,
+    Diagnosis,
+    LayerHealth,
+    Missing,
+    PartitionHealth,
+    remedy_of,
+    sentence_of,
+)
 from analysis.diagnose.spectra import (
     ERROR,
     Array,
     Estimate,
-    Settling,
+    Rounds,
     Spectra,
-    alive,
     drift_line,
     geometric_rate,
     half_life,
@@ -46,163 +56,6 @@ from fedlora_sim.metrics import effective_rank
 
 HALF = 0.5
 """A run collapses only if a partition has lost this share of its energy relative to the shared."""
-FEWEST = 4
-"""Fewer rounds leave the verdict undecided, unless a partition is extinct."""
-
-
-# What is measured
-
-
-@dataclass(frozen=True)
-class PartitionHealth:
-    """One partition of one layer, or of all layers together.
-
-    Args:
-        directions: its first and last direction, from 1.
-        share: share of the update's energy after each round, (T,); NaN where there is none.
-        left: energy relative to the shared partition, mean of the last third of the rounds over the
-            largest mean of a third.
-        rate: factor of that relative energy per round.
-        half_life: rounds in which it halves; infinite if it does not fall.
-        settling: floor of the energy, and rounds until then, by the drift law.
-        extinct: whether the relative energy is extinct in the last round.
-        verdict: `collapses`, `keeps its rank` or `undecided`; the shared partition keeps it.
-    """
-
-    directions: tuple[int, int]
-    share: tuple[float, ...]
-    left: float
-    rate: Estimate
-    half_life: Estimate
-    settling: Settling
-    extinct: bool
-    verdict: Collapse
-
-
-@dataclass(frozen=True)
-class LayerHealth:
-    """One layer.
-
-    Args:
-        layer: its name.
-        effective_rank: after each round, (T,).
-        spectrum: squared singular values after the last round, (R,).
-        partitions: its partitions; empty without rank levels.
-    """
-
-    layer: str
-    effective_rank: tuple[float, ...]
-    spectrum: tuple[float, ...]
-    partitions: tuple[PartitionHealth, ...]
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Information that the run does not state.
-
-    Args:
-        name: argument that states it.
-        needed_for: what cannot be measured without it.
-    """
-
-    name: str
-    needed_for: str
-
-
-@dataclass(frozen=True, eq=False)
-class Diagnosis:
-    """The result of `diagnose`.
-
-    Args:
-        run: the folder, or the kind of object.
-        layout: recognized or given layout.
-        rounds: numbers of the rounds, ascending, (T,).
-        gaps: rounds between them that are missing.
-        is_scaled: whether energies include the LoRA scaling; otherwise they are those of `B A`.
-        levels: rank levels; empty if not known.
-        energy: energies of the directions, all layers together, (T, R).
-        effective_rank: of these, (T,).
-        partitions: all layers together; empty without rank levels.
-        layers: each layer.
-        rules: known rules, compared with the adapters; empty without ranks or cohort.
-        clients: account of the client files; None without.
-        terms: ledger terms of each partition, decades per round, mean over rounds and layers, by
-            name; empty without client files or records of clients.
-        scalings: inconsistencies between the scalings of clients and the global adapter.
-        missing: information to pass.
-        assumed: assumptions.
-        rule: the rule that the run states.
-        verdict, sentence, remedy: the outcome, in a sentence each.
-    """
-
-    run: str
-    layout: str
-    rounds: tuple[int, ...]
-    gaps: tuple[int, ...]
-    is_scaled: bool
-    levels: tuple[int, ...]
-    energy: Array
-    effective_rank: tuple[float, ...]
-    partitions: tuple[PartitionHealth, ...]
-    layers: tuple[LayerHealth, ...]
-    rules: tuple[RuleFit, ...]
-    clients: ClientAccount | None
-    terms: Mapping[str, tuple[float, ...]]
-    scalings: tuple[str, ...]
-    missing: tuple[Missing, ...]
-    assumed: tuple[str, ...]
-    rule: str | None
-    verdict: Collapse
-    sentence: str = ""
-    remedy: str = ""
-
-    @property
-    def collapses(self) -> bool:
-        """True if the run collapses."""
-        return self.verdict == Collapse.COLLAPSES
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all numbers, JSON-serializable; numbers that are not finite are None."""
-        record = {
-            "run": self.run,
-            "layout": self.layout,
-            "rounds": self.rounds,
-            "gaps": self.gaps,
-            "is_scaled": self.is_scaled,
-            "levels": self.levels,
-            "verdict": self.verdict,
-            "sentence": self.sentence,
-            "remedy": self.remedy,
-            "rule": self.rule,
-            "energy": self.energy.tolist(),
-            "effective_rank": self.effective_rank,
-            "partitions": [asdict(part) for part in self.partitions],
-            "layers": [asdict(layer) for layer in self.layers],
-            "rules": [asdict(rule) for rule in self.rules],
-            "clients": None if self.clients is None else self.clients.to_json(),
-            "terms": dict(self.terms),
-            "scalings": self.scalings,
-            "missing": [asdict(one) for one in self.missing],
-            "assumed": self.assumed,
-        }
-        found: dict[str, Any] = _finite(record)
-        return found
-
-    def __str__(self) -> str:
-        """Return the report as text."""
-        from analysis.diagnose.report import as_text
-
-        return as_text(self)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 # The diagnosis
@@ -249,7 +102,11 @@ def diagnose(
         cohort = own.cohort if cohort is None else cohort
         num_samples = own.num_samples if num_samples is None else num_samples
     spectra = own.spectra if own is not None else read_spectra(found)
-    federation = None if given is None else Federation(given, num_samples, cohort)
+    federation = (
+        None
+        if given is None
+        else Federation(given, None if num_samples is None else tuple(num_samples), cohort)
+    )
     clients = None
     if any(files.clients for files in found.rounds):
         clients = account_of_clients(found, given, num_samples)
@@ -285,8 +142,6 @@ def diagnose(
         rule=None if own is None else own.rule,
         verdict=together(part.verdict for part in parts[1:]) if len(parts) > 1 else _alone(parts),
     )
-    from analysis.diagnose.report import remedy_of, sentence_of
-
     return replace(diagnosis, sentence=sentence_of(diagnosis), remedy=remedy_of(diagnosis))
 
 
@@ -319,18 +174,16 @@ def _source(run: Any, layout: str | None, scalings: Scalings) -> tuple[FoundRun,
     else:
         raise expected("run", type(run).__name__, "a folder, state dicts of rounds, or a dataset")
     rounds = tuple(
-        RoundFiles(
-            number,
-            lambda state=state, number=number: state_dict_adapter(
-                state,
-                f"run[{number}]",
-                alpha=scalings.alpha,
-                use_rslora=scalings.use_rslora,
-            ),
-        )
+        RoundFiles(number, partial(_of_state, state, number, scalings))
         for number, state in by_round
     )
     return FoundRun(IN_MEMORY, rounds), None
+
+
+def _of_state(state: Mapping[str, Any], number: int, scalings: Scalings) -> Adapter:
+    return state_dict_adapter(
+        state, f"run[{number}]", alpha=scalings.alpha, use_rslora=scalings.use_rslora
+    )
 
 
 def _levels(
@@ -385,7 +238,7 @@ def _layer(spectra: Spectra, i: int, levels: Sequence[int]) -> LayerHealth:
 
 
 def _partitions(
-    rounds: Array, energy: Array, levels: Sequence[int]
+    rounds: Rounds, energy: Array, levels: Sequence[int]
 ) -> tuple[PartitionHealth, ...]:
     """Return the health of the partitions of one series of energies, (T, M)."""
     if not levels:
@@ -450,5 +303,3 @@ def _terms(account: xr.Dataset) -> dict[str, tuple[float, ...]]:
     count = finite.sum(-1)
     mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return {name: tuple(mean[i].tolist()) for i, name in enumerate(TERMS)}
-
-

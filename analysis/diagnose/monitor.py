@@ -73,7 +73,7 @@ class Monitor:
 
     def update(
         self,
-        round: int,
+        round: int,  # noqa: A002 (the name that all loops use)
         adapter: Mapping[str, Any],
         clients: Mapping[str, Mapping[str, Any]] | Sequence[Mapping[str, Any]] | None = None,
     ) -> dict[str, float]:
@@ -82,7 +82,7 @@ class Monitor:
         Args:
             round: its number; a round that was seen is replaced.
             adapter: state dict of the global adapter after the round.
-            clients: state dicts of the clients' adapters, as they were returned.
+            clients: state dicts of the adapters that the clients returned.
 
         Returns:
             `energy`, `effective_rank`, `share_above_<level>` for each rank level but the last,
@@ -197,7 +197,9 @@ def _logger(name: str) -> Log:
         raise expected("loggers", name, f"an installed package (pip install {name})") from None
     if name == "tensorboard":
         writer = package.SummaryWriter()
-        return lambda values, t: [writer.add_scalar(f"fedlora/{k}", v, t) for k, v in values.items()]
+        return lambda values, t: [
+            writer.add_scalar(f"fedlora/{k}", v, t) for k, v in values.items()
+        ]
     if name == "wandb":
         return lambda values, t: package.log({f"fedlora/{k}": v for k, v in values.items()}, step=t)
     return lambda values, t: package.log_metrics(

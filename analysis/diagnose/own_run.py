@@ -10,11 +10,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from analysis.diagnose.spectra import Spectra
+from analysis.diagnose.spectra import Array, Spectra
 from analysis.ledger import WHOLE, ledger
 from fedlora_sim.datasets import ACCOUNT
 from fedlora_sim.errors import expected
 from fedlora_sim.finetune.checkpoints import Checkpoints, load_state, read_description, state_rounds
+from fedlora_sim.finetune.measures import Row
 from fedlora_sim.scenario import Scenario
 
 
@@ -104,7 +105,7 @@ def read_own_run(folder: Path) -> OwnRun:
     whole = rounds == list(range(len(rounds)))
     if whole and all(name in rows[rounds[-1]] for name in ACCOUNT):
         dims = ("seed", "round", "layer", "direction")
-        values = {name: np.stack([rows[t][name] for t in rounds])[None] for name in ACCOUNT}
+        values = {name: _by_round([rows[t] for t in rounds], name) for name in ACCOUNT}
         account = ledger(
             xr.Dataset(
                 {
@@ -123,6 +124,13 @@ def read_own_run(folder: Path) -> OwnRun:
     return _own(spectra, scenario, str(described["rule"]), account)
 
 
+def _by_round(rows: list[Row], name: str) -> Array:
+    """Return a value of all rounds, (1, T, ...); NaN for the start, which has none."""
+    nothing = np.full_like(rows[-1][name], np.nan)
+    return np.stack([row.get(name, nothing) for row in rows])[None].astype(np.float64)
+
+
 def _partition(levels: tuple[int, ...]) -> list[int]:
     sizes = np.diff((0, *levels))
-    return np.repeat(np.arange(1, len(levels) + 1), sizes).tolist()  # type: ignore[no-any-return]
+    found: list[int] = np.repeat(np.arange(1, len(levels) + 1), sizes).tolist()
+    return found

@@ -25,6 +25,7 @@ from fedlora_sim.errors import expected
 from fedlora_sim.randomness import stream
 
 Array = NDArray[np.float64]
+Rounds = NDArray[np.int64]
 
 ERROR = 0.05
 """Probability that any of the intervals of one kind misses."""
@@ -53,17 +54,21 @@ class Spectra:
         is_scaled: whether they include the LoRA scaling.
     """
 
-    rounds: NDArray[np.int64]
+    rounds: Rounds
     layers: tuple[str, ...]
     energy: Array
     is_scaled: bool
 
     def partitions(self, levels: Sequence[int]) -> Array:
-        """Return the energies between rank levels, (T, L, M); all above the last count to it.
+        """Return the energies between rank levels, (T, L, M); none without levels.
+
+        All energies above the last level count to its partition.
 
         Raises:
             InputError: if the adapters have fewer directions than the highest level.
         """
+        if not levels:
+            return self.energy[..., :0]
         if self.energy.shape[-1] < levels[-1]:
             wanted = f"levels up to the rank of the adapters, {self.energy.shape[-1]}"
             raise expected("ranks", list(levels), wanted)
@@ -112,7 +117,11 @@ def energies_of(adapter: Adapter) -> dict[str, Array]:
 
 
 def stacked(
-    rounds: Sequence[int], layers: Sequence[str], rows: Sequence[Sequence[Array]], *, is_scaled: bool
+    rounds: Sequence[int],
+    layers: Sequence[str],
+    rows: Sequence[Sequence[Array]],
+    *,
+    is_scaled: bool,
 ) -> Spectra:
     """Return the spectra of rounds whose adapters may have different ranks."""
     width = max(len(values) for row in rows for values in row)
@@ -144,7 +153,7 @@ def share_of_shared(energy: Array) -> Array:
     return np.where(shared > 0, energy / np.where(shared > 0, shared, 1.0), np.nan)
 
 
-def geometric_rate(rounds: NDArray[np.int64], values: Array, error: float = ERROR) -> Estimate:
+def geometric_rate(rounds: Rounds, values: Array, error: float = ERROR) -> Estimate:
     """Return the factor per round of a series, over the late rounds of a long one.
 
     Args:
@@ -193,7 +202,7 @@ def half_life(rate: Estimate) -> Estimate:
 # The drift law
 
 
-def pairs_of(rounds: NDArray[np.int64], amplitude: Array) -> tuple[Array, Array]:
+def pairs_of(rounds: Rounds, amplitude: Array) -> tuple[Array, Array]:
     """Return the amplitudes before and after each round whose predecessor is known, (n,) each.
 
     Rounds in which there is nothing before and after are left out.
@@ -223,7 +232,7 @@ class DriftLine:
     freedom: int
 
 
-def drift_line(rounds: NDArray[np.int64], amplitude: Array) -> DriftLine | None:
+def drift_line(rounds: Rounds, amplitude: Array) -> DriftLine | None:
     """Return the weighted fit of the drift law to adjacent rounds of one series, (T,).
 
     Residuals are relative to the fitted amplitude, as random cohorts make them. None from fewer

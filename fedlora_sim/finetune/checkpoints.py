@@ -152,6 +152,7 @@ class Checkpoints:
         return [self.row(t) for t in range(last + 1)]
 
     def row(self, t: int) -> Row:
+        """Return the metrics of round t."""
         again = f"delete {self.folder / 'state-*'} from round {t} on and go on: these rounds are "
         tensors, _ = _read(_measures_file(self.folder, t), again + "made again")
         return {name: x.numpy() for name, x in tensors.items()}

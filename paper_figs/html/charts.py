@@ -99,14 +99,14 @@ class Line:
     Args:
         name: name next to the line.
         x, y: its points.
-        predicted: the prediction at each point.
+        predicted: the prediction at each point, or none at all.
         intervals: interval of each point, or none at all.
     """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    predicted: Sequence[float]
+    predicted: Sequence[float] = ()
     intervals: Sequence[Sequence[float]] = ()
 
 
@@ -210,7 +210,8 @@ def _draw(axis: Axes, line: Line, i: int, shift: float, floor: float) -> None:
         line.x, np.maximum(line.y, floor), linewidth=1.75, marker=_MARKS[i % 4], markersize=5, **own
     )
     dashed: Any = {"color": _COLORS["ink"], "linewidth": 1.1, "linestyle": (0, (4, 4))}
-    axis.plot(line.x, np.maximum(line.predicted, floor), clip_on=False, **dashed)
+    if line.predicted:
+        axis.plot(line.x, np.maximum(line.predicted, floor), clip_on=False, **dashed)
 
 
 def _body(svg: str, lines: Sequence[Line]) -> Markup:
@@ -225,11 +226,11 @@ def _body(svg: str, lines: Sequence[Line]) -> Markup:
     used = set(re.findall('href="#([^"]+)"', body))
     body = re.sub(' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", body)
     titles = (
-        Markup("<title>{}, {}: measured {}, predicted {}</title>").format(
-            line.name, spoken(x, 6), spoken(y), spoken(predicted)
+        Markup("<title>{}, {}: measured {}{}</title>").format(
+            line.name, spoken(x, 6), spoken(y), f", predicted {spoken(p[0])}" if p else ""
         )
         for line in lines
-        for x, y, predicted in zip(line.x, line.y, line.predicted, strict=True)
+        for x, y, *p in zip(*(v for v in (line.x, line.y, line.predicted) if v), strict=True)
     )
     mark = re.compile("<use ([^>]*)/>")
     return Markup(mark.sub(lambda use: f"<use {use[1]}>{next(titles)}</use>", body))

@@ -51,7 +51,7 @@ def render(report: Mapping[str, Any], folder: Path, source: str = "report.json")
     controls = [claim["control"]["verdict"] for claim in claims]
     made = report["environment"]
     return (
-        _environment()
+        page_templates()
         .get_template("report.html.jinja")
         .render(
             title=report.get("title", "Verification report"),
@@ -82,7 +82,8 @@ def render(report: Mapping[str, Any], folder: Path, source: str = "report.json")
     )
 
 
-def _environment() -> jinja2.Environment:
+def page_templates() -> jinja2.Environment:
+    """Return the templates, with the filters and the style sheet of all pages."""
     loader = jinja2.PackageLoader("paper_figs.html")
     made = jinja2.Environment(
         loader=loader,
