@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from analysis.diagnose.layouts import Adapter, FoundRun, RoundFiles
+from analysis.diagnose.layouts import FoundRun, RoundFiles, SavedAdapter
 from analysis.ledger import ledger
 from fedlora_sim.account import Carriers
 from fedlora_sim.datasets import ACCOUNT
@@ -120,11 +120,11 @@ def _natural(name: str) -> tuple[int, str]:
     return (int(name), "") if name.isdecimal() else (-1, name)
 
 
-def _first(rounds: Sequence[RoundFiles], name: str) -> Adapter:
+def _first(rounds: Sequence[RoundFiles], name: str) -> SavedAdapter:
     return next(files.clients[name]() for files in rounds if name in files.clients)
 
 
-def _rank_of(adapter: Adapter) -> int:
+def _rank_of(adapter: SavedAdapter) -> int:
     return max(adapter.factors(module).rank for module in adapter.modules)
 
 
@@ -189,7 +189,7 @@ class _Round:
                 found[module] = _account(rule, updates, counts, self.levels, last, own)
         return found
 
-    def _opened(self) -> tuple[Adapter, Adapter | None, list[Adapter], list[float]]:
+    def _opened(self) -> tuple[SavedAdapter, SavedAdapter | None, list[SavedAdapter], list[float]]:
         counts = [self.weights[name] for name in self.files.clients]
         return (
             self.files.open_global(),

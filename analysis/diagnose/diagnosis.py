@@ -18,9 +18,9 @@ from analysis.diagnose.consistency import RuleFit, compare
 from analysis.diagnose.layouts import (
     DATASET,
     IN_MEMORY,
-    Adapter,
     FoundRun,
     RoundFiles,
+    SavedAdapter,
     Scalings,
     find_run,
     is_own,
@@ -180,7 +180,7 @@ def _source(run: Any, layout: str | None, scalings: Scalings) -> tuple[FoundRun,
     return FoundRun(IN_MEMORY, rounds), None
 
 
-def _of_state(state: Mapping[str, Any], number: int, scalings: Scalings) -> Adapter:
+def _of_state(state: Mapping[str, Any], number: int, scalings: Scalings) -> SavedAdapter:
     return state_dict_adapter(
         state, f"run[{number}]", alpha=scalings.alpha, use_rslora=scalings.use_rslora
     )

@@ -65,7 +65,7 @@ _IN_NAME = re.compile(r".*?(?:round|_)[-_]?(\d+)", re.IGNORECASE)
 # One adapter
 
 
-class Adapter:
+class SavedAdapter:
     """One adapter, read module by module.
 
     Args:
@@ -98,7 +98,7 @@ def state_dict_adapter(
     alpha: float | None,
     use_rslora: bool,
     config: AdapterConfig | None = None,
-) -> Adapter:
+) -> SavedAdapter:
     """Return the adapter in a state dict.
 
     Args:
@@ -148,7 +148,9 @@ def state_dict_adapter(
             scaling = 1.0 if alpha is None else alpha / (math.sqrt(rank) if use_rslora else rank)
         return wide_factors(a, b, scaling)
 
-    return Adapter(where, tuple(pairs), read, is_scaled=alpha is not None or config is not None)
+    return SavedAdapter(
+        where, tuple(pairs), read, is_scaled=alpha is not None or config is not None
+    )
 
 
 def _bare(module: str) -> str:
@@ -199,7 +201,7 @@ class Scalings:
     use_rslora: bool = False
 
 
-def folder_adapter(folder: Path, scalings: Scalings) -> Adapter:
+def folder_adapter(folder: Path, scalings: Scalings) -> SavedAdapter:
     """Return the adapter of a PEFT folder; its configuration states the scaling.
 
     Raises:
@@ -209,7 +211,7 @@ def folder_adapter(folder: Path, scalings: Scalings) -> Adapter:
         opened = AdapterFolder(folder)
         _check_alpha(opened.config, scalings)
         modules = {_bare(name): name for name in opened.layers}
-        return Adapter(
+        return SavedAdapter(
             str(folder),
             tuple(modules),
             lambda name: opened.factors(modules[name], torch.float64, torch.device("cpu")),
@@ -228,7 +230,7 @@ def _check_alpha(config: AdapterConfig, scalings: Scalings) -> None:
         raise expected("alpha", scalings.alpha, f"{config.alpha:g}, as in {config.source}")
 
 
-def file_adapter(path: Path, scalings: Scalings) -> Adapter:
+def file_adapter(path: Path, scalings: Scalings) -> SavedAdapter:
     """Return the adapter of a torch file: a state dict, or one under the key `model`."""
     state = _state_of(read_pickle(path))
     return state_dict_adapter(
@@ -255,8 +257,8 @@ class RoundFiles:
     """
 
     number: int
-    open_global: Callable[[], Adapter]
-    clients: Mapping[str, Callable[[], Adapter]] = field(default_factory=dict)
+    open_global: Callable[[], SavedAdapter]
+    clients: Mapping[str, Callable[[], SavedAdapter]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -369,7 +371,7 @@ def _round(
     return RoundFiles(number, _opener(own[0].path, scalings), clients)
 
 
-def _opener(path: Path, scalings: Scalings) -> Callable[[], Adapter]:
+def _opener(path: Path, scalings: Scalings) -> Callable[[], SavedAdapter]:
     return lambda: (folder_adapter if path.is_dir() else file_adapter)(path, scalings)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis.collapse.measure import FALLS
-from analysis.diagnose.layouts import Adapter, state_dict_adapter
+from analysis.diagnose.layouts import SavedAdapter, state_dict_adapter
 from analysis.diagnose.spectra import (
     ERROR,
     Array,
@@ -124,7 +124,7 @@ class Monitor:
 
     def _of(self, state: Mapping[str, Any], where: str) -> Array:
         """Return the energies of all modules together, (R,)."""
-        adapter: Adapter = state_dict_adapter(
+        adapter: SavedAdapter = state_dict_adapter(
             state, where, alpha=self.alpha, use_rslora=self.use_rslora
         )
         rows = list(energies_of(adapter).values())

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.collapse.measure import EXTINCT
-from analysis.diagnose.layouts import Adapter, FoundRun
+from analysis.diagnose.layouts import FoundRun, SavedAdapter
 from fedlora_sim.errors import expected
 from fedlora_sim.randomness import stream
 
@@ -100,7 +100,7 @@ def read_spectra(run: FoundRun, on_round: Callable[[], object] = lambda: None) -
     return stacked([files.number for files in run.rounds], layers or (), rows, is_scaled=scaled)
 
 
-def energies_of(adapter: Adapter) -> dict[str, Array]:
+def energies_of(adapter: SavedAdapter) -> dict[str, Array]:
     """Return the squared singular values of each module; stacked experts are layers each."""
     found = {}
     for module in adapter.modules:
