@@ -24,6 +24,7 @@ from analysis.claims.report import (
     repeat_command,
     theme_table,
 )
+from analysis.diagnose.detection import detection_table
 from analysis.formats import NONE, interval, markdown_table, number, percent
 from analysis.paper import forecasts
 from analysis.studies.drift_law.law_report import (
@@ -348,6 +349,12 @@ def study_blocks(record: Path) -> dict[str, str]:
         block: "\n\n".join(f"{_head(report)}\n\n{table(report)}" for report in reports)
         for block, table in TABLES.items()
     }
+
+
+def diagnosis_blocks(record: Path) -> dict[str, str]:
+    """Return the table of the rates of `analysis.diagnose`; empty if they are not recorded."""
+    path = record / "diagnose.json"
+    return {"detection": detection_table(_read(path)["rows"])} if path.exists() else {}
 
 
 # The drift law: copies in the record, and their tables
@@ -787,7 +794,8 @@ def tables(record: Path) -> dict[str, str]:
     for name, tables_of in BENCHES.items():
         bench = json.loads((record / f"{name}.json").read_text(encoding="utf-8"))
         blocks |= {block: table(bench) for block, table in tables_of.items()}
-    return blocks | study_blocks(record) | forecast_blocks(record) | law_blocks(record)
+    blocks |= study_blocks(record) | forecast_blocks(record) | law_blocks(record)
+    return blocks | diagnosis_blocks(record)
 
 
 def documents(root: Path) -> list[Path]:

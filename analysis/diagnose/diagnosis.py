@@ -294,6 +294,21 @@ def _verdict(rate: Estimate, left: float, relative: Array, extinct: bool) -> Col
     return Collapse.KEEPS if left >= HALF else Collapse.UNDECIDED
 
 
+def verdict_of(rounds: Rounds, energy: Array) -> Collapse:
+    """Return the verdict on a run from the energies of its partitions alone.
+
+    Args:
+        rounds: numbers of the rounds, (T,).
+        energy: energies of the partitions, the shared one first, (T, M).
+    """
+    relative = share_of_shared(energy)
+    error = ERROR / max(energy.shape[1] - 1, 1)
+    return together(
+        _verdict(geometric_rate(rounds, own, error), _left(own), own, _is_extinct(own))
+        for own in relative.T[1:]
+    )
+
+
 def _terms(account: xr.Dataset) -> dict[str, tuple[float, ...]]:
     """Return the mean of each ledger term over rounds and layers in which it is finite, (M,)."""
     change = account.change.transpose("term", "partition", ...).values
