@@ -230,21 +230,23 @@ def remedy_of(diagnosis: Diagnosis) -> str:
     cause = ""
     suspects = suspected_rules(diagnosis)
     if suspects:
-        cause = f"{suspects} averages a direction over clients that do not carry it: "
+        verb = "averages" if len(suspects) == 1 else "average"
+        cause = f"{' or '.join(suspects)} {verb} a direction over clients that do not carry it: "
     return (
         f"{cause}average each partition over its contributors alone, rule raflora "
         "(`fedlora-sim aggregate --rule raflora`, or `fedlora_sim.rules.aggregate`)."
     )
 
 
-def suspected_rules(diagnosis: Diagnosis) -> str:
+def suspected_rules(diagnosis: Diagnosis) -> list[str]:
     """Return the rule that made the adapters, or those that may have; empty if not known."""
     if diagnosis.rule is not None:
-        return diagnosis.rule
-    if diagnosis.clients is not None and diagnosis.clients.made_by:
-        return " or ".join(diagnosis.clients.made_by)
-    found = [rule.rule for rule in diagnosis.rules if rule.consistent and rule.dilutes]
-    return " or ".join(found)
+        return [diagnosis.rule]
+    possible = [rule.rule for rule in diagnosis.rules if rule.consistent and rule.dilutes]
+    if diagnosis.clients is None:
+        return possible
+    made = list(diagnosis.clients.made_by)
+    return [rule for rule in made if rule in possible] or made
 
 
 def directions(part: PartitionHealth) -> str:

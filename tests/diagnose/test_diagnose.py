@@ -87,6 +87,14 @@ def test_client_files_name_the_rule(tmp_path: Path) -> None:
         assert "multiplies the update by 2" in found.scalings[0]
 
 
+def test_the_remedy_names_the_rules_that_files_and_rounds_agree_on(tmp_path: Path) -> None:
+    WRITERS["flora"](tmp_path / "run", toy("fedavg"))
+    found = diagnose(tmp_path / "run", **FEDERATION)
+    assert found.clients is not None
+    assert set(found.clients.made_by) > {"fedavg"}  # the clients of this run share their basis
+    assert found.remedy.startswith("fedavg averages a direction over clients that do not carry it")
+
+
 def test_client_files_without_alpha_ask_for_it(tmp_path: Path) -> None:
     WRITERS["flora"](tmp_path / "run", toy("fedavg"))
     found = diagnose(tmp_path / "run")
