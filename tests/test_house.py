@@ -232,3 +232,9 @@ def test_every_text_file_names_its_encoding():
             where = f"{path}:{call.lineno}: no encoding"
             assert any(keyword.arg == "encoding" for keyword in call.keywords), where
     assert named > 20
+
+
+def test_files_of_tests_have_different_names() -> None:
+    """pytest imports test files by name alone."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

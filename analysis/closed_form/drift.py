@@ -28,7 +28,13 @@ from analysis.closed_form.persistent import stays
 from analysis.closed_form.round_map import Clients, clients_of, round_map
 from analysis.closed_form.setting import Setting, multiplier, rule_form, setting_of
 from analysis.cohorts.law import Array, ShareLaw
-from fedlora_sim.errors import check_numbers, expected
+from fedlora_sim.errors import (
+    check_finite,
+    check_numbers,
+    check_positive,
+    check_positive_int,
+    expected,
+)
 from fedlora_sim.randomness import stream
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tolerances import relative
@@ -494,12 +500,16 @@ def adamw_gain(
         The factor on an amplitude per round.
 
     Raises:
-        InputError: if a step would turn the sign of the factors.
+        InputError: if an argument is out of range, or a step would turn the sign of the factors.
     """
-    left = 1 - learning_rate * weight_decay
+    rate = check_positive("learning_rate", learning_rate)
+    steps = check_positive_int("local_steps", local_steps)
+    if not isinstance(frozen_a, bool):
+        raise expected("frozen_a", frozen_a, "True or False")
+    left = 1 - rate * check_finite("weight_decay", weight_decay, minimum=0)
     if not 0 <= left <= 1:
         raise expected("weight_decay", weight_decay, "at least 0, and at most 1 / learning_rate")
-    return float(left ** (local_steps * (1 if frozen_a else 2)))
+    return float(left ** (steps * (1 if frozen_a else 2)))
 
 
 def _chain(s: Array, q: Array) -> Array:
