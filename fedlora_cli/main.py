@@ -26,7 +26,7 @@ COMMANDS = {
     "study": "Compare rules, ranks and heterogeneities on a real task: runs, verdicts, report, "
     "figures.",
     "aggregate": "Aggregate PEFT LoRA adapters of different ranks into one that PEFT loads.",
-    "diagnose": "Test whether your own federated run loses its higher ranks, and why.",
+    "diagnose": "Test whether your own federated run loses its higher ranks, why, and what to do.",
     "predict": "Predict what every rule does to a federation, side by side and without simulation.",
     "design": "Find the ranks and the rule that keep the most of an update within a budget.",
     "collapse": "Test by intervals whether a rule collapses, compared with FedAvg and raFLoRA.",

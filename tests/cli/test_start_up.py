@@ -22,7 +22,7 @@ PUBLIC = {
     ),
     "analysis": (
         *("predict", "design", "verify", "collapse_report", "calibrate", "forecast"),
-        *("ledger", "summarize", "closed_form"),
+        *("ledger", "summarize", "closed_form", "diagnose", "Diagnosis", "Monitor"),
     ),
 }
 """Names that scripts of users rely on."""
