@@ -11,6 +11,7 @@ from analysis.collapse.measure import Collapse
 from analysis.diagnose.client_rounds import ClientAccount
 from analysis.diagnose.consistency import RuleFit
 from analysis.diagnose.spectra import Array, Estimate, Settling
+from fedlora_sim.errors import one_line
 
 FEWEST = 4
 """Fewer rounds leave the verdict undecided, unless a partition is extinct."""
@@ -414,7 +415,7 @@ def layer_rows(d: Diagnosis) -> Table:
     head = ["layer", "effective rank", "rates", "extinct", "verdicts"]
     rows = [
         [
-            layer.layer,
+            one_line(layer.layer),
             number(layer.effective_rank[-1]),
             ", ".join(estimate(part.rate) for part in layer.partitions[1:]),
             str(sum(part.extinct for part in layer.partitions)),

@@ -17,6 +17,7 @@ from analysis.diagnose.report import (
     share_above,
     term_rows,
 )
+from fedlora_sim.errors import one_line
 from fedlora_sim.version import __version__
 from paper_figs.html.charts import Line, chart
 from paper_figs.html.render import page_templates
@@ -31,7 +32,7 @@ def diagnosis_page(diagnosis: Diagnosis) -> str:
         page_templates()
         .get_template("diagnosis.html.jinja")
         .render(
-            run=diagnosis.run,
+            run=one_line(diagnosis.run),
             sentence=diagnosis.sentence,
             remedy=diagnosis.remedy,
             about=run_text(diagnosis),

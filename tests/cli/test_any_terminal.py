@@ -76,6 +76,7 @@ def test_every_command_under_a_c_locale(tmp_path: Path, promise: Promise) -> Non
         ["verify", "--quick", "--claim", "staircase", "--out", f"{OUT}/verify", "--html"],
         ["report", f"{OUT}/verify"],
         ["train", *train, "--out", f"{OUT}/train"],
+        ["diagnose", f"{OUT}/train", "--out", f"{OUT}/diagnosis", "--html"],
         ["export", f"{OUT}/train", "--round", "1", "--client", "0", "--out", f"{OUT}/e"],
         ["aggregate", *clients, "--out", f"{OUT}/adapter"],
         ["simulate", "--ranks", "\u221e", "--out", "y.nc"],

@@ -61,7 +61,7 @@ def test_runs_of_train(fedlora: Callable, here: Path, monkeypatch: pytest.Monkey
     use_small_task(monkeypatch)
     write_scenario()
     assert fedlora("train", *RUN).code == 0
-    done = fedlora("diagnose", "run", "--json")
+    done = fedlora("diagnose", "run", "--json", "--out", "r\u00e9sultats", "--html")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert found["layout"] == "own"
