@@ -196,14 +196,14 @@ def test_a_pickled_adapter(tmp_path, canary, name, promise: Promise):
 
 
 LOADERS = re.compile(r"\.from_pretrained$|^datasets\.load_dataset$|\.create_model$")
-UNSAFE = re.compile(r"^(torch\.load|joblib\.load|(_?pickle|cloudpickle)\.\w+)$")
+UNSAFE = re.compile(r"^(joblib\.load|(_?pickle|cloudpickle)\.\w+)$")
 CONCERNED = re.compile(r"from_pretrained|load_dataset|create_model|torch\.load|joblib|pickle")
 
 
 def test_libraries_are_called_so_that_they_run_no_code(promise: Promise):
     count = promise(
         "Libraries load models and data sets with `trust_remote_code=False` or as tensors only; "
-        "`torch.load`, `pickle` and `allow_pickle=True` are not used.",
+        "`torch.load` has `weights_only=True`; `pickle` and `allow_pickle=True` are not used.",
         "source files",
     )
     found = {}
@@ -215,6 +215,10 @@ def test_libraries_are_called_so_that_they_run_no_code(promise: Promise):
             if CONCERNED.search(text):
                 tree = ast.parse(text)
                 assert not [name for name in parts(tree, ast.Attribute) if UNSAFE.search(name)]
+                calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+                for call in calls:
+                    if ast.unparse(call.func) == "torch.load":
+                        assert "weights_only=True" in map(ast.unparse, call.keywords), path
                 found |= {
                     node.name: parts(node, ast.keyword | ast.Call)
                     for node in ast.walk(tree)
