@@ -28,7 +28,7 @@ ALL_RULES = (*OWN_RULES, *OPTIONS)
 
 
 def rules_that(holds):
-    """Return the rules, and their options, of which something holds."""
+    """Return the rules, with options, that satisfy a condition."""
     return tuple(name for name in ALL_RULES if holds(get_rule(name)))
 
 
