@@ -81,6 +81,10 @@ def _plain_formula(formula: re.Match[str]) -> str:
     return text.replace("{", "(").replace("}", ")")
 
 
+Lines = list[Sequence[str]]
+"""Rows of a table."""
+
+
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table. A bar within a cell, as in E[W | W > 0], is escaped."""
     return "\n".join([_row(head), "|" + "---|" * len(head), *map(_row, rows)])

@@ -30,7 +30,7 @@ from analysis.claims import CLAIMS
 from analysis.stats import FAMILY_ERROR, Measurement, mean_interval
 from analysis.stats.intervals import MEAN_RUNS
 from fedlora_sim.tolerances import relative
-from paper_figs.documents import coverage_table, family_line, ranks_table
+from paper_figs.check_tables import coverage_table, family_line, ranks_table
 
 RECORD = Path(__file__).parents[2] / "results" / "recorded" / "calibration.json"
 SEED = 3

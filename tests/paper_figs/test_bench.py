@@ -12,7 +12,7 @@ import pytest
 from benchmarks import aggregation
 from benchmarks.aggregation_bars import SIZE, aggregation_bars
 from benchmarks.timing import side_by_side
-from paper_figs.documents import aggregation_table, bars_table, layers_table
+from paper_figs.benchmark_tables import aggregation_table, bars_table, layers_table
 
 
 def record(**seconds: float) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from analysis.claims.report import (
     verdict_table,
 )
 from paper_figs import documents
-from paper_figs.documents import (
+from paper_figs.check_tables import (
     broken_table,
     conformance_line,
     faults_table,

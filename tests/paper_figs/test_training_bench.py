@@ -25,7 +25,7 @@ from benchmarks.training_lanes import (
 )
 from fedlora_sim.runtime import one_thread
 from fedlora_sim.tolerances import relative
-from paper_figs.documents import training_bars_block, training_table
+from paper_figs.benchmark_tables import training_bars_block, training_table
 
 TIGHT = relative("factorization")
 
