@@ -155,7 +155,10 @@ def contained(confidence: float) -> Experiment:
 
 
 def in_known_cohorts(rule: str, factor: float = 1.0, instead: str | None = None) -> Experiment:
-    """Return the last amplitudes of real factors over those that the run's cohorts determine.
+    """Return the amplitudes of real factors over those that the run's cohorts determine.
+
+    They are those that a client would return after the last round, with its drift: the amplitude
+    itself is zero if no client in the last cohort carries a direction.
 
     Args:
         rule: the simulated rule.
@@ -164,14 +167,16 @@ def in_known_cohorts(rule: str, factor: float = 1.0, instead: str | None = None)
     """
 
     def experiment(numbers: Sequence[int], context: RunContext) -> Array:
-        last = amplitudes(larger(FACTORS, factor), rule, numbers, context)[:, -1]
+        scenario = larger(FACTORS, factor)
+        last = amplitudes(scenario, rule, numbers, context)[:, -1]
         wanted = [
             closed_form.drift_trajectory(
                 FACTORS, instead or rule, shares=drawn_shares(FACTORS, seed)
             )[-1]
             for seed in context.seeds(numbers)
         ]
-        return partition_means(last / np.array(wanted), FACTORS)
+        relative = (last + scenario.drift_means) / (np.array(wanted) + FACTORS.drift_means)
+        return partition_means(relative, FACTORS)
 
     return experiment
 
@@ -292,7 +297,7 @@ CLAIMS = (
         id="drift-known-cohorts",
         statement=r"With real factors the cohorts determine every amplitude under FedAvg: "
         r"$x_{t+1} = W_t (x_t + c)$.",
-        statistic="amplitude after the last round, measured over predicted",
+        statistic="amplitude that a client returns after the last round, measured over predicted",
         quantities=PARTITIONS,
         predict=partial(Prediction.within, np.ones(len(PARTITIONS)), EXACT),
         experiment=in_known_cohorts("fedavg"),

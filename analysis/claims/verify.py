@@ -36,6 +36,18 @@ from fedlora_sim.version import versions
 
 Record = dict[str, Any]
 KINDS = ("theorem", "conjecture")
+NEEDED_FOR = {
+    "negative_control": Verdict.SUPPORTED,
+    "near_control": Verdict.SUPPORTED,
+    "positive_control": Verdict.REFUTED,
+}
+"""The verdict that needs each control."""
+DECIDES = {
+    "negative_control": judge,
+    "near_control": judge_near_control,
+    "positive_control": judge,
+}
+"""How each control is judged."""
 LIBRARIES = ("numpy", "scipy", "sympy", "xarray", "scikit-learn")
 CLAIMS_EACH = 4
 """Fewer claims are judged faster than a process starts."""
@@ -118,6 +130,20 @@ def run_claim(claim: Claim, context: RunContext, error: float | None = None) -> 
         error = claim_error(max(family_size(claim.kind), 1))
     first, cap = claim.runs(context.quick)
     prediction = claim.predict()
+    # A control without an experiment is judged on the claim's own runs: they must suffice for both.
+    same_runs = {
+        name: control.predict()
+        for name, control in claim.controls.items()
+        if control.experiment is None and control.predict is not None
+    }
+
+    def is_settled(measurement: Measurement, verdict: Verdict) -> bool:
+        return all(
+            verdict is not NEEDED_FOR[name]
+            or DECIDES[name](measurement, wanted) is not Verdict.UNDECIDED
+            for name, wanted in same_runs.items()
+        )
+
     measurement, verdict, samples = measure_until_decided(
         lambda numbers: claim.experiment(numbers, context),
         claim.estimator,
@@ -125,12 +151,11 @@ def run_claim(claim: Claim, context: RunContext, error: float | None = None) -> 
         first,
         cap,
         error,
+        is_settled=is_settled,
     )
     found = _Found(measurement, prediction, error)
     controls = {
-        name: _run_control(
-            claim, control, context, found, judge_near_control if name == "near_control" else judge
-        )
+        name: _run_control(claim, control, context, found, DECIDES[name])
         for name, control in claim.controls.items()
     }
     reason = _why_undecided(measurement, claim) if verdict is Verdict.UNDECIDED else ""
@@ -175,8 +200,7 @@ class _Found:
 def _why_untested(verdict: Verdict, controls: Mapping[str, Record]) -> str:
     """Return why the check is not valid for its verdict; empty if it is."""
     for name, control in controls.items():
-        needed = Verdict.REFUTED if name == "positive_control" else Verdict.SUPPORTED
-        if verdict is needed and control["verdict"] != WANTED[name]:
+        if verdict is NEEDED_FOR[name] and control["verdict"] != WANTED[name]:
             where = " in every quantity" if name == "near_control" else ""
             verb = "support" if name == "positive_control" else "refute"
             return f"the check did not {verb} its {name.replace('_', ' ')}{where}"

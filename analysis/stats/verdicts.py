@@ -212,6 +212,7 @@ def measure_until_decided(
     cap: int,
     error: float,
     decide: Callable[[Measurement, Prediction], Verdict] = judge,
+    is_settled: Callable[[Measurement, Verdict], bool] = lambda measurement, verdict: True,
 ) -> tuple[Measurement, Verdict, Array]:
     """Add runs, doubling their number, until the verdict is clear or the cap is reached.
 
@@ -226,6 +227,7 @@ def measure_until_decided(
         cap: maximum number of runs.
         error: probability that any interval of any look misses its quantity.
         decide: compares a measurement with the prediction.
+        is_settled: whether nothing else is to be decided on the same runs.
 
     Returns:
         The last measurement, its verdict and all samples.
@@ -235,7 +237,8 @@ def measure_until_decided(
     while True:
         measurement = estimator(samples, error / looks)
         verdict = decide(measurement, prediction)
-        if verdict is not Verdict.UNDECIDED or count >= cap:
+        is_decided = verdict is not Verdict.UNDECIDED and is_settled(measurement, verdict)
+        if is_decided or count >= cap:
             return measurement, verdict, samples
         more = min(2 * count, cap)
         samples = np.concatenate([samples, sampler(range(count, more))])

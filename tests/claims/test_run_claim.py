@@ -366,3 +366,28 @@ def test_environment_names_what_the_results_depend_on() -> None:
     for name in (*LIBRARIES, "torch", "python", "fedlora_sim"):
         assert described[f"{name}_version"]
     json.dumps(described)
+
+
+def test_runs_are_added_until_the_near_control_is_refuted() -> None:
+    """The mean is clear after the first look; a control next to it needs more runs."""
+    wide = replace(
+        TOY,
+        predict=partial(Prediction.at_least, 1.0, 0.2),
+        experiment=normal(1.4, std=1.0),
+        near=Control("1.45", predict=partial(Prediction.at_least, 1.45, 0.02)),
+        first=400,
+        cap=25_600,
+    )
+    without = run_claim(replace(wide, near=None), RunContext())
+    record = run_claim(wide, RunContext())
+    assert without["verdict"] == record["verdict"] == "supported"
+    assert record["near_control"]["verdict"] == "refuted"
+    assert without["runs"] < record["runs"]
+
+
+def test_the_last_cohort_may_leave_a_direction_out() -> None:
+    """With base seed 5 no client of the highest rank is in the last cohort of some run."""
+    (claim,) = select(["drift-known-cohorts"], quick=True)
+    record = run_claim(claim, RunContext(5, True))
+    assert np.isfinite(np.array(record["interval"])).all()
+    assert record["verdict"] == "supported"

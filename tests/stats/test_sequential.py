@@ -73,6 +73,21 @@ def test_runs_are_added_until_decided_and_none_twice() -> None:
     np.testing.assert_array_equal(samples, sampler.data[: m.samples])
 
 
+def test_runs_are_added_until_all_else_is_settled() -> None:
+    sampler = Sampler(spread(64, 1.0, 1e-3))
+    m, found, _ = measure_until_decided(
+        sampler,
+        mean_interval,
+        Prediction.within(1.0, 0.1),
+        8,
+        64,
+        ERROR,
+        is_settled=lambda measurement, verdict: measurement.samples >= 20,
+    )
+    assert found is Verdict.SUPPORTED
+    assert m.samples == 32
+
+
 def test_an_unclear_case_stops_at_the_cap_after_the_announced_looks() -> None:
     sampler = Sampler(spread(50, 1.1, 0.5))
     errors = []
