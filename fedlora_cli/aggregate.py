@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
@@ -16,7 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedlora_sim.errors import InputError, expected
-from fedlora_sim.peft import AggregationReport, LayerReport, aggregate_adapters
+
+if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
+    from fedlora_sim.peft import AggregationReport, LayerReport
 
 SHOWN = 6
 WIDTH = 120
@@ -105,6 +107,8 @@ def aggregate(
     ] = False,
 ) -> None:
     """Aggregate PEFT LoRA adapters of different ranks into one that PEFT loads."""
+    from fedlora_sim.peft import aggregate_adapters
+
     with _options_named():
         report = aggregate_adapters(
             folders,

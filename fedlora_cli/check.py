@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from tqdm import tqdm
 
 from fedlora_cli.options import load_rule
 from fedlora_cli.tables import wide_console
-from fedlora_sim.conformance import CHECKS, CheckResult, check_aggregator
-from fedlora_sim.conformance.check import check_examples, check_named
-from fedlora_sim.conformance.report import ConformanceReport, failure, summary, table, to_json
 from fedlora_sim.errors import check_seed
-from fedlora_sim.rules import AggregationRule
 from fedlora_sim.runtime import one_thread
+
+if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
+    from fedlora_sim.conformance import CheckResult
+    from fedlora_sim.conformance.report import ConformanceReport
+    from fedlora_sim.rules import AggregationRule
 
 FAILED = 1
 
@@ -48,6 +49,10 @@ def check(
     "status", "statement", "reason", "examples" (applicable cases) and "counterexample", with Python
     "code".
     """
+    from fedlora_sim.conformance import CHECKS
+    from fedlora_sim.conformance.check import check_examples, check_named
+    from fedlora_sim.conformance.report import ConformanceReport, to_json
+
     count, seed = check_examples(examples), check_seed("--seed", seed)
     names = [law.name for law in (CHECKS if checks is None else map(check_named, checks))]
     chosen = load_rule(rule)
@@ -62,6 +67,8 @@ def check(
 
 
 def _run(rule: AggregationRule, names: list[str], examples: int, seed: int) -> list[CheckResult]:
+    from fedlora_sim.conformance import check_aggregator
+
     with tqdm(total=len(names), desc=rule.label, unit="check", disable=None) as bar, one_thread():
 
         def show(result: CheckResult) -> None:
@@ -72,6 +79,8 @@ def _run(rule: AggregationRule, names: list[str], examples: int, seed: int) -> l
 
 
 def _print(report: ConformanceReport) -> None:
+    from fedlora_sim.conformance.report import failure, summary, table
+
     console = wide_console()
     console.print(table(report))
     for result in report.failures:  # unchanged: code to paste must not be folded

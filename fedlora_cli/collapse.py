@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.collapse import SCENARIOS, CollapseReport, collapse_report
+from analysis.collapse.scenarios import SCENARIOS
 from fedlora_cli.options import FORCE_HELP, check_folder, load_rule
 from fedlora_cli.tables import wide_console
 from fedlora_sim.errors import expected
 from fedlora_sim.storage import check_file, write_bytes
+
+if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
+    from analysis.collapse import CollapseReport
 
 FAILED = 1
 KINDS = ("png", "pdf")
@@ -55,6 +58,8 @@ def collapse(
     With --json: "rule", "verdict", "sentence", "failed_controls" and "scenarios", with every number
     of every rule.
     """
+    from analysis.collapse import collapse_report
+
     if figure is not None:
         _check_figure(figure, force)
     report = collapse_report(

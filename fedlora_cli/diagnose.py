@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.diagnose import Diagnosis
-from analysis.diagnose import diagnose as diagnosis_of
-from analysis.diagnose.layouts import LAYOUTS
+from analysis.diagnose.layout_names import LAYOUTS
 from fedlora_cli.options import FORCE_HELP, check_folder, parse_samples
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.storage import ResultFolder, write_json, write_text
+
+if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
+    from analysis.diagnose import Diagnosis
 
 COLLAPSES = 1
 JSON_FILE, PAGE = "diagnosis.json", "diagnosis.html"
@@ -80,6 +81,8 @@ def diagnose(
     Nothing is guessed: the report names the options that are missing. Pickles are read as plain
     tensors only.
     """
+    from analysis.diagnose import diagnose as diagnosis_of
+
     if html and out is None:
         raise expected("--html", True, "a folder to write to, --out DIR")
     names = [JSON_FILE, *([PAGE] if html else [])]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedlora_cli.options import load_rule
 from fedlora_sim.errors import expected
-from fedlora_sim.peft.export import ExportedClients, KeptRun
-from fedlora_sim.peft.write import check_output
+
+if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
+    from fedlora_sim.peft.export import ExportedClients, KeptRun
 
 
 def export(
@@ -35,6 +36,9 @@ def export(
     ] = None,
 ) -> None:
     """Export a fine-tuning run's adapters as PEFT folders: of any client and round, or global."""
+    from fedlora_sim.peft.export import KeptRun
+    from fedlora_sim.peft.write import check_output
+
     given = {"--client": client, "--cohort": cohort, "--global": whole}
     chosen = [name for name, value in given.items() if value]
     if len(chosen) != 1:

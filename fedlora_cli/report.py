@@ -11,8 +11,6 @@ import typer
 from fedlora_cli.options import FORCE_HELP, check_folder
 from fedlora_sim.errors import expected
 from fedlora_sim.storage import ResultFolder, check_file, write_text
-from paper_figs.html.page import as_report
-from paper_figs.html.render import render
 
 KNOWN = {"report.json": "report.html", "study.json": "study.html"}
 """Name of a folder's report, and of the page for it."""
@@ -80,6 +78,9 @@ def _page(source: Path) -> str:
     Raises:
         InputError: if the file is not a report, or one of an older version.
     """
+    from paper_figs.html.page import as_report
+    from paper_figs.html.render import render
+
     try:
         read: Any = json.loads(source.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -12,7 +12,6 @@ from pathlib import Path
 import typer
 
 from fedlora_sim.storage import RunStore
-from fedlora_sim.sweep.store import load_manifest, present_tasks
 
 INTERRUPTED = 130
 
@@ -74,6 +73,8 @@ def resumable_sweep(out: Path) -> Iterator[Callable[[object], None]]:
 
 
 def _kept(out: Path) -> str:
+    from fedlora_sim.sweep.store import load_manifest, present_tasks
+
     manifest = load_manifest(out)
     if manifest is None:
         return "nothing was begun"

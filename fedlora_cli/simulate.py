@@ -6,10 +6,9 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import xarray as xr
 from tqdm import tqdm
 
 from fedlora_cli.options import FORCE_HELP, check_folder, load_rule
@@ -26,11 +25,14 @@ from fedlora_cli.scenario_options import (
     read_scenario,
 )
 from fedlora_sim import Scenario
-from fedlora_sim import simulate as run
 from fedlora_sim.errors import check_count, expected
-from fedlora_sim.rules import AggregationRule
 from fedlora_sim.rules.external import rule_code
 from fedlora_sim.storage import RunStore, check_file, only_writer, remove_stale, save_dataset
+
+if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
+    import xarray as xr
+
+    from fedlora_sim.rules import AggregationRule
 
 NO_FILE_NAME = r"[^\w.]+"  # characters of a rule's options: raflora:canonicalize=true
 # Runs stored together: large enough for a file, and small enough to lose.
@@ -97,6 +99,10 @@ def _collect(
     scenario: Scenario, rules: Mapping[str, AggregationRule], numbers: range, store: RunStore
 ) -> xr.Dataset:
     """Run what is not in the store yet, and store every finished piece."""
+    import xarray as xr
+
+    from fedlora_sim import simulate as run
+
     by_rule = []
     with tqdm(total=len(rules) * len(numbers), unit="run", disable=None) as bar:
         for name, rule in rules.items():

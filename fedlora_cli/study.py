@@ -5,26 +5,23 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import matplotlib
 import typer
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
 from analysis.formats import interval, number
-from analysis.studies.findings import curves
-from analysis.studies.report import last_part, study_report, to_markdown
-from analysis.studies.run import RUNS, load_runs, run_study
-from analysis.studies.study import PATHS, Study, load_study, study_about, study_names
 from fedlora_cli.options import check_folder, parse_assignment
 from fedlora_cli.resume import resumable_sweep
 from fedlora_cli.scenario_options import Settings
 from fedlora_cli.tables import wide_console
 from fedlora_sim.errors import check_count, expected
 from fedlora_sim.storage import ResultFolder, save_dataset, write_json, write_text
-from paper_figs import draw_study
+
+if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
+    from analysis.studies.study import Study
 
 KINDS = ("png", "pdf")
 WRITTEN = (
@@ -59,6 +56,9 @@ def study(
     ] = False,
 ) -> None:
     """Compare rules, ranks and heterogeneities on a real task: runs, verdicts, report, figures."""
+    from analysis.studies.run import RUNS, run_study
+    from analysis.studies.study import load_study, study_about, study_names
+
     if listed:
         for name in study_names():
             print(f"{name}: {study_about(name)}")
@@ -84,6 +84,13 @@ def study(
 
 def _write_report(chosen: Study, results: ResultFolder, command: str) -> dict[str, Any]:
     """Write report, data and figures, replacing older ones."""
+    import matplotlib
+
+    from analysis.studies.findings import curves
+    from analysis.studies.report import study_report, to_markdown
+    from analysis.studies.run import load_runs
+    from paper_figs import draw_study
+
     runs = load_runs(chosen, results.folder)
     report = study_report(chosen, runs, command)
     with results.replace() as new:
@@ -103,6 +110,9 @@ def _command(
     seeds: int | None,
 ) -> str:
     """Return the command that repeats the study, without local paths."""
+    from analysis.studies.report import last_part
+    from analysis.studies.study import PATHS
+
     words = ["fedlora-sim", "study", Path(source).name]
     for text in settings:
         name, value = parse_assignment(text)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable_sweep
 from fedlora_sim.errors import check_positive
-from fedlora_sim.sweep.grid import read_grid
 from fedlora_sim.sweep.plan import TASK_SECONDS
-from fedlora_sim.sweep.run import Engine, Forecast, SweepReport, duration, forecast, run_sweep
+
+if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
+    from fedlora_sim.sweep.run import Engine, Forecast, SweepReport
 
 FAILED = 1
 
@@ -44,6 +45,9 @@ def sweep(
     ] = False,
 ) -> None:
     """Run a grid of scenarios, rules and seeds, here or on a cluster, and go on if killed."""
+    from fedlora_sim.sweep.grid import read_grid
+    from fedlora_sim.sweep.run import Engine, forecast, run_sweep
+
     engine = Engine(workers, scheduler, gpus)
     seconds = check_positive("--task-seconds", task_seconds)
     check_folder("--out", out, out)
@@ -65,6 +69,8 @@ def sweep(
 
 
 def _print_forecast(told: Forecast, engine: Engine) -> None:
+    from fedlora_sim.sweep.run import duration
+
     there = f"{told.present:,} are there"
     print(f"{told.rows:,} rows, {told.runs:,} runs in {told.tasks:,} tasks; {there}")
     workers = engine.workers

@@ -6,10 +6,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import matplotlib
-import torch
 import typer
 from rich.box import SIMPLE
 from rich.markup import escape
@@ -17,22 +15,12 @@ from rich.table import Table
 from tqdm import tqdm
 
 import analysis
-from analysis.claims import digits, select
-from analysis.claims.base import Claim, RunContext
-from analysis.claims.report import (
-    measured_head,
-    prediction_text,
-    to_markdown,
-    worst,
-)
-from analysis.claims.verify import assemble, digits_runs, holds, judge_claims
 from analysis.formats import interval, number
-from analysis.paper.catalogue import VERIFIED
 from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
 from fedlora_cli.tables import wide_console
 from fedlora_sim.errors import expected
-from fedlora_sim.runtime import resolve_device
+from fedlora_sim.runtime import resolve_device, torch_dtype
 from fedlora_sim.storage import (
     ResultFolder,
     RunStore,
@@ -41,18 +29,11 @@ from fedlora_sim.storage import (
     write_json,
     write_text,
 )
-from paper_figs import draw_all
-from paper_figs.files import FROM_DATA
-from paper_figs.html.render import render
+
+if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
+    from analysis.claims.base import Claim, RunContext
 
 QUICK_HELP = "about 3 minutes on 2 cores: fewer claims, fewer runs, shorter training"
-FIGURES = (*FROM_DATA, "rates", "floors")
-WRITTEN = (
-    *("report.md", "report.html", "report.json", "data/digits.nc"),
-    *(f"data/{recipe.name}.nc" for recipe in VERIFIED),
-    *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
-)
-"""All files that a verification may write."""
 COLORS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 
@@ -77,8 +58,12 @@ def verify(
     An earlier verification in the folder is kept until the new one is complete, and then replaced.
     Other files there are never changed.
     """
+    from analysis.claims import select
+    from analysis.claims.base import RunContext
+    from analysis.claims.verify import holds
+
     claims = select(claim, quick)
-    resolve_device(device, torch.float64)
+    resolve_device(device, torch_dtype("float64"))
     if seed < 0:
         raise expected("--seed", seed, "a non-negative integer")
     check_folder("--out", out, out)
@@ -87,7 +72,7 @@ def verify(
     store = RunStore(out / ".partial", effort)
     results = ResultFolder(out, "verify", force=force)
     with results.only_writer():
-        results.check(WRITTEN)
+        results.check(_written())
         started, whole = time.monotonic(), not store.count()
         with resumable(store), results.replace() as new:
             report = _run(claims, RunContext(seed, quick, device, store=store), new)
@@ -99,7 +84,27 @@ def verify(
         raise typer.Exit(1)
 
 
+def _written() -> tuple[str, ...]:
+    """Return all files that a verification may write."""
+    from analysis.paper.catalogue import VERIFIED
+    from paper_figs.files import FROM_DATA
+
+    figures = (*FROM_DATA, "rates", "floors")
+    return (
+        *("report.md", "report.html", "report.json", "data/digits.nc"),
+        *(f"data/{recipe.name}.nc" for recipe in VERIFIED),
+        *(f"figures/{name}.{kind}" for name in figures for kind in ("png", "pdf")),
+    )
+
+
 def _run(claims: Sequence[Claim], context: RunContext, out: Path) -> dict[str, Any]:
+    import matplotlib
+
+    from analysis.claims import digits
+    from analysis.claims.verify import assemble, digits_runs, judge_claims
+    from analysis.paper.catalogue import VERIFIED
+    from paper_figs import draw_all
+
     found, data = {}, out / "data"
     with (
         tqdm(total=len(claims), unit="claim", disable=None, position=0) as done,
@@ -131,6 +136,9 @@ def _run(claims: Sequence[Claim], context: RunContext, out: Path) -> dict[str, A
 
 
 def _write(report: dict[str, Any], out: Path, html: bool) -> None:
+    from analysis.claims.report import to_markdown
+    from paper_figs.html.render import render
+
     write_text(out / "report.md", to_markdown(report))
     if html:
         write_text(out / "report.html", render(report, out))
@@ -138,6 +146,8 @@ def _write(report: dict[str, Any], out: Path, html: bool) -> None:
 
 
 def _print_table(report: dict[str, Any], out: Path) -> None:
+    from analysis.claims.report import measured_head, prediction_text, worst
+
     measured = measured_head(report)
     table = Table("claim", "prediction", measured, "verdict", "control", "time", box=SIMPLE)
     _keep_whole(table)

@@ -1,6 +1,6 @@
 """The collapse report: does a rule keep the directions that only high-rank clients carry?"""
 
-from analysis.collapse.measure import Collapse as Collapse
-from analysis.collapse.report import CollapseReport as CollapseReport
-from analysis.collapse.report import collapse_report as collapse_report
-from analysis.collapse.scenarios import SCENARIOS as SCENARIOS
+import lazy_loader
+
+# Names are imported on first use, as listed in __init__.pyi.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

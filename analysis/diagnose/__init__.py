@@ -1,8 +1,6 @@
 """Diagnose a federated run from what it leaves behind, or monitor one while it trains."""
 
-from __future__ import annotations
+import lazy_loader
 
-from analysis.diagnose.diagnosis import diagnose as diagnose
-from analysis.diagnose.monitor import CollapseWarning as CollapseWarning
-from analysis.diagnose.monitor import Monitor as Monitor
-from analysis.diagnose.report import Diagnosis as Diagnosis
+# Names are imported on first use, as listed in __init__.pyi.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

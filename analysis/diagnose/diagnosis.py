@@ -15,9 +15,8 @@ import xarray as xr
 from analysis.collapse.measure import EXTINCT, FALLS, NOTHING, Collapse, together
 from analysis.diagnose.client_rounds import ClientAccount, account_of_clients
 from analysis.diagnose.consistency import RuleFit, compare
+from analysis.diagnose.layout_names import DATASET, IN_MEMORY
 from analysis.diagnose.layouts import (
-    DATASET,
-    IN_MEMORY,
     FoundRun,
     RoundFiles,
     SavedAdapter,

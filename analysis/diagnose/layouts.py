@@ -28,19 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analysis.diagnose.layout_names import LAYOUTS
 from fedlora_sim.errors import MOST_ROUNDS, check_choice, expected
 from fedlora_sim.finetune.checkpoints import RUN_FILE
 from fedlora_sim.lora import LoRAFactors, check_tensor_finite
 from fedlora_sim.peft.config import CONFIG_FILE, AdapterConfig, check_no_pointer, read_config
 from fedlora_sim.peft.read import MOST_TENSORS, WEIGHTS_FILE, AdapterFolder, wide_factors
-
-LAYOUTS = (
-    *("own", "flowertune", "fedfm", "openfedllm", "flora", "nvflare", "federatedscope", "rounds"),
-)
-IN_MEMORY = "state dicts"
-"""Layout of state dicts in Python."""
-DATASET = "dataset"
-"""Layout of a dataset that `simulate` returned."""
 
 MOST_FILES = 1_000_000
 SHOWN = 4

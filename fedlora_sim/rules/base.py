@@ -1,28 +1,32 @@
-"""The protocol of aggregation rules, their base class, weights, averages and options."""
+"""The protocol of aggregation rules, their base class, weights and options.
+
+Nothing here imports torch before a round is aggregated, so that rules can be listed in no time.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from fedlora_sim.errors import expected
-from fedlora_sim.lora import LoRAFactors, best_factors
-from fedlora_sim.lowrank import LowRankProduct
-from fedlora_sim.rules.cohort import Aggregated, Cohort, check_result, check_round
 from fedlora_sim.rules.properties import Coverage, Properties
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedlora_sim.lora import LoRAFactors
+    from fedlora_sim.lowrank import LowRankProduct
+    from fedlora_sim.rules.cohort import Aggregated, Cohort
 
 # The protocol of aggregation rules, built-in and external.
 #
 # A rule is a pure function of one round. Its inputs are the updates, the weights, the context and
 # the rule's own state; its outputs are the global update and the new state.
 
-State = Mapping[str, Tensor]
+State = Mapping[str, "Tensor"]
 """State of a rule between rounds, by name; names contain no `/`."""
 
 NO_STATE: State = MappingProxyType({})
@@ -99,96 +103,6 @@ class Aggregator(Protocol):
         ...
 
 
-# Averages in product space and in factor space
-
-
-def with_columns(product: LowRankProduct, factors: LoRAFactors, mask: Tensor) -> LowRankProduct:
-    """Return a product plus selected columns of a global adapter.
-
-    Args:
-        product: the cohort's weighted sum.
-        factors: factors of rank r_max.
-        mask: weight of each rank index, (..., r_max).
-    """
-    dtype = product.dtype
-    scaling = mask * factors.scaling
-    return product.plus(factors.lora_B.to(dtype), factors.lora_A.to(dtype), scaling)
-
-
-def split(product: LowRankProduct, r: int) -> LoRAFactors:
-    """Return the best rank-r approximation of a product, `B = U sqrt(S)`, `A = sqrt(S) V^T`."""
-    return best_factors(product, r)
-
-
-def average_factors(
-    cohort: Cohort,
-    shares_b: Tensor,
-    shares_a: Tensor,
-    *,
-    scaling_on_b: bool = False,
-    kept: LoRAFactors | None = None,
-    mask: Tensor | None = None,
-) -> LoRAFactors:
-    """Average A and B separately, position by position.
-
-    Factors can be averaged only if all use the same scaling. Equal scalings are kept and the
-    factors are averaged unchanged. Unequal scalings are split evenly, sqrt(s_k) on A and on B, and
-    the result has scaling 1.
-
-    Args:
-        cohort: the updates.
-        shares_b: weight of each (client, direction) on B, (..., K, r_max).
-        shares_a: weight of each (client, direction) on A, same shape.
-        scaling_on_b: apply unequal scalings to B only, for rules that leave A unchanged.
-        kept: the last global adapter, from which columns are kept; None keeps nothing.
-        mask: 1 for every rank index that is kept, (..., r_max).
-
-    Returns:
-        Factors of rank r_max.
-
-    Raises:
-        InputError: if the scalings differ and one of them is not positive.
-    """
-    scaling, on_b, on_a = _common_scaling(cohort, scaling_on_b)
-    batch, d_out, d_in = _dims(cohort.updates[0])
-    batch = torch.broadcast_shapes(batch, shares_b.shape[:-2])
-    lora_b = shares_b.new_zeros(*batch, d_out, cohort.r_max)
-    lora_a = shares_a.new_zeros(*batch, cohort.r_max, d_in)
-    weights_b, weights_a = on_b * shares_b, on_a * shares_a
-
-    def add(k: int, update: LoRAFactors) -> None:
-        held = cohort.positions[k]
-        w_b, w_a = weights_b[..., k, held], weights_a[..., k, held]
-        lora_b.index_add_(-1, held, update.lora_B.to(cohort.dtype) * w_b.unsqueeze(-2))
-        lora_a.index_add_(-2, held, update.lora_A.to(cohort.dtype) * w_a.unsqueeze(-1))
-
-    for k in range(cohort.num_clients):
-        add(k, cohort.updates[k])
-    if kept is not None and mask is not None:
-        last = kept.rescale(scaling)
-        lora_b += last.lora_B.to(cohort.dtype) * mask.unsqueeze(-2)
-        lora_a += last.lora_A.to(cohort.dtype) * mask.unsqueeze(-1)
-    return LoRAFactors(lora_a, lora_b, scaling)
-
-
-def _dims(update: LoRAFactors) -> tuple[torch.Size, int, int]:
-    return update.lora_A.shape[:-2], update.d_out, update.d_in
-
-
-def _common_scaling(cohort: Cohort, scaling_on_b: bool) -> tuple[float, Tensor, Tensor]:
-    """Return the scaling of the average, and each client's factor on B and on A, (K, 1)."""
-    scalings = cohort.scaling
-    one = torch.ones_like(scalings).unsqueeze(-1)
-    if bool((scalings == scalings[0]).all()):
-        return cohort.updates[0].scaling, one, one
-    if scaling_on_b:
-        return 1.0, scalings.unsqueeze(-1), one
-    if bool((scalings <= 0).any()):
-        raise expected("scaling", scalings.tolist(), "positive scalings where they differ")
-    root = scalings.sqrt().unsqueeze(-1)
-    return 1.0, root, root
-
-
 # Rule options: the fields of a rule class, appended to its name
 
 
@@ -230,7 +144,7 @@ def rule_label(rule: Any) -> str:
 # exact weighted sum and the adapter into the frozen base.
 
 Space = Literal["product", "factor", "none"]
-Finish = Callable[[LoRAFactors], LoRAFactors]
+Finish = Callable[["LoRAFactors"], "LoRAFactors"]
 
 
 @dataclass(frozen=True)
@@ -358,13 +272,12 @@ class AggregationRule(ABC):
         if not self.frozen_a:
             return adapter.rescale(scaling)
         share = adapter.scaling / scaling
-        return LoRAFactors(adapter.lora_A, adapter.lora_B * share, scaling)
+        return replace(adapter, lora_B=adapter.lora_B * share, scaling=scaling)
 
     def compress(self, base: LowRankProduct) -> LowRankProduct:
         """Return the base correction that the rule keeps; the exact one by default."""
         return base
 
-    @torch.no_grad()
     def step(
         self,
         updates: Sequence[LoRAFactors],
@@ -378,23 +291,28 @@ class AggregationRule(ABC):
             InputError: if an argument is invalid; names the argument, its value and what was
                 expected.
         """
-        checked = check_round(
-            updates,
-            weights,
-            rank_levels=context.rank_levels,
-            positions=context.positions,
-            previous=context.previous,
-            empty_partition=context.empty_partition,
-            svd_only=self.label if self.needs_svd_allocation else None,
-        )
-        result = self.aggregate(
-            checked.cohort,
-            context.previous,
-            checked.empty_partition,
-            lambda adapter: adapter.to(checked.dtype),
-            state,
-        )
-        return check_result(result), result.state
+        import torch
+
+        from fedlora_sim.rules.cohort import check_result, check_round
+
+        with torch.no_grad():
+            checked = check_round(
+                updates,
+                weights,
+                rank_levels=context.rank_levels,
+                positions=context.positions,
+                previous=context.previous,
+                empty_partition=context.empty_partition,
+                svd_only=self.label if self.needs_svd_allocation else None,
+            )
+            result = self.aggregate(
+                checked.cohort,
+                context.previous,
+                checked.empty_partition,
+                lambda adapter: adapter.to(checked.dtype),
+                state,
+            )
+            return check_result(result), result.state
 
     def aggregate(
         self,
@@ -420,6 +338,9 @@ class AggregationRule(ABC):
         Raises:
             InputError: if a partition is empty under `error`, or under `carry` without `previous`.
         """
+        from fedlora_sim.rules.averages import with_columns
+        from fedlora_sim.rules.cohort import Aggregated
+
         cohort = self.prepare(cohort)
         norms = cohort.norms() if self.weights_from_norms else None
         shares = self.direction_weights(cohort.weights, cohort.members, norms)
@@ -458,17 +379,14 @@ class AggregationRule(ABC):
         Returns:
             Factors of rank r_max.
         """
+        from fedlora_sim.lora import best_factors
+        from fedlora_sim.rules.averages import average_factors, zero_factors
+
         if self.space == "product":
-            return split(exact, cohort.r_max)
+            return best_factors(exact, cohort.r_max)
         if self.space == "factor":
             return average_factors(cohort, shares, shares, kept=kept, mask=mask)
-        first = cohort.updates[0]
-        batch = torch.broadcast_shapes(first.lora_A.shape[:-2], shares.shape[:-2])
-        zeros = first.lora_A.new_zeros
-        r, dtype = cohort.r_max, cohort.dtype
-        return LoRAFactors(
-            zeros(*batch, r, first.d_in, dtype=dtype), zeros(*batch, first.d_out, r, dtype=dtype)
-        )
+        return zero_factors(cohort, shares)
 
     def _empty(self, cohort: Cohort) -> Tensor:
         """Return which rank indices have no contributor in the cohort, boolean (..., r_max)."""
@@ -524,7 +442,7 @@ def contributor_shares(weights: Tensor, members: Tensor) -> Tensor:
     """
     contributing = weights.unsqueeze(-1) * members
     total = contributing.sum(-2, keepdim=True)
-    return contributing / torch.where(total > 0, total, 1.0)
+    return contributing / total.where(total > 0, 1.0)
 
 
 class DataWeightedRule(AggregationRule):

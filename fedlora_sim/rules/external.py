@@ -7,15 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fedlora_sim.errors import check_choice, expected
-from fedlora_sim.lora import LoRAFactors
-from fedlora_sim.lowrank import LowRankProduct, pad_last
 from fedlora_sim.rules.base import (
     NO_STATE,
     AggregationRule,
@@ -26,11 +22,15 @@ from fedlora_sim.rules.base import (
     State,
     option_defaults,
     rule_label,
-    with_columns,
 )
-from fedlora_sim.rules.cohort import Aggregated, Cohort
 from fedlora_sim.rules.properties import Properties
 from fedlora_sim.storage import digest, file_digest, source_fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedlora_sim.lora import LoRAFactors
+    from fedlora_sim.rules.cohort import Aggregated, Cohort
 
 Index = tuple[int, ...]
 
@@ -158,18 +158,23 @@ class ExternalRule(AggregationRule):
         state: State = NO_STATE,
     ) -> Aggregated:
         """Aggregate a round of many layers or seeds, one after the other."""
+        import torch
+
+        from fedlora_sim.rules.averages import stacked_bases, stacked_factors, with_columns
+        from fedlora_sim.rules.cohort import Aggregated
+
         first = cohort.updates[0].lora_A.shape[:-2]
         batch = torch.broadcast_shapes(first, cohort.weights.shape[:-1], cohort.members.shape[:-2])
         results = [
             self._one(index, batch, cohort, previous, empty_partition, state)
             for index in np.ndindex(*batch)
         ]
-        whole = _stacked_factors([r.adapter for r in results], batch)
+        whole = stacked_factors([r.adapter for r in results], batch)
         adapter = finish(whole)
         kept = self._stacked_states([r.state for r in results], batch)
         if all(r.base is None for r in results):
             return Aggregated(adapter, state=kept)
-        base, ones = _stacked_products(results, batch), torch.ones_like
+        base, ones = stacked_bases(results, batch), torch.ones_like
         if adapter is whole:
             return Aggregated(adapter, base, state=kept)
         # the base compensates for what truncation or rounding removed from the adapter
@@ -212,6 +217,10 @@ class ExternalRule(AggregationRule):
 
         Engines would stumble over other forms later.
         """
+        from torch import Tensor
+
+        from fedlora_sim.rules.cohort import Aggregated
+
         step = f"{self.label}.step"
         pair = isinstance(found, tuple) and len(found) == 2
         if not pair or not isinstance(found[0], Aggregated):
@@ -228,41 +237,18 @@ class ExternalRule(AggregationRule):
 
     def _stacked_states(self, states: Sequence[State], batch: Index) -> State:
         """Return the state of all layers and seeds in one form."""
+        from fedlora_sim.rules.averages import stacked
+
         forms = [{name: tuple(x.shape) for name, x in state.items()} for state in states]
         if any(form != forms[0] for form in forms):
             other = next(form for form in forms if form != forms[0])
             raise expected(f"{self.label}.step: state", other, f"one form in a batch, {forms[0]}")
-        kept = {name: torch.stack([state[name] for state in states]) for name in forms[0]}
-        return {name: x.reshape((*batch, *x.shape[1:])) for name, x in kept.items()}
+        return {name: stacked([state[name] for state in states], batch) for name in forms[0]}
 
 
 def _layer(factors: LoRAFactors, index: Index, batch: Index) -> LoRAFactors:
     a, b = (x.expand(*batch, *x.shape[-2:])[index] for x in (factors.lora_A, factors.lora_B))
-    return LoRAFactors(a, b, factors.scaling)
-
-
-def _stacked_factors(parts: list[LoRAFactors], batch: Index) -> LoRAFactors:
-    """Return the factors of one batch, written in the first one's scaling."""
-    scaling = parts[0].scaling
-    same = [p if p.scaling == scaling else p.rescale(scaling) for p in parts]
-    a, b = (torch.stack([getattr(p, side) for p in same]) for side in ("lora_A", "lora_B"))
-    shape = torch.Size(batch)
-    return LoRAFactors(a.reshape(shape + a.shape[1:]), b.reshape(shape + b.shape[1:]), scaling)
-
-
-def _stacked_products(results: list[Aggregated], batch: Index) -> LowRankProduct:
-    """Return the base corrections as one product, with columns of zeros where one has fewer."""
-    pairs = []
-    for result in results:
-        like = result.adapter.product.B
-        empty = (like[..., :0], like.new_zeros(0, result.adapter.d_in))
-        pairs.append(empty if result.base is None else (result.base.B, result.base.A))
-    most = max(b.shape[-1] for b, _ in pairs)
-    b = torch.stack([pad_last(b, most) for b, _ in pairs])
-    a = torch.stack([pad_last(a.mT, most).mT for _, a in pairs])
-    shape = torch.Size(batch)
-    b, a = b.reshape(shape + b.shape[1:]), a.reshape(shape + a.shape[1:])
-    return LowRankProduct([(b, a)], b.new_ones(most))
+    return replace(factors, lora_A=a, lora_B=b)
 
 
 # Fingerprint of the code of external rules, which distinguishes their versions

@@ -12,13 +12,14 @@ al., arXiv 2602.13486, Sec. 4.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from fedlora_sim.rules.base import DataWeightedRule
 from fedlora_sim.rules.properties import Properties, of_product_average
 from fedlora_sim.rules.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register(aliases=("flexlora",))

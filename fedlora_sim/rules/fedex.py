@@ -13,16 +13,17 @@ zero padding for unequal ranks is ours, as in `ZeroPad`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from fedlora_sim.errors import check_positive_int
-from fedlora_sim.lora import best_factors
-from fedlora_sim.lowrank import LowRankProduct
 from fedlora_sim.rules.base import DataWeightedRule, Space
 from fedlora_sim.rules.properties import Properties
 from fedlora_sim.rules.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedlora_sim.lowrank import LowRankProduct
 
 
 @register
@@ -78,6 +79,9 @@ class FedEx(DataWeightedRule):
         """Return the residual, truncated to `residual_rank`."""
         if self.residual_rank is None or self.residual_rank >= min(base.columns, *base.shape):
             return base
+        from fedlora_sim.lora import best_factors
+        from fedlora_sim.lowrank import LowRankProduct
+
         cut = best_factors(base, self.residual_rank)
         ones = cut.lora_A.new_ones(cut.rank)
         return LowRankProduct([(cut.lora_B, cut.lora_A)], ones)

@@ -11,19 +11,20 @@ unequal ranks is ours.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from fedlora_sim.errors import expected
-from fedlora_sim.lora import LoRAFactors
-from fedlora_sim.lowrank import LowRankProduct, largest
-from fedlora_sim.rules.base import NO_STATE, DataWeightedRule, Finish, Space, State, average_factors
-from fedlora_sim.rules.cohort import Aggregated, Cohort
+from fedlora_sim.rules.base import NO_STATE, DataWeightedRule, Finish, Space, State
 from fedlora_sim.rules.properties import Properties, of_product_average
 from fedlora_sim.rules.registry import register
 from fedlora_sim.tolerances import relative
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedlora_sim.lora import LoRAFactors
+    from fedlora_sim.lowrank import LowRankProduct
+    from fedlora_sim.rules.cohort import Aggregated, Cohort
 
 
 @register
@@ -72,9 +73,8 @@ class FFA(DataWeightedRule):
             if previous is None:
                 return finish(adapter)
             empty, sent = self._empty(cohort).unsqueeze(-1), previous.lora_A.to(cohort.dtype)
-            _check_same("previous.lora_A", torch.where(empty, 0.0, sent), adapter.lora_A)
-            lora_a = torch.where(empty, sent, adapter.lora_A)
-            return finish(LoRAFactors(lora_a, adapter.lora_B, adapter.scaling))
+            _check_same("previous.lora_A", sent.where(~empty, 0.0), adapter.lora_A)
+            return finish(replace(adapter, lora_A=sent.where(empty, adapter.lora_A)))
 
         return super().aggregate(cohort, previous, empty_partition, with_all_rows, state)
 
@@ -87,6 +87,8 @@ class FFA(DataWeightedRule):
         mask: Tensor,
     ) -> LoRAFactors:
         """Return the averaged B with the common A, row by row from the first client that has it."""
+        from fedlora_sim.rules.averages import average_factors
+
         carried = cohort.members & (cohort.weights > 0).unsqueeze(-1)
         first = carried & (carried.cumsum(-2) == 1)
         result = average_factors(cohort, shares, first.to(cohort.dtype), scaling_on_b=True)
@@ -97,14 +99,18 @@ class FFA(DataWeightedRule):
         for k in range(cohort.num_clients):
             held = cohort.positions[k]
             rows = carried[..., k, held].unsqueeze(-1)
-            wanted = torch.where(rows, common[..., held, :], 0.0)
+            wanted = common[..., held, :].where(rows, 0.0)
             own = cohort.updates[k].lora_A.to(common.dtype)
-            _check_same(f"updates[{k}].lora_A", torch.where(rows, own, 0.0), wanted)
+            _check_same(f"updates[{k}].lora_A", own.where(rows, 0.0), wanted)
             del own
 
 
 def _check_same(argument: str, own: Tensor, wanted: Tensor) -> None:
     """Refuse rows of A that differ between clients, layer by layer."""
+    import torch
+
+    from fedlora_sim.lowrank import largest
+
     # Divide by the largest entry, so that no square overflows or underflows.
     scale = largest(wanted).clamp_min(torch.finfo(wanted.dtype).tiny)[..., None, None]
     gap, size = (torch.linalg.matrix_norm(x / scale) for x in (own - wanted, wanted))

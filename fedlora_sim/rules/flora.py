@@ -11,13 +11,14 @@ Source: Wang et al. 2024, arXiv 2409.05976, Sec. 3 (stacking-based noise-free ag
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from fedlora_sim.rules.base import DataWeightedRule, Space
 from fedlora_sim.rules.properties import Properties, of_product_average
 from fedlora_sim.rules.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register

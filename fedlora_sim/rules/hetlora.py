@@ -14,13 +14,14 @@ Source: Cho et al. 2024, arXiv 2401.06432, Sec. 3.2 and Fig. 2.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from fedlora_sim.rules.base import AggregationRule, Space, data_shares
 from fedlora_sim.rules.properties import Properties, counted_weights, of_factor_average
 from fedlora_sim.rules.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Declared = bool | None
 """True: the law holds, and no counterexample may be found. False: it does not hold, and one must be
@@ -129,7 +129,7 @@ def counted_weights(coverage: Coverage, weights: Tensor, norms: Tensor | None) -
     assert norms is not None  # declared with the coverage
     present = weights if coverage == "weights_and_norms" else (weights > 0).to(norms.dtype)
     moved = present * norms
-    return torch.where(moved.sum(-1, keepdim=True) == 0, present, moved)
+    return present.where(moved.sum(-1, keepdim=True) == 0, moved)
 
 
 def of_product_average(usual: Properties) -> Properties:

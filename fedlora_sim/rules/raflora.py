@@ -15,14 +15,16 @@ Source: Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1 and Eq. 8.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from fedlora_sim.rules.base import AggregationRule, contributor_shares
-from fedlora_sim.rules.cohort import Cohort
 from fedlora_sim.rules.properties import Properties
 from fedlora_sim.rules.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedlora_sim.rules.cohort import Cohort
 
 
 @register

@@ -10,13 +10,14 @@ Source: Chen et al. 2024, arXiv 2408.08699 (rank-based LoRA aggregation).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from fedlora_sim.rules.base import AggregationRule, Space, contributor_shares
 from fedlora_sim.rules.properties import Properties, of_factor_average
 from fedlora_sim.rules.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register

@@ -16,13 +16,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, TypeVar, overload
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from fedlora_sim.errors import check_choice, expected, one_line
 from fedlora_sim.rules.base import AggregationRule, Aggregator, option_defaults, option_text
 from fedlora_sim.rules.external import ExternalRule, as_rule, check_aggregator_form
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENTRY_POINTS = "fedlora_sim.rules"
 RuleClass = type[AggregationRule] | type[Aggregator]

@@ -11,13 +11,14 @@ Source: FedIT (Zhang et al. 2023, arXiv 2305.05644) for the average of factors; 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from fedlora_sim.rules.base import DataWeightedRule, Space
 from fedlora_sim.rules.properties import Properties, of_factor_average
 from fedlora_sim.rules.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register(aliases=("fedit",))

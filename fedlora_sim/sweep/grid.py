@@ -31,12 +31,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_sim.engines.spectral import refuse_flow
 from fedlora_sim.errors import InputError, check_choice, check_count, check_seed, expected, shown
 from fedlora_sim.federation import parse_ranks
 from fedlora_sim.rules import get_rule, rule_names
 from fedlora_sim.scenario import NONE, Scenario
-from fedlora_sim.simulate import check_suits
 
 # Axes of a sweep: varying fields and labels of their values
 
@@ -400,6 +398,9 @@ def _check_tables(
 
 def _point(values: dict[str, Any]) -> Point:
     """Return the scenario and rule of a row, checked together."""
+    from fedlora_sim.engines.spectral import refuse_flow
+    from fedlora_sim.simulate import check_suits
+
     rule = values.pop(RULE, DEFAULT_RULE)
     if not isinstance(rule, str):
         raise expected("rule", rule, "the name of a rule")

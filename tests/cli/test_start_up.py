@@ -52,6 +52,7 @@ def imported_by(statement: str) -> set[str]:
     "statement",
     [
         "import analysis.closed_form",
+        "from fedlora_sim.rules import rule_names, get_rule; get_rule('raflora')",
         "import fedlora_cli.main",
         "from fedlora_sim import Federation, parse_ranks",
         "from fedlora_sim.federation import Federation",
@@ -60,6 +61,22 @@ def imported_by(statement: str) -> set[str]:
 )
 def test_modules_that_need_only_numpy_import_nothing_slow(statement: str) -> None:
     assert imported_by(statement).isdisjoint(HEAVY)
+
+
+def test_help_and_the_list_of_rules_do_not_import_torch() -> None:
+    """One process asks for the help of all commands: torch takes longer than everything else."""
+    asked = (
+        "import contextlib, sys\n"
+        "from fedlora_cli.main import COMMANDS, main\n"
+        "for words in (['--help'], ['rules'], *([name, '--help'] for name in COMMANDS)):\n"
+        "    sys.argv = ['fedlora-sim', *words]\n"
+        "    with contextlib.redirect_stdout(None):\n"
+        "        try:\n"
+        "            main()\n"
+        "        except SystemExit as end:\n"
+        "            assert end.code == 0, words"
+    )
+    assert not imported_by(asked) & {"torch", "sklearn", "sympy", "matplotlib", "h5py"}
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_ctrl_c_before_the_first_round(fedlora: Callable, monkeypatch: pytest.Mo
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedlora_cli.train.FederatedRun", stop)
+    monkeypatch.setattr("fedlora_sim.finetune.run.FederatedRun", stop)
     stopped = fedlora("train", *RUN)
     assert stopped.code == 130
     assert "0 finished rounds" in stopped.err

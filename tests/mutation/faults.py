@@ -129,7 +129,7 @@ FAULTS = (
     ),
     Fault(
         "unequal scalings go to B alone where A and B are averaged",
-        "fedlora_sim/rules/base.py",
+        "fedlora_sim/rules/averages.py",
         "return 1.0, root, root",
         "return 1.0, scalings.unsqueeze(-1), one",
         (*FORMULAS, "-k", "formula and zero_pad"),
@@ -137,7 +137,7 @@ FAULTS = (
     ),
     Fault(
         "the last adapter's scaling is forgotten where partitions are carried",
-        "fedlora_sim/rules/base.py",
+        "fedlora_sim/rules/averages.py",
         "scaling = mask * factors.scaling",
         "scaling = mask",
         (*POLICIES, "-k", "carry"),
@@ -145,7 +145,7 @@ FAULTS = (
     ),
     Fault(
         "factors that rbla carries keep the scaling of the last adapter",
-        "fedlora_sim/rules/base.py",
+        "fedlora_sim/rules/averages.py",
         "last = kept.rescale(scaling)",
         "last = kept",
         (*POLICIES, "-k", "carries"),

@@ -26,7 +26,7 @@ from fedlora_sim.rules import (
 
 OWN = tuple(
     made
-    for made in vars(rules).values()
+    for made in (getattr(rules, name) for name in dir(rules))
     if isinstance(made, type) and issubclass(made, AggregationRule) and made is not AggregationRule
 )
 """The classes of rules in `fedlora_sim.rules`."""
