@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help install verify test test-deep test-portable check lint format types bench record clean
+.PHONY: help install verify test test-deep test-frameworks test-portable check lint format types bench record clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,18 @@ test: $(STAMP)  ## run all tests, the notebooks too
 
 test-deep: $(STAMP)  ## run the tests that draw examples, cases, kills or full disks on many more
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "hypothesis or design or faults or deep" -n 2
+
+FRAMEWORKS := $(VENV)-frameworks
+
+# Flower allows older versions only of packages that the other tests use.
+$(FRAMEWORKS)/.installed: pyproject.toml constraints-frameworks.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --no-compile -c constraints-frameworks.txt \
+		--editable '.[flower,nvflare,check]' 'flwr[simulation]' pytest-xdist
+	touch $(FRAMEWORKS)/.installed
+
+test-frameworks: $(FRAMEWORKS)/.installed  ## run the tests of the adapters for Flower and NVFlare with these packages
+	FEDLORA_SIM_NEEDS_FRAMEWORKS=1 OMP_NUM_THREADS=1 $(FRAMEWORKS)/bin/python -m pytest -n 2 tests/integrations
 
 test-portable: $(STAMP)  ## run the tests and the quick verification as other processors would
 	$(BIN)/python tests/portable.py
@@ -101,4 +113,4 @@ notebooks: $(STAMP)  ## bring the notebooks and their twins in Python together, 
 .PHONY: lab notebooks
 
 clean:  ## remove the environment and caches, keep results
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(FRAMEWORKS) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

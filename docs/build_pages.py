@@ -44,7 +44,10 @@ API = {
     ),
     "adapters": (
         "Aggregate PEFT adapters",
-        ("aggregate_adapters", "aggregate_state_dicts", "truncate_state_dict"),
+        (
+            *("aggregate_adapters", "aggregate_state_dicts", "truncate_state_dict"),
+            *("AdapterServer", "receive_state"),
+        ),
         "fedlora_sim.peft",
     ),
     "check": (

@@ -49,6 +49,28 @@ def broken_table(record: dict[str, Any]) -> str:
     return markdown_table(head, lines)
 
 
+# The examples of other frameworks
+
+
+def frameworks_table(record: dict[str, Any]) -> str:
+    """Return the share of energy above the lowest rank after each round.
+
+    Args:
+        record: written by `examples/record.py`.
+    """
+    rounds = sorted({int(t) for row in record["rows"] for t in row["shares"]})
+    names = {"flwr": "Flower", "nvflare": "NVFlare"}
+    lines: Lines = [
+        (
+            f"{names[row['framework']]} {row['version']}",
+            f"`{row['rule']}`",
+            *(f"{row['shares'][str(t)]:.4f}" if str(t) in row["shares"] else NONE for t in rounds),
+        )
+        for row in record["rows"]
+    ]
+    return markdown_table(("framework", "rule", *(f"round {t}" for t in rounds)), lines)
+
+
 # Tables of the recorded calibration of estimators and verdicts
 
 Record = Mapping[str, Any]

@@ -55,6 +55,7 @@ from paper_figs.check_tables import (
     coverage_table,
     family_line,
     faults_table,
+    frameworks_table,
     margin_table,
     mutation_table,
     ranks_table,
@@ -126,6 +127,12 @@ def diagnosis_blocks(record: Path) -> dict[str, str]:
     """Return the table of the rates of `analysis.diagnose`; empty if they are not recorded."""
     path = record / "diagnose.json"
     return {"detection": detection_table(_read(path)["rows"])} if path.exists() else {}
+
+
+def framework_blocks(record: Path) -> dict[str, str]:
+    """Return the table of the examples of other frameworks; empty if they are not recorded."""
+    path = record / "frameworks.json"
+    return {"frameworks": frameworks_table(_read(path))} if path.exists() else {}
 
 
 # The drift law: copies in the record, and their tables
@@ -377,7 +384,7 @@ def tables(record: Path) -> dict[str, str]:
         bench = json.loads((record / f"{name}.json").read_text(encoding="utf-8"))
         blocks |= {block: table(bench) for block, table in tables_of.items()}
     blocks |= study_blocks(record) | forecast_blocks(record) | law_blocks(record)
-    return blocks | diagnosis_blocks(record)
+    return blocks | diagnosis_blocks(record) | framework_blocks(record)
 
 
 def documents(root: Path) -> list[Path]:

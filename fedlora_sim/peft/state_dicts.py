@@ -202,7 +202,7 @@ class StateDictAdapter(Adapter):
         self._weights = self._weights.to_file(path)
 
 
-def _config(
+def state_dict_config(
     alpha: object,
     use_rslora: object,
     options: Mapping[str, Any] | None,
@@ -489,7 +489,9 @@ def aggregate_state_dicts(
     conventions = _PerClient("use_rslora", use_rslora)
 
     def config(number: int) -> ShapeConfig:
-        return _config(alphas.of(number), conventions.of(number), options, target_parameters)
+        return state_dict_config(
+            alphas.of(number), conventions.of(number), options, target_parameters
+        )
 
     with tempfile.TemporaryDirectory(prefix="fedlora-sim-", ignore_cleanup_errors=True) as folder:
         read = _Clients(state_dicts, config, Path(folder))
@@ -517,7 +519,7 @@ def aggregate_state_dicts(
             written = {m: resized(own, *sizes[m], frozen_a=frozen_a) for m, own in factors.items()}
             if not frozen_a:
                 written = with_fresh_components(cohort, written, seed)
-            return _own({**stored(cohort, written), **others})
+            return copies({**stored(cohort, written), **others})
 
         total = tensors(results.total, extras)
         if not details:
@@ -529,7 +531,7 @@ def aggregate_state_dicts(
         sizes = _sizes(cohort, results.base, result, uniform_rank=uniform_rank)
         base = {m: resized(own, *sizes[m], frozen_a=False) for m, own in results.base.items()}
         return AggregatedStateDicts(
-            total, adapter, _own(stored(cohort, base)), layers, cohort.left_out
+            total, adapter, copies(stored(cohort, base)), layers, cohort.left_out
         )
 
 
@@ -548,7 +550,7 @@ def _result_config(
         (result_alpha,) = alphas
     use_rslora = all(config.use_rslora for config in configs)
     alike = {k: v for k, v in (options or {}).items() if k not in ("lora_alpha", "use_rslora")}
-    return _config(result_alpha, use_rslora, alike, target_parameters, "result_alpha")
+    return state_dict_config(result_alpha, use_rslora, alike, target_parameters, "result_alpha")
 
 
 def _sizes(
@@ -571,7 +573,7 @@ def _sizes(
     return {module: (rank, config.scaling_at(module, rank)) for module, rank in ranks.items()}
 
 
-def _own(tensors: StateDict) -> dict[str, Tensor]:
+def copies(tensors: StateDict) -> dict[str, Tensor]:
     """Return copies on the CPU that share no memory with each other or with a client's tensors."""
     form = torch.contiguous_format
     return {key: tensor.cpu().clone(memory_format=form) for key, tensor in tensors.items()}
@@ -613,7 +615,7 @@ def truncate_state_dict(
     Raises:
         InputError: names the argument or the key, its value and what was expected.
     """
-    config = _config(lora_alpha, use_rslora, options, target_parameters)
+    config = state_dict_config(lora_alpha, use_rslora, options, target_parameters)
     alpha = check_alpha("client_alpha", lora_alpha if client_alpha is None else client_alpha)
     adapter = StateDictAdapter("state_dict", state_dict, config)
     cohort = AdapterCohort([adapter], [1.0])
@@ -632,7 +634,7 @@ def truncate_state_dict(
         update = adapter.factors(module, torch.float64, torch.device("cpu"))
         cut[module] = _cut(update, own, received.scaling_at(module, own), frozen_a=frozen_a)
     others = {key: adapter.tensor(key) for key in adapter.extras}
-    return _own({**stored(cohort, cut), **others})
+    return copies({**stored(cohort, cut), **others})
 
 
 def _cut(update: LoRAFactors, rank: int, scaling: float, *, frozen_a: bool) -> LoRAFactors:
