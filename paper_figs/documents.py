@@ -355,6 +355,26 @@ def run_line(report: dict[str, Any]) -> str:
     return f"Recorded from: `{repeat_command(made)}`{took}."
 
 
+def summary_line(report: dict[str, Any]) -> str:
+    """Return the verdicts in short: theorems, conjectures, and controls that were refuted."""
+    claims = report["claims"]
+    theorems = [claim["verdict"] for claim in claims if claim["kind"] == "theorem"]
+    conjectures = [claim["verdict"] for claim in claims if claim["kind"] == "conjecture"]
+    found = ", ".join(f"{conjectures.count(v)} {v}" for v in ("supported", "refuted", "undecided"))
+    controls = " and ".join(
+        f"{sum(own['verdict'] == 'refuted' for own in given)} of {len(given)} {name}s"
+        for key, name in (
+            ("negative_control", "negative control"),
+            ("near_control", "near control"),
+        )
+        for given in [[claim[key] for claim in claims if claim.get(key)]]
+    )
+    return (
+        f"**{theorems.count('supported')} of {len(theorems)} theorems supported.** Of "
+        f"{len(conjectures)} conjectures {found}. {controls} refuted. {run_line(report)}"
+    )
+
+
 def rules_table() -> str:
     """Return the table of registered rules, from their docstrings."""
     head = ("rule", "averages", "multiplier", "what it does", "source")
@@ -376,6 +396,7 @@ def tables(record: Path) -> dict[str, str]:
         "verdicts": claim_tables(report),
         "digits": digits_table(report),
         "run": run_line(report),
+        "summary": summary_line(report),
         "rules": rules_table(),
         "gpu": gpu_block(record),
         "training_bars": training_bars_block(record),

@@ -22,6 +22,9 @@ between
 <!-- run: generated -->
 <!-- end -->
 
+<!-- summary: generated -->
+<!-- end -->
+
 <!-- rules: generated -->
 <!-- end -->
 

@@ -181,6 +181,9 @@ def test_a_recorded_readme_passes_its_check(
     for table in (claim_tables, theme_table, conjecture_table):
         assert table(worded) in text
     assert "What staircase states." not in text
+    theorems = [claim for claim in report["claims"] if claim["kind"] == "theorem"]
+    held = sum(claim["verdict"] == "supported" for claim in theorems)
+    assert f"**{held} of {len(theorems)} theorems supported.** Of " in text
     assert documents.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "calibration.json", "conformance.json"),

@@ -57,9 +57,9 @@ def test_the_command_reads_writes_and_reports(fedlora_aggregate, clients, here):
     assert hidden(here / "new") == []
 
 
-def test_the_readmes_command_runs(fedlora_aggregate, clients, here):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (command,) = re.findall(r"```sh\nfedlora-sim aggregate (.*?)```", readme, flags=re.DOTALL)
+def test_the_documented_command_runs(fedlora_aggregate, clients, here):
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    (command,) = re.findall(r"```sh\nfedlora-sim aggregate (.*?)```", page, flags=re.DOTALL)
     for number, folder in enumerate(clients("gpt2", *SETTINGS), start=1):
         shutil.copytree(folder, here / f"client-{number}")
     assert fedlora_aggregate(*shlex.split(command.replace("\\\n", " "))).code == 0

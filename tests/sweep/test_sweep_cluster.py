@@ -126,9 +126,11 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_documented_slurm_cluster_has_jobs_of_one_worker() -> None:
-    """The options of the README's example, without the jobs."""
+    """The options of the page's example, without the jobs."""
     jobqueue = pytest.importorskip("dask_jobqueue")
-    snippets = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    snippets = re.findall(
+        r"```py\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), flags=re.DOTALL
+    )
     (snippet,) = (text for text in snippets if "SLURMCluster" in text)
     given: dict[str, Any] = {}
     exec(snippet.partition("with ")[0], given)
