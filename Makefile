@@ -57,7 +57,7 @@ test-portable: $(STAMP)  ## run the tests and the quick verification as other pr
 	$(BIN)/python tests/portable.py
 
 check: lint types  ## lint, format, types and the quick tests
-	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -m "not slow" -x -n 2
+	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -m "not slow" -x -n 2 --dist worksteal
 
 lint: $(STAMP)  ## lint and formatting, without changing anything
 	$(BIN)/ruff check

@@ -15,16 +15,22 @@ from fedlora_sim import runtime
 
 hypothesis_profiles.load()
 
+SLOW_FIXTURES = {"paper_data", "recorded_page", "reports"}
+"""Fixtures that take seconds, once in each process of pytest: the tests that need them are slow."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out deep tests; mark tests of guarantees, and those of the external package."""
+    """Leave out deep tests; mark tests of guarantees, slow fixtures and the external package."""
     if not hypothesis_profiles.is_random():
         left_out = [item for item in items if item.get_closest_marker("deep")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
     for item in items:
-        if "promise" in getattr(item, "fixturenames", ()):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "promise" in fixtures:
             item.add_marker("faults")
+        if fixtures & SLOW_FIXTURES:
+            item.add_marker("slow")
         if Path(__file__).parent / "third_party" in item.path.parents:
             item.add_marker("slow")
 

@@ -1,8 +1,8 @@
 """Hypothesis profiles of all tests: HYPOTHESIS_PROFILE = quick | ci | deep.
 
-quick: a few examples, for `make check`. ci, the default: for `make test` and the gate. deep:
-thousands, new ones each time, for `make test-deep`. Only deep draws at random, so a failure under
-the other two is caused by a change of the code.
+quick: a tenth of the examples, for `make check`. ci, the default: for `make test` and the gate.
+deep: thousands, new ones each time, for `make test-deep`. Only deep draws at random, so a failure
+under the other two is caused by a change of the code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from hypothesis import settings
 
 CI = 100
-settings.register_profile("quick", max_examples=CI // 4, deadline=None, derandomize=True)
+settings.register_profile("quick", max_examples=CI // 10, deadline=None, derandomize=True)
 settings.register_profile("ci", max_examples=CI, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=20 * CI, deadline=None, derandomize=False)
 

@@ -20,12 +20,14 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_recorded_report():
     check = [sys.executable, "-m", "paper_figs.documents", "--check"]
     done = subprocess.run(check, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "example"), EXAMPLES, ids=lambda text: text.splitlines()[0])
 def test_examples_run(page, example, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # one of them runs a sweep

@@ -10,16 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_cases
 from promises import Promise
 from safetensors.torch import save_file
 
 from fedlora_cli.main import COMMANDS
 from fedlora_cli.terminal import ASCII_FORMS, print_anywhere
 
-# One process for all commands, because importing them takes most of the time.
+# One process for all commands, because importing them takes most of the time. It trains the small
+# task: a model of the digits is pretrained for seconds.
 PROGRAM = """
 import json, os, sys
+import pytest
+from train_cases import use_small_task
 from fedlora_cli.main import main
+use_small_task(pytest.MonkeyPatch())
 for arguments in json.load(open(sys.argv[1], encoding="utf-8")):
     sys.argv = ["fedlora-sim", *(os.fsdecode(text.encode()) for text in arguments)]
     try:
@@ -84,10 +89,11 @@ def test_every_command_under_a_c_locale(tmp_path: Path, promise: Promise) -> Non
     assert {arguments[0] for arguments in commands} == set(COMMANDS)
     (tmp_path / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
+    path = [str(Path(train_cases.__file__).parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "commands.json"],
         cwd=tmp_path,
-        env={**os.environ, **locale},
+        env={**os.environ, **locale, "PYTHONPATH": os.pathsep.join(filter(None, path))},
         capture_output=True,
         timeout=600,
         check=False,

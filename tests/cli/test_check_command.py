@@ -82,6 +82,7 @@ def laws(*names: str) -> tuple[str, ...]:
     return tuple(word for name in names for word in ("--checks", name))
 
 
+@pytest.mark.slow
 def test_every_status_is_shown_and_counted(fedlora: Callable) -> None:
     done = fedlora("check", "fedavg", *FEW, *laws(*LAWS))
     assert (done.code, done.err) == (0, "")  # without a terminal no progress is shown

@@ -39,6 +39,7 @@ def test_a_page_is_written_next_to_its_report(fedlora: Callable, kept: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_it_is_reproducible(fedlora: Callable, kept: Path) -> None:
     assert fedlora("report", "kept", "--out", "new/a.html").code == 0
     assert fedlora("report", "kept", "--out", "b.html").code == 0

@@ -21,6 +21,7 @@ import fedlora_cli.study as command
 from analysis.studies.study import study_names
 from fedlora_sim.sweep import run
 from fedlora_sim.tasks.task import Examples
+from paper_figs import style
 
 TOML = """
 name = "tiny"
@@ -113,8 +114,11 @@ def test_a_tiny_study_from_end_to_end(
     fedlora: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_small_task(monkeypatch)
+    monkeypatch.setitem(style.RC, "savefig.dpi", 40)
     outcome = fedlora(*STUDY)
     assert outcome.code == 0, outcome.err
+    # The figures were drawn once; drawing them for every later command takes seconds.
+    monkeypatch.setattr(style, "image", lambda figure, kind, **_: memoryview(kind.encode()))
     assert [line.split(",")[0] for line in outcome.err.splitlines()] == [
         f"{i} of {RUNS} tasks" for i in range(1, RUNS + 1)
     ]

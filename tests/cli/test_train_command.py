@@ -216,6 +216,7 @@ def test_bad_input_is_one_line_before_any_work(
     assert [path.name for path in here.iterdir()] == ["s.toml"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_simulate_continues_within_a_run(
     fedlora: Callable, here: Path, monkeypatch: pytest.MonkeyPatch

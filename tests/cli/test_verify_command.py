@@ -196,6 +196,7 @@ def verify_digits(fedlora: Callable, ids: list[str]) -> Any:
     return fedlora("verify", "--out", "v", *(t for n in ids for t in ("--claim", n)))
 
 
+@pytest.mark.slow
 def test_digits_are_tabled_and_can_be_drawn(fedlora: Callable, digits_ids: list[str]) -> None:
     outcome = verify_digits(fedlora, digits_ids)
     assert outcome.code == 0

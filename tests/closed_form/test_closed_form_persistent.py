@@ -127,6 +127,7 @@ def test_one_round_is_fresh_and_common_clients_always_are():
             np.testing.assert_array_equal(fresh, kept)
 
 
+@pytest.mark.slow
 def test_gains_without_bound_have_no_floor_and_drifts_have_one():
     asked = {"gain_mean": 0.7, "drift_mean": 0.2, "drift_std": 0.3, "heterogeneity": "persistent"}
     for rule in ("fedavg", "raflora", "flora", "ffa"):

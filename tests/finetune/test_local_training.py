@@ -207,6 +207,7 @@ def test_cohort_sizes_must_agree(tiny_task, make_adapters):
             train_cohort(tiny_task, stack, samples, rngs, config)
 
 
+@pytest.mark.slow
 def test_thread_count_changes_no_bit_and_is_restored(tiny_task, make_adapters, cohort_samples):
     before, results = torch.get_num_threads(), []
     try:

@@ -31,6 +31,7 @@ def small(tmp_path, monkeypatch):
     return Fault("wrong", "small.py", "2 * x", "3 * x", ("test_code.py",), "test_double")
 
 
+@pytest.mark.slow
 def test_a_fault_is_caught_or_survives_and_leaves_the_copy_unchanged(small, tmp_path):
     before = (tmp_path / "small.py").read_text()
     found = plant.try_fault(small, tmp_path)

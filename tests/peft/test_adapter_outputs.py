@@ -226,6 +226,7 @@ def test_every_rule_runs(clients, tmp_path, architecture, rule):
         assert outputs(received).isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_rule_that_freezes_a_hands_out_the_same_a(clients, tmp_path):
     folders = share_a(clients("gpt2", *CONVENTIONS["mixed"]), tmp_path)
     aggregate_adapters(folders, SAMPLES, "ffa", tmp_path / "out", client_folders=True)

@@ -105,6 +105,7 @@ def merged(folder):
     return model.merge_and_unload().state_dict()
 
 
+@pytest.mark.slow
 def test_old_names_are_loaded_by_a_newer_version(tmp_path):
     """Also ranks above the limit of k_proj (8), so that its sum has another rank."""
     settings = (

@@ -110,6 +110,7 @@ def test_exported_cohorts_of_other_federations_aggregate_too(tmp_path, rule, cha
     assert_round_is_reproduced(kept, 2, tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_clients_have_the_ranks_that_they_were_pruned_to(tmp_path):
     kept = keep_run(tmp_path, tiny_task(), "hetlora", cohort_size=6, **PRUNING)
     exported = kept.export_clients(2, None, tmp_path / "out")
@@ -123,6 +124,7 @@ def test_clients_have_the_ranks_that_they_were_pruned_to(tmp_path):
         assert scaling == pytest.approx(kept.scenario.client_scaling(before))
 
 
+@pytest.mark.slow
 def test_clients_come_out_bit_for_bit(tmp_path, monkeypatch):
     sent, train = [], FederatedRun.train
 
@@ -184,6 +186,7 @@ def test_the_global_adapter_is_what_the_largest_client_starts_from(tmp_path, rul
         assert_same(found.delta(), state.adapters[name].delta())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_peft_loads_a_client(tmp_path, architecture):
     task = tiny_task(architecture)

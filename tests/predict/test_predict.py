@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import xarray as xr
+from designs import each_value
 
 from analysis import closed_form
 from analysis.closed_form.setting import RULES
@@ -42,6 +44,7 @@ STILL = EXAMPLE.replace(drift_std=0.0)
 FULL = Scenario("2x4,4x2,8x2", rounds=20, num_samples=(1, 2, 3, 4, 1, 2, 3, 4))
 SAMPLED = Scenario("2x3,4x3", cohort_size=2, sampling="bernoulli", allocation="random", rounds=5)
 TRAINING = Scenario("2x4,4x2", local_loss="quadratic", local_time=0.6, rounds=8)
+SCENARIOS = {"example": EXAMPLE, "full": FULL, "sampled": SAMPLED, "training": TRAINING}
 FIRST = [0, 8, 16]
 
 
@@ -74,18 +77,18 @@ def test_the_ratio_of_a_simulation_and_its_prediction_is_one_line() -> None:
     np.testing.assert_allclose(ratio, 1.0, rtol=relative("iteration"))
 
 
-@pytest.mark.parametrize("scenario", [EXAMPLE, FULL, SAMPLED, TRAINING], ids="esrt")
-@pytest.mark.parametrize("rule", RULES)
-def test_every_variable_has_numbers_or_a_reason(scenario: Scenario, rule: str, tmp_path) -> None:
+@each_value(name=SCENARIOS, rule=RULES)
+def test_every_variable_has_numbers_or_a_reason(name: str, rule: str, tmp_path: Path) -> None:
+    scenario = SCENARIOS[name]
     theory = predict(scenario, rule)
     sizes = {"round": scenario.rounds + 1, "direction": max(scenario.ranks)}
     assert set(theory.data_vars) == set(VARIABLES)
     why = reasons(theory)
     assert json.loads(theory.attrs["reasons"]) == why
-    for name, (dims, _, _) in VARIABLES.items():
-        assert theory[name].shape == tuple(sizes[dim] for dim in dims)
-        missing = np.isnan(theory[name].values)
-        assert missing.all() if name in why else not missing.any()
+    for key, (dims, _, _) in VARIABLES.items():
+        assert theory[key].shape == tuple(sizes[dim] for dim in dims)
+        missing = np.isnan(theory[key].values)
+        assert missing.all() if key in why else not missing.any()
     assert all(why.values())
     theory.to_netcdf(tmp_path / "theory.nc")
     with xr.open_dataset(tmp_path / "theory.nc") as again:

@@ -256,6 +256,7 @@ def check_all(scenario: Scenario, rules=RULES, local_time: float | None = None) 
         check_training(runs, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(examples(3)))
 def test_every_value_of_a_prediction_agrees_with_runs(number):
     rules = stream(number, "rules").choice(RULES, size=3, replace=False)
@@ -324,6 +325,7 @@ def check_design(asked: Scenario, found: Design) -> None:
     assert_mean(worst, found.worst_rate**scenario.rounds, ("worst_rate", found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(examples(3)))
 def test_every_value_of_a_design_agrees_with_runs(number):
     asked, designs = designed(number)

@@ -19,7 +19,8 @@ def ratio(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", [12, 60])
+# Intervals of 12 runs are the harder ones; those of 60 run the same code.
+@pytest.mark.parametrize("runs", [12, pytest.param(60, marks=pytest.mark.deep)])
 def test_a_ratio_of_means_is_covered_at_the_nominal_rate(runs: int) -> None:
     def draw(rng: np.random.Generator) -> np.ndarray:
         base = rng.lognormal(0.0, 0.5, runs)

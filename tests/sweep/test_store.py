@@ -80,7 +80,9 @@ def test_a_profiler_does_not_change_the_bytes(
         monkeypatch.setattr(store, "encode_dataset", storage.encode_here)
     found = {path.read_bytes()}
     with watched():
-        for _ in range(60):
+        for _ in range(20 if own_thread else 60):  # the control varies within a few writes
             store.put_task(tmp_path, task, dataset)
             found.add(path.read_bytes())
+            if len(found) > 1:
+                break
     assert (len(found) == 1) == own_thread

@@ -37,6 +37,7 @@ def client() -> Iterator[Any]:
         yield connected
 
 
+@pytest.mark.slow
 def test_workers_write_the_bytes_of_the_serial_run(tmp_path: Path, client: Any) -> None:
     swept(SMALL, tmp_path / "serial")
     engine = Engine(scheduler=client.scheduler.address)
@@ -52,6 +53,7 @@ def test_a_client_of_dask_nearby_does_not_disturb_the_serial_sweep(
     assert distributed.get_client() is client
 
 
+@pytest.mark.slow
 def test_more_tasks_than_the_scheduler_holds_at_a_time(
     tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

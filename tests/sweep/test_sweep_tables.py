@@ -41,6 +41,7 @@ def test_a_row_per_point_with_means_and_intervals_of_its_seeds(out: Path) -> Non
         np.testing.assert_allclose(told, ends, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_ranks_and_rounds_of_any_length_are_measured_at_their_own_end(out: Path) -> None:
     tables = changed(
         SMALL,
