@@ -63,7 +63,7 @@ def verify(
     from analysis.claims.verify import holds
 
     claims = select(claim, quick)
-    resolve_device(device, torch_dtype("float64"))
+    resolve_device(device, torch_dtype("float64"), "training")
     if seed < 0:
         raise expected("--seed", seed, "a non-negative integer")
     check_folder("--out", out, out)

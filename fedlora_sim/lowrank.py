@@ -14,7 +14,7 @@ from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from fedlora_sim.errors import check_choice, check_positive_int, expected
-from fedlora_sim.runtime import blas_threads, map_on_threads, one_thread
+from fedlora_sim.runtime import blas_threads, full_precision, map_on_threads, one_thread
 from fedlora_sim.tolerances import relative
 
 # Blocks: a low-rank product as one pair of factors per client.
@@ -386,6 +386,7 @@ def is_safe(amplitude: Tensor, dtype: torch.dtype) -> bool:
     return bool(((amplitude <= limit) & (amplitude >= 1 / limit)).all())  # False for NaN
 
 
+@full_precision()
 def solve_in_range(
     blocks: Blocks,
     weights: Tensor,

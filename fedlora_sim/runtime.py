@@ -1,4 +1,4 @@
-"""Devices, CPU threads and worker processes."""
+"""Devices, their precision and memory, CPU threads and worker processes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,29 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from fedlora_sim.errors import check_choice, expected
+from fedlora_sim.errors import check_choice, expected, one_line
 
 if TYPE_CHECKING:  # it takes seconds, and a scenario needs the names alone
     import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Divisible(Protocol):
+    """A sequence or an array, whose slices are batches too."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> Any: ...
+
+
+Batch = TypeVar("Batch", bound=Divisible)
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "float64")
@@ -53,8 +66,29 @@ def torch_dtype(name: str | None) -> torch.dtype:
     return {"float32": torch.float32, "float64": torch.float64}[str(name)]
 
 
-def resolve_device(device: str, dtype: torch.dtype) -> torch.device:
-    """Return the torch device of a name; `auto` takes CUDA, then MPS (float32 only), then the CPU.
+ACCELERATED = ("training", "aggregation")
+"""Work for which `auto` takes an accelerator: fine-tuning, and aggregating adapters.
+
+The simulation of a spectrum draws its random numbers on the host, which takes most of the time, and
+the operations of a matrix simulation are too small for an accelerator. A device that is named is
+taken for any work.
+"""
+
+_is_worker = False
+"""True in a process that works for another one, next to other workers on the same machine."""
+
+
+def resolve_device(device: str, dtype: torch.dtype, work: str) -> torch.device:
+    """Return the torch device of a name for some work.
+
+    `auto` takes CUDA, then MPS (float32 only), for work that gains from it (`ACCELERATED`), and the
+    CPU otherwise. It takes the CPU in worker processes, too, which would share one accelerator: a
+    sweep uses several GPUs with one worker each (`--gpus`).
+
+    Args:
+        device: `auto | cpu | cuda | mps`.
+        dtype: dtype of the computation.
+        work: a fidelity, or `aggregation`.
 
     Raises:
         InputError: if the device is unknown, absent, or does not support this dtype.
@@ -63,7 +97,9 @@ def resolve_device(device: str, dtype: torch.dtype) -> torch.device:
 
     name = check_choice("device", device, DEVICES)
     has_mps = torch.backends.mps.is_available()
-    if name == "auto":
+    if name == "auto" and (work not in ACCELERATED or _is_worker):
+        name = "cpu"
+    elif name == "auto":
         mps = has_mps and dtype == torch.float32
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -75,10 +111,80 @@ def resolve_device(device: str, dtype: torch.dtype) -> torch.device:
     return torch.device(name)
 
 
-# CPU threads: one for small operations, one per layer for many layers
+def is_on(found: torch.device, wanted: torch.device) -> bool:
+    """Return True if a tensor's device is the wanted one.
 
-T = TypeVar("T")
-R = TypeVar("R")
+    Tensors say `cuda:0` where `cuda` was asked for: without an index, the current device is meant.
+    """
+    import torch
+
+    if found.type != wanted.type or wanted.index is not None:
+        return found == wanted
+    return found.type != "cuda" or found.index == torch.cuda.current_device()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply and convolve float32 in full precision in the block, or in a decorated function.
+
+    Many training scripts allow TF32 or bfloat16 with `torch.set_float32_matmul_precision("high")`,
+    and torch allows TF32 in convolutions by default. Its 11 significant bits cost three digits of
+    an aggregate. The caller's settings are restored.
+    """
+    import torch
+
+    parts: Any = torch.backends
+    if not hasattr(parts.cuda.matmul, "fp32_precision"):  # torch before 2.9
+        matmul, convolutions = torch.get_float32_matmul_precision(), parts.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("highest")
+        parts.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(matmul)
+            parts.cudnn.allow_tf32 = convolutions
+        return
+    places = [parts.cuda.matmul, parts.cudnn.conv, parts.cudnn.rnn]
+    places += [parts.mkldnn.matmul, parts.mkldnn.conv, parts.mkldnn.rnn]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
+
+
+def in_parts(solve: Callable[[Batch], R], items: Batch) -> list[R]:
+    """Apply a function to a batch or, if the device has too little memory for it, to its halves.
+
+    Args:
+        solve: a function of some of the items, whose result does not depend on the others.
+        items: the batch, at least one item.
+
+    Returns:
+        The results of the parts, in order.
+
+    Raises:
+        MemoryError: if there is too little memory for one item.
+    """
+    import torch
+
+    try:
+        return [solve(items)]
+    except torch.OutOfMemoryError as error:
+        told = one_line(str(error))
+    # Outside of the handler: the error's frames hold the tensors of the attempt.
+    if len(items) == 1:
+        raise MemoryError(f"not enough memory on the device, even for a batch of one: {told}")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(items) // 2
+    return [found for part in (items[:half], items[half:]) for found in in_parts(solve, part)]
+
+
+# CPU threads: one for small operations, one per layer for many layers
 
 
 @contextmanager
@@ -180,6 +286,8 @@ def _call(driver: tuple[int, Path], function: Callable[..., T], job: Sequence[An
 
 @cache
 def _settle(owner: int) -> None:
+    global _is_worker
+    _is_worker = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(owner,), daemon=True).start()
 

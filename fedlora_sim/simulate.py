@@ -18,6 +18,7 @@ from fedlora_sim.errors import check_seed, check_sequence, expected
 from fedlora_sim.finetune.measures import TrainingResult, labeled
 from fedlora_sim.finetune.run import run_training
 from fedlora_sim.rules import AggregationRule, get_rule
+from fedlora_sim.runtime import full_precision
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks import Task
 
@@ -26,6 +27,7 @@ MOST_NUMBERS = 500_000_000
 """Maximum numbers in memory for one run, and energies returned by one call: 4 GB."""
 
 
+@full_precision()
 def simulate(
     scenario: Scenario,
     rule: str | AggregationRule = "raflora",
@@ -78,6 +80,7 @@ def simulate(
         return engine(scenario, chosen, seeds, bar.update, **given)
 
 
+@full_precision()
 def simulate_many(
     scenarios: Sequence[Scenario],
     rule: str | AggregationRule = "raflora",

@@ -314,8 +314,11 @@ class Job:
 
 
 def workers(device: str) -> int:
-    """Return the number of processes: one per core, or one if they would share a GPU."""
-    if resolve_device(device, torch.float32).type != "cpu":
+    """Return the number of processes: one per core, or one if they would share a GPU.
+
+    Under `auto` workers compute on the CPU.
+    """
+    if resolve_device(device, torch.float32, "matrix").type != "cpu":
         return 1
     return min(cpu_count(), MOST_WORKERS)
 

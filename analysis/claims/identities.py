@@ -56,7 +56,7 @@ def product_distance(
         One row per run: raFLoRA on the factors as drawn, and on canonical factors.
     """
     distances = []
-    device = resolve_device(context.device, torch.float64)
+    device = resolve_device(context.device, torch.float64, "matrix")
     for seed in context.seeds(numbers):
         rng = stream(seed, "identity")
         updates = [
@@ -86,7 +86,8 @@ def partition_distance(
     partitions are summed densely and truncated by an SVD, without the code of the rule. The near
     control also multiplies them by 1 + `off`.
     """
-    levels, device = sorted(set(FEDERATION)), resolve_device(context.device, torch.float64)
+    levels = sorted(set(FEDERATION))
+    device = resolve_device(context.device, torch.float64, "matrix")
     distances = []
     for seed in context.seeds(numbers):
         rng = stream(seed, "partitions")
@@ -269,7 +270,7 @@ def multiplier_error(
 
 def _orthonormal(rng: np.random.Generator, d: int, q: int, context: RunContext) -> Tensor:
     basis = torch.from_numpy(np.linalg.qr(rng.standard_normal((d, q)))[0])
-    return basis.to(resolve_device(context.device, torch.float64))
+    return basis.to(resolve_device(context.device, torch.float64, "matrix"))
 
 
 def _shared(
@@ -301,7 +302,7 @@ def gauge_distance(
     Each client's factors become `B G, G^{-1} A` with a random invertible G of condition number 4:
     the same update, up to a factor 1 + `off` of the near control.
     """
-    device = resolve_device(context.device, torch.float64)
+    device = resolve_device(context.device, torch.float64, "matrix")
     distances = []
     for seed in context.seeds(numbers):
         rng = stream(seed, "gauge")

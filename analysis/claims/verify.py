@@ -79,7 +79,7 @@ def verify(
     """
     started = time.monotonic()
     chosen = select([claims] if isinstance(claims, str) else claims, quick)
-    resolve_device(device, torch.float64)
+    resolve_device(device, torch.float64, "training")
     context = RunContext(check_seed("seed", seed), quick, device)
     found = {record["id"]: record for record in judge_claims(chosen, context)}
     report = assemble([found[claim.id] for claim in chosen], context)

@@ -28,7 +28,7 @@ from fedlora_sim.federation import cohort_slots
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.rules import AggregationRule, Cohort, State
-from fedlora_sim.runtime import leaves_range, one_thread, resolve_device, torch_dtype
+from fedlora_sim.runtime import in_parts, leaves_range, one_thread, resolve_device, torch_dtype
 from fedlora_sim.scenario import Scenario
 
 # Local training under the quadratic loss: gradient descent of each client on its two factors.
@@ -309,7 +309,7 @@ def run_matrix(
     with one_thread():
         for start in range(0, len(seeds), size):
             chunk = seeds[start : start + size]
-            parts.append(_in_range(scenario, rule, chunk, account))
+            parts += in_parts(lambda part: _in_range(scenario, rule, part, account), chunk)
             on_progress(len(chunk))
     return MatrixResult.joined(parts)
 
@@ -370,7 +370,7 @@ class _Batch:
     def __init__(self, scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> None:
         self.scenario, self.rule, self.seeds = scenario, rule, seeds
         self.dtype = torch_dtype(scenario.dtype)
-        self.device = resolve_device(scenario.device, self.dtype)
+        self.device = resolve_device(scenario.device, self.dtype, "matrix")
         self.counts = cohort_counts_of_runs(scenario, seeds)
         self.draws = [client_draws(scenario, s) for s in seeds]
         if scenario.allocation == "random":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +27,10 @@ from fedlora_sim.federation import cohort_slots
 from fedlora_sim.lowrank import LowRankProduct
 from fedlora_sim.randomness import stream
 from fedlora_sim.rules import AggregationRule
-from fedlora_sim.runtime import leaves_range, resolve_device, torch_dtype
+from fedlora_sim.runtime import in_parts, leaves_range, resolve_device, torch_dtype
 from fedlora_sim.scenario import Scenario
+
+T = TypeVar("T")
 
 # Local training under the quadratic loss: its exact gradient flow.
 #
@@ -507,7 +511,8 @@ def _run_all(
     def flush() -> None:
         if not waiting:
             return
-        states = Recursion.concatenate([part for _, part in waiting]).run().cpu().double().numpy()
+        blocks = in_parts(_run_together, [part for _, part in waiting])
+        states = np.concatenate(blocks)
         sizes = [len(part.initial) for _, part in waiting]
         for (index, _), block in zip(waiting, np.split(states, np.cumsum(sizes)[:-1]), strict=True):
             results[index].append(block)
@@ -519,18 +524,30 @@ def _run_all(
         for chunk in _chunks(scenario, rule, seeds):
             if _fits(scenario) or _needs_clients(scenario, rule):
                 alone = _run_flow if _has_common_flow(scenario, rule) else _run_clients
-                results[index].append(alone(scenario, rule, chunk).cpu().double().numpy())
+                solve = partial(_on_host, partial(alone, scenario, rule))
+                results[index] += in_parts(solve, chunk)
                 on_progress(len(chunk))
                 continue
-            part = _recursion(scenario, rule, chunk)
-            this_key = (part.alpha.shape[1:], part.alpha.dtype, part.alpha.device)
-            if waiting and (this_key != key or held + part.alpha.numel() > BATCH_ELEMENTS):
-                flush()
-                held = 0
-            waiting.append((index, part))
-            held, key = held + part.alpha.numel(), this_key
+            for part in in_parts(partial(_recursion, scenario, rule), chunk):
+                this_key = (part.alpha.shape[1:], part.alpha.dtype, part.alpha.device)
+                if waiting and (this_key != key or held + part.alpha.numel() > BATCH_ELEMENTS):
+                    flush()
+                    held = 0
+                waiting.append((index, part))
+                held, key = held + part.alpha.numel(), this_key
     flush()
     return [np.concatenate(blocks) for blocks in results]
+
+
+def _run_together(parts: Sequence[Recursion]) -> NDArray[np.float64]:
+    """Return the amplitudes of several batches of one shape, one after the other."""
+    return _on_host(Recursion.run, Recursion.concatenate(parts))
+
+
+def _on_host(run: Callable[[T], Tensor], runs: T) -> NDArray[np.float64]:
+    """Return the amplitudes of runs as an array on the host."""
+    found: NDArray[np.float64] = run(runs).cpu().double().numpy()
+    return found
 
 
 def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> list[Sequence[int]]:
@@ -579,7 +596,11 @@ def _is_noisy(scenario: Scenario) -> bool:
 def _put(scenario: Scenario, values: ArrayLike) -> Tensor:
     """Return stacked arrays in the run's dtype on its device, which may not support float64."""
     dtype = torch_dtype(scenario.dtype)
-    return torch.from_numpy(np.asarray(values)).to(dtype).to(resolve_device(scenario.device, dtype))
+    return torch.from_numpy(np.asarray(values)).to(dtype).to(_device(scenario, dtype))
+
+
+def _device(scenario: Scenario, dtype: torch.dtype) -> torch.device:
+    return resolve_device(scenario.device, dtype, "spectral")
 
 
 def _draws(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -590,7 +611,7 @@ def _draws(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 def _cohorts(scenario: Scenario, seeds: Sequence[int]) -> Cohorts:
     dtype = torch_dtype(scenario.dtype)
-    return draw(scenario, seeds, dtype, resolve_device(scenario.device, dtype))
+    return draw(scenario, seeds, dtype, _device(scenario, dtype))
 
 
 def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
@@ -691,7 +712,7 @@ def run_spectral_account(
         refuse_flow(rule)
     parts = []
     for chunk in _chunks(scenario, rule, seeds):
-        parts.append(_accounted(scenario, rule, chunk))
+        parts += in_parts(partial(_accounted, scenario, rule), chunk)
         on_progress(len(chunk))
     found = np.concatenate([states for states, _ in parts])
     account = {name: np.concatenate([own[name] for _, own in parts]) for name in parts[0][1]}

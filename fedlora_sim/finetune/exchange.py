@@ -26,6 +26,7 @@ from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import pad_last, sign_fixed_svd
 from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.rules import NO_STATE, Aggregated, AggregationRule, State
+from fedlora_sim.runtime import in_parts
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.targets import linear_shape
 from fedlora_sim.tasks.task import Task
@@ -193,7 +194,11 @@ def gradient_norms(
     """
     plan = every_sample(samples, scenario.batch_size)
     chunks = stacks_of(task, start, plan, scenario)
-    parts = [_stack_norms(task, start.take(own), plan.take(own), scenario) for own in chunks]
+
+    def measure(own: NDArray[np.int64]) -> dict[str, Tensor]:
+        return _stack_norms(task, start.take(own), plan.take(own), scenario)
+
+    parts = [part for chunk in chunks for part in in_parts(measure, chunk)]
     back = torch.as_tensor(np.argsort(np.concatenate(chunks)))
     return {name: torch.cat([part[name] for part in parts])[back] for name in start.adapters}
 

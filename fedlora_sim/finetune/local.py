@@ -25,6 +25,7 @@ from fedlora_sim.finetune.stacked import (
     find_linear,
     stacked_modules,
 )
+from fedlora_sim.runtime import full_precision, in_parts
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks.targets import linear_shape, target_blocks
 from fedlora_sim.tasks.task import Task, logits_of
@@ -405,6 +406,7 @@ class Trained:
     finite: Tensor
 
 
+@full_precision()
 def train_cohort(
     task: Task,
     stack: Stack,
@@ -432,6 +434,7 @@ def train_cohort(
     return train_on_plan(task, stack, plan_round(scenario, samples, rngs), scenario)
 
 
+@full_precision()
 def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario) -> Trained:
     """Train all clients of a cohort on given batches.
 
@@ -449,7 +452,11 @@ def train_on_plan(task: Task, stack: Stack, plan: BatchPlan, scenario: Scenario)
     if stack.rates is not None:
         check_rates(stack.rates.tolist(), clients)
     chunks = stacks_of(task, stack, plan, scenario)
-    parts = [train_stack(task, stack.take(own), plan.take(own), scenario) for own in chunks]
+
+    def train(own: NDArray[np.int64]) -> Trained:
+        return train_stack(task, stack.take(own), plan.take(own), scenario)
+
+    parts = [part for chunk in chunks for part in in_parts(train, chunk)]
     return _joined(parts, np.argsort(np.concatenate(chunks)), plan)
 
 

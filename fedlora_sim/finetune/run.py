@@ -47,7 +47,7 @@ from fedlora_sim.finetune.stacked import Heads, find_linear, merged_copy
 from fedlora_sim.lowrank import pad_last
 from fedlora_sim.randomness import stream
 from fedlora_sim.rules import NO_STATE, Aggregated, AggregationRule, aggregate, get_rule, rule_names
-from fedlora_sim.runtime import torch_threads
+from fedlora_sim.runtime import full_precision, torch_threads
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.splits import add_feature_noise, split_table
 from fedlora_sim.tasks.loading import load_task, place_task
@@ -307,6 +307,7 @@ class FederatedRun:
             checkpoints.save(0, self.state, row)
         return [row]
 
+    @full_precision()
     def round(self, t: int) -> Row:
         """Run round t, counted from 0, and measure it."""
         before = self.state

@@ -46,7 +46,7 @@ from fedlora_sim.peft.write import (
     write_adapters,
 )
 from fedlora_sim.rules import get_rule
-from fedlora_sim.runtime import resolve_device
+from fedlora_sim.runtime import full_precision, resolve_device
 from fedlora_sim.storage import only_writer
 
 # Tensors besides the LoRA factors: trained ones are averaged, frozen ones must agree
@@ -329,6 +329,7 @@ def _check_levels(rank_levels: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(sorted({check_positive_int("rank_levels", level) for level in given}))
 
 
+@full_precision()
 def aggregate_modules(
     cohort: AdapterCohort, request: Request, device: str
 ) -> tuple[Results, tuple[LayerReport, ...]]:
@@ -336,7 +337,7 @@ def aggregate_modules(
     results, reports = Results({}, {}, {}), []
     found = {computing_dtype(cohort, module) for module in cohort.modules}
     dtype = torch.float64 if torch.float64 in found else torch.float32
-    request = replace(request, device=resolve_device(device, dtype))
+    request = replace(request, device=resolve_device(device, dtype, "aggregation"))
     _check_highest_level(cohort, request.rank_levels)
     for module in cohort.modules:  # run all checks before the first, possibly long, computation
         levels = rank_levels_of(module, cohort, request.rank_levels)

@@ -11,9 +11,11 @@ from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.rules.base import NO_STATE, AggregationRule, Aggregator, State
 from fedlora_sim.rules.cohort import Aggregated, check_result, check_round
 from fedlora_sim.rules.registry import get_rule
+from fedlora_sim.runtime import full_precision
 
 
 @torch.no_grad()
+@full_precision()
 def aggregate(
     updates: Sequence[LoRAFactors],
     num_samples: Sequence[float] | None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from fedlora_sim.errors import expected
 from fedlora_sim.rules.properties import Coverage, Properties
+from fedlora_sim.runtime import full_precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -295,7 +296,7 @@ class AggregationRule(ABC):
 
         from fedlora_sim.rules.cohort import check_result, check_round
 
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             checked = check_round(
                 updates,
                 weights,

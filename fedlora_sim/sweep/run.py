@@ -279,7 +279,7 @@ def check_tasks(tasks: Sequence[SweepTask], grid: Grid, engine: Engine) -> None:
     for own, point in points.items() if engine.is_local else ():
         try:
             scenario = point.scenario
-            resolve_device(scenario.device, torch_dtype(scenario.dtype))
+            resolve_device(scenario.device, torch_dtype(scenario.dtype), scenario.fidelity)
             if scenario.fidelity == "training":
                 # a prefix takes time and memory, and does not affect the split
                 data = load_task(scenario.replace(cache_prefix=False)).train

@@ -21,6 +21,7 @@ from fedlora_sim import runtime
 from fedlora_sim.errors import expected
 from fedlora_sim.finetune.checkpoints import OtherRunError, drop_other_run
 from fedlora_sim.runtime import blas_threads, one_thread, resolve_device, torch_dtype
+from fedlora_sim.scenario import Scenario
 from fedlora_sim.simulate import simulate, simulate_many
 from fedlora_sim.sweep.grid import SEED, labels
 from fedlora_sim.sweep.plan import Part, SweepTask
@@ -94,10 +95,13 @@ def task_dataset(task: SweepTask, rounds: Path | None = None) -> xr.Dataset:
         made = [simulate(point.scenario, rule=point.rule, seed=seeds, checkpoints=rounds)]
     else:
         made = _many(task.parts)
-    device = {part.point.scenario.device for part in task.parts}
-    dtype = {part.point.scenario.dtype for part in task.parts}
-    used = {str(resolve_device(x, torch_dtype(y)).type) for x in device for y in dtype}
+    used = {_device_of(part.point.scenario) for part in task.parts}
     return _side_by_side(task.parts, made).assign_attrs({"devices_used": ",".join(sorted(used))})
+
+
+def _device_of(scenario: Scenario) -> str:
+    dtype = torch_dtype(scenario.dtype)
+    return str(resolve_device(scenario.device, dtype, scenario.fidelity).type)
 
 
 @cache

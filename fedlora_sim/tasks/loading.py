@@ -36,7 +36,7 @@ def place_task(task: Task, scenario: Scenario) -> Task:
 
 def _place(scenario: Scenario) -> tuple[torch.device, torch.dtype]:
     dtype = torch_dtype(scenario.dtype)
-    return resolve_device(scenario.device, dtype), dtype
+    return resolve_device(scenario.device, dtype, "training"), dtype
 
 
 @lru_cache(maxsize=4)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedlora_sim.errors import expected
+from fedlora_sim.runtime import is_on
 from fedlora_sim.scenario import Scenario, TaskFields
 from fedlora_sim.storage import raw_bytes
 
@@ -254,7 +255,7 @@ class Task:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Task:
         """Return the task on a device in a dtype; the same object if nothing changes."""
-        if (self.device, self.dtype) == (device, dtype):
+        if is_on(self.device, device) and self.dtype == dtype:
             return self
         model = copy.deepcopy(self.model).to(device, dtype)
         train, test = self.train.to(device, dtype), self.test.to(device, dtype)
