@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis_profiles
 import pytest
+import torch
 from promises import promise, pytest_addoption, pytest_configure  # noqa: F401
 
 from fedlora_sim import runtime
@@ -33,6 +34,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("slow")
         if Path(__file__).parent / "third_party" in item.path.parents:
             item.add_marker("slow")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @dataclass(frozen=True)

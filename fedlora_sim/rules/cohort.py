@@ -283,25 +283,36 @@ def _check_updates(updates: Sequence[LoRAFactors]) -> tuple[_Form, list[int]]:
         raise expected("updates", type(updates).__name__, "a sequence of LoRAFactors")
     if len(updates) == 0:
         raise expected("updates", [], "a cohort of at least one client")
-    form, rank = _check_update(0, updates[0], None)
-    # Iterate by index: a loop variable would keep one more client in memory.
-    others = (_check_update(k, updates[k], form)[1] for k in range(1, len(updates)))
-    return form, [rank, *others]
+    form, rank, total = _check_update(0, updates[0], None)
+    ranks, totals = [rank], [total]
+    for k in range(1, len(updates)):  # by index: a loop variable would keep one more client
+        _, rank, total = _check_update(k, updates[k], form)
+        ranks.append(rank)
+        totals.append(total)
+    # One value for all clients: the host waits for everything that was launched before it.
+    if not bool(torch.isfinite(torch.stack(totals)).all()):
+        for k in range(len(updates)):
+            _check_update_finite(k, updates[k])
+    return form, ranks
 
 
-def _check_update(k: int, update: LoRAFactors, wanted: _Form | None) -> tuple[_Form, int]:
+def _check_update_finite(k: int, update: LoRAFactors) -> None:
+    check_tensor_finite(f"updates[{k}].lora_A", update.lora_A)
+    check_tensor_finite(f"updates[{k}].lora_B", update.lora_B)
+
+
+def _check_update(k: int, update: LoRAFactors, wanted: _Form | None) -> tuple[_Form, int, Tensor]:
+    """Return form, rank and the sum of all entries, which is not finite if an entry is not."""
     if not isinstance(update, LoRAFactors):
         raise expected(f"updates[{k}]", type(update).__name__, "LoRAFactors")
     form = _Form.of(update)
     if wanted is not None and form != wanted:
         raise expected(f"updates[{k}]", str(form), f"the form of updates[0], {wanted}")
-    for name, tensor in (("lora_A", update.lora_A), ("lora_B", update.lora_B)):
-        check_tensor_finite(f"updates[{k}].{name}", tensor)
     limits = torch.finfo(compute_dtype(update.dtype))
     if update.scaling != 0 and not limits.tiny <= abs(update.scaling) <= limits.max:
         size = f"0, or a size from {limits.tiny:.2g} to {limits.max:.2g}, as {limits.dtype} holds"
         raise expected(f"updates[{k}].scaling", update.scaling, size)
-    return form, update.rank
+    return form, update.rank, update.lora_A.sum() + update.lora_B.sum()
 
 
 def check_result(result: Aggregated) -> Aggregated:
