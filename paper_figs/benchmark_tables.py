@@ -107,12 +107,37 @@ def hardware_line(bench: dict[str, Any]) -> str:
 
 
 def gpu_block(record: Path) -> str:
-    """Return the engine's table on a GPU, if one was available."""
-    path = record / "aggregation-cuda.json"
-    if not path.exists():
-        return "GPU: not measured."
-    bench = json.loads(path.read_text(encoding="utf-8"))
-    return f"{hardware_line(bench)}\n\n{aggregation_table(bench)}"
+    """Return the tables of a GPU, if one was available."""
+    tables = {"gpu": gpu_table, "aggregation-cuda": aggregation_table}
+    shown = []
+    for name, table in tables.items():
+        if (record / f"{name}.json").exists():
+            bench = json.loads((record / f"{name}.json").read_text(encoding="utf-8"))
+            shown.append(f"{hardware_line(bench)}\n\n{table(bench)}")
+    return "\n\n".join(shown) or "GPU: not measured."
+
+
+def gpu_table(bench: dict[str, Any]) -> str:
+    """Return the limits of a GPU, and the time of each part as a share of them."""
+    limits = bench["limits"]
+    rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {d}" for d, rate in limits["products"].items())
+    text = (
+        f"Limits of the device: {limits['bandwidth'] / 1e9:,.0f} GB/s on it, "
+        f"{limits['from_host'] / 1e9:,.0f} GB/s from the host, {rates}; "
+        f"{1e6 * limits['launch']:.3g} us a launch, {1e6 * limits['wait']:.3g} us a wait."
+    )
+    head = ("part", "time", "of the limit", "launches", "waits", "difference from the CPU")
+    lines: Lines = []
+    for row in bench["rows"]:
+        if "left_out" in row:
+            lines.append((row["name"], row["left_out"], *[NONE] * 4))
+            continue
+        low, median, high = (row["scale"] * row[f"wall_{k}"] for k in ("min", "median", "max"))
+        share = row["limit_seconds"] / row["wall_median"]
+        counts = (f"{row['launches']:,}", f"{row['waits']:,}")
+        taken = f"{number(median, 3)} s {interval([low, high], 3)}"
+        lines.append((row["name"], taken, f"{share:.1%}", *counts, f"{row['difference']:.0e}"))
+    return f"{text}\n\n{markdown_table(head, lines)}"
 
 
 def training_table(bench: dict[str, Any]) -> str:

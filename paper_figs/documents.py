@@ -342,7 +342,7 @@ BENCHES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
 }
 TRIED = range(10)
 """Base seeds on which scenarios and margins were chosen: a record of them would be no test."""
-ON_GPU = ("aggregation-cuda", "training-cuda")
+ON_GPU = ("gpu", "aggregation-cuda", "training-cuda")
 BLOCK = re.compile(
     r"<!-- (\w+): generated -->\n(?:(?!: generated -->).)*?<!-- end -->", flags=re.DOTALL
 )
@@ -453,15 +453,30 @@ def main() -> None:
         record_forecasts(ROOT / "results", RECORD)
     elif not arguments.check and not arguments.tables:
         record(arguments.source, arguments.bench, arguments.study or [])
+    write_tables(check=arguments.check)
+
+
+def write_tables(*, check: bool = False) -> None:
+    """Write the generated blocks of the documents, or only check them.
+
+    Raises:
+        SystemExit: if a document is to be checked, and does not match the record.
+    """
     texts = {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in documents(ROOT)
     }
     for name, rendered in render(texts, tables(RECORD)).items():
         if rendered == texts[name]:
             continue
-        if arguments.check:
+        if check:
             sys.exit(f"{name} does not match results/recorded: run `make record`")
         write_text(ROOT / name, rendered)
+
+
+def record_bench(path: Path) -> None:
+    """Copy one benchmark's results into the record, and write the tables."""
+    write_bytes(RECORD / path.name, path.read_bytes())
+    write_tables()
 
 
 def record(source: Path, bench: Path, studies: Sequence[str]) -> None:
