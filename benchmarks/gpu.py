@@ -208,7 +208,7 @@ def parts(sizes: Sizes, device: str) -> Iterator[Part]:
         yield _simulated(name, matrix, seeds, sizes, device)
     yield _aggregated(sizes, device)
     for clients, seeds in sizes.training:
-        training = Scenario(f"4x{clients}", fidelity="training", rounds=1)
+        training = Scenario(f"4x{clients}", fidelity="training", split="iid", rounds=1)
         name = f"training, digits, {clients} clients, {seeds} seeds, a round"
         yield _simulated(name, training, seeds, sizes, device, kind="training")
 
