@@ -121,6 +121,7 @@ def hits(names: list[str], prose: Callable[[str], str]) -> list[str]:
     return [f"{name}: {hit}" for name in names for hit in found_in(prose(name))]
 
 
+@pytest.mark.slow
 def test_sources_are_in_plain_words():
     assert not hits(SOURCES, lambda name: prose_of((ROOT / name).read_text(encoding="utf-8")))
 

@@ -91,7 +91,7 @@ def test_a_lost_direction_can_be_learned_again(task):
 
 @pytest.mark.slow
 def test_digits_collapse_under_fedavg_and_zero_padding_and_not_under_raflora():
-    scenario = Scenario(ranks=parse_ranks("2x2,4x2,16x2"), fidelity="training", rounds=30)
+    scenario = Scenario(ranks=parse_ranks("2x2,4x2,16x2"), fidelity="training", rounds=20)
     rho, accuracy = {}, {}
     for rule in ("fedavg", "zero_pad", "raflora"):
         run = simulate(scenario, rule=rule, seed=0)
