@@ -60,7 +60,7 @@ TWINS = {
         "persistent-cohorts",
     ),
     *("signal-to-noise-cohorts", "typical-rate-zero-pad"),
-    *("flow-rate-above-raflora", "heterogeneity-slows", "breakdown-steps"),
+    *("flow-rate-above-raflora", "breakdown-steps"),
 }
 """Claims that run the code of a faster claim, on another rule or quantity."""
 KEYS = {
