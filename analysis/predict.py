@@ -513,7 +513,7 @@ def with_training(
     allocation_of(scenario.allocation)  # no form of any rule covers importance
     time = {} if local_time is None else {"local_time": check_positive("local_time", local_time)}
     none: dict[str, Any] = {"gain_mean": 1.0, "gain_std": 0.0, "drift_mean": 0.0, "drift_std": 0.0}
-    none |= {"drift_levels": None, "drift_schedule": "constant"}
+    none |= {"drift_levels": None, "learning_rate_schedule": "constant"}
     training = scenario.replace(local_loss="quadratic", **none, **time)
     theory = predict(scenario, form.name).drop_vars((*TRAINING, *DRIFT))
     trained = predict(training, form.name)

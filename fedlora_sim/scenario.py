@@ -224,7 +224,11 @@ class TrainingFields(TaskFields):
         "otherwise. The quadratic loss takes sgd, and adam at matrix fidelity",
         _one_of(OPTIMIZERS),
     ] = None
-    learning_rate: Annotated[float, "constant over a round", check_positive] = 1e-3
+    learning_rate: Annotated[
+        float,
+        "of the first round, see `learning_rate_schedule`; constant over a round",
+        check_positive,
+    ] = 1e-3
     client_learning_rates: Annotated[
         tuple[float, ...] | None, "one per client, in place of `learning_rate`", _rates
     ] = None
@@ -393,7 +397,7 @@ class Scenario(TrainingFields):
         str,
         "local training of the clients. `none`: they return `a x + b`, the same in all rounds. "
         "`drift`: the drift law of Adam, `x + s_t ((a - 1) x + b)`, with a mean drift per "
-        "partition (`drift_levels`) and a learning-rate schedule s_t (`drift_schedule`). "
+        "partition (`drift_levels`) and a learning-rate schedule s_t (`learning_rate_schedule`). "
         "`quadratic`: they fit a target, `0.5 ||B A + Z - M_k||_F**2` with Z the part of the "
         "update in the base, by gradient descent on their factors (`matrix`) or its limit of small "
         "steps, the flow (`spectral`). A component whose factors are zero has no gradient and "
@@ -406,11 +410,12 @@ class Scenario(TrainingFields):
         "rank level, in place of `drift_mean`; None takes `drift_mean` everywhere",
         _numbers,
     ] = None
-    drift_schedule: Annotated[
+    learning_rate_schedule: Annotated[
         str,
-        "with `local_loss='drift'`: learning rate of round t of T relative to the first, counted "
-        "from t = 0. `constant` (1), `linear` (`1 - t/T`) or `cosine` (`(1 + cos(pi t/T)) / 2`). "
-        "It scales all that training changes, `(a - 1) x + b`",
+        "learning rate of round t of T relative to the first, counted from t = 0: `constant` (1), "
+        "`linear` (`1 - t/T`) or `cosine` (`(1 + cos(pi t/T)) / 2`). With `local_loss='drift'` it "
+        "scales all that training changes, `(a - 1) x + b`; at `training` fidelity the learning "
+        "rates of the clients",
         _one_of(SCHEDULES),
     ] = "constant"
     local_time: Annotated[
@@ -496,8 +501,9 @@ class Scenario(TrainingFields):
             law = f"with local_loss={self.local_loss!r} (or choose local_loss='drift')"
             if levels is not None:
                 raise expected("drift_levels", list(levels), f"None {law}")
-            if self.drift_schedule != "constant":
-                raise expected("drift_schedule", self.drift_schedule, f"constant {law}")
+            schedule = self.learning_rate_schedule
+            if schedule != "constant" and self.fidelity != "training":
+                raise expected("learning_rate_schedule", schedule, f"constant {law}")
             return
         if levels is None:
             return
@@ -559,11 +565,22 @@ class Scenario(TrainingFields):
     def training_scales(self) -> NDArray[np.float64]:
         """Learning rate of each round relative to the first one, shape (rounds,)."""
         passed = np.arange(self.rounds) / self.rounds
-        if self.drift_schedule == "linear":
+        if self.learning_rate_schedule == "linear":
             return np.asarray(1 - passed, dtype=np.float64)
-        if self.drift_schedule == "cosine":
+        if self.learning_rate_schedule == "cosine":
             return np.asarray((1 + np.cos(np.pi * passed)) / 2, dtype=np.float64)
         return np.ones(self.rounds)
+
+    def at_round(self, t: int) -> Scenario:
+        """Return the scenario with the learning rates of round t, counted from 0."""
+        scale = float(self.training_scales[t])
+        if scale == 1:
+            return self
+        rates = self.client_learning_rates
+        return self.replace(
+            learning_rate=scale * self.learning_rate,
+            client_learning_rates=None if rates is None else tuple(scale * x for x in rates),
+        )
 
     def client_scaling(self, rank: int) -> float:
         """Return LoRA scaling of a client of this rank: alpha/r, or alpha/sqrt(r) under rsLoRA."""

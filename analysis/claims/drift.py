@@ -58,7 +58,7 @@ THREE = Scenario(
     local_loss="drift",
     drift_levels=(0.1, 0.07, 0.05),
 )
-FALLING = THREE.replace(drift_schedule="cosine")
+FALLING = THREE.replace(learning_rate_schedule="cosine")
 GROWING = THREE.replace(rounds=30)
 NOISY = THREE.replace(drift_std=0.1)
 FACTORS = Scenario(

@@ -42,11 +42,11 @@ def trajectory(setting: Setting) -> tuple[Array, Array]:
     count = check_count("rounds", setting.scenario.rounds, MOST_ROUNDS)
     start = setting.direction("initial_amplitude")
     if stays(setting, clients):
-        schedule = setting.scenario.drift_schedule
+        schedule = setting.scenario.learning_rate_schedule
         if schedule != "constant":
             reason = "the gains of a client then differ from round to round: no closed form"
             wanted = f"'constant' with heterogeneity='persistent' ({reason})"
-            raise expected("drift_schedule", schedule, wanted)
+            raise expected("learning_rate_schedule", schedule, wanted)
         return persistent_trajectory(setting, clients, start, count)
     scales = setting.scenario.training_scales.tolist()
     if setting.form.norm_weighted:

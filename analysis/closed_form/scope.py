@@ -33,7 +33,10 @@ _NEUTRAL: dict[str, tuple[object, str]] = {
     "drift_mean": (0.0, "the form holds without drift"),
     "drift_std": (0.0, "the form holds without drift"),
     "drift_levels": (None, "the form holds without drift"),
-    "drift_schedule": ("constant", "training, and with it the round, then changes over time"),
+    "learning_rate_schedule": (
+        "constant",
+        "training, and with it the round, then changes over time",
+    ),
     "heterogeneity": ("fresh", "rounds are then not independent"),
     "local_time": (None, ""),
     "target_amplitude": (None, ""),
@@ -69,7 +72,7 @@ class Scope:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-_MATRIX, _SCHEDULE = frozenset(("fidelity",)), frozenset(("drift_schedule",))
+_MATRIX, _SCHEDULE = frozenset(("fidelity",)), frozenset(("learning_rate_schedule",))
 _NO_RANDOM_WALK = "with drift the log energy is no random walk: no closed form"
 _BACK = "drift brings back what a cohort without contributor has lost"
 _LOGARITHM = "the mean logarithm of a weighted sum of different gains has no closed form"

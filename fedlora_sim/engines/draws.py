@@ -69,7 +69,7 @@ def client_draws(scenario: Scenario, seed: int) -> ClientDraws:
 
     gain = draw("gains", scenario.gain_mean, scenario.gain_std)
     drift = draw("drifts", scenario.drift_means, scenario.drift_std)
-    if scenario.drift_schedule != "constant":
+    if scenario.learning_rate_schedule != "constant":
         scale = scenario.training_scales[:, None, None]
         gain, drift = 1 + scale * (gain - 1), scale * drift
     return ClientDraws(gain, drift)

@@ -559,7 +559,7 @@ def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> 
     per_run = scenario.rounds * per_round
     if _needs_clients(scenario, rule):  # gains and drifts: drawn, stacked and moved
         fresh = _is_noisy(scenario) and scenario.heterogeneity == "fresh"
-        rows = scenario.rounds if fresh or scenario.drift_schedule != "constant" else 1
+        rows = scenario.rounds if fresh or scenario.learning_rate_schedule != "constant" else 1
         per_run += 6 * rows * federation.num_clients * r_max
     size = max(1, BATCH_ELEMENTS // per_run)
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]
@@ -621,7 +621,7 @@ def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) 
     zero = torch.zeros((), dtype=total.dtype, device=total.device)
     noise = zero
     if scenario.heterogeneity == "persistent" and _is_noisy(scenario):
-        unscaled = scenario.replace(drift_schedule="constant")
+        unscaled = scenario.replace(learning_rate_schedule="constant")
         gains, drifts = (draw[:, 0] for draw in _draws(unscaled, seeds))
         alpha, beta, gamma, delta = shares.mean_of(gains), shares.mean_of(drifts), zero, zero
     else:
@@ -633,7 +633,7 @@ def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) 
             size = (scenario.rounds, max(scenario.ranks))
             draws = [stream(seed, "aggregate_noise").standard_normal(size) for seed in seeds]
             noise = _put(scenario, draws)
-    if scenario.drift_schedule != "constant":  # gains are `1 + s_t (a - 1)`, drifts `s_t b`
+    if scenario.learning_rate_schedule != "constant":  # gains are `1 + s_t (a - 1)`, drifts `s_t b`
         scale = _put(scenario, scenario.training_scales)[:, None]
         alpha = multiplier + scale * (alpha - multiplier)
         beta, gamma, delta = scale * beta, scale * gamma, scale * delta

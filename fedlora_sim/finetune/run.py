@@ -344,14 +344,15 @@ class FederatedRun:
         # A client that has pruned itself keeps its scaling, so that its update does not jump.
         scalings = [self.scenario.client_scaling(self.federation.ranks[k]) for k in clients]
         stack = self.received.stack(self.state, positions, scalings)
-        rates = client_rates(self.scenario, clients)
+        scenario = self.scenario.at_round(t)
+        rates = client_rates(scenario, clients)
         stack = replace(stack, tail=self._tail(ranks), rates=rates)
-        plan = plan_round(self.scenario, samples, client_streams(self.seed, t, clients.tolist()))
-        trained = train_on_plan(task, stack, plan, self.scenario)
+        plan = plan_round(scenario, samples, client_streams(self.seed, t, clients.tolist()))
+        trained = train_on_plan(task, stack, plan, scenario)
         lost, all_lost = np.flatnonzero(~trained.finite.cpu()), not bool(trained.finite.any())
         if len(lost) and (self.scenario.nonfinite == "error" or all_lost):
             slot, client = int(lost[0]), int(clients[lost[0]])
-            found = find_divergence(task, stack, plan, self.scenario, slot, client)
+            found = find_divergence(task, stack, plan, scenario, slot, client)
             raise found.error(t + 1, whole_cohort=all_lost)
         if stack.tail is not None:
             ranks = self._prune(clients, ranks, stack.tail.shrank(stack.adapters, trained.adapters))

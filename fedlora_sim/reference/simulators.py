@@ -80,7 +80,7 @@ def spectral_reference(scenario: Scenario, rule: str, seed: int) -> Array:
 
 def _unscaled_draws(scenario: Scenario, seed: int) -> ClientDraws:
     """Return gains and drifts before the mean drifts of the partitions and the schedule."""
-    none = {"drift_levels": None, "drift_schedule": "constant"}
+    none = {"drift_levels": None, "learning_rate_schedule": "constant"}
     return client_draws(scenario.replace(**none), seed)
 
 
@@ -91,13 +91,18 @@ def _scheduled(scenario: Scenario, draws: ClientDraws, t: int) -> tuple[Array, A
         for i in range(scenario.federation.r_max):
             place = sum(level <= i for level in scenario.federation.levels)
             drift[:, i] += scenario.drift_levels[place]
+    scale = scheduled_rate(scenario, t)
+    return (gain, drift) if scale == 1 else (gain + (1 - scale) * (1 - gain), scale * drift)
+
+
+def scheduled_rate(scenario: Scenario, t: int) -> float:
+    """Return the learning rate of round t, counted from 0, relative to that of the first."""
     passed = t / scenario.rounds
-    scale = {
+    return {
         "constant": 1.0,
         "linear": 1 - passed,
         "cosine": math.cos(math.pi * passed / 2) ** 2,
-    }[scenario.drift_schedule]
-    return (gain, drift) if scale == 1 else (gain + (1 - scale) * (1 - gain), scale * drift)
+    }[scenario.learning_rate_schedule]
 
 
 def _trained(scenario: Scenario, rule: str, x: float, m: float) -> float:
@@ -227,6 +232,7 @@ def train_client(
     batches: list[NDArray[np.int64]],
     *,
     frozen_a: bool,
+    t: int,
 ) -> tuple[dict[str, Factors], int]:
     """Train one client for one round, with a new optimizer.
 
@@ -238,6 +244,7 @@ def train_client(
         scaling: its LoRA scaling.
         batches: sample indices of each step.
         frozen_a: train B only.
+        t: the round, from 0, for the schedule of the learning rate.
 
     Returns:
         Its factors, truncated to the rank with which it continues, and that rank.
@@ -257,7 +264,7 @@ def train_client(
 
     moving = [key for key in leaves if key[1] == "B" or not frozen_a]
     before, trained = tail_size(leaves, keep), leaves
-    descent = Descent(scenario)
+    descent = Descent(scenario, t)
     for batch in batches:
         wanted = {key: trained[key].clone().requires_grad_(True) for key in moving}
         loss = objective({**trained, **wanted}, batch)
@@ -275,8 +282,9 @@ def train_client(
 class Descent:
     """Adam or SGD over tensors by name, as their papers define them."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, t: int = 0) -> None:
         self.scenario, self.count = scenario, 0
+        self.rate = scenario.learning_rate * scheduled_rate(scenario, t)
         self.moments: dict[object, tuple[Tensor, Tensor]] = {}
 
     def step(
@@ -284,8 +292,7 @@ class Descent:
     ) -> Leaves:
         """Return the new values of all tensors that have a gradient."""
         self.count += 1
-        rate = self.scenario.learning_rate
-        return {key: values[key] - rate * self._move(key, g) for key, g in gradients.items()}
+        return {key: values[key] - self.rate * self._move(key, g) for key, g in gradients.items()}
 
     def _move(self, key: object, gradient: Tensor) -> Tensor:
         if self.scenario.optimizer == "sgd":

@@ -195,6 +195,7 @@ class _Run:
                 scaling,
                 batches,
                 frozen_a=self.frozen_a,
+                t=t,
             )
             updates.append((sent, scaling))
             positions.append({name: own[: ranks[k]] for name, own in held.items()})

@@ -65,7 +65,7 @@ def test_the_deviation_contains_the_clients_noise(rule: str) -> None:
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("rule", closed_form.RULES)
 def test_given_cohorts_are_those_of_a_run(rule: str, schedule: str) -> None:
-    scenario = COHORTS.replace(drift_schedule=schedule, gain_mean=0.95, rounds=12)
+    scenario = COHORTS.replace(learning_rate_schedule=schedule, gain_mean=0.95, rounds=12)
     if rule == "hetlora":
         with pytest.raises(ValueError, match=r"rule='hetlora'"):
             closed_form.drift_trajectory(scenario, rule, shares=drawn_shares(scenario, 3))
@@ -194,8 +194,8 @@ def test_predictions_carry_the_drift_law_and_a_reason_elsewhere() -> None:
         theory.mean_amplitude, closed_form.drift_trajectory(COHORTS, "fedavg")
     )
     assert theory.half_life.reason.startswith("drift_levels=")
-    falling = predict(COHORTS.replace(drift_schedule="linear"), "fedavg")
-    assert falling.drift_floor.reason.startswith("drift_schedule='linear'")
+    falling = predict(COHORTS.replace(learning_rate_schedule="linear"), "fedavg")
+    assert falling.drift_floor.reason.startswith("learning_rate_schedule='linear'")
     assert np.isfinite(falling.drift_std).all()
     affine = predict(Scenario("1x2,2x2", drift_mean=0.1), "fedavg")
     assert affine.drift_floor.reason.startswith("local_loss='none': expected 'drift'")

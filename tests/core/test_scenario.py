@@ -47,7 +47,9 @@ FITTING = Scenario(
     local_steps=3,
 )
 
-DRIFTING = Scenario("2x2,3x1", local_loss="drift", drift_levels=(0.2, 1), drift_schedule="cosine")
+DRIFTING = Scenario(
+    "2x2,3x1", local_loss="drift", drift_levels=(0.2, 1), learning_rate_schedule="cosine"
+)
 
 
 @pytest.mark.parametrize(
@@ -207,8 +209,8 @@ BAD = [
     {"allocation": "svds"},
     {"initializer": "pissa"},
     {"local_loss": "cubic"},
-    {"drift_schedule": "step"},
-    {"drift_schedule": "cosine"},
+    {"learning_rate_schedule": "step"},
+    {"learning_rate_schedule": "cosine"},
     {"drift_levels": (0.1, 0.2)},
     {"drift_levels": 0.1},
     {"local_time": -1.0},

@@ -123,11 +123,15 @@ def test_a_variance_has_no_part_of_the_cohort_where_the_share_is_constant():
 def test_schedules_are_the_sums_written_out(rounds):
     sums = drift.scheduled_sums()
     for name in ("linear", "cosine"):
-        scenario = Scenario("1x2", rounds=rounds, local_loss="drift", drift_schedule=name)
+        scenario = Scenario("1x2", rounds=rounds, local_loss="drift", learning_rate_schedule=name)
         wanted = evaluate(getattr(sums, name), {drift.T: rounds})
         assert scenario.training_scales.sum() == pytest.approx(wanted, rel=CLOSE)
     diluted = Scenario(
-        "1x1,2x2", rounds=rounds, local_loss="drift", drift_schedule="linear", drift_mean=0.3
+        "1x1,2x2",
+        rounds=rounds,
+        local_loss="drift",
+        learning_rate_schedule="linear",
+        drift_mean=0.3,
     )
     last = closed_form.drift_trajectory(diluted, "fedavg", initial_amplitude=0.8)[-1, TOP]
     values = {W: sp.Rational(2, 3), c: 0.3, x1_start: 0.8, drift.T: rounds}

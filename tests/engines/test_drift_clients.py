@@ -31,7 +31,7 @@ def scenario(law: str, **changes) -> Scenario:
     spread=[{}, STAYS],
 )
 def test_amplitudes_are_the_reference(rule, law, schedule, empty_partition, spread):
-    run = scenario(law, drift_schedule=schedule, empty_partition=empty_partition, **spread)
+    run = scenario(law, learning_rate_schedule=schedule, empty_partition=empty_partition, **spread)
     wanted = np.stack([spectral_reference(run, rule, seed) for seed in SEEDS]) ** 2
     assert_close(simulate(run, rule=rule, seed=SEEDS).energy, wanted)
 
@@ -41,7 +41,7 @@ def test_factors_are_the_reference(rule, schedule, allocation):
     run = scenario(
         "without_replacement",
         fidelity="matrix",
-        drift_schedule=schedule,
+        learning_rate_schedule=schedule,
         allocation=allocation,
         gain_std=0.2,
         d_in=9,
@@ -56,7 +56,7 @@ def test_a_falling_learning_rate_leaves_the_amplitudes_where_they_are() -> None:
     run = Scenario("2x3", rounds=500, local_loss="drift", drift_mean=0.3, gain_mean=0.9)
     steady = np.sqrt(simulate(run, rule="fedavg").energy[0, -1])
     assert_close(steady, [3.0, 3.0])  # c / (1 - g)
-    falling = run.replace(drift_schedule="linear", gain_std=0.3, drift_std=0.2)
+    falling = run.replace(learning_rate_schedule="linear", gain_std=0.3, drift_std=0.2)
     moved = np.abs(np.diff(np.sqrt(simulate(falling, rule="fedavg").energy[0]), axis=0))
     assert moved[-5:].max() < 0.1 * moved[:5].max()
 
@@ -64,7 +64,9 @@ def test_a_falling_learning_rate_leaves_the_amplitudes_where_they_are() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_schedule_is_the_sum_of_its_rounds(schedule: str) -> None:
     """Under gain 1 and no dilution the amplitude grows by c times the learning rates."""
-    run = Scenario("2x3", rounds=40, drift_mean=0.1, local_loss="drift", drift_schedule=schedule)
+    run = Scenario(
+        "2x3", rounds=40, drift_mean=0.1, local_loss="drift", learning_rate_schedule=schedule
+    )
     grown = np.sqrt(simulate(run, rule="fedavg").energy[0, -1]) - run.initial_amplitudes
     rates = {"constant": 40.0, "linear": 41 / 2, "cosine": 41 / 2}[schedule]
     assert_close(grown, np.full(2, 0.1 * rates))

@@ -33,6 +33,8 @@ VARIANTS = {
         "optimizer": "sgd",
         "learning_rate": 0.1,
     },
+    "cosine": {"cohort_size": 3, "optimizer": "sgd", "learning_rate": 0.1}
+    | {"learning_rate_schedule": "cosine"},
     "zero_policy": {"cohort_size": 2, "empty_partition": "zero", "split": "pathological"},
 }
 

@@ -57,7 +57,7 @@ def scenario_of(number: int) -> Scenario:
             local_loss="drift",
             drift_mean=0.0,
             drift_levels=tuple(rng.uniform(-0.05, 0.3, size=levels).tolist()),
-            drift_schedule=SCHEDULES[number // 4 % 3],
+            learning_rate_schedule=SCHEDULES[number // 4 % 3],
         )
     if number % 4 == 3:
         none = {"gain_mean": 1.0, "gain_std": 0.0, "drift_mean": 0.0, "drift_std": 0.0}
@@ -112,7 +112,7 @@ def test_every_rule_agrees_where_nothing_is_drawn(rule: str) -> None:
         {"drift_mean": 0.1},
         {"local_loss": "quadratic"},
         law,
-        law | {"drift_schedule": "cosine"},
+        law | {"learning_rate_schedule": "cosine"},
     ):
         scenario = Scenario(ranks, rounds=6, num_samples=(2, 1, 3, 1, 2), **given)
         refused = rule in ("flora", "fedex") and given.get("local_loss") == "quadratic"
@@ -139,7 +139,7 @@ def test_runs_of_another_scenario_are_refused(wrong: dict) -> None:
 
 @pytest.mark.parametrize("rule", ["fedavg", "raflora"])
 def test_drifts_that_are_larger_by_a_twentieth_are_refused(rule: str) -> None:
-    law = {"local_loss": "drift", "drift_schedule": "linear", "drift_std": 0.1}
+    law = {"local_loss": "drift", "learning_rate_schedule": "linear", "drift_std": 0.1}
     scenario = Scenario((1, 2, 2), rounds=4, cohort_size=3, drift_levels=(0.3, 0.2), **law)
     assert assert_agree(scenario, rule) == ["energy"]
     with pytest.raises(AssertionError):
@@ -196,7 +196,7 @@ CHANGES: dict[str, object] = {
     "heterogeneity": "persistent",
     "local_loss": "quadratic",
     "drift_levels": (0.1, 0.2, 0.3),
-    "drift_schedule": "linear",
+    "learning_rate_schedule": "linear",
     "local_time": 0.9,
     "target_amplitude": 2.0,
     "target_decay": 0.7,
@@ -286,7 +286,7 @@ def test_every_form_refuses_what_it_does_not_cover_by_name(name: str) -> None:
         "drift_mean": {"drift_mean": 0.1},
         "drift_std": {"drift_std": 0.1},
         "drift_levels": {"drift_levels": (0.2, 0.1)} | law,
-        "drift_schedule": {"drift_schedule": "linear"} | law,
+        "learning_rate_schedule": {"learning_rate_schedule": "linear"} | law,
         "target_std": {"target_std": 0.1, "local_loss": "quadratic"},
     }
     for field, changes in wrong.items():

@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis.ledger import ledger
+from fedlora_sim import Scenario
 from fedlora_sim.tolerances import relative
 
 Array = NDArray[np.float64]
@@ -32,7 +33,8 @@ def drift_law(dataset: xr.Dataset) -> xr.Dataset:
     Returns:
         `amplitude`, X after each round, the root of the partition's energy, in units of dW, and
         the ledger's `coverage` W, `multiplier` mu, `drift` c and `change`, all (seed, round, layer,
-        partition), `change` also by term. All but the amplitude are NaN before the second round.
+        partition), `change` also by term; all but the amplitude are NaN before the second round.
+        `rate`, the learning rate relative to that of the first round, (round,).
 
     Raises:
         InputError: if the run lacks the account of its rounds.
@@ -41,7 +43,17 @@ def drift_law(dataset: xr.Dataset) -> xr.Dataset:
     later = known["round"] >= FIRST_UPDATE
     names = ("coverage", "multiplier", "drift", "change")
     measured = {name: known[name].where(later) for name in names}
-    return xr.Dataset({"amplitude": known.energy**0.5, **measured}, attrs=dataset.attrs)
+    law = xr.Dataset({"amplitude": known.energy**0.5, **measured}, attrs=dataset.attrs)
+    return law.assign(rate=_relative_rate(law))
+
+
+def _relative_rate(law: xr.Dataset) -> xr.DataArray:
+    """Return the learning rate of each round relative to the first one, (round,)."""
+    schedule = str(law.attrs.get("learning_rate_schedule", "constant"))
+    rounds = _rounds(law)
+    scenario = Scenario("1x1", rounds=rounds, local_loss="drift", learning_rate_schedule=schedule)
+    scales = np.concatenate([[np.nan], scenario.training_scales])  # round 0 is the start
+    return xr.DataArray(scales[law["round"].values], {"round": law["round"]}, ["round"])
 
 
 # Quantities of one run. Layers are pooled: sums over layers follow the law as each layer does.
@@ -50,6 +62,11 @@ def drift_law(dataset: xr.Dataset) -> xr.Dataset:
 def early(law: xr.Dataset) -> xr.Dataset:
     """Return the first third of the rounds, without the first one."""
     return law.sel(round=slice(FIRST_UPDATE, max(FIRST_UPDATE, _rounds(law) // 3)))
+
+
+def middle(law: xr.Dataset) -> xr.Dataset:
+    """Return the rounds between the first and the last third."""
+    return law.sel(round=slice(int(early(law)["round"][-1]) + 1, int(late(law)["round"][0]) - 1))
 
 
 def late(law: xr.Dataset) -> xr.Dataset:

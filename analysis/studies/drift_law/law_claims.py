@@ -23,10 +23,12 @@ from analysis.studies.drift_law.implied import (
     Array,
     curvature,
     drift_law,
+    drift_of,
     early,
     early_drift,
     floor_ratio,
     late,
+    middle,
     pooled,
     steadiness,
 )
@@ -38,6 +40,7 @@ Laws = Mapping[str, xr.Dataset]
 
 BASE = "fedavg"
 HALF = ("half_rate", "half_steps")
+SCHEDULED = "linear"
 SGD = "sgd"
 RAFLORA = "raflora"
 ZERO_PAD = "zero_pad"
@@ -133,11 +136,38 @@ def _power(laws: Laws, which: slice) -> Array:
     return np.log2(_ratio(laws, BASE, HALF[0])[which])
 
 
-def _derived_power(laws: Laws) -> Array:
-    """Return log2 of `adam_drift` over that of half the path, above the lowest rank.
+def _scheduled_power(laws: Laws) -> Array:
+    """Return the power with which c follows the schedule from the first to the middle third, (M,).
+
+    Relative to the run with a constant learning rate, whose c may change for other reasons.
+    """
+    c = {role: drift_of(middle(laws[role])) / early_drift(laws[role]) for role in (BASE, SCHEDULED)}
+    first, second = _scheduled_rates(laws)
+    return np.asarray(np.log(c[SCHEDULED] / c[BASE]) / np.log(second / first))
+
+
+def _scheduled_rates(laws: Laws) -> tuple[float, float]:
+    """Return the mean relative learning rates of the first and the middle third."""
+    law = laws[SCHEDULED]
+    return float(early(law).rate.mean()), float(middle(law).rate.mean())
+
+
+def _scheduled_excess(laws: Laws, measured: float | None = None) -> Array:
+    """Return the measured less the derived power; for a control, a given one less the derived."""
+    power = _scheduled_power(laws) if measured is None else measured
+    return power - _derived_power(laws, *_scheduled_rates(laws))
+
+
+def _derived_power(laws: Laws, first: float = 1.0, second: float = 0.5) -> Array:
+    """Return the power of the learning rate between two rates that `adam_drift` derives, (M,).
 
     Path and persistence are those of a direction, fitted to c at the whole rate in all partitions;
     c of a partition is that of a direction times the root of their number.
+
+    Args:
+        laws: the laws of one seed.
+        first: a learning rate relative to that of the base run.
+        second: another one.
     """
     law = laws[BASE]
     widths = np.diff([0, *sorted(set(np.atleast_1d(law.attrs["ranks"]).tolist()))])
@@ -148,8 +178,8 @@ def _derived_power(laws: Laws) -> Array:
         return np.log(adam_drift(path, persistence, share) / drift)
 
     path, persistence = np.exp(least_squares(errors, np.log([0.1, 0.3]) + 0.5 * np.log(drift[0])).x)
-    whole, half = (adam_drift(length, persistence, share) for length in (path, path / 2))
-    return np.asarray(np.log2(whole / half)[ABOVE])
+    one, other = (adam_drift(scale * path, persistence, share) for scale in (first, second))
+    return np.asarray(np.log(one / other) / np.log(first / second))
 
 
 def _accuracy_of(laws: Laws, role: str) -> Array:
@@ -234,9 +264,21 @@ LAW_CLAIMS = (
         roles=(BASE, *HALF),
         names=_higher,
         predict=lambda q: Prediction.near(np.zeros(q), DERIVED),
-        quantity=lambda laws: _power(laws, ABOVE) - _derived_power(laws),
-        control=("a c that does not depend on it", lambda laws: -_derived_power(laws)),
-        near=("one power less", lambda laws: _power(laws, ABOVE) - 1 - _derived_power(laws)),
+        quantity=lambda laws: _power(laws, ABOVE) - _derived_power(laws)[ABOVE],
+        control=("a c that does not depend on it", lambda laws: -_derived_power(laws)[ABOVE]),
+        near=("one power less", lambda laws: _power(laws, ABOVE) - 1 - _derived_power(laws)[ABOVE]),
+    ),
+    LawClaim(
+        id="drift-schedule",
+        statement="Under Adam c follows a learning rate that falls linearly, with the power that "
+        "`adam_drift` derives.",
+        statistic="measured less derived power, from the first to the middle third of the rounds",
+        roles=(BASE, SCHEDULED),
+        names=_every,
+        predict=lambda q: Prediction.near(np.zeros(q), DERIVED),
+        quantity=_scheduled_excess,
+        control=("a c that does not follow", partial(_scheduled_excess, measured=0.0)),
+        near=("one power less", lambda laws: _scheduled_excess(laws) - 1),
     ),
     LawClaim(
         id="sgd-falls",
