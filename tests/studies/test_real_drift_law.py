@@ -30,8 +30,11 @@ from analysis.studies.drift_law.implied import (
     steadiness,
 )
 from analysis.studies.drift_law.law_claims import (
+    BASE,
     FAMILIES,
     LAW_CLAIMS,
+    SCHEDULED,
+    _scheduled_power,
     judge_law,
     laws_of,
 )
@@ -118,6 +121,14 @@ def test_curvature_distinguishes_a_line_from_a_square():
     np.testing.assert_allclose(curvature(law)[0], 0.0, atol=1e-9)
     line = law.assign(amplitude=0 * law.amplitude + law["round"] - 1.0)
     np.testing.assert_allclose(curvature(line, 2.0), 1 / 3, rtol=1e-9)
+
+
+def test_the_power_of_a_drift_that_is_proportional_to_the_learning_rate_is_one():
+    law = {"local_loss": "drift", **DRIFT, "cohort_size": None}
+    runs = {BASE: law, SCHEDULED: {**law, "learning_rate_schedule": "linear"}}
+    (laws,) = laws_of({role: [run_of("fedavg", law=own)] for role, own in runs.items()})
+    np.testing.assert_allclose(laws[SCHEDULED].rate[1:], 1 - np.arange(ROUNDS) / ROUNDS)
+    np.testing.assert_allclose(_scheduled_power(laws), 1.0, rtol=1e-9)
 
 
 def test_runs_without_an_account_are_refused():
@@ -260,7 +271,9 @@ def simulated(monkeypatch):
 def test_every_domain_of_the_package_is_readable():
     places = {"agnews": {"model": "m", "data": "d", "test_data": "t"}}
     domains = [load_domain(name, places.get(name)) for name in domain_names()]
-    assert {"agnews", "digits", "digits_few"} <= {domain.name for domain in domains}
+    assert {"agnews", "digits", "digits_few", "digits_schedule"} <= {
+        domain.name for domain in domains
+    }
     seeds = [set(domain.seeds) for domain in domains]
     assert sum(map(len, seeds)) == len(set.union(*seeds))
     roles = {role for domain in domains for role in domain.runs}
