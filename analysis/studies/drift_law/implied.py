@@ -51,7 +51,7 @@ def _relative_rate(law: xr.Dataset) -> xr.DataArray:
     """Return the learning rate of each round relative to the first one, (round,)."""
     schedule = str(law.attrs.get("learning_rate_schedule", "constant"))
     rounds = _rounds(law)
-    scenario = Scenario("1x1", rounds=rounds, local_loss="drift", learning_rate_schedule=schedule)
+    scenario = Scenario((1,), rounds=rounds, local_loss="drift", learning_rate_schedule=schedule)
     scales = np.concatenate([[np.nan], scenario.training_scales])  # round 0 is the start
     return xr.DataArray(scales[law["round"].values], {"round": law["round"]}, ["round"])
 
