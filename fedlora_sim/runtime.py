@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -127,10 +127,22 @@ def is_on(found: torch.device, wanted: torch.device) -> bool:
 def full_precision() -> Iterator[None]:
     """Multiply and convolve float32 in full precision in the block, or in a decorated function.
 
-    Many training scripts allow TF32 or bfloat16 with `torch.set_float32_matmul_precision("high")`,
-    and torch allows TF32 in convolutions by default. Its 11 significant bits cost three digits of
-    an aggregate. The caller's settings are restored.
+    Many training scripts allow TF32 or bfloat16 with `torch.set_float32_matmul_precision("high")`
+    or `torch.autocast`, and torch allows TF32 in convolutions by default. The 11 significant bits
+    of TF32 cost three digits of an aggregate. The caller's settings are restored.
     """
+    import torch
+
+    with ExitStack() as stack:
+        for kind in filter(torch.is_autocast_enabled, DEVICES[1:]):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_ieee())
+        yield
+
+
+@contextmanager
+def _ieee() -> Iterator[None]:
+    """Set the precision of float32 products and convolutions in the block."""
     import torch
 
     parts: Any = torch.backends

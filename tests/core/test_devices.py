@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from simulator_cases import assert_close
+from simulator_cases import assert_close, random_factors
 
-from fedlora_sim import Scenario, runtime, simulate
+from fedlora_sim import Scenario, aggregate, runtime, simulate
 from fedlora_sim.engines import matrix, spectral
 from fedlora_sim.errors import InputError
 from fedlora_sim.runtime import full_precision, in_parts, is_on, resolve_device
@@ -133,6 +134,20 @@ def test_full_precision_is_for_the_block_alone():
     with pytest.raises(ZeroDivisionError), full_precision():
         1 / 0  # noqa: B018
     assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "zero_pad"])
+def test_an_aggregate_within_autocast_is_the_same(rule):
+    """As in a training script that aggregates within its own mixed precision."""
+    rng = np.random.default_rng(3)
+    updates = [random_factors(rng, 9, 8, r, dtype=torch.float32) for r in (2, 4)]
+    wanted = aggregate(updates, None, rule).adapter
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (updates[0].lora_B @ updates[0].lora_A).dtype == torch.bfloat16
+        found = aggregate(updates, None, rule).adapter
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(found.lora_A, wanted.lora_A)
+    assert torch.equal(found.lora_B, wanted.lora_B)
 
 
 def out_of_memory_above(most, function):
