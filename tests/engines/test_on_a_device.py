@@ -14,6 +14,7 @@ from simulator_cases import ALL_RULES, FACTOR_RULES, assert_close, random_factor
 
 from fedlora_sim import LoRAFactors, Scenario, aggregate, simulate
 from fedlora_sim.runtime import full_precision
+from fedlora_sim.tasks.loading import load_task
 from fedlora_sim.tolerances import relative
 
 SPECTRAL_RULES = rules_that(lambda rule: rule.has_spectral_form)
@@ -116,6 +117,17 @@ def test_matrix_runs_are_those_of_the_cpu(device, rule):
     run = scenario(fidelity="matrix", dtype="float64", subspace_noise=0.1, basis_drift=0.1)
     assert_same_on("cuda", run, rule)
     assert device.counts["kernels"]
+
+
+@pytest.mark.slow
+def test_training_is_that_of_the_cpu(device):
+    run = Scenario("2x1,4x1", fidelity="training", rounds=1, device="cuda")
+    task = load_task(run)
+    assert task.device == DEVICE
+    assert task.to(torch.device("cuda"), task.dtype) is task  # not a copy for every run
+    device.counts.clear()
+    assert_same_on("cuda", run, "raflora")
+    assert device.counts["waits"] <= 650 * len(SEEDS)
 
 
 def test_mixed_devices_are_refused(device):
