@@ -116,7 +116,7 @@ def zero_factors(cohort: Cohort, shares: Tensor) -> LoRAFactors:
 
 def stacked(parts: Sequence[Tensor], batch: tuple[int, ...]) -> Tensor:
     """Return tensors of one shape as one tensor with leading dimensions `batch`."""
-    return torch.stack(list(parts)).reshape(*batch, *parts[0].shape)
+    return torch.stack(list(parts)).reshape((*batch, *parts[0].shape))
 
 
 def stacked_factors(parts: Sequence[LoRAFactors], batch: tuple[int, ...]) -> LoRAFactors:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from verify_cases import claim
 
-import fedlora_cli.verify as command
 from analysis.paper import energies
 from fedlora_sim.storage import MARKER
 
@@ -113,8 +112,8 @@ def test_a_place_that_cannot_be_written_to_is_refused(
 def test_verify_writes_the_page_with_html(
     fedlora: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "select", lambda names, quick: (claim("one"),))
-    monkeypatch.setattr(command, "draw_all", lambda report, data, out: [])
+    monkeypatch.setattr("analysis.claims.select", lambda names, quick: (claim("one"),))
+    monkeypatch.setattr("paper_figs.draw_all", lambda report, data, out: [])
     small = energies.ENERGIES.replace(ranks="1,2,3", rounds=2, d_in=6, d_out=5)
     monkeypatch.setattr(energies, "ENERGIES", small)
     assert fedlora("verify", "--out", "v", "--html").code == 0

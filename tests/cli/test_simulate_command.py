@@ -150,7 +150,7 @@ def test_pieces_of_other_work_are_not_mixed_in(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(command.xr, "concat", stop)
+        patch.setattr(xr, "concat", stop)
         stopped = fedlora("simulate", "--out", "x.nc", *SMALL)
     assert stopped.code == 130
     assert "1 finished pieces" in stopped.err

@@ -207,7 +207,7 @@ def test_an_interrupt_states_what_is_kept(
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "run_study", stop)
+    monkeypatch.setattr("analysis.studies.run.run_study", stop)
     outcome = fedlora(*STUDY)
     assert outcome.code == 130
     assert "stopped; nothing was begun; go on with: fedlora-sim study" in outcome.err

@@ -16,7 +16,6 @@ from verify_cases import claim
 
 import analysis
 import analysis.claims.verify as verification
-import fedlora_cli.verify as command
 from analysis.claims import CLAIMS, digits
 from analysis.claims.base import Claim, Control, RunContext
 from analysis.paper import energies
@@ -44,9 +43,9 @@ def small_house(monkeypatch: pytest.MonkeyPatch) -> None:
     def select(names: Sequence[str] | None, quick: bool = False) -> tuple[Claim, ...]:
         return tuple(CASES[check_choice("claim", name, CASES)] for name in names or CASES)
 
-    monkeypatch.setattr(command, "select", select)
+    monkeypatch.setattr("analysis.claims.select", select)
     monkeypatch.setattr(verification, "select", select)
-    monkeypatch.setattr(command, "draw_all", lambda report, data, out: [])
+    monkeypatch.setattr("paper_figs.draw_all", lambda report, data, out: [])
     monkeypatch.setattr(verification, "run_jobs", lambda jobs, context, processes: None)
     monkeypatch.setattr(verification, "workers", lambda device: 1)
     small = energies.ENERGIES.replace(ranks="1,2,3", rounds=2, d_in=6, d_out=5)
@@ -235,7 +234,9 @@ def test_an_interrupted_digits_run_reports_on_as_many_runs(
 
     with monkeypatch.context() as patch:
         patch.setattr(verification, "claim_record", stop_later)
-        patch.setattr(command, "VERIFIED", [replace(RECIPES["energies"], make=stop)])
+        patch.setattr(
+            "analysis.paper.catalogue.VERIFIED", [replace(RECIPES["energies"], make=stop)]
+        )
         assert verify_digits(fedlora, digits_ids).code == 130
     again = verify_digits(fedlora, digits_ids)
     assert again.code == 0, again.err

@@ -35,8 +35,8 @@ class PlainMean(FedAvg):
 '''
 EDITS = {
     "fedlora_sim/rules/__init__.py": (
-        "from fedlora_sim.rules.properties import",
-        "from fedlora_sim.rules.plain_mean import PlainMean as PlainMean\n",
+        "# The built-in rules register themselves",
+        "from fedlora_sim.rules import plain_mean\n",
     ),
     "fedlora_sim/reference/aggregation.py": (
         '        case "flora":',
