@@ -31,6 +31,7 @@ COMMANDS = {
     "design": "Find the ranks and the rule that keep the most of an update within a budget.",
     "collapse": "Test by intervals whether a rule collapses, compared with FedAvg and raFLoRA.",
     "check": "Check a rule against the laws of aggregation that it declares.",
+    "prove": "Check the proofs of the theory with Coq, and print what each theorem assumes.",
     "report": "Write the report of a verification or a study as one HTML page.",
     "rules": "List the aggregation rules.",
 }

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.claims import with_texts
+from analysis.claims.evidence import anchor, derivations_of_claim
 from analysis.claims.report import (
+    MARKS,
     claim_tables,
     conjecture_table,
     digits_table,
@@ -24,8 +26,9 @@ from analysis.claims.report import (
     theme_table,
 )
 from analysis.diagnose.detection import detection_table
-from analysis.formats import Lines, interval, markdown_table, number, percent
+from analysis.formats import NONE, Lines, interval, markdown_table, number, percent
 from analysis.paper import forecasts
+from analysis.proofs.theorems import SECTIONS, theorems_of
 from analysis.studies.drift_law.law_report import (
     account_table,
     accuracy_table,
@@ -387,13 +390,44 @@ def rules_table() -> str:
     return markdown_table(head, lines)
 
 
+def evidence_table(report: Record) -> str:
+    """Return one row per claim: verdict of its measurement, derivations and theorems."""
+    lines: Lines = []
+    for claim in report["claims"]:
+        derived = ", ".join(f"`{name}`" for name in derivations_of_claim(claim["id"]))
+        proved = ", ".join(f"[`{t.name}`](#{anchor(t)})" for t in theorems_of(claim["id"]))
+        measured = f"{MARKS[claim['verdict']]} {claim['verdict']}"
+        lines.append((f"**{claim['id']}**", measured, derived or NONE, proved or NONE))
+    return markdown_table(("claim", "measured", "derived (sympy)", "proved (Coq)"), lines)
+
+
+def theorem_pages() -> str:
+    """Return all theorems by section of the theory: sentence, formula, assumptions, claims."""
+    parts = []
+    for title, theorems in SECTIONS.items():
+        parts.append(f"## {title}")
+        for theorem in theorems:
+            claims = ", ".join(f"**{claim}**" for claim in theorem.claims)
+            of = f" Claims: {claims}." if claims else ""
+            parts += [
+                f"### {theorem.name}",
+                theorem.sentence,
+                f"${theorem.formula}$",
+                f"Assumes: {theorem.assumptions}.{of} "
+                f"File: [`{theorem.file}`](../analysis/proofs/{theorem.file}).",
+            ]
+    return "\n\n".join(parts)
+
+
 def tables(record: Path) -> dict[str, str]:
     """Return the generated blocks by name, from the available recorded results."""
     report = with_texts(json.loads((record / "report.json").read_text(encoding="utf-8")))
     blocks = {
         "themes": theme_table(report),
         "conjectures": conjecture_table(report),
-        "verdicts": claim_tables(report),
+        "verdicts": claim_tables(report, "proofs.md"),
+        "proofs": theorem_pages(),
+        "evidence": evidence_table(report),
         "digits": digits_table(report),
         "run": run_line(report),
         "summary": summary_line(report),

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from analysis.claims.evidence import evidence_text
 from analysis.formats import DIGITS, NONE, interval, markdown_table, number, percent
 
 Record = Mapping[str, Any]
@@ -40,14 +41,19 @@ MARKS = {"supported": "✓", "refuted": "✗", "undecided": "?"}
 VERDICT_MARK = {verdict: f"{mark} {verdict}" for verdict, mark in MARKS.items()}
 
 
-def verdict_table(report: Record) -> str:
-    """Return one row per claim: statement, prediction, measurement, p-value, verdict, controls."""
+def verdict_table(report: Record, proofs: str | None = None) -> str:
+    """Return one row per claim: statement, prediction, measurement, p-value, verdict, controls.
+
+    Args:
+        report: the report.
+        proofs: address of the page of theorems, to link to; None names them only.
+    """
     # Reports from before claims had families have no p-values: the column is left out.
     with_p = ["p (Holm)"] if "families" in report else []
     # Claims of a study have no near controls.
     names = [name for name in CONTROLS if any(name in claim for claim in report["claims"])]
     heads = [CONTROLS[name] for name in names if name != "positive_control"]
-    head = ["claim", "prediction", measured_head(report), *with_p, "verdict", *heads]
+    head = ["claim", "prediction", measured_head(report), *with_p, "verdict", "evidence", *heads]
     rows = []
     for claim in report["claims"]:
         controls = [_control_cell(claim, name) for name in names if name != "positive_control"]
@@ -59,6 +65,7 @@ def verdict_table(report: Record) -> str:
             measurement_text(claim),
             *([p_text(claim["p_holm"])] if with_p else []),
             VERDICT_MARK[claim["verdict"]],
+            evidence_text(claim["id"], proofs),
             *controls,
         ]
         rows.append(cells)
@@ -260,6 +267,7 @@ def _claim_section(claim: Record, environment: Record) -> str:
         f"### {claim['id']}: {claim['verdict']}{reason}\n\n{claim['statement']}\n\n"
         f"Source: {claim['source']}. Assumes: {claim['assumptions']}. "
         f"Fidelity: {claim['fidelity']}; {claim['runs']:,} runs, {claim['seconds']:.1f} s. "
+        f"Evidence: {evidence_text(claim['id'])}. "
         f"{_statistic(claim)}Margin: {claim['margin']}{_wide(claim)}.{_p_values(claim)}\n\n"
         f"{markdown_table(head, rows)}\n\n"
         f"{_every_run(claim)}{_controls(claim)}\n\n"
@@ -370,6 +378,7 @@ def conjecture_table(report: Record) -> str:
     return verdict_table({**report, "claims": chosen})
 
 
-def claim_tables(report: Record) -> str:
-    """Return all claims, in one table per theme."""
-    return "\n\n".join(f"### {name}\n\n{verdict_table(part)}" for name, part in by_theme(report))
+def claim_tables(report: Record, proofs: str | None = None) -> str:
+    """Return all claims, in one table per theme, with links to this page of theorems."""
+    parts = by_theme(report)
+    return "\n\n".join(f"### {name}\n\n{verdict_table(part, proofs)}" for name, part in parts)

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from analysis.claims.evidence import evidence
 from analysis.claims.report import (
     CONTROLS,
     MARKS,
@@ -22,7 +23,7 @@ from analysis.claims.report import (
 )
 from analysis.formats import plain
 from paper_figs.html.charts import interval_html, interval_plot, number_html, p_html, sweep
-from paper_figs.html.formulas import behind, typeset
+from paper_figs.html.formulas import behind, proofs_of, typeset
 
 Record = Mapping[str, Any]
 SEEDS_APART = 1_000_000
@@ -141,6 +142,8 @@ def claim_view(claim: Record, report: Record, order: int) -> dict[str, Any]:
         "seeds": _seeds(claim, report),
         "seconds": claim.get("seconds"),
         "equations": behind(claim["id"]),
+        "evidence": evidence(claim["id"]),
+        "proofs": proofs_of(claim["id"]),
         "sweep": sweep(claim),
         "control": _control_view(claim, "negative_control", digits),
         "other_controls": [

@@ -74,6 +74,7 @@ def render(report: Mapping[str, Any], folder: Path, source: str = "report.json")
             digits=_digits(report),
             pictures=pictures(report, folder, leave_out="energies" if drawn else ""),
             derivations=list(derived.values()),
+            proofs=list({item.name: item for claim in claims for item in claim["proofs"]}.values()),
             environment=_readable(made),
             whole_command=page.command(report),
             version=__version__,

@@ -30,7 +30,7 @@ def test_verdict_table_has_a_row_per_claim(report: Report) -> None:
     head, rule, *rows = verdict_table(report).splitlines()
     assert set(rule) == set("|-")
     assert len(rows) == len(report["claims"])
-    assert {len(cells(line)) for line in (head, rule, *rows)} == {7}
+    assert {len(cells(line)) for line in (head, rule, *rows)} == {8}
     assert cells(head)[2:4] == ["measured, simultaneous 95%", "p (Holm)"]
     first = cells(rows[0])
     assert "**staircase**" in first[0]
@@ -39,7 +39,8 @@ def test_verdict_table_has_a_row_per_claim(report: Report) -> None:
     assert first[2] == "0.2511 [0.2501, 0.2521], 0.0401 [0.0399, 0.0403]; 8,000 runs"
     assert first[3] == "0.0064"
     assert [cells(row)[4] for row in rows[:3]] == ["✓ supported", "✗ refuted", "? undecided"]
-    assert first[5] == "refuted: something wrong"
+    assert first[5].startswith("measured, derived, proved: `Suppression.staircase`, ")
+    assert first[6] == "refuted: something wrong"
 
 
 def test_a_bar_in_a_statement_does_not_end_its_cell(report: Report) -> None:
@@ -183,10 +184,10 @@ def test_a_report_without_families_is_shown_unchanged(report: Report) -> None:
         claim["confidence"] = 0.99
     table, text = verdict_table(report), to_markdown(report)
     assert table.startswith(
-        "| claim | prediction | measured, 99% interval | verdict | negative control |\n"
-        "|---|---|---|---|---|\n"
+        "| claim | prediction | measured, 99% interval | verdict | evidence | negative control |\n"
+        "|---|---|---|---|---|---|\n"
     )
-    assert {len(cells(line)) for line in table.splitlines()} == {5}
+    assert {len(cells(line)) for line in table.splitlines()} == {6}
     assert "Intervals hold together at 99% a claim." in text
     assert "| quantity | prediction | measured | 99% interval |" in text
 

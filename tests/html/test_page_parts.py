@@ -13,11 +13,12 @@ import pytest
 from page_cases import page_claim, page_report, recorded_report
 
 from analysis.claims import CLAIMS
+from analysis.claims.evidence import DERIVED
 from analysis.claims.report import SYMBOLS
 from paper_figs import style
 from paper_figs.html.charts import Line, chart, interval_plot, number_html, p_html, region, sweep
 from paper_figs.html.figures import pictures
-from paper_figs.html.formulas import DERIVED, behind, derivation, typeset
+from paper_figs.html.formulas import behind, derivation, typeset
 
 # Identities of factors and comparisons on real data, which have no derivation.
 WITHOUT = {
