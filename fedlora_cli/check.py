@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
 from tqdm import tqdm
 
 from fedlora_cli.options import load_rule
@@ -37,6 +41,10 @@ def check(
         int | None, typer.Option(help="cases to try per law; those of Hypothesis by default")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the search for counterexamples")] = 0,
+    prove: Annotated[
+        bool,
+        typer.Option("--prove", help="decide the laws on weights for all weights, by z3"),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead")] = False,
 ) -> None:
     """Check a rule against the laws of aggregation that it declares.
@@ -48,7 +56,16 @@ def check(
     With --json: "rule", "seed", "examples", "counts" and "results", one per check: "check",
     "status", "statement", "reason", "examples" (applicable cases) and "counterexample", with Python
     "code".
+
+    With --prove nothing is sampled: z3 decides whether the weights per client and direction are
+    invariant under order, scale and repetition, for all weights of up to three clients. For a law
+    that the rule declares not to hold, the smallest counterexample in whole numbers is shown. JSON:
+    "rule" and "proofs", one per law: "law", "status", "statement", "reason", "seconds" and
+    "counterexample".
     """
+    if prove:
+        _prove(load_rule(rule), as_json)
+        return
     from fedlora_sim.conformance import CHECKS
     from fedlora_sim.conformance.check import check_examples, check_named
     from fedlora_sim.conformance.report import ConformanceReport, to_json
@@ -63,6 +80,26 @@ def check(
     else:
         _print(report)
     if report.failures:
+        raise typer.Exit(FAILED)
+
+
+def _prove(rule: AggregationRule, as_json: bool) -> None:
+    from fedlora_sim.conformance.symbolic import LAWS, prove_weights
+
+    with tqdm(total=len(LAWS), desc=rule.label, unit="law", disable=None) as bar:
+        proofs = prove_weights(rule, lambda proof: bar.update())
+    if as_json:
+        found = {"rule": rule.label, "proofs": [asdict(proof) for proof in proofs]}
+        print(json.dumps(found, indent=1))
+    else:
+        table = Table("law", "status", "finding", "time", box=SIMPLE)
+        for proof in proofs:
+            example = proof.counterexample or {}
+            values = ", ".join(f"{name} {list(value)}" for name, value in example.items())
+            finding = f"{proof.reason}: {values}" if values else proof.reason
+            table.add_row(proof.law, proof.status, escape(finding), f"{proof.seconds:.1f} s")
+        wide_console().print(table)
+    if any(proof.status == "failed" for proof in proofs):
         raise typer.Exit(FAILED)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from analysis.proofs.coq import NoCoqError, Proof, all_names
-from analysis.proofs.coq import prove as compile_proofs
-from analysis.proofs.theorems import claims_of
 from fedlora_cli.tables import wide_console
 from fedlora_sim.errors import check_choice, check_count, expected
+
+if TYPE_CHECKING:  # sympy and torch take seconds, and the help of a command needs none
+    from analysis.proofs.coq import Proof
 
 FAILED, NO_COQ = 1, 3
 
@@ -35,6 +35,9 @@ def prove(
     With --json: "theorems", one entry per theorem and claim: "name", "claim" (null if it proves no
     claim), "proved", "assumptions" and "seconds".
     """
+    from analysis.proofs.coq import NoCoqError
+    from analysis.proofs.coq import prove as compile_proofs
+
     if claim and every:
         raise expected("--claim", claim[0], "either --claim or --all")
     check_count("--processes", processes)
@@ -65,6 +68,9 @@ def prove(
 
 def _names(claim: list[str] | None) -> list[str]:
     """Return the theorems of the chosen claims; all without a choice."""
+    from analysis.proofs.coq import all_names
+    from analysis.proofs.theorems import claims_of
+
     if not claim:
         return all_names()
     provable = sorted({one for name in all_names() for one in claims_of(name)})
@@ -74,6 +80,8 @@ def _names(claim: list[str] | None) -> list[str]:
 
 def _claims(proof: Proof, chosen: list[str] | None) -> list[str | None]:
     """Return the claims of a theorem, of the chosen ones; None if it proves no claim."""
+    from analysis.proofs.theorems import claims_of
+
     own = [one for one in claims_of(proof.name) if not chosen or one in chosen]
     return [*own] or [None]
 

@@ -80,7 +80,7 @@ def decimal(value: float) -> Fraction:
 
 
 @dataclass(frozen=True)
-class Law:
+class PartitionLaw:
     """Coverage of one partition in a scenario, and moments of its weights, exactly.
 
     Args:
@@ -154,12 +154,12 @@ class Law:
         return law | {"S1": 1 - self.empty, "S2": 1 - self.empty, "Q": self.inverse}
 
 
-def _above(scenario: Scenario) -> list[Law]:
+def _above(scenario: Scenario) -> list[PartitionLaw]:
     return _all(scenario)[1:]
 
 
-def _all(scenario: Scenario) -> list[Law]:
-    return [Law(scenario, level) for level in scenario.federation.levels]
+def _all(scenario: Scenario) -> list[PartitionLaw]:
+    return [PartitionLaw(scenario, level) for level in scenario.federation.levels]
 
 
 def _squared(value: Value) -> Applied:

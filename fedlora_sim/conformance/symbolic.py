@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from torch import Tensor
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.rules import AggregationRule
 from fedlora_sim.rules.external import ExternalRule
-
-if TYPE_CHECKING:
-    import z3
 
 Objects = NDArray[np.object_]
 

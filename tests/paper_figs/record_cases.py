@@ -10,6 +10,12 @@ old table
 
 between
 
+<!-- proofs: generated -->
+<!-- end -->
+
+<!-- evidence: generated -->
+<!-- end -->
+
 <!-- themes: generated -->
 <!-- end -->
 

@@ -178,8 +178,11 @@ def test_a_recorded_readme_passes_its_check(
     run(monkeypatch)
     text = (house / "README.md").read_text()
     worded = with_texts(report)  # numbers of the record, texts of the code
-    for table in (claim_tables, theme_table, conjecture_table):
+    for table in (theme_table, conjecture_table):
         assert table(worded) in text
+    assert claim_tables(worded, "proofs.md") in text
+    assert documents.evidence_table(worded) in text
+    assert documents.theorem_pages() in text
     assert "What staircase states." not in text
     theorems = [claim for claim in report["claims"] if claim["kind"] == "theorem"]
     held = sum(claim["verdict"] == "supported" for claim in theorems)
