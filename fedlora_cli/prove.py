@@ -27,7 +27,7 @@ def prove(
     processes: Annotated[int, typer.Option(help="files to compile at a time")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead")] = False,
 ) -> None:
-    """Compile the proofs of the theory with Coq and print the assumptions of every theorem.
+    """Check the proofs of the theory with Coq, and print what each theorem assumes.
 
     A theorem is proved if Coq accepts it and it rests on nothing but Coq's own libraries of
     numbers. Exit code 1 if one is not proved, 3 without Coq.

@@ -19,6 +19,9 @@ from fedlora_sim.storage import write_text
 FOLDER = Path(__file__).parent
 """Folder of the proofs, one file per section of the theory."""
 
+EXAMPLES = "all_examples"
+"""Name of the pair of all examples of a file, whose assumptions are those of any of them."""
+
 LIBRARY = "FedLoRA"
 """Name under which the files import each other."""
 
@@ -64,7 +67,8 @@ class Proof:
     Args:
         name: `File.theorem`.
         proved: True if its file compiles and it rests on Coq's own libraries alone.
-        assumptions: assumptions that Coq reports; empty if it rests on none.
+        assumptions: assumptions that Coq reports; empty if it rests on none. For an example, those
+            of all requested examples of its file.
         seconds: time of its statement and proof.
     """
 
@@ -83,6 +87,11 @@ def files() -> dict[str, str]:
 def stated(file: str) -> list[str]:
     """Return the names of the theorems and examples of a file, without its lemmas."""
     return [name for kind, name in _STATED.findall(files()[file]) if kind != "Lemma"]
+
+
+def examples(file: str) -> frozenset[str]:
+    """Return the names of the examples of a file: numeric instances and certificates."""
+    return frozenset(name for kind, name in _STATED.findall(files()[file]) if kind == "Example")
 
 
 def all_names() -> list[str]:
@@ -187,12 +196,20 @@ class _Run:
         # the pool starts files in order, so that those before this one have started already
         for future in before:
             future.result()
-        # what a theorem assumes goes to a file of its name
+        # What a theorem assumes goes to a file of its name. Coq takes seconds for each, so that the
+        # dozens of examples of a file are asked together.
+        wanted = [name for name in stated(file) if f"{file}.{name}" in self.names]
+        together = [name for name in wanted if name in examples(file)]
         asked = [
             f'Redirect "{file}.{name}" Print Assumptions {name}.'
-            for name in stated(file)
-            if f"{file}.{name}" in self.names
+            for name in wanted
+            if name not in together
         ]
+        if together:
+            asked += [
+                f"Definition {EXAMPLES} := ({', '.join(together)}).",
+                f'Redirect "{file}.{EXAMPLES}" Print Assumptions {EXAMPLES}.',
+            ]
         path = self.folder / f"{file}.v"
         write_text(path, "\n".join([files()[file], *asked, ""]))
         command = [self.compiler, "-q", "-time", "-w", _WARNINGS, "-Q", ".", LIBRARY, path.name]
@@ -207,7 +224,7 @@ class _Run:
         file, _, theorem = name.partition(".")
         start, end = _place(file, theorem)
         taken = sum(seconds for place, seconds in compiled[file].times if start <= place < end)
-        printed = self.folder / f"{name}.out"
+        printed = self.folder / f"{file}.{EXAMPLES if theorem in examples(file) else theorem}.out"
         if not compiled[file].accepted or not printed.is_file():
             return Proof(name, False, (), round(taken, 3))
         found = assumptions(printed.read_text(encoding="utf-8"))

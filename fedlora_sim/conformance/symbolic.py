@@ -110,6 +110,10 @@ class SymbolicTensor:
 
         return self._like(_numbers(condition))._map(choose, one, other)
 
+    def where(self, condition: Any, other: Any) -> SymbolicTensor:
+        """Return own values where the condition holds, and others elsewhere."""
+        return self._where(condition, self, other)
+
     def __getattr__(self, name: str) -> Any:
         """Refuse what symbols cannot do.
 
