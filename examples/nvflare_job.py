@@ -16,8 +16,7 @@ import torch
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
 from nvflare.client.config import ExchangeFormat
 from nvflare.recipe import SimEnv
-from nvflare_model import GlobalAdapter
-from toy_federation import ALPHA, RANKS
+from toy_federation import ALPHA, RANKS, GlobalAdapter
 
 from analysis import Monitor
 from fedlora_sim.integrations.nvflare import FedLoRAAggregator

@@ -5,9 +5,13 @@ The initial adapter has 60% of its energy above rank 4.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
+
+from fedlora_sim.randomness import library_draws
 
 RANKS, ALPHA, WIDTH = (4, 8, 16), 16, 48
 ENERGIES = (1.0,) * 4 + (0.76,) * 4 + (0.37,) * 8
@@ -17,9 +21,9 @@ SAMPLES = 64
 
 def adapted_model(rank: int) -> torch.nn.Module:
     """Return a small network with LoRA on one layer."""
-    torch.manual_seed(0)
-    base = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 1))
-    return get_peft_model(base, LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=["0"]))
+    with library_draws(0):  # torch initializes layers from its global generator
+        base = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 1))
+        return get_peft_model(base, LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=["0"]))
 
 
 def initial_adapter() -> dict[str, Tensor]:
@@ -30,6 +34,14 @@ def initial_adapter() -> dict[str, Tensor]:
     name = "base_model.model.0.lora_{}.weight"
     factors = {name.format("A"): (root * v).T, name.format("B"): u * root}
     return {key: factor.contiguous() for key, factor in factors.items()}
+
+
+class GlobalAdapter(torch.nn.Module):
+    """The initial adapter as a module, from which NVFlare's server takes it."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return the adapter under PEFT's keys."""
+        return initial_adapter()
 
 
 def train_locally(

@@ -1,4 +1,7 @@
-"""Names of the layouts of a run: folders and files of rounds, and objects in memory."""
+"""Names of the layouts of a run: folders and files of rounds, and objects in memory.
+
+They stand apart from `layouts`, which imports torch: the help of the command lists them.
+"""
 
 from __future__ import annotations
 

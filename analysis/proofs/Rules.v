@@ -20,7 +20,8 @@ Proof.
   rewrite fedavg_multiplier. ring.
 Qed.
 
-(* No compounding. What clients return as it was stays, for every coverage and every t. *)
+(* No compounding: an amplitude that every client returns unchanged is kept, for every coverage and
+   every t. *)
 Theorem increment_keeps : forall clients x j t, after t (increment clients 1 0) x j = x j.
 Proof.
   intros. induction t; simpl; [reflexivity|].
