@@ -1,4 +1,4 @@
-"""Three nodes of ranks 4, 8 and 16 in Flower, with any rule.
+"""Three nodes of ranks 4, 8 and 16 in Flower, with any rule. Shares are those of the adapter, which `flora` empties.
 
     python examples/flower_app.py --rule fedavg --out run
     fedlora-sim diagnose run --ranks 4,8,16
@@ -20,6 +20,7 @@ from toy_federation import ALPHA, RANKS, SAMPLES, adapted_model, initial_adapter
 
 from analysis import Monitor
 from fedlora_sim.integrations.flower import FedLoRA, receive
+from fedlora_sim.peft.server import split_state
 
 client = ClientApp()
 
@@ -28,9 +29,9 @@ client = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Train the adapter of this node's rank."""
     node = int(context.node_config["partition-id"])
-    adapter, _ = receive(message, RANKS[node])
     config = message.content["config"]
-    trained = train_locally(adapter, node, int(config["steps"]), frozen_a=bool(config["frozen-a"]))
+    received, frozen_a = receive(message, RANKS[node]), bool(config["frozen-a"])
+    trained = train_locally(*received, node, int(config["steps"]), frozen_a=frozen_a)
     metrics = MetricRecord({"num-examples": SAMPLES, "lora-rank": RANKS[node]})
     reply = RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics})
     return Message(content=reply, reply_to=message)
@@ -42,7 +43,7 @@ def server_app(rule: str, rounds: int, steps: int, out: Path | None) -> ServerAp
     monitor = Monitor(RANKS, alpha=ALPHA)
 
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        state = arrays.to_torch_state_dict()
+        state, _ = split_state(arrays.to_torch_state_dict())
         if out is not None:
             model = adapted_model(max(RANKS))
             set_peft_model_state_dict(model, state)

@@ -1,4 +1,4 @@
-"""Three sites of ranks 4, 8 and 16 in NVFlare's simulator, with any rule.
+"""Three sites of ranks 4, 8 and 16 in NVFlare's simulator, with any rule. Shares are those of the adapter, which `flora` empties.
 
     python examples/nvflare_job.py --rule fedavg --out run
     fedlora-sim diagnose run --ranks 4,8,16 --alpha 16
@@ -20,6 +20,7 @@ from toy_federation import ALPHA, RANKS, GlobalAdapter
 
 from analysis import Monitor
 from fedlora_sim.integrations.nvflare import FedLoRAAggregator
+from fedlora_sim.rules import get_rule
 
 HERE = Path(__file__).parent
 
@@ -39,7 +40,7 @@ def main() -> None:
         min_clients=len(RANKS),
         num_rounds=given.rounds,
         train_script=str(HERE / "nvflare_client.py"),
-        train_args=f"--steps {given.steps}",
+        train_args=f"--steps {given.steps} {'--frozen-a' if get_rule(given.rule).frozen_a else ''}",
         aggregator=FedLoRAAggregator(lora_alpha=ALPHA, rule=given.rule, save_dir=str(out)),
         server_expected_format=ExchangeFormat.PYTORCH,
     )

@@ -17,6 +17,7 @@ RANKS, ALPHA, WIDTH = (4, 8, 16), 16, 48
 ENERGIES = (1.0,) * 4 + (0.76,) * 4 + (0.37,) * 8
 """Energy of each rank component of the initial adapter."""
 SAMPLES = 64
+NAME = "base_model.model.0.lora_{}.weight"
 
 
 def adapted_model(rank: int) -> torch.nn.Module:
@@ -31,8 +32,7 @@ def initial_adapter() -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(0)
     u, v = (torch.linalg.qr(torch.randn(WIDTH, 16, generator=rng))[0] for _ in range(2))
     root = torch.tensor(ENERGIES) ** 0.25  # B and A have half of an amplitude each
-    name = "base_model.model.0.lora_{}.weight"
-    factors = {name.format("A"): (root * v).T, name.format("B"): u * root}
+    factors = {NAME.format("A"): (root * v).T, NAME.format("B"): u * root}
     return {key: factor.contiguous() for key, factor in factors.items()}
 
 
@@ -45,10 +45,26 @@ class GlobalAdapter(torch.nn.Module):
 
 
 def train_locally(
-    adapter: dict[str, Tensor], client: int, steps: int, *, frozen_a: bool = False
+    adapter: dict[str, Tensor],
+    correction: dict[str, Tensor],
+    client: int,
+    steps: int,
+    *,
+    frozen_a: bool = False,
 ) -> dict[str, Tensor]:
-    """Return a client's adapter after steps of gradient descent on its own samples."""
+    """Return a client's adapter after steps of gradient descent on its own samples.
+
+    Args:
+        adapter: the adapter of the client's rank.
+        correction: what the rule has moved into the base weights; empty for most rules.
+        client: its number.
+        steps: number of steps.
+        frozen_a: train B only, for the rule `ffa`.
+    """
     model = adapted_model(RANKS[client])
+    if correction:
+        a, b = (correction[NAME.format(factor)] for factor in "AB")
+        model.base_model.model[0].base_layer.weight.data += ALPHA / len(a) * b @ a
     loaded = set_peft_model_state_dict(model, adapter)
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     rng = torch.Generator().manual_seed(client)

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from analysis.diagnose.layouts import FoundRun, RoundFiles, SavedAdapter
+from analysis.diagnose.layouts import FoundRun, RoundFiles, SavedAdapter, natural
 from analysis.ledger import ledger
 from fedlora_sim.account import Carriers
 from fedlora_sim.datasets import ACCOUNT
@@ -85,7 +85,7 @@ def account_of_clients(
         InputError: if clients do not match the global adapter or the counts.
     """
     rounds = [files for files in run.rounds if files.clients]
-    names = sorted({name for files in rounds for name in files.clients}, key=_natural)
+    names = sorted({name for files in rounds for name in files.clients}, key=natural)
     weights = dict.fromkeys(names, 1.0)
     if num_samples is not None:
         counts = check_num_samples(num_samples, len(names))
@@ -114,10 +114,6 @@ def account_of_clients(
         _scalings(rounds[-1]),
         _ledger([f.number for f in rounds], rows, levels),
     )
-
-
-def _natural(name: str) -> tuple[int, str]:
-    return (int(name), "") if name.isdecimal() else (-1, name)
 
 
 def _first(rounds: Sequence[RoundFiles], name: str) -> SavedAdapter:
@@ -167,10 +163,14 @@ class _Round:
                 result = _aggregated(updates, counts, name, self.levels, last)
                 if result is None:
                     continue
-                squares = min(_squared_distance(one, own) for one in result)
+                # The global adapter is the whole update or the adapter alone, in all modules alike.
+                squares = [_squared_distance(one, own) for one in (result[0], result[-1])]
                 energy[name] = energy.get(name, np.zeros(size)) + _energies(result[0], size)
-                apart[name] = apart.get(name, np.zeros(2)) + np.array([squares, norm])
-        distance = {n: math.sqrt(a / b) if b > 0 else math.inf for n, (a, b) in apart.items()}
+                apart[name] = apart.get(name, np.zeros(3)) + np.array([*squares, norm])
+        distance = {
+            name: math.sqrt(min(whole, alone) / norm) if norm > 0 else math.inf
+            for name, (whole, alone, norm) in apart.items()
+        }
         return {n: (energy[n], distance[n]) for n in energy}, actual
 
     def account(self, rule: str) -> dict[str, dict[str, Tensor]]:

@@ -25,7 +25,7 @@ from fedlora_sim.version import versions
 
 RUNS = 200
 FIRST_SEED = 1000
-"""The rule of a diagnosis was chosen on the seeds 0 to 199: a record of them would be no test."""
+"""The thresholds of a diagnosis were chosen on the seeds 0 to 199; the record uses others."""
 ROUNDS = (10, 30)
 FIRST = 4
 """The first round after which a run is diagnosed."""

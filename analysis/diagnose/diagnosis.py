@@ -15,7 +15,6 @@ import xarray as xr
 from analysis.collapse.measure import EXTINCT, FALLS, NOTHING, Collapse, together
 from analysis.diagnose.client_rounds import ClientAccount, account_of_clients
 from analysis.diagnose.consistency import RuleFit, compare
-from analysis.diagnose.layout_names import DATASET, IN_MEMORY
 from analysis.diagnose.layouts import (
     FoundRun,
     RoundFiles,
@@ -55,6 +54,9 @@ from fedlora_sim.metrics import effective_rank
 
 HALF = 0.5
 """A run collapses only if a partition has lost this share of its energy relative to the shared."""
+
+IN_MEMORY, DATASET = "state dicts", "dataset"
+"""Layouts of runs in memory: state dicts, and a dataset that `simulate` returned."""
 
 
 # The diagnosis
@@ -112,8 +114,8 @@ def diagnose(
     levels = _levels(federation, found, clients)
     missing = list(_missing(levels, federation, cohort, spectra, clients))
     assumed = []
-    if federation is not None and num_samples is None:
-        assumed.append("clients have equal sample counts (num_samples)")
+    if num_samples is None and (federation is not None or clients is not None):
+        assumed.append("clients have equal sample counts (--samples)")
     shared = spectra.energy.sum(1)
     parts = _partitions(spectra.rounds, spectra.partitions(levels).sum(1), levels)
     rules: tuple[RuleFit, ...] = ()

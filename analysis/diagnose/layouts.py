@@ -28,16 +28,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.diagnose.layout_names import LAYOUTS
+from analysis.diagnose import LAYOUTS
 from fedlora_sim.errors import MOST_ROUNDS, check_choice, expected
 from fedlora_sim.finetune.checkpoints import RUN_FILE
 from fedlora_sim.lora import LoRAFactors, check_tensor_finite
 from fedlora_sim.peft.config import CONFIG_FILE, AdapterConfig, check_no_pointer, read_config
 from fedlora_sim.peft.read import MOST_TENSORS, WEIGHTS_FILE, AdapterFolder, wide_factors
+from fedlora_sim.peft.server import CORRECTION
 
 MOST_FILES = 1_000_000
 SHOWN = 4
 PICKLED = (".bin", ".pt", ".pth")
+TRAINER_FILES = {"training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"}
+"""Files next to a checkpoint by the Trainer of transformers; none holds an adapter."""
 _IN_FOLDER = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 _KEY = re.compile(
     r"(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])"
@@ -95,8 +98,9 @@ def state_dict_adapter(
     """Return the adapter in a state dict.
 
     Args:
-        state: tensors by key. Keys without LoRA factors are ignored; the prefixes `model.` and
-            `base_model.model.` and the adapter's name are removed.
+        state: tensors by key. Keys without LoRA factors and base corrections (`AdapterServer`) are
+            ignored; the prefixes `model.` and `base_model.model.` and the adapter's name are
+            removed.
         where: its file, for messages.
         alpha: `lora_alpha`, if there is no configuration; None: unknown.
         use_rslora: whether the scaling is `alpha / sqrt(r)`.
@@ -113,7 +117,7 @@ def state_dict_adapter(
     names: set[str] = set()
     for key in state:
         found = _KEY.fullmatch(key) if isinstance(key, str) else None
-        if found is None:
+        if found is None or CORRECTION in key:
             continue
         names.add(found["adapter"] or "default")
         own = pairs.setdefault(_bare(found["module"]), {})
@@ -307,7 +311,7 @@ def find_run(run: Path, layout: str | None, scalings: Scalings) -> FoundRun:
         place
         for path in _adapters(run)
         if (place := _place(run, path, pattern)) is not None
-        and (pattern is not None or layout in (None, place.kind))
+        and (pattern is not None or layout is None or _is_of(place, layout))
     ]
     if not places:
         what = "adapters of" if layout is None else f"{layout}:"
@@ -332,6 +336,12 @@ def find_run(run: Path, layout: str | None, scalings: Scalings) -> FoundRun:
     return FoundRun(layout or kind, tuple(rounds), tuple(sorted(ranks)))
 
 
+def _is_of(place: _Place, layout: str) -> bool:
+    """Return True if an adapter belongs to a run of a layout; clients' adapters always do."""
+    named_by_round = layout == "rounds" and place.kind == "flora"
+    return place.client is not None or place.kind == layout or named_by_round
+
+
 def _compiled(layout: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(layout)
@@ -348,7 +358,7 @@ def _round(
     """Return the round of its adapters; None if it has no global one."""
     clients = {
         str(place.client): _opener(place.path, scalings)
-        for place in sorted(places, key=lambda p: _natural(str(p.client)))
+        for place in sorted(places, key=lambda p: natural(str(p.client)))
         if place.client is not None
     }
     own = [place for place in places if place.client is None]
@@ -369,7 +379,7 @@ def _opener(path: Path, scalings: Scalings) -> Callable[[], SavedAdapter]:
 
 
 def _adapters(run: Path) -> Iterator[Path]:
-    """Yield folders with a configuration and weights, and files with pickled weights."""
+    """Yield folders with a configuration and weights, and pickled files of other folders."""
     seen = 0
     for name, folders, files in os.walk(run):
         folders.sort()
@@ -379,8 +389,9 @@ def _adapters(run: Path) -> Iterator[Path]:
             raise expected("run", str(run), f"at most {MOST_FILES:,} files")
         if CONFIG_FILE in names and names & {WEIGHTS_FILE, *_IN_FOLDER}:
             yield folder
-            names -= {*_IN_FOLDER}
-        yield from (folder / file for file in sorted(names) if file.endswith(PICKLED))
+            continue
+        pickled = (name for name in sorted(names - TRAINER_FILES) if name.endswith(PICKLED))
+        yield from (folder / name for name in pickled)
 
 
 def _place(run: Path, path: Path, pattern: re.Pattern[str] | None) -> _Place | None:
@@ -395,7 +406,9 @@ def _place(run: Path, path: Path, pattern: re.Pattern[str] | None) -> _Place | N
             return None
         return _Place(path, _number(found[1]), "rounds", client, _int(group), ())
     for kind, one in _ROUND.items():
-        for i, part in enumerate(parts[:-1] if is_file else parts):
+        folders = parts[:-1] if is_file else parts
+        for i in reversed(range(len(folders))):  # the innermost: other numbers may stand before it
+            part = folders[i]
             match = one.fullmatch(part)
             if match is not None and not _CLIENT.fullmatch(part):
                 named = "fedfm" if kind == "flowertune" and group is not None else kind
@@ -441,5 +454,6 @@ def _int(text: str | None) -> int | None:
     return None if text is None else int(text)
 
 
-def _natural(name: str) -> tuple[int, str]:
+def natural(name: str) -> tuple[int, str]:
+    """Return a key by which names that are numbers are sorted by value."""
     return (int(name), "") if name.isdecimal() else (-1, name)

@@ -85,9 +85,10 @@ class Monitor:
             clients: state dicts of the adapters that the clients returned.
 
         Returns:
-            `energy`, `effective_rank`, `share_above_<level>` for each rank level but the last,
-            `rate_<level>` and its upper end `rate_high_<level>`, the factor per round of the energy
-            above the level relative to that up to the lowest; with clients,
+            `energy`, `effective_rank`, and for each rank level but the last
+            `share_above_<level>`, the share of the energy above it, and `rate_<level>`, the factor
+            per round of the partition that starts above it, relative to the shared partition;
+            `rate_high_<level>` is the upper end of its interval. With clients also
             `client_share_above_<level>`, the mean over clients. NaN: not known.
 
         Raises:

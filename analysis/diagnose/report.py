@@ -39,7 +39,7 @@ class PartitionHealth:
         rate: factor of that relative energy per round.
         half_life: rounds in which it halves; infinite if it does not fall.
         settling: floor of the energy, and rounds until then, by the drift law.
-        extinct: whether the relative energy is extinct in the last round.
+        extinct: whether no relative energy is left in the last two rounds.
         verdict: `collapses`, `keeps its rank` or `undecided`; the shared partition keeps it.
     """
 
@@ -217,7 +217,7 @@ def sentence_of(diagnosis: Diagnosis) -> str:
         return f"The run keeps its rank: {change}."
     if len(known) < FEWEST:
         return f"Undecided after {len(known)} rounds, at least {FEWEST} are needed: {change}."
-    return f"Undecided: {change}, and the trend is within its interval."
+    return f"Undecided: {change}, and the interval of the trend includes both outcomes."
 
 
 def remedy_of(diagnosis: Diagnosis) -> str:
@@ -316,7 +316,7 @@ def notes_of(d: Diagnosis) -> list[str]:
     if d.rules:
         notes.append(rules_text(d))
     if d.clients is not None:
-        made = ", ".join(d.clients.made_by) or "no known rule (other weights? pass num_samples)"
+        made = ", ".join(d.clients.made_by) or "no known rule (other weights? --samples)"
         notes.append(f"The client files give the global adapters by: {made}.")
     return [*notes, *d.scalings]
 

@@ -22,7 +22,7 @@ from nvflare.app_common.aggregators.weighted_aggregation_helper import (
 from nvflare.app_common.app_constant import AppConstants
 from torch import Tensor
 
-from fedlora_sim.errors import InputError, expected
+from fedlora_sim.errors import InputError, check_finite, expected
 from fedlora_sim.lora import as_tensor
 from fedlora_sim.peft.read import PREFIX
 from fedlora_sim.peft.server import CORRECTION, AdapterServer, receive_state
@@ -97,12 +97,13 @@ class FedLoRAAggregator(ModelAggregator):
                 if key not in meta:
                     raise expected(f"{site}: meta", sorted(meta), f"a number under {key!r}")
             state, _, _ = _plain(self._global())
+            weight_name = f"{site}: {self.weighted_by_key}"
+            weight = check_finite(weight_name, meta[self.weighted_by_key], minimum=0)
             reply, _, _ = _plain(model.params)
             self._server().check_reply(site, reply, state, meta[self.rank_key])
         except InputError as error:
             self.error(f"left out: {error}")
             return
-        weight = float(meta[self.weighted_by_key])
         self._replies.append((reply, weight))
         metrics = filter_aggregatable_metrics(model.metrics or {})
         if metrics and weight > 0:

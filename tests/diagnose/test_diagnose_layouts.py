@@ -15,6 +15,7 @@ from analysis import diagnose
 from analysis.diagnose.layouts import Scalings, find_run
 from analysis.diagnose.spectra import read_spectra
 from fedlora_sim.errors import InputError
+from fedlora_sim.peft.server import CORRECTION, AdapterServer, split_state
 from fedlora_sim.tolerances import relative
 
 
@@ -27,11 +28,12 @@ def energies(rounds) -> np.ndarray:
     )
 
 
+@pytest.mark.parametrize("is_given", [False, True])
 @pytest.mark.parametrize("layout", WRITERS)
-def test_layouts_are_recognized(layout: str, tmp_path: Path) -> None:
+def test_layouts_are_recognized(layout: str, is_given: bool, tmp_path: Path) -> None:
     rounds = toy("fedavg")
     WRITERS[layout](tmp_path / "run", rounds)
-    found = find_run(tmp_path / "run", None, Scalings(ALPHA))
+    found = find_run(tmp_path / "run", layout if is_given else None, Scalings(ALPHA))
     assert found.layout == layout
     spectra = read_spectra(found)
     first = 0 if layout == "flora" else 1
@@ -59,6 +61,26 @@ def test_the_layout_can_be_given(tmp_path: Path) -> None:
         find_run(tmp_path, r"(e)poch(\d+)", Scalings())
     with pytest.raises(InputError, match="layout='flowertunes'"):
         find_run(tmp_path, "flowertunes", Scalings())
+
+
+def test_the_innermost_number_is_the_round(tmp_path: Path) -> None:
+    WRITERS["flora"](tmp_path / "10", toy("fedavg"))
+    for layout in (None, "flora", "rounds"):
+        found = find_run(tmp_path, layout, Scalings(ALPHA))
+        assert [files.number for files in found.rounds] == list(range(9))
+        assert all(len(files.clients) == 4 for files in found.rounds[1:])
+
+
+@pytest.mark.parametrize("rule", ["flora", "fedex"])
+def test_a_base_correction_is_no_layer(rule: str) -> None:
+    server = AdapterServer(lora_alpha=ALPHA, rule=rule)
+    first = state(toy("fedavg").adapters[0], "base_model.model.")
+    replies = [server.for_client(first, rank) for rank in (2, 4)]
+    after = server.aggregate(first, replies, [1, 1], 1)
+    assert any(key.startswith(CORRECTION) for key in after)
+    found = diagnose([first, after], ranks="2,4", alpha=ALPHA)
+    alone = diagnose([first, split_state(after)[0]], ranks="2,4", alpha=ALPHA)
+    np.testing.assert_array_equal(found.energy, alone.energy)
 
 
 def test_missing_and_truncated_rounds(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ def rounds_here(rule: str, rounds: int, steps: int, first_round: int):
     samples = [toy_federation.SAMPLES] * len(LEVELS)
     for t in range(first_round, first_round + rounds):
         replies = [
-            toy_federation.train_locally(split_state(server.for_client(state, r))[0], k, steps)
+            toy_federation.train_locally(
+                *split_state(server.for_client(state, r)), k, steps, frozen_a=server.frozen_a
+            )
             for k, r in enumerate(LEVELS)
         ]
         state = server.aggregate(state, replies, samples, t)

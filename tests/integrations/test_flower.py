@@ -59,9 +59,9 @@ class Grid:
             node = message.metadata.dst_node_id
             self.sent.append((message.metadata.message_type, node, message))
             k = node - 101
-            adapter, _ = receive(message, LEVELS[k])
+            received = receive(message, LEVELS[k])
             frozen_a = bool(message.content["config"]["frozen-a"])
-            trained = train_locally(adapter, k, self.steps, frozen_a=frozen_a)
+            trained = train_locally(*received, k, self.steps, frozen_a=frozen_a)
             metrics = MetricRecord({"num-examples": 10 * (k + 1), "lora-rank": LEVELS[k]})
             content = RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics})
             reply = self.answer(node, Message(content=content, reply_to=message))
@@ -89,8 +89,10 @@ def here(rule, rounds):
     server = AdapterServer(lora_alpha=ALPHA, rule=rule, seed=4)
     state = initial_adapter()
     for t in range(1, rounds + 1):
-        received = [split_state(server.for_client(state, r))[0] for r in LEVELS]
-        replies = [train_locally(x, k, 1, frozen_a=server.frozen_a) for k, x in enumerate(received)]
+        received = [split_state(server.for_client(state, r)) for r in LEVELS]
+        replies = [
+            train_locally(*x, k, 1, frozen_a=server.frozen_a) for k, x in enumerate(received)
+        ]
         state = server.aggregate(state, replies, [10, 20, 30], t)
     return state
 
@@ -173,7 +175,9 @@ def test_a_failed_node_is_left_out_and_its_partition_carried(answer):
     found = started(strategy(), Grid(answer), 1).arrays.to_torch_state_dict()
     server = AdapterServer(lora_alpha=ALPHA, seed=4)
     state = initial_adapter()
-    replies = [train_locally(server.for_client(state, r), k, 1) for k, r in enumerate(LEVELS[:2])]
+    replies = [
+        train_locally(server.for_client(state, r), {}, k, 1) for k, r in enumerate(LEVELS[:2])
+    ]
     wanted = server.aggregate(state, replies, [10, 20], 1)
     assert_same_updates(found, wanted)
 

@@ -71,10 +71,10 @@ def play(own, state, rounds, as_array=False):
         place(own, state, t)
         own.reset_stats()
         for k, rank in enumerate(LEVELS):
-            adapter, _ = receive(
+            received = receive(
                 FLModel(params=state), rank, lora_alpha=ALPHA, frozen_a=own._server().frozen_a
             )
-            trained = prefixed(train_locally(adapter, k, 1, frozen_a=own._server().frozen_a))
+            trained = prefixed(train_locally(*received, k, 1, frozen_a=own._server().frozen_a))
             sent = {key: x.numpy() for key, x in trained.items()} if as_array else trained
             own.accept_model(model(k, sent))
         result = own.aggregate_model()
@@ -86,8 +86,10 @@ def here(rule, rounds):
     server = AdapterServer(lora_alpha=ALPHA, rule=rule, seed=4)
     state = initial_adapter()
     for t in range(rounds):
-        received = [split_state(server.for_client(state, r))[0] for r in LEVELS]
-        replies = [train_locally(x, k, 1, frozen_a=server.frozen_a) for k, x in enumerate(received)]
+        received = [split_state(server.for_client(state, r)) for r in LEVELS]
+        replies = [
+            train_locally(*x, k, 1, frozen_a=server.frozen_a) for k, x in enumerate(received)
+        ]
         state = server.aggregate(state, replies, [10, 20, 30], t)
     return state
 
@@ -114,6 +116,9 @@ def test_arrays_give_arrays():
     [
         lambda x: model(2, x, lora_rank=None),
         lambda x: model(2, x, num_examples=None),
+        lambda x: model(2, x, num_examples="abc"),
+        lambda x: model(2, x, num_examples=float("nan")),
+        lambda x: model(2, x, num_examples=-1),
         lambda x: model(2, x, lora_rank=8),
         lambda x: model(2, {key: v * torch.nan for key, v in x.items()}),
         lambda x: model(2, {key + ".x": v for key, v in x.items()}),
@@ -126,7 +131,7 @@ def test_an_unfit_model_is_reported_and_left_out(bad, monkeypatch):
     errors = []
     monkeypatch.setattr(own, "error", errors.append)
     server = AdapterServer(lora_alpha=ALPHA, seed=4)
-    replies = [train_locally(server.for_client(state, r), k, 1) for k, r in enumerate(LEVELS)]
+    replies = [train_locally(server.for_client(state, r), {}, k, 1) for k, r in enumerate(LEVELS)]
     for k in range(2):
         own.accept_model(model(k, replies[k]))
     own.accept_model(bad(replies[2]))

@@ -152,10 +152,9 @@ def _scheduled_rates(laws: Laws) -> tuple[float, float]:
     return float(early(law).rate.mean()), float(middle(law).rate.mean())
 
 
-def _scheduled_excess(laws: Laws, measured: float | None = None) -> Array:
-    """Return the measured less the derived power; for a control, a given one less the derived."""
-    power = _scheduled_power(laws) if measured is None else measured
-    return power - _derived_power(laws, *_scheduled_rates(laws))
+def _scheduled_excess(laws: Laws) -> Array:
+    """Return the measured less the derived power, (M,)."""
+    return _scheduled_power(laws) - _derived_power(laws, *_scheduled_rates(laws))
 
 
 def _derived_power(laws: Laws, first: float = 1.0, second: float = 0.5) -> Array:
@@ -277,7 +276,10 @@ LAW_CLAIMS = (
         names=_every,
         predict=lambda q: Prediction.near(np.zeros(q), DERIVED),
         quantity=_scheduled_excess,
-        control=("a c that does not follow", partial(_scheduled_excess, measured=0.0)),
+        control=(
+            "a c that does not follow",
+            lambda laws: -_derived_power(laws, *_scheduled_rates(laws)),
+        ),
         near=("one power less", lambda laws: _scheduled_excess(laws) - 1),
     ),
     LawClaim(

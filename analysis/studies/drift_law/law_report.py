@@ -29,6 +29,7 @@ from analysis.studies.drift_law.implied import (
     floor_of,
     floor_ratio,
     late,
+    middle,
     pooled,
     steadiness,
 )
@@ -81,8 +82,7 @@ def law_rows(seeds: Sequence[Laws]) -> Rows:
 
 
 def _measured(law: xr.Dataset) -> dict[str, Array]:
-    middle = law.sel(round=slice(int(early(law)["round"][-1]) + 1, int(late(law)["round"][0]) - 1))
-    drift = np.stack([drift_of(part) for part in (early(law), middle, late(law))])
+    drift = np.stack([drift_of(part(law)) for part in (early, middle, late)])
     amplitude = pooled(late(law).amplitude)
     return {
         "coverage": pooled(law.coverage),
