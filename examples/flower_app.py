@@ -1,9 +1,10 @@
-"""Three nodes of ranks 4, 8 and 16 in Flower, with any rule. Shares are those of the adapter, which `flora` empties.
+"""Three nodes of ranks 4, 8 and 16 in Flower, with any rule.
 
     python examples/flower_app.py --rule fedavg --out run
     fedlora-sim diagnose run --ranks 4,8,16
 
 Without local steps the nodes return what they receive: only the rule changes the energies.
+Shares are those of the adapter: `flora`, which needs --steps, leaves no energy there.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Three sites of ranks 4, 8 and 16 in NVFlare's simulator, with any rule. Shares are those of the adapter, which `flora` empties.
+"""Three sites of ranks 4, 8 and 16 in NVFlare's simulator, with any rule.
 
     python examples/nvflare_job.py --rule fedavg --out run
     fedlora-sim diagnose run --ranks 4,8,16 --alpha 16
 
 Without local steps the sites return what they receive: only the rule changes the energies.
+Shares are those of the adapter: `flora`, which needs --steps, leaves no energy there.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.diagnose import LAYOUTS
+from analysis.diagnose.layout_names import LAYOUTS
 from fedlora_cli.options import FORCE_HELP, check_folder, parse_samples
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.storage import ResultFolder, write_json, write_text

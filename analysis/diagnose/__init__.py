@@ -2,12 +2,5 @@
 
 import lazy_loader
 
-LAYOUTS = (
-    *("own", "flowertune", "fedfm", "openfedllm", "flora", "nvflare", "federatedscope", "rounds"),
-)
-"""Layouts of a run's folder. They stand here because the help of the command lists them, and the
-modules of this package import torch.
-"""
-
 # Names are imported on first use, as listed in __init__.pyi.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.diagnose import LAYOUTS
+from analysis.diagnose.layout_names import LAYOUTS
 from fedlora_sim.errors import MOST_ROUNDS, check_choice, expected
 from fedlora_sim.finetune.checkpoints import RUN_FILE
 from fedlora_sim.lora import LoRAFactors, check_tensor_finite
