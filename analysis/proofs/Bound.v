@@ -66,7 +66,8 @@ Proof.
   unfold rates_staircase_energy. simpl. field. lra.
 Qed.
 
-(* The bound needs gamma < 1 only: it tends to 0, so the share outside vanishes. *)
+(* If the coverage of the second level is below 1, the share outside the shared directions tends to
+   0. *)
 Theorem collapse_limit : forall shared second parts eps,
   0 < shared -> 0 <= second < 1 -> below second parts -> 0 < eps ->
   exists T, forall t, (T <= t)%nat -> outside shared parts t < eps.

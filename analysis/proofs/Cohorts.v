@@ -103,7 +103,7 @@ Lemma sum_square_shift : forall A (f : list A -> R) r (l : list (list A)),
   r ^ 2 * INR (length l) + 2 * r * sum f l + sum (fun S => f S ^ 2) l.
 Proof. induction l; [simpl; ring | rewrite !sum_step, IHl; cbn [length]; rewrite S_INR; ring]. Qed.
 
-(* The sum over all cohorts: every client is in as many. *)
+(* Sum over all cohorts. Every client is in the same number of cohorts. *)
 Theorem sum_of_sums : forall A (v : A -> R) l m,
   sum (sum v) (cohorts m l) = INR (with_one (length l) m) * sum v l.
 Proof.
@@ -122,7 +122,7 @@ Lemma square_of_few : forall A (v : A -> R) l, (length l <= 1)%nat ->
   sum v l ^ 2 - sum (fun k => v k ^ 2) l = 0.
 Proof. intros A v [|k [|k' l]] H; simpl in *; try ring. lia. Qed.
 
-(* The sum of squares over all cohorts: pairs of clients count too. *)
+(* Sum of squares over all cohorts. It also counts the cohorts that contain a pair of clients. *)
 Theorem sum_of_squares : forall A (v : A -> R) l m,
   sum (fun S => sum v S ^ 2) (cohorts m l) =
   INR (with_one (length l) m) * sum (fun k => v k ^ 2) l +
@@ -292,7 +292,7 @@ Proof.
     rewrite P; simpl; [|exact IH]. destruct (forallb p S); simpl; rewrite IH; reflexivity.
 Qed.
 
-(* Of all sequences of t cohorts, a power of the number of good cohorts is good throughout. *)
+(* The number of sequences of t good cohorts is the number of good cohorts to the power t. *)
 Theorem sequences_count : forall A (p : A -> bool) (l : list A) t,
   length (filter (forallb p) (sequences t l)) = (length (filter p l) ^ t)%nat.
 Proof.

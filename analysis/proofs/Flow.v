@@ -96,7 +96,7 @@ Proof.
     pose proof (positive s). repeat split; lra.
 Qed.
 
-(* The floor is the other rest point of a round. *)
+(* The floor is the rest point of a round that is not zero. *)
 Theorem floor_rests : G * omega <> 1 ->
   flow_round_map G M omega (flow_floor G M omega) = flow_floor G M omega.
 Proof.
@@ -130,7 +130,7 @@ Proof.
   rewrite Rminus_0_r in *. destruct (B t). rewrite Rabs_pos_eq in * by lra. lra.
 Qed.
 
-(* Above it, the amplitude tends to the floor M (omega G - 1) / (G - 1), from any start. *)
+(* Above it, the amplitude tends to the floor M (omega G - 1) / (G - 1), from any positive start. *)
 Theorem floor_above : 1 < G * omega -> Un_cv x (flow_floor G M omega).
 Proof.
   intro H. assert (N : G * omega <> 1) by lra. pose proof growth_positive as Q.
@@ -160,7 +160,7 @@ Proof.
   pose proof growth_positive. pose proof (positive t). field. repeat split; lra.
 Qed.
 
-(* At the threshold the amplitude falls algebraically, as derived. *)
+(* At the threshold the amplitude falls like 1 / t: it is M x_0 / (M + t (G - 1) x_0). *)
 Theorem critical : G * omega = 1 -> forall t, x t = flow_critical_amplitude G M t (x 0%nat).
 Proof.
   intros H t. pose proof (positive t) as P. pose proof start as P0.
@@ -185,7 +185,7 @@ Qed.
 
 End Rounds.
 
-(* The slopes of a round at its rest points are the rates: omega G at zero, 1 / (omega G) at the floor. *)
+(* The slope of a round at zero is omega G, the rate below the threshold. *)
 Theorem rate_below : forall G M omega, 0 < M ->
   is_derive (fun x => flow_round_map G M omega x) 0 (flow_approach_below G omega).
 Proof. intros. unfold flow_round_map, flow_approach_below. auto_derive; [lra | field; lra]. Qed.

@@ -17,7 +17,7 @@ Theorem gauge_invariance (B : 'M[F]_(d_out, r)) (A : 'M[F]_(r, d_in)) (G : 'M[F]
   G \in unitmx -> (B *m G) *m (invmx G *m A) = B *m A.
 Proof. by move=> unit; rewrite mulmxA -(mulmxA B) mulmxV // mulmx1. Qed.
 
-(* Scaling. It may stand on either factor. *)
+(* Scaling. A scalar can multiply B, A or the product: the result is the same. *)
 Theorem scaling_either (s : F) (B : 'M[F]_(d_out, r)) (A : 'M[F]_(r, d_in)) :
   (s *: B) *m A = s *: (B *m A) /\ B *m (s *: A) = s *: (B *m A).
 Proof. by split; [rewrite scalemxAl | rewrite scalemxAr]. Qed.

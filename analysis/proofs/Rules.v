@@ -5,7 +5,8 @@ From FedLoRA Require Import Federation Sequences Derived.
 Import ListNotations.
 Open Scope R_scope.
 
-(* FLoRA and the increment form: the base keeps x_j and gains what the clients changed, weighted.
+(* FLoRA and the increment form: the base keeps x_j and adds the weighted average of the clients'
+   changes.
    A client of gain g and drift c that carries the direction returns g x_j + c. *)
 Definition increment (clients : list client) (g c : R) (x : amplitudes) : amplitudes :=
   fun j => x j + over clients (fun k => fst k * returned k (fun i => g * x i + c - x i) j).
@@ -36,7 +37,8 @@ Proof.
   intro s. simpl. rewrite increment_multiplier. unfold multipliers_flora. ring.
 Qed.
 
-(* Diluted loss. A gain g below 1 costs the factor 1 - W (1 - g) a round, not W g. *)
+(* Diluted loss. A gain g below 1 multiplies the amplitude by 1 - W (1 - g) in every round, not by
+   W g. *)
 Theorem increment_loss : forall clients g x j t,
   after t (increment clients g 0) x j = (1 - coverage clients j * (1 - g)) ^ t * x j.
 Proof.

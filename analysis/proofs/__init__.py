@@ -1,7 +1,8 @@
 """Machine-checked proofs of the theory, in Coq: one `.v` file per section.
 
-`fedlora-sim prove` compiles them. The results in the theorems are the definitions of `Derived.v`,
-which is written from the sympy derivations; `Instances.v` and `Certificates.v` hold numbers.
+`fedlora-sim prove` compiles them. Where a theorem has a derived closed form, it states it by the
+definition in `Derived.v`, which is written from the sympy derivations; `Instances.v` and
+`Certificates.v` hold numbers.
 """
 
 from analysis.proofs.coq import INSTALL as INSTALL

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 """Folder of the proofs, one file per section of the theory."""
 
 EXAMPLES = "all_examples"
-"""Name of the pair of all examples of a file, whose assumptions are those of any of them."""
+"""Name of the tuple of all requested examples of a file; its assumptions are theirs together."""
 
 LIBRARY = "FedLoRA"
 """Name under which the files import each other."""
@@ -118,7 +118,7 @@ def sentence(name: str) -> str:
 
 
 def needed(names: Sequence[str]) -> list[str]:
-    """Return the files that these files need, themselves included, each after those it imports."""
+    """Return these files and all files that they import, in order of compilation."""
     graph: dict[str, list[str]] = {}
     waiting = list(names)
     while waiting:
@@ -142,7 +142,7 @@ def coqc() -> str:
 
 
 def prove(names: Sequence[str], processes: int = 1) -> list[Proof]:
-    """Compile the files of these theorems in a temporary folder, and return what Coq says of each.
+    """Compile the files of these theorems in a temporary folder, and return one proof per theorem.
 
     Args:
         names: theorems as `File.theorem`.
@@ -241,11 +241,20 @@ def _place(file: str, theorem: str) -> tuple[int, int]:
 
 
 def assumptions(printed: str) -> tuple[str, ...]:
-    """Return the names of the assumptions in the output of Coq's `Print Assumptions`."""
-    if printed.startswith("Closed under the global context"):
+    """Return the names of the assumptions in the output of Coq's `Print Assumptions`.
+
+    A switched-off check, such as that of termination, is named by its whole line.
+
+    Raises:
+        RuntimeError: if the output has another form: nothing may pass unread.
+    """
+    if printed.strip() == "Closed under the global context":
         return ()
-    body = printed.partition("Axioms:\n")[2]
-    return tuple(sorted(set(re.findall(rf"^({_NAME}(?:\.{_NAME})*)\s*(?::|$)", body, re.M))))
+    _, found, body = printed.partition("Axioms:\n")
+    if not found:
+        raise RuntimeError(f"unknown output of Print Assumptions: {printed[:80]!r}")
+    named = (line.split(" :")[0].strip() for line in body.splitlines() if line[:1].strip())
+    return tuple(sorted(set(named)))
 
 
 def is_classical(assumption: str) -> bool:

@@ -92,7 +92,8 @@ SECTIONS: dict[str, tuple[Theorem, ...]] = {
         Theorem(
             "Suppression.rbla_is_raflora",
             r"x'_{\mathrm{RBLA}} = x'_{\mathrm{raFLoRA}}",
-            f"{_IDLE}; contributors return equal directions; $\\pi_j \\ne 0$",
+            "contributors of a cohort return equal directions; weights that are not negative; "
+            "$\\pi_j \\ne 0$",
             ("rbla-is-raflora",),
         ),
     ),
@@ -108,13 +109,13 @@ SECTIONS: dict[str, tuple[Theorem, ...]] = {
         Theorem(
             "Bound.collapse_limit",
             r"\pi_2 < 1 \implies \lim_{t \to \infty} 1 - \rho(t) = 0",
-            "those of the bound",
+            f"{_IDLE}; $E_{{\\mathrm{{shared}}}} > 0$; no coverage above that of the second level",
         ),
     ),
     "Strictness": (
         Theorem(
             "Strictness.strict",
-            r"\exists k:\ p_k > 0,\ r_k \le j \implies \pi_j < \sum_k p_k",
+            r"(\exists k:\ p_k > 0,\ r_k \le j) \implies \pi_j < \sum_k p_k",
             _WEIGHTS,
         ),
         Theorem(
@@ -124,7 +125,7 @@ SECTIONS: dict[str, tuple[Theorem, ...]] = {
         ),
         Theorem(
             "Strictness.collapse",
-            r"\exists k:\ p_k > 0,\ r_k \le j \implies \lim_{t \to \infty} x_j(t) = 0",
+            r"(\exists k:\ p_k > 0,\ r_k \le j) \implies \lim_{t \to \infty} x_j(t) = 0",
             f"{_IDLE}; $\\sum_k p_k = 1$",
         ),
         Theorem(
@@ -207,7 +208,7 @@ SECTIONS: dict[str, tuple[Theorem, ...]] = {
         ),
         Theorem(
             "Moments.moments_after",
-            r"(E[x_t], E[x_t^2]) \mathrm{\ as\ derived,\ for\ every\ } t",
+            r"E[x_t],\ E[x_t^2]\ \mathrm{equal\ the\ definitions\ of\ Derived.v,\ for\ every\ } t",
             "both recursions; $q'$, $\\alpha$ and 1 all different",
         ),
         Theorem(
@@ -241,7 +242,7 @@ SECTIONS: dict[str, tuple[Theorem, ...]] = {
         Theorem(
             "Cohorts.mean_square_share",
             r"E[W^2] = \pi^2 + \pi (1 - \pi) \frac{K - m}{m (K - 1)}",
-            _COHORT,
+            f"{_COHORT}; $K > 1$, $0 < m \\le K$",
             ("cohort-rate",),
         ),
         Theorem(
@@ -249,7 +250,7 @@ SECTIONS: dict[str, tuple[Theorem, ...]] = {
         ),
         Theorem(
             "Cohorts.empty_count",
-            r"P_0 = \binom{K - n}{m} \Big/ \binom{K}{m}",
+            r"|\{S: \mathrm{no\ contributor}\}| = \binom{K - n}{m}",
             f"{_COHORT}; $n$ contributors",
         ),
         Theorem(
@@ -314,23 +315,24 @@ SECTIONS: dict[str, tuple[Theorem, ...]] = {
         Theorem(
             "Rules.drift_floor_fedavg",
             r"\lim_{t \to \infty} x_t = \frac{W c}{1 - g W}",
-            "a constant drift; $|g W| < 1$",
+            "the recursion $x_{t + 1} = W (g x_t + c)$ of full participation; $|g W| < 1$",
         ),
         Theorem(
             "Rules.drift_floor_zero_pad",
             r"\lim_{t \to \infty} x_t = \frac{W^2 c}{1 - g W^2}",
-            "a constant drift; $|g W^2| < 1$",
+            "the recursion $x_{t + 1} = W^2 (g x_t + c)$ of full participation; $|g W^2| < 1$",
         ),
         Theorem(
             "Rules.drift_saturation",
             r"\lim_{t \to \infty} x_t = \frac{c}{1 - g}",
-            "a constant drift; raFLoRA; $|g| < 1$",
-            ("drift-saturation",),
+            "the recursion $x_{t + 1} = g x_t + c$: raFLoRA where no partition is ever empty; "
+            "$|g| < 1$",
         ),
         Theorem(
             "Rules.drift_linear",
             r"E[x_t] = E[x_0] + t (1 - P_0) c",
-            "a constant drift; raFLoRA that carries empty partitions over; $g = 1$",
+            "the recursion $E[x_{t + 1}] = E[x_t] + (1 - P_0) c$ of raFLoRA that carries empty "
+            "partitions over; $g = 1$",
             ("drift-raflora-linear",),
         ),
     ),
@@ -341,7 +343,7 @@ SECTIONS: dict[str, tuple[Theorem, ...]] = {
             r"\quad G = e^{2 M T}",
             "$M > 0$, $T > 0$; a positive solution of the flow",
         ),
-        Theorem("Flow.local_gain", r"f'(0) = G", "$M > 0$", ("flow-raflora-no-threshold",)),
+        Theorem("Flow.local_gain", r"f'(0) = G", "$M > 0$"),
         Theorem(
             "Flow.inverse_round",
             r"y' = \frac{y}{\omega G} + \frac{G - 1}{\omega G M}, \quad y = \frac{1}{x}",
@@ -364,7 +366,7 @@ SECTIONS: dict[str, tuple[Theorem, ...]] = {
             _FLOW,
             (
                 *("flow-floor-fedavg", "flow-floor-zero-pad", "flow-floor-raflora"),
-                *("flow-threshold-fedavg", "flow-threshold-zero-pad"),
+                *("flow-threshold-fedavg", "flow-threshold-zero-pad", "flow-raflora-no-threshold"),
             ),
         ),
         Theorem(

@@ -510,8 +510,8 @@ def _question(rule: AggregationRule, law: Law, case: _Round) -> tuple[list[Any],
         return np.broadcast_to(found._map(_real).values, (len(one.ranks), LEVELS))
 
     equations = law(shares, case, factor)
-    # the last client may be the silent one, so that the others carry the weight
-    least = case.weights[:-1] if len(case.weights) > 1 else case.weights
+    # Where the last client has no weight, the others must have some.
+    least = case.weights[:-1] if law is _zero and len(case.weights) > 1 else case.weights
     given = [w >= 0 for w in case.weights] + [z3.Sum(list(least)) > 0, factor > 0]
     given += [norm > 0 for norm in case.norms] + facts
     return given, z3.Or([found != wanted for found, wanted in equations])
