@@ -47,7 +47,7 @@ FRAMEWORKS := $(VENV)-frameworks
 $(FRAMEWORKS)/.installed: pyproject.toml constraints-frameworks.txt
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --no-compile -c constraints-frameworks.txt \
-		--editable '.[flower,nvflare,check]' 'flwr[simulation]' pytest-xdist
+		--editable '.[flower,nvflare,check]' 'flwr[simulation]' tensorboard pytest-xdist
 	touch $(FRAMEWORKS)/.installed
 
 test-frameworks: $(FRAMEWORKS)/.installed  ## run the tests of the adapters for Flower and NVFlare with these packages

@@ -292,18 +292,19 @@ def _ledger(
 def _scalings(files: RoundFiles) -> tuple[str, ...]:
     """Return a sentence for each rank whose scaling differs from the global adapter's."""
     adapter = files.open_global()
-    module = adapter.modules[0]
     if not adapter.is_scaled:
         return ()
-    own = adapter.factors(module)
-    found: dict[tuple[int, float], list[str]] = {}
-    for name, open_client in files.clients.items():
-        client = open_client().factors(module)
-        found.setdefault((client.rank, client.scaling), []).append(name)
+    clients = [open_client() for open_client in files.clients.values()]
+    found = set()
+    for module in adapter.modules:  # an alpha_pattern gives some of them another scaling
+        own = adapter.factors(module).scaling
+        for client in clients:
+            update = client.factors(module)
+            if not math.isclose(update.scaling, own, rel_tol=1e-6):
+                found.add((update.rank, update.scaling, own))
     return tuple(
-        f"clients of rank {rank} scale by {scaling:g}, the global adapter by {own.scaling:g}: a "
+        f"clients of rank {rank} scale by {scaling:g}, the global adapter by {own:g}: a "
         f"client that loads its first {rank} components unchanged multiplies the update by "
-        f"{scaling / own.scaling:.3g}"
-        for (rank, scaling) in sorted(found)
-        if not math.isclose(scaling, own.scaling, rel_tol=1e-6)
+        f"{scaling / own:.3g}"
+        for rank, scaling, own in sorted(found)
     )

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 MODULES = {
     "test_flower.py": "flwr.serverapp.strategy",
+    "test_tensorboard.py": "tensorboard",
     "test_nvflare.py": "nvflare.app_common.aggregators.model_aggregator",
 }
 NEEDED = "FEDLORA_SIM_NEEDS_FRAMEWORKS" in os.environ
