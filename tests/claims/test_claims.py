@@ -60,7 +60,8 @@ TWINS = {
         "persistent-cohorts",
     ),
     *("signal-to-noise-cohorts", "typical-rate-zero-pad"),
-    *("flow-rate-above-raflora", "breakdown-steps"),
+    *("flow-rate-above-raflora", "flow-rate-above-fedavg", "breakdown-steps"),
+    *("log-energy-spread", "heterogeneity-slows", "trajectory-raflora", "review-settling-speed"),
 }
 """Claims that run the code of a faster claim, on another rule or quantity."""
 KEYS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -24,11 +25,14 @@ AFFINE = Scenario("1x4,2x4,3x4", rounds=30, drift_mean=DRIFT, fidelity="matrix",
 def context(monkeypatch: pytest.MonkeyPatch) -> RunContext:
     """A context in which runs of real factors with a constant drift replace fine-tuning."""
 
-    def made(label: str, number: int, context: RunContext) -> xr.Dataset:
+    @cache
+    def simulated(label: str, number: int) -> xr.Dataset:
         scenario = AFFINE.replace(drift_mean=DRIFT * (1 + number / 100), subspace_noise=0.01)
         return simulate(scenario, label, seed=number, ledger=True)
 
-    monkeypatch.setattr(claims, "digits_run", made)
+    monkeypatch.setattr(
+        claims, "digits_run", lambda label, number, context: simulated(label, number)
+    )
     return RunContext()
 
 
@@ -52,11 +56,16 @@ def test_the_floor_of_a_constant_drift_is_exact(
     assert claims.floor_error("fedavg", [0], context, drift=0.0).min() > 1
 
 
+@cache
+def plain_run(number: int) -> xr.Dataset:
+    return simulate(AFFINE, "fedavg", seed=number, ledger=True)
+
+
 def law(power: float) -> Callable[[int, RunContext], xr.Dataset]:
     """Return runs whose counterfactual energies follow a power of the coverage."""
 
     def made(number: int, context: RunContext) -> xr.Dataset:
-        run = simulate(AFFINE, "fedavg", seed=number, ledger=True)
+        run = plain_run(number)
         coverage = ledger(run).coverage.sel(partition=run.partition).values  # seed, round, layer, i
         energy = 1 + np.random.default_rng(number).random(coverage.shape)
         both = np.stack([energy, energy * coverage**-power], axis=2)

@@ -185,6 +185,7 @@ def stopped(number: int) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_a_study_that_is_stopped_and_then_killed_continues_to_the_same_result(
     fedlora: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import train_cases
 import xarray as xr
+from designs import each_value
 from train_cases import RUN, TOML, use_small_task, write_scenario
 
 import fedlora_cli.train as command
@@ -101,15 +102,14 @@ CASES = [
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(("rule", "settings"), CASES, ids=str)
-@pytest.mark.parametrize("stopped_at", [0, 2])
+@each_value(case=CASES, stopped_at=[0, 2])
 def test_ctrl_c_and_resume_give_the_undisturbed_result(
     fedlora: Callable,
     monkeypatch: pytest.MonkeyPatch,
-    rule: str,
-    settings: tuple[str, ...],
+    case: tuple[str, tuple[str, ...]],
     stopped_at: int,
 ) -> None:
+    rule, settings = case
     command = ("train", "--scenario", "s.toml", "--rule", rule, *settings, "--out")
     with monkeypatch.context() as patch:
         stop_at(patch, stopped_at)
@@ -242,6 +242,7 @@ def test_simulate_continues_within_a_run(
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.usefixtures("small", "one_thread")
 def test_a_process_that_is_stopped_and_then_killed_continues_to_the_same_bits(
     fedlora: Callable, here: Path

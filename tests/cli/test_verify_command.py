@@ -218,7 +218,7 @@ def test_digits_are_tabled_and_can_be_drawn(fedlora: Callable, digits_ids: list[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("finished", [3, 99], ids=["after three", "after all"])
+@pytest.mark.parametrize("finished", [3, pytest.param(99, marks=pytest.mark.deep)])
 def test_an_interrupted_digits_run_reports_on_as_many_runs(
     fedlora: Callable, digits_ids: list[str], monkeypatch: pytest.MonkeyPatch, finished: int
 ) -> None:

@@ -11,7 +11,7 @@ from fedlora_sim.conformance import CHECKS
 from fedlora_sim.rules import get_rule
 
 pytestmark = [pytest.mark.hypothesis, pytest.mark.slow]  # a separate search
-EXAMPLES = examples(24) if is_random() else 8
+EXAMPLES = examples(24) if is_random() else 4
 
 
 @pytest.mark.parametrize("name", ALL_RULES)

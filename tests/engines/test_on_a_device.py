@@ -121,7 +121,8 @@ def test_matrix_runs_are_those_of_the_cpu(device, rule):
 
 @pytest.mark.slow
 def test_training_is_that_of_the_cpu(device):
-    run = Scenario("2x1,4x1", fidelity="training", rounds=1, device="cuda")
+    small = {"local_steps": 1, "max_train": 60, "max_test": 40}
+    run = Scenario("2x1,4x1", fidelity="training", rounds=1, device="cuda", **small)
     task = load_task(run)
     assert task.device == DEVICE
     assert task.to(torch.device("cuda"), task.dtype) is task  # not a copy for every run

@@ -92,6 +92,7 @@ def test_a_lost_direction_can_be_learned_again(task):
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_digits_collapse_under_fedavg_and_zero_padding_and_not_under_raflora():
     scenario = Scenario(ranks=parse_ranks("2x2,4x2,16x2"), fidelity="training", rounds=20)
     rho, accuracy = {}, {}

@@ -269,11 +269,15 @@ def test_clients_receive_the_components_that_their_positions_name(
 
 
 @pytest.mark.slow
-def test_single_precision_on_the_real_task_under_every_rule_and_allocation():
+@each_value(
+    rule=ALL_RULES,
+    allocation=("svd", "random", "importance"),
+    only=lambda rule, allocation: (rule, allocation) in CASES,
+)
+def test_single_precision_on_the_real_task_under_every_rule_and_allocation(rule, allocation):
     scenario = Scenario("2x3,8x2", fidelity="training", rounds=2, local_steps=3, cohort_size=3)
-    for rule, allocation in CASES:
-        run = simulate(scenario.replace(allocation=allocation), rule=rule, seed=0)
-        assert np.isfinite(run.loss).all()
-        assert (run.energy[0, -1].sum() > 0).all()
-        untrained = float(run.loss[0, 0])
-        assert float(run.loss[0, -1]) != untrained
+    run = simulate(scenario.replace(allocation=allocation), rule=rule, seed=0)
+    assert np.isfinite(run.loss).all()
+    assert (run.energy[0, -1].sum() > 0).all()
+    untrained = float(run.loss[0, 0])
+    assert float(run.loss[0, -1]) != untrained

@@ -50,6 +50,7 @@ def test_every_part_is_checked_and_timed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_training_is_measured() -> None:
     (row,) = (
         row

@@ -247,6 +247,7 @@ def test_settings_reach_the_model() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_the_command_writes_a_record(tmp_path: Path) -> None:
     out = tmp_path / "rivals.json"
     words = ["--lanes", PLAIN.name, "Flower", "--environments", str(tmp_path), "--out", str(out)]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from designs import each_value
 from interval_cases import coverage, slack
 from scipy import special, stats
 
@@ -90,17 +91,16 @@ def quotients(rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("error", "miss"), [(0.1, 0.1), (0.01, 0.01), (0.001, 0.002)])
-@pytest.mark.parametrize(
-    ("estimator", "draw"), [(mean_interval, products), (fieller_ratio, quotients)]
+@each_value(
+    case=[(mean_interval, products), (fieller_ratio, quotients)],
+    miss=[(0.1, 0.1), (0.01, 0.01), (0.001, 0.002)],
 )
 def test_means_of_products_of_random_weights_are_held(
-    estimator: Estimator,
-    draw: Callable[[np.random.Generator], np.ndarray],
-    error: float,
-    miss: float,
+    case: tuple[Estimator, Callable[[np.random.Generator], np.ndarray]],
+    miss: tuple[float, float],
 ) -> None:
-    assert 1 - coverage(estimator, draw, 1.0, error, 4_000) <= miss
+    (estimator, draw), (error, miss_at_most) = case, miss
+    assert 1 - coverage(estimator, draw, 1.0, error, 4_000) <= miss_at_most
 
 
 def test_skewness_makes_intervals_longer_on_one_side_and_longer_still_for_small_errors() -> None:

@@ -133,6 +133,7 @@ def adapted(task, *, steps: int, rate: float, rank: int = 8, batch_size: int = 3
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_it_can_add_and_lora_teaches_it_to_subtract():
     task = load_arithmetic_task(OPTIONS)
     assert accuracy(task, equations(_parts(0)[1], "+")) > 0.95

@@ -98,7 +98,7 @@ def test_bad_input(call, message: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shift", ["rotated", "unseen"])
+@pytest.mark.parametrize("shift", ["rotated", pytest.param("unseen", marks=pytest.mark.deep)])
 def test_lora_learns_the_shifted_domain(shift: str):
     task = load_digits_task(1, shift=shift)
     assert source_accuracy(task) > 0.95
