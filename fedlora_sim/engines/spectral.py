@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -171,15 +171,19 @@ class Cohorts:
         return self.clients[:, row], self.weights[:, row], members
 
 
+def _counts(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.int64]:
+    """Return how often each client is drawn, (S or 1, T or 1, K)."""
+    if scenario.federation.sampling == "full":  # all rounds are equal: one row represents them
+        return np.ones((1, 1, scenario.federation.num_clients), dtype=np.int64)
+    return cohort_counts_of_runs(scenario, seeds)
+
+
 def draw(
     scenario: Scenario, seeds: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> Cohorts:
     """Return the cohorts of one run per seed."""
     federation = scenario.federation
-    if federation.sampling == "full":  # all rounds are equal: one row represents them
-        counts = np.ones((1, 1, federation.num_clients), dtype=np.int64)
-    else:
-        counts = cohort_counts_of_runs(scenario, seeds)
+    counts = _counts(scenario, seeds)
     slots, drawn = cohort_slots(counts, federation.max_cohort)
     weights = torch.from_numpy(federation.cohort_weights(slots, drawn)).to(dtype).to(device)
     clients = torch.from_numpy(slots).to(device)
@@ -454,6 +458,88 @@ class CohortShares:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class CarrierShares:
+    """A rule's weights where the clients of a rank are exchangeable.
+
+    A cohort's sums then follow from the number of carriers of each group alone, of which few
+    combinations occur.
+
+    Args:
+        shares: normalized weights of each combination, (U, m, groups).
+        groups: group of each direction, (r_max,).
+        index: combination of each cohort, (S or 1, T or 1).
+    """
+
+    shares: Tensor
+    groups: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, scenario: Scenario, rule: AggregationRule, counts: NDArray[np.int64]) -> Self:
+        """Return the rule's weights of drawn cohorts; clients are drawn at most once.
+
+        Args:
+            scenario: its clients have equal sample numbers and carry the leading directions.
+            rule: the server rule.
+            counts: participation of each client, 0 or 1, (S or 1, T or 1, K).
+        """
+        federation, dtype = scenario.federation, torch_dtype(scenario.dtype)
+        levels, slots = np.array(federation.levels), federation.max_cohort
+        members = np.asarray(federation.ranks)[:, None] >= levels
+        # Whole numbers below 2**24: float32 counts them exactly, and multiplies fast.
+        carriers = counts.astype(np.float32) @ members.astype(np.float32)
+        code = carriers.astype(np.int64) @ (slots + 1) ** np.arange(len(levels))
+        found, index = _distinct(code, (slots + 1) ** len(levels))
+        numbers = found[:, None] // (slots + 1) ** np.arange(len(levels)) % (slots + 1)
+        carried = torch.from_numpy(np.arange(slots)[:, None] < numbers[:, None])
+        weight = float(federation.cohort_weights(np.array([0]), np.array([1]))[0])
+        device = _device(scenario, dtype)
+        carried = carried.to(device)
+        weights = (weight * carried[..., 0]).to(dtype)  # all clients carry the first level
+        shares = rule.direction_weights(weights, carried)
+        groups = np.searchsorted(levels, np.arange(federation.r_max) + 1)
+        return cls(shares, torch.from_numpy(groups).to(device), torch.from_numpy(index).to(device))
+
+    def total(self) -> Tensor:
+        """Return `sum_k w_k`, (S or 1, T or 1, r_max)."""
+        return self.shares.sum(-2)[:, self.groups][self.index]
+
+    def squares(self) -> Tensor:
+        """Return `sum_k w_k**2`, (S or 1, T or 1, r_max)."""
+        return self.shares.square().sum(-2)[:, self.groups][self.index]
+
+
+def _distinct(codes: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct codes below `size`, and the position of each code among them."""
+    occurs = np.zeros(size, dtype=bool)
+    occurs[codes] = True
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[codes]
+
+
+MOST_COMBINATIONS = 1_000_000
+"""Numbers of carriers that a table holds."""
+
+
+def _exchangeable(scenario: Scenario) -> bool:
+    """Return True if clients of equal rank differ in nothing, and each is drawn at most once."""
+    federation = scenario.federation
+    # Refusals under `error` name the run and the round: they need every cohort.
+    plain = scenario.allocation == "svd" and scenario.empty_partition != "error"
+    once = federation.sampling in ("full", "without_replacement", "bernoulli")
+    few = (federation.max_cohort + 1) ** len(federation.levels) <= MOST_COMBINATIONS
+    return plain and once and few and len(set(federation.num_samples)) == 1
+
+
+def _sums(
+    scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
+) -> CohortShares | CarrierShares:
+    """Return the rule's weights, of which only sums over each cohort are needed."""
+    if _exchangeable(scenario):
+        return CarrierShares.of(scenario, rule, _counts(scenario, seeds))
+    return CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
+
+
 # Batched runs
 
 # Most numbers in the largest array of a batch: 160 MB in float64.
@@ -615,12 +701,17 @@ def _cohorts(scenario: Scenario, seeds: Sequence[int]) -> Cohorts:
 
 
 def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
-    shares = CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
+    persistent = scenario.heterogeneity == "persistent" and _is_noisy(scenario)
+    shares: CohortShares | CarrierShares
+    if persistent:  # the clients of a rank differ
+        shares = CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
+    else:
+        shares = _sums(scenario, rule, seeds)
     total = shares.total()
     multiplier = total if rule.is_linear else total.square()
     zero = torch.zeros((), dtype=total.dtype, device=total.device)
     noise = zero
-    if scenario.heterogeneity == "persistent" and _is_noisy(scenario):
+    if isinstance(shares, CohortShares) and persistent:
         unscaled = scenario.replace(learning_rate_schedule="constant")
         gains, drifts = (draw[:, 0] for draw in _draws(unscaled, seeds))
         alpha, beta, gamma, delta = shares.mean_of(gains), shares.mean_of(drifts), zero, zero
@@ -669,7 +760,7 @@ def _run_clients(
 
 def _run_flow(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Tensor:
     """Return the amplitudes of runs whose clients have equal targets."""
-    total = CohortShares.of(scenario, rule, _cohorts(scenario, seeds)).total()
+    total = _sums(scenario, rule, seeds).total()
     carries = rule.has_empty_partition_policy and scenario.empty_partition == "carry"
     local = _local_map(scenario, rule, _put(scenario, scenario.target_amplitudes))
     factor = total if rule.is_linear else total.square()

@@ -28,9 +28,14 @@ def reference(run, rule, seeds):
     return np.stack([spectral_reference(run, rule, seed) for seed in seeds]) ** 2
 
 
-@pairwise(rule=RULES, law=LAWS, empty_partition=["carry", "zero"])
-def test_without_noise_it_is_the_reference(rule, law, empty_partition):
-    run = scenario(law, empty_partition=empty_partition, gain_mean=-0.95, drift_mean=0.05)
+EQUAL = (3,) * len(SAMPLES)
+"""Clients of a rank are exchangeable: the engine counts carriers only."""
+
+
+@pairwise(rule=RULES, law=LAWS, empty_partition=["carry", "zero"], samples=[SAMPLES, EQUAL])
+def test_without_noise_it_is_the_reference(rule, law, empty_partition, samples):
+    options = {"empty_partition": empty_partition, "num_samples": samples}
+    run = scenario(law, gain_mean=-0.95, drift_mean=0.05, **options)
     energy = simulate(run, rule=rule, seed=range(3)).energy
     assert_close(energy, reference(run, rule, range(3)))
 
@@ -75,12 +80,14 @@ def client_loop(run, rule, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize(
-    ("rule", "empty_partition"), [("fedavg", "zero"), ("raflora", "zero"), ("raflora", "carry")]
+@pairwise(
+    law=LAWS,
+    case=[("fedavg", "zero"), ("raflora", "zero"), ("raflora", "carry")],
+    samples=[SAMPLES, EQUAL],
 )
-def test_fresh_noise_in_product_space_agrees_in_law(law, rule, empty_partition):
-    run = scenario(law, rounds=ROUNDS, empty_partition=empty_partition, **NOISE)
+def test_fresh_noise_in_product_space_agrees_in_law(law, case, samples):
+    rule, policy = case
+    run = scenario(law, rounds=ROUNDS, empty_partition=policy, num_samples=samples, **NOISE)
     fast = simulate(run, rule=rule, seed=range(RUNS)).energy.values
     slow = client_loop(run, rule, np.random.default_rng(1))
     spread = np.sqrt((fast.var(0) + slow.var(0)) / RUNS)
