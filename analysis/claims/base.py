@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -23,6 +23,8 @@ from fedlora_sim.storage import RunStore
 
 Array = NDArray[np.float64]
 
+MOST_KEPT = 200_000_000
+"""Bytes of recent runs that a context keeps."""
 NEAR = (2.0, 5.0)
 """Smallest and largest distance of a near control from the measurement, in margins."""
 
@@ -45,6 +47,8 @@ class RunContext:
     on_progress: Callable[[float], object] = lambda runs: None
     store: RunStore | None = None
     _runs: dict[str, xr.Dataset] = field(default_factory=dict, init=False, repr=False)
+    _recent: dict[Hashable, xr.Dataset] = field(default_factory=dict, init=False, repr=False)
+    _recent_bytes: int = field(default=0, init=False, repr=False)
 
     def run_once(self, label: str, simulate: Callable[[], xr.Dataset]) -> xr.Dataset:
         """Return a run that several claims share, from memory, the store, or a new simulation."""
@@ -67,6 +71,17 @@ class RunContext:
         if self.store:
             self.store.put_run(label, dataset)
         self._runs[label] = dataset
+
+    def recent(self, key: Hashable) -> xr.Dataset | None:
+        """Return what `keep_recent` kept under this key, or None."""
+        return self._recent.get(key)
+
+    def keep_recent(self, key: Hashable, dataset: xr.Dataset) -> None:
+        """Keep a dataset in memory until newer ones take more than `MOST_KEPT` bytes."""
+        self._recent[key] = dataset
+        self._recent_bytes += dataset.nbytes
+        while self._recent_bytes > MOST_KEPT:
+            self._recent_bytes -= self._recent.pop(next(iter(self._recent))).nbytes
 
     def seeds(self, numbers: Sequence[int]) -> list[int]:
         """Return the seeds of the runs with these numbers."""
@@ -189,13 +204,18 @@ class Claim:
 def simulated(
     scenario: Scenario, rule: str, numbers: Sequence[int], context: RunContext
 ) -> xr.Dataset:
-    """Return the runs with these numbers, on the context's device."""
-    return simulate(
-        scenario.replace(device=context.device),
-        rule=rule,
-        seed=context.seeds(numbers),
-        on_progress=context.on_progress,
-    )
+    """Return the runs with these numbers, on the context's device.
+
+    Controls often need the runs of the claim again: the last ones are kept.
+    """
+    scenario, seeds = scenario.replace(device=context.device), tuple(context.seeds(numbers))
+    found = context.recent((scenario, rule, seeds))
+    if found is not None:
+        context.on_progress(len(seeds))
+        return found
+    found = simulate(scenario, rule=rule, seed=seeds, on_progress=context.on_progress)
+    context.keep_recent((scenario, rule, seeds), found)
+    return found
 
 
 def by_partition(values: xr.DataArray) -> xr.DataArray:

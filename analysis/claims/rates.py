@@ -30,7 +30,7 @@ from analysis.formats import rule_name
 from analysis.stats.intervals import every_run, root_of_mean
 from analysis.stats.series import stationary_mean
 from analysis.stats.verdicts import Prediction
-from fedlora_sim import Scenario, parse_ranks, simulate
+from fedlora_sim import Scenario, parse_ranks
 from fedlora_sim.randomness import stream
 
 # Full participation: one geometric rate per partition, and the bound on the energy ratio
@@ -111,18 +111,17 @@ def share_of_bound(
         context: seeds and device.
     """
     shares = []
-    for seed in context.seeds(numbers):
+    for number, seed in zip(numbers, context.seeds(numbers), strict=True):
         scenario = random_federation(seed)
         bound = factor * closed_form.collapse_bound(scenario)
         if bound_level != 1:
             coverage = per_partition(scenario.federation.coverage(), scenario)
             ratio = coverage[bound_level] ** 2 / coverage[1] ** 2
             bound = bound * ratio ** np.arange(BOUND_ROUNDS + 1)
-        energies = simulate(scenario, rule="fedavg", seed=seed).energy.values[0]
+        energies = simulated(scenario, "fedavg", [number], context).energy.values[0]
         # 1 - rho as a separate ratio: a difference from 1 would be lost in rounding.
         high = energies[:, scenario.federation.levels[0] :].sum(-1) / energies.sum(-1)
         shares.append((high / bound).max())
-        context.on_progress(1)
     return np.asarray(shares, dtype=np.float64)[:, None]
 
 
