@@ -37,8 +37,10 @@ class RuleCheck:
         """
         __tracebackhide__ = True
         chosen = get_rule(rule)
+        # A counterexample that was declared is not shown: shrinking it would take most of the time.
+        shrink = self.law.declared(chosen.properties) is not False
         with one_thread():
-            result = run_check(chosen, self.law, check_examples(self.examples), self.seed)
+            result = run_check(chosen, self.law, check_examples(self.examples), self.seed, shrink)
         if result.status == "skipped":
             pytest.skip(result.reason)
         if result.status == "failed":

@@ -86,7 +86,7 @@ def test_every_command_under_a_c_locale(tmp_path: Path, promise: Promise) -> Non
         ["diagnose", f"{OUT}/train", "--out", f"{OUT}/diagnosis", "--html"],
         ["export", f"{OUT}/train", "--round", "1", "--client", "0", "--out", f"{OUT}/e"],
         ["aggregate", *clients, "--out", f"{OUT}/adapter"],
-        ["prove", "--claim", "staircase"],
+        ["prove", "--claim", "equal-ranks-identity"],
         ["simulate", "--ranks", "\u221e", "--out", "y.nc"],
     ]
     assert {arguments[0] for arguments in commands} == set(COMMANDS)

@@ -106,11 +106,11 @@ def test_every_status_is_shown_and_counted(fedlora: Callable) -> None:
 
 @pytest.mark.slow
 def test_all_laws_are_held_against_a_rule_unless_some_are_named(fedlora: Callable) -> None:
-    done = fedlora("check", "hetlora:data_weighted=true", "--examples", "1", "--json")
+    done = fedlora("check", "raflora:canonicalize=true", "--examples", "1", "--json")
     found = json.loads(done.out)
     assert done.code == 0
     assert [result["check"] for result in found["results"]] == [check.name for check in CHECKS]
-    assert found["rule"] == "hetlora:data_weighted=true"
+    assert found["rule"] == "raflora:canonicalize=true"
     assert (found["seed"], found["examples"]) == (0, 1)
     assert sum(found["counts"].values()) == len(CHECKS)
     assert set(found["counts"]) == {"passed", "expected", "failed", "skipped"}

@@ -12,7 +12,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-from hypothesis_profiles import is_random
 
 from fedlora_sim.storage import MARKER
 from paper_figs import __main__ as command
@@ -115,11 +114,11 @@ def in_another_process(names: list[str], data: Path, out: Path, monkeypatch: Any
 
 
 @pytest.mark.slow
-@pytest.mark.design
+@pytest.mark.deep
 def test_another_process_gives_the_same_bytes(
     paper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = list(FIGURES) if is_random() else FEW
+    names = list(FIGURES)
     here, there = tmp_path / "here", tmp_path / "there"
     draw_paper(names, paper_data, here)
     in_another_process(names, paper_data, there, monkeypatch)
