@@ -528,7 +528,7 @@ def _exchangeable(scenario: Scenario) -> bool:
     plain = scenario.allocation == "svd" and scenario.empty_partition != "error"
     once = federation.sampling in ("full", "without_replacement", "bernoulli")
     few = (federation.max_cohort + 1) ** len(federation.levels) <= MOST_COMBINATIONS
-    return plain and once and few and len(set(federation.num_samples)) == 1
+    return plain and once and few and len(set(federation.weights.tolist())) == 1
 
 
 def _sums(

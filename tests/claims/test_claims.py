@@ -218,6 +218,7 @@ def marks(claim: Claim) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow] if claim.id in LONG else []
 
 
+@pytest.mark.slow
 @pytest.mark.design
 @pytest.mark.parametrize(
     "claim",

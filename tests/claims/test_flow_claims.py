@@ -55,6 +55,7 @@ def test_federations_of_runs_differ_and_stay_themselves() -> None:
     assert flow.above("fedavg", 0) == scenarios[0]
 
 
+@pytest.mark.slow
 def test_the_search_finds_an_unknown_threshold() -> None:
     scenario = flow.alike(2)
     bracket = flow._search(scenario, "fedavg", 2).bracket.values
@@ -87,6 +88,7 @@ def test_unlike_targets_lower_the_threshold_on_the_same_mean() -> None:
         assert (each < mean).all()
 
 
+@pytest.mark.slow
 def test_a_control_takes_the_runs_of_its_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     context = RunContext(seed=1)
     right = flow.held("raflora", "raflora")(range(2), context)
@@ -96,6 +98,7 @@ def test_a_control_takes_the_runs_of_its_claim(monkeypatch: pytest.MonkeyPatch) 
     assert (wrong[:, 1:] < right[:, 1:]).all()
 
 
+@pytest.mark.slow
 def test_critical_runs_and_runs_next_to_them_have_different_names() -> None:
     context = RunContext(seed=1)
     on, off = (flow.critical_slope("fedavg", share)(range(1), context) for share in (1.0, 0.9))

@@ -36,6 +36,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> RunContext:
     return RunContext()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ledger-closes", "ledger-dilution", "ledger-regrowth"])
 def test_the_ledger_of_known_runs_supports_the_claims(name: str, context: RunContext) -> None:
     record = run_claim(BY_ID[name], context)
@@ -76,6 +77,7 @@ def law(power: float) -> Callable[[int, RunContext], xr.Dataset]:
     return made
 
 
+@pytest.mark.slow
 def test_the_law_on_the_same_cohort(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "_compared_run", law(2.0))
     claim = BY_ID["ledger-same-cohort"]

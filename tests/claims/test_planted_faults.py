@@ -70,6 +70,7 @@ def test_wrong_moments_of_gains_that_stay(monkeypatch: pytest.MonkeyPatch) -> No
     assert verdict("persistent-full") == "refuted"
 
 
+@pytest.mark.slow
 def test_canonical_factors_that_lose_their_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
     right = LoRAFactors.canonical
 

@@ -368,6 +368,7 @@ def test_environment_names_what_the_results_depend_on() -> None:
     json.dumps(described)
 
 
+@pytest.mark.slow
 def test_runs_are_added_until_the_near_control_is_refuted() -> None:
     """The mean is clear after the first look; a control next to it needs more runs."""
     wide = replace(

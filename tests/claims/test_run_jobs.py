@@ -34,6 +34,7 @@ def test_runs_are_kept_as_they_would_be_made(tmp_path: Path) -> None:
         assert context(tmp_path).known_run(job.label) is not None
 
 
+@pytest.mark.slow
 def test_existing_pieces_are_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,6 +50,7 @@ def test_existing_pieces_are_not_made_again(
     assert made == [JOBS[3].label]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_keeps_finished_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

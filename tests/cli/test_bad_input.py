@@ -25,6 +25,7 @@ def refused(fedlora: Callable, here: Path, arguments: tuple[str, ...]) -> str:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "argument", "value", "expectation"),
     [

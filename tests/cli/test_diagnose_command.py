@@ -35,6 +35,7 @@ def test_strict_exits_with_1_if_the_run_collapses(fedlora: Callable) -> None:
     assert done.out.startswith("The run keeps its rank")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs")
 def test_files_are_written_and_replaced(fedlora: Callable, here: Path) -> None:
     asked = ("diagnose", "bad", *ASKED, "--out", "out", "--html")
@@ -57,6 +58,7 @@ def test_files_are_written_and_replaced(fedlora: Callable, here: Path) -> None:
     assert (here / "out" / "diagnosis.json").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_runs_of_train(fedlora: Callable, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_task(monkeypatch)
     write_scenario()

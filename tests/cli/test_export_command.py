@@ -111,6 +111,7 @@ def test_a_custom_rule_is_named_again_and_its_state_is_used(
     assert "fedlora-sim aggregate" not in done.out
 
 
+@pytest.mark.slow
 def test_global_adapter(fedlora: Callable, trained: Callable) -> None:
     trained("--rule", "fedex")
     done = fedlora(*EXPORT, "--round", "1", "--global")
@@ -173,6 +174,7 @@ def test_a_folder_without_a_run(fedlora: Callable, here: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_cohort_does_not_overwrite_existing_files(
     fedlora: Callable, trained: Callable, here: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_bad_input_is_one_line(
     assert [path.name for path in here.iterdir()] == ["taken"]
 
 
+@pytest.mark.slow
 def test_the_picture_shows_each_energy_once() -> None:
     spread = {"gain_mean": 0.9, "gain_std": 0.1, "drift_std": 0.1}
     rows = compare(Scenario("2x4,4x2", cohort_size=3, rounds=20, **spread))

@@ -34,6 +34,7 @@ def test_bad_input_is_one_line(fedlora, asked, message):
     assert message in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("coqc") is None, reason=f"no coqc: {INSTALL}")
 def test_json_has_a_row_per_theorem_and_claim(fedlora):
     done = fedlora("prove", "--claim", "partition-identity", "--json")
@@ -48,6 +49,7 @@ def test_json_has_a_row_per_theorem_and_claim(fedlora):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("coqc") is None, reason=f"no coqc: {INSTALL}")
 def test_the_table_names_assumptions(fedlora):
     done = fedlora("prove", "--claim", "collapse-bound")

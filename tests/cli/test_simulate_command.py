@@ -125,6 +125,7 @@ def test_a_file_of_another_program_is_never_replaced(fedlora: Callable, here: Pa
         assert [path.name for path in here.iterdir()] == ["x.nc"]
 
 
+@pytest.mark.slow
 def test_work_survives_a_file_that_could_not_be_written(
     fedlora: Callable, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_modules_that_need_only_numpy_import_nothing_slow(statement: str) -> Non
     assert imported_by(statement).isdisjoint(HEAVY)
 
 
+@pytest.mark.slow
 def test_help_and_the_list_of_rules_do_not_import_torch() -> None:
     """One process asks for the help of all commands: torch takes longer than everything else."""
     asked = (

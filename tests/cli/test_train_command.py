@@ -48,6 +48,7 @@ def states(folder: str = "run") -> list[str]:
     return sorted(path.name for path in Path(folder, "rounds").glob("state-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_run_in_its_folder(
     fedlora: Callable, here: Path, monkeypatch: pytest.MonkeyPatch
@@ -74,6 +75,7 @@ def test_a_run_in_its_folder(
     xr.testing.assert_identical(data, simulate(scenario, rule="fedavg", seed=5))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_options_win_over_the_file_and_settings_over_both(fedlora: Callable) -> None:
     given = ("--threads", "2", "--set", "threads=1", "--set", "rounds=1")
@@ -163,6 +165,7 @@ def test_a_client_that_diverges_is_named_in_one_line(fedlora: Callable) -> None:
     assert "(client " in line
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_folder_of_a_run_is_not_begun_again(fedlora: Callable) -> None:
     assert fedlora("train", *RUN).code == 0
@@ -174,6 +177,7 @@ def test_a_folder_of_a_run_is_not_begun_again(fedlora: Callable) -> None:
     assert Path("run/run.nc").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_another_run_does_not_continue_in_a_folder(fedlora: Callable) -> None:
     assert fedlora("train", *RUN).code == 0

@@ -162,6 +162,7 @@ def simulated(rule: str, policy: str, fed: Federation, rounds: int, spread: dict
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "policy", "nu", "tau"),
     [

@@ -37,6 +37,7 @@ def test_the_map_is_gradient_flow_of_balanced_factors(target):
     np.testing.assert_allclose(found, end.prod(), rtol=relative("training"))
 
 
+@pytest.mark.slow
 @given(
     x=st.floats(0, 1e3, allow_subnormal=False),  # subnormal numbers have too few digits to grow
     target=st.floats(-50, 50),
@@ -78,6 +79,7 @@ def full_weights(rule):
     return own / (own.sum(axis=0) if rule in ("raflora", "rbla") else sum(SAMPLES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("time", "rounds"), [(0.05, 10_000), (0.6, 1_000)])
 @pytest.mark.parametrize("rule", [*LOGISTIC, "ffa", "hetlora"])
 def test_unequal_targets_with_all_clients(rule, time, rounds):

@@ -79,6 +79,7 @@ CASES += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "sampling", "samples", "policy"), CASES)
 def test_two_rounds(rule, sampling, samples, policy):
     size = 3 if sampling == "full" else 2

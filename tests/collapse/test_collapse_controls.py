@@ -61,6 +61,7 @@ def test_controls_use_the_same_runs_as_the_rule() -> None:
         assert (versus.value == 1).all()
 
 
+@pytest.mark.slow
 def test_fedavg_collapses_and_raflora_does_not_next_to_any_rule() -> None:
     found = collapse_report(Momentum(), seeds=32, scenarios=("gains", "flow_below"))
     verdicts = [[part.verdict(name) for name in ("fedavg", "raflora")] for part in found.scenarios]

@@ -76,6 +76,7 @@ def test_a_slow_decay_is_a_collapse_and_a_loss_that_stops_is_not() -> None:
     assert of_partitions(measure(stops, FULL, ERROR)) is Collapse.COLLAPSES
 
 
+@pytest.mark.slow
 def test_intervals_contain_the_rate_of_a_random_walk_with_deaths() -> None:
     """For runs of any length; at most a few of many studies may miss."""
     rng = np.random.default_rng(5)

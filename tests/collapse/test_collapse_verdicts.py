@@ -109,6 +109,7 @@ def test_a_wrong_declaration_is_caught() -> None:
     assert "alike" in gains.source
 
 
+@pytest.mark.slow
 def test_a_right_declaration_agrees_and_equals_the_closed_form() -> None:
     report = collapse_report(Honest(), seeds=2_000, scenarios=("full", "cohorts"))
     assert agreements(report)[Agreement.DISAGREES] == []
@@ -129,6 +130,7 @@ def test_a_carrying_rule_is_predicted_to_carry() -> None:
     assert report.verdict is K
 
 
+@pytest.mark.slow
 def test_a_foreign_rule_with_state_runs_at_matrix_fidelity() -> None:
     report = collapse_report(Momentum(), seeds=16, scenarios=("full", "cohorts"))
     assert {part.fidelity for part in report.scenarios} == {"matrix"}
@@ -144,12 +146,14 @@ def test_a_foreign_rule_with_state_runs_at_matrix_fidelity() -> None:
     assert "raFLoRA" in cohorts.sentence("momentum")
 
 
+@pytest.mark.slow
 def test_a_rule_that_is_more_than_weights_keeps_its_rank() -> None:
     report = collapse_report("raflora:canonicalize=true", seeds=32, scenarios=("full", "drift"))
     assert report.verdict is K
     assert report.scenarios[1].fidelity == "matrix"
 
 
+@pytest.mark.slow
 def test_energy_that_turns_away_is_not_called_lost() -> None:
     report = collapse_report(Turning(), seeds=8, scenarios=("full",))
     own = report.scenarios[0].rules["turning"]
@@ -158,6 +162,7 @@ def test_energy_that_turns_away_is_not_called_lost() -> None:
     assert own.notes[0] in str(report).replace("\n    ", " ")
 
 
+@pytest.mark.slow
 def test_the_multiplier_of_a_protocol_rule_is_a_prediction() -> None:
     report = collapse_report(Declaring(), seeds=16, scenarios=("full", "cohorts", "gains"))
     full, cohorts, gains = (part.rules["declaring"] for part in report.scenarios)
@@ -214,6 +219,7 @@ def test_a_multiplier_of_zero_is_predicted_to_lose_everything() -> None:
     assert np.isnan(prediction.values["rho"]).all()
 
 
+@pytest.mark.slow
 def test_a_rule_that_loses_everything_is_not_said_to_lose_its_rank_alone() -> None:
     report = collapse_report(Nothing(), seeds=8, scenarios=("full",))
     own = report.scenarios[0].rules["nothing"]
@@ -226,6 +232,7 @@ def test_a_rule_that_loses_everything_is_not_said_to_lose_its_rank_alone() -> No
     assert "it loses everything, the shared directions too" in report.sentence
 
 
+@pytest.mark.slow
 def test_a_diverging_rule_is_undecided() -> None:
     report = collapse_report(Explosive(), seeds=2, scenarios=("full",))
     assert report.verdict is Collapse.UNDECIDED
@@ -234,6 +241,7 @@ def test_a_diverging_rule_is_undecided() -> None:
     assert "expected at most 1.8e+308, for torch.float64" in told
 
 
+@pytest.mark.slow
 def test_a_rule_that_fails_in_one_scenario_is_judged_in_the_others() -> None:
     report = collapse_report(Small(), seeds=32, scenarios=("full", "cohorts"))
     full, cohorts = report.scenarios

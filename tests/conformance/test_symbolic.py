@@ -100,6 +100,7 @@ def test_a_law_declared_absent_that_holds_fails():
     assert found["client_order"] == "skipped"
 
 
+@pytest.mark.slow
 def test_third_party_rules_are_proved(tempered):
     found = {proof.law: proof for proof in prove_weights(tempered(beta=0.5))}
     assert found["zero_weight"].status == "proved"

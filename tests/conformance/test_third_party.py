@@ -120,6 +120,7 @@ def test_the_rule_of_weights_is_simulated(run: Run, tmp_path: Path, fidelity: st
     assert ratio == pytest.approx(((7 / 10) / (25 / 30)) ** 10)
 
 
+@pytest.mark.slow
 def test_the_rule_with_a_state_is_simulated(run: Run, tmp_path: Path) -> None:
     """Momentum overshoots: after the same rounds, less is left in FedAvg's lost directions."""
     settings = ("--ranks", "2x2,4x2", "--rounds", "4", "--seeds", "2", "--out", "x.nc")

@@ -32,6 +32,7 @@ def test_indices_are_those_of_a_turned_matrix(angle, first, second):
     assert lone[0, 0] / first == pytest.approx(evaluate(alignment.gain(), values), abs=CLOSE)
 
 
+@pytest.mark.slow
 def test_tolerated_angle_costs_what_is_tolerated():
     at = alignment.gain().subs(alignment.theta, alignment.tolerated_angle()) ** 2
     assert sp.simplify(at - (1 - alignment.epsilon)) == 0

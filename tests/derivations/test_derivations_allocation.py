@@ -75,6 +75,7 @@ def test_second_moment_is_the_sum_over_cohorts_and_subsets():
     assert allocation.share_moments(2) == allocation.share_moments(4)
 
 
+@pytest.mark.slow
 def test_certain_carriers_are_svd_based_allocation():
     second = allocation.share_moments().second.subs(allocation.mean_square, pi)
     assert sp.simplify(second - without_replacement().second) == 0

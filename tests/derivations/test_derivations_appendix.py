@@ -18,6 +18,8 @@ import analysis.derivations
 from analysis.derivations import appendix, floors
 from analysis.derivations.statement import MARK
 
+pytestmark = pytest.mark.slow  # the appendix is written once, in seconds
+
 HELPERS = {"statement", "symbols", "appendix"}
 
 
@@ -39,7 +41,6 @@ def test_every_module_is_a_section():
     assert found - HELPERS == set(appendix.SECTIONS)
 
 
-@pytest.mark.slow
 def test_every_public_derivation_is_named():
     for name, _ in marked():
         assert f"\\texttt{{{appendix.escape(name)}}}" in text()
@@ -69,7 +70,6 @@ def test_no_public_function_is_left_out():
         assert left_out <= UNMARKED
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "function"), marked(), ids=[name for name, _ in marked()])
 def test_a_derivation_has_a_description(name, function):
     documentation = inspect.getdoc(function)
@@ -129,7 +129,6 @@ def test_prose_is_escaped():
     assert appendix.prose("the *mean* factor") == r"the \emph{mean} factor"
 
 
-@pytest.mark.slow
 def test_module_prints_or_writes(tmp_path, capsys):
     appendix.main([])
     assert capsys.readouterr().out == text()

@@ -201,6 +201,7 @@ def test_carried_directions_equal_the_numbers(case, target, time, start, rounds)
     assert flow_cohorts.carried_floor() == flow.M
 
 
+@pytest.mark.slow
 def test_a_fixed_multiplier_is_a_case_of_a_random_one():
     fixed = {flow_cohorts.mean_inverse: 1 / flow.omega}
     assert sp.simplify(flow_cohorts.mean_inverse_map().subs(fixed) - flow.inverse_round_map()) == 0

@@ -90,6 +90,7 @@ def test_log_walk_is_the_sum_of_its_steps():
         assert sp.expand(variance - typical.log_energy().variance.subs(t, rounds)) == 0
 
 
+@pytest.mark.slow
 def test_mean_over_median_grows_with_the_variance():
     law = typical.log_normal()
     walk = typical.log_energy()

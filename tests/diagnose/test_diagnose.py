@@ -66,6 +66,7 @@ def test_the_order_of_rounds_does_not_matter() -> None:
     assert one.to_json() == other.to_json()
 
 
+@pytest.mark.slow
 def test_client_files_name_the_rule(tmp_path: Path) -> None:
     for rule in ("fedavg", "raflora"):
         WRITERS["flora"](tmp_path / rule, toy(rule))
@@ -87,6 +88,7 @@ def test_client_files_name_the_rule(tmp_path: Path) -> None:
         assert "multiplies the update by 2" in found.scalings[0]
 
 
+@pytest.mark.slow
 def test_the_remedy_names_the_rules_that_files_and_rounds_agree_on(tmp_path: Path) -> None:
     WRITERS["flora"](tmp_path / "run", toy("fedavg"))
     found = diagnose(tmp_path / "run", **FEDERATION)

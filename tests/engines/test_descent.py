@@ -60,11 +60,13 @@ def assert_reference(run, rule, kind="iteration"):
     assert_close(result.projected_energy, projected**2, kind, scale=scale)
 
 
+@pytest.mark.slow
 @pairwise(rule=RULES, law=LAWS, empty_partition=["carry", "zero"])
 def test_it_is_the_reference(rule, law, empty_partition):
     assert_reference(scenario(law, empty_partition=empty_partition, **UNALIKE), rule)
 
 
+@pytest.mark.slow
 @pairwise(
     rule=RULES,
     changes=[{}, UNALIKE, DISTURBED, {**UNALIKE, **DISTURBED}],

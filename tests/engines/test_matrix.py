@@ -65,6 +65,7 @@ def test_layers_of_any_shape_are_the_reference(rule, shape):
     assert_reference(scenario(d_out=shape[0], d_in=shape[1], **ALL), rule)
 
 
+@pytest.mark.slow
 def test_it_is_the_reference_where_partitions_are_lost_and_drifts_revive_them():
     run = scenario(empty_partition="zero", cohort_size=1, rounds=10, drift_std=0.3)
     for seed in range(20):

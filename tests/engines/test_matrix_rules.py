@@ -53,6 +53,7 @@ def assert_reference(run, rule, seeds=SEEDS):
     assert_close(result.projected_energy, projected**2, "iteration", scale=scale)
 
 
+@pytest.mark.slow
 @pairwise(rule=ALL_RULES, allocation=ALLOCATIONS, law=LAWS, only=possible)
 def test_disturbed_runs_are_the_reference(rule, allocation, law):
     policy = "zero" if law == "bernoulli" else "carry"

@@ -112,6 +112,7 @@ def test_spectral_runs_are_those_of_the_cpu(device, rule):
     assert device.counts["kernels"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ALL_RULES)
 def test_matrix_runs_are_those_of_the_cpu(device, rule):
     run = scenario(fidelity="matrix", dtype="float64", subspace_noise=0.1, basis_drift=0.1)
@@ -166,6 +167,7 @@ def test_a_spectral_run_waits_once_and_launches_as_much_for_any_number_of_seeds(
     assert (more["kernels"] - few["kernels"]) / 8 <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["fedavg", "raflora", "zero_pad"])
 def test_kernels_of_a_matrix_round_do_not_depend_on_the_seeds(device, rule):
     run = scenario(fidelity="matrix", rounds=3)

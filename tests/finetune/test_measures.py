@@ -228,6 +228,7 @@ def test_angles_from_one_round_to_the_next(watched):
     assert seen, "some rounds must have had a basis"
 
 
+@pytest.mark.slow
 def test_evaluation_every_few_rounds(make_run):
     every = make_run(rounds=5).run()
     some = make_run(rounds=5, evaluate_every=3).run()
@@ -258,6 +259,7 @@ def test_samples_per_client_and_class(make_run, tiny_task):
     assert bare.class_names == ("all",)
 
 
+@pytest.mark.slow
 def test_the_dataset_has_every_measure(make_run):
     run = make_run(cohort_size=3)
     found = simulate(run.scenario, rule="raflora", seed=[5, 6])

@@ -100,6 +100,7 @@ def test_runs_that_start_sparse_are_the_reference(make_run, rule, allocation):
     assert_reference(make_run(rule, allocation=allocation, **ALPHA, **SPARSE), rule)
 
 
+@pytest.mark.slow
 def test_everything_at_once_is_the_reference(make_run):
     assert_reference(make_run(allocation="importance", **{**PRUNED, **RSLORA, **SPARSE}), "raflora")
 

@@ -51,6 +51,7 @@ def test_it_is_well_formed_and_every_reference_leads_somewhere(
         assert set(named) <= set(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["page", "recorded"])
 def test_nothing_is_loaded_from_elsewhere(name: str, request: pytest.FixtureRequest) -> None:
     page = request.getfixturevalue(name)
@@ -186,6 +187,7 @@ def structure(element: Element) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield from structure(child)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_text_of_a_report_is_never_read_as_html(text: str, promise: Promise) -> None:
     count = promise("No text of a report is read as HTML by its page.", "injected texts")

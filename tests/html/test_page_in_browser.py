@@ -12,6 +12,8 @@ from page_cases import page_report, recorded_report
 
 from paper_figs.html.render import render
 
+pytestmark = pytest.mark.slow  # a browser starts once, in seconds
+
 WIDTHS = [1280, 390]
 
 
@@ -103,7 +105,6 @@ def test_the_recorded_report_opens_whole(
     assert page.ask("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
 
 
-@pytest.mark.slow
 def test_every_drawing_has_a_name_for_screen_readers(
     open_page: Callable[..., Reader], recorded_page: str
 ) -> None:

@@ -159,6 +159,7 @@ def test_a_claim_on_two_partitions_is_not() -> None:
     assert sweep(page_claim("two")) is None
 
 
+@pytest.mark.slow
 def test_charts_of_the_recorded_report_have_one_quantity() -> None:
     drawn = {c["id"]: sweep(c) for c in recorded_report()["claims"]}
     names = {name for name, drawing in drawn.items() if drawing}

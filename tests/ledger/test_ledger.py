@@ -71,6 +71,7 @@ def net(account):
     return change, terms, np.isfinite(account.change).all("term")
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(25))
 @given(runs())
 def test_the_account_closes(drawn):

@@ -80,8 +80,8 @@ FAULTS = (
     Fault(
         "uniform cohorts prefer the first client by 1%",
         "fedlora_sim/federation.py",
-        "    counts = np.zeros(keys.shape, dtype=np.int64)\n",
-        "    counts = np.zeros(keys.shape, dtype=np.int64)\n    keys[..., 0] *= 0.99\n",
+        "    last = np.partition(keys, size - 1, axis=-1)",
+        "    keys[..., 0] *= 0.99\n    last = np.partition(keys, size - 1, axis=-1)",
         DRAWS,
         "test_every_cohort_has_its_probability",
     ),

@@ -160,6 +160,7 @@ TURNS = {
 }
 
 
+@pytest.mark.slow
 def test_every_change_of_a_control_is_quick():
     widget = Explorer()
     for name, value in TURNS.items():
@@ -180,6 +181,7 @@ def test_every_change_of_a_control_is_quick():
     assert widget.found.sentence == asked_for(**widget.settings).sentence
 
 
+@pytest.mark.slow
 def test_refusals_are_shown_and_the_picture_stays():
     widget = Explorer(rule="fedavg", cohort_size=6)
     before = widget.picture.value

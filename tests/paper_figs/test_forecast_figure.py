@@ -86,6 +86,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_figures")
 def test_figure_and_caption() -> None:
     studies = list(forecasts.STUDIES)
@@ -123,6 +124,7 @@ def test_figure_and_caption() -> None:
         assert text in caption
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_figures")
 def test_records_are_copied_and_shown(results: Path, tmp_path: Path) -> None:
     record = tmp_path / "recorded"

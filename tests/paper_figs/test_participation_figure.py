@@ -35,6 +35,7 @@ def test_measured_factors_lie_around_predicted_ones(data: xr.Dataset) -> None:
     assert np.diff(typical).min() < 0 < np.diff(typical).max()
 
 
+@pytest.mark.slow
 def test_the_figure_shows_both(data: xr.Dataset) -> None:
     _, (factors, ends) = cohorts.draw_participation(data)
     assert "clients a round" in factors.get_xlabel()

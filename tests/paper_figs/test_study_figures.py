@@ -68,6 +68,7 @@ def test_curves_of_one_seed_and_of_a_total_collapse() -> None:
     figure.canvas.draw()
 
 
+@pytest.mark.slow
 def test_what_single_precision_resolves_of_an_energy_is_drawn() -> None:
     curves = made_up_curves()
     shares = {1e-8: 1e-8, 1e-12: finetuning.STUDY_CURVES_LOWEST}

@@ -219,6 +219,7 @@ def test_a_correction_of_the_base_is_also_written_separately(tmp_path, rule):
         assert not parts[1].lora_A.norm(dim=1).eq(0).any()  # otherwise no client could train it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_keys_and_options_are_those_that_peft_writes(tmp_path, architecture):
     task = tiny_task(architecture)

@@ -118,6 +118,7 @@ def test_lora_on_modules_that_peft_saves_in_full_is_refused(tmp_path):
         kept.export_global(1, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_client_that_was_dropped_sent_nothing_back(tmp_path):
     changes = {"nonfinite": "drop-client", "client_learning_rates": (*[0.02] * 5, 1e300)}
     kept = keep_run(tmp_path, tiny_task(), cohort_size=6, **changes)

@@ -136,6 +136,7 @@ def test_control_characters_in_every_text_of_a_configuration(tmp_path, promise: 
         count()
 
 
+@pytest.mark.slow
 def test_errors_are_short_however_long_the_option(tmp_path, promise: Promise):
     count = promise(ONE_LINE, "texts of a configuration")
     flood = "x" * 10_000_000

@@ -51,6 +51,7 @@ CONVENTIONS = {
 }
 
 
+@pytest.mark.slow
 @pairwise(
     architecture=SETTINGS,
     convention=["alpha", "rslora", "mixed"],

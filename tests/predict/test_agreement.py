@@ -146,6 +146,7 @@ def test_drifts_that_are_larger_by_a_twentieth_are_refused(rule: str) -> None:
         assert_agree(scenario, rule, of=scenario.replace(drift_levels=(0.315, 0.21)))
 
 
+@pytest.mark.slow
 def test_directions_that_may_change_places_are_not_predicted() -> None:
     ordered = Scenario("1x2,2x2,4x2", fidelity="matrix", cohort_size=3, rounds=3, d_in=9, d_out=7)
     assert assert_agree(ordered, "fedavg") == ["energy", "projected_energy"]
@@ -231,6 +232,7 @@ def content(scenario: Scenario) -> dict[str, list]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 def test_a_changed_field_changes_the_prediction_or_does_not_act_in_the_scenario(base: str) -> None:
     scenario = BASES[base]

@@ -77,6 +77,7 @@ def test_the_ratio_of_a_simulation_and_its_prediction_is_one_line() -> None:
     np.testing.assert_allclose(ratio, 1.0, rtol=relative("iteration"))
 
 
+@pytest.mark.slow
 @each_value(name=SCENARIOS, rule=RULES)
 def test_every_variable_has_numbers_or_a_reason(name: str, rule: str, tmp_path: Path) -> None:
     scenario = SCENARIOS[name]

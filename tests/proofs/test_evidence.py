@@ -59,6 +59,7 @@ def test_documents_say_what_is_proved_and_link_to_it():
         assert anchor(theorem) == theorem.name.replace(".", "").lower()
 
 
+@pytest.mark.slow
 def test_the_page_links_every_proved_claim_to_its_theorems():
     for order, claim in enumerate(RECORDED["claims"]):
         view = claim_view(claim, RECORDED, order)

@@ -45,6 +45,7 @@ def test_every_theorem_is_listed_with_a_sentence_and_its_claims():
     assert set(certificates.CERTIFIED) <= ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [derived, instances, certificates], ids=lambda made: made.__name__)
 def test_generated_files_are_what_the_expressions_give(made):
     assert made.FILE.read_text(encoding="utf-8") == made.text()

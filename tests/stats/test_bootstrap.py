@@ -41,6 +41,7 @@ def test_of_a_mean_it_is_close_to_students() -> None:
     assert found.samples == 400
 
 
+@pytest.mark.slow
 def test_agrees_with_scipys_bca_for_many_runs() -> None:
     x = np.random.default_rng(2).exponential(1.0, (300, 1))
 

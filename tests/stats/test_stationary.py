@@ -47,6 +47,7 @@ def test_integrated_time_of_ar1(phi: float, runs: int, rounds: int) -> None:
     assert found.window >= WINDOW * exact / 2
 
 
+@pytest.mark.slow
 def test_the_sum_is_not_cut_before_the_correlation_has_ended() -> None:
     """A window of one integrated time would leave out exp(-2), 13% of the sum."""
     found = integrated_time(autoregressive(np.random.default_rng(4), (1_000, 2_000), 0.9))

@@ -54,6 +54,7 @@ def test_every_run_has_a_row(study, runs):
         np.testing.assert_allclose(row["preservation"], 1.0, rtol=EXACT)
 
 
+@pytest.mark.slow
 def test_rounds_to_the_target_are_those_until_it_was_seen(study, runs):
     table = finals(study, runs).set_index("seed")
     # 0.1 a round and 0.01 a seed: half is reached in the round that the seeds 7 to 10 need.

@@ -187,6 +187,7 @@ def test_a_forecast_does_not_see_the_rounds_that_it_predicts() -> None:
         xr.testing.assert_identical(told[0], told[2])
 
 
+@pytest.mark.slow
 def test_drift_laws_beat_the_baselines_where_they_are_true() -> None:
     scores = forecasting.score(drift_run(seeds=5, cohort=5, base=2), LATER)
     errors = abs(scores.error).median(["seed", "layer", "horizon"])
@@ -258,6 +259,7 @@ def test_refusals_name_the_argument() -> None:
     assert calibration.scores.sizes["score"] > FIRST - FIRST_ORIGIN
 
 
+@pytest.mark.slow
 def test_summary_and_bars_of_a_record() -> None:
     run = drift_run(seeds=3, cohort=5)
     scores = {rule: forecasting.score(run, LATER) for rule in ("a", "b")}

@@ -34,6 +34,7 @@ def collapsing(runs, rounds, turn=TURN):
     }
 
 
+@pytest.mark.slow
 def test_the_premise_holds_without_rotation(study, runs):
     rows = premise_rows(study, runs)
     places = [(row["rule"], row["heterogeneity"]) for row in rows]

@@ -167,6 +167,7 @@ def lawful(lawful_seeds):
     return judge_law(lawful_seeds)
 
 
+@pytest.mark.slow
 def test_claims_are_supported_where_clients_follow_the_law(lawful):
     judged, left_out = lawful
     assert {claim["id"]: claim["verdict"] for claim in judged} == {
@@ -203,6 +204,7 @@ def test_a_drift_that_falls_is_not_constant(lawful_seeds):
     assert verdicts["drift-constant"] == "refuted"
 
 
+@pytest.mark.slow
 def test_few_seeds_are_judged_by_their_mean(lawful_seeds):
     judged, _ = judge_law(lawful_seeds[:6])
     floor = next(claim for claim in judged if claim["id"] == "drift-floor")
@@ -281,6 +283,7 @@ def test_every_domain_of_the_package_is_readable():
     assert needed <= roles
 
 
+@pytest.mark.slow
 def test_a_stopped_command_goes_on_from_the_stored_runs(tmp_path, simulated, capsys):
     path = tmp_path / "small.toml"
     path.write_text(TOML, encoding="utf-8")
@@ -300,6 +303,7 @@ def test_a_stopped_command_goes_on_from_the_stored_runs(tmp_path, simulated, cap
     assert "## Accuracy" not in text
 
 
+@pytest.mark.slow
 def test_documents_show_the_recorded_domains(tmp_path, simulated):
     path = tmp_path / "small.toml"
     path.write_text(TOML, encoding="utf-8")

@@ -58,6 +58,7 @@ def test_one_step_equals_the_shares(study, report):
     assert predicted == "| `raflora` | `fedavg`, predicted: `W_h^2` | 1 | 0.25 | – |"
 
 
+@pytest.mark.slow
 def test_the_report_is_plain_and_complete(study, report):
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["study"]["complete"]

@@ -64,6 +64,7 @@ def test_the_runs_of_a_study_are_a_sweep_of_which_a_part_is_made(tmp_path, study
         run_study(other, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_named(tmp_path, study, monkeypatch):
     made = work.simulate
 

@@ -96,6 +96,7 @@ def test_fidelities_side_by_side(out: Path) -> None:
     assert data.projected_energy.sel(fidelity="matrix").notnull().all()
 
 
+@pytest.mark.slow
 def test_files_are_read_only_on_access(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept(SMALL, out, seconds=0.001)
     opened: list[Path] = []

@@ -147,6 +147,7 @@ def test_the_documented_slurm_cluster_has_jobs_of_one_worker() -> None:
     assert "--nworkers" not in script
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

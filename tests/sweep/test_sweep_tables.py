@@ -17,6 +17,7 @@ from fedlora_sim.errors import InputError
 from fedlora_sim.sweep import open_sweep
 
 
+@pytest.mark.slow
 def test_a_row_per_point_with_means_and_intervals_of_its_seeds(out: Path) -> None:
     swept(changed(SMALL, scenario={"cohort_size": 2, "drift_std": 0.1}), out)
     table = summarize(out)

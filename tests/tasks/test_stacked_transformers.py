@@ -90,6 +90,7 @@ def test_checkpointed_blocks_train_the_same(make_task, model):
         assert (found[name] - move).norm() <= relative("factorization") * move.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
 def test_a_stack_computes_the_merged_models_logits(make_task, model):
     """The logits of client k equal those of the model with its update and head in the weights."""

@@ -200,6 +200,7 @@ UNSAFE = re.compile(r"^(joblib\.load|(_?pickle|cloudpickle)\.\w+)$")
 CONCERNED = re.compile(r"from_pretrained|load_dataset|create_model|torch\.load|joblib|pickle")
 
 
+@pytest.mark.slow
 def test_libraries_are_called_so_that_they_run_no_code(promise: Promise):
     count = promise(
         "Libraries load models and data sets with `trust_remote_code=False` or as tensors only; "

@@ -73,6 +73,7 @@ def test_the_same_seed_gives_the_same_new_head_and_no_other_draw(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_trained_heads(tmp_path: Path, tiny_vit: MakeModel) -> None:
     old, new = tiny_vit(head=True), tiny_vit()
     wanted = {(new, None): 1, (new, True): 1, (new, False): 0, (old, None): 0, (old, True): 1}
