@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,7 +42,7 @@ def prove(
     if claim and every:
         raise expected("--claim", claim[0], "either --claim or --all")
     check_count("--processes", processes)
-    names = _names(claim)
+    names, started = _names(claim), time.monotonic()
     try:
         proofs = compile_proofs(names, processes)
     except NoCoqError as error:
@@ -61,7 +62,7 @@ def prove(
     if as_json:
         print(json.dumps({"theorems": rows}, indent=1))
     else:
-        _print(proofs, rows)
+        _print(proofs, rows, time.monotonic() - started)
     if not all(proof.proved for proof in proofs):
         raise typer.Exit(FAILED)
 
@@ -86,7 +87,7 @@ def _claims(proof: Proof, chosen: list[str] | None) -> list[str | None]:
     return [*own] or [None]
 
 
-def _print(proofs: list[Proof], rows: list[dict[str, Any]]) -> None:
+def _print(proofs: list[Proof], rows: list[dict[str, Any]], seconds: float) -> None:
     table = Table("theorem", "claims", "proved", "assumes", "time", box=SIMPLE)
     for column in table.columns:
         column.overflow = "fold"
@@ -107,4 +108,5 @@ def _print(proofs: list[Proof], rows: list[dict[str, Any]]) -> None:
     if names:
         print(f"Assumptions of Coq's library: {', '.join(names)}")
     proved = sum(proof.proved for proof in proofs)
-    print(f"{proved} of {len(proofs)} proved in {sum(p.seconds for p in proofs):.1f} s")
+    # More than the sum of the theorems: Coq compiles the whole files that they need.
+    print(f"{proved} of {len(proofs)} proved in {seconds:.1f} s")

@@ -383,7 +383,8 @@ def rules_table() -> str:
     head = ("rule", "averages", "multiplier", "what it does", "source")
     lines: Lines = []
     for rule in describe_all():
-        name = f"`{rule.name}`" + (f", `{rule.also}`" if rule.also else "")
+        also = rule.also.split(", ") if rule.also else []
+        name = ", ".join(f"`{one}`" for one in (rule.name, *also))
         options = f" Options: `{rule.options}`." if rule.options else ""
         cells = (name, rule.averages, rule.multiplier, rule.summary + options, rule.source)
         lines.append(cells)

@@ -115,7 +115,12 @@ _FORMS = {
 RULES = tuple(_FORMS)
 """Names of all rules that have closed forms."""
 
-ALIASES = {"flexlora": "fedavg", "fedit": "zero_pad"}
+ALIASES = {
+    **dict.fromkeys(("flexlora", "hlora", "ilora"), "fedavg"),
+    **dict.fromkeys(("fedilora", "prelort", "replicate"), "rbla"),
+    "fedit": "zero_pad",
+    "rb_lora": "raflora",
+}
 
 
 def check_rule(rule: object) -> str:

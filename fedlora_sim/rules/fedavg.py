@@ -5,8 +5,11 @@ each client receives the first r_k directions. Each direction is averaged over a
 including those whose rank is too low to carry it, so that every round multiplies its amplitude by
 its coverage.
 
+HLoRA splits the same approximation as `B = U`, `A = S V^T`, and ILoRA finds it by a QR of the
+stacked factors: other factors, the same update.
+
 Source: FlexLoRA (Bai et al. 2024, arXiv 2402.11505, Sec. 3); the rank-agnostic baseline of Wu et
-al., arXiv 2602.13486, Sec. 4.
+al., arXiv 2602.13486, Sec. 4. HLoRA: arXiv 2503.00813. ILoRA: arXiv 2511.16069.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register(aliases=("flexlora",))
+@register(aliases=("flexlora", "hlora", "ilora"))
 @dataclass(frozen=True)
 class FedAvg(DataWeightedRule):
     """Data-weighted average of the products.

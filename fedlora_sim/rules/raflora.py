@@ -9,7 +9,11 @@ The partitions are summed, decomposed by SVD and redistributed by truncation. A 
 contributors in the cohort is set to zero (`zero`), kept from the last global update (`carry`) or
 refused (`error`).
 
-Source: Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1 and Eq. 8.
+RB-LoRA weighs every rank-one component among the clients that have it, a partition per rank: the
+same weights, because the carriers of a partition carry all of its ranks.
+
+Source: Wu et al., arXiv 2602.13486, Sec. 5, Algorithm 1 and Eq. 8. RB-LoRA: Findings of EACL
+2026.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from fedlora_sim.rules.cohort import Cohort
 
 
-@register
+@register(aliases=("rb_lora",))
 @dataclass(frozen=True)
 class RaFLoRA(AggregationRule):
     """Average over contributors, partition by partition.

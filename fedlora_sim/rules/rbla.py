@@ -4,7 +4,11 @@
 raFLoRA's idea in factor space. Nothing is diluted, but the product of averages is not the average
 of products: it contains cross terms `B_k A_l` of different clients.
 
-Source: Chen et al. 2024, arXiv 2408.08699 (rank-based LoRA aggregation).
+FediLoRA and PreLort average in the same way. Replication fills the missing rows and columns of a
+client with the mean of those that have them, and then averages over all clients: the same mean.
+
+Source: Chen et al. 2024, arXiv 2408.08699 (rank-based LoRA aggregation). FediLoRA: arXiv
+2509.06984. PreLort: arXiv 2606.15963. Replication: arXiv 2406.17477.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register
+@register(aliases=("fedilora", "prelort", "replicate"))
 @dataclass(frozen=True)
 class RBLA(AggregationRule):
     """Average of A and of B, each entry over the clients that hold it.
