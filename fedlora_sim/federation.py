@@ -242,7 +242,7 @@ def draw_cohorts(federation: Federation, rounds: int, rng: np.random.Generator) 
         case "full":
             return np.ones(shape, dtype=np.int64)
         case "without_replacement":
-            return smallest_keys(rng.random(shape), size)
+            return smallest_keys(rng.random(shape), size).astype(np.int64)
         case "with_replacement":
             return rng.multinomial(size, np.full(num_clients, 1.0 / num_clients), size=rounds)
         case "size_weighted":
@@ -259,17 +259,17 @@ def smallest_keys(keys: np.ndarray, size: int) -> np.ndarray:
         size: clients of a subset, at most K.
 
     Returns:
-        1 for chosen clients, else 0; int64, same shape.
+        Whether a client is chosen, boolean, same shape.
     """
     if size == keys.shape[-1]:
-        return np.ones(keys.shape, dtype=np.int64)
+        return np.ones(keys.shape, dtype=bool)
     last = np.partition(keys, size - 1, axis=-1)[..., size - 1 : size]
     chosen = keys <= last
     if np.count_nonzero(chosen) == size * (chosen.size // chosen.shape[-1]):
-        return chosen.astype(np.int64)
-    counts = np.zeros(keys.shape, dtype=np.int64)  # some keys are equal
-    np.put_along_axis(counts, np.argpartition(keys, size)[..., :size], 1, axis=-1)
-    return counts
+        return chosen
+    chosen[...] = False  # some keys are equal
+    np.put_along_axis(chosen, np.argpartition(keys, size)[..., :size], True, axis=-1)
+    return chosen
 
 
 def _bernoulli(rng: np.random.Generator, shape: tuple[int, int], probability: float) -> np.ndarray:

@@ -42,8 +42,13 @@ def cohort_counts(scenario: Scenario, seed: int) -> NDArray[np.int64]:
     return draw_cohorts(scenario.federation, scenario.rounds, stream(seed, "cohorts"))
 
 
-def cohort_counts_of_runs(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.int64]:
-    """Return `cohort_counts` of several seeds, (S, T, K), with one selection for all."""
+def cohort_counts_of_runs(
+    scenario: Scenario, seeds: Sequence[int]
+) -> NDArray[np.int64] | NDArray[np.bool_]:
+    """Return `cohort_counts` of several seeds, (S, T, K), with one selection for all.
+
+    Boolean where no client can be drawn twice by its law.
+    """
     federation = scenario.federation
     if federation.sampling != "without_replacement":
         return np.stack([cohort_counts(scenario, seed) for seed in seeds])

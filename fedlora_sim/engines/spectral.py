@@ -171,7 +171,7 @@ class Cohorts:
         return self.clients[:, row], self.weights[:, row], members
 
 
-def _counts(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.int64]:
+def _counts(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.int64] | NDArray[np.bool_]:
     """Return how often each client is drawn, (S or 1, T or 1, K)."""
     if scenario.federation.sampling == "full":  # all rounds are equal: one row represents them
         return np.ones((1, 1, scenario.federation.num_clients), dtype=np.int64)
@@ -476,7 +476,12 @@ class CarrierShares:
     index: Tensor
 
     @classmethod
-    def of(cls, scenario: Scenario, rule: AggregationRule, counts: NDArray[np.int64]) -> Self:
+    def of(
+        cls,
+        scenario: Scenario,
+        rule: AggregationRule,
+        counts: NDArray[np.int64] | NDArray[np.bool_],
+    ) -> Self:
         """Return the rule's weights of drawn cohorts; clients are drawn at most once.
 
         Args:
@@ -638,7 +643,9 @@ def _on_host(run: Callable[[T], Tensor], runs: T) -> NDArray[np.float64]:
 
 def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> list[Sequence[int]]:
     federation, r_max = scenario.federation, scenario.federation.r_max
-    if scenario.allocation == "random":  # scores of all clients, those of the cohort sorted
+    if not _needs_clients(scenario, rule) and _exchangeable(scenario):
+        per_round = max(r_max, federation.num_clients * (federation.sampling != "full"))
+    elif scenario.allocation == "random":  # scores of all clients, those of the cohort sorted
         per_round = (federation.num_clients + 6 * federation.max_cohort) * r_max
     else:
         per_round = max(federation.max_cohort * r_max, federation.num_clients)
@@ -721,8 +728,9 @@ def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) 
         beta = _put(scenario, scenario.drift_means) * multiplier
         gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
         if _is_noisy(scenario):
-            size = (scenario.rounds, max(scenario.ranks))
-            draws = [stream(seed, "aggregate_noise").standard_normal(size) for seed in seeds]
+            draws = np.empty((len(seeds), scenario.rounds, max(scenario.ranks)))
+            for own, seed in zip(draws, seeds, strict=True):
+                stream(seed, "aggregate_noise").standard_normal(out=own)
             noise = _put(scenario, draws)
     if scenario.learning_rate_schedule != "constant":  # gains are `1 + s_t (a - 1)`, drifts `s_t b`
         scale = _put(scenario, scenario.training_scales)[:, None]
