@@ -1,14 +1,13 @@
 # %% [markdown]
 # # Rank collapse in five minutes
 #
-# Clients of a federation fine-tune one model together. Each trains a LoRA adapter, an update
-# $\Delta W_k = B_k A_k$ of some rank $r_k$: a strong client affords a high rank, a weak one a low
-# rank. The server averages the updates and sends back to every client as many directions of the
-# average as it can hold. Then the next round begins.
+# The clients of a federation fine-tune one model together. Each client trains a LoRA adapter, an
+# update $\Delta W_k = B_k A_k$ of rank $r_k$: high for a strong client, low for a weak one. The
+# server averages the updates and sends each client as many directions of the average as its rank
+# allows. Then the next round begins.
 #
-# That sounds harmless. This notebook shows that it is not: under plain averaging everything that
-# only the strong clients carry is gone after a few rounds. You will see it happen, see that it was
-# predictable to the last digit, and see a rule under which it does not happen.
+# Under plain averaging, the directions that only the strong clients carry lose their energy within
+# a few rounds. This notebook shows this loss, predicts it exactly, and shows a rule that avoids it.
 
 # %%
 from analysis import closed_form, notebook, predict
@@ -37,20 +36,17 @@ figure = carriers(scenario.federation)
 # %% [markdown]
 # ## What an average does to a direction
 #
-# Suppose that all clients agree, and every one sends back exactly what it got. A client that does
-# not carry a direction has nothing to send there, which counts as zero. So the average of direction
-# $i$ is
+# Suppose that every client returns exactly what it received. A client that does not carry a
+# direction returns nothing for it, which counts as zero. The average of direction $i$ is then
 #
 # $$ x_i' = \sum_{k \text{ carries } i} p_k\, x_i \;+ \sum_{k \text{ does not}} p_k \cdot 0
 #    \;=\; \pi_i\, x_i , $$
+# and a round multiplies its energy $x_i^2$ by $\pi_i^2$. Although all clients agree, directions
+# 9–16 lose 95% of their energy in *every round*.
 #
-# and a round multiplies its energy $x_i^2$ by $\pi_i^2$. No client made a mistake or disagreed,
-# and yet directions 9–16 lose 95% of their energy, in *every round*.
+# **raFLoRA** averages each direction over the clients that carry it. Then $x_i' = x_i$.
 #
-# **raFLoRA** divides by the weight of those who carry the direction instead of all clients'. Then
-# $x_i' = x_i$.
-#
-# Before anything runs, we write down what both rules will do to all 16 directions.
+# First, predict the effect of both rules on all 16 directions.
 
 # %%
 RULES = ("fedavg", "raflora")
@@ -63,11 +59,11 @@ for direction in (1, 5, 9):
 
 # %% [markdown]
 # ## Twenty rounds
-#
-# Now the real thing: factors $A_k$ and $B_k$, averaged, cut by a singular value decomposition, sent
-# back, three runs with different bases. In the picture time runs to the right and directions
-# downwards, colors are measured energies. The dashed white lines are *not* fitted: they stand
-# where the cell above said that the energy would fall below $10^{-2}$, $10^{-4}$ and $10^{-6}$.
+# Now simulate real factors $A_k$ and $B_k$: they are averaged, truncated by a singular value
+# decomposition and sent back. There are three runs with different bases. The figure shows rounds
+# from left to right, directions from top to bottom, and measured energies as colors. The dashed
+# white lines are *not* fitted: they mark where the prediction falls below $10^{-2}$, $10^{-4}$ and
+# $10^{-6}$.
 
 # %%
 runs = {rule: simulate(scenario, rule=rule, seed=range(3)) for rule in RULES}
@@ -75,15 +71,16 @@ data = notebook.side_by_side(runs, predicted)
 figure, axes = spectra.draw_spectrum(data)
 
 # %% [markdown]
-# Under FedAvg there is a **staircase**: the lower the coverage, the faster a partition drains. In
-# the end the global update has no more rank than the weakest client. That is **rank collapse**.
+# Under FedAvg the energies form a **staircase**: the lower the coverage, the faster a partition
+# loses its energy. In the end the global update has the rank of the weakest client. This is **rank
+# collapse**.
 #
 # ## One number for it
 #
-# $\rho_4$ is the share of the energy that lies in the four shared directions; at $\rho_4 = 1$
-# nothing else is left. The theory bounds what is missing from it: $1 - \rho_4(t) \le C \gamma^t$,
-# with $\gamma$ the squared coverage of the second level. Lines are predictions, markers are
-# measured, dots are the bound.
+# $\rho_4$ is the share of the energy in the four shared directions; at $\rho_4 = 1$ the other
+# directions have none. The theory bounds the rest: $1 - \rho_4(t) \le C \gamma^t$, where $\gamma$
+# is the squared coverage of the second level. Lines are predictions, markers are measurements, and
+# dots are the bound.
 
 # %%
 bound = closed_form.collapse_bound(scenario)
@@ -92,12 +89,13 @@ figure, axes = spectra.draw_energy_ratio(notebook.above_shared(data, bound))
 # %% [markdown]
 # ## When clients are sampled
 #
-# Usually only some clients take part in a round. With 6 of 18, who carries direction 9 changes from
-# round to round: sometimes three clients of six, sometimes none at all. A rate is now a mean over
-# cohorts, and a measurement of it has an error. So we say what we expect, run two thousand
-# federations for three rounds, and give intervals that hold together at 95%.
+# Usually only some clients take part in a round. With a cohort of 6 of 18, the number of clients
+# that carry direction 9 varies: it can be three, or zero. The rate is now a mean over cohorts, and
+# its measurement has an error. So predict the rate, simulate 2,000 federations for three rounds,
+# and compute simultaneous 95% intervals.
 #
-# A rate is easier to feel as a **half-life**: the rounds in which half of the energy is gone.
+# A rate is easier to read as a **half-life**, the number of rounds in which half of the energy is
+# lost.
 
 # %%
 sampled = scenario.replace(fidelity="spectral", cohort_size=6, rounds=3)
@@ -107,7 +105,7 @@ expected = closed_form.energy_rate(sampled, "fedavg")[first]
 rate = notebook.mean_rate(simulate(sampled, rule="fedavg", seed=range(2000)))
 
 # %% [markdown]
-# The picture shows half-lives in rounds: blue dots and bars are measured, red marks were predicted.
+# The figure shows half-lives in rounds: blue dots and bars are measured, red marks are predicted.
 
 # %%
 half_lives = [closed_form.half_life(x) for x in (rate.value, rate.low, rate.high)]
@@ -121,10 +119,10 @@ figure = estimates(
 # %% [markdown]
 # ## A verdict
 #
-# Does a rule collapse? `collapse_report` runs it in six standard scenarios (full participation,
-# small cohorts, clients that differ, drift, and local training that is too short or long enough),
-# with FedAvg and raFLoRA, and decides by intervals. First in one sentence, then in pictures: the
-# rule's partitions from dark to light, what was predicted dashed.
+# Does a rule collapse? `collapse_report` runs the rule, FedAvg and raFLoRA in six standard
+# scenarios: full participation, small cohorts, clients that differ, drift, and local training below
+# and above the threshold. It decides by intervals. The result is a sentence and a figure, with the
+# rule's partitions from dark to light and predictions dashed.
 
 # %%
 report = collapse_report("fedavg", seeds=400)
@@ -132,7 +130,7 @@ print(report.sentence)
 figure = theory.draw_collapse(report)
 
 # %% [markdown]
-# And the rule that divides by the weight of those who carry:
+# The same report for raFLoRA:
 
 # %%
 print(collapse_report("raflora", seeds=400).sentence)

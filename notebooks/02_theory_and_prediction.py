@@ -1,10 +1,9 @@
 # %% [markdown]
 # # Theory and prediction
 #
-# A theory is worth something if it says beforehand what will be measured. In this notebook every
-# number is derived in front of you (sympy solves the equations when you run the cell), written into
-# a ledger as a prediction, and only then measured. The ledger refuses a measurement that was not
-# predicted.
+# A theory should predict a measurement before it is made. In this notebook sympy derives every
+# number when you run the cell. The number is stored in a ledger as a prediction, and only then
+# measured. The ledger refuses a measurement without a prediction.
 
 # %%
 import numpy as np
@@ -27,9 +26,9 @@ first = [part.start for part in partitions]  # of a partition, all directions fa
 # %% [markdown]
 # ## Coverage
 #
-# Client $k$ has $n_k$ samples and rank $r_k$. The coverage of a rank level $l$ is the weight of the
-# clients that reach it. Here it is for three clients in symbols, and what is lost from one level to
-# the next when client 1 stops there:
+# Client $k$ has $n_k$ samples and rank $r_k$. The coverage of a rank level $l$ is the weight share
+# of the clients of at least that rank. The cell shows the coverage for three clients in symbols,
+# and its decrease from one level to the next if client 1 does not reach it.
 
 # %%
 equations(rates.coverage, rates.coverage_step)
@@ -37,10 +36,10 @@ equations(rates.coverage, rates.coverage_step)
 # %% [markdown]
 # ## The multiplier of a round
 #
-# Let $W$ be the share of *this round's* weight that carries a direction of amplitude $x$. A rule
-# forms some average of factors $\sqrt{x}$ (from those who carry) and $0$ (from those who do not).
-# Writing the averages down and dividing by $x$ gives what a round multiplies an amplitude by. It is
-# the whole difference between the rules.
+# Let $W$ be the weight share of the clients *of this round* that carry a direction of amplitude
+# $x$. A rule averages factors: $\sqrt{x}$ from carriers and $0$ from all others. The average
+# divided by $x$ is the multiplier, the factor of a round on an amplitude. The rules differ in this
+# factor alone.
 
 # %%
 equations(multipliers.fedavg, multipliers.zero_pad, multipliers.raflora)
@@ -48,23 +47,22 @@ equations(multipliers.fedavg, multipliers.zero_pad, multipliers.raflora)
 # %% [markdown]
 # ## Full participation: the staircase
 #
-# With full participation $W = \pi$ in every round. The recurrence $x(t+1) = \pi\, x(t)$ is solved,
-# and squared:
+# With full participation $W = \pi$ in every round. Solve the recurrence $x(t+1) = \pi\, x(t)$ and
+# square the solution:
 
 # %%
 equations(rates.staircase_energy, rates.staircase_rate, rates.collapse_bound)
 
 # %% [markdown]
 # ## Sampled cohorts: $E[W^2]$
-#
-# Draw $m$ of $K$ clients, $n$ of which carry the direction. $H$ of the drawn ones do, and
-# $W = H/m$. What we need is $E[W^2]$, for which we count pairs: a given carrier is drawn with
-# probability $m/K$, a given *pair* of carriers with $m(m-1)/K(K-1)$. So
+# Draw $m$ of $K$ clients, of which $n$ carry the direction. The cohort has $H$ carriers, and $W =
+# H/m$. To find $E[W^2]$, count pairs: a given carrier is drawn with probability $m/K$, and a given
+# *pair* of carriers with probability $m(m-1)/K(K-1)$. So
 #
 # $$ E[H] = n \frac{m}{K}, \qquad E[H(H-1)] = n(n-1)\frac{m(m-1)}{K(K-1)}, \qquad
 #    E[H^2] = E[H(H-1)] + E[H]. $$
 #
-# We do that here by hand, and compare with what the package derives for all four moments.
+# The cell computes this by hand and compares it with the derivation in the package.
 
 # %%
 mean = n * m / K
@@ -75,8 +73,8 @@ print("the same:", sp.simplify(by_hand - derived) == 0)
 notebook.Equations([("E[W^2]", sp.latex(by_hand))])
 
 # %% [markdown]
-# Read it: $E[W^2] > \pi^2$, and the more so the smaller the cohort. Luck lifts the *mean* energy.
-# Now with our numbers, 6 of 18 clients. These are exact fractions, and they go into the ledger.
+# The result: $E[W^2] > \pi^2$, and the difference grows as the cohort shrinks. Random cohorts raise
+# the *mean* energy. For 6 of 18 clients the values are exact fractions. They are the predictions.
 
 # %%
 K_, m_ = 18, 6
@@ -85,8 +83,8 @@ print("E[W^2] =", *exact)
 ledger.predict("energy rate, 6 of 18 clients", [float(x) for x in exact], within=0.05)
 
 # %% [markdown]
-# Only now do we run it: 8,000 federations, three rounds, intervals that hold together at 95%. The
-# bars are measured, the marks were predicted.
+# Now measure: 8,000 federations, three rounds, simultaneous 95% intervals. Bars are measured, marks
+# are predicted.
 
 # %%
 sampled = scenario.replace(cohort_size=m_, rounds=3)
@@ -98,16 +96,15 @@ figure = estimates(names, [float(x) for x in exact], rate, "factor of the mean e
 # %% [markdown]
 # ## Extinction
 #
-# Small cohorts have a second way to lose a direction. When *no client* in the round carries it, its
-# amplitude is exactly zero, and zero it stays. The probability of such a round, for every way to
-# draw a cohort:
+# Small cohorts can also lose a direction at once. If *no client* of a round carries it, its
+# amplitude becomes zero and stays zero. The probability of such a round, for every cohort law:
 
 # %%
 equations(contributors.extinction)
 
 # %% [markdown]
-# A direction lives through $t$ rounds with probability $(1 - P_0)^t$. For directions 9–16, which
-# four clients carry, and ten rounds:
+# A direction survives $t$ rounds with probability $(1 - P_0)^t$. For directions 9–16, which four
+# clients carry, and ten rounds:
 
 # %%
 empty = contributors.extinction().without_replacement.subs({K: K_, m: m_, n: 4})
@@ -116,7 +113,7 @@ print("P0 =", empty, "   alive after ten rounds:", round(alive, 4))
 ledger.predict("alive after 10 rounds", alive, within=0.1)
 
 # %% [markdown]
-# And now the count, in 8,000 runs of ten rounds:
+# Count the survivors in 8,000 runs of ten rounds:
 
 # %%
 run = simulate(sampled.replace(rounds=10), rule="fedavg", seed=range(8000))
@@ -125,19 +122,18 @@ ledger.measure("alive after 10 rounds", proportion_interval(lives, 0.05))
 
 # %% [markdown]
 # ## Clients that differ: floors
-#
-# Real clients do not return what they got. Let client $k$ return $a_k x + b_k$, with gains of mean
-# $g$ and deviation $\nu$, and drifts of mean 0 and deviation $\tau$, drawn again in every round.
-# Squaring $x' = \sum_k w_k (a_k x + b_k)$ and taking the expectation term by term gives the rate
-# $q'$ and the energy at which the drifts hold a direction; with $S_2 = E[(\sum w)^2]$ and
-# $Q = E[\sum w^2]$, sums over the clients that carry it.
+# Real clients change what they receive. Let client $k$ return $a_k x + b_k$, with gains of mean $g$
+# and standard deviation $\nu$, and drifts of mean 0 and standard deviation $\tau$, drawn anew in
+# every round. Square $x' = \sum_k w_k (a_k x + b_k)$ and take the expectation term by term. The
+# result is the rate $q'$ and the floor, the energy at which drifts hold a direction. Here $S_2 =
+# E[(\sum w)^2]$ and $Q = E[\sum w^2]$ are sums over the carriers.
 
 # %%
 equations(floors.rate, floors.floor)
 
 # %% [markdown]
-# For sampled cohorts the sums are what we derived above, so the floor is a closed form in the
-# coverage alone. Predicted for $g = 0.9$, $\nu = 0.1$ and $\tau = 0.05$, for all three partitions:
+# For sampled cohorts these sums are known from above, so the floor is a closed form in the coverage
+# alone. The prediction for $g = 0.9$, $\nu = 0.1$ and $\tau = 0.05$, for all three partitions:
 
 # %%
 cohort = floors.fedavg_cohort_moments()
@@ -150,8 +146,8 @@ print(*[f"{x:.3g}" for x in floor])
 ledger.predict("floor of the energy", floor, within=0.1)
 
 # %% [markdown]
-# Sixty rounds of 10,000 runs. The picture has their mean energies (colors) and the whole predicted
-# course, not its end alone (dashed).
+# Simulate 10,000 runs of 60 rounds. The figure shows their mean energies (colors) and the predicted
+# trajectories (dashed).
 
 # %%
 noise = {"gain_mean": 0.9, "gain_std": 0.1, "drift_std": 0.05}
@@ -164,25 +160,24 @@ figure = paths({"FedAvg, 6 of 18": (seen[:, first], told[:, first])}, partitions
 
 # %% [markdown]
 # ## Training: a threshold
-#
-# So far clients did not learn. Let them follow the gradient of
-# $\tfrac12 \lVert BA - M \rVert_F^2$ for a time $T$ before they send. One direction obeys a
-# logistic equation: small amplitudes grow by the factor $G = e^{2MT}$. The server then multiplies
-# by $\omega$ ($\pi$ under FedAvg). Growth against dilution, once a round:
+# So far the clients did not train on data. Let them follow the gradient flow of $\tfrac12 \lVert BA
+# - M \rVert_F^2$ for a time $T$ in each round. A direction then obeys a logistic equation: small
+# amplitudes grow by the factor $G = e^{2MT}$. The server multiplies by $\omega$ ($\pi$ under
+# FedAvg). Each round combines growth and dilution:
 
 # %%
 equations(flow.amplitude_flow, flow.local_map, flow.round_map, flow.threshold)
 
 # %% [markdown]
-# If $\omega G < 1$ a direction collapses *although every client trains it*. If $\omega G > 1$
-# training holds it at a floor. That is a phase transition, at the local time $T^*$:
+# If $\omega G < 1$, a direction collapses *although every carrier trains it*. If $\omega G > 1$,
+# training holds it at a floor. The transition is at the local time $T^*$:
 
 # %%
 equations(flow.critical_time, flow.floor, flow.long_run)
 
 # %% [markdown]
-# For directions 9–16, $\pi = 2/9$ and a target $M = 1$. We take a time below the threshold and one
-# above it, and say what will be left of the amplitude after 60 rounds.
+# For directions 9–16, $\pi = 2/9$, and the target is $M = 1$. Choose a local time below the
+# threshold and one above it, and predict the amplitude after 60 rounds.
 
 # %%
 omega = {flow.omega: sp.Rational(2, 9), flow.M: 1}
@@ -193,8 +188,8 @@ print(f"T* = {critical:.3f}; below it nothing is left, above it {held:.3f}")
 ledger.predict("amplitude held by training", held, within=0.001)
 
 # %% [markdown]
-# The runs draw nothing, so there is no interval: they either agree or they do not. In the picture
-# the same federation trains a little too little and long enough.
+# These runs draw nothing at random, so there is no interval. The figure shows the same federation
+# below and above the threshold.
 
 # %%
 training = scenario.replace(local_loss="quadratic", rounds=60, spectrum_decay=1.0)

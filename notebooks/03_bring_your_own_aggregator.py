@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Bring your own aggregator
 #
-# You have an idea for a better server rule. Here is how to write it in ten lines, find out whether
-# it is a correct aggregator at all, mend it, say what it promises, learn whether it collapses, and
-# hand it to others.
+# You have an idea for a better server rule. This notebook shows how to write it in ten lines, test
+# whether it is a correct aggregator, fix it, declare its properties, find out whether it collapses,
+# and share it.
 #
-# **Idea.** FedAvg divides a direction by all clients' weight, raFLoRA by the weight of those who
-# carry it. The one forgets what few clients know, the other trusts few clients fully. Let us stand
-# in between: FedAvg's average, partition by partition divided by $W^\beta$, where $W$ is the share
-# of the weight that carries it. $\beta = 0$ is FedAvg and $\beta = 1$ is raFLoRA.
+# **Idea.** FedAvg averages a direction over all clients, raFLoRA over the clients that carry it.
+# FedAvg loses what few clients carry, and raFLoRA relies on few clients. A compromise: divide
+# FedAvg's average of each partition by $W^\beta$, where $W$ is the weight share of its carriers.
+# $\beta = 0$ is FedAvg and $\beta = 1$ is raFLoRA.
 
 # %%
 import subprocess
@@ -34,9 +34,10 @@ prepare()
 # %% [markdown]
 # ## Ten lines
 #
-# A rule is anything with a `name`, a `source`, `properties`, and a `step` that takes the round's
-# updates and weights and returns the new global adapter. No base class, nothing to register. This
-# first version walks over the directions, averages those who carry each, and divides.
+# A rule is any object with a `name`, a `source`, `properties`, and a `step` that takes the updates
+# and weights of a round and returns the new global adapter. It needs no base class and no
+# registration. This first version loops over the directions, averages each over its carriers, and
+# divides.
 
 # %%
 BETA = 0.5
@@ -62,15 +63,15 @@ class FirstTry:
 # %% [markdown]
 # ## Is it an aggregator?
 #
-# `check_aggregator` searches for counterexamples to laws that every sound rule keeps: one client
-# alone comes back as it is, the order of the clients does not matter, all weights times ten change
-# nothing, and so on. It tries unusual federations (ranks without a client, weights of zero, every
-# LoRA scaling), and a counterexample is made as small as it gets.
+# `check_aggregator` searches for counterexamples to laws that every correct rule satisfies: a
+# single client is returned unchanged, the order of the clients does not matter, a common factor on
+# all weights changes nothing, and so on. It tries unusual federations (ranks without a client, zero
+# weights, any LoRA scaling) and shrinks each counterexample.
 
 
 # %%
 def check(rule, examples=3):
-    """Hold all laws against a rule; print the count, and give the failures."""
+    """Test a rule against all laws, print the counts, and return the failures."""
     results = check_aggregator(rule, examples=examples)
     report = ConformanceReport(get_rule(rule), results, seed=0, examples=examples)
     print(summary(report))
@@ -82,22 +83,23 @@ for result in failures:
     print(f"✗ {result.check}: {result.statement}")
 
 # %% [markdown]
-# Three laws are broken. Here is the smallest case of the first one, as Python to paste into a
-# test: a single client of rank 1 (`LoRAFactors(A, B, scaling)`) that does not come back as it is.
+# Three laws are violated. This is the smallest counterexample to the first law, as Python code to
+# paste into a test: a single client of rank 1 (`LoRAFactors(A, B, scaling)`) that is not returned
+# unchanged.
 
 # %%
 print(failure(failures[0], get_rule(FirstTry())))
 
 # %% [markdown]
-# Look at its scaling: it is 2. A LoRA update is $s\,BA$ with $s = \alpha / r$, and we left out the
-# $s$: the classic mistake, which goes unnoticed as long as every client has $\alpha = r$. All three
-# failures are that one line.
+# Its scaling is 2. A LoRA update is $s\,BA$ with $s = \alpha / r$, and the rule ignores $s$. This
+# common mistake has no effect as long as every client has $\alpha = r$. It causes all three
+# failures.
 #
 # ## The mended rule, and a shorter way
-#
-# A rule that is nothing but a weight for every client and direction need not walk over anything.
-# It says the weights, and the package does the rest: scalings, cutting, batches of layers, GPUs,
-# the fast engine. `weights` are the clients' and `members` says who carries what.
+# A rule that consists of a weight for every client and direction needs no loop. It defines the
+# weights, and the package does the rest: scalings, truncation, batches of layers, GPUs, and the
+# spectral engine. `weights` are the client weights, and `members` marks the directions that each
+# client carries.
 
 
 # %%
@@ -121,29 +123,29 @@ class Softened(AggregationRule):
         return shares / torch.where(coverage > 0, coverage, 1.0) ** self.beta
 
     def multiplier(self, coverage):
-        """What a round makes of a direction that all who carry it return alike."""
+        """Return the factor of a round on a direction that all its carriers return alike."""
         return coverage ** (1 - self.beta)
 
 
 assert not check(Softened())
 
 # %% [markdown]
-# Many laws were skipped: those that some good rules keep and others do not. What a rule *promises*
-# it says in its properties, and then it is held to it. A law declared `True` may have no
-# counterexample, and to one declared `False` a counterexample must be *found*.
+# Many laws were skipped, because some correct rules satisfy them and others do not. A rule declares
+# them in its properties, and the declarations are tested. A law declared `True` must have no
+# counterexample. For a law declared `False` a counterexample must be *found*.
 #
-# We believe that ours is linear, that it does not depend on how the factors of a partition are
-# mixed, that it is FedAvg where all ranks are equal, and, since it divides by the coverage, that
-# one more low-rank client does not disturb the directions above it.
+# Suppose we believe that our rule is linear, does not depend on how the factors within a partition
+# are mixed, equals FedAvg if all ranks are equal, and, because it divides by a power of the
+# coverage, keeps the higher directions when a client of low rank joins.
 
 
 # %%
 class Promising(Softened):
-    """The same rule, with what we believe of it."""
+    """The same rule, with the laws that we believe to hold."""
 
     @property
     def properties(self):
-        """What we believe."""
+        """Return the laws that we believe to hold."""
         return replace(
             super().properties,
             linear=True,
@@ -160,18 +162,18 @@ for result in failures:
     print(f"✗ {result.check}: {result.statement}\n  {result.reason}")
 
 # %% [markdown]
-# The last belief was wrong. A root of the coverage still falls when a low-rank client joins, so our
-# rule *dilutes*, only less than FedAvg. (The second failure is the other side of the same coin: who
-# declares `keeps` says that it never dilutes, and it always does.) We say what is true.
+# The last belief was wrong. The root of the coverage still decreases when a client of low rank
+# joins, so the rule *dilutes*, but less than FedAvg. (The second failure has the same cause:
+# `keeps` also declares that the rule never dilutes.) The correct declaration:
 
 
 # %%
 class Honest(Softened):
-    """The same rule, with what is true of it."""
+    """The same rule, with the laws that hold."""
 
     @property
     def properties(self):
-        """What is true."""
+        """Return the laws that hold."""
         return replace(Promising().properties, low_rank_client="dilutes")
 
 
@@ -179,11 +181,10 @@ assert not check(Honest())
 
 # %% [markdown]
 # ## Does it collapse?
-#
-# A correct aggregator may still lose its rank. Ours multiplies a direction by $\pi^{1-\beta}$ a
-# round, which is less than one: the prediction is that it collapses, at the square root of FedAvg's
-# rate. The report predicts by the multiplier that we declared, runs it with FedAvg and raFLoRA,
-# and decides. Our partitions go from dark to light, predictions are dashed.
+# A correct aggregator can still collapse. Ours multiplies a direction by $\pi^{1-\beta}$ per round,
+# which is less than one. The prediction: it collapses at the square root of FedAvg's rate. The
+# report predicts from the declared multiplier, runs the rule with FedAvg and raFLoRA, and decides.
+# Partitions go from dark to light, and predictions are dashed.
 
 # %%
 report = collapse_report(Honest(), seeds=400, scenarios=("full", "cohorts", "flow_above"))
@@ -191,14 +192,13 @@ print(report.sentence)
 figure = theory.draw_collapse(report)
 
 # %% [markdown]
-# So the compromise buys time: the rate is $\pi$ instead of $\pi^2$. It does not buy the rank. Any
-# $\beta < 1$ collapses; only how fast is ours to choose.
+# The compromise slows the collapse: the energy rate is $\pi$ instead of $\pi^2$. It does not
+# prevent it. Every $\beta < 1$ collapses; $\beta$ sets the rate.
 #
 # ## A rule with a memory
-#
-# Some servers keep something from round to round. What `step` returns with the result is passed
-# to it in the next round. Here is server momentum: a velocity that the global update moves on with.
-# A rule whose earlier rounds matter declares `stateless=False`.
+# Some rules keep a state from round to round. The state that `step` returns is passed to it in the
+# next round. The example is server momentum, which keeps a velocity. A rule with a state declares
+# `stateless=False`.
 
 
 # %%
@@ -226,8 +226,8 @@ print(collapse_report(Momentum(), seeds=8, scenarios=("full",)).sentence)
 # %% [markdown]
 # ## Hand it to others
 #
-# Put the rule into a module, and a test next to it. `parametrize_with_checks` makes one pytest case
-# of every law, for every rule and setting of its options that you list.
+# Put the rule into a module, with a test next to it. `parametrize_with_checks` creates one pytest
+# case per law for each rule in the list.
 
 # %%
 MODULE = '''
@@ -272,7 +272,7 @@ def test_laws(rule, check):
 """
 
 # %% [markdown]
-# Other people can run it (here in a separate folder). `s`: the rule makes no claim about this law.
+# Run the test (here in a temporary folder). `s` marks laws about which the rule makes no claim.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -283,8 +283,8 @@ with tempfile.TemporaryDirectory() as folder:
     print(outcome.stdout)
 
 # %% [markdown]
-# One entry in the package's `pyproject.toml`, and after `pip install` the rule goes by its name,
-# with options, in `get_rule("softened:beta=0.25")`, in `simulate`, and on the command line:
+# With one entry in the package's `pyproject.toml`, the installed rule is available by its name and
+# options in `get_rule("softened:beta=0.25")`, in `simulate`, and on the command line:
 #
 # ```toml
 # [project.entry-points."fedlora_sim.rules"]

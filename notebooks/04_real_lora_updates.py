@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Real LoRA updates
 #
-# Theory speaks of clients that return $a x + b$. Real clients run Adam on images. Here we train a
-# small transformer in a federation, keep every round, take out what the clients sent as ordinary
-# PEFT adapter folders, aggregate them again under two rules, and ask how much of the theory is left
-# when nothing is simple any more. Everything runs offline, in a minute.
+# The theory assumes clients that return $a x + b$. Real clients run Adam on data. This notebook
+# trains a small transformer in a federation, stores every round, exports the client updates as PEFT
+# adapter folders, aggregates them again under two rules, and compares the result with the theory.
+# Everything runs offline, in a minute.
 
 # %%
 import json
@@ -33,9 +33,9 @@ folder = Path(workplace.name)
 # %% [markdown]
 # ## The task
 #
-# A transformer of two blocks has learned to read handwritten digits that stand upright. The
-# federation has digits turned by 90 degrees, unequally many of each class at every client, and
-# adapts the model by LoRA. The model sees this:
+# A transformer with two blocks is pretrained on upright handwritten digits. The clients of the
+# federation have digits rotated by 90 degrees, with different shares of the classes, and adapt the
+# model by LoRA. Examples of the images:
 
 # %%
 task = load_digits_task(0)
@@ -47,9 +47,9 @@ figure = images(
 )
 
 # %% [markdown]
-# Twelve clients: six of rank 2, four of rank 4, two of rank 16. Sixteen rounds of six Adam steps,
-# under FedAvg and under raFLoRA, from the same start with the same batches. We keep all rounds on
-# disk.
+# There are twelve clients: six of rank 2, four of rank 4, two of rank 16. Each run has 16 rounds of
+# six Adam steps. The runs under FedAvg and raFLoRA have the same initial state and the same
+# batches. All rounds are stored on disk.
 
 # %%
 scenario = Scenario("2x6,4x4,16x2", fidelity="training", rounds=16, local_steps=6)
@@ -60,19 +60,17 @@ for name in ("fedavg", "raflora"):
     runs[name] = training_dataset(scenario, rule, [0], results)
 
 # %% [markdown]
-# Left, the share $\rho_2$ of the energy in the two directions that all clients carry: at 1 the
-# global update has collapsed to rank 2. Right, the test accuracy. One seed proves nothing about
-# accuracy; `fedlora-sim verify` runs it with intervals.
+# Left: the share $\rho_2$ of the energy in the two directions that all clients carry. At 1 the
+# global update has collapsed to rank 2. Right: the test accuracy. One seed says little about
+# accuracy; `fedlora-sim verify` compares many seeds with intervals.
 
 # %%
 figure = over_rounds(runs, {"rho": r"energy ratio $\rho_2$", "accuracy": "test accuracy"})
 
 # %% [markdown]
 # ## What clients send, as PEFT folders
-#
-# We open the FedAvg run and take out what its twelve clients sent back in round 8, and the global
-# adapter that they started from. Each is an ordinary adapter folder, as
-# `PeftModel.save_pretrained` writes it.
+# Open the FedAvg run and export the twelve client updates of round 8 and the global adapter from
+# which the clients started. Each is an adapter folder as `PeftModel.save_pretrained` writes it.
 
 # %%
 kept = KeptRun(folder / "fedavg" / "seed-0")
@@ -85,7 +83,7 @@ for place in (sent.folders[0], sent.folders[-1]):
     print(place.name, files, {key: config[key] for key in ("r", "lora_alpha", "peft_type")})
 
 # %% [markdown]
-# Reading one back gives factors again, checked, one pair for every adapted module:
+# Reading a folder returns the checked factors, one pair per adapted module:
 
 # %%
 client = AdapterFolder(sent.folders[-1])
@@ -97,9 +95,9 @@ print("B", tuple(factors.lora_B.shape), f"and scaling {factors.scaling:g}")
 # %% [markdown]
 # ## One round, two rules
 #
-# The same twelve folders, aggregated twice. (On the command line: `fedlora-sim aggregate`.) The
-# result is a PEFT folder too. What differs is what the rules make of directions 5–16, which only
-# two clients of twelve carry.
+# Aggregate the same twelve folders under both rules. (On the command line: `fedlora-sim
+# aggregate`.) Each result is a PEFT folder. The results differ in directions 5–16, which only two
+# of the twelve clients carry.
 
 # %%
 modules = ["blocks.0.fc1", "blocks.1.attention.v_proj"]
@@ -118,8 +116,9 @@ for name in runs:
     singular[name] = [update.svd()[1] for update in updates]
 
 # %% [markdown]
-# The spectra of two layers after this *one* round. Theory says that the ratio of the two rules, in
-# directions that two clients carry, is about their share of the samples.
+# The figure shows the spectra of two layers after this *one* round. The theory predicts that the
+# ratio of the two rules, in directions that two clients carry, is about the share of these clients
+# in the samples.
 
 # %%
 figure = spectra(singular, modules)
@@ -131,10 +130,10 @@ print(f"coverage {share:.2f}; FedAvg over raFLoRA, median: {ratios[0]:.2f} and {
 # %% [markdown]
 # ## Do directions stay?
 #
-# The theory follows each direction by itself, which presumes that training leaves an update in the
-# directions that the client was sent. The preservation index is the share of a client's energy that
-# is still there: 1 if the premise holds exactly. By rank of the client, mean over layers, in a few
-# rounds:
+# The theory treats each direction separately. This assumes that local training keeps an update in
+# the directions that the client received. The preservation index is the share of a client's energy
+# in these directions: 1 if the assumption holds exactly. The table shows it by client rank, as a
+# mean over layers:
 
 # %%
 table = {}
@@ -147,8 +146,8 @@ for name, run in runs.items():
 pd.DataFrame(table, index=pd.Index([2, 4, 8, 16], name="round")).round(3)
 
 # %% [markdown]
-# Not exact, and better with every round: early updates are small, and a few steps of Adam turn
-# them. Hold that thought for what comes.
+# The assumption does not hold exactly, but it improves over the rounds: early updates are small,
+# and a few steps of Adam rotate them.
 #
 # ## Calibrate, forecast, compare
 #
@@ -169,18 +168,18 @@ drifts = {
 pd.DataFrame(drifts, index=partitions).round(4)
 
 # %% [markdown]
-# (Drift per round, median over layers.) Now the forecast of rounds 9–16; no later number enters it.
-# Solid is what happened, all layers together; dashed with its band is the prediction; the gray part
-# is what it was allowed to see.
+# (Drift per round, median over layers.) Now forecast rounds 9–16 from rounds 1–8 alone. Solid lines
+# are the measured energies, summed over layers. Dashed lines with bands are the forecast. The gray
+# area marks the calibration rounds.
 
 # %%
 predictions = {name: forecast(calibrations[name], run, 8) for name, run in runs.items()}
 figure = forecasts(predictions, runs)
 
 # %% [markdown]
-# How far off, in decades (a factor of ten is 1)? *Persistence* says that all stays as in round 8.
-# The last columns forecast each rule from the drifts of the other one: what would have happened
-# under this rule?
+# The errors of the forecasts, in decades (1 is a factor of ten). *Persistence* predicts the
+# energies of round 8. The last columns are counterfactual: they forecast each rule from the drifts
+# of the other one.
 
 
 # %%
@@ -205,10 +204,10 @@ pd.DataFrame(errors, index=partitions).round(2)
 workplace.cleanup()
 
 # %% [markdown]
-# Two runs prove nothing by themselves; recorded runs on digits and on news, under every rule and
-# compared with four baselines, are in the documentation's page on real models. Energies that grow
-# are predicted well, and so are those that training holds at the floor. A drift of raFLoRA is no
-# drift of FedAvg, though: above rank 2 FedAvg's is smaller.
+# Two runs prove little. The documentation's page on real models has recorded runs on digits and on
+# news, under every rule, compared with four baselines. Growing energies are predicted well, and so
+# are energies at the floor. The drifts of raFLoRA do not transfer to FedAvg: above rank 2, FedAvg's
+# are smaller.
 #
 # ## Change one thing
 #

@@ -1,9 +1,8 @@
 # %% [markdown]
 # # Design a rank configuration
-#
-# Which clients should get which rank, and which rule should average them? All of it can be asked
-# of closed forms, which answer in milliseconds. This notebook has knobs: turn one, and the picture
-# below follows.
+# Which clients should have which rank, and which rule should average their updates? Closed forms
+# answer such questions in milliseconds. This notebook has interactive controls: change one, and the
+# figure below is updated.
 
 # %%
 from tempfile import TemporaryDirectory
@@ -21,31 +20,32 @@ from paper_figs.style import RULE_COLORS
 prepare()
 
 # %% [markdown]
-# ## The knobs
+# ## The controls
 #
-# | knob | what it is |
+# | control | meaning |
 # |---|---|
 # | rule | the server rule |
 # | ranks | clients as text: `4x8,8x6,16x4` is rank 4 (8 clients), rank 8 (6), rank 16 (4) |
 # | cohort | clients per round, or `all` |
 # | gain, mean and std | clients return $a x + b$: mean and deviation of $a$ |
 # | drift, std | deviation of $b$ |
-# | local time | how long clients train before they send; 0: they do not |
-# | if empty | what raFLoRA and RBLA do with a partition that no client of the round carries |
+# | local time | duration of local training per round; 0: none |
+# | if empty | what raFLoRA and RBLA do with an empty partition: one without contributors in the round |
 #
 # ## How to read the picture
 #
-# (a) is the mean energy of every direction over rounds, colored by partition; dashed, what a
-# typical run has left of its start. (b) is what that leaves of the spectrum. (c) is the same
-# federation when clients train for the local time instead, dotted where training holds them. The
-# table has a row for every partition, and the verdict stands on top: a partition is *lost* if most
-# runs lose it altogether, or if a typical run keeps losing its start.
+# (a) shows the mean energy of every direction over the rounds, colored by partition; the dashed
+# lines show the initial energy that remains in a typical run. (b) shows the resulting spectrum. (c)
+# shows the same federation if clients train for the local time; dotted lines are the floors. The
+# table has one row per partition, below the verdict. A partition is *lost* if it is extinct in most
+# runs, or if a typical run loses its initial energy.
 
 # %%
 Explorer(rule="fedavg", cohort_size=6, gain_mean=0.98, drift_std=0.02, local_time=0.5)
 
 # %% [markdown]
-# Without a live kernel the picture above stands still. Things to try, each from the setting above:
+# Without a running kernel the figure above does not change. Suggestions, each from the setting
+# above:
 #
 # 1. Turn the local time up slowly. At which value does the last partition change from *lost* to
 #    *kept*, and does it? Then set the cohort to `all` and try again: what was in the way?
@@ -56,8 +56,8 @@ Explorer(rule="fedavg", cohort_size=6, gain_mean=0.98, drift_std=0.02, local_tim
 #
 # ## The same in code
 #
-# What the knobs ask is one function, so that a setting can go into a script. Each row is a
-# partition; `typical` is the factor of its energy per round in a typical run.
+# One function computes what the controls show, so it can be used in scripts. Each row is a
+# partition; `typical` is the factor on its energy per round in a typical run.
 
 # %%
 scenario = Scenario("4x8,8x6,16x4", cohort_size=6, rounds=30)
@@ -75,7 +75,7 @@ sizes = {m: explore(scenario.replace(cohort_size=m)).rows[-1] for m in (2, 4, 8,
 pd.DataFrame(
     {
         "clients per round": list(sizes),
-        "nobody carries 9–16": [row.empty for row in sizes.values()],
+        "no carrier of 9–16": [row.empty for row in sizes.values()],
         "mean rate": [row.rate for row in sizes.values()],
         "typical rate": [row.typical for row in sizes.values()],
         "alive after 30 rounds": [row.survival for row in sizes.values()],
@@ -83,15 +83,15 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# The smaller the cohort, the *milder* the mean, and the worse the chance to be alive at all: a few
-# lucky runs hold up the mean. Designing by the mean alone would be a mistake.
+# With smaller cohorts the *mean* decays more slowly, but the probability of survival is lower: few
+# runs with large energies dominate the mean. So the mean alone is a bad criterion.
 #
 # ## Measure it: a sweep
-#
-# A sweep simulates every combination of a grid, each task in a separate file, so that it may be
-# killed, continued and enlarged. (`fedlora-sim sweep grid.toml` does it from the command line,
-# on many machines if need be.) Here what is left after 30 rounds of the energy in directions
-# 9–16, which four clients carry: points are medians of 60 seeds, bars 95% bootstrap intervals.
+# A sweep simulates every combination of a grid and stores each task in a separate file, so that it
+# can be interrupted, resumed and extended. (`fedlora-sim sweep grid.toml` does the same from the
+# command line, also on several machines.) The figure shows the share of the energy in directions
+# 9–16, which four clients carry, that remains after 30 rounds. Points are medians over 60 seeds,
+# bars are 95% bootstrap intervals.
 
 # %%
 grid = {
@@ -129,15 +129,16 @@ picture.set_axis_labels("clients a round", "energy left, median run")
 picture.set_titles("gain, std {col_name}")
 
 # %% [markdown]
-# Under FedAvg nothing is left of the start: what is there is the floor on which the drift holds the
-# energy, lower the more clients average it away, and the same however much their gains differ.
-# Under raFLoRA the start is still there.
+# Under FedAvg the initial energy is lost. What remains is the floor at which drift holds the
+# energy. It is lower in larger cohorts and does not depend on the spread of the gains. Under
+# raFLoRA the initial energy remains.
 #
 # ## Let the machine choose
 #
-# `design` compares all ways to give 18 clients ranks out of a menu within a budget, and scores
-# them: signal that is left of the start, less noise, over the energy at the start. Here the best
-# configuration of four rules, for a total rank of 160, cohorts of 6, a little drift and 30 rounds.
+# `design` compares all assignments of ranks from a list to 18 clients within a budget. The score is
+# the remaining initial energy minus the noise, divided by the initial energy. The table shows the
+# best configuration for four rules, with a total rank of 160, cohorts of 6, a small drift and 30
+# rounds.
 
 # %%
 RULES = ("fedavg", "ffa", "flora", "raflora")
@@ -147,9 +148,9 @@ best = {rule: design(noisy, [rule], **asked)[0] for rule in RULES}
 pd.DataFrame(best.values())[["rule", "ranks", "score", "signal", "noise", "lost", "worst_rate"]]
 
 # %% [markdown]
-# A rule that dilutes can do no better than to have nothing to dilute: all ranks equal. Rules that
-# do not dilute spend the budget on a few clients of high rank. Here is raFLoRA's proposal in the
-# knobs, ready to be changed.
+# For a rule that dilutes, equal ranks are best, because then nothing is diluted. Rules that do not
+# dilute spend the budget on a few clients of high rank. The controls below start from raFLoRA's
+# best configuration.
 
 # %%
 Explorer(rule="raflora", ranks=best["raflora"].ranks, cohort_size=6, drift_std=0.02, local_time=0.5)
