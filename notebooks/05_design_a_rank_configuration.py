@@ -30,7 +30,7 @@ prepare()
 # | gain, mean and std | clients return $a x + b$: mean and deviation of $a$ |
 # | drift, std | deviation of $b$ |
 # | local time | duration of local training per round; 0: none |
-# | if empty | what raFLoRA and RBLA do with an empty partition: one without contributors in the round |
+# | if empty | policy of raFLoRA and RBLA for a partition without contributors in the round |
 #
 # ## How to read the picture
 #
