@@ -220,7 +220,8 @@ def test_importance_is_each_clients_own_gradient(make_run, tiny_task: DigitsTask
 
 def assert_slope(task, weights, received, samples, norms, frozen_a):
     """Check that the loss along direction 2 of one module falls by norm times step."""
-    name, i, step = next(iter(received)), 2, 1e-6
+    # Rounding of the loss over the step, and the square of the step, are both far below the bound.
+    name, i, step = next(iter(received)), 2, 3e-5
     factors = received[name]
     lora_a, lora_b = (x.clone().requires_grad_() for x in (factors.lora_A, factors.lora_B))
 
