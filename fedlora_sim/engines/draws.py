@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,20 +43,15 @@ def cohort_counts(scenario: Scenario, seed: int) -> NDArray[np.int64]:
     return draw_cohorts(scenario.federation, scenario.rounds, stream(seed, "cohorts"))
 
 
-def cohort_counts_of_runs(
-    scenario: Scenario, seeds: Sequence[int]
-) -> NDArray[np.int64] | NDArray[np.bool_]:
-    """Return `cohort_counts` of several seeds, (S, T, K), with one selection for all.
-
-    Boolean where no client can be drawn twice by its law.
-    """
+def cohort_counts_of_runs(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.integer[Any]]:
+    """Return `cohort_counts` of several seeds, (S, T, K), with one selection for all."""
     federation = scenario.federation
     if federation.sampling != "without_replacement":
         return np.stack([cohort_counts(scenario, seed) for seed in seeds])
     assert federation.cohort_size is not None  # resolved by the federation
     shape = (scenario.rounds, federation.num_clients)
     keys = np.stack([stream(seed, "cohorts").random(shape) for seed in seeds])
-    return smallest_keys(keys, federation.cohort_size)
+    return smallest_keys(keys, federation.cohort_size).view(np.int8)
 
 
 def client_draws(scenario: Scenario, seed: int) -> ClientDraws:

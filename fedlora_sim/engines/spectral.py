@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -171,7 +171,7 @@ class Cohorts:
         return self.clients[:, row], self.weights[:, row], members
 
 
-def _counts(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.int64] | NDArray[np.bool_]:
+def _counts(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.integer[Any]]:
     """Return how often each client is drawn, (S or 1, T or 1, K)."""
     if scenario.federation.sampling == "full":  # all rounds are equal: one row represents them
         return np.ones((1, 1, scenario.federation.num_clients), dtype=np.int64)
@@ -480,7 +480,7 @@ class CarrierShares:
         cls,
         scenario: Scenario,
         rule: AggregationRule,
-        counts: NDArray[np.int64] | NDArray[np.bool_],
+        counts: NDArray[np.integer[Any]],
     ) -> Self:
         """Return the rule's weights of drawn cohorts; clients are drawn at most once.
 
@@ -498,11 +498,10 @@ class CarrierShares:
         found, index = _distinct(code, (slots + 1) ** len(levels))
         numbers = found[:, None] // (slots + 1) ** np.arange(len(levels)) % (slots + 1)
         carried = torch.from_numpy(np.arange(slots)[:, None] < numbers[:, None])
-        weight = float(federation.cohort_weights(np.array([0]), np.array([1]))[0])
         device = _device(scenario, dtype)
         carried = carried.to(device)
-        weights = (weight * carried[..., 0]).to(dtype)  # all clients carry the first level
-        shares = rule.direction_weights(weights, carried)
+        # Equal weights, up to a common factor; all clients carry the first level.
+        shares = rule.direction_weights(carried[..., 0].to(dtype), carried)
         groups = np.searchsorted(levels, np.arange(federation.r_max) + 1)
         return cls(shares, torch.from_numpy(groups).to(device), torch.from_numpy(index).to(device))
 
@@ -526,9 +525,11 @@ MOST_COMBINATIONS = 1_000_000
 """Numbers of carriers that a table holds."""
 
 
-def _exchangeable(scenario: Scenario) -> bool:
+def _counts_carriers(scenario: Scenario) -> bool:
     """Return True if clients of equal rank differ in nothing, and each is drawn at most once."""
     federation = scenario.federation
+    if _are_persistent(scenario):
+        return False
     # Refusals under `error` name the run and the round: they need every cohort.
     plain = scenario.allocation == "svd" and scenario.empty_partition != "error"
     once = federation.sampling in ("full", "without_replacement", "bernoulli")
@@ -540,7 +541,7 @@ def _sums(
     scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
 ) -> CohortShares | CarrierShares:
     """Return the rule's weights, of which only sums over each cohort are needed."""
-    if _exchangeable(scenario):
+    if _counts_carriers(scenario):
         return CarrierShares.of(scenario, rule, _counts(scenario, seeds))
     return CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
 
@@ -641,10 +642,26 @@ def _on_host(run: Callable[[T], Tensor], runs: T) -> NDArray[np.float64]:
     return found
 
 
-def _chunks(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> list[Sequence[int]]:
+def _chunks(
+    scenario: Scenario,
+    rule: AggregationRule,
+    seeds: Sequence[int],
+    *,
+    carriers_only: bool = True,
+) -> list[Sequence[int]]:
+    """Return the seeds in batches whose largest array has at most `BATCH_ELEMENTS` numbers.
+
+    Args:
+        scenario: the scenario.
+        rule: the server rule.
+        seeds: one run per seed.
+        carriers_only: where the engine counts carriers, no array has a place per cohort slot.
+            False for accounts, which have one.
+    """
     federation, r_max = scenario.federation, scenario.federation.r_max
-    if not _needs_clients(scenario, rule) and _exchangeable(scenario):
-        per_round = max(r_max, federation.num_clients * (federation.sampling != "full"))
+    if carriers_only and not _needs_clients(scenario, rule) and _counts_carriers(scenario):
+        drawn = 0 if federation.sampling == "full" else federation.num_clients
+        per_round = max(r_max, drawn)
     elif scenario.allocation == "random":  # scores of all clients, those of the cohort sorted
         per_round = (federation.num_clients + 6 * federation.max_cohort) * r_max
     else:
@@ -686,6 +703,11 @@ def _is_noisy(scenario: Scenario) -> bool:
     return scenario.gain_std > 0 or scenario.drift_std > 0
 
 
+def _are_persistent(scenario: Scenario) -> bool:
+    """Return True if every client has its own gains and drifts, the same in every round."""
+    return scenario.heterogeneity == "persistent" and _is_noisy(scenario)
+
+
 def _put(scenario: Scenario, values: ArrayLike) -> Tensor:
     """Return stacked arrays in the run's dtype on its device, which may not support float64."""
     dtype = torch_dtype(scenario.dtype)
@@ -708,22 +730,20 @@ def _cohorts(scenario: Scenario, seeds: Sequence[int]) -> Cohorts:
 
 
 def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
-    persistent = scenario.heterogeneity == "persistent" and _is_noisy(scenario)
-    shares: CohortShares | CarrierShares
-    if persistent:  # the clients of a rank differ
-        shares = CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
-    else:
-        shares = _sums(scenario, rule, seeds)
-    total = shares.total()
-    multiplier = total if rule.is_linear else total.square()
-    zero = torch.zeros((), dtype=total.dtype, device=total.device)
+    initial = _initial(scenario, seeds)
+    zero = initial.new_zeros(())
     noise = zero
-    if isinstance(shares, CohortShares) and persistent:
+    if _are_persistent(scenario):
+        each = CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
+        total = each.total()
+        multiplier = total if rule.is_linear else total.square()
         unscaled = scenario.replace(learning_rate_schedule="constant")
         gains, drifts = (draw[:, 0] for draw in _draws(unscaled, seeds))
-        alpha, beta, gamma, delta = shares.mean_of(gains), shares.mean_of(drifts), zero, zero
+        alpha, beta, gamma, delta = each.mean_of(gains), each.mean_of(drifts), zero, zero
     else:
-        norm = shares.squares().sqrt()
+        shares = _sums(scenario, rule, seeds)
+        total, norm = shares.total(), shares.squares().sqrt()
+        multiplier = total if rule.is_linear else total.square()
         alpha = scenario.gain_mean * multiplier
         beta = _put(scenario, scenario.drift_means) * multiplier
         gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
@@ -742,7 +762,6 @@ def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) 
         empty = total == 0
         alpha, beta = torch.where(empty, 1.0, alpha), torch.where(empty, 0.0, beta)
     shape = (len(seeds), scenario.rounds, max(scenario.ranks))
-    initial = _initial(scenario, seeds)
     return Recursion(initial, *(c.expand(shape) for c in (alpha, beta, gamma, delta, noise)))
 
 
@@ -810,7 +829,7 @@ def run_spectral_account(
     if _fits(scenario):
         refuse_flow(rule)
     parts = []
-    for chunk in _chunks(scenario, rule, seeds):
+    for chunk in _chunks(scenario, rule, seeds, carriers_only=False):
         parts += in_parts(partial(_accounted, scenario, rule), chunk)
         on_progress(len(chunk))
     found = np.concatenate([states for states, _ in parts])

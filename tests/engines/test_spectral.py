@@ -9,6 +9,7 @@ from designs import each_value, pairwise
 from simulator_cases import LAWS, RULES, SIGMAS, assert_close
 
 from fedlora_sim import Federation, Scenario, simulate
+from fedlora_sim.engines import spectral
 from fedlora_sim.engines.draws import cohort_counts
 from fedlora_sim.federation import draw_cohorts
 from fedlora_sim.reference.simulators import spectral_reference
@@ -151,3 +152,23 @@ def test_full_participation_by_hand(rule, power):
     rounds = np.arange(run.rounds + 1)[:, None]
     wanted = run.initial_amplitudes**2 * (0.81 * coverage**power) ** rounds
     assert_close(simulate(run, rule=rule).energy[0], wanted, "iteration")
+
+
+@pytest.mark.parametrize("how", ["account", "persistent"])
+def test_batches_with_a_place_per_cohort_slot_are_bounded(monkeypatch, how):
+    """Also where the clients of a rank are exchangeable, which allows larger batches elsewhere."""
+    most, sizes, draw = 20_000, [], spectral.draw
+
+    def drawn(*arguments):
+        cohorts = draw(*arguments)
+        sizes.append(cohorts.clients.numel() * len(cohorts.groups))
+        return cohorts
+
+    monkeypatch.setattr(spectral, "draw", drawn)
+    monkeypatch.setattr(spectral, "BATCH_ELEMENTS", most)
+    run = Scenario("2x20,30x20", rounds=4, cohort_size=20)
+    if how == "persistent":
+        run = run.replace(heterogeneity="persistent", gain_std=0.1)
+    simulate(run, "raflora", seed=range(20), ledger=how == "account")
+    assert sizes
+    assert max(sizes) <= most
