@@ -742,8 +742,9 @@ def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) 
         alpha, beta, gamma, delta = each.mean_of(gains), each.mean_of(drifts), zero, zero
     else:
         shares = _sums(scenario, rule, seeds)
-        total, norm = shares.total(), shares.squares().sqrt()
+        total = shares.total()
         multiplier = total if rule.is_linear else total.square()
+        norm = shares.squares().sqrt()
         alpha = scenario.gain_mean * multiplier
         beta = _put(scenario, scenario.drift_means) * multiplier
         gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
