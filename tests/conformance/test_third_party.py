@@ -144,7 +144,9 @@ def test_rules_without_spectral_form_are_refused(run: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["momentum:learning_rate=0.5"])
+@pytest.mark.parametrize(
+    "name", ["momentum:learning_rate=0.5", pytest.param("tempered", marks=pytest.mark.deep)]
+)
 def test_its_rules_are_checked(run: Run, name: str) -> None:
     done = run("check", name, "--examples", "2", "--json")
     assert done.code == 0, done.out + done.err

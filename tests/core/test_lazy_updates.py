@@ -93,10 +93,10 @@ def test_clients_without_weight_are_only_checked():
     "rule",
     ["raflora", *(pytest.param(r, marks=pytest.mark.slow) for r in ("hetlora", "fedex", "ffa"))],
 )
-def test_hundreds_of_clients_are_the_formula(rule):
-    server = Server(800, rule == "ffa", torch.float32, (64, 64))
-    samples = np.random.default_rng(1).integers(1, 100, 800).tolist()
-    updates = [(*server.factors(k), 0.5) for k in range(800)]
+def test_thousands_of_clients_are_the_formula(rule):
+    server = Server(3000, rule == "ffa", torch.float32, (64, 64))
+    samples = np.random.default_rng(1).integers(1, 100, 3000).tolist()
+    updates = [(*server.factors(k), 0.5) for k in range(3000)]
     result = aggregate(server.updates, samples, rule)
     lora_a, lora_b, base = aggregate_reference(updates, samples, rule, (2, 4))
     # Independent clients cancel; the size of one over the root of their number remains.

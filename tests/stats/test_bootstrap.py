@@ -11,7 +11,7 @@ from analysis.stats import bootstrap_interval, intervals, mean_interval
 from fedlora_sim.errors import InputError
 
 ERROR = 0.1
-REPLICATES = 80
+REPLICATES = 200
 
 
 def ratio(x: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from analysis.stats import (
 )
 from fedlora_sim.errors import InputError
 
-CLAIMS, REPORTS = 40, 120
+CLAIMS, REPORTS = 40, 300
 ON_THE_EDGE = Prediction.near(1.0, 1.0)  # contains the true value, zero, as its low end
 
 

@@ -8,10 +8,10 @@ from fedlora_momentum import Momentum, Tempered
 from fedlora_sim import LoRAFactors, aggregate
 from fedlora_sim.conformance import parametrize_with_checks
 
-RULES = [Tempered(), Momentum(beta=0.5, learning_rate=0.5)]
+RULES = [Tempered(), Tempered(beta=1.0), Momentum(), Momentum(beta=0.5, learning_rate=0.5)]
 
 
-@parametrize_with_checks(RULES, examples=3)
+@parametrize_with_checks(RULES, examples=5)
 def test_laws(rule, check):
     check(rule)
 
