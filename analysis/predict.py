@@ -15,7 +15,7 @@ import xarray as xr
 
 from analysis import closed_form
 from analysis.closed_form.scope import check_scope
-from analysis.closed_form.setting import ALIASES, RULES, RuleForm, is_full, rule_form
+from analysis.closed_form.setting import RULES, RuleForm, is_full, known_names, rule_form
 from analysis.cohorts.law import Array, MonteCarloWarning, allocation_of
 from fedlora_sim.datasets import LABELS, direction_coords
 from fedlora_sim.errors import (
@@ -165,7 +165,7 @@ def _check(scenario: object) -> None:
 
 def _resolve(rule: str | AggregationRule) -> tuple[str, RuleForm | None]:
     """Return the rule's label and its form; None for rules or options without closed forms."""
-    if isinstance(rule, str) and rule.strip().lower() in (*RULES, *ALIASES):
+    if isinstance(rule, str) and rule.strip().lower() in known_names():
         form = rule_form(rule)
         return form.name, form
     from fedlora_sim.rules import get_rule  # torch takes seconds, and names do not need it

@@ -22,6 +22,7 @@ from analysis.cohorts.shares import (
 )
 from fedlora_sim.errors import check_choice, check_numbers, expected
 from fedlora_sim.federation import Federation
+from fedlora_sim.rules.registry import rule_aliases
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tolerances import relative
 
@@ -115,12 +116,11 @@ _FORMS = {
 RULES = tuple(_FORMS)
 """Names of all rules that have closed forms."""
 
-ALIASES = {
-    **dict.fromkeys(("flexlora", "hlora", "ilora"), "fedavg"),
-    **dict.fromkeys(("fedilora", "prelort", "replicate"), "rbla"),
-    "fedit": "zero_pad",
-    "rb_lora": "raflora",
-}
+
+def known_names() -> dict[str, str]:
+    """Return the rule of every name that has closed forms, aliases included."""
+    aliases = {other: own for other, own in rule_aliases().items() if own in RULES}
+    return {**dict(zip(RULES, RULES, strict=True)), **aliases}
 
 
 def check_rule(rule: object) -> str:
@@ -129,8 +129,8 @@ def check_rule(rule: object) -> str:
     Raises:
         InputError: for an unknown rule; names the closest one.
     """
-    name = check_choice("rule", rule, (*RULES, *ALIASES))
-    return ALIASES.get(name, name)
+    known = known_names()
+    return known[check_choice("rule", rule, known)]
 
 
 def rule_form(rule: object) -> RuleForm:
