@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from analysis.claims import CLAIMS, select
+from analysis.claims import CLAIMS, base, select
 from analysis.claims.base import Claim, Control, Experiment, RunContext
 from analysis.claims.report import to_markdown
 from analysis.claims.verify import (
@@ -392,3 +394,26 @@ def test_the_last_cohort_may_leave_a_direction_out() -> None:
     record = run_claim(claim, RunContext(5, True))
     assert np.isfinite(np.array(record["interval"])).all()
     assert record["verdict"] == "supported"
+
+
+def test_the_last_runs_are_simulated_once_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    simulate = base.simulate
+
+    def counted(scenario: Scenario, rule: str, **options: Any) -> xr.Dataset:
+        calls.append(rule)
+        return simulate(scenario, rule, **options)
+
+    monkeypatch.setattr(base, "simulate", counted)
+    finished: list[float] = []
+    context = RunContext(on_progress=finished.append)
+    run = partial(base.simulated, Scenario("1x1,2x1", rounds=2), numbers=range(3), context=context)
+    first = run(rule="fedavg")
+    xr.testing.assert_identical(run(rule="fedavg"), first)
+    assert calls == ["fedavg"]
+    assert sum(finished) == 2 * 3  # a control that needs no new runs makes progress too
+    monkeypatch.setattr(base, "MOST_KEPT", first.nbytes)
+    run(rule="raflora")  # takes the place of the older ones
+    run(rule="raflora")
+    run(rule="fedavg")
+    assert calls == ["fedavg", "raflora", "fedavg"]
