@@ -123,7 +123,7 @@ ledger.measure("alive after 10 rounds", proportion_interval(lives, 0.05))
 # %% [markdown]
 # ## Clients that differ: floors
 # Real clients change what they receive. Let client $k$ return $a_k x + b_k$, with gains of mean $g$
-# and standard deviation $\nu$, and drifts of mean 0 and standard deviation $\tau$, drawn anew in
+# and standard deviation $\nu$, and drifts of mean 0 and standard deviation $\tau$, drawn again in
 # every round. Square $x' = \sum_k w_k (a_k x + b_k)$ and take the expectation term by term. The
 # result is the rate $q'$ and the floor, the energy at which drifts hold a direction. Here $S_2 =
 # E[(\sum w)^2]$ and $Q = E[\sum w^2]$ are sums over the carriers.

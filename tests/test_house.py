@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fedlora_sim", "analysis", "paper_figs", "fedlora_cli")
 FAST_PATH = (
-    *("rules", "engines.spectral", "engines.matrix", "lowrank"),
+    *("rules", "engines.spectral", "engines.cohorts", "engines.matrix", "lowrank"),
     *(
         f"finetune.{path.stem}"
         for path in (ROOT / "fedlora_sim/finetune").glob("*.py")

@@ -54,13 +54,22 @@ def cohort_counts_of_runs(scenario: Scenario, seeds: Sequence[int]) -> NDArray[n
     return smallest_keys(keys, federation.cohort_size).view(np.int8)
 
 
+def is_noisy(scenario: Scenario) -> bool:
+    """Return True if gains or drifts are random."""
+    return scenario.gain_std > 0 or scenario.drift_std > 0
+
+
+def are_persistent(scenario: Scenario) -> bool:
+    """Return True if every client has its own gains and drifts, the same in every round."""
+    return scenario.heterogeneity == "persistent" and is_noisy(scenario)
+
+
 def client_draws(scenario: Scenario, seed: int) -> ClientDraws:
     """Return the gains and drifts of every client, direction and round.
 
     A schedule s_t scales what training changes: gains are `1 + s_t (a - 1)`, drifts `s_t b`.
     """
-    noisy = scenario.gain_std > 0 or scenario.drift_std > 0
-    rounds = scenario.rounds if noisy and scenario.heterogeneity == "fresh" else 1
+    rounds = scenario.rounds if is_noisy(scenario) and not are_persistent(scenario) else 1
     shape = (rounds, len(scenario.ranks), max(scenario.ranks))
 
     def draw(name: str, mean: float | NDArray[np.float64], std: float) -> NDArray[np.float64]:

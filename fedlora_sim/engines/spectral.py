@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,20 +14,27 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fedlora_sim.account import Account, Carriers, over_rounds
+from fedlora_sim.engines.cohorts import (
+    Cohorts,
+    CohortShares,
+    counts_carriers,
+    draw,
+    empty_direction,
+    place_of,
+    shares_of,
+)
 from fedlora_sim.engines.draws import (
-    allocation_scores,
+    are_persistent,
     carried_directions,
     client_draws,
     client_targets,
-    cohort_counts_of_runs,
-    leading_directions,
+    is_noisy,
 )
 from fedlora_sim.errors import expected
-from fedlora_sim.federation import cohort_slots
 from fedlora_sim.lowrank import LowRankProduct
 from fedlora_sim.randomness import stream
 from fedlora_sim.rules import AggregationRule
-from fedlora_sim.runtime import in_parts, leaves_range, resolve_device, torch_dtype
+from fedlora_sim.runtime import in_parts, leaves_range
 from fedlora_sim.scenario import Scenario
 
 T = TypeVar("T")
@@ -137,76 +144,6 @@ def refuse_flow(rule: AggregationRule) -> None:
     if reason is not None:
         options = f"a rule other than {rule.label} at fidelity='spectral' with"
         raise expected("rule", rule.label, f"{options} local_loss='quadratic': {reason}")
-
-
-# Cohorts of a batch: participants, weights and carried directions
-
-
-@dataclass(frozen=True, eq=False)
-class Cohorts:
-    """Drawn cohorts; a dimension of size 1 means that all runs or rounds are equal.
-
-    Args:
-        clients: client in each cohort slot, (S or 1, T or 1, m).
-        weights: unnormalized weight of each slot, same shape.
-        ranks: rank of each client, (K,).
-        groups: group of each rank index, (r_max,): its partition or, if clients carry other
-            directions than the first ones, the index itself.
-        members: which groups each slot carries, boolean (S or 1, T or 1, m, groups).
-    """
-
-    clients: Tensor
-    weights: Tensor
-    ranks: Tensor
-    groups: Tensor
-    members: Tensor
-
-    def round(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the clients, weights and carried directions of round t.
-
-        Shapes (S or 1, m), (S or 1, m) and (S or 1, m, r_max).
-        """
-        members = self.members[:, t % self.members.shape[1]][..., self.groups]
-        row = t % self.clients.shape[1]
-        return self.clients[:, row], self.weights[:, row], members
-
-
-def _counts(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.integer[Any]]:
-    """Return how often each client is drawn, (S or 1, T or 1, K)."""
-    if scenario.federation.sampling == "full":  # all rounds are equal: one row represents them
-        return np.ones((1, 1, scenario.federation.num_clients), dtype=np.int64)
-    return cohort_counts_of_runs(scenario, seeds)
-
-
-def draw(
-    scenario: Scenario, seeds: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Cohorts:
-    """Return the cohorts of one run per seed."""
-    federation = scenario.federation
-    counts = _counts(scenario, seeds)
-    slots, drawn = cohort_slots(counts, federation.max_cohort)
-    weights = torch.from_numpy(federation.cohort_weights(slots, drawn)).to(dtype).to(device)
-    clients = torch.from_numpy(slots).to(device)
-    ranks = torch.tensor(federation.ranks, device=device)
-    if scenario.allocation == "random":
-        groups = torch.arange(federation.r_max, device=device)
-        members = _random_members(scenario, seeds, ranks, clients)
-    else:
-        levels = torch.tensor(federation.levels, device=device)
-        groups = torch.searchsorted(levels, torch.arange(federation.r_max, device=device) + 1)
-        members = leading_directions(ranks[clients], federation.r_max)[..., levels - 1]
-    return Cohorts(clients, weights, ranks, groups, members)
-
-
-def _random_members(
-    scenario: Scenario, seeds: Sequence[int], ranks: Tensor, clients: Tensor
-) -> Tensor:
-    """Return the directions of each slot under random allocation, (S, T, m, r_max)."""
-    scores = torch.from_numpy(np.stack([allocation_scores(scenario, seed) for seed in seeds]))
-    slots = clients.expand(*scores.shape[:2], -1)
-    index = slots.unsqueeze(-1).expand(*slots.shape, scores.shape[-1])
-    # Sort participants only.
-    return carried_directions(ranks[slots], scores.to(clients.device).gather(2, index))
 
 
 # The round client by client, for rules that are not a function of the cohort's sum.
@@ -338,12 +275,7 @@ def _kept_residual(rule: AggregationRule, residual: Tensor) -> Tensor:
 def _refuse_empty(scenario: Scenario, empty: Tensor, t: int) -> None:
     if scenario.empty_partition == "error" and bool(empty.any()):
         run, direction = empty.nonzero()[0].tolist()
-        raise expected(
-            "empty_partition",
-            "error",
-            f"a contributor to every direction; direction {direction + 1} has none in round "
-            f"{t + 1} of run {run} (choose zero or carry)",
-        )
+        raise empty_direction(run, t, direction)
 
 
 # The round as a random affine map of each amplitude, and the loop that applies it to a batch.
@@ -390,160 +322,6 @@ class Recursion:
             return parts[0]
         names = [f.name for f in fields(cls)]
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-
-
-@dataclass(frozen=True, eq=False)
-class CohortShares:
-    """A rule's weights of drawn cohorts.
-
-    Args:
-        clients: client in each cohort slot, (S or 1, T or 1, m).
-        shares: normalized weight of each slot in each group of directions, (S, T, m, groups).
-        groups: group of each direction, (r_max,).
-    """
-
-    clients: Tensor
-    shares: Tensor
-    groups: Tensor
-
-    @classmethod
-    def of(cls, scenario: Scenario, rule: AggregationRule, cohorts: Cohorts) -> CohortShares:
-        """Return the rule's weights of drawn cohorts.
-
-        Raises:
-            InputError: if a partition has no contributors under `empty_partition='error'`.
-        """
-        shares = rule.direction_weights(cohorts.weights, cohorts.members)
-        result = cls(cohorts.clients, shares, cohorts.groups)
-        if rule.has_empty_partition_policy and scenario.empty_partition == "error":
-            result._refuse_empty()
-        return result
-
-    def _refuse_empty(self) -> None:
-        empty = (self.shares.sum(-2) == 0).nonzero()
-        if len(empty):
-            run, t, h = empty[0].tolist()
-            direction = int((self.groups == h).nonzero()[0])
-            raise expected(
-                "empty_partition",
-                "error",
-                f"a contributor to every direction; direction {direction + 1} has none in round "
-                f"{t + 1} of run {run} (choose zero or carry)",
-            )
-
-    def total(self) -> Tensor:
-        """Return `sum_k w_k`, (S, T, r_max)."""
-        return self.shares.sum(-2)[..., self.groups]
-
-    def squares(self) -> Tensor:
-        """Return `sum_k w_k**2`, (S, T, r_max)."""
-        return self.shares.square().sum(-2)[..., self.groups]
-
-    def mean_of(self, values: Tensor) -> Tensor:
-        """Return `sum_k w_k y_k`, (S, T, r_max).
-
-        For values (S, K, r_max) that are equal in all rounds.
-        """
-        runs = torch.arange(len(values), device=values.device)[:, None, None]
-        return torch.cat(
-            [
-                torch.einsum(
-                    "stm,stmd->std",
-                    self.shares[..., h].expand(len(values), -1, -1),
-                    values[..., self.groups == h][runs, self.clients],
-                )
-                for h in range(self.shares.shape[-1])
-            ],
-            dim=-1,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class CarrierShares:
-    """A rule's weights where the clients of a rank are exchangeable.
-
-    A cohort's sums then follow from the number of carriers of each group alone, of which few
-    combinations occur.
-
-    Args:
-        shares: normalized weights of each combination, (U, m, groups).
-        groups: group of each direction, (r_max,).
-        index: combination of each cohort, (S or 1, T or 1).
-    """
-
-    shares: Tensor
-    groups: Tensor
-    index: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        scenario: Scenario,
-        rule: AggregationRule,
-        counts: NDArray[np.integer[Any]],
-    ) -> Self:
-        """Return the rule's weights of drawn cohorts; clients are drawn at most once.
-
-        Args:
-            scenario: its clients have equal sample numbers and carry the leading directions.
-            rule: the server rule.
-            counts: participation of each client, 0 or 1, (S or 1, T or 1, K).
-        """
-        federation, dtype = scenario.federation, torch_dtype(scenario.dtype)
-        levels, slots = np.array(federation.levels), federation.max_cohort
-        members = np.asarray(federation.ranks)[:, None] >= levels
-        # Whole numbers below 2**24: float32 counts them exactly, and multiplies fast.
-        carriers = counts.astype(np.float32) @ members.astype(np.float32)
-        code = carriers.astype(np.int64) @ (slots + 1) ** np.arange(len(levels))
-        found, index = _distinct(code, (slots + 1) ** len(levels))
-        numbers = found[:, None] // (slots + 1) ** np.arange(len(levels)) % (slots + 1)
-        carried = torch.from_numpy(np.arange(slots)[:, None] < numbers[:, None])
-        device = _device(scenario, dtype)
-        carried = carried.to(device)
-        # Equal weights, up to a common factor; all clients carry the first level.
-        shares = rule.direction_weights(carried[..., 0].to(dtype), carried)
-        groups = np.searchsorted(levels, np.arange(federation.r_max) + 1)
-        return cls(shares, torch.from_numpy(groups).to(device), torch.from_numpy(index).to(device))
-
-    def total(self) -> Tensor:
-        """Return `sum_k w_k`, (S or 1, T or 1, r_max)."""
-        return self.shares.sum(-2)[:, self.groups][self.index]
-
-    def squares(self) -> Tensor:
-        """Return `sum_k w_k**2`, (S or 1, T or 1, r_max)."""
-        return self.shares.square().sum(-2)[:, self.groups][self.index]
-
-
-def _distinct(codes: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct codes below `size`, and the position of each code among them."""
-    occurs = np.zeros(size, dtype=bool)
-    occurs[codes] = True
-    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[codes]
-
-
-MOST_COMBINATIONS = 1_000_000
-"""Numbers of carriers that a table holds."""
-
-
-def _counts_carriers(scenario: Scenario) -> bool:
-    """Return True if clients of equal rank differ in nothing, and each is drawn at most once."""
-    federation = scenario.federation
-    if _are_persistent(scenario):
-        return False
-    # Refusals under `error` name the run and the round: they need every cohort.
-    plain = scenario.allocation == "svd" and scenario.empty_partition != "error"
-    once = federation.sampling in ("full", "without_replacement", "bernoulli")
-    few = (federation.max_cohort + 1) ** len(federation.levels) <= MOST_COMBINATIONS
-    return plain and once and few and len(set(federation.weights.tolist())) == 1
-
-
-def _sums(
-    scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
-) -> CohortShares | CarrierShares:
-    """Return the rule's weights, of which only sums over each cohort are needed."""
-    if _counts_carriers(scenario):
-        return CarrierShares.of(scenario, rule, _counts(scenario, seeds))
-    return CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
 
 
 # Batched runs
@@ -659,7 +437,7 @@ def _chunks(
             False for accounts, which have one.
     """
     federation, r_max = scenario.federation, scenario.federation.r_max
-    if carriers_only and not _needs_clients(scenario, rule) and _counts_carriers(scenario):
+    if carriers_only and not _needs_clients(scenario, rule) and counts_carriers(scenario):
         drawn = 0 if federation.sampling == "full" else federation.num_clients
         per_round = max(r_max, drawn)
     elif scenario.allocation == "random":  # scores of all clients, those of the cohort sorted
@@ -668,7 +446,7 @@ def _chunks(
         per_round = max(federation.max_cohort * r_max, federation.num_clients)
     per_run = scenario.rounds * per_round
     if _needs_clients(scenario, rule):  # gains and drifts: drawn, stacked and moved
-        fresh = _is_noisy(scenario) and scenario.heterogeneity == "fresh"
+        fresh = is_noisy(scenario) and scenario.heterogeneity == "fresh"
         rows = scenario.rounds if fresh or scenario.learning_rate_schedule != "constant" else 1
         per_run += 6 * rows * federation.num_clients * r_max
     size = max(1, BATCH_ELEMENTS // per_run)
@@ -685,7 +463,7 @@ def _needs_clients(scenario: Scenario, rule: AggregationRule) -> bool:
         return not _has_common_flow(scenario, rule)
     if rule.is_linear or scenario.allocation == "importance":
         return scenario.allocation == "importance"
-    return rule.weights_from_norms or rule.residual_in_base or _is_noisy(scenario)
+    return rule.weights_from_norms or rule.residual_in_base or is_noisy(scenario)
 
 
 def _fits(scenario: Scenario) -> bool:
@@ -699,23 +477,10 @@ def _has_common_flow(scenario: Scenario, rule: AggregationRule) -> bool:
     return _fits(scenario) and alike and not rule.weights_from_norms
 
 
-def _is_noisy(scenario: Scenario) -> bool:
-    return scenario.gain_std > 0 or scenario.drift_std > 0
-
-
-def _are_persistent(scenario: Scenario) -> bool:
-    """Return True if every client has its own gains and drifts, the same in every round."""
-    return scenario.heterogeneity == "persistent" and _is_noisy(scenario)
-
-
 def _put(scenario: Scenario, values: ArrayLike) -> Tensor:
-    """Return stacked arrays in the run's dtype on its device, which may not support float64."""
-    dtype = torch_dtype(scenario.dtype)
-    return torch.from_numpy(np.asarray(values)).to(dtype).to(_device(scenario, dtype))
-
-
-def _device(scenario: Scenario, dtype: torch.dtype) -> torch.device:
-    return resolve_device(scenario.device, dtype, "spectral")
+    """Return stacked arrays in the dtype and on the device of the run."""
+    dtype, device = place_of(scenario)
+    return torch.from_numpy(np.asarray(values)).to(dtype).to(device)
 
 
 def _draws(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -724,31 +489,26 @@ def _draws(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     return _put(scenario, [d.gain for d in draws]), _put(scenario, [d.drift for d in draws])
 
 
-def _cohorts(scenario: Scenario, seeds: Sequence[int]) -> Cohorts:
-    dtype = torch_dtype(scenario.dtype)
-    return draw(scenario, seeds, dtype, _device(scenario, dtype))
-
-
 def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
     initial = _initial(scenario, seeds)
     zero = initial.new_zeros(())
     noise = zero
-    if _are_persistent(scenario):
-        each = CohortShares.of(scenario, rule, _cohorts(scenario, seeds))
+    if are_persistent(scenario):
+        each = CohortShares.of(scenario, rule, draw(scenario, seeds))
         total = each.total()
         multiplier = total if rule.is_linear else total.square()
         unscaled = scenario.replace(learning_rate_schedule="constant")
         gains, drifts = (draw[:, 0] for draw in _draws(unscaled, seeds))
         alpha, beta, gamma, delta = each.mean_of(gains), each.mean_of(drifts), zero, zero
     else:
-        shares = _sums(scenario, rule, seeds)
+        shares = shares_of(scenario, rule, seeds)
         total = shares.total()
         multiplier = total if rule.is_linear else total.square()
         norm = shares.squares().sqrt()
         alpha = scenario.gain_mean * multiplier
         beta = _put(scenario, scenario.drift_means) * multiplier
         gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
-        if _is_noisy(scenario):
+        if is_noisy(scenario):
             draws = np.empty((len(seeds), scenario.rounds, max(scenario.ranks)))
             for own, seed in zip(draws, seeds, strict=True):
                 stream(seed, "aggregate_noise").standard_normal(out=own)
@@ -782,13 +542,13 @@ def _run_clients(
         local = FittingClients(_local_map(scenario, rule, targets))
     else:
         local = AffineClients(*_draws(scenario, seeds))
-    cohorts = _cohorts(scenario, seeds)
+    cohorts = draw(scenario, seeds)
     return run_clients(scenario, rule, _initial(scenario, seeds), cohorts, local, rows)
 
 
 def _run_flow(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Tensor:
     """Return the amplitudes of runs whose clients have equal targets."""
-    total = _sums(scenario, rule, seeds).total()
+    total = shares_of(scenario, rule, seeds).total()
     carries = rule.has_empty_partition_policy and scenario.empty_partition == "carry"
     local = _local_map(scenario, rule, _put(scenario, scenario.target_amplitudes))
     factor = total if rule.is_linear else total.square()
@@ -863,7 +623,7 @@ def _account_of_sums(
     scenario: Scenario, rule: AggregationRule, seeds: Sequence[int], states: Tensor
 ) -> list[Account]:
     """Return the account of each round from the amplitudes, where the cohort's sum decides."""
-    cohorts = _cohorts(scenario, seeds)
+    cohorts = draw(scenario, seeds)
     total = CohortShares.of(scenario, rule, cohorts).total()
     factor = (total if rule.is_linear else total.square()).expand(states[:, 1:].shape)
     carriers = Carriers.of(

@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from simulator_cases import ALL_RULES, CANONICAL, assert_close, quick
 
 from fedlora_sim import Federation, Scenario, simulate
-from fedlora_sim.engines import spectral
+from fedlora_sim.engines import cohorts
 from fedlora_sim.engines.draws import (
     allocation_scores,
     carried_directions,
@@ -100,7 +100,7 @@ def test_fidelities_use_the_same_directions():
     """Rounds, cohort and directions are those of the draws."""
     small = RANDOM.replace(rounds=6, cohort_size=2)
     seeds = (3, 8)
-    drawn = spectral.draw(small, seeds, torch.float64, torch.device("cpu"))
+    drawn = cohorts.draw(small, seeds)
     wanted = np.stack([random_masks(small, seed) for seed in seeds])
     for t in range(small.rounds):
         clients, _, members = drawn.round(t)
