@@ -56,7 +56,8 @@ from analysis.stats.verdicts import (
     number_of_looks,
 )
 from fedlora_sim.randomness import stream
-from fedlora_sim.storage import RunStore, source_fingerprint, write_text
+from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import source_fingerprint, write_text
 from fedlora_sim.version import versions
 
 SEED = 2029

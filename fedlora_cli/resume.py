@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from fedlora_sim.storage import RunStore
+from fedlora_sim.run_store import RunStore
 
 INTERRUPTED = 130
 

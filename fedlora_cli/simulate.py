@@ -27,7 +27,8 @@ from fedlora_cli.scenario_options import (
 from fedlora_sim import Scenario
 from fedlora_sim.errors import check_count, expected
 from fedlora_sim.rules.external import rule_code
-from fedlora_sim.storage import RunStore, check_file, only_writer, remove_stale, save_dataset
+from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import check_file, only_writer, remove_stale, save_dataset
 
 if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
     import xarray as xr

@@ -20,10 +20,10 @@ from fedlora_cli.options import check_folder
 from fedlora_cli.resume import resumable
 from fedlora_cli.tables import wide_console
 from fedlora_sim.errors import expected
+from fedlora_sim.run_store import RunStore
 from fedlora_sim.runtime import resolve_device, torch_dtype
 from fedlora_sim.storage import (
     ResultFolder,
-    RunStore,
     save_dataset,
     source_fingerprint,
     write_json,

@@ -16,8 +16,8 @@ from analysis.stats.intervals import Estimator, mean_interval
 from analysis.stats.series import log_linear_rate
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, simulate
+from fedlora_sim.run_store import RunStore
 from fedlora_sim.runtime import in_processes, resolve_device
-from fedlora_sim.storage import RunStore
 
 # The form of a claim
 

@@ -18,7 +18,8 @@ from analysis.paper.catalogue import RECIPES
 from analysis.paper.recipe import Recipe
 from analysis.paper.store import COMMAND, ROOT, code_fingerprint, is_current, make
 from fedlora_sim.errors import check_choice
-from fedlora_sim.storage import ResultFolder, RunStore
+from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import ResultFolder
 
 FOLDER = ROOT / "results" / "paper"
 

@@ -28,7 +28,7 @@ from analysis.claims.verify import (
 )
 from analysis.stats import FAMILY_ERROR, Measurement, Prediction, every_run, mean_interval
 from fedlora_sim import Scenario
-from fedlora_sim.storage import RunStore
+from fedlora_sim.run_store import RunStore
 
 
 def normal(mean: float, std: float = 0.1) -> Experiment:

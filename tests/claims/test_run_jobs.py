@@ -10,7 +10,7 @@ import xarray as xr
 from analysis.claims import base, digits
 from analysis.claims.base import Job, RunContext, run_jobs, workers
 from fedlora_sim import Scenario, simulate
-from fedlora_sim.storage import RunStore
+from fedlora_sim.run_store import RunStore
 
 SCENARIO = Scenario("1x2,2x1", fidelity="matrix", rounds=2, d_in=4, d_out=5, gain_std=0.2)
 JOBS = [Job(f"{rule}-{seed}", SCENARIO, rule, seed) for rule in ("fedavg", "raflora") for seed in

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from fedlora_sim import Scenario, simulate, storage
-from fedlora_sim.storage import ResultFolder, RunStore, write_text
+from fedlora_sim import Scenario, run_store, simulate, storage
+from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import ResultFolder, write_text
 
 CONFIGURATION = {"ranks": [2, 3], "seed": 1, "nested": {"b": 1, "a": None}}
 RESULTS = ("report.md", "report.json", "data/a.nc")
@@ -70,7 +71,7 @@ def test_pieces_of_another_configuration_are_separate(folder, change):
 
 def test_pieces_of_other_code_are_not_taken(folder, monkeypatch):
     filled(folder)
-    monkeypatch.setattr(storage, "code_versions", lambda: {"code": "of another day"})
+    monkeypatch.setattr(run_store, "code_versions", lambda: {"code": "of another day"})
     assert RunStore(folder, CONFIGURATION).get_run("fedavg-3") is None
 
 

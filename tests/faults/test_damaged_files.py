@@ -21,7 +21,8 @@ from fedlora_sim.finetune.checkpoints import Checkpoints, load_state, read_descr
 from fedlora_sim.finetune.exchange import GlobalUpdate
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.randomness import stream
-from fedlora_sim.storage import MARKER, ResultFolder, RunStore, load_dataset, save_dataset
+from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import MARKER, ResultFolder, load_dataset, save_dataset
 from fedlora_sim.sweep import run_sweep
 from fedlora_sim.sweep.store import load_manifest
 

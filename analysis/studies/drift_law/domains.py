@@ -20,7 +20,8 @@ from fedlora_sim.errors import check_choice, check_positive_int, check_seed, exp
 from fedlora_sim.finetune.checkpoints import load_state
 from fedlora_sim.finetune.run import evaluate
 from fedlora_sim.rules import get_rule
-from fedlora_sim.storage import RunStore, code_versions, temporary_folder
+from fedlora_sim.run_store import RunStore
+from fedlora_sim.storage import code_versions, temporary_folder
 from fedlora_sim.tasks.loading import load_task
 
 PACKAGED = files("analysis") / "studies" / "drift_law"
