@@ -227,7 +227,10 @@ class CarrierShares:
 
 
 def _distinct(codes: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct codes below `size`, and the position of each code among them."""
+    """Return the distinct codes below `size`, and the position of each code among them.
+
+    As `numpy.unique`, without sorting millions of codes.
+    """
     occurs = np.zeros(size, dtype=bool)
     occurs[codes] = True
     return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[codes]
