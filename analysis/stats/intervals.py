@@ -97,7 +97,8 @@ def standard_errors(samples: Array, tail: float) -> Array:
     Reference: Hall, On the removal of skewness by transformation.
     """
     n, q = samples.shape
-    factor = float(stats.t.isf(tail, n - 1))
+    # Student's quantile as `stats.t.isf` gives it, without the 80 microseconds of its checks.
+    factor = -float(special.stdtrit(n - 1, tail))
     if n < SKEWNESS_RUNS:
         return np.full((2, q), factor)
     spread = samples.std(0, ddof=1)
