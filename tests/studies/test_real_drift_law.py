@@ -32,6 +32,7 @@ from analysis.studies.drift_law.implied import (
 from analysis.studies.drift_law.law_claims import (
     BASE,
     FAMILIES,
+    FLOW_CLAIMS,
     LAW_CLAIMS,
     SCHEDULED,
     _scheduled_power,
@@ -238,6 +239,56 @@ def test_the_derived_power_is_that_of_the_paths():
     assert (np.abs(derived.near[1](made)) > 0.3).all()
 
 
+FLOW = {"rounds": 6, "cohort_size": None, "local_loss": "quadratic", "target_decay": 1.0}
+SLOW_TIME = 0.02
+FEW_LOW, MORE_LOW = "2x1,3x1,5x10", "2x3,3x3,5x6"
+DRIFTING = {"rounds": 6, "cohort_size": None, "drift_mean": 0.002}
+
+
+def flow_laws(law=FLOW):
+    """The laws of one seed whose clients follow the flow, or those of another law in its place."""
+
+    def flow(factor, rule="fedavg", ranks=FEW_LOW):
+        name, slow = ("local_time", SLOW_TIME) if law is FLOW else ("drift_mean", 0.002)
+        changed = {"initial_amplitude": 1e-3, name: factor * slow}
+        return run_of(rule, ranks=ranks, law={**law, **changed})
+
+    made = {
+        "slow": flow(1),
+        "double": flow(2),
+        "fast": flow(4),
+        "diluted": flow(1, ranks=MORE_LOW),
+        "kept": flow(1, "raflora", MORE_LOW),
+        "adam_diluted": run_of("fedavg", ranks=MORE_LOW, law=DRIFTING),
+        "adam_kept": run_of("raflora", ranks=MORE_LOW, law=DRIFTING),
+    }
+    return laws_of({role: [run] for role, run in made.items()})[0]
+
+
+def test_the_claims_on_the_flow_hold_where_clients_follow_it():
+    judged, _ = judge_law([flow_laws()] * 12)
+    assert {claim["id"]: claim["verdict"] for claim in judged} == {
+        "flow-gain": "supported",
+        "flow-proportional": "supported",
+        "flow-threshold": "supported",
+    }
+    for claim in judged:
+        assert claim["near_control"]["verdict"] == "refuted", claim["id"]
+        assert claim["negative_control"]["verdict"] == "refuted", claim["id"]
+
+
+def test_the_threshold_is_that_of_the_closed_form():
+    (threshold,) = (claim for claim in FLOW_CLAIMS if claim.id == "flow-threshold")
+    np.testing.assert_allclose(threshold.quantity(flow_laws()), 1.0, atol=0.01)
+    # The flow multiplies a small amplitude by exp(2 m T), for targets m = 1.
+    assert 2 * SLOW_TIME < -np.log(11 / 12) / 2 < 4 * SLOW_TIME
+
+
+def test_a_constant_drift_is_not_a_flow():
+    judged, _ = judge_law([flow_laws(DRIFTING)] * 12)
+    assert [claim["verdict"] for claim in judged if claim["id"] == "flow-gain"] == ["refuted"]
+
+
 # Domains and the command
 
 TOML = """
@@ -273,13 +324,13 @@ def simulated(monkeypatch):
 def test_every_domain_of_the_package_is_readable():
     places = {"agnews": {"model": "m", "data": "d", "test_data": "t"}}
     domains = [load_domain(name, places.get(name)) for name in domain_names()]
-    assert {"agnews", "digits", "digits_few", "digits_schedule"} <= {
+    assert {"agnews", "digits", "digits_few", "digits_flow", "digits_schedule"} <= {
         domain.name for domain in domains
     }
     seeds = [set(domain.seeds) for domain in domains]
     assert sum(map(len, seeds)) == len(set.union(*seeds))
     roles = {role for domain in domains for role in domain.runs}
-    needed = {role for family in FAMILIES.values() for c in family for role in c.roles}
+    needed = {role for _, family in FAMILIES for c in family for role in c.roles}
     assert needed <= roles
 
 
