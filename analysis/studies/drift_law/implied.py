@@ -136,7 +136,9 @@ def floor_ratio(law: xr.Dataset, factor: Callable[[Array], Array] = lambda mu: m
     for t in range(int(early(law)["round"][-1]) + 1, _rounds(law) + 1):
         floor = known[t] * (floor + drift)
         kept += [floor] if t in wanted else []
-    return np.asarray(pooled(late(law).amplitude) / np.mean(kept, axis=0))
+    # Infinite where no client of the late cohorts carries the partition: its floor is zero.
+    with np.errstate(divide="ignore"):
+        return np.asarray(pooled(late(law).amplitude) / np.mean(kept, axis=0))
 
 
 def curvature(law: xr.Dataset, power: float = 1.0) -> Array:
