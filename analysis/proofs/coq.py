@@ -19,8 +19,8 @@ from fedlora_sim.storage import write_text
 FOLDER = Path(__file__).parent
 """Folder of the proofs, one file per section of the theory."""
 
-TOGETHER = "all_together"
-"""Name of a tuple of theorems of a file; its assumptions are theirs together."""
+EXAMPLES = "all_examples"
+"""Name of the tuple of all requested examples of a file; its assumptions are theirs together."""
 
 LIBRARY = "FedLoRA"
 """Name under which the files import each other."""
@@ -68,7 +68,7 @@ class Proof:
         name: `File.theorem`.
         proved: True if its file compiles and it rests on Coq's own libraries alone.
         assumptions: assumptions that Coq reports; empty if it rests on none. For an example, those
-            of all requested examples of its file, and with `together` for a theorem too.
+            of all requested examples of its file.
         seconds: time of its statement and proof.
     """
 
@@ -141,14 +141,12 @@ def coqc() -> str:
     return found
 
 
-def prove(names: Sequence[str], processes: int = 1, together: bool = False) -> list[Proof]:
+def prove(names: Sequence[str], processes: int = 1) -> list[Proof]:
     """Compile the files of these theorems in a temporary folder, and return one proof per theorem.
 
     Args:
         names: theorems as `File.theorem`.
         processes: number of files that are compiled at a time.
-        together: ask for the assumptions of all requested theorems of a file at once; three times
-            as fast.
 
     Returns:
         One proof per name, in the same order.
@@ -164,7 +162,7 @@ def prove(names: Sequence[str], processes: int = 1, together: bool = False) -> l
             raise expected("theorem", name, "a theorem of the proofs")
     wanted = list(dict.fromkeys(name.partition(".")[0] for name in names))
     with TemporaryDirectory(prefix="fedlora-sim-proofs-") as folder:
-        run = _Run(compiler, Path(folder), frozenset(names), together)
+        run = _Run(compiler, Path(folder), frozenset(names))
         compiled = run.compile(needed(wanted), processes)
         return [run.proof(name, compiled) for name in names]
 
@@ -184,7 +182,6 @@ class _Run:
     compiler: str
     folder: Path
     names: frozenset[str]
-    together: bool
 
     def compile(self, order: Sequence[str], processes: int) -> dict[str, _Compiled]:
         """Compile files, each as soon as those that it imports are compiled."""
@@ -199,19 +196,19 @@ class _Run:
         # the pool starts files in order, so that those before this one have started already
         for future in before:
             future.result()
-        # What a theorem assumes goes to a file of its name. Coq takes half a second or more for
-        # each, so that the dozens of examples of a file are asked together.
+        # What a theorem assumes goes to a file of its name. Coq takes seconds for each, so that the
+        # dozens of examples of a file are asked together.
         wanted = [name for name in stated(file) if f"{file}.{name}" in self.names]
-        grouped = [name for name in wanted if self._is_grouped(file, name)]
+        together = [name for name in wanted if name in examples(file)]
         asked = [
             f'Redirect "{file}.{name}" Print Assumptions {name}.'
             for name in wanted
-            if name not in grouped
+            if name not in together
         ]
-        if grouped:
+        if together:
             asked += [
-                f"Definition {TOGETHER} := ({', '.join(f'@{name}' for name in grouped)}).",
-                f'Redirect "{file}.{TOGETHER}" Print Assumptions {TOGETHER}.',
+                f"Definition {EXAMPLES} := ({', '.join(together)}).",
+                f'Redirect "{file}.{EXAMPLES}" Print Assumptions {EXAMPLES}.',
             ]
         path = self.folder / f"{file}.v"
         write_text(path, "\n".join([files()[file], *asked, ""]))
@@ -222,17 +219,12 @@ class _Run:
         times = tuple((int(a), float(s)) for a, _, s in _TIME.findall(done.stdout))
         return _Compiled(done.returncode == 0, times)
 
-    def _is_grouped(self, file: str, theorem: str) -> bool:
-        return self.together or theorem in examples(file)
-
     def proof(self, name: str, compiled: dict[str, _Compiled]) -> Proof:
         """Return the proof of one theorem of a compiled file."""
         file, _, theorem = name.partition(".")
         start, end = _place(file, theorem)
         taken = sum(seconds for place, seconds in compiled[file].times if start <= place < end)
-        printed = (
-            self.folder / f"{file}.{TOGETHER if self._is_grouped(file, theorem) else theorem}.out"
-        )
+        printed = self.folder / f"{file}.{EXAMPLES if theorem in examples(file) else theorem}.out"
         if not compiled[file].accepted or not printed.is_file():
             return Proof(name, False, (), round(taken, 3))
         found = assumptions(printed.read_text(encoding="utf-8"))

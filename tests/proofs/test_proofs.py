@@ -139,7 +139,7 @@ def test_unknown_theorems_are_refused(coq):
 
 @pytest.mark.slow
 def test_coq_accepts_every_theorem(coq):
-    proofs = prove(all_names(), processes=2, together=True)
+    proofs = prove(all_names(), processes=2)
     assert [proof.name for proof in proofs if not proof.proved] == []
     assert {proof.name for proof in proofs} == set(all_names())
     by_name = {proof.name: proof for proof in proofs}
@@ -172,15 +172,14 @@ CONTROLS = {
 }
 
 
-@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("control", CONTROLS)
-def test_what_is_false_assumed_or_admitted_is_not_proved(coq, control, together, monkeypatch):
+def test_what_is_false_assumed_or_admitted_is_not_proved(coq, control, monkeypatch):
     texts = {
         "Control": CONTROLS[control],
         "Right": "Theorem right : 1 + 1 = 2.\nProof. reflexivity. Qed.\n",
     }
     monkeypatch.setattr(compiler, "files", lambda: texts)
-    wrong, right = prove(["Control.wrong", "Right.right"], together=together)
+    wrong, right = prove(["Control.wrong", "Right.right"])
     assert not wrong.proved
     assert right.proved
     assert right.assumptions == ()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analysis.closed_form import adam_drift
+from analysis.closed_form import adam_drift, collapse_threshold
 from analysis.ledger import TERMS
 from analysis.studies.drift_law import domains as module
 from analysis.studies.drift_law.__main__ import main
@@ -34,12 +34,14 @@ from analysis.studies.drift_law.law_claims import (
     FAMILIES,
     FLOW_CLAIMS,
     LAW_CLAIMS,
+    RATES,
     SCHEDULED,
+    _change,
     _scheduled_power,
     judge_law,
     laws_of,
 )
-from analysis.studies.drift_law.law_report import law_report, to_markdown
+from analysis.studies.drift_law.law_report import law_report, law_rows, to_markdown
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.errors import InputError
 from fedlora_sim.storage import is_signed, write_json
@@ -80,6 +82,23 @@ def test_the_floor_is_that_of_the_actual_cohorts():
     np.testing.assert_allclose(steadiness(law), 1.0, rtol=1e-9)
     assert (floor_ratio(law, np.square)[1:] > 1.5).all()
     assert np.isnan(floor_ratio(law)[0])  # every client carries the shared partition
+
+
+def test_a_partition_that_no_late_client_carries_has_no_floor():
+    law = drift_law(run_of("fedavg", seed=3))
+    gone = law.assign(multiplier=law.multiplier.where(law["round"] <= ROUNDS // 2, 0.0))
+    assert (floor_ratio(gone)[1:] == np.inf).all()
+
+
+def test_a_seed_without_a_drift_is_left_out_of_the_median(lawful_seeds):
+    laws = [{"fedavg": own["fedavg"]} for own in lawful_seeds[:3]]
+    whole = law_rows(laws)
+    lacking = laws[0]["fedavg"]
+    unknown = lacking.assign(drift=lacking.drift.where(lacking["round"] > ROUNDS // 2))
+    rows = law_rows([{"fedavg": unknown}, *laws[1:]])
+    for row, known in zip(rows, law_rows(laws[1:]), strict=True):
+        assert row["drift"][0] == known["drift"][0]
+    assert [row["drift"][2] for row in rows] == [row["drift"][2] for row in whole]
 
 
 def noisy_law(c=1.0, count=2000, clients=3, share=0.2):
@@ -239,26 +258,24 @@ def test_the_derived_power_is_that_of_the_paths():
     assert (np.abs(derived.near[1](made)) > 0.3).all()
 
 
-FLOW = {"rounds": 6, "cohort_size": None, "local_loss": "quadratic", "target_decay": 1.0}
-SLOW_TIME = 0.02
+SMALL = {"rounds": 6, "cohort_size": None, "initial_amplitude": 1e-3}
+FLOW = {**SMALL, "local_loss": "quadratic", "target_decay": 1.0}
+DRIFTING = {**SMALL, "drift_mean": 0.002}
 FEW_LOW, MORE_LOW = "2x1,3x1,5x10", "2x3,3x3,5x6"
-DRIFTING = {"rounds": 6, "cohort_size": None, "drift_mean": 0.002}
 
 
-def flow_laws(law=FLOW):
-    """The laws of one seed whose clients follow the flow, or those of another law in its place."""
+def flow_laws(law, step, slow):
+    """The laws of one seed whose clients' steps have this name and length in the slow run."""
 
-    def flow(factor, rule="fedavg", ranks=FEW_LOW):
-        name, slow = ("local_time", SLOW_TIME) if law is FLOW else ("drift_mean", 0.002)
-        changed = {"initial_amplitude": 1e-3, name: factor * slow}
-        return run_of(rule, ranks=ranks, law={**law, **changed})
+    def run(factor, rule="fedavg", ranks=FEW_LOW):
+        return run_of(rule, ranks=ranks, law={**law, step: factor * slow})
 
     made = {
-        "slow": flow(1),
-        "double": flow(2),
-        "fast": flow(4),
-        "diluted": flow(1, ranks=MORE_LOW),
-        "kept": flow(1, "raflora", MORE_LOW),
+        "slow": run(1),
+        "double": run(2),
+        "fast": run(4),
+        "diluted": run(1, ranks=MORE_LOW),
+        "kept": run(1, "raflora", MORE_LOW),
         "adam_diluted": run_of("fedavg", ranks=MORE_LOW, law=DRIFTING),
         "adam_kept": run_of("raflora", ranks=MORE_LOW, law=DRIFTING),
     }
@@ -266,7 +283,7 @@ def flow_laws(law=FLOW):
 
 
 def test_the_claims_on_the_flow_hold_where_clients_follow_it():
-    judged, _ = judge_law([flow_laws()] * 12)
+    judged, _ = judge_law([flow_laws(FLOW, "local_time", 0.02)] * 12)
     assert {claim["id"]: claim["verdict"] for claim in judged} == {
         "flow-gain": "supported",
         "flow-proportional": "supported",
@@ -278,14 +295,17 @@ def test_the_claims_on_the_flow_hold_where_clients_follow_it():
 
 
 def test_the_threshold_is_that_of_the_closed_form():
+    critical = collapse_threshold(Scenario(FEW_LOW, **FLOW), "fedavg")[2]
+    laws = flow_laws(FLOW, "local_time", critical / 2)
+    slow, double, fast = (_change(laws[role], *TERMS)[0] for role in RATES)
+    assert slow < 0 < fast
+    assert abs(double) < 0.01 * fast
     (threshold,) = (claim for claim in FLOW_CLAIMS if claim.id == "flow-threshold")
-    np.testing.assert_allclose(threshold.quantity(flow_laws()), 1.0, atol=0.01)
-    # The flow multiplies a small amplitude by exp(2 m T), for targets m = 1.
-    assert 2 * SLOW_TIME < -np.log(11 / 12) / 2 < 4 * SLOW_TIME
+    np.testing.assert_allclose(threshold.quantity(laws), 1.0, atol=0.01)
 
 
 def test_a_constant_drift_is_not_a_flow():
-    judged, _ = judge_law([flow_laws(DRIFTING)] * 12)
+    judged, _ = judge_law([flow_laws(DRIFTING, "drift_mean", 0.002)] * 12)
     assert [claim["verdict"] for claim in judged if claim["id"] == "flow-gain"] == ["refuted"]
 
 

@@ -17,6 +17,7 @@ from scipy.optimize import least_squares
 from analysis.claims.base import Claim, Control, RunContext
 from analysis.claims.verify import run_claim
 from analysis.closed_form import adam_drift
+from analysis.ledger import TERMS
 from analysis.stats.intervals import mean_interval, median_interval
 from analysis.stats.verdicts import Prediction, claim_error
 from analysis.studies.drift_law.implied import (
@@ -107,6 +108,10 @@ def _higher(laws: Laws) -> tuple[str, ...]:
     return _every(laws)[1:]
 
 
+def _second(laws: Laws) -> tuple[str, ...]:
+    return _every(laws)[SECOND]
+
+
 def _every(laws: Laws) -> tuple[str, ...]:
     count = next(iter(laws.values())).sizes["partition"]
     return tuple(f"partition {h}" for h in range(1, count + 1))
@@ -190,27 +195,25 @@ def _derived_power(laws: Laws, first: float = 1.0, second: float = 0.5) -> Array
 
 
 def _change(law: xr.Dataset, *terms: str) -> Array:
-    """Return the change of the energy by some terms of the ledger, in decades a round, (M,)."""
-    change = law.change.isel(seed=0).sel(round=FLOW_ROUNDS, term=list(terms))
-    mean = change.sum("term", skipna=False).mean(["round", "layer"])
-    return np.asarray(mean.transpose("partition").values, dtype=np.float64)
+    """Return what terms of the ledger change in the rounds of the flow, of partition 2, (1,).
 
-
-def _gain(law: xr.Dataset) -> Array:
-    return _change(law, "training")
+    In decades of energy a round.
+    """
+    change = law.change.sel(round=FLOW_ROUNDS, term=list(terms))
+    return pooled(change.sum("term", skipna=False))[SECOND]
 
 
 def _gain_ratio(laws: Laws, one: str, other: str) -> Array:
-    return np.asarray(_gain(laws[one]) / _gain(laws[other]))[SECOND]
+    return _change(laws[one], "training") / _change(laws[other], "training")
 
 
 def _inverse_amplitudes(laws: Laws) -> Array:
     """Return the ratio of the gains that a constant c would give."""
     before = slice(FLOW_ROUNDS.start - 1, FLOW_ROUNDS.stop - 1)
-    one, other = (
-        pooled(laws[role].amplitude.sel(round=before)) for role in (DILUTED_SGD, KEPT_SGD)
+    diluted, kept = (
+        pooled(laws[role].amplitude.sel(round=before))[SECOND] for role in (DILUTED_SGD, KEPT_SGD)
     )
-    return np.asarray(other / one)[SECOND]
+    return np.asarray(kept / diluted)
 
 
 def _rate_power(laws: Laws) -> Array:
@@ -229,8 +232,8 @@ def _threshold(laws: Laws, gain: float = 1.0) -> Array:
         gain: factor of the gain, for a control.
     """
     slow = laws[RATES[0]]
-    predicted = -_change(slow, "dilution")[SECOND] / (gain * _gain(slow)[SECOND])
-    changes = [_change(laws[role], *laws[role]["term"].values)[SECOND] for role in RATES]
+    predicted = -_change(slow, "dilution") / (gain * _change(slow, "training"))
+    changes = [_change(laws[role], *TERMS) for role in RATES]
     rates = 2.0 ** np.arange(len(RATES))
     k = 0 if changes[1] > 0 else 1
     slope = (changes[k + 1] - changes[k]) / (rates[k + 1] - rates[k])
@@ -405,7 +408,7 @@ FLOW_CLAIMS = (
         "not depend on it: FedAvg's diluted amplitude gains as raFLoRA's.",
         statistic="gain under FedAvg over that under raFLoRA, decades of energy a round",
         roles=(DILUTED_SGD, KEPT_SGD, DILUTED_ADAM, KEPT_ADAM),
-        names=lambda laws: ("partition 2",),
+        names=_second,
         predict=lambda q: Prediction.near(np.ones(q), GAIN),
         quantity=lambda laws: _gain_ratio(laws, DILUTED_SGD, KEPT_SGD),
         control=("the gains of a constant c", _inverse_amplitudes),
@@ -416,7 +419,7 @@ FLOW_CLAIMS = (
         statement="The logarithm of that factor is proportional to the learning rate.",
         statistic="log2 of the gain at the double rate over the gain",
         roles=RATES,
-        names=lambda laws: ("partition 2",),
+        names=_second,
         predict=lambda q: Prediction.near(np.ones(q), RATE_POWER),
         quantity=_rate_power,
         control=("a gain that does not depend on it", lambda laws: 0 * _rate_power(laws)),
@@ -428,7 +431,7 @@ FLOW_CLAIMS = (
         "below the one whose gain makes up for dilution, and grows above it.",
         statistic="measured over predicted rate of the threshold",
         roles=RATES,
-        names=lambda laws: ("partition 2",),
+        names=_second,
         predict=lambda q: Prediction.near(np.ones(q), THRESHOLD),
         quantity=_threshold,
         control=("a third of the gain", partial(_threshold, gain=1 / 3)),

@@ -56,6 +56,8 @@ ACCOUNTED = (BASE, ZERO_PAD, RAFLORA)
 def law_rows(seeds: Sequence[Laws]) -> Rows:
     """Return the measured law of each role and partition, medians over seeds.
 
+    A seed in which no client of the rounds carries the partition has no drift, and is left out.
+
     Returns:
         `role`, `rule`, `partition`; `coverage`; `drift` in the early, middle and late rounds;
         `steadiness`, late over early drift; `amplitude` of the late rounds; `floor_ratio`, that
@@ -69,9 +71,11 @@ def law_rows(seeds: Sequence[Laws]) -> Rows:
         for h in range(law.sizes["partition"]):
             row: dict[str, Any] = {"role": role, "rule": law.attrs["rule"], "partition": h + 1}
             for name in measured[0]:
-                values = np.array([of_seed[name][..., h] for of_seed in measured])
-                row[name] = np.median(values, axis=0).tolist()
-                row[f"{name}_range"] = [values.min(0).tolist(), values.max(0).tolist()]
+                stacked = np.array([of_seed[name][..., h] for of_seed in measured])
+                values = xr.Variable(("seed", *["part"] * (stacked.ndim - 1)), stacked)
+                row[name] = values.median("seed").values.tolist()
+                ends = values.min("seed"), values.max("seed")
+                row[f"{name}_range"] = [end.values.tolist() for end in ends]
             if role in (BASE, RAFLORA):
                 courses = [
                     own[role].amplitude.isel(seed=0, partition=h).mean("layer") for own in seeds
