@@ -197,12 +197,20 @@ def _logger(name: str) -> Log:
     except ImportError:
         raise expected("loggers", name, f"an installed package (pip install {name})") from None
     if name == "tensorboard":
-        writer = package.SummaryWriter()
-        return lambda values, t: [
-            writer.add_scalar(f"fedlora/{k}", v, t) for k, v in values.items()
-        ]
+        return _tensorboard(package.SummaryWriter())
     if name == "wandb":
         return lambda values, t: package.log({f"fedlora/{k}": v for k, v in values.items()}, step=t)
     return lambda values, t: package.log_metrics(
         {f"fedlora/{k}": v for k, v in values.items()}, step=t
     )
+
+
+def _tensorboard(writer: Any) -> Log:
+    """Return a function that has written the values of a round when it returns."""
+
+    def log(values: Mapping[str, float], t: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(f"fedlora/{name}", value, t)
+        writer.flush()  # the writer queues: a killed run would lose its last rounds
+
+    return log
