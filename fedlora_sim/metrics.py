@@ -31,9 +31,9 @@ def energy_ratio(energy: ArrayLike, r: int) -> NDArray[np.float64]:
     """
     e = _energies(energy)
     check_positive_int("r", r)
-    total = e.sum(axis=-1)
+    total = _sums(e)
     with np.errstate(invalid="ignore"):
-        share = np.where(total > 0, e[..., :r].sum(axis=-1), np.nan) / total
+        share = np.where(total > 0, _sums(e[..., :r]), np.nan) / total
     # Two sums of one row may differ by a rounding error; a share is never above one.
     return np.asarray(np.minimum(share, 1.0))
 
@@ -50,12 +50,25 @@ def effective_rank(energy: ArrayLike) -> NDArray[np.float64]:
     Reference:
         Roy and Vetterli 2007, "The effective rank", EUSIPCO, Eq. 3.
     """
-    sigma = np.sqrt(_energies(energy))
-    total = sigma.sum(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p = sigma / np.where(total > 0, total, np.nan)
-        entropy = -np.where(p > 0, p * np.log(p), p).sum(axis=-1)
-    return np.asarray(np.exp(entropy))
+    e = _energies(energy)
+    rows = e.reshape(-1, e.shape[-1])
+    negentropy, step = np.empty(len(rows)), max(1, IN_CACHE // max(rows.shape[1], 1))
+    for start in range(0, len(rows), step):
+        p = np.sqrt(rows[start : start + step])
+        total = _sums(p)[:, None]
+        p /= np.where(total > 0, total, np.nan)
+        logs = np.log(np.maximum(p, np.finfo(np.float64).tiny))
+        negentropy[start : start + step] = np.einsum("ij,ij->i", p, logs)
+    return np.asarray(np.exp(-negentropy.reshape(e.shape[:-1])))
+
+
+IN_CACHE = 65_536
+"""Numbers that are worked on at a time, so that they stay in the processor's cache."""
+
+
+def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sums of short rows, (...); NumPy's `sum` takes twice as long."""
+    return np.asarray(np.einsum("...i->...", values))
 
 
 def _energies(energy: ArrayLike) -> NDArray[np.float64]:

@@ -192,8 +192,8 @@ def energies(
     """
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.square(amplitudes)
-    lost = np.argwhere(~np.isfinite(squares))
-    if len(lost):
+        all_are_finite = np.isfinite(squares.sum())
+    if not all_are_finite and len(lost := np.argwhere(~np.isfinite(squares))):
         run, t, direction = lost[np.argmin(lost[:, 1])].tolist()
         where = f"in round {t} of seed {seeds[run]}, direction {direction + 1}"
         wanted = f"energies below 1.8e308; one is above {where}: fewer rounds, or smaller gains"

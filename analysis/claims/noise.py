@@ -28,7 +28,7 @@ from analysis.stats.intervals import fieller_ratio, mean_interval, over_survivor
 from analysis.stats.series import stationary_mean
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
-from fedlora_sim.engines.draws import cohort_counts
+from fedlora_sim.engines.cohort_draws import cohort_counts
 
 # The cost of averaging over contributors: fewer clients, and therefore more noise.
 #

@@ -41,6 +41,7 @@ from analysis.cohorts.law import (
     sampled_law,
     views,
 )
+from fedlora_sim.engines.cohort_draws import cohort_counts
 from fedlora_sim.errors import expected
 from fedlora_sim.federation import Federation, draw_cohorts
 from fedlora_sim.randomness import stream
@@ -129,8 +130,9 @@ def drawn_shares(scenario: Scenario, seed: int) -> Array:
         wanted = "'svd', with which the cohort decides who carries a direction"
         raise expected("allocation", scenario.allocation, wanted)
     federation = scenario.federation
-    counts = draw_cohorts(federation, scenario.rounds, stream(seed, "cohorts"))
-    weights = federation.cohort_weights(np.arange(federation.num_clients), counts)
+    weights = federation.cohort_weights(
+        np.arange(federation.num_clients), cohort_counts(scenario, seed)
+    )
     carried = weights @ federation.members
     whole = federation.members.all(axis=0)
     return np.where(whole, 1.0, carried / weights.sum(axis=1, keepdims=True))

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from fedlora_sim.engines.draws import (
-    allocation_scores,
-    are_persistent,
-    carried_directions,
-    cohort_counts_of_runs,
-    leading_directions,
+from fedlora_sim.engines.cohort_draws import (
+    are_all,
+    distinct,
+    draw_numbers,
+    draw_parts,
+    draw_slots,
+    numbers_law,
+    places,
 )
+from fedlora_sim.engines.draws import allocation_scores, carried_directions
 from fedlora_sim.errors import InputError, expected
-from fedlora_sim.federation import cohort_slots
+from fedlora_sim.federation import Federation
 from fedlora_sim.rules import AggregationRule
-from fedlora_sim.runtime import resolve_device, torch_dtype
+from fedlora_sim.rules.base import sum_over_clients
+from fedlora_sim.runtime import one_thread, resolve_device, torch_dtype
 from fedlora_sim.scenario import Scenario
 
 
@@ -37,7 +39,7 @@ class Cohorts:
 
     Args:
         clients: client in each cohort slot, (S or 1, T or 1, m).
-        weights: unnormalized weight of each slot, same shape.
+        weights: unnormalized weight of each slot, same shape; 0 where a slot has no client.
         ranks: rank of each client, (K,).
         groups: group of each rank index, (r_max,): its partition or, if clients carry other
             directions than the first ones, the index itself.
@@ -60,41 +62,34 @@ class Cohorts:
         return self.clients[:, row], self.weights[:, row], members
 
 
-def _counts(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.integer[Any]]:
-    """Return how often each client is drawn, (S or 1, T or 1, K)."""
-    if scenario.federation.sampling == "full":  # all rounds are equal: one row represents them
-        return np.ones((1, 1, scenario.federation.num_clients), dtype=np.int64)
-    return cohort_counts_of_runs(scenario, seeds)
-
-
 def draw(scenario: Scenario, seeds: Sequence[int]) -> Cohorts:
     """Return the cohorts of one run per seed."""
-    dtype, device = place_of(scenario)
+    _, device = place_of(scenario)
     federation = scenario.federation
-    counts = _counts(scenario, seeds)
-    slots, drawn = cohort_slots(counts, federation.max_cohort)
-    weights = torch.from_numpy(federation.cohort_weights(slots, drawn)).to(dtype).to(device)
-    clients = torch.from_numpy(slots).to(device)
+    clients, times = draw_slots(federation, scenario.rounds, seeds, device)
     ranks = torch.tensor(federation.ranks, device=device)
     if scenario.allocation == "random":
         groups = torch.arange(federation.r_max, device=device)
-        members = _random_members(scenario, seeds, ranks, clients)
+        members = carried_directions(ranks[clients], allocation_scores(scenario, seeds, device))
     else:
-        levels = torch.tensor(federation.levels, device=device)
-        groups = torch.searchsorted(levels, torch.arange(federation.r_max, device=device) + 1)
-        members = leading_directions(ranks[clients], federation.r_max)[..., levels - 1]
-    return Cohorts(clients, weights, ranks, groups, members)
+        levels, groups = _partitions(federation, device)
+        members = ranks[clients].unsqueeze(-1) >= levels
+    return Cohorts(clients, _weights(scenario, clients, times), ranks, groups, members)
 
 
-def _random_members(
-    scenario: Scenario, seeds: Sequence[int], ranks: Tensor, clients: Tensor
-) -> Tensor:
-    """Return the directions of each slot under random allocation, (S, T, m, r_max)."""
-    scores = torch.from_numpy(np.stack([allocation_scores(scenario, seed) for seed in seeds]))
-    slots = clients.expand(*scores.shape[:2], -1)
-    index = slots.unsqueeze(-1).expand(*slots.shape, scores.shape[-1])
-    # Sort participants only.
-    return carried_directions(ranks[slots], scores.to(clients.device).gather(2, index))
+def _weights(scenario: Scenario, clients: Tensor, times: Tensor) -> Tensor:
+    """Return the unnormalized weights of drawn clients, in the dtype of the run."""
+    federation, (dtype, device) = scenario.federation, place_of(scenario)
+    if federation.sampling == "size_weighted":  # whose draws know the sample numbers already
+        return times.to(dtype)
+    return times * torch.tensor(federation.num_samples, dtype=dtype, device=device)[clients]
+
+
+def _partitions(federation: Federation, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the rank levels, and the partition of each direction, from 0."""
+    levels = torch.tensor(federation.levels, device=device)
+    directions = torch.arange(federation.r_max, device=device)
+    return levels, torch.searchsorted(levels, directions + 1)
 
 
 # The weights, normalized by the rule
@@ -108,6 +103,102 @@ def empty_direction(run: int, t: int, direction: int) -> InputError:
         f"a contributor to every direction; direction {direction + 1} has none in round {t + 1} "
         f"of run {run} (choose zero or carry)",
     )
+
+
+TABLE = 100_000
+"""Combinations times cohort slots of a table; a longer one has only the rows that occur."""
+
+SUMMED = 64
+"""Cohorts of a batch are a multiple of this: `Tensor.sum` adds the last few in another order."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShareSums:
+    """Sums of a rule's normalized weights over each cohort.
+
+    Where the clients of a rank are exchangeable they follow from the number of carriers of each
+    group of directions. Few combinations of numbers occur: they are the rows of a table.
+
+    Args:
+        total: `sum_k w_k`, (S or 1, T or 1, groups), or (U, groups) with an index.
+        squares: `sum_k w_k**2`, same shape.
+        groups: group of each direction, (r_max,).
+        index: row of each run and round, (S or 1, T or 1); None if there is no table.
+    """
+
+    total: Tensor
+    squares: Tensor
+    groups: Tensor
+    index: Tensor | None = None
+
+    @classmethod
+    def of(cls, scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> ShareSums:
+        """Return the sums of the cohorts of one run per seed.
+
+        Raises:
+            InputError: if a partition has no contributors under `empty_partition='error'`.
+        """
+        if counts_carriers(scenario):
+            return cls._of_carriers(scenario, rule, seeds)
+        if scenario.allocation == "random" or are_all(scenario.federation):
+            each = CohortShares.of(scenario, rule, draw(scenario, seeds))
+            return cls(*each.sums(), each.groups)
+        with one_thread():  # the order of a sum's terms could depend on their number
+            return cls._of_drawn(scenario, rule, seeds)
+
+    @classmethod
+    def _of_drawn(
+        cls, scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
+    ) -> ShareSums:
+        federation, (_, device) = scenario.federation, place_of(scenario)
+        levels, groups = _partitions(federation, device)
+        ranks, sums = torch.tensor(federation.ranks, device=device), []
+        for drawn in draw_parts(federation, scenario.rounds, seeds, device):
+            # Cohorts are the last dimension in memory, along which sums are fast.
+            clients, times = (functional.pad(x, (0, -x.shape[1] % SUMMED), value=1) for x in drawn)
+            weights = _weights(scenario, clients, times)
+            members = ranks[clients].unsqueeze(1) >= levels[:, None]
+            shares = rule.direction_weights(weights.T, members.permute(2, 0, 1))
+            both = (sum_over_clients(shares), sum_over_clients(shares.square()))
+            sums.append([x[: drawn[0].shape[1]] for x in both])
+        shape = (len(seeds), scenario.rounds, -1)
+        total, squares = (torch.cat(side).reshape(shape) for side in zip(*sums, strict=True))
+        _refuse_empty(scenario, rule, total, groups)
+        return cls(total, squares, groups)
+
+    @classmethod
+    def _of_carriers(
+        cls, scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
+    ) -> ShareSums:
+        federation, (dtype, device) = scenario.federation, place_of(scenario)
+        law = numbers_law(federation)
+        index = draw_numbers(federation, scenario.rounds, seeds, device)
+        numbers = torch.from_numpy(law.numbers).to(device)
+        if len(numbers) * places(federation) > TABLE:
+            found, index = distinct(index, len(numbers))
+            numbers = numbers[found]
+        # Clients of a rank level and above carry it.
+        carriers = numbers.flip(-1).cumsum(-1).flip(-1)
+        carried = torch.arange(places(federation), device=device)[:, None] < carriers[:, None]
+        # Equal weights, up to a common factor; all clients carry the first level.
+        shares = rule.direction_weights(carried[..., 0].to(dtype), carried)
+        _, groups = _partitions(federation, device)
+        return cls(shares.sum(-2), shares.square().sum(-2), groups, index)
+
+    def totals(self) -> Tensor:
+        """Return `sum_k w_k` of each direction, (S or 1, T or 1, r_max)."""
+        rows = self.total if self.index is None else self.total[self.index]
+        return rows[..., self.groups]
+
+
+def counts_carriers(scenario: Scenario) -> bool:
+    """Return True if clients of equal rank differ in nothing, and each is drawn at most once."""
+    federation = scenario.federation
+    # Refusals under `error` name the run and the round: they need every cohort.
+    plain = scenario.allocation == "svd" and scenario.empty_partition != "error"
+    once = federation.sampling in ("full", "without_replacement", "bernoulli")
+    alike = len(set(federation.weights.tolist())) == 1
+    return plain and once and alike and numbers_law(federation).by_rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,25 +223,12 @@ class CohortShares:
             InputError: if a partition has no contributors under `empty_partition='error'`.
         """
         shares = rule.direction_weights(cohorts.weights, cohorts.members)
-        result = cls(cohorts.clients, shares, cohorts.groups)
-        if rule.has_empty_partition_policy and scenario.empty_partition == "error":
-            result._refuse_empty()
-        return result
+        _refuse_empty(scenario, rule, shares.sum(-2), cohorts.groups)
+        return cls(cohorts.clients, shares, cohorts.groups)
 
-    def _refuse_empty(self) -> None:
-        empty = (self.shares.sum(-2) == 0).nonzero()
-        if len(empty):
-            run, t, h = empty[0].tolist()
-            direction = int((self.groups == h).nonzero()[0])
-            raise empty_direction(run, t, direction)
-
-    def total(self) -> Tensor:
-        """Return `sum_k w_k`, (S, T, r_max)."""
-        return self.shares.sum(-2)[..., self.groups]
-
-    def squares(self) -> Tensor:
-        """Return `sum_k w_k**2`, (S, T, r_max)."""
-        return self.shares.square().sum(-2)[..., self.groups]
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Return `sum_k w_k` and `sum_k w_k**2`, both (S, T, groups)."""
+        return self.shares.sum(-2), self.shares.square().sum(-2)
 
     def mean_of(self, values: Tensor) -> Tensor:
         """Return `sum_k w_k y_k`, (S, T, r_max).
@@ -171,91 +249,10 @@ class CohortShares:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class CarrierShares:
-    """A rule's weights where the clients of a rank are exchangeable.
-
-    A cohort's sums then follow from the number of carriers of each group alone, of which few
-    combinations occur.
-
-    Args:
-        shares: normalized weights of each combination, (U, m, groups).
-        groups: group of each direction, (r_max,).
-        index: combination of each cohort, (S or 1, T or 1).
-    """
-
-    shares: Tensor
-    groups: Tensor
-    index: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        scenario: Scenario,
-        rule: AggregationRule,
-        counts: NDArray[np.integer[Any]],
-    ) -> Self:
-        """Return the rule's weights of drawn cohorts; clients are drawn at most once.
-
-        Args:
-            scenario: its clients have equal sample numbers and carry the leading directions.
-            rule: the server rule.
-            counts: participation of each client, 0 or 1, (S or 1, T or 1, K).
-        """
-        federation, (dtype, device) = scenario.federation, place_of(scenario)
-        levels, slots = np.array(federation.levels), federation.max_cohort
-        members = np.asarray(federation.ranks)[:, None] >= levels
-        # Whole numbers below 2**24: float32 counts them exactly, and multiplies fast.
-        carriers = counts.astype(np.float32) @ members.astype(np.float32)
-        code = carriers.astype(np.int64) @ (slots + 1) ** np.arange(len(levels))
-        found, index = _distinct(code, (slots + 1) ** len(levels))
-        numbers = found[:, None] // (slots + 1) ** np.arange(len(levels)) % (slots + 1)
-        carried = torch.from_numpy(np.arange(slots)[:, None] < numbers[:, None])
-        carried = carried.to(device)
-        # Equal weights, up to a common factor; all clients carry the first level.
-        shares = rule.direction_weights(carried[..., 0].to(dtype), carried)
-        groups = np.searchsorted(levels, np.arange(federation.r_max) + 1)
-        return cls(shares, torch.from_numpy(groups).to(device), torch.from_numpy(index).to(device))
-
-    def total(self) -> Tensor:
-        """Return `sum_k w_k`, (S or 1, T or 1, r_max)."""
-        return self.shares.sum(-2)[:, self.groups][self.index]
-
-    def squares(self) -> Tensor:
-        """Return `sum_k w_k**2`, (S or 1, T or 1, r_max)."""
-        return self.shares.square().sum(-2)[:, self.groups][self.index]
-
-
-def _distinct(codes: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct codes below `size`, and the position of each code among them.
-
-    As `numpy.unique`, without sorting millions of codes.
-    """
-    occurs = np.zeros(size, dtype=bool)
-    occurs[codes] = True
-    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[codes]
-
-
-MOST_COMBINATIONS = 1_000_000
-"""Numbers of carriers that a table holds."""
-
-
-def counts_carriers(scenario: Scenario) -> bool:
-    """Return True if clients of equal rank differ in nothing, and each is drawn at most once."""
-    federation = scenario.federation
-    if are_persistent(scenario):
-        return False
-    # Refusals under `error` name the run and the round: they need every cohort.
-    plain = scenario.allocation == "svd" and scenario.empty_partition != "error"
-    once = federation.sampling in ("full", "without_replacement", "bernoulli")
-    few = (federation.max_cohort + 1) ** len(federation.levels) <= MOST_COMBINATIONS
-    return plain and once and few and len(set(federation.weights.tolist())) == 1
-
-
-def shares_of(
-    scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]
-) -> CohortShares | CarrierShares:
-    """Return the rule's weights of the cohorts of one run per seed, for sums over each cohort."""
-    if counts_carriers(scenario):
-        return CarrierShares.of(scenario, rule, _counts(scenario, seeds))
-    return CohortShares.of(scenario, rule, draw(scenario, seeds))
+def _refuse_empty(scenario: Scenario, rule: AggregationRule, total: Tensor, groups: Tensor) -> None:
+    if not rule.has_empty_partition_policy or scenario.empty_partition != "error":
+        return
+    empty = (total == 0).nonzero()
+    if len(empty):
+        run, t, h = empty[0].tolist()
+        raise empty_direction(run, t, int((groups == h).nonzero()[0]))

@@ -9,49 +9,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fedlora_sim.federation import draw_cohorts, smallest_keys
-from fedlora_sim.randomness import stream
+from fedlora_sim.engines.cohort_draws import places
+from fedlora_sim.randomness import normals, stream, uniforms
 from fedlora_sim.scenario import Scenario
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
 class ClientDraws:
-    """Gains `a_{k,i}` and drifts `b_{k,i}` of a run, including the schedule of the drift law.
+    """Gains `a_{k,i}` and drifts `b_{k,i}` of runs, before the learning-rate schedule.
+
+    Fresh ones are drawn for the places of a cohort, persistent ones for all clients.
 
     Args:
-        gain: (T, K, r_max), or (1, K, r_max) if all rounds are equal.
-        drift: same shape, in units of the amplitude.
+        gain: (S, T, m, r_max) or (S, 1, K, r_max), and of size 1 wherever all values are equal.
+        drift: the same, in units of the amplitude.
+        scales: learning rate of each round relative to the first one, T numbers.
+        are_persistent: whether the third dimension has a place for each client.
     """
 
-    gain: NDArray[np.float64]
-    drift: NDArray[np.float64]
+    gain: Tensor
+    drift: Tensor
+    scales: Sequence[float]
+    are_persistent: bool
 
-    def round(self, t: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the gain and drift of round t, each (K, r_max)."""
-        return self.gain[t % len(self.gain)], self.drift[t % len(self.drift)]
+    def round(self, t: int, clients: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gains and drifts in round t, each broadcastable to (S, m, r_max).
 
+        A schedule s_t scales what training changes: gains are `1 + s_t (a - 1)`, drifts `s_t b`.
 
-def cohort_counts(scenario: Scenario, seed: int) -> NDArray[np.int64]:
-    """Return how often each client is drawn in each round, (T, K)."""
-    return draw_cohorts(scenario.federation, scenario.rounds, stream(seed, "cohorts"))
+        Args:
+            t: the round, from 0.
+            clients: client in each place of the cohort, (S or 1, m).
+        """
+        scale = self.scales[t]
+        gain, drift = (self._drawn(x, t, clients) for x in (self.gain, self.drift))
+        return (gain, drift) if scale == 1 else (1 + scale * (gain - 1), scale * drift)
 
-
-def cohort_counts_of_runs(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.integer[Any]]:
-    """Return `cohort_counts` of several seeds, (S, T, K), with one selection for all."""
-    federation = scenario.federation
-    if federation.sampling != "without_replacement":
-        return np.stack([cohort_counts(scenario, seed) for seed in seeds])
-    assert federation.cohort_size is not None  # resolved by the federation
-    shape = (scenario.rounds, federation.num_clients)
-    keys = np.stack([stream(seed, "cohorts").random(shape) for seed in seeds])
-    return smallest_keys(keys, federation.cohort_size).view(np.int8)
+    def _drawn(self, values: Tensor, t: int, clients: Tensor) -> Tensor:
+        now = values[:, t % values.shape[1]]
+        if not self.are_persistent or now.shape[1] == 1:
+            return now
+        runs = torch.arange(len(now), device=now.device).unsqueeze(1)
+        return now[runs, clients]
 
 
 def is_noisy(scenario: Scenario) -> bool:
@@ -64,25 +72,30 @@ def are_persistent(scenario: Scenario) -> bool:
     return scenario.heterogeneity == "persistent" and is_noisy(scenario)
 
 
-def client_draws(scenario: Scenario, seed: int) -> ClientDraws:
-    """Return the gains and drifts of every client, direction and round.
+def client_draws(
+    scenario: Scenario,
+    seeds: Sequence[int],
+    dtype: torch.dtype = torch.float64,
+    device: torch.device = CPU,
+) -> ClientDraws:
+    """Return the gains and drifts of one run per seed."""
+    persists, r_max = are_persistent(scenario), scenario.federation.r_max
+    each = scenario.federation.num_clients if persists else places(scenario.federation)
+    shape = (1 if persists else scenario.rounds, each, r_max)
 
-    A schedule s_t scales what training changes: gains are `1 + s_t (a - 1)`, drifts `s_t b`.
-    """
-    rounds = scenario.rounds if is_noisy(scenario) and not are_persistent(scenario) else 1
-    shape = (rounds, len(scenario.ranks), max(scenario.ranks))
+    def draw(purpose: str, mean: ArrayLike, std: float) -> Tensor:
+        values = torch.as_tensor(mean, dtype=torch.float64).view(1, 1, 1, -1)
+        if std > 0:
+            drawn = normals(seeds, purpose, prod(shape), device)
+            values = values.to(drawn.device) + std * drawn.reshape(-1, *shape)
+        return values.to(dtype).to(device)
 
-    def draw(name: str, mean: float | NDArray[np.float64], std: float) -> NDArray[np.float64]:
-        if std == 0:
-            return np.broadcast_to(mean, shape).astype(np.float64)
-        return mean + std * stream(seed, name).standard_normal(shape)
-
-    gain = draw("gains", scenario.gain_mean, scenario.gain_std)
-    drift = draw("drifts", scenario.drift_means, scenario.drift_std)
-    if scenario.learning_rate_schedule != "constant":
-        scale = scenario.training_scales[:, None, None]
-        gain, drift = 1 + scale * (gain - 1), scale * drift
-    return ClientDraws(gain, drift)
+    return ClientDraws(
+        draw("gains", scenario.gain_mean, scenario.gain_std),
+        draw("drifts", scenario.drift_means, scenario.drift_std),
+        scenario.training_scales.tolist(),
+        persists,
+    )
 
 
 def client_targets(scenario: Scenario, seed: int) -> NDArray[np.float64]:
@@ -92,14 +105,16 @@ def client_targets(scenario: Scenario, seed: int) -> NDArray[np.float64]:
     """
     spread = np.ones(len(scenario.ranks))
     if scenario.target_std > 0:
-        spread += scenario.target_std * stream(seed, "targets").standard_normal(len(spread))
+        spread += scenario.target_std * normals([seed], "targets", len(spread)).numpy()[0]
     return spread[:, None] * scenario.target_amplitudes
 
 
-def allocation_scores(scenario: Scenario, seed: int) -> NDArray[np.float32]:
-    """Return uniform scores for random allocation, (T, K, r_max)."""
-    shape = (scenario.rounds, len(scenario.ranks), max(scenario.ranks))
-    return stream(seed, "allocation").random(shape, dtype=np.float32)
+def allocation_scores(
+    scenario: Scenario, seeds: Sequence[int], device: torch.device = CPU
+) -> Tensor:
+    """Return uniform scores of each place of the cohort for random allocation, (S, T, m, r_max)."""
+    shape = (scenario.rounds, places(scenario.federation), scenario.federation.r_max)
+    return uniforms(seeds, "allocation", prod(shape), device).reshape(-1, *shape).to(device)
 
 
 def initial_basis(scenario: Scenario, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -11,20 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_sim.account import Account, Carriers, over_rounds
+from fedlora_sim.engines.cohort_draws import draw_slots, places
 from fedlora_sim.engines.draws import (
     allocation_scores,
     basis_rotation,
     carried_directions,
     client_draws,
     client_targets,
-    cohort_counts_of_runs,
     initial_basis,
     leading_directions,
     subspace_mixing,
     target_rotation,
 )
 from fedlora_sim.errors import InputError, expected
-from fedlora_sim.federation import cohort_slots
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.rules import AggregationRule, Cohort, State
@@ -303,7 +302,7 @@ def run_matrix(
     """
     # Local factors or, in a long run of small layers, gains and drifts of all rounds.
     widest = max(scenario.d_in + scenario.d_out, 2 * scenario.rounds)
-    per_run = scenario.federation.num_clients * max(scenario.ranks) * widest
+    per_run = places(scenario.federation) * max(scenario.ranks) * widest
     size = max(1, BATCH_ELEMENTS // per_run)
     parts = []
     with one_thread():
@@ -371,10 +370,10 @@ class _Batch:
         self.scenario, self.rule, self.seeds = scenario, rule, seeds
         self.dtype = torch_dtype(scenario.dtype)
         self.device = resolve_device(scenario.device, self.dtype, "matrix")
-        self.counts = cohort_counts_of_runs(scenario, seeds)
-        self.draws = [client_draws(scenario, s) for s in seeds]
+        self.slots, self.times = self._cohorts()
+        self.draws = client_draws(scenario, seeds, self.dtype, self.device)
         if scenario.allocation == "random":
-            self.scores = [allocation_scores(scenario, s) for s in seeds]
+            self.scores = allocation_scores(scenario, seeds, self.device)
         bases = [initial_basis(scenario, s) for s in seeds]
         u0, v0 = (np.stack(side) for side in zip(*bases, strict=True))
         self.u0, self.v0 = self._tensor(u0), self._tensor(v0)
@@ -450,8 +449,8 @@ class _Batch:
         """Return carried directions, A and B of clients that change each amplitude to `a x + b`."""
         z = state.on(u, v)
         total = (x + z).unsqueeze(1)
-        gain, drift = self._local_draws(t, slots)
-        reached = gain * total + drift
+        gain, drift = self.draws.round(t, torch.from_numpy(slots).to(self.device))
+        reached = (gain * total + drift).expand(*slots.shape, -1)
         carried = self._carried(t, slots, (reached - total).abs())
         y, (u, v) = reached - z.unsqueeze(1), (u.unsqueeze(1), v.unsqueeze(1))
         return carried, *local_factors(u, v, y, carried, frozen_a=self.rule.frozen_a)
@@ -486,22 +485,19 @@ class _Batch:
             return leading_directions(ranks, movement.shape[-1])
         if self.scenario.allocation == "importance":
             return carried_directions(ranks, movement)
-        pairs = zip(self.scores, slots, strict=True)
-        scores = np.stack([own[t][clients] for own, clients in pairs])
-        return carried_directions(ranks, torch.from_numpy(scores).to(self.device))
+        return carried_directions(ranks, self.scores[:, t])
+
+    def _cohorts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the client in each place of the cohorts, and how often it is in it, (S, T, m)."""
+        federation, rounds = self.scenario.federation, self.scenario.rounds
+        drawn = draw_slots(federation, rounds, self.seeds, torch.device("cpu"))
+        clients, times = (x.expand(len(self.seeds), rounds, -1).numpy() for x in drawn)
+        return clients, times
 
     def _slots(self, t: int) -> tuple[NDArray[np.int64], Tensor]:
         """Return each seed's cohort, padded to one length with zero-weight clients."""
-        slots, drawn = cohort_slots(self.counts[:, t], self.scenario.federation.max_cohort)
-        return slots, self._tensor(self.scenario.federation.cohort_weights(slots, drawn))
-
-    def _local_draws(self, t: int, slots: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        rounds = [draws.round(t) for draws in self.draws]
-        gain, drift = (
-            np.stack([r[side][index] for r, index in zip(rounds, slots, strict=True)])
-            for side in (0, 1)
-        )
-        return self._tensor(gain), self._tensor(drift)
+        slots, times = self.slots[:, t], self.times[:, t]
+        return slots, self._tensor(self.scenario.federation.cohort_weights(slots, times))
 
     def _disturb(
         self,

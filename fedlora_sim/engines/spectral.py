@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +14,18 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fedlora_sim.account import Account, Carriers, over_rounds
+from fedlora_sim.engines.cohort_draws import places
 from fedlora_sim.engines.cohorts import (
     Cohorts,
     CohortShares,
+    ShareSums,
     counts_carriers,
     draw,
     empty_direction,
     place_of,
-    shares_of,
 )
 from fedlora_sim.engines.draws import (
+    ClientDraws,
     are_persistent,
     carried_directions,
     client_draws,
@@ -32,7 +34,7 @@ from fedlora_sim.engines.draws import (
 )
 from fedlora_sim.errors import expected
 from fedlora_sim.lowrank import LowRankProduct
-from fedlora_sim.randomness import stream
+from fedlora_sim.randomness import normals
 from fedlora_sim.rules import AggregationRule
 from fedlora_sim.runtime import in_parts, leaves_range
 from fedlora_sim.scenario import Scenario
@@ -160,20 +162,14 @@ Local = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class AffineClients:
-    """Clients that change the total to `a x + b`.
+    """Clients that change the total to `a x + b`."""
 
-    Args:
-        gains: (S, T or 1, K, r_max).
-        drifts: (S, T or 1, K, r_max), in units of the amplitude.
-    """
-
-    gains: Tensor
-    drifts: Tensor
+    draws: ClientDraws
 
     def __call__(self, t: int, runs: Tensor, clients: Tensor, total: Tensor) -> Tensor:
         """Return the amplitudes that the clients of round t reach."""
-        gain = self.gains[:, t % self.gains.shape[1]][runs, clients]
-        return gain * total + self.drifts[:, t % self.drifts.shape[1]][runs, clients]
+        gain, drift = self.draws.round(t, clients)
+        return (gain * total + drift).expand(len(runs), clients.shape[1], -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,40 +284,110 @@ def _refuse_empty(scenario: Scenario, empty: Tensor, t: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Recursion:
-    """Recursion `x' = alpha x + beta + hypot(gamma x, delta) z`, per run, round and direction.
+    """Recursion `x' = (kept + s trained) x + s (shift + norm hypot(gain_std x, drift_std) z)`.
+
+    The coefficients of a cohort are a row with an entry for each group of directions: a row for
+    each run and round or, where few cohorts differ, the row of a table.
 
     Args:
         initial: amplitudes at round 0, (S, r_max).
-        alpha, beta, gamma, delta: coefficients, (S, T, r_max).
-        noise: standard normal z, (S, T, r_max).
+        kept, norm: coefficients, (S or 1, T or 1, groups), or (U, groups) with an index.
+        trained, shift: the same, or None for zero.
+        scales: learning rate s of each round relative to the first one, T numbers.
+        gain_std, drift_std: spread of gains and drifts, (S or 1, 1).
+        noise: standard normal z, (S, T, r_max), or None for zero.
+        index: row of each run and round, (S or 1, T or 1); None if there is no table.
+        groups: group of each direction, (r_max,); None if each direction has its own.
     """
 
     initial: Tensor
-    alpha: Tensor
-    beta: Tensor
-    gamma: Tensor
-    delta: Tensor
-    noise: Tensor
+    kept: Tensor
+    norm: Tensor
+    trained: Tensor | None
+    shift: Tensor | None
+    scales: Sequence[float]
+    gain_std: Tensor
+    drift_std: Tensor
+    noise: Tensor | None
+    index: Tensor | None = None
+    groups: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Runs S, rounds T and directions r_max."""
+        return (len(self.initial), len(self.scales), self.initial.shape[1])
 
     def run(self) -> Tensor:
         """Return the amplitudes of each round, (S, T + 1, r_max)."""
-        x = self.initial
-        states = [x]
-        for t in range(self.alpha.shape[1]):
-            spread = torch.hypot(self.gamma[:, t] * x, self.delta[:, t])
-            x = torch.addcmul(self.beta[:, t], self.alpha[:, t], x).addcmul_(
-                spread, self.noise[:, t]
-            )
-            states.append(x)
-        return torch.stack(states, dim=1)
+        runs, rounds, directions = self.shape
+        states = self.initial.new_empty(runs, rounds + 1, directions)
+        states[:, 0] = self.initial
+        added = torch.zeros_like(self.initial)
+        for t, scale in enumerate(self.scales):
+            x, factor = states[:, t], self._of_runs(self.kept, t)
+            if self.trained is not None:
+                factor = factor + scale * self._of_runs(self.trained, t)
+            if self.noise is not None:
+                added = self._spread(x).mul_(self._of_runs(self.norm, t)).mul_(self.noise[:, t])
+            if self.shift is not None:
+                shift = self._of_runs(self.shift, t)
+                added = shift if self.noise is None else added.add_(shift)
+            if scale != 1:
+                added = added * scale
+            torch.addcmul(added, x, factor, out=states[:, t + 1])
+        return states
+
+    def _of_runs(self, coefficients: Tensor, t: int) -> Tensor:
+        """Return the coefficients of each run and direction in round t, (S or 1, r_max)."""
+        if self.index is None:
+            rows = coefficients[:, t % coefficients.shape[1]]
+        else:
+            rows = coefficients.index_select(0, self.index[:, t % self.index.shape[1]])
+        return rows if self.groups is None else rows.index_select(-1, self.groups)
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Return `hypot(gain_std x, drift_std)`, (S, r_max)."""
+        if x.dtype == torch.float32 or x.device.type != "cpu":  # where it is as fast
+            return torch.hypot(self.gain_std * x, self.drift_std)
+        # An amplitude whose square float64 cannot hold has an energy that it cannot hold.
+        return torch.addcmul(self.drift_std.square(), self.gain_std.square(), x.square()).sqrt_()
 
     @classmethod
     def concatenate(cls, parts: Sequence[Recursion]) -> Recursion:
-        """Return several batches as one, concatenated along the first dimension."""
-        if len(parts) == 1:
+        """Return batches with the same numbers of rounds and directions as one."""
+        # A table saves memory; on an accelerator, rows for all runs save launches.
+        if len(parts) == 1 and parts[0].initial.device.type == "cpu":
             return parts[0]
-        names = [f.name for f in fields(cls)]
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        columns: list[Any] = [
+            torch.cat(column) for column in zip(*(p._dense() for p in parts), strict=True)
+        ]
+        initial, kept, norm, shift, *rest = columns
+        if all(part.shift is None for part in parts):
+            shift = None
+        return cls(initial, kept, norm, None, shift, [1.0] * kept.shape[1], *rest)
+
+    def _dense(self) -> tuple[Tensor, ...]:
+        """Return the initial amplitudes, the coefficients of each run and round, and the noise."""
+        scales = self.initial.new_tensor(self.scales)[:, None]
+        nothing = self.initial.new_zeros(1, 1, 1).expand(self.shape)
+        kept, norm, trained, shift = (
+            0.0 if c is None else self._of_rounds(c)
+            for c in (self.kept, self.norm, self.trained, self.shift)
+        )
+        return (
+            self.initial,
+            *(
+                (nothing + rows)
+                for rows in (kept + scales * trained, scales * norm, scales * shift)
+            ),
+            *(std.expand(len(self.initial), 1) for std in (self.gain_std, self.drift_std)),
+            nothing if self.noise is None else self.noise,
+        )
+
+    def _of_rounds(self, coefficients: Tensor) -> Tensor:
+        """Return the coefficients of all runs and rounds, (S or 1, T or 1, r_max)."""
+        rows = coefficients if self.index is None else coefficients[self.index]
+        return rows if self.groups is None else rows[..., self.groups]
 
 
 # Batched runs
@@ -381,8 +447,7 @@ def _run_all(
     def flush() -> None:
         if not waiting:
             return
-        blocks = in_parts(_run_together, [part for _, part in waiting])
-        states = np.concatenate(blocks)
+        states = _joined(in_parts(_run_together, [part for _, part in waiting]))
         sizes = [len(part.initial) for _, part in waiting]
         for (index, _), block in zip(waiting, np.split(states, np.cumsum(sizes)[:-1]), strict=True):
             results[index].append(block)
@@ -399,14 +464,19 @@ def _run_all(
                 on_progress(len(chunk))
                 continue
             for part in in_parts(partial(_recursion, scenario, rule), chunk):
-                this_key = (part.alpha.shape[1:], part.alpha.dtype, part.alpha.device)
-                if waiting and (this_key != key or held + part.alpha.numel() > BATCH_ELEMENTS):
+                size, x = math.prod(part.shape), part.initial
+                this_key = (part.shape[1:], x.dtype, x.device)
+                if waiting and (this_key != key or held + size > BATCH_ELEMENTS):
                     flush()
                     held = 0
                 waiting.append((index, part))
-                held, key = held + part.alpha.numel(), this_key
+                held, key = held + size, this_key
     flush()
-    return [np.concatenate(blocks) for blocks in results]
+    return [_joined(blocks) for blocks in results]
+
+
+def _joined(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def _run_together(parts: Sequence[Recursion]) -> NDArray[np.float64]:
@@ -425,7 +495,7 @@ def _chunks(
     rule: AggregationRule,
     seeds: Sequence[int],
     *,
-    carriers_only: bool = True,
+    sums_only: bool = True,
 ) -> list[Sequence[int]]:
     """Return the seeds in batches whose largest array has at most `BATCH_ELEMENTS` numbers.
 
@@ -433,22 +503,23 @@ def _chunks(
         scenario: the scenario.
         rule: the server rule.
         seeds: one run per seed.
-        carriers_only: where the engine counts carriers, no array has a place per cohort slot.
+        sums_only: where sums over cohorts suffice, no array has a direction for each cohort slot.
             False for accounts, which have one.
     """
     federation, r_max = scenario.federation, scenario.federation.r_max
-    if carriers_only and not _needs_clients(scenario, rule) and counts_carriers(scenario):
-        drawn = 0 if federation.sampling == "full" else federation.num_clients
+    slots = places(federation)
+    if scenario.allocation == "random":  # scores are drawn and sorted
+        per_round = 7 * slots * r_max
+    elif sums_only and not _needs_clients(scenario, rule) and not are_persistent(scenario):
+        drawn = 0 if counts_carriers(scenario) else slots
         per_round = max(r_max, drawn)
-    elif scenario.allocation == "random":  # scores of all clients, those of the cohort sorted
-        per_round = (federation.num_clients + 6 * federation.max_cohort) * r_max
     else:
-        per_round = max(federation.max_cohort * r_max, federation.num_clients)
+        per_round = slots * r_max
     per_run = scenario.rounds * per_round
-    if _needs_clients(scenario, rule):  # gains and drifts: drawn, stacked and moved
-        fresh = is_noisy(scenario) and scenario.heterogeneity == "fresh"
-        rows = scenario.rounds if fresh or scenario.learning_rate_schedule != "constant" else 1
-        per_run += 6 * rows * federation.num_clients * r_max
+    if are_persistent(scenario):
+        per_run += 2 * federation.num_clients * r_max
+    elif _needs_clients(scenario, rule):  # gains and drifts
+        per_run += 2 * scenario.rounds * slots * r_max
     size = max(1, BATCH_ELEMENTS // per_run)
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 
@@ -483,47 +554,49 @@ def _put(scenario: Scenario, values: ArrayLike) -> Tensor:
     return torch.from_numpy(np.asarray(values)).to(dtype).to(device)
 
 
-def _draws(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return gains and drifts of all clients, each (S, T or 1, K, r_max)."""
-    draws = [client_draws(scenario, seed) for seed in seeds]
-    return _put(scenario, [d.gain for d in draws]), _put(scenario, [d.drift for d in draws])
-
-
 def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
-    initial = _initial(scenario, seeds)
-    zero = initial.new_zeros(())
-    noise = zero
-    if are_persistent(scenario):
+    (dtype, device), federation = place_of(scenario), scenario.federation
+    persist, noise = are_persistent(scenario), None
+    if persist:
         each = CohortShares.of(scenario, rule, draw(scenario, seeds))
-        total = each.total()
+        draws = client_draws(scenario, seeds, dtype, device)
+        everyone = (len(seeds), federation.num_clients, federation.r_max)
+        gain, shift = (each.mean_of(x[:, 0].expand(everyone)) for x in (draws.gain, draws.drift))
+        # Sums over clients that differ are of each direction.
+        total, squares = (x[..., each.groups] for x in each.sums())
+        sums = ShareSums(total, squares, torch.arange(federation.r_max, device=device))
         multiplier = total if rule.is_linear else total.square()
-        unscaled = scenario.replace(learning_rate_schedule="constant")
-        gains, drifts = (draw[:, 0] for draw in _draws(unscaled, seeds))
-        alpha, beta, gamma, delta = each.mean_of(gains), each.mean_of(drifts), zero, zero
     else:
-        shares = shares_of(scenario, rule, seeds)
-        total = shares.total()
-        multiplier = total if rule.is_linear else total.square()
-        norm = shares.squares().sqrt()
-        alpha = scenario.gain_mean * multiplier
-        beta = _put(scenario, scenario.drift_means) * multiplier
-        gamma, delta = scenario.gain_std * norm, scenario.drift_std * norm
+        sums = ShareSums.of(scenario, rule, seeds)
+        multiplier = sums.total if rule.is_linear else sums.total.square()
+        first = torch.searchsorted(sums.groups, torch.arange(multiplier.shape[-1], device=device))
+        gain = scenario.gain_mean * multiplier
+        shift = _put(scenario, scenario.drift_means)[first] * multiplier
         if is_noisy(scenario):
-            draws = np.empty((len(seeds), scenario.rounds, max(scenario.ranks)))
-            for own, seed in zip(draws, seeds, strict=True):
-                stream(seed, "aggregate_noise").standard_normal(out=own)
-            noise = _put(scenario, draws)
-    if scenario.learning_rate_schedule != "constant":  # gains are `1 + s_t (a - 1)`, drifts `s_t b`
-        scale = _put(scenario, scenario.training_scales)[:, None]
-        alpha = multiplier + scale * (alpha - multiplier)
-        beta, gamma, delta = scale * beta, scale * gamma, scale * delta
+            shape = (scenario.rounds, federation.r_max)
+            drawn = normals(seeds, "aggregate noise", math.prod(shape), device)
+            noise = drawn.reshape(-1, *shape).to(dtype).to(device)
+    kept, trained = multiplier, gain - multiplier
     if rule.space == "none":  # the base keeps its value; only the increment is averaged
-        alpha = alpha + (1 - total)
+        kept = kept + (1 - sums.total)
     if rule.has_empty_partition_policy and scenario.empty_partition == "carry":
-        empty = total == 0
-        alpha, beta = torch.where(empty, 1.0, alpha), torch.where(empty, 0.0, beta)
-    shape = (len(seeds), scenario.rounds, max(scenario.ranks))
-    return Recursion(initial, *(c.expand(shape) for c in (alpha, beta, gamma, delta, noise)))
+        empty = sums.total == 0
+        kept = torch.where(empty, 1.0, kept)
+        trained, shift = torch.where(empty, 0.0, trained), torch.where(empty, 0.0, shift)
+    steady = scenario.learning_rate_schedule == "constant"
+    return Recursion(
+        initial=_initial(scenario, seeds),
+        kept=kept + trained if steady else kept,
+        norm=sums.squares.sqrt(),
+        trained=None if steady else trained,
+        shift=shift if persist or scenario.drift_means.any() else None,
+        scales=scenario.training_scales.tolist(),
+        gain_std=_put(scenario, [[scenario.gain_std]]),
+        drift_std=_put(scenario, [[scenario.drift_std]]),
+        noise=noise,
+        index=sums.index,
+        groups=sums.groups,
+    )
 
 
 def _initial(scenario: Scenario, seeds: Sequence[int]) -> Tensor:
@@ -541,14 +614,14 @@ def _run_clients(
         targets = _put(scenario, [client_targets(scenario, seed) for seed in seeds])
         local = FittingClients(_local_map(scenario, rule, targets))
     else:
-        local = AffineClients(*_draws(scenario, seeds))
+        local = AffineClients(client_draws(scenario, seeds, *place_of(scenario)))
     cohorts = draw(scenario, seeds)
     return run_clients(scenario, rule, _initial(scenario, seeds), cohorts, local, rows)
 
 
 def _run_flow(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Tensor:
     """Return the amplitudes of runs whose clients have equal targets."""
-    total = shares_of(scenario, rule, seeds).total()
+    total = ShareSums.of(scenario, rule, seeds).totals()
     carries = rule.has_empty_partition_policy and scenario.empty_partition == "carry"
     local = _local_map(scenario, rule, _put(scenario, scenario.target_amplitudes))
     factor = total if rule.is_linear else total.square()
@@ -590,7 +663,7 @@ def run_spectral_account(
     if _fits(scenario):
         refuse_flow(rule)
     parts = []
-    for chunk in _chunks(scenario, rule, seeds, carriers_only=False):
+    for chunk in _chunks(scenario, rule, seeds, sums_only=False):
         parts += in_parts(partial(_accounted, scenario, rule), chunk)
         on_progress(len(chunk))
     found = np.concatenate([states for states, _ in parts])
@@ -624,7 +697,7 @@ def _account_of_sums(
 ) -> list[Account]:
     """Return the account of each round from the amplitudes, where the cohort's sum decides."""
     cohorts = draw(scenario, seeds)
-    total = CohortShares.of(scenario, rule, cohorts).total()
+    total = CohortShares.of(scenario, rule, cohorts).sums()[0][..., cohorts.groups]
     factor = (total if rule.is_linear else total.square()).expand(states[:, 1:].shape)
     carriers = Carriers.of(
         rule, scenario.empty_partition, cohorts.weights, cohorts.members[..., cohorts.groups]

@@ -137,8 +137,8 @@ class Directions:
         self.scenario, self.seed, self.r_max = scenario, seed, r_max
 
     @cached_property
-    def _scores(self) -> NDArray[np.float32]:
-        return allocation_scores(self.scenario, self.seed)
+    def _scores(self) -> Tensor:
+        return allocation_scores(self.scenario, [self.seed])[0]
 
     def of(
         self,
@@ -163,7 +163,7 @@ class Directions:
         if self.scenario.allocation == "svd":
             held = dict.fromkeys(start.adapters, leading_directions(own, self.r_max))
         elif self.scenario.allocation == "random":
-            scores = torch.from_numpy(self._scores[t, clients])
+            scores = self._scores[t, : len(clients)]
             held = dict.fromkeys(start.adapters, carried_directions(own, scores))
         else:
             norms = gradient_norms(task, start, samples, self.scenario)

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
+from fedlora_sim.engines.cohort_draws import draw_slots
 from fedlora_sim.engines.draws import (
     ClientDraws,
     allocation_scores,
     basis_rotation,
     client_draws,
     client_targets,
-    cohort_counts,
     initial_basis,
     subspace_mixing,
     target_rotation,
@@ -54,24 +54,25 @@ def spectral_reference(scenario: Scenario, rule: str, seed: int) -> Array:
     Gains and drifts are drawn client by client. Where the fast code draws their sum instead (fresh
     noise in product space) the two agree in distribution, otherwise number by number.
     """
-    counts, draws = cohort_counts(scenario, seed), _unscaled_draws(scenario, seed)
-    scores = allocation_scores(scenario, seed)
+    clients, times = _drawn_cohorts(scenario, seed)
+    draws, scores = _unscaled_draws(scenario, seed), allocation_scores(scenario, [seed])[0].numpy()
     nothing, targets = np.zeros(scenario.federation.r_max), client_targets(scenario, seed)
     adapter, base = scenario.initial_amplitudes.copy(), nothing
     if rule == "flora":
         adapter, base = base, adapter
     states = [adapter + base]
     for t in range(scenario.rounds):
-        gain, drift = _scheduled(scenario, draws, t)
+        gain, drift = _scheduled(scenario, draws, t, clients[t])
         cohort = []
-        for k in np.flatnonzero(counts[t]).tolist():
+        for j in np.flatnonzero(times[t]).tolist():
+            k = int(clients[t, j])
             reached = [
                 _trained(scenario, rule, adapter[i], targets[k, i])
                 if scenario.local_loss == "quadratic"
-                else gain[k, i] * (adapter[i] + base[i]) + drift[k, i]
+                else gain[j, i] * (adapter[i] + base[i]) + drift[j, i]
                 for i in range(len(nothing))
             ]
-            cohort.append(_client(scenario, k, counts[t, k], reached, scores[t, k], adapter, base))
+            cohort.append(_client(scenario, k, times[t, j], reached, scores[t, j], adapter, base))
         adapter, more = _server(rule, cohort, adapter, scenario.empty_partition)
         base = base + more
         states.append(adapter + base)
@@ -81,12 +82,23 @@ def spectral_reference(scenario: Scenario, rule: str, seed: int) -> Array:
 def _unscaled_draws(scenario: Scenario, seed: int) -> ClientDraws:
     """Return gains and drifts before the mean drifts of the partitions and the schedule."""
     none = {"drift_levels": None, "learning_rate_schedule": "constant"}
-    return client_draws(scenario.replace(**none), seed)
+    return client_draws(scenario.replace(**none), [seed])
 
 
-def _scheduled(scenario: Scenario, draws: ClientDraws, t: int) -> tuple[Array, Array]:
-    """Return gains and drifts of round t, (K, r_max): the training of all rounds, scaled."""
-    gain, drift = (draw.copy() for draw in draws.round(t))
+def _drawn_cohorts(scenario: Scenario, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the client in each place of the cohorts and how often it takes part, each (T, m)."""
+    drawn = draw_slots(scenario.federation, scenario.rounds, [seed], torch.device("cpu"))
+    clients, times = (x[0].expand(scenario.rounds, -1).numpy() for x in drawn)
+    return clients, times
+
+
+def _scheduled(
+    scenario: Scenario, draws: ClientDraws, t: int, clients: NDArray[np.int64]
+) -> tuple[Array, Array]:
+    """Return gains and drifts of round t, (m, r_max): the training of all rounds, scaled."""
+    shape = (len(clients), scenario.federation.r_max)
+    drawn = draws.round(t, torch.from_numpy(clients.copy())[None])
+    gain, drift = (x[0].expand(shape).clone().numpy() for x in drawn)
     if scenario.drift_levels is not None:
         for i in range(scenario.federation.r_max):
             place = sum(level <= i for level in scenario.federation.levels)
@@ -341,28 +353,29 @@ Direction = tuple[Array, Array, float, float]  # u, v, amplitudes in adapter and
 
 def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, Array]:
     """Return a run's singular values and amplitudes on the initial basis, each (T + 1, r_max)."""
-    federation, counts = scenario.federation, cohort_counts(scenario, seed)
+    federation, (clients, times) = scenario.federation, _drawn_cohorts(scenario, seed)
     draws, basis = _unscaled_draws(scenario, seed), initial_basis(scenario, seed)
-    scores = allocation_scores(scenario, seed)
+    scores = allocation_scores(scenario, [seed])[0].numpy()
     state, base = _initial(scenario, rule, basis)
     rows = [_measure(state, base, basis)]
     for t in range(scenario.rounds):
-        gain, drift = _scheduled(scenario, draws, t)
+        gain, drift = _scheduled(scenario, draws, t, clients[t])
         directions = _directions(state, base, basis, rule)
-        cohort, updates, positions = np.flatnonzero(counts[t]), [], []
-        for k in cohort.tolist():
+        here, updates, positions = np.flatnonzero(times[t]), [], []
+        for j in here.tolist():
+            k = int(clients[t, j])
             if scenario.local_loss == "quadratic":
                 target = _target(scenario, seed, k, basis)
                 held, factors = _fitted(
-                    scenario, federation.ranks[k], scores[t, k], directions, target - base, rule
+                    scenario, federation.ranks[k], scores[t, j], directions, target - base, rule
                 )
             else:
                 held, factors = _returned(
-                    scenario, federation.ranks[k], scores[t, k], directions, gain[k], drift[k], rule
+                    scenario, federation.ranks[k], scores[t, j], directions, gain[j], drift[j], rule
                 )
             updates.append((*_disturbed(scenario, seed, t, k, factors, rule), 1.0))
             positions.append(held)
-        weights = federation.cohort_weights(cohort, counts[t, cohort]).tolist()
+        weights = federation.cohort_weights(clients[t, here], times[t, here]).tolist()
         lora_a, lora_b, more = aggregate_reference(
             updates, weights, rule, federation.levels, state, scenario.empty_partition, positions
         )

@@ -144,7 +144,7 @@ class _Run:
         sizes = tuple(len(own) for own in self.samples)
         self.federation = Federation(scenario.ranks, sizes, scenario.cohort_size, scenario.sampling)
         self.counts = draw_cohorts(self.federation, scenario.rounds, stream(seed, "cohorts"))
-        self.scores = allocation_scores(scenario, seed)
+        self.scores = allocation_scores(scenario, [seed])[0].numpy()
         self.weights: Weights = {
             name: task.model.get_parameter(f"{name}.weight").detach()
             for name in task.target_modules
@@ -223,8 +223,9 @@ class _Run:
             norms = importance_reference(
                 self.task, weights, received, self.samples[k], frozen_a=self.frozen_a
             )
+        place = np.flatnonzero(self.counts[t]).tolist().index(k)
         return {
-            name: held_reference(self.scenario, rank, self.scores[t, k], norms[name])
+            name: held_reference(self.scenario, rank, self.scores[t, place], norms[name])
             for name in weights
         }
 

@@ -13,7 +13,7 @@ from analysis.claims import heterogeneity, identities, noise, other_rules, selec
 from analysis.claims.base import RunContext, per_partition
 from analysis.claims.verify import run_claim
 from analysis.stats.verdicts import Prediction
-from fedlora_sim.engines.draws import cohort_counts
+from fedlora_sim.engines.cohort_draws import cohort_counts
 from fedlora_sim.tolerances import relative
 
 CLOSE = relative("iteration")

@@ -53,7 +53,7 @@ RANDOM = Scenario("1x1,2x1,3x1,5x1", rounds=4000, allocation="random")
 
 def random_masks(scenario, seed):
     """Return directions of every round and client, boolean (T, K, r_max)."""
-    scores = torch.from_numpy(allocation_scores(scenario, seed))
+    scores = allocation_scores(scenario, [seed])[0]
     return carried_directions(torch.tensor(scenario.ranks), scores).numpy()
 
 
@@ -101,18 +101,19 @@ def test_fidelities_use_the_same_directions():
     small = RANDOM.replace(rounds=6, cohort_size=2)
     seeds = (3, 8)
     drawn = cohorts.draw(small, seeds)
-    wanted = np.stack([random_masks(small, seed) for seed in seeds])
+    order = allocation_scores(small, seeds).argsort(descending=True)  # of each place's directions
     for t in range(small.rounds):
         clients, _, members = drawn.round(t)
-        for s in range(2):
-            np.testing.assert_array_equal(members[s], wanted[s, t, clients[s]])
+        for s, j in np.ndindex(2, 2):
+            held = order[s, t, j, : small.ranks[clients[s, j]]]
+            np.testing.assert_array_equal(members[s, j].nonzero().flatten(), held.sort().values)
     training = Directions(small.replace(fidelity="training"), 8, 5)
     for t in range(small.rounds):
-        clients = np.array([0, 2, 3])
-        start = Stack({"layer": (None, None)}, torch.ones(3))
-        held = training.of(t, clients, [1, 3, 5], task_on_cpu(), start, [])
-        for k, own in zip(clients, held["layer"], strict=True):
-            np.testing.assert_array_equal(own, np.flatnonzero(wanted[1, t, k]))
+        start = Stack({"layer": (None, None)}, torch.ones(2))
+        held = training.of(t, np.array([0, 2]), [1, 3], task_on_cpu(), start, [])
+        for j, own in enumerate(held["layer"]):
+            np.testing.assert_array_equal(own, order[1, t, j, : len(own)].sort().values)
+        assert [len(own) for own in held["layer"]] == [1, 3]
 
 
 def task_on_cpu():
@@ -132,7 +133,7 @@ def test_draws_do_not_depend_on_the_rule(fidelity):
         fidelity=fidelity, rounds=6, cohort_size=1, gain_mean=0.0, drift_mean=1.0
     )
     alive = {
-        rule: simulate(scenario, rule=rule, seed=4).energy[0, 1:] > 0.5
+        rule: simulate(scenario, rule=rule, seed=4).energy[0, 1:] > 1e-9
         for rule in ALL_RULES
         if rule not in (CANONICAL, "raflora", "rbla", "flora", "fedex:residual_rank=1")
     }
@@ -149,7 +150,10 @@ def test_importance_of_the_spectral_fidelity_is_how_far_a_client_would_move():
     kept = (drops[:, 1] > 0).sum(-1)
     assert set(kept.tolist()) == {1, 3}
     for seed in np.flatnonzero(kept == 1).tolist():
-        moved = np.abs(client_draws(scenario, seed).gain[0, 0] - 1) * scenario.initial_amplitudes
+        moved = (
+            np.abs(client_draws(scenario, [seed]).gain[0, 0, 0].numpy() - 1)
+            * scenario.initial_amplitudes
+        )
         assert drops[seed, 1].argmax() == moved.argmax()
     sizes = simulate(scenario.replace(ranks="3x2"), rule="fedavg", seed=range(40)).energy.values
     assert (sizes[:, 1] > 0).all()

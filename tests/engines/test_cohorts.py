@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simulator_cases import LAWS, SIGMAS, quick
 
 from fedlora_sim import Federation, Scenario
-from fedlora_sim.engines.draws import cohort_counts
+from fedlora_sim.engines.cohort_draws import cohort_counts
 from fedlora_sim.federation import cohort_slots, draw_cohorts
 from fedlora_sim.randomness import stream
 
@@ -17,9 +17,24 @@ SAMPLES = (5, 1, 2, 7, 3, 3)
 K, M, ROUNDS = len(SAMPLES), 3, 20_000
 
 
-def draw(sampling, size=M, rounds=ROUNDS, seed=0):
+def by_generator(sampling, size=M, rounds=ROUNDS, seed=0):
     federation = Federation([1] * K, SAMPLES, K if sampling == "full" else size, sampling)
     return draw_cohorts(federation, rounds, stream(seed, "cohorts"))
+
+
+def by_number(sampling, size=M, rounds=ROUNDS, seed=0):
+    size = K if sampling == "full" else size
+    ranks = (2, 1, 4, 1, 2, 2)
+    scenario = Scenario(
+        ranks, num_samples=SAMPLES, cohort_size=size, sampling=sampling, rounds=rounds
+    )
+    return cohort_counts(scenario, seed)
+
+
+@pytest.fixture(params=[by_generator, by_number], ids=lambda draw: draw.__name__)
+def draw(request):
+    """Return one of the two ways to draw cohorts: of fine-tuning, and of the simulators."""
+    return request.param
 
 
 def assert_frequency(hits, probability):
@@ -28,12 +43,12 @@ def assert_frequency(hits, probability):
     assert np.all(np.abs(hits.mean(0) - probability) <= SIGMAS * spread)
 
 
-def test_full_takes_every_client_once():
+def test_full_takes_every_client_once(draw):
     np.testing.assert_array_equal(draw("full"), 1)
 
 
 @pytest.mark.parametrize("size", [1, M, K - 1, K])
-def test_without_replacement_draws_uniform_subsets(size):
+def test_without_replacement_draws_uniform_subsets(draw, size):
     counts = draw("without_replacement", size)
     assert set(np.unique(counts)) <= {0, 1}
     np.testing.assert_array_equal(counts.sum(1), size)
@@ -44,7 +59,7 @@ def test_without_replacement_draws_uniform_subsets(size):
 
 
 @pytest.mark.parametrize("law", ["with_replacement", "size_weighted"])
-def test_repeated_draws_are_multinomial(law):
+def test_repeated_draws_are_multinomial(draw, law):
     counts = draw(law)
     p = np.full(K, 1 / K) if law == "with_replacement" else np.divide(SAMPLES, sum(SAMPLES))
     np.testing.assert_array_equal(counts.sum(1), M)
@@ -54,7 +69,7 @@ def test_repeated_draws_are_multinomial(law):
 
 
 @pytest.mark.parametrize("size", [1, M, K])
-def test_bernoulli_is_independent_given_that_the_cohort_is_not_empty(size):
+def test_bernoulli_is_independent_given_that_the_cohort_is_not_empty(draw, size):
     counts = draw("bernoulli", size)
     p = size / K
     somebody = 1 - (1 - p) ** K
@@ -64,14 +79,14 @@ def test_bernoulli_is_independent_given_that_the_cohort_is_not_empty(size):
     assert_frequency(counts[:, :1] * counts[:, 1:], np.full(K - 1, p**2 / somebody))
 
 
-def test_rounds_are_independent():
+def test_rounds_are_independent(draw):
     first, second = draw("without_replacement")[:-1], draw("without_replacement")[1:]
     # Neighboring pairs overlap; every second pair is independent.
     assert_frequency((first * second)[::2], np.full(K, (M / K) ** 2))
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_a_seed_is_its_draws(law):
+def test_a_seed_is_its_draws(draw, law):
     np.testing.assert_array_equal(draw(law, rounds=50), draw(law, rounds=50))
     assert draw(law, rounds=50).dtype == np.int64
     assert law == "full" or not np.array_equal(draw(law, rounds=50), draw(law, rounds=50, seed=1))

@@ -10,7 +10,8 @@ from simulator_cases import LAWS, assert_close, differs
 
 from fedlora_sim import Scenario, simulate, simulate_many
 from fedlora_sim.engines import matrix as matrix_run
-from fedlora_sim.engines.draws import cohort_counts, target_rotation
+from fedlora_sim.engines.cohort_draws import cohort_counts
+from fedlora_sim.engines.draws import client_targets, target_rotation
 from fedlora_sim.errors import InputError
 from fedlora_sim.reference.simulators import matrix_reference
 from fedlora_sim.storage import load_dataset, save_dataset
@@ -100,13 +101,17 @@ def errors(run, rule, steps):
 @pytest.mark.slow
 @pairwise(rule=WITH_MAP, law=["full", "without_replacement", "bernoulli"], target_std=[0.0, 0.2])
 def test_the_error_against_the_flow_falls_with_the_step(rule, law, target_std):
-    """Euler's method has order one; the next order changes the slope by about one step."""
+    """Euler's method has order one; the next order changes the slope by about one step.
+
+    The error grows with the square of the targets, the rate of the flow times its amplitude.
+    """
     run = scenario(law, rounds=6, target_std=target_std)
     steps = np.array([25, 50, 100])
     found = errors(run, rule, steps)
     slope = np.polyfit(np.log(steps), np.log(found), 1)[0]
     assert abs(slope + 1) <= 1 / steps[0]
-    assert found[-1] <= run.local_time / steps[-1]
+    targets = [client_targets(run, seed).max() for seed in SEEDS]
+    assert found[-1] <= (max(targets) / run.target_amplitude) ** 2 * run.local_time / steps[-1]
 
 
 def test_importance_picks_as_the_flow_does():

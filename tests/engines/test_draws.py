@@ -11,10 +11,12 @@ from math import factorial, prod
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from fedlora_sim import Federation, Scenario
 from fedlora_sim.engines import draws
+from fedlora_sim.engines.cohort_draws import cohort_counts, draw_slots
 from fedlora_sim.federation import draw_cohorts
 from fedlora_sim.finetune.batches import initial_lora_a
 from fedlora_sim.randomness import stream
@@ -45,10 +47,10 @@ def assert_uncorrelated(x, y):
 
 def standard(scenario=NOISY, seed=0):
     """Return gains and drifts as standard normal numbers, each (T, K, r_max)."""
-    drawn = draws.client_draws(scenario, seed)
+    drawn = draws.client_draws(scenario, [seed])
     return (
-        (drawn.gain - scenario.gain_mean) / scenario.gain_std,
-        (drawn.drift - scenario.drift_mean) / scenario.drift_std,
+        (drawn.gain[0].numpy() - scenario.gain_mean) / scenario.gain_std,
+        (drawn.drift[0].numpy() - scenario.drift_mean) / scenario.drift_std,
     )
 
 
@@ -76,9 +78,9 @@ def test_rounds_clients_directions_and_seeds_are_independent(which):
 
 def test_noise_of_one_kind_leaves_the_other_unchanged():
     gain, drift = standard()
-    alone = draws.client_draws(NOISY.replace(gain_std=0.0), 0)
-    np.testing.assert_array_equal((alone.drift + 0.1) / 0.5, drift)
-    assert np.all(alone.gain == NOISY.gain_mean)
+    alone = draws.client_draws(NOISY.replace(gain_std=0.0), [0])
+    np.testing.assert_array_equal((alone.drift[0].numpy() + 0.1) / 0.5, drift)
+    assert torch.all(alone.gain == NOISY.gain_mean)
     assert not np.array_equal(gain, drift)
 
 
@@ -100,7 +102,7 @@ def test_targets_spread_as_the_scenario_says():
 
 
 def test_random_allocation_gives_every_subset_of_directions_the_same_chance():
-    scores = draws.allocation_scores(NOISY.replace(allocation="random"), 0)
+    scores = draws.allocation_scores(NOISY.replace(allocation="random"), [0])[0].numpy()
     assert stats.kstest(scores.ravel(), stats.uniform.cdf).pvalue > SIGNIFICANCE
     carried = np.sort(np.argsort(scores, axis=-1)[..., :2], axis=-1).reshape(-1, 2)
     pairs = list(combinations(range(4), 2))
@@ -135,10 +137,17 @@ def cohort_law(sampling, clients, size):
     "sampling", ["without_replacement", "with_replacement", "bernoulli", "size_weighted"]
 )
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_every_cohort_has_its_probability(sampling, size):
-    federation = Federation([1] * len(SAMPLES), SAMPLES, size, sampling)
+@pytest.mark.parametrize("by_number", [False, True], ids=["fine-tuning", "simulators"])
+def test_every_cohort_has_its_probability(sampling, size, by_number):
     law = cohort_law(sampling, len(SAMPLES), size)
-    counts = draw_cohorts(federation, 400_000, stream(0, "cohorts"))
+    federation = Federation([2, 1, 2, 4], SAMPLES, size, sampling)
+    if by_number:
+        slots = draw_slots(federation, 400, range(1000), draws.CPU)
+        counts = np.zeros((400_000, len(SAMPLES)), dtype=np.int64)
+        clients, times = (x.reshape(400_000, -1).numpy() for x in slots)
+        np.add.at(counts, (np.arange(400_000)[:, None], clients), times)
+    else:
+        counts = draw_cohorts(federation, 400_000, stream(0, "cohorts"))
     code = 5 ** np.arange(len(SAMPLES))  # one number for each cohort
     observed = np.bincount(counts @ code, minlength=5 ** len(SAMPLES))
     observed = observed[np.array(list(law)) @ code]
@@ -159,18 +168,21 @@ def test_cohorts_of_neighboring_rounds_are_independent():
 @pytest.mark.parametrize(
     "sampling", ["full", "without_replacement", "with_replacement", "size_weighted", "bernoulli"]
 )
-def test_cohorts_of_several_runs_are_those_of_each(sampling, size):
-    size = None if sampling == "full" else size
-    scenario = Scenario("1x2,2x2", cohort_size=size, sampling=sampling, rounds=5)
-    together = draws.cohort_counts_of_runs(scenario, [3, 1, 8])
-    for seed, counts in zip([3, 1, 8], together, strict=True):
-        np.testing.assert_array_equal(counts, draws.cohort_counts(scenario, seed))
+def test_cohorts_of_a_run_depend_on_its_seed_alone(sampling, size):
+    """Neither other runs nor later rounds change them."""
+    federation = Federation("1x2,2x2", None, None if sampling == "full" else size, sampling)
+    together = draw_slots(federation, 5, [3, 1, 8], draws.CPU)
+    for place, seed in enumerate([3, 1, 8]):
+        slots = draw_slots(federation, 3, [seed], draws.CPU)
+        for all_runs, alone in zip(together, slots, strict=True):
+            own = all_runs[place if len(all_runs) > 1 else 0]
+            assert torch.equal(own[:3], alone[0])
 
 
 def test_cohorts_of_different_seeds_are_independent():
     """A run's first rounds have the same law over seeds as over rounds."""
     scenario = Scenario("1x4", cohort_size=2, rounds=2)
-    number = np.array([draws.cohort_counts(scenario, seed) @ [1, 2, 4, 8] for seed in SEEDS])
+    number = np.array([cohort_counts(scenario, seed) @ [1, 2, 4, 8] for seed in SEEDS])
     cells = np.unique(number)
     for t in range(2):
         assert_law([(number[:, t] == c).sum() for c in cells], np.full(len(cells), 1 / len(cells)))
@@ -179,9 +191,9 @@ def test_cohorts_of_different_seeds_are_independent():
 
 def test_cohorts_are_independent_of_gains():
     scenario = NOISY.replace(cohort_size=2)
-    counts = draws.cohort_counts(scenario, 0)
+    clients, _ = draw_slots(scenario.federation, scenario.rounds, [0], draws.CPU)
     for values in standard(scenario):
-        assert_uncorrelated(counts[..., None] * np.ones(4), values)
+        assert_uncorrelated(clients[0, ..., None].numpy() * np.ones(4), values)
 
 
 @pytest.mark.slow

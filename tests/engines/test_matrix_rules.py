@@ -10,7 +10,8 @@ from simulator_cases import ALL_RULES, CANONICAL, FACTOR_RULES, LAWS, assert_clo
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.engines import matrix as matrix_run
-from fedlora_sim.engines.draws import allocation_scores, client_draws, cohort_counts, initial_basis
+from fedlora_sim.engines.cohort_draws import draw_slots
+from fedlora_sim.engines.draws import CPU, allocation_scores, client_draws, initial_basis
 from fedlora_sim.reference.aggregation import held_reference
 from fedlora_sim.reference.simulators import matrix_reference
 from fedlora_sim.rules import AggregationRule, get_rule
@@ -93,12 +94,12 @@ def test_a_lost_direction_comes_back_where_nothing_lives(rule):
     run = run.replace(allocation="random", empty_partition="zero", gain_mean=0.0, drift_std=1.0)
     energy = simulate(run, rule=rule, seed=range(6)).energy.values
     for seed in range(6):
-        counts, scores = cohort_counts(run, seed), allocation_scores(run, seed)
+        clients, _ = draw_slots(run.federation, run.rounds, [seed], CPU)
+        scores, draws = allocation_scores(run, [seed])[0], client_draws(run, [seed])
         for t in range(run.rounds):
-            k = int(np.flatnonzero(counts[t])[0])
-            held = held_reference(run, run.ranks[k], scores[t, k], [])
+            held = held_reference(run, run.ranks[clients[0, t, 0]], scores[t, 0].numpy(), [])
             drifts = np.zeros(3)
-            drifts[held] = client_draws(run, seed).round(t)[1][k, held]
+            drifts[held] = draws.round(t, clients[:, t])[1][0, 0, held]
             assert_close(energy[seed, t + 1], np.sort(drifts**2)[::-1], "iteration")
 
 

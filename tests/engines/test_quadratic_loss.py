@@ -12,7 +12,8 @@ from scipy.integrate import solve_ivp
 from simulator_cases import LAWS, SIGMAS, assert_close, quick
 
 from fedlora_sim import Federation, Scenario, simulate
-from fedlora_sim.engines.draws import client_targets, cohort_counts
+from fedlora_sim.engines.cohort_draws import cohort_counts
+from fedlora_sim.engines.draws import client_targets
 from fedlora_sim.engines.spectral import LocalMap
 from fedlora_sim.errors import InputError
 from fedlora_sim.reference.simulators import spectral_reference

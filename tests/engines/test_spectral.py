@@ -10,7 +10,7 @@ from simulator_cases import LAWS, RULES, SIGMAS, assert_close
 
 from fedlora_sim import Federation, Scenario, simulate
 from fedlora_sim.engines import spectral
-from fedlora_sim.engines.draws import cohort_counts
+from fedlora_sim.engines.cohort_draws import cohort_counts
 from fedlora_sim.federation import draw_cohorts
 from fedlora_sim.reference.simulators import spectral_reference
 

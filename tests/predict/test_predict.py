@@ -64,7 +64,7 @@ def test_names_coordinates_and_attributes_are_those_of_a_simulation(fidelity: st
         assert set(theory[name].coords) == set(mean.coords)
     for name in ("round", "direction", "partition", "coverage"):
         xr.testing.assert_identical(theory[name], run[name].drop_vars("seed", errors="ignore"))
-    shared = {name for name in run.attrs if name != "torch_version"}
+    shared = {name for name in run.attrs if name not in ("torch_version", "draws_version")}
     assert {name: theory.attrs[name] for name in shared} == {n: run.attrs[n] for n in shared}
     assert Scenario.from_attrs(theory.attrs) == scenario
 
