@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,9 +14,8 @@ from analysis.claims.base import RunContext
 from analysis.claims.verify import run_claim
 from analysis.closed_form import persistent, round_map
 from fedlora_sim import LoRAFactors
-from fedlora_sim.engines import matrix
-from fedlora_sim.engines import spectral as spectral
-from fedlora_sim.randomness import stream
+from fedlora_sim.engines import matrix, spectral
+from fedlora_sim.randomness import normals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,10 +38,10 @@ def test_half_a_cross_term_in_the_floor(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_noise_that_neighboring_runs_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shared(seed: int, *purpose: str | int) -> np.random.Generator:
-        return stream(seed // 2, *purpose)
+    def shared(seeds: Sequence[int], *drawn: object) -> torch.Tensor:
+        return normals([seed // 2 for seed in seeds], *drawn)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(spectral, "stream", shared)
+    monkeypatch.setattr(spectral, "normals", shared)
     assert verdict("independent-runs", first=1_000, cap=1_000) == "refuted"
 
 
