@@ -51,7 +51,7 @@ _KEY_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
 _WORD = (1 << 64) - 1
 _EXPONENT = 0x3FF0000000000000  # of the doubles in [1, 2)
-_IN_CACHE = 1 << 14  # words that are transformed at a time
+_IN_CACHE = 1 << 16  # words that are transformed at a time
 
 
 def uniforms(
@@ -172,10 +172,10 @@ def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
 
 
 def _to_uniform_(raw: Tensor) -> Tensor:
-    """Replace words by uniform draws: the upper 52 bits, in the middle of their cells."""
+    """Replace words by uniform draws: the lower 52 bits, in the middle of their cells."""
     import torch
 
-    raw.bitwise_right_shift_(12).bitwise_and_((1 << 52) - 1).bitwise_or_(_EXPONENT)
+    raw.bitwise_and_((1 << 52) - 1).bitwise_or_(_EXPONENT)
     return raw.view(torch.float64).sub_(1 - 2.0**-53)
 
 

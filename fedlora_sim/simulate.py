@@ -185,13 +185,13 @@ def check_seeds(seed: int | Iterable[int]) -> tuple[int, ...]:
 def energies(
     scenario: Scenario, seeds: Sequence[int], amplitudes: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the squares of amplitudes (S, T + 1, r_max).
+    """Square amplitudes (S, T + 1, r_max) in place, and return them.
 
     Raises:
         InputError: if an energy overflows float64; names the first such round.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.square(amplitudes)
+        squares = np.square(amplitudes, out=amplitudes)
         all_are_finite = np.isfinite(squares.sum())
     if not all_are_finite and len(lost := np.argwhere(~np.isfinite(squares))):
         run, t, direction = lost[np.argmin(lost[:, 1])].tolist()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from fedlora_sim.account import Account, Carriers, over_rounds
 from fedlora_sim.engines.cohort_draws import places
@@ -282,22 +283,30 @@ def _refuse_empty(scenario: Scenario, empty: Tensor, t: int) -> None:
 # per direction therefore replaces one per client: the distribution is exact, at 1/K of the cost.
 
 
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return a new tensor; on the CPU one of NumPy's, which uses freed memory again."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    return torch.from_numpy(np.empty(shape, dtype=str(like.dtype).removeprefix("torch.")))
+
+
 @dataclass(frozen=True, eq=False)
 class Recursion:
     """Recursion `x' = (kept + s trained) x + s (shift + norm hypot(gain_std x, drift_std) z)`.
 
-    The coefficients of a cohort are a row with an entry for each group of directions: a row for
-    each run and round or, where few cohorts differ, the row of a table.
+    The coefficients of a cohort are a row for each run and round, with an entry for each group of
+    directions, or, where few cohorts differ, a row of a table.
 
     Args:
         initial: amplitudes at round 0, (S, r_max).
-        kept, norm: coefficients, (S or 1, T or 1, groups), or (U, groups) with an index.
+        kept, norm: coefficients, (S or 1, T or 1, groups), or (U, r_max) with an index.
         trained, shift: the same, or None for zero.
         scales: learning rate s of each round relative to the first one, T numbers.
         gain_std, drift_std: spread of gains and drifts, (S or 1, 1).
         noise: standard normal z, (S, T, r_max), or None for zero.
         index: row of each run and round, (S or 1, T or 1); None if there is no table.
-        groups: group of each direction, (r_max,); None if each direction has its own.
+        groups: 1 where a direction is in a group, else 0, (groups, r_max); None if coefficients
+            have an entry for each direction.
     """
 
     initial: Tensor
@@ -320,7 +329,7 @@ class Recursion:
     def run(self) -> Tensor:
         """Return the amplitudes of each round, (S, T + 1, r_max)."""
         runs, rounds, directions = self.shape
-        states = self.initial.new_empty(runs, rounds + 1, directions)
+        states = _empty((runs, rounds + 1, directions), self.initial)
         states[:, 0] = self.initial
         added = torch.zeros_like(self.initial)
         for t, scale in enumerate(self.scales):
@@ -339,11 +348,11 @@ class Recursion:
 
     def _of_runs(self, coefficients: Tensor, t: int) -> Tensor:
         """Return the coefficients of each run and direction in round t, (S or 1, r_max)."""
-        if self.index is None:
-            rows = coefficients[:, t % coefficients.shape[1]]
-        else:
-            rows = coefficients.index_select(0, self.index[:, t % self.index.shape[1]])
-        return rows if self.groups is None else rows.index_select(-1, self.groups)
+        if self.index is not None:
+            return coefficients.index_select(0, self.index[:, t % self.index.shape[1]])
+        rows = coefficients[:, t % coefficients.shape[1]]
+        # Each direction takes the value of its group: a product with zeros and ones is exact.
+        return rows if self.groups is None else rows @ self.groups
 
     def _spread(self, x: Tensor) -> Tensor:
         """Return `hypot(gain_std x, drift_std)`, (S, r_max)."""
@@ -386,14 +395,15 @@ class Recursion:
 
     def _of_rounds(self, coefficients: Tensor) -> Tensor:
         """Return the coefficients of all runs and rounds, (S or 1, T or 1, r_max)."""
-        rows = coefficients if self.index is None else coefficients[self.index]
-        return rows if self.groups is None else rows[..., self.groups]
+        if self.index is not None:
+            return coefficients[self.index]
+        return coefficients if self.groups is None else coefficients @ self.groups
 
 
 # Batched runs
 
-# Most numbers in the largest array of a batch: 160 MB in float64.
 BATCH_ELEMENTS = 20_000_000
+"""Most numbers in the largest array of a batch: 160 MB in float64."""
 
 
 def run_spectral(
@@ -448,10 +458,10 @@ def _run_all(
         if not waiting:
             return
         states = _joined(in_parts(_run_together, [part for _, part in waiting]))
-        sizes = [len(part.initial) for _, part in waiting]
-        for (index, _), block in zip(waiting, np.split(states, np.cumsum(sizes)[:-1]), strict=True):
-            results[index].append(block)
-        on_progress(len(states))
+        for index, part in waiting:
+            own, states = np.split(states, [len(part.initial)])
+            results[index].append(own)
+            on_progress(len(own))
         waiting.clear()
 
     held, key = 0, None
@@ -556,46 +566,50 @@ def _put(scenario: Scenario, values: ArrayLike) -> Tensor:
 
 def _recursion(scenario: Scenario, rule: AggregationRule, seeds: Sequence[int]) -> Recursion:
     (dtype, device), federation = place_of(scenario), scenario.federation
-    persist, noise = are_persistent(scenario), None
+    persist, index, groups, noise = are_persistent(scenario), None, None, None
+    means = _put(scenario, scenario.drift_means)
     if persist:
         each = CohortShares.of(scenario, rule, draw(scenario, seeds))
+        # Sums over clients that differ are of each direction.
+        total, squares = (x[..., each.groups] for x in each.sums())
         draws = client_draws(scenario, seeds, dtype, device)
         everyone = (len(seeds), federation.num_clients, federation.r_max)
         gain, shift = (each.mean_of(x[:, 0].expand(everyone)) for x in (draws.gain, draws.drift))
-        # Sums over clients that differ are of each direction.
-        total, squares = (x[..., each.groups] for x in each.sums())
-        sums = ShareSums(total, squares, torch.arange(federation.r_max, device=device))
         multiplier = total if rule.is_linear else total.square()
     else:
         sums = ShareSums.of(scenario, rule, seeds)
-        multiplier = sums.total if rule.is_linear else sums.total.square()
-        first = torch.searchsorted(sums.groups, torch.arange(multiplier.shape[-1], device=device))
-        gain = scenario.gain_mean * multiplier
-        shift = _put(scenario, scenario.drift_means)[first] * multiplier
+        total, squares, index = sums.total, sums.squares, sums.index
+        if index is not None:  # a table is short
+            total, squares = total[:, sums.groups], squares[:, sums.groups]
+        else:
+            groups = functional.one_hot(sums.groups).T.to(dtype)
+            means = means[groups.argmax(1)]
+        multiplier = total if rule.is_linear else total.square()
+        gain, shift = scenario.gain_mean * multiplier, means * multiplier
         if is_noisy(scenario):
             shape = (scenario.rounds, federation.r_max)
             drawn = normals(seeds, "aggregate noise", math.prod(shape), device)
             noise = drawn.reshape(-1, *shape).to(dtype).to(device)
     kept, trained = multiplier, gain - multiplier
     if rule.space == "none":  # the base keeps its value; only the increment is averaged
-        kept = kept + (1 - sums.total)
+        kept = kept + (1 - total)
     if rule.has_empty_partition_policy and scenario.empty_partition == "carry":
-        empty = sums.total == 0
+        empty = total == 0
         kept = torch.where(empty, 1.0, kept)
         trained, shift = torch.where(empty, 0.0, trained), torch.where(empty, 0.0, shift)
     steady = scenario.learning_rate_schedule == "constant"
     return Recursion(
         initial=_initial(scenario, seeds),
         kept=kept + trained if steady else kept,
-        norm=sums.squares.sqrt(),
+        norm=squares.sqrt(),
         trained=None if steady else trained,
         shift=shift if persist or scenario.drift_means.any() else None,
         scales=scenario.training_scales.tolist(),
         gain_std=_put(scenario, [[scenario.gain_std]]),
         drift_std=_put(scenario, [[scenario.drift_std]]),
         noise=noise,
-        index=sums.index,
-        groups=sums.groups,
+        index=index,
+        groups=groups,
     )
 
 

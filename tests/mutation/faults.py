@@ -236,8 +236,8 @@ FAULTS = (
     Fault(
         "a cohort's noise has the variance of its weights as deviation",
         "fedlora_sim/engines/spectral.py",
-        "norm=sums.squares.sqrt(),",
-        "norm=sums.squares,",
+        "norm=squares.sqrt(),",
+        "norm=squares,",
         ("tests/engines/test_spectral.py", "-k", "agrees_in_law"),
         "test_fresh_noise_in_product_space_agrees_in_law",
     ),
