@@ -25,7 +25,7 @@ from fedlora_cli.scenario_options import (
     read_scenario,
 )
 from fedlora_sim import Scenario
-from fedlora_sim.errors import check_count, expected
+from fedlora_sim.errors import check_choice, check_count, expected
 from fedlora_sim.rules.external import rule_code
 from fedlora_sim.run_store import RunStore
 from fedlora_sim.storage import check_file, only_writer, remove_stale, save_dataset
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # torch takes seconds, and the help of a command needs none
 NO_FILE_NAME = r"[^\w.]+"  # characters of a rule's options: raflora:canonicalize=true
 # Runs stored together: large enough for a file, and small enough to lose.
 RUNS_PER_PIECE = {"spectral": 1000, "matrix": 50, "training": 1}
+MOMENTS_PER_PIECE = {"spectral": 50_000, "matrix": 500}
 
 
 def simulate(
@@ -55,6 +56,9 @@ def simulate(
     scenario: ScenarioFile = None,
     settings: Settings = None,
     device: Device = None,
+    keep: Annotated[str, typer.Option(help="runs, or moments: means and quantiles of them")] = (
+        "runs"
+    ),
     force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
 ) -> None:
     """Simulate federated LoRA under one or several rules and write the labeled dataset."""
@@ -74,17 +78,21 @@ def simulate(
     if out.suffix != ".nc" or out.is_dir():
         raise expected("--out", str(out), "a file name that ends in .nc")
     check_folder("--out", out, out.parent)
+    if check_choice("--keep", keep, ("runs", "moments")) == "moments":
+        check_choice("fidelity", chosen.fidelity, tuple(MOMENTS_PER_PIECE))
     described = {
         "scenario": chosen.to_attrs(),
         "rules": list(rules),
-        "seeds": list(numbers),
+        "seeds": [numbers.start, numbers.stop],
+        "keep": keep,
         **_code_of_others(rules),
     }
     store = RunStore(out.with_name(f".{out.name}.parts"), described)
     check_file(out, "--out", force=force)
     with only_writer(out, "--out", inside=False), resumable(store):
         remove_stale(out.parent)
-        dataset = _collect(chosen, rules, numbers, store)
+        collect = _collect if keep == "runs" else _collect_moments
+        dataset = collect(chosen, rules, numbers, store)
         check_file(out, "--out", force=force)  # checked again: it may exist by now
         save_dataset(dataset, out)
     print(f"wrote {out}")
@@ -127,4 +135,34 @@ def _collect(
                 pieces.append(piece)
             merged = xr.concat(pieces, "seed", data_vars="minimal", combine_attrs="override")
             by_rule.append(merged.expand_dims(rule=[name]))
+    return xr.concat(by_rule, "rule", data_vars="all", combine_attrs="drop_conflicts")
+
+
+def _collect_moments(
+    scenario: Scenario, rules: Mapping[str, AggregationRule], numbers: range, store: RunStore
+) -> xr.Dataset:
+    """Return the moments of all runs, and store those of every finished piece."""
+    import xarray as xr
+
+    from fedlora_sim.moments import Moments
+    from fedlora_sim.simulate import moments_of
+
+    by_rule = []
+    with tqdm(total=len(rules) * len(numbers), unit="run", disable=None) as bar:
+        for name, rule in rules.items():
+            bar.set_description(name)
+            moments = Moments(scenario, name)
+            size = MOMENTS_PER_PIECE[scenario.fidelity]
+            for start in range(0, len(numbers), size):
+                seeds = numbers[start : start + size]
+                label = f"{re.sub(NO_FILE_NAME, '-', name)}-{seeds[0]}-{seeds[-1]}"
+                state = store.get_run(label)
+                if state is None:
+                    piece = moments_of(scenario, rule, tuple(seeds), bar.update)
+                    store.put_run(label, piece.state())
+                else:
+                    piece = Moments.from_state(scenario, name, state)
+                    bar.update(len(seeds))
+                moments.merge(piece)
+            by_rule.append(moments.dataset(numbers).expand_dims(rule=[name]))
     return xr.concat(by_rule, "rule", data_vars="all", combine_attrs="drop_conflicts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from fedlora_sim.errors import check_choice, check_positive_int, expected
+from fedlora_sim.randomness import normals
 from fedlora_sim.runtime import blas_threads, full_precision, map_on_threads, one_thread
 from fedlora_sim.tolerances import relative
 
@@ -140,6 +142,56 @@ def fix_signs(u: Tensor, s: Tensor, vh: Tensor) -> SVD:
     negative = -u.amin(dim=-2, keepdim=True) > u.amax(dim=-2, keepdim=True)
     sign = torch.where(negative, -1.0, 1.0).to(u.dtype)
     return u.mul_(sign), s, vh.mul_(sign.mT)
+
+
+# Matrices of few directions. Clients that move amplitudes and turn nothing share their directions,
+# and their sum has no more of them than one client, however many columns it has.
+#
+# The range of such a matrix is found by one product with a fixed Gaussian matrix (Halko, Martinsson
+# and Tropp 2011, SIAM Review 53(2), Alg. 4.1). The residual outside of it is computed, and is a
+# certificate: where it is at the level of rounding, the SVD within the range is as accurate as that
+# of the whole matrix. Elsewhere the whole matrix is decomposed.
+
+RANGE_FROM = 32
+"""Size of a matrix from which its range is cheaper than its SVD."""
+RANGE_ROUNDING = 16.0
+"""Rounding errors of the norm of a matrix that its residual may have."""
+
+
+def leading_svd(W: Tensor, r: int) -> SVD:
+    """Return the leading `r` triplets of a dense matrix (..., m, n); signs are not fixed.
+
+    Raises:
+        LinAlgError: if an entry is not finite.
+    """
+    check_svd(W)
+    if min(W.shape[-2:]) < max(RANGE_FROM, 3 * r):
+        return _whole_svd(W, r)
+    q, _ = torch.linalg.qr(W @ _test_matrix(W.shape[-1], r, W.dtype, W.device))
+    within = q.mT @ W
+    residual = torch.linalg.matrix_norm(W - q @ within)
+    bound = RANGE_ROUNDING * torch.finfo(W.dtype).eps * torch.linalg.matrix_norm(W)
+    lies_within = residual <= bound
+    if not bool(lies_within.any()):
+        return _whole_svd(W, r)
+    q_right, core = torch.linalg.qr(within.mT)
+    u, s, vh = torch.linalg.svd(core.mT, full_matrices=False)
+    found = (q @ u, s, vh @ q_right.mT)
+    if not bool(lies_within.all()):
+        for all_of_them, others in zip(found, _whole_svd(W[~lies_within], r), strict=True):
+            all_of_them[~lies_within] = others
+    return found
+
+
+def _whole_svd(W: Tensor, r: int) -> SVD:
+    u, s, vh = torch.linalg.svd(W, full_matrices=False)
+    return u[..., :r], s[..., :r], vh[..., :r, :]
+
+
+@lru_cache(maxsize=32)
+def _test_matrix(n: int, r: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a fixed Gaussian matrix, (n, r)."""
+    return normals([0], "range of a matrix", n * r, device).view(n, r).to(dtype).to(device)
 
 
 # Gram path: the SVD of a low-rank product from its two Gram matrices, at half the cost of QR.
@@ -307,8 +359,8 @@ def qr_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:
     O((d_out + d_in) R^2), two to three times the work of the Gram path.
     """
     q_b, core, q_a = qr_core(blocks, weights, dtype)
-    u, s, vh = torch.linalg.svd(check_svd(core), full_matrices=False)
-    return q_b @ u[..., :r], s[..., :r], vh[..., :r, :] @ q_a.mT
+    u, s, vh = leading_svd(core, r)
+    return q_b @ u, s, vh @ q_a.mT
 
 
 # Lazy sequence
@@ -528,9 +580,7 @@ def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") ->
     """
     path, r, dtype = _choose(blocks, weights, r, method)
     if path == "dense":
-        dense = dense_product(blocks, weights, dtype)
-        u, s, vh = torch.linalg.svd(check_svd(dense), full_matrices=False)
-        return fix_signs(u[..., :r], s[..., :r], vh[..., :r, :])
+        return fix_signs(*leading_svd(dense_product(blocks, weights, dtype), r))
     blocks, weights = _gather(blocks, weights)
     if path == "qr":
         return fix_signs(*qr_svd(blocks, weights, r, dtype))

@@ -14,15 +14,17 @@ from tqdm.auto import tqdm
 from fedlora_sim.datasets import ACCOUNT, DIMS, build_dataset
 from fedlora_sim.engines.matrix import run_matrix
 from fedlora_sim.engines.spectral import run_spectral, run_spectral_account
-from fedlora_sim.errors import check_seed, check_sequence, expected
+from fedlora_sim.errors import check_choice, check_seed, check_sequence, expected
 from fedlora_sim.finetune.measures import TrainingResult, labeled
 from fedlora_sim.finetune.run import run_training
+from fedlora_sim.moments import Moments, blocks_of
 from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.runtime import full_precision
 from fedlora_sim.scenario import Scenario
 from fedlora_sim.tasks import Task
 
 Progress = Callable[[float], object]
+KEEP = ("runs", "moments")
 MOST_NUMBERS = 500_000_000
 """Maximum numbers in memory for one run, and energies returned by one call: 4 GB."""
 
@@ -38,6 +40,7 @@ def simulate(
     task: Task | None = None,
     checkpoints: str | Path | None = None,
     ledger: bool = False,
+    keep: str = "runs",
 ) -> xr.Dataset:
     """Simulate a federation under one server rule.
 
@@ -53,13 +56,16 @@ def simulate(
             and gives the same result.
         ledger: add the variables from which `analysis.ledger` accounts for each round. Training
             fidelity always has them.
+        keep: `runs`, or `moments`: means, variances, quantiles and extinction over the seeds,
+            without the runs, of which a million do not fit into memory. Not of fine-tuning.
 
     Returns:
         Dataset with dimensions (seed, round, direction): `energy`, `rho` (at the lowest rank level
         of the federation) and `effective_rank`. Matrix fidelity adds `projected_energy`. Training
         fidelity adds accuracy, loss, `layer_energy`, and the effect of each cohort client's update
         on the directions (`amplitude`, `client_preservation`, `angle`, ...). Round 0 is the initial
-        state. Attributes hold the full configuration.
+        state. Attributes hold the full configuration. With `keep="moments"` as
+        `fedlora_sim.moments.Moments.dataset`.
 
     Raises:
         InputError: if an argument is invalid; names the argument, its value and what was expected.
@@ -67,17 +73,40 @@ def simulate(
     _check_scenario("scenario", scenario)
     chosen, seeds, engine = get_rule(rule), check_seeds(seed), _ENGINES[scenario.fidelity]
     check_suits(scenario, chosen)
-    check_size(scenario, len(seeds), 1 + ledger * len(ACCOUNT))
+    sums_alone = check_choice("keep", keep, KEEP) == "moments"
+    if sums_alone and (scenario.fidelity == "training" or ledger):
+        wanted = "runs for fine-tuning and with ledger=True, whose variables are of single runs"
+        raise expected("keep", keep, wanted)
+    check_size(scenario, 1 if sums_alone else len(seeds), 1 + ledger * len(ACCOUNT))
     options = {"task": task, "checkpoints": None if checkpoints is None else Path(checkpoints)}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if given and scenario.fidelity != "training":
         raise expected(next(iter(given)), "given", "None but at fidelity='training'")
     if ledger and scenario.fidelity != "training":
         given["ledger"] = True
-    if on_progress is not None:
-        return engine(scenario, chosen, seeds, on_progress, **given)
     with tqdm(total=len(seeds), disable=not progress, desc=chosen.label, unit="run") as bar:
-        return engine(scenario, chosen, seeds, bar.update, **given)
+        advance = bar.update if on_progress is None else on_progress
+        if sums_alone:
+            return moments_of(scenario, chosen, seeds, advance).dataset(seeds)
+        return engine(scenario, chosen, seeds, advance, **given)
+
+
+@full_precision()
+def moments_of(
+    scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
+) -> Moments:
+    """Return the moments of runs, which are simulated in blocks and not kept.
+
+    Args:
+        scenario: a spectral or matrix scenario.
+        rule: the server rule.
+        seeds: one run per seed.
+        on_progress: called with the number of runs finished since the last call.
+    """
+    moments = Moments(scenario, rule.label)
+    for block in blocks_of(scenario, seeds):
+        moments.add(_ENGINES[scenario.fidelity](scenario, rule, block, on_progress))
+    return moments
 
 
 @full_precision()

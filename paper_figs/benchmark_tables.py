@@ -37,6 +37,25 @@ def spectral_table(bench: dict[str, Any]) -> str:
     return markdown_table(head, lines)
 
 
+def lanes_table(bench: dict[str, Any]) -> str:
+    """Return the CPU time per run, round and direction, and of a normal draw."""
+    lines: Lines = []
+    for row in bench["lanes"]:
+        low, middle, high = (1e9 * row[f"cpu_{key}"] for key in ("min", "median", "max"))
+        lines.append((row["lane"], f"{middle:.3g} ns [{low:.3g}, {high:.3g}]"))
+    return markdown_table(("what", "CPU time, median and range"), lines)
+
+
+def slopes_table(bench: dict[str, Any]) -> str:
+    """Return the slope of the cost in each quantity, between the logarithms of both."""
+    lines: Lines = []
+    for row in bench["slopes"]:
+        values = ", ".join(f"{value:,}" for value in row["values"])
+        times = ", ".join(f"{1e3 * seconds:.3g}" for seconds in row["seconds"])
+        lines.append((row["quantity"], values, times, f"{row['slope']:.2f}"))
+    return markdown_table(("quantity", "values", "CPU time, ms", "slope"), lines)
+
+
 SWEEPS = {
     "seeds": "many seeds of few rows",
     "points": "many rows of few seeds",

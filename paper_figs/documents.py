@@ -44,8 +44,10 @@ from paper_figs.benchmark_tables import (
     bars_table,
     gpu_block,
     hardware_line,
+    lanes_table,
     layers_table,
     rivals_block,
+    slopes_table,
     spectral_table,
     sweep_table,
     training_bars_block,
@@ -318,7 +320,12 @@ def _with_interval(found: Record) -> str:
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "results" / "recorded"
 BENCHES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
-    "spectral": {"speed": spectral_table},
+    "spectral": {
+        "speed": spectral_table,
+        "spectral_lanes": lanes_table,
+        "spectral_slopes": slopes_table,
+        "spectral_bars": bars_table,
+    },
     "aggregation": {
         "aggregation": aggregation_table,
         "layers": layers_table,

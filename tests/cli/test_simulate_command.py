@@ -158,3 +158,30 @@ def test_pieces_of_other_work_are_not_mixed_in(
     other = fedlora("simulate", "--out", "x.nc", *SMALL, *changed)
     assert other.code == 0
     assert "going on" not in other.err
+
+
+def test_moments_continue_after_an_interruption(
+    fedlora: Callable, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(command.MOMENTS_PER_PIECE, "spectral", 2)
+    many = (*SMALL, "--seeds", "5", "--keep", "moments")
+
+    def full(dataset: xr.Dataset, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "save_dataset", full)
+        assert fedlora("simulate", "--out", "x.nc", *many).code != 0
+    again = fedlora("simulate", "--out", "x.nc", *many)
+    assert "going on from 6 finished pieces" in again.err
+    assert fedlora("simulate", "--out", "y.nc", *many).code == 0
+    continued, whole = xr.load_dataset("x.nc"), xr.load_dataset("y.nc")
+    assert continued.identical(whole)
+    assert whole.attrs["num_seeds"] == 5
+    runs = simulate(Scenario.from_attrs(whole.attrs), "fedavg", seed=range(5))
+    found = whole.energy_mean.sel(rule="fedavg")
+    np.testing.assert_allclose(found, runs.energy.mean("seed"), rtol=1e-12)
+    assert [path.name for path in sorted(here.iterdir())] == ["x.nc", "y.nc"]
+    refused = fedlora("simulate", "--out", "z.nc", *many, "--fidelity", "training")
+    assert refused.code == 2
+    assert "fidelity='training'" in refused.err

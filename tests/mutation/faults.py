@@ -232,6 +232,23 @@ FAULTS = (
         ("tests/core/test_metrics.py", "-k", "effective"),
         "test_effective_rank_by_hand",
     ),
+    # Moments over seeds.
+    Fault(
+        "blocks of seeds are merged as if their means were equal",
+        "fedlora_sim/moments.py",
+        "self.squares += other.squares + shift**2 * (self.count * other.count / total)",
+        "self.squares += other.squares",
+        ("tests/core/test_moments.py",),
+        "test_a_merge_knows_that_blocks_have_other_means",
+    ),
+    Fault(
+        "a histogram that has grown keeps its first bin",
+        "fedlora_sim/moments.py",
+        "self.level[cells], self.first[cells] = level, first",
+        "self.level[cells] = level",
+        ("tests/core/test_moments.py",),
+        "test_histograms_hold_any_range_and_merge",
+    ),
     # Spectral runs.
     Fault(
         "a cohort's noise has the variance of its weights as deviation",
