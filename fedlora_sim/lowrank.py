@@ -92,6 +92,8 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
         return left @ right
     if total.ndim == 2:
         return total.addmm_(left, right)
+    if total.ndim == left.ndim == right.ndim == 3:
+        return total.baddbmm_(left, right)
     return total.add_(left @ right)
 
 
@@ -156,6 +158,8 @@ RANGE_FROM = 32
 """Size of a matrix from which its range is cheaper than its SVD."""
 RANGE_ROUNDING = 16.0
 """Rounding errors of the norm of a matrix that its residual may have."""
+OVERSAMPLED = 4
+"""Columns of the Gaussian matrix beyond the wanted ones, which keep it well conditioned."""
 
 
 def leading_svd(W: Tensor, r: int) -> SVD:
@@ -165,9 +169,10 @@ def leading_svd(W: Tensor, r: int) -> SVD:
         LinAlgError: if an entry is not finite.
     """
     check_svd(W)
-    if min(W.shape[-2:]) < max(RANGE_FROM, 3 * r):
+    columns = r + OVERSAMPLED
+    if min(W.shape[-2:]) < max(RANGE_FROM, 3 * columns):
         return _whole_svd(W, r)
-    q, _ = torch.linalg.qr(W @ _test_matrix(W.shape[-1], r, W.dtype, W.device))
+    q, _ = torch.linalg.qr(W @ _test_matrix(W.shape[-1], columns, W.dtype, W.device))
     within = q.mT @ W
     residual = torch.linalg.matrix_norm(W - q @ within)
     bound = RANGE_ROUNDING * torch.finfo(W.dtype).eps * torch.linalg.matrix_norm(W)
@@ -175,7 +180,7 @@ def leading_svd(W: Tensor, r: int) -> SVD:
     if not bool(lies_within.any()):
         return _whole_svd(W, r)
     q_right, core = torch.linalg.qr(within.mT)
-    u, s, vh = torch.linalg.svd(core.mT, full_matrices=False)
+    u, s, vh = _whole_svd(core.mT, r)
     found = (q @ u, s, vh @ q_right.mT)
     if not bool(lies_within.all()):
         for all_of_them, others in zip(found, _whole_svd(W[~lies_within], r), strict=True):
@@ -594,6 +599,24 @@ def blocks_singular_values(blocks: Blocks, weights: Tensor, r: int, method: str 
     Arguments and paths as for `blocks_svd`.
     """
     path, r, dtype = _choose(blocks, weights, r, method)
+    if method == "auto" and len(blocks) == 1 and dtype == torch.float64:
+        norms, are_values = _column_norms(blocks[0], weights)
+        found = norms.sort(descending=True).values[..., :r]
+        if bool(are_values.all()):
+            return found
+        if bool(are_values.any()):
+            ((B, A),), others = _gather(blocks, weights)[0], ~are_values
+            rest = [(B[others], A[others])]
+            found[others] = _solved_values(
+                rest, weights.expand(norms.shape)[others], r, path, dtype
+            )
+            return found
+    return _solved_values(blocks, weights, r, path, dtype)
+
+
+def _solved_values(
+    blocks: Blocks, weights: Tensor, r: int, path: str, dtype: torch.dtype
+) -> Tensor:
     if path == "dense":
         return torch.linalg.svdvals(check_svd(dense_product(blocks, weights, dtype)))[..., :r]
     blocks, weights = _gather(blocks, weights)
@@ -604,6 +627,25 @@ def blocks_singular_values(blocks: Blocks, weights: Tensor, r: int, method: str 
     careful = dtype if path == "qr" else torch.float64
     core_matrix = check_svd(qr_core(blocks, weights, careful)[1])
     return torch.linalg.svdvals(core_matrix)[..., :r].to(dtype)
+
+
+def _column_norms(block: tuple[Tensor, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `|b_i| |w_i| |a_i|`, (..., R), and whether these are the singular values, (...).
+
+    They are if the columns of B and the rows of A are orthogonal, as those of an SVD are. Cosines
+    at the level of rounding change a value by as much relative to itself.
+    """
+    B, A = block
+    norms, rounding = [], torch.finfo(B.dtype).eps * B.shape[-2] ** 0.5
+    orthogonal = torch.ones((), dtype=torch.bool, device=B.device)
+    for columns in (B, A.mT):
+        norm = torch.linalg.vector_norm(columns, dim=-2)
+        unit = columns / torch.where(norm > 0, norm, 1.0).unsqueeze(-2)
+        cosines = unit.mT @ unit
+        off = cosines - torch.diag_embed(cosines.diagonal(dim1=-2, dim2=-1))
+        orthogonal = orthogonal & (off.abs().amax((-2, -1)) <= rounding)
+        norms.append(norm)
+    return norms[0] * weights.abs() * norms[1], orthogonal
 
 
 def _choose(blocks: Blocks, weights: Tensor, r: int, method: str) -> tuple[str, int, torch.dtype]:

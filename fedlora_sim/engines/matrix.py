@@ -422,7 +422,7 @@ class _Batch:
         """Return singular values of the whole update and its amplitudes on the initial basis."""
         projected = projected_amplitudes(self.u0, self.v0.mT, state.adapter)
         if state.base is None:
-            return state.adapter.svd()[1], projected
+            return state.adapter.product.singular_values(state.adapter.rank), projected
         values = torch.linalg.svdvals(state.adapter.delta() + state.base)
         return values[..., : projected.shape[-1]], projected + state.on(self.u0, self.v0)
 
