@@ -41,7 +41,6 @@ from analysis.cohorts.law import (
     sampled_law,
     views,
 )
-from fedlora_sim.engines.cohort_draws import cohort_counts
 from fedlora_sim.errors import expected
 from fedlora_sim.federation import Federation, draw_cohorts
 from fedlora_sim.randomness import stream
@@ -126,6 +125,8 @@ def drawn_shares(scenario: Scenario, seed: int) -> Array:
     Raises:
         InputError: for another allocation.
     """
+    from fedlora_sim.engines.cohort_draws import cohort_counts  # with torch, which takes seconds
+
     if scenario.allocation != "svd":
         wanted = "'svd', with which the cohort decides who carries a direction"
         raise expected("allocation", scenario.allocation, wanted)

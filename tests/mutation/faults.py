@@ -254,7 +254,7 @@ FAULTS = (
         "fedlora_sim/moments.py",
         "self.squares += other.squares + shift**2 * (self.count * other.count / total)",
         "self.squares += other.squares",
-        ("tests/core/test_moments.py",),
+        ("tests/core/test_moments_over_seeds.py",),
         "test_a_merge_knows_that_blocks_have_other_means",
     ),
     Fault(
@@ -262,7 +262,7 @@ FAULTS = (
         "fedlora_sim/moments.py",
         "self.level[cells], self.first[cells] = level, first",
         "self.level[cells] = level",
-        ("tests/core/test_moments.py",),
+        ("tests/core/test_moments_over_seeds.py",),
         "test_histograms_hold_any_range_and_merge",
     ),
     # Spectral runs.
