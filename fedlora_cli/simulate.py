@@ -144,14 +144,14 @@ def _collect_moments(
     """Return the moments of all runs, and store those of every finished piece."""
     import xarray as xr
 
-    from fedlora_sim.moments import Moments
+    from fedlora_sim.moments import SeedMoments
     from fedlora_sim.simulate import moments_of
 
     by_rule = []
     with tqdm(total=len(rules) * len(numbers), unit="run", disable=None) as bar:
         for name, rule in rules.items():
             bar.set_description(name)
-            moments = Moments(scenario, name)
+            moments = SeedMoments(scenario, name)
             size = MOMENTS_PER_PIECE[scenario.fidelity]
             for start in range(0, len(numbers), size):
                 seeds = numbers[start : start + size]
@@ -161,7 +161,7 @@ def _collect_moments(
                     piece = moments_of(scenario, rule, tuple(seeds), bar.update)
                     store.put_run(label, piece.state())
                 else:
-                    piece = Moments.from_state(scenario, name, state)
+                    piece = SeedMoments.from_state(scenario, name, state)
                     bar.update(len(seeds))
                 moments.merge(piece)
             by_rule.append(moments.dataset(numbers).expand_dims(rule=[name]))

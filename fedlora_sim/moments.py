@@ -156,7 +156,7 @@ def _narrow_bin(values: Array) -> Integers:
 HISTOGRAM = ("zeros", "counts", "first", "level", "least", "most")
 
 
-class Moments:
+class SeedMoments:
     """Moments of the variables of `simulate`, and quantiles of the energies."""
 
     def __init__(self, scenario: Scenario, rule: str) -> None:
@@ -174,7 +174,7 @@ class Moments:
             moments.add(runs[name].values)
         self._energies.add(runs.energy.values)
 
-    def merge(self, other: Moments) -> None:
+    def merge(self, other: SeedMoments) -> None:
         """Add the runs of another one, of the same scenario and rule."""
         for name, moments in self._moments.items():
             moments.merge(other._moments[name])
@@ -192,7 +192,7 @@ class Moments:
         return xr.Dataset(named, attrs={"runs": self._energies.runs})
 
     @classmethod
-    def from_state(cls, scenario: Scenario, rule: str, state: xr.Dataset) -> Moments:
+    def from_state(cls, scenario: Scenario, rule: str, state: xr.Dataset) -> SeedMoments:
         """Return the moments of a state."""
         found = cls(scenario, rule)
         for name, moments in found._moments.items():

@@ -17,7 +17,7 @@ from fedlora_sim.engines.spectral import run_spectral, run_spectral_account
 from fedlora_sim.errors import check_choice, check_seed, check_sequence, expected
 from fedlora_sim.finetune.measures import TrainingResult, labeled
 from fedlora_sim.finetune.run import run_training
-from fedlora_sim.moments import Moments, blocks_of
+from fedlora_sim.moments import SeedMoments, blocks_of
 from fedlora_sim.rules import AggregationRule, get_rule
 from fedlora_sim.runtime import full_precision
 from fedlora_sim.scenario import Scenario
@@ -65,7 +65,7 @@ def simulate(
         fidelity adds accuracy, loss, `layer_energy`, and the effect of each cohort client's update
         on the directions (`amplitude`, `client_preservation`, `angle`, ...). Round 0 is the initial
         state. Attributes hold the full configuration. With `keep="moments"` as
-        `fedlora_sim.moments.Moments.dataset`.
+        `fedlora_sim.moments.SeedMoments.dataset`.
 
     Raises:
         InputError: if an argument is invalid; names the argument, its value and what was expected.
@@ -94,7 +94,7 @@ def simulate(
 @full_precision()
 def moments_of(
     scenario: Scenario, rule: AggregationRule, seeds: tuple[int, ...], on_progress: Progress
-) -> Moments:
+) -> SeedMoments:
     """Return the moments of runs, which are simulated in blocks and not kept.
 
     Args:
@@ -103,7 +103,7 @@ def moments_of(
         seeds: one run per seed.
         on_progress: called with the number of runs finished since the last call.
     """
-    moments = Moments(scenario, rule.label)
+    moments = SeedMoments(scenario, rule.label)
     for block in blocks_of(scenario, seeds):
         moments.add(_ENGINES[scenario.fidelity](scenario, rule, block, on_progress))
     return moments

@@ -13,7 +13,7 @@ from hypothesis_profiles import examples
 
 from analysis import predict
 from fedlora_sim import InputError, Scenario, moments, simulate
-from fedlora_sim.moments import Moments, RunningMoments, RunningQuantiles, ranges_of
+from fedlora_sim.moments import RunningMoments, RunningQuantiles, SeedMoments, ranges_of
 
 RUN = Scenario(
     "1x3,3x2,4x1", cohort_size=2, rounds=40, gain_std=0.2, drift_std=0.01, empty_partition="zero"
@@ -116,9 +116,9 @@ def test_a_merge_knows_that_blocks_have_other_means():
 
 def test_a_state_continues_where_it_was():
     first, second = (simulate(RUN, "fedavg", seed=seeds) for seeds in (SEEDS[:50], SEEDS[50:90]))
-    whole = Moments(RUN, "fedavg")
+    whole = SeedMoments(RUN, "fedavg")
     whole.add(first)
-    again = Moments.from_state(RUN, "fedavg", whole.state())
+    again = SeedMoments.from_state(RUN, "fedavg", whole.state())
     for one in (whole, again):
         one.add(second)
     assert whole.dataset(SEEDS[:90]).identical(again.dataset(SEEDS[:90]))
