@@ -72,6 +72,7 @@ types: $(STAMP)  ## static types
 
 bench: $(STAMP)  ## time the simulator, the aggregation and local training; writes results/bench
 	$(BIN)/python -m benchmarks.spectral
+	$(BIN)/python -m benchmarks.matrix
 	$(BIN)/python -m benchmarks.aggregation
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.sweep

@@ -636,7 +636,7 @@ def _column_norms(block: tuple[Tensor, Tensor], weights: Tensor) -> tuple[Tensor
     at the level of rounding change a value by as much relative to itself.
     """
     B, A = block
-    norms, rounding = [], torch.finfo(B.dtype).eps * B.shape[-2] ** 0.5
+    norms, rounding = [], 16 * torch.finfo(B.dtype).eps
     orthogonal = torch.ones((), dtype=torch.bool, device=B.device)
     for columns in (B, A.mT):
         norm = torch.linalg.vector_norm(columns, dim=-2)

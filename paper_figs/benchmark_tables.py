@@ -56,6 +56,19 @@ def slopes_table(bench: dict[str, Any]) -> str:
     return markdown_table(("quantity", "values", "CPU time, ms", "slope"), lines)
 
 
+def matrix_table(bench: dict[str, Any]) -> str:
+    """Return the times of the matrix fidelity and of a loop of the same operations."""
+    lines: Lines = []
+    for row in bench["rows"]:
+        times = [
+            f"{row[lane]['cpu_median']:.2f} s "
+            f"[{row[lane]['cpu_min']:.2f}, {row[lane]['cpu_max']:.2f}]"
+            for lane in ("engine", "loop")
+        ]
+        lines.append((row["rule"], *times, f"{row['ratio']:.2f}x"))
+    return markdown_table(("rule", "engine, CPU time", "loop, CPU time", "engine / loop"), lines)
+
+
 SWEEPS = {
     "seeds": "many seeds of few rows",
     "points": "many rows of few seeds",

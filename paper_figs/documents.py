@@ -46,6 +46,7 @@ from paper_figs.benchmark_tables import (
     hardware_line,
     lanes_table,
     layers_table,
+    matrix_table,
     rivals_block,
     slopes_table,
     spectral_table,
@@ -326,6 +327,7 @@ BENCHES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
         "spectral_slopes": slopes_table,
         "spectral_bars": bars_table,
     },
+    "matrix": {"matrix": matrix_table, "matrix_bars": bars_table},
     "aggregation": {
         "aggregation": aggregation_table,
         "layers": layers_table,

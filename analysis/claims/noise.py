@@ -28,7 +28,7 @@ from analysis.stats.intervals import fieller_ratio, mean_interval, over_survivor
 from analysis.stats.series import stationary_mean
 from analysis.stats.verdicts import Prediction
 from fedlora_sim import Scenario, parse_ranks
-from fedlora_sim.engines.cohort_draws import cohort_counts
+from fedlora_sim.engines.cohort_draws import counts_of_runs
 
 # The cost of averaging over contributors: fewer clients, and therefore more noise.
 #
@@ -265,7 +265,7 @@ MORE_SPREAD = 1.05
 
 def contributors(scenario: Scenario, numbers: Sequence[int], context: RunContext) -> Array:
     """Return the number of carriers of each partition in the first cohort, (n, M)."""
-    counts = np.stack([cohort_counts(scenario, seed)[0] for seed in context.seeds(numbers)])
+    counts = counts_of_runs(scenario, context.seeds(numbers))[:, 0]
     return per_partition(counts @ scenario.federation.members, scenario).astype(np.float64)
 
 

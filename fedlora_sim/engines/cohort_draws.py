@@ -236,7 +236,14 @@ def _subsets(law: NumbersLaw, index: Tensor, drawn: Tensor) -> tuple[Tensor, Ten
 
 def cohort_counts(scenario: Scenario, seed: int) -> NDArray[np.int64]:
     """Return how often each client takes part in each round of a run, (T, K)."""
-    federation, rounds = scenario.federation, scenario.rounds
-    clients, times = draw_slots(federation, rounds, [seed], torch.device("cpu"))
-    counts = torch.zeros(rounds, federation.num_clients, dtype=torch.int64)
-    return counts.scatter_add_(1, *(x[0].expand(rounds, -1) for x in (clients, times))).numpy()
+    found: NDArray[np.int64] = counts_of_runs(scenario, [seed])[0]
+    return found
+
+
+def counts_of_runs(scenario: Scenario, seeds: Sequence[int]) -> NDArray[np.int64]:
+    """Return how often each client takes part in each round of several runs, (S, T, K)."""
+    federation, shape = scenario.federation, (len(seeds), scenario.rounds, -1)
+    drawn = draw_slots(federation, scenario.rounds, seeds, torch.device("cpu"))
+    clients, times = (x.expand(shape) for x in drawn)
+    counts = torch.zeros((*shape[:2], federation.num_clients), dtype=torch.int64)
+    return counts.scatter_add_(2, clients, times).numpy()

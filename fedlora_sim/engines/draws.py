@@ -117,22 +117,40 @@ def allocation_scores(
     return uniforms(seeds, "allocation", prod(shape), device).reshape(-1, *shape).to(device)
 
 
+def initial_bases(scenario: Scenario, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return Haar-distributed U and V of the initial update of one run per seed.
+
+    Shapes (S, d_out, r_max) and (S, d_in, r_max), float64, on the CPU.
+    """
+    sides = (("left basis", scenario.d_out), ("right basis", scenario.d_in))
+    r_max = scenario.federation.r_max
+    u, v = (
+        _haar_of(normals(seeds, purpose, d * r_max).reshape(-1, d, r_max)) for purpose, d in sides
+    )
+    return u, v
+
+
 def initial_basis(scenario: Scenario, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return Haar-distributed U (d_out, r_max) and V (d_in, r_max) of the initial update."""
-    rng, r_max = stream(seed, "basis"), max(scenario.ranks)
-    return _haar(rng, scenario.d_out, r_max), _haar(rng, scenario.d_in, r_max)
+    u, v = initial_bases(scenario, [seed])
+    return u[0].numpy(), v[0].numpy()
 
 
-def _haar(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float64]:
-    """Draw orthonormal columns from the Haar measure.
+def _haar_of(gaussian: Tensor) -> Tensor:
+    """Return orthonormal columns from the Haar measure, from standard normal matrices.
 
     LAPACK chooses the signs of Q by its own convention, which is not uniform. Multiplying by the
     signs of R's diagonal makes the factorization unique and Q Haar-distributed.
 
     Reference: Mezzadri, How to generate random matrices from the classical compact groups, Sec. 5.
     """
-    q, r = np.linalg.qr(rng.standard_normal((rows, columns)))
-    return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    q, r = torch.linalg.qr(gaussian)
+    return q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
+
+
+def _haar(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float64]:
+    """Draw orthonormal columns from the Haar measure."""
+    return _haar_of(torch.from_numpy(rng.standard_normal((rows, columns)))).numpy()
 
 
 def subspace_mixing(

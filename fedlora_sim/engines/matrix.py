@@ -18,7 +18,7 @@ from fedlora_sim.engines.draws import (
     carried_directions,
     client_draws,
     client_targets,
-    initial_basis,
+    initial_bases,
     leading_directions,
     subspace_mixing,
     target_rotation,
@@ -374,8 +374,7 @@ class _Batch:
         self.draws = client_draws(scenario, seeds, self.dtype, self.device)
         if scenario.allocation == "random":
             self.scores = allocation_scores(scenario, seeds, self.device)
-        bases = [initial_basis(scenario, s) for s in seeds]
-        u0, v0 = (np.stack(side) for side in zip(*bases, strict=True))
+        u0, v0 = (basis.numpy() for basis in initial_bases(scenario, seeds))
         self.u0, self.v0 = self._tensor(u0), self._tensor(v0)
         if scenario.local_loss == "quadratic":
             self.targets = Targets.draw(scenario, seeds, u0, v0).to(self.u0)

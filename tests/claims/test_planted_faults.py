@@ -42,7 +42,7 @@ def test_noise_that_neighboring_runs_share(monkeypatch: pytest.MonkeyPatch) -> N
         return normals([seed // 2 for seed in seeds], *drawn)  # type: ignore[arg-type]
 
     monkeypatch.setattr(spectral, "normals", shared)
-    assert verdict("independent-runs", first=1_000, cap=1_000) == "refuted"
+    assert verdict("independent-runs", first=4_000, cap=4_000) == "refuted"
 
 
 @pytest.mark.slow

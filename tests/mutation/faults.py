@@ -129,7 +129,7 @@ FAULTS = (
     Fault(
         "bases keep the signs of the QR factorization",
         "fedlora_sim/engines/draws.py",
-        "return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)",
+        "return q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)",
         "return q",
         DRAWS,
         "test_the_initial_basis_is_haar",
