@@ -37,6 +37,21 @@ between
 <!-- speed: generated -->
 <!-- end -->
 
+<!-- spectral_lanes: generated -->
+<!-- end -->
+
+<!-- spectral_slopes: generated -->
+<!-- end -->
+
+<!-- spectral_bars: generated -->
+<!-- end -->
+
+<!-- matrix: generated -->
+<!-- end -->
+
+<!-- matrix_bars: generated -->
+<!-- end -->
+
 <!-- aggregation: generated -->
 <!-- end -->
 
@@ -99,7 +114,17 @@ after
 
 
 TIMES = {f"{kind}_{of}": 0.5 for kind in ("wall", "cpu") for of in ("median", "min", "max")}
-SPECTRAL = {"rows": [{"rule": "fedavg", "noise": False, "threads": 1, **TIMES}]}
+BAR = {"what": "this / that", "wanted": "<= 3", "measured": 4.0, "verdict": "missed"}
+SPECTRAL = {
+    "rows": [{"rule": "fedavg", "noise": False, "threads": 1, **TIMES}],
+    "lanes": [{"lane": "all clients", "cpu_min": 3e-8, "cpu_median": 4e-8, "cpu_max": 5e-8}],
+    "slopes": [{"quantity": "seeds", "values": [1, 2], "seconds": [0.1, 0.2], "slope": 1.0}],
+    "bars": [BAR],
+}
+MATRIX = {
+    "rows": [{"rule": "fedavg", "ratio": 0.5, "engine": TIMES, "loop": TIMES}],
+    "bars": [BAR],
+}
 AGGREGATION = {
     "hardware": "a processor",
     "torch_version": "2",

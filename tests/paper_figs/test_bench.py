@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import aggregation
+from benchmarks import aggregation, matrix, spectral
 from benchmarks.aggregation_bars import SIZE, aggregation_bars
 from benchmarks.timing import side_by_side
 from paper_figs.benchmark_tables import aggregation_table, bars_table, layers_table
@@ -41,6 +41,37 @@ def record(**seconds: float) -> dict[str, Any]:
         for name, taken in (("loop", 1.0), ("batched", 0.9))
     ]
     return {"rows": [*rows, double], "layers": layers}
+
+
+@pytest.mark.parametrize(("factor", "slope"), [(2.9, 1.0), (3.1, 0.1)])
+def test_bars_of_the_spectral_fidelity_are_per_normal_draw(factor: float, slope: float) -> None:
+    lanes = dict.fromkeys(spectral.LANES, factor * 1e-08) | {spectral.DRAW: 1e-8}
+    found = spectral.bars(
+        {
+            "lanes": [{"lane": name, "cpu_median": x} for name, x in lanes.items()],  # type: ignore
+            "slopes": [{"quantity": name, "slope": slope} for name in spectral.SLOPES],  # type: ignore
+        }
+    )
+    missed = {str(bar["what"]) for bar in found if bar["verdict"] == "missed"}
+    slow = {f"all clients / {spectral.DRAW}"} if factor > 3 else set()
+    steep = {"log-log slope in clients outside the cohort"} if slope > spectral.CONSTANT else set()
+    assert missed == slow | steep
+    assert len(found) == len(spectral.LANES) + len(spectral.SLOPES)
+
+
+def test_the_lanes_of_the_benchmarks_agree_before_they_are_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for rule in matrix.RULES:
+        matrix.check(rule, seeds=[1])
+    monkeypatch.setattr(matrix, "bare_run", lambda rule, draws: 1.01 * bare_run(rule, draws))
+    with pytest.raises(SystemExit, match="not timed"):
+        matrix.check("fedavg", seeds=[1])
+    for changes, _ in spectral.LANES.values():
+        spectral.check(spectral.SCENARIO.replace(**changes, rounds=3), "raflora")
+
+
+bare_run = matrix.bare_run
 
 
 @pytest.mark.parametrize(

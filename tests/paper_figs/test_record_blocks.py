@@ -13,6 +13,7 @@ from record_cases import (
     CALIBRATION,
     CONFORMANCE,
     FAULTS,
+    MATRIX,
     MUTATION,
     RIVALS,
     SPECTRAL,
@@ -143,6 +144,7 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     bench = tmp_path / "results" / "bench"
     bench.mkdir()
     (bench / "spectral.json").write_text(json.dumps(SPECTRAL))
+    (bench / "matrix.json").write_text(json.dumps(MATRIX))
     (bench / "aggregation.json").write_text(json.dumps(AGGREGATION))
     (bench / "training.json").write_text(json.dumps(TRAINING))
     (bench / "rivals.json").write_text(json.dumps(RIVALS))
