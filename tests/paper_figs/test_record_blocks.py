@@ -192,9 +192,9 @@ def test_a_recorded_readme_passes_its_check(
     assert documents.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "calibration.json", "conformance.json"),
-        *("digits.png", "energies.png", "faults.json", "ledger.png", "mutation.json"),
-        *("participation.png", "phase.png", "report.json", "rivals.json", "settling.png"),
-        *("spectral.json", "sweep.json", "training.json"),
+        *("digits.png", "energies.png", "faults.json", "ledger.png", "matrix.json"),
+        *("mutation.json", "participation.png", "phase.png", "report.json", "rivals.json"),
+        *("settling.png", "spectral.json", "sweep.json", "training.json"),
     ]
     assert "| 9 x 9 | 500 ms [500, 500] | 1.1x | 2x | not measured | 300x, one run |" in text
     assert "| 2 | 0.50 s [0.50, 0.50] | 0.50 s [0.50, 0.50] |" in text
