@@ -50,6 +50,7 @@ class GlobalUpdate:
     base: Mapping[str, Tensor] = field(default_factory=dict)
     heads: Heads = field(default_factory=dict)
     kept: Mapping[str, State] = field(default_factory=dict)
+    _svds: dict[int, dict[str, SVD]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Contiguous, as when read from a file: other strides change the order of sums, hence the
@@ -97,6 +98,11 @@ class GlobalUpdate:
 
     def svd(self, r: int) -> dict[str, SVD]:
         """Return the leading r triplets of the whole update of each module."""
+        if r not in self._svds:
+            self._svds[r] = self._solve(r)
+        return self._svds[r]
+
+    def _solve(self, r: int) -> dict[str, SVD]:
         found = {}
         for name, factors in self.adapters.items():
             if name in self.base:
@@ -265,21 +271,17 @@ class Download:
             state: the global update.
             scaling: scaling of that client; the product does not depend on the scaling.
         """
-        every = torch.arange(self.r_max, device=self.task.device)
-        return {name: self.of_module(state, name, every, scaling) for name in state.adapters}
+        return {name: self.of_module(state, name, scaling) for name in state.adapters}
 
-    def of_module(
-        self, state: GlobalUpdate, name: str, held: Tensor, scaling: float
-    ) -> LoRAFactors:
-        """Return the given components of a module's global adapter, in a client's scaling.
+    def of_module(self, state: GlobalUpdate, name: str, scaling: float) -> LoRAFactors:
+        """Return a module's global adapter with all components, in a client's scaling.
 
         A direction without energy has two zero factors and therefore no gradient. It is sent as
         LoRA initializes directions, A random and B zero, which does not change the update.
         """
-        whole = state.adapters[name]
-        own, lost = whole.select(held), whole.lost_columns()[held]
-        received = self.rule.rescale(own, scaling)
-        lora_a = torch.where(lost.unsqueeze(-1), self.fresh[name].lora_A[held], received.lora_A)
+        lost = state.adapters[name].lost_columns()
+        received = self.rule.rescale(state.adapters[name], scaling)
+        lora_a = torch.where(lost.unsqueeze(-1), self.fresh[name].lora_A, received.lora_A)
         return LoRAFactors(lora_a, received.lora_B * ~lost, scaling)
 
     def positions(
@@ -323,8 +325,9 @@ class Download:
         """
         adapters: Adapters = {}
         for name, held in positions.items():
-            pairs = zip(held, scalings, strict=True)
-            sent = [self.of_module(state, name, own, s) for own, s in pairs]
+            # Scalings are few: clients take parts of the whole adapter in theirs.
+            whole = {s: self.of_module(state, name, s) for s in dict.fromkeys(scalings)}
+            sent = [whole[s].select(own) for own, s in zip(held, scalings, strict=True)]
             width = max(f.rank for f in sent)
             adapters[name] = (
                 torch.stack([pad_last(f.lora_A.mT, width).mT for f in sent]),

@@ -21,6 +21,7 @@ from fedlora_sim.account import Carriers
 from fedlora_sim.datasets import ACCOUNT
 from fedlora_sim.federation import Federation
 from fedlora_sim.finetune.exchange import SVD, GlobalUpdate, Upload
+from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import pad_last
 from fedlora_sim.metrics import direction_preservation, projected_amplitudes, subspace_angles
 from fedlora_sim.rules import AggregationRule
@@ -65,14 +66,24 @@ def update_row(bases: Mapping[str, SVD], upload: Upload, slots: int, r_max: int)
     energy = np.full((len(bases), slots), np.nan)
     share = np.full((len(bases), slots), np.nan)
     for layer, (name, (u, s, vh)) in enumerate(bases.items()):
-        alive = bool(s.any())
-        for slot, update in zip(place, upload.updates[name], strict=True):
-            energy[layer, slot] = float(update.norm().square())
-            if alive:
-                found = projected_amplitudes(u, vh, update)
-                amplitude[layer, slot, : len(s)] = found.cpu().double().numpy()
-                share[layer, slot] = float(direction_preservation(u, vh, update))
+        if not len(place):
+            break
+        updates = _together(upload.updates[name])
+        energy[layer, place] = updates.norm().square().cpu().double().numpy()
+        if bool(s.any()):
+            found = projected_amplitudes(u, vh, updates)
+            amplitude[layer, place, : len(s)] = found.cpu().double().numpy()
+            share[layer, place] = direction_preservation(u, vh, updates).cpu().double().numpy()
     return {"amplitude": amplitude, "update_energy": energy, "client_preservation": share}
+
+
+def _together(updates: Sequence[LoRAFactors]) -> LoRAFactors:
+    """Return the updates of clients as one batch at scaling 1, padded to their highest rank."""
+    width = max(update.rank for update in updates)
+    return LoRAFactors(
+        torch.stack([pad_last(x.lora_A.mT, width).mT for x in updates]),
+        torch.stack([pad_last(x.lora_B * x.scaling, width) for x in updates]),
+    )
 
 
 def account_row(
@@ -133,14 +144,21 @@ def angle_row(before: Mapping[str, SVD], after: Mapping[str, SVD], levels: Seque
         the level and where an update has fewer directions.
     """
     angle = np.full((len(before), 2, len(levels), levels[-1]), np.nan)
+    # Subspaces of one shape are compared in one batch.
+    pairs: dict[tuple[int, int], list[tuple[tuple[int, int, int], Tensor, Tensor]]] = {}
     for layer, name in enumerate(before):
         first, second = _sides(before[name]), _sides(after[name])
         for h, level in enumerate(levels):
             if min(_rank(before[name][1]), _rank(after[name][1])) < level:
                 break
             for side, (p, q) in enumerate(zip(first, second, strict=True)):
-                found = subspace_angles(p[:, :level], q[:, :level])
-                angle[layer, side, h, :level] = found.cpu().double().numpy()
+                one = ((layer, side, h), p[:, :level], q[:, :level])
+                pairs.setdefault((len(p), level), []).append(one)
+    for (_, level), alike in pairs.items():
+        sides = (torch.stack([pair[side] for _, *pair in alike]) for side in range(2))
+        found = subspace_angles(*sides).cpu().double().numpy()
+        for ((layer, side, h), *_), own in zip(alike, found, strict=True):
+            angle[layer, side, h, :level] = own
     return {"angle": angle}
 
 
