@@ -209,9 +209,13 @@ class LoRAFactors:
         """
         return abs(self.scaling) * self.lora_B.norm(dim=-2) * self.lora_A.norm(dim=-1)
 
-    def lost_columns(self) -> Tensor:
-        """Return which rank components are zero up to rounding, boolean (..., r)."""
-        amplitude = self.column_amplitudes()
+    def lost_columns(self, amplitude: Tensor | None = None) -> Tensor:
+        """Return which rank components are zero up to rounding, boolean (..., r).
+
+        Args:
+            amplitude: `column_amplitudes()` if they are known, (..., r).
+        """
+        amplitude = self.column_amplitudes() if amplitude is None else amplitude
         rounding = torch.finfo(self.dtype).eps * max(self.d_in, self.d_out)
         return amplitude <= rounding * amplitude.amax(dim=-1, keepdim=True)
 

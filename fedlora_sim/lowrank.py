@@ -199,6 +199,88 @@ def _test_matrix(n: int, r: int, dtype: torch.dtype, device: torch.device) -> Te
     return normals([0], "range of a matrix", n * r, device).view(n, r).to(dtype).to(device)
 
 
+# Matrices whose singular vectors are probably known. Clients that move amplitudes and turn nothing
+# leave the directions of the last round in place. With orthonormal u and v and `h_i = u_i^T W v_i`,
+#
+#     ||W - u diag(h) v^T||_F <= a few rounding errors of ||W||_F
+#
+# is a certificate that u, |h| and v, sorted, are an SVD of W: LAPACK guarantees no smaller error.
+
+
+@dataclass(frozen=True, eq=False)
+class StartingDirections:
+    """Directions that are probably the leading singular vectors of a matrix.
+
+    Args:
+        u: unit columns, (..., d_out, r).
+        v: unit columns, (..., d_in, r).
+        gap: distance of both Gram matrices from the identity in the Frobenius norm, (...).
+    """
+
+    u: Tensor
+    v: Tensor
+    gap: Tensor
+
+    @classmethod
+    def of(cls, u: Tensor, v: Tensor) -> StartingDirections:
+        """Return directions with the test how orthonormal they are."""
+        one = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+        gaps = [torch.linalg.vector_norm((x.mT @ x - one).flatten(-2), dim=-1) for x in (u, v)]
+        return cls(u, v, torch.maximum(*gaps))
+
+    @property
+    def orthonormal(self) -> Tensor:
+        """Where the directions are orthonormal up to rounding, boolean (...)."""
+        eps, r = torch.finfo(self.u.dtype).eps, self.u.shape[-1]
+        return self.gap <= RANGE_ROUNDING * eps * r**0.5
+
+    @property
+    def have_values(self) -> Tensor:
+        """Where the amplitudes of columns on the directions are singular values, boolean (...).
+
+        A gap of g changes each singular value by at most g relative to itself (Eisenstat and Ipsen
+        1995, SIAM J. Numer. Anal. 32, Thm. 3.3), however small it is.
+        """
+        return self.gap <= relative("factorization", self.u.dtype) / 4
+
+    def sorted(self, values: Tensor) -> SVD:
+        """Return the triplets of `u diag(values) v^T`, values (..., r) of either sign."""
+        size, order = values.abs().sort(dim=-1, descending=True, stable=True)
+        place = order.unsqueeze(-2)
+        signed = self.v * torch.where(values < 0, -1.0, 1.0).to(values.dtype).unsqueeze(-2)
+        u, v = (x.gather(-1, place.expand_as(x)) for x in (self.u, signed))
+        return u, size, v.mT
+
+
+def svd_near(W: Tensor, near: StartingDirections | None, r: int) -> SVD:
+    """Return the leading r triplets of dense matrices; signs are not fixed.
+
+    Args:
+        W: (S, d_out, d_in).
+        near: r directions for each matrix, to be tested; None for `leading_svd`.
+        r: number of triplets.
+
+    Returns:
+        U (S, d_out, r), S (S, r) in descending order and Vh (S, r, d_in), as accurate as those of
+        `leading_svd` whatever the directions are.
+
+    Raises:
+        LinAlgError: if an entry is not finite.
+    """
+    if near is None:
+        return leading_svd(W, r)
+    values = (near.u * (W @ near.v)).sum(-2)
+    rest = torch.baddbmm(W, near.u * values.unsqueeze(-2), near.v.mT, alpha=-1)
+    left, size = (torch.linalg.vector_norm(x.flatten(-2), dim=-1) for x in (rest, W))
+    bound = RANGE_ROUNDING * torch.finfo(W.dtype).eps * size
+    trusted = near.orthonormal & (left <= bound)  # False for NaN
+    found = near.sorted(values)
+    if not bool(trusted.all()):
+        for whole, part in zip(found, leading_svd(W[~trusted], r), strict=True):
+            whole[~trusted] = part
+    return found
+
+
 # Gram path: the SVD of a low-rank product from its two Gram matrices, at half the cost of QR.
 #
 # With `G_B = B^T B = L L^T` (Cholesky) and `G_A = A A^T`, both R x R, the symmetric eigenproblem
@@ -548,7 +630,11 @@ def low_rank_svd(B: Tensor, A: Tensor, r: int, method: str = "auto") -> SVD:
 
 @torch.no_grad()
 def scaled_svd(
-    blocks: Blocks, weights: Tensor, r: int, method: str = "auto"
+    blocks: Blocks,
+    weights: Tensor,
+    r: int,
+    method: str = "auto",
+    near: StartingDirections | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the leading triplets of a product of any size, as `blocks_svd`.
 
@@ -560,14 +646,20 @@ def scaled_svd(
     (u, s, vh), m = solve_in_range(
         blocks,
         weights,
-        lambda own, w: blocks_svd(own, w, r, method),
+        lambda own, w: blocks_svd(own, w, r, method, near),
         lambda found: found[1].amax(-1),
     )
     return u, s, vh, m
 
 
 @torch.no_grad()
-def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") -> SVD:
+def blocks_svd(
+    blocks: Blocks,
+    weights: Tensor,
+    r: int,
+    method: str = "auto",
+    near: StartingDirections | None = None,
+) -> SVD:
     """Return leading triplets of `sum_k B_k diag(w_k) A_k` in the compute dtype, with fixed signs.
 
     `auto` forms the product if R >= min(d_out, d_in). Otherwise it takes the Gram path for inputs
@@ -579,11 +671,15 @@ def blocks_svd(blocks: Blocks, weights: Tensor, r: int, method: str = "auto") ->
         weights: column weights, broadcastable to (..., R).
         r: number of triplets; capped at min(R, d_out, d_in).
         method: `auto | gram | qr | dense`; a named path is taken without a fallback.
+        near: r directions that are probably close to the singular vectors. `auto` starts from them
+            where the product is not much larger than the factors.
 
     Returns:
         U (..., d_out, r), S (..., r) and Vh (..., r, d_in).
     """
     path, r, dtype = _choose(blocks, weights, r, method)
+    if near is not None and method == "auto" and _fits(near, blocks, weights, r):
+        return fix_signs(*svd_near(dense_product(blocks, weights, dtype), near, r))
     if path == "dense":
         return fix_signs(*leading_svd(dense_product(blocks, weights, dtype), r))
     blocks, weights = _gather(blocks, weights)
@@ -659,6 +755,12 @@ def _choose(blocks: Blocks, weights: Tensor, r: int, method: str) -> tuple[str, 
         elif dtype == torch.float64 or device.type == "mps":  # MPS has no float64
             path = "qr"
     return path, min(r, total, limit), dtype
+
+
+def _fits(near: StartingDirections, blocks: Blocks, weights: Tensor, r: int) -> bool:
+    """Return True if a product can start from directions, at a lower cost than without."""
+    B, A = blocks[0]
+    return near.u.shape[-1] == r and 2 * weights.shape[-1] >= min(B.shape[-2], A.shape[-1])
 
 
 def _gather(blocks: Blocks, weights: Tensor) -> tuple[Blocks, Tensor]:
@@ -737,10 +839,12 @@ class LowRankProduct:
         blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in); any sequence, including one
             that loads a pair when it is indexed.
         weights: weight of each column, (..., R) or (R,), R the sum of the r_k.
+        near: directions from which an SVD may start, for one batch dimension.
     """
 
     blocks: Blocks
     weights: Tensor
+    near: StartingDirections | None = None
 
     @property
     def columns(self) -> int:
@@ -779,7 +883,7 @@ class LowRankProduct:
         both = (w.to(self.weights.dtype).expand(*batch, -1) for w in (self.weights, weights))
         own, count = self.blocks, len(self.blocks)
         blocks = LazySequence(count + 1, lambda k: own[k] if k < count else (B, A))
-        return LowRankProduct(blocks, torch.cat(list(both), dim=-1))
+        return LowRankProduct(blocks, torch.cat(list(both), dim=-1), self.near)
 
     @torch.no_grad()
     def dense(self) -> Tensor:
@@ -810,7 +914,7 @@ class LowRankProduct:
         self, r: int | None = None, method: str = "auto"
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return the triplets and the power of two by which to multiply S; see `scaled_svd`."""
-        return scaled_svd(self.blocks, self.weights, self._wanted(r), method)
+        return scaled_svd(self.blocks, self.weights, self._wanted(r), method, self.near)
 
     def singular_values(self, r: int | None = None, method: str = "auto") -> Tensor:
         """Return the leading `r` singular values, (..., r), from the core; cheaper than `svd`.

@@ -102,6 +102,7 @@ class StandIn(TorchFunctionMode):
             "device_count": lambda: 1,
             "current_device": lambda: 0,
             "empty_cache": lambda: None,
+            "mem_get_info": lambda *_: (2**33, 2**34),
             "synchronize": lambda *_: None,
         }
         self._patches.enter_context(patch.multiple(torch.cuda, **cuda))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,8 +26,11 @@ from fedlora_sim.engines.draws import (
 )
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.lora import LoRAFactors
+from fedlora_sim.lowrank import SVD, StartingDirections, svd_near
 from fedlora_sim.metrics import projected_amplitudes
 from fedlora_sim.rules import AggregationRule, Cohort, State
+from fedlora_sim.rules.cohort import StackedUpdates
+from fedlora_sim.rules.external import ExternalRule
 from fedlora_sim.runtime import in_parts, leaves_range, one_thread, resolve_device, torch_dtype
 from fedlora_sim.scenario import Scenario
 
@@ -84,9 +88,9 @@ class Targets:
         """Return the same targets in the dtype and on the device of a tensor."""
         return Targets(*(x.to(like.dtype).to(like.device) for x in (self.left, self.right)))
 
-    def of(self, slots: NDArray[np.int64]) -> Targets:
-        """Return the targets of a cohort with slots (S, m), (S, m, ...)."""
-        runs, clients = np.arange(len(slots))[:, None], torch.from_numpy(slots)
+    def of(self, clients: Tensor) -> Targets:
+        """Return the targets of a cohort's clients (S, m), (S, m, ...)."""
+        runs = torch.arange(len(clients), device=clients.device).unsqueeze(1)
         return Targets(self.left[runs, clients], self.right[runs, clients])
 
     def on(self, u: Tensor, v: Tensor) -> Tensor:
@@ -199,18 +203,21 @@ def split_directions(
     Returns:
         u (S, d_out, r), v (S, d_in, r) and amplitudes x (S, r), non-negative.
     """
-    lost = state.lost_columns()
-    norm_b = torch.where(lost, 1.0, state.lora_B.norm(dim=-2))
-    norm_a = torch.where(lost, 1.0, state.lora_A.norm(dim=-1))
-    u, v = state.lora_B / norm_b.unsqueeze(-2), state.lora_A.mT / norm_a.unsqueeze(-2)
+    norm_b, norm_a = state.lora_B.norm(dim=-2), state.lora_A.norm(dim=-1)
+    x = abs(state.scaling) * norm_b * norm_a
+    lost = state.lost_columns(x)
+    if not bool(lost.any()):
+        return state.lora_B / norm_b.unsqueeze(-2), state.lora_A.mT / norm_a.unsqueeze(-2), x
     gone = lost.unsqueeze(-2)
-    if sorted_columns and bool(lost.any()):
+    u = state.lora_B / torch.where(lost, 1.0, norm_b).unsqueeze(-2)
+    v = state.lora_A.mT / torch.where(lost, 1.0, norm_a).unsqueeze(-2)
+    if sorted_columns:
         taken = (u0.mT @ torch.where(gone, 0.0, u)).square().sum(-1)
         free = carried_directions(lost.sum(-1), -taken)
         source = _matched(lost, free).unsqueeze(-2)
         u0, v0 = (side.gather(-1, source.expand_as(side)) for side in (u0, v0))
     u, v = torch.where(gone, u0, u), torch.where(gone, v0, v)
-    return u, v, torch.where(lost, 0.0, state.column_amplitudes())
+    return u, v, torch.where(lost, 0.0, x)
 
 
 def _matched(lost: Tensor, free: Tensor) -> Tensor:
@@ -220,7 +227,13 @@ def _matched(lost: Tensor, free: Tensor) -> Tensor:
 
 
 def local_factors(
-    u: Tensor, v: Tensor, amplitude: Tensor, carried: Tensor, *, frozen_a: bool
+    u: Tensor,
+    v: Tensor,
+    amplitude: Tensor,
+    carried: Tensor,
+    *,
+    frozen_a: bool,
+    out: Sequence[Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor]:
     """Return local factors with given amplitudes, zero in directions that are not carried.
 
@@ -231,23 +244,36 @@ def local_factors(
         carried: which directions each client slot carries, boolean (S, m, r).
         frozen_a: A is the unit directions, common to all clients, and B has the amplitude;
             otherwise the amplitude is split evenly.
+        out: memory for A and B, (S, r, m, d) each; new if None.
 
     Returns:
         lora_A (S, m, r, d_in) and lora_B (S, m, d_out, r), with the sign in B.
     """
     if frozen_a:
-        own = carried.to(amplitude.dtype)
-        return (v * own.unsqueeze(-2)).mT, u * (own * amplitude).unsqueeze(-2)
-    root = torch.where(carried, amplitude.abs().sqrt(), 0.0)
-    lora_b = u * (root * amplitude.sign()).unsqueeze(-2)
-    lora_a = (v * root.unsqueeze(-2)).mT
-    return lora_a, lora_b
+        on_a = carried.to(amplitude.dtype)
+        on_b = on_a * amplitude
+    else:
+        on_a = torch.where(carried, amplitude.abs().sqrt(), 0.0)
+        on_b = on_a * amplitude.sign()
+    # In memory (S, r, m, d), as `StackedUpdates` sums it.
+    rows_a, rows_b = (
+        torch.mul(
+            side.mT.contiguous().transpose(1, 2), on.mT.contiguous().unsqueeze(-1), out=memory
+        ).transpose(1, 2)
+        for side, on, memory in zip((v, u), (on_a, on_b), out, strict=True)
+    )
+    return rows_a, rows_b.mT
 
 
 # The round loop of the matrix fidelity, batched over seeds
 
-# Most numbers in the largest arrays of a batch: 40 MB in float64.
-BATCH_ELEMENTS = 5_000_000
+BATCH_ELEMENTS = 2_500_000
+"""Most numbers in the local factors of a batch on a CPU.
+
+Enough to make the fixed cost of an operation small; more would gain little.
+"""
+ARRAYS = 8
+"""Arrays of the size of the local factors that a round holds at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,17 +326,34 @@ def run_matrix(
     Returns:
         Singular values and amplitudes projected on the initial basis.
     """
-    # Local factors or, in a long run of small layers, gains and drifts of all rounds.
-    widest = max(scenario.d_in + scenario.d_out, 2 * scenario.rounds)
-    per_run = places(scenario.federation) * max(scenario.ranks) * widest
-    size = max(1, BATCH_ELEMENTS // per_run)
+    size = _batch_size(scenario)
     parts = []
     with one_thread():
-        for start in range(0, len(seeds), size):
-            chunk = seeds[start : start + size]
+        for chunk in _chunks(seeds, size):
             parts += in_parts(lambda part: _in_range(scenario, rule, part, account), chunk)
             on_progress(len(chunk))
     return MatrixResult.joined(parts)
+
+
+def _chunks(seeds: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Yield batches of nearly equal length, at most `size`."""
+    count = -(-len(seeds) // size)
+    edges = [k * len(seeds) // count for k in range(count + 1)]
+    for start, end in pairwise(edges):
+        yield seeds[start:end]
+
+
+def _batch_size(scenario: Scenario) -> int:
+    """Return the number of seeds that advance together, from the sizes of their arrays."""
+    cohort = places(scenario.federation) * scenario.federation.r_max
+    factors = cohort * (scenario.d_in + scenario.d_out)
+    device = resolve_device(scenario.device, torch_dtype(scenario.dtype), "matrix")
+    if device.type != "cuda":
+        return max(1, BATCH_ELEMENTS // factors)
+    free, _ = torch.cuda.mem_get_info(device)
+    drawn = 2 * cohort * scenario.rounds
+    numbers = ARRAYS * (factors + scenario.d_in * scenario.d_out) + drawn
+    return max(1, free // 2 // (8 * numbers))
 
 
 def _in_range(
@@ -354,13 +397,24 @@ class _State:
             return torch.zeros_like(u[:, 0])
         return (u * (self.base @ v)).sum(-2)
 
-    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the leading triplets of the whole update, as many as the adapter has columns."""
-        if self.base is None:
-            return self.adapter.svd()
-        u, s, vh = torch.linalg.svd(self.adapter.delta() + self.base, full_matrices=False)
-        r = self.adapter.rank
-        return u[..., :r], s[..., :r], vh[..., :r, :]
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A state and what is computed from it once: its directions, amplitudes and triplets.
+
+    Args:
+        state: the state.
+        near: unit directions u and v of the adapter's columns, (S, d, r).
+        x: amplitudes of the adapter on them, (S, r).
+        values: leading singular values of the whole update, (S, r), descending.
+        svd: returns the triplets.
+    """
+
+    state: _State
+    near: StartingDirections
+    x: Tensor
+    values: Tensor
+    svd: Callable[[], SVD]
 
 
 class _Batch:
@@ -370,8 +424,13 @@ class _Batch:
         self.scenario, self.rule, self.seeds = scenario, rule, seeds
         self.dtype = torch_dtype(scenario.dtype)
         self.device = resolve_device(scenario.device, self.dtype, "matrix")
-        self.slots, self.times = self._cohorts()
+        # Whether clients keep the directions of the global update, from which SVDs can then start.
+        disturbed = scenario.subspace_noise, scenario.basis_drift, scenario.target_angle
+        self.stays = not any(disturbed)
+        # Client in each place of the cohorts, its weight (zero if empty) and rank, (S, T, m).
+        self.clients, self.weights, self.ranks = self._cohorts()
         self.draws = client_draws(scenario, seeds, self.dtype, self.device)
+        self.memory: list[Tensor] = []
         if scenario.allocation == "random":
             self.scores = allocation_scores(scenario, seeds, self.device)
         u0, v0 = (basis.numpy() for basis in initial_bases(scenario, seeds))
@@ -383,27 +442,53 @@ class _Batch:
         return torch.from_numpy(values).to(self.dtype).to(self.device)
 
     def run(self, *, account: bool = False) -> MatrixResult:
-        state = self._initial_state()
-        rows, accounts = [self._measure(state)], []
+        seen = self._seen(self._initial_state())
+        rows, accounts = [self._measure(seen)], []
         for t in range(self.scenario.rounds):
-            before, (state, cohort) = state, self._round(t, state)
-            rows.append(self._measure(state))
+            before, (state, cohort) = seen, self._round(t, seen)
+            seen = self._seen(state)
+            rows.append(self._measure(seen))
             if account:
                 accounts.append(self._account(before, cohort, state))
         values, projected = (torch.stack(x, 1).cpu().double() for x in zip(*rows, strict=True))
         found = over_rounds(accounts) if account else {}
         return MatrixResult(values.numpy(), projected.numpy(), found)
 
-    def _account(self, before: _State, cohort: Cohort, after: _State) -> Account:
+    def _seen(self, state: _State) -> _Seen:
+        """Return a state with its triplets.
+
+        Columns of the adapter that are orthogonal on both sides need no further decomposition. They
+        are after an SVD, and where clients change only the amplitudes of given directions.
+        """
+        by_svd = self.rule.space == "product"
+        u, v, x = split_directions(state.adapter, self.u0, self.v0, sorted_columns=by_svd)
+        near = StartingDirections.of(u, v)
+        if state.base is not None:
+            whole = state.adapter.delta() + state.base
+            svd = svd_near(whole, near if self.stays else None, x.shape[-1])
+            return _Seen(state, near, x, svd[1], lambda: svd)
+        if bool(near.have_values.all()):
+            values = x.sort(dim=-1, descending=True).values
+            return _Seen(state, near, x, values, lambda: near.sorted(x))
+        svd = near.sorted(x)
+        other = ~near.have_values
+        again = LoRAFactors(state.adapter.lora_A[other], state.adapter.lora_B[other]).svd()
+        for found, part in zip(svd, again, strict=True):
+            found[other] = part
+        return _Seen(state, near, x, svd[1], lambda: svd)
+
+    def _account(self, before: _Seen, cohort: Cohort, after: _State) -> Account:
         """Return the account of a round on the singular directions of the update before it."""
         u, s, vh = before.svd()
         v = vh.mT
-        parts = [projected_amplitudes(u, vh, update) for update in cohort.updates]
+        updates = cohort.updates
+        assert isinstance(updates, StackedUpdates)
+        returned = projected_amplitudes(u.unsqueeze(1), vh.unsqueeze(1), updates.factors)
         norms = None if self.rule.properties.coverage == "weights" else cohort.norms()
         policy = self.scenario.empty_partition
         carriers = Carriers.of(self.rule, policy, cohort.weights, cohort.members, norms)
         now = projected_amplitudes(u, vh, after.adapter) + after.on(u, v)
-        return carriers.account_of_svd(s, before.on(u, v), torch.stack(parts, 1), now, s.dtype)
+        return carriers.account_of_svd(s, before.state.on(u, v), returned, now, s.dtype)
 
     def _initial_state(self) -> _State:
         """Return the initial update, in the adapter or in the base, depending on the rule."""
@@ -417,22 +502,26 @@ class _Batch:
         empty = LoRAFactors(torch.zeros_like(adapter.lora_A), torch.zeros_like(adapter.lora_B))
         return _State(empty, adapter.delta())
 
-    def _measure(self, state: _State) -> tuple[Tensor, Tensor]:
+    def _measure(self, seen: _Seen) -> tuple[Tensor, Tensor]:
         """Return singular values of the whole update and its amplitudes on the initial basis."""
-        projected = projected_amplitudes(self.u0, self.v0.mT, state.adapter)
-        if state.base is None:
-            return state.adapter.product.singular_values(state.adapter.rank), projected
-        values = torch.linalg.svdvals(state.adapter.delta() + state.base)
-        return values[..., : projected.shape[-1]], projected + state.on(self.u0, self.v0)
+        projected = projected_amplitudes(self.u0, self.v0.mT, seen.state.adapter)
+        if seen.state.base is not None:
+            projected = projected + seen.state.on(self.u0, self.v0)
+        return seen.values, projected
 
-    def _round(self, t: int, state: _State) -> tuple[_State, Cohort]:
-        slots, weights = self._slots(t)
-        by_svd = self.rule.space == "product"
-        u, v, x = split_directions(state.adapter, self.u0, self.v0, sorted_columns=by_svd)
+    def _round(self, t: int, seen: _Seen) -> tuple[_State, Cohort]:
+        state, u, v, x = seen.state, seen.near.u, seen.near.v, seen.x
+        slots = self.clients[:, t]
         train = self._fitted if self.scenario.local_loss == "quadratic" else self._returned
         carried, lora_a, lora_b = train(t, slots, state, u, v, x)
         lora_a, lora_b = self._disturb(t, slots, carried, lora_a, lora_b)
-        cohort = _cohort(lora_a, lora_b, weights, carried, self.scenario.federation.levels)
+        cohort = _cohort(
+            StackedUpdates(LoRAFactors(lora_a, lora_b)),
+            self.weights[:, t],
+            carried,
+            self.scenario.federation.levels,
+            seen.near if self.stays else None,
+        )
         result = self.rule.aggregate(
             cohort, state.adapter, self.scenario.empty_partition, state=state.kept
         )
@@ -443,19 +532,33 @@ class _Batch:
         return _State(result.adapter, base, result.state), cohort
 
     def _returned(
-        self, t: int, slots: NDArray[np.int64], state: _State, u: Tensor, v: Tensor, x: Tensor
+        self, t: int, slots: Tensor, state: _State, u: Tensor, v: Tensor, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return carried directions, A and B of clients that change each amplitude to `a x + b`."""
         z = state.on(u, v)
         total = (x + z).unsqueeze(1)
-        gain, drift = self.draws.round(t, torch.from_numpy(slots).to(self.device))
+        gain, drift = self.draws.round(t, slots)
         reached = (gain * total + drift).expand(*slots.shape, -1)
-        carried = self._carried(t, slots, (reached - total).abs())
+        carried = self._carried(t, (reached - total).abs())
         y, (u, v) = reached - z.unsqueeze(1), (u.unsqueeze(1), v.unsqueeze(1))
-        return carried, *local_factors(u, v, y, carried, frozen_a=self.rule.frozen_a)
+        factors = local_factors(u, v, y, carried, frozen_a=self.rule.frozen_a, out=self._memory())
+        return carried, *factors
+
+    def _memory(self) -> Sequence[Tensor | None]:
+        """Return the memory of a cohort's factors, the same in every round: new pages cost time.
+
+        An external rule may keep views of the factors.
+        """
+        if isinstance(self.rule, ExternalRule):
+            return None, None
+        if not self.memory:
+            shape = (len(self.seeds), self.u0.shape[-1], self.clients.shape[-1])
+            sizes = self.scenario.d_in, self.scenario.d_out
+            self.memory = [self.u0.new_empty(*shape, size) for size in sizes]
+        return self.memory
 
     def _fitted(
-        self, t: int, slots: NDArray[np.int64], state: _State, u: Tensor, v: Tensor, x: Tensor
+        self, t: int, slots: Tensor, state: _State, u: Tensor, v: Tensor, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return carried directions, A and B of clients that descend to their own targets."""
         u, v, x = (y.unsqueeze(1) for y in (u, v, x))
@@ -474,34 +577,30 @@ class _Batch:
         if self.scenario.allocation == "importance":  # the movement of all directions decides
             lora_a, lora_b = descended(torch.ones_like(x, dtype=torch.bool))
             movement = (((u.mT @ lora_b) * (lora_a @ v).mT).sum(-1) - x).abs()
-        carried = self._carried(t, slots, movement)
+        carried = self._carried(t, movement)
         return carried, *descended(carried)
 
-    def _carried(self, t: int, slots: NDArray[np.int64], movement: Tensor) -> Tensor:
+    def _carried(self, t: int, movement: Tensor) -> Tensor:
         """Return which directions each client slot carries, boolean (S, m, r_max)."""
-        ranks = torch.tensor(self.scenario.ranks, device=self.device)[torch.from_numpy(slots)]
+        ranks = self.ranks[:, t]
         if self.scenario.allocation == "svd":
             return leading_directions(ranks, movement.shape[-1])
         if self.scenario.allocation == "importance":
             return carried_directions(ranks, movement)
         return carried_directions(ranks, self.scores[:, t])
 
-    def _cohorts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the client in each place of the cohorts, and how often it is in it, (S, T, m)."""
+    def _cohorts(self) -> tuple[Tensor, Tensor, Tensor]:
         federation, rounds = self.scenario.federation, self.scenario.rounds
         drawn = draw_slots(federation, rounds, self.seeds, torch.device("cpu"))
-        clients, times = (x.expand(len(self.seeds), rounds, -1).numpy() for x in drawn)
-        return clients, times
-
-    def _slots(self, t: int) -> tuple[NDArray[np.int64], Tensor]:
-        """Return each seed's cohort, padded to one length with zero-weight clients."""
-        slots, times = self.slots[:, t], self.times[:, t]
-        return slots, self._tensor(self.scenario.federation.cohort_weights(slots, times))
+        clients, times = (x.expand(len(self.seeds), rounds, -1) for x in drawn)
+        weights = federation.cohort_weights(clients.numpy(), times.numpy())
+        ranks = torch.tensor(federation.ranks)[clients]
+        return clients.to(self.device), self._tensor(weights), ranks.to(self.device)
 
     def _disturb(
         self,
         t: int,
-        slots: NDArray[np.int64],
+        slots: Tensor,
         carried: Tensor,
         lora_a: Tensor,
         lora_b: Tensor,
@@ -520,32 +619,37 @@ class _Batch:
                 on_b[s, j][own], on_a[s, j][own] = subspace_mixing(
                     scenario, self.seeds[s], t, len(held), k
                 )
-            lora_b = lora_b @ self._tensor(on_b)
+            lora_b = (self._tensor(on_b).mT @ lora_b.mT).mT
             lora_a = self._tensor(on_a) @ lora_a if moves_a else lora_a
         if scenario.basis_drift != 0:
             turns = [
                 [basis_rotation(scenario, seed, t, int(k)) for k in row]
-                for seed, row in zip(self.seeds, slots, strict=True)
+                for seed, row in zip(self.seeds, slots.tolist(), strict=True)
             ]
             out, inner = (
                 self._tensor(np.stack([np.stack([pair[i] for pair in row]) for row in turns]))
                 for i in (0, 1)
             )
-            lora_b = out @ lora_b
+            lora_b = (lora_b.mT @ out.mT).mT
             lora_a = lora_a @ inner.mT if moves_a else lora_a
         return lora_a, lora_b
 
 
 def _cohort(
-    lora_a: Tensor, lora_b: Tensor, weights: Tensor, carried: Tensor, rank_levels: tuple[int, ...]
+    updates: StackedUpdates,
+    weights: Tensor,
+    carried: Tensor,
+    rank_levels: tuple[int, ...],
+    near: StartingDirections | None,
 ) -> Cohort:
     """Return client slots (S, m, ...), each padded to rank r_max, as the cohorts of S servers."""
-    slots, rank = lora_a.shape[1:3]
+    factors, slots = updates.factors, len(updates)
     return Cohort(
-        updates=[LoRAFactors(lora_a[:, k], lora_b[:, k]) for k in range(slots)],
+        updates=updates,
         weights=weights,
         members=carried,
-        positions=[torch.arange(rank, device=lora_a.device)] * slots,
-        scaling=torch.ones(slots, dtype=lora_a.dtype, device=lora_a.device),
+        positions=[torch.arange(factors.rank, device=factors.device)] * slots,
+        scaling=torch.ones(slots, dtype=factors.dtype, device=factors.device),
         rank_levels=rank_levels,
+        near=near,
     )

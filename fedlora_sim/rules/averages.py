@@ -10,7 +10,7 @@ from torch import Tensor
 from fedlora_sim.errors import expected
 from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.lowrank import LowRankProduct, pad_last
-from fedlora_sim.rules.cohort import Aggregated, Cohort
+from fedlora_sim.rules.cohort import Aggregated, Cohort, StackedUpdates
 
 
 def with_columns(product: LowRankProduct, factors: LoRAFactors, mask: Tensor) -> LowRankProduct:
@@ -56,11 +56,23 @@ def average_factors(
         InputError: if the scalings differ and one of them is not positive.
     """
     scaling, on_b, on_a = _common_scaling(cohort, scaling_on_b)
-    batch, d_out, d_in = _dims(cohort.updates[0])
-    batch = torch.broadcast_shapes(batch, shares_b.shape[:-2])
-    lora_b = shares_b.new_zeros(*batch, d_out, cohort.r_max)
-    lora_a = shares_a.new_zeros(*batch, cohort.r_max, d_in)
-    weights_b, weights_a = on_b * shares_b, on_a * shares_a
+    lora_b, lora_a = _summed(cohort, on_b * shares_b, on_a * shares_a)
+    if kept is not None and mask is not None:
+        last = kept.rescale(scaling)
+        lora_b += last.lora_B.to(cohort.dtype) * mask.unsqueeze(-2)
+        lora_a += last.lora_A.to(cohort.dtype) * mask.unsqueeze(-1)
+    return LoRAFactors(lora_a, lora_b, scaling)
+
+
+def _summed(cohort: Cohort, weights_b: Tensor, weights_a: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weighted sums of B and of A for weights (..., K, r_max), each new in memory."""
+    updates = cohort.updates
+    if isinstance(updates, StackedUpdates):
+        return updates.summed(weights_b, weights_a)
+    batch, d_out, d_in = _dims(updates[0])
+    batch = torch.broadcast_shapes(batch, weights_b.shape[:-2])
+    lora_b = weights_b.new_zeros(*batch, d_out, cohort.r_max)
+    lora_a = weights_a.new_zeros(*batch, cohort.r_max, d_in)
 
     def add(k: int, update: LoRAFactors) -> None:
         held = cohort.positions[k]
@@ -69,12 +81,8 @@ def average_factors(
         lora_a.index_add_(-2, held, update.lora_A.to(cohort.dtype) * w_a.unsqueeze(-1))
 
     for k in range(cohort.num_clients):
-        add(k, cohort.updates[k])
-    if kept is not None and mask is not None:
-        last = kept.rescale(scaling)
-        lora_b += last.lora_B.to(cohort.dtype) * mask.unsqueeze(-2)
-        lora_a += last.lora_A.to(cohort.dtype) * mask.unsqueeze(-1)
-    return LoRAFactors(lora_a, lora_b, scaling)
+        add(k, updates[k])
+    return lora_b, lora_a
 
 
 def _dims(update: LoRAFactors) -> tuple[torch.Size, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fedlora_sim.lora import LoRAFactors, best_factors, check_tensor_finite
 from fedlora_sim.lowrank import (
     LazySequence,
     LowRankProduct,
+    StartingDirections,
     compute_dtype,
     is_safe,
     pad_last,
@@ -24,17 +26,59 @@ from fedlora_sim.lowrank import (
 
 
 @dataclass(frozen=True, eq=False)
+class StackedUpdates(Sequence[LoRAFactors]):
+    """Updates of one rank as one pair of tensors; an item is a view of one client's factors.
+
+    Sums over the clients take one operation for all of them.
+
+    Args:
+        factors: `lora_A` (..., K, r, d_in), `lora_B` (..., K, d_out, r), with the scaling of all.
+    """
+
+    factors: LoRAFactors
+
+    def __len__(self) -> int:
+        return self.factors.lora_A.shape[-3]
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return [self[i] for i in range(len(self))[k]]
+        a, b = (x[..., k, :, :] for x in (self.factors.lora_A, self.factors.lora_B))
+        return LoRAFactors(a, b, self.factors.scaling)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return the columns of B (..., r, K, d_out) and the rows of A (..., r, K, d_in).
+
+        The order in memory that needs no copy for sums over the clients.
+        """
+        return self.factors.lora_B.movedim(-1, -3), self.factors.lora_A.transpose(-3, -2)
+
+    def product(self, weights: Tensor, near: StartingDirections | None) -> LowRankProduct:
+        """Return `sum_k B_k diag(w_k) A_k` for weights (..., K, r)."""
+        b, a = (x.flatten(-3, -2) for x in self.rows())
+        return LowRankProduct([(b.mT, a)], weights.mT.flatten(-2), near)
+
+    def summed(self, weights_b: Tensor, weights_a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `sum_k B_k diag(w_k)` and `sum_k diag(w_k) A_k` for weights (..., K, r)."""
+        pairs = zip((weights_b, weights_a), self.rows(), strict=True)
+        b, a = ((w.mT.unsqueeze(-2) @ rows).squeeze(-2) for w, rows in pairs)
+        return b.mT, a
+
+
+@dataclass(frozen=True, eq=False)
 class Cohort:
     """Updates of a round with each client's weight and carried directions.
 
     Args:
         updates: one update per client, `lora_A` (..., r_k, d_in), `lora_B` (..., d_out, r_k); any
-            sequence, including one that loads a client when it is indexed.
+            sequence, including one that loads a client when it is indexed. In `StackedUpdates` all
+            clients have r_max columns, column i at rank index i.
         weights: unnormalized aggregation weight of each client (its sample count), (..., K).
         members: which rank indices each client carries, boolean (..., K, r_max).
         positions: rank index of each column of each client, K tensors of shape (r_k,).
         scaling: LoRA scaling of each client, (K,) in the compute dtype.
         rank_levels: distinct ranks of the federation, ascending; the last one is r_max.
+        near: directions that are probably close to those of the sum of the updates.
     """
 
     updates: Sequence[LoRAFactors]
@@ -43,6 +87,7 @@ class Cohort:
     positions: Sequence[Tensor]
     scaling: Tensor
     rank_levels: tuple[int, ...]
+    near: StartingDirections | None = None
 
     @property
     def num_clients(self) -> int:
@@ -93,8 +138,10 @@ class Cohort:
 
     def product(self, shares: Tensor) -> LowRankProduct:
         """Return `sum_k s_k B_k diag(w_k) A_k` for shares (..., K, r_max), as a lazy product."""
-        weights = self._column_weights(shares * self.scaling.unsqueeze(-1))
-        updates = self.updates
+        scaled, updates = shares * self.scaling.unsqueeze(-1), self.updates
+        if isinstance(updates, StackedUpdates):
+            return updates.product(scaled, self.near)
+        weights = self._column_weights(scaled)
         blocks = LazySequence(len(updates), lambda k: _block(updates[k]))
         return LowRankProduct(blocks, weights)
 
@@ -103,7 +150,10 @@ class Cohort:
 
         Norms that overflow the compute dtype are all divided by one power of two.
         """
-        norms = torch.stack(list(map(LoRAFactors.norm, self.updates)), dim=-1).to(self.dtype)
+        if isinstance(self.updates, StackedUpdates):
+            norms = self.updates.factors.norm().to(self.dtype)
+        else:
+            norms = torch.stack(list(map(LoRAFactors.norm, self.updates)), dim=-1).to(self.dtype)
         if is_safe(norms.amax(-1), self.dtype):
             return norms
         parts = zip(*map(LoRAFactors.scaled_norm, self.updates), strict=True)
@@ -114,11 +164,14 @@ class Cohort:
     def canonical(self) -> Cohort:
         """Return the same updates in their SVD gauge, with columns sorted by energy."""
         updates, dtype = self.updates, self.dtype
+        scaling = torch.ones_like(self.scaling)  # the singular values include it
+        if isinstance(updates, StackedUpdates):
+            stack = StackedUpdates(updates.factors.canonical())
+            return replace(self, updates=stack, scaling=scaling)
 
         def canonical(k: int) -> LoRAFactors:
             return updates[k].to(dtype).canonical()
 
-        scaling = torch.ones_like(self.scaling)  # the singular values include it
         return replace(self, updates=LazySequence(len(updates), canonical), scaling=scaling)
 
 

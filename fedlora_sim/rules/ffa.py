@@ -96,6 +96,13 @@ class FFA(DataWeightedRule):
         return result
 
     def _check_common(self, cohort: Cohort, common: Tensor, carried: Tensor) -> None:
+        from fedlora_sim.rules.cohort import StackedUpdates
+
+        if isinstance(cohort.updates, StackedUpdates):
+            rows = carried.unsqueeze(-1)
+            own, wanted = cohort.updates.factors.lora_A, common.unsqueeze(-3)
+            _check_same("updates[...].lora_A", own.where(rows, 0.0), wanted.where(rows, 0.0))
+            return
         for k in range(cohort.num_clients):
             held = cohort.positions[k]
             rows = carried[..., k, held].unsqueeze(-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -170,6 +172,11 @@ class Watched:
         original = AggregationRule.aggregate
 
         def aggregate(chosen, cohort, *args, **options):
+            # The engine uses the memory of the factors again in the next round.
+            own = [
+                replace(u, lora_A=u.lora_A.clone(), lora_B=u.lora_B.clone()) for u in cohort.updates
+            ]
+            cohort = replace(cohort, updates=own)
             result = original(chosen, cohort, *args, **options)
             self.seen.append((cohort, result))
             return result

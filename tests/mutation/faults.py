@@ -248,6 +248,22 @@ FAULTS = (
         ("tests/core/test_leading_svd.py",),
         "test_singular_values_of_one_block_are_those_of_lapack",
     ),
+    Fault(
+        "directions of the last round are taken for singular vectors without a certificate",
+        "fedlora_sim/lowrank.py",
+        "trusted = near.orthonormal & (left <= bound)",
+        "trusted = near.orthonormal & (left < torch.inf)",
+        ("tests/core/test_svd_near.py",),
+        "test_what_the_directions_do_not_show_is_solved_from_scratch",
+    ),
+    Fault(
+        "a stacked cohort is summed with the weights of A on B",
+        "fedlora_sim/rules/cohort.py",
+        "pairs = zip((weights_b, weights_a), self.rows(), strict=True)",
+        "pairs = zip((weights_a, weights_a), self.rows(), strict=True)",
+        ("tests/rules/test_stacked_cohorts.py",),
+        "test_a_rule_gives_the_same_for_a_list_of_clients",
+    ),
     # Moments over seeds.
     Fault(
         "blocks of seeds are merged as if their means were equal",
