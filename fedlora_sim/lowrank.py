@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import scipy.linalg
 import torch
 from numpy.typing import NDArray
-from scipy.linalg.blas import dsyrk
+from scipy.linalg.blas import dsyrk, dtrmm
 from torch import Tensor
 
 from fedlora_sim.errors import check_choice, check_positive_int, expected
@@ -343,8 +344,14 @@ def gram_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> Gr
     with one_thread() if _is_small(blocks, weights.shape[-1]) else nullcontext():
         grams = _gram(blocks, left=True), _gram(blocks, left=False)
     # A few hundred columns: threads that share one such factorization mostly wait for each other.
-    with one_thread():
-        return _solve(*grams, weights.double(), r, dtype)
+    with one_thread(), blas_threads(1):
+        if weights.ndim > 1:
+            return _solve(*grams, weights.double(), r, dtype)
+        core = _solve(*(g.clone() for g in grams), weights.double(), r, dtype)
+        if bool(core.trusted):
+            return core
+        graded = _graded_core(grams, weights.double(), r, dtype)
+        return graded if bool(graded.trusted) else core
 
 
 def _solve(g_b: Tensor, g_a: Tensor, w: Tensor, r: int, dtype: torch.dtype) -> GramCore:
@@ -364,20 +371,192 @@ def _solve(g_b: Tensor, g_a: Tensor, w: Tensor, r: int, dtype: torch.dtype) -> G
     diagonal += shift.unsqueeze(-1)
     lower, failed = torch.linalg.cholesky_ex(g_b)
     lower = torch.nan_to_num(lower) if bool(failed.any()) else lower
-    in_a = g_a @ lower
-    values, x = torch.linalg.eigh(lower.mT @ in_a)
-    values, x = values[..., -r:].flip(-1), x[..., -r:].flip(-1)
+    values, x = leading_eigenpairs(_congruent(lower, g_a), r)
 
     norms = [torch.linalg.matrix_norm(g) for g in (g_b, g_a)]
     rounding = (shift + 4 * EPS * norms[0]) * norms[1]
     clear = rounding <= relative("factorization", dtype) / 4 * values[..., -1]
     trusted = clear & (failed == 0) & (values[..., -1] > 0)
     safe = torch.where(values > 0, values, 1.0).unsqueeze(-2)
-    left = on_b.unsqueeze(-1) * (in_a @ (x / safe))
-    right = on_a.unsqueeze(-1) * (lower @ (x / safe.sqrt()))
-    summed = torch.maximum(_largest_sum(left, square_b), _largest_sum(right, square_a))
-    trusted &= torch.finfo(dtype).eps * summed <= relative("factorization", dtype) / 4
+    across = lower @ x
+    left = on_b.unsqueeze(-1) * (g_a @ (across / safe))
+    right = on_a.unsqueeze(-1) * (across / safe.sqrt())
+    trusted &= _is_liftable(left, square_b, right, square_a, dtype)
     return GramCore(left, values.clamp_min(0).sqrt(), right, trusted)
+
+
+def _is_liftable(
+    left: Tensor, square_b: Tensor, right: Tensor, square_a: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return True where no singular vector is a small difference of large columns, (...)."""
+    summed = torch.maximum(_largest_sum(left, square_b), _largest_sum(right, square_a))
+    return torch.finfo(dtype).eps * summed <= relative("factorization", dtype) / 4
+
+
+def _congruent(lower: Tensor, g: Tensor) -> Tensor:
+    """Return `L^T G L` for lower triangular L, (..., R, R), and symmetric G."""
+    if lower.ndim > 2 or lower.device.type != "cpu":
+        return lower.mT @ (g @ lower)
+    upper = lower.numpy().T  # row by row in memory, so that BLAS reads the transpose
+    half = dtrmm(1.0, upper, g.numpy().T)
+    return torch.from_numpy(dtrmm(1.0, upper, half, side=1, trans_a=1, overwrite_b=1))
+
+
+# Leading eigenpairs of a core, with a certificate.
+#
+# The sum of the clients' ranks R is often several times the wanted rank r. LAPACK's `dsyevr` finds
+# r of R eigenpairs at a third to a half of the cost of all. Its result is checked: let X and
+# Lambda be the pairs found, theta the smallest of the values, and delta some roundings of the
+# largest.
+#
+#     ||M X - X Lambda||_F <= delta,  ||X^T X - I||_F <= some roundings,
+#     (theta + delta) I - (M - X Lambda X^T) is positive definite (its Cholesky factor exists).
+#
+# The first line proves that the values are eigenvalues, the second one that no larger one is
+# missing, both up to delta. All pairs are computed if one of the three fails.
+#
+# References: Parlett, The Symmetric Eigenvalue Problem, Secs. 3.3 (inertia) and 11.5 (residuals).
+
+PARTIAL_FROM = 384
+"""Size of a core below which all eigenpairs cost no more than some of them and their check."""
+
+
+def leading_eigenpairs(core: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Return the `r` largest eigenvalues of symmetric matrices, descending, and their vectors.
+
+    Args:
+        core: (..., n, n) in float64.
+        r: number of pairs, at most n.
+
+    Returns:
+        Values (..., r) and orthonormal vectors (..., n, r).
+    """
+    if core.ndim == 2 and core.device.type == "cpu" and _takes_some(core.shape[-1], r):
+        found = _some_eigenpairs(core, r)
+        if found is not None and are_leading(core, *found):
+            return found
+    values, x = torch.linalg.eigh(core)
+    return values[..., -r:].flip(-1), x[..., -r:].flip(-1)
+
+
+def _takes_some(n: int, r: int) -> bool:
+    """Return True if r of n eigenpairs are computed alone."""
+    return n >= max(PARTIAL_FROM, 3 * r)
+
+
+def _some_eigenpairs(core: Tensor, r: int) -> tuple[Tensor, Tensor] | None:
+    n = len(core)
+    if not bool(torch.isfinite(core.sum())):
+        return None
+    try:
+        values, x = scipy.linalg.eigh(
+            core.numpy(), subset_by_index=(n - r, n - 1), driver="evr", check_finite=False
+        )
+    except (np.linalg.LinAlgError, ValueError):
+        return None
+    if len(values) < r:
+        return None
+    return torch.from_numpy(values[::-1].copy()), torch.from_numpy(x[:, ::-1].copy())
+
+
+def are_leading(core: Tensor, values: Tensor, x: Tensor) -> bool:
+    """Return True if pairs are proved to be the leading eigenpairs of a matrix, up to rounding.
+
+    Args:
+        core: symmetric, (n, n).
+        values: (r,), descending.
+        x: (n, r).
+    """
+    n = len(core)
+    rounding = 4 * n * EPS
+    delta = rounding * float(values[0])
+    scaled = x * values
+    residual = torch.linalg.matrix_norm(core @ x - scaled)
+    apart = torch.linalg.matrix_norm(x.mT @ x - torch.eye(x.shape[-1], dtype=x.dtype))
+    if not (float(residual) <= delta and float(apart) <= rounding):  # False for NaN
+        return False
+    rest = scaled @ x.mT - core
+    rest.diagonal().add_(float(values[-1]) + 2 * delta)
+    return int(torch.linalg.cholesky_ex(rest)[1]) == 0
+
+
+# Graded products, as late in a rank collapse, where amplitudes differ by orders of magnitude.
+#
+# The Gram matrix of columns of unit norm may be well-conditioned where that of the columns is not.
+# With `B = Q_B L_B^T D_B` and `A = D_A L_A Q_A^T`, L_B and L_A the Cholesky factors for unit
+# columns, the core `K = L_B^T D_B W D_A L_A` has the singular values of the product; sorted by
+# amplitude, it is graded, and rounding is relative to the grade. The eigenpairs of `K K^T` are
+# taken level by level: those within `LEVEL` of the largest are accurate, and the rest is found
+# again after these are removed from K.
+#
+# References: Demmel and Veselic 1992, "Jacobi's method is more accurate than QR", Sec. 2 (scaled
+# condition number); Fukaya et al. 2020 (shifted CholeskyQR).
+
+LEVEL = 1e-7
+MOST_LEVELS = 4
+
+
+def _graded_core(grams: tuple[Tensor, Tensor], w: Tensor, r: int, dtype: torch.dtype) -> GramCore:
+    """Return the core of one product whose amplitudes differ by orders of magnitude.
+
+    Args:
+        grams: `B^T B` and `A A^T`, (R, R) in float64.
+        w: column weights, (R,).
+        r: number of triplets, at most R.
+        dtype: dtype of the result.
+
+    Returns:
+        The core; not trusted if the columns themselves are nearly dependent.
+    """
+    total = len(w)
+    square_b, square_a = (g.diagonal().clone() for g in grams)
+    size = square_b.sqrt() * w.abs() * square_a.sqrt()
+    order = size.argsort(descending=True, stable=True)
+    order = order[size[order] > 0]
+    none = GramCore(*(w.new_zeros(s) for s in ((total, r), (r,), (total, r))), w.new_zeros(()) > 0)
+    if len(order) < r:
+        return none
+    factors, conditions = [], []
+    for g in grams:
+        norm = g.diagonal()[order].sqrt()
+        unit = g[order][:, order] / norm / norm.unsqueeze(-1)
+        unit.diagonal().add_(len(order) * EPS)
+        lower, failed = torch.linalg.cholesky_ex(unit)
+        if int(failed):
+            return none
+        inverse = torch.linalg.solve_triangular(
+            lower, torch.eye(len(order), dtype=lower.dtype), upper=False
+        )
+        conditions.append(float(torch.linalg.matrix_norm(unit)) * float(inverse.square().sum()))
+        factors.append((lower, inverse, norm))
+    (l_b, inverse_b, norm_b), (l_a, inverse_a, norm_a) = factors
+    tolerance = relative("factorization", dtype) / 4
+    scale = norm_b * w[order] * norm_a
+    core = l_b.mT @ (scale.unsqueeze(-1) * l_a)
+    noise = 4 * EPS * float(torch.linalg.matrix_norm(core))
+    u, s, v, is_clear = w.new_zeros(len(order), 0), [], [], max(conditions) * EPS <= tolerance
+    for _ in range(MOST_LEVELS):
+        missing = r - u.shape[-1]
+        if not missing or not is_clear:
+            break
+        values, x = leading_eigenpairs(core @ core.mT, missing)
+        kept = int((values >= LEVEL * values[0]).sum())
+        if not kept:
+            break
+        values, x = values[:kept].clamp_min(0).sqrt(), x[:, :kept]
+        is_clear = noise <= tolerance * float(values[-1])
+        across = x.mT @ core
+        core = core - x @ across
+        u, s, v = torch.cat([u, x], -1), [*s, values], [*v, across.mT / values]
+    if u.shape[-1] < r or not is_clear:
+        return none
+    left, right = w.new_zeros(total, r), w.new_zeros(total, r)
+    left[order] = inverse_b.mT @ u / norm_b.unsqueeze(-1)
+    right[order] = inverse_a.mT @ torch.cat(v, -1) / norm_a.unsqueeze(-1)
+    values = torch.cat(s)
+    is_descending = (values.diff() <= relative("factorization", dtype) * values[:-1]).all()
+    trusted = is_descending & _is_liftable(left, square_b, right, square_a, dtype)
+    return GramCore(left, values, right, trusted)
 
 
 def _is_small(blocks: Blocks, columns: int) -> bool:
@@ -419,7 +598,12 @@ def _symmetric_gram(blocks: Blocks, left: bool) -> Tensor:
         part = buffer[:size] if left else buffer[:, :size]
         np.concatenate([f[rows] if left else f[:, rows] for f in factors], axis=axis, out=part)
         gram = dsyrk(1.0, part.T, 1.0, gram, trans=1 - axis, lower=1, overwrite_c=1)
-    lower = torch.from_numpy(gram)  # BLAS does not write the other half, which is zero
+    return _mirrored(gram)
+
+
+def _mirrored(gram: NDArray[np.float64]) -> Tensor:
+    """Return the symmetric matrix whose lower half BLAS has written; the other half is zero."""
+    lower = torch.from_numpy(gram)
     full = lower + lower.mT
     full.diagonal().mul_(0.5)
     return full
@@ -448,6 +632,60 @@ def qr_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:
     q_b, core, q_a = qr_core(blocks, weights, dtype)
     u, s, vh = leading_svd(core, r)
     return q_b @ u, s, vh @ q_a.mT
+
+
+# Square path: more columns than min(d_out, d_in). The product itself is formed, in float64, and the
+# leading eigenpairs of its smaller Gram matrix give the triplets, as in the Gram path.
+
+COLUMNS = 256
+"""Columns multiplied at a time; a product of few columns mostly waits for memory."""
+
+
+def _is_square_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> bool:
+    """Return True for one product on the CPU with few wanted triplets, in single precision."""
+    limit, _, device = _form(*blocks[0])
+    is_single = dtype == torch.float32 and device.type == "cpu"
+    return is_single and blocks[0][0].ndim == weights.ndim + 1 == 2 and _takes_some(limit, r)
+
+
+def _square_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:
+    """Return the leading triplets of a product that is formed; by a dense SVD if untrusted."""
+    dense = _product_in_double(blocks, weights)
+    check_svd(dense)
+    is_tall = dense.shape[0] >= dense.shape[1]
+    tall = dense if is_tall else dense.mT
+    gram = _mirrored(
+        dsyrk(1.0, tall.numpy().T, lower=1)
+        if is_tall
+        else dsyrk(1.0, dense.numpy().T, trans=1, lower=1)
+    )
+    values, v = leading_eigenpairs(gram, r)
+    noise = 4 * EPS * torch.linalg.matrix_norm(gram)
+    if not bool(noise <= relative("factorization", dtype) / 4 * values[-1]):
+        u, s, vh = torch.linalg.svd(dense.to(dtype), full_matrices=False)
+        return u[..., :r], s[..., :r], vh[..., :r, :]
+    s = values.sqrt()
+    u = tall @ (v / s)
+    pair = (u, v) if is_tall else (v, u)
+    return pair[0].to(dtype), s.to(dtype), pair[1].mT.to(dtype)
+
+
+def _product_in_double(blocks: Blocks, weights: Tensor) -> Tensor:
+    """Return `sum_k B_k diag(w_k) A_k` in float64, a few blocks at a time."""
+    total: Tensor | None = None
+    pending: list[tuple[Tensor, Tensor]] = []
+    start = width = 0
+    for k in range(len(blocks)):  # by index: a loop variable would hold one block too many
+        B, A = blocks[k]
+        end = start + B.shape[-1]
+        pending.append((B.double() * weights[start:end].double(), A.double()))
+        width, start = width + B.shape[-1], end
+        del B, A
+        if width >= COLUMNS or k == len(blocks) - 1:
+            total = _add_product(total, stack_left(pending), stack_right(pending))
+            pending, width = [], 0
+    assert total is not None  # a product has at least one block
+    return total
 
 
 # Lazy sequence
@@ -662,9 +900,11 @@ def blocks_svd(
 ) -> SVD:
     """Return leading triplets of `sum_k B_k diag(w_k) A_k` in the compute dtype, with fixed signs.
 
-    `auto` forms the product if R >= min(d_out, d_in). Otherwise it takes the Gram path for inputs
-    up to float32, with a fallback to QR in float64 for layers where rounding would be visible, and
-    the QR path for float64, because the Gram path would lose the last digits.
+    `auto` forms the product if R >= min(d_out, d_in); for inputs up to float32, it takes the
+    leading eigenpairs of its Gram matrix where they cost less than an SVD. Otherwise it takes the
+    Gram path for inputs up to float32, with a fallback to QR in float64 for layers where rounding
+    would be visible, and the QR path for float64, because the Gram path would lose the last
+    digits.
 
     Args:
         blocks: pairs `B_k` (..., d_out, r_k), `A_k` (..., r_k, d_in).
@@ -681,6 +921,9 @@ def blocks_svd(
     if near is not None and method == "auto" and _fits(near, blocks, weights, r):
         return fix_signs(*svd_near(dense_product(blocks, weights, dtype), near, r))
     if path == "dense":
+        if method == "auto" and _is_square_core(blocks, weights, r, dtype):
+            with blas_threads(torch.get_num_threads()):
+                return fix_signs(*_square_svd(blocks, weights, r, dtype))
         return fix_signs(*leading_svd(dense_product(blocks, weights, dtype), r))
     blocks, weights = _gather(blocks, weights)
     if path == "qr":

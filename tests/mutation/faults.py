@@ -201,6 +201,22 @@ FAULTS = (
         "test_layers_of_a_batch_are_corrected_one_by_one",
     ),
     Fault(
+        "the certificate of eigenpairs ignores the residual of the first one",
+        "fedlora_sim/lowrank.py",
+        "residual = torch.linalg.matrix_norm(core @ x - scaled)",
+        "residual = torch.linalg.matrix_norm((core @ x - scaled)[:, 1:])",
+        ("tests/core/test_lowrank_partial.py", "-k", "certificate"),
+        "test_the_certificate_refuses_one_wrong_pair",
+    ),
+    Fault(
+        "the certificate of eigenpairs does not notice that a larger one is missing",
+        "fedlora_sim/lowrank.py",
+        "return int(torch.linalg.cholesky_ex(rest)[1]) == 0",
+        "return int(torch.linalg.cholesky_ex(rest)[1]) >= 0",
+        ("tests/core/test_lowrank_partial.py", "-k", "certificate"),
+        "test_the_certificate_refuses_one_wrong_pair",
+    ),
+    Fault(
         "vectors of the Gram path are trusted with a thousand times the rounding",
         "fedlora_sim/lowrank.py",
         'torch.finfo(dtype).eps * summed <= relative("factorization", dtype) / 4',
