@@ -347,7 +347,7 @@ def gram_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> Gr
     with one_thread(), blas_threads(1):
         if weights.ndim > 1:
             return _solve(*grams, weights.double(), r, dtype)
-        core = _solve(*(g.clone() for g in grams), weights.double(), r, dtype)
+        core = _solve(grams[0].clone(), grams[1].clone(), weights.double(), r, dtype)
         if bool(core.trusted):
             return core
         graded = _graded_core(grams, weights.double(), r, dtype)
@@ -513,7 +513,8 @@ def _graded_core(grams: tuple[Tensor, Tensor], w: Tensor, r: int, dtype: torch.d
     size = square_b.sqrt() * w.abs() * square_a.sqrt()
     order = size.argsort(descending=True, stable=True)
     order = order[size[order] > 0]
-    none = GramCore(*(w.new_zeros(s) for s in ((total, r), (r,), (total, r))), w.new_zeros(()) > 0)
+    empty = w.new_zeros(total, r)
+    none = GramCore(empty, w.new_zeros(r), empty, w.new_zeros(()) > 0)
     if len(order) < r:
         return none
     factors, conditions = [], []
@@ -534,7 +535,9 @@ def _graded_core(grams: tuple[Tensor, Tensor], w: Tensor, r: int, dtype: torch.d
     scale = norm_b * w[order] * norm_a
     core = l_b.mT @ (scale.unsqueeze(-1) * l_a)
     noise = 4 * EPS * float(torch.linalg.matrix_norm(core))
-    u, s, v, is_clear = w.new_zeros(len(order), 0), [], [], max(conditions) * EPS <= tolerance
+    u, is_clear = w.new_zeros(len(order), 0), max(conditions) * EPS <= tolerance
+    s: list[Tensor] = []
+    v: list[Tensor] = []
     for _ in range(MOST_LEVELS):
         missing = r - u.shape[-1]
         if not missing or not is_clear:
@@ -641,33 +644,31 @@ COLUMNS = 256
 """Columns multiplied at a time; a product of few columns mostly waits for memory."""
 
 
-def _is_square_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> bool:
-    """Return True for one product on the CPU with few wanted triplets, in single precision."""
+def _is_square_core(blocks: Blocks, r: int, dtype: torch.dtype) -> bool:
+    """Return True on the CPU, in single precision, if few triplets are wanted."""
     limit, _, device = _form(*blocks[0])
-    is_single = dtype == torch.float32 and device.type == "cpu"
-    return is_single and blocks[0][0].ndim == weights.ndim + 1 == 2 and _takes_some(limit, r)
+    return dtype == torch.float32 and device.type == "cpu" and _takes_some(limit, r)
 
 
-def _square_svd(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> SVD:
-    """Return the leading triplets of a product that is formed; by a dense SVD if untrusted."""
-    dense = _product_in_double(blocks, weights)
+def _square_svd(dense: Tensor, r: int, dtype: torch.dtype) -> SVD:
+    """Return the leading triplets of a matrix in float64; by a dense SVD if untrusted."""
+    if dense.ndim > 2:
+        flat = check_svd(dense).flatten(0, -3)
+        parts = map_on_threads(lambda i: _square_svd(flat[i], r, dtype), range(len(flat)))
+        u, s, vh = (torch.stack(x).unflatten(0, dense.shape[:-2]) for x in zip(*parts, strict=True))
+        return u, s, vh
     check_svd(dense)
     is_tall = dense.shape[0] >= dense.shape[1]
-    tall = dense if is_tall else dense.mT
-    gram = _mirrored(
-        dsyrk(1.0, tall.numpy().T, lower=1)
-        if is_tall
-        else dsyrk(1.0, dense.numpy().T, trans=1, lower=1)
-    )
-    values, v = leading_eigenpairs(gram, r)
+    with blas_threads(torch.get_num_threads()):
+        gram = _mirrored(dsyrk(1.0, dense.numpy().T, trans=0 if is_tall else 1, lower=1))
+        values, x = leading_eigenpairs(gram, r)
     noise = 4 * EPS * torch.linalg.matrix_norm(gram)
     if not bool(noise <= relative("factorization", dtype) / 4 * values[-1]):
-        u, s, vh = torch.linalg.svd(dense.to(dtype), full_matrices=False)
-        return u[..., :r], s[..., :r], vh[..., :r, :]
+        return leading_svd(dense.to(dtype), r)
     s = values.sqrt()
-    u = tall @ (v / s)
-    pair = (u, v) if is_tall else (v, u)
-    return pair[0].to(dtype), s.to(dtype), pair[1].mT.to(dtype)
+    other = (dense if is_tall else dense.mT) @ (x / s)
+    u, v = (other, x) if is_tall else (x, other)
+    return u.to(dtype), s.to(dtype), v.mT.to(dtype)
 
 
 def _product_in_double(blocks: Blocks, weights: Tensor) -> Tensor:
@@ -678,7 +679,8 @@ def _product_in_double(blocks: Blocks, weights: Tensor) -> Tensor:
     for k in range(len(blocks)):  # by index: a loop variable would hold one block too many
         B, A = blocks[k]
         end = start + B.shape[-1]
-        pending.append((B.double() * weights[start:end].double(), A.double()))
+        w = weights[..., start:end].double().unsqueeze(-2)
+        pending.append((B.double() * w, A.double()))
         width, start = width + B.shape[-1], end
         del B, A
         if width >= COLUMNS or k == len(blocks) - 1:
@@ -921,9 +923,8 @@ def blocks_svd(
     if near is not None and method == "auto" and _fits(near, blocks, weights, r):
         return fix_signs(*svd_near(dense_product(blocks, weights, dtype), near, r))
     if path == "dense":
-        if method == "auto" and _is_square_core(blocks, weights, r, dtype):
-            with blas_threads(torch.get_num_threads()):
-                return fix_signs(*_square_svd(blocks, weights, r, dtype))
+        if method == "auto" and _is_square_core(blocks, r, dtype):
+            return fix_signs(*_square_svd(_product_in_double(blocks, weights), r, dtype))
         return fix_signs(*leading_svd(dense_product(blocks, weights, dtype), r))
     blocks, weights = _gather(blocks, weights)
     if path == "qr":
@@ -1127,6 +1128,12 @@ class LowRankProduct:
         own, count = self.blocks, len(self.blocks)
         blocks = LazySequence(count + 1, lambda k: own[k] if k < count else (B, A))
         return LowRankProduct(blocks, torch.cat(list(both), dim=-1), self.near)
+
+    def at(self, i: int) -> LowRankProduct:
+        """Return the i-th product of a batch."""
+        batch = self.blocks[0][0].shape[:-2]
+        blocks = [(B[i], A[i]) for B, A in self.blocks]
+        return LowRankProduct(blocks, self.weights.expand(*batch, -1)[i])
 
     @torch.no_grad()
     def dense(self) -> Tensor:

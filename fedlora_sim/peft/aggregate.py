@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,16 @@ from fedlora_sim.lora import LoRAFactors
 from fedlora_sim.peft.agreement import MODULES, AdapterCohort, check_mergeable
 from fedlora_sim.peft.config import NAME, agreed_base_model
 from fedlora_sim.peft.layers import (
+    Found,
     LayerReport,
     Request,
-    aggregate_layer,
+    aggregate_layers,
     check_nothing_to_keep,
     computing_dtype,
     keep_layer,
     rank_levels_of,
+    shape_of,
+    size_of,
     without_samples,
 )
 from fedlora_sim.peft.read import PREFIX, Adapter, AdapterFolder
@@ -46,7 +49,7 @@ from fedlora_sim.peft.write import (
     write_adapters,
 )
 from fedlora_sim.rules import get_rule
-from fedlora_sim.runtime import full_precision, resolve_device
+from fedlora_sim.runtime import full_precision, in_parts, map_on_threads, resolve_device
 from fedlora_sim.storage import only_writer
 
 # Tensors besides the LoRA factors: trained ones are averaged, frozen ones must agree
@@ -179,6 +182,10 @@ class AggregationReport:
     layers: tuple[LayerReport, ...]
     modules: str = "same"
     left_out: tuple[str, ...] = ()
+
+
+BATCH_BYTES = 2**25
+"""Size of all clients' factors of a batch of modules; a larger module is a batch of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,7 +340,7 @@ def _check_levels(rank_levels: Sequence[int] | None) -> tuple[int, ...] | None:
 def aggregate_modules(
     cohort: AdapterCohort, request: Request, device: str
 ) -> tuple[Results, tuple[LayerReport, ...]]:
-    """Aggregate module by module, so that only one module's factors are in memory at a time."""
+    """Aggregate the modules, with the factors of one batch a thread in memory at a time."""
     results, reports = Results({}, {}, {}), []
     found = {computing_dtype(cohort, module) for module in cohort.modules}
     dtype = torch.float64 if torch.float64 in found else torch.float32
@@ -343,11 +350,24 @@ def aggregate_modules(
         levels = rank_levels_of(module, cohort, request.rank_levels)
         if cohort.previous_of(module) is None:
             check_nothing_to_keep(module, cohort, levels, request)
-    every = [*cohort.modules, *cohort.carried]
-    for module in tqdm(every, unit="module", disable=None, leave=False):
+    bar = tqdm(total=len(cohort.modules), unit="module", disable=None, leave=False)
+
+    def solve(modules: Sequence[str]) -> dict[str, Found]:
+        parts = in_parts(lambda own: aggregate_layers(own, cohort, request), modules)
+        bar.update(len(modules))
+        return dict(zip(modules, (found for part in parts for found in part), strict=True))
+
+    batches = _batches(cohort, request)
+    with bar:
+        # One thread a batch: threads that share small products mostly wait for each other.
+        is_cpu = request.device.type == "cpu"
+        solved = map_on_threads(solve, batches) if is_cpu else [solve(own) for own in batches]
+    by_module = {module: one for part in solved for module, one in part.items()}
+    for module in (*cohort.modules, *cohort.carried):
         is_carried = module in cohort.carried
-        found_for = keep_layer if is_carried else aggregate_layer
-        result, total, report = found_for(module, cohort, request)
+        result, total, report = (
+            keep_layer(module, cohort, request) if is_carried else by_module.pop(module)
+        )
         results.total[module], results.adapter[module] = total, result.adapter
         if result.base is not None:
             results.base[module] = base_factors(result.base)
@@ -358,6 +378,18 @@ def aggregate_modules(
         expectation = f"at most the rank of the aggregated update, {highest}"
         raise expected("target_rank", request.target_rank, expectation)
     return results, tuple(reports)
+
+
+def _batches(cohort: AdapterCohort, request: Request) -> list[list[str]]:
+    """Return the modules in batches of one shape; each takes a bounded part of the memory."""
+    by_shape: dict[Hashable, list[str]] = {}
+    for module in cohort.modules:
+        by_shape.setdefault(shape_of(module, cohort, request), []).append(module)
+    batches = []
+    for modules in by_shape.values():
+        count = max(1, BATCH_BYTES // size_of(modules[0], cohort))
+        batches += [modules[i : i + count] for i in range(0, len(modules), count)]
+    return batches
 
 
 def _check_some_trained(cohort: AdapterCohort, reports: Sequence[LayerReport]) -> None:

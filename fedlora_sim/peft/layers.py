@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -119,7 +119,8 @@ def aggregate_layer(
             expectation = "a rule that keeps nothing from round to round, as folders cannot"
             raise expected("rule", request.rule, expectation)
         total = _written(result, request.target_rank)
-        report = _report(module, updates, total, levels, weights)
+        ranks, own = tuple(update.rank for update in updates), [_energies(u) for u in updates]
+        report = _report(module, ranks, own, total, _energies(total), levels, weights)
         coverage = cohort.coverage(module)
         return result, total, replace(report, owners=owners, coverage=coverage)
     except InputError as error:
@@ -129,6 +130,108 @@ def aggregate_layer(
         largest = max(float(t.abs().max()) for u in updates for t in (u.lora_A, u.lora_B))
         expectation = f"factors whose products {dtype} can hold"
         raise expected(f"largest entry of {module}", largest, expectation) from None
+
+
+def shape_of(module: str, cohort: AdapterCohort, request: Request) -> Hashable:
+    """Return all that modules must share to be aggregated in one batch."""
+    clients = [cohort.clients[k] for k in cohort.owners(module)]
+    previous = cohort.previous_of(module)
+    sizes = [
+        (own.config.rank_of(module), own.config.scaling_of(module))
+        for own in (*clients, *([] if previous is None else [previous]))
+    ]
+    return (
+        cohort.layer(module).form,
+        cohort.owners(module),
+        tuple(sizes),
+        previous is None,
+        computing_dtype(cohort, module),
+        rank_levels_of(module, cohort, request.rank_levels),
+    )
+
+
+def size_of(module: str, cohort: AdapterCohort) -> int:
+    """Return the bytes of all clients' factors of a module, in the compute dtype."""
+    layers = [client.layers[module] for client in cohort.holders(module)]
+    entries = sum(math.prod(layer.shape_A) + math.prod(layer.shape_B) for layer in layers)
+    return entries * computing_dtype(cohort, module).itemsize
+
+
+Found = tuple[Aggregated, LoRAFactors, LayerReport]
+
+
+@torch.no_grad()
+def aggregate_layers(
+    modules: Sequence[str], cohort: AdapterCohort, request: Request
+) -> list[Found]:
+    """Aggregate modules of one shape (`shape_of`) in one batch; see `aggregate_layer`.
+
+    Raises:
+        InputError: names the module.
+    """
+    if len(modules) > 1:
+        found = _aggregate_together(modules, cohort, request)
+        if found is not None:
+            return found
+    return [aggregate_layer(module, cohort, request) for module in modules]
+
+
+def _aggregate_together(
+    modules: Sequence[str], cohort: AdapterCohort, request: Request
+) -> list[Found] | None:
+    """Return the results of a batch; None if something is refused, whose module has to be named."""
+    first = modules[0]
+    dtype = computing_dtype(cohort, first)
+    levels, owners = rank_levels_of(first, cohort, request.rank_levels), cohort.owners(first)
+    weights = tuple(cohort.weights[k] for k in owners)
+
+    def stack(adapter: Adapter) -> LoRAFactors:
+        parts = [
+            adapter.factors(m, dtype, request.device, width=levels[-1], is_checked=False)
+            for m in modules
+        ]
+        lora_a, lora_b = (
+            torch.stack(x) for x in zip(*((p.lora_A, p.lora_B) for p in parts), strict=True)
+        )
+        return LoRAFactors(lora_a, lora_b, parts[0].scaling)
+
+    previous = cohort.previous_of(first)
+    try:
+        updates = [stack(cohort.clients[k]) for k in owners]
+        last = None if previous is None else stack(previous).truncate(levels[-1])
+        every = [*updates, *([] if last is None else [last])]
+        sums = torch.stack([x.sum() for update in every for x in (update.lora_A, update.lora_B)])
+        if not bool(torch.isfinite(sums).all()):  # one check for the stack
+            return None
+        present = [k for k, weight in enumerate(weights) if weight > 0]
+        result = aggregate(
+            [updates[k] for k in present],
+            [weights[k] for k in present],
+            request.rule,
+            rank_levels=levels,
+            previous=last,
+            empty_partition=request.empty_partition,
+        )
+        if result.state:
+            return None
+        total = _written(result, request.target_rank)
+        own, after = [energies(update) for update in updates], energies(total)
+    except (InputError, torch.linalg.LinAlgError):
+        return None
+    found = []
+    for i, module in enumerate(modules):
+        before = [energy[i] for energy in own]
+        ranks = tuple(update.rank for update in updates)
+        written = _at(total, i)
+        report = _report(module, ranks, before, written, after[i], levels, weights)
+        report = replace(report, owners=owners, coverage=cohort.coverage(module))
+        base = None if result.base is None else result.base.at(i)
+        found.append((Aggregated(_at(result.adapter, i), base), written, report))
+    return found
+
+
+def _at(factors: LoRAFactors, i: int) -> LoRAFactors:
+    return LoRAFactors(factors.lora_A[i], factors.lora_B[i], factors.scaling)
 
 
 def keep_layer(
@@ -147,7 +250,7 @@ def keep_layer(
         kept = LoRAFactors(kept.lora_A, torch.zeros_like(kept.lora_B), kept.scaling)
     result = Aggregated(kept)
     total = _written(result, request.target_rank)
-    after = energies(total)
+    after = _energies(total)
     levels = (last.config.rank_of(module),)
     ratio = float(energy_ratio(after, levels[0]))
     experts = math.prod(total.lora_A.shape[:-2])
@@ -271,23 +374,24 @@ def _with_names(message: str, module: str, names: Sequence[str]) -> str:
 
 def _report(
     module: str,
-    updates: Sequence[LoRAFactors],
+    ranks: tuple[int, ...],
+    own: Sequence[np.ndarray],
     total: LoRAFactors,
+    after: np.ndarray,
     levels: tuple[int, ...],
     weights: tuple[float, ...],
 ) -> LayerReport:
-    own = [energies(update) for update in updates]
+    """Return the report of a module from the energies of its updates and of the written one."""
     before = np.zeros((len(own), max(len(energy) for energy in own)))
     for row, energy in zip(before, own, strict=True):
         row[: len(energy)] = energy
     shares = np.asarray(weights) / sum(weights)
     ratios = energy_ratio(before, levels[0])
     some = ~np.isnan(ratios) & (shares > 0)
-    after = energies(total)
     ratio = float(energy_ratio(after, levels[0]))
     return LayerReport(
         module,
-        tuple(update.rank for update in updates),
+        ranks,
         levels,
         total.rank,
         tuple((shares @ before).tolist()),
@@ -298,7 +402,14 @@ def _report(
     )
 
 
+def _energies(update: LoRAFactors) -> np.ndarray:
+    """Return energies of one module's update, (r,); summed over stacked experts."""
+    batch = LoRAFactors(update.lora_A[None], update.lora_B[None], update.scaling)
+    return energies(batch)[0]
+
+
 def energies(update: LoRAFactors) -> np.ndarray:
-    """Return energies `sigma_i**2` of an update, descending, (r,); summed over stacked experts."""
+    """Return energies `sigma_i**2` of updates, descending, (modules, r); summed over experts."""
     singular = update.product.amplitudes().cpu().numpy()
-    return (singular**2).reshape(-1, singular.shape[-1]).sum(axis=0)
+    found: np.ndarray = (singular**2).reshape(len(singular), -1, singular.shape[-1]).sum(axis=1)
+    return found

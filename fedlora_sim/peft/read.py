@@ -265,20 +265,30 @@ class Adapter:
         return self.config.rank_of(module)
 
     def factors(
-        self, module: str, dtype: torch.dtype, device: torch.device, width: int = 0
+        self,
+        module: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        width: int = 0,
+        *,
+        is_checked: bool = True,
     ) -> LoRAFactors:
         """Return a module's update with its scaling: A (r, d_in), B (d_out, r), kernels flattened.
 
-        For stacked experts the shapes are (experts, r, d_in) and (experts, d_out, r). If d_in or
-        d_out is below the rank or below `width`, zeros are appended.
+        Entries that are not finite are refused, unless the caller checks them with others
+        (`is_checked=False`). For stacked experts the shapes are (experts, r, d_in) and
+        (experts, d_out, r). If d_in or d_out is below the rank or below `width`, zeros are
+        appended.
         """
         layer = self.layers[module]
-        lora_a = self.tensor(layer.key_A).to(device, dtype)
-        lora_b = self.tensor(layer.key_B).to(device, dtype)
+        lora_a, lora_b = (
+            self.tensor(key, is_checked=is_checked).to(device, dtype)
+            for key in (layer.key_A, layer.key_B)
+        )
         return wide_factors(*layer.unpacked(lora_a, lora_b), self.config.scaling_of(module), width)
 
-    def tensor(self, key: str) -> Tensor:
-        """Return a stored tensor; refuse one with an entry that is not finite."""
+    def tensor(self, key: str, *, is_checked: bool = True) -> Tensor:
+        """Return a stored tensor; refuse one with an entry that is not finite if `is_checked`."""
         try:
             tensor = self._weights.tensor(key)
         except SafetensorError as error:
@@ -287,7 +297,8 @@ class Adapter:
             if tensor.dtype not in DTYPES.values():
                 wanted = f"a tensor of {', '.join(DTYPES)} or of whole numbers"
                 raise expected(f"{self._file}: {key}", str(tensor.dtype), wanted)
-            check_tensor_finite(f"{self._file}: {key}", tensor)
+            if is_checked:
+                check_tensor_finite(f"{self._file}: {key}", tensor)
         return tensor
 
     def shape(self, key: str) -> tuple[int, ...]:

@@ -201,7 +201,7 @@ def test_folders_that_only_look_like_leftovers_stay(tmp_path):
 def test_refusals_come_before_the_work(clients, tmp_path, monkeypatch):
     """An output that cannot be written is refused before any tensor is read."""
     write_adapters(tmp_path / "out", contents(1), force=False)
-    monkeypatch.setattr("fedlora_sim.peft.aggregate.aggregate_layer", pytest.fail)
+    monkeypatch.setattr("fedlora_sim.peft.aggregate.aggregate_layers", pytest.fail)
     with pytest.raises(InputError, match="--force"):
         aggregate_adapters(clients("gpt2", *SETTINGS), None, "fedavg", tmp_path / "out")
 
