@@ -185,7 +185,7 @@ class AggregationReport:
 
 
 BATCH_BYTES = 2**25
-"""Size of all clients' factors of a batch of modules; a larger module is a batch of its own."""
+"""Size of all clients' factors of a batch of modules; larger modules are separate batches."""
 
 
 @dataclass(frozen=True, eq=False)
