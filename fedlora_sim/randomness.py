@@ -69,13 +69,18 @@ def uniforms(
 
 
 def normals(
-    seeds: Sequence[int], purpose: str, count: int, device: torch.device | None = None
+    seeds: Sequence[int],
+    purpose: str,
+    count: int,
+    device: torch.device | None = None,
+    start: int = 0,
 ) -> Tensor:
-    """Return the first standard normal draws of each seed, float64, (S, count).
+    """Return standard normal draws of each seed, float64, (S, count).
 
-    Arguments as for `uniforms`. Devices differ by rounding of logarithms, sines and cosines.
+    Arguments as for `uniforms`, and the number of the first block. Devices differ by rounding of
+    logarithms, sines and cosines.
     """
-    return _transformed(_to_normal_, seeds, purpose, count, device)
+    return _transformed(_to_normal_, seeds, purpose, count, device, start)
 
 
 def _transformed(
@@ -84,42 +89,48 @@ def _transformed(
     purpose: str,
     count: int,
     device: torch.device | None,
+    start: int = 0,
 ) -> Tensor:
-    """Return the first words of each seed, transformed in place, part by part."""
+    """Return words of each seed, transformed in place, part by part."""
     import torch
 
-    raw = words(seeds, purpose, -(-count // BLOCK), device)
+    raw = words(seeds, purpose, -(-count // BLOCK), device, start)
     flat = raw.view(-1)
     step = _IN_CACHE if raw.device.type == "cpu" else max(len(flat), 1)
-    for start in range(0, len(flat), step):
-        transform(flat[start : start + step])
+    for first in range(0, len(flat), step):
+        transform(flat[first : first + step])
     return raw.view(torch.float64)[:, :count]
 
 
 def words(
-    seeds: Sequence[int], purpose: str, blocks: int, device: torch.device | None = None
+    seeds: Sequence[int],
+    purpose: str,
+    blocks: int,
+    device: torch.device | None = None,
+    start: int = 0,
 ) -> Tensor:
-    """Return the first blocks of each seed, bits of uint64 as int64, (S, 4 * blocks).
+    """Return blocks of each seed from block `start` on, bits of uint64 as int64, (S, 4 * blocks).
 
     Arguments as for `uniforms`, with the number of blocks of four words.
     """
     import torch
 
     if device is None or device.type != "cuda":
-        return torch.from_numpy(_host_words(seeds, purpose, blocks).view(np.int64))
+        return torch.from_numpy(_host_words(seeds, purpose, blocks, start).view(np.int64))
     keys = torch.tensor(seeds, device=device)[:, None].expand(-1, blocks)
-    numbers = torch.arange(blocks, device=device).expand(len(seeds), -1)
+    numbers = torch.arange(start, start + blocks, device=device).expand(len(seeds), -1)
     zero = torch.zeros_like(numbers)
     drawn = philox([numbers, zero, zero, zero], [keys, _signed(_purpose_key(purpose))])
     return torch.stack(drawn, dim=-1).flatten(1)
 
 
-def _host_words(seeds: Sequence[int], purpose: str, blocks: int) -> NDArray[np.uint64]:
+def _host_words(seeds: Sequence[int], purpose: str, blocks: int, start: int) -> NDArray[np.uint64]:
     found = np.empty((len(seeds), BLOCK * blocks), dtype=np.uint64)
     generator = np.random.Philox(key=0)
     state: Any = generator.state
-    # NumPy counts up before it computes a block: it starts before block 0.
-    state["state"]["counter"] = np.full(4, _WORD, dtype=np.uint64)
+    # NumPy counts up before it computes a block: it starts before the first one.
+    before = [start - 1, 0, 0, 0] if start else [_WORD] * 4
+    state["state"]["counter"] = np.array(before, dtype=np.uint64)
     key = np.array([0, _purpose_key(purpose)], dtype=np.uint64)
     state["state"]["key"] = key
     for own, seed in zip(found, seeds, strict=True):

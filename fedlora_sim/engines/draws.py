@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fedlora_sim.engines.cohort_draws import places
-from fedlora_sim.randomness import normals, stream, uniforms
+from fedlora_sim.randomness import BLOCK, normals, stream, uniforms
 from fedlora_sim.scenario import Scenario
 
 CPU = torch.device("cpu")
@@ -153,30 +153,99 @@ def _haar(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float
     return _haar_of(torch.from_numpy(rng.standard_normal((rows, columns)))).numpy()
 
 
+def _of_round(
+    scenario: Scenario,
+    seeds: Sequence[int],
+    purpose: str,
+    t: int,
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
+    """Return standard normal draws of round t for each place of the cohort, (S, m, *shape)."""
+    whole = places(scenario.federation), *shape
+    blocks = -(-prod(whole) // BLOCK)
+    drawn = normals(seeds, purpose, prod(whole), device, start=t * blocks)
+    return drawn.reshape(-1, *whole).to(device)
+
+
 def subspace_mixing(
-    scenario: Scenario, seed: int, t: int, rank: int, k: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return `I + eps E` for B (from the right) and A (from the left) of client k, (r_k, r_k)."""
-    rng = stream(seed, "subspace_noise", t, k)
-    noise = rng.standard_normal((2, rank, rank)) * scenario.subspace_noise / np.sqrt(rank)
-    return np.eye(rank) + noise[0], np.eye(rank) + noise[1]
+    scenario: Scenario, seeds: Sequence[int], t: int, carried: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return `I + eps E` for B (from the right) and A (from the left) of each client, (S, m, r, r).
+
+    E has variance 1 / r_k among the r_k directions that the client carries, and is zero elsewhere.
+
+    Args:
+        scenario: `subspace_noise` is eps.
+        seeds: one run per seed.
+        t: the round, from 0.
+        carried: which directions each client carries, boolean (S, m, r).
+    """
+    r = carried.shape[-1]
+    drawn = _of_round(scenario, seeds, "subspace_noise", t, (2, r, r), carried.device)
+    size = scenario.subspace_noise / carried.sum(-1).clamp_min(1).double().sqrt()
+    both = carried.unsqueeze(-1) & carried.unsqueeze(-2)
+    noise = drawn * (both * size[..., None, None]).unsqueeze(2)
+    on_b, on_a = (torch.eye(r, dtype=noise.dtype, device=noise.device) + noise).unbind(2)
+    return on_b, on_a
 
 
-def basis_rotation(
-    scenario: Scenario, seed: int, t: int, k: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return client k's rotations of the output and the input space in round t.
+# Rotations of the basis. A random orthonormal basis is paired into planes, and each plane is
+# rotated by the angle, so that every vector of an even-dimensional space turns by exactly the
+# angle; in an odd-dimensional space one random axis is fixed. With J the quarter turn of all
+# planes, a rotation is `cos(angle) I + sin(angle) J` off the axis.
+#
+# J is uniform among the quarter turns: given its values on some planes, it is uniform among those
+# of the other dimensions. For a unit vector x orthogonal to the known planes, `J x` is therefore
+# uniform on the unit sphere orthogonal to them and to x. The rotation of r columns takes r such
+# draws: Gram-Schmidt of x_1, g_1, x_2, g_2, ... with Gaussian g_i gives the planes (x_i', J x_i')
+# in which all columns lie, so that no d x d matrix is needed. Our derivation.
 
-    A random orthonormal basis is paired into planes and each plane is rotated by the angle, so that
-    *every* vector of an even-dimensional space is rotated by exactly the angle. In an
-    odd-dimensional space one random axis is fixed.
+
+def basis_draws(
+    scenario: Scenario, seeds: Sequence[int], t: int, device: torch.device = CPU
+) -> tuple[Tensor, Tensor]:
+    """Return the Gaussian vectors of the rotations in round t of each place of the cohort.
 
     Returns:
-        (d_out, d_out) and (d_in, d_in), orthogonal.
+        (S, m, d_out, r_max + 1) and (S, m, d_in, r_max + 1): the last vector is the axis.
     """
-    rng = stream(seed, "basis_drift", t, k)
-    angle = scenario.basis_drift
-    return _turn(rng, scenario.d_out, angle), _turn(rng, scenario.d_in, angle)
+    columns = scenario.federation.r_max + 1
+    out, inner = (
+        _of_round(scenario, seeds, f"basis_drift of {side}", t, (columns, d), device).mT
+        for side, d in (("outputs", scenario.d_out), ("inputs", scenario.d_in))
+    )
+    return out, inner
+
+
+def turned(factor: Tensor, span: Tensor, gaussian: Tensor, angle: float) -> Tensor:
+    """Return factors rotated by the angle.
+
+    Args:
+        factor: columns in the span, (..., d, n).
+        span: columns, (..., d, r); columns of zeros take no draw.
+        gaussian: independent standard normal vectors, (..., d, r + 1), the last one for the axis.
+        angle: the angle, in radians.
+
+    Returns:
+        Shape of `factor`.
+    """
+    d, odd = span.shape[-2], span.shape[-2] % 2
+    pairs = min(span.shape[-1], d // 2)
+    if pairs == 0:
+        return factor
+    norm = span.norm(dim=-2, keepdim=True)
+    order = (norm == 0).to(torch.int8).argsort(dim=-1, stable=True)
+    unit = (span / torch.where(norm > 0, norm, 1.0)).gather(-1, order.expand_as(span))
+    both = torch.stack([unit[..., :pairs], gaussian[..., :pairs]], dim=-1).flatten(-2)
+    q, triangle = torch.linalg.qr(torch.cat([gaussian[..., -1:], both], -1) if odd else both)
+    sign = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
+    planes = (q * sign.unsqueeze(-2))[..., odd:]
+    first, second = planes[..., 0::2], planes[..., 1::2]
+    on_first, on_second = first.mT @ factor, second.mT @ factor
+    cosine, sine = np.cos(angle) - 1, np.sin(angle)
+    moved = first @ (cosine * on_first - sine * on_second)
+    return factor + moved + second @ (cosine * on_second + sine * on_first)
 
 
 def target_rotation(
@@ -184,7 +253,7 @@ def target_rotation(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the rotations of client k's target by the target angle, once per run.
 
-    See `basis_rotation`.
+    In the law of `turned`, as orthogonal matrices (d_out, d_out) and (d_in, d_in).
     """
     rng = stream(seed, "target_rotation", k)
     angle = scenario.target_angle

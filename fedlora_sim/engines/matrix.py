@@ -15,7 +15,7 @@ from fedlora_sim.account import Account, Carriers, over_rounds
 from fedlora_sim.engines.cohort_draws import draw_slots, places
 from fedlora_sim.engines.draws import (
     allocation_scores,
-    basis_rotation,
+    basis_draws,
     carried_directions,
     client_draws,
     client_targets,
@@ -23,6 +23,7 @@ from fedlora_sim.engines.draws import (
     leading_directions,
     subspace_mixing,
     target_rotation,
+    turned,
 )
 from fedlora_sim.errors import InputError, expected
 from fedlora_sim.lora import LoRAFactors
@@ -514,7 +515,7 @@ class _Batch:
         slots = self.clients[:, t]
         train = self._fitted if self.scenario.local_loss == "quadratic" else self._returned
         carried, lora_a, lora_b = train(t, slots, state, u, v, x)
-        lora_a, lora_b = self._disturb(t, slots, carried, lora_a, lora_b)
+        lora_a, lora_b = self._disturb(t, carried, lora_a, lora_b)
         cohort = _cohort(
             StackedUpdates(LoRAFactors(lora_a, lora_b)),
             self.weights[:, t],
@@ -600,7 +601,6 @@ class _Batch:
     def _disturb(
         self,
         t: int,
-        slots: Tensor,
         carried: Tensor,
         lora_a: Tensor,
         lora_b: Tensor,
@@ -610,28 +610,18 @@ class _Batch:
         A only if it is trained.
         """
         scenario, moves_a = self.scenario, not self.rule.frozen_a
+        span_b, span_a = lora_b, lora_a.mT
         if scenario.subspace_noise > 0:
-            on_b = np.tile(np.eye(lora_a.shape[-2]), (*slots.shape, 1, 1))
-            on_a = on_b.copy()
-            for s, j in np.ndindex(slots.shape):
-                k, held = int(slots[s, j]), np.flatnonzero(carried[s, j].cpu().numpy())
-                own = np.ix_(held, held)
-                on_b[s, j][own], on_a[s, j][own] = subspace_mixing(
-                    scenario, self.seeds[s], t, len(held), k
-                )
-            lora_b = (self._tensor(on_b).mT @ lora_b.mT).mT
-            lora_a = self._tensor(on_a) @ lora_a if moves_a else lora_a
+            drawn = subspace_mixing(scenario, self.seeds, t, carried)
+            on_b, on_a = (x.to(self.dtype) for x in drawn)
+            lora_b = (on_b.mT @ lora_b.mT).mT
+            lora_a = on_a @ lora_a if moves_a else lora_a
         if scenario.basis_drift != 0:
-            turns = [
-                [basis_rotation(scenario, seed, t, int(k)) for k in row]
-                for seed, row in zip(self.seeds, slots.tolist(), strict=True)
-            ]
-            out, inner = (
-                self._tensor(np.stack([np.stack([pair[i] for pair in row]) for row in turns]))
-                for i in (0, 1)
-            )
-            lora_b = (lora_b.mT @ out.mT).mT
-            lora_a = lora_a @ inner.mT if moves_a else lora_a
+            drawn = basis_draws(scenario, self.seeds, t, self.device)
+            out, inner = (x.to(self.dtype) for x in drawn)
+            lora_b = turned(lora_b, span_b, out, scenario.basis_drift)
+            if moves_a:
+                lora_a = turned(lora_a.mT, span_a, inner, scenario.basis_drift).mT
         return lora_a, lora_b
 
 

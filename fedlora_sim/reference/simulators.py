@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from fedlora_sim.engines.cohort_draws import draw_slots
+from fedlora_sim.engines.cohort_draws import draw_slots, places
 from fedlora_sim.engines.draws import (
     ClientDraws,
     allocation_scores,
-    basis_rotation,
+    basis_draws,
     client_draws,
     client_targets,
     initial_basis,
@@ -373,7 +373,7 @@ def matrix_reference(scenario: Scenario, rule: str, seed: int) -> tuple[Array, A
                 held, factors = _returned(
                     scenario, federation.ranks[k], scores[t, j], directions, gain[j], drift[j], rule
                 )
-            updates.append((*_disturbed(scenario, seed, t, k, factors, rule), 1.0))
+            updates.append((*_disturbed(scenario, seed, t, j, held, factors, rule), 1.0))
             positions.append(held)
         weights = federation.cohort_weights(clients[t, here], times[t, here]).tolist()
         lora_a, lora_b, more = aggregate_reference(
@@ -511,17 +511,47 @@ def _factors(held: list[Direction], reached: list[float], rule: str) -> Factors:
 
 
 def _disturbed(
-    scenario: Scenario, seed: int, t: int, k: int, factors: Factors, rule: str
+    scenario: Scenario, seed: int, t: int, j: int, held: list[int], factors: Factors, rule: str
 ) -> Factors:
     """Return the factors with mixed directions and rotated basis; a frozen A does not change."""
     lora_a, lora_b = factors
     if scenario.subspace_noise > 0:
-        on_b, on_a = subspace_mixing(scenario, seed, t, scenario.ranks[k], k)
+        carried = torch.zeros(1, places(scenario.federation), max(scenario.ranks), dtype=torch.bool)
+        carried[0, j, held] = True
+        on_b, on_a = (
+            x[0, j].numpy()[np.ix_(held, held)]
+            for x in subspace_mixing(scenario, [seed], t, carried)
+        )
         lora_a, lora_b = on_a @ lora_a, lora_b @ on_b
     if scenario.basis_drift != 0:
-        out, inner = basis_rotation(scenario, seed, t, k)
-        lora_a, lora_b = lora_a @ inner.T, out @ lora_b
+        out, inner = (x[0, j].numpy() for x in basis_draws(scenario, [seed], t))
+        lora_b = _rotation(factors[1], out, scenario.basis_drift) @ lora_b
+        lora_a = lora_a @ _rotation(factors[0].T, inner, scenario.basis_drift).T
     return (factors[0] if rule == "ffa" else lora_a), lora_b
+
+
+def _rotation(columns: Array, gaussian: Array, angle: float) -> Array:
+    """Return a rotation as a matrix: exact on the span of the columns, the identity elsewhere."""
+    d = len(columns)
+    known: list[Array] = []
+
+    def add(x: Array) -> Array:
+        for _ in range(2):
+            for y in known:
+                x = x - (y @ x) * y
+        known.append(x / np.linalg.norm(x))
+        return known[-1]
+
+    if d % 2:
+        add(gaussian[:, -1])
+    rotation = np.eye(d)
+    live = [column for column in columns.T if column.any()]
+    for column, drawn in list(zip(live, gaussian.T, strict=False))[: d // 2]:
+        x = add(column / np.linalg.norm(column))
+        y = add(drawn)
+        rotation += (np.cos(angle) - 1) * (np.outer(x, x) + np.outer(y, y))
+        rotation += np.sin(angle) * (np.outer(y, x) - np.outer(x, y))
+    return rotation
 
 
 def _measure(state: Factors, base: Array, basis: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -212,13 +212,28 @@ def test_the_initial_basis_is_haar(side):
         assert stats.binomtest(int((entry > 0).sum()), len(entry)).pvalue > SIGNIFICANCE
 
 
-def test_a_rotation_turns_every_vector_by_the_angle_to_either_side():
-    scenario = Scenario("2x2", fidelity="matrix", basis_drift=0.3, d_in=4, d_out=6)
-    turns = [draws.basis_rotation(scenario, seed, 0, 0)[1] for seed in SEEDS]
-    np.testing.assert_allclose([np.diag(turn).sum() / 4 for turn in turns], np.cos(0.3))
-    for i, j in combinations(range(4), 2):
-        up = sum(turn[i, j] > 0 for turn in turns)
-        assert stats.binomtest(int(up), len(turns)).pvalue > SIGNIFICANCE
+@pytest.mark.parametrize("d", [4, 5])
+def test_rotations_of_a_span_have_the_law_of_whole_rotations(d):
+    """Products of a rotated column with itself and another, against those of a Haar basis."""
+    rng, turns = np.random.default_rng(1), []
+    for _ in range(len(SEEDS)):
+        q = np.linalg.qr(rng.standard_normal((d, d)))[0]
+        q *= rng.choice([-1.0, 1.0], d)
+        planes = np.zeros((d, d))
+        for i in range(0, d - 1, 2):
+            planes[i : i + 2, i : i + 2] = [[np.cos(0.7), -np.sin(0.7)], [np.sin(0.7), np.cos(0.7)]]
+        planes[2 * (d // 2) :, 2 * (d // 2) :] = 1.0
+        turns.append((q @ planes @ q.T)[:, :2])
+    span = torch.eye(d, dtype=torch.float64)[:, :2].expand(len(SEEDS), -1, -1)
+    gaussian = torch.from_numpy(rng.standard_normal((len(SEEDS), d, 3)))
+    # Some entries are constant up to rounding.
+    found = draws.turned(span, span, gaussian, 0.7).numpy().round(9)
+    wanted = np.stack(turns).round(9)
+    for i, j in product(range(d), range(2)):
+        assert stats.ks_2samp(found[:, i, j], wanted[:, i, j]).pvalue > SIGNIFICANCE
+    for i, j in ((1, 2), (2, 3)):
+        pair = [x[:, i, 0] * x[:, j, 1] for x in (found, wanted)]
+        assert stats.ks_2samp(*pair).pvalue > SIGNIFICANCE
 
 
 def test_the_initial_a_is_pefts_kaiming_draw():

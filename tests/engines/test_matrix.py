@@ -12,7 +12,7 @@ from simulator_cases import LAWS, RULES, SIGMAS, assert_close, quick
 
 from fedlora_sim import Scenario, simulate
 from fedlora_sim.engines import matrix as matrix_run
-from fedlora_sim.engines.draws import basis_rotation, initial_basis, subspace_mixing
+from fedlora_sim.engines.draws import basis_draws, initial_basis, subspace_mixing, turned
 from fedlora_sim.reference.simulators import matrix_reference
 
 SAMPLES = (5, 1, 2, 7, 3)
@@ -105,18 +105,20 @@ def test_the_initial_update_is_the_stated_spectrum_on_an_orthonormal_basis():
 
 
 @quick
-@given(d_out=st.integers(1, 9), d_in=st.integers(1, 9), angle=st.floats(-3, 3), k=st.integers(0, 4))
-def test_the_basis_turns_by_exactly_the_angle(d_out, d_in, angle, k):
-    run = Scenario("1x5", fidelity="matrix", d_out=d_out, d_in=d_in, basis_drift=angle)
-    for d, turn in zip((d_out, d_in), basis_rotation(run, 3, 2, k), strict=True):
-        assert_close(turn @ turn.T, np.eye(d), "factorization")
-        assert_close(np.linalg.det(turn), 1.0, "factorization")
-        # Every vector of an even-dimensional space; in an odd one a single axis is fixed.
-        eigenvalues = np.full(d, np.cos(angle))
-        if d % 2:
-            eigenvalues[-1] = 1.0
-        symmetric = np.linalg.eigvalsh((turn + turn.T) / 2)
-        assert_close(symmetric, np.sort(eigenvalues), "factorization", scale=d)
+@given(d=st.integers(1, 9), angle=st.floats(-3, 3), seed=st.integers(0, 9))
+def test_the_basis_turns_by_exactly_the_angle(d, angle, seed):
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(d, d + 1, generator=generator, dtype=torch.float64)
+    eye = torch.eye(d, dtype=torch.float64)
+    turn = turned(eye, eye, gaussian, angle).numpy()
+    assert_close(turn @ turn.T, np.eye(d), "factorization")
+    assert_close(np.linalg.det(turn), 1.0, "factorization")
+    # Every vector of an even-dimensional space; in an odd one a single axis is fixed.
+    eigenvalues = np.full(d, np.cos(angle))
+    if d % 2:
+        eigenvalues[-1] = 1.0
+    symmetric = np.linalg.eigvalsh((turn + turn.T) / 2)
+    assert_close(symmetric, np.sort(eigenvalues), "factorization", scale=d)
 
 
 def test_one_turned_client_keeps_the_cosines_of_its_angle():
@@ -127,24 +129,47 @@ def test_one_turned_client_keeps_the_cosines_of_its_angle():
     assert_close(result.projected_energy[:, 1], wanted, "factorization")
 
 
+@quick
+@given(d=st.integers(2, 12), r=st.integers(1, 6), seed=st.integers(0, 9))
+def test_columns_of_zeros_and_other_columns_do_not_change_a_rotation(d, r, seed):
+    """The same planes turn whatever is turned in them, and lengths and angles are kept."""
+    generator = torch.Generator().manual_seed(seed)
+    span = torch.randn(d, r, generator=generator, dtype=torch.float64)
+    gaussian = torch.randn(d, r + 1, generator=generator, dtype=torch.float64)
+    mixed = span @ torch.randn(r, r, generator=generator, dtype=torch.float64)
+    found = turned(mixed, span, gaussian, 0.4)
+    assert_close(found.mT @ found, mixed.mT @ mixed, "iteration")
+    with_zeros = torch.zeros(d, 2 * r, dtype=torch.float64)
+    with_zeros[:, 1::2] = span
+    more = torch.cat([gaussian[:, :r], gaussian], dim=1)
+    assert_close(turned(mixed, with_zeros, more, 0.4), found, "iteration")
+
+
 def test_disturbances_are_drawn_per_client_round_and_seed():
     run = scenario(**ALL)
+    carried = torch.ones(2, 2, 4, dtype=torch.bool)
     for draw in (
-        lambda *at: basis_rotation(run, *at),
-        lambda *at: subspace_mixing(run, *at[:2], 3, at[2]),
+        lambda *at: basis_draws(run, *at),
+        lambda *at: subspace_mixing(run, *at, carried[: len(at[0])]),
     ):
-        places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
-        first = [draw(*place)[0][0, 0] for place in places]
-        assert len(set(first)) == len(places)
-        assert draw(0, 0, 0)[0][0, 0] == first[0]
+        drawn = [x for t in (0, 1) for x in draw([0, 1], t)]
+        first = torch.stack([x[..., 0, 0] for x in drawn]).flatten()
+        assert len(set(first.tolist())) == len(first) == 16
+        for whole, alone in zip(draw([0, 1], 1), draw([1], 1), strict=True):
+            assert torch.equal(whole[1:], alone)
 
 
 def test_subspace_noise_has_the_stated_variance():
     run = scenario(subspace_noise=0.5)
-    drawn = np.stack([subspace_mixing(run, seed, 0, 4, 0) for seed in range(500)]) - np.eye(4)
-    variance = run.subspace_noise**2 / 4
-    # A sum of squared normals: its relative standard error is sqrt(2 / n).
-    assert abs(np.mean(drawn**2) / variance - 1) <= SIGMAS * np.sqrt(2 / drawn.size)
+    carried = torch.tensor([True, True, False, True]).expand(500, 2, 4)
+    for on in subspace_mixing(run, range(500), 0, carried):
+        noise = (on - torch.eye(4)).numpy()
+        assert not noise[..., 2, :].any()
+        assert not noise[..., 2].any()
+        drawn = noise[..., [0, 1, 3], :][..., [0, 1, 3]]
+        # A sum of squared normals: its relative standard error is sqrt(2 / n).
+        variance = run.subspace_noise**2 / 3
+        assert abs(np.mean(drawn**2) / variance - 1) <= SIGMAS * np.sqrt(2 / drawn.size)
 
 
 @each_value(rule=RULES, law=LAWS)

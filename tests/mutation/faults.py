@@ -358,8 +358,8 @@ FAULTS = (
     Fault(
         "the input basis drifts to the other side",
         "fedlora_sim/engines/matrix.py",
-        "lora_a = lora_a @ inner.mT if moves_a else lora_a",
-        "lora_a = lora_a @ inner if moves_a else lora_a",
+        "lora_a = turned(lora_a.mT, span_a, inner, scenario.basis_drift).mT",
+        "lora_a = turned(lora_a.mT, span_a, inner, -scenario.basis_drift).mT",
         ("tests/engines/test_matrix.py", "-k", "every_disturbance"),
         "test_every_disturbance_alone_is_the_reference",
     ),
