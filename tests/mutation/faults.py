@@ -537,8 +537,8 @@ FAULTS = (
     Fault(
         "a module is averaged over the first clients instead of those that have it",
         "fedlora_sim/peft/layers.py",
-        "weights = tuple(cohort.weights[k] for k in owners)",
-        "weights = cohort.weights[: len(owners)]",
+        "cohort.owners(first)\n    weights = tuple(cohort.weights[k] for k in owners)",
+        "cohort.owners(first)\n    weights = cohort.weights[: len(owners)]",
         ("tests/peft/test_adapter_modules.py", "-k", "owners"),
         "test_owners_are_averaged_among_themselves",
     ),
