@@ -74,6 +74,8 @@ bench: $(STAMP)  ## time the simulator, the aggregation and local training; writ
 	$(BIN)/python -m benchmarks.spectral
 	$(BIN)/python -m benchmarks.matrix
 	$(BIN)/python -m benchmarks.aggregation
+	$(BIN)/python -m benchmarks.large_aggregates
+	$(BIN)/python -m benchmarks.peft_folders
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.sweep
 

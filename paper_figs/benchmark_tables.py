@@ -121,6 +121,43 @@ def aggregation_table(bench: dict[str, Any]) -> str:
     return markdown_table(head, lines)
 
 
+def large_table(bench: dict[str, Any]) -> str:
+    """Return the times of large aggregates, and those and the errors of a range finder."""
+    rivals = ("two passes", "two power iterations")
+    shown = [f"ours / range finder, {name}" for name in rivals]
+    head = ("layer", "clients, ranks in all", "spectrum", "CPU time", *shown, "error", "its errors")
+    lines: Lines = []
+    for row in bench["rows"]:
+        own = row["times"]["ours"]
+        ratios = [own["cpu_median"] / row["times"][name]["cpu_median"] for name in rivals]
+        cells = (
+            f"{row['d']} x {row['d']}",
+            f"{row['clients']}, {row['columns']:,}",
+            row["spectrum"],
+            _milliseconds(own),
+            *(f"{ratio:.2f}x" for ratio in ratios),
+            f"{row['errors']['ours']:.0e}",
+            ", ".join(f"{row['errors'][name]:.0e}" for name in rivals),
+        )
+        lines.append(cells)
+    return markdown_table(head, lines)
+
+
+def peft_table(bench: dict[str, Any]) -> str:
+    """Return the times of aggregating PEFT folders, and of their files alone."""
+    head = ("modules", "aggregate, wall time", "files alone, wall time", "CPU time", "error")
+    lines: Lines = []
+    for row in bench["rows"]:
+        own, files = row["aggregate"], row["files"]
+        walls = [
+            f"{t['wall_median']:.2f} s [{t['wall_min']:.2f}, {t['wall_max']:.2f}]"
+            for t in (own, files)
+        ]
+        cells = (str(row["modules"]), *walls, f"{own['cpu_median']:.2f} s")
+        lines.append((*cells, f"{row['relative_error']:.0e}"))
+    return markdown_table(head, lines)
+
+
 def bars_table(bench: dict[str, Any]) -> str:
     """Return the performance targets of the engine, and whether this run reached them."""
     head = ("bar", "wanted", "measured", "")

@@ -64,6 +64,18 @@ between
 <!-- hardware: generated -->
 <!-- end -->
 
+<!-- large_aggregates: generated -->
+<!-- end -->
+
+<!-- large_bars: generated -->
+<!-- end -->
+
+<!-- peft_folders: generated -->
+<!-- end -->
+
+<!-- peft_bars: generated -->
+<!-- end -->
+
 <!-- gpu: generated -->
 <!-- end -->
 
@@ -123,6 +135,23 @@ SPECTRAL = {
 }
 MATRIX = {
     "rows": [{"rule": "fedavg", "ratio": 0.5, "engine": TIMES, "loop": TIMES}],
+    "bars": [BAR],
+}
+LARGE = {
+    "rows": [
+        {
+            "d": 9,
+            "clients": 3,
+            "columns": 2000,
+            "spectrum": "flat",
+            "errors": {"ours": 1e-7, "two passes": 1.0, "two power iterations": 0.1},
+            "times": dict.fromkeys(("ours", "two passes", "two power iterations"), TIMES),
+        }
+    ],
+    "bars": [BAR],
+}
+FOLDERS = {
+    "rows": [{"modules": 8, "relative_error": 1e-7, "aggregate": TIMES, "files": TIMES}],
     "bars": [BAR],
 }
 AGGREGATION = {

@@ -13,6 +13,8 @@ from record_cases import (
     CALIBRATION,
     CONFORMANCE,
     FAULTS,
+    FOLDERS,
+    LARGE,
     MATRIX,
     MUTATION,
     RIVALS,
@@ -146,6 +148,8 @@ def house(tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     (bench / "spectral.json").write_text(json.dumps(SPECTRAL))
     (bench / "matrix.json").write_text(json.dumps(MATRIX))
     (bench / "aggregation.json").write_text(json.dumps(AGGREGATION))
+    (bench / "large_aggregates.json").write_text(json.dumps(LARGE))
+    (bench / "peft_folders.json").write_text(json.dumps(FOLDERS))
     (bench / "training.json").write_text(json.dumps(TRAINING))
     (bench / "rivals.json").write_text(json.dumps(RIVALS))
     (bench / "sweep.json").write_text(json.dumps(SWEEP))
@@ -192,13 +196,17 @@ def test_a_recorded_readme_passes_its_check(
     assert documents.rules_table() in text
     assert sorted(p.name for p in (house / "results" / "recorded").iterdir()) == [
         *("aggregation.json", "breakdown.png", "calibration.json", "conformance.json"),
-        *("digits.png", "energies.png", "faults.json", "ledger.png", "matrix.json"),
-        *("mutation.json", "participation.png", "phase.png", "report.json", "rivals.json"),
+        *("digits.png", "energies.png", "faults.json", "large_aggregates.json", "ledger.png"),
+        *("matrix.json", "mutation.json", "participation.png", "peft_folders.json", "phase.png"),
+        *("report.json", "rivals.json"),
         *("settling.png", "spectral.json", "sweep.json", "training.json"),
     ]
     assert "| 9 x 9 | 500 ms [500, 500] | 1.1x | 2x | not measured | 300x, one run |" in text
     assert "| 2 | 0.50 s [0.50, 0.50] | 0.50 s [0.50, 0.50] |" in text
     assert "| qr / gram | >= 2 | 2.00 | met |" in text
+    large = "| 9 x 9 | 3, 2,000 | flat | 500 ms [500, 500] | 1.00x | 1.00x | 1e-07 | 1e+00, 1e-01 |"
+    assert large in text
+    assert "| 8 | 0.50 s [0.50, 0.50] | 0.50 s [0.50, 0.50] | 0.50 s | 1e-07 |" in text
     assert "Measured on: a processor" in text
     assert text.count("GPU: not measured.") == 2
     assert "| d = 9 | 2 | 8 | 500 ms [500, 500] | wall | 1x | 4x | 2x |" in text
