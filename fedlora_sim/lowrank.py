@@ -313,17 +313,22 @@ class GramCore:
         values: singular values, (..., r), descending.
         right: coefficients of V in the rows of A, (..., R, r).
         trusted: whether every value is accurate despite rounding, boolean (...).
+        is_wide: whether singular vectors may be small differences of large columns, which have to
+            be summed in float64.
     """
 
     left: Tensor
     values: Tensor
     right: Tensor
     trusted: Tensor
+    is_wide: bool = False
 
     def lift(self, blocks: Blocks, dtype: torch.dtype) -> SVD:
         """Return the singular vectors in the given dtype."""
-        u = project_left(blocks, self.left.to(dtype))
-        return u, self.values.to(dtype), project_right(blocks, self.right.to(dtype))
+        sums = torch.float64 if self.is_wide else dtype
+        u = project_left(blocks, self.left.to(sums))
+        v = project_right(blocks, self.right.to(sums))
+        return u.to(dtype), self.values.to(dtype), v.to(dtype)
 
 
 def gram_core(blocks: Blocks, weights: Tensor, r: int, dtype: torch.dtype) -> GramCore:
@@ -534,32 +539,49 @@ def _graded_core(grams: tuple[Tensor, Tensor], w: Tensor, r: int, dtype: torch.d
     tolerance = relative("factorization", dtype) / 4
     scale = norm_b * w[order] * norm_a
     core = l_b.mT @ (scale.unsqueeze(-1) * l_a)
-    noise = 4 * EPS * float(torch.linalg.matrix_norm(core))
-    u, is_clear = w.new_zeros(len(order), 0), max(conditions) * EPS <= tolerance
-    s: list[Tensor] = []
-    v: list[Tensor] = []
-    for _ in range(MOST_LEVELS):
-        missing = r - u.shape[-1]
-        if not missing or not is_clear:
-            break
-        values, x = leading_eigenpairs(core @ core.mT, missing)
-        kept = int((values >= LEVEL * values[0]).sum())
-        if not kept:
-            break
-        values, x = values[:kept].clamp_min(0).sqrt(), x[:, :kept]
-        is_clear = noise <= tolerance * float(values[-1])
-        across = x.mT @ core
-        core = core - x @ across
-        u, s, v = torch.cat([u, x], -1), [*s, values], [*v, across.mT / values]
-    if u.shape[-1] < r or not is_clear:
+    found = _by_levels(core, r, tolerance) if max(conditions) * EPS <= tolerance else None
+    if found is None:
         return none
+    u, values, v = found
     left, right = w.new_zeros(total, r), w.new_zeros(total, r)
     left[order] = inverse_b.mT @ u / norm_b.unsqueeze(-1)
-    right[order] = inverse_a.mT @ torch.cat(v, -1) / norm_a.unsqueeze(-1)
-    values = torch.cat(s)
-    is_descending = (values.diff() <= relative("factorization", dtype) * values[:-1]).all()
-    trusted = is_descending & _is_liftable(left, square_b, right, square_a, dtype)
-    return GramCore(left, values, right, trusted)
+    right[order] = inverse_a.mT @ v / norm_a.unsqueeze(-1)
+    summed = torch.maximum(_largest_sum(left, square_b), _largest_sum(right, square_a))
+    return GramCore(left, values, right, EPS * summed <= tolerance, is_wide=True)
+
+
+def _by_levels(core: Tensor, r: int, tolerance: float) -> SVD | None:
+    """Return the leading triplets of a matrix in float64, level by level of their size.
+
+    Args:
+        core: (m, n), m <= n costs least.
+        r: number of triplets.
+        tolerance: largest relative error of a value.
+
+    Returns:
+        U (m, r), S (r,) and V (n, r); None if rounding is larger.
+    """
+    noise = 4 * EPS * float(torch.linalg.matrix_norm(core))
+    u, s, v = core.new_zeros(core.shape[0], 0), core.new_zeros(0), core.new_zeros(core.shape[1], 0)
+    for _ in range(MOST_LEVELS):
+        values, x = leading_eigenpairs(core @ core.mT, r - len(s))
+        kept = int((values >= LEVEL * values[0]).sum())
+        if not kept or not bool(values[0] > 0):
+            return None
+        values, x = values[:kept].sqrt(), x[:, :kept]
+        if not noise <= tolerance * float(values[-1]):
+            return None
+        across = x.mT @ core
+        u, s, v = (
+            torch.cat([u, x], -1),
+            torch.cat([s, values]),
+            torch.cat([v, across.mT / values], -1),
+        )
+        if len(s) == r:
+            is_descending = bool((s.diff() <= tolerance * s[:-1]).all())
+            return (u, s.cummin(0).values, v) if is_descending else None
+        core = core - x @ across
+    return None
 
 
 def _is_small(blocks: Blocks, columns: int) -> bool:
@@ -658,16 +680,14 @@ def _square_svd(dense: Tensor, r: int, dtype: torch.dtype) -> SVD:
         u, s, vh = (torch.stack(x).unflatten(0, dense.shape[:-2]) for x in zip(*parts, strict=True))
         return u, s, vh
     check_svd(dense)
-    is_tall = dense.shape[0] >= dense.shape[1]
+    is_tall = dense.shape[0] > dense.shape[1]
+    tolerance = relative("factorization", dtype) / 4
     with blas_threads(torch.get_num_threads()):
-        gram = _mirrored(dsyrk(1.0, dense.numpy().T, trans=0 if is_tall else 1, lower=1))
-        values, x = leading_eigenpairs(gram, r)
-    noise = 4 * EPS * torch.linalg.matrix_norm(gram)
-    if not bool(noise <= relative("factorization", dtype) / 4 * values[-1]):
+        found = _by_levels(dense.mT if is_tall else dense, r, tolerance)
+    if found is None:
         return leading_svd(dense.to(dtype), r)
-    s = values.sqrt()
-    other = (dense if is_tall else dense.mT) @ (x / s)
-    u, v = (other, x) if is_tall else (x, other)
+    one, s, other = found
+    u, v = (other, one) if is_tall else (one, other)
     return u.to(dtype), s.to(dtype), v.mT.to(dtype)
 
 

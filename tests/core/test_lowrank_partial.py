@@ -129,3 +129,29 @@ def test_more_columns_than_the_product_has_room_for(shape, floor, monkeypatch):
         lora_b[8:] *= floor  # at least eight directions are above the floor
     given_product = product(pairs, rng.uniform(-1, 1, 36), torch.float32)
     assert_right(given_product.svd(8), given_product, 8)
+
+
+@pytest.mark.parametrize("rows", [40, 24])
+def test_shared_directions_that_decay_are_right(rows):
+    """As late in training: weak directions are small differences of large columns."""
+    rng = np.random.default_rng(6)
+    shared = client(rng, 6, rows, 30)
+    fall = 0.2 ** np.arange(6)
+    pairs = []
+    for _ in range(5):
+        noise = client(rng, 6, rows, 30)
+        pairs.append(
+            (
+                (shared[0] + 0.01 * noise[0]) * fall,
+                (shared[1] + 0.01 * noise[1]) * fall[:, None],
+            )
+        )
+    given_product = product(pairs, None, torch.float32)
+    u, s, vh = (x.double() for x in given_product.svd(6))
+    truth = Truth.of(given_product)
+    bound = relative("factorization", "float32")
+    assert float(((s - truth.values[:6]) / truth.values[:6]).abs().max()) <= bound
+    assert_right((u, s, vh), given_product, 6, truth.values[0])
+    if rows == 40:  # the Gram path, not the product itself
+        core = gram_core(given_product.blocks, given_product.weights, 6, torch.float32)
+        assert bool(core.trusted)

@@ -222,7 +222,7 @@ FAULTS = (
         'torch.finfo(dtype).eps * summed <= relative("factorization", dtype) / 4',
         'torch.finfo(dtype).eps * summed <= relative("factorization", dtype) * 250',
         ("tests/core/test_lowrank_paths.py", "-k", "detects or orthonormal"),
-        "test_vectors_stay_orthonormal_where_one_factor_is_nearly_dependent",
+        "test_the_gram_path_detects_vectors_that_float32_cannot_sum",
     ),
     Fault(
         "a product that was rescaled is put back by half of its exponent",
