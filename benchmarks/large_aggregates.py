@@ -1,7 +1,7 @@
 """Time aggregates whose ranks sum to much more than the wanted one, against a range finder.
 
 Run as `python -m benchmarks.large_aggregates`; writes results/bench/large_aggregates.json. One
-square layer in float32 on one thread, CPU time, rank 64 out. The rival is a randomised range finder
+square layer in float32 on one thread, CPU time, rank 64 out. The rival is a randomized range finder
 on the factors (Halko, Martinsson and Tropp 2011, Alg. 4.1 and 5.1, ten more columns), with two
 passes, and with two power iterations in between (Alg. 4.4); neither is exact. `flat`: independent
 clients, the hardest spectrum; `decaying`: clients that share their directions, whose amplitudes
@@ -61,7 +61,7 @@ def product(d: int, clients: int, spectrum: str) -> LowRankProduct:
 
 
 def range_finder(B: Tensor, A: Tensor, power: int) -> SVD:
-    """Return approximate leading triplets of `B @ A` by a randomised range finder."""
+    """Return approximate leading triplets of `B @ A` by a randomized range finder."""
     rng = torch.Generator().manual_seed(1)
     sketch = torch.randn(A.shape[-1], RANK_OUT + OVERSAMPLED, generator=rng)
     q, _ = torch.linalg.qr(B @ (A @ sketch))
