@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import aggregation, matrix, spectral
+from benchmarks import aggregation, large_aggregates, matrix, peft_folders, spectral
 from benchmarks.aggregation_bars import SIZE, aggregation_bars
 from benchmarks.timing import side_by_side
+from fedlora_sim.peft import aggregate_adapters
 from paper_figs.benchmark_tables import aggregation_table, bars_table, layers_table
 
 
@@ -69,6 +70,30 @@ def test_the_lanes_of_the_benchmarks_agree_before_they_are_timed(
         matrix.check("fedavg", seeds=[1])
     for changes, _ in spectral.LANES.values():
         spectral.check(spectral.SCENARIO.replace(**changes, rounds=3), "raflora")
+
+
+def test_a_wrong_large_aggregate_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = large_aggregates.large(80, 5, "flat", repeats=1)
+    assert row["errors"]["ours"] <= large_aggregates.CERTIFIED < row["errors"]["two passes"]
+    monkeypatch.setattr(large_aggregates, "apart", lambda found, wanted: 1.01e-6)
+    with pytest.raises(SystemExit, match="off by"):
+        large_aggregates.large(80, 5, "flat", repeats=1)
+
+
+def test_wrong_folders_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(peft_folders, "RANKS", (2, 4))
+    monkeypatch.setattr(peft_folders, "WIDTH", 16)
+    row = peft_folders.measure(tmp_path / "right", 2, repeats=1)
+    assert row["modules"] == 8
+    plain = peft_folders.samples
+    monkeypatch.setattr(peft_folders, "run", lambda paths, out: wrong(paths, out, plain()))
+    with pytest.raises(SystemExit, match="not timed"):
+        peft_folders.measure(tmp_path / "wrong", 2, repeats=1)
+
+
+def wrong(paths: list[Path], out: Path, samples: list[float]) -> None:
+    """Aggregate with sample counts in the wrong order."""
+    aggregate_adapters(paths, samples[::-1], "raflora", out, device="cpu", force=True)
 
 
 bare_run = matrix.bare_run
