@@ -11,7 +11,7 @@ import xarray as xr
 
 from analysis.stats.intervals import Array, mean_interval, over_survivors
 from analysis.stats.series import log_linear_rate
-from fedlora_sim.errors import check_confidence
+from fedlora_sim.errors import check_confidence, expected
 from fedlora_sim.metrics import effective_rank, energy_ratio
 from fedlora_sim.sweep import open_sweep
 
@@ -37,10 +37,13 @@ def summarize(sweep: xr.Dataset | str | Path, *, confidence: float = 0.95) -> pd
         rounds; NaN if there is no such energy.
 
     Raises:
-        InputError: if there is no sweep in the folder, or the confidence is out of range.
+        InputError: if there is no sweep in the folder, the dataset has no runs (as one of
+            `keep="moments"`), or the confidence is out of range.
     """
     error = 1.0 - check_confidence("confidence", confidence)
     dataset = sweep if isinstance(sweep, xr.Dataset) else open_sweep(sweep)
+    if "energy" not in dataset:
+        raise expected("sweep", sorted(map(str, dataset)), "a dataset with the energy of each run")
     outer = [dim for dim in dataset.energy.dims if dim not in INNER]
     tables = [
         _runs(dataset.isel(dict(zip(outer, position, strict=True))))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from hypothesis_profiles import examples
 
-from analysis import predict
+from analysis import predict, summarize
 from fedlora_sim import InputError, Scenario, moments, simulate
 from fedlora_sim.moments import RunningMoments, RunningQuantiles, SeedMoments, ranges_of
 
@@ -142,6 +142,12 @@ def test_bad_input_of_keep():
         simulate(RUN, keep="moments", ledger=True)
     with pytest.raises(InputError, match="keep='moments'"):
         simulate(RUN.replace(fidelity="training", gain_std=0, drift_std=0), keep="moments")
+
+
+def test_a_summary_of_runs_refuses_moments():
+    found = simulate(RUN, "fedavg", seed=range(3), keep="moments")
+    with pytest.raises(InputError, match="expected a dataset with the energy of each run"):
+        summarize(found)
 
 
 def test_seeds_are_written_as_ranges():
