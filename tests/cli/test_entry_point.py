@@ -19,8 +19,8 @@ PROGRAM = str(Path(sys.executable).with_name("fedlora-sim"))
 # One thread: on a busy machine small matrices spend most of the time waiting for a second one.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LONG_RUN = (
-    *("simulate", "--fidelity", "matrix", "--ranks", "2x2,4x2", "--rounds", "20"),
-    *("--set", "subspace_noise=0.05", "--seeds", "120", "--rule", "fedavg"),
+    *("simulate", "--fidelity", "matrix", "--ranks", "2x2,4x2", "--rounds", "100"),
+    *("--set", "subspace_noise=0.05", "--seeds", "250", "--rule", "fedavg"),
 )
 
 

@@ -49,7 +49,7 @@ def test_every_run_has_a_row(study, runs):
         np.testing.assert_allclose(row["accuracy"], 0.1 * ROUNDS + 0.01 * run.seed, rtol=EXACT)
         np.testing.assert_allclose(row["untrained"], 0.01 * run.seed, rtol=EXACT)
         energy = one.energy.isel(round=-1).values
-        np.testing.assert_allclose(row["rho"], energy[:2].sum() / energy.sum(), rtol=EXACT)
+        np.testing.assert_allclose(row["rho"], energy[:2].sum() / energy.sum(), rtol=1e-15)
         np.testing.assert_allclose(row["effective_rank"], one.effective_rank[-1], rtol=EXACT)
         np.testing.assert_allclose(row["preservation"], 1.0, rtol=EXACT)
 

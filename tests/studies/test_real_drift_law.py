@@ -161,7 +161,7 @@ def test_runs_without_an_account_are_refused():
 NOISE = {"gain_std": 0.02, "drift_std": 0.002}
 
 
-def seeds_of(law=DRIFT, count=12, **roles):
+def seeds_of(law=DRIFT, count=20, **roles):
     """Laws of the roles that need no other optimizer."""
     made = {
         "fedavg": ("fedavg", RANKS),
